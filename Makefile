@@ -1,0 +1,64 @@
+# Every target makes what it needs. `make test` is the whole gate; `make demo` is the quick look.
+PYTHON ?= python3
+ARGS ?=
+# Per cent of lines and branches of mailbox, actors and supervision that the tests must reach.
+COVERAGE := 90
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test check bench docs stress clean
+
+help:
+	@echo "make demo    run the example report (ARGS=... are passed on)"
+	@echo "make test    everything a change must pass: check, the wheel, all tests with coverage"
+	@echo "make check   format, lint, types, layers and structure"
+	@echo "make stress  the long randomised tests"
+	@echo "make bench   the benchmarks against other libraries (ARGS=... are passed on)"
+	@echo "make docs    the documentation, into site/"
+	@echo "make clean   remove what was made, the environment too"
+
+# The environment. Dependency groups need pip 25.1, so pip is renewed inside the environment first.
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --upgrade "pip>=25.1"
+
+.venv/.installed-demo: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable ".[trio]"
+	@touch $@
+
+.venv/.installed-%: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable . --group $*
+	@touch $@
+
+.venv: .venv/.installed-dev
+
+demo: .venv/.installed-demo
+	$(BIN)/python examples/stdlib_report.py $(ARGS)
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pyright --warnings
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_structure.py
+
+# The tests come last, so that their summary is the last line.
+test: check
+	$(BIN)/python scripts/check_wheel.py
+	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
+
+stress: .venv/.installed-dev
+	CUELIGHT_STRESS=1 $(BIN)/pytest -m stress $(ARGS)
+
+bench: .venv/.installed-bench
+	$(BIN)/python -m bench $(ARGS)
+
+docs: .venv/.installed-docs
+	$(BIN)/zensical build --clean
+
+clean:
+	rm -rf .venv build dist site htmlcov .coverage .coverage.* .hypothesis .import_linter_cache \
+		.mypy_cache .pytest_cache .ruff_cache

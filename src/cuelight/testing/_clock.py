@@ -1,0 +1,210 @@
+"""Virtual time: a test that sleeps for a day takes a millisecond.
+
+The rule, the same on both back ends. When every task waits, the clock jumps to the next timer, unless something
+outside the loop may still wake it. What counts as "outside":
+
+* a worker thread or an executor call whose result has not been delivered yet,
+* a file descriptor that is registered with the loop (its own wake-up pipe apart), a child process of the loop,
+* an open `real_time` block, for threads of the test's own, which no loop can know about.
+
+As long as one of these is there, the clock keeps the pace of real time, so a timer can be late but never early. The
+clock stands still while code runs.
+"""
+
+import asyncio
+import math
+import selectors
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final, Literal, TypeVarTuple, Unpack
+from weakref import WeakSet
+
+from anyio._backends._asyncio import WorkerThread
+
+_Ts = TypeVarTuple("_Ts")
+
+VIRTUAL_BACKENDS: Final[tuple[Literal["asyncio", "trio"], ...]] = ("asyncio", "trio")
+"""The names that `virtual_backend` knows, to parametrize a fixture with."""
+
+_SLICE = 0.01
+"""Seconds of real time after which a loop that keeps the real pace looks again for a reason to do so."""
+
+
+class _VirtualSelector(selectors.DefaultSelector):
+    """The selector of a `VirtualClockLoop`: the only place where its time moves."""
+
+    def __init__(self, must_wait: Callable[[], bool]) -> None:
+        super().__init__()
+        self.now = 0.0
+        self._must_wait = must_wait
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(0)
+        if events or (timeout is not None and timeout <= 0):
+            return events
+        if timeout is None:
+            return super().select(None)
+        # The descriptors were polled just now, so a wake-up that is not visible yet comes from something that
+        # must_wait still counts: each of these stays counted until the loop itself has taken its result.
+        if not self._must_wait():
+            self.now += timeout
+            return events
+        began = time.monotonic()
+        events = super().select(min(timeout, _SLICE))
+        self.now += min(time.monotonic() - began, timeout)
+        return events
+
+
+class VirtualClockLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop whose clock starts at 0 and jumps to the next timer when nothing else can happen.
+
+    Use it through `virtual_backend`, or as a loop factory: `asyncio.Runner(loop_factory=VirtualClockLoop)`,
+    `anyio.run(main, backend_options={"loop_factory": VirtualClockLoop})`. Calls to `run_in_executor` and
+    `anyio.to_thread.run_sync` are seen, as are sockets and pipes: while one is pending, time passes at the real
+    pace. Threads of your own are not seen: see `real_time`. Debug mode works, but no callback ever counts as slow.
+    """
+
+    _clock_resolution: float  # asyncio's own: how far ahead of the clock a timer counts as due, in seconds
+
+    def __init__(self) -> None:
+        self._outside = 0
+        self._children: WeakSet[asyncio.SubprocessTransport] = WeakSet()
+        self._virtual = _VirtualSelector(self._must_wait)
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        """Return the virtual time in seconds; it starts at 0."""
+        now = self._virtual.now
+        # asyncio runs a timer when it is before now + resolution, which must not round down to now.
+        self._clock_resolution = max(1e-9, 2 * math.ulp(now))
+        return now
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[_Ts]], Any], *args: Unpack[_Ts]
+    ) -> asyncio.Future[Any]:
+        """Call `func` in an executor; the clock keeps the real pace until its result was delivered.
+
+        Args:
+            executor: the executor, or `None` for the loop's own pool of threads.
+            func: the function to call there.
+            *args: its arguments.
+        """
+        future: asyncio.Future[Any] = super().run_in_executor(executor, func, *args)
+        self._outside += 1
+        future.add_done_callback(self._returned)
+        return future
+
+    async def subprocess_exec(self, *args: Any, **options: Any) -> Any:
+        """Start a child process; the clock keeps the real pace until it has ended.
+
+        Args:
+            *args: as for any asyncio loop.
+            **options: the same.
+        """
+        return self._child(await super().subprocess_exec(*args, **options))
+
+    async def subprocess_shell(self, *args: Any, **options: Any) -> Any:
+        """Start a command of the shell; the clock keeps the real pace until it has ended.
+
+        Args:
+            *args: as for any asyncio loop.
+            **options: the same.
+        """
+        return self._child(await super().subprocess_shell(*args, **options))
+
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        """Join the threads of the default executor, in real time.
+
+        Args:
+            *args: passed on; since Python 3.12 the time to wait in seconds.
+        """
+        with self.real_time():
+            await super().shutdown_default_executor(*args)
+
+    @contextmanager
+    def real_time(self) -> Iterator[None]:
+        """Keep the real pace while the block is open: see the function `real_time`."""
+        self._outside += 1
+        try:
+            yield
+        finally:
+            self._outside -= 1
+
+    def _returned(self, _: asyncio.Future[Any]) -> None:
+        self._outside -= 1
+
+    def _child(
+        self, started: tuple[asyncio.SubprocessTransport, Any]
+    ) -> tuple[asyncio.SubprocessTransport, Any]:
+        self._children.add(started[0])
+        return started
+
+    def _must_wait(self) -> bool:
+        return (
+            self._outside > 0
+            or len(self._virtual.get_map()) > 1  # one descriptor is the wake-up pipe
+            or any(child.get_returncode() is None for child in self._children)
+            or any(self._is_busy(thread) for thread in threading.enumerate())
+        )
+
+    def _is_busy(self, thread: threading.Thread) -> bool:
+        # anyio hands work to its threads without telling the loop. A thread of this loop is back among the idle
+        # ones only when the loop has taken its result.
+        return isinstance(thread, WorkerThread) and thread.loop is self and thread not in thread.idle_workers
+
+
+def virtual_backend(name: Literal["asyncio", "trio"]) -> tuple[str, dict[str, Any]]:
+    """Return a back end with virtual time, in the form that anyio's `anyio_backend` fixture takes.
+
+    Each call makes a fresh clock at 0, so call it once per test:
+
+        @pytest.fixture(params=VIRTUAL_BACKENDS)
+        def anyio_backend(request):
+            return virtual_backend(request.param)
+
+    Outside of pytest: `name, options = virtual_backend("trio")` and `anyio.run(main, backend=name,
+    backend_options=options)`.
+
+    Args:
+        name: "asyncio" or "trio".
+
+    Raises:
+        ValueError: for another name.
+        ImportError: for "trio", where trio is not installed.
+    """
+    match name:
+        case "asyncio":
+            return name, {"loop_factory": VirtualClockLoop}
+        case "trio":
+            from cuelight.testing._trio_clock import autojump_options  # trio is an optional extra  # noqa: PLC0415
+
+            return name, autojump_options()
+        case _:
+            raise ValueError(f"there is no virtual clock for the back end {name!r}: it is asyncio or trio")
+
+
+@contextmanager
+def real_time() -> Iterator[None]:
+    """Let the virtual clock of the running loop keep the pace of real time while the block is open.
+
+    For what the loop cannot know about: a thread that the test started by itself and that will call into the loop,
+    or a child process that was not started through it. On a loop without virtual time it does nothing, so a test
+    can run on either.
+
+    Raises:
+        RuntimeError: when no event loop is running in this thread.
+    """
+    if "trio" in sys.modules:
+        from cuelight.testing._trio_clock import in_trio_run, real_pace  # noqa: PLC0415
+
+        if in_trio_run():
+            with real_pace():
+                yield
+            return
+    loop = asyncio.get_running_loop()
+    with loop.real_time() if isinstance(loop, VirtualClockLoop) else nullcontext():
+        yield

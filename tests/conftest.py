@@ -15,16 +15,16 @@ settings.register_profile("stress", deadline=None, max_examples=1000, print_blob
 settings.load_profile("stress" if STRESS else "ci")
 
 
-@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
+@pytest.fixture(params=BACKENDS.values(), ids=list(BACKENDS))
 def anyio_backend(request: pytest.FixtureRequest) -> Backend:
     """The event loop of a test: every `async def test_...` runs on each of them."""
     backend: Backend = request.param
     return backend
 
 
-@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
+@pytest.fixture(params=BACKENDS.values(), ids=list(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """The same for a property test, which is a plain function that calls `run_on(backend, ...)` for each example."""
+    """The same for a property test: a plain function that calls `run_on(backend, ...)` for each example."""
     chosen: Backend = request.param
     return chosen
 

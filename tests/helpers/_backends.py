@@ -18,10 +18,10 @@ BACKENDS: Final[dict[str, Backend]] = {
 }
 
 
-def run_on(backend: Backend, function: Callable[[Unpack[_Ts]], Awaitable[_T]], *args: Unpack[_Ts]) -> _T:
+def run_on(backend: Backend, function: Callable[[Unpack[_Ts]], Awaitable[_T]], *args: *_Ts) -> _T:
     """Run an async function on a back end and return its result.
 
-    For property tests: hypothesis calls a plain function many times, and each call gets an event loop of its own.
+    For property tests: hypothesis calls a plain function many times, and each call gets a loop of its own.
 
         @given(...)
         def test_law(backend: Backend, items: list[int]) -> None:

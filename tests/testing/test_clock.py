@@ -225,13 +225,14 @@ def test_an_executor_call_is_not_overtaken(debug: bool) -> None:
 
 def test_the_shutdown_of_the_executor_waits_for_its_threads() -> None:
     done = threading.Event()
+    started: list[asyncio.Future[None]] = []
 
     async def main() -> None:
         def work() -> None:
             _pause()
             done.set()
 
-        asyncio.get_running_loop().run_in_executor(None, work)
+        started.append(asyncio.get_running_loop().run_in_executor(None, work))
 
     with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
         runner.run(main())

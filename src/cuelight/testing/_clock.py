@@ -1,14 +1,14 @@
 """Virtual time: a test that sleeps for a day takes a millisecond.
 
-The rule, the same on both back ends. When every task waits, the clock jumps to the next timer, unless something
-outside the loop may still wake it. What counts as "outside":
+The rule, the same on both back ends: when every task waits, the clock jumps to the next timer, unless
+something outside the loop may still wake it. What counts as "outside":
 
 * a worker thread or an executor call whose result has not been delivered yet,
-* a file descriptor that is registered with the loop (its own wake-up pipe apart), a child process of the loop,
+* a file descriptor that is registered with the loop (its own wake-up pipe apart), a child process of it,
 * an open `real_time` block, for threads of the test's own, which no loop can know about.
 
-As long as one of these is there, the clock keeps the pace of real time, so a timer can be late but never early. The
-clock stands still while code runs.
+As long as one of these is there, the clock keeps the pace of real time, so a timer can be late but never
+early. The clock stands still while code runs.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import selectors
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, Literal, TypeVarTuple, Unpack
@@ -48,8 +48,8 @@ class _VirtualSelector(selectors.DefaultSelector):
             return events
         if timeout is None:
             return super().select(None)
-        # The descriptors were polled just now, so a wake-up that is not visible yet comes from something that
-        # must_wait still counts: each of these stays counted until the loop itself has taken its result.
+        # The descriptors were polled just now, so a wake-up that is not visible yet comes from something
+        # that must_wait still counts: each stays counted until the loop itself has taken its result.
         if not self._must_wait():
             self.now += timeout
             return events
@@ -62,10 +62,10 @@ class _VirtualSelector(selectors.DefaultSelector):
 class VirtualClockLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop whose clock starts at 0 and jumps to the next timer when nothing else can happen.
 
-    Use it through `virtual_backend`, or as a loop factory: `asyncio.Runner(loop_factory=VirtualClockLoop)`,
-    `anyio.run(main, backend_options={"loop_factory": VirtualClockLoop})`. Calls to `run_in_executor` and
-    `anyio.to_thread.run_sync` are seen, as are sockets and pipes: while one is pending, time passes at the real
-    pace. Threads of your own are not seen: see `real_time`. Debug mode works, but no callback ever counts as slow.
+    Use it through `virtual_backend`, or as a loop factory: `asyncio.Runner(loop_factory=VirtualClockLoop)`.
+    Calls to `run_in_executor` and `anyio.to_thread.run_sync` are seen, as are sockets, pipes and child
+    processes: while one is pending, time passes at the real pace. Threads of your own are not seen: see
+    `real_time`. Debug mode works, but no callback ever counts as slow.
     """
 
     _clock_resolution: float  # asyncio's own: how far ahead of the clock a timer counts as due, in seconds
@@ -84,7 +84,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         return now
 
     def run_in_executor(
-        self, executor: Executor | None, func: Callable[[Unpack[_Ts]], Any], *args: Unpack[_Ts]
+        self, executor: Executor | None, func: Callable[[Unpack[_Ts]], Any], *args: *_Ts
     ) -> asyncio.Future[Any]:
         """Call `func` in an executor; the clock keeps the real pace until its result was delivered.
 
@@ -126,7 +126,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
             await super().shutdown_default_executor(*args)
 
     @contextmanager
-    def real_time(self) -> Iterator[None]:
+    def real_time(self) -> Generator[None]:
         """Keep the real pace while the block is open: see the function `real_time`."""
         self._outside += 1
         try:
@@ -137,9 +137,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def _returned(self, _: asyncio.Future[Any]) -> None:
         self._outside -= 1
 
-    def _child(
-        self, started: tuple[asyncio.SubprocessTransport, Any]
-    ) -> tuple[asyncio.SubprocessTransport, Any]:
+    def _child(self, started: tuple[asyncio.SubprocessTransport, Any]) -> Any:
         self._children.add(started[0])
         return started
 
@@ -152,8 +150,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         )
 
     def _is_busy(self, thread: threading.Thread) -> bool:
-        # anyio hands work to its threads without telling the loop. A thread of this loop is back among the idle
-        # ones only when the loop has taken its result.
+        # anyio hands work to its threads without telling the loop. A thread of this loop is back among the
+        # idle ones only when the loop has taken its result.
         return isinstance(thread, WorkerThread) and thread.loop is self and thread not in thread.idle_workers
 
 
@@ -188,12 +186,12 @@ def virtual_backend(name: Literal["asyncio", "trio"]) -> tuple[str, dict[str, An
 
 
 @contextmanager
-def real_time() -> Iterator[None]:
+def real_time() -> Generator[None]:
     """Let the virtual clock of the running loop keep the pace of real time while the block is open.
 
-    For what the loop cannot know about: a thread that the test started by itself and that will call into the loop,
-    or a child process that was not started through it. On a loop without virtual time it does nothing, so a test
-    can run on either.
+    For what the loop cannot know about: a thread that the test started by itself and that will call into the
+    loop, or a child process that was not started through it. On a loop without virtual time it does nothing,
+    so a test can run on either.
 
     Raises:
         RuntimeError: when no event loop is running in this thread.

@@ -1,9 +1,10 @@
 """The virtual clock on trio: trio's own `MockClock`, which this makes to wait for threads and for I/O.
 
-By itself that clock jumps whenever all tasks are blocked, also while a worker thread runs or a socket is waited for.
+By itself that clock jumps whenever all tasks are blocked, also while a worker thread runs or a socket is
+waited for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from math import inf
 from typing import Any
@@ -17,7 +18,7 @@ __all__ = ["autojump_options", "in_trio_run", "real_pace"]
 
 
 class _Pace(trio.abc.Instrument):
-    """Decides after every step of a task whether the clock may jump. All that can change the answer is a step."""
+    """Decides after each step of a task whether the clock may jump: nothing but a step changes the answer."""
 
     def __init__(self, clock: MockClock) -> None:
         self.outside = 0
@@ -48,7 +49,7 @@ def autojump_options() -> dict[str, Any]:
 
 
 @contextmanager
-def real_pace() -> Iterator[None]:
+def real_pace() -> Generator[None]:
     """Keep the clock of this run at the real pace while the block is open."""
     pace = _paces.get(trio.lowlevel.current_clock())
     if pace is None:
@@ -62,7 +63,7 @@ def real_pace() -> Iterator[None]:
 
 
 def _waiting_for_io() -> bool:
-    # The names differ between epoll, kqueue and Windows. One task is trio's own, which waits for its wake-up socket.
+    # The names differ between epoll, kqueue and Windows. One task is trio's own, at its wake-up socket.
     statistics = trio.lowlevel.current_statistics().io_statistics
     names = ("tasks_waiting", "tasks_waiting_read", "tasks_waiting_write")
     return sum(getattr(statistics, name, 0) for name in names) > 1

@@ -1,0 +1,195 @@
+"""Keep the house in order: small files, small functions, no import of the root, and honest `__all__` lists.
+
+Run as `python scripts/check_structure.py [ROOT]`; `make check` does. Prints `path:line: what, and the way out`
+for each finding, and exits with 1 when there is one.
+"""
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = "cuelight"
+SRC_LINES = 420
+TEST_LINES = 700
+FUNCTION_LINES = 50
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Finding:
+    path: Path
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Module:
+    root: Path
+    path: Path  # relative to the root
+    source: str
+    tree: ast.Module
+
+    def finding(self, line: int, text: str) -> Finding:
+        return Finding(self.path, line, text)
+
+
+def check_file_length(module: Module) -> Iterator[Finding]:
+    limit = SRC_LINES if module.path.parts[0] == "src" else TEST_LINES
+    lines = len(module.source.splitlines())
+    if lines > limit:
+        yield module.finding(
+            limit,
+            f"the file has {lines} lines, the limit is {limit}: give one of its subjects its own file",
+        )
+
+
+def check_function_length(module: Module) -> Iterator[Finding]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, Function) and (lines := body_lines(node)) > FUNCTION_LINES:
+            yield module.finding(
+                node.lineno,
+                f"`{node.name}` has {lines} lines without its docstring, the limit is {FUNCTION_LINES}: "
+                "give one step of it a name",
+            )
+
+
+def body_lines(function: Function) -> int:
+    """Lines from the first statement after the docstring to the end."""
+    body = function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
+    if not body:
+        return 0
+    return (body[-1].end_lineno or body[-1].lineno) - body[0].lineno + 1
+
+
+def check_root_import(module: Module) -> Iterator[Finding]:
+    """Also within functions: a lazy import of the root is the same cycle, later."""
+    depth = len(module.path.parts) - len(("src", PACKAGE, "module.py"))
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            named = any(alias.name == PACKAGE for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            named = (
+                node.module == PACKAGE if node.level == 0 else node.module is None and node.level == depth + 1
+            )
+        else:
+            continue
+        if named and module.path.parts[-2:] != (PACKAGE, "__init__.py"):
+            yield module.finding(
+                node.lineno,
+                f"imports the package root, and so everything: import from a package below, `{PACKAGE}.<name>`",
+            )
+
+
+def check_exports(module: Module) -> Iterator[Finding]:
+    listed, line = declared_exports(module.tree)
+    if listed is None:
+        yield module.finding(
+            1, "the package has no literal `__all__`: add a list of the names that it exports"
+        )
+        return
+    if listed != sorted(set(listed)):
+        yield module.finding(
+            line, "`__all__` is not sorted or names something twice: sort it, each name once"
+        )
+    bound, exported = module_names(module.tree)
+    bound |= submodules(module.root / module.path.parent)
+    for name in listed:
+        if name not in bound:
+            yield module.finding(
+                line, f"`__all__` lists `{name}`, which is not there: import it, or take it out"
+            )
+    for name, at in sorted(exported.items()):
+        if name not in listed:
+            yield module.finding(
+                at,
+                f"`{name}` is imported or defined but not in `__all__`: list it there, or call it `_{name}`",
+            )
+
+
+def submodules(folder: Path) -> set[str]:
+    return {
+        child.stem for child in folder.iterdir() if child.suffix == ".py" or (child / "__init__.py").is_file()
+    }
+
+
+def declared_exports(tree: ast.Module) -> tuple[list[str] | None, int]:
+    for node in tree.body:
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id="__all__")], value=value)
+                | ast.AnnAssign(target=ast.Name(id="__all__"), value=ast.expr() as value)
+            ):
+                try:
+                    names: list[str] = [str(name) for name in ast.literal_eval(value)]
+                except ValueError:
+                    return None, node.lineno
+                return names, node.lineno
+            case _:
+                pass
+    return None, 1
+
+
+def module_names(tree: ast.Module) -> tuple[set[str], dict[str, int]]:
+    """All names that the top level of a module binds, and those that look like exports, each with its line.
+
+    A name imported from elsewhere than this package (`import sys`) is a tool of the module, not an export.
+    """
+    bound: set[str] = set()
+    exported: dict[str, int] = {}
+    for node in tree.body:
+        names: list[str] = []
+        ours = True
+        match node:
+            case ast.Import():
+                names, ours = [(alias.asname or alias.name).split(".")[0] for alias in node.names], False
+            case ast.ImportFrom():
+                names = [alias.asname or alias.name for alias in node.names]
+                ours = node.level > 0 or (node.module or "").split(".")[0] == PACKAGE
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names = [node.name]
+            case ast.Assign():
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names = [name]
+            case _:
+                pass
+        bound.update(names)
+        if ours:
+            exported.update((name, node.lineno) for name in names if not name.startswith("_"))
+    return bound, exported
+
+
+def modules(root: Path) -> Iterator[Module]:
+    for folder in ("src", "tests"):
+        for path in sorted((root / folder).rglob("*.py")):
+            source = path.read_text(encoding="utf-8")
+            yield Module(root, path.relative_to(root), source, ast.parse(source, str(path)))
+
+
+def findings(root: Path) -> Iterator[Finding]:
+    for module in modules(root):
+        yield from check_file_length(module)
+        if module.path.parts[0] != "src":
+            continue
+        checks: list[Callable[[Module], Iterator[Finding]]] = [check_function_length, check_root_import]
+        if module.path.name == "__init__.py":
+            checks.append(check_exports)
+        for check in checks:
+            yield from check(module)
+
+
+def main(root: Path) -> int:
+    found = list(findings(root))
+    for finding in found:
+        print(finding)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent)))

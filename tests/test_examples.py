@@ -1,0 +1,26 @@
+"""Every example runs as a user would run it, and says nothing on stderr that would worry one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[!_]*.py"))
+
+RUNS = [
+    pytest.param(path, options, id=" ".join([path.stem, *options[1:]]))
+    for path in EXAMPLES
+    for options in ([], ["--backend", "trio"])
+    if not options or "--backend" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.timeout(90)  # the example itself has 60 seconds
+@pytest.mark.parametrize(("path", "options"), RUNS)
+def test_an_example_runs(path: Path, options: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(path), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr

@@ -26,7 +26,7 @@ Overflow: TypeAlias = Callable[[Sequence[T], T], int | None]
 """An overflow policy: `(buffer, item)` to the position that is dropped, or `None` to wait."""
 
 
-def wait(buffer: Sequence[object], item: object) -> None:  # noqa: ARG001 - the shape of a policy
+def wait(buffer: Sequence[object], item: object) -> None:
     """Let the sender wait: back-pressure. Use it unless you know that losing items is harmless."""
 
 

@@ -1,0 +1,44 @@
+"""Channels between tasks, `select` over them, and what happens when there is no room.
+
+A `Channel` is a FIFO with back-pressure. `select` waits for several channels, timers or other cases and takes
+exactly one. Overflow policies say what a full channel or mailbox does.
+"""
+
+from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter, NotNow, Signal
+from cuelight.mailbox._channel import Channel
+from cuelight.mailbox._core import ChannelStatistics
+from cuelight.mailbox._ends import Permit, Receiver, SendCase, Sender
+from cuelight.mailbox._overflow import Overflow, coalesce, drop_newest, drop_oldest, fail, wait
+from cuelight.mailbox._select import merge, seed_select, select, select_nowait
+from cuelight.mailbox._threads import ThreadEnd
+from cuelight.mailbox._timers import Ticker, Timer, after, every
+
+__all__ = [
+    "CLOSED",
+    "NOT_READY",
+    "Case",
+    "CaseWaiter",
+    "Channel",
+    "ChannelStatistics",
+    "NotNow",
+    "Overflow",
+    "Permit",
+    "Receiver",
+    "SendCase",
+    "Sender",
+    "Signal",
+    "ThreadEnd",
+    "Ticker",
+    "Timer",
+    "after",
+    "coalesce",
+    "drop_newest",
+    "drop_oldest",
+    "every",
+    "fail",
+    "merge",
+    "seed_select",
+    "select",
+    "select_nowait",
+    "wait",
+]

@@ -1,0 +1,369 @@
+"""The one module that knows asyncio from trio: parking, tasks, one alarm, wake-ups from threads.
+
+Everything above speaks to a `Backend`. Tasks started here belong to no task group: whoever starts one must
+await its end (the actor system does), and catch every exception inside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from asyncio import events as _events
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import trio
+
+__all__ = [
+    "Backend",
+    "Slot",
+    "Waiter",
+    "await_until",
+    "current_backend",
+    "loop_time",
+    "new_slot",
+    "postpone_cancellation",
+    "yield_now",
+]
+
+
+class Waiter(Protocol):
+    """A place where one task sleeps until it is woken; for one use.
+
+    `await waiter` sleeps; `wake()` ends that, at most once, and may come before the await.
+    """
+
+    def wake(self) -> None:
+        """Wake the task. Does nothing when it was woken or cancelled already."""
+        ...
+
+    def __await__(self) -> Generator[Any, Any, None]: ...
+
+
+class Backend(Protocol):
+    """What Cuelight needs of an event loop."""
+
+    name: str
+    cancelled: type[BaseException]
+    time: Callable[[], float]
+
+    def waiter(self) -> Waiter:
+        """A new place to sleep for the current task."""
+        ...
+
+    def spawn(
+        self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
+    ) -> None:
+        """Start `function(*args)` as a task in `context`. It must not raise."""
+        ...
+
+    def checkpoint(self) -> Awaitable[None]:
+        """Let other tasks run; a cancellation point."""
+        ...
+
+    def set_alarm(self, when: float, ring: Callable[[], None]) -> None:
+        """Call `ring()` once at the loop's time `when`; replaces the alarm that was set before."""
+        ...
+
+    def clear_alarm(self) -> None:
+        """Forget the alarm."""
+        ...
+
+    def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
+        """Run `function(*args)` in the loop soon; callable from any thread.
+
+        Raises:
+            RuntimeError: the loop has ended.
+        """
+        ...
+
+
+class _AsyncioWaiter:
+    __slots__ = ("_future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future: asyncio.Future[None] = loop.create_future()
+
+    def wake(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._future.__await__()
+
+
+class AsyncioBackend:
+    """asyncio, also on uvloop."""
+
+    name = "asyncio"
+    cancelled: type[BaseException] = asyncio.CancelledError
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        plain = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
+        self.time: Callable[[], float] = time.monotonic if plain else loop.time
+
+    def waiter(self) -> Waiter:
+        return _AsyncioWaiter(self._loop)
+
+    def spawn(
+        self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
+    ) -> None:
+        # Not loop.create_task: an eager task factory would run the task inside the sender.
+        task = asyncio.Task(function(*args), loop=self._loop, context=context, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def checkpoint(self) -> Awaitable[None]:
+        return asyncio.sleep(0)
+
+    def set_alarm(self, when: float, ring: Callable[[], None]) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(when, ring)
+
+    def clear_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
+        self._loop.call_soon_threadsafe(function, *args)
+
+
+class _TrioWaiter:
+    __slots__ = ("_lowlevel", "_task", "_woken")
+
+    def __init__(self, lowlevel: Any) -> None:
+        self._lowlevel = lowlevel
+        self._task: trio.lowlevel.Task | None = None
+        self._woken = False
+
+    def wake(self) -> None:
+        task = self._task
+        if task is not None:
+            self._task = None
+            self._lowlevel.reschedule(task)
+        self._woken = True
+
+    def _abort(self, _raise_cancel: object) -> Any:
+        self._task = None
+        return self._lowlevel.Abort.SUCCEEDED
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if self._woken:
+            return
+        self._task = self._lowlevel.current_task()
+        yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
+
+
+class TrioBackend:
+    """trio. Tasks are system tasks: an actor's life is ended by its system, not by the scope that spawned
+    it.
+    """
+
+    name = "trio"
+
+    def __init__(self) -> None:
+        import trio
+
+        self._trio = trio
+        self._lowlevel = trio.lowlevel
+        self.cancelled: type[BaseException] = trio.Cancelled
+        self.time: Callable[[], float] = trio.lowlevel.current_clock().current_time
+        self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self._token = trio.lowlevel.current_trio_token()
+        self._ring: Callable[[], None] | None = None
+        self._when = 0.0
+        self._alarm_scope: trio.CancelScope | None = None
+        self._alarm_task = False
+
+    def waiter(self) -> Waiter:
+        return _TrioWaiter(self._lowlevel)
+
+    def spawn(
+        self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
+    ) -> None:
+        self._lowlevel.spawn_system_task(function, *args, name=name, context=context)
+
+    def set_alarm(self, when: float, ring: Callable[[], None]) -> None:
+        self._ring, self._when = ring, when
+        if self._alarm_scope is not None:
+            self._alarm_scope.deadline = when
+        elif not self._alarm_task:
+            self._alarm_task = True
+            self._lowlevel.spawn_system_task(self._keep_alarm, name="cuelight alarm")
+
+    def clear_alarm(self) -> None:
+        self._ring = None
+        if self._alarm_scope is not None:
+            self._alarm_scope.cancel()
+
+    async def _keep_alarm(self) -> None:
+        try:
+            while self._ring is not None:
+                with self._trio.CancelScope(deadline=self._when) as scope:
+                    self._alarm_scope = scope
+                    await self._trio.sleep_forever()
+                self._alarm_scope = None
+                if self._ring is not None and self.time() >= self._when:
+                    ring, self._ring = self._ring, None
+                    ring()
+        finally:
+            self._alarm_task = False
+            self._alarm_scope = None
+
+    def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
+        self._token.run_sync_soon(function, *args)
+
+
+def current_backend() -> Backend:
+    """The back end of the running event loop.
+
+    Raises:
+        RuntimeError: no event loop runs in this thread.
+    """
+    loop = _events._get_running_loop()
+    if loop is not None:
+        return AsyncioBackend(loop)
+    try:
+        return TrioBackend()
+    except (ImportError, RuntimeError):
+        message = "no asyncio or trio event loop runs here: call this inside anyio.run(...)"
+        raise RuntimeError(message) from None
+
+
+class Slot(Protocol):
+    """A place where the current task waits for one value; for one use, filled from the same thread.
+
+    Whoever wants to fill it must look first: `if not slot.done(): slot.set_result(value)`. A slot whose task
+    was cancelled is done, so nothing can be given to a task that will not take it.
+    """
+
+    def done(self) -> bool:
+        """Whether it was filled, or its task cancelled."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether its task was cancelled before it was filled."""
+        ...
+
+    def set_result(self, result: Any, /) -> None:
+        """Fill it and wake its task."""
+        ...
+
+    def result(self) -> Any:
+        """What it was filled with."""
+        ...
+
+    def __await__(self) -> Generator[Any, Any, Any]: ...
+
+
+class _TrioSlot:
+    # On asyncio a plain future is the slot. This is the least that looks the same.
+    __slots__ = ("_cancelled", "_filled", "_lowlevel", "_result", "_task")
+
+    def __init__(self) -> None:
+        self._lowlevel = sys.modules["trio"].lowlevel
+        self._task: trio.lowlevel.Task = self._lowlevel.current_task()
+        self._filled = self._cancelled = False
+        self._result: Any = None
+
+    def done(self) -> bool:
+        return self._filled or self._cancelled
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def set_result(self, result: Any, /) -> None:
+        self._filled = True
+        self._result = result
+        self._lowlevel.reschedule(self._task)
+
+    def result(self) -> Any:
+        return self._result
+
+    def _abort(self, _raise_cancel: object) -> Any:
+        self._cancelled = True
+        return self._lowlevel.Abort.SUCCEEDED
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
+        return self._result
+
+
+def new_slot() -> Slot:
+    """A slot for the current task, which must await it before it does anything else.
+
+    Raises:
+        RuntimeError: no event loop runs in this thread.
+    """
+    loop = _events._get_running_loop()
+    if loop is not None:
+        return loop.create_future()
+    try:
+        return _TrioSlot()
+    except (KeyError, RuntimeError):
+        message = "no asyncio or trio event loop runs here: call this inside anyio.run(...)"
+        raise RuntimeError(message) from None
+
+
+def _expire(slot: Slot) -> None:
+    if not slot.done():
+        slot.set_result(None)
+
+
+async def await_until(slot: Slot, deadline: float) -> Any:
+    """Await `slot`, but not longer than to the loop's time `deadline`; None when that was reached."""
+    loop = _events._get_running_loop()
+    if loop is None:
+        with sys.modules["trio"].CancelScope(deadline=deadline):
+            return await slot
+        return None
+    alarm = loop.call_at(deadline, _expire, slot)
+    try:
+        return await slot
+    finally:
+        alarm.cancel()
+
+
+def loop_time() -> float:
+    """The running loop's time in seconds: what its timers go by, a virtual clock too.
+
+    Raises:
+        RuntimeError: no event loop runs in this thread.
+    """
+    loop = _events._get_running_loop()
+    return loop.time() if loop is not None else current_backend().time()
+
+
+def yield_now() -> Awaitable[None]:
+    """Let other tasks run; a cancellation point."""
+    if _events._get_running_loop() is not None:
+        return asyncio.sleep(0)
+    checkpoint: Awaitable[None] = sys.modules["trio"].lowlevel.checkpoint()
+    return checkpoint
+
+
+def postpone_cancellation(error: BaseException) -> bool:
+    """Let a cancellation hit the current task at its next await instead of now.
+
+    For an operation that took effect before the cancellation reached it and cannot be undone.
+
+    Returns:
+        Whether that was possible. It is not before Python 3.13, where `Task.uncancel` does not take back a
+        cancellation that is still to be delivered, nor for anything but asyncio's `CancelledError`.
+    """
+    if sys.hexversion < 0x030D0000 or not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    if task is None:  # pragma: no cover - a future is only awaited in a task
+        return False
+    task.uncancel()
+    task.cancel(*error.args)
+    return True

@@ -1,0 +1,360 @@
+"""The state of a channel and its steps, none of which waits. `_channel.py` states the invariants and adds the
+waiting.
+
+Each step leaves the invariants true and wakes nobody before the state is final.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+from cuelight.errors import ChannelClosed
+from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow, Waiting
+from cuelight.mailbox._overflow import Overflow, wait
+
+__all__ = ["RESERVE", "ChannelCore", "ChannelStatistics"]
+
+T = TypeVar("T")
+
+RESERVE: Final = object()
+"""Stands in the queue of senders for one that has no item yet and wants a permit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """What a channel holds, who waits at it, and how many items went through, at one moment.
+
+    Always `sent == received + dropped + buffered`.
+    """
+
+    buffered: int
+    capacity: float
+    closed: bool
+    waiting_senders: int
+    waiting_receivers: int
+    sent: int
+    received: int
+    dropped: int
+
+
+class ChannelCore(Generic[T]):
+    """A channel's buffer and its two queues of waiters."""
+
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_capacity",
+        "_closed",
+        "_deserted",
+        "_dropped",
+        "_held",
+        "_limit",
+        "_name",
+        "_on_dropped",
+        "_overflow",
+        "_received",
+        "_receivers",
+        "_returned",
+        "_returned_at",
+        "_returned_run",
+        "_senders",
+        "_sent",
+        "_thread",
+    )
+
+    def __init__(
+        self,
+        capacity: float,
+        overflow: Overflow[T],
+        on_dropped: Callable[[T, str], object] | None,
+        name: str | None,
+    ) -> None:
+        self._capacity = _checked_capacity(capacity)
+        self._overflow = overflow
+        self._on_dropped = on_dropped
+        self._name = name
+        self._closed = False
+        self._deserted = False  # the last receiving end was closed
+        self._buffer: deque[T] = deque()
+        # Ordered dictionaries, because a waiter anywhere in a queue can leave it in constant time.
+        self._senders: OrderedDict[Waiting, Any] = OrderedDict()
+        self._receivers: OrderedDict[Waiting, None] = OrderedDict()
+        self._limit = self._capacity  # the capacity less the places kept for permits
+        self._held = 0  # how many waiting receivers are kept for permits; only of a rendezvous
+        self._sent = self._received = self._dropped = 0
+        self._returned = self._returned_at = self._returned_run = 0
+        self._thread: int | None = None  # where those that wait live
+
+    # Sending
+
+    def _try_send(self, item: T) -> bool:
+        if self._closed:
+            raise self._closed_error()
+        receivers = self._receivers
+        if len(receivers) > self._held:
+            if get_ident() != self._thread:
+                self._refuse_thread()
+            while len(receivers) > self._held:
+                waiter, _ = receivers.popitem(last=False)
+                if not waiter.done():
+                    self._sent += 1
+                    self._received += 1
+                    waiter.set_result(item)
+                    return True
+        if len(self._buffer) < self._limit:
+            self._sent += 1
+            self._buffer.append(item)
+            return True
+        return self._overflow is not wait and self._make_room(item)
+
+    def _make_room(self, item: T) -> bool:
+        """Ask the overflow policy; False when the sender has to wait."""
+        buffer = self._buffer
+        position = self._overflow(buffer, item)
+        if position is None:
+            return False
+        if not 0 <= position <= len(buffer):
+            message = f"the overflow policy of {self!r} said {position}: no position in 0..{len(buffer)}"
+            raise ValueError(message)
+        fresh = position == len(buffer)
+        if self._on_dropped is not None:
+            self._on_dropped(
+                item if fresh else buffer[position], getattr(self._overflow, "__name__", "overflow")
+            )
+        self._sent += 1
+        self._dropped += 1
+        if not fresh:
+            del buffer[position]
+            buffer.append(item)
+        return True
+
+    # Receiving, as a case of select
+
+    def case_poll(self) -> T | NotNow:
+        """Receive the oldest item if there is one; part of `Case`."""
+        if self._senders:
+            return self._receive_beside_senders()
+        if self._buffer:
+            self._received += 1
+            return self._buffer.popleft()
+        return CLOSED if self._closed else NOT_READY
+
+    def _receive_beside_senders(self) -> T | NotNow:
+        if get_ident() != self._thread:
+            self._refuse_thread()
+        if self._buffer:
+            self._received += 1
+            item = self._buffer.popleft()
+            self._admit_senders()
+            return item
+        for waiter, item in self._senders.items():
+            if item is not RESERVE and not waiter.done():
+                del self._senders[waiter]
+                self._sent += 1
+                self._received += 1
+                waiter.set_result(None)
+                return item
+        return NOT_READY
+
+    def case_enroll(self, waiter: Waiting, /) -> None:
+        """Queue a receiver; part of `Case`."""
+        self._adopt_thread()
+        self._receivers[waiter] = None
+        if self._senders and not self._capacity:
+            self._match()  # one that wants a permit may have waited for a receiver
+
+    def case_withdraw(self, waiter: Waiting, /) -> None:
+        """Take a receiver out of the queue; part of `Case`."""
+        self._receivers.pop(waiter, None)
+
+    def case_put_back(self, item: T, /) -> bool:
+        """Undo a receive: the item goes to the next receiver, else to the front of the buffer; part of
+        `Case`.
+        """
+        self._returned += 1
+        while self._receivers:
+            waiter, _ = self._receivers.popitem(last=False)
+            if not waiter.done():
+                self._received += 1
+                waiter.set_result(item)
+                return True
+        # Several may come back one after the other, oldest first: each goes behind those of the same run that
+        # have not been received again meanwhile.
+        run = max(0, self._returned_run - (self._received - self._returned_at))
+        self._buffer.insert(run, item)
+        self._returned_run = run + 1
+        self._returned_at = self._received
+        if self._deserted:
+            self._drop_all()
+        return True
+
+    # Places for permits
+
+    def _keep_place(self) -> bool:
+        if self._closed:
+            raise self._closed_error()
+        if self._capacity:
+            if len(self._buffer) >= self._limit:
+                return False
+            self._limit -= 1
+        else:
+            if self._live_receivers() <= self._held:
+                return False
+            self._held += 1
+        return True
+
+    def _leave_place(self) -> None:
+        """A place that was kept is free again: whoever waits for it gets it."""
+        if self._closed:
+            return
+        if self._capacity:
+            self._limit += 1
+            if self._senders:
+                self._admit_senders()
+        else:
+            self._held -= 1
+            if self._senders:
+                self._match()
+
+    def _send_to_place(self, item: T) -> None:
+        if self._closed:
+            raise self._closed_error()
+        if self._receivers and get_ident() != self._thread:
+            self._refuse_thread()
+        if self._capacity:
+            self._limit += 1
+        else:
+            self._held -= 1
+        self._sent += 1
+        while self._receivers:
+            waiter, _ = self._receivers.popitem(last=False)
+            if not waiter.done():
+                self._received += 1
+                waiter.set_result(item)
+                return
+        self._buffer.append(item)
+
+    def _admit_senders(self) -> None:
+        """Let those that wait longest into the room there is."""
+        if get_ident() != self._thread:
+            self._refuse_thread()
+        while self._senders and len(self._buffer) < self._limit:
+            waiter, item = self._senders.popitem(last=False)
+            if waiter.done():
+                continue
+            if item is RESERVE:
+                self._limit -= 1
+            else:
+                self._sent += 1
+                self._buffer.append(item)
+            waiter.set_result(None)
+
+    def _match(self) -> None:
+        """Bring together the waiting senders and receivers of a rendezvous, after a receiver came or became
+        free.
+        """
+        for waiter, item in [*self._senders.items()]:
+            free = [receiver for receiver in self._receivers if not receiver.done()][self._held :]
+            if not free:
+                return
+            if waiter.done():
+                continue
+            if item is RESERVE:
+                self._held += 1
+            else:
+                strangers = [receiver for receiver in free if _sleeper(receiver) is not _sleeper(waiter)]
+                if not strangers:  # one select on both sides must not meet itself
+                    continue
+                del self._receivers[strangers[0]]
+                self._sent += 1
+                self._received += 1
+                strangers[0].set_result(item)
+            del self._senders[waiter]
+            waiter.set_result(None)
+
+    # The end
+
+    def _close(self) -> None:
+        waiting = [*self._receivers, *self._senders]
+        if waiting and get_ident() != self._thread:
+            self._refuse_thread()
+        self._closed = True
+        self._receivers.clear()
+        self._senders.clear()
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(CLOSED)
+
+    def _desert(self) -> None:
+        """Nobody will receive any more."""
+        self._close()
+        self._deserted = True
+        self._drop_all()
+
+    def _drop_all(self) -> None:
+        while self._buffer:
+            if self._on_dropped is not None:
+                self._on_dropped(self._buffer[0], "no receivers")
+            self._dropped += 1
+            self._buffer.popleft()
+
+    # Looking
+
+    def _live_receivers(self) -> int:
+        return sum(not waiter.done() for waiter in self._receivers)
+
+    def statistics(self) -> ChannelStatistics:
+        """What it holds and who waits, at this moment."""
+        return ChannelStatistics(
+            buffered=len(self._buffer),
+            capacity=self._capacity,
+            closed=self._closed,
+            waiting_senders=sum(not waiter.done() for waiter in self._senders),
+            waiting_receivers=self._live_receivers(),
+            sent=self._sent,
+            received=self._received - self._returned,
+            dropped=self._dropped,
+        )
+
+    def __repr__(self) -> str:
+        name = f" {self._name!r}" if self._name else ""
+        state = "closed" if self._closed else "open"
+        return f"<Channel{name} {state}, {len(self._buffer)} of {self._capacity} buffered>"
+
+    def _closed_error(self) -> ChannelClosed:
+        return ChannelClosed(f"{self!r} is closed")
+
+    # Threads
+
+    def _adopt_thread(self) -> None:
+        """Somebody is about to wait in this thread, which must be the one where the others wait."""
+        thread = get_ident()
+        if thread != self._thread:
+            if self._senders or self._receivers:
+                self._refuse_thread()
+            self._thread = thread
+
+    def _refuse_thread(self) -> NoReturn:
+        message = f"{self!r} is used in the event loop of another thread: use channel.from_thread() there"
+        raise RuntimeError(message)
+
+
+def _sleeper(waiter: Waiting) -> object:
+    return waiter.slot if isinstance(waiter, CaseWaiter) else waiter
+
+
+def _checked_capacity(capacity: object) -> float:
+    if isinstance(capacity, bool) or not isinstance(capacity, int | float):
+        message = f"capacity is {capacity!r}: give a whole number of items, or math.inf for no limit"
+        raise TypeError(message)
+    if capacity != math.inf and (isinstance(capacity, float) or capacity < 0):
+        message = (
+            f"capacity is {capacity!r}: give a whole number from 0 (rendezvous) up, or math.inf for no limit"
+        )
+        raise ValueError(message)
+    return capacity

@@ -1,0 +1,273 @@
+"""Select: wait for several things at once, and take exactly one. How it claims its case is described in
+`_case.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from itertools import cycle, permutations
+from random import Random
+from typing import Any, Final, Generic, Self, TypeVar, overload
+
+import anyio
+
+from cuelight.errors import ChannelClosed
+from cuelight.mailbox._backend import await_until, new_slot, postpone_cancellation, yield_now
+from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter
+from cuelight.mailbox._channel import BUDGET, Channel
+from cuelight.mailbox._ends import Receiver, SendCase
+from cuelight.mailbox._timers import Alarm, Ticker, Timer
+
+__all__ = ["merge", "seed_select", "select", "select_nowait"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+T = TypeVar("T")
+
+_random: Final = Random()  # noqa: S311 - for fairness, not for secrets
+# All orders of up to five cases, so that drawing one is one look-up: the first ready one in an order drawn
+# uniformly is uniform among the ready.
+_ORDERS: Final = [tuple(permutations(range(count))) for count in range(6)]
+_METHODS: Final = ("case_poll", "case_enroll", "case_withdraw", "case_put_back")
+_known: Final[set[type]] = {Channel, Receiver, SendCase, Timer, Ticker}
+_turns: Final = cycle([False] * (BUDGET - 1) + [True])
+
+
+def seed_select(seed: int | str | bytes | None) -> None:
+    """Make the choices of all selects that get no `rng` of their own repeatable; None makes them random
+    again.
+    """
+    _random.seed(seed)
+
+
+@overload
+async def select(
+    a: Case[A] | None, /, *, priority: bool = False, rng: Random | None = None
+) -> tuple[int, A]: ...
+@overload
+async def select(
+    a: Case[A] | None, b: Case[B] | None, /, *, priority: bool = False, rng: Random | None = None
+) -> tuple[int, A | B]: ...
+@overload
+async def select(
+    a: Case[A] | None,
+    b: Case[B] | None,
+    c: Case[C] | None,
+    /,
+    *,
+    priority: bool = False,
+    rng: Random | None = None,
+) -> tuple[int, A | B | C]: ...
+@overload
+async def select(
+    a: Case[A] | None,
+    b: Case[B] | None,
+    c: Case[C] | None,
+    d: Case[D] | None,
+    /,
+    *,
+    priority: bool = False,
+    rng: Random | None = None,
+) -> tuple[int, A | B | C | D]: ...
+@overload
+async def select(
+    a: Case[A] | None,
+    b: Case[B] | None,
+    c: Case[C] | None,
+    d: Case[D] | None,
+    e: Case[E] | None,
+    /,
+    *,
+    priority: bool = False,
+    rng: Random | None = None,
+) -> tuple[int, A | B | C | D | E]: ...
+@overload
+async def select(
+    *cases: Case[T] | None, priority: bool = False, rng: Random | None = None
+) -> tuple[int, T]: ...
+async def select(
+    *cases: Case[Any] | None, priority: bool = False, rng: Random | None = None
+) -> tuple[int, Any]:
+    """Wait until one of `cases` is ready, and take it and no other. A cancellation point when it waits.
+
+    A case is a channel or a `Receiver` (to receive), `channel.sending(item)`, `after(seconds)`,
+    `every(seconds)`, anything else that implements `Case`, or None, which is never ready. A channel that is
+    closed and drained, and a timer that is over, drop out: the others go on. Every 64th select lets other
+    tasks run first.
+
+    Args:
+        *cases: what to wait for.
+        priority: take the first ready one in the order of the arguments. Else all that are ready are equally
+        likely.
+        rng: draws among the ready ones; by default the generator that `seed_select` seeds.
+
+    Returns:
+        The position of the case that was taken, and its item: what was received; None for a send and for
+        `after`; for `every` how many periods have ended.
+
+    Raises:
+        ChannelClosed: all cases have dropped out, or a case was to send to a closed channel. Nothing was
+        taken.
+        TypeError: an argument is no case.
+        ValueError: there is no case but None, so this would wait for ever.
+    """
+    _check(cases)
+    if next(_turns):
+        await yield_now()
+    waiting: list[int] = []
+    while True:
+        taken = _poll(cases, _order(len(cases), priority, rng), waiting)
+        if taken is None:
+            if not waiting:
+                raise _nothing_left(cases)
+            taken = await _sleep(cases, waiting)
+            waiting.clear()
+        if taken is not None:
+            return taken
+
+
+@overload
+def select_nowait(
+    a: Case[A] | None, /, *, priority: bool = False, rng: Random | None = None
+) -> tuple[int, A]: ...
+@overload
+def select_nowait(
+    a: Case[A] | None, b: Case[B] | None, /, *, priority: bool = False, rng: Random | None = None
+) -> tuple[int, A | B]: ...
+@overload
+def select_nowait(
+    a: Case[A] | None,
+    b: Case[B] | None,
+    c: Case[C] | None,
+    /,
+    *,
+    priority: bool = False,
+    rng: Random | None = None,
+) -> tuple[int, A | B | C]: ...
+@overload
+def select_nowait(
+    *cases: Case[T] | None, priority: bool = False, rng: Random | None = None
+) -> tuple[int, T]: ...
+def select_nowait(
+    *cases: Case[Any] | None, priority: bool = False, rng: Random | None = None
+) -> tuple[int, Any]:
+    """Take one of `cases` that is ready now; `select` in all else.
+
+    Raises:
+        anyio.WouldBlock: none is ready.
+        ChannelClosed: all cases have dropped out, or a case was to send to a closed channel. Nothing was
+        taken.
+        TypeError: an argument is no case.
+        ValueError: there is no case but None.
+    """
+    _check(cases)
+    waiting: list[int] = []
+    taken = _poll(cases, _order(len(cases), priority, rng), waiting)
+    if taken is not None:
+        return taken
+    if not waiting:
+        raise _nothing_left(cases)
+    raise anyio.WouldBlock
+
+
+def merge(*cases: Case[T]) -> AsyncIterator[T]:
+    """Iterate over the items of several channels as they come, fairly, until all are closed and drained."""
+    _check(cases)
+    return _Merge(cases)
+
+
+class _Merge(Generic[T]):
+    # Not an asynchronous generator: it could be closed in the middle, with an item in hand.
+    def __init__(self, cases: Sequence[Case[T]]) -> None:
+        self._cases = cases
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            _, item = await select(*self._cases)
+        except ChannelClosed:
+            raise StopAsyncIteration from None
+        return item
+
+
+def _check(cases: Sequence[object]) -> None:
+    for index, case in enumerate(cases):
+        if case is not None and type(case) not in _known:
+            if not all(callable(getattr(case, method, None)) for method in _METHODS):
+                message = (
+                    f"argument {index} of select is {case!r}, which is no case: give the channel itself to "
+                    "receive, channel.sending(item), after(seconds), every(seconds) or None"
+                )
+                raise TypeError(message)
+            _known.add(type(case))
+
+
+def _order(count: int, priority: bool, rng: Random | None) -> Sequence[int]:
+    if priority or count == 1:
+        return range(count)
+    rng = rng or _random
+    if count < len(_ORDERS):
+        orders = _ORDERS[count]
+        return orders[int(rng.random() * len(orders))]
+    return rng.sample(range(count), count)
+
+
+def _poll(
+    cases: Sequence[Case[Any] | None], order: Sequence[int], waiting: list[int]
+) -> tuple[int, Any] | None:
+    """Take the first ready one in `order`; when there is none, fill `waiting` with those that may become
+    ready.
+    """
+    for index in order:
+        case = cases[index]
+        if case is not None:
+            item = case.case_poll()
+            if item is NOT_READY:
+                waiting.append(index)
+            elif item is not CLOSED:
+                return index, item
+    return None
+
+
+async def _sleep(cases: Sequence[Any], waiting: list[int]) -> tuple[int, Any] | None:
+    """Sleep until a case claims this select; None when it is to poll again, as a case has closed or a time
+    has come.
+    """
+    slot = new_slot()
+    enrolled: list[tuple[Case[Any], CaseWaiter]] = []
+    deadline = math.inf
+    try:
+        for index in waiting:
+            case = cases[index]
+            waiter = CaseWaiter(slot, index)
+            case.case_enroll(waiter)
+            enrolled.append((case, waiter))
+            if isinstance(case, Alarm):
+                deadline = min(deadline, case.deadline)
+        taken: tuple[int, Any] | None = (
+            await slot if deadline == math.inf else await await_until(slot, deadline)
+        )
+    except BaseException as error:
+        taken = slot.result() if slot.done() and not slot.cancelled() else None
+        if taken is None or taken[1] is CLOSED:
+            raise
+        # The case was taken, and then the task cancelled natively before it could run: nobody will see the
+        # item.
+        if cases[taken[0]].case_put_back(taken[1]) or not postpone_cancellation(error):
+            raise
+    finally:
+        for case, waiter in enrolled:
+            case.case_withdraw(waiter)
+    return taken if taken is not None and taken[1] is not CLOSED else None
+
+
+def _nothing_left(cases: Sequence[object]) -> Exception:
+    if all(case is None for case in cases):
+        return ValueError("select has no case but None, so it would wait for ever")
+    return ChannelClosed("every case of this select is closed")

@@ -1,0 +1,185 @@
+"""A channel for code that blocks: threads outside the event loop.
+
+Every step runs in the loop's thread, so that the channel needs no lock. The calling thread sleeps until its
+step is done. A time-out is such a step too: it either takes the operation back or finds that it has taken
+effect already.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from cuelight.errors import ChannelClosed
+from cuelight.mailbox._backend import current_backend
+from cuelight.mailbox._case import CLOSED, NOT_READY
+
+if TYPE_CHECKING:
+    from cuelight.mailbox._channel import Channel
+
+__all__ = ["ThreadEnd"]
+
+T = TypeVar("T")
+
+_LOOK: Final = (
+    0.2  # seconds between two looks at whether the loop still lives: it does not tell us when it ends
+)
+_WITHDRAWN: Final = object()
+
+
+class _Call:
+    """One operation of a thread; a waiter in the channel's queues. Only the loop's thread completes it."""
+
+    __slots__ = ("_woken", "error", "result", "settled")
+
+    def __init__(self) -> None:
+        self._woken = threading.Event()
+        self.settled = False
+        self.result: Any = None
+        self.error: Exception | None = None
+
+    def done(self) -> bool:
+        return self.settled
+
+    def set_result(self, result: Any, /) -> None:
+        self.settled = True
+        self.result = result
+        self._woken.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.set_result(None)
+
+    def wait(self, seconds: float) -> bool:
+        return self._woken.wait(seconds)
+
+
+class ThreadEnd(Generic[T]):
+    """The blocking end of a channel, made by `Channel.from_thread`. Any number of threads may use it at once.
+
+    An iteration over it receives until the channel is closed and drained.
+    """
+
+    def __init__(self, channel: Channel[T]) -> None:
+        self._channel = channel
+        self._backend = current_backend()
+        self._loop_thread = threading.get_ident()
+
+    def send(self, item: T, timeout: float | None = None) -> None:
+        """Send `item`; block while there is no room.
+
+        Args:
+            item: what to send.
+            timeout: how long to wait for room, in seconds; None waits as long as it takes. While the loop is
+                busy, the answer can take longer, because only the loop can tell whether the item was sent.
+
+        Raises:
+            TimeoutError: there was no room in time; the item was not sent.
+            ChannelClosed: the channel is closed, or its event loop has ended; the item was not sent.
+            MailboxFull: there is no room and the overflow policy is `fail`.
+            RuntimeError: called in the loop's own thread.
+        """
+
+        def start() -> None:
+            try:
+                if self._channel._try_send(item):
+                    call.set_result(None)
+                else:
+                    self._channel._adopt_thread()
+                    self._channel._senders[call] = item
+            except Exception as error:  # it belongs to the thread that sends
+                call.fail(error)
+
+        call = _Call()
+        self._perform(call, start, self._channel._senders, timeout)
+
+    def receive(self, timeout: float | None = None) -> T:
+        """Receive the oldest item; block while there is none.
+
+        Args:
+            timeout: how long to wait for an item, in seconds; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: there was no item in time; none was taken.
+            ChannelClosed: the channel is closed and drained, or its event loop has ended.
+            RuntimeError: called in the loop's own thread.
+        """
+
+        def start() -> None:
+            try:
+                item = self._channel.case_poll()
+                if item is NOT_READY:
+                    self._channel.case_enroll(call)
+                else:
+                    call.set_result(item)
+            except Exception as error:  # it belongs to the thread that receives
+                call.fail(error)
+
+        call = _Call()
+        item: T = self._perform(call, start, self._channel._receivers, timeout)
+        return item
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            try:
+                item = self.receive()
+            except ChannelClosed:
+                return
+            yield item
+
+    def _perform(
+        self, call: _Call, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
+    ) -> Any:
+        if threading.get_ident() == self._loop_thread:
+            message = "the event loop's own thread must not block: use the channel's own methods here"
+            raise RuntimeError(message)
+        try:
+            self._sleep(call, start, queue, timeout)
+        except BaseException:
+            # Such as KeyboardInterrupt: nobody is left to take the result.
+            if not call.settled or queue is self._channel._receivers:
+                self._in_loop(call, lambda: self._abandon(call, queue))
+            raise
+        if call.error is not None:
+            raise call.error
+        if call.result is _WITHDRAWN:
+            message = f"no effect on {self._channel!r} within {timeout} s"
+            raise TimeoutError(message)
+        if call.result is CLOSED:
+            raise self._channel._closed_error()
+        return call.result
+
+    def _sleep(
+        self, call: _Call, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
+    ) -> None:
+        self._in_loop(call, start)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not call.wait(_LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))):
+            if deadline is not None and time.monotonic() >= deadline:
+                self._in_loop(call, lambda: _withdraw(call, queue))
+                deadline = None  # the loop decides now
+            else:
+                self._in_loop(call, lambda: None)
+
+    def _in_loop(self, call: _Call, step: Callable[[], object]) -> None:
+        try:
+            self._backend.call_threadsafe(step)
+        except RuntimeError:
+            # The loop has ended, so nobody else touches the call any more.
+            if not call.settled:
+                call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended"))
+
+    def _abandon(self, call: _Call, queue: OrderedDict[Any, Any]) -> None:
+        if not call.settled:
+            _withdraw(call, queue)
+        elif queue is self._channel._receivers and call.error is None and call.result is not CLOSED:
+            self._channel.case_put_back(call.result)
+
+
+def _withdraw(call: _Call, queue: OrderedDict[Any, Any]) -> None:
+    if not call.settled:
+        queue.pop(call, None)
+        call.set_result(_WITHDRAWN)

@@ -57,7 +57,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m bench $(ARGS)
 
 docs: .venv/.installed-docs
-	$(BIN)/zensical build --clean
+	$(BIN)/zensical build --clean --strict
 
 clean:
 	rm -rf .venv build dist site htmlcov .coverage .coverage.* .hypothesis .import_linter_cache \

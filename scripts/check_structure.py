@@ -1,7 +1,7 @@
 """Keep the house in order: small files, small functions, no import of the root, and honest `__all__` lists.
 
-Run as `python scripts/check_structure.py [ROOT]`; `make check` does. Prints `path:line: what, and the way out`
-for each finding, and exits with 1 when there is one.
+Run as `python scripts/check_structure.py [ROOT]`; `make check` does. Prints `path:line: what, and the way
+out` for each finding, and exits with 1 when there is one.
 """
 
 import ast
@@ -82,7 +82,7 @@ def check_root_import(module: Module) -> Iterator[Finding]:
         if named and module.path.parts[-2:] != (PACKAGE, "__init__.py"):
             yield module.finding(
                 node.lineno,
-                f"imports the package root, and so everything: import from a package below, `{PACKAGE}.<name>`",
+                f"imports the root, and so everything: import from a package below, `{PACKAGE}.<name>`",
             )
 
 

@@ -20,7 +20,7 @@ import cuelight
 unwanted = sorted(set({UNWANTED!r}) & set(sys.modules))
 assert not unwanted, f"import cuelight also loads {{unwanted}}: import them where they are needed"
 installed = importlib.metadata.version("cuelight")
-assert cuelight.__version__ == installed, f"{{cuelight.__version__}} is not {{installed}}, as its metadata say"
+assert cuelight.__version__ == installed, f"{{cuelight.__version__}} is not {{installed}} as in its metadata"
 assert "site-packages" in cuelight.__file__, cuelight.__file__
 missing = [name for name in getattr(cuelight, "__all__", ()) if not hasattr(cuelight, name)]
 assert not missing, f"__all__ lists what is not there: {{missing}}"

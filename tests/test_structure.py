@@ -61,7 +61,7 @@ def test_a_long_function_is_found_without_counting_its_docstring(tmp_path: Path)
 def test_an_import_of_the_root_is_found(tmp_path: Path, statement: str) -> None:
     files = {"src/cuelight/actors/_cell.py": statement + "\n"}
     (line,) = _lines(tmp_path, files)
-    assert "imports the package root" in line
+    assert "imports the root" in line
 
 
 @pytest.mark.parametrize(

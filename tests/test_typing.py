@@ -1,4 +1,4 @@
-"""What the types promise, tried on both checkers: tests/typing/*.py has right lines, and wrong ones marked."""
+"""What the types promise, tried on both checkers: tests/typing/*.py: right lines, and wrong ones marked."""
 
 from pathlib import Path
 

@@ -4,22 +4,26 @@ A `Channel` is a FIFO with back-pressure. `select` waits for several channels, t
 exactly one. Overflow policies say what a full channel or mailbox does.
 """
 
+from cuelight.mailbox._backend import Backend, Waiter, current_backend
 from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter, NotNow, Signal
 from cuelight.mailbox._channel import Channel
 from cuelight.mailbox._core import ChannelStatistics
 from cuelight.mailbox._ends import Permit, Receiver, SendCase, Sender
+from cuelight.mailbox._mailbox import Mailbox, WaitingSender
 from cuelight.mailbox._overflow import Overflow, coalesce, drop_newest, drop_oldest, fail, wait
 from cuelight.mailbox._select import merge, seed_select, select, select_nowait
 from cuelight.mailbox._threads import ThreadEnd
 from cuelight.mailbox._timers import Ticker, Timer, after, every
 
 __all__ = [
+    "Backend",
     "CLOSED",
-    "NOT_READY",
     "Case",
     "CaseWaiter",
     "Channel",
     "ChannelStatistics",
+    "Mailbox",
+    "NOT_READY",
     "NotNow",
     "Overflow",
     "Permit",
@@ -30,8 +34,11 @@ __all__ = [
     "ThreadEnd",
     "Ticker",
     "Timer",
+    "Waiter",
+    "WaitingSender",
     "after",
     "coalesce",
+    "current_backend",
     "drop_newest",
     "drop_oldest",
     "every",

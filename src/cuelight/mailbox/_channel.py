@@ -17,13 +17,14 @@ whose task was cancelled is dead from that moment, though it leaves its queue a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import anyio
 
 from cuelight.errors import ChannelClosed, MailboxFull
-from cuelight.mailbox._backend import Slot, new_slot, postpone_cancellation, yield_now
+from cuelight.mailbox._backend import Slot, postpone_cancellation, yield_now
 from cuelight.mailbox._case import CLOSED, NOT_READY
 from cuelight.mailbox._core import RESERVE, ChannelCore
 from cuelight.mailbox._ends import Permit, Receiver, SendCase, Sender
@@ -97,8 +98,9 @@ class Channel(ChannelCore[T]):
             await yield_now()
         if self._try_send(item):
             return
-        self._adopt_thread()
-        slot = new_slot()
+        if get_ident() != self._thread or self._loop_closed():
+            self._adopt_loop()
+        slot = self._new_slot()
         self._senders[slot] = item
         try:
             outcome = await slot
@@ -132,7 +134,9 @@ class Channel(ChannelCore[T]):
             await yield_now()
         item: Any = self.case_poll()
         if item is NOT_READY:
-            slot = new_slot()
+            if get_ident() != self._thread or self._loop_closed():
+                self._adopt_loop()
+            slot = self._new_slot()
             self.case_enroll(slot)
             try:
                 item = await slot
@@ -175,8 +179,8 @@ class Channel(ChannelCore[T]):
         """
         await yield_now()
         if not self._keep_place():
-            self._adopt_thread()
-            slot = new_slot()
+            self._adopt_loop()
+            slot = self._new_slot()
             self._senders[slot] = RESERVE
             try:
                 outcome = await slot

@@ -14,6 +14,7 @@ from threading import get_ident
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from cuelight.errors import ChannelClosed
+from cuelight.mailbox._backend import new_slot, slot_maker
 from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow, Waiting
 from cuelight.mailbox._overflow import Overflow, wait
 
@@ -54,7 +55,9 @@ class ChannelCore(Generic[T]):
         "_dropped",
         "_held",
         "_limit",
+        "_loop_closed",
         "_name",
+        "_new_slot",
         "_on_dropped",
         "_overflow",
         "_received",
@@ -89,14 +92,15 @@ class ChannelCore(Generic[T]):
         self._sent = self._received = self._dropped = 0
         self._returned = self._returned_at = self._returned_run = 0
         self._thread: int | None = None  # where those that wait live
+        self._new_slot, self._loop_closed = new_slot, _always
 
     # Sending
 
     def _try_send(self, item: T) -> bool:
         if self._closed:
             raise self._closed_error()
-        receivers = self._receivers
-        if len(receivers) > self._held:
+        if self._receivers:
+            receivers = self._receivers
             if get_ident() != self._thread:
                 self._refuse_thread()
             while len(receivers) > self._held:
@@ -163,7 +167,8 @@ class ChannelCore(Generic[T]):
 
     def case_enroll(self, waiter: Waiting, /) -> None:
         """Queue a receiver; part of `Case`."""
-        self._adopt_thread()
+        if get_ident() != self._thread:
+            self._adopt_loop()
         self._receivers[waiter] = None
         if self._senders and not self._capacity:
             self._match()  # one that wants a permit may have waited for a receiver
@@ -331,17 +336,21 @@ class ChannelCore(Generic[T]):
 
     # Threads
 
-    def _adopt_thread(self) -> None:
-        """Somebody is about to wait in this thread, which must be the one where the others wait."""
+    def _adopt_loop(self) -> None:
+        """Somebody is about to wait here, which must be where the others wait."""
         thread = get_ident()
-        if thread != self._thread:
-            if self._senders or self._receivers:
-                self._refuse_thread()
-            self._thread = thread
+        if thread != self._thread and (self._senders or self._receivers):
+            self._refuse_thread()
+        self._thread = thread
+        self._new_slot, self._loop_closed = slot_maker()
 
     def _refuse_thread(self) -> NoReturn:
         message = f"{self!r} is used in the event loop of another thread: use channel.from_thread() there"
         raise RuntimeError(message)
+
+
+def _always() -> bool:
+    return True
 
 
 def _sleeper(waiter: Waiting) -> object:

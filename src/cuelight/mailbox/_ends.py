@@ -75,7 +75,7 @@ class SendCase(Generic[T_contra]):
 
     def case_enroll(self, waiter: CaseWaiter, /) -> None:
         """Queue a sender; part of `Case`."""
-        self._channel._adopt_thread()
+        self._channel._adopt_loop()
         self._channel._senders[waiter] = self._item
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:

@@ -88,7 +88,7 @@ class ThreadEnd(Generic[T]):
                 if self._channel._try_send(item):
                     call.set_result(None)
                 else:
-                    self._channel._adopt_thread()
+                    self._channel._adopt_loop()
                     self._channel._senders[call] = item
             except Exception as error:  # it belongs to the thread that sends
                 call.fail(error)

@@ -1,0 +1,469 @@
+"""The running half of an actor: its mailbox, its life and its place in the tree. It outlives incarnations.
+
+Invariants:
+1. At most one message of an actor is handled at any time.
+2. An incarnation ends once: its timers, background tasks and children have ended before its supervisor hears of
+   it, and what ran was cancelled or had returned.
+3. Mail and refs outlive incarnations. When the actor ends for good, every message left becomes a dead letter
+   and every request left fails as `NotStarted`.
+4. Signals overtake: kill, then stop, then interrupt, then supervision, then mail.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any
+
+from cuelight.actors._exits import Crashed, Exit, Killed, ShutDown, Start, Stopped, Terminated
+from cuelight.actors._reply import DONE, QUEUED, Asked
+from cuelight.errors import ActorCrashed, Interrupted, MailboxFull, NotStarted, ReplyError
+from cuelight.mailbox import Mailbox, WaitingSender
+
+if TYPE_CHECKING:
+    from cuelight.actors._actor import Actor
+    from cuelight.actors._bonds import Bonds
+    from cuelight.actors._family import Family
+    from cuelight.actors._handlers import HandlerTable
+    from cuelight.actors._ref import Ref
+    from cuelight.actors._runtime import Runtime
+    from cuelight.actors._spec import ChildSpec, Options
+
+__all__ = ["Cell"]
+
+STARTING, LIVE, DRAINING, ENDING, OVER, BURYING, DEAD = range(7)
+"""Life of a cell. `OVER`: the incarnation has ended, its supervisor decides; a restart leads back to `STARTING`."""
+
+KILL, STOP, FAIL, RECYCLE, FROM_ABOVE = 1, 2, 4, 8, 16
+
+
+class Cell(Mailbox):
+    """An actor as its system sees it. Subclasses differ in what runs its handlers."""
+
+    __slots__ = (
+        "__weakref__",
+        "actor",
+        "args",
+        "asks",
+        "bonds",
+        "context",
+        "exit",
+        "factory",
+        "family",
+        "handled",
+        "incarnation",
+        "keeper",
+        "kwargs",
+        "label",
+        "options",
+        "parent",
+        "restarts",
+        "running",
+        "runtime",
+        "serial",
+        "signals",
+        "sponsored",
+        "state",
+        "table",
+    )
+
+    def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
+        runtime, parent = keeper.runtime, keeper.owner
+        options: Options = spec.options
+        Mailbox.__init__(self, options.capacity, options.overflow)
+        self.runtime = runtime
+        self.parent = parent
+        self.keeper = keeper
+        self.table = table
+        self.factory, self.args, self.kwargs, self.options = spec.factory, spec.args, spec.kwargs, options
+        self.label = spec.name
+        self.serial = runtime.next_serial()
+        self.context: Context = copy_context()
+        self.actor: Actor[Any] | None = None
+        self.state = STARTING
+        self.signals = 0
+        self.restarts = 0
+        self.incarnation = 0
+        self.sponsored = False
+        self.handled = 0
+        self.running: Any = None
+        self.exit: Exit | None = None
+        self.asks: dict[Asked[Any], None] | None = None
+        self.family: Family | None = None
+        self.bonds: Bonds | None = None
+
+    # Names.
+
+    @property
+    def name(self) -> str:
+        """The name it was given, or one made of its class and a number."""
+        return self.label or f"{self.table.name}-{self.serial}"
+
+    @property
+    def path(self) -> str:
+        """Its name behind those of its parents, as `/demo/session-1/agent`."""
+        names: list[str] = []
+        cell: Cell | None = self
+        while cell is not None:
+            names.append(cell.name)
+            cell = cell.parent
+        return "/" + "/".join(reversed(names))
+
+    @property
+    def over(self) -> bool:
+        """Whether its incarnation has ended and its supervisor has to decide."""
+        return self.state == OVER
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended for good."""
+        return self.state == DEAD
+
+    @property
+    def waits_for_children(self) -> bool:
+        """Whether its incarnation is ending and only its children keep it."""
+        return self.state == ENDING and self.family is not None and not self.family.empty
+
+    def __repr__(self) -> str:
+        return f"<cell {self.path}>"
+
+    # What Mailbox asks of its owner.
+
+    def dropped(self, item: Any, reason: str) -> None:
+        """An item was refused or dropped: fail the ask, or make a dead letter."""
+        if isinstance(item, Asked):
+            if item.state == QUEUED:
+                item.fail(NotStarted(f"{self.path} did not take {item.message!r}: {self._why_refused(reason)}"))
+        else:
+            self.runtime.dead_letters.add(item, self, reason)
+
+    def _why_refused(self, reason: str) -> str:
+        if self.exit is not None and self.state >= ENDING:
+            return f"it has ended ({self.exit.describe()})"
+        return "it is stopping" if reason == "stopped" else f"its mailbox is full ({reason})"
+
+    def stale(self, item: Any) -> bool:
+        """A request that nobody waits for any more."""
+        return isinstance(item, Asked) and item.state == DONE
+
+    def content(self, item: Any) -> Any:
+        """The message in an item."""
+        return item.message if isinstance(item, Asked) else item
+
+    # Putting, for those who cannot wait, and for those who do.
+
+    def put_or_drop(self, message: Any) -> bool:
+        """Tell without waiting; without room it is a dead letter. Returns whether it was accepted."""
+        before = self.runtime.dead_letters.total
+        try:
+            if not self.put(message):
+                self.dropped(message, "mailbox_full")
+        except MailboxFull:
+            self.dropped(message, "mailbox_full")
+        return self.runtime.dead_letters.total == before
+
+    async def wait_for_room(self, message: Any) -> None:
+        """Wait in line for a place, then put the message into it."""
+        sender = WaitingSender(self.runtime.backend.waiter())
+        self.line_up(sender)
+        try:
+            await sender.waiter
+        except BaseException:
+            self.leave(sender)
+            raise
+        self.redeem(sender, message)
+
+    def requeue(self, item: Any) -> None:
+        """Put an item back in front of the mail: it is to be handled (again)."""
+        if isinstance(item, Asked):
+            item.state = QUEUED
+        if self.items is None:
+            self.items = deque()
+        self.items.appendleft(item)
+
+    # Starting. `begin` is the subclass's.
+
+    def begin(self, why: Start) -> None:
+        """Make an incarnation and run its `started` hook; tells the family how it went."""
+        raise NotImplementedError
+
+    def construct(self) -> Actor[Any]:
+        """A new actor of this cell; whatever its constructor raises passes through."""
+        factory = self.factory
+        if isinstance(factory, type):
+            actor: Actor[Any] = factory.__new__(factory)
+            actor._cell = self
+            self.actor = actor
+            if self.kwargs is None:
+                actor.__init__(*self.args)  # type: ignore[misc]
+            else:
+                actor.__init__(*self.args, **self.kwargs)  # type: ignore[misc]
+            return actor
+        actor = self.runtime.adapt(self, factory, self.args, self.kwargs or {})
+        actor._cell = self
+        self.actor = actor
+        return actor
+
+    def has_started(self) -> None:
+        """The incarnation is up: it may take mail."""
+        self.incarnation += 1
+        if self.state == STARTING:
+            self.state = LIVE
+        if self.bonds is not None and self.bonds.starting:
+            self.bonds.has_started()
+        self.keeper.has_started(self)
+
+    def has_not_started(self, error: BaseException) -> None:
+        """The constructor or the `started` hook raised."""
+        self.incarnation_over(Crashed(error))
+
+    def restart(self, why: Start) -> None:
+        """Begin the next incarnation; called by the family once the one before is over."""
+        if self.closed:
+            self._reopen()
+        self.state, self.exit, self.signals = STARTING, None, 0
+        self.begin(why)
+
+    def _reopen(self) -> None:
+        """A permanent actor that was stopped or killed comes back: what it left in its queue is given up."""
+        items, self.items = self.items, None
+        self.reopen(self.options.capacity)
+        for item in items or ():
+            self.dropped(item, "stopped")
+
+    # Signals.
+
+    def signal(self, bit: int) -> None:
+        """Have something seen to before the next message; wakes the cell."""
+        self.signals |= bit
+        self.attention = True
+        if self.asleep:
+            self.woken()
+
+    def stop(self) -> None:
+        """Finish the queue, then end. Nothing more is accepted from now on."""
+        if self.state <= LIVE:
+            self.close()
+            if self.state == LIVE:
+                self.state = DRAINING
+            if self.idle and self.family is None:
+                self.asleep = 0
+                self.incarnation_over(self._stopped())
+            else:
+                self.signal(STOP)
+        elif self.state == OVER:
+            self.keeper.give_up(self, Stopped())
+
+    def shut_down(self) -> None:
+        """Stop, because the supervisor says so."""
+        if self.state <= DRAINING:
+            self.signals |= FROM_ABOVE
+            self.stop()
+
+    def kill(self, why: str) -> None:
+        """End now: cancel what runs, give the queue up. Children are killed too."""
+        if self.state == BURYING:
+            self.hurry()
+        if self.state >= OVER:
+            if self.state == OVER:
+                self.keeper.give_up(self, Killed(why))
+            return
+        self.close()
+        if self.bonds_made().exit_forced is None:
+            self.bonds_made().exit_forced = Killed(why)
+        if self.state == ENDING:
+            if self.family is not None:
+                self.family.kill(why)
+            self.hurry()
+            return
+        self.signal(KILL)
+        self.cancel_turn()
+
+    def fail_with(self, error: BaseException) -> None:
+        """End this incarnation as if the running handler had raised `error` (a link, or children beyond hope)."""
+        if self.state in (STARTING, LIVE, DRAINING):
+            bonds = self.bonds_made()
+            if bonds.exit_forced is None:
+                bonds.exit_forced = Crashed(error)
+            self.signal(FAIL)
+            self.cancel_turn()
+
+    def recycle(self) -> None:
+        """End this incarnation after the running handler, and keep the mail: a sibling's crash asks for it."""
+        if self.state in (STARTING, LIVE):
+            self.signal(RECYCLE)
+
+    def interrupt(self, why: str) -> bool:
+        """Cancel the running handler, not the actor. Returns False if no handler that can be cancelled runs."""
+        raise NotImplementedError
+
+    def cancel_running(self, ask: Asked[Any]) -> None:
+        """Cancel the running handler if it is the one of this ask."""
+        raise NotImplementedError
+
+    def cancel_turn(self) -> None:
+        """Cancel whatever runs."""
+        raise NotImplementedError
+
+    def hurry(self) -> None:
+        """A kill came while the incarnation was ending."""
+        raise NotImplementedError
+
+    def waits_in_asks(self) -> bool:
+        """Whether code of this cell that awaits an ask keeps the cell from its mail."""
+        return True
+
+    def attend(self) -> Exit | None:
+        """See to signals, control messages and waiting senders. Returns an exit if the incarnation must end."""
+        signals = self.signals
+        if signals & (KILL | FAIL):
+            self.signals = signals & (STOP | FROM_ABOVE)
+            bonds = self.bonds_made()
+            forced, bonds.exit_forced = bonds.exit_forced, None
+            return forced or Killed()
+        if signals & RECYCLE:
+            self.signals = signals & (STOP | FROM_ABOVE)
+            return ShutDown()
+        if self.control:
+            if self.items is None:
+                self.items = deque()
+            self.items.extendleft(reversed(self.control))
+            self.control = None
+        if self.senders:
+            self.admit()
+        self.attention = bool(self.senders or (signals & STOP and self.items))
+        if signals & STOP and not self.items:
+            return self._stopped()
+        return None
+
+    def _stopped(self) -> Exit:
+        return ShutDown() if self.signals & FROM_ABOVE else Stopped()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, waits or is scheduled, so that the cell may be ended on the spot."""
+        return bool(self.asleep and not self.items and not self.attention)
+
+    def put_control(self, message: Any) -> None:
+        """Deliver a control message: it overtakes all mail."""
+        if self.state >= ENDING:
+            return
+        if self.control is None:
+            self.control = deque()
+        self.control.append(message)
+        self.attention = True
+        if self.asleep:
+            self.woken()
+
+    def drop_terminated(self, ref: Ref[Any]) -> None:
+        """Forget a `Terminated` of this actor that waits to be handled."""
+        for lane in (self.control, self.items):
+            if lane:
+                for item in [one for one in lane if isinstance(one, Terminated) and one.ref == ref]:
+                    lane.remove(item)
+
+    # Failing.
+
+    def crash(self, error: BaseException, item: Any) -> Crashed:
+        """A handler raised: settle its message. Returns how the incarnation ends."""
+        message = self.content(item)
+        exit_ = Crashed(error, message)
+        if item is None or isinstance(item, Terminated):
+            return exit_
+        if self.options.redeliver > 1 and self.bonds_made().try_again(self, item, error):
+            return exit_
+        if isinstance(item, Asked):
+            failure = ActorCrashed(f"{self.path} crashed on {message!r}: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            item.fail(failure)
+        elif self.options.redeliver <= 1:
+            self.runtime.dead_letters.add(message, self, "crashed", error)
+        return exit_
+
+    def refused(self, error: ReplyError, item: Any) -> None:
+        """A handler raised `ReplyError`: the asker gets it, and the actor lives on."""
+        if isinstance(item, Asked):
+            item.fail(error)
+        else:
+            self.runtime.dead_letters.add(item, self, "refused", error)
+
+    def unhandled(self, item: Any) -> None:
+        """No handler takes this message."""
+        message = self.content(item)
+        if isinstance(item, Asked):
+            item.fail(NotStarted(f"{self.path} has no handler for {message!r}: add one with @on(...)"))
+        else:
+            self.runtime.dead_letters.add(message, self, "unhandled")
+
+    def cut_off(self, item: Any, why: str) -> None:
+        """The handler of this item was cancelled."""
+        if isinstance(item, Asked):
+            item.fail(Interrupted(f"{self.path} was interrupted while it handled {item.message!r}: {why}"))
+        elif item is not None and not isinstance(item, Terminated):
+            self.runtime.dead_letters.add(item, self, "interrupted")
+
+    # Ending.
+
+    def incarnation_over(self, exit_: Exit) -> None:
+        """The incarnation takes no more mail: end what belongs to it, then tell the family."""
+        self.exit = exit_
+        self.state = ENDING
+        self.asleep = 0
+        if self.bonds is not None:
+            self.bonds.end_incarnation()
+        if self.family is not None:
+            if isinstance(exit_, Killed):
+                self.family.kill(exit_.why)
+            else:
+                self.family.close(exit_)
+        if not self.outstanding():
+            self.report()
+
+    def outstanding(self) -> bool:
+        """Whether children or background tasks of the incarnation still live."""
+        if self.family is not None:
+            if not self.family.empty:
+                return True
+            self.family = None
+        return self.bonds is not None and self.bonds.busy
+
+    def part_ended(self) -> None:
+        """A child or a background task of an ending incarnation has ended, perhaps the last one."""
+        if self.state == ENDING and not self.outstanding():
+            self.report()
+
+    def report(self) -> None:
+        """Everything of the incarnation has ended: the family decides what follows."""
+        self.state = OVER
+        exit_ = self.exit
+        assert exit_ is not None  # noqa: S101 - ENDING has one
+        self.keeper.ended(self, exit_)
+
+    def bury(self, exit_: Exit) -> None:
+        """End for good; called by the family. Runs the `stopped` hook, then settles what is left."""
+        raise NotImplementedError
+
+    def settle(self, exit_: Exit) -> None:
+        """Dead: refuse what is queued, tell the watchers, give back the name."""
+        self.state = DEAD
+        self.exit = exit_
+        self.close()
+        items, self.items, self.control = self.items, None, None
+        self.actor = None
+        for item in items or ():
+            if not self.stale(item) and not isinstance(item, Terminated):
+                self.dropped(item, "stopped")
+        if self.bonds is not None:
+            self.bonds.settle(self, exit_)
+            self.bonds = None
+        if self.label is not None:
+            self.runtime.forget_name(self)
+        self.runtime.alive -= 1
+        self.keeper.buried(self)
+
+    def bonds_made(self) -> Bonds:
+        """Its bonds, made at first use."""
+        if self.bonds is None:
+            self.bonds = self.runtime.new_bonds(self)
+        return self.bonds
+

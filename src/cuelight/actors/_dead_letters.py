@@ -1,0 +1,119 @@
+"""Where messages go that nobody handled: each with its reason, and for all to see."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from cuelight.mailbox import Channel, drop_oldest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cuelight.actors._cell import Cell
+
+__all__ = ["DeadLetter", "DeadLetters", "Reason"]
+
+Reason = Literal[
+    "stopped",
+    "unhandled",
+    "crashed",
+    "interrupted",
+    "refused",
+    "quarantined",
+    "drop_oldest",
+    "drop_newest",
+    "coalesce_by_key",
+]
+"""Why a message was not handled (or not to its end). Overflow policies of one's own add their names.
+
+`stopped`: its actor had ended, or ended before it came to the message. `unhandled`: no handler takes it. `crashed`:
+its handler raised. `interrupted`: its handler was cancelled. `refused`: its handler raised `ReplyError` and nobody had
+asked. `quarantined`: it crashed as many incarnations as it may.
+"""
+
+log = logging.getLogger("cuelight.dead_letters")
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message that was told and not handled, or not to its end.
+
+    Attributes:
+        message: the message.
+        actor: the path of the actor that it was meant for.
+        reason: why it was not handled, one of `Reason`.
+        error: what its handler raised, if it did.
+        history: what it raised each time, for a quarantined message.
+        time: the loop's time in seconds.
+    """
+
+    message: Any
+    actor: str
+    reason: str
+    error: BaseException | None = None
+    history: tuple[BaseException, ...] = ()
+    time: float = 0.0
+
+
+class DeadLetters:
+    """The dead letters of a system: the latest, a count for each reason, and a subscription.
+
+    Attributes:
+        counts: how many there were, by reason, since the system began.
+    """
+
+    def __init__(self, keep: int, clock: Any) -> None:
+        self._latest: deque[DeadLetter] = deque(maxlen=keep)
+        self._clock = clock
+        self._subscribers: list[Channel[DeadLetter]] = []
+        self.counts: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        """The latest ones, oldest first."""
+        return iter(tuple(self._latest))
+
+    def __len__(self) -> int:
+        return len(self._latest)
+
+    @property
+    def total(self) -> int:
+        """How many there were since the system began."""
+        return self.counts.total()
+
+    def subscribe(self, capacity: int = 1000) -> Channel[DeadLetter]:
+        """A channel that gets every dead letter from now on. Close it to end the subscription.
+
+        Args:
+            capacity: how many may wait in it; then the oldest give way.
+        """
+        channel: Channel[DeadLetter] = Channel(capacity, overflow=drop_oldest)
+        self._subscribers.append(channel)
+        return channel
+
+    def add(
+        self,
+        message: Any,
+        cell: Cell,
+        reason: str,
+        error: BaseException | None = None,
+        history: tuple[BaseException, ...] = (),
+    ) -> None:
+        """Record a message that `cell` did not handle."""
+        letter = DeadLetter(message, cell.path, reason, error, history, self._clock())
+        self._latest.append(letter)
+        self.counts[reason] += 1
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("dead letter (%s) for %s: %r", reason, letter.actor, message)
+        if self._subscribers:
+            self._subscribers = [channel for channel in self._subscribers if not channel.closed]
+            for channel in self._subscribers:
+                channel.send_nowait(letter)
+
+    def close(self) -> None:
+        """End all subscriptions; what is in their channels stays."""
+        for channel in self._subscribers:
+            channel.close()
+        self._subscribers.clear()

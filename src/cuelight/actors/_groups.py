@@ -1,0 +1,71 @@
+"""Process groups: a name for many actors. Members leave by themselves when they end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from cuelight.actors._ref import Ref
+from cuelight.errors import ActorNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cuelight.actors._cell import Cell
+    from cuelight.actors._runtime import Runtime
+
+__all__ = ["Group"]
+
+M = TypeVar("M")
+
+
+class Group(Generic[M]):
+    """Many actors under one name; made by `system.group(name)`."""
+
+    def __init__(self, runtime: Runtime, name: str) -> None:
+        self._runtime = runtime
+        self.name = name
+        self._members: dict[Cell, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Ref[M]]:
+        """The members, in the order in which they joined."""
+        return iter([Ref(cell) for cell in self._members])
+
+    def __contains__(self, ref: object) -> bool:
+        return isinstance(ref, Ref) and ref._cell in self._members
+
+    def join(self, ref: Ref[M]) -> None:
+        """Add an actor. Twice is once; one that has ended is not added."""
+        cell = ref._cell
+        if ref.alive:
+            self._members[cell] = None
+            cell.bonds_made().groups[self] = None
+
+    def leave(self, ref: Ref[M]) -> None:
+        """Take an actor out. Harmless if it is not in."""
+        cell = ref._cell
+        self.discard(cell)
+        if cell.bonds is not None:
+            cell.bonds.groups.pop(self, None)
+
+    def discard(self, cell: Cell) -> None:
+        """A member has ended."""
+        self._members.pop(cell, None)
+
+    def broadcast(self, message: M) -> int:
+        """Tell all members, without waiting; what finds no room becomes a dead letter. Returns how many have it."""
+        return sum(cell.put_or_drop(message) for cell in list(self._members))
+
+    def pick(self) -> Ref[M]:
+        """One member, each in turn.
+
+        Raises:
+            ActorNotFound: the group is empty.
+        """
+        for cell in self._members:
+            del self._members[cell]
+            self._members[cell] = None
+            return Ref(cell)
+        raise ActorNotFound(f"the group {self.name!r} is empty: join() an actor first")

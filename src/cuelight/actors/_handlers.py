@@ -1,0 +1,162 @@
+"""Which function handles which message: `@on`, and the table that each actor class has from its definition on."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar, get_args, get_origin, overload
+
+from cuelight.actors._exits import Terminated
+from cuelight.actors._messages import Answers, Message, Streams
+
+__all__ = ["HandlerTable", "on"]
+
+A = TypeVar("A")
+Q = TypeVar("Q")
+R = TypeVar("R")
+MsgT = TypeVar("MsgT", bound=Message | Terminated)
+
+HOOKS = ("started", "stopped", "restarting")
+
+
+@overload
+def on(
+    kind: Callable[..., Streams[Q, R]], /
+) -> Callable[[Callable[[A, Q], AsyncIterator[R]]], Callable[[A, Q], AsyncIterator[R]]]: ...
+@overload
+def on(
+    kind: Callable[..., Answers[Q, R]], /
+) -> Callable[[Callable[[A, Q], R] | Callable[[A, Q], Awaitable[R]]], Callable[[A, Q], Any]]: ...
+@overload
+def on(
+    kind: type[MsgT], /
+) -> Callable[[Callable[[A, MsgT], None] | Callable[[A, MsgT], Awaitable[None]]], Callable[[A, MsgT], Any]]: ...
+def on(kind: Any, /) -> Any:
+    """Mark a method as the handler of one kind of message, its subclasses included.
+
+    The method may be `def` or `async def`; for a `StreamRequest` it is an async generator. What it returns
+    answers a `Request`; type checkers compare it with the declared reply.
+
+    Args:
+        kind: a `Message`, `Request` or `StreamRequest` class, or `Terminated`.
+
+    Raises:
+        TypeError: `kind` is not a class, as in `@on` without brackets.
+    """
+    if not isinstance(kind, type):
+        raise TypeError(f"@on({kind!r}): name the class of the message, as in @on(Add)")
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__on__ = kind  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class HandlerTable:
+    """What a cell must know of an actor class.
+
+    Attributes:
+        calls: message class to handler; classes met later (subclasses) are added as they come.
+        suspending: the message classes whose handler is `async def`.
+        streaming: the message classes whose handler is an async generator.
+        plain: nothing of the class can suspend, so no task is ever needed.
+        own_run: the class overrides `run`.
+        hooks: which of `started`, `stopped`, `restarting` the class overrides.
+    """
+
+    __slots__ = ("calls", "hooks", "name", "own_run", "plain", "streaming", "suspending")
+
+    def __init__(self, cls: type[Any], base: type[Any]) -> None:
+        self.name = cls.__name__
+        self.calls = _marked(cls)
+        self.streaming = {kind for kind, call in self.calls.items() if inspect.isasyncgenfunction(call)}
+        self.suspending = {kind for kind, call in self.calls.items() if inspect.iscoroutinefunction(call)}
+        self.own_run = cls.run is not base.run
+        self.hooks = frozenset(hook for hook in HOOKS if getattr(cls, hook) is not getattr(base, hook))
+        for hook in self.hooks:
+            _check_hook(cls, hook)
+        self.plain = not (
+            self.own_run
+            or self.streaming
+            or self.suspending
+            or any(inspect.iscoroutinefunction(getattr(cls, hook)) for hook in self.hooks)
+        )
+
+    def find(self, kind: type[Any]) -> Callable[..., Any] | None:
+        """The handler of a class that is not in `calls` yet: that of its nearest base; remembered."""
+        for base in kind.__mro__[1:]:
+            call = self.calls.get(base)
+            if call is not None:
+                self.calls[kind] = call
+                for kinds in (self.suspending, self.streaming):
+                    if base in kinds:
+                        kinds.add(kind)
+                return call
+        return None
+
+
+def _marked(cls: type[Any]) -> dict[type[Any], Callable[..., Any]]:
+    """The handlers of a class, those it inherits included; a method that is overridden stays a handler."""
+    names: dict[type[Any], str] = {}
+    for owner in reversed(cls.__mro__):
+        own: dict[type[Any], str] = {}
+        for name, value in vars(owner).items():
+            kind = getattr(value, "__on__", None)
+            if kind is None:
+                continue
+            if kind in own:
+                raise TypeError(
+                    f"{owner.__name__} handles {kind.__name__} twice, in {own[kind]} and {name}: keep one of them"
+                )
+            own[kind] = name
+        names.update(own)
+    return {kind: getattr(cls, name) for kind, name in names.items()}
+
+
+def _check_hook(cls: type[Any], hook: str) -> None:
+    function = getattr(cls, hook)
+    if not callable(function):
+        raise TypeError(f"{cls.__name__}.{hook} is a hook of Actor: name your attribute otherwise")
+    wanted = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    if len(wanted) != 2 and not any(p.kind is p.VAR_POSITIONAL for p in wanted):  # noqa: PLR2004 - self and why
+        raise TypeError(f"{cls.__name__}.{hook} must take one argument, why: def {hook}(self, why) -> None")
+
+
+def message_types(cls: type[Any], base: type[Any]) -> tuple[type[Any], ...] | None:
+    """The classes in `Actor[...]` of a class definition, or None where it has type variables or names none."""
+    for declared in types.get_original_bases(cls) if hasattr(types, "get_original_bases") else cls.__orig_bases__:
+        if get_origin(declared) is base:
+            (given,) = get_args(declared)
+            union = get_origin(given) in {typing.Union, types.UnionType}
+            members = get_args(given) if union else (given,)
+            members = tuple(get_origin(member) or member for member in members)
+            known = all(isinstance(member, type) and member is not Any for member in members)
+            return members if known else None
+    return None
+
+
+def check_handlers(cls: type[Any], base: type[Any], table: HandlerTable) -> None:
+    """Compare the handlers of a class with the messages that it says it takes.
+
+    Raises:
+        TypeError: a message of the union has no handler, or a handler is for a message that is not in it.
+    """
+    if "__orig_bases__" not in vars(cls):
+        return
+    taken = message_types(cls, base)
+    if taken is None or table.own_run:
+        return
+    for member in taken:
+        if not any(issubclass(member, kind) for kind in table.calls):
+            raise TypeError(
+                f"{cls.__name__} takes {member.__name__} but does not handle it: add a method with "
+                f"@on({member.__name__}), or take it out of Actor[...]"
+            )
+    for kind, call in table.calls.items():
+        if kind is not Terminated and not any(issubclass(kind, member) for member in taken):
+            raise TypeError(
+                f"{cls.__name__}.{call.__name__} handles {kind.__name__}, which is not in Actor[...]: add it there"
+            )

@@ -1,0 +1,173 @@
+"""Cells of actors in which nothing can suspend: the dispatcher runs them, so they need no task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cuelight.actors._cell import DRAINING, LIVE, STARTING, Cell
+from cuelight.actors._exits import Exit, Start, WasRestarted
+from cuelight.actors._reply import DONE, RUNNING, Answered, Asked, Reply, handling
+from cuelight.errors import ReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PlainCell"]
+
+BUDGET = 128
+"""Messages that one actor handles before another has its turn."""
+
+INLINE = 2
+"""`asleep` of an idle plain cell: an ask may run its handler at once."""
+
+
+class PlainCell(Cell):
+    """An actor with `def` handlers and hooks only."""
+
+    __slots__ = ()
+
+    def begin(self, why: Start) -> None:
+        try:
+            if self.table.hooks:
+                self.context.run(self._come_up, why)
+            else:
+                self.construct()
+        except Exception as error:
+            self.has_not_started(error)
+            return
+        self.has_started()
+        self.asleep = INLINE
+        if self.items or self.attention:
+            self.woken()
+
+    def _come_up(self, why: Start) -> None:
+        handling.set(self)
+        if type(why) is WasRestarted and self.actor is not None:
+            try:
+                self.actor.restarting(why.after)
+            except Exception as error:
+                self.runtime.hook_failed(self, "restarting", error)
+        self.construct().started(why)
+
+    def woken(self) -> None:
+        self.asleep = 0
+        self.runtime.schedule(self)
+
+    def turn(self) -> bool:
+        """Handle some messages. Returns whether there are more. It runs in the cell's context."""
+        handling.set(self)
+        actor, calls = self.actor, self.table.calls
+        for _ in range(BUDGET):
+            if self.attention:
+                exit_ = self.attend()
+                if exit_ is not None:
+                    self.running = None
+                    self.doze()
+                    self.incarnation_over(exit_)
+                    return False
+            items = self.items
+            if not items:
+                self.running = self.items = None
+                self.asleep = INLINE
+                self.doze()
+                return False
+            item = items.popleft()
+            self.running = item
+            call = calls.get(type(item))
+            try:
+                if call is not None:
+                    call(actor, item)
+                else:
+                    self._handle_rest(item)
+            except Exception as error:
+                exit_ = self._refusal_or_crash(error, item)
+                if exit_ is not None:
+                    self.running = None
+                    self.doze()
+                    self.incarnation_over(exit_)
+                    return False
+            self.handled += 1
+        return True
+
+    def doze(self) -> None:
+        """It is no longer awake for `wait_until_idle`."""
+        self.runtime.dozed()
+
+    def _handle_rest(self, item: Any) -> None:
+        message = item
+        asked = type(item) is Asked
+        if asked:
+            if item.state == DONE:
+                self.stales -= 1
+                return
+            message = item.message
+        kind = type(message)
+        call: Callable[..., Any] | None = self.table.calls.get(kind) or self.table.find(kind)
+        if call is None:
+            self.unhandled(item)
+        elif asked:
+            item.state = RUNNING
+            value = call(self.actor, message)
+            if self.running is item:
+                item.succeed(value)
+        else:
+            call(self.actor, message)
+
+    def _refusal_or_crash(self, error: Exception, item: Any) -> Exit | None:
+        if isinstance(error, ReplyError):
+            self.refused(error, item)
+            return None
+        return self.crash(error, item)
+
+    def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
+        """Run a handler in the asker's stead: the cell is idle, and a `def` handler cannot suspend."""
+        self.asleep = 0
+        reply, exit_ = self.context.run(self._answer, message, call)
+        self.handled += 1
+        if exit_ is not None:
+            self.incarnation_over(exit_)
+        elif self.items or self.attention:
+            self.woken()
+        else:
+            self.items = None
+            self.asleep = INLINE
+        return reply
+
+    def _answer(self, message: Any, call: Callable[..., Any]) -> tuple[Reply[Any], Exit | None]:
+        handling.set(self)
+        self.running = message
+        try:
+            value = call(self.actor, message)
+        except ReplyError as refusal:
+            return Answered(None, refusal), None
+        except Exception as error:
+            asked = Asked(message, self, 0.0)
+            return asked, self.crash(error, asked)
+        finally:
+            slot, self.running = self.running, None
+        if slot is not message:  # the handler deferred its reply, or stashed the request
+            return slot, None
+        return Answered(value), None
+
+    def interrupt(self, why: str) -> bool:
+        return False
+
+    def cancel_running(self, ask: Asked[Any]) -> None:
+        """Nothing to do: a `def` handler that runs cannot be seen running from outside."""
+
+    def cancel_turn(self) -> None:
+        """Nothing to do, for the same reason."""
+
+    def hurry(self) -> None:
+        """Nothing of its own can suspend while it ends."""
+
+    def bury(self, exit_: Exit) -> None:
+        actor = self.actor
+        if actor is not None and "stopped" in self.table.hooks and self.state != STARTING:
+            try:
+                self.context.run(actor.stopped, exit_)
+            except Exception as error:
+                self.runtime.hook_failed(self, "stopped", error)
+        self.settle(exit_)
+
+

@@ -1,0 +1,297 @@
+"""The address of an actor: all that others hold of it. Refs stay valid over restarts; equal refs, same actor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from cuelight.actors._cell import DEAD, OVER, Cell
+from cuelight.actors._exits import Exit
+from cuelight.actors._messages import Answers, Streams
+from cuelight.actors._plain_cell import INLINE, PlainCell
+from cuelight.actors._reply import Asked, Reply, handling
+from cuelight.actors._stream import Stream, StreamSlot
+from cuelight.errors import MailboxFull
+from cuelight.mailbox import NOT_READY
+
+if TYPE_CHECKING:
+    from cuelight.mailbox import CaseWaiter
+
+__all__ = ["ActorStatistics", "Ref"]
+
+M_contra = TypeVar("M_contra", contravariant=True)
+R = TypeVar("R")
+
+TELLS_PER_YIELD = 256
+
+STATES = ("starting", "running", "draining", "ending", "restarting", "ending", "ended")
+
+
+class ActorStatistics(msgspec.Struct, frozen=True):
+    """What an actor is doing, at one moment.
+
+    Attributes:
+        state: `starting`, `running`, `draining` (finishes its queue), `ending`, `restarting` or `ended`.
+        queued: messages in its mailbox.
+        waiting_senders: senders that wait for room.
+        handled: messages handled since it was spawned.
+        restarts: restarts since it was last healthy.
+        children: live children.
+        running: the message that is being handled, or None.
+    """
+
+    state: str
+    queued: int
+    waiting_senders: int
+    handled: int
+    restarts: int
+    children: int
+    running: Any
+
+
+class Ref(Generic[M_contra]):
+    """The address of an actor that takes messages of type `M_contra`.
+
+    A `Ref[A | B]` is also a `Ref[A]`. All methods belong to the loop that the actor lives in; from other threads
+    use `tell_threadsafe`, or an `ActorSystem.blocking()`.
+    """
+
+    __slots__ = ("_cell",)
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+
+    def tell_nowait(self, message: M_contra) -> None:
+        """Send a message and do not wait, not even for room. Not a checkpoint.
+
+        To an actor that has ended it becomes a dead letter.
+
+        Raises:
+            MailboxFull: there is no room, and the overflow policy is to wait or to fail.
+        """
+        cell = self._cell
+        if not cell.put(message):
+            raise MailboxFull(
+                f"the mailbox of {cell.path} is full ({len(cell)} messages): await tell() to wait for room, "
+                f"give it more capacity, or an overflow policy"
+            )
+
+    async def tell(self, message: M_contra) -> None:
+        """Send a message; wait for room if the mailbox is full. A checkpoint only then, and every so often.
+
+        Cancelled while it waits, it has not sent anything. To an actor that has ended it becomes a dead letter.
+
+        Raises:
+            MailboxFull: there is no room, and the overflow policy is to fail.
+        """
+        cell = self._cell
+        if not cell.put(message):
+            await cell.wait_for_room(message)
+        else:
+            runtime = cell.runtime
+            runtime.told += 1
+            if runtime.told >= TELLS_PER_YIELD:
+                runtime.told = 0
+                await runtime.backend.checkpoint()
+
+    def tell_threadsafe(self, message: M_contra) -> None:
+        """Send a message from any thread; without room it becomes a dead letter.
+
+        Raises:
+            RuntimeError: the loop of the actor has ended.
+        """
+        self._cell.runtime.call_threadsafe(self._cell.put_or_drop, message)
+
+    def ask(self, message: Answers[M_contra, R], timeout: float | None = None) -> Reply[R]:
+        """Send a request; await what this returns for the answer. The request is sent at once.
+
+        An ask from inside a handler inherits what time is left to the request that is being handled.
+
+        Args:
+            message: the request.
+            timeout: seconds until it fails and its handler is cancelled; None takes the system's `ask_timeout`,
+                `math.inf` waits for ever. It is kept to within 2 %, never too early.
+
+        Returns:
+            An awaitable `Reply`; see there for what awaiting it raises.
+
+        Raises:
+            MailboxFull: there is no room, and the overflow policy is to fail.
+        """
+        cell = self._cell
+        runtime = cell.runtime
+        if cell.asleep == INLINE and runtime.inline > 0:
+            call = cell.table.calls.get(type(message))
+            if call is not None:
+                budget, runtime.inline = runtime.inline, 0
+                assert type(cell) is PlainCell  # noqa: S101 - INLINE says so
+                reply = cell.ask_now(message, call)
+                runtime.inline = budget - 1
+                return reply
+        due = runtime.due_in(runtime.ask_timeout if timeout is None else timeout)
+        asker = handling.get()
+        if asker is not None and isinstance(asker.running, Asked) and asker.running.due < due:
+            due = asker.running.due or due
+        asked: Asked[R] = Asked(message, cell, due)
+        if not cell.put(asked):
+            cell.line_up(asked)
+        return asked
+
+    def stream(self, message: Streams[M_contra, R], timeout: float | None = None) -> Stream[R]:
+        """Send a request that is answered with a stream: `async for chunk in ref.stream(Complete("..."))`.
+
+        The handler runs at most 16 chunks ahead of the reader.
+
+        Args:
+            message: the request.
+            timeout: seconds to wait for each chunk; None takes the system's `ask_timeout`.
+
+        Raises:
+            MailboxFull: there is no room, and the overflow policy is to fail.
+        """
+        cell = self._cell
+        slot = StreamSlot(message, cell, cell.runtime.ask_timeout if timeout is None else timeout)
+        if not cell.put(slot):
+            cell.line_up(slot)
+        return Stream(slot)
+
+    # Ending.
+
+    async def stop(self, timeout: float | None = None) -> None:
+        """Have the actor finish its queue and end, and wait for that. A checkpoint unless it ends at once.
+
+        Called by the actor itself it does not wait.
+
+        Args:
+            timeout: seconds after which it is killed; None waits as long as it takes.
+        """
+        cell = self._cell
+        cell.stop()
+        if cell.state != DEAD and handling.get() is not cell:
+            later = None if timeout is None else cell.runtime.later(timeout, cell.kill, f"no stop within {timeout} s")
+            try:
+                await self.ended()
+            finally:
+                if later is not None:
+                    later.cancel()
+
+    async def kill(self, why: str = "killed") -> None:
+        """End the actor now and wait for that: the running handler is cancelled, the queue given up.
+
+        A checkpoint unless it ends at once. Called by the actor itself it does not wait.
+
+        Args:
+            why: shown in its exit.
+        """
+        cell = self._cell
+        cell.kill(why)
+        if cell.state != DEAD and handling.get() is not cell:
+            await self.ended()
+
+    def interrupt(self, why: str = "interrupted") -> bool:
+        """Cancel the handler that runs, not the actor; an asker gets `Interrupted`. Not a checkpoint.
+
+        Args:
+            why: shown in the asker's error.
+
+        Returns:
+            Whether a handler was running that can be cancelled.
+        """
+        return self._cell.interrupt(why)
+
+    async def ended(self) -> Exit:
+        """Wait until the actor has ended for good; returns why. A checkpoint unless it has."""
+        cell = self._cell
+        if cell.state != DEAD:
+            waiter = cell.runtime.backend.waiter()
+            waiting = cell.bonds_made().when_ended
+            waiting.append(waiter)
+            try:
+                await waiter
+            except BaseException:
+                if waiter in waiting:
+                    waiting.remove(waiter)
+                raise
+        assert cell.exit is not None  # noqa: S101 - it is dead
+        return cell.exit
+
+    @property
+    def exits(self) -> Exits:
+        """A case for `select` that is ready, with the exit, once the actor has ended for good."""
+        return Exits(self._cell)
+
+    # Looking.
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended; an actor that waits for its restart is alive."""
+        return self._cell.state != DEAD
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in its system if it was given one."""
+        return self._cell.name
+
+    @property
+    def path(self) -> str:
+        """Its place in the tree, as `/demo/session-1/agent`."""
+        return self._cell.path
+
+    def statistics(self) -> ActorStatistics:
+        """What it is doing now."""
+        cell = self._cell
+        running = cell.running
+        return ActorStatistics(
+            state=STATES[cell.state],
+            queued=len(cell),
+            waiting_senders=len(cell.senders or ()),
+            handled=cell.handled,
+            restarts=cell.restarts,
+            children=0 if cell.family is None else sum(1 for _ in cell.family.children()),
+            running=None if running is None else cell.content(running),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ref) and other._cell is self._cell
+
+    def __hash__(self) -> int:
+        return hash(self._cell)
+
+    def __repr__(self) -> str:
+        restarting = " restarting" if self._cell.state == OVER else ""
+        return f"<ref {self._cell.path}{restarting if self.alive else ' ended'}>"
+
+
+class Exits:
+    """The end of an actor as a case of `select`."""
+
+    __slots__ = ("_callbacks", "_cell")
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self._callbacks: dict[CaseWaiter, Any] = {}
+
+    def case_poll(self) -> Any:
+        """The exit, once there is one."""
+        return self._cell.exit if self._cell.state == DEAD else NOT_READY
+
+    def case_enroll(self, waiter: CaseWaiter, /) -> None:
+        """Claim the select when the actor ends."""
+
+        def claim(exit_: Exit) -> None:
+            if not waiter.done():
+                waiter.set_result(exit_)
+
+        self._callbacks[waiter] = claim
+        self._cell.bonds_made().when_ended.append(claim)
+
+    def case_withdraw(self, waiter: CaseWaiter, /) -> None:
+        """The select is over."""
+        claim = self._callbacks.pop(waiter, None)
+        if self._cell.bonds is not None and claim in self._cell.bonds.when_ended:
+            self._cell.bonds.when_ended.remove(claim)
+
+    def case_put_back(self, item: Any, /) -> bool:
+        """An exit stays an exit: nothing was taken."""
+        return item is not None

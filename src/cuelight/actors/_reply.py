@@ -1,0 +1,200 @@
+"""The reply slot of an ask. It lives outside every mailbox: an answer that comes too late is counted, not delivered.
+
+Invariants:
+1. A slot is queued, then running, then done; it is completed at most once.
+2. Whoever stops waiting (cancelled or overdue) reaches the callee: queued, it is never handled; running, its
+   handler is cancelled.
+3. An actor's handler never waits, through asks, for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from cuelight.errors import DeadlockError, Interrupted, InterruptedTimeout, NotStarted, NotStartedTimeout
+
+if TYPE_CHECKING:
+    from cuelight.actors._cell import Cell
+    from cuelight.mailbox import Waiter
+
+__all__ = ["Reply"]
+
+R = TypeVar("R")
+
+QUEUED, RUNNING, DONE = range(3)
+
+handling: ContextVar[Cell | None] = ContextVar("cuelight_handling", default=None)
+"""The cell whose handler the running code belongs to; None outside of handlers."""
+
+
+class Reply(Generic[R]):
+    """What `ask` returns: await it for the answer. The request is on its way already.
+
+    One task may await it. Cancelling that task cancels the request.
+    """
+
+    __slots__ = ("error", "value")
+
+    value: R
+    error: BaseException | None
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer, or an error, is there: then awaiting it does not suspend."""
+        return True
+
+    def cancel(self) -> None:
+        """Give the request up: queued, it is dropped; running, its handler is cancelled. Harmless when done."""
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        """Wait for the answer. A checkpoint only if it is not there yet.
+
+        Raises:
+            NotStarted: the request was never handled; `NotStartedTimeout` if its time ran out before.
+            Interrupted: the handler was cut off; `InterruptedTimeout` if its time ran out, `ActorCrashed` if it
+                raised (the exception is the cause).
+            ReplyError: the handler refused.
+            DeadlockError: the actor asked waits, through asks, for the asker.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+        yield
+
+
+class Answered(Reply[R]):
+    """A reply that was there at once."""
+
+    __slots__ = ()
+
+    def __init__(self, value: Any, error: BaseException | None = None) -> None:
+        self.value = value
+        self.error = error
+
+
+class Asked(Reply[R]):
+    """A request on its way, and the place for its answer. It travels through the mailbox in the message's stead."""
+
+    __slots__ = ("cell", "due", "message", "state", "timed", "waiter")
+
+    def __init__(self, message: Any, cell: Cell, due: float) -> None:
+        self.message = message
+        self.cell = cell
+        self.due = due
+        self.state = QUEUED
+        self.error = None
+        self.waiter: Waiter | None = None
+        self.timed = False
+
+    @property
+    def done(self) -> bool:
+        return self.state == DONE
+
+    def succeed(self, value: Any) -> None:
+        """Complete it with the handler's return value."""
+        if self.state == DONE:
+            self.cell.runtime.late_replies += 1
+            return
+        self.value = value
+        self._complete()
+
+    def fail(self, error: BaseException) -> None:
+        """Complete it with an error."""
+        if self.state != DONE:
+            self.error = error
+            self._complete()
+
+    def _complete(self) -> None:
+        self.state = DONE
+        if self.timed:
+            self.timed = False
+            self.cell.runtime.alarms.remove(self.due, self)
+        waiter = self.waiter
+        if waiter is not None:
+            waiter.wake()
+
+    def cancel(self) -> None:
+        if self.state == QUEUED:
+            self.cell.note_stale()
+            self.fail(NotStarted(f"the request {self.message!r} was cancelled before {self.cell.path} handled it"))
+        elif self.state == RUNNING:
+            self.fail(Interrupted(f"the request {self.message!r} was cancelled while {self.cell.path} handled it"))
+            self.cell.cancel_running(self)
+
+    def ring(self) -> None:
+        """The deadline has passed."""
+        self.timed = False
+        text = f"{self.cell.path} did not answer {self.message!r} in time"
+        if self.state == QUEUED:
+            self.cell.note_stale()
+            self.fail(NotStartedTimeout(f"{text}: it had not begun; {len(self.cell)} messages are in its mailbox"))
+        elif self.state == RUNNING:
+            self.fail(InterruptedTimeout(f"{text}: its handler was running and has been cancelled"))
+            self.cell.cancel_running(self)
+
+    def start_clock(self) -> None:
+        """Have the deadline enforced from now on."""
+        if not self.timed and self.state != DONE:
+            self.timed = True
+            self.cell.runtime.alarms.add(self.due, self)
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        if self.state != DONE:
+            self.start_clock()
+            yield from self.sleep()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def sleep(self) -> Generator[Any, Any, None]:
+        """Sleep until woken; a cancellation reaches the callee."""
+        if self.waiter is not None:
+            raise RuntimeError("this reply is awaited already: one task may await it")
+        asker = handling.get()
+        if asker is not None and asker.waits_in_asks():
+            self._enter_graph(asker)
+        else:
+            asker = None
+        waiter = self.waiter = self.cell.runtime.backend.waiter()
+        try:
+            yield from waiter.__await__()
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            self.waiter = None
+            if asker is not None and asker.asks is not None:
+                asker.asks.pop(self, None)
+
+    def _enter_graph(self, asker: Cell) -> None:
+        circle = _circle(asker, self.cell)
+        if circle is not None:
+            self.cancel()
+            shown = " → ".join(cell.path for cell in circle)
+            raise DeadlockError(
+                f"{asker.path} asks {self.cell.path} and would wait for ever, because each waits for the next: "
+                f"{shown}. Tell instead of ask, or ask from a background task (pipe_to_self)"
+            )
+        if asker.asks is None:
+            asker.asks = {}
+        asker.asks[self] = None
+
+
+def _circle(asker: Cell, target: Cell) -> list[Cell] | None:
+    """The way from `asker` over `target` back to `asker` along awaited asks, if there is one."""
+    came_from: dict[Cell, Cell] = {target: asker}
+    frontier = [target]
+    while frontier:
+        cell = frontier.pop()
+        if cell is asker:
+            way = [asker, came_from[asker]]
+            while way[-1] is not asker:
+                way.append(came_from[way[-1]])
+            return way[::-1]
+        for ask in cell.asks or ():
+            if ask.cell not in came_from:
+                came_from[ask.cell] = cell
+                frontier.append(ask.cell)
+    return None

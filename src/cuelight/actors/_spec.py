@@ -1,0 +1,151 @@
+"""What a supervisor must know to start a child, and to start it again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+
+import msgspec
+
+from cuelight.mailbox import Overflow, wait
+
+if TYPE_CHECKING:
+    from cuelight.actors._actor import Actor
+    from cuelight.actors._inbox import Inbox
+
+__all__ = ["DEFAULTS", "BackoffPolicy", "ChildSpec", "Options", "Restart", "child"]
+
+M = TypeVar("M")
+P = ParamSpec("P")
+
+Restart = Literal["permanent", "transient", "temporary"]
+"""When a child is restarted: always, after a crash only, never."""
+
+RESTARTS = ("permanent", "transient", "temporary")
+
+
+class BackoffPolicy(Protocol):
+    """How long to wait before a restart; `Backoff` is the one there is."""
+
+    @property
+    def healthy_after(self) -> float:
+        """Seconds of life after which the count of restarts begins anew."""
+        ...
+
+    def delay(self, restarts: int, jitter: float) -> float:
+        """Seconds before restart number `restarts` (from 0), with a random `jitter` in [0, 1)."""
+        ...
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How a child is kept. Shared by all children that are spawned without options of their own.
+
+    Attributes:
+        restart: `permanent`, `transient` (the default: restarted after a crash) or `temporary`.
+        shutdown: seconds that it may take to stop before it is cancelled.
+        capacity: how many messages its mailbox holds.
+        overflow: what happens when the mailbox is full.
+        backoff: the delays before restarts; None takes the supervisor's.
+        redeliver: how many incarnations one message may crash before it is quarantined; 0 and 1 never run a
+            message again.
+        significant: whether its end may end its supervisor (see `auto_shutdown`).
+    """
+
+    restart: Restart = "transient"
+    shutdown: float = 5.0
+    capacity: int = 1000
+    overflow: Overflow = wait
+    backoff: BackoffPolicy | None = None
+    redeliver: int = 0
+    significant: bool = False
+
+    def __post_init__(self) -> None:
+        if self.restart not in RESTARTS:
+            raise ValueError(f"restart={self.restart!r} is not one of {', '.join(map(repr, RESTARTS))}")
+        if not self.shutdown >= 0:
+            raise ValueError(f"shutdown={self.shutdown!r}: give seconds, 0 or more (math.inf waits for ever)")
+        capacity: object = self.capacity
+        if capacity != math.inf and (
+            isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1
+        ):
+            raise ValueError(
+                f"capacity={capacity!r}: a mailbox holds 1 message or more; give a whole number (default 1000)"
+            )
+        if self.redeliver < 0:
+            raise ValueError(f"redeliver={self.redeliver!r}: give the number of incarnations, 0 or more")
+        if self.significant and self.restart == "permanent":
+            raise ValueError("significant=True needs restart='transient' or 'temporary': a permanent child never ends")
+
+
+DEFAULTS = Options()
+
+
+class ChildSpec(Generic[M]):
+    """An actor that can be started, and started again: what to call, with which arguments, how to keep it.
+
+    Made by `child`. Immutable: `with_options` gives a changed copy.
+    """
+
+    __slots__ = ("args", "factory", "kwargs", "name", "options")
+
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        options: Options = DEFAULTS,
+    ) -> None:
+        self.factory, self.args, self.kwargs, self.name, self.options = factory, args, kwargs, name, options
+
+    def with_options(self, *, name: str | None = None, **options: Any) -> Self:
+        """A copy with some of the fields of `Options`, or the name, changed.
+
+        Args:
+            name: a name, unique in the system.
+            **options: fields of `Options`.
+
+        Raises:
+            TypeError: there is no such option.
+            ValueError: a value makes no sense; the message says which.
+        """
+        if not options:
+            changed = self.options
+        else:
+            unknown = options.keys() - set(Options.__struct_fields__)
+            if unknown:
+                raise TypeError(
+                    f"no such option: {', '.join(sorted(unknown))}; there are {', '.join(Options.__struct_fields__)}"
+                )
+            changed = msgspec.structs.replace(self.options, **options)
+            changed.__post_init__()
+        return type(self)(self.factory, self.args, self.kwargs, name=name or self.name, options=changed)
+
+    def __repr__(self) -> str:
+        shown = getattr(self.factory, "__name__", repr(self.factory))
+        return f"<child {shown}{f' named {self.name!r}' if self.name else ''}>"
+
+
+@overload
+def child(factory: Callable[P, Actor[M]], /, *args: P.args, **kwargs: P.kwargs) -> ChildSpec[M]: ...
+@overload
+def child(
+    factory: Callable[Concatenate[Inbox[M], P], Awaitable[None]], /, *args: P.args, **kwargs: P.kwargs
+) -> ChildSpec[M]: ...
+def child(factory: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ChildSpec[Any]:
+    """Describe an actor for `spawn` or a supervisor: its class (or function) and the arguments of its constructor.
+
+    Args:
+        factory: an `Actor` class, a function that returns an actor, or an async function whose first parameter
+            is its `Inbox`.
+        *args: arguments for each incarnation.
+        **kwargs: keyword arguments for each incarnation.
+
+    Raises:
+        TypeError: `factory` cannot be called.
+    """
+    if not callable(factory):
+        raise TypeError(f"child({factory!r}): give an Actor class, or a function, not an instance")
+    return ChildSpec(factory, args, kwargs or None)

@@ -1,0 +1,139 @@
+"""Streaming replies: the chunks of an async generator handler, one by one, with back-pressure both ways."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from cuelight.actors._reply import DONE, Asked
+from cuelight.errors import Interrupted
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cuelight.actors._cell import Cell
+    from cuelight.mailbox import Waiter
+
+__all__ = ["Stream", "StreamSlot"]
+
+R = TypeVar("R")
+
+WINDOW = 16
+"""Chunks that a handler may be ahead of its reader."""
+
+
+class StreamSlot(Asked[Any]):
+    """The reply slot of a stream: `succeed` marks its end, `fail` its failure; the chunks wait in between."""
+
+    __slots__ = ("chunks", "patience", "writer")
+
+    def __init__(self, message: Any, cell: Cell, patience: float) -> None:
+        Asked.__init__(self, message, cell, 0.0)
+        self.chunks: deque[Any] = deque()
+        self.patience = patience
+        self.writer: Waiter | None = None
+
+    def start_clock(self) -> None:
+        """Only waiting for a chunk is timed, see `Stream.__anext__`."""
+
+    def wait_for_chunk(self) -> None:
+        """Have the deadline of the next chunk enforced."""
+        runtime = self.cell.runtime
+        self.due = runtime.due_in(self.patience)
+        self.timed = True
+        runtime.alarms.add(self.due, self)
+
+    def chunk_came(self) -> None:
+        """The wait for a chunk is over."""
+        if self.timed:
+            self.timed = False
+            self.cell.runtime.alarms.remove(self.due, self)
+
+    def _complete(self) -> None:
+        Asked._complete(self)
+        if self.writer is not None:
+            self.writer.wake()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self.sleep()
+
+    async def feed(self, chunks: AsyncGenerator[Any, None]) -> None:
+        """Run the handler's generator to its end, no more than a window ahead of the reader."""
+        try:
+            async for chunk in chunks:
+                if self.state == DONE:
+                    return
+                self.chunks.append(chunk)
+                waiter = self.waiter
+                if waiter is not None:
+                    waiter.wake()
+                while len(self.chunks) >= WINDOW and self.state != DONE:
+                    self.writer = self.cell.runtime.backend.waiter()
+                    await self.writer
+                    self.writer = None
+            self.succeed(None)
+        finally:
+            await chunks.aclose()
+
+
+class Stream(AsyncIterator[R], Generic[R]):
+    """What `ref.stream` returns: iterate over it with `async for`.
+
+    Leaving the loop early, `aclose()` or the end of its `async with` block cancels the handler.
+    """
+
+    __slots__ = ("_slot",)
+
+    def __init__(self, slot: StreamSlot) -> None:
+        self._slot = slot
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> R:
+        """The next chunk. A checkpoint only if it is not there yet.
+
+        Raises:
+            StopAsyncIteration: the handler's generator has ended.
+            NotStarted, Interrupted, ReplyError, DeadlockError: as for an ask; `InterruptedTimeout` if no chunk
+                came in time.
+        """
+        slot = self._slot
+        while not slot.chunks:
+            if slot.state == DONE:
+                if slot.error is not None:
+                    raise slot.error
+                raise StopAsyncIteration
+            slot.wait_for_chunk()
+            try:
+                await slot
+            finally:
+                slot.chunk_came()
+        chunk: R = slot.chunks.popleft()
+        if slot.writer is not None and len(slot.chunks) <= WINDOW // 2:
+            slot.writer.wake()
+        return chunk
+
+    async def aclose(self) -> None:
+        """Give the stream up: its handler is cancelled. Harmless at its end. Not a checkpoint."""
+        self._give_up()
+
+    def _give_up(self) -> None:
+        slot = self._slot
+        slot.chunks.clear()
+        if slot.state != DONE:
+            slot.cancel()
+            slot.error = Interrupted(f"the stream of {slot.message!r} was closed by its reader")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_up()
+
+    def __del__(self) -> None:
+        if self._slot.state != DONE:
+            self._slot.cell.runtime.call_threadsafe(self._slot.cancel)

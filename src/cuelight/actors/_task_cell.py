@@ -1,0 +1,334 @@
+"""Cells of actors that can suspend: a task comes with mail, lingers for a while, and goes.
+
+One cancel scope serves a whole busy period and is replaced only after it was used, so that the power to cancel
+any handler costs nothing per message.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from cuelight.actors._cell import BURYING, STARTING, Cell
+from cuelight.actors._exits import Crashed, Exit, Killed, Start, Stopped, WasRestarted
+from cuelight.actors._reply import DONE, RUNNING, Asked, handling
+from cuelight.actors._stream import StreamSlot
+from cuelight.errors import ReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from cuelight.actors._runtime import Runtime
+    from cuelight.actors._family import Family
+    from cuelight.actors._handlers import HandlerTable
+    from cuelight.actors._inbox import Inbox
+    from cuelight.actors._spec import ChildSpec
+    from cuelight.mailbox import Waiter
+
+__all__ = ["TaskCell"]
+
+BUDGET = 128
+"""Messages that one actor handles before it lets other tasks run."""
+
+
+class TaskCell(Cell):
+    """An actor with `async def` handlers or hooks, or a `run` of its own."""
+
+    __slots__ = ("coroutine", "cut", "inbox", "retired", "scope", "turn_scope", "waiter", "why_cut")
+
+    def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
+        Cell.__init__(self, keeper, spec, table)
+        self.coroutine: Coroutine[Any, Any, None] | None = None
+        self.scope: anyio.CancelScope | None = None  # of the task
+        self.turn_scope: anyio.CancelScope | None = None  # of what an interrupt cancels
+        self.waiter: Waiter | None = None
+        self.cut = False
+        self.why_cut = ""
+        self.retired = False
+        self.inbox: Inbox[Any] | None = None
+
+    # Starting and waking.
+
+    def begin(self, why: Start) -> None:
+        if self.table.own_run or self.table.hooks:
+            self._start_task(self._main, why)
+            return
+        try:
+            self.construct()
+        except Exception as error:
+            self.has_not_started(error)
+            return
+        self.has_started()
+        self.asleep = 1
+        if self.items or self.attention:
+            self.woken()
+
+    def _start_task(self, function: Any, *args: object) -> None:
+        self.asleep = 0
+        self.runtime.awake += 1
+        self.coroutine = coroutine = function(*args)
+        self.runtime.backend.spawn(lambda: coroutine, context=self.context, name=self.path)
+
+    def woken(self) -> None:
+        waiter = self.waiter
+        if waiter is not None:
+            self.asleep = 0
+            self.runtime.awake += 1
+            waiter.wake()
+        elif self.scope is None:
+            self._start_task(self._main, None)
+        else:  # a `run` of its own, busy with something else than its inbox
+            self.asleep = 0
+            self.runtime.awake += 1
+
+    # The task.
+
+    async def _main(self, why: Start | None) -> None:
+        handling.set(self)
+        exit_: Exit | None
+        self.runtime.tasks[self] = None
+        try:
+            exit_ = await self._live(why)
+        except self.runtime.backend.cancelled:
+            exit_ = Killed("its task was cancelled from outside")
+        except (KeyboardInterrupt, SystemExit) as error:
+            exit_ = Crashed(error)
+            self.runtime.abort(error)
+        except BaseException as error:  # an exception group with a cancellation in it
+            exit_ = self.crash(error, self.running) if isinstance(error, Exception) else Crashed(error)
+        self.scope = self.turn_scope = self.waiter = self.coroutine = None
+        self.runtime.tasks.pop(self, None)
+        if exit_ is not None:
+            self.cut_off(self.running, "the actor ended")
+            self.running = None
+            if not self.asleep:
+                self.runtime.dozed()
+            self.incarnation_over(exit_)
+        elif self.items or self.attention:
+            self._start_task(self._main, None)
+
+    async def _live(self, why: Start | None) -> Exit | None:
+        """Serve until the incarnation is over, or until there is nothing to do (None)."""
+        if why is not None:
+            exit_ = await self._come_up(why)
+            if exit_ is not None:
+                return exit_
+        if self.table.own_run:
+            exit_ = None
+            with anyio.CancelScope() as scope:
+                self.scope = scope
+                exit_ = await self._run_own()
+            return exit_ or self.attend() or Killed(self.why_cut)
+        while True:
+            exit_ = None
+            with anyio.CancelScope() as scope:
+                self.scope = self.turn_scope = scope
+                self.cut = False
+                exit_ = await self._serve()
+            if exit_ is not None or not self.cut:
+                return exit_
+            item, self.running = self.running, None
+            self.cut_off(item, self.why_cut)
+
+    async def _come_up(self, why: Start) -> Exit | None:
+        try:
+            with anyio.CancelScope() as scope:
+                self.scope = scope
+                if type(why) is WasRestarted and self.actor is not None:
+                    await self._hook("restarting", why.after)
+                started = self.construct().started(why)
+                if inspect.isawaitable(started):
+                    await started
+        except Exception as error:
+            return Crashed(error)
+        if scope.cancelled_caught:
+            return self.attend() or Killed(self.why_cut)
+        self.has_started()
+        return None
+
+    async def _run_own(self) -> Exit | None:
+        actor = self.actor
+        assert actor is not None  # noqa: S101 - it has started
+        self.asleep = 1  # counted as awake only from the arrival of mail to the next empty receive
+        self.runtime.dozed()
+        try:
+            if self.items:
+                self.woken()
+            await actor.run()
+        except Exception as error:
+            item, self.running = self.running, None
+            return self.crash(error, item)
+        if self.attention:
+            return self.attend() or Stopped()
+        return Stopped()
+
+    async def _serve(self) -> Exit | None:
+        """Handle mail until the incarnation is over (an exit), the task retires or the scope was used (None)."""
+        actor, calls, suspending = self.actor, self.table.calls, self.table.suspending
+        checkpoint = self.runtime.backend.checkpoint
+        budget = BUDGET
+        while True:
+            if self.attention:
+                exit_ = self.attend()
+                if exit_ is not None:
+                    return exit_
+            items = self.items
+            if not items:
+                if await self._doze():
+                    return None
+                budget = BUDGET
+                continue
+            self.running = item = items.popleft()
+            kind = type(item)
+            call = calls.get(kind)
+            try:
+                if call is None:
+                    await self._handle_rest(actor, item)
+                elif kind in suspending:
+                    await call(actor, item)
+                else:
+                    call(actor, item)
+            except Exception as error:
+                self.running = None
+                if not isinstance(error, ReplyError):
+                    return self.crash(error, item)
+                self.refused(error, item)
+            if self.cut:
+                return None
+            self.handled += 1
+            budget -= 1
+            if not budget:
+                self.running = None
+                budget = BUDGET
+                await checkpoint()
+
+    async def _doze(self) -> bool:
+        """Sleep until there is something to do. Returns True if the task has lingered long enough."""
+        self.running = self.items = None
+        self.asleep = 1
+        runtime = self.runtime
+        runtime.dozed()
+        runtime.keep_warm(self)
+        self.retired = False
+        waiter = self.waiter = runtime.backend.waiter()
+        await waiter
+        self.waiter = None
+        return self.retired and bool(self.asleep)
+
+    def retire(self) -> None:
+        """End the idle task; the next mail starts another."""
+        if self.waiter is not None:
+            self.retired = True
+            self.waiter.wake()
+
+    async def _handle_rest(self, actor: Any, item: Any) -> None:
+        asked = isinstance(item, Asked)
+        message = item
+        if asked:
+            if item.state == DONE:
+                self.stales = max(0, self.stales - 1)
+                return
+            message = item.message
+        kind = type(message)
+        call = self.table.calls.get(kind) or self.table.find(kind)
+        if call is None:
+            self.unhandled(item)
+        elif kind in self.table.streaming:
+            if isinstance(item, StreamSlot):
+                item.state = RUNNING
+                await item.feed(call(actor, message))
+            else:
+                self.unhandled(item)
+        elif asked:
+            item.state = RUNNING
+            item.start_clock()
+            value = await call(actor, message) if kind in self.table.suspending else call(actor, message)
+            if self.running is item:
+                item.succeed(value)
+        elif kind in self.table.suspending:
+            await call(actor, message)
+        else:
+            call(actor, message)
+
+    async def handle(self, message: Any) -> None:
+        """Have the `@on` handlers take a message that `run` received; it can be interrupted."""
+        item = self.running
+        if item is None or self.content(item) is not message:
+            item = message
+        with anyio.CancelScope() as scope:
+            self.turn_scope = scope
+            try:
+                kind = type(item)
+                if kind in self.table.suspending:
+                    await self.table.calls[kind](self.actor, item)
+                else:
+                    await self._handle_rest(self.actor, item)
+            except ReplyError as error:
+                self.refused(error, item)
+        self.turn_scope = None
+        if scope.cancelled_caught:
+            self.cut_off(item, self.why_cut)
+        if self.running is item:
+            self.running = None
+
+    # Cancelling.
+
+    def interrupt(self, why: str) -> bool:
+        if self.running is None or self.turn_scope is None:
+            return False
+        self._cancel(self.turn_scope, why)
+        return True
+
+    def cancel_running(self, ask: Asked[Any]) -> None:
+        if self.running is ask and self.turn_scope is not None:
+            self._cancel(self.turn_scope, "its asker gave up")
+
+    def cancel_turn(self) -> None:
+        if self.scope is not None and (self.running is not None or self.table.own_run or self.state == STARTING):
+            self._cancel(self.scope, "the actor is being ended")
+
+    def hurry(self) -> None:
+        if self.scope is not None:
+            self._cancel(self.scope, "the actor is being killed")
+
+    def _cancel(self, scope: anyio.CancelScope, why: str) -> None:
+        self.cut = True
+        self.why_cut = why
+        scope.cancel()
+
+    def waits_in_asks(self) -> bool:
+        return not self.table.own_run or self.running is not None
+
+    # Ending.
+
+    async def _hook(self, name: str, argument: object) -> None:
+        """Run a hook of the old incarnation, within the time that a stop may take."""
+        try:
+            with anyio.move_on_after(self.options.shutdown) as scope:
+                self.scope = scope
+                result = getattr(self.actor, name)(argument)
+                if inspect.isawaitable(result):
+                    await result
+        except Exception as error:
+            self.runtime.hook_failed(self, name, error)
+        if scope.cancelled_caught:
+            overrun = TimeoutError(f"it was cancelled after {self.options.shutdown} s (shutdown), or by a kill")
+            self.runtime.hook_failed(self, name, overrun)
+
+    def bury(self, exit_: Exit) -> None:
+        if self.actor is None or "stopped" not in self.table.hooks:
+            self.settle(exit_)
+            return
+        self.state = BURYING
+        self._start_task(self._last_words, exit_)
+
+    async def _last_words(self, exit_: Exit) -> None:
+        handling.set(self)
+        try:
+            await self._hook("stopped", exit_)
+        except BaseException as error:
+            self.runtime.hook_failed(self, "stopped", error)
+        self.runtime.dozed()
+        self.settle(exit_)

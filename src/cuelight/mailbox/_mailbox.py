@@ -1,0 +1,223 @@
+"""The mailbox of an actor: a bounded lane for mail and a control lane that overtakes it.
+
+Invariants:
+1. Mail is taken in the order in which it was accepted; of one sender, in the order in which it was sent.
+2. At most `capacity` messages wait, promised places included. While senders wait, nobody overtakes them.
+3. A sender that waits keeps its message until it has a place: cancelled before that, nothing was sent.
+4. The control lane is bounded by the lives of actors, not by `capacity`, and is emptied before mail is taken.
+
+The owner reads `items` itself, because a call for each message costs as much as a message. It must look at
+`attention` first; when that is set, at `control` and then `admit()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+from cuelight.mailbox._backend import Waiter
+from cuelight.mailbox._overflow import Overflow
+
+__all__ = ["Mailbox", "WaitingSender"]
+
+SOME_STALE = 64
+
+
+class WaitingSender:
+    """A sender that waits for room: first parked, then promised a place, which it fills when it wakes."""
+
+    __slots__ = ("promised", "waiter")
+
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter = waiter
+        self.promised = False
+
+
+class Mailbox:
+    """Mail and control messages of one consumer, on one event loop. Subclasses say how to wake it.
+
+    Attributes:
+        items: the mail, or None while there is none: an idle actor keeps no deque.
+        attention: whether there is something to see to before the next piece of mail is taken.
+        asleep: whether the consumer must be told of new mail (0: no).
+    """
+
+    __slots__ = ("asleep", "attention", "capacity", "control", "items", "limit", "overflow", "promised", "senders", "stales")
+
+    def __init__(self, capacity: float, overflow: Overflow) -> None:
+        self.items: deque[Any] | None = None
+        self.control: deque[Any] | None = None
+        self.senders: deque[Any] | None = None
+        self.capacity = capacity
+        self.limit = capacity
+        self.overflow = overflow
+        self.promised = 0
+        self.stales = 0
+        self.asleep = 0
+        self.attention = False
+
+    def __len__(self) -> int:
+        return len(self.items or ())
+
+    # What the owner of a mailbox says.
+
+    def woken(self) -> None:
+        """Called when mail comes while `asleep`, and when `attention` is set."""
+        raise AssertionError
+
+    def dropped(self, item: Any, reason: str) -> None:
+        """Called with an item that the overflow policy dropped or a closed mailbox refused."""
+        raise AssertionError
+
+    def stale(self, item: Any) -> bool:
+        """Whether a waiting item is of no use any more, so that its place is free."""
+        raise AssertionError
+
+    def content(self, item: Any) -> Any:
+        """The message in an item, for overflow policies."""
+        raise AssertionError
+
+    # Putting.
+
+    def put(self, item: Any) -> bool:
+        """Accept an item, or let the overflow policy decide. Returns False if its sender must wait.
+
+        Raises:
+            MailboxFull: the overflow policy is `fail`.
+        """
+        items = self.items
+        if items is None:
+            items = self.items = deque()
+        if len(items) >= self.limit:
+            return self._put_full(item)
+        items.append(item)
+        if self.asleep:
+            self.woken()
+        return True
+
+    def _put_full(self, item: Any) -> bool:
+        if self.closed:
+            self.dropped(item, "stopped")
+            return True
+        items = self.items
+        assert items is not None  # noqa: S101 - put made it
+        if self.stales:
+            self.drop_stale()
+        if len(items) >= self.limit:
+            if self.senders:
+                return False
+            position = self.overflow([self.content(one) for one in items], self.content(item))
+            if position is None:
+                return False
+            if position >= len(items):
+                self.dropped(item, self.overflow.__name__)
+                return True
+            victim = items[position]
+            del items[position]
+            self.dropped(victim, self.overflow.__name__)
+        items.append(item)
+        if self.asleep:
+            self.woken()
+        return True
+
+    def note_stale(self) -> None:
+        """An item that waits, with the senders or in the mail, became stale. Cleans up once that is worth it."""
+        self.stales += 1
+        if self.stales > SOME_STALE and self.stales * 2 > len(self) + len(self.senders or ()):
+            self.drop_stale()
+
+    def drop_stale(self) -> None:
+        """Free the places of stale items."""
+        self.stales = 0
+        for lane in (self.items, self.senders):
+            if lane:
+                fresh = [item for item in lane if type(item) is WaitingSender or not self.stale(item)]
+                if len(fresh) < len(lane):
+                    lane.clear()
+                    lane.extend(fresh)
+        self.admit()
+
+    def line_up(self, sender: Any) -> None:
+        """Let a sender (a `WaitingSender`, or an item that needs nobody to be woken) wait for room."""
+        if self.senders is None:
+            self.senders = deque()
+        self.senders.append(sender)
+        self.limit = 0
+        self.attention = True
+
+    def leave(self, sender: WaitingSender) -> None:
+        """A waiting sender was cancelled: give up its place in the line, or the place it was promised."""
+        if sender.promised:
+            self.promised -= 1
+        elif self.senders is not None and sender in self.senders:
+            self.senders.remove(sender)
+        self.admit()
+
+    def redeem(self, sender: WaitingSender, item: Any) -> None:
+        """Fill the place that was promised to a sender."""
+        if sender.promised:
+            self.promised -= 1
+        if self.closed:
+            self.dropped(item, "stopped")
+            return
+        if self.items is None:
+            self.items = deque()
+        self.items.append(item)
+        self._set_limit()
+        if self.asleep:
+            self.woken()
+
+    def admit(self) -> None:
+        """Give free places to waiting senders, first come first served."""
+        if self.closed:
+            return
+        senders = self.senders
+        if senders:
+            if self.items is None:
+                self.items = deque()
+            items = self.items
+            while senders and len(items) + self.promised < self.capacity:
+                sender = senders.popleft()
+                if type(sender) is WaitingSender:
+                    sender.promised = True
+                    self.promised += 1
+                    sender.waiter.wake()
+                elif not self.stale(sender):
+                    items.append(sender)
+                    if self.asleep:
+                        self.woken()
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        if self.senders:
+            self.limit = 0
+        else:
+            self.senders = None
+            self.limit = self.capacity - self.promised
+
+    # Closing.
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more mail is accepted."""
+        return self.capacity < 0
+
+    def close(self) -> None:
+        """Accept no more mail; what is in it stays. Senders that wait are refused."""
+        if self.closed:
+            return
+        self.capacity = self.limit = -math.inf
+        senders, self.senders = self.senders, None
+        for sender in senders or ():
+            if type(sender) is WaitingSender:
+                sender.waiter.wake()
+            else:
+                self.dropped(sender, "stopped")
+        if self.items is None:
+            self.items = deque()
+
+    def reopen(self, capacity: float) -> None:
+        """Accept mail again after `close`."""
+        self.capacity = capacity
+        self._set_limit()

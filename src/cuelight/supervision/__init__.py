@@ -1,0 +1,43 @@
+"""Supervision: strategies, limits and budgets as pure values, and the supervisors that apply them."""
+
+from cuelight.supervision._backoff import Backoff
+from cuelight.supervision._blocking import BlockingRef, BlockingSystem
+from cuelight.supervision._budget import Budget
+from cuelight.supervision._children import AutoShutdown
+from cuelight.supervision._limit import RestartLimit
+from cuelight.supervision._strategies import Strategy, one_for_all, one_for_one, rest_for_one
+from cuelight.supervision._supervisor import (
+    ChildInfo,
+    DynamicSupervisor,
+    RestartChild,
+    StartChild,
+    StopChild,
+    Supervisor,
+    SupervisorMessage,
+    WhichChildren,
+    supervisor,
+)
+from cuelight.supervision._system import ActorSystem
+
+__all__ = [
+    "ActorSystem",
+    "AutoShutdown",
+    "Backoff",
+    "BlockingRef",
+    "BlockingSystem",
+    "Budget",
+    "ChildInfo",
+    "DynamicSupervisor",
+    "RestartChild",
+    "RestartLimit",
+    "StartChild",
+    "StopChild",
+    "Strategy",
+    "Supervisor",
+    "SupervisorMessage",
+    "WhichChildren",
+    "one_for_all",
+    "one_for_one",
+    "rest_for_one",
+    "supervisor",
+]

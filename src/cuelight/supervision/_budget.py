@@ -1,0 +1,85 @@
+"""Budgets: limits on what a subtree may use up. Exhausted, they end it as too many restarts do."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+from collections import deque
+
+from cuelight.errors import BudgetExceeded
+
+__all__ = ["Budget", "Ledger"]
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Budget:
+    """What a subtree may spend: `Budget(tokens=200_000, usd=2, wall=3600, memory=2**30)`.
+
+    Actors report what they spend with `self.spend(tokens=1200, usd=0.02)`; every budget above them is charged.
+    A subtree that has spent more ends with `BudgetExceeded`. It is not restarted unless it is `permanent`.
+    """
+
+    __slots__ = ("limits", "memory", "wall", "within")
+
+    def __init__(
+        self, *, within: float = math.inf, wall: float = math.inf, memory: float = math.inf, **limits: float
+    ) -> None:
+        """Set the limits.
+
+        Args:
+            within: seconds; what was spent longer ago no longer counts. By default everything counts.
+            wall: seconds that the subtree may live.
+            memory: bytes of resident memory of this process, looked at once a second.
+            **limits: the most that may be spent of each unit.
+
+        Raises:
+            ValueError: a limit is not a number of 0 or more.
+        """
+        for unit, limit in {"within": within, "wall": wall, "memory": memory, **limits}.items():
+            if not limit >= 0:
+                raise ValueError(f"Budget({unit}={limit!r}): give a number, 0 or more")
+        self.within, self.wall, self.memory, self.limits = within, wall, memory, limits
+
+    def __repr__(self) -> str:
+        shown = {**self.limits, "wall": self.wall, "memory": self.memory, "within": self.within}
+        return f"Budget({', '.join(f'{unit}={limit}' for unit, limit in shown.items() if limit != math.inf)})"
+
+
+class Ledger:
+    """What was spent of one budget. Pure bookkeeping: it is told the time."""
+
+    __slots__ = ("_budget", "_entries", "_sums")
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._entries: deque[tuple[float, dict[str, float]]] = deque()
+        self._sums: dict[str, float] = dict.fromkeys(budget.limits, 0.0)
+
+    def charge(self, amounts: dict[str, float], now: float) -> BudgetExceeded | None:
+        """Book amounts by unit; units without a limit are ignored. Returns the error once a limit is exceeded."""
+        mine = {unit: amount for unit, amount in amounts.items() if unit in self._sums}
+        for unit, amount in mine.items():
+            self._sums[unit] += amount
+        if self._budget.within < math.inf:
+            self._entries.append((now, mine))
+            while self._entries and self._entries[0][0] < now - self._budget.within:
+                for unit, amount in self._entries.popleft()[1].items():
+                    self._sums[unit] -= amount
+        for unit, limit in self._budget.limits.items():
+            if self._sums[unit] > limit:
+                window = f" within {self._budget.within} s" if self._budget.within < math.inf else ""
+                return BudgetExceeded(f"spent {self._sums[unit]:g} of at most {limit:g} {unit}{window}")
+        return None
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process occupies; where the system does not tell, the most it ever did."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * PAGE
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

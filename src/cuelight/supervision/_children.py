@@ -1,0 +1,381 @@
+"""The shell of supervision: hears how children end, asks the pure policies what to do, and does it.
+
+Invariants:
+1. Children start one after another, in order, and stop one after another, in the reverse of it.
+2. No decision is taken inside a handler: crashes are decided on by the dispatcher, which never waits.
+3. A restart is a timer: while one is due, children can be stopped, looked at and added.
+4. After `close` or `kill` nothing is restarted, and the owner is told when the last child has been buried.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from cuelight.actors import Cell, ChildSpec, Crashed, Exit, Killed, Runtime, ShutDown, Spawned, WasRestarted
+from cuelight.errors import BudgetExceeded, CuelightError, MaxChildren, RestartLimitExceeded
+from cuelight.supervision._backoff import Backoff
+from cuelight.supervision._budget import Budget, Ledger, resident_memory
+from cuelight.supervision._limit import RestartLimit
+from cuelight.supervision._regroup import Regroup
+from cuelight.supervision._report import report_crash
+from cuelight.supervision._strategies import Strategy, one_for_one
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from cuelight.actors import BackoffPolicy
+
+__all__ = ["DEFAULT_PLAN", "AutoShutdown", "Children", "Plan"]
+
+AutoShutdown = Literal["never", "any_significant", "all_significant"]
+
+MEMORY_PERIOD = 1.0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How a family is supervised. A plainly spawned actor's children, and the top of a system, have the defaults."""
+
+    strategy: Strategy = one_for_one
+    limit: RestartLimit = RestartLimit()
+    backoff: Any = Backoff()
+    auto_shutdown: AutoShutdown = "never"
+    max_children: float = float("inf")
+    together: bool = False
+    budget: Budget | None = None
+
+
+DEFAULT_PLAN = Plan()
+
+
+class Record:
+    """What a family remembers of a child that has crashed at least once."""
+
+    __slots__ = ("exit", "restarts", "since", "timer")
+
+    def __init__(self) -> None:
+        self.restarts = 0
+        self.since: float | None = None
+        self.timer: Any = None
+        self.exit: Exit | None = None
+
+
+class Children:
+    """The children of one cell; fulfils `actors.Family`."""
+
+    __slots__ = (
+        "_cells",
+        "_closing",
+        "_history",
+        "_ledger",
+        "_looks",
+        "_plan",
+        "_records",
+        "_stopping",
+        "_sweeping",
+        "_undecided",
+        "owner",
+        "regroup",
+        "runtime",
+    )
+
+    def __init__(self, runtime: Runtime, owner: Cell, plan: Plan) -> None:
+        self.runtime = runtime
+        self.owner: Cell | None = owner
+        self._plan = plan
+        self._cells: dict[Cell, None] = {}
+        self._records: dict[Cell, Record] = {}
+        self._history: tuple[float, ...] = ()
+        self.regroup: Regroup | None = None
+        self._undecided: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._closing = False
+        self._stopping: Cell | None = None
+        self._sweeping = False
+        self._looks: list[Any] = []
+        self._ledger: Ledger | None = None
+        if plan.budget is not None:
+            self._open_budget(plan.budget)
+
+    @property
+    def empty(self) -> bool:
+        return not self._cells
+
+    def children(self) -> Iterable[Cell]:
+        return tuple(self._cells)
+
+    # Starting.
+
+    def adopt(self, spec: ChildSpec[Any], *, sponsored: bool = False) -> Cell:
+        if len(self._cells) >= self._plan.max_children:
+            path = "the supervisor" if self.owner is None else self.owner.path
+            raise MaxChildren(f"{path} has {len(self._cells)} children, as many as max_children allows")
+        cell = self.runtime.new_cell(self, spec)
+        cell.sponsored = sponsored
+        self._cells[cell] = None
+        cell.begin(SPAWNED)
+        return cell
+
+    def has_started(self, cell: Cell) -> None:
+        record = self._records.get(cell)
+        if record is not None:
+            record.since = self.runtime.backend.time()
+        if self.regroup is not None:
+            self.regroup.has_started(cell)
+
+    # Hearing of ends.
+
+    def ended(self, cell: Cell, exit_: Exit) -> None:
+        if self._closing:
+            self.bury(cell, exit_)
+        elif self.regroup is not None and self.regroup.heard(cell, exit_):
+            pass
+        elif self._wants_restart(cell, exit_):
+            self.runtime.post(self._decide, cell, exit_)
+        else:
+            if isinstance(exit_, Crashed) and not self._start_failed(cell):
+                report_crash(cell, exit_, self, "it is not restarted")
+            self.bury(cell, exit_)
+
+    def _start_failed(self, cell: Cell) -> bool:
+        """Whether a child did not come up in the first place, and somebody waits to hear that."""
+        return cell.sponsored and not cell.incarnation
+
+    def _wants_restart(self, cell: Cell, exit_: Exit) -> bool:
+        kind = cell.options.restart
+        if self._start_failed(cell):
+            return False
+        if kind == "permanent":
+            return True
+        beyond = isinstance(exit_, Crashed) and isinstance(exit_.error, BudgetExceeded)
+        return kind == "transient" and exit_.abnormal and not cell.closed and not beyond
+
+    def bury(self, cell: Cell, exit_: Exit) -> None:
+        """End a child for good."""
+        record = self._records.pop(cell, None)
+        if record is not None and record.timer is not None:
+            record.timer.cancel()
+            self.runtime.restarting -= 1
+        cell.bury(exit_)
+
+    def buried(self, cell: Cell) -> None:
+        self._cells.pop(cell, None)
+        if self._closing:
+            if self._stopping is cell:
+                self._stopping = None
+            if not self._sweeping or not self._cells:
+                self.runtime.post(self._stop_next)
+        elif cell.options.significant and self.owner is not None:
+            rule = self._plan.auto_shutdown
+            left = any(other.options.significant for other in self._cells)
+            if rule == "any_significant" or (rule == "all_significant" and not left):
+                self.runtime.post(self.owner.stop)
+
+    def give_up(self, cell: Cell, exit_: Exit) -> None:
+        if self.regroup is not None:
+            self.regroup.gone(cell)
+        self.bury(cell, exit_)
+
+    # Deciding.
+
+    def _decide(self, cell: Cell, exit_: Exit) -> None:
+        if cell not in self._cells or not cell.over:
+            return
+        if self._closing:
+            self.bury(cell, exit_)
+            return
+        if self.regroup is not None:
+            self._undecided.append((self._decide, (cell, exit_)))
+            return
+        now = self.runtime.backend.time()
+        record = self._records.get(cell)
+        if record is None:
+            record = self._records[cell] = Record()
+        backoff: BackoffPolicy = cell.options.backoff or self._plan.backoff
+        if record.since is not None and now - record.since >= backoff.healthy_after:
+            record.restarts = 0
+        record.exit = exit_
+        counted = not (cell.options.redeliver > 1 and isinstance(exit_, Crashed) and exit_.message is not None)
+        if counted:
+            self._history, allowed = self._plan.limit.count(self._history, now)
+            if not allowed:
+                self._exhausted(cell, exit_)
+                return
+        delay = backoff.delay(record.restarts, random.random())  # noqa: S311 - jitter, not a secret
+        record.restarts += 1
+        affected = self._affected(cell)
+        self._report(cell, exit_, record, delay, affected)
+        self.runtime.restarting += 1
+        if len(affected) == 1:
+            record.timer = self.runtime.later(delay, self._restart, cell)
+        else:
+            self.regroup = Regroup(self, affected, delay)
+            self.regroup.begin()
+
+    def _affected(self, cell: Cell) -> list[Cell]:
+        """Whom the strategy says, and those whom a group restart that failed has left behind."""
+        chosen = set(self._plan.strategy(list(self._cells), cell))
+        left = {other for other in self._cells if other.over and not self._is_due(other)}
+        return [other for other in self._cells if other in chosen or other in left]
+
+    def _is_due(self, cell: Cell) -> bool:
+        record = self._records.get(cell)
+        return record is not None and record.timer is not None
+
+    def _report(self, cell: Cell, exit_: Exit, record: Record, delay: float, affected: Any) -> None:
+        if isinstance(exit_, Crashed):
+            limit = self._plan.limit
+            others = f", together with {len(affected) - 1} others" if len(affected) > 1 else ""
+            report_crash(
+                cell,
+                exit_,
+                self,
+                f"restart in {delay:.2f} s{others}: number {record.restarts} since it was last healthy; "
+                f"{len(self._history)} of at most {limit.max_restarts} restarts within {limit.within:g} s are used",
+            )
+
+    def _restart(self, cell: Cell) -> None:
+        record = self._records[cell]
+        record.timer = None
+        self.runtime.restarting -= 1
+        self.restart(cell)
+
+    def restart(self, cell: Cell) -> None:
+        """Begin the next incarnation of a child."""
+        record = self._records.get(cell)
+        exit_ = ShutDown() if record is None or record.exit is None else record.exit
+        cell.restarts = 1 if record is None else record.restarts
+        cell.restart(WasRestarted(exit_, cell.restarts))
+
+    def regrouped(self) -> None:
+        """A group restart is through, or given up."""
+        self.regroup = None
+        self.runtime.restarting -= 1
+        undecided, self._undecided = self._undecided, deque()
+        for decision, args in undecided:
+            self.runtime.post(decision, *args)
+
+    def restart_child(self, cell: Cell) -> None:
+        """Restart one child because somebody asks for it; not counted as a crash."""
+        if self.regroup is not None:
+            self._undecided.append((self.restart_child, (cell,)))
+        elif cell in self._cells and not self._closing and not self._is_due(cell):
+            self.runtime.restarting += 1
+            self.regroup = Regroup(self, [cell], 0.0)
+            self.regroup.begin()
+
+    def start_failed_again(self, cell: Cell, exit_: Exit) -> None:
+        """A child did not come up in a group restart: that counts as a crash."""
+        self.regrouped()
+        self.runtime.post(self._decide, cell, exit_)
+
+    def _exhausted(self, cell: Cell, exit_: Exit) -> None:
+        limit = self._plan.limit
+        error = RestartLimitExceeded(
+            f"{cell.path} {exit_.describe()}; more than {limit.max_restarts} restarts within {limit.within:g} s, "
+            f"so its supervisor gives up (max_restarts and within change that)"
+        )
+        if isinstance(exit_, Crashed):
+            error.__cause__ = exit_.error
+            report_crash(cell, exit_, self, f"no restart: {len(self._history)} within {limit.within:g} s are too many")
+        self.escalate(error)
+
+    def escalate(self, error: CuelightError) -> None:
+        """This family is beyond hope: the owner's incarnation ends with it."""
+        owner = self.owner
+        assert owner is not None  # noqa: S101 - only the root itself has no owner
+        if not self._closing:
+            owner.fail_with(error)
+
+    # Budgets.
+
+    def _open_budget(self, budget: Budget) -> None:
+        self._ledger = Ledger(budget)
+        if budget.wall < float("inf"):
+            self._looks.append(self.runtime.later(budget.wall, self._out_of_time, budget.wall))
+        if budget.memory < float("inf"):
+            self._looks.append(self.runtime.later(MEMORY_PERIOD, self._look_at_memory, budget.memory))
+
+    def _out_of_time(self, wall: float) -> None:
+        self.escalate(BudgetExceeded(f"lived for {wall:g} s, as long as its budget allows"))
+
+    def _look_at_memory(self, limit: float) -> None:
+        used = resident_memory()
+        if used > limit:
+            self.escalate(BudgetExceeded(f"the process uses {used} bytes of at most {limit:g}"))
+        elif not self._closing:
+            self._looks = [self.runtime.later(MEMORY_PERIOD, self._look_at_memory, limit)]
+
+    def spend(self, amounts: dict[str, float]) -> None:
+        family: Any = self
+        while family is not None:
+            ledger = getattr(family, "_ledger", None)
+            if ledger is not None:
+                error = ledger.charge(amounts, self.runtime.backend.time())
+                if error is not None:
+                    family.escalate(error)
+            family = None if family.owner is None else family.owner.keeper
+
+    # Stopping.
+
+    def _close(self) -> None:
+        self._closing = True
+        for look in self._looks:
+            look.cancel()
+        if self.regroup is not None:
+            self.regroup.abandon()
+            self.regroup = None
+            self.runtime.restarting -= 1
+
+    def close(self, exit_: Exit) -> None:  # noqa: ARG002 - part of the seam
+        if not self._closing:
+            self._close()
+            self.runtime.post(self._stop_next)
+
+    def kill(self, why: str) -> None:
+        self._close()
+        for cell in reversed(tuple(self._cells)):
+            self.runtime.post(self._kill_one, cell, why)
+
+    def _kill_one(self, cell: Cell, why: str) -> None:
+        if cell.over:
+            self.give_up(cell, Killed(why))
+        else:
+            cell.kill(why)
+
+    def _stop_next(self) -> None:
+        if self._plan.together:
+            if not self._sweeping:
+                self._sweeping = True
+                for cell in reversed(tuple(self._cells)):
+                    self._stop(cell)
+        else:
+            self._sweeping = True
+            while self._cells and self._stopping is None:
+                self._stopping = next(reversed(self._cells))
+                self._stop(self._stopping)
+            self._sweeping = False
+        if not self._cells and self.owner is not None:
+            self.runtime.post(self.owner.part_ended)
+
+    def _stop(self, cell: Cell) -> None:
+        if cell.options.shutdown < float("inf") and not cell.dead:
+            timer = self.runtime.later(cell.options.shutdown, self._overdue, cell)
+            cell.bonds_made().when_ended.append(lambda _: timer.cancel())
+        if cell.over:
+            self.bury(cell, cell.exit or ShutDown())
+        else:
+            cell.shut_down()
+
+    def _overdue(self, cell: Cell) -> None:
+        if cell.dead:
+            return
+        if cell.waits_for_children:
+            self.runtime.later(cell.options.shutdown, self._overdue, cell)  # its children have deadlines of their own
+        else:
+            cell.kill(f"it did not stop within {cell.options.shutdown:g} s (shutdown)")
+
+
+SPAWNED = Spawned()

@@ -1,0 +1,261 @@
+"""Supervisors that are declared: a class with its children, or a value; and dynamic ones, filled while they run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import msgspec
+
+from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Ref, ReplyPort, Request, Start, child, on
+from cuelight.errors import ActorNotFound, CuelightError, ReplyError, StartError
+from cuelight.supervision._backoff import Backoff
+from cuelight.supervision._budget import Budget
+from cuelight.supervision._children import AutoShutdown, Plan
+from cuelight.supervision._limit import RestartLimit
+from cuelight.supervision._strategies import Strategy, one_for_one
+
+__all__ = [
+    "ChildInfo",
+    "DynamicSupervisor",
+    "RestartChild",
+    "StartChild",
+    "StopChild",
+    "Supervisor",
+    "SupervisorMessage",
+    "WhichChildren",
+    "supervisor",
+]
+
+
+class ChildInfo(msgspec.Struct, frozen=True):
+    """One child of a supervisor.
+
+    Attributes:
+        name: its name.
+        ref: its address.
+        state: as in `Ref.statistics`.
+        restarts: restarts since it was last healthy.
+    """
+
+    name: str
+    ref: Ref[Any]
+    state: str
+    restarts: int
+
+
+class StartChild(Request[Ref[Any]]):
+    """Ask a supervisor to start another child; answered once that has started. Refused with `Refused`."""
+
+    spec: ChildSpec[Any]
+
+
+class StopChild(Request[None]):
+    """Ask a supervisor to stop a child, by name or ref; answered once it has ended."""
+
+    child: str | Ref[Any]
+
+
+class RestartChild(Request[None]):
+    """Ask a supervisor to restart a child, by name or ref: its incarnation ends after the running handler."""
+
+    child: str | Ref[Any]
+
+
+class WhichChildren(Request[list[ChildInfo]]):
+    """Ask a supervisor for its children, in start order."""
+
+
+SupervisorMessage = StartChild | StopChild | RestartChild | WhichChildren
+
+
+class Refused(ReplyError):
+    """A supervisor could not do what it was asked; the reason is the cause."""
+
+
+class Supervisor(Actor[SupervisorMessage]):
+    """An actor whose work is its children. Subclass it, set the class attributes and list the children:
+
+        class Session(Supervisor):
+            strategy = rest_for_one
+
+            def specs(self) -> list[ChildSpec[Any]]:
+                return [child(Memory).with_options(name="memory"), child(Agent)]
+
+    Attributes:
+        strategy: who is restarted when one crashes.
+        max_restarts: restarts allowed `within` so many seconds; one more and the supervisor itself crashes.
+        within: the window, in seconds. It slides.
+        backoff: the delays before restarts.
+        auto_shutdown: whether the end of `significant` children ends the supervisor.
+        budget: what its subtree may spend.
+    """
+
+    strategy: ClassVar[Strategy] = one_for_one
+    max_restarts: ClassVar[int] = 3
+    within: ClassVar[float] = 5.0
+    backoff: ClassVar[Backoff] = Backoff()
+    auto_shutdown: ClassVar[AutoShutdown] = "never"
+    budget: ClassVar[Budget | None] = None
+
+    def specs(self) -> Iterable[ChildSpec[Any]]:
+        """The children, in start order. Called at each start of the supervisor."""
+        return ()
+
+    def plan(self) -> Plan:
+        """How the children are supervised, as a value."""
+        return Plan(
+            strategy=type(self).strategy,
+            limit=RestartLimit(self.max_restarts, self.within),
+            backoff=self.backoff,
+            auto_shutdown=self.auto_shutdown,
+            budget=self.budget,
+        )
+
+    async def started(self, why: Start) -> None:
+        for spec in self.specs():
+            if spec.options.significant and self.plan().auto_shutdown == "never":
+                raise ValueError(f"{spec!r} is significant: set auto_shutdown of {type(self).__name__}")
+            await self.spawn(spec)
+
+    @on(StartChild)
+    def start_child(self, message: StartChild) -> Ref[Any]:
+        """Start a child; the answer waits for its start, the supervisor does not."""
+        try:
+            ref = self._adopt(message.spec)
+        except (CuelightError, TypeError) as error:
+            raise Refused(str(error)) from error
+        cell = ref._cell
+        if not cell.incarnation:
+            port = self.defer_reply()
+            cell.bonds_made().starting.append(lambda: self._answer_start(cell, port))
+        return ref
+
+    def _adopt(self, spec: ChildSpec[Any]) -> Ref[Any]:
+        cell = self._cell.runtime.family_made(self._cell).adopt(spec, sponsored=True)
+        if isinstance(cell.exit, Crashed):
+            raise StartError(f"{cell.path} did not start: {cell.exit.describe()}") from cell.exit.error
+        return Ref(cell)
+
+    def _answer_start(self, cell: Cell, port: ReplyPort) -> None:
+        if cell.incarnation:
+            port.send(Ref(cell))
+        else:
+            error = Refused(f"{cell.path} did not start: {'' if cell.exit is None else cell.exit.describe()}")
+            error.__cause__ = cell.exit.error if isinstance(cell.exit, Crashed) else None
+            port.refuse(error)
+
+    @on(StopChild)
+    def stop_child(self, message: StopChild) -> None:
+        """Stop a child; the answer waits for its end, the supervisor does not."""
+        cell = self._child(message.child)
+        cell.shut_down()
+        if not cell.dead:
+            port = self.defer_reply()
+            cell.bonds_made().when_ended.append(lambda _exit: port.send(None))
+
+    @on(RestartChild)
+    def restart_child(self, message: RestartChild) -> None:
+        """Restart a child."""
+        self._cell.runtime.post(self._family().restart_child, self._child(message.child))
+
+    @on(WhichChildren)
+    def which_children(self, message: WhichChildren) -> list[ChildInfo]:
+        """The children."""
+        family = self._cell.family
+        refs = [] if family is None else [Ref(cell) for cell in family.children()]
+        return [ChildInfo(ref.name, ref, ref.statistics().state, ref.statistics().restarts) for ref in refs]
+
+    def _family(self) -> Any:
+        return self._cell.runtime.family_made(self._cell)
+
+    def _child(self, wanted: str | Ref[Any]) -> Cell:
+        family = self._cell.family
+        cells = () if family is None else tuple(family.children())
+        for cell in cells:
+            if wanted in (cell.name, Ref(cell)):
+                return cell
+        known = ", ".join(cell.name for cell in cells) or "none"
+        raise Refused(f"{self.path} has no child {wanted!r}; its children: {known}") from ActorNotFound(str(wanted))
+
+
+class _Declared(Supervisor):
+    """A supervisor made by `supervisor(...)`."""
+
+    def __init__(self, specs: tuple[ChildSpec[Any], ...], plan: Plan) -> None:
+        self._specs, self._plan = specs, plan
+
+    def specs(self) -> Iterable[ChildSpec[Any]]:
+        return self._specs
+
+    def plan(self) -> Plan:
+        return self._plan
+
+
+def supervisor(
+    *children: ChildSpec[Any],
+    strategy: Strategy = one_for_one,
+    max_restarts: int = 3,
+    within: float = 5.0,
+    backoff: Backoff | None = None,
+    auto_shutdown: AutoShutdown = "never",
+    budget: Budget | None = None,
+) -> ChildSpec[SupervisorMessage]:
+    """Declare a supervisor as a value: a spec to spawn, or to nest in another supervisor.
+
+    Args:
+        *children: its children, in start order.
+        strategy: who is restarted when one crashes.
+        max_restarts: restarts allowed `within` so many seconds; one more and the supervisor itself crashes.
+        within: the window, in seconds.
+        backoff: the delays before restarts; `Backoff()` by default.
+        auto_shutdown: whether the end of `significant` children ends the supervisor.
+        budget: what its subtree may spend.
+
+    Raises:
+        ValueError: a value makes no sense; the message says which.
+    """
+    if auto_shutdown not in ("never", "any_significant", "all_significant"):
+        raise ValueError(f"auto_shutdown={auto_shutdown!r} is not 'never', 'any_significant' or 'all_significant'")
+    plan = Plan(
+        strategy=strategy,
+        limit=RestartLimit(max_restarts, within),
+        backoff=backoff or Backoff(),
+        auto_shutdown=auto_shutdown,
+        budget=budget,
+    )
+    return child(_Declared, children, plan).with_options(shutdown=math.inf)
+
+
+class DynamicSupervisor(Supervisor):
+    """A supervisor that starts empty and gets its children while it runs, with `StartChild`.
+
+    Its children do not depend on each other: they stop together, under one time-out.
+    """
+
+    def __init__(self, *, max_children: float = math.inf, max_restarts: int = 3, within: float = 5.0) -> None:
+        """Set the limits.
+
+        Args:
+            max_children: how many live children there may be; one more is refused.
+            max_restarts: restarts allowed within the window.
+            within: the window, in seconds.
+
+        Raises:
+            ValueError: `max_children` is less than 1.
+        """
+        if not max_children >= 1:
+            raise ValueError(f"max_children={max_children!r}: give 1 or more")
+        self._max_children = max_children
+        self._limit = RestartLimit(max_restarts, within)
+
+    def plan(self) -> Plan:
+        return Plan(
+            limit=self._limit,
+            backoff=self.backoff,
+            auto_shutdown=self.auto_shutdown,
+            max_children=self._max_children,
+            together=True,
+            budget=self.budget,
+        )

@@ -1,0 +1,104 @@
+"""Reports handlers that take too long, with where they stand. A thread, because a blocked loop cannot report itself."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuelight.actors import Cell, Runtime
+
+__all__ = ["Watchdog"]
+
+log = logging.getLogger("cuelight.slow")
+
+SHOWN = 300
+
+
+class Watchdog:
+    """Looks at what runs a few times in each warning period; real time, also under a virtual clock."""
+
+    def __init__(self, runtime: Runtime, slow_after: float) -> None:
+        """Set it up.
+
+        Args:
+            runtime: whose handlers to watch.
+            slow_after: seconds that a handler may run before it is reported, once.
+
+        Raises:
+            ValueError: that is not more than 0.
+        """
+        if not slow_after > 0:
+            raise ValueError(f"slow_after={slow_after!r}: give more than 0 seconds, or None")
+        self._runtime = runtime
+        self._slow_after = slow_after
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._loop_thread = 0
+        self._seen: dict[Cell, tuple[int, float, bool]] = {}
+
+    def start(self) -> None:
+        """Begin to watch the current thread's loop."""
+        self._loop_thread = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="cuelight watchdog", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(self._slow_after / 2):
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Compare what runs with what ran at the last look."""
+        seen: dict[Cell, tuple[int, float, bool]] = {}
+        for cell in self._runtime.busy_cells():
+            handled, since, reported = self._seen.get(cell, (-1, now, False))
+            if handled != cell.handled:
+                since, reported = now, False
+            if not reported and now - since >= self._slow_after:
+                reported = True
+                self._report(cell, now - since)
+            seen[cell] = (cell.handled, since, reported)
+        self._seen = seen
+
+    def _report(self, cell: Cell, seconds: float) -> None:
+        running = cell.running
+        message = repr(None if running is None else cell.content(running))[:SHOWN]
+        log.warning(
+            "%s has been handling %s for %.1f s, and %d messages wait (slow_after=%g). It stands at:\n%s",
+            cell.path,
+            message,
+            seconds,
+            len(cell),
+            self._slow_after,
+            self._where(cell),
+        )
+
+    def _where(self, cell: Cell) -> str:
+        if self._runtime.turning is cell:
+            frame = sys._current_frames().get(self._loop_thread)
+            return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
+        return "".join(awaiting(cell))
+
+
+def awaiting(cell: Cell) -> list[str]:
+    """Where the coroutine of a cell's task stands: one line for each await, outermost first."""
+    lines: list[str] = []
+    at: Any = getattr(cell, "coroutine", None)
+    while at is not None:
+        frame = getattr(at, "cr_frame", None) or getattr(at, "gi_frame", None) or getattr(at, "ag_frame", None)
+        if frame is None:
+            break
+        code = frame.f_code
+        lines.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n')
+        at = getattr(at, "cr_await", None) or getattr(at, "gi_yieldfrom", None) or getattr(at, "ag_await", None)
+    return lines or ["  (not awaiting anything that can be shown)\n"]

@@ -51,7 +51,7 @@ test: check
 	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
 
 stress: .venv/.installed-dev
-	CUELIGHT_STRESS=1 $(BIN)/pytest -m stress $(ARGS)
+	CUELIGHT_STRESS=1 $(BIN)/pytest -m stress --timeout=1200 $(ARGS)
 
 bench: .venv/.installed-bench
 	$(BIN)/python -m bench $(ARGS)

@@ -212,12 +212,16 @@ class TrioBackend:
                     self._alarm_scope = scope
                     await self._trio.sleep_forever()
                 self._alarm_scope = None
-                if self._ring is not None and self.time() >= self._when:
-                    ring, self._ring = self._ring, None
-                    ring()
+                self._ring_if_due()
         finally:
             self._alarm_task = False
             self._alarm_scope = None
+
+    def _ring_if_due(self) -> None:
+        ring = self._ring
+        if ring is not None and self.time() >= self._when:
+            self._ring = None
+            ring()
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         self._token.run_sync_soon(function, *args)

@@ -65,11 +65,11 @@ class Waiting(Protocol):
 class CaseWaiter:
     """One case of one sleeping select. Hashable by identity; for one use."""
 
-    __slots__ = ("_index", "slot")
+    __slots__ = ("index", "slot")
 
     def __init__(self, slot: Slot, index: int) -> None:
         self.slot = slot
-        self._index = index
+        self.index = index
 
     def done(self) -> bool:
         """Whether the select is over: it has something else, or was cancelled."""
@@ -81,7 +81,7 @@ class CaseWaiter:
         Args:
             result: the item that the select returns, or `CLOSED`.
         """
-        self.slot.set_result((self._index, result))
+        self.slot.set_result((self.index, result))
 
 
 class Case(Protocol[T_co]):

@@ -17,7 +17,6 @@ whose task was cancelled is dead from that moment, though it leaves its queue a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -98,9 +97,7 @@ class Channel(ChannelCore[T]):
             await yield_now()
         if self._try_send(item):
             return
-        if get_ident() != self._thread or self._loop_closed():
-            self._adopt_loop()
-        slot = self._new_slot()
+        slot = self.make_slot()
         self._senders[slot] = item
         try:
             outcome = await slot
@@ -134,9 +131,7 @@ class Channel(ChannelCore[T]):
             await yield_now()
         item: Any = self.case_poll()
         if item is NOT_READY:
-            if get_ident() != self._thread or self._loop_closed():
-                self._adopt_loop()
-            slot = self._new_slot()
+            slot = self.make_slot()
             self.case_enroll(slot)
             try:
                 item = await slot
@@ -179,8 +174,7 @@ class Channel(ChannelCore[T]):
         """
         await yield_now()
         if not self._keep_place():
-            self._adopt_loop()
-            slot = self._new_slot()
+            slot = self.make_slot()
             self._senders[slot] = RESERVE
             try:
                 outcome = await slot

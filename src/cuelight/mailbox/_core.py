@@ -14,7 +14,7 @@ from threading import get_ident
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from cuelight.errors import ChannelClosed
-from cuelight.mailbox._backend import new_slot, slot_maker
+from cuelight.mailbox._backend import Slot, slot_maker
 from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow, Waiting
 from cuelight.mailbox._overflow import Overflow, wait
 
@@ -92,7 +92,8 @@ class ChannelCore(Generic[T]):
         self._sent = self._received = self._dropped = 0
         self._returned = self._returned_at = self._returned_run = 0
         self._thread: int | None = None  # where those that wait live
-        self._new_slot, self._loop_closed = new_slot, _always
+        self._new_slot: Callable[[], Slot]
+        self._loop_closed: Callable[[], bool]
 
     # Sending
 
@@ -127,9 +128,7 @@ class ChannelCore(Generic[T]):
             raise ValueError(message)
         fresh = position == len(buffer)
         if self._on_dropped is not None:
-            self._on_dropped(
-                item if fresh else buffer[position], getattr(self._overflow, "__name__", "overflow")
-            )
+            self._on_dropped(item if fresh else buffer[position], getattr(self._overflow, "__name__", "overflow"))
         self._sent += 1
         self._dropped += 1
         if not fresh:
@@ -336,6 +335,12 @@ class ChannelCore(Generic[T]):
 
     # Threads
 
+    def make_slot(self) -> Slot:
+        """A slot for the current task, which is about to wait here."""
+        if get_ident() != self._thread or self._loop_closed():
+            self._adopt_loop()
+        return self._new_slot()
+
     def _adopt_loop(self) -> None:
         """Somebody is about to wait here, which must be where the others wait."""
         thread = get_ident()
@@ -349,10 +354,6 @@ class ChannelCore(Generic[T]):
         raise RuntimeError(message)
 
 
-def _always() -> bool:
-    return True
-
-
 def _sleeper(waiter: Waiting) -> object:
     return waiter.slot if isinstance(waiter, CaseWaiter) else waiter
 
@@ -362,8 +363,6 @@ def _checked_capacity(capacity: object) -> float:
         message = f"capacity is {capacity!r}: give a whole number of items, or math.inf for no limit"
         raise TypeError(message)
     if capacity != math.inf and (isinstance(capacity, float) or capacity < 0):
-        message = (
-            f"capacity is {capacity!r}: give a whole number from 0 (rendezvous) up, or math.inf for no limit"
-        )
+        message = f"capacity is {capacity!r}: give a whole number from 0 (rendezvous) up, or math.inf for no limit"
         raise ValueError(message)
     return capacity

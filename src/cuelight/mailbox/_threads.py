@@ -24,9 +24,7 @@ __all__ = ["ThreadEnd"]
 
 T = TypeVar("T")
 
-_LOOK: Final = (
-    0.2  # seconds between two looks at whether the loop still lives: it does not tell us when it ends
-)
+_LOOK: Final = 0.2  # seconds between two looks at whether the loop still lives: it does not tell us when it ends
 _WITHDRAWN: Final = object()
 
 

@@ -40,9 +40,7 @@ class CuelightError(Exception):
     """The root of all errors of this library."""
 
 
-class ChannelClosed(  # noqa: N818 - the name that users of channels know
-    CuelightError, anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream
-):
+class ChannelClosed(CuelightError, anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream):
     """The channel is closed: nothing more can be sent, or nothing is left to receive.
 
     It is also each of the three errors that anyio raises for this, so code written for anyio's streams
@@ -50,27 +48,27 @@ class ChannelClosed(  # noqa: N818 - the name that users of channels know
     """
 
 
-class MailboxFull(CuelightError, anyio.WouldBlock):  # noqa: N818
+class MailboxFull(CuelightError, anyio.WouldBlock):
     """The mailbox or channel has no room, and its overflow policy (or a `_nowait` call) does not wait."""
 
 
-class ActorNotFound(CuelightError, LookupError):  # noqa: N818
+class ActorNotFound(CuelightError, LookupError):
     """No live actor has this name."""
 
 
-class NameTaken(CuelightError, ValueError):  # noqa: N818
+class NameTaken(CuelightError, ValueError):
     """A live actor has this name already."""
 
 
-class SystemClosed(CuelightError, RuntimeError):  # noqa: N818
+class SystemClosed(CuelightError, RuntimeError):
     """The actor system is not running: it has not been entered, is shutting down or has ended."""
 
 
-class StashFull(CuelightError):  # noqa: N818
+class StashFull(CuelightError):
     """The stash of an actor holds as many messages as it may."""
 
 
-class MaxChildren(CuelightError):  # noqa: N818
+class MaxChildren(CuelightError):
     """A dynamic supervisor has as many children as it may."""
 
 
@@ -78,11 +76,11 @@ class StartError(CuelightError):
     """An actor's constructor or `started` hook failed, so it never ran; the cause is in `__cause__`."""
 
 
-class RestartLimitExceeded(CuelightError):  # noqa: N818
+class RestartLimitExceeded(CuelightError):
     """A supervisor's children crashed more often than its restart limit allows; the last crash is the cause."""
 
 
-class BudgetExceeded(CuelightError):  # noqa: N818
+class BudgetExceeded(CuelightError):
     """A subtree has spent more (tokens, money, wall time, memory) than its budget allows."""
 
 
@@ -90,7 +88,7 @@ class AskError(CuelightError):
     """An ask got no answer. Subclasses say whether the work was done in part."""
 
 
-class NotStarted(AskError):  # noqa: N818
+class NotStarted(AskError):
     """The request was never handled (the actor is dead, stopped or full): safe to send again."""
 
 
@@ -98,7 +96,7 @@ class NotStartedTimeout(NotStarted, TimeoutError):
     """The deadline passed while the request was still queued: safe to send again."""
 
 
-class Interrupted(AskError):  # noqa: N818
+class Interrupted(AskError):
     """The handler was cut off while it ran: part of the work may have been done."""
 
 
@@ -110,7 +108,7 @@ class ActorCrashed(Interrupted):
     """The handler raised an exception, which ended its actor's incarnation; it is in `__cause__`."""
 
 
-class Unknown(AskError):  # noqa: N818
+class Unknown(AskError):
     """Contact with the actor was lost: the request may have been handled, in part, wholly or not at all."""
 
 

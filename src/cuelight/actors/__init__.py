@@ -2,6 +2,7 @@
 
 from cuelight.actors._actor import Actor
 from cuelight.actors._background import Background
+from cuelight.actors._bonds import LinkedExit
 from cuelight.actors._cell import Cell
 from cuelight.actors._dead_letters import DeadLetter, DeadLetters, Reason
 from cuelight.actors._exits import (
@@ -19,7 +20,6 @@ from cuelight.actors._family import Family
 from cuelight.actors._groups import Group
 from cuelight.actors._handlers import on
 from cuelight.actors._inbox import Inbox
-from cuelight.actors._bonds import LinkedExit
 from cuelight.actors._messages import Answers, Message, ReplyType, Request, StreamRequest, Streams
 from cuelight.actors._port import ReplyPort
 from cuelight.actors._ref import ActorStatistics, Ref
@@ -32,6 +32,7 @@ from cuelight.actors._timers import ActorTimer
 __all__ = [
     "Actor",
     "ActorStatistics",
+    "ActorTimer",
     "Answers",
     "Background",
     "BackoffPolicy",
@@ -64,7 +65,6 @@ __all__ = [
     "StreamRequest",
     "Streams",
     "Terminated",
-    "ActorTimer",
     "WasRestarted",
     "child",
     "on",

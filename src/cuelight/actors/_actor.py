@@ -119,7 +119,11 @@ class Actor(Generic[M]):
     async def spawn(self, factory: Callable[P, Actor[C]], /, *args: P.args, **kwargs: P.kwargs) -> Ref[C]: ...
     @overload
     async def spawn(
-        self, factory: Callable[Concatenate[Inbox[C], P], Awaitable[None]], /, *args: P.args, **kwargs: P.kwargs
+        self,
+        factory: Callable[Concatenate[Inbox[C], P], Awaitable[None]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Ref[C]: ...
     async def spawn(self, factory: Any, /, *args: Any, **kwargs: Any) -> Ref[Any]:
         """Start a child and wait until it has started. It ends when this incarnation ends.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Bonds", "LinkedExit"]
 
 
-class LinkedExit(CuelightError):  # noqa: N818 - it is an exit, seen from the other side
+class LinkedExit(CuelightError):
     """An actor to which this one is linked has ended abnormally."""
 
 
@@ -93,9 +93,9 @@ class Bonds:
             self.cell.items.extendleft(reversed(self.stash))
             self.stash.clear()
 
-    def try_again(self, cell: Cell, item: Any, error: BaseException) -> bool:
+    def try_again(self, item: Any, error: BaseException) -> bool:
         """Count a crash of this message. Puts it back to the front, or quarantines it when it has crashed enough."""
-        count = 1
+        cell, count = self.cell, 1
         if self.retry is not None and self.retry[0] is item:
             count += self.retry[1]
         else:

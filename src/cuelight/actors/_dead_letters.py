@@ -13,7 +13,7 @@ from cuelight.mailbox import Channel, drop_oldest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cuelight.actors._cell import Cell
+    from cuelight.actors._fates import Fates
 
 __all__ = ["DeadLetter", "DeadLetters", "Reason"]
 
@@ -96,7 +96,7 @@ class DeadLetters:
     def add(
         self,
         message: Any,
-        cell: Cell,
+        cell: Fates,
         reason: str,
         error: BaseException | None = None,
         history: tuple[BaseException, ...] = (),

@@ -9,7 +9,17 @@ import msgspec
 if TYPE_CHECKING:
     from cuelight.actors._ref import Ref
 
-__all__ = ["Crashed", "Exit", "Killed", "ShutDown", "Spawned", "Start", "Stopped", "Terminated", "WasRestarted"]
+__all__ = [
+    "Crashed",
+    "Exit",
+    "Killed",
+    "ShutDown",
+    "Spawned",
+    "Start",
+    "Stopped",
+    "Terminated",
+    "WasRestarted",
+]
 
 
 class Start(msgspec.Struct, frozen=True):

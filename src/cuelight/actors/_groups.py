@@ -31,7 +31,8 @@ class Group(Generic[M]):
 
     def __iter__(self) -> Iterator[Ref[M]]:
         """The members, in the order in which they joined."""
-        return iter([Ref(cell) for cell in self._members])
+        refs: list[Ref[M]] = [Ref(cell) for cell in self._members]
+        return iter(refs)
 
     def __contains__(self, ref: object) -> bool:
         return isinstance(ref, Ref) and ref._cell in self._members

@@ -121,13 +121,13 @@ def _check_hook(cls: type[Any], hook: str) -> None:
     if not callable(function):
         raise TypeError(f"{cls.__name__}.{hook} is a hook of Actor: name your attribute otherwise")
     wanted = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    if len(wanted) != 2 and not any(p.kind is p.VAR_POSITIONAL for p in wanted):  # noqa: PLR2004 - self and why
+    if len(wanted) != 2 and not any(p.kind is p.VAR_POSITIONAL for p in wanted):
         raise TypeError(f"{cls.__name__}.{hook} must take one argument, why: def {hook}(self, why) -> None")
 
 
 def message_types(cls: type[Any], base: type[Any]) -> tuple[type[Any], ...] | None:
     """The classes in `Actor[...]` of a class definition, or None where it has type variables or names none."""
-    for declared in types.get_original_bases(cls) if hasattr(types, "get_original_bases") else cls.__orig_bases__:
+    for declared in cls.__orig_bases__:
         if get_origin(declared) is base:
             (given,) = get_args(declared)
             union = get_origin(given) in {typing.Union, types.UnionType}

@@ -80,9 +80,9 @@ class Inbox(Generic[M]):
             if message is not NOT_READY:
                 taken: M = message
                 return taken
-            cell.waiter = cell.runtime.backend.waiter()
+            cell.waiter = waiter = cell.runtime.backend.waiter()
             try:
-                await cell.waiter
+                await waiter
             finally:
                 cell.waiter = None
 

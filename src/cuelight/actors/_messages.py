@@ -66,5 +66,3 @@ class StreamRequest(msgspec.Struct, Generic[R], metaclass=MessageMeta, frozen=Tr
     def __chunk__(self) -> ReplyType[R]:
         """For type checkers: the type of one chunk."""
         return ReplyType()
-
-

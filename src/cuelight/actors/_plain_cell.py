@@ -1,10 +1,13 @@
 """Cells of actors in which nothing can suspend: the dispatcher runs them, so they need no task."""
 
+# Messages, factories and what users raise are Any here: no annotation could say more.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cuelight.actors._cell import DRAINING, LIVE, STARTING, Cell
+from cuelight.actors._cell import STARTING, Cell
 from cuelight.actors._exits import Exit, Start, WasRestarted
 from cuelight.actors._reply import DONE, RUNNING, Answered, Asked, Reply, handling
 from cuelight.errors import ReplyError
@@ -73,7 +76,8 @@ class PlainCell(Cell):
                 return False
             item = items.popleft()
             self.running = item
-            call = calls.get(type(item))
+            kind: type[Any] = type(item)
+            call = calls.get(kind)
             try:
                 if call is not None:
                     call(actor, item)
@@ -101,7 +105,7 @@ class PlainCell(Cell):
                 self.stales -= 1
                 return
             message = item.message
-        kind = type(message)
+        kind: type[Any] = type(message)
         call: Callable[..., Any] | None = self.table.calls.get(kind) or self.table.find(kind)
         if call is None:
             self.unhandled(item)
@@ -141,7 +145,7 @@ class PlainCell(Cell):
         except ReplyError as refusal:
             return Answered(None, refusal), None
         except Exception as error:
-            asked = Asked(message, self, 0.0)
+            asked: Asked = Asked(message, self, 0.0)
             return asked, self.crash(error, asked)
         finally:
             slot, self.running = self.running, None
@@ -152,7 +156,7 @@ class PlainCell(Cell):
     def interrupt(self, why: str) -> bool:
         return False
 
-    def cancel_running(self, ask: Asked[Any]) -> None:
+    def cancel_running(self, ask: Asked) -> None:
         """Nothing to do: a `def` handler that runs cannot be seen running from outside."""
 
     def cancel_turn(self) -> None:
@@ -169,5 +173,3 @@ class PlainCell(Cell):
             except Exception as error:
                 self.runtime.hook_failed(self, "stopped", error)
         self.settle(exit_)
-
-

@@ -18,7 +18,7 @@ class ReplyPort:
 
     __slots__ = ("_asked",)
 
-    def __init__(self, asked: Asked[Any]) -> None:
+    def __init__(self, asked: Asked) -> None:
         self._asked = asked
 
     @property
@@ -47,7 +47,7 @@ def take_running(cell: Cell, verb: str) -> Any:
     if item is None:
         raise RuntimeError(f"{cell.path} cannot {verb}: no message is being handled, or it was set aside already")
     if not isinstance(item, Asked) and cell.runtime.is_inline(cell):
-        asked: Asked[Any] = Asked(item, cell, cell.runtime.due_in(cell.runtime.ask_timeout))
+        asked: Asked = Asked(item, cell, cell.runtime.due_in(cell.runtime.ask_timeout))
         asked.state = RUNNING
         cell.running = asked
         return asked
@@ -58,10 +58,10 @@ def take_running(cell: Cell, verb: str) -> Any:
 def defer(cell: Cell) -> ReplyPort:
     """Take over the reply of the request being handled."""
     item = take_running(cell, "defer a reply")
-    if not isinstance(item, Asked):
-        cell.running = item
-        raise RuntimeError(f"{cell.path} cannot defer a reply: {item!r} was told, not asked")
-    return ReplyPort(item)
+    if isinstance(item, Asked):
+        return ReplyPort(item)
+    cell.running = item
+    raise RuntimeError(f"{cell.path} cannot defer a reply: {item!r} was told, not asked")
 
 
 def stash(cell: Cell) -> None:

@@ -133,7 +133,7 @@ class Ref(Generic[M_contra]):
         asker = handling.get()
         if asker is not None and isinstance(asker.running, Asked) and asker.running.due < due:
             due = asker.running.due or due
-        asked: Asked[R] = Asked(message, cell, due)
+        asked: Asked = Asked(message, cell, due)
         if not cell.put(asked):
             cell.line_up(asked)
         return asked

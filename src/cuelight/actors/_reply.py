@@ -74,7 +74,7 @@ class Answered(Reply[R]):
         self.error = error
 
 
-class Asked(Reply[R]):
+class Asked(Reply[Any]):
     """A request on its way, and the place for its answer. It travels through the mailbox in the message's stead."""
 
     __slots__ = ("cell", "due", "message", "state", "timed", "waiter")
@@ -140,7 +140,7 @@ class Asked(Reply[R]):
             self.timed = True
             self.cell.runtime.alarms.add(self.due, self)
 
-    def __await__(self) -> Generator[Any, Any, R]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         if self.state != DONE:
             self.start_clock()
             yield from self.sleep()

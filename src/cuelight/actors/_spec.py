@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    overload,
+)
 
 import msgspec
 
@@ -55,7 +66,7 @@ class Options(msgspec.Struct, frozen=True):
     restart: Restart = "transient"
     shutdown: float = 5.0
     capacity: int = 1000
-    overflow: Overflow = wait
+    overflow: Overflow[Any] = wait
     backoff: BackoffPolicy | None = None
     redeliver: int = 0
     significant: bool = False
@@ -65,10 +76,8 @@ class Options(msgspec.Struct, frozen=True):
             raise ValueError(f"restart={self.restart!r} is not one of {', '.join(map(repr, RESTARTS))}")
         if not self.shutdown >= 0:
             raise ValueError(f"shutdown={self.shutdown!r}: give seconds, 0 or more (math.inf waits for ever)")
-        capacity: object = self.capacity
-        if capacity != math.inf and (
-            isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1
-        ):
+        capacity: Any = self.capacity
+        if capacity != math.inf and (isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1):
             raise ValueError(
                 f"capacity={capacity!r}: a mailbox holds 1 message or more; give a whole number (default 1000)"
             )

@@ -23,7 +23,7 @@ WINDOW = 16
 """Chunks that a handler may be ahead of its reader."""
 
 
-class StreamSlot(Asked[Any]):
+class StreamSlot(Asked):
     """The reply slot of a stream: `succeed` marks its end, `fail` its failure; the chunks wait in between."""
 
     __slots__ = ("chunks", "patience", "writer")

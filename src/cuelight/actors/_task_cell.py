@@ -4,10 +4,13 @@ One cancel scope serves a whole busy period and is replaced only after it was us
 any handler costs nothing per message.
 """
 
+# Messages, factories and what users raise are Any here: no annotation could say more.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -20,17 +23,23 @@ from cuelight.errors import ReplyError
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from cuelight.actors._runtime import Runtime
     from cuelight.actors._family import Family
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._inbox import Inbox
     from cuelight.actors._spec import ChildSpec
-    from cuelight.mailbox import Waiter
 
 __all__ = ["TaskCell"]
 
 BUDGET = 128
 """Messages that one actor handles before it lets other tasks run."""
+
+
+class Wakeable(Protocol):
+    """A sleeping task, or a select."""
+
+    def wake(self) -> None:
+        """Mail has come."""
+        ...
 
 
 class TaskCell(Cell):
@@ -43,7 +52,7 @@ class TaskCell(Cell):
         self.coroutine: Coroutine[Any, Any, None] | None = None
         self.scope: anyio.CancelScope | None = None  # of the task
         self.turn_scope: anyio.CancelScope | None = None  # of what an interrupt cancels
-        self.waiter: Waiter | None = None
+        self.waiter: Wakeable | None = None
         self.cut = False
         self.why_cut = ""
         self.retired = False
@@ -181,7 +190,7 @@ class TaskCell(Cell):
                 budget = BUDGET
                 continue
             self.running = item = items.popleft()
-            kind = type(item)
+            kind: type[Any] = type(item)
             call = calls.get(kind)
             try:
                 if call is None:
@@ -231,7 +240,7 @@ class TaskCell(Cell):
                 self.stales = max(0, self.stales - 1)
                 return
             message = item.message
-        kind = type(message)
+        kind: type[Any] = type(message)
         call = self.table.calls.get(kind) or self.table.find(kind)
         if call is None:
             self.unhandled(item)
@@ -260,7 +269,7 @@ class TaskCell(Cell):
         with anyio.CancelScope() as scope:
             self.turn_scope = scope
             try:
-                kind = type(item)
+                kind: type[Any] = type(item)
                 if kind in self.table.suspending:
                     await self.table.calls[kind](self.actor, item)
                 else:
@@ -281,7 +290,7 @@ class TaskCell(Cell):
         self._cancel(self.turn_scope, why)
         return True
 
-    def cancel_running(self, ask: Asked[Any]) -> None:
+    def cancel_running(self, ask: Asked) -> None:
         if self.running is ask and self.turn_scope is not None:
             self._cancel(self.turn_scope, "its asker gave up")
 
@@ -313,7 +322,9 @@ class TaskCell(Cell):
                     await result
         except Exception as error:
             self.runtime.hook_failed(self, name, error)
-        if scope.cancelled_caught:
+        else:
+            if not scope.cancelled_caught:
+                return
             overrun = TimeoutError(f"it was cancelled after {self.options.shutdown} s (shutdown), or by a kill")
             self.runtime.hook_failed(self, name, overrun)
 

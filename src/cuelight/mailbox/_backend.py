@@ -171,7 +171,7 @@ class TrioBackend:
     name = "trio"
 
     def __init__(self) -> None:
-        import trio
+        import trio  # noqa: PLC0415 - trio is an option
 
         self._trio = trio
         self._lowlevel = trio.lowlevel

@@ -82,7 +82,7 @@ class SendCase(Generic[T_contra]):
         """Take a sender out of the queue; part of `Case`."""
         self._channel._senders.pop(waiter, None)
 
-    def case_put_back(self, item: object, /) -> bool:  # noqa: ARG002 - part of Case
+    def case_put_back(self, item: object, /) -> bool:
         """Say that what was sent stays sent; part of `Case`."""
         return False
 

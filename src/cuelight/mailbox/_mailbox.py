@@ -43,9 +43,20 @@ class Mailbox:
         asleep: whether the consumer must be told of new mail (0: no).
     """
 
-    __slots__ = ("asleep", "attention", "capacity", "control", "items", "limit", "overflow", "promised", "senders", "stales")
+    __slots__ = (
+        "asleep",
+        "attention",
+        "capacity",
+        "control",
+        "items",
+        "limit",
+        "overflow",
+        "promised",
+        "senders",
+        "stales",
+    )
 
-    def __init__(self, capacity: float, overflow: Overflow) -> None:
+    def __init__(self, capacity: float, overflow: Overflow[Any]) -> None:
         self.items: deque[Any] | None = None
         self.control: deque[Any] | None = None
         self.senders: deque[Any] | None = None

@@ -44,7 +44,7 @@ class Alarm:
         """See `Case`."""
         self._waiters.pop(waiter, None)
 
-    def case_put_back(self, item: object, /) -> bool:  # noqa: ARG002 - part of Case
+    def case_put_back(self, item: object, /) -> bool:
         """See `Case`. Never called, as a timer takes effect only when it is polled."""
         return True
 
@@ -106,9 +106,7 @@ def after(seconds: float) -> Timer:
         RuntimeError: no event loop runs in this thread.
     """
     if not 0 <= seconds < math.inf:
-        message = (
-            f"after({seconds!r}): give a number of seconds from 0 up; leave the case out to wait forever"
-        )
+        message = f"after({seconds!r}): give a number of seconds from 0 up; leave the case out to wait forever"
         raise ValueError(message)
     return Timer(loop_time() + seconds)
 

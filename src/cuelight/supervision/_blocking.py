@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
@@ -30,9 +30,7 @@ class BlockingSystem:
     Its methods may be called from any thread. Leaving the `with` block ends all actors as the async block does.
     """
 
-    def __init__(
-        self, make: Callable[[], ActorSystem], backend: str, backend_options: dict[str, Any] | None
-    ) -> None:
+    def __init__(self, make: Callable[[], ActorSystem], backend: str, backend_options: dict[str, Any] | None) -> None:
         self._make, self._backend, self._options = make, backend, backend_options
         self._stack = ExitStack()
         self._portal: anyio.from_thread.BlockingPortal | None = None
@@ -40,9 +38,7 @@ class BlockingSystem:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            portal = stack.enter_context(
-                anyio.from_thread.start_blocking_portal(self._backend, self._options)
-            )
+            portal = stack.enter_context(anyio.from_thread.start_blocking_portal(self._backend, self._options))
             self._system = stack.enter_context(portal.wrap_async_context_manager(self._make()))
             self._portal = portal
             self._stack = stack.pop_all()
@@ -75,7 +71,9 @@ class BlockingSystem:
             raise SystemClosed("the actor system is not running: enter its `with` block first")
         return self._system
 
-    def spawn(self, factory: Callable[P, Actor[M]] | ChildSpec[M], /, *args: P.args, **kwargs: P.kwargs) -> BlockingRef[M]:
+    def spawn(
+        self, factory: Callable[P, Actor[M]] | ChildSpec[M], /, *args: P.args, **kwargs: P.kwargs
+    ) -> BlockingRef[M]:
         """As `ActorSystem.spawn`; blocks until the actor has started."""
         make: Any = factory
 
@@ -143,7 +141,7 @@ class BlockingRef(Generic[M_contra]):
         return exit_
 
 
-async def _first(stream: Any) -> Any:
+async def _first(stream: Any) -> AsyncIterator[Any]:
     async for chunk in stream:
         yield chunk
         return

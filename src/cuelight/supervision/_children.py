@@ -329,7 +329,7 @@ class Children:
             self.regroup = None
             self.runtime.restarting -= 1
 
-    def close(self, exit_: Exit) -> None:  # noqa: ARG002 - part of the seam
+    def close(self, exit_: Exit) -> None:
         if not self._closing:
             self._close()
             self.runtime.post(self._stop_next)

@@ -1,5 +1,6 @@
 """A restart of several children: stop them in reverse order, wait, start them in order. One at a time, and no waiting
-that keeps the supervisor from anything else."""
+that keeps the supervisor from anything else.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Crash reports that teach: who crashed on what, what was decided, by whom, and how to change that."""
 
+# Messages, factories and what users raise are Any here: no annotation could say more.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import logging
@@ -15,6 +18,11 @@ __all__ = ["flatten", "report_crash"]
 log = logging.getLogger("cuelight")
 
 SHOWN = 300
+
+HOW_TO_CHANGE = (
+    "  to change that: restart=, backoff= and redeliver= of child(...).with_options(...), strategy, max_restarts and "
+    "within of the supervisor; or raise ReplyError to refuse without a crash"
+)
 
 
 def report_crash(cell: Cell, exit_: Crashed, family: Any, decision: str) -> None:
@@ -36,8 +44,7 @@ def report_crash(cell: Cell, exit_: Crashed, family: Any, decision: str) -> None
         f"actor {cell.path} crashed {at_work}",
         *(f"  {line}" for line in flatten(exit_.error)),
         f"  {supervisor} decided (it is {kind!r}): {decision}",
-        "  to change that: restart=, backoff= and redeliver= of child(...).with_options(...), "
-        "strategy, max_restarts and within of the supervisor; or raise ReplyError to refuse without a crash",
+        HOW_TO_CHANGE,
     ]
     log.error("\n".join(lines), exc_info=exit_.error)
 
@@ -47,5 +54,6 @@ def flatten(error: BaseException, depth: int = 0) -> Iterator[str]:
     indent = "  " * depth
     yield f"{indent}{type(error).__name__}: {error}"
     if isinstance(error, BaseExceptionGroup):
+        inner: BaseException
         for inner in error.exceptions:
             yield from flatten(inner, depth + 1)

@@ -75,7 +75,9 @@ class Refused(ReplyError):
 
 
 class Supervisor(Actor[SupervisorMessage]):
-    """An actor whose work is its children. Subclass it, set the class attributes and list the children:
+    """An actor whose work is its children. Subclass it, set the class attributes and list the children.
+
+    For example:
 
         class Session(Supervisor):
             strategy = rest_for_one
@@ -164,7 +166,7 @@ class Supervisor(Actor[SupervisorMessage]):
     def which_children(self, message: WhichChildren) -> list[ChildInfo]:
         """The children."""
         family = self._cell.family
-        refs = [] if family is None else [Ref(cell) for cell in family.children()]
+        refs: list[Ref[Any]] = [] if family is None else [Ref(cell) for cell in family.children()]
         return [ChildInfo(ref.name, ref, ref.statistics().state, ref.statistics().restarts) for ref in refs]
 
     def _family(self) -> Any:

@@ -217,7 +217,12 @@ class ActorSystem(Runtime):
 
     @classmethod
     def blocking(
-        cls, name: str = "system", *, backend: str = "asyncio", backend_options: dict[str, Any] | None = None, **options: Any
+        cls,
+        name: str = "system",
+        *,
+        backend: str = "asyncio",
+        backend_options: dict[str, Any] | None = None,
+        **options: Any,
     ) -> BlockingSystem:
         """A system for blocking code: `with ActorSystem.blocking() as system:`. It has an event loop in a thread.
 
@@ -229,5 +234,3 @@ class ActorSystem(Runtime):
         """
         make: Callable[[], ActorSystem] = lambda: cls(name, **options)  # noqa: E731
         return BlockingSystem(make, backend, backend_options)
-
-

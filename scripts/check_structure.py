@@ -74,9 +74,7 @@ def check_root_import(module: Module) -> Iterator[Finding]:
         if isinstance(node, ast.Import):
             named = any(alias.name == PACKAGE for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            named = (
-                node.module == PACKAGE if node.level == 0 else node.module is None and node.level == depth + 1
-            )
+            named = node.module == PACKAGE if node.level == 0 else node.module is None and node.level == depth + 1
         else:
             continue
         if named and module.path.parts[-2:] != (PACKAGE, "__init__.py"):
@@ -89,21 +87,15 @@ def check_root_import(module: Module) -> Iterator[Finding]:
 def check_exports(module: Module) -> Iterator[Finding]:
     listed, line = declared_exports(module.tree)
     if listed is None:
-        yield module.finding(
-            1, "the package has no literal `__all__`: add a list of the names that it exports"
-        )
+        yield module.finding(1, "the package has no literal `__all__`: add a list of the names that it exports")
         return
     if listed != sorted(set(listed)):
-        yield module.finding(
-            line, "`__all__` is not sorted or names something twice: sort it, each name once"
-        )
+        yield module.finding(line, "`__all__` is not sorted or names something twice: sort it, each name once")
     bound, exported = module_names(module.tree)
     bound |= submodules(module.root / module.path.parent)
     for name in listed:
         if name not in bound:
-            yield module.finding(
-                line, f"`__all__` lists `{name}`, which is not there: import it, or take it out"
-            )
+            yield module.finding(line, f"`__all__` lists `{name}`, which is not there: import it, or take it out")
     for name, at in sorted(exported.items()):
         if name not in listed:
             yield module.finding(
@@ -113,9 +105,7 @@ def check_exports(module: Module) -> Iterator[Finding]:
 
 
 def submodules(folder: Path) -> set[str]:
-    return {
-        child.stem for child in folder.iterdir() if child.suffix == ".py" or (child / "__init__.py").is_file()
-    }
+    return {child.stem for child in folder.iterdir() if child.suffix == ".py" or (child / "__init__.py").is_file()}
 
 
 def declared_exports(tree: ast.Module) -> tuple[list[str] | None, int]:

@@ -65,9 +65,7 @@ anyio.run(main)
 
 
 def run(*command: str | Path, cwd: Path) -> None:
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(str(part) for part in command[:4])} failed:\n{done.stdout}{done.stderr}")
     if done.stdout and command[-2] == "-c":

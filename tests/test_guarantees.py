@@ -25,9 +25,7 @@ def problems(page: str, tests: Path) -> list[str]:
     listed = Counter(GUARANTEE.findall(page))
     if not listed:
         return ["the page lists no guarantee: begin a list item with the name of its test in backticks"]
-    missing = [
-        f"no test under tests/ is called {name}" for name in sorted(listed.keys() - functions_under(tests))
-    ]
+    missing = [f"no test under tests/ is called {name}" for name in sorted(listed.keys() - functions_under(tests))]
     return missing + [f"{name} is listed {times} times" for name, times in listed.items() if times > 1]
 
 
@@ -37,12 +35,8 @@ def test_every_guarantee_has_its_test() -> None:
 
 
 def test_a_guarantee_without_a_test_is_found(tmp_path: Path) -> None:
-    (tmp_path / "test_a.py").write_text(
-        "class TestA:\n    async def test_kept(self): ...\n", encoding="utf-8"
-    )
-    page = (
-        "# Page\n- `test_kept` Kept.\n- `test_broken` Not kept.\n* `test_kept` Again.\n- `Ref` is a word.\n"
-    )
+    (tmp_path / "test_a.py").write_text("class TestA:\n    async def test_kept(self): ...\n", encoding="utf-8")
+    page = "# Page\n- `test_kept` Kept.\n- `test_broken` Not kept.\n* `test_kept` Again.\n- `Ref` is a word.\n"
     assert problems(page, tmp_path) == [
         "no test under tests/ is called test_broken",
         "test_kept is listed 2 times",

@@ -23,9 +23,7 @@ def test_a_tidy_house_has_no_findings(tmp_path: Path) -> None:
             'from cuelight.mailbox import Channel\nimport sys\n__version__ = "1"\n'
             '__all__ = ["Channel", "__version__", "mailbox"]\n'
         ),
-        "src/cuelight/mailbox/__init__.py": (
-            "from cuelight.mailbox._channel import Channel\n__all__ = ['Channel']\n"
-        ),
+        "src/cuelight/mailbox/__init__.py": ("from cuelight.mailbox._channel import Channel\n__all__ = ['Channel']\n"),
         "src/cuelight/mailbox/_channel.py": "from collections import deque\nclass Channel: pass\n",
     }
     assert _lines(tmp_path, files) == []
@@ -64,9 +62,7 @@ def test_an_import_of_the_root_is_found(tmp_path: Path, statement: str) -> None:
     assert "imports the root" in line
 
 
-@pytest.mark.parametrize(
-    "statement", ["import cuelight.errors", "from cuelight.errors import X", "from . import _ref"]
-)
+@pytest.mark.parametrize("statement", ["import cuelight.errors", "from cuelight.errors import X", "from . import _ref"])
 def test_an_import_of_a_package_below_is_fine(tmp_path: Path, statement: str) -> None:
     assert _lines(tmp_path, {"src/cuelight/actors/_cell.py": statement + "\n"}) == []
 

@@ -46,8 +46,7 @@ def _mypy(files: list[Path], scratch: Path) -> dict[Place, str]:
     if done.returncode not in (0, 1) or done.stderr:
         raise RuntimeError(f"mypy could not check: {done.stdout}{done.stderr}")
     return {
-        (Path(match["file"]).name, int(match["line"])): match["text"]
-        for match in _MYPY_ERROR.finditer(done.stdout)
+        (Path(match["file"]).name, int(match["line"])): match["text"] for match in _MYPY_ERROR.finditer(done.stdout)
     }
 
 

@@ -1,5 +1,17 @@
 """Tools for testing programs that are built on Cuelight, on asyncio and on trio."""
 
 from cuelight.testing._clock import VIRTUAL_BACKENDS, VirtualClockLoop, real_time, virtual_backend
+from cuelight.testing._faults import InjectedCrash, assert_no_orphans, crash_once, wait_until_idle
+from cuelight.testing._probe import Probe
 
-__all__ = ["VIRTUAL_BACKENDS", "VirtualClockLoop", "real_time", "virtual_backend"]
+__all__ = [
+    "VIRTUAL_BACKENDS",
+    "InjectedCrash",
+    "Probe",
+    "VirtualClockLoop",
+    "assert_no_orphans",
+    "crash_once",
+    "real_time",
+    "virtual_backend",
+    "wait_until_idle",
+]

@@ -282,6 +282,10 @@ class TaskCell(Cell):
         if self.running is item:
             self.running = None
 
+    @property
+    def idle(self) -> bool:
+        return bool(self.coroutine is None and self.asleep and not self.items and not self.attention)
+
     # Cancelling.
 
     def interrupt(self, why: str) -> bool:

@@ -1,0 +1,103 @@
+"""Accidents on purpose, and what must be left after them: nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from cuelight.actors import Actor
+
+if TYPE_CHECKING:
+    from cuelight.supervision import ActorSystem
+
+__all__ = ["InjectedCrash", "assert_no_orphans", "crash_once", "wait_until_idle"]
+
+
+class InjectedCrash(Exception):  # noqa: N818 - it is what happens, not an error of the program
+    """Raised by a handler because a test wants it to crash."""
+
+
+@contextmanager
+def crash_once(
+    actor: type[Actor[Any]], kind: type[Any], error: Exception | None = None, *, times: int = 1
+) -> Generator[None]:
+    """Make the handlers of a class crash inside the block, before they do anything.
+
+    Args:
+        actor: the class of the actors.
+        kind: the class of the messages.
+        error: what they raise; an `InjectedCrash` by default.
+        times: how often, over all actors of the class; then the handlers work again.
+
+    Raises:
+        ValueError: the class has no handler for that kind of message.
+    """
+    calls = actor.__table__.calls
+    original = calls.get(kind) or actor.__table__.find(kind)
+    if original is None:
+        raise ValueError(f"{actor.__name__} has no handler for {kind.__name__}")
+    handler: Any = original
+    left = times
+
+    def crash_if_due(message: object) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise error or InjectedCrash(f"{actor.__name__} on {message!r}")
+
+    if inspect.isasyncgenfunction(handler):
+
+        async def replacement(self: Any, message: Any) -> Any:
+            crash_if_due(message)
+            async for chunk in handler(self, message):
+                yield chunk
+    elif inspect.iscoroutinefunction(handler):
+
+        async def replacement(self: Any, message: Any) -> Any:
+            crash_if_due(message)
+            return await handler(self, message)
+    else:
+
+        def replacement(self: Any, message: Any) -> Any:
+            crash_if_due(message)
+            return handler(self, message)
+
+    calls[kind] = replacement
+    try:
+        yield
+    finally:
+        calls[kind] = original
+
+
+async def wait_until_idle(system: ActorSystem) -> None:
+    """Wait until no actor handles or has a message, and no restart or background task is under way.
+
+    Timers that have not rung yet do not count. A checkpoint.
+    """
+    await system.wait_until_idle()
+
+
+def assert_no_orphans(system: ActorSystem) -> None:
+    """Check that a system that was left has left nothing behind: no actor, no task, no timer.
+
+    Call it in the same loop, after the `async with` block.
+
+    Raises:
+        AssertionError: something is left; the message lists it.
+    """
+    left: list[str] = []
+    if system.alive:
+        left.append(f"{system.alive} actors")
+    if len(system.alarms):
+        left.append(f"{len(system.alarms)} timers")
+    prefix = f"/{system.name}"
+    for task in anyio.get_running_tasks():
+        name = task.name or ""
+        if name == prefix or name.startswith((f"{prefix}/", "cuelight dispatcher")):
+            left.append(f"the task {name}")
+    if left:
+        raise AssertionError(f"the system {system.name!r} has ended and left behind: {', '.join(left)}")

@@ -1,0 +1,173 @@
+"""A probe: an actor that a test holds in its hand, to see what others send and to answer them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from cuelight.actors import Actor, Message, Ref, ReplyPort, Terminated
+from cuelight.errors import ReplyError
+from cuelight.mailbox import Channel
+
+if TYPE_CHECKING:
+    from cuelight.supervision import ActorSystem
+
+__all__ = ["Probe"]
+
+T = TypeVar("T")
+
+Arrival = tuple[Any, ReplyPort | None]
+
+
+class _Watch(Message):
+    """Tell the probe's actor to watch another."""
+
+    ref: Any
+
+
+class _ProbeActor(Actor[Any]):
+    """Passes on to the test whatever it is sent."""
+
+    def __init__(self, arrivals: Channel[Arrival]) -> None:
+        self._arrivals = arrivals
+
+    async def run(self) -> None:
+        async for message in self.inbox:
+            if isinstance(message, _Watch):
+                self.watch(message.ref)
+                continue
+            try:
+                port: ReplyPort | None = self.defer_reply()
+            except RuntimeError:  # it was told
+                port = None
+            await self._arrivals.send((message, port))
+
+
+class Probe:
+    """Stands in for an actor in a test. Give `probe.ref` to what is tested, then say what should come.
+
+    Every `within` is in seconds of the loop's clock, so with a virtual clock nothing really waits.
+    """
+
+    def __init__(self, ref: Ref[Any], arrivals: Channel[Arrival]) -> None:
+        self.ref = ref
+        self._arrivals = arrivals
+        self._port: ReplyPort | None = None
+
+    @classmethod
+    async def start(cls, system: ActorSystem) -> Self:
+        """Spawn a probe at the top of a system."""
+        arrivals: Channel[Arrival] = Channel(math.inf)
+        return cls(await system.spawn(_ProbeActor, arrivals), arrivals)
+
+    async def _next(self, within: float, wanted: str) -> Any:
+        message: Any = None
+        with anyio.move_on_after(within) as scope:
+            message, self._port = await self._arrivals.receive()
+        if scope.cancelled_caught:
+            raise AssertionError(f"the probe got nothing within {within} s; expected {wanted}")
+        return message
+
+    async def expect(self, wanted: type[T] | T, within: float = 3.0) -> T:
+        """Take the next message and compare it.
+
+        Args:
+            wanted: a class that it must be an instance of, or a value that it must equal.
+            within: seconds.
+
+        Returns:
+            The message.
+
+        Raises:
+            AssertionError: it is another one, or there was none in time.
+        """
+        message: Any = await self._next(within, repr(wanted))
+        matches = isinstance(message, wanted) if isinstance(wanted, type) else message == wanted
+        if not matches:
+            raise AssertionError(f"the probe expected {wanted!r} and got {message!r}")
+        taken: T = message
+        return taken
+
+    async def expect_none(self, within: float = 0.1) -> None:
+        """Check that no message comes.
+
+        Args:
+            within: seconds to wait.
+
+        Raises:
+            AssertionError: one came.
+        """
+        with anyio.move_on_after(within):
+            message, self._port = await self._arrivals.receive()
+            raise AssertionError(f"the probe expected nothing and got {message!r}")
+
+    async def expect_terminated(self, ref: Ref[Any], within: float = 3.0) -> Terminated:
+        """Check that the next message says that an actor has ended; `watch` it first.
+
+        Raises:
+            AssertionError: it is another message, or there was none in time.
+        """
+        terminated = await self.expect(Terminated, within)
+        if terminated.ref != ref:
+            raise AssertionError(f"the probe expected the end of {ref!r} and got that of {terminated.ref!r}")
+        return terminated
+
+    async def fish(self, wanted: Callable[[Any], bool], within: float = 3.0) -> Any:
+        """Take messages until one fits; the others are thrown back.
+
+        Args:
+            wanted: says whether a message fits.
+            within: seconds for all of it.
+
+        Returns:
+            The message that fits.
+
+        Raises:
+            AssertionError: none came in time.
+        """
+        thrown: list[Any] = []
+        with anyio.move_on_after(within):
+            while True:
+                message, self._port = await self._arrivals.receive()
+                if wanted(message):
+                    return message
+                thrown.append(message)
+        raise AssertionError(f"the probe fished for {within} s and caught only {thrown!r}")
+
+    async def receive(self, count: int, within: float = 3.0) -> list[Any]:
+        """Take as many messages.
+
+        Raises:
+            AssertionError: there were fewer in time.
+        """
+        return [await self._next(within, f"{count} messages") for _ in range(count)]
+
+    def reply(self, value: Any) -> None:
+        """Answer the request that was taken last.
+
+        Raises:
+            AssertionError: it was told, not asked.
+        """
+        self._taken_port().send(value)
+
+    def refuse(self, error: ReplyError) -> None:
+        """Refuse the request that was taken last.
+
+        Raises:
+            AssertionError: it was told, not asked.
+        """
+        self._taken_port().refuse(error)
+
+    def _taken_port(self) -> ReplyPort:
+        if self._port is None:
+            raise AssertionError("the probe cannot reply: the last message was told, not asked")
+        return self._port
+
+    async def watch(self, ref: Ref[Any]) -> None:
+        """Have the end of an actor reported to this probe. A checkpoint."""
+        await self.ref.tell(_Watch(ref))
+        await anyio.lowlevel.checkpoint()

@@ -5,9 +5,9 @@ from cuelight.testing._faults import InjectedCrash, assert_no_orphans, crash_onc
 from cuelight.testing._probe import Probe
 
 __all__ = [
-    "VIRTUAL_BACKENDS",
     "InjectedCrash",
     "Probe",
+    "VIRTUAL_BACKENDS",
     "VirtualClockLoop",
     "assert_no_orphans",
     "crash_once",

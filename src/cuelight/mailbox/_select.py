@@ -187,7 +187,7 @@ class _Merge(Generic[T]):
 def _check(cases: Sequence[object]) -> None:
     for case in cases:
         if type(case) not in _known:
-            if not all(callable(getattr(case, method, None)) for method in _METHODS):
+            if not all(callable(getattr(type(case), method, None)) for method in _METHODS):
                 message = (
                     f"argument {cases.index(case)} of select is {case!r}, which is no case: give the channel itself to "
                     "receive, channel.sending(item), after(seconds), every(seconds) or None"

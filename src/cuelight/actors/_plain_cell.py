@@ -169,7 +169,10 @@ class PlainCell(Cell):
         actor = self.actor
         if actor is not None and "stopped" in self.table.hooks and self.state != STARTING:
             try:
-                self.context.run(actor.stopped, exit_)
+                if self.runtime.turning is self:  # it ended in its own turn, so inside its context
+                    actor.stopped(exit_)
+                else:
+                    self.context.run(actor.stopped, exit_)
             except Exception as error:
                 self.runtime.hook_failed(self, "stopped", error)
         self.settle(exit_)

@@ -172,6 +172,12 @@ class Dispatcher:
         if self._idle_waiters and self.is_idle:
             self._wake()
 
+    def restart_settled(self) -> None:
+        """A restart that was under way has begun, or was given up."""
+        self.restarting -= 1
+        if self._idle_waiters and self.is_idle:
+            self._wake()
+
     async def wait_until_idle(self) -> None:
         """Wait until no actor handles or has a message and no restart or background task is under way.
 

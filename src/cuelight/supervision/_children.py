@@ -157,7 +157,7 @@ class Children:
         record = self._records.pop(cell, None)
         if record is not None and record.timer is not None:
             record.timer.cancel()
-            self.runtime.restarting -= 1
+            self.runtime.restart_settled()
         cell.bury(exit_)
 
     def buried(self, cell: Cell) -> None:
@@ -239,7 +239,7 @@ class Children:
     def _restart(self, cell: Cell) -> None:
         record = self._records[cell]
         record.timer = None
-        self.runtime.restarting -= 1
+        self.runtime.restart_settled()
         self.restart(cell)
 
     def restart(self, cell: Cell) -> None:
@@ -252,7 +252,7 @@ class Children:
     def regrouped(self) -> None:
         """A group restart is through, or given up."""
         self.regroup = None
-        self.runtime.restarting -= 1
+        self.runtime.restart_settled()
         undecided, self._undecided = self._undecided, deque()
         for decision, args in undecided:
             self.runtime.post(decision, *args)
@@ -327,7 +327,7 @@ class Children:
         if self.regroup is not None:
             self.regroup.abandon()
             self.regroup = None
-            self.runtime.restarting -= 1
+            self.runtime.restart_settled()
 
     def close(self, exit_: Exit) -> None:
         if not self._closing:

@@ -85,6 +85,7 @@ from cuelight.supervision import (
     one_for_all,
     one_for_one,
     rest_for_one,
+    run,
     supervisor,
 )
 
@@ -167,6 +168,7 @@ __all__ = [
     "one_for_all",
     "one_for_one",
     "rest_for_one",
+    "run",
     "select",
     "select_nowait",
     "supervisor",

@@ -190,7 +190,8 @@ class TrioBackend:
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
     ) -> None:
-        self._lowlevel.spawn_system_task(function, *args, name=name, context=context)
+        task = self._lowlevel.spawn_system_task(function, *args, name=name)
+        task.context = context  # not as an argument: trio would enter it now, and it may be entered already
 
     def set_alarm(self, when: float, ring: Callable[[], None]) -> None:
         self._ring, self._when = ring, when

@@ -5,6 +5,7 @@ from cuelight.supervision._blocking import BlockingRef, BlockingSystem
 from cuelight.supervision._budget import Budget
 from cuelight.supervision._children import AutoShutdown
 from cuelight.supervision._limit import RestartLimit
+from cuelight.supervision._run import run
 from cuelight.supervision._strategies import Strategy, one_for_all, one_for_one, rest_for_one
 from cuelight.supervision._supervisor import (
     ChildInfo,
@@ -39,5 +40,6 @@ __all__ = [
     "one_for_all",
     "one_for_one",
     "rest_for_one",
+    "run",
     "supervisor",
 ]

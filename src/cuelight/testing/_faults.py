@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["InjectedCrash", "assert_no_orphans", "crash_once", "wait_until_idle"]
 
 
-class InjectedCrash(Exception):  # noqa: N818 - it is what happens, not an error of the program
+class InjectedCrash(Exception):
     """Raised by a handler because a test wants it to crash."""
 
 

@@ -38,10 +38,20 @@ class Actor(Generic[M]):
     __table__: HandlerTable
     _cell: Cell
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
+        """Build the table of handlers and compare it with the messages in `Actor[...]`.
+
+        Args:
+            abstract: the class is a base for others, which add the handlers that it lacks.
+            **kwargs: for other base classes.
+
+        Raises:
+            TypeError: a message has no handler, or a handler is for a message that the class does not take.
+        """
         super().__init_subclass__(**kwargs)
         cls.__table__ = HandlerTable(cls, Actor)
-        check_handlers(cls, Actor, cls.__table__)
+        if not abstract:
+            check_handlers(cls, Actor, cls.__table__)
 
     def __takes__(self, message: M) -> None:
         """For type checkers: the messages that it takes."""

@@ -45,6 +45,7 @@ class Dispatcher:
         self.ask_timeout = ask_timeout
         self.late_replies = 0
         self.inline = 0
+        self.inline_timeout: float | None = None
         self.told = 0
         self.awake = 0
         self.restarting = 0
@@ -227,6 +228,10 @@ class Dispatcher:
         due = self.backend.time() + timeout
         grain = timeout / GRAIN
         return due - due % grain + grain if grain > 0 else due
+
+    def inline_due(self) -> float:
+        """The deadline of the ask whose handler runs inline: worked out only where it is needed after all."""
+        return self.due_in(self.ask_timeout if self.inline_timeout is None else self.inline_timeout)
 
     def remaining(self, cell: Cell) -> float:
         """Seconds left to the request that a cell handles."""

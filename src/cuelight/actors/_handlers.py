@@ -127,7 +127,7 @@ def _check_hook(cls: type[Any], hook: str) -> None:
 
 def message_types(cls: type[Any], base: type[Any]) -> tuple[type[Any], ...] | None:
     """The classes in `Actor[...]` of a class definition, or None where it has type variables or names none."""
-    for declared in cls.__orig_bases__:
+    for declared in (one for owner in cls.__mro__ for one in vars(owner).get("__orig_bases__", ())):
         if get_origin(declared) is base:
             (given,) = get_args(declared)
             union = get_origin(given) in {typing.Union, types.UnionType}
@@ -144,8 +144,6 @@ def check_handlers(cls: type[Any], base: type[Any], table: HandlerTable) -> None
     Raises:
         TypeError: a message of the union has no handler, or a handler is for a message that is not in it.
     """
-    if "__orig_bases__" not in vars(cls):
-        return
     taken = message_types(cls, base)
     if taken is None or table.own_run:
         return

@@ -145,7 +145,7 @@ class PlainCell(Cell):
         except ReplyError as refusal:
             return Answered(None, refusal), None
         except Exception as error:
-            asked: Asked = Asked(message, self, 0.0)
+            asked: Asked = Asked(message, self, self.runtime.inline_due())
             return asked, self.crash(error, asked)
         finally:
             slot, self.running = self.running, None

@@ -47,7 +47,7 @@ def take_running(cell: Cell, verb: str) -> Any:
     if item is None:
         raise RuntimeError(f"{cell.path} cannot {verb}: no message is being handled, or it was set aside already")
     if not isinstance(item, Asked) and cell.runtime.is_inline(cell):
-        asked: Asked = Asked(item, cell, cell.runtime.due_in(cell.runtime.ask_timeout))
+        asked: Asked = Asked(item, cell, cell.runtime.inline_due())
         asked.state = RUNNING
         cell.running = asked
         return asked

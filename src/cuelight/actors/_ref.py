@@ -125,6 +125,7 @@ class Ref(Generic[M_contra]):
             call = cell.table.calls.get(type(message))
             if call is not None:
                 budget, runtime.inline = runtime.inline, 0
+                runtime.inline_timeout = timeout
                 assert type(cell) is PlainCell  # noqa: S101 - INLINE says so
                 reply = cell.ask_now(message, call)
                 runtime.inline = budget - 1

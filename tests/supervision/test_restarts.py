@@ -118,7 +118,7 @@ async def test_a_failed_group_restart_is_tried_again_and_counts() -> None:
 
     class Fragile(Member):
         async def started(self, why: Start) -> None:
-            if next(failures):
+            if next(failures, False):
                 raise OSError("no start")
             await super().started(why)
 
@@ -126,13 +126,13 @@ async def test_a_failed_group_restart_is_tried_again_and_counts() -> None:
         ref = await system.spawn(
             supervisor(
                 member("a", log), child(Fragile, "f", log).with_options(name="f"), strategy=one_for_all, max_restarts=3
-            )
+            ).with_options(restart="temporary")
         )
         await system.find("a").tell(Crash())
         await wait_until_idle(system)
         assert ref.alive
         assert await system.find("f").ask(Get()) == 0
-        assert log == ["+a", "+f", "~a", "+a", "~a", "+a", "~a", "+a", "+f"]
+        assert log == ["+a", "+f", "~a", "+a", "~f", "~a", "+a", "~f", "~a", "+a", "~f", "+f"]
         await system.find("a").tell(Crash())
         await ref.ended()
         assert not ref.alive
@@ -184,7 +184,7 @@ async def test_a_nested_supervisor_is_restarted_by_its_own() -> None:
     log: Log = []
     inner = supervisor(member("a", log), member("b", log), max_restarts=0).with_options(name="inner")
     async with ActorSystem(backoff=NOW) as system:
-        outer = await system.spawn(supervisor(inner, max_restarts=1))
+        outer = await system.spawn(supervisor(inner, max_restarts=1).with_options(restart="temporary"))
         first = system.find("a")
         await first.tell(Crash())
         await first.ended()
@@ -268,7 +268,6 @@ async def test_crash_reports_teach(caplog: pytest.LogCaptureFixture) -> None:
         "RuntimeError: because",
         "transient",
         "1 of at most 3",
-        "ways",
     ):
         assert part in report
     assert "not restarted" in last

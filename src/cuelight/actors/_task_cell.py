@@ -182,6 +182,7 @@ class TaskCell(Cell):
             if self.attention:
                 exit_ = self.attend()
                 if exit_ is not None:
+                    self.running = None
                     return exit_
             items = self.items
             if not items:

@@ -1,0 +1,166 @@
+"""The report: exact numbers, the same under chaos and on both back ends, and clear words when there is none."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).parent.parent.parent / "examples" / "stdlib_report.py"
+BACKENDS = ["asyncio", "trio"]
+
+GOOD = """\
+class Shape:
+    def area(self):
+        return 0
+
+
+def sign(number):
+    if number > 0 and number < float("inf"):
+        return 1
+    for _ in ():
+        pass
+    return -1 if number < 0 else 0
+
+
+async def nothing():
+    def inner(x):
+        return [y for y in x if y]
+    return inner
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "sources"
+    (root / "package.py").mkdir(parents=True)  # a folder, in spite of its name
+    (root / "site-packages").mkdir()
+    (root / "good.py").write_text(GOOD, encoding="utf-8")
+    (root / "package.py" / "empty.py").write_bytes(b"")
+    (root / "latin.py").write_bytes(b"# coding: latin-1\nname = 'caf\xe9'\n")
+    (root / "escape.py").write_text("pattern = '\\d'\n", encoding="utf-8")  # the compiler warns of it
+    (root / "broken.py").write_text("def broken(:\n", encoding="utf-8")
+    (root / "null.py").write_bytes(b"x = 1\0\n")
+    (root / "undeclared.py").write_bytes(b"name = 'caf\xe9'\n")
+    (root / "unknown.py").write_text("# coding: klingon\n", encoding="utf-8")
+    (root / "dangling.py").symlink_to(root / "nowhere")
+    (root / "site-packages" / "installed.py").write_text("x = 1\n", encoding="utf-8")
+    (root / "notes.txt").write_text("def\n", encoding="utf-8")
+    for number in range(30):
+        (root / f"many_{number:02}.py").write_text(f"def f{number}(): ...\n" * number, encoding="utf-8")
+    return root
+
+
+def run(*options: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-W", "error", str(PROGRAM), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=50, check=False)
+
+
+def report_on(*options: str | Path) -> str:
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_report_counts_everything(folder: Path, backend: str) -> None:
+    report: dict[str, Any] = json.loads(report_on("--path", folder, "--json", "--backend", backend))
+    assert report["files"] == 39
+    assert report["measured"] == 34
+    assert report["lines"] == sum(range(30)) + 17 + 2 + 1
+    assert report["classes"] == 1
+    assert report["functions"] == sum(range(30)) + 4
+    assert report["most_complex_functions"][0] == {
+        "name": "sign",
+        "file": "good.py",
+        "line": 6,
+        "lines": 6,
+        "complexity": 5,
+    }
+    longest = [function["name"] for function in report["longest_functions"]]
+    assert longest[:2] == ["sign", "nothing"]
+    failures = {failure["file"]: failure["kind"] for failure in report["failures"]}
+    assert failures == {
+        "broken.py": "does not parse",
+        "dangling.py": "cannot be read",
+        "null.py": "does not parse",
+        "undeclared.py": "is not in its encoding",
+        "unknown.py": "is not in its encoding",
+    }
+    assert {failure["dead_letter"] for failure in report["failures"]} == {"refused"}
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_the_report_is_the_same_under_chaos_and_on_both_back_ends(folder: Path, form: list[str]) -> None:
+    calm = report_on("--path", folder, *form)
+    for options in (
+        ["--backend", "trio"],
+        ["--chaos", "--seed", "1"],
+        ["--chaos", "--seed", "2", "--workers", "1"],
+        ["--chaos", "--seed", "3", "--workers", "9", "--backend", "trio"],
+    ):
+        assert report_on("--path", folder, *form, *options) == calm
+
+
+def test_chaos_does_crash_workers(folder: Path) -> None:
+    done = run("--path", folder, "--chaos", "--verbose", "--progress")
+    assert done.returncode == 0
+    assert "RuntimeError: an accident before it was read" in done.stderr
+    assert "RuntimeError: an accident after it was passed on" in done.stderr
+    assert "34 of 39 files measured" in done.stderr
+    assert "\n0 crashes of workers" not in done.stderr
+
+
+def test_the_text_names_failures_by_kind(folder: Path) -> None:
+    text = report_on("--path", folder)
+    assert "       39 files, 34 of them measured\n" in text
+    assert "\nFailures: 5\n" in text
+    assert "        2  does not parse (dead letter: refused)\n" in text
+    assert "             dangling.py: No such file or directory\n" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--path", "missing"], "--path missing: it does not exist"),
+        (["--path", str(PROGRAM)], "it is not a folder"),
+        (["--workers", "0"], "--workers 0: give 1 or more"),
+        (["--backend", "curio"], "invalid choice: 'curio'"),
+    ],
+)
+def test_a_wrong_option_is_explained(options: list[str], message: str) -> None:
+    done = run(*options)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_folder_without_python_files_is_explained(tmp_path: Path, backend: str) -> None:
+    done = run("--path", tmp_path, "--backend", backend)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"there is no Python file below {tmp_path}\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_control_c_ends_it_cleanly(backend: str) -> None:
+    command = [sys.executable, "-W", "error", str(PROGRAM), "--progress", "--backend", backend]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = ""
+        while "files measured" not in seen:  # from then on it is at work
+            seen += (more := process.stderr.read(1))
+            assert more, seen
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert output == ""
+    assert errors.endswith("\nstopped; nothing was left running\n")
+    assert "Traceback" not in errors

@@ -202,8 +202,7 @@ async def test_reserve_sends_exactly_once_under_native_cancel() -> None:
             sent.append(item)
 
     async def receive() -> None:
-        async for item in channel:
-            got.append(item)
+        got.extend([item async for item in channel])
 
     receiver = asyncio.ensure_future(receive())
     for start in range(0, 600, 6):

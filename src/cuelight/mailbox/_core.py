@@ -240,6 +240,8 @@ class ChannelCore(Generic[T]):
             if not waiter.done():
                 self._received += 1
                 waiter.set_result(item)
+                if self._senders and self._capacity:
+                    self._admit_senders()  # the place itself was not needed
                 return
         self._buffer.append(item)
 

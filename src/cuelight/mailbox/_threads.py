@@ -131,7 +131,7 @@ class ThreadEnd(Generic[T]):
     def _perform(
         self, call: _Call, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
     ) -> Any:
-        if threading.get_ident() == self._loop_thread:
+        if threading.get_ident() == self._loop_thread and _in_a_loop():
             message = "the event loop's own thread must not block: use the channel's own methods here"
             raise RuntimeError(message)
         try:
@@ -175,6 +175,14 @@ class ThreadEnd(Generic[T]):
             _withdraw(call, queue)
         elif queue is self._channel._receivers and call.error is None and call.result is not CLOSED:
             self._channel.case_put_back(call.result)
+
+
+def _in_a_loop() -> bool:
+    try:
+        current_backend()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _withdraw(call: _Call, queue: OrderedDict[Any, Any]) -> None:

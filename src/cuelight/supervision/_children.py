@@ -154,11 +154,16 @@ class Children:
 
     def bury(self, cell: Cell, exit_: Exit) -> None:
         """End a child for good."""
-        record = self._records.pop(cell, None)
+        self._forget_timer(cell)
+        self._records.pop(cell, None)
+        cell.bury(exit_)
+
+    def _forget_timer(self, cell: Cell) -> None:
+        record = self._records.get(cell)
         if record is not None and record.timer is not None:
             record.timer.cancel()
+            record.timer = None
             self.runtime.restart_settled()
-        cell.bury(exit_)
 
     def buried(self, cell: Cell) -> None:
         self._cells.pop(cell, None)
@@ -211,6 +216,8 @@ class Children:
         if len(affected) == 1:
             record.timer = self.runtime.later(delay, self._restart, cell)
         else:
+            for other in affected:
+                self._forget_timer(other)  # the group restart takes over
             self.regroup = Regroup(self, affected, delay)
             self.regroup.begin()
 

@@ -13,9 +13,7 @@ from cuelight.mailbox import Channel
 Workload = Callable[[int], Awaitable[None]]
 
 
-async def _through(
-    n: int, send: Callable[[int], Awaitable[Any]], receive: Callable[[], Awaitable[Any]]
-) -> None:
+async def _through(n: int, send: Callable[[int], Awaitable[Any]], receive: Callable[[], Awaitable[Any]]) -> None:
     async def produce() -> None:
         for item in range(n):
             await send(item)

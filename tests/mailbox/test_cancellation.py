@@ -75,10 +75,10 @@ async def _both_in_one_step(send_first: bool) -> None:
         with scope:
             got.append(await channel.receive())
 
+    sent = False
     async with anyio.create_task_group() as group:
         group.start_soon(receive)
         await anyio.wait_all_tasks_blocked()
-        sent = False
         if not send_first:
             scope.cancel()
         try:

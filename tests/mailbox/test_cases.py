@@ -144,7 +144,7 @@ async def test_a_send_case_raises_when_its_channel_closes() -> None:
 async def test_native_cancel_puts_the_item_of_a_case_back(undoable: bool) -> None:
     latch = Latch(undoable=undoable)
     task = asyncio.ensure_future(select(latch, Channel[int]()))
-    while not latch.waiters:
+    for _ in range(4):
         await asyncio.sleep(0)
     latch.open("word")
     task.cancel()

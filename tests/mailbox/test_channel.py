@@ -180,7 +180,7 @@ def test_a_capacity_that_is_no_number_is_refused(capacity: Any) -> None:
 
 async def _passes(limit: int, operation: Any) -> int:
     """How many times another task runs while `operation` is called `limit` times."""
-    passes = 0
+    passes = during = 0
 
     async def watch() -> None:
         nonlocal passes

@@ -303,12 +303,13 @@ async def test_a_rendezvous_permit_that_is_released_goes_to_the_next_that_reserv
 
 async def test_a_rendezvous_permit_whose_receiver_went_away_sends_to_the_next_one() -> None:
     channel = Channel[int]()
+    permits: list[Permit[int]] = []
     async with anyio.create_task_group() as group:
         group.start_soon(channel.receive)
         await anyio.wait_all_tasks_blocked()
-        permit = await channel.reserve()
+        permits.append(await channel.reserve())
         group.cancel_scope.cancel()
-    permit.send(1)
+    permits[0].send(1)
     assert len(channel) == 1
     assert await channel.receive() == 1
 

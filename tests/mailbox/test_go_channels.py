@@ -237,11 +237,12 @@ async def test_go_multi_consumer() -> None:
             await jobs.send(job * 7)
         jobs.close()
 
+    got: list[int] = []
     async with anyio.create_task_group() as group:
         for _ in range(workers):
             group.start_soon(work)
         group.start_soon(feed)
-        got = [result async for result in results]
+        got += [result async for result in results]
     assert (len(got), sum(got)) == (count, 7 * count * (count - 1) // 2)
 
 

@@ -7,12 +7,13 @@ import math
 import random
 import sys
 from collections import Counter
+from typing import Any
 
 import anyio
 import pytest
 
 from cuelight.errors import ChannelClosed
-from cuelight.mailbox import Channel, seed_select, select, select_nowait
+from cuelight.mailbox import Case, Channel, seed_select, select, select_nowait
 from helpers import BACKENDS
 
 
@@ -38,27 +39,27 @@ async def test_go_nonblock_recv_race(closing: bool) -> None:
 @pytest.mark.parametrize("closing", [False, True])
 async def test_go_nonblock_select_race(closing: bool) -> None:
     """With one of two channels always ready, the non-blocking form always takes one."""
+    done: list[bool] = []
+
+    async def look(one: Channel[int], other: Channel[int]) -> None:
+        try:
+            select_nowait(one, other)
+            done.append(True)
+        except anyio.WouldBlock:
+            done.append(False)
+
     for _ in range(300):
         first, second = Channel[int](1), Channel[int](1)
         first.send_nowait(1)
-        done: list[bool] = []
-
-        async def look(one: Channel[int] = first, other: Channel[int] = second) -> None:
-            try:
-                select_nowait(one, other)
-                done.append(True)
-            except anyio.WouldBlock:
-                done.append(False)
-
         async with anyio.create_task_group() as group:
-            group.start_soon(look)
+            group.start_soon(look, first, second)
             if closing:
                 second.close()  # with us it drops out, where Go's would stay ready
             else:
                 second.send_nowait(1)
                 with contextlib.suppress(anyio.WouldBlock):
                     first.receive_nowait()
-        assert done == [True]
+    assert done == [True] * 300
 
 
 @pytest.mark.parametrize("capacity", [0, 10])
@@ -186,6 +187,7 @@ async def test_go_double_select() -> None:
     count = 2000
     channels = [Channel[int]() for _ in range(4)]
     joined = Channel[int]()
+    got: list[int] = []
     open_channels = len(channels)
 
     async def send() -> None:
@@ -206,16 +208,16 @@ async def test_go_double_select() -> None:
         group.start_soon(send)
         for channel in channels:
             group.start_soon(pass_on, channel)
-        got = [item async for item in joined]
+        got += [item async for item in joined]
     assert sorted(got) == list(range(count))
 
 
-async def _blocks(*cases: object) -> bool:
+async def _blocks(*cases: Case[object] | None) -> bool:
     finished = False
 
     async def run() -> None:
         nonlocal finished
-        await select(*cases)  # type: ignore[arg-type] # pyright: ignore
+        await select(*cases)
         finished = True
 
     async with anyio.create_task_group() as group:
@@ -273,8 +275,8 @@ async def test_go_select4_5_arms_that_are_not_taken_have_no_effect(ready: int | 
         nothing = Channel[str](1)
         if ready == 2:
             nothing.send_nowait("other")
-        arms = [receiving, sending.sending("sent"), nothing]
-        cases = [*(arms[arm] for arm in order), blocked, blocked.sending("never")]
+        arms: list[Case[str | None]] = [receiving, sending.sending("sent"), nothing]
+        cases: list[Case[str | None]] = [*(arms[arm] for arm in order), blocked, blocked.sending("never")]
         if ready is None:
             with pytest.raises(anyio.WouldBlock):
                 select_nowait(*cases)
@@ -291,11 +293,12 @@ async def test_go_select4_5_arms_that_are_not_taken_have_no_effect(ready: int | 
 async def test_go_select_arguments_are_checked_before_anything_happens() -> None:
     ready = Channel[int](1)
     ready.send_nowait(1)
+    wrong: Any
     for wrong in (1, "channel", Channel, ready.receive):
         with pytest.raises(TypeError, match="argument 1 of select"):
-            await select(ready, wrong)  # type: ignore[arg-type] # pyright: ignore
+            await select(ready, wrong)
         with pytest.raises(TypeError, match="argument 1 of select"):
-            select_nowait(ready, wrong)  # type: ignore[arg-type] # pyright: ignore
+            select_nowait(ready, wrong)
     assert len(ready) == 1
 
 

@@ -161,7 +161,8 @@ class ChannelMachine(RuleBasedStateMachine):
         buffered, capacity = statistics.buffered, statistics.capacity
         items_wait = bool(self.senders)
         # 1. While an item is buffered, no receiver waits.
-        assert not (buffered and statistics.waiting_receivers)
+        if buffered:
+            assert not statistics.waiting_receivers
         # 2. While there is room, no sender waits.
         if capacity and buffered + len(self.permits) < capacity:
             assert not statistics.waiting_senders
@@ -179,7 +180,7 @@ class ChannelMachine(RuleBasedStateMachine):
         if statistics.closed:
             assert not statistics.waiting_receivers
             assert not statistics.waiting_senders
-            assert not (self.senders or self.receivers or self.reservers)
+            assert not [*self.senders, *self.receivers, *self.reservers]
 
 
 TestChannelInvariants = ChannelMachine.TestCase

@@ -134,7 +134,8 @@ async def _sent_then_cancelled(channel: Channel[int], operation: Coroutine[Any, 
     task = await _waiting(send())
     assert channel.receive_nowait() == 1
     task.cancel()
-    return await task
+    seen: str = await task
+    return seen
 
 
 EXPECTED = "returned, cancelled at the next await" if CAN_POSTPONE else "raised"
@@ -157,7 +158,9 @@ async def test_a_timeout_that_ends_with_the_send_leaves_no_cancellation() -> Non
     async def send() -> str:
         try:
             async with asyncio.timeout(60) as timeout:
-                asyncio.get_running_loop().call_soon(lambda: (channel.receive_nowait(), timeout.reschedule(0)))
+                loop = asyncio.get_running_loop()
+                loop.call_soon(channel.receive_nowait)
+                loop.call_soon(timeout.reschedule, 0)
                 await channel.send(1)
         except TimeoutError:
             return "timeout"

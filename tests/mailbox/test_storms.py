@@ -192,9 +192,7 @@ async def test_kotlin_select_deadlock() -> None:
     async def swap(mine: Channel[int], theirs: Channel[int]) -> None:
         sent = received = 0
         while sent < swaps or received < swaps:
-            index, _ = await select(
-                theirs.sending(sent) if sent < swaps else None, mine if received < swaps else None
-            )
+            index, _ = await select(theirs.sending(sent) if sent < swaps else None, mine if received < swaps else None)
             if index == 0:
                 sent += 1
             else:
@@ -209,6 +207,7 @@ async def test_kotlin_select_deadlock() -> None:
 
 async def test_merge_gives_every_item_until_all_are_closed() -> None:
     channels = [Channel[int](capacity) for capacity in (0, 1, 5)]
+    got: list[int] = []
 
     async def send(number: int, channel: Channel[int]) -> None:
         async with channel:
@@ -218,7 +217,7 @@ async def test_merge_gives_every_item_until_all_are_closed() -> None:
     async with anyio.create_task_group() as group:
         for number, channel in enumerate(channels):
             group.start_soon(send, number, channel)
-        got = [item async for item in merge(*channels)]
+        got += [item async for item in merge(*channels)]
     assert sorted(got) == list(range(300))
     for number in range(3):
         own = [item for item in got if item // 100 == number]

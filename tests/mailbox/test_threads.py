@@ -13,7 +13,7 @@ import anyio.to_thread
 import pytest
 
 from cuelight.errors import ChannelClosed, MailboxFull
-from cuelight.mailbox import Channel, ThreadEnd, fail
+from cuelight.mailbox import Channel, ThreadEnd, _threads, fail
 from helpers import Backend, run_on
 
 T = TypeVar("T")
@@ -24,9 +24,9 @@ async def _in_thread(function: Callable[[], T]) -> T:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does: only it can tell when."""
+    """Wait for what another thread does, which no event of this loop tells."""
     with anyio.fail_after(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await anyio.sleep(0.001)
 
 
@@ -222,8 +222,16 @@ def _outlive(backend: Backend, operation: Callable[[ThreadEnd[int]], object]) ->
     return errors
 
 
-@pytest.mark.parametrize("operation", [lambda end: end.receive(), lambda end: end.send(1, timeout=30)])
-def test_a_thread_does_not_outwait_its_loop(backend: Backend, operation: Any) -> None:
+def _receive(end: ThreadEnd[int]) -> None:
+    end.receive()
+
+
+def _send(end: ThreadEnd[int]) -> None:
+    end.send(1, timeout=30)
+
+
+@pytest.mark.parametrize("operation", [_receive, _send])
+def test_a_thread_does_not_outwait_its_loop(backend: Backend, operation: Callable[[ThreadEnd[int]], None]) -> None:
     errors = _outlive(backend, operation)
     assert len(errors) == 2
     assert all("event loop" in str(error) and "has ended" in str(error) for error in errors)
@@ -237,7 +245,7 @@ async def test_an_interrupted_thread_takes_nothing(delivered: bool, monkeypatch:
     reached = threading.Event()
     proceed = threading.Event()
 
-    def interrupted(seconds: float) -> bool:
+    def interrupted(_call: object, _seconds: float) -> bool:
         reached.set()
         proceed.wait(10)
         raise KeyboardInterrupt
@@ -246,9 +254,7 @@ async def test_an_interrupted_thread_takes_nothing(delivered: bool, monkeypatch:
         with pytest.raises(KeyboardInterrupt):
             end.receive()
 
-    from cuelight.mailbox import _threads
-
-    monkeypatch.setattr(_threads._Call, "wait", lambda _call, seconds: interrupted(seconds))
+    monkeypatch.setattr(_threads._Call, "wait", interrupted)
     async with anyio.create_task_group() as group:
         group.start_soon(_in_thread, receive)
         await _until(lambda: reached.is_set() and channel.statistics().waiting_receivers == 1)
@@ -265,8 +271,6 @@ async def test_an_interrupted_thread_takes_nothing(delivered: bool, monkeypatch:
 async def test_an_interrupted_thread_that_has_sent_stays_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     channel = Channel[int](1)
     end = channel.from_thread()
-
-    from cuelight.mailbox import _threads
 
     def interrupted(call: Any, seconds: float) -> bool:
         deadline = time.monotonic() + 10

@@ -136,7 +136,7 @@ def measure(file: str, content: bytes) -> Source:
         if isinstance(node, FUNCTIONS)
     ]
     classes = sum(isinstance(node, ast.ClassDef) for node in nodes)
-    return Source(file, len(text.splitlines()), classes, functions)
+    return Source(file, len(content.splitlines()), classes, functions)
 
 
 def complexity(function: ast.AST) -> int:

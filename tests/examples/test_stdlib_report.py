@@ -42,6 +42,7 @@ def folder(tmp_path: Path) -> Path:
     (root / "good.py").write_text(GOOD, encoding="utf-8")
     (root / "package.py" / "empty.py").write_bytes(b"")
     (root / "latin.py").write_bytes(b"# coding: latin-1\nname = 'caf\xe9'\n")
+    (root / "feed.py").write_bytes(b"x = 1\r\n\x0cy = 2\r")  # two lines: a form feed ends none
     (root / "escape.py").write_text("pattern = '\\d'\n", encoding="utf-8")  # the compiler warns of it
     (root / "broken.py").write_text("def broken(:\n", encoding="utf-8")
     (root / "null.py").write_bytes(b"x = 1\0\n")
@@ -70,9 +71,9 @@ def report_on(*options: str | Path) -> str:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_report_counts_everything(folder: Path, backend: str) -> None:
     report: dict[str, Any] = json.loads(report_on("--path", folder, "--json", "--backend", backend))
-    assert report["files"] == 39
-    assert report["measured"] == 34
-    assert report["lines"] == sum(range(30)) + 17 + 2 + 1
+    assert report["files"] == 40
+    assert report["measured"] == 35
+    assert report["lines"] == sum(range(30)) + 17 + 2 + 1 + 2
     assert report["classes"] == 1
     assert report["functions"] == sum(range(30)) + 4
     assert report["most_complex_functions"][0] == {
@@ -112,13 +113,13 @@ def test_chaos_does_crash_workers(folder: Path) -> None:
     assert done.returncode == 0
     assert "RuntimeError: an accident before it was read" in done.stderr
     assert "RuntimeError: an accident after it was passed on" in done.stderr
-    assert "34 of 39 files measured" in done.stderr
+    assert "35 of 40 files measured" in done.stderr
     assert "\n0 crashes of workers" not in done.stderr
 
 
 def test_the_text_names_failures_by_kind(folder: Path) -> None:
     text = report_on("--path", folder)
-    assert "       39 files, 34 of them measured\n" in text
+    assert "       40 files, 35 of them measured\n" in text
     assert "\nFailures: 5\n" in text
     assert "        2  does not parse (dead letter: refused)\n" in text
     assert "             dangling.py: No such file or directory\n" in text

@@ -89,3 +89,11 @@ def test_resident_memory_is_that_of_this_process() -> None:
     ballast = b"x" * 50_000_000
     assert before + 30_000_000 < resident_memory() < before + 500_000_000
     del ballast
+
+
+def test_without_proc_the_peak_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert resident_memory() > 1_000_000

@@ -220,6 +220,7 @@ async def scenario(trees: list[Any], steps: list[Any], end: str) -> None:
         logging.getLogger("cuelight").setLevel(logging.NOTSET)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", VIRTUAL_BACKENDS)
 @given(trees=st.lists(node, min_size=1, max_size=3), steps=st.lists(operation, max_size=40), end=ending)
 def test_random_trees_leave_no_orphan_and_lose_no_message(
@@ -238,6 +239,7 @@ async def ordered(tree: Any) -> None:
     assert stops == sorted(starts, reverse=True)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", VIRTUAL_BACKENDS)
 @given(tree=node)
 def test_random_trees_start_in_order_and_stop_in_reverse(name: Any, tree: Any) -> None:
@@ -280,6 +282,7 @@ async def budget(limit: int, gaps: list[float]) -> None:
     assert all(before <= after for before, after in pairwise(starts))
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", VIRTUAL_BACKENDS)
 @given(limit=st.integers(0, 3), gaps=st.lists(st.floats(0, 6), max_size=20))
 def test_restart_budgets_are_kept(name: Any, limit: int, gaps: list[float]) -> None:

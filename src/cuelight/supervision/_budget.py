@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import sys
 from collections import deque
 
 from cuelight.errors import BudgetExceeded
 
 __all__ = ["Budget", "Ledger"]
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Budget:
@@ -79,7 +76,9 @@ def resident_memory() -> int:
     """Bytes of memory that this process occupies; where the system does not tell, the most it ever did."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * PAGE
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
+        import resource  # noqa: PLC0415 - not on every system, and rarely needed
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

@@ -63,6 +63,7 @@ def _supervise(spec: ChildSpec[Any]) -> Callable[[ActorSystem], Awaitable[None]]
 async def _serve(system: ActorSystem, body: Callable[[ActorSystem], Awaitable[Any]]) -> Any:
     result: Any = None
     forced: list[int] = []
+    failure: BaseException | None = None
     with ExitStack() as stack:
         signals: AsyncIterator[signal.Signals] | None = None
         if threading.current_thread() is threading.main_thread():
@@ -75,8 +76,11 @@ async def _serve(system: ActorSystem, body: Callable[[ActorSystem], Awaitable[An
                 async with system:
                     with scope:
                         result = await body(system)
-            finally:
-                tasks.cancel_scope.cancel()
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
+                failure = error  # raised outside, for the task group would wrap it once more
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     if forced:
         raise SystemExit(128 + forced[0])
     return result

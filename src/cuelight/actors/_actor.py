@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from cuelight.actors._background import Background
-from cuelight.actors._exits import Crashed, Exit, Start, Terminated
+from cuelight.actors._bonds import LinkedExit
+from cuelight.actors._exits import Exit, Start, Terminated
 from cuelight.actors._handlers import HandlerTable, check_handlers
 from cuelight.actors._port import ReplyPort, defer, stash
 from cuelight.actors._ref import Ref
@@ -194,8 +195,8 @@ class Actor(Generic[M]):
         """Tie two lives: when one ends abnormally, the other's incarnation crashes with `LinkedExit`."""
         mine, theirs = self._cell, ref._cell
         if not ref.alive:
-            if isinstance(theirs.exit, Crashed):
-                mine.fail_with(theirs.exit.error)
+            if theirs.exit is not None and theirs.exit.abnormal:
+                mine.fail_with(LinkedExit.of(theirs, theirs.exit))
             return
         mine.bonds_made().links[theirs] = None
         theirs.bonds_made().links[mine] = None

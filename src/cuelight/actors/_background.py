@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from cuelight.actors._reply import handling
+from cuelight.errors import SystemClosed
 
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
@@ -22,6 +23,12 @@ class Background:
     __slots__ = ("_cell", "_scope", "_work", "cancelled")
 
     def __init__(self, cell: Cell, work: Awaitable[Any], done: Callable[[Any, Exception | None], None]) -> None:
+        try:
+            cell.must_live("background tasks")
+        except SystemClosed:
+            if isinstance(work, Coroutine):
+                work.close()
+            raise
         self._cell = cell
         self._work = work
         self._scope: anyio.CancelScope | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cuelight.actors._exits import Crashed, Exit, Terminated
 from cuelight.actors._ref import Ref
@@ -24,6 +24,13 @@ __all__ = ["Bonds", "LinkedExit"]
 
 class LinkedExit(CuelightError):
     """An actor to which this one is linked has ended abnormally."""
+
+    @classmethod
+    def of(cls, cell: Cell, exit_: Exit) -> Self:
+        """What those get that are linked to a cell that ended so."""
+        error = cls(f"{cell.path}, to which it is linked, {exit_.describe()}")
+        error.__cause__ = exit_.error if isinstance(exit_, Crashed) else None
+        return error
 
 
 class Bonds:
@@ -124,9 +131,7 @@ class Bonds:
             if other.bonds is not None:
                 other.bonds.links.pop(cell, None)
             if exit_.abnormal:
-                error = LinkedExit(f"{cell.path}, to which it is linked, {exit_.describe()}")
-                error.__cause__ = exit_.error if isinstance(exit_, Crashed) else None
-                other.fail_with(error)
+                other.fail_with(LinkedExit.of(cell, exit_))
         for waiting in self.when_ended:
             if callable(waiting):
                 waiting(exit_)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from cuelight.actors._exits import Crashed, Exit, Killed, ShutDown, Start, Stopped, Terminated
 from cuelight.actors._fates import Fates
 from cuelight.actors._reply import Asked
+from cuelight.errors import SystemClosed
 from cuelight.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ class Cell(Fates):
         self.keeper.has_started(self)
 
     def has_not_started(self, error: BaseException) -> None:
-        """The constructor or the `started` hook raised."""
+        """The constructor or the `started` hook raised: there is no actor whose other hooks could be called."""
+        self.actor = None
         self.incarnation_over(Crashed(error))
 
     def restart(self, why: Start) -> None:
@@ -195,14 +197,15 @@ class Cell(Fates):
                 self.incarnation_over(self._stopped())
             else:
                 self.signal(STOP)
+        elif self.state == ENDING:
+            self.close()  # no restart will follow
         elif self.state == OVER:
-            self.keeper.give_up(self, Stopped())
+            self.keeper.give_up(self, self._stopped())
 
     def shut_down(self) -> None:
         """Stop, because the supervisor says so."""
-        if self.state <= DRAINING:
-            self.signals |= FROM_ABOVE
-            self.stop()
+        self.signals |= FROM_ABOVE
+        self.stop()
 
     def kill(self, why: str) -> None:
         """End now: cancel what runs, give the queue up. Children are killed too."""
@@ -213,13 +216,12 @@ class Cell(Fates):
                 self.keeper.give_up(self, Killed(why))
             return
         self.close()
-        if self.bonds_made().exit_forced is None:
-            self.bonds_made().exit_forced = Killed(why)
         if self.state == ENDING:
             if self.family is not None:
                 self.family.kill(why)
-            self.hurry()
             return
+        if self.bonds_made().exit_forced is None:
+            self.bonds_made().exit_forced = Killed(why)
         self.signal(KILL)
         self.cancel_turn()
 
@@ -271,11 +273,10 @@ class Cell(Fates):
         if self.control:
             if self.items is None:
                 self.items = deque()
-            self.items.extendleft(reversed(self.control))
-            self.control = None
+            self.items.appendleft(self.control.popleft())  # one at a time: mail may be dropped, these may not
         if self.senders:
             self.admit()
-        self.attention = bool(self.senders or (signals & STOP and self.items))
+        self.attention = bool(self.control or self.senders or (signals & STOP and self.items))
         if signals & STOP and not self.items:
             return self._stopped()
         return None
@@ -306,6 +307,7 @@ class Cell(Fates):
         self.exit = exit_
         self.state = ENDING
         self.asleep = 0
+        self.control = None  # it watches nobody any more
         if self.bonds is not None:
             self.bonds.end_incarnation()
         if self.family is not None:
@@ -357,6 +359,23 @@ class Cell(Fates):
             self.runtime.forget_name(self)
         self.runtime.alive -= 1
         self.keeper.buried(self)
+
+    def abort_if_fatal(self, error: BaseException) -> None:
+        """End the whole system with an error that is no `Exception`, as with `KeyboardInterrupt`."""
+        fatal: BaseException | None = None if isinstance(error, Exception) else error
+        if isinstance(fatal, BaseExceptionGroup):
+            _, fatal = fatal.split((Exception, self.runtime.backend.cancelled))
+        if fatal is not None:
+            self.runtime.abort(error)
+
+    def must_live(self, what: str) -> None:
+        """Check that something can still be bound to this incarnation.
+
+        Raises:
+            SystemClosed: it is ending.
+        """
+        if self.state > DRAINING:
+            raise SystemClosed(f"{self.path} is ending and can have no more {what}")
 
     def bonds_made(self) -> Bonds:
         """Its bonds, made at first use."""

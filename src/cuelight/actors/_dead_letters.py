@@ -27,12 +27,14 @@ Reason = Literal[
     "drop_oldest",
     "drop_newest",
     "coalesce_by_key",
+    "mailbox_full",
 ]
 """Why a message was not handled (or not to its end). Overflow policies of one's own add their names.
 
 `stopped`: its actor had ended, or ended before it came to the message. `unhandled`: no handler takes it. `crashed`:
 its handler raised. `interrupted`: its handler was cancelled. `refused`: its handler raised `ReplyError` and nobody had
-asked. `quarantined`: it crashed as many incarnations as it may.
+asked. `quarantined`: it crashed as many incarnations as it may. `mailbox_full`: there was no room, and whoever sent it
+(a timer, another thread, a group) could not wait.
 """
 
 log = logging.getLogger("cuelight.dead_letters")

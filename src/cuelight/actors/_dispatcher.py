@@ -106,19 +106,19 @@ class Dispatcher:
             while self._open or self._ready or self._events:
                 try:
                     self._pass()
+                    if self._ready or self._events:
+                        await self.backend.checkpoint()
+                    elif self._open:
+                        if self._idle_waiters and self.is_idle:
+                            self._tell_idle()
+                        self._parked = waiter = self.backend.waiter()
+                        await waiter
                 except Exception:
                     log.exception("an internal error of Cuelight; please report it")
                 except BaseException as error:
                     self.abort(error)
-                if self._ready or self._events:
-                    await self.backend.checkpoint()
-                elif self._open:
-                    if self._idle_waiters and self.is_idle:
-                        self._tell_idle()
-                    self._parked = waiter = self.backend.waiter()
-                    await waiter
-        except self.backend.cancelled as error:
-            self.abort(error)
+                    if self.backend.name == "trio" and isinstance(error, self.backend.cancelled):
+                        return  # trio itself is ending; after a native cancellation actors are still to be ended
         finally:
             self._parked = None
             self._dispatching = False

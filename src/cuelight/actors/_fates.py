@@ -64,13 +64,15 @@ class Fates(Mailbox):
 
     def put_or_drop(self, message: Any) -> bool:
         """Tell without waiting; without room it is a dead letter. Returns whether it was accepted."""
-        before = self.runtime.dead_letters.total
         try:
-            if not self.put(message):
-                self.dropped(message, "mailbox_full")
+            accepted = self.put(message)
         except MailboxFull:
+            accepted = False
+        if not accepted:
             self.dropped(message, "mailbox_full")
-        return self.runtime.dead_letters.total == before
+            return False
+        items = self.items
+        return items is not None and len(items) > 0 and items[-1] is message and not self.closed
 
     async def wait_for_room(self, message: Any) -> None:
         """Wait in line for a place, then put the message into it."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import anyio
 
-from cuelight.actors._cell import DRAINING, LIVE, STOP
+from cuelight.actors._cell import DRAINING, FAIL, KILL, LIVE, RECYCLE
 from cuelight.actors._reply import DONE, RUNNING, Asked
-from cuelight.errors import ChannelClosed, NotStarted
+from cuelight.errors import ChannelClosed, Interrupted
 from cuelight.mailbox import CLOSED, NOT_READY
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Inbox"]
 
 M = TypeVar("M")
+
+AT_ONCE = KILL | FAIL | RECYCLE
+"""Signals that do not wait for the queue."""
 
 
 class Inbox(Generic[M]):
@@ -41,7 +44,7 @@ class Inbox(Generic[M]):
         """The next message, `NOT_READY` or `CLOSED`."""
         cell = self._cell
         self._settle_last()
-        if cell.attention and (cell.signals & ~STOP or cell.attend() is not None):
+        if cell.attention and (cell.signals & AT_ONCE or cell.attend() is not None):
             return CLOSED
         while cell.items:
             item = cell.items.popleft()
@@ -64,13 +67,14 @@ class Inbox(Generic[M]):
         cell = self._cell
         last, cell.running = cell.running, None
         if isinstance(last, Asked) and last.state == RUNNING:
-            last.fail(NotStarted(f"{cell.path} took {last.message!r} and went on without a reply"))
+            last.fail(Interrupted(f"{cell.path} took {last.message!r} and went on without a reply"))
 
     async def receive(self) -> M:
         """The next message. A checkpoint only if there is none yet.
 
         Raises:
             ChannelClosed: the actor is to stop, and everything in its mailbox was received.
+            anyio.BusyResourceError: another task waits for the next message already.
         """
         cell = self._cell
         while True:
@@ -80,6 +84,8 @@ class Inbox(Generic[M]):
             if message is not NOT_READY:
                 taken: M = message
                 return taken
+            if cell.waiter is not None:
+                raise anyio.BusyResourceError("receiving from")
             cell.waiter = waiter = cell.runtime.backend.waiter()
             try:
                 await waiter
@@ -160,4 +166,5 @@ class Inbox(Generic[M]):
                 self._waiters.appendleft(waiter)
                 return
             waiter.set_result(message)
-            return
+            if message is not CLOSED:
+                return

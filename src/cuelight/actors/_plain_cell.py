@@ -35,7 +35,8 @@ class PlainCell(Cell):
                 self.context.run(self._come_up, why)
             else:
                 self.construct()
-        except Exception as error:
+        except BaseException as error:
+            self.abort_if_fatal(error)
             self.has_not_started(error)
             return
         self.has_started()
@@ -83,7 +84,7 @@ class PlainCell(Cell):
                     call(actor, item)
                 else:
                     self._handle_rest(item)
-            except Exception as error:
+            except BaseException as error:
                 exit_ = self._refusal_or_crash(error, item)
                 if exit_ is not None:
                     self.running = None
@@ -117,10 +118,11 @@ class PlainCell(Cell):
         else:
             call(self.actor, message)
 
-    def _refusal_or_crash(self, error: Exception, item: Any) -> Exit | None:
+    def _refusal_or_crash(self, error: BaseException, item: Any) -> Exit | None:
         if isinstance(error, ReplyError):
             self.refused(error, item)
             return None
+        self.abort_if_fatal(error)
         return self.crash(error, item)
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
@@ -144,7 +146,8 @@ class PlainCell(Cell):
             value = call(self.actor, message)
         except ReplyError as refusal:
             return Answered(None, refusal), None
-        except Exception as error:
+        except BaseException as error:
+            self.abort_if_fatal(error)
             asked: Asked = Asked(message, self, self.runtime.inline_due())
             return asked, self.crash(error, asked)
         finally:
@@ -173,6 +176,7 @@ class PlainCell(Cell):
                     actor.stopped(exit_)
                 else:
                     self.context.run(actor.stopped, exit_)
-            except Exception as error:
+            except BaseException as error:
                 self.runtime.hook_failed(self, "stopped", error)
+                self.abort_if_fatal(error)
         self.settle(exit_)

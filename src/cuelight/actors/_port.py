@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cuelight.actors._reply import DONE, QUEUED, RUNNING, Asked
-from cuelight.errors import NotStarted, ReplyError, StashFull
+from cuelight.errors import Interrupted, ReplyError, StashFull
 
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
@@ -37,16 +37,17 @@ class ReplyPort:
     def __del__(self) -> None:
         asked = self._asked
         if asked.state != DONE:
-            error = NotStarted(f"{asked.cell.path} deferred the reply to {asked.message!r} and dropped it")
+            error = Interrupted(f"{asked.cell.path} deferred the reply to {asked.message!r} and dropped it")
             asked.cell.runtime.call_threadsafe(asked.fail, error)
 
 
 def take_running(cell: Cell, verb: str) -> Any:
     """The item being handled, taken out of the cell's hands; an inline request gets its slot now."""
     item = cell.running
-    if item is None:
+    inline = cell.runtime.is_inline(cell)
+    if item is None or (inline and isinstance(item, Asked)):
         raise RuntimeError(f"{cell.path} cannot {verb}: no message is being handled, or it was set aside already")
-    if not isinstance(item, Asked) and cell.runtime.is_inline(cell):
+    if inline:
         asked: Asked = Asked(item, cell, cell.runtime.inline_due())
         asked.state = RUNNING
         cell.running = asked

@@ -117,8 +117,8 @@ class Asked(Reply[Any]):
 
     def cancel(self) -> None:
         if self.state == QUEUED:
-            self.cell.note_stale()
             self.fail(NotStarted(f"the request {self.message!r} was cancelled before {self.cell.path} handled it"))
+            self.cell.note_stale()
         elif self.state == RUNNING:
             self.fail(Interrupted(f"the request {self.message!r} was cancelled while {self.cell.path} handled it"))
             self.cell.cancel_running(self)
@@ -128,8 +128,8 @@ class Asked(Reply[Any]):
         self.timed = False
         text = f"{self.cell.path} did not answer {self.message!r} in time"
         if self.state == QUEUED:
-            self.cell.note_stale()
             self.fail(NotStartedTimeout(f"{text}: it had not begun; {len(self.cell)} messages are in its mailbox"))
+            self.cell.note_stale()
         elif self.state == RUNNING:
             self.fail(InterruptedTimeout(f"{text}: its handler was running and has been cancelled"))
             self.cell.cancel_running(self)

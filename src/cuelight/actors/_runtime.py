@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from cuelight.actors._actor import Actor, FunctionActor
 from cuelight.actors._bonds import Bonds
-from cuelight.actors._cell import DEAD, DRAINING, STARTING, Cell
+from cuelight.actors._cell import DEAD, Cell
 from cuelight.actors._dispatcher import Dispatcher
 from cuelight.actors._exits import Crashed
 from cuelight.actors._groups import Group
@@ -61,8 +61,7 @@ class Runtime(Dispatcher):
         Raises:
             SystemClosed: the actor is ending.
         """
-        if cell.state > DRAINING:
-            raise SystemClosed(f"{cell.path} is ending and can have no more children")
+        cell.must_live("children")
         if cell.family is None:
             cell.family = self.new_family(cell)
         return cell.family
@@ -143,17 +142,18 @@ class Runtime(Dispatcher):
         """Start a child and wait until it has started.
 
         Raises:
-            StartError: its constructor or `started` hook raised.
+            StartError: its constructor or `started` hook raised, or it was killed while it started.
         """
         spec = factory if isinstance(factory, ChildSpec) else ChildSpec(factory, args, kwargs or None)
         if spec is factory and (args or kwargs):
             raise TypeError("a spec has its arguments already: spawn(child(Counter, start=10))")
         cell = self.family_made(parent).adopt(spec, sponsored=True)
-        if cell.state == STARTING:
+        if not cell.incarnation and cell.state != DEAD:
             await self._until_started(cell)
-        if cell.state == DEAD and isinstance(cell.exit, Crashed):
-            error = cell.exit.error
-            raise StartError(f"{cell.path} did not start: {type(error).__name__}: {error}") from error
+        if not cell.incarnation and cell.exit is not None:
+            error = cell.exit.error if isinstance(cell.exit, Crashed) else None
+            why = cell.exit.describe() if error is None else f"{type(error).__name__}: {error}"
+            raise StartError(f"{cell.path} did not start: {why}") from error
         return Ref(cell)
 
     async def _until_started(self, cell: Cell) -> None:

@@ -49,6 +49,7 @@ class StreamSlot(Asked):
         if self.timed:
             self.timed = False
             self.cell.runtime.alarms.remove(self.due, self)
+        self.due = 0.0  # nobody waits: what the handler asks has its own time
 
     def _complete(self) -> None:
         Asked._complete(self)

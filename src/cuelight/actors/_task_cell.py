@@ -61,12 +61,13 @@ class TaskCell(Cell):
     # Starting and waking.
 
     def begin(self, why: Start) -> None:
-        if self.table.own_run or self.table.hooks:
+        if self.table.own_run or self.table.hooks or not isinstance(self.factory, type):
             self._start_task(self._main, why)
             return
         try:
             self.construct()
-        except Exception as error:
+        except BaseException as error:
+            self.abort_if_fatal(error)
             self.has_not_started(error)
             return
         self.has_started()
@@ -102,11 +103,10 @@ class TaskCell(Cell):
             exit_ = await self._live(why)
         except self.runtime.backend.cancelled:
             exit_ = Killed("its task was cancelled from outside")
-        except (KeyboardInterrupt, SystemExit) as error:
-            exit_ = Crashed(error)
-            self.runtime.abort(error)
-        except BaseException as error:  # an exception group with a cancellation in it
-            exit_ = self.crash(error, self.running) if isinstance(error, Exception) else Crashed(error)
+        except BaseException as error:
+            self.abort_if_fatal(error)
+            item, self.running = self.running, None
+            exit_ = self.crash(error, item)
         self.scope = self.turn_scope = self.waiter = self.coroutine = None
         self.runtime.tasks.pop(self, None)
         if exit_ is not None:
@@ -139,7 +139,10 @@ class TaskCell(Cell):
             if exit_ is not None or not self.cut:
                 return exit_
             item, self.running = self.running, None
-            self.cut_off(item, self.why_cut)
+            if scope.cancelled_caught:
+                self.cut_off(item, self.why_cut)
+            else:  # it got to its end before the cancellation reached it
+                self.handled += 1
 
     async def _come_up(self, why: Start) -> Exit | None:
         try:
@@ -151,8 +154,10 @@ class TaskCell(Cell):
                 if inspect.isawaitable(started):
                     await started
         except Exception as error:
+            self.actor = None
             return Crashed(error)
         if scope.cancelled_caught:
+            self.actor = None
             return self.attend() or Killed(self.why_cut)
         self.has_started()
         return None
@@ -169,9 +174,10 @@ class TaskCell(Cell):
         except Exception as error:
             item, self.running = self.running, None
             return self.crash(error, item)
-        if self.attention:
-            return self.attend() or Stopped()
-        return Stopped()
+        item, self.running = self.running, None
+        if isinstance(item, Asked):
+            self.cut_off(item, "its run ended without a reply")
+        return (self.attend() if self.attention else None) or Stopped()
 
     async def _serve(self) -> Exit | None:
         """Handle mail until the incarnation is over (an exit), the task retires or the scope was used (None)."""
@@ -277,7 +283,8 @@ class TaskCell(Cell):
                     await self._handle_rest(self.actor, item)
             except ReplyError as error:
                 self.refused(error, item)
-        self.turn_scope = None
+            finally:
+                self.turn_scope = None
         if scope.cancelled_caught:
             self.cut_off(item, self.why_cut)
         if self.running is item:
@@ -313,7 +320,9 @@ class TaskCell(Cell):
         scope.cancel()
 
     def waits_in_asks(self) -> bool:
-        return not self.table.own_run or self.running is not None
+        if self.state == STARTING:
+            return True
+        return self.running is not None if self.table.own_run else not self.asleep
 
     # Ending.
 
@@ -346,5 +355,6 @@ class TaskCell(Cell):
             await self._hook("stopped", exit_)
         except BaseException as error:
             self.runtime.hook_failed(self, "stopped", error)
+            self.abort_if_fatal(error)
         self.runtime.dozed()
         self.settle(exit_)

@@ -76,8 +76,14 @@ class Alarms:
         now = self._backend.time() + TOLERANCE
         heap, due = self._heap, self._due
         while heap and heap[0] <= now:
-            for entry in due.pop(heappop(heap), ()):
-                entry.ring()
+            bucket = due.get(heap[0])
+            if not bucket:
+                due.pop(heappop(heap), None)
+                continue
+            for entry in list(bucket):
+                if entry in bucket:  # one that rang before may have cancelled it
+                    del bucket[entry]
+                    entry.ring()
         while heap and heap[0] not in due:
             heappop(heap)
         if heap and (self._armed is None or heap[0] < self._armed):
@@ -116,6 +122,7 @@ class ActorTimer:
     __slots__ = ("_cell", "_due", "_key", "_message", "_period")
 
     def __init__(self, cell: Cell, key: object, message: Any, delay: float, period: float | None) -> None:
+        cell.must_live("timers")
         self._cell, self._message, self._period = cell, message, period
         self._key = self if key is None else key
         self._due = cell.runtime.backend.time() + delay

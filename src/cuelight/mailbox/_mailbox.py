@@ -121,12 +121,13 @@ class Mailbox:
             position = self.overflow([self.content(one) for one in items], self.content(item))
             if position is None:
                 return False
+            reason = getattr(self.overflow, "__name__", "overflow")
             if position >= len(items):
-                self.dropped(item, self.overflow.__name__)
+                self.dropped(item, reason)
                 return True
             victim = items[position]
             del items[position]
-            self.dropped(victim, self.overflow.__name__)
+            self.dropped(victim, reason)
         items.append(item)
         if self.asleep:
             self.woken()

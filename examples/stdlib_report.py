@@ -175,7 +175,14 @@ class NoMore(Message):
     worker: str = ""
 
 
-class Findings(Request[list[Source]]):
+class Collected(msgspec.Struct, frozen=True):
+    """The answer to `Findings`."""
+
+    found: int
+    sources: list[Source]
+
+
+class Findings(Request[Collected]):
     """Ask for all that was measured. The answer comes when the last worker is through."""
 
 
@@ -288,15 +295,15 @@ class Aggregator(Actor[Measured | Found | NoMore | Findings | ShowProgress]):
         self.answer_if_complete()
 
     @on(Findings)
-    def findings(self, message: Findings) -> list[Source]:
-        self.asker = self.defer_reply()  # answered later, when all is there; what is returned here is not sent
+    def findings(self, message: Findings) -> Collected:
+        self.asker = self.defer_reply()  # answered later, when all is there
         self.answer_if_complete()
-        return []
+        return Collected(0, [])  # not sent: the reply was deferred
 
     def answer_if_complete(self) -> None:
         if self.asker is not None and not self.waiting_for:
             self.show_progress(ShowProgress())
-            self.asker.send([self.sources[file] for file in sorted(self.sources)])
+            self.asker.send(Collected(self.found, [self.sources[file] for file in sorted(self.sources)]))
 
     @on(ShowProgress)
     def show_progress(self, message: ShowProgress) -> None:
@@ -354,16 +361,20 @@ def failures_among(letters: Iterable[DeadLetter]) -> list[Failure]:
     failures: list[Failure] = []
     for letter in letters:
         if isinstance(letter.message, Measure) and letter.reason in {"refused", "quarantined"}:
-            kind = letter.error.kind if isinstance(letter.error, Unmeasured) else "crashed its workers"
-            failures.append(Failure(kind, letter.message.file, str(letter.error), letter.reason))
+            if isinstance(letter.error, Unmeasured):
+                kind, error = letter.error.kind, str(letter.error)
+            else:  # a fault of this program
+                kind, error = "crashes workers", repr(letter.error)
+            failures.append(Failure(kind, letter.message.file, error, letter.reason))
     return sorted(failures, key=lambda failure: (failure.kind, failure.file))
 
 
-def make_report(sources: list[Source], letters: Iterable[DeadLetter]) -> Report:
+def make_report(collected: Collected, letters: Iterable[DeadLetter]) -> Report:
+    sources = collected.sources
     failures = failures_among(letters)
     functions = [function for source in sources for function in source.functions]
     return Report(
-        files=len(sources) + len(failures),
+        files=collected.found,
         measured=len(sources),
         lines=sum(source.lines for source in sources),
         classes=sum(source.classes for source in sources),
@@ -401,20 +412,20 @@ def as_text(report: Report) -> Iterator[str]:
 
 async def work(options: argparse.Namespace) -> Report:
     chaos = Chaos(options.seed if options.chaos else None)
-    sources: list[Source] = []
+    collected = Collected(0, [])
     letters: list[DeadLetter] = []
     async with ActorSystem("report") as system:
         graveyard = system.dead_letters.subscribe(capacity=sys.maxsize)  # the system itself keeps only the latest ones
         await system.spawn(child(Crew, options, chaos).with_options(name="crew"))
         aggregator: Ref[Findings] = system.find("aggregator")
-        sources = await aggregator.ask(Findings(), timeout=float("inf"))
+        collected = await aggregator.ask(Findings(), timeout=float("inf"))
         graveyard.close()
         letters = [letter async for letter in graveyard]
     if options.progress:
         print(file=sys.stderr)
     if options.chaos:
         print(f"{chaos.accidents:,} crashes of workers; what follows knows nothing of them", file=sys.stderr)
-    return make_report(sources, letters)
+    return make_report(collected, letters)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -457,7 +468,7 @@ def main() -> int:
         print("\nstopped; nothing was left running", file=sys.stderr)
         status = 130
     except* CuelightError as errors:
-        print(f"the crew has failed: {errors.exceptions[0]}", file=sys.stderr)
+        print(f"the crew has failed: {errors.exceptions[0]} (--verbose shows the crashes)", file=sys.stderr)
     except* BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read the report has gone
     return status

@@ -73,6 +73,7 @@ def test_the_report_counts_everything(folder: Path, backend: str) -> None:
     report: dict[str, Any] = json.loads(report_on("--path", folder, "--json", "--backend", backend))
     assert report["files"] == 40
     assert report["measured"] == 35
+    assert len(report["failures"]) == 5  # so every file is accounted for
     assert report["lines"] == sum(range(30)) + 17 + 2 + 1 + 2
     assert report["classes"] == 1
     assert report["functions"] == sum(range(30)) + 4
@@ -123,6 +124,38 @@ def test_the_text_names_failures_by_kind(folder: Path) -> None:
     assert "\nFailures: 5\n" in text
     assert "        2  does not parse (dead letter: refused)\n" in text
     assert "             dangling.py: No such file or directory\n" in text
+
+
+FAULT = """
+import sys, stdlib_report as program
+def fault(*_):
+    raise KeyError("a fault")
+program.{where} = fault
+sys.exit(program.main())
+"""
+
+
+def run_with_a_fault(where: str, *options: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-B", "-c", FAULT.format(where=where), *map(str, options)]
+    return subprocess.run(
+        command, cwd=PROGRAM.parent, capture_output=True, text=True, encoding="utf-8", timeout=50, check=False
+    )
+
+
+def test_a_file_that_crashes_every_worker_is_a_failure_too(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("x = 1\n", encoding="utf-8")
+    done = run_with_a_fault("measure", "--path", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "        1  crashes workers (dead letter: quarantined)\n" in done.stdout
+    assert "             one.py: KeyError('a fault')\n" in done.stdout
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_crew_that_fails_is_explained(tmp_path: Path, backend: str) -> None:
+    done = run_with_a_fault("python_files", "--path", tmp_path, "--backend", backend)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("the crew has failed: ")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

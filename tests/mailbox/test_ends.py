@@ -1,6 +1,9 @@
 """Sending and receiving ends: one channel, closed by those that use it."""
 
+from collections.abc import Callable
+
 import anyio
+import anyio.to_thread
 import pytest
 
 from cuelight.errors import ChannelClosed
@@ -340,3 +343,42 @@ async def test_a_released_permit_does_not_let_a_select_meet_itself() -> None:
         assert result == []
         await channel.send(7)
     assert result == [(0, 7)]
+
+
+async def test_a_permit_used_in_another_thread_is_refused_and_stays_good() -> None:
+    channel = Channel[int](1)
+    got: list[int] = []
+
+    async def receive() -> None:
+        got.append(await channel.receive())
+
+    def elsewhere(operation: Callable[[], None]) -> None:
+        with pytest.raises(RuntimeError, match="from_thread"):
+            operation()
+
+    async with anyio.create_task_group() as group:
+        permit = await channel.reserve()
+        group.start_soon(receive)
+        await anyio.wait_all_tasks_blocked()
+        await anyio.to_thread.run_sync(elsewhere, lambda: permit.send(1))
+        await anyio.to_thread.run_sync(elsewhere, permit.release)
+        permit.send(2)
+    assert got == [2]
+
+
+async def test_a_place_that_is_not_needed_goes_to_the_next_that_reserves() -> None:
+    """The item goes straight to a receiver that waits, so the place is free again."""
+    channel = Channel[int](1)
+    permits: list[Permit[int]] = []
+
+    async def reserve() -> None:
+        permits.append(await channel.reserve())
+
+    async with anyio.create_task_group() as group:
+        permit = await channel.reserve()
+        group.start_soon(channel.receive)
+        group.start_soon(reserve)
+        await anyio.wait_all_tasks_blocked()
+        assert permits == []
+        permit.send(1)
+    permits[0].release()

@@ -7,7 +7,14 @@ from collections.abc import Coroutine
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from cuelight.errors import ChannelClosed, MailboxFull
 from cuelight.mailbox import Channel, Permit, select
@@ -183,4 +190,5 @@ class ChannelMachine(RuleBasedStateMachine):
             assert not [*self.senders, *self.receivers, *self.reservers]
 
 
-TestChannelInvariants = ChannelMachine.TestCase
+def test_channel_invariants() -> None:
+    run_state_machine_as_test(ChannelMachine)

@@ -49,11 +49,15 @@ async def test_a_waiting_receive_takes_nothing(capacity: int) -> None:
     assert len(channel) == capacity
 
 
-@pytest.mark.parametrize("selecting", [False, True])
-async def test_native_cancel_puts_a_received_item_back(selecting: bool) -> None:
+@pytest.mark.parametrize("how", ["receive", "select", "select by its end"])
+async def test_native_cancel_puts_a_received_item_back(how: str) -> None:
     channel = Channel[int]()
-    operation = select(channel, Channel[int]()) if selecting else channel.receive()
-    task = await _waiting(operation)
+    operations: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "receive": channel.receive,
+        "select": lambda: select(channel, Channel[int]()),
+        "select by its end": lambda: select(Channel[int](), channel.receiver()),
+    }
+    task = await _waiting(operations[how]())
     channel.send_nowait(1)
     task.cancel()
     await _raises_cancelled(task)

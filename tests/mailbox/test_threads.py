@@ -286,3 +286,33 @@ async def test_an_interrupted_thread_that_has_sent_stays_sent(monkeypatch: pytes
 
     await _in_thread(send)
     assert channel.receive_nowait() == 1
+
+
+async def test_a_result_that_comes_as_the_loop_ends_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Channel[int](1)
+    end = channel.from_thread()
+    channel.send_nowait(1)
+
+    def last_step(step: Callable[[], object]) -> None:
+        step()
+        raise RuntimeError("the loop is closed")
+
+    monkeypatch.setattr(end._backend, "call_threadsafe", last_step)
+    assert await _in_thread(end.receive) == 1
+
+
+async def test_a_time_out_that_comes_too_late_returns_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Channel[int]()
+    end = channel.from_thread()
+    call_threadsafe = end._backend.call_threadsafe
+    steps = 0
+
+    def late(step: Callable[[], object]) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 2:  # the first was to receive, the second is to give up
+            call_threadsafe(channel.send_nowait, 1)
+        call_threadsafe(step)
+
+    monkeypatch.setattr(end._backend, "call_threadsafe", late)
+    assert await _in_thread(lambda: end.receive(timeout=0)) == 1

@@ -1,5 +1,6 @@
 """Time as a case of select, on a virtual clock."""
 
+import asyncio
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from cuelight.errors import ChannelClosed
 from cuelight.mailbox import Channel, after, every, select, select_nowait
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend
-from helpers import Backend
+from helpers import BACKENDS, Backend
 
 
 @pytest.fixture(params=VIRTUAL_BACKENDS)
@@ -120,6 +121,15 @@ async def test_a_select_that_is_over_leaves_no_timer_behind() -> None:
     assert scope.cancelled_caught
     assert anyio.current_time() == 0.5
     assert not ticker._waiters
+
+
+@pytest.mark.parametrize("anyio_backend", [BACKENDS["asyncio"]])
+async def test_an_item_that_comes_in_the_very_step_of_the_time_is_received() -> None:
+    channel = Channel[int]()
+    timer = after(0.01)
+    asyncio.get_running_loop().call_at(timer.deadline, channel.send_nowait, 1)
+    assert await select(channel, timer) == (0, 1)
+    assert timer.case_put_back(None)  # nothing to undo: it takes effect only when it is polled
 
 
 @pytest.mark.parametrize("seconds", [-1, math.inf, math.nan])

@@ -216,6 +216,7 @@ class ChannelCore(Generic[T]):
         """A place that was kept is free again: whoever waits for it gets it."""
         if self._closed:
             return
+        self._check_thread()
         if self._capacity:
             self._limit += 1
             if self._senders:
@@ -228,8 +229,7 @@ class ChannelCore(Generic[T]):
     def _send_to_place(self, item: T) -> None:
         if self._closed:
             raise self._closed_error()
-        if self._receivers and get_ident() != self._thread:
-            self._refuse_thread()
+        self._check_thread()
         if self._capacity:
             self._limit += 1
         else:
@@ -247,8 +247,6 @@ class ChannelCore(Generic[T]):
 
     def _admit_senders(self) -> None:
         """Let those that wait longest into the room there is."""
-        if get_ident() != self._thread:
-            self._refuse_thread()
         while self._senders and len(self._buffer) < self._limit:
             waiter, item = self._senders.popitem(last=False)
             if waiter.done():
@@ -286,9 +284,8 @@ class ChannelCore(Generic[T]):
     # The end
 
     def _close(self) -> None:
+        self._check_thread()
         waiting = [*self._receivers, *self._senders]
-        if waiting and get_ident() != self._thread:
-            self._refuse_thread()
         self._closed = True
         self._receivers.clear()
         self._senders.clear()
@@ -345,11 +342,14 @@ class ChannelCore(Generic[T]):
 
     def _adopt_loop(self) -> None:
         """Somebody is about to wait here, which must be where the others wait."""
-        thread = get_ident()
-        if thread != self._thread and (self._senders or self._receivers):
-            self._refuse_thread()
-        self._thread = thread
+        self._check_thread()
+        self._thread = get_ident()
         self._new_slot, self._loop_closed = slot_maker()
+
+    def _check_thread(self) -> None:
+        """Whoever wakes others must be in their thread. The hot paths have this in line."""
+        if (self._receivers or self._senders) and get_ident() != self._thread:
+            self._refuse_thread()
 
     def _refuse_thread(self) -> NoReturn:
         message = f"{self!r} is used in the event loop of another thread: use channel.from_thread() there"

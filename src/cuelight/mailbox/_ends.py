@@ -47,9 +47,9 @@ class Permit(Generic[T_contra]):
 
     def release(self) -> None:
         """Give the place back. Does nothing when the permit was used or released before."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel._leave_place()
+        if self._channel is not None:
+            self._channel._leave_place()
+            self._channel = None
 
     def __enter__(self) -> Self:
         return self

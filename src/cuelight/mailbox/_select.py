@@ -8,12 +8,13 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from itertools import cycle, permutations
 from random import Random
+from threading import get_ident
 from typing import Any, Final, Generic, Self, TypeVar, overload
 
 import anyio
 
 from cuelight.errors import ChannelClosed
-from cuelight.mailbox._backend import await_until, new_slot, postpone_cancellation, yield_now
+from cuelight.mailbox._backend import Slot, await_until, new_slot, postpone_cancellation, yield_now
 from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter
 from cuelight.mailbox._channel import BUDGET, Channel
 from cuelight.mailbox._ends import Receiver, SendCase
@@ -112,15 +113,25 @@ async def select(*cases: Case[Any] | None, priority: bool = False, rng: Random |
     _check(cases)
     if next(_turns):
         await yield_now()
-    waiting: list[int] = []
     while True:
+        waiting: list[int] = []
         taken = _poll(cases, _order(len(cases), priority, rng), waiting)
-        if taken is None:
-            if not waiting:
-                raise _nothing_left(cases)
-            taken = await _sleep(cases, waiting)
-            waiting.clear()
         if taken is not None:
+            return taken
+        if not waiting:
+            raise _nothing_left(cases)
+        slot, enrolled, deadline = _enroll(cases, waiting)
+        try:
+            taken = await slot if deadline == math.inf else await await_until(slot, deadline)
+        except BaseException as error:
+            taken = _lasting_effect(cases, slot)
+            if taken is None or not postpone_cancellation(error):
+                raise
+        finally:
+            for waiter in enrolled:
+                cases[waiter.index].case_withdraw(waiter)  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+        # Else a case has closed, or the time of one has come: look again.
+        if taken is not None and taken[1] is not CLOSED:
             return taken
 
 
@@ -221,12 +232,11 @@ def _poll(cases: Sequence[Case[Any] | None], order: Sequence[int], waiting: list
     return None
 
 
-async def _sleep(cases: Sequence[Any], waiting: list[int]) -> tuple[int, Any] | None:
-    """Sleep until a case claims this select; None when it is to poll again, as a case has closed or a time
-    has come.
-    """
+def _enroll(cases: Sequence[Any], waiting: list[int]) -> tuple[Slot, list[CaseWaiter], float]:
+    """Put a waiter with each case; also returns when a timer among them is ready."""
     first = cases[waiting[0]]
     slot = first.make_slot() if type(first) is Channel else new_slot()  # the former is faster
+    thread = get_ident()
     enrolled: list[CaseWaiter] = []
     deadline = math.inf
     try:
@@ -234,22 +244,25 @@ async def _sleep(cases: Sequence[Any], waiting: list[int]) -> tuple[int, Any] | 
             case = cases[index]
             waiter = CaseWaiter(slot, index)
             enrolled.append(waiter)
+            if type(case) is Channel and case._thread == thread and not case._senders:
+                case._receivers[waiter] = None  # what case_enroll comes to: selects spend their time here
+                continue
             case.case_enroll(waiter)
-            if type(case) is not Channel and isinstance(case, Alarm):
+            if isinstance(case, Alarm):
                 deadline = min(deadline, case.deadline)
-        taken: tuple[int, Any] | None = await slot if deadline == math.inf else await await_until(slot, deadline)
-    except BaseException as error:
-        taken = slot.result() if slot.done() and not slot.cancelled() else None
-        if taken is None or taken[1] is CLOSED:
-            raise
-        # The case was taken, and then the task cancelled natively before it could run: nobody will see the
-        # item.
-        if cases[taken[0]].case_put_back(taken[1]) or not postpone_cancellation(error):
-            raise
-    finally:
+    except BaseException:
         for waiter in enrolled:
             cases[waiter.index].case_withdraw(waiter)
-    return taken if taken is not None and taken[1] is not CLOSED else None
+        raise
+    return slot, enrolled, deadline
+
+
+def _lasting_effect(cases: Sequence[Any], slot: Slot) -> tuple[int, Any] | None:
+    """The task was cancelled. If a case had been taken, undo that; return the case that cannot be undone."""
+    taken: tuple[int, Any] | None = slot.result() if slot.done() and not slot.cancelled() else None
+    if taken is None or taken[1] is CLOSED or cases[taken[0]].case_put_back(taken[1]):
+        return None
+    return taken
 
 
 def _nothing_left(cases: Sequence[object]) -> Exception:

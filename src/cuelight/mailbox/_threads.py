@@ -51,6 +51,10 @@ class _Call:
         self.error = error
         self.set_result(None)
 
+    @property
+    def failed(self) -> bool:
+        return self.error is not None or self.result is CLOSED or self.result is _WITHDRAWN
+
     def wait(self, seconds: float) -> bool:
         return self._woken.wait(seconds)
 
@@ -138,8 +142,7 @@ class ThreadEnd(Generic[T]):
             self._sleep(call, start, queue, timeout)
         except BaseException:
             # Such as KeyboardInterrupt: nobody is left to take the result.
-            if not call.settled or queue is self._channel._receivers:
-                self._in_loop(call, lambda: self._abandon(call, queue))
+            self._in_loop(call, lambda: self._abandon(call, queue))
             raise
         if call.error is not None:
             raise call.error
@@ -173,7 +176,7 @@ class ThreadEnd(Generic[T]):
     def _abandon(self, call: _Call, queue: OrderedDict[Any, Any]) -> None:
         if not call.settled:
             _withdraw(call, queue)
-        elif queue is self._channel._receivers and call.error is None and call.result is not CLOSED:
+        elif queue is self._channel._receivers and not call.failed:
             self._channel.case_put_back(call.result)
 
 

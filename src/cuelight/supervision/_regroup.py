@@ -28,9 +28,10 @@ class Regroup:
 
     def begin(self) -> None:
         """Stop the last of those still running; when none is left, set the timer for the start."""
+        self.abandon()  # two children may have ended in one moment
         while self._at:
             cell = self._affected[self._at - 1]
-            if not (cell.over or cell.dead):
+            if not cell.over:
                 self._timer = self._family.runtime.later(cell.options.shutdown, cell.cancel_turn)
                 cell.recycle()
                 return
@@ -41,40 +42,32 @@ class Regroup:
         """A child's incarnation is over. Returns whether that is this restart's business."""
         if cell not in self._affected:
             return False
+        stays_ended = cell.options.restart == "temporary" or (cell.closed and cell.options.restart != "permanent")
         if self._starting is cell:
             self._starting = None
-            self._family.start_failed_again(cell, exit_)
-        elif self._starting is not None or not self._at:
-            # It was up already, and crashed again while its siblings still start.
-            self.abandon()
-            self._family.start_failed_again(cell, exit_)
+            if not stays_ended:
+                self._family.start_failed_again(cell, exit_)
+                return True
+            step = self._start_next
         else:
-            if cell.options.restart == "temporary" or (cell.closed and cell.options.restart != "permanent"):
-                self._affected.remove(cell)
-                self._at = min(self._at, len(self._affected))
-                self._family.bury(cell, exit_)
-            self._proceed()
+            step = self.begin
+        if stays_ended:
+            self._affected.remove(cell)
+            self._at = min(self._at, len(self._affected))
+            self._family.bury(cell, exit_)
+        self._family.runtime.post(self._if_current, step)
         return True
-
-    def _proceed(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._family.runtime.post(self._if_current, self.begin)
 
     def _if_current(self, step: Any) -> None:
         if self._family.regroup is self:
             step()
 
     def _start_next(self) -> None:
-        self._timer = None
-        while self._affected:
-            cell = self._affected[0]
-            if cell.over:
-                self._starting = cell
-                self._family.restart(cell)
-                return
-            del self._affected[0]
-        self._family.regrouped()
+        if self._affected:
+            self._starting = self._affected[0]
+            self._family.restart(self._starting)
+        else:
+            self._family.regrouped()
 
     def has_started(self, cell: Cell) -> None:
         """A child is up: the next one."""
@@ -92,6 +85,7 @@ class Regroup:
                 self._at -= 1
 
     def abandon(self) -> None:
-        """The whole family is being closed."""
+        """Forget the timer: the family is being closed, or the next step is due now."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None

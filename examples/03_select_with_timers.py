@@ -29,7 +29,7 @@ class Batcher(Actor[Line]):
         while True:
             try:
                 case, item = await select(self.inbox, self.flushes, deadline)
-            except ChannelClosed:  # every case is over: the actor is to stop, and its mailbox is empty
+            except ChannelClosed:  # the actor is to stop, and its mailbox is empty
                 break
             if isinstance(item, Line):
                 self.batch.append(item.text)
@@ -65,8 +65,8 @@ async def main() -> None:
         print(await written.receive())
 
         await batcher.tell(Line("six"))
-        flushes.close()  # a closed channel drops out of the select, as the mailbox of a stopping actor does
-        await batcher.stop()  # finishes the mailbox, and so the loop
+        flushes.close()  # a closed channel drops out of the select
+        await batcher.stop()  # a closed mailbox ends it
         print(await written.receive())
 
 

@@ -283,7 +283,7 @@ async def main() -> None:
         server.start_soon(listener.serve, model)
         port = listener.extra(SocketAttribute.local_port)
         async with ActorSystem("agents") as system:
-            spec = child(Agent, port).with_options(name="agent", shutdown=0.1)
+            spec = child(Agent, port).with_options(name="agent")
             team = await system.spawn(supervisor(spec, budget=Budget(tokens=100)))
             agent: Ref[Turn | Research] = system.find("agent")
             await session(agent)

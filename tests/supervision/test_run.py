@@ -65,13 +65,10 @@ def test_the_first_signal_drains(backend: str, number: signal.Signals) -> None:
 def test_the_second_signal_forces(backend: str) -> None:
     process = start(backend, "slow")
     process.send_signal(signal.SIGTERM)
-    waiting = threading.Event()
-    while process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        waiting.wait(0.05)  # two signals in one moment are one signal
+    process.send_signal(signal.SIGINT)  # two of a kind at one moment would be one
     out, err = process.communicate(timeout=30)
     assert "stopped killed" in out
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode in {128 + signal.SIGTERM, 128 + signal.SIGINT}
     assert "Traceback" not in err
 
 

@@ -12,6 +12,7 @@ import pytest
 from cuelight import (
     Actor,
     ActorSystem,
+    Budget,
     Exit,
     Inbox,
     Killed,
@@ -19,9 +20,12 @@ from cuelight import (
     NotStarted,
     Ref,
     ShutDown,
+    Stopped,
     SystemClosed,
     child,
+    every,
     on,
+    select,
     supervisor,
 )
 from cuelight.testing import assert_no_orphans, wait_until_idle
@@ -245,3 +249,44 @@ async def test_a_deep_tree_stops(anyio_backend_name: str) -> None:
 async def test_bad_options_of_a_system_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="give"):
         ActorSystem(**bad)
+
+
+async def test_a_loop_over_its_mailbox_and_a_timer_hears_that_it_is_to_stop() -> None:
+    ticks: list[int] = []
+
+    async def ticker(inbox: Inbox[Note]) -> None:
+        timer = every(0.2)
+        while True:
+            case, _ = await select(inbox, timer)
+            ticks.append(case)
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(ticker)
+        await anyio.sleep(1)
+        await ref.tell(Note("last"))
+        began = anyio.current_time()
+        await ref.stop()
+        assert anyio.current_time() == began
+        assert isinstance(await ref.ended(), Stopped)
+        await system.spawn(ticker)
+        await anyio.sleep(0.1)
+    assert anyio.current_time() - began < 0.2
+    assert 0 in ticks
+
+
+async def test_a_running_handler_does_not_go_on_spending_beyond_its_budget() -> None:
+    spent: list[int] = []
+
+    class Spender(Actor[Note]):
+        @on(Note)
+        async def note(self, message: Note) -> None:
+            while True:
+                spent.append(1)
+                self.spend(tokens=1)
+                await anyio.sleep(0.1)
+
+    async with ActorSystem() as system:
+        top = await system.spawn(supervisor(child(Spender).with_options(name="s"), budget=Budget(tokens=5)))
+        await system.find("s").tell(Note("go"))
+        await top.ended()
+        assert len(spent) == 6

@@ -20,7 +20,7 @@ from cuelight.actors._family import Family
 from cuelight.actors._groups import Group
 from cuelight.actors._handlers import on
 from cuelight.actors._inbox import Inbox
-from cuelight.actors._messages import Answers, Message, ReplyType, Request, StreamRequest, Streams
+from cuelight.actors._messages import Answerable, Answers, Message, ReplyType, Request, StreamRequest, Streams
 from cuelight.actors._port import ReplyPort
 from cuelight.actors._ref import ActorStatistics, Ref
 from cuelight.actors._reply import Reply
@@ -33,6 +33,7 @@ __all__ = [
     "Actor",
     "ActorStatistics",
     "ActorTimer",
+    "Answerable",
     "Answers",
     "Background",
     "BackoffPolicy",

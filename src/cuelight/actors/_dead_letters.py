@@ -85,11 +85,11 @@ class DeadLetters:
         """How many there were since the system began."""
         return self.counts.total()
 
-    def subscribe(self, capacity: int = 1000) -> Channel[DeadLetter]:
+    def subscribe(self, capacity: float = 1000) -> Channel[DeadLetter]:
         """A channel that gets every dead letter from now on. Close it to end the subscription.
 
         Args:
-            capacity: how many may wait in it; then the oldest give way.
+            capacity: how many may wait in it (`math.inf`: all); then the oldest give way.
         """
         channel: Channel[DeadLetter] = Channel(capacity, overflow=drop_oldest)
         self._subscribers.append(channel)

@@ -69,6 +69,9 @@ class Inbox(Generic[M]):
         if isinstance(last, Asked) and last.state == RUNNING:
             last.fail(Interrupted(f"{cell.path} took {last.message!r} and went on without a reply"))
 
+    def _closed(self) -> ChannelClosed:
+        return ChannelClosed(f"{self._cell.path} is stopping, and its mailbox is empty")
+
     async def receive(self) -> M:
         """The next message. A checkpoint only if there is none yet.
 
@@ -80,7 +83,7 @@ class Inbox(Generic[M]):
         while True:
             message = self._take()
             if message is CLOSED:
-                raise ChannelClosed(f"{cell.path} is stopping, and its mailbox is empty")
+                raise self._closed()
             if message is not NOT_READY:
                 taken: M = message
                 return taken
@@ -101,7 +104,7 @@ class Inbox(Generic[M]):
         """
         message = self._take()
         if message is CLOSED:
-            raise ChannelClosed(f"{self._cell.path} is stopping, and its mailbox is empty")
+            raise self._closed()
         if message is NOT_READY:
             raise anyio.WouldBlock
         taken: M = message
@@ -130,8 +133,16 @@ class Inbox(Generic[M]):
     # As a case of select.
 
     def case_poll(self) -> Any:
-        """Take the next message."""
-        return self._take()
+        """Take the next message.
+
+        Raises:
+            ChannelClosed: the actor is to stop, and everything in its mailbox was received. A loop that selects on
+                its inbox and on timers must hear of that, so the inbox does not just drop out.
+        """
+        message = self._take()
+        if message is CLOSED:
+            raise self._closed()
+        return message
 
     def case_enroll(self, waiter: CaseWaiter, /) -> None:
         """Claim the select when mail comes."""

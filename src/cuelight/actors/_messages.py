@@ -6,10 +6,11 @@ from typing import Generic, Protocol, Self, TypeVar, dataclass_transform
 
 import msgspec
 
-__all__ = ["Answers", "Message", "ReplyType", "Request", "StreamRequest", "Streams"]
+__all__ = ["Answerable", "Answers", "Message", "ReplyType", "Request", "StreamRequest", "Streams"]
 
 M_co = TypeVar("M_co", covariant=True)
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
 class ReplyType(Generic[R]):
@@ -18,8 +19,18 @@ class ReplyType(Generic[R]):
     value: R
 
 
+class Answerable(Protocol[M_co, R_co]):
+    """A message that is one of `M_co` and is answered with an `R_co`, or less than one. What `ask` takes.
+
+    Covariant in the reply, so that an answer can stand where any object can, as in `print(await ref.ask(Total()))`.
+    """
+
+    def __message__(self) -> M_co: ...
+    def __answer__(self) -> R_co: ...
+
+
 class Answers(Protocol[M_co, R]):
-    """A message that is one of `M_co` and is answered with `R`; `Request` fulfils it."""
+    """A message that is one of `M_co` and is answered with exactly `R`; `Request` fulfils it. What `on` takes."""
 
     def __message__(self) -> M_co: ...
     def __reply__(self) -> ReplyType[R]: ...
@@ -54,6 +65,10 @@ class Request(msgspec.Struct, Generic[R], metaclass=MessageMeta, frozen=True, ta
     def __reply__(self) -> ReplyType[R]:
         """For type checkers: the type of the reply."""
         return ReplyType()
+
+    def __answer__(self) -> R:
+        """For type checkers: the type of the reply. It cannot be called."""
+        raise TypeError(f"{self!r} is answered by the actor that it is sent to")
 
 
 class StreamRequest(msgspec.Struct, Generic[R], metaclass=MessageMeta, frozen=True, tag=True):

@@ -8,7 +8,7 @@ import msgspec
 
 from cuelight.actors._cell import DEAD, OVER, Cell
 from cuelight.actors._exits import Exit
-from cuelight.actors._messages import Answers, Streams
+from cuelight.actors._messages import Answerable, Streams
 from cuelight.actors._plain_cell import INLINE, PlainCell
 from cuelight.actors._reply import Asked, Reply, handling
 from cuelight.actors._stream import Stream, StreamSlot
@@ -103,7 +103,7 @@ class Ref(Generic[M_contra]):
         """
         self._cell.runtime.call_threadsafe(self._cell.put_or_drop, message)
 
-    def ask(self, message: Answers[M_contra, R], timeout: float | None = None) -> Reply[R]:
+    def ask(self, message: Answerable[M_contra, R], timeout: float | None = None) -> Reply[R]:
         """Send a request; await what this returns for the answer. The request is sent at once.
 
         An ask from inside a handler inherits what time is left to the request that is being handled.

@@ -18,7 +18,7 @@ from cuelight.actors._cell import BURYING, STARTING, Cell
 from cuelight.actors._exits import Crashed, Exit, Killed, Start, Stopped, WasRestarted
 from cuelight.actors._reply import DONE, RUNNING, Asked, handling
 from cuelight.actors._stream import StreamSlot
-from cuelight.errors import ReplyError
+from cuelight.errors import ChannelClosed, ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -172,8 +172,9 @@ class TaskCell(Cell):
                 self.woken()
             await actor.run()
         except Exception as error:
-            item, self.running = self.running, None
-            return self.crash(error, item)
+            if not (isinstance(error, ChannelClosed) and self.closed):  # that is how a loop hears that it is to stop
+                item, self.running = self.running, None
+                return self.crash(error, item)
         item, self.running = self.running, None
         if isinstance(item, Asked):
             self.cut_off(item, "its run ended without a reply")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 import anyio.from_thread
 
-from cuelight.actors import Actor, Answers, ChildSpec, Exit, Ref, Streams
+from cuelight.actors import Actor, Answerable, ChildSpec, Exit, Ref, Streams
 from cuelight.errors import SystemClosed
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class BlockingRef(Generic[M_contra]):
         """As `Ref.tell`: blocks while the mailbox is full."""
         self._system.call(self.ref.tell, message)
 
-    def ask(self, message: Answers[M_contra, R], timeout: float | None = None) -> R:
+    def ask(self, message: Answerable[M_contra, R], timeout: float | None = None) -> R:
         """As `Ref.ask`, awaited: blocks until the answer is there."""
 
         async def ask() -> R:

@@ -337,7 +337,9 @@ class Children:
             self.runtime.restart_settled()
 
     def close(self, exit_: Exit) -> None:
-        if not self._closing:
+        if isinstance(exit_, Crashed) and isinstance(exit_.error, BudgetExceeded):
+            self.kill(str(exit_.error))  # whoever spends too much must not go on spending
+        elif not self._closing:
             self._close()
             self.runtime.post(self._stop_next)
 

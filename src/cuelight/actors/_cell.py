@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight.actors._exits import Crashed, Exit, Killed, ShutDown, Start, Stopped, Terminated
 from cuelight.actors._fates import Fates
-from cuelight.actors._reply import Asked
+from cuelight.actors._reply import Asked, Reply
 from cuelight.errors import SystemClosed
 from cuelight.mailbox import Mailbox
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cuelight.actors._actor import Actor
     from cuelight.actors._bonds import Bonds
     from cuelight.actors._family import Family
@@ -125,6 +127,10 @@ class Cell(Fates):
 
     def __repr__(self) -> str:
         return f"<cell {self.path}>"
+
+    def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
+        """Run a `def` handler in the asker's stead; only while `asleep` is `INLINE`."""
+        raise NotImplementedError
 
     # Starting. `begin` is the subclass's.
 

@@ -131,7 +131,9 @@ class Dispatcher:
         while events:
             function, args = events.popleft()
             function(*args)
-        for _ in range(min(TURNS_PER_PASS, len(ready))):
+        for _ in range(TURNS_PER_PASS):
+            if not ready:
+                break
             cell = ready.popleft()
             self.turning = cell
             if cell.context.run(cell.turn):
@@ -229,16 +231,16 @@ class Dispatcher:
         grain = timeout / GRAIN
         return due - due % grain + grain if grain > 0 else due
 
-    def inline_due(self) -> float:
-        """The deadline of the ask whose handler runs inline: worked out only where it is needed after all."""
-        return self.due_in(self.ask_timeout if self.inline_timeout is None else self.inline_timeout)
+    def inline_patience(self) -> float:
+        """The time-out of the ask whose handler runs inline."""
+        return self.ask_timeout if self.inline_timeout is None else self.inline_timeout
 
     def remaining(self, cell: Cell) -> float:
         """Seconds left to the request that a cell handles."""
         running = cell.running
-        if not isinstance(running, Asked) or not running.due:
+        if not isinstance(running, Asked):
             return math.inf
-        return max(0.0, running.due - self.backend.time())
+        return max(0.0, (running.due or self.due_in(running.timeout)) - self.backend.time())
 
     def abort(self, error: BaseException) -> None:
         """Something that is no `Exception` came out of a handler: the whole system ends with it."""

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cuelight.actors._exits import Crashed, Exit, Terminated
-from cuelight.actors._reply import DONE, QUEUED, Asked
+from cuelight.actors._reply import ASIDE, DONE, QUEUED, Asked
 from cuelight.errors import ActorCrashed, Interrupted, MailboxFull, NotStarted, ReplyError
 from cuelight.mailbox import Mailbox, WaitingSender
 
@@ -104,9 +104,11 @@ class Fates(Mailbox):
 
     def crash(self, error: BaseException, item: Any) -> Crashed:
         """A handler raised: settle its message. Returns how the incarnation ends."""
+        if item is None or item is ASIDE:
+            return Crashed(error)
         message = self.content(item)
         exit_ = Crashed(error, message)
-        if item is None or isinstance(item, Terminated):
+        if isinstance(item, Terminated):
             return exit_
         if self.options.redeliver > 1 and self.bonds_made().try_again(item, error):
             return exit_
@@ -137,5 +139,5 @@ class Fates(Mailbox):
         """The handler of this item was cancelled."""
         if isinstance(item, Asked):
             item.fail(Interrupted(f"{self.path} was interrupted while it handled {item.message!r}: {why}"))
-        elif item is not None and not isinstance(item, Terminated):
+        elif item is not None and item is not ASIDE and not isinstance(item, Terminated):
             self.runtime.dead_letters.add(item, self, "interrupted")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight.actors._cell import STARTING, Cell
 from cuelight.actors._exits import Exit, Start, WasRestarted
-from cuelight.actors._reply import DONE, RUNNING, Answered, Asked, Reply, handling
+from cuelight.actors._reply import DONE, QUEUED, RUNNING, Answered, Asked, Reply, handling
 from cuelight.errors import ReplyError
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class PlainCell(Cell):
             try:
                 if call is not None:
                     call(actor, item)
+                elif kind is Asked and item.state == QUEUED and (call := calls.get(type(item.message))) is not None:
+                    item.state = RUNNING
+                    value = call(actor, item.message)
+                    if self.running is item:
+                        item.succeed(value)
                 else:
                     self._handle_rest(item)
             except BaseException as error:
@@ -148,7 +153,7 @@ class PlainCell(Cell):
             return Answered(None, refusal), None
         except BaseException as error:
             self.abort_if_fatal(error)
-            asked: Asked = Asked(message, self, self.runtime.inline_due())
+            asked: Asked = Asked(message, self, self.runtime.inline_patience())
             return asked, self.crash(error, asked)
         finally:
             slot, self.running = self.running, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cuelight.actors._reply import DONE, QUEUED, RUNNING, Asked
+from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked
 from cuelight.errors import Interrupted, ReplyError, StashFull
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def take_running(cell: Cell, verb: str) -> Any:
     """The item being handled, taken out of the cell's hands; an inline request gets its slot now."""
     item = cell.running
     inline = cell.runtime.is_inline(cell)
-    if item is None or (inline and isinstance(item, Asked)):
+    if item is None or item is ASIDE or (inline and isinstance(item, Asked)):
         raise RuntimeError(f"{cell.path} cannot {verb}: no message is being handled, or it was set aside already")
     if inline:
-        asked: Asked = Asked(item, cell, cell.runtime.inline_due())
+        asked: Asked = Asked(item, cell, cell.runtime.inline_patience())
         asked.state = RUNNING
         cell.running = asked
         return asked
-    cell.running = None
+    cell.running = ASIDE
     return item
 
 

@@ -9,8 +9,8 @@ import msgspec
 from cuelight.actors._cell import DEAD, OVER, Cell
 from cuelight.actors._exits import Exit
 from cuelight.actors._messages import Answerable, Streams
-from cuelight.actors._plain_cell import INLINE, PlainCell
-from cuelight.actors._reply import Asked, Reply, handling
+from cuelight.actors._plain_cell import INLINE
+from cuelight.actors._reply import ASIDE, Asked, Reply, handling
 from cuelight.actors._stream import Stream, StreamSlot
 from cuelight.errors import MailboxFull
 from cuelight.mailbox import NOT_READY
@@ -111,7 +111,8 @@ class Ref(Generic[M_contra]):
         Args:
             message: the request.
             timeout: seconds until it fails and its handler is cancelled; None takes the system's `ask_timeout`,
-                `math.inf` waits for ever. It is kept to within 2 %, never too early.
+                `math.inf` waits for ever. They are counted from the await, or from when its handler begins, if that
+                is earlier; kept to within 2 %, never too early.
 
         Returns:
             An awaitable `Reply`; see there for what awaiting it raises.
@@ -126,15 +127,13 @@ class Ref(Generic[M_contra]):
             if call is not None:
                 budget, runtime.inline = runtime.inline, 0
                 runtime.inline_timeout = timeout
-                assert type(cell) is PlainCell  # noqa: S101 - INLINE says so
                 reply = cell.ask_now(message, call)
                 runtime.inline = budget - 1
                 return reply
-        due = runtime.due_in(runtime.ask_timeout if timeout is None else timeout)
+        asked = Asked(message, cell, runtime.ask_timeout if timeout is None else timeout)
         asker = handling.get()
-        if asker is not None and isinstance(asker.running, Asked) and asker.running.due < due:
-            due = asker.running.due or due
-        asked: Asked = Asked(message, cell, due)
+        if asker is not None and isinstance(asker.running, Asked):
+            asked.due = asker.running.due
         if not cell.put(asked):
             cell.line_up(asked)
         return asked
@@ -250,7 +249,7 @@ class Ref(Generic[M_contra]):
             handled=cell.handled,
             restarts=cell.restarts,
             children=0 if cell.family is None else sum(1 for _ in cell.family.children()),
-            running=None if running is None else cell.content(running),
+            running=None if running is None or running is ASIDE else cell.content(running),
         )
 
     def __eq__(self, other: object) -> bool:

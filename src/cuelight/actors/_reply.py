@@ -9,9 +9,11 @@ Invariants:
 
 from __future__ import annotations
 
+import enum
+import math
 from collections.abc import Generator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from cuelight.errors import DeadlockError, Interrupted, InterruptedTimeout, NotStarted, NotStartedTimeout
 
@@ -24,6 +26,15 @@ __all__ = ["Reply"]
 R = TypeVar("R")
 
 QUEUED, RUNNING, DONE = range(3)
+
+
+class Aside(enum.Enum):
+    """What a handler handles once it has deferred the reply or stashed the message: nothing that would end with it."""
+
+    ASIDE = "a message that was set aside"
+
+
+ASIDE: Final = Aside.ASIDE
 
 handling: ContextVar[Cell | None] = ContextVar("cuelight_handling", default=None)
 """The cell whose handler the running code belongs to; None outside of handlers."""
@@ -77,12 +88,13 @@ class Answered(Reply[R]):
 class Asked(Reply[Any]):
     """A request on its way, and the place for its answer. It travels through the mailbox in the message's stead."""
 
-    __slots__ = ("cell", "due", "message", "state", "timed", "waiter")
+    __slots__ = ("cell", "due", "message", "state", "timed", "timeout", "waiter")
 
-    def __init__(self, message: Any, cell: Cell, due: float) -> None:
+    def __init__(self, message: Any, cell: Cell, timeout: float) -> None:
         self.message = message
         self.cell = cell
-        self.due = due
+        self.timeout = timeout
+        self.due = 0.0  # before the clock starts: the deadline inherited from the asker's own request, if any
         self.state = QUEUED
         self.error = None
         self.waiter: Waiter | None = None
@@ -137,8 +149,13 @@ class Asked(Reply[Any]):
     def start_clock(self) -> None:
         """Have the deadline enforced from now on."""
         if not self.timed and self.state != DONE:
-            self.timed = True
-            self.cell.runtime.alarms.add(self.due, self)
+            runtime = self.cell.runtime
+            due = runtime.due_in(self.timeout)
+            if not self.due or due < self.due:
+                self.due = due
+            if self.due != math.inf:
+                self.timed = True
+                runtime.alarms.add(self.due, self)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         if self.state != DONE:

@@ -29,7 +29,7 @@ class StreamSlot(Asked):
     __slots__ = ("chunks", "patience", "writer")
 
     def __init__(self, message: Any, cell: Cell, patience: float) -> None:
-        Asked.__init__(self, message, cell, 0.0)
+        Asked.__init__(self, message, cell, patience)
         self.chunks: deque[Any] = deque()
         self.patience = patience
         self.writer: Waiter | None = None

@@ -16,7 +16,7 @@ import anyio
 
 from cuelight.actors._cell import BURYING, STARTING, Cell
 from cuelight.actors._exits import Crashed, Exit, Killed, Start, Stopped, WasRestarted
-from cuelight.actors._reply import DONE, RUNNING, Asked, handling
+from cuelight.actors._reply import ASIDE, DONE, RUNNING, Asked, handling
 from cuelight.actors._stream import StreamSlot
 from cuelight.errors import ChannelClosed, ReplyError
 
@@ -182,7 +182,7 @@ class TaskCell(Cell):
 
     async def _serve(self) -> Exit | None:
         """Handle mail until the incarnation is over (an exit), the task retires or the scope was used (None)."""
-        actor, calls, suspending = self.actor, self.table.calls, self.table.suspending
+        actor, calls, suspending, streaming = self.actor, self.table.calls, self.table.suspending, self.table.streaming
         checkpoint = self.runtime.backend.checkpoint
         budget = BUDGET
         while True:
@@ -205,6 +205,8 @@ class TaskCell(Cell):
                     await self._handle_rest(actor, item)
                 elif kind in suspending:
                     await call(actor, item)
+                elif streaming and kind in streaming:
+                    self.unhandled(item)
                 else:
                     call(actor, item)
             except Exception as error:
@@ -323,7 +325,7 @@ class TaskCell(Cell):
     def waits_in_asks(self) -> bool:
         if self.state == STARTING:
             return True
-        return self.running is not None if self.table.own_run else not self.asleep
+        return self.running is not None and not (self.table.own_run and self.running is ASIDE)
 
     # Ending.
 

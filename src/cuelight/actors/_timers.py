@@ -17,7 +17,9 @@ TOLERANCE = 1e-6
 """Seconds by which an alarm may be early: loops round."""
 
 SLACK = 64
-"""Empty times that the heap may hold before it is rebuilt."""
+"""Times without an entry that are kept before the heap is rebuilt."""
+
+MISSING = object()
 
 
 class Entry(Protocol):
@@ -31,13 +33,14 @@ class Entry(Protocol):
 class Alarms:
     """Entries by due time. Entries that are due at the same time share a place in the heap."""
 
-    __slots__ = ("_armed", "_backend", "_due", "_heap")
+    __slots__ = ("_armed", "_backend", "_due", "_empty", "_heap")
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._due: dict[float, dict[Entry, None]] = {}
         self._heap: list[float] = []
         self._armed: float | None = None
+        self._empty = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._due.values()))
@@ -46,15 +49,12 @@ class Alarms:
         """Have `entry.ring()` called at the loop's time `due`."""
         bucket = self._due.get(due)
         if bucket is not None:
+            if not bucket:
+                self._empty -= 1
             bucket[entry] = None
             return
         self._due[due] = {entry: None}
-        heap = self._heap
-        if len(heap) > 2 * len(self._due) + SLACK:
-            heap[:] = self._due
-            heapify(heap)
-        else:
-            heappush(heap, due)
+        heappush(self._heap, due)
         if self._armed is None or due < self._armed:
             self._armed = due
             self._backend.set_alarm(due, self._ring)
@@ -63,29 +63,32 @@ class Alarms:
         """Forget an entry; harmless if it has rung."""
         bucket = self._due.get(due)
         if bucket is not None:
-            bucket.pop(entry, None)
-            if not bucket:
-                del self._due[due]
-                if not self._due:
-                    self._heap.clear()
-                    self._armed = None
-                    self._backend.clear_alarm()
+            # An empty place stays for a while: with asks it is wanted again at once, and the alarm is not touched.
+            if bucket.pop(entry, MISSING) is None and not bucket:
+                self._empty += 1
+                if self._empty > SLACK and self._empty * 2 > len(self._due):
+                    self._compact()
+
+    def _compact(self) -> None:
+        self._empty = 0
+        self._due = {due: bucket for due, bucket in self._due.items() if bucket}
+        self._heap = list(self._due)
+        heapify(self._heap)
 
     def _ring(self) -> None:
         self._armed = None
         now = self._backend.time() + TOLERANCE
-        heap, due = self._heap, self._due
-        while heap and heap[0] <= now:
-            bucket = due.get(heap[0])
+        while self._heap and (self._heap[0] <= now or not self._due[self._heap[0]]):
+            bucket = self._due[self._heap[0]]
             if not bucket:
-                due.pop(heappop(heap), None)
+                del self._due[heappop(self._heap)]
+                self._empty = max(0, self._empty - 1)
                 continue
             for entry in list(bucket):
                 if entry in bucket:  # one that rang before may have cancelled it
                     del bucket[entry]
                     entry.ring()
-        while heap and heap[0] not in due:
-            heappop(heap)
+        heap = self._heap
         if heap and (self._armed is None or heap[0] < self._armed):
             self._armed = heap[0]
             self._backend.set_alarm(heap[0], self._ring)
@@ -94,6 +97,7 @@ class Alarms:
         """Forget all entries."""
         self._due.clear()
         self._heap.clear()
+        self._empty = 0
         self._armed = None
         self._backend.clear_alarm()
 

@@ -119,53 +119,50 @@ async def test_a_cancelled_tell_has_not_sent_anything() -> None:
         assert not system.dead_letters.counts["stopped"]
 
 
+async def _cancel_promised(turns: int, natively: bool) -> None:
+    async with ActorSystem() as system:
+        items: list[Any] = []
+        ref = await _full(system, items)
+        sent: list[Any] = []
+        scopes = {2: anyio.CancelScope(), 3: anyio.CancelScope()}
+        native: list[asyncio.Task[Any] | None] = []
+
+        async def send(item: int) -> None:
+            if natively:
+                native.append(asyncio.current_task())
+            with scopes[item]:
+                try:
+                    await ref.tell(Put(item))
+                    sent.append(item)
+                except BaseException:
+                    if not natively:
+                        raise
+
+        async with anyio.create_task_group() as tasks:
+            for item in scopes:
+                tasks.start_soon(send, item)
+                await settle()
+            assert ref.interrupt()
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            if native and native[0] is not None:
+                native[0].cancel()
+            else:
+                scopes[2].cancel()
+        await wait_until_idle(system)
+        assert (items[:3], sorted(items[3:])) == (["cut", 0, 1], sorted(sent))
+        assert 3 in sent
+        assert (ref.statistics().queued, ref.statistics().waiting_senders) == (0, 0)
+        for number in range(2):  # both places are there again
+            ref.tell_nowait(Put(number))
+
+
 async def test_a_tell_cancelled_when_it_was_promised_a_place_is_sent_or_raises_never_both(
     anyio_backend_name: str,
 ) -> None:
     for natively in (False, True) if anyio_backend_name == "asyncio" else (False,):
         for turns in range(6):
-            async with ActorSystem() as system:
-                items: list[Any] = []
-                ref = await _full(system, items)
-                sent: list[Any] = []
-                scopes = [anyio.CancelScope(), anyio.CancelScope()]
-                native: list[asyncio.Task[Any]] = []
-
-                async def send(
-                    item: int,
-                    ref: Ref[Any] = ref,
-                    sent: list[Any] = sent,
-                    scopes: list[anyio.CancelScope] = scopes,
-                    native: list[asyncio.Task[Any]] = native,
-                    natively: bool = natively,
-                ) -> None:
-                    if natively:
-                        native.append(asyncio.current_task())  # type: ignore[arg-type]
-                    with scopes[item - 2]:
-                        try:
-                            await ref.tell(Put(item))
-                            sent.append(item)
-                        except BaseException:
-                            if not natively:
-                                raise
-
-                async with anyio.create_task_group() as tasks:
-                    for item in (2, 3):
-                        tasks.start_soon(send, item)
-                        await settle()
-                    _open(ref)
-                    for _ in range(turns):
-                        await anyio.lowlevel.checkpoint()
-                    if natively:
-                        native[0].cancel()
-                    else:
-                        scopes[0].cancel()
-                await wait_until_idle(system)
-                assert (items[:3], sorted(items[3:])) == (["cut", 0, 1], sorted(sent))
-                assert 3 in sent
-                assert (ref.statistics().queued, ref.statistics().waiting_senders) == (0, 0)
-                for number in range(2):  # both places are there again
-                    ref.tell_nowait(Put(number))
+            await _cancel_promised(turns, natively)
 
 
 async def test_senders_that_wait_are_let_in_when_a_place_is_given_up() -> None:
@@ -218,7 +215,7 @@ async def test_overflow_fail_refuses_tell_and_ask_and_makes_a_dead_letter_of_wha
         with pytest.raises(MailboxFull):
             ref.tell_nowait(Put(2))
         with pytest.raises(MailboxFull):
-            ref.ask(Get())
+            await ref.ask(Get())
         group = system.group("g")
         group.join(ref)
         assert group.broadcast(Put(2)) == 0

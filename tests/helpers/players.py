@@ -131,7 +131,7 @@ class Loop(Actor[Put | Get | Boom | Bang | Refuse]):
             elif isinstance(message, Refuse):
                 self.defer_reply().refuse(ReplyError(message.why))
             else:
-                raise ValueError(message.why)
+                raise ValueError(message.why)  # noqa: TRY004
 
 
 async def outcome(awaitable: Awaitable[Any]) -> Any:

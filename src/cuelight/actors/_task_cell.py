@@ -180,7 +180,7 @@ class TaskCell(Cell):
             self.cut_off(item, "its run ended without a reply")
         return (self.attend() if self.attention else None) or Stopped()
 
-    async def _serve(self) -> Exit | None:
+    async def _serve(self) -> Exit | None:  # noqa: C901 - a call for each message costs as much as a message
         """Handle mail until the incarnation is over (an exit), the task retires or the scope was used (None)."""
         actor, calls, suspending, streaming = self.actor, self.table.calls, self.table.suspending, self.table.streaming
         checkpoint = self.runtime.backend.checkpoint

@@ -1,0 +1,251 @@
+"""Handlers, and what is wrong with a class is said when it is defined."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar
+
+import pytest
+
+from cuelight import (
+    Actor,
+    ActorSystem,
+    Message,
+    NotStarted,
+    Request,
+    Start,
+    StreamRequest,
+    Terminated,
+    child,
+    on,
+)
+from cuelight.testing import wait_until_idle
+from helpers.players import Get, Plain, Put, outcome
+
+T = TypeVar("T")
+
+
+class Base(Message):
+    value: int = 0
+
+
+class Derived(Base):
+    pass
+
+
+class Ask(Request[str]):
+    pass
+
+
+class AskMore(Ask):
+    pass
+
+
+class Numbers(StreamRequest[int]):
+    pass
+
+
+class MoreNumbers(Numbers):
+    pass
+
+
+class Both(Actor[Base | Ask | Numbers]):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @on(Base)
+    async def base(self, message: Base) -> None:
+        self.seen.append(message)
+
+    @on(Ask)
+    async def ask(self, message: Ask) -> str:
+        return type(message).__name__
+
+    @on(Numbers)
+    async def numbers(self, message: Numbers) -> AsyncIterator[int]:
+        for number in range(3):
+            yield number
+
+
+class PlainBoth(Actor[Base | Ask]):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @on(Base)
+    def base(self, message: Base) -> None:
+        self.seen.append(message)
+
+    @on(Ask)
+    def ask(self, message: Ask) -> str:
+        return type(message).__name__
+
+
+@pytest.mark.parametrize("kind", [Both, PlainBoth])
+async def test_a_handler_takes_subclasses_of_its_message(kind: Any) -> None:
+    async with ActorSystem() as system:
+        ref: Any = await system.spawn(kind)
+        for message in (Derived(1), Base(2), Derived(3)):
+            await ref.tell(message)
+        assert await ref.ask(AskMore()) == "AskMore"
+        assert await ref.ask(AskMore()) == "AskMore"
+        assert ref._cell.actor.seen == [Derived(1), Base(2), Derived(3)]
+
+
+async def test_a_subclass_of_a_stream_request_is_streamed_and_no_ask_or_tell_of_it_is_handled() -> None:
+    async with ActorSystem() as system:
+        ref: Any = await system.spawn(Both)
+        assert [number async for number in ref.stream(MoreNumbers())] == [0, 1, 2]
+        assert isinstance(await outcome(ref.ask(Numbers())), NotStarted)
+        await ref.tell(Numbers())
+        await wait_until_idle(system)
+        assert system.dead_letters.counts == {"unhandled": 1}
+        plain: Any = await system.spawn(Plain)
+        with pytest.raises(NotStarted, match="no handler"):
+            [number async for number in plain.stream(Numbers())]
+
+
+async def test_unhandled_messages_are_dead_letters_and_fail_asks() -> None:
+    async with ActorSystem() as system:
+        for kind in (Plain, Both):
+            ref: Any = await system.spawn(kind)
+            await ref.tell("what?")
+            with pytest.raises(NotStarted, match=r"has no handler for 'why\?': add one with @on"):
+                await ref.ask("why?")
+        assert [(one.message, one.reason) for one in system.dead_letters] == [("what?", "unhandled")] * 2
+
+
+async def test_handlers_are_inherited_and_overridden() -> None:
+    class Louder(Plain):
+        def put(self, message: Put) -> None:  # the decorator is inherited
+            self.items.append(("loud", message.item))
+
+        @on(Get)
+        async def get_later(self, message: Get) -> list[Any]:  # another method for the same message
+            return [*self.items, "later"]
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(Louder)
+        await ref.tell(Put(1))
+        assert await ref.ask(Get()) == [("loud", 1), "later"]
+
+
+def test_a_message_without_a_handler_is_an_error_of_the_class() -> None:
+    with pytest.raises(TypeError, match=r"Forgetful takes Put but does not handle it: add a method with @on\(Put\)"):
+
+        class Forgetful(Actor[Put | Get]):
+            @on(Get)
+            def get(self, message: Get) -> list[Any]:
+                return []
+
+    with pytest.raises(TypeError, match="One takes Put"):
+
+        class One(Actor[Put]):
+            pass
+
+
+def test_two_handlers_of_one_message_are_an_error_of_the_class() -> None:
+    with pytest.raises(TypeError, match="Twice handles Put twice, in one and two"):
+
+        class Twice(Actor[Put]):
+            @on(Put)
+            def one(self, message: Put) -> None: ...
+            @on(Put)
+            def two(self, message: Put) -> None: ...
+
+
+def test_a_handler_of_a_message_that_is_not_taken_is_an_error_of_the_class() -> None:
+    with pytest.raises(TypeError, match=r"Greedy.get handles Get, which is not in Actor\[...\]"):
+
+        class Greedy(Actor[Put]):
+            @on(Put)
+            def put(self, message: Put) -> None: ...
+            @on(Get)
+            def get(self, message: Get) -> list[Any]:
+                return []
+
+
+def test_hooks_with_a_wrong_signature_are_an_error_of_the_class() -> None:
+    with pytest.raises(TypeError, match=r"NoWhy.started must take one argument, why"):
+
+        class NoWhy(Actor[Any]):
+            def started(self) -> None:  # type: ignore[override]
+                pass
+
+    with pytest.raises(TypeError, match="is a hook of Actor: name your attribute otherwise"):
+
+        class NotAHook(Actor[Any]):
+            stopped = 5  # type: ignore[assignment]
+
+    class Fine(Actor[Any]):
+        def started(self, *why: Start) -> None:
+            pass
+
+        def stopped(self, why: Any, extra: int = 0) -> None:
+            pass
+
+    assert Fine.__table__.hooks == {"started", "stopped"}
+
+
+def test_on_wants_a_class() -> None:
+    def handler(self: Any, message: Any) -> None: ...
+
+    wrong: Any = handler
+
+    with pytest.raises(TypeError, match=r"name the class of the message, as in @on\(Add\)"):
+        on(wrong)
+
+
+def test_classes_that_declare_no_messages_are_not_checked() -> None:
+    class Generics(Actor[T], Generic[T]):
+        pass
+
+    class Anything(Actor[Any]):
+        @on(Put)
+        def put(self, message: Put) -> None: ...
+
+    class Sub(Anything):
+        @on(Get)
+        def get(self, message: Get) -> list[Any]:
+            return []
+
+        @on(Terminated)
+        def gone(self, message: Terminated) -> None: ...
+
+    assert set(Sub.__table__.calls) == {Put, Get, Terminated}
+    assert not Generics.__table__.calls
+
+
+def test_a_base_class_may_be_abstract() -> None:
+    class Half(Actor[Put | Get], abstract=True):
+        @on(Put)
+        def put(self, message: Put) -> None: ...
+
+    class Whole(Half):
+        @on(Get)
+        def get(self, message: Get) -> list[Any]:
+            return []
+
+    assert Whole.__table__.plain
+    with pytest.raises(TypeError, match="StillHalf takes Get"):
+
+        class StillHalf(Half):
+            pass
+
+
+def test_what_a_class_needs_is_known() -> None:
+    table = Both.__table__
+    assert table.suspending >= {Base, Ask}
+    assert Numbers in table.streaming
+    assert not table.plain
+    assert PlainBoth.__table__.plain
+
+
+def test_messages_are_frozen_tagged_values() -> None:
+    assert Base(1) == Base(1) != Base(2)
+    with pytest.raises(AttributeError):
+        setattr(Base(1), "value", 2)  # noqa: B010
+    assert Base.__struct_config__.tag == "Base"
+    for message in (Ask(), Numbers()):
+        assert message.__message__() is message
+    assert Ask().__reply__() is not None
+    assert Numbers().__chunk__() is not None
+    assert repr(child(Plain)) == "<child Plain>"
+    assert repr(child(Plain).with_options(name="x")) == "<child Plain named 'x'>"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from cuelight.actors._cell import BURYING, STARTING, Cell
-from cuelight.actors._exits import Crashed, Exit, Killed, Start, Stopped, WasRestarted
-from cuelight.actors._reply import ASIDE, DONE, RUNNING, Asked, handling
+from cuelight.actors._exits import Crashed, Exit, Killed, Start, WasRestarted
+from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked, handling
 from cuelight.actors._stream import StreamSlot
 from cuelight.errors import ChannelClosed, ReplyError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._inbox import Inbox
     from cuelight.actors._spec import ChildSpec
+    from cuelight.mailbox import Waiter
 
 __all__ = ["TaskCell"]
 
@@ -178,9 +179,9 @@ class TaskCell(Cell):
         item, self.running = self.running, None
         if isinstance(item, Asked):
             self.cut_off(item, "its run ended without a reply")
-        return (self.attend() if self.attention else None) or Stopped()
+        return (self.attend() if self.attention else None) or self._stopped()
 
-    async def _serve(self) -> Exit | None:  # noqa: C901 - a call for each message costs as much as a message
+    async def _serve(self) -> Exit | None:  # noqa: C901, PLR0912 - a call for each message costs as much as one
         """Handle mail until the incarnation is over (an exit), the task retires or the scope was used (None)."""
         actor, calls, suspending, streaming = self.actor, self.table.calls, self.table.suspending, self.table.streaming
         checkpoint = self.runtime.backend.checkpoint
@@ -193,7 +194,10 @@ class TaskCell(Cell):
                     return exit_
             items = self.items
             if not items:
-                if await self._doze():
+                waiter = self._lie_down()
+                await waiter
+                self.waiter = None
+                if self.retired and self.asleep:
                     return None
                 budget = BUDGET
                 continue
@@ -202,7 +206,14 @@ class TaskCell(Cell):
             call = calls.get(kind)
             try:
                 if call is None:
-                    await self._handle_rest(actor, item)
+                    if kind is Asked and item.state == QUEUED and (kind := type(item.message)) in suspending:
+                        item.state = RUNNING
+                        item.start_clock()
+                        value = await calls[kind](actor, item.message)
+                        if self.running is item:
+                            item.succeed(value)
+                    else:
+                        await self._handle_rest(actor, item)
                 elif kind in suspending:
                     await call(actor, item)
                 elif streaming and kind in streaming:
@@ -223,8 +234,8 @@ class TaskCell(Cell):
                 budget = BUDGET
                 await checkpoint()
 
-    async def _doze(self) -> bool:
-        """Sleep until there is something to do. Returns True if the task has lingered long enough."""
+    def _lie_down(self) -> Waiter:
+        """Get ready to sleep until there is something to do, or the task has lingered long enough."""
         self.running = self.items = None
         self.asleep = 1
         runtime = self.runtime
@@ -232,9 +243,7 @@ class TaskCell(Cell):
         runtime.keep_warm(self)
         self.retired = False
         waiter = self.waiter = runtime.backend.waiter()
-        await waiter
-        self.waiter = None
-        return self.retired and bool(self.asleep)
+        return waiter
 
     def retire(self) -> None:
         """End the idle task; the next mail starts another."""

@@ -62,12 +62,11 @@ class Alarms:
     def remove(self, due: float, entry: Entry) -> None:
         """Forget an entry; harmless if it has rung."""
         bucket = self._due.get(due)
-        if bucket is not None:
-            # An empty place stays for a while: with asks it is wanted again at once, and the alarm is not touched.
-            if bucket.pop(entry, MISSING) is None and not bucket:
-                self._empty += 1
-                if self._empty > SLACK and self._empty * 2 > len(self._due):
-                    self._compact()
+        # An empty place stays for a while: with asks it is wanted again at once, and the alarm is not touched.
+        if bucket is not None and bucket.pop(entry, MISSING) is None and not bucket:
+            self._empty += 1
+            if self._empty > SLACK and self._empty * 2 > len(self._due):
+                self._compact()
 
     def _compact(self) -> None:
         self._empty = 0

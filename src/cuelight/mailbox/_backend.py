@@ -12,6 +12,7 @@ import time
 from asyncio import events as _events
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -50,10 +51,8 @@ class Backend(Protocol):
     name: str
     cancelled: type[BaseException]
     time: Callable[[], float]
-
-    def waiter(self) -> Waiter:
-        """A new place to sleep for the current task."""
-        ...
+    waiter: Callable[[], Waiter]
+    """Makes a new place to sleep for the current task."""
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
@@ -108,9 +107,7 @@ class AsyncioBackend:
         self._alarm: asyncio.TimerHandle | None = None
         plain = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
         self.time: Callable[[], float] = time.monotonic if plain else loop.time
-
-    def waiter(self) -> Waiter:
-        return _AsyncioWaiter(self._loop)
+        self.waiter: Callable[[], Waiter] = partial(_AsyncioWaiter, loop)
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
@@ -178,14 +175,12 @@ class TrioBackend:
         self.cancelled: type[BaseException] = trio.Cancelled
         self.time: Callable[[], float] = trio.lowlevel.current_clock().current_time
         self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.waiter: Callable[[], Waiter] = partial(_TrioWaiter, trio.lowlevel)
         self._token = trio.lowlevel.current_trio_token()
         self._ring: Callable[[], None] | None = None
         self._when = 0.0
         self._alarm_scope: trio.CancelScope | None = None
         self._alarm_task = False
-
-    def waiter(self) -> Waiter:
-        return _TrioWaiter(self._lowlevel)
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str

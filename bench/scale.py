@@ -1,0 +1,193 @@
+"""Sizes that have to work. Each is run once, checked, and its seconds are printed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import anyio
+
+from bench._actors import ADD, TOTAL, Async, Plain, unbounded
+from bench._harness import OURS, Result, reason, run_in
+from cuelight import Actor, ActorSystem, ChildSpec, Message, Ref, Request, Start, child, on
+
+MILLION = 1_000_000
+MANY = 100_000
+CHAIN = 10_000
+DEPTH = 1_000
+PATIENCE = 120.0
+
+Run = Callable[[ActorSystem], Awaitable[None]]
+
+
+def million_tells(kind: type[Actor[Any]]) -> Run:
+    async def run(system: ActorSystem) -> None:
+        ref = await system.spawn(unbounded(kind))
+        for _ in range(MILLION):
+            ref.tell_nowait(ADD)
+        assert await ref.ask(TOTAL) == MILLION
+
+    return run
+
+
+def many_actors(kind: type[Actor[Any]]) -> Run:
+    async def run(system: ActorSystem) -> None:
+        refs = [await system.spawn(kind) for _ in range(MANY)]
+        for ref in refs:
+            ref.tell_nowait(ADD)
+        await system.wait_until_idle()
+        for ref in refs[:: MANY // 100]:
+            assert await ref.ask(TOTAL) == 1
+
+    return run
+
+
+class Pass(Message):
+    hops: int
+
+
+class PlainLink(Actor[Pass]):
+    def __init__(self, following: Ref[Pass] | None, over: Callable[[int], None]) -> None:
+        self.following, self.over = following, over
+
+    @on(Pass)
+    def pass_on(self, message: Pass) -> None:
+        if self.following is None:
+            self.over(message.hops)
+        else:
+            self.following.tell_nowait(Pass(message.hops + 1))
+
+
+class AsyncLink(PlainLink):
+    @on(Pass)
+    async def pass_on(self, message: Pass) -> None:
+        super().pass_on(message)
+
+
+def chain(kind: type[PlainLink]) -> Run:
+    async def run(system: ActorSystem) -> None:
+        over = anyio.Event()
+        hops: list[int] = []
+
+        def finish(count: int) -> None:
+            hops.append(count)
+            over.set()
+
+        ref: Ref[Pass] | None = None
+        for _ in range(CHAIN):
+            ref = await system.spawn(kind, ref, finish)
+        assert ref is not None
+        ref.tell_nowait(Pass(1))
+        await over.wait()
+        assert hops == [CHAIN]
+
+    return run
+
+
+class Count(Request[int]):
+    pass
+
+
+class AskLink(Actor[Count]):
+    """Asks the next in the chain while it is asked."""
+
+    def __init__(self, following: Ref[Count] | None) -> None:
+        self.following = following
+
+    @on(Count)
+    async def count(self, message: Count) -> int:
+        return 1 if self.following is None else 1 + await self.following.ask(message)
+
+
+async def chain_of_asks(system: ActorSystem) -> None:
+    ref: Ref[Count] | None = None
+    for _ in range(DEPTH):
+        ref = await system.spawn(AskLink, ref)
+    assert ref is not None
+    assert await ref.ask(Count(), timeout=60) == DEPTH
+
+
+class AsyncNode(Actor[Count]):
+    """Spawns its only child as it starts."""
+
+    def __init__(self, below: int) -> None:
+        self.below = below
+
+    async def started(self, why: Start) -> None:
+        if self.below:
+            await self.spawn(AsyncNode, self.below - 1)
+
+    @on(Count)
+    async def count(self, message: Count) -> int:
+        return 1 + sum([await ref.ask(message) for ref in self.children])
+
+
+class PlainNode(Actor[Count]):
+    """The same in `def`."""
+
+    def __init__(self, below: int, over: Callable[[], None]) -> None:
+        self.below, self.over = below, over
+
+    def started(self, why: Start) -> None:
+        if self.below:
+            below: ChildSpec[Count] = child(PlainNode, self.below - 1, self.over)
+            self.spawn_nowait(below)
+        else:
+            self.over()
+
+    @on(Count)
+    def count(self, message: Count) -> int:
+        return len(self.children)
+
+
+async def async_tree(system: ActorSystem) -> None:
+    ref = await system.spawn(AsyncNode, DEPTH - 1)
+    assert await ref.ask(Count(), timeout=60) == DEPTH
+    await ref.stop()
+
+
+async def plain_tree(system: ActorSystem) -> None:
+    deepest = anyio.Event()
+    ref = await system.spawn(PlainNode, DEPTH - 1, deepest.set)
+    await deepest.wait()
+    assert await ref.ask(Count()) == 1
+    await ref.stop()
+
+
+def _measure(run: Run, name: str, loop: str) -> Result:
+    result = Result("scale", name, loop, unit="s")
+
+    async def main() -> float:
+        async with ActorSystem("bench", shutdown_timeout=120) as system:
+            begun = time.perf_counter()
+            with anyio.fail_after(PATIENCE):
+                await run(system)
+            took = time.perf_counter() - begun
+            begun = time.perf_counter()
+        result.figures["leaving"] = time.perf_counter() - begun
+        return took
+
+    try:
+        took = run_in(loop, main)
+    except Exception as error:
+        result.failures[OURS] = reason(error)
+    else:
+        result.figures[OURS] = took
+    return result
+
+
+RUNS: dict[str, Run] = {
+    "a million tells to one actor, def": million_tells(Plain),
+    "a million tells to one actor, async": million_tells(Async),
+    "100,000 live actors told once each, def": many_actors(Plain),
+    "100,000 live actors told once each, async": many_actors(Async),
+    "a chain of 10,000, def": chain(PlainLink),
+    "a chain of 10,000, async": chain(AsyncLink),
+    "a chain of 1,000 that ask, async": chain_of_asks,
+    "a tree 1,000 deep, def": plain_tree,
+    "a tree 1,000 deep, async": async_tree,
+}
+
+MEASURES: dict[str, Callable[[str, str], Result]] = {name: partial(_measure, run) for name, run in RUNS.items()}

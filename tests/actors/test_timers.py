@@ -1,0 +1,173 @@
+"""Time in actors, on a virtual clock: timers, and the alarms under them."""
+
+from typing import Any
+
+import anyio
+import pytest
+
+from cuelight import Actor, ActorSystem, ActorTimer, Message, child, on
+from cuelight.actors._timers import Alarms, Later
+from cuelight.mailbox import current_backend
+from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
+from helpers import Backend
+from helpers.players import Bang, Get, Put
+
+
+@pytest.fixture(params=VIRTUAL_BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Backend:
+    return virtual_backend(request.param)
+
+
+class Set(Message):
+    """Set a timer."""
+
+    seconds: float
+    item: Any
+    key: Any = None
+    again: bool = False
+
+
+class Clocked(Actor[Set | Put | Get | Bang]):
+    def __init__(self) -> None:
+        self.rung: list[Any] = []
+        self.timers: list[ActorTimer] = []
+
+    @on(Set)
+    def set(self, message: Set) -> None:
+        make = self.every if message.again else self.after
+        self.timers.append(make(message.seconds, Put(message.item), key=message.key))
+
+    @on(Put)
+    def put(self, message: Put) -> None:
+        self.rung.append((message.item, anyio.current_time()))
+
+    @on(Get)
+    def get(self, message: Get) -> list[Any]:
+        return self.rung
+
+    @on(Bang)
+    def bang(self, message: Bang) -> None:
+        raise ValueError
+
+
+async def test_after_tells_once_and_every_without_drift() -> None:
+    async with ActorSystem() as system:
+        began = anyio.current_time()
+        ref = await system.spawn(Clocked)
+        await ref.tell(Set(3, "once"))
+        await ref.tell(Set(0.7, "again", again=True))
+        await anyio.sleep(70.1)
+        rung = await ref.ask(Get())
+        assert [at - began for item, at in rung if item == "once"] == [pytest.approx(3)]
+        again = [at - began for item, at in rung if item == "again"]
+        assert again == [pytest.approx(0.7 * number) for number in range(1, 101)]
+
+
+async def test_every_skips_periods_that_were_missed() -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(Clocked)
+        await ref.tell(Set(1, "x", again=True))
+        await wait_until_idle(system)
+        actor: Any = ref._cell.actor
+        timer = actor.timers[0]
+        timer._due -= 5.5  # as if the loop had been blocked
+        due = timer._due
+        system.alarms.remove(due + 5.5, timer)
+        timer.ring()
+        assert timer._due == pytest.approx(due + 5)
+
+
+async def test_a_timer_is_replaced_by_one_with_its_key_and_can_be_cancelled() -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(Clocked)
+        for seconds, item, key in ((5, "a", "k"), (1, "b", "k"), (2, "c", None), (3, "d", None)):
+            await ref.tell(Set(seconds, item, key))
+        await wait_until_idle(system)
+        actor: Any = ref._cell.actor
+        first, second, third, fourth = actor.timers
+        assert [timer.active for timer in actor.timers] == [False, True, True, True]
+        fourth.cancel()
+        fourth.cancel()
+        await anyio.sleep(10)
+        assert [item for item, _ in await ref.ask(Get())] == ["b", "c"]
+        assert not any(timer.active for timer in (first, second, third, fourth))
+
+
+async def test_timers_end_with_their_incarnation() -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(Clocked)
+        await ref.tell(Set(1, "x", again=True))
+        await ref.tell(Bang())
+        await anyio.sleep(20)
+        assert await ref.ask(Get()) == []
+        await ref.tell(Set(1, "y", again=True))
+        await wait_until_idle(system)
+        await ref.stop()
+        await anyio.sleep(20)
+        assert not system.dead_letters.counts["stopped"]
+        assert len(system.alarms) == 0
+    assert_no_orphans(system)
+
+
+async def test_a_timer_that_finds_no_room_makes_a_dead_letter() -> None:
+    class Stuck(Clocked):
+        @on(Set)
+        async def set_later(self, message: Set) -> None:
+            self.every(1, Put(message.item))
+            await anyio.sleep(3.5)
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(child(Stuck).with_options(capacity=1))
+        await ref.tell(Set(1, "x"))
+        await anyio.sleep(3.2)
+        assert system.dead_letters.counts == {"mailbox_full": 2}
+
+
+async def test_every_wants_a_period_of_more_than_nothing() -> None:
+    async with ActorSystem() as system:
+        actor: Any = (await system.spawn(Clocked))._cell.actor
+        for period in (0, -1, float("nan")):
+            with pytest.raises(ValueError, match="a period is more than 0 seconds"):
+                actor.every(period, Put(1))
+
+
+async def test_entries_of_one_instant_that_are_cancelled_by_the_first_do_not_ring() -> None:
+    alarms = Alarms(current_backend())
+    rung: list[str] = []
+    due = anyio.current_time() + 1
+
+    def first() -> None:
+        rung.append("first")
+        second.cancel()
+        Later(alarms, due, rung.append, "third")  # at an instant that is here
+
+    Later(alarms, due, first)
+    second = Later(alarms, due, rung.append, "second")
+    Later(alarms, due + 1, rung.append, "last")
+    await anyio.sleep(1.5)
+    assert rung == ["first", "third"]
+    await anyio.sleep(1)
+    assert rung == ["first", "third", "last"]
+    assert len(alarms) == 0
+
+
+async def test_alarms_that_are_taken_back_leave_nothing_behind() -> None:
+    alarms = Alarms(current_backend())
+    rung: list[int] = []
+    now = anyio.current_time()
+    keep = Later(alarms, now + 10_000, rung.append, 0)
+    for number in range(1000):
+        Later(alarms, now + 1 + number, rung.append, number).cancel()
+    assert len(alarms._heap) < 200
+    early = Later(alarms, now + 1, rung.append, 1)
+    Later(alarms, now + 2, rung.append, 2)
+    early.cancel()
+    early.cancel()
+    await anyio.sleep(5)
+    assert rung == [2]
+    keep.cancel()
+    assert len(alarms) == 0
+    Later(alarms, anyio.current_time() + 1, rung.append, 3)
+    alarms.close()
+    await anyio.sleep(5)
+    assert rung == [2]

@@ -159,31 +159,32 @@ class Asked(Reply[Any]):
 
     def __await__(self) -> Generator[Any, Any, Any]:
         if self.state != DONE:
-            self.start_clock()
-            yield from self.sleep()
+            if self.waiter is not None:
+                raise RuntimeError("this reply is awaited already: one task may await it")
+            asker = handling.get()
+            if asker is not None and asker.waits_in_asks():
+                self._enter_graph(asker)
+            else:
+                asker = None
+            if not self.timed:
+                self.start_clock()
+            waiter = self.waiter = self.cell.runtime.backend.waiter()
+            try:
+                yield from waiter.__await__()
+            except BaseException:
+                self.cancel()
+                raise
+            finally:
+                self.waiter = None
+                if asker is not None and asker.asks is not None:
+                    asker.asks.pop(self, None)
+        return self.outcome()
+
+    def outcome(self) -> Any:
+        """What awaiting it comes to."""
         if self.error is not None:
             raise self.error
         return self.value
-
-    def sleep(self) -> Generator[Any, Any, None]:
-        """Sleep until woken; a cancellation reaches the callee."""
-        if self.waiter is not None:
-            raise RuntimeError("this reply is awaited already: one task may await it")
-        asker = handling.get()
-        if asker is not None and asker.waits_in_asks():
-            self._enter_graph(asker)
-        else:
-            asker = None
-        waiter = self.waiter = self.cell.runtime.backend.waiter()
-        try:
-            yield from waiter.__await__()
-        except BaseException:
-            self.cancel()
-            raise
-        finally:
-            self.waiter = None
-            if asker is not None and asker.asks is not None:
-                asker.asks.pop(self, None)
 
     def _enter_graph(self, asker: Cell) -> None:
         circle = _circle(asker, self.cell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from cuelight.actors._reply import DONE, Asked
@@ -56,8 +56,8 @@ class StreamSlot(Asked):
         if self.writer is not None:
             self.writer.wake()
 
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self.sleep()
+    def outcome(self) -> None:
+        """Awaiting it only sleeps: chunks that came before an error are still to be read."""
 
     async def feed(self, chunks: AsyncGenerator[Any, None]) -> None:
         """Run the handler's generator to its end, no more than a window ahead of the reader."""

@@ -208,7 +208,8 @@ class TaskCell(Cell):
                 if call is None:
                     if kind is Asked and item.state == QUEUED and (kind := type(item.message)) in suspending:
                         item.state = RUNNING
-                        item.start_clock()
+                        if not item.timed:
+                            item.start_clock()
                         value = await calls[kind](actor, item.message)
                         if self.running is item:
                             item.succeed(value)

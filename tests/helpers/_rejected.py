@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ def misjudged(files: list[Path], scratch: Path) -> list[str]:
     """
     if not files:
         return []
+    # Pyright looks at nothing outside its project, so the files go where its configuration is.
+    files = [Path(shutil.copy(path, scratch / path.name)) if path.parent != scratch else path for path in files]
     expected = {
         (path.name, number)
         for path in files
@@ -51,7 +54,7 @@ def _mypy(files: list[Path], scratch: Path) -> dict[Place, str]:
 
 
 def _pyright(files: list[Path], scratch: Path) -> dict[Place, str]:
-    config = {"include": [str(path) for path in files], "typeCheckingMode": "strict", "pythonVersion": "3.11"}
+    config = {"include": [path.name for path in files], "typeCheckingMode": "strict", "pythonVersion": "3.11"}
     (scratch / "pyrightconfig.json").write_text(json.dumps(config), encoding="utf-8")
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
     command += ["--project", str(scratch)]

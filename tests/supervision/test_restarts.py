@@ -165,8 +165,9 @@ async def test_backoff_delays_restarts_and_forgets_after_health() -> None:
 
 async def test_the_restart_limit_escalates_to_the_block_as_a_group() -> None:
     log: Log = []
+    system = ActorSystem("top", max_restarts=2, within=60)
     with pytest.raises(ExceptionGroup) as caught:
-        async with ActorSystem("top", max_restarts=2, within=60) as system:
+        async with system:
             await system.spawn(member("a", log))
             b = await system.spawn(member("b", log))
             for _ in range(3):

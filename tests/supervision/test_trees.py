@@ -55,13 +55,12 @@ class Answer(Request[int]):
 class World:
     """What happened, as the actors saw it."""
 
-    told: list[int] = field(default_factory=list)
-    done: list[int] = field(default_factory=list)
-    lives: Counter[int] = field(default_factory=Counter)  # incarnations that are up, by actor
-    order: list[tuple[str, int]] = field(default_factory=list)
-    busy: Counter[int] = field(default_factory=Counter)
-    restarts: dict[int, list[float]] = field(default_factory=dict)
-    leaves: dict[int, Ref[Any]] = field(default_factory=dict)
+    told: list[int] = field(default_factory=list[int])
+    done: list[int] = field(default_factory=list[int])
+    lives: Counter[int] = field(default_factory=Counter[int])  # incarnations that are up, by actor
+    order: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    busy: Counter[int] = field(default_factory=Counter[int])
+    leaves: dict[int, Ref[Any]] = field(default_factory=dict[int, Ref[Any]])
 
 
 class Leaf(Actor[Do | Answer], abstract=True):
@@ -120,8 +119,10 @@ class AsyncLeaf(Leaf):
         return message.number
 
 
-leaf = st.tuples(st.just("leaf"), st.booleans(), st.sampled_from(["permanent", "transient", "temporary"]))
-node = st.recursive(
+leaf: st.SearchStrategy[Any] = st.tuples(
+    st.just("leaf"), st.booleans(), st.sampled_from(["permanent", "transient", "temporary"])
+)
+node: st.SearchStrategy[Any] = st.recursive(
     leaf,
     lambda inner: st.tuples(
         st.just("node"), st.sampled_from(STRATEGIES), st.integers(0, 3), st.lists(inner, min_size=1, max_size=4)

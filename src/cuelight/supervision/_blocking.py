@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 import anyio.from_thread
 
-from cuelight.actors import Actor, Answerable, ChildSpec, Exit, Ref, Streams
+from cuelight.actors import Actor, Answerable, ChildSpec, Exit, Inbox, Ref, Streams
 from cuelight.errors import SystemClosed
 
 if TYPE_CHECKING:
@@ -71,14 +71,19 @@ class BlockingSystem:
             raise SystemClosed("the actor system is not running: enter its `with` block first")
         return self._system
 
+    @overload
+    def spawn(self, factory: ChildSpec[M], /) -> BlockingRef[M]: ...
+    @overload
+    def spawn(self, factory: Callable[P, Actor[M]], /, *args: P.args, **kwargs: P.kwargs) -> BlockingRef[M]: ...
+    @overload
     def spawn(
-        self, factory: Callable[P, Actor[M]] | ChildSpec[M], /, *args: P.args, **kwargs: P.kwargs
-    ) -> BlockingRef[M]:
+        self, factory: Callable[Concatenate[Inbox[M], P], Awaitable[None]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> BlockingRef[M]: ...
+    def spawn(self, factory: Any, /, *args: Any, **kwargs: Any) -> BlockingRef[Any]:
         """As `ActorSystem.spawn`; blocks until the actor has started."""
-        make: Any = factory
 
-        async def spawn() -> Ref[M]:
-            ref: Ref[M] = await self.system.spawn(make, *args, **kwargs)
+        async def spawn() -> Ref[Any]:
+            ref: Ref[Any] = await self.system.spawn(factory, *args, **kwargs)
             return ref
 
         return BlockingRef(self, self.call(spawn))

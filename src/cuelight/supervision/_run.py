@@ -47,7 +47,8 @@ def run(
         ExceptionGroup: a crash went beyond the restart limit of the top.
     """
     system = ActorSystem(name, **options)
-    body: Any = _supervise(app) if isinstance(app, ChildSpec) else app
+    given: Any = app
+    body: Any = _supervise(given) if isinstance(app, ChildSpec) else app
     result: T | None = anyio.run(_serve, system, body, backend=backend, backend_options=backend_options)
     return result
 

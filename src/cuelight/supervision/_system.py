@@ -161,7 +161,7 @@ class ActorSystem(Runtime):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> bool | None:
         scope = self._scope
         assert scope is not None  # noqa: S101 - it was entered
         self._closing = True

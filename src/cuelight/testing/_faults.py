@@ -49,23 +49,24 @@ def crash_once(
             left -= 1
             raise error or InjectedCrash(f"{actor.__name__} on {message!r}")
 
+    async def streaming(self: Any, message: Any) -> Any:
+        crash_if_due(message)
+        async for chunk in handler(self, message):
+            yield chunk
+
+    async def suspending(self: Any, message: Any) -> Any:
+        crash_if_due(message)
+        return await handler(self, message)
+
+    def plain(self: Any, message: Any) -> Any:
+        crash_if_due(message)
+        return handler(self, message)
+
+    replacement: Any = plain
     if inspect.isasyncgenfunction(handler):
-
-        async def replacement(self: Any, message: Any) -> Any:
-            crash_if_due(message)
-            async for chunk in handler(self, message):
-                yield chunk
+        replacement = streaming
     elif inspect.iscoroutinefunction(handler):
-
-        async def replacement(self: Any, message: Any) -> Any:
-            crash_if_due(message)
-            return await handler(self, message)
-    else:
-
-        def replacement(self: Any, message: Any) -> Any:
-            crash_if_due(message)
-            return handler(self, message)
-
+        replacement = suspending
     calls[kind] = replacement
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
@@ -72,7 +72,11 @@ class Probe:
             raise AssertionError(f"the probe got nothing within {within} s; expected {wanted}")
         return message
 
-    async def expect(self, wanted: type[T] | T, within: float = 3.0) -> T:
+    @overload
+    async def expect(self, wanted: type[T], within: float = 3.0) -> T: ...
+    @overload
+    async def expect(self, wanted: T, within: float = 3.0) -> T: ...
+    async def expect(self, wanted: Any, within: float = 3.0) -> Any:
         """Take the next message and compare it.
 
         Args:
@@ -89,8 +93,7 @@ class Probe:
         matches = isinstance(message, wanted) if isinstance(wanted, type) else message == wanted
         if not matches:
             raise AssertionError(f"the probe expected {wanted!r} and got {message!r}")
-        taken: T = message
-        return taken
+        return message
 
     async def expect_none(self, within: float = 0.1) -> None:
         """Check that no message comes.

@@ -208,6 +208,11 @@ class Dispatcher:
             self._sweeping = True
             self.later(LINGER, self._sweep)
 
+    def forget_warm(self, cell: TaskCell) -> None:
+        """The task of a cell has ended."""
+        self._warm.pop(cell, None)
+        self._cooling.pop(cell, None)
+
     def _sweep(self) -> None:
         cooled, self._cooling, self._warm = self._cooling, self._warm, {}
         for cell in cooled:

@@ -111,6 +111,7 @@ class TaskCell(Cell):
         self.scope = self.turn_scope = self.waiter = self.coroutine = None
         self.runtime.tasks.pop(self, None)
         if exit_ is not None:
+            self.runtime.forget_warm(self)
             self.cut_off(self.running, "the actor ended")
             self.running = None
             if not self.asleep:

@@ -153,6 +153,20 @@ async def test_background_work_natively_cancelled_sends_nothing(anyio_backend_na
         assert ref.alive
 
 
+async def test_background_work_that_raises_what_ends_a_process_ends_the_system() -> None:
+    class Exit(BaseException):
+        pass
+
+    async def leave() -> None:
+        raise Exit
+
+    with pytest.raises(Exit):
+        async with ActorSystem() as system:
+            ref = await _piper(system, [])
+            await ref.ask(Pipe(lambda me: me.pipe_to_self(leave(), Put)))
+            await anyio.sleep_forever()
+
+
 async def test_a_stop_while_children_end_is_not_forgotten() -> None:
     class Slow(Actor[Message]):
         async def run(self) -> None:

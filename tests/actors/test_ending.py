@@ -17,6 +17,7 @@ from cuelight import (
     Killed,
     Message,
     NotStarted,
+    ReplyError,
     Start,
     StartError,
     Stopped,
@@ -25,7 +26,7 @@ from cuelight import (
     on,
 )
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
-from helpers import Backend
+from helpers import Backend, run_on
 from helpers.players import Bang, Busy, Get, Hold, Loop, Plain, Put, Wait, WatchAll, Watcher, outcome, settle
 
 
@@ -87,6 +88,10 @@ class Handed(Actor[Wait | Hold | Put | Get]):
     async def put(self, message: Put) -> None:
         if message.item == "raise":
             raise OSError
+        if message.item == "refuse":
+            raise ReplyError
+        if message.item == "other":
+            await self.handle(Put("made up"))
         self.items.append(message.item)
 
     @on(Get)
@@ -107,14 +112,16 @@ async def test_a_handler_that_a_run_loop_calls_can_be_interrupted_too() -> None:
         await ref.tell(Put("raise"))
         await settle()
         assert not ref.interrupt()
+        await ref.tell(Put("refuse"))
+        await ref.tell(Put("other"))
         await ref.tell(Put(1))
-        assert await ref.ask(Get()) == ["caught", 1]
+        assert await ref.ask(Get()) == ["caught", "made up", "other", 1]
+        assert system.dead_letters.counts == {"interrupted": 1, "refused": 1}
         gone = ref.ask(Wait())
         await settle()
         gone.cancel()
         assert isinstance(await outcome(gone), Interrupted)
-        assert await ref.ask(Get()) == ["caught", 1]
-        await ref.ask(Get(), timeout=1)
+        assert len(await ref.ask(Get(), timeout=1)) == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -500,6 +507,28 @@ async def test_a_native_cancellation_of_every_task_ends_the_system(anyio_backend
     with pytest.raises(asyncio.CancelledError):
         await task
     assert_no_orphans(system)
+
+
+async def test_an_internal_error_is_logged_and_the_dispatcher_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(Plain)
+        system.post(lambda: 1 / 0)
+        ref.tell_nowait(Put(1))
+        assert await ref.ask(Get()) == [1]
+    assert "an internal error of Cuelight; please report it" in caplog.text
+
+
+def test_a_dispatcher_ends_with_a_trio_that_ends_under_it() -> None:
+    async def main() -> None:
+        system = ActorSystem(slow_after=None)
+        await system.__aenter__()
+        assert system._scope is not None
+        system._scope.__exit__(None, None, None)
+        systems.append(system)
+
+    systems: list[ActorSystem] = []
+    run_on(("trio", {}), main)
+    assert not systems[0]._dispatching
 
 
 async def test_start_errors_keep_their_cause() -> None:

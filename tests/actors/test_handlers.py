@@ -209,6 +209,10 @@ def test_classes_that_declare_no_messages_are_not_checked() -> None:
         @on(Terminated)
         def gone(self, message: Terminated) -> None: ...
 
+    class Bare(Actor):  # type: ignore[type-arg]
+        pass
+
+    assert not Bare.__table__.calls
     assert set(Sub.__table__.calls) == {Put, Get, Terminated}
     assert not Generics.__table__.calls
 

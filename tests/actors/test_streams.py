@@ -152,6 +152,7 @@ async def test_a_stream_that_is_never_read_is_cancelled_when_it_is_dropped() -> 
         await settle()
         del queued
         gc.collect()
+        await settle()
         ref.interrupt()
         await wait_until_idle(system)
         assert log == []

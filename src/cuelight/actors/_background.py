@@ -59,10 +59,9 @@ class Background:
             self.cancelled = True
         except BaseException as raised:
             self.cancelled = True
-            cell.runtime.abort(raised)
-        bonds = cell.bonds
-        if bonds is not None:
-            bonds.background.pop(self, None)
+            cell.abort_if_fatal(raised)
+            cell.fail_with(raised)
+        cell.bonds_made().background.pop(self, None)
         if not self.cancelled:
             done(result, error)
         cell.runtime.dozed()

@@ -173,9 +173,6 @@ class Inbox(Generic[M]):
             if waiter.done():
                 continue
             message = self._take()
-            if message is NOT_READY:
-                self._waiters.appendleft(waiter)
-                return
             waiter.set_result(message)
             if message is not CLOSED:
                 return

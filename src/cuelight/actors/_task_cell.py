@@ -117,8 +117,6 @@ class TaskCell(Cell):
             if not self.asleep:
                 self.runtime.dozed()
             self.incarnation_over(exit_)
-        elif self.items or self.attention:
-            self._start_task(self._main, None)
 
     async def _live(self, why: Start | None) -> Exit | None:
         """Serve until the incarnation is over, or until there is nothing to do (None)."""

@@ -75,19 +75,19 @@ class Mailbox:
 
     def woken(self) -> None:
         """Called when mail comes while `asleep`, and when `attention` is set."""
-        raise AssertionError
+        raise NotImplementedError
 
     def dropped(self, item: Any, reason: str) -> None:
         """Called with an item that the overflow policy dropped or a closed mailbox refused."""
-        raise AssertionError
+        raise NotImplementedError
 
     def stale(self, item: Any) -> bool:
         """Whether a waiting item is of no use any more, so that its place is free."""
-        raise AssertionError
+        raise NotImplementedError
 
     def content(self, item: Any) -> Any:
         """The message in an item, for overflow policies."""
-        raise AssertionError
+        raise NotImplementedError
 
     # Putting.
 

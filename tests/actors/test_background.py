@@ -70,10 +70,11 @@ async def test_an_error_of_background_work_that_nobody_handles_crashes_the_incar
     def broken(_: Any) -> Put:
         raise KeyError("broken")
 
-    for do, kind in (
+    cases: tuple[tuple[Callable[[Piper], Any], type[Exception]], ...] = (
         (lambda me: me.pipe_to_self(give(OSError("x")), Put), OSError),
         (lambda me: me.pipe_to_self(give(1), broken), KeyError),
-    ):
+    )
+    for do, kind in cases:
         async with ActorSystem() as system:
             ref = await _piper(system, [])
             await ref.ask(Pipe(do))

@@ -416,6 +416,7 @@ class AsyncDeadlyHooks(DeadlyHooks):
 async def test_what_ends_a_process_ends_the_system_with_it(kind: Any, where: str, error: Any) -> None:
     system = ActorSystem()
     reply: Any = None
+    bystander: Any = None
     with pytest.raises(error, match=where if where != "queued" else "ask|queued"):
         async with system:
             bystander = await system.spawn(Plain)

@@ -1,5 +1,8 @@
 """Handlers, and what is wrong with a class is said when it is defined."""
 
+# Classes are defined here to see that they cannot be.
+# pyright: reportUnusedClass=false, reportIncompatibleMethodOverride=false
+
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar
 

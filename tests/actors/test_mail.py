@@ -10,6 +10,7 @@ import pytest
 
 from cuelight import (
     ActorSystem,
+    ChildSpec,
     MailboxFull,
     NotStarted,
     Ref,
@@ -72,11 +73,12 @@ async def test_one_message_at_a_time() -> None:
 
 async def _full(system: ActorSystem, items: list[Any], **options: Any) -> Ref[Any]:
     """A busy actor with a full mailbox: 0, 1, ..."""
-    spec = child(Busy, items).with_options(**{"capacity": 2, **options})
+    every: dict[str, Any] = {"capacity": 2, **options}
+    spec: ChildSpec[Any] = child(Busy, items).with_options(**every)
     ref = await system.spawn(spec)
     await ref.tell(Hold())
     await settle()
-    for number in range(spec.options.capacity):
+    for number in range(int(spec.options.capacity)):
         ref.tell_nowait(Put(number))
     return ref
 
@@ -170,7 +172,8 @@ async def test_senders_that_wait_are_let_in_when_a_place_is_given_up() -> None:
         items: list[Any] = []
         ref = await _full(system, items, capacity=1)
         cell: Any = ref._cell
-        first, second = anyio.CancelScope(), []
+        first = anyio.CancelScope()
+        second: list[int] = []
 
         async def send(item: int, scope: anyio.CancelScope) -> None:
             with scope:
@@ -223,11 +226,14 @@ async def test_overflow_fail_refuses_tell_and_ask_and_makes_a_dead_letter_of_wha
         _open(ref)
 
 
+def _item(message: Any) -> Any:
+    return message.item if isinstance(message, Put) else None
+
+
 async def test_coalesce_replaces_the_message_with_the_same_key_and_else_waits() -> None:
     async with ActorSystem() as system:
         items: list[Any] = []
-        key = coalesce(lambda message: message.item if isinstance(message, Put) else None)
-        ref = await _full(system, items, overflow=key)
+        ref = await _full(system, items, overflow=coalesce(_item))
         ref.tell_nowait(Put(0))
         with pytest.raises(MailboxFull):
             ref.tell_nowait(Put(5))

@@ -203,7 +203,10 @@ async def test_native_cancel_of_those_who_wait_for_an_end(anyio_backend_name: st
         return
     async with ActorSystem() as system:
         ref = await system.spawn(Plain)
-        tasks = [asyncio.ensure_future(ref.ended()), asyncio.ensure_future(select(ref.exits, ref.exits))]
+        tasks: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(ref.ended()),
+            asyncio.ensure_future(select(ref.exits, ref.exits)),
+        ]
         await settle()
         await ref.stop()
         for task in tasks:

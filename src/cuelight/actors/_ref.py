@@ -16,7 +16,7 @@ from cuelight.errors import MailboxFull
 from cuelight.mailbox import NOT_READY
 
 if TYPE_CHECKING:
-    from cuelight.mailbox import CaseWaiter
+    from cuelight.mailbox import CaseWaiter, NotNow
 
 __all__ = ["ActorStatistics", "Ref"]
 
@@ -272,9 +272,10 @@ class Exits:
         self._cell = cell
         self._callbacks: dict[CaseWaiter, Any] = {}
 
-    def case_poll(self) -> Any:
+    def case_poll(self) -> Exit | NotNow:
         """The exit, once there is one."""
-        return self._cell.exit if self._cell.state == DEAD else NOT_READY
+        exit_ = self._cell.exit
+        return NOT_READY if exit_ is None or self._cell.state != DEAD else exit_
 
     def case_enroll(self, waiter: CaseWaiter, /) -> None:
         """Claim the select when the actor ends."""

@@ -193,8 +193,7 @@ class TaskCell(Cell):
                     return exit_
             items = self.items
             if not items:
-                waiter = self._lie_down()
-                await waiter
+                await self._lie_down()
                 self.waiter = None
                 if self.retired and self.asleep:
                     return None

@@ -22,6 +22,7 @@ from cuelight import (
     Terminated,
     after,
     child,
+    on,
     select,
     select_nowait,
 )
@@ -349,3 +350,23 @@ async def test_a_request_in_hand_when_its_loop_is_killed_is_interrupted() -> Non
         await settle()
         await ref.kill()
         assert isinstance(await outcome(reply), Interrupted)
+
+
+async def test_a_run_loop_may_go_on_with_the_usual_one() -> None:
+    seen: list[Any] = []
+
+    class Prefaced(Actor[Put]):
+        async def run(self) -> None:
+            seen.append((await self.inbox.receive()).item)
+            await super().run()
+
+        @on(Put)
+        def put(self, message: Put) -> None:
+            seen.append(("handled", message.item))
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(Prefaced)
+        for number in range(3):
+            await ref.tell(Put(number))
+        await ref.stop()
+        assert seen == [0, ("handled", 1), ("handled", 2)]

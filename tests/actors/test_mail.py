@@ -20,6 +20,7 @@ from cuelight import (
     drop_oldest,
     fail,
 )
+from cuelight.mailbox import WaitingSender
 from cuelight.testing import wait_until_idle
 from helpers.players import Busy, Get, Hold, Loop, Plain, Put, Wait, WatchAll, Watcher, outcome, settle
 
@@ -350,3 +351,54 @@ async def test_terminated_is_never_dropped_by_an_overflow_policy() -> None:
         await wait_until_idle(system)
         assert [one for one in seen if one in ends] == ends
         assert system.dead_letters.counts["drop_oldest"] == 2
+
+
+async def test_a_tell_that_was_promised_a_place_at_an_actor_that_then_ends_makes_a_dead_letter() -> None:
+    async with ActorSystem() as system, anyio.create_task_group() as tasks:
+        items: list[Any] = []
+        ref = await _full(system, items, capacity=1)
+        tasks.start_soon(ref.tell, Put("promised"))
+        await settle()
+        cell: Any = ref._cell
+        cell.items.clear()
+        cell.admit()
+        cell.close()
+        cell.close()
+        await settle()
+        assert [(one.message, one.reason) for one in system.dead_letters] == [(Put("promised"), "stopped")]
+        _open(ref)
+
+
+async def test_an_ask_never_overtakes_those_that_wait_in_line() -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(child(Plain).with_options(capacity=1))
+        cell = ref._cell
+        ref.tell_nowait(Put(0))
+        sender = WaitingSender(system.backend.waiter())
+        cell.line_up(sender)
+        first = ref.ask(Get())
+        await settle()
+        assert sender.promised  # it has not filled its place yet, and the actor is idle meanwhile
+        second = ref.ask(Get())
+        assert not first.done
+        assert not second.done
+        cell.redeem(sender, Put(1))
+        assert await second == [0, 1]
+        assert first.done
+        assert await first == [0, 1]
+
+
+async def test_a_policy_may_drop_any_message_that_waits() -> None:
+    def drop_second(buffer: Any, item: Any) -> int:
+        return 1
+
+    async with ActorSystem() as system:
+        items: list[Any] = []
+        ref = await _full(system, items, overflow=drop_second)
+        ref.tell_nowait(Put(2))
+        cell: Any = ref._cell
+        assert cell.content(cell.items[-1]) == Put(2)
+        _open(ref)
+        await wait_until_idle(system)
+        assert items == ["cut", 0, 2]
+        assert system.dead_letters.counts["drop_second"] == 1

@@ -72,7 +72,7 @@ class PlainCell(Cell):
             items = self.items
             if not items:
                 self.running = self.items = None
-                self.asleep = INLINE
+                self.asleep = 1 if self.attention else INLINE  # nobody overtakes those that wait in line
                 self.doze()
                 return False
             item = items.popleft()

@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 import tracemalloc
+from collections import deque
 from typing import Any
 
 import anyio
@@ -140,7 +141,8 @@ def _memory() -> int:
 
 
 async def _asks(system: ActorSystem, count: int) -> None:
-    busy, plain = await system.spawn(Busy), await system.spawn(Plain)
+    kept: Any = deque(maxlen=10)
+    busy, plain = await system.spawn(Busy, kept), await system.spawn(Plain)
     for number in range(count // 10):
         await busy.tell(Hold())
         replies: list[Any] = [busy.ask(Wait()) for _ in range(5)]

@@ -16,6 +16,7 @@ from cuelight import (
     Killed,
     Message,
     NotStarted,
+    Ref,
     ReplyError,
     ReplyPort,
     Request,
@@ -107,6 +108,18 @@ async def test_stashed_messages_are_handled_in_order_after_unstash(kind: Any) ->
         assert (await inline, await queued) == ("inline", "queued")
         assert await ref.ask(Get()) == [0, 1, 2, "last"]
         assert not system.dead_letters.total
+
+
+@pytest.mark.parametrize("kind", [Shut, AsyncShut])
+async def test_unstash_wakes_an_idle_actor(kind: Any) -> None:
+    async with ActorSystem() as system:
+        ref: Ref[Any] = await system.spawn(kind)
+        reply = ref.ask(Later(1))
+        await wait_until_idle(system)
+        actor: Any = ref._cell.actor
+        actor.open = True
+        actor.unstash()  # as background work may do
+        assert await reply == 1
 
 
 @pytest.mark.parametrize("kind", [Shut, AsyncShut])

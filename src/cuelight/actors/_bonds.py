@@ -99,6 +99,8 @@ class Bonds:
                 self.cell.items = deque()
             self.cell.items.extendleft(reversed(self.stash))
             self.stash.clear()
+            if self.cell.asleep:
+                self.cell.woken()
 
     def try_again(self, item: Any, error: BaseException) -> bool:
         """Count a crash of this message. Puts it back to the front, or quarantines it when it has crashed enough."""

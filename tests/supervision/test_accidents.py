@@ -262,3 +262,20 @@ def test_signals_reach_the_main_thread(backend: str, forced: bool) -> None:
     else:
         assert run(app, backend=backend) is None
         assert log == ["done"]
+
+
+async def test_a_crash_is_reported_also_while_the_system_ends(caplog: pytest.LogCaptureFixture) -> None:
+    class Late(Actor[Note]):
+        @on(Note)
+        async def note(self, message: Note) -> None:
+            await anyio.sleep(6)  # longer than the system drains
+            raise RuntimeError("late")
+
+    with caplog.at_level(logging.ERROR):
+        async with ActorSystem() as system:
+            ref = await system.spawn(Late)
+            await ref.tell(Note("x"))
+    (record,) = caplog.records
+    assert "its supervisor is stopping" in record.getMessage()
+    assert system.dead_letters.counts == {"crashed": 1}
+    assert_no_orphans(system)

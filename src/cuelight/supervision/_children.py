@@ -135,8 +135,6 @@ class Children:
         elif self._wants_restart(cell, exit_):
             self.runtime.post(self._decide, cell, exit_)
         else:
-            if isinstance(exit_, Crashed) and not self._start_failed(cell):
-                report_crash(cell, exit_, self, "it is not restarted")
             self.bury(cell, exit_)
 
     def _start_failed(self, cell: Cell) -> bool:
@@ -154,6 +152,10 @@ class Children:
 
     def bury(self, cell: Cell, exit_: Exit) -> None:
         """End a child for good."""
+        record = self._records.get(cell)
+        if not (record is not None and record.exit is exit_) and not self._start_failed(cell):
+            why = ", for its supervisor is stopping" if self._closing else ""
+            self.report(cell, exit_, f"it is not restarted{why}")
         self._forget_timer(cell)
         self._records.pop(cell, None)
         cell.bury(exit_)
@@ -211,7 +213,14 @@ class Children:
         delay = backoff.delay(record.restarts, random.random())  # noqa: S311 - jitter, not a secret
         record.restarts += 1
         affected = self._affected(cell)
-        self._report(cell, exit_, record, delay, affected)
+        limit = self._plan.limit
+        others = f", together with {len(affected) - 1} others" if len(affected) > 1 else ""
+        self.report(
+            cell,
+            exit_,
+            f"restart in {delay:.2f} s{others}: number {record.restarts} since it was last healthy; "
+            f"{len(self._history)} of at most {limit.max_restarts} restarts within {limit.within:g} s are used",
+        )
         self.runtime.restarting += 1
         if len(affected) == 1:
             record.timer = self.runtime.later(delay, self._restart, cell)
@@ -231,18 +240,6 @@ class Children:
         record = self._records.get(cell)
         return record is not None and record.timer is not None
 
-    def _report(self, cell: Cell, exit_: Exit, record: Record, delay: float, affected: Any) -> None:
-        if isinstance(exit_, Crashed):
-            limit = self._plan.limit
-            others = f", together with {len(affected) - 1} others" if len(affected) > 1 else ""
-            report_crash(
-                cell,
-                exit_,
-                self,
-                f"restart in {delay:.2f} s{others}: number {record.restarts} since it was last healthy; "
-                f"{len(self._history)} of at most {limit.max_restarts} restarts within {limit.within:g} s are used",
-            )
-
     def _restart(self, cell: Cell) -> None:
         record = self._records[cell]
         record.timer = None
@@ -255,6 +252,11 @@ class Children:
         exit_ = ShutDown() if record is None or record.exit is None else record.exit
         cell.restarts = 1 if record is None else record.restarts
         cell.restart(WasRestarted(exit_, cell.restarts))
+
+    def report(self, cell: Cell, exit_: Exit, decision: str) -> None:
+        """Log a crash, with what was decided."""
+        if isinstance(exit_, Crashed):
+            report_crash(cell, exit_, self, decision)
 
     def regrouped(self) -> None:
         """A group restart is through, or given up."""
@@ -286,7 +288,7 @@ class Children:
         )
         if isinstance(exit_, Crashed):
             error.__cause__ = exit_.error
-            report_crash(cell, exit_, self, f"no restart: {len(self._history)} within {limit.within:g} s are too many")
+        self.report(cell, exit_, f"no restart: {len(self._history)} within {limit.within:g} s are too many")
         self.escalate(error)
 
     def escalate(self, error: CuelightError) -> None:

@@ -50,6 +50,7 @@ class Regroup:
                 return True
             step = self._start_next
         else:
+            self._family.report(cell, exit_, "it ended while its group was being stopped for a restart")
             step = self.begin
         if stays_ended:
             self._affected.remove(cell)

@@ -11,6 +11,7 @@ from cuelight import (
     Actor,
     ActorCrashed,
     ActorSystem,
+    Crashed,
     Exit,
     Inbox,
     Interrupted,
@@ -584,3 +585,35 @@ async def test_terminated_that_crashes_its_handler_is_no_dead_letter() -> None:
         await poison.tell(Bang())
         assert await poison.ask(Get()) == []
         assert system.dead_letters.counts == {"quarantined": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_comes_after_the_end_changes_nothing(kind: Any) -> None:
+    async with ActorSystem() as system:
+        ref: Any = await system.spawn(kind)
+        await ref.stop()
+        cell = ref._cell
+        cell.fail_with(OSError())
+        cell.recycle()
+        cell.put_control(Put(1))
+        cell.stop()
+        cell.shut_down()
+        cell.kill("late")
+        assert not ref.interrupt()
+        await ref.kill("late")
+        await ref.stop(timeout=1)
+        await wait_until_idle(system)
+        assert await ref.ended() == Stopped()
+        assert ref.statistics().state == "ended"
+
+
+async def test_a_second_reason_to_fail_does_not_replace_the_first() -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(child(Busy).with_options(restart="temporary"))
+        await ref.tell(Hold())
+        await settle()
+        ref._cell.fail_with(OSError("first"))
+        ref._cell.fail_with(OSError("second"))
+        exit_ = await ref.ended()
+        assert isinstance(exit_, Crashed)
+        assert str(exit_.error) == "first"

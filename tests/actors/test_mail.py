@@ -402,3 +402,29 @@ async def test_a_policy_may_drop_any_message_that_waits() -> None:
         await wait_until_idle(system)
         assert items == ["cut", 0, 2]
         assert system.dead_letters.counts["drop_second"] == 1
+
+
+async def test_a_place_that_is_given_back_at_an_idle_actor_goes_to_the_next_in_line() -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(child(Plain).with_options(capacity=1))
+        cell = ref._cell
+        ref.tell_nowait(Put(0))
+        sender = WaitingSender(system.backend.waiter())
+        cell.line_up(sender)
+        reply = ref.ask(Get())
+        await settle()
+        assert not reply.done
+        cell.leave(sender)
+        assert await reply == [0]
+
+
+async def test_a_sender_that_is_cancelled_when_the_mailbox_has_just_closed_leaves_nothing() -> None:
+    async with ActorSystem() as system:
+        ref = await _full(system, [])
+        sender = WaitingSender(system.backend.waiter())
+        ref._cell.line_up(sender)
+        ref._cell.stop()
+        ref._cell.leave(sender)
+        assert ref.statistics().waiting_senders == 0
+        _open(ref)
+        await ref.ended()

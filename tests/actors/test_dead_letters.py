@@ -141,7 +141,7 @@ def _memory() -> int:
 
 
 async def _asks(system: ActorSystem, count: int) -> None:
-    kept: Any = deque(maxlen=10)
+    kept: Any = deque[Any](maxlen=10)
     busy, plain = await system.spawn(Busy, kept), await system.spawn(Plain)
     for number in range(count // 10):
         await busy.tell(Hold())

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 # Per cent of lines and branches of mailbox, actors and supervision that the tests must reach.
-COVERAGE := 90
+COVERAGE := 98
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check

@@ -53,12 +53,12 @@ async def test_restart_types_say_when_a_child_is_restarted() -> None:
         assert [ref.alive for ref in (permanent, transient, temporary)] == [True, True, False]
         log.clear()
         await transient.stop()
-        permanent._cell.stop()
+        await permanent.stop()
         await wait_until_idle(system)
         assert not transient.alive
         assert permanent.alive
         assert await permanent.ask(Get()) == 0
-        permanent._cell.kill("test")
+        await permanent.kill("test")
         await wait_until_idle(system)
         assert permanent.alive
         await permanent.tell(Note("again"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from cuelight.actors._cell import DEAD, OVER, Cell
+from cuelight.actors._cell import DEAD, OVER, STARTING, Cell
 from cuelight.actors._exits import Exit
 from cuelight.actors._messages import Answerable, Streams
 from cuelight.actors._plain_cell import INLINE
@@ -161,17 +161,19 @@ class Ref(Generic[M_contra]):
     async def stop(self, timeout: float | None = None) -> None:
         """Have the actor finish its queue and end, and wait for that. A checkpoint unless it ends at once.
 
-        Called by the actor itself it does not wait.
+        Called by the actor itself it does not wait. A `permanent` actor is started again by its supervisor; then
+        this returns once it has.
 
         Args:
             timeout: seconds after which it is killed; None waits as long as it takes.
         """
         cell = self._cell
+        incarnation = cell.incarnation + (cell.state == STARTING)
         cell.stop()
         if cell.state != DEAD and handling.get() is not cell:
             later = None if timeout is None else cell.runtime.later(timeout, cell.kill, f"no stop within {timeout} s")
             try:
-                await self.ended()
+                await self._succeeded(incarnation)
             finally:
                 if later is not None:
                     later.cancel()
@@ -179,15 +181,25 @@ class Ref(Generic[M_contra]):
     async def kill(self, why: str = "killed") -> None:
         """End the actor now and wait for that: the running handler is cancelled, the queue given up.
 
-        A checkpoint unless it ends at once. Called by the actor itself it does not wait.
+        A checkpoint unless it ends at once. Called by the actor itself it does not wait. A `permanent` actor is
+        started again by its supervisor; then this returns once it has.
 
         Args:
             why: shown in its exit.
         """
         cell = self._cell
+        incarnation = cell.incarnation + (cell.state == STARTING)
         cell.kill(why)
         if cell.state != DEAD and handling.get() is not cell:
-            await self.ended()
+            await self._succeeded(incarnation)
+
+    async def _succeeded(self, incarnation: int) -> None:
+        """Wait until the actor has ended for good, or a later incarnation than this is up."""
+        cell = self._cell
+        while cell.state != DEAD and cell.incarnation <= incarnation:
+            waiter = cell.runtime.backend.waiter()
+            cell.bonds_made().starting.append(waiter.wake)
+            await waiter
 
     def interrupt(self, why: str = "interrupted") -> bool:
         """Cancel the handler that runs, not the actor; an asker gets `Interrupted`. Not a checkpoint.

@@ -245,6 +245,28 @@ async def test_a_deep_tree_stops(anyio_backend_name: str) -> None:
     assert_no_orphans(system)
 
 
+async def test_a_deep_tree_of_plain_actors_starts_and_stops() -> None:
+    class Nest(Actor[Note]):
+        def __init__(self, depth: int) -> None:
+            self.depth = depth
+
+        def started(self, why: object) -> None:
+            if self.depth:
+                self.spawn_nowait(child(Nest, self.depth - 1))
+
+        @on(Note)
+        def note(self, message: Note) -> None: ...
+
+    async with ActorSystem(shutdown_timeout=60) as system:
+        top = await system.spawn(Nest, 1000)
+        await wait_until_idle(system)
+        assert system.alive == 1002
+        await top.stop()
+        assert system.alive == 1
+        await system.spawn(Nest, 1000)  # left while it still starts
+    assert_no_orphans(system)
+
+
 @pytest.mark.parametrize("bad", [{"ask_timeout": 0}, {"shutdown_timeout": -1}, {"max_restarts": -1}, {"slow_after": 0}])
 async def test_bad_options_of_a_system_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="give"):

@@ -46,6 +46,7 @@ class Dispatcher:
         self.late_replies = 0
         self.inline = 0
         self.inline_timeout: float | None = None
+        self.nested_starts = 0
         self.told = 0
         self.awake = 0
         self.restarting = 0

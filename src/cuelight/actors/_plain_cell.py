@@ -20,6 +20,9 @@ __all__ = ["PlainCell"]
 BUDGET = 128
 """Messages that one actor handles before another has its turn."""
 
+NESTED_STARTS = 20
+"""Starts inside each other's hooks before the next one waits for the dispatcher."""
+
 INLINE = 2
 """`asleep` of an idle plain cell: an ask may run its handler at once."""
 
@@ -30,9 +33,17 @@ class PlainCell(Cell):
     __slots__ = ()
 
     def begin(self, why: Start) -> None:
+        runtime = self.runtime
+        if runtime.nested_starts >= NESTED_STARTS:
+            runtime.post(self.begin, why)  # a hook that starts a child whose hook starts a child ... is no recursion
+            return
         try:
             if self.table.hooks:
-                self.context.run(self._come_up, why)
+                runtime.nested_starts += 1
+                try:
+                    self.context.run(self._come_up, why)
+                finally:
+                    runtime.nested_starts -= 1
             else:
                 self.construct()
         except BaseException as error:

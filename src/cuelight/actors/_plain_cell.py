@@ -56,7 +56,8 @@ class PlainCell(Cell):
             self.woken()
 
     def _come_up(self, why: Start) -> None:
-        handling.set(self)
+        if handling.get() is not self:  # it is, from the first time on
+            handling.set(self)
         if type(why) is WasRestarted and self.actor is not None:
             try:
                 self.actor.restarting(why.after)
@@ -70,21 +71,22 @@ class PlainCell(Cell):
 
     def turn(self) -> bool:
         """Handle some messages. Returns whether there are more. It runs in the cell's context."""
-        handling.set(self)
+        if handling.get() is not self:  # it is, from the first time on
+            handling.set(self)
         actor, calls = self.actor, self.table.calls
         for _ in range(BUDGET):
             if self.attention:
                 exit_ = self.attend()
                 if exit_ is not None:
                     self.running = None
-                    self.doze()
+                    self.runtime.dozed()
                     self.incarnation_over(exit_)
                     return False
             items = self.items
             if not items:
                 self.running = self.items = None
                 self.asleep = 1 if self.attention else INLINE  # nobody overtakes those that wait in line
-                self.doze()
+                self.runtime.dozed()
                 return False
             item = items.popleft()
             self.running = item
@@ -104,15 +106,11 @@ class PlainCell(Cell):
                 exit_ = self._refusal_or_crash(error, item)
                 if exit_ is not None:
                     self.running = None
-                    self.doze()
+                    self.runtime.dozed()
                     self.incarnation_over(exit_)
                     return False
             self.handled += 1
         return True
-
-    def doze(self) -> None:
-        """It is no longer awake for `wait_until_idle`."""
-        self.runtime.dozed()
 
     def _handle_rest(self, item: Any) -> None:
         message = item
@@ -156,7 +154,8 @@ class PlainCell(Cell):
         return reply
 
     def _answer(self, message: Any, call: Callable[..., Any]) -> tuple[Reply[Any], Exit | None]:
-        handling.set(self)
+        if handling.get() is not self:  # it is, from the first time on
+            handling.set(self)
         self.running = message
         try:
             value = call(self.actor, message)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskCell"]
 
-BUDGET = 128
+BUDGET = 256
 """Messages that one actor handles before it lets other tasks run."""
 
 

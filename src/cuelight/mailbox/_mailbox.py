@@ -226,8 +226,6 @@ class Mailbox:
                 sender.waiter.wake()
             else:
                 self.dropped(sender, "stopped")
-        if self.items is None:
-            self.items = deque()
 
     def reopen(self, capacity: float) -> None:
         """Accept mail again after `close`."""

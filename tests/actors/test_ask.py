@@ -152,7 +152,7 @@ async def test_a_request_that_nobody_awaits_is_still_cut_off_in_time() -> None:
     async with ActorSystem(ask_timeout=0.05) as system:
         ref = await system.spawn(Busy)
         reply = ref.ask(Wait())
-        await anyio.sleep(0.2)
+        await system.wait_until_idle()  # its handler was cut off
         assert isinstance(await outcome(reply), InterruptedTimeout)
         assert await ref.ask(Get()) == ["cut"]
 

@@ -66,6 +66,21 @@ async def test_restart_types_say_when_a_child_is_restarted() -> None:
     assert_no_orphans(system)
 
 
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+async def test_stopping_a_permanent_actor_returns_once_its_successor_is_up(verb: str) -> None:
+    log: Log = []
+    async with ActorSystem(backoff=Backoff(1, 1, 0)) as system:
+        ref = await system.spawn(member("a", log, restart="permanent"))
+        await ref.tell(Note("x"))
+        began = anyio.current_time()
+        with anyio.fail_after(10):
+            await (ref.stop() if verb == "stop" else ref.kill())
+        assert anyio.current_time() - began == pytest.approx(1)
+        assert log[-2:] == ["~a", "+a"]
+        assert await ref.ask(Get()) == 0
+    assert_no_orphans(system)
+
+
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [

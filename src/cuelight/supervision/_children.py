@@ -372,13 +372,13 @@ class Children:
             self.runtime.post(self.owner.part_ended)
 
     def _stop(self, cell: Cell) -> None:
-        if cell.options.shutdown < float("inf") and not cell.dead:
-            timer = self.runtime.later(cell.options.shutdown, self._overdue, cell)
-            cell.bonds_made().when_ended.append(lambda _: timer.cancel())
         if cell.over:
             self.bury(cell, cell.exit or ShutDown())
         else:
             cell.shut_down()
+        if not cell.dead and cell.options.shutdown < float("inf"):  # most actors are idle, and have ended by now
+            timer = self.runtime.later(cell.options.shutdown, self._overdue, cell)
+            cell.bonds_made().when_ended.append(lambda _: timer.cancel())
 
     def _overdue(self, cell: Cell) -> None:
         if cell.dead:

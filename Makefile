@@ -1,7 +1,7 @@
 # Every target makes what it needs. `make test` is the whole gate; `make demo` is the quick look.
 PYTHON ?= python3
 ARGS ?=
-# Per cent of lines and branches of mailbox, actors and supervision that the tests must reach.
+# Per cent of lines and branches that the tests must reach.
 COVERAGE := 98
 
 BIN := .venv/bin

@@ -22,17 +22,31 @@ __all__ = [
     "DeadlockError",
     "Interrupted",
     "InterruptedTimeout",
+    "LeaseLost",
     "MailboxFull",
     "MaxChildren",
     "NameTaken",
     "NotStarted",
     "NotStartedTimeout",
+    "PoolClosed",
+    "PoolFull",
+    "QueueFull",
+    "RateLimited",
+    "Rejected",
     "ReplyError",
     "RestartLimitExceeded",
     "StartError",
     "StashFull",
+    "StoreUnavailable",
     "SystemClosed",
+    "TaskCancelled",
+    "TaskExpired",
+    "TaskFailed",
+    "TaskNotFound",
+    "TaskQuarantined",
+    "TaskTimedOut",
     "Unknown",
+    "WorkerDied",
 ]
 
 
@@ -118,3 +132,82 @@ class ReplyError(CuelightError):
 
 class DeadlockError(CuelightError):
     """This ask would wait for its own asker; the message shows the circle of actors."""
+
+
+class PoolClosed(CuelightError, RuntimeError):
+    """The pool or queue was shut down, or is not running: it takes no work."""
+
+
+class PoolFull(CuelightError, anyio.WouldBlock):
+    """As much work waits as the pool may hold: wait for room, or give it a larger `max_pending`."""
+
+
+class QueueFull(CuelightError, anyio.WouldBlock):
+    """As many tasks wait as the queue may hold, and its overflow policy does not wait."""
+
+
+class TaskNotFound(CuelightError, LookupError):
+    """No task, dead letter or schedule has this identifier: it never had, or its time to live is over."""
+
+
+class TaskFailed(CuelightError):
+    """A task was given up after its last attempt; the message says why, and how its last attempt ended."""
+
+
+class TaskExpired(TaskFailed):
+    """The deadline of a task passed before it was started: it was not run."""
+
+
+class TaskCancelled(TaskFailed):
+    """The task was cancelled before it completed."""
+
+
+class TaskTimedOut(TaskFailed, TimeoutError):
+    """The task ran longer than its time-out: it was stopped, or, in a thread, abandoned."""
+
+
+class TaskQuarantined(TaskFailed):
+    """The task was under way each time a worker died, as often as it may be: it is not tried again."""
+
+
+class WorkerDied(CuelightError):
+    """The process of a worker died under a task: killed, out of memory, or `os._exit`."""
+
+
+class LeaseLost(CuelightError):
+    """The lease ran out and somebody else may hold it now: what this holder does counts no more."""
+
+
+class StoreUnavailable(CuelightError):
+    """The store could not be reached, or did not answer: the operation may or may not have taken effect."""
+
+
+class Rejected(CuelightError):
+    """Raise this in a task to give it up at once: no retry, a dead letter with your reason."""
+
+
+class RateLimited(CuelightError):
+    """Raise this in a task when a service says "later" (HTTP 429): not an attempt, run again after `retry_after`.
+
+    Attributes:
+        retry_after: seconds.
+        key: the limit that is paused for all workers; None pauses nobody else.
+    """
+
+    def __init__(self, retry_after: float, key: str | None = None) -> None:
+        """Say when to come back.
+
+        Args:
+            retry_after: seconds.
+            key: a limit of the task that every worker should pause for as long.
+
+        Raises:
+            ValueError: the time is negative or not a number.
+        """
+        if not retry_after >= 0:
+            raise ValueError(f"retry_after={retry_after!r}: give seconds, 0 or more")
+        super().__init__(f"limited by {key or 'a service'}: again in {retry_after:g} s")
+        self.retry_after, self.key = retry_after, key
+
+    def __reduce__(self) -> tuple[type[RateLimited], tuple[float, str | None]]:
+        return type(self), (self.retry_after, self.key)

@@ -1,0 +1,134 @@
+"""What became of one piece of work, for every kind of pool and for task workers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+__all__ = ["PoolStats", "TaskMetrics", "TaskResult", "TaskStatus"]
+
+R = TypeVar("R")
+
+
+class TaskStatus(StrEnum):
+    """Where a task is in its life.
+
+    Attributes:
+        PENDING: it waits for a worker.
+        SCHEDULED: it waits for its time: it was delayed, or is to be tried again.
+        IN_FLIGHT: a worker has it.
+        PARKED: no worker knows its type.
+        COMPLETED: it succeeded.
+        FAILED: it was given up, in a pool.
+        CANCELLED: it was cancelled before it completed.
+        DEAD_LETTER: it was given up, in a task queue, and can be looked at and replayed.
+    """
+
+    PENDING = "pending"
+    SCHEDULED = "scheduled"
+    IN_FLIGHT = "in_flight"
+    PARKED = "parked"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DEAD_LETTER = "dead_letter"
+
+
+@dataclass(slots=True)
+class TaskMetrics:
+    """How one task ran.
+
+    Attributes:
+        task_id: its identifier.
+        task_name: its name, for people.
+        status: where it is.
+        start_time: when its first attempt began, in seconds since the epoch; 0 before that.
+        end_time: when it ended, in seconds since the epoch; None before that.
+        execution_time_ms: milliseconds that its attempts ran, without what it waited between them.
+        retries_used: attempts after the first.
+        worker_id: who ran it last.
+        error_message: the last error.
+    """
+
+    task_id: str
+    task_name: str = ""
+    status: TaskStatus = TaskStatus.PENDING
+    start_time: float = 0.0
+    end_time: float | None = None
+    execution_time_ms: float = 0.0
+    retries_used: int = 0
+    worker_id: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(slots=True)
+class TaskResult(Generic[R]):
+    """The outcome of one task: a result or an error, never both.
+
+    Attributes:
+        task_id: its identifier.
+        success: whether it succeeded.
+        result: what it returned; None if it failed.
+        error: the exception that it raised; None if it succeeded.
+        elapsed_ms: milliseconds that it ran.
+        task_name: its name, for people.
+        worker_id: who ran it.
+        timestamp: when it ended, in seconds since the epoch.
+        metrics: how it ran, where the pool keeps that.
+    """
+
+    task_id: str
+    success: bool = False
+    result: R | None = None
+    error: Exception | None = None
+    elapsed_ms: float = 0.0
+    task_name: str = ""
+    worker_id: str = ""
+    timestamp: float = field(default_factory=time.time)
+    metrics: TaskMetrics | None = None
+
+    @property
+    def duration_ms(self) -> float:
+        """Milliseconds that it ran: `elapsed_ms` under the name that task workers use."""
+        return self.elapsed_ms
+
+    def unwrap(self) -> R:
+        """What it returned.
+
+        Raises:
+            Exception: the task failed: its own error.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]  # R may be None itself
+
+
+@dataclass(slots=True)
+class PoolStats:
+    """Totals of a pool.
+
+    Attributes:
+        submitted: tasks given to it.
+        completed: tasks that succeeded.
+        failed: tasks that ended with an error.
+        cancelled: tasks that were cancelled.
+        total_elapsed_ms: milliseconds that all tasks ran, added up.
+        workers: workers that it has now.
+        busy: workers that run something now.
+        pending: tasks that wait for a worker now.
+        abandoned: threads that were left behind because a time-out cannot stop them, and that still run.
+        replaced: workers that died and were replaced.
+    """
+
+    submitted: int = 0
+    completed: int = 0
+    failed: int = 0
+    total_elapsed_ms: float = 0.0
+    cancelled: int = 0
+    workers: int = 0
+    busy: int = 0
+    pending: int = 0
+    abandoned: int = 0
+    replaced: int = 0

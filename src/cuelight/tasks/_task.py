@@ -1,0 +1,169 @@
+"""What a task is, to those who give tasks and to those who run them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import inf
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cuelight.pools import TaskStatus
+
+__all__ = ["Attempt", "Counts", "Limit", "QueueEntry", "Task", "TaskPriority"]
+
+
+class TaskPriority(IntEnum):
+    """How urgent a task is; the smaller goes first."""
+
+    CRITICAL = 0
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+    BACKGROUND = 4
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """A limit that is enforced when a task is claimed: a task beyond it waits, holds no worker and burns no attempt.
+
+    All tasks of a queue whose limits have the same key share it, across workers and processes.
+
+    Attributes:
+        key: what is limited: "openai", "user:7".
+        max_concurrent: tasks with this key that may run at once; None for any number.
+        rate: how much may be started per window of `per` seconds; None for any amount.
+        per: the window, in seconds.
+        burst: how much may be started at once after a quiet time; None for as much as `rate`.
+        cost: what this task takes of `rate`: 1 request, 1500 tokens.
+    """
+
+    key: str
+    max_concurrent: int | None = None
+    rate: float | None = None
+    per: float = 1.0
+    burst: float | None = None
+    cost: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            raise ValueError("Limit(key=''): give the limit a key, such as 'openai' or 'user:7'")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise ValueError(f"Limit({self.key!r}, max_concurrent={self.max_concurrent!r}): give 1 or more, or None")
+        amounts = {"rate": self.rate, "per": self.per, "burst": self.burst}
+        for name, value in amounts.items():
+            if value is not None and not 0 < value < inf:
+                raise ValueError(f"Limit({self.key!r}, {name}={value!r}): give more than 0")
+        most = self.burst if self.burst is not None else self.rate
+        if not 0 <= self.cost <= (inf if most is None else most):
+            raise ValueError(f"Limit({self.key!r}, cost={self.cost!r}): give 0 to {most:g}, or it would wait for ever")
+
+
+class Counts(msgspec.Struct):
+    """Attempts that did not succeed, by how they ended. Each kind has a budget of its own.
+
+    Attributes:
+        errors: the task raised an exception; `Task.retry_count` is this.
+        timeouts: it ran longer than its time-out.
+        crashes: its worker died, or lost its lease.
+        rate_limited: it was told to come back later; never too often.
+        released: its worker gave it back unstarted or was shut down; never too often.
+    """
+
+    errors: int = 0
+    timeouts: int = 0
+    crashes: int = 0
+    rate_limited: int = 0
+    released: int = 0
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One attempt that did not succeed.
+
+    Attributes:
+        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected" or "cancelled".
+        worker: who ran it.
+        at: when it ended, in seconds since the epoch.
+        elapsed: seconds that it ran.
+        error: type and message of the exception.
+        traceback: where it was raised.
+    """
+
+    kind: str
+    worker: str = ""
+    at: float = 0.0
+    elapsed: float = 0.0
+    error: str = ""
+    traceback: str = ""
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+@dataclass(slots=True)
+class Task:
+    """One task for a `TaskQueue`.
+
+    Attributes:
+        task_id: its identity; a queue takes each only once. A random UUID by default.
+        task_type: which function or handler runs it.
+        payload: what to work on: a value that msgspec encodes. It comes back as plain values (dict, list, str, ...).
+        priority: the most urgent goes first.
+        deadline: when it is too late to start it, in seconds since the epoch; None or 0 for never. Among tasks of one
+            priority the earliest deadline goes first.
+        max_retries: it is dead-lettered when it has failed so often (at least once).
+        retry_count: how often it has failed.
+        status: where it is.
+        created_at: when it was made, in seconds since the epoch.
+        delay: seconds from `enqueue` on before which it is not run.
+        timeout: seconds that one attempt may run; None for as long as it takes.
+        max_timeouts: it is dead-lettered when so many attempts timed out.
+        max_crashes: it is dead-lettered ("quarantined") when so many workers died under it.
+        unique: while another task with this key is unfinished (or within `unique_for`), it counts as a duplicate.
+        unique_for: seconds from `enqueue` on that `unique` holds; None: until the task is finished.
+        limits: enforced when it is claimed.
+        result_ttl: seconds that its result, and the memory of its identity, are kept.
+        counts: attempts that did not succeed, by how they ended.
+        history: the last of these attempts, oldest first.
+        checkpoint: what the last attempt saved to go on from.
+    """
+
+    task_id: str = field(default_factory=_new_id)
+    task_type: str = ""
+    payload: Any = None
+    priority: TaskPriority = TaskPriority.NORMAL
+    deadline: float | None = None
+    max_retries: int = 3
+    retry_count: int = 0
+    status: TaskStatus = TaskStatus.PENDING
+    created_at: float = field(default_factory=time.time)
+    delay: float = 0.0
+    timeout: float | None = None
+    max_timeouts: int = 3
+    max_crashes: int = 3
+    unique: str | None = None
+    unique_for: float | None = None
+    limits: tuple[Limit, ...] = ()
+    result_ttl: float = 3600.0
+    counts: Counts = field(default_factory=Counts)
+    history: tuple[Attempt, ...] = ()
+    checkpoint: Any = None
+
+
+class QueueEntry(NamedTuple):
+    """The place of a task in a queue: entries are claimed in the order in which they compare.
+
+    Attributes:
+        priority: the smaller first.
+        deadline: the earlier first, in seconds since the epoch; `math.inf` for none.
+        sequence: the order of arrival.
+        task_id: whose place it is.
+    """
+
+    priority: int
+    deadline: float
+    sequence: int
+    task_id: str = ""

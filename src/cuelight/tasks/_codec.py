@@ -1,0 +1,244 @@
+"""Between what people hold (`Task`, any value) and what a store keeps (`Record`, bytes).
+
+The invariants:
+
+1. What was encoded decodes to the same plain value: what msgspec has no type for on the wire (a tuple, a dataclass)
+   comes back as a list or a dict, and is made whole again by whoever knows the type.
+2. A record is made only of a task in which every value makes sense: a mistake is raised at the producer, never in a
+   store or a worker.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from math import inf
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from cuelight.pools import TaskStatus
+from cuelight.tasks._store import Lease, Record
+from cuelight.tasks._task import Limit, Task, TaskPriority
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from cuelight.tasks._store import Snapshot
+
+__all__ = ["decode", "encode", "record_of", "task_of"]
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder()
+
+_PRIORITIES = tuple(TaskPriority)
+
+
+def encode(value: Any, what: str = "the value") -> bytes:
+    """The bytes of a value.
+
+    Args:
+        value: what msgspec encodes: None, bool, int of 64 bits, float, str, bytes, datetime, list, tuple, set, dict,
+            dataclass, `msgspec.Struct`, enum, UUID, Decimal, in any depth.
+        what: what it is, for the error.
+
+    Raises:
+        TypeError: it cannot be encoded; the message says which part.
+    """
+    try:
+        return _ENCODER.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        # ValueError has UnicodeEncodeError in it, for half a surrogate pair.
+        where, part = _culprit(value, what)
+        raise TypeError(
+            f"{where} cannot be stored ({part}: {error}): give plain values, dataclasses or msgspec structs, "
+            f"or a name by which the task finds it again (a path, a key)"
+        ) from error
+
+
+def decode(data: bytes) -> Any:
+    """The value of what `encode` made; None for no bytes at all.
+
+    Raises:
+        ValueError: these bytes are no such value.
+    """
+    if not data:
+        return None
+    try:
+        return _DECODER.decode(data)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{bytes(data[:40])!r} is not what a task queue stores: {error}") from error
+
+
+def record_of(task: Task, nonce: str) -> Record:
+    """The record of a new task. What a task has lived through elsewhere (its counts, its status) does not come along.
+
+    Args:
+        task: the task.
+        nonce: of this one enqueue.
+
+    Raises:
+        ValueError: a field makes no sense; the message names it, its value and what to give.
+        TypeError: a field has the wrong type, or the payload cannot be encoded.
+    """
+    deadline = task.deadline
+    limits = task.limits
+    if limits.__class__ is not tuple:
+        limits = tuple(limits)
+    if not _is_usual(task):
+        _check(task, limits)
+    return Record(
+        id=task.task_id,
+        type=task.task_type,
+        nonce=nonce,
+        payload=encode(task.payload, "payload"),
+        priority=int(task.priority),
+        deadline=float(deadline) if deadline else inf,
+        delay=float(task.delay),
+        created=float(task.created_at),
+        max_retries=task.max_retries,
+        max_timeouts=task.max_timeouts,
+        max_crashes=task.max_crashes,
+        timeout=None if task.timeout is None else float(task.timeout),
+        unique=task.unique,
+        unique_for=None if task.unique_for is None else float(task.unique_for),
+        limits=limits,
+        result_ttl=float(task.result_ttl),
+    )
+
+
+def task_of(kept: Lease | Snapshot) -> Task:
+    """The task of a lease, or of a task as it is now.
+
+    Raises:
+        ValueError: its payload was not made by `encode`.
+    """
+    record = kept.record
+    state, history = (TaskStatus.IN_FLIGHT, ()) if isinstance(kept, Lease) else (TaskStatus(kept.state), kept.history)
+    return Task(
+        task_id=record.id,
+        task_type=record.type,
+        payload=decode(record.payload),
+        priority=_PRIORITIES[record.priority],
+        deadline=None if record.deadline == inf else record.deadline,
+        max_retries=record.max_retries,
+        retry_count=kept.counts.errors,
+        status=state,
+        created_at=record.created,
+        delay=record.delay,
+        timeout=record.timeout,
+        max_timeouts=record.max_timeouts,
+        max_crashes=record.max_crashes,
+        unique=record.unique,
+        unique_for=record.unique_for,
+        limits=record.limits,
+        result_ttl=record.result_ttl,
+        counts=kept.counts,
+        history=history,
+        checkpoint=None if kept.checkpoint is None else decode(kept.checkpoint),
+    )
+
+
+def _is_usual(task: Task) -> bool:
+    """Whether the task is surely fine, at the price of a glance: whatever is seldom given was not."""
+    return (
+        task.task_id.__class__ is str
+        and task.task_type.__class__ is str
+        and task.max_retries.__class__ is task.max_timeouts.__class__ is task.max_crashes.__class__ is int
+        and task.created_at.__class__ is task.result_ttl.__class__ is float
+        and task.priority in _PRIORITIES
+        and min(task.max_retries, task.max_timeouts, task.max_crashes) >= 0
+        and task.result_ttl >= 0
+        and task.created_at > 0
+        and not (task.task_id == "" or task.deadline or task.delay or task.limits)
+        and task.timeout is None
+        and task.unique is None
+        and task.unique_for is None
+    )
+
+
+def _check(task: Task, limits: tuple[Limit, ...]) -> None:
+    """Look at every field.
+
+    Raises:
+        ValueError: one makes no sense.
+        TypeError: one has the wrong type.
+    """
+    _check_names(task)
+    if task.priority not in _PRIORITIES:
+        raise ValueError(f"priority={task.priority!r}: give a TaskPriority, or 0 (most urgent) to {_PRIORITIES[-1]:d}")
+    for name in ("max_retries", "max_timeouts", "max_crashes"):
+        times = getattr(task, name)
+        if not isinstance(times, int) or isinstance(times, bool):
+            raise TypeError(f"{name}={times!r}: give a whole number")
+        if times < 0:
+            raise ValueError(f"{name}={times!r}: give 0 or more")
+    _check_times(task)
+    for limit in limits:
+        if not isinstance(limit, Limit):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"limits has {limit!r}: give Limit objects, such as Limit('openai', max_concurrent=5)")
+    keys = [limit.key for limit in limits]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"limits have the same key twice ({', '.join(keys)}): give each key once")
+
+
+def _check_names(task: Task) -> None:
+    names: dict[str, Any] = {"task_id": task.task_id, "task_type": task.task_type, "unique": task.unique}
+    for name, value in names.items():
+        if not isinstance(value, str) and not (name == "unique" and value is None):
+            raise TypeError(f"{name}={value!r}: give a string")
+        if value == "" and name != "task_type":
+            raise ValueError(f"{name}='': give it some characters, or leave it out")
+
+
+def _check_times(task: Task) -> None:
+    """Look at the fields in seconds. NaN fails each comparison, so it is refused by all."""
+    times: dict[str, tuple[Any, float, str]] = {
+        "deadline": (task.deadline, 0, "seconds since the epoch (time.time() + 60), or None for never"),
+        "delay": (task.delay, 0, "seconds, 0 or more"),
+        "created_at": (task.created_at, -inf, "seconds since the epoch"),
+        "result_ttl": (task.result_ttl, 0, "seconds, 0 or more"),
+        "timeout": (task.timeout, 0, "more than 0 seconds, or None for as long as it takes"),
+        "unique_for": (task.unique_for, 0, "more than 0 seconds, or None until it is finished"),
+    }
+    for name, (value, least, out) in times.items():
+        optional, positive = name in {"deadline", "timeout", "unique_for"}, name in {"timeout", "unique_for"}
+        if value is None and optional:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{name}={value!r}: give {out}")
+        endless = value == inf and name in {"deadline", "result_ttl"}
+        if not least <= value <= inf or (value == inf and not endless) or (positive and value == 0):
+            raise ValueError(f"{name}={value!r}: give {out}")
+    if task.unique_for is not None and task.unique is None:
+        raise ValueError(f"unique_for={task.unique_for!r} without unique: give the key that is to be unique")
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value is made of, with the way to it. Keys of a dict are parts too."""
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value)
+        yield from ((f"[{key!r}]", part) for key, part in items.items())
+        yield from ((f" (key {key!r})", key) for key in items)
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = cast("Collection[Any]", value)
+        yield from ((f"[{index}]", part) for index, part in enumerate(parts))
+    elif isinstance(value, msgspec.Struct):
+        yield from ((f".{name}", getattr(value, name)) for name in value.__struct_fields__)
+    elif dataclasses.is_dataclass(value):
+        yield from ((f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
+
+
+def _culprit(value: Any, where: str) -> tuple[str, str]:
+    """Which part of a value cannot be encoded: the way to it, and its type."""
+    seen: set[int] = set()
+    while id(value) not in seen:
+        seen.add(id(value))
+        for way, part in _parts(value):
+            try:
+                _ENCODER.encode(part)
+            except (TypeError, ValueError, OverflowError, RecursionError):
+                where, value = where + way, part
+                break
+        else:
+            return where, f"of type {type(value).__qualname__}"
+    return where, "it contains itself"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from math import inf
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,7 +21,7 @@ from cuelight.tasks._store import Lease, Record
 from cuelight.tasks._task import Limit, Task, TaskPriority
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from cuelight.tasks._store import Snapshot
 
@@ -215,13 +215,12 @@ def _check_times(task: Task) -> None:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What a value is made of, with the way to it. Keys of a dict are parts too."""
+    whole: Any = value
     if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value)
-        yield from ((f"[{key!r}]", part) for key, part in items.items())
-        yield from ((f" (key {key!r})", key) for key in items)
+        yield from ((f"[{key!r}]", part) for key, part in whole.items())
+        yield from ((f" (key {key!r})", key) for key in whole)
     elif isinstance(value, list | tuple | set | frozenset):
-        parts = cast("Collection[Any]", value)
-        yield from ((f"[{index}]", part) for index, part in enumerate(parts))
+        yield from ((f"[{index}]", part) for index, part in enumerate(whole))
     elif isinstance(value, msgspec.Struct):
         yield from ((f".{name}", getattr(value, name)) for name in value.__struct_fields__)
     elif dataclasses.is_dataclass(value):

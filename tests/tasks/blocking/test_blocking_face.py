@@ -1,0 +1,195 @@
+"""The base of blocking faces: any thread, interrupts, the end of the block, and loops that must not block."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import AsyncIterator
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from cuelight import ActorSystem
+from cuelight.errors import PoolClosed
+from cuelight.tasks._blocking import BlockingFace
+
+
+class Desk:
+    """An async handle to put a face on."""
+
+    def __init__(self, system: ActorSystem) -> None:
+        self.system = system
+        self.total = 0
+        self.begun = threading.Event()
+        self.ended = threading.Event()
+
+    async def add(self, amount: int, *, twice: bool = False) -> int:
+        await anyio.lowlevel.checkpoint()
+        self.total += amount * (2 if twice else 1)
+        return self.total
+
+    async def fail(self) -> int:
+        raise LookupError("nothing here")
+
+    async def broken(self) -> None:
+        raise RuntimeError("the method itself")
+
+    def look(self) -> int:
+        return self.total
+
+    async def wait(self) -> None:
+        self.begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.ended.set()
+
+    async def count(self, to: int) -> AsyncIterator[int]:
+        try:
+            for number in range(to):
+                yield number
+        finally:
+            self.ended.set()
+
+
+class BlockingDesk(BlockingFace[Desk]):
+    def add(self, amount: int, *, twice: bool = False) -> int:
+        return self._call(self._handle.add, amount, twice=twice)
+
+    def fail(self) -> int:
+        return self._call(self._handle.fail)
+
+    def broken(self) -> None:
+        self._call(self._handle.broken)
+
+    def look(self) -> int:
+        return self._do(self._handle.look)
+
+    def wait(self) -> None:
+        self._call(self._handle.wait)
+
+    def count(self, to: int) -> list[int]:
+        return list(self._iterate(self._handle.count, to))
+
+    def first(self, to: int) -> int:
+        items = self._iterate(self._handle.count, to)
+        try:
+            return next(items)
+        finally:
+            items.close()
+
+    @property
+    def desk(self) -> Desk:
+        return self._handle
+
+
+@pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
+def test_a_blocking_face_gives_the_same_methods_to_any_thread(backend_name: str) -> None:
+    with BlockingDesk(Desk, backend=backend_name) as desk:
+        threads = [threading.Thread(target=lambda: [desk.add(1) for _ in range(20)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert desk.look() == 160
+        assert desk.add(5, twice=True) == 170
+        with pytest.raises(LookupError, match="nothing here"):
+            desk.fail()
+        with pytest.raises(RuntimeError, match="the method itself"):
+            desk.broken()
+        assert desk.count(3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
+def test_a_blocking_iteration_that_is_left_early_ends_the_async_one(backend_name: str) -> None:
+    with BlockingDesk(Desk, backend=backend_name) as desk:
+        assert desk.first(10) == 0
+        assert desk.desk.ended.is_set()
+
+
+@pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
+def test_an_interrupt_while_a_blocking_call_waits_cancels_it(backend_name: str) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    with BlockingDesk(Desk, backend=backend_name) as desk:
+        handle = desk.desk
+
+        def interrupt() -> None:
+            handle.begun.wait(10)
+            signal.pthread_kill(main, signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            desk.wait()
+        assert handle.ended.is_set()
+        thread.join()
+        assert desk.add(1) == 1
+
+
+@pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
+def test_leaving_the_block_cuts_off_the_calls_of_other_threads(backend_name: str) -> None:
+    errors: list[BaseException] = []
+    face = BlockingDesk(Desk, backend=backend_name)
+
+    def wait() -> None:
+        try:
+            face.wait()
+        except PoolClosed as error:
+            errors.append(error)
+
+    with face as desk:
+        handle = desk.desk
+        threads = [threading.Thread(target=wait) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert handle.begun.wait(10)
+    for thread in threads:
+        thread.join(10)
+    assert len(errors) == 4
+    assert "with" in str(errors[0])
+
+
+def test_a_blocking_face_outside_of_its_block_says_so() -> None:
+    face = BlockingDesk(Desk)
+    with pytest.raises(PoolClosed, match="use it inside its `with` block"):
+        face.add(1)
+    with face:
+        assert face.add(1) == 1
+        with pytest.raises(PoolClosed, match="in use by another `with` block"):
+            face.__enter__()
+    with pytest.raises(PoolClosed, match="use it inside its `with` block"):
+        face.look()
+    with face:
+        assert face.add(2) == 2  # a new block makes a new handle
+
+
+async def test_a_blocking_face_in_an_event_loop_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="use `async with` and `await` here"):
+        BlockingDesk(Desk).__enter__()
+
+    def work() -> int:
+        with BlockingDesk(Desk) as desk:
+            return desk.add(3)
+
+    assert await anyio.to_thread.run_sync(work) == 3
+
+
+@pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
+def test_a_blocking_call_from_the_loop_of_the_face_is_refused(backend_name: str) -> None:
+    with (
+        BlockingDesk(Desk, backend=backend_name) as desk,
+        pytest.raises(RuntimeError, match="would block the event loop"),
+    ):
+        desk._do(desk.look)
+
+
+def test_a_handle_that_cannot_be_made_leaves_no_thread() -> None:
+    def make(system: ActorSystem) -> Desk:
+        raise LookupError("no desk")
+
+    before = threading.active_count()
+    with pytest.raises(LookupError, match="no desk"):
+        BlockingDesk(make).__enter__()
+    assert threading.active_count() == before

@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test check bench docs stress clean
+.PHONY: help .venv demo test check bench chaos docs stress clean
 
 help:
 	@echo "make demo    run the example report (ARGS=... are passed on)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check   format, lint, types, layers and structure"
 	@echo "make stress  the long randomised tests"
 	@echo "make bench   the benchmarks against other libraries (ARGS=... are passed on)"
+	@echo "make chaos   kill and freeze real workers of a durable queue, and count what was lost (ARGS=... are passed on)"
 	@echo "make docs    the documentation, into site/"
 	@echo "make clean   remove what was made, the environment too"
 
@@ -55,6 +56,9 @@ stress: .venv/.installed-dev
 
 bench: .venv/.installed-bench
 	$(BIN)/python -m bench $(ARGS)
+
+chaos: .venv/.installed-dev
+	$(BIN)/python -m chaos $(ARGS)
 
 docs: .venv/.installed-docs
 	$(BIN)/zensical build --clean --strict

@@ -1,0 +1,82 @@
+"""The processes that are to die: a producer and workers. Each is `python -m chaos._processes ROLE JSON`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+
+from chaos._ledger import Ledger
+from cuelight.tasks import Claim, Exchange, Finish, SQLiteStore, Task, TaskQueue, TaskWorker, current_task
+
+__all__ = ["QUEUE", "task_id"]
+
+QUEUE = "chaos"
+
+
+def task_id(number: int) -> str:
+    """The identity of a task: the producer that comes after one that was killed gives the same ones again."""
+    return f"task-{number:06}"
+
+
+class WitnessedStore(SQLiteStore):
+    """A store that writes down which completions it accepted."""
+
+    ledger: Ledger
+
+    async def exchange(self, finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
+        answer = await super().exchange(finishes, claim)
+        for finish, state in zip(finishes, answer.accepted, strict=True):
+            if finish.kind == "done":
+                self.ledger.write("accepted" if state == "completed" else "refused", finish.id, finish.epoch)
+        return answer
+
+
+def _queue(options: dict[str, Any], ledger: Ledger) -> TaskQueue:
+    store = WitnessedStore(Path(options["store"]), queue=QUEUE)
+    store.ledger = ledger
+    return TaskQueue(store, max_length=options["tasks"])
+
+
+async def produce(options: dict[str, Any]) -> None:
+    """Give all tasks, and write down each that was acknowledged."""
+    ledger = Ledger(Path(options["ledger"]))
+    async with _queue(options, ledger) as queue:
+        for number in range(options["tasks"]):
+            task = Task(task_id=task_id(number), task_type="work", payload=number, max_crashes=1000, result_ttl=86400)
+            await queue.enqueue(task)
+            ledger.write("given", task.task_id)
+            await anyio.sleep(options["pause"])
+
+
+async def work(options: dict[str, Any]) -> None:
+    """Run tasks until the end."""
+    ledger = Ledger(Path(options["ledger"]))
+    random = Random(time.time_ns())
+
+    async def handle(_payload: int) -> None:
+        context = current_task()
+        ledger.write("begun", context.task_id, context.epoch)
+        await anyio.sleep(random.uniform(*options["work"]))
+        ledger.write("ended", context.task_id, context.epoch)
+
+    async with _queue(options, ledger) as queue:
+        worker = TaskWorker(queue, {"work": handle}, concurrency=options["concurrency"], lease=options["lease"])
+        await worker.run()
+
+
+def main() -> None:
+    role, options = sys.argv[1], json.loads(sys.argv[2])
+    logging.basicConfig(level=logging.CRITICAL)
+    anyio.run({"produce": produce, "work": work}[role], options, backend=options["backend"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The storm: starts the processes, kills and freezes them, and starts others in their stead until all is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import anyio
+
+from chaos._ledger import Ledger
+from chaos._processes import QUEUE, task_id
+from chaos._verdict import Fault, Verdict, judge
+from cuelight.tasks import SQLiteStore
+
+__all__ = ["Options", "storm"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do.
+
+    Attributes:
+        tasks: how many.
+        workers: processes that run them.
+        concurrency: tasks at once in each.
+        lease: seconds.
+        work: the least and the most seconds that a task takes.
+        faults: how many, drawn from `seed`.
+        every: seconds from one fault to the next, about.
+        timeout: seconds after which the run is over, whatever is left.
+        backend: the event loop of the processes.
+    """
+
+    tasks: int = 2000
+    workers: int = 4
+    concurrency: int = 10
+    lease: float = 15.0
+    work: tuple[float, float] = (0.005, 0.05)
+    faults: int = 20
+    every: float = 0.3
+    seed: int = 0
+    timeout: float = 240.0
+    backend: str = "asyncio"
+
+
+@dataclass
+class _Storm:
+    options: Options
+    folder: Path
+    faults: list[Fault] = field(default_factory=list)
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    frozen: dict[int, float] = field(default_factory=dict)  # pid: when to wake it
+
+    def start(self, role: str) -> subprocess.Popen[bytes]:
+        options = {
+            "store": str(self.folder / "queue.db"),
+            "ledger": str(self.folder / "ledger.txt"),
+            "tasks": self.options.tasks,
+            "pause": self.options.every * self.options.faults / self.options.tasks / 2,
+            "concurrency": self.options.concurrency,
+            "lease": self.options.lease,
+            "work": self.options.work,
+            "backend": self.options.backend,
+        }
+        root = Path(__file__).parent.parent
+        return subprocess.Popen(
+            [sys.executable, "-m", "chaos._processes", role, json.dumps(options)], cwd=root, stdin=subprocess.DEVNULL
+        )
+
+    def strike(self, process: subprocess.Popen[bytes], kind: str) -> None:
+        """Do something bad to a process."""
+        self.faults.append(Fault(time.time(), process.pid, kind))
+        if kind == "freeze worker":
+            self.frozen[process.pid] = time.time() + self.options.lease * 1.3
+            process.send_signal(signal.SIGSTOP)
+        else:
+            process.kill()
+            process.wait()
+
+    def thaw(self, *, everybody: bool = False) -> None:
+        """Wake those who were frozen long enough to lose their leases."""
+        for pid, when in list(self.frozen.items()):
+            if everybody or time.time() >= when:
+                del self.frozen[pid]
+                os.kill(pid, signal.SIGCONT)
+
+    def replace_the_dead(self) -> None:
+        """Keep as many workers awake as there should be."""
+        for process in [process for process in self.workers if process.poll() is not None]:
+            self.workers.remove(process)
+        awake = [process for process in self.workers if process.pid not in self.frozen]
+        while len(awake) < self.options.workers:
+            awake.append(self.start("work"))
+            self.workers.append(awake[-1])
+
+    def awake(self) -> list[subprocess.Popen[bytes]]:
+        """The workers that can be struck."""
+        return [process for process in self.workers if process.pid not in self.frozen and process.poll() is None]
+
+    def end(self, *others: subprocess.Popen[bytes]) -> None:
+        """Kill whatever still runs."""
+        self.thaw(everybody=True)
+        for process in [*self.workers, *others]:
+            process.kill()
+            process.wait()
+
+
+def storm(options: Options, say: Callable[[str], None] = lambda _line: None) -> Verdict:
+    """Run the storm in a folder of its own, and judge what became of every task."""
+    with tempfile.TemporaryDirectory(prefix="chaos") as folder:
+        return anyio.run(_storm, _Storm(options, Path(folder)), say)
+
+
+async def _storm(state: _Storm, say: Callable[[str], None]) -> Verdict:
+    options, random = state.options, Random(state.options.seed)
+    ledger = Ledger(state.folder / "ledger.txt")
+    store = SQLiteStore(state.folder / "queue.db", queue=QUEUE)
+    await store.open()
+    producer = state.start("produce")
+    begun = next_fault = time.time()
+    try:
+        while time.time() - begun < options.timeout:
+            await anyio.sleep(0.05)
+            state.thaw()
+            state.replace_the_dead()
+            if producer.poll() not in {None, 0}:
+                producer = state.start("produce")
+            if len(state.faults) < options.faults and time.time() >= next_fault + options.every:
+                next_fault = time.time() + random.uniform(-0.5, 0.5) * options.every
+                _strike_somebody(state, producer, random)
+            size = await store.size()
+            if producer.poll() == 0 and size.completed + size.dead_letter == options.tasks and not state.frozen:
+                say(f"all tasks are through after {time.time() - begun:.1f} s")
+                break
+        else:
+            say(f"not through after {options.timeout:g} s: {await store.size()}")
+    finally:
+        state.end(producer)
+    ids = [task_id(number) for number in range(options.tasks)]
+    found = zip(ids, await store.get(ids), strict=True)
+    await store.close()
+    states = {name: snapshot.state for name, snapshot in found if snapshot is not None}
+    return judge(ledger.events(), states, state.faults)
+
+
+def _strike_somebody(state: _Storm, producer: subprocess.Popen[bytes], random: Random) -> None:
+    kind = random.choices(["kill worker", "freeze worker", "kill producer"], [6, 3, 1])[0]
+    if kind == "kill producer":
+        if producer.poll() is None:
+            state.strike(producer, kind)
+    elif awake := state.awake():
+        state.strike(random.choice(awake), kind)

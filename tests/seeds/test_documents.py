@@ -30,13 +30,13 @@ with WorkerPool(config) as pool:
     # Submit tasks
     def my_task(x):
         return x * 2
-    
+
     task_id = pool.submit_task(
         task_name="double_5",
         task_fn=my_task,
         args=(5,)
     )
-    
+
     # Get individual result
     result = pool.get_task_result(task_id)
     print(f"Result: {result.result}")  # Output: Result: 10
@@ -47,10 +47,10 @@ from cuelight import WorkerPool, WorkerPoolConfig
 
 def process_all_micro_questions(preprocessed_doc):
     \"\"\"Process all 300 micro questions using WorkerPool.\"\"\"
-    
+
     # Configure pool
     config = WorkerPoolConfig(max_workers=50, max_retries=3)
-    
+
     with WorkerPool(config) as pool:
         # Submit all 300 questions
         for q_num in range(1, 301):
@@ -59,16 +59,16 @@ def process_all_micro_questions(preprocessed_doc):
                 task_fn=process_micro_question,
                 args=(q_num, preprocessed_doc)
             )
-        
+
         # Wait for all tasks to complete
         results = pool.wait_for_all(timeout=1800)  # 30 min timeout
-        
+
         # Process results
         successful = [r for r in results if r.success]
         failed = [r for r in results if not r.success]
-        
+
         print(f"Success rate: {len(successful)/len(results)*100:.1f}%")
-        
+
         return results
 """
 
@@ -86,10 +86,10 @@ with WorkerPool(config) as pool:
     def flaky_task():
         # This might fail occasionally
         return call_external_api()
-    
+
     task_id = pool.submit_task("api_call", flaky_task)
     result = pool.get_task_result(task_id)
-    
+
     if result.success:
         print(f"Success after {result.metrics.retries_used} retries")
     else:
@@ -105,7 +105,7 @@ with WorkerPool(config) as pool:
     # Submit many tasks
     for i in range(100):
         pool.submit_task(f"task_{i}", slow_task, args=(i,))
-    
+
     # Something went wrong, abort pending tasks
     cancelled = pool.abort_pending_tasks()
     print(f"Cancelled {cancelled} pending tasks")
@@ -117,14 +117,14 @@ from cuelight import WorkerPool
 with WorkerPool() as pool:
     # Submit and execute tasks...
     results = pool.wait_for_all()
-    
+
     # Get summary metrics
     summary = pool.get_summary_metrics()
     print(f"Completed: {summary['completed']}")
     print(f"Failed: {summary['failed']}")
     print(f"Average time: {summary['avg_execution_time_ms']:.2f}ms")
     print(f"Total retries: {summary['total_retries']}")
-    
+
     # Get detailed per-task metrics
     all_metrics = pool.get_metrics()
     for task_id, metrics in all_metrics.items():

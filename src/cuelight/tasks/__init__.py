@@ -1,5 +1,6 @@
 """Tasks: a durable queue, its workers, its scheduler and its dead letters, over one store interface."""
 
+from cuelight.tasks._scheduler import BlockingTaskScheduler, TaskScheduler
 from cuelight.tasks._store import (
     Added,
     Beat,
@@ -15,12 +16,16 @@ from cuelight.tasks._store import (
     Snapshot,
     Store,
 )
+from cuelight.tasks._strategies import Assignments, AssignStrategy, SchedulingStrategy, WorkerInfo
 from cuelight.tasks._task import Attempt, Counts, Limit, QueueEntry, Task, TaskPriority
 
 __all__ = [
     "Added",
+    "AssignStrategy",
+    "Assignments",
     "Attempt",
     "Beat",
+    "BlockingTaskScheduler",
     "Bound",
     "Claim",
     "Counts",
@@ -32,9 +37,12 @@ __all__ = [
     "QueueEntry",
     "Record",
     "Schedule",
+    "SchedulingStrategy",
     "Size",
     "Snapshot",
     "Store",
     "Task",
     "TaskPriority",
+    "TaskScheduler",
+    "WorkerInfo",
 ]

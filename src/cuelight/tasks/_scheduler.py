@@ -1,0 +1,338 @@
+"""Who runs a task: workers, what they can do, how much they have, and a strategy.
+
+The invariants, which `tests/tasks/scheduler/test_scheduler_model.py` asserts in the same words:
+
+1. No task is assigned to a worker that has `max_concurrent` tasks already.
+2. No task is assigned to a worker that is not capable of its type.
+3. A task is assigned to some worker as long as one is eligible.
+4. A worker's load is what it was registered with, and what was assigned to it since, less what was reported
+   complete; never below zero.
+5. Over workers that stay eligible round robin gives each as many tasks as any other, within one.
+
+A scheduler is a table under a lock. Nothing in it waits, fails or ends by itself, so that it needs no actor and no
+block, and belongs to no loop: it can be used from any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING, Any, Self
+
+from cuelight.tasks._strategies import (
+    STRATEGIES,
+    Assignments,
+    AssignStrategy,
+    SchedulingStrategy,
+    WorkerInfo,
+    is_capable,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cuelight.actors import Exit, Ref
+    from cuelight.tasks._task import Task
+
+__all__ = ["BlockingTaskScheduler", "TaskScheduler"]
+
+log = logging.getLogger("cuelight.tasks")
+
+
+class TaskScheduler:
+    """Assigns tasks to workers: `scheduler = TaskScheduler(strategy=SchedulingStrategy.LEAST_LOADED)`.
+
+    It says who is to run a task; to bring it there is up to its user. Whoever ran it reports that it is done.
+    A worker is eligible for a task if it is capable of its type and has fewer tasks than `max_concurrent`.
+
+    Its methods are async and no checkpoints: none of them waits. In `with TaskScheduler() as scheduler:` they block
+    instead, and may be called from any thread. A block is not needed; the end of one ends the watch over workers.
+    """
+
+    def __init__(
+        self,
+        strategy: SchedulingStrategy | str | AssignStrategy = SchedulingStrategy.ROUND_ROBIN,
+        *,
+        key: Callable[[Task], str | None] = lambda task: task.unique,
+    ) -> None:
+        """Make a scheduler without workers.
+
+        Args:
+            strategy: one of `SchedulingStrategy` or its name, or a function of one's own with the shape of those in
+                `_strategies.py`.
+            key: for affinity: tasks with the same key belong to one worker, unless their type was given to one.
+                By default their `unique` key.
+
+        Raises:
+            ValueError: there is no such strategy.
+        """
+        self._table = _Table(strategy, key)
+
+    async def register_worker(
+        self,
+        worker: WorkerInfo | str,
+        capabilities: Sequence[str] | None = None,
+        max_concurrent: int = 10,
+        *,
+        ref: Ref[Any] | None = None,
+    ) -> None:
+        """Add a worker. One that is there already keeps its load, unless a `WorkerInfo` says another.
+
+        Args:
+            worker: its identifier, or all about it: then the scheduler keeps the load in this `WorkerInfo`.
+            capabilities: the task types that it takes; none for all.
+            max_concurrent: tasks that it may have at once.
+            ref: the actor behind it, which must live in this loop: when it ends for good the worker is unregistered.
+
+        Raises:
+            ValueError: a value makes no sense, or the actor has ended.
+            TypeError: a value has the wrong type.
+        """
+        self._table.register(
+            _described(worker, capabilities, max_concurrent), ref, fresh=isinstance(worker, WorkerInfo)
+        )
+
+    async def unregister_worker(self, worker_id: str) -> bool:
+        """Forget a worker and its load. False if it is not known."""
+        return self._table.unregister(worker_id)
+
+    async def set_affinity(self, task_type: str, worker_id: str) -> None:
+        """Give a task type to a worker, which may register later. Only `AFFINITY` heeds it.
+
+        Args:
+            task_type: the type.
+            worker_id: who is to get tasks of this type; "" takes the type back.
+        """
+        self._table.prefer(task_type, worker_id)
+
+    async def assign(self, task: Task) -> str:
+        """Choose a worker for a task, and add one to its load.
+
+        Returns:
+            The identifier of the worker, or "" if nobody is eligible now.
+
+        Raises:
+            ValueError: a strategy of one's own returned somebody who is not eligible.
+        """
+        return self._table.assign(task)
+
+    async def report_completion(self, worker_id: str) -> bool:
+        """Take one from the load of a worker: it is done with a task, however that ended.
+
+        Returns:
+            False if the worker is not known (any more), or has nothing to do.
+        """
+        return self._table.complete(worker_id)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """All workers as they are now, in the order of their identifiers."""
+        return self._table.snapshot()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._table.end_watches()
+
+    def __enter__(self) -> BlockingTaskScheduler:
+        return BlockingTaskScheduler(self._table)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+
+class BlockingTaskScheduler:
+    """A scheduler for blocking code, usable from any thread; made by `with TaskScheduler() as scheduler:`."""
+
+    def __init__(self, table: _Table) -> None:
+        self._table = table
+
+    def register_worker(
+        self, worker: WorkerInfo | str, capabilities: Sequence[str] | None = None, max_concurrent: int = 10
+    ) -> None:
+        """As `TaskScheduler.register_worker`. Actors are watched only there, for that needs their loop."""
+        self._table.register(_described(worker, capabilities, max_concurrent), fresh=isinstance(worker, WorkerInfo))
+
+    def unregister_worker(self, worker_id: str) -> bool:
+        """As `TaskScheduler.unregister_worker`."""
+        return self._table.unregister(worker_id)
+
+    def set_affinity(self, task_type: str, worker_id: str) -> None:
+        """As `TaskScheduler.set_affinity`."""
+        self._table.prefer(task_type, worker_id)
+
+    def assign(self, task: Task) -> str:
+        """As `TaskScheduler.assign`."""
+        return self._table.assign(task)
+
+    def report_completion(self, worker_id: str) -> bool:
+        """As `TaskScheduler.report_completion`."""
+        return self._table.complete(worker_id)
+
+    def workers(self) -> list[WorkerInfo]:
+        """As `TaskScheduler.workers`."""
+        return self._table.snapshot()
+
+
+class _Table:
+    """The workers and their loads. Each method is one step under the lock."""
+
+    def __init__(self, strategy: SchedulingStrategy | str | AssignStrategy, key: Callable[[Task], str | None]) -> None:
+        self._choose = strategy if callable(strategy) else _named(strategy)
+        self._key = key
+        self._lock = Lock()
+        self._workers: dict[str, WorkerInfo] = {}
+        self._order: list[str] = []  # the identifiers, sorted
+        self._preferred: dict[str, str] = {}
+        self._watches: dict[str, _Watch] = {}
+        self._last = ""
+
+    def register(self, info: WorkerInfo, ref: Ref[Any] | None = None, *, fresh: bool) -> None:
+        worker_id = info.worker_id
+        watch = None if ref is None else _Watch(self, worker_id, ref)
+        with self._lock:
+            known = self._workers.get(worker_id)
+            if known is None:
+                insort(self._order, worker_id)
+            elif not fresh:
+                info.current_load = known.current_load
+            self._workers[worker_id] = info
+            former = self._watches.pop(worker_id, None)
+            if watch is not None:
+                self._watches[worker_id] = watch
+        if former is not None:
+            former.end()
+
+    def unregister(self, worker_id: str, only: _Watch | None = None) -> bool:
+        """Forget a worker; with `only`, if it is still watched by that watch."""
+        with self._lock:
+            if worker_id not in self._workers or (only is not None and self._watches.get(worker_id) is not only):
+                return False
+            del self._workers[worker_id]
+            del self._order[bisect_left(self._order, worker_id)]
+            watch = self._watches.pop(worker_id, None)
+        if watch is not None:
+            watch.end()
+        return True
+
+    def prefer(self, task_type: str, worker_id: str) -> None:
+        with self._lock:
+            if worker_id:
+                self._preferred[task_type] = worker_id
+            else:
+                self._preferred.pop(task_type, None)
+
+    def assign(self, task: Task) -> str:
+        key = self._key(task) or ""
+        with self._lock:
+            capable = [worker for name in self._order if is_capable(worker := self._workers[name], task)]
+            eligible = [worker for worker in capable if worker.current_load < worker.max_concurrent]
+            if not eligible:
+                return ""
+            chosen = self._choose(eligible, task, Assignments(self._last, self._preferred, capable, key))
+            if all(worker.worker_id != chosen for worker in eligible):
+                names = ", ".join(worker.worker_id for worker in eligible)
+                raise ValueError(f"the strategy {self._choose!r} returned {chosen!r}: return one of {names}")
+            self._workers[chosen].current_load += 1
+            self._last = chosen
+            return chosen
+
+    def complete(self, worker_id: str) -> bool:
+        with self._lock:
+            worker = self._workers.get(worker_id)
+            if worker is None or worker.current_load < 1:
+                return False
+            worker.current_load -= 1
+            return True
+
+    def snapshot(self) -> list[WorkerInfo]:
+        with self._lock:
+            return [
+                dataclasses.replace(worker, capabilities=list(worker.capabilities))
+                for worker in (self._workers[name] for name in self._order)
+            ]
+
+    def end_watches(self) -> None:
+        with self._lock:
+            watches = list(self._watches.values())
+            self._watches.clear()
+        for watch in watches:
+            watch.end()
+
+
+class _Watch:
+    """Unregisters a worker when the actor behind it ends for good."""
+
+    def __init__(self, table: _Table, worker_id: str, ref: Ref[Any]) -> None:
+        if not ref.alive:
+            raise ValueError(f"ref={ref!r}: this actor has ended, so register a worker that lives")
+        self._table, self._worker_id = table, worker_id
+        self._cell, self._thread = ref._cell, get_ident()
+        self._cell.bonds_made().when_ended.append(self._ended)
+
+    def _ended(self, exit_: Exit) -> None:
+        if self._table.unregister(self._worker_id, only=self):
+            log.info("the worker %s %s and gets no more tasks", self._worker_id, exit_.describe())
+
+    def end(self) -> None:
+        """Stop waiting. From any thread; the list of those who wait belongs to the actor's own."""
+        if get_ident() == self._thread:
+            self._withdraw()
+        else:
+            with suppress(RuntimeError):  # its loop has ended, and with it the actor
+                self._cell.runtime.call_threadsafe(self._withdraw)
+
+    def _withdraw(self) -> None:
+        bonds = self._cell.bonds
+        if bonds is not None and self._ended in bonds.when_ended and not self._cell.dead:
+            bonds.when_ended.remove(self._ended)
+
+
+def _named(strategy: str) -> AssignStrategy:
+    try:
+        return STRATEGIES[SchedulingStrategy(strategy)]
+    except ValueError:
+        names = ", ".join(repr(str(name)) for name in SchedulingStrategy)
+        raise ValueError(f"strategy={strategy!r}: give a SchedulingStrategy, {names} or a function") from None
+
+
+def _described(worker: WorkerInfo | str, capabilities: Sequence[str] | None, max_concurrent: int) -> WorkerInfo:
+    """The worker as a `WorkerInfo`, looked at field by field."""
+    if not isinstance(worker, WorkerInfo):
+        # Kept as it came until it was looked at: list("gpu") would be three capabilities.
+        given: Any = [] if capabilities is None else capabilities
+        worker = WorkerInfo(worker, given, max_concurrent)
+    elif capabilities is not None or max_concurrent != 10:
+        raise ValueError(f"register_worker({worker!r}, ...): say capabilities and max_concurrent in the WorkerInfo")
+    _check(worker)
+    worker.capabilities = list(worker.capabilities)
+    return worker
+
+
+def _check(worker: WorkerInfo) -> None:
+    # Untyped callers give anything.
+    name: Any = worker.worker_id
+    abilities: Any = worker.capabilities
+    numbers: dict[str, tuple[Any, int]] = {
+        "max_concurrent": (worker.max_concurrent, 1),
+        "current_load": (worker.current_load, 0),
+    }
+    if not isinstance(name, str):
+        raise TypeError(f"worker_id={name!r}: give a string, or a WorkerInfo")
+    if not name:
+        raise ValueError("worker_id='': give it some characters, for '' means that nobody is eligible")
+    if abilities.__class__ not in {list, tuple, set, frozenset} or not all(isinstance(one, str) for one in abilities):
+        raise TypeError(f"capabilities={abilities!r} of {name!r}: give a list of task types, such as ['resize']")
+    for what, (number, least) in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"{what}={number!r} of {name!r}: give a whole number")
+        if number < least:
+            raise ValueError(f"{what}={number!r} of {name!r}: give {least} or more")

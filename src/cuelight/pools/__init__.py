@@ -2,5 +2,6 @@
 
 from cuelight.pools._executor import Executor, Outcome
 from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
+from cuelight.pools._threads import ThreadExecutor
 
-__all__ = ["Executor", "Outcome", "PoolStats", "TaskMetrics", "TaskResult", "TaskStatus"]
+__all__ = ["Executor", "Outcome", "PoolStats", "TaskMetrics", "TaskResult", "TaskStatus", "ThreadExecutor"]

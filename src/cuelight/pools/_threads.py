@@ -1,0 +1,249 @@
+"""A thread as an executor: one daemon thread, made on first use, fed without polling.
+
+The invariants:
+
+1. The thread runs at most one call at a time, and a call runs in one thread.
+2. A call that is cancelled before the thread has begun it is never run.
+3. A call that is cancelled while it runs goes on in a thread that is left behind: `abandoned` counts it until it ends,
+   and no later call waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextvars import Context, copy_context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from cuelight.errors import PoolClosed
+from cuelight.mailbox import current_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cuelight.mailbox import Backend, Waiter
+    from cuelight.pools._executor import Outcome
+
+__all__ = ["ThreadExecutor", "name_of", "tamed"]
+
+log = logging.getLogger("cuelight.pools")
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What people call a function: its module and name."""
+    name = getattr(function, "__qualname__", None)
+    return repr(function) if name is None else f"{function.__module__}.{name}"
+
+
+def tamed(error: BaseException, function: Callable[..., Any], cancelled: type[BaseException]) -> BaseException:
+    """The error to raise in the loop for this one: a foreign cancellation would end a task that nobody cancelled."""
+    if not isinstance(error, (cancelled, GeneratorExit)):
+        return error
+    stand_in = RuntimeError(f"{name_of(function)} raised {type(error).__name__}, but nobody has cancelled it")
+    stand_in.__cause__ = error
+    return stand_in
+
+
+class ThreadExecutor:
+    """Runs plain functions in a thread of its own; see `Executor`.
+
+    The thread is a daemon: a program can end while a call that was left behind still runs. Context variables are
+    copied into each call.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Set up an executor; its thread starts with the first call.
+
+        Args:
+            name: the thread's name.
+        """
+        self.name = name
+        self.abandoned = 0
+        self.replaced = 0
+        self._lock = threading.Lock()
+        self._thread: _Thread | None = None
+        self._current: _Call | None = None
+        self._closed = False
+
+    async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function in the thread and return its result. A checkpoint.
+
+        Cancelling this leaves the thread behind if it has begun the call.
+
+        Raises:
+            Exception: what the function raised.
+            PoolClosed: the executor was closed.
+            RuntimeError: another call is under way, or the function raised what only an event loop may raise.
+        """
+        call = _Single(self, function, args, kwargs)
+        [(succeeded, value)] = await self._perform(call)
+        if succeeded:
+            return value
+        try:
+            raise tamed(value, function, call.backend.cancelled)
+        finally:
+            del value, call  # the traceback would hold itself
+
+    async def run_chunk(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Outcome]:
+        """Call the function with each item, in order; one round trip for all. A checkpoint.
+
+        Cancelling this leaves the thread behind with the item that it has begun; later items are not run.
+
+        Raises:
+            PoolClosed: the executor was closed.
+            RuntimeError: another call is under way.
+        """
+        return await self._perform(_Chunk(self, function, items))
+
+    async def aclose(self) -> None:
+        """End the thread, and wait for that unless it still runs something. A checkpoint."""
+        self._closed = True
+        backend = current_backend()
+        await backend.checkpoint()
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        ended = backend.waiter()
+        thread.close(None if self._current is not None else (backend, ended))
+        if self._current is None:
+            await ended
+            thread.join()
+
+    async def _perform(self, call: _Call) -> list[Outcome]:
+        if self._closed:
+            raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
+        if self._current is not None:
+            raise RuntimeError(f"the executor {self.name!r} runs one call at a time: await the first, or make another")
+        call.backend = backend = current_backend()
+        call.waiter = backend.waiter()
+        if self._thread is None:
+            self._thread = _Thread(self.name)
+        self._current = call
+        try:
+            self._thread.calls.put(call)
+            await call.waiter
+        except BaseException:
+            self._give_up(call)
+            raise
+        finally:
+            self._current = None
+        return call.outcomes
+
+    def _give_up(self, call: _Call) -> None:
+        """Nobody waits for this call any more."""
+        with self._lock:
+            call.unwanted = True
+            if not call.begun or call.ended:
+                return
+            self.abandoned += 1
+            self.replaced += 1
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.close(None)
+        log.warning(
+            "%s: %s was cancelled, but a thread cannot be stopped: it is left behind, and %d such still run",
+            self.name,
+            name_of(call.function),
+            self.abandoned,
+        )
+
+    def begin(self, call: _Call) -> bool:
+        """In the thread: whether this call is still wanted; from now on it runs."""
+        with self._lock:
+            call.begun = not call.unwanted
+            return call.begun
+
+    def end(self, call: _Call) -> None:
+        """In the thread: the call has ended."""
+        with self._lock:
+            call.ended = True
+            if call.unwanted:
+                self.abandoned -= 1
+                return
+        try:
+            call.backend.call_threadsafe(call.waiter.wake)
+        except RuntimeError:
+            log.debug("%s: the event loop ended before %s did", self.name, name_of(call.function))
+
+
+class _Call:
+    """What the thread is given; `begun`, `ended` and `unwanted` change under the executor's lock."""
+
+    backend: Backend
+    waiter: Waiter
+
+    def __init__(self, executor: ThreadExecutor, function: Callable[..., Any]) -> None:
+        self.executor, self.function = executor, function
+        self.context = copy_context()
+        self.begun = self.ended = self.unwanted = False
+        self.outcomes: list[Outcome] = []
+
+    def __call__(self) -> None:
+        if self.executor.begin(self):
+            try:
+                self.run()
+            finally:
+                self.executor.end(self)
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    def attempt(self, context: Context, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            self.outcomes.append((True, context.run(self.function, *args, **kwargs)))
+        except BaseException as error:
+            self.outcomes.append((False, error))
+
+
+class _Single(_Call):
+    def __init__(
+        self,
+        executor: ThreadExecutor,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        super().__init__(executor, function)
+        self.args, self.kwargs = args, kwargs
+
+    def run(self) -> None:
+        self.attempt(self.context, self.args, self.kwargs)
+
+
+class _Chunk(_Call):
+    def __init__(self, executor: ThreadExecutor, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        super().__init__(executor, function)
+        self.items = items
+
+    def run(self) -> None:
+        for item in self.items:
+            if self.unwanted:
+                return
+            # A copy for each: what one item sets is not there for the next, wherever that runs.
+            self.attempt(self.context.copy(), (item,), {})
+
+
+class _Thread(threading.Thread):
+    """The thread. It knows nothing of its executor, so that one that was dropped does not live on through it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._tell: tuple[Backend, Waiter] | None = None
+        self.start()
+
+    def run(self) -> None:
+        while (call := self.calls.get()) is not None:
+            call()
+            del call  # it holds arguments and results
+        if self._tell is not None:
+            backend, waiter = self._tell
+            try:
+                backend.call_threadsafe(waiter.wake)
+            except RuntimeError:
+                log.debug("%s: the event loop ended first", self.name)
+
+    def close(self, tell: tuple[Backend, Waiter] | None) -> None:
+        self._tell = tell
+        self.calls.put(None)

@@ -1,0 +1,227 @@
+"""The arguments of a task function: from a call to a payload, and from a payload to a call.
+
+The invariants:
+
+1. What `pack` returns consists of plain values, and `unpack` takes it: a call that cannot be made is refused where it
+   was written, not in a worker.
+2. A payload names its arguments wherever the signature lets it, so a function whose parameters were put into another
+   order still takes the payloads that wait for it. A payload that does not fit is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, NoReturn, get_origin, get_type_hints
+
+import msgspec
+
+from cuelight.tasks._codec import decode, encode
+
+__all__ = ["Arguments", "Parameters", "brief"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class _Call(msgspec.Struct, forbid_unknown_fields=True):
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+class Parameters:
+    """The signature of one function."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        """Look at a signature.
+
+        Args:
+            function: whose.
+            name: how errors call it.
+
+        Raises:
+            TypeError: an annotation is of no use, or the first parameter is `self`.
+        """
+        self._function, self._name = function, name
+        self._signature = inspect.signature(function)
+        given = self._signature.parameters.values()
+        if any(parameter.name in {"self", "cls"} for parameter in list(given)[:1]):
+            raise TypeError(
+                f"{name} is a method: a worker in another process has no object to call it on; "
+                "make the task a plain function"
+            )
+        self._positional = [parameter.name for parameter in given if parameter.kind in _POSITIONAL]
+        self._only_positional = sum(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in given)
+        self._named = [*self._positional, *(p.name for p in given if p.kind is inspect.Parameter.KEYWORD_ONLY)]
+        self._required = {p.name for p in given if p.default is p.empty and p.name in self._named}
+        self._rest = next((p.name for p in given if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
+        self._more = next((p.name for p in given if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+        with suppress(NameError):  # a name that comes later in its module: looked up at the first call
+            self._struct  # noqa: B018 - a wrong annotation is to be found here
+
+    @cached_property
+    def _types(self) -> dict[str, Any]:
+        """What is to be had for each parameter, and for "return"."""
+        try:
+            hints = get_type_hints(self._function, include_extras=True)
+        except TypeError:  # no function: a partial, or an object with `__call__`
+            hints = get_type_hints(type(self._function).__call__, include_extras=True)
+        if self._more is not None and str(get_origin(hints.get(self._more))).endswith("Unpack"):
+            hints[self._more] = Any
+        for name, hint in hints.items():
+            try:
+                msgspec.msgpack.Decoder(hint)
+            except TypeError as error:
+                what = "its result" if name == "return" else f"its parameter {name!r}"
+                raise TypeError(f"{self._name}: {what} cannot be read from a store: {error}") from error
+        return hints
+
+    @cached_property
+    def _struct(self) -> type[msgspec.Struct]:
+        """All parameters with a name, as a class whose decoder msgspec keeps."""
+        fields: list[tuple[str, Any, Any]] = [
+            (f"p{index}", self._types.get(name, Any), msgspec.UNSET) for index, name in enumerate(self._named)
+        ]
+        renamed = {f"p{index}": name for index, name in enumerate(self._named)}
+        return msgspec.defstruct("Arguments", fields, rename=renamed.get, forbid_unknown_fields=True)
+
+    @property
+    def returns(self) -> Any:
+        """The annotation of the result; `Any` without one.
+
+        Raises:
+            TypeError: an annotation is not there at run time.
+        """
+        self._resolve()
+        return self._types.get("return", Any)
+
+    def pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The payload of a call.
+
+        Raises:
+            TypeError: the call does not fit the signature, an argument has the wrong type or cannot be stored; the
+                message names the function, the argument, its value and what it takes.
+        """
+        self._resolve()
+        try:
+            named, rest, more = self._sort(args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._name}: {error}; it takes {self._signature}") from None
+        ahead = self._positional if rest else self._positional[: self._only_positional]
+        plain: dict[str, Any] = {
+            "args": [*(named[name] for name in ahead if name in named), *rest],
+            "kwargs": {name: named[name] for name in self._named if name in named and name not in ahead} | more,
+        }
+        try:
+            # Not the values themselves: nobody may change them after this, and a worker gets what was checked.
+            payload: dict[str, Any] = decode(encode(plain))
+        except TypeError:
+            for name, value in self._one_by_one(named, rest, more):
+                encode(value, f"{self._name}: the argument {name}")
+            raise
+        try:
+            self._convert(payload["args"], payload["kwargs"])
+        except (TypeError, msgspec.ValidationError):
+            self._blame(named, rest, more)
+        return payload
+
+    def unpack(self, payload: Any) -> Arguments:
+        """The call of a payload, with each argument of the type that its annotation says.
+
+        Raises:
+            TypeError: the payload does not fit the signature.
+        """
+        self._resolve()
+        try:
+            call = msgspec.convert(payload, _Call)
+        except msgspec.ValidationError:
+            raise TypeError(
+                f"{self._name}: {brief(payload)} is no call: give {{'args': [...], 'kwargs': {{...}}}}"
+            ) from None
+        try:
+            return self._convert(call.args, call.kwargs)
+        except (TypeError, msgspec.ValidationError) as error:
+            reason = str(error)
+        raise TypeError(
+            f"{self._name}: {brief(payload)} does not fit {self._signature}: {reason}; "
+            "it was made for another version of the function, or by hand"
+        )
+
+    def _resolve(self) -> None:
+        try:
+            self._struct  # noqa: B018 - it is made now, if it could not be before
+        except NameError as error:
+            raise TypeError(
+                f"{self._name}: {error}: its annotations are needed when it is called; import what they name, "
+                "not only under TYPE_CHECKING"
+            ) from error
+
+    def _sort(
+        self, args: tuple[Any, ...] | list[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+        """Named parameters, what is left for `*args`, and what is left for `**kwargs`.
+
+        Raises:
+            TypeError: as Python would raise it at a call.
+        """
+        named = dict(zip(self._positional, args, strict=False))
+        rest = list(args[len(self._positional) :])
+        more: dict[str, Any] = {}
+        wrong = bool(rest) and self._rest is None
+        only_positional = self._positional[: self._only_positional]
+        for name, value in kwargs.items():
+            if name in self._named and name not in only_positional:
+                wrong = wrong or name in named
+                named[name] = value
+            else:
+                more[name] = value
+        if wrong or (more and self._more is None) or not self._required <= named.keys():
+            self._signature.bind(*args, **kwargs)  # knows the words
+            raise TypeError(f"cannot be called with {args} and {kwargs}")  # pragma: no cover - bind has raised
+        return named, rest, more
+
+    def _convert(self, args: list[Any], kwargs: dict[str, Any]) -> Arguments:
+        """The call of plain values."""
+        named, rest, more = self._sort(args, kwargs)
+        values = msgspec.structs.astuple(msgspec.convert(named, self._struct))
+        named = {name: value for name, value in zip(self._named, values, strict=True) if value is not msgspec.UNSET}
+        if rest and self._rest is not None:
+            rest = msgspec.convert(rest, list[self._types.get(self._rest, Any)])  # type: ignore[misc]
+        if more and self._more is not None:
+            more = msgspec.convert(more, dict[str, self._types.get(self._more, Any)])  # type: ignore[misc]
+        ahead = self._positional if rest else self._positional[: self._only_positional]
+        front = [named.pop(name) for name in ahead if name in named]
+        return (*front, *rest), {**named, **more}
+
+    def _one_by_one(self, named: dict[str, Any], rest: list[Any], more: dict[str, Any]) -> list[tuple[str, Any]]:
+        return [
+            *named.items(),
+            *((f"*{self._rest}[{index}]", value) for index, value in enumerate(rest)),
+            *more.items(),
+        ]
+
+    def _blame(self, named: dict[str, Any], rest: list[Any], more: dict[str, Any]) -> NoReturn:
+        """Say which argument is wrong.
+
+        Raises:
+            TypeError: always.
+        """
+        for name, value in self._one_by_one(named, rest, more):
+            where = name if name in self._named else self._rest if name.startswith("*") else self._more
+            hint = self._types.get(str(where), Any)
+            try:
+                msgspec.convert(decode(encode(value)), hint)
+            except msgspec.ValidationError as error:
+                raise TypeError(
+                    f"{self._name}: {name}={brief(value)} is no {inspect.formatannotation(hint)}: {error}"
+                ) from None
+        raise TypeError(f"{self._name}: the arguments do not fit {self._signature}")  # pragma: no cover - one is wrong
+
+
+def brief(value: Any) -> str:
+    """A value for a message: not more than 100 characters of it."""
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:97]}..."

@@ -1,0 +1,256 @@
+"""What runs in a worker process, and what is said on the way to it and back.
+
+Imports the standard library alone, and the process loads this file without its package: so it starts in milliseconds,
+and imports what a call needs with the call.
+
+One socket connects the two. A frame is a kind, a length and that many bytes. The parent sends one call and then only
+waits; the child answers with frames of kind PART and one of kind END, or one of kind UNLOADABLE. Their bytes are
+records, one for each item, in order.
+
+The region is memory that both can see, so what is there outlives a child that is killed. The invariants:
+
+1. BEGUN is 0 until the child has unpickled the call, and 1 from then on. The parent sets it to 0 before it sends one.
+2. The region holds the records of the items BASE, BASE + 1, ... up to WRITTEN bytes, each of them whole.
+3. An item is in the region, or in a frame that was sent, before the next one begins. Both may hold it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["BASE", "BEGUN", "DATA", "FRAME", "Frames", "LOADING", "RECORD", "SOURCE", "WRITTEN"]
+
+FRAME = struct.Struct("=cQ")  # kind, length
+SETUP, CALL, CHUNK = b"s", b"c", b"k"
+PART, END, UNLOADABLE = b"p", b"e", b"u"
+
+RECORD = struct.Struct("=?Q")  # succeeded, length
+BEGUN, BASE, WRITTEN = range(3)  # words of eight bytes at the start of the region
+DATA = 24  # where its records begin
+REGION = 65536  # bytes; what does not fit goes through the socket
+
+SOURCE, LOADING = "__cuelight_source__", "__cuelight_loading__"  # marks in the stand-in for `__main__`
+READ = 65536  # bytes at once; malloc has such pieces at hand
+
+Source = tuple[str, str]
+"""Where the parent's `__main__` came from: ("init_main_from_path", path) or ("init_main_from_name", module)."""
+
+
+class Frames:
+    """Bytes on their way to become frames."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Some bytes came."""
+        self._bytes += data
+
+    def take(self) -> tuple[bytes, bytes] | None:
+        """The next frame, kind and content, if it is complete."""
+        if len(self._bytes) < FRAME.size:
+            return None
+        kind, length = FRAME.unpack_from(self._bytes)
+        end = FRAME.size + length
+        if len(self._bytes) < end:
+            return None
+        content = bytes(memoryview(self._bytes)[FRAME.size : end])
+        del self._bytes[:end]
+        return kind, content
+
+
+def _send(connection: socket.socket, kind: bytes, *parts: bytes) -> None:
+    connection.sendall(b"".join((FRAME.pack(kind, sum(map(len, parts))), *parts)))
+
+
+def _receive(connection: socket.socket, frames: Frames) -> tuple[bytes, bytes] | None:
+    """The next frame; None when the parent has hung up."""
+    while (frame := frames.take()) is None:
+        data = connection.recv(READ)
+        if not data:
+            return None
+        frames.add(data)
+    return frame
+
+
+# Records.
+
+
+def _success(value: object) -> bytes:
+    try:
+        pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        named = f"{type(value).__module__}.{type(value).__qualname__}"
+        advice = "return plain data, or a picklable object"
+        return _failure(pickle.PicklingError(f"the result, a {named}, cannot be pickled: {_told(error)}; {advice}"))
+    return RECORD.pack(True, len(pickled)) + pickled
+
+
+def _failure(error: BaseException) -> bytes:
+    """The error itself, if it can be pickled, and in any case what it says and where it was raised."""
+    import traceback  # noqa: PLC0415 - costs more than all else here, and few need it
+
+    trace = error.__traceback__
+    if trace is not None:
+        error = error.with_traceback(trace.tb_next)  # without the frame of this file
+    text = "".join(traceback.format_exception(error))
+    try:
+        pickled = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        pickled = b""  # the parent makes do with what it says
+    record = pickle.dumps((pickled, _told(error), text), pickle.HIGHEST_PROTOCOL)
+    return RECORD.pack(False, len(record)) + record
+
+
+def _told(error: BaseException) -> str:
+    try:
+        said = str(error)
+    except Exception:
+        said = "(it cannot be printed)"
+    return f"{type(error).__qualname__}: {said}"
+
+
+# Calls.
+
+
+class _Main:
+    """The `__main__` of the parent: loaded when a call needs it, under another name, so that its guard holds."""
+
+    def __init__(self) -> None:
+        self.source: Source | None = None
+
+    def load(self) -> None:
+        from multiprocessing import spawn  # noqa: PLC0415 - few calls need it
+
+        assert self.source is not None  # noqa: S101 - the caller looked
+        stand_in = vars(sys.modules["__main__"])
+        stand_in[LOADING] = True
+        try:
+            spawn.prepare(dict([self.source]))
+        finally:
+            del stand_in[LOADING]
+        self.source = None
+
+
+def _load(content: bytes, main: _Main) -> Any:
+    try:
+        return pickle.loads(content)  # noqa: S301 - from the parent, over a socket that only it has
+    except (AttributeError, ImportError):
+        if main.source is None or (b"__main__" not in content and b"__mp_main__" not in content):
+            raise
+        main.load()
+        return pickle.loads(content)  # noqa: S301 - as above
+
+
+def _run_call(connection: socket.socket, call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> None:
+    function, args, kwargs = call
+    try:
+        value = function(*args, **kwargs)
+    except BaseException as error:
+        record = _failure(error)
+    else:
+        record = _success(value)
+    _send(connection, END, record)
+
+
+def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, call: tuple[Any, list[Any]]) -> None:
+    function, items = call
+    position, room = DATA, len(region)
+    for index, item in enumerate(items):
+        try:
+            value = function(item)
+        except BaseException as error:
+            record = _failure(error)
+        else:
+            record = _success(value)
+        end = position + len(record)
+        if end <= room:
+            region[position:end] = record
+            position = end
+            words[WRITTEN] = position - DATA
+        else:
+            _send(connection, PART, region[DATA:position], record)
+            words[WRITTEN] = 0  # before the base: the old records must not count from there
+            words[BASE] = index + 1
+            position = DATA
+    _send(connection, END, region[DATA:position])
+
+
+def serve(connection: socket.socket, region: mmap.mmap) -> None:
+    """Run call after call, until the parent hangs up."""
+    frames, main = Frames(), _Main()
+    with memoryview(region)[:DATA] as header, header.cast("Q") as words:
+        while (frame := _receive(connection, frames)) is not None:
+            kind, content = frame
+            del frame
+            try:
+                call = _load(content, main)
+            except BaseException as error:
+                _send(connection, UNLOADABLE, _failure(error))
+                continue
+            if kind == SETUP:
+                sys.path[:], sys.argv[:], main.source = call
+                vars(sys.modules["__main__"])[SOURCE] = main.source
+                continue
+            words[BEGUN] = 1
+            if kind == CALL:
+                _run_call(connection, call)
+            else:
+                _run_chunk(connection, region, words, call)
+            del call, content  # arguments are not kept until the next call
+
+
+# The process.
+
+
+def _die_with_parent(lifeline: int) -> None:
+    """Have this process, and all that it starts, killed when the parent ends, whatever runs here at that time.
+
+    The parent holds the other end of the lifeline, and never writes.
+    """
+    os.set_inheritable(lifeline, False)
+    if sys.platform == "linux":
+        # The kernel does it, so a call that never lets go of the interpreter's lock cannot prevent it.
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
+        try:
+            _wait_for_end(lifeline)  # it may have ended before
+        except BlockingIOError:
+            return
+    else:
+        import threading  # noqa: PLC0415 - only here
+
+        threading.Thread(target=_wait_for_end, args=(lifeline,), name="lifeline", daemon=True).start()
+
+
+def _wait_for_end(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> None:
+    """Be a worker process. The arguments of the program are three file descriptors."""
+    connection_fd, region_fd, lifeline = map(int, sys.argv[1:])
+    _die_with_parent(lifeline)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # the parent may have closed its own
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what Python starts with has it
+    connection = socket.socket(fileno=connection_fd)
+    connection.set_inheritable(False)
+    # A process that a call forks must not keep the line open when this one has died.
+    os.register_at_fork(after_in_child=connection.close)
+    region = mmap.mmap(region_fd, 0)
+    os.close(region_fd)
+    serve(connection, region)

@@ -1,0 +1,293 @@
+"""The parent's end of a worker process. It never waits: whoever uses it does, in an event loop or in a thread."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Any
+
+from cuelight.pools import _child
+from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, RECORD, WRITTEN, Frames
+
+if TYPE_CHECKING:
+    from cuelight.pools._executor import Outcome
+
+__all__ = ["ProcessLink", "RemoteTraceback", "encode_call", "encode_chunk"]
+
+_BOOT = """\
+from importlib import util
+spec = util.spec_from_file_location("cuelight_child", {path!r})
+child = util.module_from_spec(spec)
+spec.loader.exec_module(child)
+child.main()
+"""
+
+
+class RemoteTraceback(Exception):
+    """Where an exception was raised in a worker process: it is the cause of that exception here."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _frame(kind: bytes, content: bytes) -> bytes:
+    return FRAME.pack(kind, len(content)) + content
+
+
+def encode_call(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> bytes:
+    """The frame for one call: (function, args, kwargs). Raises whatever pickling it raises."""
+    return _frame(_child.CALL, pickle.dumps(call, pickle.HIGHEST_PROTOCOL))
+
+
+def encode_chunk(chunk: tuple[Any, list[Any]]) -> bytes:
+    """The frame for one chunk: (function, items). Raises whatever pickling it raises."""
+    return _frame(_child.CHUNK, pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL))
+
+
+def _main_source() -> _child.Source | None:
+    """Where our `__main__` came from, so that a worker process can load it should a call need it."""
+    main = sys.modules["__main__"]
+    if _child.SOURCE in vars(main):  # this is a worker process, which has not needed it
+        source: _child.Source | None = vars(main)[_child.SOURCE]
+        return source
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return ("init_main_from_name", spec.name)
+    path = getattr(main, "__file__", None)
+    return None if path is None else ("init_main_from_path", os.path.abspath(path))
+
+
+def _setup() -> bytes:
+    # Classes of `__main__` have this name in a worker process, and so in what it sends back.
+    sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+    path = [entry or os.getcwd() for entry in sys.path]
+    return _frame(_child.SETUP, pickle.dumps((path, sys.argv, _main_source()), pickle.HIGHEST_PROTOCOL))
+
+
+def _new_region() -> int:
+    if sys.platform == "linux":
+        fd = os.memfd_create("cuelight")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, DATA + _child.REGION)
+    return fd
+
+
+class ProcessLink:
+    """One worker process, from its start to its end.
+
+    It leads a process group, to which what it starts belongs: `kill` ends all of them.
+    """
+
+    def __init__(self) -> None:
+        """Start the process; it says nothing until it has a call.
+
+        Raises:
+            RuntimeError: this process is itself loading the main module for a call; or there are no process groups.
+            OSError: the process could not be started.
+        """
+        if sys.platform == "win32":
+            raise RuntimeError("worker processes need process groups, which Windows does not have: use threads")
+        if _child.LOADING in vars(sys.modules["__main__"]):
+            raise RuntimeError(
+                "a worker process is loading this program for a function of it, and that starts worker processes: "
+                "put what the program does under `if __name__ == '__main__':`"
+            )
+        self._lock = threading.Lock()
+        self._frames = Frames()
+        self._records = bytearray()
+        self._outgoing = memoryview(_setup())
+        self._connection, theirs = socket.socketpair()
+        lifeline, ours = os.pipe()
+        self._lifeline = os.fdopen(ours, "wb", buffering=0)
+        region = _new_region()
+        try:
+            self._process = self._start(theirs.fileno(), region, lifeline)
+            self._region = mmap.mmap(region, 0)
+        except BaseException:
+            self._connection.close()
+            self._lifeline.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+            os.close(region)
+        self._words = memoryview(self._region)[:DATA].cast("Q")
+        self._connection.setblocking(False)
+        self.pid = self._process.pid
+
+    @staticmethod
+    def _start(*descriptors: int) -> subprocess.Popen[bytes]:
+        flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()  # -O, -W, -X, ...
+        boot = _BOOT.format(path=_child.__file__)
+        return subprocess.Popen(  # noqa: S603 - our own interpreter
+            [sys.executable, *flags, "-c", boot, *map(str, descriptors)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            process_group=0,
+        )
+
+    def fileno(self) -> int:
+        """What to wait for: readable when an answer may be there, writable when `send` can go on."""
+        return self._connection.fileno()
+
+    # One call at a time.
+
+    def begin(self, frame: bytes) -> None:
+        """Prepare to send a call."""
+        self._words[BEGUN] = self._words[BASE] = self._words[WRITTEN] = 0
+        self._records.clear()
+        self._outgoing = memoryview(bytes(self._outgoing) + frame if self._outgoing else frame)
+
+    def send(self) -> bool:
+        """Send what can be sent now; whether that is all.
+
+        Raises:
+            OSError: the process has died.
+        """
+        try:
+            while self._outgoing:
+                self._outgoing = self._outgoing[self._connection.send(self._outgoing) :]
+        except BlockingIOError:
+            return False
+        return True
+
+    def receive(self) -> bytes | None:
+        """Take in what is there; the kind of the last frame once the answer is complete.
+
+        Raises:
+            EOFError: the process has died.
+            OSError: the process has died.
+        """
+        try:
+            data = self._connection.recv(_child.READ)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise EOFError
+        self._frames.add(data)
+        return self._take_frames()
+
+    def _take_frames(self) -> bytes | None:
+        while (frame := self._frames.take()) is not None:
+            kind, content = frame
+            self._records += content
+            if kind != _child.PART:
+                return kind
+        return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the process has begun the call."""
+        return bool(self._words[BEGUN])
+
+    def outcomes(self) -> list[Outcome]:
+        """What came in frames: the outcomes in order."""
+        return _decode(self._records)
+
+    def salvage(self) -> list[Outcome]:
+        """The outcomes of all items that were finished when the process died."""
+        sent = self.outcomes()
+        kept = _decode(self._region[DATA : DATA + self._words[WRITTEN]])
+        return sent + kept[len(sent) - self._words[BASE] :]
+
+    # Its end.
+
+    def hang_up(self) -> None:
+        """Have the process end once it is idle."""
+        try:
+            self._connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.kill()  # it has died, or is about to
+
+    def kill(self) -> None:
+        """End the process and all that it has started, at once. Harmless when it has ended."""
+        with self._lock:
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        if self._process.returncode is None:  # until then nobody else can have its number
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def wait(self) -> int:
+        """Wait, by blocking, until the process has ended, and end what it left running.
+
+        Returns:
+            Its exit status; negative: the signal that killed it.
+        """
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13: what it left running is left
+            return self._process.wait()
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return self._process.wait()  # another thread has waited, too
+        with self._lock:
+            self._kill_group()
+            return self._process.wait()
+
+    def close(self) -> None:
+        """Let go of everything; a process that still runs is killed."""
+        self.kill()
+        self._words.release()
+        self._region.close()
+        self._connection.close()
+        self._lifeline.close()
+
+    def last_words(self) -> str:
+        """How the process ended, for people; after `wait`."""
+        status = self._process.returncode
+        if status is None:
+            return "was killed"
+        if status >= 0:
+            return f"ended with exit status {status}"
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        return f"was killed by {name}" + (" (out of memory, or `kill -9`)" if name == "SIGKILL" else "")
+
+
+def _decode(records: bytes | bytearray) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    position, end = 0, len(records)
+    loads, unpack, head = pickle.loads, RECORD.unpack_from, RECORD.size
+    with memoryview(records) as view:
+        while position < end:
+            succeeded, length = unpack(records, position)
+            start = position + head
+            position = start + length
+            try:
+                value = loads(view[start:position])
+            except Exception as error:
+                reason = f"the result cannot be unpickled here: {type(error).__name__}: {error}"
+                outcomes.append((False, pickle.UnpicklingError(reason)))
+            else:
+                outcomes.append((True, value) if succeeded else (False, _revive(*value)))
+    return outcomes
+
+
+def _revive(pickled: bytes, told: str, text: str) -> BaseException:
+    """The error that a call raised, or a stand-in if it cannot be had."""
+    found: object = None
+    if pickled:
+        try:
+            found = pickle.loads(pickled)  # noqa: S301 - as above
+        except Exception:
+            found = None  # a class whose constructor takes something else than its `args`
+    if isinstance(found, BaseException):
+        error = found
+    else:
+        error = RuntimeError(f"{told} (in a worker process; the exception itself cannot be pickled)")
+    error.__cause__ = RemoteTraceback(text)
+    return error

@@ -1,0 +1,78 @@
+"""Stores that several handles use: opened for the first, closed after the last.
+
+Invariant: between `open_store` and `close_store` of one user no other user's `close_store` closes the store. They may
+live in different loops, in different threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+
+from cuelight.mailbox import current_backend
+
+if TYPE_CHECKING:
+    from cuelight.tasks._store import Store
+
+__all__ = ["close_store", "open_store"]
+
+
+@dataclass(slots=True)
+class _Use:
+    store: Store
+    users: int = 0
+    closing: bool = False
+    waiting: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
+
+
+_uses: dict[int, _Use] = {}
+_lock = threading.Lock()
+
+
+async def open_store(store: Store) -> None:
+    """Open a store, and keep it open until `close_store` was called as often. A checkpoint.
+
+    Raises:
+        StoreUnavailable: it cannot be reached.
+        Exception: whatever else keeps it from being opened. Then it is not in use.
+    """
+    while True:
+        backend = current_backend()
+        with _lock:
+            use = _uses.setdefault(id(store), _Use(store))
+            if not use.closing:
+                use.users += 1
+                break
+            waiter = backend.waiter()
+            use.waiting.append(partial(backend.call_threadsafe, waiter.wake))
+        await waiter
+    try:
+        await store.open()
+    except BaseException:
+        await close_store(store)
+        raise
+
+
+async def close_store(store: Store) -> None:
+    """Let go of a store that `open_store` opened; the last one closes it. A checkpoint; not cancelled half-way."""
+    with _lock:
+        use = _uses[id(store)]
+        use.users -= 1
+        use.closing = use.users == 0
+    if not use.closing:
+        return
+    try:
+        with anyio.CancelScope(shield=True):
+            await store.close()
+    finally:
+        with _lock:
+            del _uses[id(store)]
+        for wake in use.waiting:
+            with suppress(RuntimeError):  # the loop of who waited has ended
+                wake()

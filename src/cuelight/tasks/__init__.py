@@ -1,5 +1,6 @@
 """Tasks: a durable queue, its workers, its scheduler and its dead letters, over one store interface."""
 
+from cuelight.tasks._memory import MemoryStore
 from cuelight.tasks._scheduler import BlockingTaskScheduler, TaskScheduler
 from cuelight.tasks._store import (
     Added,
@@ -33,6 +34,7 @@ __all__ = [
     "Finish",
     "Lease",
     "Limit",
+    "MemoryStore",
     "Query",
     "QueueEntry",
     "Record",

@@ -1,0 +1,140 @@
+"""Claims: what time has brought, and then the next tasks in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cuelight.tasks._rows import (
+    CANCELLED,
+    COMPLETED,
+    IN_FLIGHT,
+    PENDING,
+    SCHEDULED,
+    Lane,
+    Row,
+    Story,
+    order_of,
+)
+from cuelight.tasks._store import Claim, Lease
+from cuelight.tasks._task import Attempt, Counts
+from cuelight.tasks._transitions import CRASH, count, fate_of
+
+if TYPE_CHECKING:
+    from cuelight.tasks._engine import Engine
+
+__all__ = ["Claims"]
+
+_SWEEP: Final = 300
+"""Tasks that one claim moves at most for each thing that time brings."""
+_LOOKS: Final = 256
+"""Lanes that one claim looks at in vain, at most."""
+
+
+class Claims:
+    """The part of an engine that serves claims."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._book, self._lanes = engine, engine.book, engine.lanes
+
+    def serve(self, claim: Claim, now: float) -> tuple[list[Lease], float]:
+        """The leases, and when something may be claimable next."""
+        again = self._book.claimed(claim.nonce)
+        if again is not None:
+            return self._still_valid(claim, again), self._book.next_due()
+        unfinished = self._sweep(now)
+        leases: list[Lease] = []
+        if not self._book.paused and claim.most > 0:
+            unfinished |= self._pick(claim, now, leases)
+            if leases:
+                given = [(lease.record.id, lease.epoch) for lease in leases]
+                self._book.remember(claim.nonce, given, now + claim.lease)
+        return leases, now if unfinished else self._book.next_due()
+
+    def _still_valid(self, claim: Claim, given: Sequence[tuple[str, int]]) -> list[Lease]:
+        rows = self._book.rows([task_id for task_id, _ in given], payload=True)
+        return [
+            _lease(row)
+            for task_id, epoch in given
+            if (row := rows.get(task_id)) is not None
+            and (row.state, row.epoch, row.worker) == (IN_FLIGHT, epoch, claim.worker)
+        ]
+
+    def _sweep(self, now: float) -> bool:
+        """Do what time has brought; whether something may be left."""
+        book = self._book
+        expired = book.expired(now, _SWEEP)
+        for row in expired:
+            self._engine.expire(row, now)
+        crashed = book.due(IN_FLIGHT, now, _SWEEP)
+        for row in crashed:
+            self.crash(row, now)
+        woken = book.due(SCHEDULED, now, _SWEEP)
+        for row in woken:
+            self._engine.shift(row, PENDING, now)
+        opened = book.gates_due(now, _SWEEP)
+        for gate in opened:
+            self._lanes.settle(gate.key, now)
+        for state in (COMPLETED, CANCELLED):
+            # Not those of this very moment: the same finish may come again.
+            for row in book.due(state, now, _SWEEP):
+                if row.due is not None and row.due < now:
+                    self._engine.remove(row)
+        book.forget(now, _SWEEP)
+        return max(len(expired), len(crashed), len(woken), len(opened)) == _SWEEP
+
+    def crash(self, row: Row, now: float) -> None:
+        """Its lease ran out."""
+        attempt = Attempt(CRASH, row.worker, now, error="the lease ran out")
+        row.story = count(row.story, CRASH, attempt)
+        self._book.save_story(row)
+        self._engine.apply(row, fate_of(row, CRASH, 0.0, now), now)
+
+    def _pick(self, claim: Claim, now: float, leases: list[Lease]) -> bool:
+        """Lease the next tasks; whether it stopped before it had seen all that may go."""
+        book = self._book
+        plain = book.heads(claim.most)
+        row = next(plain, None)
+        lane = book.first_lane("")
+        looks = _LOOKS
+        while len(leases) < claim.most and (row is not None or lane is not None):
+            if lane is not None and lane.head is not None and (row is None or lane.head < order_of(row)):
+                if looks == 0:
+                    return True
+                looks -= not self._pick_from(lane, claim, now, leases)
+                lane = book.first_lane("")
+            elif row is not None:
+                if row.record.deadline <= now:
+                    self._engine.expire(row, now)
+                else:
+                    leases.append(self._start(row, claim, now))
+                row = next(plain, None)
+        return False
+
+    def _pick_from(self, lane: Lane, claim: Claim, now: float, leases: list[Lease]) -> bool:
+        row = self._book.head(lane)
+        if row is None:  # pragma: no cover - a lane without tasks is dropped at once
+            raise AssertionError(f"the lane {lane.keys} is empty")
+        if row.record.deadline <= now:
+            self._engine.expire(row, now)
+            return False
+        if self._lanes.refused(lane, row, now):
+            return False
+        self._lanes.start(row, now)
+        leases.append(self._start(row, claim, now))
+        return True
+
+    def _start(self, row: Row, claim: Claim, now: float) -> Lease:
+        row.epoch += 1
+        row.worker = claim.worker
+        self._engine.shift(row, IN_FLIGHT, now, now + claim.lease)
+        return _lease(row)
+
+
+def _lease(row: Row) -> Lease:
+    story = row.story or Story()
+    counts: Counts = msgspec.structs.replace(story.counts)
+    record = msgspec.structs.replace(row.record)
+    return Lease(record, row.epoch, row.due or 0.0, counts, story.checkpoint)

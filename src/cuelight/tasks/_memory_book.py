@@ -1,0 +1,397 @@
+"""The rows of one queue in memory: dicts, and heaps whose entries are checked when they come to the top.
+
+1. Each order (of a lane, of due times, ...) is a heap that holds at least the entries that are true now.
+2. An entry that is no longer true is dropped when it is met; a heap is cleaned when it has doubled since the last
+   time, so heaps stay in proportion to what they hold, and all steps cost O(log n) over time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from math import inf
+from operator import attrgetter
+from typing import Any, Final
+
+from cuelight.tasks._rows import (
+    CANCELLED,
+    COMPLETED,
+    DEAD_LETTER,
+    IN_FLIGHT,
+    PARKED,
+    PENDING,
+    SCHEDULED,
+    STATES,
+    Gate,
+    Lane,
+    Row,
+    order_of,
+)
+from cuelight.tasks._store import Query, Record, Schedule
+
+__all__ = ["MemoryBook"]
+
+_GONE: Final = -1
+_FEW: Final = (PARKED, IN_FLIGHT, DEAD_LETTER)  # states that are asked for while most tasks are in others
+
+
+class _Row(Row, kw_only=True):
+    """A row, and where it stands in the book.
+
+    Attributes:
+        saved: the state in which it was saved last.
+        place: the ticket of its one true entry among the pending.
+        waits: the same among the deadlines, and among the last.
+        ticket: the same among the due times.
+        due_entry: the time of that entry; `due` may be later.
+    """
+
+    saved: int = _GONE
+    place: int = 0
+    waits: int = 0
+    ticket: int = 0
+    due_entry: float = inf
+
+
+class _Heap:
+    """A heap of (key..., ticket, item) some of which may be true no more."""
+
+    __slots__ = ("_is_true", "_room", "entries")
+
+    def __init__(self, is_true: Callable[[Any], bool]) -> None:
+        self.entries: list[Any] = []
+        self._is_true = is_true
+        self._room = 1024
+
+    def push(self, entry: Any) -> None:
+        heapq.heappush(self.entries, entry)
+        if len(self.entries) > self._room:
+            self.entries = [entry for entry in self.entries if self._is_true(entry)]
+            heapq.heapify(self.entries)
+            self._room = max(1024, 2 * len(self.entries))
+
+    def top(self) -> Any | None:
+        while self.entries:
+            if self._is_true(self.entries[0]):
+                return self.entries[0]
+            heapq.heappop(self.entries)
+        return None
+
+
+def _is_pending(entry: Any) -> bool:
+    return bool(entry[4].place == entry[3])
+
+
+def _is_waiting(entry: Any) -> bool:
+    return bool(entry[2].waits == entry[1])
+
+
+def _is_last(entry: Any) -> bool:
+    return bool(entry[4].waits == entry[3])
+
+
+def _is_due(entry: Any) -> bool:
+    return bool(entry[2].ticket == entry[1])
+
+
+class MemoryBook:
+    """See `Book`."""
+
+    def __init__(self) -> None:
+        self.sizes = [0] * len(STATES)
+        self.paused = self.closed = self.changed = False
+        self._ticket = count(1)
+        self._sequence = 0
+        self._tasks: dict[str, _Row] = {}
+        self._by_sequence: list[_Row] = []  # with holes: rows that are gone
+        self._few: dict[int, dict[int, _Row]] = {state: {} for state in _FEW}
+        self._plain = _Heap(_is_pending)
+        self._due = {state: _Heap(_is_due) for state in (SCHEDULED, IN_FLIGHT, COMPLETED, CANCELLED)}
+        self._deadlines = _Heap(_is_waiting)
+        self._last: _Heap | None = None  # made when it is asked for: most queues shed nothing
+        self._lane_ids = count(1)
+        self._lanes: dict[int, Lane] = {}
+        self._lane_tasks: dict[int, _Heap] = {}
+        self._lanes_by_keys: dict[tuple[str, ...], Lane] = {}
+        self._lane_tickets: dict[int, int] = {}
+        self._lanes_by_wait: dict[str, _Heap] = {}
+        self._gates: dict[str, Gate] = {}
+        self._gate_dues: dict[str, float] = {}
+        self._gates_due = _Heap(lambda entry: self._gate_dues.get(entry[1]) == entry[0])
+        self._unique: dict[str, tuple[str, float]] = {}
+        self._unique_ends = _Heap(lambda entry: self._unique.get(entry[2], ("", 0.0))[1] == entry[0])
+        self._claims: dict[str, tuple[Sequence[tuple[str, int]], float]] = {}
+        self._claim_ends = _Heap(lambda entry: self._claims.get(entry[2], ((), 0.0))[1] == entry[0])
+        self._schedules: dict[str, Schedule] = {}
+
+    # Tasks
+
+    def taken(self, records: Sequence[Record]) -> dict[str, str]:
+        tasks = self._tasks
+        return {record.id: tasks[record.id].record.nonce for record in records if record.id in tasks}
+
+    def new(self, record: Record) -> Row:
+        self._sequence += 1
+        return _Row(seq=self._sequence, record=record)
+
+    def insert(self, row: Row) -> None:
+        mine = _mine(row)
+        self._tasks[row.record.id] = mine
+        self._by_sequence.append(mine)
+        self.save(row)
+
+    def rows(self, ids: Sequence[str], *, payload: bool = False) -> dict[str, Row]:
+        tasks = self._tasks
+        return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
+
+    def save(self, row: Row) -> None:
+        mine = _mine(row)
+        self.changed = True
+        state = mine.state
+        if state == mine.saved:
+            if mine.due is not None and mine.due < mine.due_entry:
+                self._push_due(mine, mine.due)
+            return
+        if mine.saved in self._few:
+            del self._few[mine.saved][mine.seq]
+        if state in self._few:
+            self._few[state][mine.seq] = mine
+        was_waiting = _GONE < mine.saved < IN_FLIGHT
+        mine.saved = state
+        mine.place = mine.ticket = 0
+        if state == PENDING:
+            mine.place = next(self._ticket)
+            heap = self._lane_tasks[mine.lane] if mine.lane else self._plain
+            heap.push((*order_of(mine), mine.place, mine))
+        elif mine.due is not None:
+            self._push_due(mine, mine.due)
+        if state > PARKED:
+            mine.waits = 0
+        elif not was_waiting:
+            self._push_waiting(mine)
+
+    def _push_due(self, row: _Row, due: float) -> None:
+        row.ticket, row.due_entry = next(self._ticket), due
+        self._due[row.state].push((due, row.ticket, row))
+
+    def _push_waiting(self, row: _Row) -> None:
+        row.waits = next(self._ticket)
+        if row.record.deadline < inf:
+            self._deadlines.push((row.record.deadline, row.waits, row))
+        if self._last is not None:
+            self._last.push(self._last_entry(row))
+
+    def _last_entry(self, row: _Row) -> tuple[int, float, int, int, _Row]:
+        return (-row.record.priority, -row.record.deadline, -row.seq, row.waits, row)
+
+    def save_story(self, row: Row) -> None:
+        self.changed = True
+
+    def save_record(self, row: Row) -> None:
+        self.changed = True
+
+    def delete(self, row: Row) -> None:
+        mine = _mine(row)
+        self.changed = True
+        if mine.saved in self._few:
+            del self._few[mine.saved][mine.seq]
+        del self._tasks[mine.record.id]
+        mine.state = _GONE
+        mine.place = mine.waits = mine.ticket = 0
+        if len(self._by_sequence) > 2 * len(self._tasks) + 1024:
+            self._by_sequence = [row for row in self._by_sequence if row.state != _GONE]
+
+    def heads(self, hint: int) -> Iterator[Row]:
+        while (entry := self._plain.top()) is not None:
+            yield entry[4]
+
+    def head(self, lane: Lane) -> Row | None:
+        entry = self._lane_tasks[lane.id].top()
+        return None if entry is None else entry[4]
+
+    def due(self, state: int, now: float, most: int) -> list[Row]:
+        heap, found = self._due[state], list[_Row]()
+        while len(found) < most and (entry := self._top_due(state)) is not None and entry[0] <= now:
+            found.append(heapq.heappop(heap.entries)[2])
+        for row in found:  # whoever asked may leave them as they are
+            self._push_due(row, row.due_entry)
+        return list(found)
+
+    def _top_due(self, state: int) -> Any | None:
+        heap = self._due[state]
+        while (entry := heap.top()) is not None:
+            row: _Row = entry[2]
+            if row.due is None or row.due <= entry[0]:
+                break
+            heapq.heappop(heap.entries)  # a lease that was renewed
+            self._push_due(row, row.due)
+        return entry
+
+    def expired(self, now: float, most: int) -> list[Row]:
+        heap, popped = self._deadlines, list[Any]()
+        while len(popped) < most and (entry := heap.top()) is not None and entry[0] <= now:
+            popped.append(heapq.heappop(heap.entries))
+        for entry in popped:  # whoever asked may leave them as they are
+            heap.push(entry)
+        return [entry[2] for entry in popped]
+
+    def last(self) -> Row | None:
+        if self._last is None:
+            self._last = _Heap(_is_last)
+            for row in self._tasks.values():
+                if row.state < IN_FLIGHT:
+                    self._last.push(self._last_entry(row))
+        entry = self._last.top()
+        return None if entry is None else entry[4]
+
+    def parked(self, types: Sequence[str]) -> list[Row]:
+        return [row for _, row in sorted(self._few[PARKED].items()) if row.record.type in types]
+
+    def find(self, query: Query) -> list[Row]:
+        few = self._few.get(STATES.index(query.state)) if query.state is not None else None
+        if few is not None:
+            wanted = (row for row in few.values() if row.seq > query.after and _fits(row, query))
+            return list(heapq.nsmallest(query.limit, wanted, key=attrgetter("seq")))
+        found: list[Row] = []
+        rows = self._by_sequence
+        for index in range(bisect_right(rows, query.after, key=attrgetter("seq")), len(rows)):
+            if len(found) >= query.limit:
+                break
+            if rows[index].state != _GONE and _fits(rows[index], query):
+                found.append(rows[index])
+        return found
+
+    def next_due(self) -> float:
+        tops = (self._top_due(SCHEDULED), self._top_due(IN_FLIGHT), self._deadlines.top(), self._gates_due.top())
+        return min((top[0] for top in tops if top is not None), default=inf)
+
+    # Limits
+
+    def lane(self, lane: int) -> Lane:
+        return self._lanes[lane]
+
+    def lane_of(self, keys: tuple[str, ...]) -> Lane:
+        lane = self._lanes_by_keys.get(keys)
+        if lane is None:
+            lane = Lane(next(self._lane_ids), keys)
+            self._lanes[lane.id] = self._lanes_by_keys[keys] = lane
+            self._lane_tasks[lane.id] = _Heap(_is_pending)
+        return lane
+
+    def save_lane(self, lane: Lane) -> None:
+        self.changed = True
+        heap = self._lanes_by_wait.get(lane.waits_on)
+        if heap is None:
+            tickets = self._lane_tickets
+            heap = self._lanes_by_wait[lane.waits_on] = _Heap(lambda entry: tickets.get(entry[2].id) == entry[1])
+        ticket = self._lane_tickets[lane.id] = next(self._ticket)
+        heap.push((lane.head, ticket, lane))
+
+    def drop_lane(self, lane: Lane) -> None:
+        self.changed = True
+        del self._lanes[lane.id], self._lane_tasks[lane.id], self._lanes_by_keys[lane.keys]
+        self._lane_tickets.pop(lane.id, None)
+
+    def first_lane(self, waits_on: str) -> Lane | None:
+        heap = self._lanes_by_wait.get(waits_on)
+        if heap is None:
+            return None
+        entry = heap.top()
+        if entry is None:
+            del self._lanes_by_wait[waits_on]
+            return None
+        lane: Lane = entry[2]
+        return lane
+
+    def gate(self, key: str) -> Gate:
+        gate = self._gates.get(key)
+        if gate is None:
+            gate = self._gates[key] = Gate(key)
+        return gate
+
+    def save_gate(self, gate: Gate) -> None:
+        self.changed = True
+        if gate.due is None:
+            self._gate_dues.pop(gate.key, None)
+        elif self._gate_dues.get(gate.key) != gate.due:
+            self._gate_dues[gate.key] = gate.due
+            self._gates_due.push((gate.due, gate.key))
+
+    def drop_gate(self, gate: Gate) -> None:
+        self.changed = True
+        del self._gates[gate.key]
+        self._gate_dues.pop(gate.key, None)
+
+    def gates_due(self, now: float, most: int) -> list[Gate]:
+        found: list[Gate] = []
+        while len(found) < most and (entry := self._gates_due.top()) is not None and entry[0] <= now:
+            heapq.heappop(self._gates_due.entries)
+            del self._gate_dues[entry[1]]
+            found.append(self._gates[entry[1]])
+        return found
+
+    # Unique keys, claims, schedules
+
+    def holder(self, key: str, now: float) -> str | None:
+        task_id, until = self._unique.get(key, ("", 0.0))
+        return task_id if until > now else None
+
+    def hold(self, key: str, task_id: str, until: float) -> None:
+        self.changed = True
+        self._unique[key] = (task_id, until)
+        if until < inf:
+            self._unique_ends.push((until, next(self._ticket), key))
+
+    def let_go(self, key: str, task_id: str) -> None:
+        if self._unique.get(key) == (task_id, inf):
+            del self._unique[key]
+
+    def claimed(self, nonce: str) -> Sequence[tuple[str, int]] | None:
+        there = self._claims.get(nonce)
+        return None if there is None else there[0]
+
+    def remember(self, nonce: str, leases: Sequence[tuple[str, int]], until: float) -> None:
+        self._claims[nonce] = (leases, until)
+        self._claim_ends.push((until, next(self._ticket), nonce))
+
+    def forget(self, now: float, most: int) -> None:
+        for heap, kept in ((self._unique_ends, self._unique), (self._claim_ends, self._claims)):
+            for _ in range(most):
+                entry = heap.top()
+                if entry is None or entry[0] > now:
+                    break
+                del kept[heapq.heappop(heap.entries)[2]]
+
+    def schedules(self) -> list[Schedule]:
+        return sorted(self._schedules.values(), key=lambda schedule: (schedule.due, schedule.name))
+
+    def schedule(self, name: str) -> Schedule | None:
+        return self._schedules.get(name)
+
+    def save_schedule(self, schedule: Schedule) -> None:
+        self.changed = True
+        self._schedules[schedule.name] = schedule
+
+    def drop_schedule(self, name: str) -> None:
+        self.changed = True
+        del self._schedules[name]
+
+    def save_queue(self) -> None:
+        self.changed = True
+
+
+def _mine(row: Row) -> _Row:
+    if not isinstance(row, _Row):  # pragma: no cover - all rows come from `new`
+        raise TypeError(f"a row of another book: {row!r}")
+    return row
+
+
+def _fits(row: Row, query: Query) -> bool:
+    return (
+        (query.state is None or STATES[row.state] == query.state)
+        and (query.type is None or row.record.type == query.type)
+        and (query.reason is None or row.reason == query.reason)
+        and (query.ended_before is None or 0 < row.ended < query.ended_before)
+    )

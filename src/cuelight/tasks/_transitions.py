@@ -1,0 +1,122 @@
+"""The rules of attempts, without a store: what the end of an attempt makes of a task."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Final, NamedTuple
+
+import msgspec
+
+from cuelight.tasks._rows import (
+    CANCELLED,
+    COMPLETED,
+    DEAD_LETTER,
+    HISTORY,
+    PARKED,
+    PENDING,
+    SCHEDULED,
+    STATES,
+    Row,
+    Story,
+)
+from cuelight.tasks._store import Finish
+from cuelight.tasks._task import Attempt, Counts
+
+__all__ = ["CRASH", "Fate", "check_finish", "count", "fate_of", "settled_before", "step_of"]
+
+KINDS: Final = (
+    "done",
+    "error",
+    "timeout",
+    "crash",
+    "rate_limited",
+    "released",
+    "rejected",
+    "cancelled",
+    "unknown",
+)
+CRASH: Final = "crash"
+_RETRIED_ALWAYS: Final = ("rate_limited", "released")
+_COUNTED: Final = {
+    "error": "errors",
+    "timeout": "timeouts",
+    CRASH: "crashes",
+    "rate_limited": "rate_limited",
+    "released": "released",
+}
+_SPENT: Final = {"error": "errors", "timeout": "timeouts", CRASH: "quarantined"}
+
+
+class Fate(NamedTuple):
+    """What becomes of a task: its state, when its delay ends (0 for none), and why it is dead-lettered."""
+
+    state: int
+    due: float = 0.0
+    reason: str = ""
+
+
+def check_finish(finish: Finish) -> None:
+    """Refuse what no attempt can end like.
+
+    Raises:
+        ValueError: the kind is not known, or the delay is no number of seconds.
+    """
+    if finish.kind not in KINDS:
+        raise ValueError(f"Finish({finish.id!r}, kind={finish.kind!r}): the kinds are {', '.join(KINDS)}")
+    if not (finish.delay >= 0 and isfinite(finish.delay)):
+        raise ValueError(f"Finish({finish.id!r}, delay={finish.delay!r}): give seconds, 0 or more")
+
+
+def count(story: Story | None, kind: str, attempt: Attempt | None) -> Story | None:
+    """The story with one more attempt that did not succeed."""
+    if attempt is None and kind not in _COUNTED:
+        return story
+    story = Story() if story is None else msgspec.structs.replace(story)
+    if kind in _COUNTED:
+        counts = msgspec.structs.replace(story.counts)
+        setattr(counts, _COUNTED[kind], getattr(counts, _COUNTED[kind]) + 1)
+        story.counts = counts
+    if attempt is not None:
+        story.history = (*story.history, attempt)[-HISTORY:]
+    return story
+
+
+def fate_of(row: Row, kind: str, delay: float, now: float) -> Fate:
+    """What becomes of a task whose attempt ended so; the attempt has been counted."""
+    if kind == "done":
+        return Fate(COMPLETED)
+    if row.cancelling or kind == "cancelled":
+        return Fate(CANCELLED)
+    if kind == "rejected":
+        return Fate(DEAD_LETTER, reason="rejected")
+    if kind == "unknown":
+        return Fate(PARKED)
+    if kind not in _RETRIED_ALWAYS and _spent(row, kind):
+        return Fate(DEAD_LETTER, reason=_SPENT[kind])
+    if kind == CRASH or delay == 0:
+        return Fate(PENDING)
+    return Fate(SCHEDULED, due=now + delay)
+
+
+def _spent(row: Row, kind: str) -> bool:
+    counts = Counts() if row.story is None else row.story.counts
+    budgets = {
+        "error": (counts.errors, row.record.max_retries),
+        "timeout": (counts.timeouts, row.record.max_timeouts),
+        CRASH: (counts.crashes, row.record.max_crashes),
+    }
+    spent, budget = budgets[kind]
+    return spent >= max(1, budget)
+
+
+def step_of(kind: str, state: int) -> int:
+    """One number for how an attempt was settled, to know the same finish when it comes again."""
+    return KINDS.index(kind) * len(STATES) + state
+
+
+def settled_before(row: Row, finish: Finish) -> str | None:
+    """What became of the task when the same finish came before; None if it did not."""
+    if row.settled != finish.epoch or row.settled == 0:
+        return None
+    kind, state = divmod(row.step, len(STATES))
+    return STATES[state] if KINDS[kind] == finish.kind else None

@@ -1,5 +1,8 @@
 """Tasks: a durable queue, its workers, its scheduler and its dead letters, over one store interface."""
 
+from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
+from cuelight.tasks._dead_letter_entry import DeadLetterEntry, ReplayReport
+from cuelight.tasks._dead_letter_queue import DeadLetterQueue
 from cuelight.tasks._memory import MemoryStore
 from cuelight.tasks._scheduler import BlockingTaskScheduler, TaskScheduler
 from cuelight.tasks._store import (
@@ -26,10 +29,13 @@ __all__ = [
     "Assignments",
     "Attempt",
     "Beat",
+    "BlockingDeadLetterQueue",
     "BlockingTaskScheduler",
     "Bound",
     "Claim",
     "Counts",
+    "DeadLetterEntry",
+    "DeadLetterQueue",
     "Exchange",
     "Finish",
     "Lease",
@@ -38,6 +44,7 @@ __all__ = [
     "Query",
     "QueueEntry",
     "Record",
+    "ReplayReport",
     "Schedule",
     "SchedulingStrategy",
     "Size",

@@ -44,6 +44,7 @@ class BlockingFace(Generic[H]):
         self,
         make: Callable[[ActorSystem], H],
         *,
+        system: BlockingSystem | None = None,
         name: str = "blocking",
         backend: str = "asyncio",
         backend_options: dict[str, Any] | None = None,
@@ -52,26 +53,30 @@ class BlockingFace(Generic[H]):
 
         Args:
             make: makes the handle; called in the loop, with the system that the handle is to live in.
-            name: the name of that system, the first part of all paths.
+            system: a system that is running already, for handles that belong to it; None for one of its own.
+            name: the name of its own system, the first part of all paths.
             backend: "asyncio" or "trio".
             backend_options: passed to anyio.
         """
-        self._make, self._name = make, name
+        self._make, self._given, self._name = make, system, name
         self._backend, self._options = backend, backend_options
         self._stack = ExitStack()
         self._system: BlockingSystem | None = None
         self._made: list[H] = []
         self._calls: set[_Call] = set()  # those under way; only touched in the loop
+        self._all_ended: anyio.Event | None = None  # in the loop too: for whoever waits for them to end
 
     def __enter__(self) -> Self:
         _refuse_in_a_loop(f"`with` around {type(self).__name__}")
         if self._system is not None:
             raise PoolClosed(f"{type(self).__name__} is in use by another `with` block: make one for each")
         with ExitStack() as stack:
-            system = stack.enter_context(
+            system = self._given or stack.enter_context(
                 ActorSystem.blocking(self._name, backend=self._backend, backend_options=self._options)
             )
             self._made = [system.call(self._make, system.system)]
+            stack.callback(system.call, self._end)
+            stack.callback(system.call, self._cut_off)
             self._system = system
             self._stack = stack.pop_all()
         return self
@@ -79,10 +84,11 @@ class BlockingFace(Generic[H]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        system, self._system = self._system, None
-        if system is not None:
-            system.call(self._cut_off)
+        self._system = None
         return self._stack.__exit__(kind, error, trace)
+
+    async def _end(self) -> None:
+        """Override this for what is to be done in the loop when the block is left. No call is under way any more."""
 
     @property
     def _handle(self) -> H:
@@ -176,6 +182,8 @@ class BlockingFace(Generic[H]):
         finally:
             self._calls.discard(call)
             call.ended.set()
+            if self._all_ended is not None and not self._calls:
+                self._all_ended.set()
 
     def _abandon(self, system: BlockingSystem, call: _Call) -> None:
         try:
@@ -185,9 +193,12 @@ class BlockingFace(Generic[H]):
         if started:
             call.ended.wait()
 
-    def _cut_off(self) -> None:
+    async def _cut_off(self) -> None:
+        self._all_ended = anyio.Event()
         for call in self._calls:
             call.withdraw()
+        if self._calls:
+            await self._all_ended.wait()
 
     def _closed(self) -> PoolClosed:
         name = type(self).__name__

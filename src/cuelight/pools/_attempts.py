@@ -1,0 +1,89 @@
+"""What follows from an attempt: the policy of retries, and how a function is to be called. Pure functions."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any, Literal
+
+from cuelight.errors import Rejected, TaskQuarantined, WorkerDied
+
+__all__ = ["Kind", "Tries", "check_kind", "is_async", "is_coroutine", "name_of", "verdict"]
+
+Kind = Literal["thread", "process"]
+"""What runs plain functions; async functions always run in the loop."""
+
+
+class Tries:
+    """The attempts of one task after which it was tried again.
+
+    Attributes:
+        errors: those that raised or took too long.
+        crashes: those whose worker died.
+        elapsed_ms: milliseconds that all of them ran.
+    """
+
+    __slots__ = ("crashes", "elapsed_ms", "errors")
+
+    def __init__(self) -> None:
+        self.errors = self.crashes = 0
+        self.elapsed_ms = 0.0
+
+
+def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -> Exception | None:
+    """Returns the error that the task ends with, or None, counted, if it is to be tried again."""
+    if isinstance(error, WorkerDied):
+        crashes = tries.crashes + 1
+        if crashes >= max_crashes:
+            quarantined = TaskQuarantined(
+                f"{crashes} workers died under this task, as many as max_crashes allows; the last: {error}"
+            )
+            quarantined.__cause__ = error
+            return quarantined
+        tries.crashes = crashes
+        return None
+    if tries.errors >= retries or isinstance(error, Rejected):
+        return error
+    tries.errors += 1
+    return None
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it makes a coroutine, as far as can be seen without a call."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.iscoroutinefunction(function):
+        return True
+    return not inspect.isroutine(function) and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def is_coroutine(value: Any) -> bool:
+    """Whether a plain function has returned a coroutine, as `lambda: fetch(url)` does: then that is awaited."""
+    return type(value) is CoroutineType
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a function, for people."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name: str | None = getattr(function, "__qualname__", None)
+    return name or type(function).__qualname__
+
+
+def check_kind(function: Callable[..., Any], kind: Kind | None) -> bool:
+    """Whether the function runs in the loop.
+
+    Raises:
+        TypeError: it cannot be called, or is async and the pool runs plain functions only.
+    """
+    if not callable(function):
+        raise TypeError(f"{function!r} cannot be called: give a function, and its arguments after it")
+    in_loop = is_async(function)
+    if in_loop and kind is not None:
+        raise TypeError(
+            f"{name_of(function)} is an async function, and this pool runs plain functions (kind={kind!r}): "
+            f"give it to a pool without kind"
+        )
+    return in_loop

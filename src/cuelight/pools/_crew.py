@@ -1,0 +1,329 @@
+"""The crew of a pool: what waits for a worker, the workers, and their supervisor. Idle workers pull; nothing is pushed.
+
+Invariants:
+1. Of what waits, a worker takes the smallest (priority, serial) first; a task that is tried again keeps its serial.
+2. While something that waits can be taken and a worker is idle, or may still be hired, one worker has been called.
+   A worker that was called and took something calls the next, so a burst wakes no more workers than it needs.
+3. There are never more workers than `size`; after a `resize` the surplus leave when their task is over.
+4. Every task that was accepted ends: in a result, or as cancelled when the crew ends.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextvars import copy_context
+from heapq import heapify, heappop, heappush
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cuelight.actors import Cell, ChildSpec, Exit, Ref, Runtime, Start, child
+from cuelight.errors import PoolClosed, PoolFull, SystemClosed
+from cuelight.pools._attempts import Tries, verdict
+from cuelight.pools._bell import Bell
+from cuelight.pools._pool_worker import CALL, PoolWorker
+from cuelight.pools._results import TaskResult
+from cuelight.supervision import DynamicSupervisor
+
+if TYPE_CHECKING:
+    from cuelight.pools._ledger import Ledger
+    from cuelight.pools._options import PoolOptions
+
+__all__ = ["Crew", "Work"]
+
+SOME_STALE = 64
+
+
+class Work(Protocol):
+    """Something that waits for workers: one task, or a map with many."""
+
+    priority: int
+    serial: int
+    listed: bool
+    """Whether it is in the heap."""
+    held: bool
+    """Whether a drain waits for it."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker could take something now."""
+        ...
+
+    async def serve(self, worker: PoolWorker) -> None:
+        """Have a worker do one task, or tasks until there is something better to do."""
+        ...
+
+    def cancel(self) -> object:
+        """End it as cancelled; what runs is stopped."""
+        ...
+
+    def drop(self, why: str) -> bool:
+        """Cancel it if it is a task that waits. Returns whether it is."""
+        ...
+
+
+class Crew:
+    """One supervised group of workers, in one system."""
+
+    def __init__(self, name: str, options: PoolOptions, ledger: Ledger, runtime: Runtime) -> None:
+        self.name, self.options, self.ledger, self.runtime = name, options, ledger, runtime
+        self.size = options.max_workers
+        self.heap: list[tuple[int, int, Work]] = []
+        self.works: dict[Work, None] = {}
+        self.pending = 0
+        self.workers: dict[Cell, PoolWorker | None] = {}
+        self.idle: dict[Cell, None] = {}
+        self.called: Cell | None = None
+        self.closed = False
+        self.over = False
+        self._leaving: set[Cell] = set()
+        self._serial = 0
+        self._hired = 0
+        self._stale = 0
+        self._open = 0
+        self._when_done = Bell(runtime.backend)
+        self._when_room = Bell(runtime.backend)
+        self.thread = get_ident()
+        self._context = copy_context()
+        spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
+        self.cell = runtime.family_made(runtime.root).adopt(spec)
+        self.cell.label = name  # shown in paths, and taken from nobody: several pools may have one name
+
+    # What waits.
+
+    def enter(self, work: Work) -> None:
+        """Take work in.
+
+        Raises:
+            PoolClosed: the pool is shutting down.
+        """
+        if self.closed or self.over:
+            raise PoolClosed(f"the pool {self.name!r} was shut down and takes no more work")
+        self._serial += 1
+        work.serial = self._serial
+        self.works[work] = None
+        work.held = True
+        self.hold()
+        self.line_up(work)
+
+    def check_room(self) -> None:
+        """Check that one more task may wait.
+
+        Raises:
+            PoolFull: as many wait as may.
+        """
+        if self.pending >= self.options.max_pending:
+            raise PoolFull(
+                f"{self.pending} tasks wait in the pool {self.name!r} (max_pending={self.options.max_pending}): "
+                f"await wait_for_room() first, or give it a larger max_pending"
+            )
+
+    def line_up(self, work: Work) -> None:
+        """Have workers take from this work, now that something can be taken."""
+        if not work.listed:
+            work.listed = True
+            heappush(self.heap, (work.priority, work.serial, work))
+        self.call()
+
+    def finished(self, work: Work) -> None:
+        """This work is over."""
+        if self.works.pop(work, work) is None and work.held:
+            self.release()
+
+    def note_stale(self) -> None:
+        """Something in the heap cannot be taken any more. Cleans up once that is worth it."""
+        self._stale += 1
+        if self._stale > SOME_STALE and self._stale * 2 > len(self.heap):
+            self._stale = 0
+            for entry in self.heap:
+                entry[2].listed = entry[2].ready
+            self.heap[:] = [entry for entry in self.heap if entry[2].ready]
+            heapify(self.heap)
+
+    def top(self) -> Work | None:
+        """What is to be done next; None if nothing can be taken."""
+        heap = self.heap
+        while heap:
+            work = heap[0][2]
+            if work.ready:
+                return work
+            work.listed = False
+            heappop(heap)
+        return None
+
+    # Workers.
+
+    def call(self) -> None:
+        """Wake or hire one worker, if there is something to take and none is on its way."""
+        if self.called is not None or self.top() is None:
+            return
+        cell = None
+        while self.idle and (cell is None or cell.closed):  # one that is closed is on its way out
+            cell, _ = self.idle.popitem()
+        if cell is not None and not cell.closed:
+            pass
+        elif len(self.workers) < self.size:
+            try:
+                cell = self._hire()
+            except SystemClosed:
+                return  # the supervisor is ending, and settles what waits; or it restarts, and calls again
+        else:
+            return
+        self.called = cell
+        cell.put(CALL)
+
+    def _hire(self) -> Cell:
+        family = self.runtime.family_made(self.cell)
+        # Not in the context of whoever gave work: its variables are none of the other tasks' business.
+        cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self,)))
+        self._hired += 1
+        cell.label = f"{self.name}-{self._hired}"
+        self.workers[cell] = None
+        cell.bonds_made().when_ended.append(lambda _exit: self.gone(cell))
+        return cell
+
+    def rest(self, cell: Cell) -> None:
+        """A worker has nothing to do. It was hired for a call that it has not taken yet, or may be called."""
+        if self.called is not cell and cell not in self._leaving:
+            self.idle[cell] = None
+
+    def answered(self, cell: Cell) -> None:
+        """A worker that was called is there."""
+        self.idle.pop(cell, None)
+        if self.called is cell:
+            self.called = None
+
+    def unavailable(self, cell: Cell) -> None:
+        """A worker cannot take anything for now: its incarnation is over."""
+        self.answered(cell)
+        if cell in self.workers:
+            self.workers[cell] = None
+        self.call()
+
+    def gone(self, cell: Cell) -> None:
+        """A worker has ended for good."""
+        self.answered(cell)
+        self.workers.pop(cell, None)
+        self._leaving.discard(cell)
+        self.call()
+
+    def resize(self, size: int) -> None:
+        """Have so many workers at most. Surplus workers finish what they do."""
+        self.size = size
+        surplus = len(self.workers) - len(self._leaving) - size
+        # Idle ones first, the youngest first.
+        for cell in [*reversed(self.idle), *reversed([one for one in self.workers if one not in self.idle])]:
+            if surplus <= 0:
+                break
+            if cell not in self._leaving:
+                self._leaving.add(cell)
+                self.idle.pop(cell, None)
+                surplus -= 1
+                cell.stop()
+        self.call()
+
+    @property
+    def busy(self) -> int:
+        """Workers that run something now."""
+        return sum(1 for worker in self.workers.values() if worker is not None and worker.busy)
+
+    # What becomes of attempts.
+
+    def failed(self, tries: Tries, error: Exception, ms: float) -> Exception | None:
+        """What a task ends with after this attempt; None if it is to be tried again."""
+        final = verdict(tries, error, retries=self.options.retries, max_crashes=self.options.max_crashes)
+        if final is None:
+            tries.elapsed_ms += ms
+        return final
+
+    def result(  # noqa: PLR0917 - called for each task: keywords would cost more than the rest
+        self, task_id: str, name: str, worker: str, value: Any, error: Exception | None, tries: Tries | None, ms: float
+    ) -> TaskResult[Any]:
+        """The result of a task, entered into the books."""
+        retries = 0
+        if tries is not None:
+            ms += tries.elapsed_ms
+            retries = tries.errors + tries.crashes
+        made: TaskResult[Any] = TaskResult(task_id, error is None, value, error, ms, name, worker, time.time(), None)
+        self.ledger.enter(made, retries)
+        return made
+
+    # Idleness and the end.
+
+    def hold(self) -> None:
+        """Something is under way that a drain waits for, and that keeps the system awake."""
+        if not self._open:
+            self.runtime.awake += 1
+        self._open += 1
+
+    def release(self) -> None:
+        """It is over, or nobody waits for it now."""
+        self._open -= 1
+        if not self._open:
+            self.runtime.dozed()
+            self._when_done.ring()
+            self._end_if_closed()
+
+    async def drained(self) -> None:
+        """Wait until nothing is under way."""
+        await self.runtime.backend.checkpoint()
+        while self._open:
+            await self._when_done.wait()
+
+    async def room(self) -> None:
+        """Wait until one more task may wait."""
+        await self.runtime.backend.checkpoint()
+        while self.pending >= self.options.max_pending and not self.over:
+            await self._when_room.wait()
+
+    def one_less(self) -> None:
+        """A task does not wait any more."""
+        self.pending -= 1
+        if self.pending == self.options.max_pending - 1:
+            self._when_room.ring()
+
+    def close(self) -> None:
+        """Take no more work, and end once everything is done."""
+        self.closed = True
+        self._end_if_closed()
+
+    def _end_if_closed(self) -> None:
+        if self.closed and not self._open:
+            for work in list(self.works):  # streams that nobody reads
+                work.cancel()
+            self.cell.shut_down()
+
+    def cancel_all(self) -> int:
+        """Cancel everything, also what runs. Returns how many tasks and maps that were."""
+        works = list(self.works)
+        for work in works:
+            work.cancel()
+        return len(works)
+
+    def abort_pending(self) -> int:
+        """Cancel the tasks that wait. Returns how many."""
+        return sum(work.drop("it was aborted before it ran") for work in list(self.works))
+
+    async def ended(self) -> None:
+        """Wait until every worker has ended."""
+        await Ref[Any](self.cell).ended()
+
+    def has_ended(self) -> None:
+        """The supervisor has ended for good, and the workers with it: nobody will do what is left."""
+        self.over = self.closed = True
+        self.cancel_all()
+        self._when_room.ring()
+
+
+class CrewSupervisor(DynamicSupervisor):
+    """The supervisor of one crew. It has plain hooks only, so it needs no task, and is up at once."""
+
+    def __init__(self, crew: Crew) -> None:
+        super().__init__(max_restarts=crew.options.max_restarts)
+        self._crew = crew
+
+    def started(self, why: Start) -> Any:
+        self._crew.call()
+
+    def stopped(self, why: Exit) -> Any:
+        self._crew.has_ended()

@@ -1,0 +1,85 @@
+"""The books of a pool: totals, and how the last tasks ran."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cuelight.errors import TaskCancelled
+from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
+
+if TYPE_CHECKING:
+    from cuelight.pools._executor import Executor
+
+__all__ = ["Ledger"]
+
+
+Line = tuple[str, str, TaskStatus, float, float, str, int, str | None]
+"""What is kept of one task: identifier, name, status, end, milliseconds, worker, retries and the text of its error.
+
+A plain tuple, because there is one for each item of a map. No result and no traceback: they may be large.
+"""
+
+
+class Ledger:
+    """Totals over all crews that a pool has had, and a line for each of the last tasks.
+
+    Attributes:
+        totals: the counts. What is true only now (workers, pending) is filled in by the pool.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.totals = PoolStats()
+        self._executors: dict[Executor, None] = {}
+        self._lines: deque[Line] = deque(maxlen=keep)
+
+    def enter(self, result: TaskResult[Any], retries: int = 0) -> None:
+        """A task has ended."""
+        totals, error = self.totals, result.error
+        text = None
+        if error is None:
+            status = TaskStatus.COMPLETED
+            totals.completed += 1
+        else:
+            text = f"{type(error).__name__}: {error}"
+            if isinstance(error, TaskCancelled):
+                status = TaskStatus.CANCELLED
+                totals.cancelled += 1
+            else:
+                status = TaskStatus.FAILED
+                totals.failed += 1
+        ms = result.elapsed_ms
+        totals.total_elapsed_ms += ms
+        self._lines.append(
+            (result.task_id, result.task_name, status, result.timestamp, ms, result.worker_id, retries, text)
+        )
+
+    def hired(self, executor: Executor) -> None:
+        """A thread or process has come to be."""
+        self._executors[executor] = None
+
+    def retired(self, executor: Executor) -> None:
+        """It was let go. Threads that it has abandoned are counted until they end."""
+        if not executor.abandoned:
+            self._strike(executor)
+
+    def _strike(self, executor: Executor) -> None:
+        if self._executors.pop(executor, self) is None:
+            self.totals.replaced += executor.replaced
+
+    def stats(self) -> PoolStats:
+        """A copy of the totals."""
+        executors = list(self._executors)
+        return replace(
+            self.totals,
+            abandoned=sum(executor.abandoned for executor in executors),
+            replaced=self.totals.replaced + sum(executor.replaced for executor in executors),
+        )
+
+    def metrics(self) -> dict[str, TaskMetrics]:
+        """How the last tasks ran, the latest last."""
+        return {
+            task_id: TaskMetrics(task_id, name, status, ended - ms / 1000, ended, ms, retries, worker or None, error)
+            for task_id, name, status, ended, ms, worker, retries, error in self._lines
+        }

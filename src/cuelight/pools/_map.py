@@ -1,0 +1,192 @@
+"""The handle on a map: await it for all results, or loop over it for one after another."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Generator
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+
+import anyio
+
+from cuelight.errors import PoolClosed
+from cuelight.pools._attempts import name_of
+from cuelight.pools._map_results import Gathered, Streamed
+from cuelight.pools._map_run import MapRequest, MapRun
+from cuelight.pools._results import TaskResult
+
+if TYPE_CHECKING:
+    from cuelight.pools._crew import Crew
+
+__all__ = ["Map", "MapStream", "Results"]
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Results(list[TaskResult[R]]):
+    """The results of a map, in the order of its items (as they were completed, with `ordered=False`)."""
+
+    @property
+    def values(self) -> list[R]:
+        """What those items returned that succeeded."""
+        return [result.unwrap() for result in self if result.error is None]
+
+    @property
+    def errors(self) -> list[Exception]:
+        """The errors of those items that failed."""
+        return [result.error for result in self if result.error is not None]
+
+
+class Crews(Protocol):
+    """The pool, as a map sees it."""
+
+    name: str
+
+    @property
+    def crew(self) -> Crew | None:
+        """The crew of the pool's block, or of the system that it lives in."""
+        ...
+
+    def opened(self) -> AbstractAsyncContextManager[Crew]:
+        """That crew, or one for this call only."""
+        ...
+
+
+class Map(Generic[R]):
+    """What `pool.map` returns. Use it once: `await` it, or `async for result in` it.
+
+    Nothing is read or run before that.
+    """
+
+    __slots__ = ("__weakref__", "_pool", "_request", "_used")
+
+    def __init__(self, pool: Crews, request: MapRequest) -> None:
+        self._pool, self._request = pool, request
+        self._used = False
+
+    def _use(self) -> None:
+        if self._used:
+            raise RuntimeError(f"this map of {name_of(self._request.function)} was used before: call map() again")
+        self._used = True
+
+    def __await__(self) -> Generator[Any, Any, Results[R]]:
+        """Wait for all results. Cancelling that cancels what runs, waits until it has stopped, and closes the source.
+
+        Raises:
+            Exception: what the source of the items, or the progress callback, raised.
+            TaskCancelled: the pool was told to cancel everything.
+            PoolClosed: the pool was shut down.
+        """
+        self._use()
+        return self._gather().__await__()
+
+    async def _gather(self) -> Results[R]:
+        results: Results[R] = Results()
+        async with self._pool.opened() as crew:
+            run = MapRun(crew, self._request, Gathered(results, ordered=self._request.ordered))
+            try:
+                await run.settled()
+            except BaseException:
+                run.cancel()
+                with anyio.CancelScope(shield=True):
+                    await run.settled()
+                raise
+            if run.failure is not None:
+                raise run.failure
+        return results
+
+    def __aiter__(self) -> MapStream[R]:
+        """Read the results one by one, while the map runs a little ahead.
+
+        Raises:
+            PoolClosed: the pool is not in its block: who would end the workers if the loop is left early?
+        """
+        self._use()
+        crew = self._pool.crew
+        if crew is None:
+            raise PoolClosed(
+                f"the pool {self._pool.name!r} is not running: loop over a map inside `async with` of the pool, "
+                f"or await the map"
+            )
+        store = Streamed(ordered=self._request.ordered)
+        return MapStream(MapRun(crew, self._request, store), store)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_used", True):
+            warnings.warn(
+                f"a map of {name_of(self._request.function)} was neither awaited nor looped over: nothing was run",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+
+class MapStream(AsyncIterator[TaskResult[R]]):
+    """The results of a map as they come. Dropping it (`break`), or `aclose()`, cancels what still runs."""
+
+    __slots__ = ("__weakref__", "_run", "_store")
+
+    def __init__(self, run: MapRun, store: Streamed) -> None:
+        self._run, self._store = run, store
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TaskResult[R]:
+        """The next result. A checkpoint only if it is not there yet. Cancelled, the map is cancelled.
+
+        Raises:
+            Exception: what the source of the items, or the progress callback, raised.
+            TaskCancelled: the pool was told to cancel everything, or has ended.
+            anyio.BusyResourceError: another task waits for the next result.
+        """
+        run, store = self._run, self._store
+        while (result := store.pop()) is None:
+            if run.over:
+                if run.failure is not None:
+                    raise run.failure
+                raise StopAsyncIteration
+            if store.waiter is not None:
+                raise anyio.BusyResourceError("reading from")
+            store.waiter = run.waiter()
+            try:
+                await store.waiter
+            except BaseException:
+                await self._leave()
+                raise
+            finally:
+                store.waiter = None
+        return result
+
+    async def aclose(self) -> None:
+        """Cancel what still runs, wait until it has stopped, and close the source. Harmless when it is over.
+
+        Raises:
+            Exception: what the source raised when it was closed.
+        """
+        before = self._run.failure
+        self._run.abandon()
+        self._store.clear()
+        with anyio.CancelScope(shield=True):
+            await self._run.settled()
+        if self._run.failure is not None and self._run.failure is not before:
+            raise self._run.failure
+
+    async def _leave(self) -> None:
+        self._run.unheard = True
+        self._run.abandon()
+        with anyio.CancelScope(shield=True):
+            await self._run.settled()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        run = getattr(self, "_run", None)
+        if run is not None:
+            run.unheard = True
+            run.abandon()

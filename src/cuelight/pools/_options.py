@@ -1,0 +1,91 @@
+"""The options of a pool, checked where they are given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from cuelight.pools._attempts import Kind
+    from cuelight.pools._executor import Executor
+
+__all__ = ["DEFAULT", "Default", "PoolOptions", "check_timeout", "check_whole", "make_executor"]
+
+
+class Default:
+    """Stands for: as the pool has it."""
+
+    def __repr__(self) -> str:
+        return "the pool's"
+
+
+DEFAULT: Final = Default()
+
+
+def check_whole(what: str, value: Any, least: int) -> int:
+    """A whole number from `least` up.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{what}={value!r}: give a whole number, {least} or more")
+    return value
+
+
+def check_timeout(timeout: Any) -> float | None:
+    """Seconds, or None for no limit.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if timeout is None or timeout == math.inf:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"timeout={timeout!r}: give more than 0 seconds, or None for no limit")
+    return timeout
+
+
+class PoolOptions(msgspec.Struct, frozen=True):
+    """How a pool works; see `AsyncWorkerPool`."""
+
+    max_workers: int
+    kind: Kind | None
+    timeout: float | None
+    max_pending: int
+    retries: int
+    max_crashes: int
+    max_restarts: int
+    keep_metrics: int
+    make_executor: Callable[[str], Executor]
+
+    def __post_init__(self) -> None:
+        for what, least in {
+            "max_workers": 1,
+            "max_pending": 1,
+            "retries": 0,
+            "max_crashes": 1,
+            "keep_metrics": 0,
+        }.items():
+            check_whole(what, getattr(self, what), least)
+        if self.kind not in (None, "thread", "process"):
+            raise ValueError(f"kind={self.kind!r}: give 'thread', 'process', or None for async and plain functions")
+        check_timeout(self.timeout)
+
+
+def make_executor(kind: Kind | None) -> Callable[[str], Executor]:
+    """What makes the executor of a worker. Imported at first use: a pool of async functions needs none."""
+
+    def make(name: str) -> Executor:
+        if kind == "process":
+            from cuelight.pools._processes import ProcessExecutor  # noqa: PLC0415
+
+            return ProcessExecutor(name)
+        from cuelight.pools._threads import ThreadExecutor  # noqa: PLC0415
+
+        return ThreadExecutor(name)
+
+    return make

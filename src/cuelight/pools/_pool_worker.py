@@ -1,0 +1,224 @@
+"""A worker of a pool: an actor that, when called, pulls work until there is none.
+
+Invariants:
+1. A worker runs one attempt at a time: one task, or one chunk of a map.
+2. An attempt ends once. What `cut` stops has ended (or, in a thread, was abandoned) before its result is made.
+3. A worker that dies costs only its attempt: the task is tried again, or quarantined.
+
+One cancel scope serves until it was used, and one timer until it rings, so that the power to stop any task costs
+nothing for each.
+"""
+
+# What users' functions take and return is Any here.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from cuelight.actors import Actor, Message
+from cuelight.errors import ChannelClosed, TaskCancelled, TaskFailed, TaskTimedOut, WorkerDied
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cuelight.actors import Cell
+    from cuelight.pools._crew import Crew
+    from cuelight.pools._executor import Executor
+
+__all__ = ["CALL", "Cut", "PoolWorker"]
+
+TOLERANCE = 1e-6
+"""Seconds by which an alarm may be early: loops round."""
+
+
+class Call(Message):
+    """There is work."""
+
+
+CALL = Call()
+
+
+class Cut(Enum):
+    """Why what runs was stopped."""
+
+    TIMED_OUT = "timed out"
+    CANCELLED = "cancelled"
+
+
+class PoolWorker(Actor[Call]):
+    """One of the crew."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew = crew
+        self.cell: Cell = self._cell
+        self.label = self._cell.name
+        self.cut: Cut | None = None
+        self.busy = False
+        self._caught: BaseException | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._executor: Executor | None = None
+        self._due = math.inf
+        self._alarm: Any = None
+        self._alarm_due = math.inf
+
+    async def run(self) -> None:
+        crew, cell = self.crew, self.cell
+        crew.workers[cell] = self
+        try:
+            while True:
+                crew.rest(cell)
+                await self.inbox.receive()
+                self.inbox.reply(None)  # the call is not what it works on
+                crew.answered(cell)
+                while await self._work():
+                    pass
+        except ChannelClosed:
+            pass  # it is to stop
+        finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            crew.unavailable(cell)
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await executor.aclose()
+            finally:
+                self.crew.ledger.retired(executor)
+
+    async def _work(self) -> bool:
+        """Do what there is. Returns whether the scope was used, so that there may be more."""
+        self.cut = self._caught = None
+        crew = self.crew
+        with anyio.CancelScope() as self._scope:
+            self.busy = True
+            try:
+                while self.goes_on:
+                    work = crew.top()
+                    if work is None:
+                        break
+                    await work.serve(self)
+                if self._caught is not None:
+                    raise self._caught
+            finally:
+                self.busy = False
+                self._due = math.inf
+        return self.cut is not None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it may take more: nothing was cut, and it is not told to stop."""
+        return self.cut is None and not self.cell.attention
+
+    # Stopping what runs.
+
+    def stop_task(self, why: Cut) -> None:
+        """Stop what runs now. Its result says why."""
+        if self.cut is None and self._scope is not None:
+            self.cut = why
+            self._scope.cancel()
+
+    def start_clock(self, timeout: float) -> None:
+        """Stop what runs from now on when so many seconds are over, unless `stop_clock` comes first."""
+        runtime = self.crew.runtime
+        self._due = due = runtime.backend.time() + timeout
+        if self._alarm is None or self._alarm_due > due:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm_due = due
+            self._alarm = runtime.later(timeout, self._ring)
+
+    def stop_clock(self) -> None:
+        """What ran is over. The alarm stays: the next task most likely needs it later."""
+        self._due = math.inf
+
+    def _ring(self) -> None:
+        self._alarm = None
+        left = self._due - self.crew.runtime.backend.time()
+        if left <= TOLERANCE:
+            self.stop_task(Cut.TIMED_OUT)
+        elif left < math.inf:
+            self._alarm_due = self._due
+            self._alarm = self.crew.runtime.later(left, self._ring)
+
+    # Attempts.
+
+    @property
+    def executor(self) -> Executor:
+        """Its thread or process."""
+        if self._executor is None:
+            self._executor = self.crew.options.make_executor(self.label)
+            self.crew.ledger.hired(self._executor)
+        return self._executor
+
+    async def attempt(
+        self, call: Callable[[], Awaitable[Any]], timeout: float | None
+    ) -> tuple[Any, Exception | None, BaseException | None]:
+        """Run something once, for at most so many seconds.
+
+        Returns:
+            What it returned, or its error; and an exception that must not vanish, to be raised once the books are
+            in order.
+        """
+        value, error, fatal = None, None, None
+        if timeout is not None:
+            self.start_clock(timeout)
+        try:
+            value = await call()
+        except Exception as raised:
+            error = raised
+        except BaseException as raised:
+            error, fatal = self.caught(raised)
+        if timeout is not None:
+            self.stop_clock()
+        if self.cut is not None:
+            error = self.cut_short(error, timeout)
+        return value, error, fatal
+
+    def caught(self, raised: BaseException) -> tuple[Exception, BaseException | None]:
+        """Sort out what is no `Exception`: a cut, the end of this worker, a function that cancels itself, or a bomb.
+
+        Returns:
+            The error of the task, and what ends this worker, if anything does.
+        """
+        cancelled = self.crew.runtime.backend.cancelled
+        cancellation: BaseException | None = raised if isinstance(raised, cancelled) else None
+        rest: BaseException | None = None if cancellation is raised else raised
+        if isinstance(raised, BaseExceptionGroup):
+            group: BaseExceptionGroup[BaseException] = raised
+            cancellation, rest = group.split(cancelled)
+        if rest is not None and not isinstance(rest, Exception):
+            failed = TaskFailed(f"it raised {raised!r}, which ends the whole system")
+            failed.__cause__ = raised
+            return failed, raised
+        if self.cut is not None:
+            self._caught = cancellation
+            return TaskCancelled("it was stopped") if rest is None else rest, None
+        if anyio.current_effective_deadline() == -math.inf:
+            return WorkerDied(f"{self.label} was ended while it ran this task"), raised
+        own = TaskCancelled("it raised the error of a cancellation that nobody asked for")
+        own.__cause__ = raised
+        return own, None
+
+    def may_retry(self, error: Exception, fatal: BaseException | None) -> bool:
+        """Whether another attempt at the task makes sense: nobody cancelled it, and it did not end the system."""
+        return self.cut is not Cut.CANCELLED and (fatal is None or isinstance(error, WorkerDied))
+
+    def cut_short(self, error: Exception | None, timeout: float | None) -> Exception:
+        """The error of a task that was stopped; what it raised meanwhile is the cause."""
+        short: Exception
+        if self.cut is Cut.TIMED_OUT:
+            short = TaskTimedOut(f"it took longer than its time-out, {timeout:g} s, and was stopped")
+        else:
+            short = TaskCancelled("it was cancelled while it ran")
+        if error is not None and not isinstance(error, TaskCancelled):
+            short.__cause__ = error
+        return short

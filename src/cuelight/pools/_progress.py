@@ -1,0 +1,55 @@
+"""How far a map is: told to a callback, or shown as a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+__all__ = ["Progress", "Reporter"]
+
+Progress: TypeAlias = Callable[[int, int | None], object]
+"""Called with how many items are done, and how many there are (None if that is not known)."""
+
+
+class Reporter:
+    """Counts what is done, and tells."""
+
+    def __init__(self, progress: Progress | bool, total: int | None, name: str) -> None:
+        """Set it up.
+
+        Args:
+            progress: a callback, or True for a bar.
+            total: how many items there are, if that is known.
+            name: what the bar is called.
+
+        Raises:
+            ModuleNotFoundError: a bar is wanted, and tqdm is not installed.
+            TypeError: `progress` is neither.
+        """
+        self._done, self._total = 0, total
+        self._bar: Any = None
+        if progress is True:
+            try:
+                from tqdm import tqdm  # noqa: PLC0415 - an extra
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    "progress=True shows a bar with tqdm, which is not installed: install cuelight[progress], "
+                    "or give a callback, progress=lambda done, total: ...",
+                    name=error.name,
+                ) from error
+            self._bar = tqdm(total=total, desc=name)
+            self._tell: Progress = lambda done, total: self._bar.update()  # noqa: ARG005
+        elif callable(progress):
+            self._tell = progress
+        else:
+            raise TypeError(f"progress={progress!r}: give a callback (done, total), or True for a bar")
+
+    def advance(self) -> None:
+        """One more item is done."""
+        self._done += 1
+        self._tell(self._done, self._total)
+
+    def close(self) -> None:
+        """Nothing more will be done."""
+        if self._bar is not None:
+            self._bar.close()

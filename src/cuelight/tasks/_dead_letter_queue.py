@@ -34,6 +34,7 @@ from cuelight.tasks._dead_letter_entry import (
     failure_of,
     unknown,
 )
+from cuelight.tasks._dead_letter_pages import Each, Pages
 from cuelight.tasks._dead_letter_sources import PAGE, ActorLetters, Kept, StoreLetters
 from cuelight.tasks._task import Attempt
 
@@ -171,11 +172,9 @@ class DeadLetterQueue:
         await self._ready()
         return await self._letters.page(choice, after, limit)
 
-    async def __aiter__(self) -> AsyncIterator[DeadLetterEntry]:
+    def __aiter__(self) -> AsyncIterator[DeadLetterEntry]:
         """All dead letters, fetched in pages: what is added meanwhile may or may not be among them."""
-        async for page in self._pages(Choice()):
-            for letter in page:
-                yield letter
+        return Each(self._pages(Choice()))
 
     async def get(self, letter_id: str) -> DeadLetterEntry:
         """One dead letter.
@@ -312,23 +311,8 @@ class DeadLetterQueue:
             await self._letters.open()
             self._opened = True
 
-    async def _pages(
-        self, choice: Choice, *, until: tuple[float, float] = (inf, inf), limit: int | None = None
-    ) -> AsyncIterator[Entries]:
-        """Pages of what is chosen, up to a sequence and a time."""
-        await self._ready()
-        after, left = 0, inf if limit is None else limit
-        while left > 0:
-            page = await self._letters.page(choice, after, int(min(PAGE, left)))
-            if not page:
-                return
-            after = page[-1].sequence
-            wanted = [letter for letter in page if letter.sequence <= until[0] and letter.dead_at <= until[1]]
-            left -= len(wanted)
-            if wanted:
-                yield wanted
-            if after >= until[0]:
-                return
+    def _pages(self, choice: Choice, *, until: tuple[float, float] = (inf, inf), limit: int | None = None) -> Pages:
+        return Pages(self._letters, choice, ready=self._ready, until=until, limit=limit)
 
     def _target(self, to: Target | None) -> Target | None:
         to = self._to if to is None else to

@@ -1,0 +1,76 @@
+"""Going through dead letters page by page. These are iterators and no generators: they may be left at any time."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import TYPE_CHECKING, Self
+
+from cuelight.tasks._dead_letter_sources import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cuelight.tasks._dead_letter_entry import Choice, DeadLetterEntry
+    from cuelight.tasks._dead_letter_sources import Letters
+
+__all__ = ["Each", "Pages"]
+
+
+class Pages:
+    """Pages of the letters that are chosen, none of them empty."""
+
+    def __init__(
+        self,
+        letters: Letters,
+        choice: Choice,
+        *,
+        ready: Callable[[], Awaitable[None]],
+        until: tuple[float, float] = (inf, inf),
+        limit: int | None = None,
+    ) -> None:
+        """Go through letters in the order of their sequence.
+
+        Args:
+            letters: where they are.
+            choice: which.
+            ready: awaited before each page.
+            until: no letter that has a greater sequence, or was given up later.
+            limit: at most so many letters.
+        """
+        self._letters, self._choice, self._ready = letters, choice, ready
+        self._until, self._left = until, inf if limit is None else limit
+        self._after = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[DeadLetterEntry]:
+        sequence, time = self._until
+        while self._left > 0 and self._after < sequence:
+            await self._ready()
+            page = await self._letters.page(self._choice, self._after, int(min(PAGE, self._left)))
+            if not page:
+                break
+            self._after = page[-1].sequence
+            wanted = [letter for letter in page if letter.sequence <= sequence and letter.dead_at <= time]
+            self._left -= len(wanted)
+            if wanted:
+                return wanted
+        raise StopAsyncIteration
+
+
+class Each:
+    """The letters of pages, one by one."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._page: deque[DeadLetterEntry] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> DeadLetterEntry:
+        if not self._page:
+            self._page.extend(await anext(self._pages))
+        return self._page.popleft()

@@ -33,7 +33,7 @@ MARGIN: Final = 0.1
 class Keeper:
     """Renews what one worker holds, and tells what was lost or is to be cancelled.
 
-    `hold`, `drop`, `expire` and `close` may be called from any thread.
+    `hold`, `drop`, `expire` and `close` may be called from any thread. `clock()` is what its times are in.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Keeper:
         notify: Callable[[Beat], None],
         every: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
+        pulse: Callable[[], object] | None = None,
     ) -> None:
         """Set it up; `start` makes its thread.
 
@@ -55,6 +56,7 @@ class Keeper:
             notify: called in the keeper's thread with leases that were lost and wishes to cancel; it must not block.
             every: seconds between two looks for these.
             clock: seconds that pass evenly; the time of the loop where `step` is called by a loop.
+            pulse: called in the keeper's thread at each step while something is held.
 
         Raises:
             ValueError: a time is not more than 0.
@@ -62,8 +64,8 @@ class Keeper:
         for name, seconds in {"lease": lease, "every": every}.items():
             if not seconds > 0:
                 raise ValueError(f"{name}={seconds!r}: give more than 0 seconds")
-        self._store, self._worker, self._lease, self._notify, self._clock = store, worker, lease, notify, clock
-        self._every = min(every, lease / 3)
+        self._store, self._worker, self._lease, self._notify, self.clock = store, worker, lease, notify, clock
+        self._every, self._pulse = min(every, lease / 3), pulse
         # Until when, by our clock; in a list, so that a beat cannot put back what was dropped meanwhile.
         self._held: dict[Held, list[float]] = {}
         self._told: set[Held] = set()
@@ -86,7 +88,7 @@ class Keeper:
             epoch: of the lease.
             since: when the claim was sent, by the keeper's clock; now by default. The lease began no earlier.
         """
-        self._held[task_id, epoch] = [(self._clock() if since is None else since) + self._lease]
+        self._held[task_id, epoch] = [(self.clock() if since is None else since) + self._lease]
         if self._idle:
             self._wake.set()
 
@@ -115,7 +117,7 @@ class Keeper:
         Returns:
             Seconds until the next step.
         """
-        began = self._clock()
+        began = self.clock()
         held = self._held.copy()
         if not held:
             self._told.clear()
@@ -141,7 +143,7 @@ class Keeper:
 
     def expire(self) -> None:
         """Report what must have run out by our own clock. Needs no store, so any thread may do it at any time."""
-        over = self._clock() + self._lease * MARGIN
+        over = self.clock() + self._lease * MARGIN
         lost = [key for key, until in self._held.copy().items() if until[0] <= over]
         if lost:
             self._tell(Beat(lost, []))
@@ -165,6 +167,8 @@ class Keeper:
     def _run(self) -> None:
         while not self._closed:
             seconds = self.step()
+            if self._pulse is not None and self._held:
+                self._pulse()
             if self._held:
                 self._wake.wait(seconds)
             else:
@@ -172,5 +176,5 @@ class Keeper:
                 if not self._held and not self._closed:  # a lease that came before the flag was seen by nobody
                     self._wake.wait()
                 self._idle = False
-                self._renewed = self._clock()
+                self._renewed = self.clock()
             self._wake.clear()

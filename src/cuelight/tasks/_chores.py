@@ -1,0 +1,157 @@
+"""What a worker does beside its tasks: fires schedules, unparks, gives back, and looks whether its loop is blocked.
+
+Invariants:
+
+1. Each due time of a schedule is fired by one worker of all; due times that were missed are caught up once.
+2. A task that was parked is unparked while a worker that knows its type is there, also if that came first.
+3. A task that was claimed ahead and not begun within a second goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from cuelight.errors import StoreUnavailable
+from cuelight.tasks._periodic import next_due
+from cuelight.tasks._store import Query
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from cuelight.tasks._shift import Shift
+    from cuelight.tasks._store import Schedule
+
+__all__ = ["Chores"]
+
+log = logging.getLogger("cuelight.tasks")
+slow = logging.getLogger("cuelight.slow")
+
+TICK: Final = 0.5
+UNPARK: Final = 15.0
+"""Seconds between two looks for parked tasks: an older worker may park what this one knows."""
+
+LOOK: Final = 60.0
+"""Seconds after which schedules are read even if nothing has changed."""
+
+CALM: Final = 0.25
+"""Seconds at least between two reads of the schedules, however much happens in the queue."""
+
+BLOCKED: Final = 1.0
+"""Seconds after which a loop that does not answer is reported."""
+
+
+class Chores:
+    """The chores of one shift."""
+
+    def __init__(self, shift: Shift) -> None:
+        self._shift = shift
+        self._loop_thread = threading.get_ident()
+        self._asked: float | None = None
+        self._reported = False
+        self._unreadable: set[str] = set()
+
+    @property
+    def all(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
+        """What to run beside each other until the shift ends."""
+        chores = (self._tick, self._unpark, self._fire)
+        return (*chores, self._renew) if self._shift.options.heartbeat == "loop" else chores
+
+    async def _renew(self) -> None:
+        while True:  # noqa: ASYNC110 - there is no event to wait for: leases wear out by themselves
+            await anyio.sleep(self._shift.keeper.step())
+
+    async def _tick(self) -> None:
+        shift, taken = self._shift, -1
+        while True:
+            await anyio.sleep(TICK)
+            shift.keeper.expire()  # the keeper's thread may hang in a call
+            if shift.waiting and shift.taken == taken:
+                shift.give_back()
+            taken = shift.taken
+
+    # Parked tasks.
+
+    async def _unpark(self) -> None:
+        while True:
+            await self._shift.claimer.patiently(self._unpark_once)
+            await anyio.sleep(UNPARK * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+
+    async def _unpark_once(self) -> None:
+        store, table = self._shift.store, self._shift.options.table
+        types = set(table.by_type)
+        if table.fallback is not None:
+            types |= {parked.record.type for parked in await store.find(Query(state="parked"))}
+        if types:
+            await store.unpark(sorted(types))
+
+    # Schedules.
+
+    async def _fire(self) -> None:
+        store = self._shift.store
+        while True:
+            since = store.version()
+            try:
+                due = await self._fire_due()
+                await store.changed(since, max(0.0, min(LOOK, due - store.now())))
+                await anyio.sleep(max(0.0, min(CALM, due - store.now())))
+            except StoreUnavailable:
+                await anyio.sleep(TICK * random.uniform(1.0, 2.0))  # noqa: S311 - no secret
+
+    async def _fire_due(self) -> float:
+        """Fire what is due. Returns when something is due next, in seconds since the epoch."""
+        store = self._shift.store
+        soonest = float("inf")
+        for schedule in await store.schedules():
+            now = store.now()
+            if schedule.due > now:
+                soonest = min(soonest, schedule.due)
+                continue
+            after = self._next(schedule, now)
+            if after is not None:
+                await store.fire(schedule.name, schedule.due, after)
+                soonest = min(soonest, after)
+        return soonest
+
+    def _next(self, schedule: Schedule, now: float) -> float | None:
+        try:
+            return next_due(schedule.spec, now, schedule.due)
+        except (ValueError, ImportError) as error:
+            if schedule.name not in self._unreadable:
+                self._unreadable.add(schedule.name)
+                log.error("the schedule %r cannot be fired: %s", schedule.name, error)  # noqa: TRY400 - it says all
+            return None
+
+    # A blocked loop.
+
+    def pulse(self) -> None:
+        """In the keeper's thread, every half second while something runs: look whether the loop answers."""
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked, self._reported = now, False
+            try:
+                self._shift.backend.call_threadsafe(self._answer)
+            except RuntimeError:
+                slow.debug("the loop of %s has ended", self._shift.options.worker_id)
+        elif not self._reported and now - self._asked >= BLOCKED:
+            self._reported = True
+            frames: dict[int, Any] = sys._current_frames()
+            stack = "".join(traceback.format_stack(frames.get(self._loop_thread)))
+            slow.warning(
+                "the event loop of %s has been blocked for %.1f s, %d tasks run in it and their leases are kept. "
+                "It stands at:\n%s",
+                self._shift.options.worker_id,
+                now - self._asked,
+                len(self._shift.running),
+                stack,
+            )
+
+    def _answer(self) -> None:
+        self._asked = None

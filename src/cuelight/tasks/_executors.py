@@ -1,0 +1,96 @@
+"""The threads or processes of one worker: made as they are needed, at most so many at a time."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from cuelight.pools import ThreadExecutor
+from cuelight.pools._processes import ProcessExecutor
+from cuelight.tasks._handling import Handler, call_in_process
+
+if TYPE_CHECKING:
+    from cuelight.pools import Executor
+    from cuelight.tasks._context import TaskContext
+
+__all__ = ["Executors", "Kind"]
+
+Kind = Literal["thread", "process"]
+
+
+class Executors:
+    """Runs plain functions. Cancelling a call kills its process, or leaves its thread behind."""
+
+    def __init__(self, kind: Kind, most: int, name: str) -> None:
+        """Set it up; nothing is started.
+
+        Args:
+            kind: what runs the functions.
+            most: how many at a time.
+            name: of the worker.
+        """
+        self.kind, self._name = kind, name
+        self._permits = anyio.Semaphore(most)
+        self._free: list[Executor] = []
+        self._all: list[Executor] = []
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that were left behind and still run."""
+        return sum(executor.abandoned for executor in self._all)
+
+    @property
+    def replaced(self) -> int:
+        """Threads and processes that were replaced."""
+        return sum(executor.replaced for executor in self._all)
+
+    async def call(
+        self,
+        handler: Handler,
+        context: TaskContext,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        scope: anyio.CancelScope,
+        timeout: float | None,
+    ) -> Any:
+        """Call a plain function as soon as there is a thread or process for it. A checkpoint.
+
+        Args:
+            handler: whose function.
+            context: of the task.
+            args: its arguments.
+            kwargs: its keyword arguments.
+            scope: what to cancel when the time is over. The clock starts with the call, not while it waits.
+            timeout: seconds that the call may take.
+
+        Raises:
+            WorkerDied: its process died.
+            Exception: what the function raised.
+        """
+        async with self._permits:
+            executor = self._free.pop() if self._free else self._new()
+            if timeout is not None:
+                scope.deadline = anyio.current_time() + timeout
+            try:
+                if self.kind == "process":
+                    return await executor.run(call_in_process, (context, handler.function, args, kwargs), {})
+                value = await executor.run(handler.function, args, kwargs)
+            finally:
+                self._free.append(executor)
+        # A plain function may make a coroutine: `lambda task: handle(task)`.
+        return await value if inspect.isawaitable(value) else value
+
+    def _new(self) -> Executor:
+        make = ProcessExecutor if self.kind == "process" else ThreadExecutor
+        executor = make(f"{self._name} {self.kind} {len(self._all) + 1}")
+        self._all.append(executor)
+        return executor
+
+    async def aclose(self) -> None:
+        """End threads and processes that are idle, kill the others. A checkpoint."""
+        async with anyio.create_task_group() as group:
+            for executor in self._all:
+                group.start_soon(executor.aclose)

@@ -1,0 +1,157 @@
+"""Which function runs a task, and what it is called with. Pure, but for reading the payload."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from cuelight.tasks._codec import decode, encode, task_of
+from cuelight.tasks._context import TaskContext, running_task
+from cuelight.tasks._function import TaskFunction
+from cuelight.tasks._store import Lease, Record
+
+if TYPE_CHECKING:
+    from cuelight.tasks._task import Task
+
+__all__ = ["Given", "Handler", "Handlers", "Table", "call_in_process", "table_of"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+Handlers = Iterable[TaskFunction[..., Any]] | Mapping[str, Callable[..., Any]]
+"""Task functions; or functions of the payload, by task type."""
+
+
+class Given(Lease, kw_only=True):
+    """A task that was given to a worker by hand: no store knows of it, and its payload was never encoded."""
+
+    task: Any
+
+    @classmethod
+    def of(cls, task: Task) -> Given:
+        """The lease of a task at hand."""
+        checkpoint = None if task.checkpoint is None else encode(task.checkpoint, "checkpoint")
+        record = Record(id=task.task_id, type=task.task_type, timeout=task.timeout)
+        return cls(record=record, epoch=0, expires=inf, counts=task.counts, checkpoint=checkpoint, task=task)
+
+
+class Handler:
+    """What runs the tasks of one type.
+
+    Attributes:
+        function: what to call.
+        arguments: makes its arguments of a lease; raises TypeError or ValueError if the payload does not fit.
+        in_loop: whether it is async.
+        name: for people.
+    """
+
+    __slots__ = ("arguments", "function", "in_loop", "name")
+
+    def __init__(self, function: Callable[..., Any], arguments: Callable[[Lease], Arguments], name: str) -> None:
+        self.function, self.arguments, self.name = function, arguments, name
+        self.in_loop = _is_async(function)
+
+
+class Table:
+    """The handlers of a worker, by task type."""
+
+    def __init__(self, by_type: dict[str, Handler], fallback: Handler | None) -> None:
+        self.by_type, self.fallback = by_type, fallback
+
+    def find(self, task_type: str) -> Handler | None:
+        """The handler of a type; None if there is none."""
+        return self.by_type.get(task_type) or self.fallback
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether some handler is async."""
+        return any(handler.in_loop for handler in (*self.by_type.values(), self.fallback) if handler is not None)
+
+
+def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
+    """Look at what a worker was given.
+
+    Raises:
+        TypeError: something that cannot run tasks was given.
+        ValueError: nothing was given, or two functions have one name.
+    """
+    by_type: dict[str, Handler] = {}
+    given: Any = handlers
+    if isinstance(given, Mapping):
+        pairs: list[tuple[Any, Any]] = list(given.items())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType, reportUnknownMemberType]
+    elif isinstance(given, Iterable) and not isinstance(given, str):
+        functions: list[Any] = list(given)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        pairs = [(getattr(function, "name", None), function) for function in functions]
+        plain = [function for _, function in pairs if not isinstance(function, TaskFunction)]
+        if plain:
+            raise TypeError(
+                f"handlers has {plain[0]!r}, which is no task function: decorate it with @task, "
+                f"or give a mapping, {{task_type: function}}"
+            )
+    else:
+        raise TypeError(f"handlers={given!r}: give a list of task functions, or a mapping, {{task_type: function}}")
+    for task_type, function in pairs:
+        if task_type in by_type:
+            raise ValueError(f"two handlers are named {task_type!r}: give one of them another name, @task(name=...)")
+        by_type[task_type] = _handler_of(task_type, function)
+    if handler is not None and not callable(handler):
+        raise TypeError(f"handler={handler!r}: give a function that takes a Task")
+    fallback = None if handler is None else Handler(handler, _whole_task, _name_of(handler))
+    if not by_type and fallback is None:
+        raise ValueError("a worker without handlers does nothing: TaskWorker(queue, [function]) or handler=function")
+    return Table(by_type, fallback)
+
+
+def _handler_of(task_type: Any, function: Any) -> Handler:
+    if not isinstance(task_type, str):
+        raise TypeError(f"handlers has the task type {task_type!r}: give a string")
+    if not callable(function):
+        raise TypeError(f"handlers[{task_type!r}] is {function!r}, which cannot be called: give a function")
+    if not isinstance(function, TaskFunction):
+        return Handler(function, _payload, _name_of(function))
+    task_function: Any = function  # pyright: ignore[reportUnknownVariableType]
+    # A plain one may go to a process, and is pickled by its name; its bare function could not be.
+    called = task_function.function if task_function.is_async else task_function
+    return Handler(called, lambda lease: task_function.call_with(_payload_of(lease)), task_function.name)
+
+
+def _payload_of(lease: Lease) -> Any:
+    return lease.task.payload if isinstance(lease, Given) else decode(lease.record.payload)
+
+
+def _payload(lease: Lease) -> Arguments:
+    return (_payload_of(lease),), {}
+
+
+def _whole_task(lease: Lease) -> Arguments:
+    return (lease.task if isinstance(lease, Given) else task_of(lease),), {}
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, TaskFunction):
+        return function.is_async
+    if inspect.iscoroutinefunction(function):
+        return True
+    return not inspect.isroutine(function) and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - an object with an async __call__
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    name: str | None = getattr(function, "__qualname__", None)
+    return name or type(function).__qualname__
+
+
+def call_in_process(
+    context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """In a worker process: call a function that can find its context."""
+    token = running_task.set(context)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        running_task.reset(token)

@@ -1,0 +1,165 @@
+"""What a worker was told, and what it has done."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
+
+from cuelight.supervision import Backoff
+from cuelight.tasks._handling import Handlers, Table, table_of
+
+if TYPE_CHECKING:
+    from cuelight.tasks._executors import Kind
+    from cuelight.tasks._store import Finish
+
+__all__ = ["Heartbeat", "Tally", "WorkerOptions", "WorkerStats", "options_of"]
+
+Heartbeat = Literal["thread", "loop"]
+
+RETRIES = Backoff(minimum=1.0, maximum=300.0, jitter=0.2)
+"""The delays before tasks that failed are tried again: 1, 2, 4 ... 300 seconds."""
+
+THREADS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a worker was told. The fields are the arguments of `TaskWorker`, checked.
+
+    Attributes:
+        slots: tasks that run at once: `concurrency`, or as many as there are threads if all functions are plain.
+    """
+
+    worker_id: str
+    table: Table
+    slots: int
+    threads: int
+    lease: float
+    timeout: float | None
+    kind: Kind | None
+    backoff: Backoff
+    shutdown_timeout: float
+    heartbeat: Heartbeat
+
+
+@dataclass(slots=True)
+class WorkerStats:
+    """Totals of a worker since it was made.
+
+    Attributes:
+        processed: attempts that ended.
+        succeeded: that completed their task.
+        failed: that raised, timed out, lost their process or could not be called.
+        cancelled: whose task was cancelled.
+        rate_limited: that were told to come back later.
+        released: tasks given back, begun or not.
+        unknown: tasks parked because no handler knows their type.
+        lease_lost: attempts that were cut off, or whose finish was refused, because somebody else may have the task.
+        running: attempts under way now.
+        waiting: tasks claimed and not begun yet.
+        unsent: attempts that ended and that the store has not acknowledged yet.
+        last_claim: when the store last answered a claim, in seconds since the epoch by its clock; 0 before that. A
+            healthy worker claims every few seconds, also when there is nothing to do.
+        away: whether the store did not answer the last call.
+        abandoned: threads that a time-out left behind and that still run.
+        replaced: threads and processes that were replaced.
+    """
+
+    processed: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    rate_limited: int = 0
+    released: int = 0
+    unknown: int = 0
+    lease_lost: int = 0
+    running: int = 0
+    waiting: int = 0
+    unsent: int = 0
+    last_claim: float = 0.0
+    away: bool = False
+    abandoned: int = 0
+    replaced: int = 0
+
+
+class Tally(WorkerStats):
+    """The totals, counted."""
+
+    __slots__ = ()
+
+    def count(self, finish: Finish | None) -> None:
+        """An attempt has ended; without a finish its lease was lost."""
+        kind = "lost" if finish is None else finish.kind
+        if kind == "released":
+            self.released += 1
+            return
+        self.processed += 1
+        if kind == "done":
+            self.succeeded += 1
+        elif kind == "cancelled":
+            self.cancelled += 1
+        elif kind == "rate_limited":
+            self.rate_limited += 1
+        elif kind == "lost":
+            self.lease_lost += 1
+        else:
+            self.failed += 1
+
+
+def options_of(
+    handlers: Handlers,
+    handler: Callable[..., Any] | None,
+    *,
+    worker_id: str | None,
+    concurrency: int,
+    threads: int | None,
+    lease: float,
+    timeout: float | None,
+    kind: Kind | None,
+    backoff: Backoff | None,
+    shutdown_timeout: float,
+    heartbeat: Heartbeat,
+) -> WorkerOptions:
+    """Check the arguments of a worker.
+
+    Raises:
+        ValueError: a value makes no sense; the message names it and what to give.
+        TypeError: something that cannot run tasks was given.
+    """
+    numbers: dict[str, Any] = {"concurrency": concurrency, "threads": 1 if threads is None else threads}
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{name}={number!r}: give a whole number, 1 or more")
+    if not 0 < lease < inf:
+        raise ValueError(f"lease={lease!r}: give more than 0 seconds, such as 15")
+    if timeout is not None and not 0 < timeout < inf:
+        raise ValueError(f"timeout={timeout!r}: give more than 0 seconds, or None for as long as it takes")
+    if not 0 <= shutdown_timeout < inf:
+        raise ValueError(f"shutdown_timeout={shutdown_timeout!r}: give seconds, 0 or more")
+    for name, value, choices in (
+        ("kind", kind, (None, "thread", "process")),
+        ("heartbeat", heartbeat, ("thread", "loop")),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}")
+    if worker_id == "":
+        raise ValueError("worker_id='': give it some characters, or leave it out")
+    table = table_of(handlers, handler)
+    most = threads if threads is not None else (os.cpu_count() or 1) if kind == "process" else THREADS
+    return WorkerOptions(
+        worker_id=worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}",
+        table=table,
+        slots=concurrency if table.in_loop else min(concurrency, most),
+        threads=most,
+        lease=float(lease),
+        timeout=None if timeout is None else float(timeout),
+        kind=kind,
+        backoff=RETRIES if backoff is None else backoff,
+        shutdown_timeout=shutdown_timeout,
+        heartbeat=heartbeat,
+    )

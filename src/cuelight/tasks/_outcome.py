@@ -1,0 +1,102 @@
+"""What follows from how an attempt ended: pure functions from an exception to a `Finish`."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Final
+
+from cuelight.errors import RateLimited, Rejected, TaskCancelled, TaskTimedOut, WorkerDied
+from cuelight.tasks._store import Finish
+from cuelight.tasks._task import Attempt
+
+if TYPE_CHECKING:
+    from cuelight.supervision import Backoff
+    from cuelight.tasks._store import Lease
+
+__all__ = ["Released", "failure", "kind_of", "said"]
+
+LONGEST_DELAY: Final = 366 * 86400.0
+"""Seconds: a service that says "never" is asked again after a year."""
+
+ERROR_LENGTH: Final = 2000
+TRACEBACK_LENGTH: Final = 8000
+
+
+class Released(Exception):
+    """The worker gave the task back: it was shut down, or did not come to start it."""
+
+
+_KINDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (RateLimited, "rate_limited"),
+    (Rejected, "rejected"),
+    (TaskTimedOut, "timeout"),
+    (TaskCancelled, "cancelled"),
+    (WorkerDied, "crash"),
+    (Released, "released"),
+)
+
+
+def kind_of(error: BaseException) -> str:
+    """The kind of an attempt that ended with this error."""
+    return next((kind for cause, kind in _KINDS if isinstance(error, cause)), "error")
+
+
+def failure(
+    lease: Lease,
+    error: BaseException,
+    *,
+    worker: str,
+    at: float,
+    elapsed: float,
+    backoff: Backoff,
+    jitter: float,
+    where: BaseException | None = None,
+) -> Finish:
+    """How to finish an attempt that did not succeed.
+
+    Args:
+        lease: of the attempt.
+        error: how it ended.
+        worker: who ran it.
+        at: when it ended, in seconds since the epoch.
+        elapsed: seconds that it ran.
+        backoff: the delays before errors and time-outs are tried again.
+        jitter: a random number in [0, 1).
+        where: the exception whose traceback to keep; `error` by default.
+    """
+    kind = kind_of(error)
+    delay, pause_key = 0.0, None
+    if isinstance(error, RateLimited):
+        delay, pause_key = min(error.retry_after, LONGEST_DELAY), error.key
+    elif kind in {"error", "timeout"}:
+        delay = backoff.delay(lease.counts.errors + lease.counts.timeouts, jitter)
+    attempt = Attempt(kind, worker, at, elapsed, said(error), _trace(error if where is None else where))
+    return Finish(lease.record.id, lease.epoch, kind, delay=delay, attempt=attempt, pause_key=pause_key)
+
+
+def said(error: BaseException) -> str:
+    """The type and the message of an exception, in characters that every store takes."""
+    try:
+        text = "".join(traceback.format_exception_only(error)).strip()
+    except Exception:  # an exception may be as broken as any other code
+        text = type(error).__name__
+    return _clipped(text, ERROR_LENGTH)
+
+
+def _trace(error: BaseException) -> str:
+    if error.__traceback__ is None:
+        return ""
+    try:
+        # Without the frame of the worker, which says nothing of the task.
+        lines = traceback.format_exception(type(error), error, error.__traceback__.tb_next or error.__traceback__)
+    except Exception:
+        return ""
+    return _clipped("".join(lines), TRACEBACK_LENGTH)
+
+
+def _clipped(text: str, most: int) -> str:
+    # Half a surrogate pair, as file names may have, cannot be stored.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}\n... {len(text) - most} characters ...\n{text[-(most // 2) :]}"

@@ -1,0 +1,217 @@
+"""One runner: a task that stays warm and runs lease after lease.
+
+Invariants:
+
+1. A lease that was begun is settled once: with a finish, or, when the lease was lost, without one.
+2. Nothing that a task raises gets out, but `KeyboardInterrupt` and the cancellation of the runner itself.
+3. A handler that is cut off is cancelled at once, and its attempt is counted by why it was cut off: lost, cancelled,
+   timed out or released. One that completes in spite of it is done, unless its lease was lost.
+4. One cancel scope serves many leases and is replaced once it was used, so the power to cancel costs nothing per task.
+5. A task finds no context variables of the task before it: a runner whose context was changed is replaced.
+"""
+
+from __future__ import annotations
+
+import random
+from contextvars import copy_context
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from cuelight.errors import LeaseLost, Rejected, TaskCancelled, TaskFailed, TaskTimedOut
+from cuelight.tasks._codec import encode
+from cuelight.tasks._context import TaskContext, running_task
+from cuelight.tasks._outcome import Released, failure, said
+from cuelight.tasks._store import Finish
+
+if TYPE_CHECKING:
+    from cuelight.tasks._handling import Handler
+    from cuelight.tasks._shift import Shift
+    from cuelight.tasks._store import Lease
+
+__all__ = ["CANCELLED", "LOST", "Runner", "SHUT_DOWN"]
+
+LOST: Final = "its lease was lost"
+CANCELLED: Final = "somebody cancelled the task"
+SHUT_DOWN: Final = "the worker was shut down"
+
+BUDGET: Final = 64
+"""Leases that a runner begins before it lets other tasks run, should none of them suspend."""
+
+
+class Runner:
+    """Runs leases, one at a time.
+
+    Attributes:
+        lease: what runs.
+        context: of what runs.
+        cut: why it was cut off; empty if it was not.
+    """
+
+    __slots__ = ("_clean", "_scope", "_shift", "context", "cut", "handler", "lease", "timeout")
+
+    lease: Lease
+    context: TaskContext
+    handler: Handler
+
+    def __init__(self, shift: Shift) -> None:
+        self._shift = shift
+        self._scope = anyio.CancelScope()
+        self._clean = copy_context()
+        self.cut = ""
+        self.timeout: float | None = None
+
+    async def run(self) -> None:
+        """Run what the shift has, until it is over."""
+        try:
+            while self._is_clean():
+                with anyio.CancelScope() as self._scope:
+                    await self._serve()
+        finally:
+            self._shift.runner_ended()
+
+    async def _serve(self) -> None:
+        """Run leases until the scope was used, or the context of the runner was changed."""
+        shift, scope, budget = self._shift, self._scope, BUDGET
+        while True:
+            lease = shift.take()
+            if lease is None:
+                await shift.park()
+                budget = BUDGET
+                continue
+            await self.attempt(lease)
+            if scope.cancel_called or not self._is_clean():
+                return
+            budget -= 1
+            if not budget:
+                budget = BUDGET
+                await shift.backend.checkpoint()
+
+    def _is_lost(self) -> bool:
+        return self.cut is LOST
+
+    def _is_clean(self) -> bool:
+        try:
+            return copy_context() == self._clean
+        except Exception:  # values that cannot be compared, and so were changed
+            return False
+
+    def cut_off(self, why: str) -> None:
+        """Cancel what runs. The first reason counts, but a lease that was lost is lost."""
+        if not self.cut or why is LOST:
+            self.cut = why
+            self.context.cancelled = True
+            self._scope.cancel()
+
+    async def once(self, lease: Lease) -> None:
+        """Run one lease only."""
+        with anyio.CancelScope() as self._scope:
+            await self.attempt(lease)
+
+    async def attempt(self, lease: Lease) -> None:
+        """Run one lease, and settle it."""
+        shift, record = self._shift, lease.record
+        handler = shift.handler_of(lease)
+        if handler is None:
+            return
+        timeout = record.timeout if record.timeout is not None else shift.options.timeout
+        deadline = None if timeout is None else shift.store.now() + timeout
+        self.lease, self.handler, self.timeout, self.cut = lease, handler, timeout, ""
+        self.context = context = TaskContext(lease, shift, deadline)
+        shift.running[record.id, lease.epoch] = self
+        token = running_task.set(context)
+        value: Any = None
+        data, error = b"", None
+        began = shift.backend.time()
+        try:
+            value = await self._call(lease, handler, context, timeout)
+            data = encode(value, f"the result of {handler.name}")
+        except BaseException as raised:  # settled, and looked at below
+            error = raised
+        if timeout is not None:
+            self._scope.deadline = inf
+        running_task.reset(token)
+        del shift.running[record.id, lease.epoch]
+        elapsed = shift.backend.time() - began
+        if error is None:
+            finish = None if self._is_lost() else Finish(record.id, lease.epoch, "done", data)
+            shift.settle(lease, finish, elapsed, value, LeaseLost(LOST) if finish is None else None)
+            return
+        try:
+            self._failed(error, elapsed)
+        finally:
+            del error  # its traceback holds this frame
+
+    async def _call(self, lease: Lease, handler: Handler, context: TaskContext, timeout: float | None) -> Any:
+        try:
+            args, kwargs = handler.arguments(lease)
+        except Exception as error:
+            raise Rejected(f"{handler.name} cannot be called with this payload: {said(error)}") from error
+        if not handler.in_loop:
+            call = self._shift.executors.call
+            return await call(handler, context, args, kwargs, scope=self._scope, timeout=timeout)
+        if timeout is not None:
+            self._scope.deadline = anyio.current_time() + timeout
+        return await handler.function(*args, **kwargs)
+
+    def _failed(self, error: BaseException, elapsed: float) -> None:
+        """Settle an attempt that raised. Raises what must go on."""
+        self.context.cancelled = True  # a thread that was left behind looks
+        ours = bool(self.cut) or self._scope.cancel_called
+        onwards, rest = _split(error, (self._shift.backend.cancelled, KeyboardInterrupt))
+        if onwards is not None and not ours and not _must_go_on(onwards):
+            onwards = None  # the task awaited something that somebody else cancelled
+        cause = self._cause(error, ours=ours, onwards=onwards)
+        finish = None
+        if self.cut is not LOST:
+            finish = failure(
+                self.lease,
+                cause,
+                worker=self._shift.options.worker_id,
+                at=self._shift.store.now(),
+                elapsed=elapsed,
+                backoff=self._shift.options.backoff,
+                jitter=random.random(),  # noqa: S311 - no secret
+                where=rest or error,
+            )
+        self._shift.settle(self.lease, finish, elapsed, None, cause)
+        if onwards is not None:
+            raise onwards
+
+    def _cause(self, error: BaseException, *, ours: bool, onwards: BaseException | None) -> Exception:
+        """Why the attempt did not succeed, as one exception."""
+        if self.cut is LOST:
+            cause: Exception = LeaseLost(LOST)
+        elif self.cut is CANCELLED:
+            cause = TaskCancelled(CANCELLED)
+        elif self.cut is SHUT_DOWN or (onwards is not None and not ours):
+            cause = Released(SHUT_DOWN)
+        elif ours:
+            fate = ""
+            if not self.handler.in_loop:
+                process = self._shift.executors.kind == "process"
+                fate = "; its process was killed" if process else "; its thread was abandoned and may still run"
+            cause = TaskTimedOut(f"it ran longer than {self.timeout:g} s{fate}")
+        elif isinstance(error, Exception):
+            return error
+        else:
+            cause = TaskFailed(f"the task raised {said(error)}, which ends no worker")
+        cause.__cause__ = error if isinstance(error, Exception) or onwards is None else None
+        return cause
+
+
+def _split(
+    error: BaseException, kinds: tuple[type[BaseException], ...]
+) -> tuple[BaseException | None, BaseException | None]:
+    if isinstance(error, BaseExceptionGroup):
+        group: BaseExceptionGroup[BaseException] = error  # pyright: ignore[reportUnknownVariableType]
+        return group.split(kinds)
+    return (error, None) if isinstance(error, kinds) else (None, error)
+
+
+def _must_go_on(error: BaseException) -> bool:
+    """Whether it ends this runner: an interrupt, or a cancellation of a scope around it."""
+    if _split(error, (KeyboardInterrupt,))[0] is not None:
+        return True
+    return anyio.current_effective_deadline() == -inf

@@ -1,0 +1,229 @@
+"""`TaskWorker`: runs the tasks of a queue, isolated from each other and from the worker."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from cuelight.actors import Actor, child
+from cuelight.actors._reply import handling
+from cuelight.errors import PoolClosed, TaskFailed
+from cuelight.pools import TaskResult
+from cuelight.tasks._codec import decode
+from cuelight.tasks._handling import Given
+from cuelight.tasks._options import Tally, WorkerStats, options_of
+from cuelight.tasks._shift import FLUSH, Shift
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from cuelight.actors import Ref
+    from cuelight.supervision import Backoff
+    from cuelight.tasks._executors import Kind
+    from cuelight.tasks._handling import Handlers
+    from cuelight.tasks._options import Heartbeat
+    from cuelight.tasks._queue import TaskQueue
+    from cuelight.tasks._task import Task
+
+__all__ = ["TaskWorker"]
+
+
+class TaskWorker:
+    """Runs the tasks of a queue: `async with TaskWorker(queue, [function]) as worker:`, or `await worker.run()`.
+
+    A task is leased for some seconds, and the lease is renewed from a thread as long as it runs: if this process dies,
+    others have its tasks when their leases are over, and a blocked event loop costs nothing. A lease that was lost all
+    the same cancels the handler at once, and what it finishes is refused.
+
+    The worker is an actor in the queue's system. However the block is left, or `run` cancelled, nothing new is begun,
+    what runs has `shutdown_timeout` seconds to end, and the rest is cancelled and given back, which costs no attempt.
+    An exception that leaves the block gives all back at once.
+
+    Async functions run in the event loop; plain ones in threads, or in processes. What a task raises ends up in its
+    history: `Rejected` gives it up, `RateLimited` has it come back later, and neither that nor `SystemExit` ends the
+    worker. Only `KeyboardInterrupt` does. Each task finds the context variables with which the worker was started.
+    """
+
+    def __init__(
+        self,
+        queue: TaskQueue | None = None,
+        handlers: Handlers = (),
+        *,
+        worker_id: str | None = None,
+        handler: Callable[..., Any] | None = None,
+        concurrency: int = 100,
+        threads: int | None = None,
+        lease: float = 15.0,
+        timeout: float | None = None,
+        kind: Kind | None = None,
+        backoff: Backoff | None = None,
+        shutdown_timeout: float = 10.0,
+        heartbeat: Heartbeat = "thread",
+    ) -> None:
+        """Set up a worker; nothing runs before it is entered.
+
+        Args:
+            queue: whose tasks it runs; without one, only `process_one(task)` works.
+            handlers: task functions, or functions of the payload by task type.
+            worker_id: its name in histories; unique among all workers. By default of host, process and chance.
+            handler: runs the tasks of all other types; it is given the `Task`.
+            concurrency: tasks that run at once. As many as `threads` if all functions are plain.
+            threads: threads, or processes, for plain functions; by default 32 threads, a process for each core.
+            lease: seconds after which others take over from this process when it has died.
+            timeout: seconds that one attempt may run, for tasks that do not say; None for as long as it takes.
+            kind: where plain functions run: None or "thread", or "process", where a time-out can kill them.
+            backoff: delays before failed tasks are tried again; by default 1, 2, 4 ... 300 seconds and up to 20 % more.
+            shutdown_timeout: seconds that what runs is given to end.
+            heartbeat: what renews leases: a "thread", or the "loop", for tests in virtual time.
+
+        Raises:
+            ValueError: a value makes no sense; the message names it and what to give.
+            TypeError: something that cannot run tasks was given.
+        """
+        self._queue = queue
+        self._options = options_of(
+            handlers,
+            handler,
+            worker_id=worker_id,
+            concurrency=concurrency,
+            threads=threads,
+            lease=lease,
+            timeout=timeout,
+            kind=kind,
+            backoff=backoff,
+            shutdown_timeout=shutdown_timeout,
+            heartbeat=heartbeat,
+        )
+        self._tally = Tally()
+        self._shift: Shift | None = None
+        self._ref: Ref[Any] | None = None
+
+    @property
+    def worker_id(self) -> str:
+        """Its name in the history of tasks."""
+        return self._options.worker_id
+
+    async def __aenter__(self) -> Self:
+        queue = self._must_have_queue()
+        if self._ref is not None:
+            raise RuntimeError(f"the worker {self.worker_id!r} works already: make another, or leave its block first")
+        spec = child(_WorkerActor, self).with_options(shutdown=self._options.shutdown_timeout + FLUSH + 1.0)
+        self._ref = await queue.system.spawn(spec)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ref, self._ref = self._ref, None
+        if ref is None:
+            return
+        with anyio.CancelScope(shield=True):
+            if isinstance(error, Exception):
+                await ref.kill("the block of the worker was left by an exception")
+            else:
+                await ref.stop()
+
+    async def run(self) -> None:
+        """Work until this is cancelled, or the queue's system ends. A checkpoint."""
+        async with self:
+            if self._ref is not None:
+                await self._ref.ended()
+
+    async def process_one(self, task: Task | None = None) -> TaskResult[Any] | None:
+        """Run one task and say what came of it. A checkpoint.
+
+        Nothing that the task raises is propagated, but `KeyboardInterrupt`. When this is cancelled the task is too, and
+        goes back to the queue.
+
+        Args:
+            task: what to run; whoever dequeued it still has to `ack` or `nack` it. None claims one, and settles it.
+
+        Returns:
+            The result, with the error if it failed; None if no task was there to be claimed.
+
+        Raises:
+            PoolClosed: there is no queue to claim from.
+            StoreUnavailable: the store did not answer the claim for as long as a lease lasts.
+        """
+        given = None if task is None else Given.of(task)
+        store: Any = self._must_have_queue().store if task is None else _Nowhere()
+        shift = Shift(store, replace(self._options, slots=1), self._tally)
+        interrupt, settled = None, None
+        try:
+            settled = await shift.once(given)
+        except BaseExceptionGroup as group:
+            interrupt, _ = group.split(KeyboardInterrupt)
+            if interrupt is None:
+                raise
+        if interrupt is not None:
+            raise KeyboardInterrupt from interrupt
+        if task is not None and given is not None and given.checkpoint is not None:
+            task.checkpoint = decode(given.checkpoint)
+        return None if settled is None else self._result(settled)
+
+    def _result(self, settled: Any) -> TaskResult[Any]:
+        lease, finish, elapsed, value, error = settled
+        done = finish is not None and finish.kind == "done"
+        return TaskResult(
+            task_id=lease.record.id,
+            success=done,
+            result=value if done else None,
+            error=None if done else error or TaskFailed("it did not succeed"),
+            elapsed_ms=elapsed * 1000,
+            task_name=lease.record.type,
+            worker_id=self.worker_id,
+        )
+
+    def stats(self) -> WorkerStats:
+        """A copy of the totals, as they are now. From any thread."""
+        shift, tally = self._shift, self._tally
+        now = WorkerStats(**{name: getattr(tally, name) for name in WorkerStats.__dataclass_fields__})
+        if shift is not None:
+            now.running, now.waiting, now.unsent = len(shift.running), len(shift.waiting), shift.claimer.unsent
+            now.abandoned, now.replaced = shift.executors.abandoned, shift.executors.replaced
+        return now
+
+    def __repr__(self) -> str:
+        return f"<TaskWorker {self.worker_id}: {'working' if self._shift is not None else 'off'}>"
+
+    def _must_have_queue(self) -> TaskQueue:
+        if self._queue is None:
+            raise PoolClosed(
+                f"the worker {self.worker_id!r} has no queue: TaskWorker(queue, [function]), or process_one(task)"
+            )
+        return self._queue
+
+    async def _work(self, actor: _WorkerActor) -> None:
+        """One shift, in the actor."""
+        shift = self._shift = Shift(self._must_have_queue().store, self._options, self._tally)
+        try:
+            await shift.run(actor.told_to_stop)
+        finally:
+            self._shift = None
+
+
+class _Nowhere:
+    """In the place of a store, for tasks that come from none."""
+
+    now = staticmethod(time.time)
+
+
+class _WorkerActor(Actor[Any]):
+    """The life of a worker. It takes no messages; its mailbox only says when to stop."""
+
+    def __init__(self, worker: TaskWorker) -> None:
+        self._worker = worker
+
+    async def run(self) -> None:
+        # Tasks are not messages of this actor: what they ask for does not wait on its behalf.
+        handling.set(None)
+        await self._worker._work(self)
+
+    async def told_to_stop(self) -> None:
+        """Wait until it is to stop."""
+        async for _ in self.inbox:
+            pass

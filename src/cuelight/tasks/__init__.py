@@ -1,10 +1,17 @@
 """Tasks: a durable queue, its workers, its scheduler and its dead letters, over one store interface."""
 
 from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
+from cuelight.tasks._blocking_queue import BlockingTaskHandle, BlockingTaskQueue
+from cuelight.tasks._context import TaskContext, current_task
 from cuelight.tasks._dead_letter_entry import DeadLetterEntry, ReplayReport
 from cuelight.tasks._dead_letter_queue import DeadLetterQueue
+from cuelight.tasks._function import AsyncTaskFunction, PlainTaskFunction, SendOptions, TaskFunction, TaskOptions, task
 from cuelight.tasks._memory import MemoryStore
+from cuelight.tasks._options import WorkerStats
+from cuelight.tasks._queue import TaskQueue
+from cuelight.tasks._queue_base import WhenFull
 from cuelight.tasks._scheduler import BlockingTaskScheduler, TaskScheduler
+from cuelight.tasks._sqlite import SQLiteStore
 from cuelight.tasks._store import (
     Added,
     Beat,
@@ -22,14 +29,19 @@ from cuelight.tasks._store import (
 )
 from cuelight.tasks._strategies import Assignments, AssignStrategy, SchedulingStrategy, WorkerInfo
 from cuelight.tasks._task import Attempt, Counts, Limit, QueueEntry, Task, TaskPriority
+from cuelight.tasks._task_handle import TaskHandle
+from cuelight.tasks._worker import TaskWorker
 
 __all__ = [
     "Added",
     "AssignStrategy",
     "Assignments",
+    "AsyncTaskFunction",
     "Attempt",
     "Beat",
     "BlockingDeadLetterQueue",
+    "BlockingTaskHandle",
+    "BlockingTaskQueue",
     "BlockingTaskScheduler",
     "Bound",
     "Claim",
@@ -41,17 +53,30 @@ __all__ = [
     "Lease",
     "Limit",
     "MemoryStore",
+    "PlainTaskFunction",
     "Query",
     "QueueEntry",
     "Record",
     "ReplayReport",
+    "SQLiteStore",
     "Schedule",
     "SchedulingStrategy",
+    "SendOptions",
     "Size",
     "Snapshot",
     "Store",
     "Task",
+    "TaskContext",
+    "TaskFunction",
+    "TaskHandle",
+    "TaskOptions",
     "TaskPriority",
+    "TaskQueue",
     "TaskScheduler",
+    "TaskWorker",
+    "WhenFull",
     "WorkerInfo",
+    "WorkerStats",
+    "current_task",
+    "task",
 ]

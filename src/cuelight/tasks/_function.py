@@ -252,7 +252,7 @@ def task(
         ValueError: it has no name, or an option makes no sense.
     """
 
-    def decorate(function: Callable[..., Any]) -> TaskFunction[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Any:
         if not callable(function):
             raise TypeError(f"@task on {function!r}: decorate a function")
         kind: type[TaskFunction[..., Any]] = (

@@ -24,6 +24,7 @@ from uuid import uuid4
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from cuelight.actors import Actor, Message, Start, on
 from cuelight.errors import PoolClosed, StoreUnavailable
@@ -153,7 +154,7 @@ class Life:
         try:
             for claim in asked:
                 if isinstance(claim, Claim):
-                    finishes += [self._refusal(lease) for lease in (await self.store.exchange((), claim)).leases]
+                    finishes += await self._unclaimed(claim)
             if finishes:
                 await self.store.exchange(finishes)
         except StoreUnavailable as error:
@@ -275,11 +276,20 @@ class Life:
         self._let_go(finish)
         return answer.accepted[0]
 
-    def finish(self, held: Held, kind: str, *, delay: float = 0.0, error: str = "", traceback: str = "") -> Finish:
+    def finish(
+        self,
+        held: Held,
+        kind: str,
+        *,
+        delay: float = 0.0,
+        error: str = "",
+        traceback: str = "",
+        pause_key: str | None = None,
+    ) -> Finish:
         """The end of an attempt that did not succeed."""
         now = self.store.now()
         attempt = Attempt(kind, self.worker, now, max(0.0, now - held.since), error, traceback)
-        return Finish(held.task.task_id, held.epoch, kind, delay=delay, attempt=attempt)
+        return Finish(held.task.task_id, held.epoch, kind, delay=delay, attempt=attempt, pause_key=pause_key)
 
     def _refusal(self, lease: Lease, kind: str = "released", error: str = "") -> Finish:
         attempt = Attempt(kind, self.worker, self.store.now(), error=error)
@@ -291,6 +301,11 @@ class Life:
             del self.held[finish.id]
             if self._keeper is not None:
                 self._keeper.drop(finish.id, finish.epoch)
+
+    async def _unclaimed(self, claim: Claim) -> list[Finish]:
+        """The finishes that give back what a claim got, if it ever reached the store."""
+        again = msgspec.structs.replace(claim, most=0)  # the same nonce: the answer of then, and nothing new
+        return [self._refusal(lease) for lease in (await self.store.exchange((), again)).leases]
 
     # What nobody waits for any more.
 
@@ -306,9 +321,9 @@ class Life:
             asked = self._unheard[0]
             try:
                 if isinstance(asked, Claim):
-                    leases = (await self.store.exchange((), asked)).leases
-                    if leases:
-                        await self.store.exchange([self._refusal(lease) for lease in leases])
+                    finishes = await self._unclaimed(asked)
+                    if finishes:
+                        await self.store.exchange(finishes)
                 else:
                     await self.store.exchange((asked,))
                     self._let_go(asked)

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from cuelight.tasks._queue_actor import Life
     from cuelight.tasks._store import Snapshot
 
-__all__ = ["FOREVER", "Watch"]
+__all__ = ["FOREVER", "SOON", "Watch"]
 
 FOREVER = 86400.0
 """Seconds to wait for a change that must come, such as the end of the handle."""
+SOON = 0.001
+"""Seconds to wait for what should have happened by now."""
 SLICE = 256
 """Tasks in one look. A look at very many would hold up the loop."""
 

@@ -1,0 +1,211 @@
+"""The task queue for blocking code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from cuelight.tasks._blocking import BlockingFace
+from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
+
+if TYPE_CHECKING:
+    from cuelight.pools import TaskStatus
+    from cuelight.supervision import ActorSystem
+    from cuelight.tasks._function import TaskFunction
+    from cuelight.tasks._queue import TaskQueue
+    from cuelight.tasks._store import Schedule, Size
+    from cuelight.tasks._task import Limit, Task
+    from cuelight.tasks._task_handle import TaskHandle
+
+__all__ = ["BlockingTaskHandle", "BlockingTaskQueue"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class BlockingTaskQueue(BlockingFace["TaskQueue"]):
+    """A task queue for blocking code, usable from any thread; made by `with TaskQueue(...) as queue:`.
+
+    The functions `on_lost` and `on_cancel` are called in the thread of its loop.
+    """
+
+    def __init__(self, make: Callable[[ActorSystem], TaskQueue], name: str) -> None:
+        super().__init__(make, name=name)
+        self._lock = Lock()
+        self._letters: BlockingDeadLetterQueue | None = None
+
+    def ready(self) -> None:
+        """As `TaskQueue.ready`."""
+        self._call(self._handle.ready)
+
+    # For producers.
+
+    def enqueue(self, task: Task) -> bool:
+        """As `TaskQueue.enqueue`."""
+        return self._call(self._handle.enqueue, task)
+
+    def enqueue_many(self, tasks: Iterable[Task]) -> list[bool]:
+        """As `TaskQueue.enqueue_many`."""
+        return self._call(self._handle.enqueue_many, tasks)
+
+    def send(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> BlockingTaskHandle[R]:
+        """As `TaskQueue.send`."""
+        handle = self._handle
+        return BlockingTaskHandle(self, self._call(lambda: handle.send(function, *args, **kwargs)))
+
+    @overload
+    def handle(self, task_id: str) -> BlockingTaskHandle[Any]: ...
+    @overload
+    def handle(self, task_id: str, function: TaskFunction[..., R]) -> BlockingTaskHandle[R]: ...
+    def handle(self, task_id: str, function: TaskFunction[..., Any] | None = None) -> BlockingTaskHandle[Any]:
+        """As `TaskQueue.handle`."""
+        queue = self._handle
+        return BlockingTaskHandle(self, queue.handle(task_id) if function is None else queue.handle(task_id, function))
+
+    # For consumers.
+
+    def dequeue(self, timeout: float = 0.0) -> Task | None:
+        """As `TaskQueue.dequeue`."""
+        return self._call(self._handle.dequeue, timeout)
+
+    def ack(self, task: Task | str, result: Any = None) -> bool:
+        """As `TaskQueue.ack`."""
+        return self._call(self._handle.ack, task, result)
+
+    def nack(self, task: Task | str, error: BaseException | str | None = None, delay: float | None = None) -> bool:
+        """As `TaskQueue.nack`."""
+        return self._call(self._handle.nack, task, error, delay)
+
+    def extend(self, task: Task | str, seconds: float | None = None) -> bool:
+        """As `TaskQueue.extend`."""
+        return self._call(self._handle.extend, task, seconds)
+
+    def in_flight(self) -> dict[str, Task]:
+        """As `TaskQueue.in_flight`."""
+        return self._do(self._handle.in_flight)
+
+    # Tasks.
+
+    def size(self) -> Size:
+        """As `TaskQueue.size`."""
+        return self._call(self._handle.size)
+
+    def get(self, task_id: str) -> Task | None:
+        """As `TaskQueue.get`."""
+        return self._call(self._handle.get, task_id)
+
+    def cancel(self, task_id: str) -> str:
+        """As `TaskQueue.cancel`."""
+        return self._call(self._handle.cancel, task_id)
+
+    def purge(self, task_ids: Iterable[str] | str) -> int:
+        """As `TaskQueue.purge`."""
+        return self._call(self._handle.purge, task_ids)
+
+    @property
+    def dead_letters(self) -> BlockingDeadLetterQueue:
+        """As `TaskQueue.dead_letters`, for blocking code."""
+        handle = self._handle
+        with self._lock:
+            if self._letters is None:
+                letters = BlockingDeadLetterQueue(lambda _: handle.dead_letters, system=self._system)
+                self._letters = self._stack.enter_context(letters)
+            return self._letters
+
+    # Switches.
+
+    def pause(self) -> None:
+        """As `TaskQueue.pause`."""
+        self._call(self._handle.pause)
+
+    def resume(self) -> None:
+        """As `TaskQueue.resume`."""
+        self._call(self._handle.resume)
+
+    def close(self) -> None:
+        """As `TaskQueue.close`."""
+        self._call(self._handle.close)
+
+    def reopen(self) -> None:
+        """As `TaskQueue.reopen`."""
+        self._call(self._handle.reopen)
+
+    def drain(self, timeout: float | None = None, *, scheduled: bool = False) -> bool:
+        """As `TaskQueue.drain`."""
+        return self._call(self._handle.drain, timeout, scheduled=scheduled)
+
+    # Limits.
+
+    def set_limit(self, limit: Limit) -> None:
+        """As `TaskQueue.set_limit`."""
+        self._call(self._handle.set_limit, limit)
+
+    def clear_limit(self, key: str) -> None:
+        """As `TaskQueue.clear_limit`."""
+        self._call(self._handle.clear_limit, key)
+
+    def pause_limit(self, key: str, seconds: float) -> None:
+        """As `TaskQueue.pause_limit`."""
+        self._call(self._handle.pause_limit, key, seconds)
+
+    # Periodic work.
+
+    def every(self, seconds: float, what: Task | TaskFunction[..., Any], *, name: str | None = None) -> str:
+        """As `TaskQueue.every`."""
+        return self._call(self._handle.every, seconds, what, name=name)
+
+    def cron(self, line: str, what: Task | TaskFunction[..., Any], *, tz: str = "UTC", name: str | None = None) -> str:
+        """As `TaskQueue.cron`."""
+        return self._call(self._handle.cron, line, what, tz=tz, name=name)
+
+    def remove_schedule(self, name: str) -> bool:
+        """As `TaskQueue.remove_schedule`."""
+        return self._call(self._handle.remove_schedule, name)
+
+    def schedules(self) -> list[Schedule]:
+        """As `TaskQueue.schedules`."""
+        return self._call(self._handle.schedules)
+
+
+class BlockingTaskHandle(Generic[R_co]):
+    """A task, to blocking code; see `TaskHandle`.
+
+    Attributes:
+        task_id: of the task.
+        is_new: as `TaskHandle.is_new`.
+    """
+
+    __slots__ = ("_face", "_handle", "is_new", "task_id")
+
+    def __init__(self, face: BlockingFace[Any], handle: TaskHandle[R_co]) -> None:
+        self._face, self._handle = face, handle
+        self.task_id, self.is_new = handle.task_id, handle.is_new
+
+    def result(self, timeout: float | None = None) -> R_co:
+        """As `TaskHandle.result`."""
+        return self._face._call(self._handle.result, timeout)
+
+    def status(self) -> TaskStatus:
+        """As `TaskHandle.status`."""
+        return self._face._call(self._handle.status)
+
+    def task(self) -> Task:
+        """As `TaskHandle.task`."""
+        return self._face._call(self._handle.task)
+
+    def cancel(self) -> str:
+        """As `TaskHandle.cancel`."""
+        return self._face._call(self._handle.cancel)
+
+    def progress(self) -> Any:
+        """As `TaskHandle.progress`."""
+        return self._face._call(self._handle.progress)
+
+    def updates(self) -> Iterator[Any]:
+        """As `TaskHandle.updates`."""
+        return self._face._iterate(self._handle.updates)
+
+    def __repr__(self) -> str:
+        return f"<blocking task handle {self.task_id}>"

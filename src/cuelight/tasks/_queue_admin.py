@@ -1,0 +1,214 @@
+"""What can be asked and told of a whole queue: its tasks by their identifiers, its switches, limits and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from cuelight.tasks._codec import record_of, task_of
+from cuelight.tasks._dead_letter_queue import DeadLetterQueue
+from cuelight.tasks._periodic import cron_spec, every_spec, next_due
+from cuelight.tasks._queue_base import QueueBase
+from cuelight.tasks._store import Claim, Schedule, Size, Snapshot
+from cuelight.tasks._task import Limit, Task
+from cuelight.tasks._watch import FOREVER, SOON
+
+if TYPE_CHECKING:
+    from cuelight.tasks._function import TaskFunction
+
+__all__ = ["QueueAdmin"]
+
+
+class QueueAdmin(QueueBase):
+    """The part of `TaskQueue` that neither produces nor consumes."""
+
+    # Tasks.
+
+    async def size(self) -> Size:
+        """How many tasks are in each state, and whether the queue is paused or closed. A checkpoint."""
+        life = await self._ready()
+        return await life.patiently(life.store.size)
+
+    async def snapshot(self, task_id: str) -> Snapshot | None:
+        """A task as the store has it, with its result and its progress as bytes; None if it is not there.
+
+        A checkpoint.
+        """
+        life = await self._ready()
+        return (await life.patiently(lambda: life.store.get([task_id])))[0]
+
+    async def get(self, task_id: str) -> Task | None:
+        """A task as it is now; None if it is not there (any more). A checkpoint."""
+        snapshot = await self.snapshot(task_id)
+        return None if snapshot is None else task_of(snapshot)
+
+    async def cancel(self, task_id: str) -> str:
+        """Cancel a task. A checkpoint.
+
+        Returns:
+            "cancelled" if it is; "cancelling" if a worker runs it, which will learn of it within a second; "finished"
+            if it was over before; "unknown" if it is not there.
+        """
+        life = await self._ready()
+        return (await life.patiently(lambda: life.store.cancel([task_id])))[0]
+
+    async def purge(self, task_ids: Iterable[str] | str) -> int:
+        """Forget tasks that are over for good. A checkpoint.
+
+        Args:
+            task_ids: completed and cancelled tasks, and dead letters; others are left alone.
+
+        Returns:
+            How many are forgotten.
+        """
+        life = await self._ready()
+        ids = [task_ids] if isinstance(task_ids, str) else list(task_ids)
+        return await life.patiently(lambda: life.store.purge(ids))
+
+    @property
+    def dead_letters(self) -> DeadLetterQueue:
+        """The tasks that were given up: to look at, edit, replay and purge.
+
+        Raises:
+            PoolClosed: the queue is not open.
+        """
+        self.life.check()
+        return DeadLetterQueue(self.store, owns_store=False)
+
+    # Switches.
+
+    async def pause(self) -> None:
+        """Give no more tasks to anybody, in any process, until `resume`. What runs goes on. A checkpoint."""
+        await self._control(paused=True)
+
+    async def resume(self) -> None:
+        """Give tasks again. A checkpoint."""
+        await self._control(paused=False)
+
+    async def close(self) -> None:
+        """Take no more tasks from anybody, in any process, until `reopen`: `enqueue` raises `PoolClosed`.
+
+        What is there is worked on. A checkpoint.
+        """
+        await self._control(closed=True)
+
+    async def reopen(self) -> None:
+        """Take tasks again. A checkpoint."""
+        await self._control(closed=False)
+
+    async def _control(self, *, paused: bool | None = None, closed: bool | None = None) -> None:
+        life = await self._ready()
+        await life.patiently(lambda: life.store.control(paused=paused, closed=closed))
+
+    async def drain(self, timeout: float | None = None, *, scheduled: bool = False) -> bool:
+        """Wait until no task is pending or in flight, nor one scheduled whose time has come. A checkpoint.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+            scheduled: wait also for tasks whose time has not come: delayed ones, and those that are to be tried again.
+
+        Returns:
+            Whether it is so; False if the time was over before.
+        """
+        life = await self._ready()
+        clock, store = life.backend.time, life.store
+        until = clock() + (inf if timeout is None else timeout)
+        while True:
+            version = store.version()
+            # It takes nothing: it does what time has brought, so that what is due counts as pending.
+            look = Claim(life.worker, life.new_nonce(), 0, life.lease)
+            wake_at = (await life.patiently(lambda: store.exchange((), look))).wake_at  # noqa: B023 - awaited here
+            size = await life.patiently(store.size)
+            if not (size.pending or size.in_flight or (scheduled and size.scheduled)):
+                return True
+            left = until - clock()
+            if left <= 0:
+                return False
+            await life.changed(version, max(SOON, min(left, wake_at - store.now(), FOREVER)))
+
+    # Limits.
+
+    async def set_limit(self, limit: Limit) -> None:
+        """Override what all tasks say of the limit with this key, also those that are there. A checkpoint."""
+        life = await self._ready()
+        await life.patiently(lambda: life.store.set_limit(limit, limit.key))
+
+    async def clear_limit(self, key: str) -> None:
+        """Undo `set_limit`: what each task says holds again. A checkpoint."""
+        life = await self._ready()
+        await life.patiently(lambda: life.store.set_limit(None, key))
+
+    async def pause_limit(self, key: str, seconds: float) -> None:
+        """Start no task that has this limit for so many seconds, in any process. A checkpoint."""
+        life = await self._ready()
+        await life.patiently(lambda: life.store.pause_limit(key, seconds))
+
+    # Periodic work.
+
+    async def every(self, seconds: float, what: Task | TaskFunction[..., Any], *, name: str | None = None) -> str:
+        """Enqueue a task every so many seconds, first in so many, for as long as a worker of any process runs.
+
+        Saying it again, as when a program starts anew, changes nothing but the task; other `seconds` begin anew.
+
+        Args:
+            seconds: the period.
+            what: the task; a function is called without arguments, for others give `function.task(...)`.
+            name: by which it is removed, unique in the queue; the name of the task type by default.
+
+        Returns:
+            The name.
+
+        Raises:
+            ValueError: the period makes no sense, the task has a deadline or no type.
+        """
+        return await self._put_schedule(every_spec(seconds), what, name)
+
+    async def cron(
+        self, line: str, what: Task | TaskFunction[..., Any], *, tz: str = "UTC", name: str | None = None
+    ) -> str:
+        """Enqueue a task when a cron line says so, for as long as a worker of any process runs.
+
+        Args:
+            line: "30 9 * * MON-FRI": minute, hour, day, month, weekday. It needs the extra `cron`.
+            what: as for `every`.
+            tz: the time zone of the line: "Europe/Berlin".
+            name: as for `every`.
+
+        Returns:
+            The name.
+
+        Raises:
+            ValueError: the line makes no sense, the task has a deadline or no type.
+            ImportError: the extra `cron` is not installed.
+        """
+        return await self._put_schedule(cron_spec(line, tz), what, name)
+
+    async def _put_schedule(self, spec: str, what: Task | TaskFunction[..., Any], name: str | None) -> str:
+        task = what if isinstance(what, Task) else what.task()
+        known = task.task_type if name is None else name
+        if not known:
+            raise ValueError("periodic work without a name: give the task a task_type, or the schedule a name")
+        if task.deadline:
+            raise ValueError(
+                f"the periodic task {known!r} has a deadline, which passes once: give it a timeout instead"
+            )
+        task_id, task.task_id = task.task_id, known  # the time is appended to it each time
+        try:
+            record = record_of(task, "")
+        finally:
+            task.task_id = task_id
+        life = await self._ready()
+        schedule = Schedule(name=known, spec=spec, due=next_due(spec, life.store.now()), record=record)
+        await life.patiently(lambda: life.store.put_schedule(schedule))
+        return known
+
+    async def remove_schedule(self, name: str) -> bool:
+        """Forget periodic work. False if there is none of this name. A checkpoint."""
+        life = await self._ready()
+        return await life.patiently(lambda: life.store.remove_schedule(name))
+
+    async def schedules(self) -> list[Schedule]:
+        """All periodic work, by due time. A checkpoint."""
+        life = await self._ready()
+        return await life.patiently(life.store.schedules)

@@ -1,0 +1,200 @@
+"""What a task queue is before it does anything: its options, its life, and the three ways into that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import anyio
+import msgspec
+
+from cuelight.actors import Ref, child
+from cuelight.errors import PoolClosed
+from cuelight.supervision import ActorSystem
+from cuelight.tasks._memory import MemoryStore
+from cuelight.tasks._queue_actor import Life, QueueActor
+from cuelight.tasks._store import Bound, Store
+from cuelight.tasks._task import Task
+from cuelight.tasks._watch import Watch
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["QueueBase", "WhenFull"]
+
+WhenFull = Literal["wait", "reject", "shed_lowest"]
+"""What `enqueue` does when the queue is full: wait for room, raise `QueueFull`, or give up the least urgent task."""
+
+
+class _Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handle was given, to be looked at once."""
+
+    max_length: int | None
+    overflow: WhenFull
+    lease: float
+    patience: float
+    on_lost: Callable[[Task], object] | None
+    on_cancel: Callable[[Task], object] | None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length={self.max_length!r}: give 1 or more, or None for any number")
+        if self.overflow not in {"wait", "reject", "shed_lowest"}:
+            raise ValueError(f"overflow={self.overflow!r}: give 'wait', 'reject' or 'shed_lowest'")
+        if not 0 < self.lease < inf:
+            raise ValueError(f"lease={self.lease!r}: give more than 0 seconds")
+        if not self.patience >= 0:
+            raise ValueError(f"patience={self.patience!r}: give seconds, 0 or more")
+
+
+class QueueBase:
+    """The part of `TaskQueue` that has a beginning and an end."""
+
+    def __init__(
+        self,
+        store: Store | None = None,
+        *,
+        name: str = "default",
+        system: ActorSystem | None = None,
+        max_length: int | None = 100_000,
+        overflow: WhenFull = "wait",
+        lease: float = 15.0,
+        patience: float = 30.0,
+        on_lost: Callable[[Task], object] | None = None,
+        on_cancel: Callable[[Task], object] | None = None,
+    ) -> None:
+        """Set up a queue; with `system` it can be used at once.
+
+        Args:
+            store: where the tasks are; a `MemoryStore` of its own by default. It is opened for this handle, and closed
+                with the last handle that uses it.
+            name: for people.
+            system: a running system to live in.
+            max_length: how many tasks may wait; None for any number. Those in flight do not count.
+            overflow: what `enqueue` does when so many wait: "wait" for room, "reject" with `QueueFull`, or
+                "shed_lowest": the least urgent task becomes a dead letter.
+            lease: seconds after which the tasks that this handle has dequeued go to somebody else if its process dies.
+            patience: seconds for which a store that is away is tried.
+            on_lost: called in the loop with a task that this handle had dequeued, and whose lease was lost.
+            on_cancel: called in the loop with a task that this handle has dequeued, and that somebody wants cancelled.
+
+        Raises:
+            ValueError: a value makes no sense; the message says which.
+            SystemClosed: the system does not run.
+        """
+        self._options = _Options(
+            max_length=max_length,
+            overflow=overflow,
+            lease=lease,
+            patience=patience,
+            on_lost=on_lost,
+            on_cancel=on_cancel,
+        )
+        self.name = name
+        self.store: Store = MemoryStore() if store is None else store
+        self._bound = None if max_length is None else Bound(max_length, shed=overflow == "shed_lowest")
+        self._line = anyio.Lock()  # those who wait for room, the first of them trying
+        self._state: tuple[ActorSystem, Ref[Any], Life, Watch] | None = None
+        self._entered = False
+        self._block, self._blocking = AsyncExitStack(), ExitStack()
+        if system is not None:
+            self._begin(system)
+
+    def _begin(self, system: ActorSystem) -> Ref[Any]:
+        options = self._options
+        life = Life(
+            self.store,
+            self.name,
+            lease=options.lease,
+            patience=options.patience,
+            on_lost=options.on_lost,
+            on_cancel=options.on_cancel,
+        )
+        ref: Ref[Any] = Ref(system.family_made(system.root).adopt(child(QueueActor, life)))
+        # Also where its `stopped` hook is not called, as when it never started.
+        ref._cell.bonds_made().when_ended.append(lambda _: life.end())
+        life.ref = ref
+        self._state = system, ref, life, Watch(life)
+        return ref
+
+    def _opened(self) -> tuple[ActorSystem, Ref[Any], Life, Watch]:
+        if self._state is None:
+            raise PoolClosed(
+                f"the task queue {self.name!r} is not open: use it in `async with TaskQueue() as queue:`, in blocking "
+                "code in `with TaskQueue() as queue:`, or give it a running system: `TaskQueue(system=system)`"
+            )
+        return self._state
+
+    @property
+    def system(self) -> ActorSystem:
+        """The system that it lives in.
+
+        Raises:
+            PoolClosed: it is not open.
+        """
+        return self._opened()[0]
+
+    @property
+    def life(self) -> Life:
+        """What it has while it is open; for what is built on it.
+
+        Raises:
+            PoolClosed: it is not open.
+        """
+        return self._opened()[2]
+
+    @property
+    def watch(self) -> Watch:
+        """Those who wait for tasks of this queue; for what is built on it.
+
+        Raises:
+            PoolClosed: it is not open.
+        """
+        return self._opened()[3]
+
+    async def ready(self) -> None:
+        """Wait until the store is open. All methods do so by themselves. A checkpoint only before that.
+
+        Raises:
+            PoolClosed: the handle is not open.
+            StoreUnavailable: the store cannot be reached.
+        """
+        await self.life.ready()
+
+    async def _ready(self) -> Life:
+        life = self.life
+        await life.ready()
+        return life
+
+    # The block.
+
+    async def __aenter__(self) -> Self:
+        self._refuse_second_block()
+        async with AsyncExitStack() as stack:
+            if self._state is None:
+                self._begin(await stack.enter_async_context(ActorSystem(self.name)))
+            stack.push_async_exit(self._end)
+            await self.ready()
+            self._block = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._block.__aexit__(kind, error, trace)
+
+    async def _end(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ref = self._opened()[1]
+        with anyio.CancelScope(shield=True):
+            await (ref.stop() if error is None else ref.kill("the block of the queue was left by an exception"))
+
+    def _refuse_second_block(self) -> None:
+        if self._entered:
+            raise PoolClosed(
+                f"the task queue {self.name!r} was entered before: make another TaskQueue over the same store"
+            )
+        self._entered = True

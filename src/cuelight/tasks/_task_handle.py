@@ -1,0 +1,170 @@
+"""One task, to whoever sent it: its result, its progress, and how to cancel it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import anyio
+
+from cuelight.errors import TaskCancelled, TaskExpired, TaskFailed, TaskNotFound, TaskQuarantined, TaskTimedOut
+from cuelight.pools import TaskStatus
+from cuelight.tasks._codec import decode, task_of
+
+if TYPE_CHECKING:
+    from cuelight.tasks._queue import TaskQueue
+    from cuelight.tasks._store import Snapshot
+    from cuelight.tasks._task import Task
+
+__all__ = ["TaskHandle", "failure_of"]
+
+R_co = TypeVar("R_co", covariant=True)
+
+OVER: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.CANCELLED, TaskStatus.DEAD_LETTER})
+
+_FAILURES: Final[dict[str, tuple[type[TaskFailed], str]]] = {
+    "errors": (TaskFailed, "failed as often as it may"),
+    "timeouts": (TaskTimedOut, "timed out as often as it may"),
+    "quarantined": (TaskQuarantined, "was under way when its worker died, as often as it may be"),
+    "expired": (TaskExpired, "was not started before its deadline"),
+    "rejected": (TaskFailed, "was rejected"),
+    "shed": (TaskFailed, "gave way to a more urgent task in a full queue"),
+}
+
+
+class TaskHandle(Generic[R_co]):
+    """A task in a queue: `handle = await greet.send("Ada")`, then `await handle.result()`.
+
+    It holds nothing: a handle can be made anew from the task's identifier, in any process, with `TaskQueue.handle`.
+
+    Attributes:
+        task_id: of the task.
+        is_new: whether the `send` that made this handle has added the task; False if there was one with its
+            identifier or its unique key, which this handle is for then.
+    """
+
+    __slots__ = ("_queue", "_read", "is_new", "task_id")
+
+    def __init__(
+        self, queue: TaskQueue, task_id: str, read: Callable[[bytes | None], R_co], *, is_new: bool = False
+    ) -> None:
+        self._queue, self._read = queue, read
+        self.task_id, self.is_new = task_id, is_new
+
+    async def result(self, timeout: float | None = None) -> R_co:
+        """Wait until the task is over, and return what it returned. A checkpoint.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes. The task goes on when they are over.
+
+        Raises:
+            TaskFailed: it was given up; a subclass says why: `TaskTimedOut`, `TaskCancelled`, `TaskExpired`,
+                `TaskQuarantined`. The message has the last error, a note its traceback.
+            TaskNotFound: there is no such task (any more): it was purged, or its `result_ttl` is over.
+            TimeoutError: it was not over in time.
+            TypeError: it returned something else than its annotation says.
+            PoolClosed: the queue was closed first.
+            StoreUnavailable: the store was away for too long.
+        """
+        snapshot = await self._until(_is_over, timeout)
+        if snapshot.state == TaskStatus.COMPLETED:
+            return self._read(snapshot.result)
+        raise failure_of(snapshot)
+
+    async def status(self) -> TaskStatus:
+        """Where the task is in its life. A checkpoint.
+
+        Raises:
+            TaskNotFound: there is no such task (any more).
+        """
+        return TaskStatus((await self._snapshot()).state)
+
+    async def task(self) -> Task:
+        """The task as it is now. A checkpoint.
+
+        Raises:
+            TaskNotFound: there is no such task (any more).
+        """
+        return task_of(await self._snapshot())
+
+    async def cancel(self) -> str:
+        """Cancel the task; see `TaskQueue.cancel` for what is returned. A checkpoint."""
+        return await self._queue.cancel(self.task_id)
+
+    async def progress(self) -> Any:
+        """What the task has reported of its progress last; None before that. A checkpoint.
+
+        Raises:
+            TaskNotFound: there is no such task (any more).
+        """
+        progress = (await self._snapshot()).progress
+        return None if progress is None else decode(progress)
+
+    async def updates(self) -> AsyncIterator[Any]:
+        """The reports of progress, from the last one that there is on, until the task is over.
+
+        Reports that come faster than they are read are skipped, but for the last.
+
+        Raises:
+            TaskNotFound: there is no such task (any more).
+        """
+        seen: bytes | None = None
+
+        def is_news(now: Snapshot | None) -> bool:
+            return now is None or now.progress != seen or _is_over(now)
+
+        while True:
+            snapshot = await self._until(is_news)
+            if snapshot.progress is not None and snapshot.progress != seen:
+                yield decode(snapshot.progress)
+            seen = snapshot.progress
+            if _is_over(snapshot):
+                return
+
+    async def _until(self, wanted: Callable[[Snapshot | None], bool], timeout: float | None = None) -> Snapshot:
+        if timeout is not None and timeout <= 0:
+            now = await self._snapshot()
+            if wanted(now):
+                return now
+        else:
+            with anyio.move_on_after(inf if timeout is None else timeout):
+                found = await self._queue.watch.until(self.task_id, wanted)
+                if found is None:
+                    raise self._missing()
+                return found
+        raise TimeoutError(f"the task {self.task_id} is not over after {timeout} s; it goes on")
+
+    async def _snapshot(self) -> Snapshot:
+        found = await self._queue.snapshot(self.task_id)
+        if found is None:
+            raise self._missing()
+        return found
+
+    def _missing(self) -> TaskNotFound:
+        return TaskNotFound(
+            f"there is no task {self.task_id!r}: it never was in this queue, was purged, or its result_ttl is over"
+        )
+
+    def __repr__(self) -> str:
+        return f"<task handle {self.task_id}>"
+
+
+def _is_over(snapshot: Snapshot | None) -> bool:
+    return snapshot is None or snapshot.state in OVER
+
+
+def failure_of(snapshot: Snapshot) -> TaskFailed:
+    """The error that says how a task ended that did not complete."""
+    record, history = snapshot.record, snapshot.history
+    name = f"{record.type or 'the task'} ({record.id})"
+    if snapshot.state == TaskStatus.CANCELLED:
+        return TaskCancelled(f"{name} was cancelled")
+    kind, how = _FAILURES.get(snapshot.reason, (TaskFailed, f"was given up: {snapshot.reason}"))
+    last = history[-1] if history else None
+    if last is None or not last.error:
+        return kind(f"{name} {how}")
+    failure = kind(f"{name} {how}; the last time: {last.error}")
+    if last.traceback:
+        failure.add_note(f"In the worker {last.worker}:\n{last.traceback}")
+    return failure

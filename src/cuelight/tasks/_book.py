@@ -150,16 +150,16 @@ class Book(Protocol):
         """Free a unique key, if this task holds it without an end."""
         ...
 
-    def claimed(self, nonce: str) -> Sequence[tuple[str, int]] | None:
-        """What a claim with this nonce was answered: (id, epoch); None if there was none."""
+    def claimed(self, nonce: str) -> list[tuple[Row, int]] | None:
+        """What a claim with this nonce was answered, with payloads and the epochs of then; None if there was none."""
         ...
 
-    def remember(self, nonce: str, leases: Sequence[tuple[str, int]], until: float) -> None:
-        """Keep the answer to a claim."""
+    def remember(self, nonce: str, rows: Sequence[Row], until: float) -> None:
+        """Keep the answer to a claim: these rows, and their epochs."""
         ...
 
     def forget(self, now: float, most: int) -> None:
-        """Drop unique keys and answers whose time is over."""
+        """Drop completed and cancelled tasks, unique keys and answers whose time ended before now."""
         ...
 
     def schedules(self) -> list[Schedule]:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cuelight.tasks._rows import (
-    CANCELLED,
-    COMPLETED,
     IN_FLIGHT,
     PENDING,
     SCHEDULED,
@@ -45,22 +43,16 @@ class Claims:
         if again is not None:
             return self._still_valid(claim, again), self._book.next_due()
         unfinished = self._sweep(now)
-        leases: list[Lease] = []
+        given: list[Row] = []
         if not self._book.paused and claim.most > 0:
-            unfinished |= self._pick(claim, now, leases)
-            if leases:
-                given = [(lease.record.id, lease.epoch) for lease in leases]
+            unfinished |= self._pick(claim, now, given)
+            if given:
                 self._book.remember(claim.nonce, given, now + claim.lease)
-        return leases, now if unfinished else self._book.next_due()
+        return [_lease(row) for row in given], now if unfinished else self._book.next_due()
 
-    def _still_valid(self, claim: Claim, given: Sequence[tuple[str, int]]) -> list[Lease]:
-        rows = self._book.rows([task_id for task_id, _ in given], payload=True)
-        return [
-            _lease(row)
-            for task_id, epoch in given
-            if (row := rows.get(task_id)) is not None
-            and (row.state, row.epoch, row.worker) == (IN_FLIGHT, epoch, claim.worker)
-        ]
+    def _still_valid(self, claim: Claim, given: Sequence[tuple[Row, int]]) -> list[Lease]:
+        held = (IN_FLIGHT, claim.worker)
+        return [_lease(row) for row, epoch in given if (row.state, row.worker) == held and row.epoch == epoch]
 
     def _sweep(self, now: float) -> bool:
         """Do what time has brought; whether something may be left."""
@@ -77,11 +69,6 @@ class Claims:
         opened = book.gates_due(now, _SWEEP)
         for gate in opened:
             self._lanes.settle(gate.key, now)
-        for state in (COMPLETED, CANCELLED):
-            # Not those of this very moment: the same finish may come again.
-            for row in book.due(state, now, _SWEEP):
-                if row.due is not None and row.due < now:
-                    self._engine.remove(row)
         book.forget(now, _SWEEP)
         return max(len(expired), len(crashed), len(woken), len(opened)) == _SWEEP
 
@@ -92,28 +79,29 @@ class Claims:
         self._book.save_story(row)
         self._engine.apply(row, fate_of(row, CRASH, 0.0, now), now)
 
-    def _pick(self, claim: Claim, now: float, leases: list[Lease]) -> bool:
+    def _pick(self, claim: Claim, now: float, given: list[Row]) -> bool:
         """Lease the next tasks; whether it stopped before it had seen all that may go."""
         book = self._book
         plain = book.heads(claim.most)
         row = next(plain, None)
         lane = book.first_lane("")
         looks = _LOOKS
-        while len(leases) < claim.most and (row is not None or lane is not None):
+        while len(given) < claim.most and (row is not None or lane is not None):
             if lane is not None and lane.head is not None and (row is None or lane.head < order_of(row)):
                 if looks == 0:
                     return True
-                looks -= not self._pick_from(lane, claim, now, leases)
+                looks -= not self._pick_from(lane, claim, now, given)
                 lane = book.first_lane("")
             elif row is not None:
                 if row.record.deadline <= now:
                     self._engine.expire(row, now)
                 else:
-                    leases.append(self._start(row, claim, now))
+                    self._start(row, claim, now)
+                    given.append(row)
                 row = next(plain, None)
         return False
 
-    def _pick_from(self, lane: Lane, claim: Claim, now: float, leases: list[Lease]) -> bool:
+    def _pick_from(self, lane: Lane, claim: Claim, now: float, given: list[Row]) -> bool:
         row = self._book.head(lane)
         if row is None:  # pragma: no cover - a lane without tasks is dropped at once
             raise AssertionError(f"the lane {lane.keys} is empty")
@@ -123,14 +111,14 @@ class Claims:
         if self._lanes.refused(lane, row, now):
             return False
         self._lanes.start(row, now)
-        leases.append(self._start(row, claim, now))
+        self._start(row, claim, now)
+        given.append(row)
         return True
 
-    def _start(self, row: Row, claim: Claim, now: float) -> Lease:
+    def _start(self, row: Row, claim: Claim, now: float) -> None:
         row.epoch += 1
         row.worker = claim.worker
         self._engine.shift(row, IN_FLIGHT, now, now + claim.lease)
-        return _lease(row)
 
 
 def _lease(row: Row) -> Lease:

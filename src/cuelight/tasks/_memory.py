@@ -60,14 +60,17 @@ class MemoryStore:
 
     def _do(self, step: Callable[..., R], *args: Any) -> R:
         with self._lock:
-            if self._closed:
-                raise PoolClosed("the store is closed: open() it again, or make another")
+            self._check_open()
             self._book.changed = False
             answer = step(self._clock(), *args)
             changed = self._book.changed
         if changed:
             self._changes.notify()
         return answer
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PoolClosed("the store is closed: open() it again, or make another")
 
     async def _step(self, step: Callable[..., R], *args: Any) -> R:
         await yield_now()
@@ -136,4 +139,5 @@ class MemoryStore:
         return self._changes.version
 
     async def changed(self, since: int, timeout: float) -> None:
+        self._check_open()
         await self._changes.wait(since, timeout)

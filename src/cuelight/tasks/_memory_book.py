@@ -122,8 +122,8 @@ class MemoryBook:
         self._gates_due = _Heap(lambda entry: self._gate_dues.get(entry[1]) == entry[0])
         self._unique: dict[str, tuple[str, float]] = {}
         self._unique_ends = _Heap(lambda entry: self._unique.get(entry[2], ("", 0.0))[1] == entry[0])
-        self._claims: dict[str, tuple[Sequence[tuple[str, int]], float]] = {}
-        self._claim_ends = _Heap(lambda entry: self._claims.get(entry[2], ((), 0.0))[1] == entry[0])
+        self._claims: dict[str, tuple[list[tuple[Row, int]], float]] = {}
+        self._claim_ends = _Heap(lambda entry: self._claims.get(entry[2], ([], 0.0))[1] == entry[0])
         self._schedules: dict[str, Schedule] = {}
 
     # Tasks
@@ -348,19 +348,24 @@ class MemoryBook:
         if self._unique.get(key) == (task_id, inf):
             del self._unique[key]
 
-    def claimed(self, nonce: str) -> Sequence[tuple[str, int]] | None:
+    def claimed(self, nonce: str) -> list[tuple[Row, int]] | None:
         there = self._claims.get(nonce)
         return None if there is None else there[0]
 
-    def remember(self, nonce: str, leases: Sequence[tuple[str, int]], until: float) -> None:
-        self._claims[nonce] = (leases, until)
+    def remember(self, nonce: str, rows: Sequence[Row], until: float) -> None:
+        self._claims[nonce] = ([(row, row.epoch) for row in rows], until)
         self._claim_ends.push((until, next(self._ticket), nonce))
 
     def forget(self, now: float, most: int) -> None:
+        for state in (COMPLETED, CANCELLED):
+            for row in self.due(state, now, most):
+                if row.due is not None and row.due < now:
+                    self.sizes[state] -= 1
+                    self.delete(row)
         for heap, kept in ((self._unique_ends, self._unique), (self._claim_ends, self._claims)):
             for _ in range(most):
                 entry = heap.top()
-                if entry is None or entry[0] > now:
+                if entry is None or entry[0] >= now:
                     break
                 del kept[heapq.heappop(heap.entries)[2]]
 

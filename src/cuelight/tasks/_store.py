@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-class Record(msgspec.Struct, kw_only=True):
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A task as a producer gives it to a store. Payloads and results are bytes here: nobody looks inside.
 
     Attributes:

@@ -1,0 +1,391 @@
+"""The rows of one queue in SQLite tables.
+
+1. A book is used between `begin` and `end`, within one transaction. Nothing is cached from one transaction to the
+   next: other processes write too.
+2. Tasks and gates are written together, by `flush`, before anything is asked that they may change.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from math import inf
+from typing import Any, Final
+
+import msgspec
+
+from cuelight.tasks._rows import CANCELLED, COMPLETED, STATES, Gate, Lane, Row, Story
+from cuelight.tasks._sqlite_statements import (
+    CLAIMED,
+    COMPLETE,
+    DELETE,
+    DUE,
+    EXPIRED,
+    FIRST_LANE,
+    FORGET_CLAIMS,
+    FORGET_UNIQUES,
+    GATES_DUE,
+    INSERT,
+    JOIN,
+    LAST,
+    MAKE_LAST,
+    NEXT_DUE,
+    OVER,
+    PARKED_TYPES,
+    READY,
+    ROWS,
+    ROWS_ALL,
+    SAVE_GATE,
+    SELECT_ALL,
+    UPDATE,
+)
+from cuelight.tasks._store import Query, Record, Schedule
+from cuelight.tasks._task import Limit
+
+__all__ = ["SQLiteBook"]
+
+_encode: Final = msgspec.msgpack.encode
+_decode_record: Final = msgspec.msgpack.Decoder(Record).decode
+_decode_story: Final = msgspec.msgpack.Decoder(Story).decode
+_decode_limit: Final = msgspec.msgpack.Decoder(Limit).decode
+_decode_keys: Final = msgspec.json.Decoder(tuple[str, ...]).decode
+_decode_leases: Final = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
+
+
+class SQLiteBook:
+    """See `Book`."""
+
+    def __init__(self, connection: sqlite3.Connection, queue: int) -> None:
+        self.sizes = [0] * len(STATES)
+        self.paused = self.closed = self.changed = False
+        self._connection = connection
+        self._run = connection.execute
+        self._queue = queue
+        self._sizes_before: list[int] = []
+        self._sequence: int | None = None
+        self._fresh: list[Row] = []
+        self._dirty: dict[int, Row] = {}
+        self._gates: dict[str, Gate] = {}
+        self._dirty_gates: dict[str, Gate] = {}
+        self._lanes: dict[int, Lane] = {}
+        self._lanes_by_keys: dict[tuple[str, ...], Lane] = {}
+
+    def begin(self) -> None:
+        """Read what each step needs."""
+        for cache in (self._fresh, self._dirty, self._gates, self._dirty_gates, self._lanes, self._lanes_by_keys):
+            cache.clear()
+        self._sequence = None
+        row = self._run(
+            """SELECT paused, closed, pending, scheduled, parked, in_flight, completed, cancelled, dead_letter
+            FROM queues WHERE id = ?""",
+            (self._queue,),
+        ).fetchone()
+        self.paused, self.closed, self.sizes = bool(row[0]), bool(row[1]), list(row[2:])
+        self._sizes_before = self.sizes.copy()
+
+    def end(self) -> None:
+        """Write what is left."""
+        self.flush()
+        if self._sequence is not None:
+            self._run("UPDATE file SET sequence = ?", (self._sequence,))
+        if self.sizes != self._sizes_before:
+            self._run(
+                """UPDATE queues SET pending = ?, scheduled = ?, parked = ?, in_flight = ?, completed = ?,
+                cancelled = ?, dead_letter = ? WHERE id = ?""",
+                (*self.sizes, self._queue),
+            )
+
+    def flush(self) -> None:
+        """Write the tasks and gates that have changed."""
+        many = self._connection.executemany
+        if self._fresh:
+            rows, self._fresh = self._fresh, []
+            many(INSERT, [self._new_values(row) for row in rows])
+            many("INSERT INTO bodies VALUES (?, ?, ?)", [_body(row) for row in rows])
+        if self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            others = [row for row in dirty.values() if row.state != COMPLETED]
+            if others:
+                many(UPDATE, [(*self._values(row), row.seq) for row in others])
+            if len(others) < len(dirty):
+                done = [row for row in dirty.values() if row.state == COMPLETED]
+                many(COMPLETE, [(*self._values(row), row.result, row.seq) for row in done])
+        if self._dirty_gates:
+            gates, self._dirty_gates = self._dirty_gates, {}
+            many(SAVE_GATE, [self._gate_values(gate) for gate in gates.values()])
+
+    # Tasks
+
+    def taken(self, records: Sequence[Record]) -> dict[str, str]:
+        rows = self.rows([record.id for record in records])
+        return {task_id: row.record.nonce for task_id, row in rows.items()}
+
+    def new(self, record: Record) -> Row:
+        if self._sequence is None:
+            (self._sequence,) = self._run("SELECT sequence FROM file").fetchone()
+        self._sequence = (self._sequence or 0) + 1
+        return Row(seq=self._sequence, record=record)
+
+    def insert(self, row: Row) -> None:
+        self.changed = True
+        self._fresh.append(row)
+
+    def _new_values(self, row: Row) -> tuple[Any, ...]:
+        record = row.record
+        lane = row.lane or -self._queue
+        place = (record.priority, record.deadline)
+        return (row.seq, self._queue, record.id, record.type, row.state, lane, *place, row.due)
+
+    def _values(self, row: Row) -> tuple[Any, ...]:
+        place = (row.state, row.lane or -self._queue, row.due, row.epoch, row.worker)
+        return (*place, row.settled, row.step, row.ended, row.reason, row.cancelling)
+
+    def rows(self, ids: Sequence[str], *, payload: bool = False) -> dict[str, Row]:
+        self.flush()
+        wanted = (self._queue, msgspec.json.encode(ids).decode())
+        found = (_row(values) for values in self._run(ROWS_ALL if payload else ROWS, wanted))
+        return {row.record.id: row for row in found}
+
+    def save(self, row: Row) -> None:
+        self.changed = True
+        self._dirty[row.seq] = row
+
+    def save_story(self, row: Row) -> None:
+        self.changed = True
+        self._run("INSERT OR REPLACE INTO stories VALUES (?, ?)", (row.seq, _encode(row.story)))
+
+    def save_record(self, row: Row) -> None:
+        self.changed = True
+        seq, meta, payload = _body(row)
+        self._run("UPDATE bodies SET meta = ?, payload = ? WHERE seq = ?", (meta, payload, seq))
+        self._run("UPDATE tasks SET deadline = ? WHERE seq = ?", (row.record.deadline, seq))
+
+    def delete(self, row: Row) -> None:
+        self.changed = True
+        self._dirty.pop(row.seq, None)
+        self._delete([(row.seq,)])
+
+    def _delete(self, rows: list[tuple[int]]) -> None:
+        for statement in DELETE:
+            self._connection.executemany(statement, rows)
+
+    def heads(self, hint: int) -> Iterator[Row]:
+        most = max(1, hint)
+        while True:
+            rows = self._rows(READY, -self._queue, most)
+            yield from rows
+            if len(rows) < most:
+                return
+
+    def head(self, lane: Lane) -> Row | None:
+        return next(iter(self._rows(READY, lane.id, 1)), None)
+
+    def due(self, state: int, now: float, most: int) -> list[Row]:
+        return self._rows(DUE, self._queue, state, now, most)
+
+    def expired(self, now: float, most: int) -> list[Row]:
+        return self._rows(EXPIRED, self._queue, now, most)
+
+    def last(self) -> Row | None:
+        self._run(MAKE_LAST)
+        return next(iter(self._rows(LAST, self._queue)), None)
+
+    def parked(self, types: Sequence[str]) -> list[Row]:
+        return self._rows(PARKED_TYPES, self._queue, msgspec.json.encode(types).decode())
+
+    def find(self, query: Query) -> list[Row]:
+        # The few tasks in flight are found by their leases; of the others there are many, or an index.
+        source = SELECT_ALL + (" INDEXED BY tasks_due" if query.state == "in_flight" else "")
+        conditions, values = ["queue = ?", "tasks.seq > ?"], [self._queue, query.after]
+        if query.state is not None:
+            state = STATES.index(query.state)
+            conditions.append(f"state = {state}")
+            if query.state == "in_flight":
+                conditions.append("due IS NOT NULL")
+        for condition, value in (("type = ?", query.type), ("reason = ?", query.reason)):
+            if value is not None:
+                conditions.append(condition)
+                values.append(value)  # type: ignore[arg-type]
+        if query.ended_before is not None:
+            conditions.append("ended > 0 AND ended < ?")
+            values.append(query.ended_before)  # type: ignore[arg-type]
+        where = " AND ".join(conditions)
+        return self._rows(f"{source} {JOIN} WHERE {where} ORDER BY tasks.seq LIMIT ?", *values, query.limit)
+
+    def next_due(self) -> float:
+        self.flush()
+        return min((at for at in self._run(NEXT_DUE, (self._queue,)).fetchone() if at is not None), default=inf)
+
+    def _rows(self, statement: str, *values: Any) -> list[Row]:
+        self.flush()
+        return [_row(found) for found in self._run(statement, values)]
+
+    # Limits
+
+    def lane(self, lane: int) -> Lane:
+        there = self._lanes.get(lane)
+        if there is None:
+            query = "SELECT id, keys, waits_on, priority, deadline, seq FROM lanes WHERE id = ?"
+            there = self._lane(self._run(query, (lane,)).fetchone())
+        return there
+
+    def _lane(self, values: Any) -> Lane:
+        there = self._lanes.get(values[0])
+        if there is None:
+            there = Lane(values[0], _decode_keys(values[1]), values[2], (values[3], values[4], values[5]))
+            self._lanes[there.id] = self._lanes_by_keys[there.keys] = there
+        return there
+
+    def lane_of(self, keys: tuple[str, ...]) -> Lane:
+        there = self._lanes_by_keys.get(keys)
+        if there is None:
+            text = msgspec.json.encode(keys).decode()
+            query = "SELECT id, keys, waits_on, priority, deadline, seq FROM lanes WHERE queue = ? AND keys = ?"
+            values = self._run(query, (self._queue, text)).fetchone()
+            if values is not None:
+                return self._lane(values)
+            (number,) = self._run(
+                "INSERT INTO lanes (queue, keys) VALUES (?, ?) RETURNING id", (self._queue, text)
+            ).fetchone()
+            there = self._lanes[number] = self._lanes_by_keys[keys] = Lane(number, keys)
+        return there
+
+    def save_lane(self, lane: Lane) -> None:
+        self.changed = True
+        head = lane.head or (None, None, None)
+        statement = "UPDATE lanes SET waits_on = ?, priority = ?, deadline = ?, seq = ? WHERE id = ?"
+        self._run(statement, (lane.waits_on, *head, lane.id))
+
+    def drop_lane(self, lane: Lane) -> None:
+        self.changed = True
+        del self._lanes[lane.id], self._lanes_by_keys[lane.keys]
+        self._run("DELETE FROM lanes WHERE id = ?", (lane.id,))
+
+    def first_lane(self, waits_on: str) -> Lane | None:
+        values = self._run(FIRST_LANE, (self._queue, waits_on)).fetchone()
+        return None if values is None else self._lane(values)
+
+    def gate(self, key: str) -> Gate:
+        gate = self._gates.get(key)
+        if gate is None:
+            query = "SELECT running, tat, closed, override, waiting, due FROM gates WHERE queue = ? AND key = ?"
+            values = self._run(query, (self._queue, key)).fetchone()
+            if values is None:
+                gate = Gate(key)
+            else:
+                override = None if values[3] is None else _decode_limit(values[3])
+                running, tat, closed, _, waiting, due = values
+                gate = Gate(key, running, tat, closed, override, bool(waiting), due)
+            self._gates[key] = gate
+        return gate
+
+    def save_gate(self, gate: Gate) -> None:
+        self.changed = True
+        self._dirty_gates[gate.key] = gate
+
+    def _gate_values(self, gate: Gate) -> tuple[Any, ...]:
+        override = None if gate.override is None else _encode(gate.override)
+        return (self._queue, gate.key, gate.running, gate.tat, gate.closed, override, gate.waiting, gate.due)
+
+    def drop_gate(self, gate: Gate) -> None:
+        self.changed = True
+        self._gates.pop(gate.key, None)
+        self._dirty_gates.pop(gate.key, None)
+        self._run("DELETE FROM gates WHERE queue = ? AND key = ?", (self._queue, gate.key))
+
+    def gates_due(self, now: float, most: int) -> list[Gate]:
+        self.flush()
+        return [self.gate(key) for (key,) in self._run(GATES_DUE, (self._queue, now, most)).fetchall()]
+
+    # Unique keys, claims, schedules
+
+    def holder(self, key: str, now: float) -> str | None:
+        query = "SELECT id FROM uniques WHERE queue = ? AND key = ? AND until > ?"
+        found = self._run(query, (self._queue, key, now)).fetchone()
+        return None if found is None else found[0]
+
+    def hold(self, key: str, task_id: str, until: float) -> None:
+        self.changed = True
+        self._run("INSERT OR REPLACE INTO uniques VALUES (?, ?, ?, ?)", (self._queue, key, task_id, until))
+
+    def let_go(self, key: str, task_id: str) -> None:
+        statement = "DELETE FROM uniques WHERE queue = ? AND key = ? AND id = ? AND until = 9e999"
+        self._run(statement, (self._queue, key, task_id))
+
+    def claimed(self, nonce: str) -> list[tuple[Row, int]] | None:
+        query = "SELECT leases FROM claims WHERE queue = ? AND nonce = ?"
+        found = self._run(query, (self._queue, nonce)).fetchone()
+        if found is None:
+            return None
+        leases = _decode_leases(found[0])
+        rows = {row.seq: row for row in self._rows(CLAIMED, msgspec.json.encode([seq for seq, _ in leases]).decode())}
+        return [(rows[seq], epoch) for seq, epoch in leases if seq in rows]
+
+    def remember(self, nonce: str, rows: Sequence[Row], until: float) -> None:
+        leases = _encode([(row.seq, row.epoch) for row in rows])
+        self._run("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", (self._queue, nonce, until, leases))
+
+    def forget(self, now: float, most: int) -> None:
+        for state in (COMPLETED, CANCELLED):
+            rows = self._run(OVER, (self._queue, state, now, most)).fetchall()
+            if rows:
+                self.changed = True
+                self.sizes[state] -= len(rows)
+                self._delete(rows)
+        self._run(FORGET_UNIQUES, (self._queue, now, most))
+        self._run(FORGET_CLAIMS, (self._queue, now, most))
+
+    def schedules(self) -> list[Schedule]:
+        query = "SELECT name, spec, due, record FROM schedules WHERE queue = ? ORDER BY due, name"
+        return list(_schedules(self._run(query, (self._queue,))))
+
+    def schedule(self, name: str) -> Schedule | None:
+        query = "SELECT name, spec, due, record FROM schedules WHERE queue = ? AND name = ?"
+        return next(iter(_schedules(self._run(query, (self._queue, name)))), None)
+
+    def save_schedule(self, schedule: Schedule) -> None:
+        self.changed = True
+        values = (self._queue, schedule.name, schedule.spec, schedule.due, _encode(schedule.record))
+        self._run("INSERT OR REPLACE INTO schedules VALUES (?, ?, ?, ?, ?)", values)
+
+    def drop_schedule(self, name: str) -> None:
+        self.changed = True
+        self._run("DELETE FROM schedules WHERE queue = ? AND name = ?", (self._queue, name))
+
+    def save_queue(self) -> None:
+        self.changed = True
+        statement = "UPDATE queues SET paused = ?, closed = ? WHERE id = ?"
+        self._run(statement, (self.paused, self.closed, self._queue))
+
+
+def _schedules(found: Iterable[Any]) -> Iterator[Schedule]:
+    for name, spec, due, record in found:
+        yield Schedule(name=name, spec=spec, due=due, record=_decode_record(record))
+
+
+def _body(row: Row) -> tuple[int, bytes, bytes]:
+    meta = msgspec.structs.replace(row.record, id="", payload=b"")
+    return (row.seq, _encode(meta), row.record.payload)
+
+
+def _row(values: tuple[Any, ...]) -> Row:
+    (seq, task_id, state, lane, due, epoch, worker, settled, step, ended, reason, cancelling) = values[:12]
+    deadline, meta, story, payload, result = values[12:]
+    record = _decode_record(meta)
+    record.id, record.payload, record.deadline = task_id, payload, deadline
+    return Row(
+        seq=seq,
+        record=record,
+        state=state,
+        lane=max(0, lane),
+        due=due,
+        epoch=epoch,
+        worker=worker,
+        settled=settled,
+        step=step,
+        ended=ended,
+        reason=reason,
+        cancelling=bool(cancelling),
+        story=None if story is None else _decode_story(story),
+        result=result,
+    )

@@ -1,0 +1,189 @@
+"""The tables of the SQLite store, how a file is opened, and what its errors mean to people.
+
+A task is one small row in `tasks`, which changes with each step, and one in `bodies`, which does not. Each question
+that a claim asks has a partial index with the rows that can be an answer, and only those: `tasks_ready` holds pending
+tasks, `tasks_due` those that wait for a time, and so on. Numbers of states are those of `_rows.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import Final
+from urllib.parse import quote
+
+from cuelight.errors import StoreUnavailable
+
+__all__ = ["SCRIPTS", "SYNCHRONOUS", "connect", "is_busy", "migrate", "unavailable"]
+
+SYNCHRONOUS: Final = ("FULL", "NORMAL", "EXTRA", "OFF")
+_APPLICATION: Final = 0x43554531  # "CUE1": tells the file from those of others
+
+SCRIPTS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE file (one INTEGER PRIMARY KEY CHECK (one = 1), sequence INTEGER NOT NULL) STRICT""",
+        """INSERT INTO file VALUES (1, 0)""",
+        """CREATE TABLE queues (
+            id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+            paused INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0,
+            pending INTEGER NOT NULL DEFAULT 0, scheduled INTEGER NOT NULL DEFAULT 0,
+            parked INTEGER NOT NULL DEFAULT 0, in_flight INTEGER NOT NULL DEFAULT 0,
+            completed INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
+            dead_letter INTEGER NOT NULL DEFAULT 0
+        ) STRICT""",
+        # lane: of a pending task; a task without limits has -queue. due, deadline, ended: seconds since the epoch.
+        """CREATE TABLE tasks (
+            seq INTEGER PRIMARY KEY, queue INTEGER NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL,
+            state INTEGER NOT NULL, lane INTEGER NOT NULL, priority INTEGER NOT NULL, deadline REAL NOT NULL,
+            due REAL, epoch INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '',
+            settled INTEGER NOT NULL DEFAULT 0, step INTEGER NOT NULL DEFAULT 0, ended REAL NOT NULL DEFAULT 0,
+            reason TEXT NOT NULL DEFAULT '', cancelling INTEGER NOT NULL DEFAULT 0, result BLOB
+        ) STRICT""",
+        """CREATE UNIQUE INDEX tasks_id ON tasks (queue, id)""",
+        """CREATE INDEX tasks_ready ON tasks (lane, priority, deadline, seq) WHERE state = 0""",
+        """CREATE INDEX tasks_due ON tasks (queue, state, due) WHERE due IS NOT NULL""",
+        """CREATE INDEX tasks_deadline ON tasks (queue, deadline) WHERE state < 3 AND deadline < 9e999""",
+        """CREATE INDEX tasks_parked ON tasks (queue, type, seq) WHERE state = 2""",
+        """CREATE INDEX tasks_dead ON tasks (queue, seq) WHERE state = 6""",
+        # The record as msgpack without its payload, and the payload: never rewritten while a task is worked on.
+        """CREATE TABLE bodies (seq INTEGER PRIMARY KEY, meta BLOB NOT NULL, payload BLOB NOT NULL) STRICT""",
+        # What attempts have left behind, as msgpack; most tasks have no row here.
+        """CREATE TABLE stories (seq INTEGER PRIMARY KEY, story BLOB NOT NULL) STRICT""",
+        """CREATE TABLE lanes (
+            id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, keys TEXT NOT NULL, waits_on TEXT NOT NULL DEFAULT '',
+            priority INTEGER, deadline REAL, seq INTEGER
+        ) STRICT""",
+        """CREATE UNIQUE INDEX lanes_keys ON lanes (queue, keys)""",
+        """CREATE INDEX lanes_first ON lanes (queue, waits_on, priority, deadline, seq)""",
+        """CREATE TABLE gates (
+            queue INTEGER NOT NULL, key TEXT NOT NULL, running INTEGER NOT NULL, tat REAL NOT NULL,
+            closed REAL NOT NULL, override BLOB, waiting INTEGER NOT NULL, due REAL, PRIMARY KEY (queue, key)
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE INDEX gates_due ON gates (queue, due) WHERE due IS NOT NULL""",
+        """CREATE TABLE uniques (
+            queue INTEGER NOT NULL, key TEXT NOT NULL, id TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (queue, key)
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE INDEX uniques_until ON uniques (queue, until) WHERE until < 9e999""",
+        """CREATE TABLE claims (
+            queue INTEGER NOT NULL, nonce TEXT NOT NULL, until REAL NOT NULL, leases BLOB NOT NULL,
+            PRIMARY KEY (queue, nonce)
+        ) STRICT""",
+        """CREATE INDEX claims_until ON claims (queue, until)""",
+        """CREATE TABLE schedules (
+            queue INTEGER NOT NULL, name TEXT NOT NULL, spec TEXT NOT NULL, due REAL NOT NULL, record BLOB NOT NULL,
+            PRIMARY KEY (queue, name)
+        ) STRICT, WITHOUT ROWID""",
+    ),
+)
+"""What brings a file from one version to the next. A script that was released never changes; new ones follow it."""
+
+
+def connect(path: str, synchronous: str) -> sqlite3.Connection:
+    """Open the file, or make it. Lock waits are the caller's business: `is_busy`.
+
+    Raises:
+        FileNotFoundError: its folder is not there.
+        IsADirectoryError: it is a folder.
+        PermissionError: it must not be read or written.
+        ValueError: it is no database, or one of something else.
+        sqlite3.OperationalError: another process holds it just now.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"SQLiteStore({path!r}): there is no folder {folder!r}; make it first")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"SQLiteStore({path!r}): this is a folder; name a file in it")
+    connection: sqlite3.Connection | None = None
+    try:
+        connection = sqlite3.connect(
+            f"file:{quote(os.path.abspath(path))}?mode=rwc",
+            uri=True,
+            timeout=0.0,
+            isolation_level=None,
+            check_same_thread=False,  # opened and used by the writer's thread; closed there, or never
+            cached_statements=256,
+        )
+        _check_owner(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA cache_size = -32000")  # at most 32 MB
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA wal_autocheckpoint = 2000")  # pages
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        if is_busy(error):
+            raise
+        raise _not_usable(error, path) from error
+    except BaseException:
+        if connection is not None:
+            connection.close()
+        raise
+    return connection
+
+
+def _check_owner(connection: sqlite3.Connection, path: str) -> None:
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    if owner == _APPLICATION:
+        return
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if owner != 0 or tables:
+        raise ValueError(f"SQLiteStore({path!r}): this database belongs to something else; give the queue its own file")
+
+
+def migrate(connection: sqlite3.Connection, path: str) -> None:
+    """Bring the file to the version of this library, in a transaction that the caller has begun.
+
+    Raises:
+        ValueError: the file is of a newer version.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(SCRIPTS):
+        raise ValueError(
+            f"SQLiteStore({path!r}): the file has version {version}, and this release of cuelight knows versions up "
+            f"to {len(SCRIPTS)}; use the release that wrote it, or a newer one"
+        )
+    for script in SCRIPTS[version:]:
+        for statement in script:
+            connection.execute(statement)
+    if version < len(SCRIPTS):
+        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {len(SCRIPTS)}")
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether another process has the lock, and it is worth waiting."""
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _code(error: BaseException) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF  # without the extended part
+
+
+def _not_usable(error: sqlite3.Error, path: str) -> Exception:
+    where = f"SQLiteStore({path!r})"
+    match _code(error):
+        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+            return ValueError(f"{where}: this file is not a SQLite database, or is damaged: {error}")
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_AUTH:
+            return PermissionError(f"{where}: {error}; this user must be allowed to write the file and its folder")
+        case _:
+            return unavailable(error, path)
+
+
+def unavailable(error: BaseException, path: str) -> StoreUnavailable:
+    """The error for a step that could not be made, with a way out."""
+    match _code(error):
+        case sqlite3.SQLITE_FULL:
+            advice = "the disk is full; make room, then try again"
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            advice = "the file must not be written; give this user the right to write it and its folder"
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            advice = "the file is damaged; restore it from a backup, or save what `sqlite3 FILE .recover` finds"
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            advice = "another process holds its lock; look for one that keeps a transaction open"
+        case _:
+            advice = "see the cause; the same step may be tried again"
+    return StoreUnavailable(f"SQLiteStore({path!r}): {error}: {advice}")

@@ -1,0 +1,294 @@
+"""The thread that owns the connection of a SQLite store.
+
+All steps come through one queue. What waits there when a commit is over goes into the next transaction together, so
+that one sync of the disk serves all of them.
+
+1. A step that was submitted is answered once, with a result or an error: also when the thread ends.
+2. An answer is given after the commit.
+3. A step that fails is made again alone, and so are those that were in its transaction: it takes no neighbour with it.
+4. Other processes are waited for with a deadline, never for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from cuelight.errors import CuelightError, PoolClosed, StoreUnavailable
+from cuelight.mailbox._backend import Backend, Waiter, current_backend
+from cuelight.tasks._changes import Changes
+from cuelight.tasks._clock import SteadyClock
+from cuelight.tasks._engine import Engine
+from cuelight.tasks._sqlite_book import SQLiteBook
+from cuelight.tasks._sqlite_schema import connect, is_busy, migrate, unavailable
+
+__all__ = ["Call", "Writer"]
+
+_POLL: Final = 0.005  # seconds between two looks at what other processes did, while somebody waits for that
+_GROUP: Final = 256  # steps in one transaction
+_NAPS: Final = (0.0002, 0.001, 0.004)  # seconds between attempts to get the lock, times a random factor
+_abandoned: list[object] = []  # of a parent process: to close them here would be to touch its files
+
+
+class _Busy(Exception):
+    """Another process has held the lock for longer than we wait."""
+
+
+class Call:
+    """One step, and where its answer goes: to a task in some loop, or to a thread."""
+
+    __slots__ = ("_backend", "_thread", "_woken", "abandoned", "args", "error", "reads", "result", "step")
+
+    def __init__(self, step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> None:
+        self.step, self.args, self.reads = step, args, reads
+        self.abandoned = False
+        self.result: Any = None
+        self.error: Exception | None = None
+        self._thread = 0 if blocking else threading.get_ident()
+        self._backend: Backend | None = None if blocking else current_backend()
+        self._woken: threading.Event | Waiter = threading.Event() if self._backend is None else self._backend.waiter()
+
+    async def answer(self) -> Any:
+        """Wait for the answer. If that is cancelled, the step may take effect all the same."""
+        try:
+            await self._woken  # type: ignore[misc]
+        except BaseException:
+            self.abandoned = True
+            raise
+        return self._outcome()
+
+    def answer_blocking(self) -> Any:
+        """The same for a thread."""
+        self._woken.wait()  # type: ignore[union-attr]
+        return self._outcome()
+
+    def _outcome(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def _answer(calls: Sequence[Call]) -> None:
+    """Wake those who wait, with one wake-up for each loop."""
+    loops: dict[int, tuple[Backend, list[Waiter]]] = {}
+    for call in calls:
+        if call._backend is None:
+            call._woken.set()  # type: ignore[union-attr]
+        else:
+            loops.setdefault(call._thread, (call._backend, []))[1].append(call._woken)  # type: ignore[arg-type]
+    for backend, waiters in loops.values():
+        try:
+            backend.call_threadsafe(_wake, waiters)
+        except RuntimeError:
+            pass  # the loop has ended, and those who waited in it
+
+
+def _wake(waiters: list[Waiter]) -> None:
+    for waiter in waiters:
+        waiter.wake()
+
+
+class Writer:
+    """The thread, from `start` until a call of `CLOSE` was answered or opening failed."""
+
+    CLOSE: Final = "close"
+
+    def __init__(
+        self,
+        path: str,
+        queue_name: str,
+        *,
+        synchronous: str,
+        busy_timeout: float,
+        clock: SteadyClock,
+        changes: Changes,
+    ) -> None:
+        self.pid = os.getpid()
+        self._path, self._queue_name, self._synchronous = path, queue_name, synchronous
+        self._busy_timeout, self._clock, self._changes = busy_timeout, clock, changes
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self.ended = False
+        self._connection: sqlite3.Connection | None = None
+        self._book: SQLiteBook | None = None
+        self._steps: Engine | None = None
+        self._data_version = 0
+        self._thread = threading.Thread(target=self._work, name=f"cuelight store {path}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, call: Call) -> None:
+        """Give a step to the thread.
+
+        Raises:
+            PoolClosed: the store is closed.
+        """
+        with self._lock:
+            if self.ended:
+                raise PoolClosed(f"SQLiteStore({self._path!r}) is closed: open() it again")
+            self._calls.put(call)
+
+    def poke(self) -> None:
+        """Somebody waits for changes now: look at what other processes do."""
+        self._calls.put(None)
+
+    def abandon(self) -> None:
+        """Forget it in a child process: it belongs to the parent."""
+        _abandoned.append((self._connection, self._book, self._steps))
+
+    def join(self) -> None:
+        """Wait for the thread, which has answered its last call."""
+        self._thread.join()
+
+    # In the thread
+
+    def _work(self) -> None:
+        error: Exception = PoolClosed(f"SQLiteStore({self._path!r}) is closed: open() it again")
+        closers: list[Call] = []
+        try:
+            self._open()
+            while not closers:
+                calls = self._gather()
+                closers = [call for call in calls if call.step == self.CLOSE]
+                self._serve([call for call in calls if call.step != self.CLOSE and not call.abandoned])
+        except Exception as failure:  # nobody else is there to see it
+            error = failure
+        finally:
+            self._end(error, closers)
+
+    def _open(self) -> None:
+        connection = self._patiently(lambda: connect(self._path, self._synchronous))
+        self._connection = connection
+        self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+        try:
+            migrate(connection, self._path)
+            connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (self._queue_name,))
+            (number,) = connection.execute("SELECT id FROM queues WHERE name = ?", (self._queue_name,)).fetchone()
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        self._book = SQLiteBook(connection, number)
+        self._steps = Engine(self._book)
+
+    def _patiently(self, step: Callable[[], Any]) -> Any:
+        """Do what may find the file locked by another process."""
+        deadline = time.monotonic() + self._busy_timeout
+        naps = 0
+        while True:
+            try:
+                return step()
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise unavailable(error, self._path) from error
+                if time.monotonic() >= deadline:
+                    raise _Busy(f"locked by another process for {self._busy_timeout:g} s") from error
+            # A crowd that naps in step would meet again and again.
+            time.sleep(_NAPS[min(naps // 4, len(_NAPS) - 1)] * random.uniform(0.5, 1.5))  # noqa: S311
+            naps += 1
+
+    def _gather(self) -> list[Call]:
+        """All that waits, at least one; in between look at what other processes did, if somebody wants to know."""
+        calls: list[Call] = []
+        while not calls:
+            try:
+                call = self._calls.get(timeout=_POLL) if self._changes.waiting else self._calls.get()
+            except queue.Empty:
+                self._look_at_others()
+                continue
+            if call is None:
+                self._look_at_others()
+            else:
+                calls.append(call)
+            while len(calls) < _GROUP and not self._calls.empty():
+                call = self._calls.get_nowait()
+                if call is not None:
+                    calls.append(call)
+        return calls
+
+    def _look_at_others(self) -> None:
+        assert self._connection is not None  # noqa: S101 - it was opened before the first call
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self._data_version = version
+            self._changes.notify()
+
+    def _serve(self, calls: list[Call]) -> None:
+        if not calls:
+            return
+        try:
+            self._transaction(calls)
+        except _Busy as error:
+            for call in calls:
+                call.error = unavailable(error, self._path)
+        except Exception as error:
+            if len(calls) == 1:
+                calls[0].error = _for_caller(error, self._path)
+            else:
+                for call in calls:
+                    call.result = call.error = None
+                    self._serve([call])
+                return
+        _answer(calls)
+
+    def _transaction(self, calls: list[Call]) -> None:
+        connection, book, steps = self._connection, self._book, self._steps
+        assert connection is not None and book is not None and steps is not None  # noqa: PT018, S101
+        begin = "BEGIN" if all(call.reads for call in calls) else "BEGIN IMMEDIATE"
+        self._patiently(lambda: connection.execute(begin))
+        changed = False
+        try:
+            self._look_at_others()
+            book.begin()
+            now = self._clock()
+            for call in calls:
+                book.changed = False
+                try:
+                    call.result = getattr(steps, call.step)(now, *call.args)
+                except (CuelightError, ValueError) as error:
+                    if book.changed:
+                        raise
+                    call.error = error  # refused, and nothing was written
+                changed |= book.changed
+            book.end()
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        if changed:
+            self._changes.notify()
+
+    def _end(self, error: Exception, closers: list[Call]) -> None:
+        with self._lock:
+            self.ended = True
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        left: list[Call] = []
+        while not self._calls.empty():
+            call = self._calls.get_nowait()
+            if call is not None:
+                left.append(call)
+        for call in left:
+            if call.step == self.CLOSE:
+                closers.append(call)
+            else:
+                call.error = _for_caller(error, self._path)
+        _answer([*(call for call in left if call.step != self.CLOSE), *closers])
+
+
+def _for_caller(error: Exception, path: str) -> Exception:
+    if isinstance(error, sqlite3.Error | _Busy):
+        wrapped: StoreUnavailable = unavailable(error, path)
+        wrapped.__cause__ = error
+        return wrapped
+    return error

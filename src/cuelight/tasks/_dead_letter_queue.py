@@ -391,6 +391,8 @@ class DeadLetterQueue:
     def __enter__(self) -> BlockingDeadLetterQueue:
         if self._face is not None:
             raise PoolClosed("these dead letters are in use by another `with` block: leave that first")
+        if isinstance(self._letters, ActorLetters) and self._home is None:
+            raise self._letters.elsewhere()
         self._opened = not self._owns
         face = BlockingDeadLetterQueue(lambda _system: self, system=self._home, name="dead-letters")
         self._face = face.__enter__()

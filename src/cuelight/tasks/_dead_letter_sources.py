@@ -255,12 +255,16 @@ class ActorLetters(Kept):
         await self.remove([letter.id])
         return None
 
+    def elsewhere(self) -> RuntimeError:
+        """The error about a use outside of the loop."""
+        return RuntimeError(
+            f"the dead letters of {self._system.name!r} belong to the loop of their system: use them there, or, in "
+            "blocking code, `with DeadLetterQueue.of(system)` over an ActorSystem.blocking()"
+        )
+
     def _pull(self) -> None:
         if get_ident() != self._thread:
-            raise RuntimeError(
-                "the dead letters of actors belong to the loop of their system: use them there, or for blocking code "
-                "`with DeadLetterQueue.of(system)` over an ActorSystem.blocking()"
-            )
+            raise self.elsewhere()
         while len(self._news):
             self.add(self._entry(self._news.receive_nowait()))
 

@@ -258,10 +258,13 @@ def task(
         kind: type[TaskFunction[..., Any]] = (
             AsyncTaskFunction if inspect.iscoroutinefunction(function) else PlainTaskFunction
         )
-        given: Any = options
-        return kind(function, name, queue, given)
+        return _kind_of(function)(function, name, queue, options)
 
     return decorate if function is None else decorate(function)
+
+
+def _kind_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    return AsyncTaskFunction if inspect.iscoroutinefunction(function) else PlainTaskFunction
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -26,7 +26,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from cuelight.actors import Actor, Message, Start, on
+from cuelight.actors import Actor, Message, Start, WasRestarted, on
 from cuelight.errors import PoolClosed, StoreUnavailable
 from cuelight.mailbox import current_backend
 from cuelight.supervision import Backoff
@@ -38,8 +38,9 @@ from cuelight.tasks._task import Attempt, Task
 
 if TYPE_CHECKING:
     from cuelight.actors import Exit, Ref
+    from cuelight.tasks._options import Heartbeat
 
-__all__ = ["Held", "Life", "QueueActor", "Resolve", "Told"]
+__all__ = ["Held", "Life", "QueueActor"]
 
 T = TypeVar("T")
 
@@ -60,6 +61,10 @@ class Told(Message):
     """The keeper has heard of leases."""
 
     beat: Beat
+
+
+class Step(Message):
+    """It is time to renew leases, where the loop does that."""
 
 
 @dataclass(slots=True)
@@ -89,11 +94,12 @@ class Life:
         patience: float,
         on_lost: Callable[[Task], object] | None,
         on_cancel: Callable[[Task], object] | None,
+        heartbeat: Heartbeat,
     ) -> None:
         self.store, self.name, self.lease, self.patience = store, name, lease, patience
         self.worker = f"{name}:{uuid4().hex}"
         self.held: dict[str, Held] = {}
-        self.ref: Ref[Resolve | Told] | None = None
+        self.ref: Ref[Resolve | Told | Step] | None = None
         self._on_lost, self._on_cancel = on_lost, on_cancel
         self._asked: dict[int, Claim | Finish] = {}  # of the store, and not answered yet
         self._unheard: list[Claim | Finish] = []  # those of them whose answer nobody waits for
@@ -101,6 +107,8 @@ class Life:
         self._keeper: Keeper | None = None
         self._numbers = 0
         self.backend = current_backend()
+        self.heartbeat = heartbeat
+        self._clock = time.monotonic if heartbeat == "thread" else self.backend.time
         self._open = self._over = False
         self._error: Exception | None = None
         self._settled = anyio.Event()  # opened, or over
@@ -247,7 +255,7 @@ class Life:
 
         Cancelled, it has claimed nothing, or gives it back.
         """
-        began = time.monotonic()
+        began = self._clock()
         answer = await self._exchange(Claim(self.worker, self.new_nonce(), 1, self.lease))
         if not answer.leases:
             return None, answer.wake_at - self.store.now()
@@ -336,10 +344,19 @@ class Life:
     # Leases.
 
     def _keep(self, lease: Lease, began: float) -> None:
-        if self._keeper is None:
-            self._keeper = Keeper(self.store, self.worker, lease=self.lease, notify=self._notify)
-            self._keeper.start()
-        self._keeper.hold(lease.record.id, lease.epoch, began)
+        keeper = self._keeper
+        if keeper is None:
+            keeper = Keeper(self.store, self.worker, lease=self.lease, notify=self._notify, clock=self._clock)
+            self._keeper = keeper
+            if self.heartbeat == "thread":
+                keeper.start()
+            elif self.ref is not None:
+                self.ref.tell_nowait(Step())
+        keeper.hold(lease.record.id, lease.epoch, began)
+
+    def step(self) -> float:
+        """Renew leases, where the loop does that. Returns the seconds until the next time."""
+        return GRACE if self._keeper is None else self._keeper.step()
 
     def _notify(self, beat: Beat) -> None:
         if self.ref is not None:
@@ -368,7 +385,7 @@ class Life:
             log.exception("%r failed on the task %s", consumer, task.task_id)
 
 
-class QueueActor(Actor[Resolve | Told]):
+class QueueActor(Actor[Resolve | Told | Step]):
     """Has the life of one handle."""
 
     def __init__(self, life: Life) -> None:
@@ -377,6 +394,8 @@ class QueueActor(Actor[Resolve | Told]):
     async def started(self, why: Start) -> None:
         """Open the store."""
         await self._life.open()
+        if isinstance(why, WasRestarted):
+            self.step(Step())  # its timers have ended with the incarnation before
 
     @on(Resolve)
     async def resolve(self, msg: Resolve) -> None:
@@ -388,6 +407,12 @@ class QueueActor(Actor[Resolve | Told]):
     def told(self, msg: Told) -> None:
         """Hear of leases."""
         self._life.told(msg.beat)
+
+    @on(Step)
+    def step(self, msg: Step) -> None:
+        """Renew leases in the loop."""
+        if self._life.heartbeat == "loop":
+            self.after(self._life.step(), msg, key=Step)
 
     async def stopped(self, why: Exit) -> None:
         """Give everything back."""

@@ -14,6 +14,7 @@ from cuelight.actors import Ref, child
 from cuelight.errors import PoolClosed
 from cuelight.supervision import ActorSystem
 from cuelight.tasks._memory import MemoryStore
+from cuelight.tasks._options import Heartbeat
 from cuelight.tasks._queue_actor import Life, QueueActor
 from cuelight.tasks._store import Bound, Store
 from cuelight.tasks._task import Task
@@ -37,6 +38,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     patience: float
     on_lost: Callable[[Task], object] | None
     on_cancel: Callable[[Task], object] | None
+    heartbeat: Heartbeat
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
@@ -45,6 +47,8 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"overflow={self.overflow!r}: give 'wait', 'reject' or 'shed_lowest'")
         if not 0 < self.lease < inf:
             raise ValueError(f"lease={self.lease!r}: give more than 0 seconds")
+        if self.heartbeat not in {"thread", "loop"}:
+            raise ValueError(f"heartbeat={self.heartbeat!r}: give 'thread' or 'loop'")
         if not self.patience >= 0:
             raise ValueError(f"patience={self.patience!r}: give seconds, 0 or more")
 
@@ -64,6 +68,7 @@ class QueueBase:
         patience: float = 30.0,
         on_lost: Callable[[Task], object] | None = None,
         on_cancel: Callable[[Task], object] | None = None,
+        heartbeat: Heartbeat = "thread",
     ) -> None:
         """Set up a queue; with `system` it can be used at once.
 
@@ -79,6 +84,7 @@ class QueueBase:
             patience: seconds for which a store that is away is tried.
             on_lost: called in the loop with a task that this handle had dequeued, and whose lease was lost.
             on_cancel: called in the loop with a task that this handle has dequeued, and that somebody wants cancelled.
+            heartbeat: what renews leases: a "thread", or the "loop", for tests with a virtual clock.
 
         Raises:
             ValueError: a value makes no sense; the message says which.
@@ -91,6 +97,7 @@ class QueueBase:
             patience=patience,
             on_lost=on_lost,
             on_cancel=on_cancel,
+            heartbeat=heartbeat,
         )
         self.name = name
         self.store: Store = MemoryStore() if store is None else store
@@ -111,6 +118,7 @@ class QueueBase:
             patience=options.patience,
             on_lost=options.on_lost,
             on_cancel=options.on_cancel,
+            heartbeat=options.heartbeat,
         )
         ref: Ref[Any] = Ref(system.family_made(system.root).adopt(child(QueueActor, life)))
         # Also where its `stopped` hook is not called, as when it never started.

@@ -255,9 +255,6 @@ def task(
     def decorate(function: Callable[..., Any]) -> Any:
         if not callable(function):
             raise TypeError(f"@task on {function!r}: decorate a function")
-        kind: type[TaskFunction[..., Any]] = (
-            AsyncTaskFunction if inspect.iscoroutinefunction(function) else PlainTaskFunction
-        )
         return _kind_of(function)(function, name, queue, options)
 
     return decorate if function is None else decorate(function)

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["Ledger"]
 
 
-Line = tuple[str, str, TaskStatus, float, float, str, int, str | None]
-"""What is kept of one task: identifier, name, status, end, milliseconds, worker, retries and the text of its error.
+Line = tuple[str, int, int, str, TaskStatus, float, float, str, int, str | None]
+"""What is kept of a task: identifier, number of the first, count, name, status, end, milliseconds, worker, retries and
+the text of its error.
 
-A plain tuple, because there is one for each item of a map. No result and no traceback: they may be large.
+With a count above 0 the line is for so many items of a map, which were done together. A plain tuple, because most items
+have one of their own. No result and no traceback: they may be large.
 """
 
 
@@ -31,6 +33,7 @@ class Ledger:
 
     def __init__(self, keep: int) -> None:
         self.totals = PoolStats()
+        self._keep = keep
         self._executors: dict[Executor, None] = {}
         self._lines: deque[Line] = deque(maxlen=keep)
 
@@ -52,8 +55,16 @@ class Ledger:
         ms = result.elapsed_ms
         totals.total_elapsed_ms += ms
         self._lines.append(
-            (result.task_id, result.task_name, status, result.timestamp, ms, result.worker_id, retries, text)
+            (result.task_id, 0, 0, result.task_name, status, result.timestamp, ms, result.worker_id, retries, text)
         )
+
+    def enter_many(  # noqa: PLR0917 - the columns of a line
+        self, task_id: str, first: int, items: int, name: str, ended: float, ms: float, worker: str
+    ) -> None:
+        """So many consecutive items of a map have succeeded."""
+        self.totals.completed += items
+        self.totals.total_elapsed_ms += ms * items
+        self._lines.append((task_id, first, items, name, TaskStatus.COMPLETED, ended, ms, worker, 0, None))
 
     def hired(self, executor: Executor) -> None:
         """A thread or process has come to be."""
@@ -79,7 +90,13 @@ class Ledger:
 
     def metrics(self) -> dict[str, TaskMetrics]:
         """How the last tasks ran, the latest last."""
-        return {
-            task_id: TaskMetrics(task_id, name, status, ended - ms / 1000, ended, ms, retries, worker or None, error)
-            for task_id, name, status, ended, ms, worker, retries, error in self._lines
-        }
+        latest_first: list[TaskMetrics] = []
+        for task_id, first, items, name, status, ended, ms, worker, retries, error in reversed(self._lines):
+            names = [f"{task_id}-{first + at}" for at in range(items)] or [task_id]
+            latest_first += [
+                TaskMetrics(one, name, status, ended - ms / 1000, ended, ms, retries, worker or None, error)
+                for one in reversed(names)
+            ]
+            if len(latest_first) >= self._keep:
+                break
+        return {line.task_id: line for line in reversed(latest_first[: self._keep])}

@@ -24,12 +24,16 @@ class Store(Protocol):
         """The map begins."""
         ...
 
-    def taken(self) -> None:
-        """One more item was taken."""
+    def taken(self, items: int) -> None:
+        """So many more items were taken."""
         ...
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
         """The result of an item."""
+        ...
+
+    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
+        """The results of consecutive items."""
         ...
 
     def closed(self) -> None:
@@ -48,10 +52,10 @@ class Gathered:
     def opened(self, run: MapRun) -> None:
         """Nothing to do."""
 
-    def taken(self) -> None:
-        """Keep a place for it."""
+    def taken(self, items: int) -> None:
+        """Keep places for them."""
         if self._ordered:
-            self._results.append(None)
+            self._results.extend([None] * items)
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
         """Fill its place."""
@@ -59,6 +63,13 @@ class Gathered:
             self._results[index] = result
         else:
             self._results.append(result)
+
+    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
+        """Fill their places."""
+        if self._ordered:
+            self._results[first : first + len(results)] = results
+        else:
+            self._results.extend(results)
 
     def closed(self) -> None:
         """Nothing to do."""
@@ -81,7 +92,7 @@ class Streamed:
         self._run = run
         self.limit = run.window
 
-    def taken(self) -> None:
+    def taken(self, items: int) -> None:
         """Nothing to do."""
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
@@ -95,6 +106,11 @@ class Streamed:
                 self._out.append(early.pop(self._next))
                 self._next += 1
         self._wake()
+
+    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
+        """Hand them out."""
+        for index, result in enumerate(results, first):
+            self.put(index, result)
 
     def closed(self) -> None:
         """Wake the reader: there will be no more."""

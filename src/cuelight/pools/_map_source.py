@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -48,6 +49,10 @@ class SyncSource:
         self.next: Callable[[], Any] = self._iterator.__next__
         self.has_items = True
         self.busy = False
+
+    def next_many(self, most: int) -> list[Any]:
+        """Up to so many items. Fewer does not mean that there are no more."""
+        return list(islice(self._iterator, most))
 
     def start(self, crew: Crew, sink: Sink) -> None:
         """Nothing needs to be started."""
@@ -99,6 +104,12 @@ class AsyncSource:
             self._wake()
             return item
         raise StopIteration
+
+    def next_many(self, most: int) -> list[Any]:
+        """Up to so many items, of those that were read ahead."""
+        items = [self._ahead.popleft() for _ in range(min(most, len(self._ahead)))]
+        self._wake()
+        return items
 
     def start(self, crew: Crew, sink: Sink) -> None:
         """Begin to read."""

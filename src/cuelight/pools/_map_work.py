@@ -1,0 +1,111 @@
+"""The two ways in which a worker does the items of a map: in the loop, or in chunks in its thread or process."""
+
+# Functions, items and results are Any here: the handles in `_map` are typed.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from time import perf_counter
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+from cuelight.pools._attempts import is_coroutine
+
+if TYPE_CHECKING:
+    from cuelight.pools._executor import Outcome
+    from cuelight.pools._map_run import MapRun
+    from cuelight.pools._pool_worker import PoolWorker
+
+__all__ = ["Taken", "serve_in_executor", "serve_in_loop"]
+
+ITEMS_PER_YIELD = 64
+
+Taken = tuple[int, Any]
+"""The number of an item, and the item."""
+
+
+async def serve_in_loop(run: MapRun, worker: PoolWorker) -> None:
+    """Await the function for one item after another, while the map is what is to be done next."""
+    function, timeout, take, settle = run.function, run.timeout, run.take, run.settle
+    heap, checkpoint = run.crew.heap, run.crew.runtime.backend.checkpoint
+    budget, helped = ITEMS_PER_YIELD, False
+    while run.ready and heap[0][2] is run and worker.goes_on:
+        taken = take()
+        if taken is None:
+            return
+        if not helped:
+            helped = True
+            run.crew.call()
+        value: Any = None
+        error: Exception | None = None
+        fatal: BaseException | None = None
+        began = perf_counter()
+        if timeout is not None:
+            worker.start_clock(timeout)
+        try:
+            value = await function(taken[1])
+        except Exception as raised:
+            error = raised
+        except BaseException as raised:
+            error, fatal = worker.caught(raised)
+        if timeout is not None:
+            worker.stop_clock()
+        if worker.cut is not None:
+            error = worker.cut_short(error, timeout)
+        settle(taken, worker, value, error, fatal, (perf_counter() - began) * 1000)
+        if fatal is not None:
+            raise fatal
+        budget -= 1
+        if not budget:
+            budget = ITEMS_PER_YIELD
+            await checkpoint()
+
+
+async def serve_in_executor(run: MapRun, worker: PoolWorker) -> None:
+    """Hand one chunk after another to the worker's executor, while the map is what is to be done next."""
+    heap, chunks = run.crew.heap, run.chunks
+    while run.ready and heap[0][2] is run and worker.goes_on and not run.in_loop:
+        first, items = run.take_many(chunks.next(run.taken, run.crew.size))
+        if not items:
+            return
+        run.crew.call()
+        began = perf_counter()
+        outcomes, fatal = await _attempt(run, worker, items)
+        ms = (perf_counter() - began) * 1000
+        chunks.took(len(items), ms)
+        each = ms / len(items)
+        if not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator costs more, for each item
+            run.settle_many(first, [value for _, value in outcomes], worker, each)
+        else:
+            for index, (fine, outcome) in enumerate(outcomes, first):
+                value, error = (outcome, None) if fine else (None, outcome)
+                run.settle((index, items[index - first]), worker, value, error, fatal, each)
+        if fatal is not None:
+            raise fatal
+
+
+async def _attempt(run: MapRun, worker: PoolWorker, items: list[Any]) -> tuple[list[Outcome], BaseException | None]:
+    """Run items in the worker's thread or process: an outcome for each, and what must not vanish."""
+
+    async def call() -> list[Outcome]:
+        if len(items) > 1:
+            return await worker.executor.run_chunk(run.function, items)
+        value = await worker.executor.run(run.function, (items[0],), {})
+        if is_coroutine(value):  # from now on the function is called in the loop
+            run.in_loop = True
+            value = await value
+        return [(True, value)]
+
+    outcomes, error, fatal = await worker.attempt(call, run.timeout)
+    if error is not None:
+        return [(False, error)] * len(items), fatal
+    for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is CoroutineType]:
+        value = outcomes[at][1]
+        if is_coroutine(value):
+            value.close()
+            text = f"{run.name} returned a coroutine, but not for every item: make it an `async def`"
+            outcomes[at] = (False, TypeError(text))
+        elif not isinstance(value, Exception):
+            error, fatal = worker.caught(value)
+            outcomes[at] = (False, error)
+    return outcomes, fatal

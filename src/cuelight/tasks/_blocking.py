@@ -75,6 +75,7 @@ class BlockingFace(Generic[H]):
                 ActorSystem.blocking(self._name, backend=self._backend, backend_options=self._options)
             )
             self._made = [system.call(self._make, system.system)]
+            system.call(self._begin)
             stack.callback(system.call, self._end)
             stack.callback(system.call, self._cut_off)
             self._system = system
@@ -86,6 +87,9 @@ class BlockingFace(Generic[H]):
     ) -> bool | None:
         self._system = None
         return self._stack.__exit__(kind, error, trace)
+
+    async def _begin(self) -> None:
+        """Override this for what is to be done in the loop when the block is entered."""
 
     async def _end(self) -> None:
         """Override this for what is to be done in the loop when the block is left. No call is under way any more."""

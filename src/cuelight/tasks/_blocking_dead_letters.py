@@ -25,8 +25,11 @@ class BlockingDeadLetterQueue(BlockingFace["DeadLetterQueue"]):
     Functions that letters are replayed to run in the loop of the block, so they may be async.
     """
 
+    async def _begin(self) -> None:
+        await self._made[0].__aenter__()
+
     async def _end(self) -> None:
-        await self._made[0]._close()
+        await self._made[0].__aexit__(None, None, None)
 
     @property
     def dropped(self) -> int:

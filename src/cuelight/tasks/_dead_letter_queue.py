@@ -76,7 +76,8 @@ class DeadLetterQueue:
             store: of a task queue.
             to: where replayed letters go, unless `replay` says otherwise; None for where they came from.
             keep: letters that are kept in memory; then the oldest gives way. A store keeps all.
-            owns_store: it opens the store when it is needed, and the end of a block closes it; False if others do both.
+            owns_store: it opens the store when it is needed, and the end of a block closes it, unless a queue uses it
+                still; False if others do both.
 
         Raises:
             ValueError: `keep` is less than 1.
@@ -374,26 +375,24 @@ class DeadLetterQueue:
     # Blocks.
 
     async def __aenter__(self) -> Self:
-        self._opened = not self._owns  # a block may be entered again
-        await self._ready()
+        await anyio.lowlevel.checkpoint()
+        if self._owns:
+            await self._letters.enter()
+            self._opened = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._close()
-
-    async def _close(self) -> None:
         if self._owns:
             with anyio.CancelScope(shield=True):
-                await self._letters.close()
+                await self._letters.leave()
 
     def __enter__(self) -> BlockingDeadLetterQueue:
         if self._face is not None:
             raise PoolClosed("these dead letters are in use by another `with` block: leave that first")
         if isinstance(self._letters, ActorLetters) and self._home is None:
             raise self._letters.elsewhere()
-        self._opened = not self._owns
         face = BlockingDeadLetterQueue(lambda _system: self, system=self._home, name="dead-letters")
         self._face = face.__enter__()
         return self._face

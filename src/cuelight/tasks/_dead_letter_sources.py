@@ -24,6 +24,7 @@ from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, MailboxFull, SystemClosed, TaskNotFound
 from cuelight.tasks._codec import decode, encode
 from cuelight.tasks._dead_letter_entry import Choice, DeadLetterEntry, attempt_of, last_failure, unknown
+from cuelight.tasks._opened import close_store, open_store
 from cuelight.tasks._store import Query
 from cuelight.tasks._task import Attempt, Counts
 
@@ -50,11 +51,15 @@ class Letters(Protocol):
         ...
 
     async def open(self) -> None:
-        """Get ready. May be called again."""
+        """Get ready, without a block. May be called again."""
         ...
 
-    async def close(self) -> None:
-        """Let go of what `open` took."""
+    async def enter(self) -> None:
+        """A block begins."""
+        ...
+
+    async def leave(self) -> None:
+        """A block ends: let go of what it took."""
         ...
 
     def add(self, letter: DeadLetterEntry) -> DeadLetterEntry:
@@ -117,7 +122,10 @@ class Kept:
     async def open(self) -> None:
         """Memory needs no opening."""
 
-    async def close(self) -> None:
+    async def enter(self) -> None:
+        """Memory needs no opening."""
+
+    async def leave(self) -> None:
         """Nothing was taken."""
 
     def add(self, letter: DeadLetterEntry) -> DeadLetterEntry:
@@ -217,7 +225,7 @@ class ActorLetters(Kept):
         crowded_out: int = self._news.statistics().dropped
         return self._dropped + crowded_out
 
-    async def close(self) -> None:
+    async def leave(self) -> None:
         self._pull()
         self._news.close()
 
@@ -300,8 +308,11 @@ class StoreLetters:
     async def open(self) -> None:
         await self._store.open()
 
-    async def close(self) -> None:
-        await self._store.close()
+    async def enter(self) -> None:
+        await open_store(self._store)
+
+    async def leave(self) -> None:
+        await close_store(self._store)
 
     def add(self, letter: DeadLetterEntry) -> DeadLetterEntry:
         raise TypeError(

@@ -23,6 +23,7 @@ from cuelight.tasks import (
     Snapshot,
     SQLiteStore,
     Store,
+    TaskQueue,
 )
 from cuelight.tasks._codec import encode
 
@@ -227,11 +228,15 @@ async def test_other_failures_do_not_mix_with_the_dead_tasks_of_a_store(store: S
         await DeadLetterQueue(store).add("x")
 
 
-async def test_the_end_of_a_block_closes_the_store_unless_it_belongs_to_others(store: Store) -> None:
+async def test_the_end_of_a_block_closes_the_store_unless_others_use_it(store: Store) -> None:
     await bury(store, "a")
     async with DeadLetterQueue(store, owns_store=False) as dlq:
         assert await dlq.count() == 1
     assert (await store.size()).dead_letter == 1
+    async with TaskQueue(store) as queue:
+        async with DeadLetterQueue(store) as dlq:
+            assert await dlq.count() == 1
+        assert await queue.dead_letters.count() == 1
     async with DeadLetterQueue(store) as dlq:
         assert await dlq.count() == 1
     with pytest.raises(PoolClosed):
@@ -240,6 +245,8 @@ async def test_the_end_of_a_block_closes_the_store_unless_it_belongs_to_others(s
         await dlq.count()
     with pytest.raises(PoolClosed):
         await DeadLetterQueue(store, owns_store=False).count()
+    async with dlq:  # once more
+        assert await dlq.count() == 1
 
 
 class Flaky(MemoryStore):

@@ -10,6 +10,7 @@ from cuelight.pools._progress import Progress
 from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
 from cuelight.pools._submission import Submission
 from cuelight.pools._threads import ThreadExecutor
+from cuelight.pools._worker_pool import ReturnWhen, WorkerPool, WorkerPoolConfig
 
 __all__ = [
     "AsyncWorkerPool",
@@ -23,9 +24,12 @@ __all__ = [
     "Progress",
     "RemoteTraceback",
     "Results",
+    "ReturnWhen",
     "Submission",
     "TaskMetrics",
     "TaskResult",
     "TaskStatus",
     "ThreadExecutor",
+    "WorkerPool",
+    "WorkerPoolConfig",
 ]

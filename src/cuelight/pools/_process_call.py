@@ -1,0 +1,88 @@
+"""A worker process for a thread that waits by blocking."""
+
+from __future__ import annotations
+
+import pickle
+import select
+from typing import TYPE_CHECKING, Any, Final
+
+from cuelight.pools._process_link import ProcessLink
+from cuelight.pools._processes import Answer, call_frame, died
+from cuelight.pools._threads import name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cuelight.pools._executor import Outcome
+
+__all__ = ["ProcessCaller"]
+
+_CLOSE: Final = 5.0  # seconds that an idle process may take to end before it is killed
+
+
+class ProcessCaller:
+    """Runs one call at a time in a process that starts with the first; `ProcessExecutor` without an event loop.
+
+    Attributes:
+        killed: somebody has called `kill`; no call is begun until this is taken back.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.killed = False
+        self._link: ProcessLink | None = None
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+        """Call the function in the process, and block until it has returned, has raised, or has died."""
+        try:
+            frame = call_frame(function, args, kwargs)
+            answer = self._exchange(frame)
+            if answer.death is not None and not answer.begun and not self.killed:
+                answer = self._exchange(frame)  # it died before it began
+        except (OSError, RuntimeError, pickle.PicklingError) as error:
+            return False, error  # no process, or nothing that could be sent
+        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, name_of(function)))
+
+    def kill(self) -> None:
+        """End the call that is under way, if there is one, and the process. From any thread."""
+        self.killed = True
+        link = self._link
+        if link is not None:
+            link.kill()
+
+    def close(self) -> None:
+        """End the process; no call is under way."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.hang_up()
+            _poll(link, select.POLLIN, _CLOSE)  # it is readable once the process has let go of it
+            link.kill()
+            link.wait()
+            link.close()
+
+    def _exchange(self, frame: bytes) -> Answer:
+        if self._link is None:
+            self._link = ProcessLink()
+        link = self._link
+        try:
+            if self.killed:
+                raise EOFError
+            link.begin(frame)
+            while not link.send():
+                _poll(link, select.POLLOUT)
+            while (kind := link.receive()) is None:
+                _poll(link, select.POLLIN)
+            return Answer.of(link, kind)
+        except (EOFError, OSError):
+            self._link = None
+            link.kill()
+            link.wait()
+            answer = Answer.of_dead(link)
+            link.close()
+            return answer
+
+
+def _poll(link: ProcessLink, event: int, limit: float | None = None) -> None:
+    poll = select.poll()
+    poll.register(link, event)
+    poll.poll(None if limit is None else limit * 1000)

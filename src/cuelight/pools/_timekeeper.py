@@ -1,0 +1,122 @@
+"""The actor that keeps time for a pool of threads: it is told when to look, and asks when to look again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from cuelight.actors import Actor, Message, Ref, Start, on
+from cuelight.supervision import ActorSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Timekeeper"]
+
+_PAUSE: Final = 1.0  # seconds before it begins anew
+
+log = logging.getLogger("cuelight.pools")
+
+
+class _Look(Message):
+    """Look what is due."""
+
+
+class _Warden(Actor[_Look]):
+    """Looks at each start, so a restart forgets nothing: what is due stands in the pool, not here."""
+
+    def __init__(self, tick: Callable[[float], float], clock: Callable[[], float]) -> None:
+        self._tick, self._clock = tick, clock
+
+    def started(self, why: Start) -> None:
+        self._look()
+
+    @on(_Look)
+    def look(self, _: _Look) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        now = self._clock()
+        due = self._tick(now)
+        if due < math.inf:
+            self.after(max(0.0, due - now), _Look(), key="look")
+
+
+class Timekeeper:
+    """An actor system with one actor, in a daemon thread: a program can end while it runs.
+
+    (The thread of `ActorSystem.blocking()` is not a daemon: a pool that nobody shut down would keep the program alive.)
+
+    Attributes:
+        clock: the time of its event loop in seconds; callable from any thread.
+    """
+
+    clock: Callable[[], float]
+
+    def __init__(self, name: str, tick: Callable[[float], float], backend_options: dict[str, Any] | None) -> None:
+        """Start it, and wait until it runs.
+
+        Args:
+            name: for paths in log lines.
+            tick: called with the time, in the thread of the system; does what is due, and returns when the next is.
+            backend_options: of the event loop (asyncio); tests put a virtual clock there.
+
+        Raises:
+            Exception: the event loop could not be started.
+        """
+        self._name, self._tick, self._options = name, tick, backend_options
+        self._running, self._ended = threading.Event(), threading.Event()
+        self._failure: Exception | None = None
+        self._warden: Ref[_Look]
+        self._system: ActorSystem
+        self._stop: anyio.Event
+        self._thread = threading.Thread(target=self._live, name=f"{name}-timekeeper", daemon=True)
+        self._thread.start()
+        self._running.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def look(self) -> None:
+        """Have `tick` called soon. From any thread."""
+        try:
+            self._warden.tell_threadsafe(_Look())
+        except RuntimeError:
+            log.debug("%s: the timekeeper begins anew, and looks then", self._name)
+
+    def stop(self) -> None:
+        """End it soon. From any thread; may be called twice."""
+        self._ended.set()
+        try:
+            self._system.call_threadsafe(self._stop.set)
+        except RuntimeError:
+            log.debug("%s: the timekeeper has ended", self._name)
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._thread.join()
+
+    def _live(self) -> None:
+        while True:
+            try:
+                anyio.run(self._keep, backend_options=self._options)
+            except Exception as error:
+                if not self._running.is_set():
+                    self._failure = error
+                    self._running.set()
+                    return
+                log.exception("%s: the timekeeper failed too often, and begins anew", self._name)
+            if self._ended.wait(_PAUSE):
+                return
+
+    async def _keep(self) -> None:
+        async with ActorSystem(f"{self._name}-timekeeper", slow_after=None) as system:
+            self._system, self._stop = system, anyio.Event()
+            self.clock = system.backend.time
+            self._warden = await system.spawn(_Warden, self._tick, self.clock)
+            self._running.set()
+            if not self._ended.is_set():
+                await self._stop.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeAlias, TypedDict, cast
 
@@ -12,6 +11,8 @@ import msgspec
 
 from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, TaskNotFound
+from cuelight.tasks._outcome import _trace as trace_of
+from cuelight.tasks._outcome import said
 from cuelight.tasks._task import Attempt, Counts
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "deliver",
     "failure_of",
     "last_failure",
-    "trace_of",
     "unknown",
 ]
 
@@ -149,8 +149,7 @@ def attempt_of(error: BaseException | str, *, worker: str = "", at: float = 0.0)
     """An exception, or its text, as an attempt that failed."""
     if isinstance(error, str):
         return Attempt(kind="error", worker=worker, at=at, error=error)
-    text = f"{type(error).__qualname__}: {error}"
-    return Attempt(kind="error", worker=worker, at=at, error=text, traceback=trace_of(error))
+    return Attempt(kind="error", worker=worker, at=at, error=said(error), traceback=trace_of(error))
 
 
 def failure_of(
@@ -178,12 +177,6 @@ def failure_of(
         dead_at=now,
         counts=Counts(errors=len(past)),
     )
-
-
-def trace_of(error: BaseException) -> str:
-    """Where it was raised, with its causes; "" if it never was."""
-    raised = error.__traceback__ is not None or error.__cause__ is not None
-    return "".join(traceback.format_exception(error)) if raised else ""
 
 
 def last_failure(history: Sequence[Attempt]) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import anyio
 import msgspec
 
 from cuelight.actors import Ref, child
-from cuelight.errors import PoolClosed
+from cuelight.errors import PoolClosed, SystemClosed
 from cuelight.supervision import ActorSystem
 from cuelight.tasks._memory import MemoryStore
 from cuelight.tasks._options import Heartbeat
@@ -110,6 +110,10 @@ class QueueBase:
             self._begin(system)
 
     def _begin(self, system: ActorSystem) -> Ref[Any]:
+        if not system._open:
+            raise SystemClosed(
+                f"the system {system.name!r} is not running: make the queue inside its `async with` block"
+            )
         options = self._options
         life = Life(
             self.store,

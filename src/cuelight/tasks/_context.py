@@ -63,6 +63,11 @@ class TaskContext:
         return self._lease.record.type
 
     @property
+    def epoch(self) -> int:
+        """The fencing token of this attempt: it grows with each claim, so whatever keeps it can refuse an older one."""
+        return self._lease.epoch
+
+    @property
     def attempt(self) -> int:
         """Which attempt this is, from 1. Attempts that were told to come back later, or given back, do not count."""
         counts = self._lease.counts

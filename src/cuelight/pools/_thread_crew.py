@@ -91,6 +91,7 @@ class Crew:
         self._new_caller, self._options = new_caller, backend_options
         self._sequence = self._hired = 0
         self._waking = False
+        self._leaving: list[Worker] = []
         self._ready: list[tuple[int, int, Job]] = []
         self._delayed: list[tuple[float, int, Job]] = []
         self._clock: Callable[[], float] = time.monotonic
@@ -150,18 +151,16 @@ class Crew:
         """Take no more tasks; the threads end after the last one. May be called twice."""
         with self._starting, self.lock:
             self.closed = True
-            if not self.board.unfinished:
+            if not self.board.unfinished and not self.over:
                 self._wind_up()
 
     def join(self) -> None:
-        """Wait until every thread has ended that was not left behind, and what keeps time."""
-        while True:
-            with self.lock:
-                threads = [*self.threads]
-            for thread in threads:
-                thread.join()
-            if not threads:
-                break
+        """Wait until all tasks and all threads have ended, but for those left behind; `close` comes first."""
+        self.board.wait_until(lambda: not self.board.unfinished, None)
+        with self.lock:
+            leaving = self._leaving
+        for worker in leaving:
+            worker.join()
         if self._keeper is not None:
             self._keeper.join()
 
@@ -255,9 +254,7 @@ class Crew:
             if due < self._armed:
                 self._arm(due)
             return job
-        if self.over:
-            self.threads.discard(worker)
-        else:
+        if not self.over:
             self.idle.append(worker)
         return None
 
@@ -335,9 +332,10 @@ class Crew:
     def _wind_up(self) -> None:
         """The last task has ended: send everybody home."""
         self.over = True
+        self._leaving = [*self.threads]
+        self.threads.clear()
         for worker in self.idle:
             worker.baton.release()
-            self.threads.discard(worker)
         self.idle.clear()
         if self._keeper is not None:
             self._keeper.stop()

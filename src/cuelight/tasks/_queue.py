@@ -120,30 +120,33 @@ class TaskQueue(QueueAdmin):
         life = self.life
         records = [record_of(task, life.new_nonce()) for task in tasks]
         await life.ready()
-        waits = self._options.overflow == "wait"
-        added: list[Added] = []
-        if not (waits and self._line.locked()):
+        if self._options.overflow != "wait":
             added = await self._try(life, records)
-        if not waits:
             self._refuse_full(added)
-        elif len(added) < len(records) or any(one.outcome == "full" for one in added):
-            added = await self._wait_for_room(life, records, added)
-        return added
+            return added
+        ticket = life.line.ticket()
+        added = [] if len(life.line) else await self._try(life, records)
+        outcomes = {index: one for index, one in enumerate(added) if one.outcome != "full"}
+        if len(outcomes) < len(records):
+            await self._wait_for_room(life, ticket, records, outcomes)
+        return [outcomes[index] for index in range(len(records))]
 
     async def _try(self, life: Life, records: Sequence[Record]) -> list[Added]:
         return await life.patiently(lambda: life.store.add(records, self._bound))
 
-    async def _wait_for_room(self, life: Life, records: Sequence[Record], added: list[Added]) -> list[Added]:
+    async def _wait_for_room(
+        self, life: Life, ticket: int, records: Sequence[Record], outcomes: dict[int, Added]
+    ) -> None:
         """Add what was not, first come, first served."""
-        outcomes = {index: one for index, one in enumerate(added) if one.outcome != "full"}
-        async with self._line:
+        with life.line.joined(ticket):
             while True:
+                await life.line.until_first(ticket)
                 version = life.store.version()
                 left = [index for index in range(len(records)) if index not in outcomes]
                 answers = await self._try(life, [records[index] for index in left])
                 outcomes |= {at: one for at, one in zip(left, answers, strict=True) if one.outcome != "full"}
                 if len(outcomes) == len(records):
-                    return [outcomes[index] for index in range(len(records))]
+                    return
                 await life.changed(version, FOREVER)
 
     def _refuse_full(self, added: Sequence[Added]) -> None:

@@ -32,6 +32,7 @@ from cuelight.mailbox import current_backend
 from cuelight.supervision import Backoff
 from cuelight.tasks._codec import task_of
 from cuelight.tasks._keeper import Keeper
+from cuelight.tasks._line import Line
 from cuelight.tasks._opened import close_store, open_store
 from cuelight.tasks._store import Beat, Claim, Exchange, Finish, Lease, Store
 from cuelight.tasks._task import Attempt, Task
@@ -97,8 +98,10 @@ class Life:
         heartbeat: Heartbeat,
     ) -> None:
         self.store, self.name, self.lease, self.patience = store, name, lease, patience
+        self.backend = current_backend()
         self.worker = f"{name}:{uuid4().hex}"
         self.held: dict[str, Held] = {}
+        self.line = Line(self.backend.waiter)  # of producers that wait for room
         self.ref: Ref[Resolve | Told | Step] | None = None
         self._on_lost, self._on_cancel = on_lost, on_cancel
         self._asked: dict[int, Claim | Finish] = {}  # of the store, and not answered yet
@@ -106,7 +109,6 @@ class Life:
         self._told_actor = False
         self._keeper: Keeper | None = None
         self._numbers = 0
-        self.backend = current_backend()
         self.heartbeat = heartbeat
         self._clock = time.monotonic if heartbeat == "thread" else self.backend.time
         self._open = self._over = False

@@ -102,7 +102,6 @@ class QueueBase:
         self.name = name
         self.store: Store = MemoryStore() if store is None else store
         self._bound = None if max_length is None else Bound(max_length, shed=overflow == "shed_lowest")
-        self._line = anyio.Lock()  # those who wait for room, the first of them trying
         self._state: tuple[ActorSystem, Ref[Any], Life, Watch] | None = None
         self._entered = False
         self._block, self._blocking = AsyncExitStack(), ExitStack()

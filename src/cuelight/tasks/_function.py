@@ -183,6 +183,12 @@ class TaskFunction(Generic[P, R_co]):
             raise TypeError(f"{self.name} returned {brief(value)}, not what its annotation says: {error}") from None
         return result
 
+    def __copy__(self) -> Self:
+        # Not by way of `__reduce__`, which finds this very object in its module again.
+        changed = object.__new__(type(self))
+        changed.__dict__.update(self.__dict__)
+        return changed
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         # The module holds this object under the function's name, so the function alone could not be pickled.
         return _find, (self.__module__, self.__qualname__)

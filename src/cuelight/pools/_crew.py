@@ -186,6 +186,7 @@ class Crew:
         """A worker has nothing to do. It was hired for a call that it has not taken yet, or may be called."""
         if self.called is not cell and cell not in self._leaving:
             self.idle[cell] = None
+            self.call()  # work may have come while it was being restarted
 
     def answered(self, cell: Cell) -> None:
         """A worker that was called is there."""
@@ -244,7 +245,9 @@ class Crew:
         if tries is not None:
             ms += tries.elapsed_ms
             retries = tries.errors + tries.crashes
-        made: TaskResult[Any] = TaskResult(task_id, error is None, value, error, ms, name, worker, time.time(), None)
+        made: TaskResult[Any] = TaskResult(
+            task_id, error is None, value if error is None else None, error, ms, name, worker, time.time(), None
+        )
         self.ledger.enter(made, retries)
         return made
 
@@ -288,7 +291,7 @@ class Crew:
         self._end_if_closed()
 
     def _end_if_closed(self) -> None:
-        if self.closed and not self._open:
+        if self.closed and not self._open and not self.over:
             for work in list(self.works):  # streams that nobody reads
                 work.cancel()
             self.cell.shut_down()

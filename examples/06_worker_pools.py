@@ -1,0 +1,103 @@
+"""Worker pools: many pieces of work, a few workers, and no piece that can hurt another.
+
+Workers pull: whoever is idle takes the next piece. An error is a result like any other, a time-out really stops what
+can be stopped, and a process that dies costs only what it was doing.
+Run it with `python examples/06_worker_pools.py`, or with `--backend trio`.
+"""
+
+import logging
+import os
+import sys
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from cuelight.pools import AsyncWorkerPool, TaskResult, WorkerPool, WorkerPoolConfig
+from cuelight.tasks import DeadLetterQueue
+
+
+def show(result: TaskResult[Any]) -> str:
+    return f"{result.result}" if result.error is None else f"{type(result.error).__name__}: {result.error}"
+
+
+async def measure(word: str) -> int:
+    """An async function runs in the event loop."""
+    if word == "forever":
+        await anyio.sleep_forever()
+    if not word.isalpha():
+        raise ValueError(f"{word!r} is no word")
+    return len(word)
+
+
+async def in_the_loop() -> None:
+    print("Async functions, two at a time, each with a fifth of a second:")
+    async with AsyncWorkerPool(2, timeout=0.2) as pool:
+        results = await pool.map(measure, ["tell", "ask", "4711", "forever", "supervise"])
+        for result in results:  # in the order of the words
+            print(f"    {show(result)}")
+        print(f"    the good ones add up to {sum(results.values)}")
+
+        urgent = pool.submit(measure, "now", priority=0)  # under way; awaiting it gives its result
+        print(f"    {show(await urgent)}")
+
+        print("A loop over a map reads only a little ahead, so its source may be endless:")
+        words = ("x" * length for length in range(1, 10**9))
+        async with aiter(pool.map(measure, words)) as lengths:  # leaving it cancels what still runs
+            async for result in lengths:
+                if result.unwrap() > 3:
+                    break
+                print(f"    {show(result)}")
+
+
+def square(number: int) -> int:
+    """A plain function runs in a thread, or, here, in a process."""
+    if number == 3:
+        os._exit(1)  # as native code may crash, or the system kill what needs too much memory
+    return number * number
+
+
+async def in_processes() -> None:
+    print("Plain functions in two processes, one of which dies:")
+    async with AsyncWorkerPool(2, kind="process", max_crashes=1) as pool:
+        for result in await pool.map(square, range(5)):
+            print(f"    {type(result.error).__name__ if result.error else result.result}")
+
+
+seen: set[int] = set()
+
+
+def flaky(order: int) -> str:
+    is_new = order not in seen
+    seen.add(order)
+    if is_new or order == 13:
+        raise ConnectionError("the line is down")
+    return f"order {order} is done"
+
+
+def without_a_loop() -> None:
+    print("Blocking code has a pool of its own, which tries again by itself:")
+    config = WorkerPoolConfig(max_workers=2, max_retries=2, backoff_base_seconds=0.01)
+    with WorkerPool(config) as pool, DeadLetterQueue(to=lambda letter: flaky(letter.payload)) as dead_letters:
+        orders = {pool.submit_task(f"order {number}", flaky, (number,)): number for number in (1, 13)}
+        for result in pool.wait_for_all():  # in the order of submission
+            print(f"    {result.task_name}: {show(result)}")
+            if result.error is not None:
+                dead_letters.add(orders[result.task_id], error=result.error, task_type="order")
+        print(f"    attempts after the first: {pool.get_summary_metrics()['total_retries']}")
+
+        for letter in dead_letters:  # kept with the error, to be edited, replayed or purged
+            print(f"    dead letter: order {letter.payload}, {letter.error}")
+            dead_letters.edit(letter.id, 1)
+        print(f"    replayed: {dead_letters.replay_all().replayed}")
+
+
+async def main() -> None:
+    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # what goes wrong is logged too; not here
+    await in_the_loop()
+    await in_processes()
+    await anyio.to_thread.run_sync(without_a_loop)
+
+
+if __name__ == "__main__":
+    anyio.run(main, backend="trio" if "trio" in sys.argv else "asyncio")

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-import anyio.to_thread
 import msgspec
 
 from cuelight.errors import PoolClosed, QueueFull, RateLimited, Rejected, TaskTimedOut
@@ -14,8 +13,8 @@ from cuelight.pools import TaskStatus
 from cuelight.tasks._blocking_queue import BlockingTaskQueue
 from cuelight.tasks._codec import decode, encode, record_of
 from cuelight.tasks._function import TaskFunction
-from cuelight.tasks._queue_actor import Held, Life
 from cuelight.tasks._queue_admin import QueueAdmin
+from cuelight.tasks._queue_life import Held, Life
 from cuelight.tasks._store import Added, Finish, Record
 from cuelight.tasks._task import Task
 from cuelight.tasks._task_handle import TaskHandle
@@ -260,10 +259,7 @@ class TaskQueue(QueueAdmin):
         life, held = await self._held(task)
         if held is None:
             return False
-        mine = (held.task.task_id, held.epoch)
-        beat = await life.patiently(lambda: anyio.to_thread.run_sync(life.store.beat, life.worker, [mine], renewed))
-        life.told(beat)
-        return not beat.lost
+        return await life.renew(held, renewed)
 
     def in_flight(self) -> dict[str, Task]:
         """The tasks that this handle has dequeued and not settled, by their identifiers. Not a checkpoint.

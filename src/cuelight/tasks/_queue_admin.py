@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuelight.tasks._codec import record_of, task_of
 from cuelight.tasks._dead_letter_queue import DeadLetterQueue
 from cuelight.tasks._periodic import cron_spec, every_spec, next_due
 from cuelight.tasks._queue_base import QueueBase
-from cuelight.tasks._store import Claim, Schedule, Size, Snapshot
+from cuelight.tasks._store import Claim, Query, Schedule, Size, Snapshot
 from cuelight.tasks._task import Limit, Task
 from cuelight.tasks._watch import FOREVER, SOON
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cuelight.tasks._function import TaskFunction
 
 __all__ = ["QueueAdmin"]
+
+R = TypeVar("R")
 
 
 class QueueAdmin(QueueBase):
@@ -43,6 +45,22 @@ class QueueAdmin(QueueBase):
         snapshot = await self.snapshot(task_id)
         return None if snapshot is None else task_of(snapshot)
 
+    async def find(self, query: Query) -> list[Snapshot]:
+        """Tasks that fulfil a query, as the store has them. A checkpoint."""
+        life = await self._ready()
+        return await life.patiently(lambda: life.store.find(query))
+
+    async def results(self, function: TaskFunction[..., R]) -> AsyncIterator[tuple[str, R]]:
+        """What tasks of a function have returned, with their identifiers, oldest first, as long as they are kept.
+
+        It reads a page of tasks at a time, so that there may be any number; each page is a checkpoint.
+        """
+        after = 0
+        while page := await self.find(Query(state="completed", type=function.name, after=after)):
+            for snapshot in page:
+                yield snapshot.record.id, function.read_result(snapshot.result)
+            after = page[-1].sequence
+
     async def cancel(self, task_id: str) -> str:
         """Cancel a task. A checkpoint.
 
@@ -60,7 +78,7 @@ class QueueAdmin(QueueBase):
             task_ids: completed and cancelled tasks, and dead letters; others are left alone.
 
         Returns:
-            How many are forgotten.
+            How many are forgotten. If the store was away in between, those it forgot then are not counted.
         """
         life = await self._ready()
         ids = [task_ids] if isinstance(task_ids, str) else list(task_ids)
@@ -204,7 +222,7 @@ class QueueAdmin(QueueBase):
         return known
 
     async def remove_schedule(self, name: str) -> bool:
-        """Forget periodic work. False if there is none of this name. A checkpoint."""
+        """Forget periodic work. False if there is none of this name (any more). A checkpoint."""
         life = await self._ready()
         return await life.patiently(lambda: life.store.remove_schedule(name))
 

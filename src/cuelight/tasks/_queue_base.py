@@ -15,7 +15,8 @@ from cuelight.errors import PoolClosed, SystemClosed
 from cuelight.supervision import ActorSystem
 from cuelight.tasks._memory import MemoryStore
 from cuelight.tasks._options import Heartbeat
-from cuelight.tasks._queue_actor import Life, QueueActor
+from cuelight.tasks._queue_actor import QueueActor
+from cuelight.tasks._queue_life import Life
 from cuelight.tasks._store import Bound, Store
 from cuelight.tasks._task import Task
 from cuelight.tasks._watch import Watch

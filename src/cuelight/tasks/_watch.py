@@ -19,7 +19,7 @@ from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import Waiter
 
 if TYPE_CHECKING:
-    from cuelight.tasks._queue_actor import Life
+    from cuelight.tasks._queue_life import Life
     from cuelight.tasks._store import Snapshot
 
 __all__ = ["FOREVER", "SOON", "Watch"]

@@ -13,6 +13,7 @@ from .conftest import MakeStore
 
 
 async def test_a_full_queue_makes_producers_wait_in_their_order(make_store: MakeStore) -> None:
+    order: list[str] = []
     async with TaskQueue(make_store(), max_length=1) as queue, anyio.create_task_group() as tasks:
         assert await queue.enqueue(Task(task_id="0"))
         for number in range(1, 6):
@@ -20,7 +21,6 @@ async def test_a_full_queue_makes_producers_wait_in_their_order(make_store: Make
             with anyio.fail_after(5):
                 while len(queue.life.line) < number:
                     await anyio.lowlevel.checkpoint()
-        order: list[str] = []
         for _ in range(6):
             with anyio.fail_after(5):
                 found = await queue.dequeue(5.0)
@@ -45,14 +45,14 @@ async def test_a_producer_that_is_cancelled_while_it_waits_has_added_nothing(mak
 
 async def test_a_batch_that_is_larger_than_the_queue_flows_through_it(make_store: MakeStore) -> None:
     given = [Task() for _ in range(10)]
+    outcomes: list[bool] = []
+    found: list[str] = []
     async with TaskQueue(make_store(), max_length=3) as queue, anyio.create_task_group() as tasks:
-        outcomes: list[bool] = []
 
         async def produce() -> None:
             outcomes.extend(await queue.enqueue_many([*given, given[0]]))
 
         tasks.start_soon(produce)
-        found: list[str] = []
         while len(found) < 10:
             one = await queue.dequeue(5.0)
             assert one is not None

@@ -146,6 +146,7 @@ async def test_dequeue_waits_for_the_time_of_a_delayed_task(queue: TaskQueue) ->
 
 async def test_each_task_goes_to_one_of_those_who_wait(queue: TaskQueue) -> None:
     found: list[str] = []
+    given = [Task() for _ in range(40)]
 
     async def consume() -> None:
         while (one := await queue.dequeue(5.0)) is not None and one.task_type != "end":
@@ -155,7 +156,6 @@ async def test_each_task_goes_to_one_of_those_who_wait(queue: TaskQueue) -> None
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
             tasks.start_soon(consume)
-        given = [Task() for _ in range(40)]
         await queue.enqueue_many(given[:20])
         for one in given[20:]:
             await queue.enqueue(one)

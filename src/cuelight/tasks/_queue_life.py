@@ -1,0 +1,400 @@
+"""What a `TaskQueue` has while it is open: the way to its store, and the leases of what it has dequeued.
+
+Calls go straight from the handle to the store. An actor (`_queue_actor.py`) opens the store, hears of leases that were
+lost, sees to what was asked of the store by somebody who no longer waits for the answer, and gives everything back.
+
+The invariants:
+
+1. A lease that this handle holds is renewed until the task is settled, lost or given back; after `close` it holds none.
+2. A claim whose answer nobody waits for gives its tasks back: cancelling `dequeue` neither loses a task nor costs it an
+   attempt.
+3. A cancelled `ack` or `nack` takes effect, or can be made again.
+4. Once the life is over every call raises `PoolClosed`, also those that were waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from cuelight.actors import Message
+from cuelight.errors import PoolClosed, StoreUnavailable
+from cuelight.mailbox import current_backend
+from cuelight.supervision import Backoff
+from cuelight.tasks._codec import task_of
+from cuelight.tasks._keeper import Keeper
+from cuelight.tasks._line import Line
+from cuelight.tasks._opened import close_store, open_store
+from cuelight.tasks._store import Beat, Claim, Exchange, Finish, Lease, Store
+from cuelight.tasks._task import Attempt, Task
+
+if TYPE_CHECKING:
+    from cuelight.actors import Ref
+    from cuelight.tasks._options import Heartbeat
+
+__all__ = ["Held", "Life", "Resolve", "Step", "Told"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("cuelight.tasks")
+
+BACKOFF = Backoff(minimum=0.02, maximum=1.0, jitter=0.5)
+GRACE = 2.0
+"""Seconds that the end of a handle may take to give back what it holds; leases run out by themselves."""
+
+
+class Resolve(Message):
+    """Something was asked of the store, and its answer given up."""
+
+
+class Told(Message):
+    """The keeper has heard of leases."""
+
+    beat: Beat
+
+
+class Step(Message):
+    """It is time to renew leases, where the loop does that."""
+
+
+@dataclass(slots=True)
+class Held:
+    """One task that this handle dequeued, and has not settled.
+
+    Attributes:
+        since: when it was claimed, by the clock of the store.
+        settling: an `ack` or `nack` of it is under way, so that the end of its lease is no loss.
+    """
+
+    task: Task
+    epoch: int
+    since: float
+    settling: bool = False
+
+
+class Life:
+    """What one handle has while it is open. All of it belongs to the loop of its actor."""
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        *,
+        lease: float,
+        patience: float,
+        on_lost: Callable[[Task], object] | None,
+        on_cancel: Callable[[Task], object] | None,
+        heartbeat: Heartbeat,
+    ) -> None:
+        self.store, self.name, self.lease, self.patience = store, name, lease, patience
+        self.backend = current_backend()
+        self.worker = f"{name}:{uuid4().hex}"
+        self.held: dict[str, Held] = {}
+        self.line = Line(self.backend.waiter)  # of producers that wait for room
+        self.ref: Ref[Resolve | Told | Step] | None = None
+        self._on_lost, self._on_cancel = on_lost, on_cancel
+        self._asked: dict[int, Claim | Finish] = {}  # of the store, and not answered yet
+        self._unheard: list[Claim | Finish] = []  # those of them whose answer nobody waits for
+        self._told_actor = False
+        self._keeper: Keeper | None = None
+        self._numbers = 0
+        self.heartbeat = heartbeat
+        self._clock = time.monotonic if heartbeat == "thread" else self.backend.time
+        self._open = self._over = False
+        self._error: Exception | None = None
+        self._settled = anyio.Event()  # opened, or over
+        self._waits: set[anyio.CancelScope] = set()
+
+    # Opening and closing: called by the actor.
+
+    async def open(self) -> None:
+        """Open the store; if that fails every call raises why."""
+        if self._open:  # the actor was restarted, and its mail may be lost
+            self._told_actor = False
+            self._hear()
+            return
+        try:
+            await self.patiently(lambda: open_store(self.store))
+        except Exception as error:
+            log.error("the queue %r cannot open its store: %r", self.name, error)  # noqa: TRY400 - each call raises it
+            self._error = error
+            self.end()
+        else:
+            self._open = True
+            self._settled.set()
+
+    def end(self) -> None:
+        """Have every call raise from now on, also those that wait. Not a checkpoint."""
+        self._over = True
+        self._settled.set()
+        for scope in self._waits:
+            scope.cancel()
+
+    async def close(self) -> None:
+        """Cut off whoever waits, give back what was dequeued and not settled, and let go of the store."""
+        self.end()
+        if not self._open:
+            return
+        self._open = False
+        try:
+            if self._keeper is not None:
+                await anyio.to_thread.run_sync(self._keeper.close)
+            with anyio.move_on_after(GRACE):
+                await self._give_all_back()
+        finally:
+            await close_store(self.store)
+
+    async def _give_all_back(self) -> None:
+        asked = list(self._asked.values())
+        finishes = [finish for finish in asked if isinstance(finish, Finish)]
+        settling = {finish.id for finish in finishes}
+        finishes += [self.finish(held, "released") for held in self.held.values() if held.task.task_id not in settling]
+        self.held.clear()
+        try:
+            for claim in asked:
+                if isinstance(claim, Claim):
+                    finishes += await self._unclaimed(claim)
+            if finishes:
+                await self.store.exchange(finishes)
+        except StoreUnavailable as error:
+            log.warning("the queue %r could not give back %d tasks: %r", self.name, len(finishes), error)
+
+    async def ready(self) -> None:
+        """Wait until the store is open. A checkpoint only before that.
+
+        Raises:
+            PoolClosed: the handle is closed.
+            Exception: why the store could not be opened.
+        """
+        if not self._open:
+            await self._settled.wait()
+            self.check()
+
+    def check(self) -> None:
+        """Look whether the handle is still open.
+
+        Raises:
+            PoolClosed: it is not.
+            Exception: why the store could not be opened.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._over:
+            raise PoolClosed(f"the queue {self.name!r} is closed: its block was left, or its system has ended")
+
+    # Asking the store.
+
+    def new_nonce(self) -> str:
+        """A nonce: unique, because the name of the worker is."""
+        self._numbers += 1
+        return f"{self.worker}:{self._numbers}"
+
+    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Take a step of the store that has the same effect when it is taken twice, and again if the store is away.
+
+        Raises:
+            StoreUnavailable: it was away for longer than `patience`.
+        """
+        give_up, failures = 0.0, 0
+        while True:
+            try:
+                return await step()
+            except StoreUnavailable:
+                delay = BACKOFF.delay(failures, random.random())  # noqa: S311 - no secret
+                give_up = give_up or self.backend.time() + self.patience
+                failures += 1
+                if self.backend.time() + delay > give_up:
+                    raise
+            await anyio.sleep(delay)
+            self.check()
+
+    async def changed(self, since: int, timeout: float) -> None:
+        """`Store.changed`, which the end of this handle ends.
+
+        Raises:
+            PoolClosed: that was it.
+        """
+        self.check()
+        with anyio.CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                await self.patiently(lambda: self.store.changed(since, timeout))
+            finally:
+                self._waits.discard(scope)
+        self.check()
+
+    async def _exchange(self, asked: Claim | Finish) -> Exchange:
+        """Claim or settle; if nobody waits for the answer any more the actor sees to it."""
+        finishes, claim = ((), asked) if isinstance(asked, Claim) else ((asked,), None)
+        self._asked[id(asked)] = asked
+        try:
+            answer = await self.patiently(lambda: self.store.exchange(finishes, claim))
+        except BaseException as error:
+            if isinstance(error, StoreUnavailable) and claim is None:
+                del self._asked[id(asked)]  # it is told, and may settle again
+            else:
+                self._unheard.append(asked)
+                self._hear()
+            raise
+        if claim is not None:
+            self.check()  # else the end of the handle gives back what it claimed
+        del self._asked[id(asked)]
+        return answer
+
+    async def claim(self) -> tuple[Task | None, float]:
+        """Claim one task, or learn when there may be one, in seconds from now. A checkpoint.
+
+        Cancelled, it has claimed nothing, or gives it back.
+        """
+        began = self._clock()
+        answer = await self._exchange(Claim(self.worker, self.new_nonce(), 1, self.lease))
+        if not answer.leases:
+            return None, answer.wake_at - self.store.now()
+        lease = answer.leases[0]
+        try:
+            held = Held(task_of(lease), lease.epoch, self.store.now())
+        except ValueError as error:
+            log.error("the task %s is given up: %s", lease.record.id, error)  # noqa: TRY400 - it says all
+            await self._exchange(self._refusal(lease, "rejected", str(error)))
+            return None, 0.0
+        self.held[lease.record.id] = held
+        self._keep(lease, began)
+        return held.task, 0.0
+
+    async def settle(self, held: Held, finish: Finish) -> str:
+        """End the attempt of a task that this handle holds. A checkpoint.
+
+        Returns:
+            The new state of the task; "" if it was not ours any more.
+
+        Raises:
+            StoreUnavailable: the store was away too long; the task is still held, and may be settled again.
+        """
+        held.settling = True
+        answer = await self._exchange(finish)
+        self._let_go(finish)
+        return answer.accepted[0]
+
+    def finish(
+        self,
+        held: Held,
+        kind: str,
+        *,
+        delay: float = 0.0,
+        error: str = "",
+        traceback: str = "",
+        pause_key: str | None = None,
+    ) -> Finish:
+        """The end of an attempt that did not succeed."""
+        now = self.store.now()
+        attempt = Attempt(kind, self.worker, now, max(0.0, now - held.since), error, traceback)
+        return Finish(held.task.task_id, held.epoch, kind, delay=delay, attempt=attempt, pause_key=pause_key)
+
+    def _refusal(self, lease: Lease, kind: str = "released", error: str = "") -> Finish:
+        attempt = Attempt(kind, self.worker, self.store.now(), error=error)
+        return Finish(lease.record.id, lease.epoch, kind, attempt=attempt)
+
+    def _let_go(self, finish: Finish) -> None:
+        held = self.held.get(finish.id)
+        if held is not None and held.epoch == finish.epoch:
+            del self.held[finish.id]
+            if self._keeper is not None:
+                self._keeper.drop(finish.id, finish.epoch)
+
+    async def _unclaimed(self, claim: Claim) -> list[Finish]:
+        """The finishes that give back what a claim got, if it ever reached the store."""
+        again = msgspec.structs.replace(claim, most=0)  # the same nonce: the answer of then, and nothing new
+        return [self._refusal(lease) for lease in (await self.store.exchange((), again)).leases]
+
+    # What nobody waits for any more.
+
+    def _hear(self) -> None:
+        if self._unheard and self.ref is not None and not (self._over or self._told_actor):
+            self._told_actor = True
+            self.ref.tell_nowait(Resolve())
+
+    async def resolve(self) -> bool:
+        """Learn what became of steps whose answers were given up, and see them through. False: the store is away."""
+        self._told_actor = False
+        while self._unheard:
+            asked = self._unheard[0]
+            try:
+                if isinstance(asked, Claim):
+                    finishes = await self._unclaimed(asked)
+                    if finishes:
+                        await self.store.exchange(finishes)
+                else:
+                    await self.store.exchange((asked,))
+                    self._let_go(asked)
+            except StoreUnavailable:
+                return False
+            self._unheard.remove(asked)
+            self._asked.pop(id(asked), None)
+        return True
+
+    # Leases.
+
+    def _keep(self, lease: Lease, began: float) -> None:
+        keeper = self._keeper
+        if keeper is None:
+            keeper = Keeper(self.store, self.worker, lease=self.lease, notify=self._notify, clock=self._clock)
+            self._keeper = keeper
+            if self.heartbeat == "thread":
+                keeper.start()
+            elif self.ref is not None:
+                self.ref.tell_nowait(Step())
+        keeper.hold(lease.record.id, lease.epoch, began)
+
+    async def renew(self, held: Held, lease: float) -> bool:
+        """Renew one lease now. A checkpoint. False if it is lost, which the consumer is told."""
+        beat: Callable[[], Beat] = partial(self.store.beat, self.worker, [(held.task.task_id, held.epoch)], lease)
+
+        async def step() -> Beat:
+            if self.heartbeat == "thread":
+                return await anyio.to_thread.run_sync(beat)
+            await self.backend.checkpoint()
+            return beat()
+
+        answer = await self.patiently(step)
+        self.told(answer)
+        return not answer.lost
+
+    def step(self) -> float:
+        """Renew leases, where the loop does that. Returns the seconds until the next time."""
+        return GRACE if self._keeper is None else self._keeper.step()
+
+    def _notify(self, beat: Beat) -> None:
+        if self.ref is not None:
+            self.ref.tell_threadsafe(Told(beat))
+
+    def told(self, beat: Beat) -> None:
+        """Forget what was lost, and tell its consumer; the same for what somebody wants cancelled."""
+        for task_id, epoch in beat.lost:
+            held = self.held.get(task_id)
+            if held is None or held.epoch != epoch or held.settling:
+                continue
+            del self.held[task_id]
+            log.warning("%s has lost its lease of %s (%s)", self.worker, task_id, held.task.task_type)
+            self._tell(self._on_lost, held.task)
+        for task_id, epoch in beat.cancelled:
+            held = self.held.get(task_id)
+            if held is not None and held.epoch == epoch:
+                self._tell(self._on_cancel, held.task)
+
+    def _tell(self, consumer: Callable[[Task], object] | None, task: Task) -> None:
+        if consumer is None:
+            return
+        try:
+            consumer(task)
+        except Exception:
+            log.exception("%r failed on the task %s", consumer, task.task_id)

@@ -57,20 +57,20 @@ class Claims:
     def _sweep(self, now: float) -> bool:
         """Do what time has brought; whether something may be left."""
         book = self._book
-        expired = book.expired(now, _SWEEP)
-        for row in expired:
-            self._engine.expire(row, now)
         crashed = book.due(IN_FLIGHT, now, _SWEEP)
         for row in crashed:
             self.crash(row, now)
         woken = book.due(SCHEDULED, now, _SWEEP)
         for row in woken:
             self._engine.shift(row, PENDING, now)
+        expired = book.expired(now, _SWEEP)
+        for row in expired:
+            self._engine.expire(row, now)
         opened = book.gates_due(now, _SWEEP)
         for gate in opened:
             self._lanes.settle(gate.key, now)
         book.forget(now, _SWEEP)
-        return max(len(expired), len(crashed), len(woken), len(opened)) == _SWEEP
+        return max(len(crashed), len(woken), len(expired), len(opened)) == _SWEEP
 
     def crash(self, row: Row, now: float) -> None:
         """Its lease ran out."""
@@ -83,10 +83,8 @@ class Claims:
         """Lease the next tasks; whether it stopped before it had seen all that may go."""
         book = self._book
         plain = book.heads(claim.most)
-        row = next(plain, None)
-        lane = book.first_lane("")
-        looks = _LOOKS
-        while len(given) < claim.most and (row is not None or lane is not None):
+        row, lane, looks = next(plain, None), book.first_lane(""), _LOOKS
+        while row is not None or lane is not None:
             if lane is not None and lane.head is not None and (row is None or lane.head < order_of(row)):
                 if looks == 0:
                     return True
@@ -98,7 +96,10 @@ class Claims:
                 else:
                     self._start(row, claim, now)
                     given.append(row)
-                row = next(plain, None)
+                row = None
+            if len(given) == claim.most:
+                break
+            row = next(plain, None) if row is None else row
         return False
 
     def _pick_from(self, lane: Lane, claim: Claim, now: float, given: list[Row]) -> bool:

@@ -104,8 +104,8 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
             cached_statements=256,
         )
         _check_owner(connection, path)
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA cache_size = -32000")  # at most 32 MB
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA wal_autocheckpoint = 2000")  # pages

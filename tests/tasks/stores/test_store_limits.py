@@ -1,0 +1,214 @@
+"""Limits: what may run at once and how fast, without looking at those that may not."""
+
+from collections.abc import Sequence
+from math import inf
+
+import pytest
+
+from cuelight.tasks import Finish, Lease, Limit
+from helpers.stores import START, Desk, HandClock
+
+
+def two(key: str = "k") -> tuple[Limit, ...]:
+    return (Limit(key, max_concurrent=2),)
+
+
+async def done(desk: Desk, leases: Sequence[Lease]) -> None:
+    await desk.store.exchange([Finish(lease.record.id, lease.epoch) for lease in leases])
+
+
+async def test_no_more_tasks_run_at_once_than_a_limit_allows(desk: Desk) -> None:
+    await desk.add("a", "b", "c", "d", limits=two())
+    await desk.add("free")
+    leases = await desk.claim(9)
+    assert [lease.record.id for lease in leases] == ["a", "b", "free"]
+    assert await desk.claim_ids() == []
+    assert await desk.wake_at() == START + 15  # the leases only
+    await done(desk, leases[:1])
+    assert await desk.claim_ids() == ["c"]
+    await done(desk, leases[1:])
+    assert await desk.claim_ids() == ["d"]
+
+
+@pytest.mark.parametrize("kind", ["done", "error", "timeout", "crash", "rate_limited", "released", "rejected"])
+async def test_every_end_of_an_attempt_frees_its_place(desk: Desk, kind: str) -> None:
+    await desk.add("a", "b", limits=(Limit("k", max_concurrent=1),))
+    (lease,) = await desk.claim(2)
+    exchange = await desk.exchange([Finish("a", lease.epoch, kind, delay=5)], most=2)
+    assert [lease.record.id for lease in exchange.leases] == [("a" if kind == "crash" else "b")]
+
+
+async def test_a_lease_that_runs_out_and_a_task_that_is_parked_or_cancelled_free_their_places(
+    desk: Desk, clock: HandClock
+) -> None:
+    await desk.add("a", "b", "c", "d", limits=(Limit("k", max_concurrent=1),))
+    await desk.claim()
+    clock.advance(15)
+    (lease,) = await desk.claim(9)
+    assert (lease.record.id, lease.epoch) == ("a", 2)
+    await desk.finish(lease, "unknown")
+    (lease,) = await desk.claim(9)
+    await desk.store.cancel([lease.record.id])
+    await desk.finish(lease, "cancelled")
+    (lease,) = await desk.claim(9)
+    assert lease.record.id == "c"
+
+
+async def test_a_rate_is_kept_and_wake_at_says_when_the_next_may_go(desk: Desk, clock: HandClock) -> None:
+    await desk.add(*"abcdef", limits=(Limit("k", rate=2, per=10, burst=3),))
+    assert await desk.claim_ids() == ["a", "b", "c"]
+    assert await desk.wake_at() == START + 5
+    clock.advance(4.999)
+    assert await desk.claim_ids() == []
+    clock.advance(0.001)
+    assert await desk.claim_ids() == ["d"]
+    clock.advance(5)
+    assert await desk.claim_ids() == ["e"]
+    assert await desk.claim_ids() == []
+
+
+async def test_what_a_task_costs_is_paid_off_before_the_next(desk: Desk, clock: HandClock) -> None:
+    tokens = Limit("tokens", rate=1000, per=60)
+    await desk.add("big", limits=(Limit("tokens", rate=1000, per=60, cost=900),))
+    await desk.add("next", limits=(Limit("tokens", rate=1000, per=60, cost=400),))
+    await desk.add("small", limits=(tokens,))
+    assert await desk.claim_ids() == ["big"]
+    assert await desk.wake_at() == START + 15  # its lease; the limit opens after 18 s
+    clock.advance(14)
+    assert await desk.claim_ids() == []  # the small one does not overtake
+    clock.advance(4)
+    exchange = await desk.exchange([Finish("big", 1)], 9)
+    assert [lease.record.id for lease in exchange.leases][:1] == ["next"]
+
+
+async def test_a_task_with_several_limits_takes_all_or_none(desk: Desk, clock: HandClock) -> None:
+    api, user = Limit("api", rate=1, per=10), Limit("user", max_concurrent=1)
+    await desk.add("a", "b", limits=(api, user))
+    await desk.add("other", limits=(api,))
+    (lease,) = await desk.claim(9)
+    assert lease.record.id == "a"
+    clock.advance(10)
+    # b waits for its user, and has taken nothing of the rate
+    assert await desk.claim_ids() == ["other"]
+    await desk.finish(lease)
+    assert await desk.claim_ids() == []
+    assert await desk.wake_at() == START + 20
+    clock.advance(10)
+    assert await desk.claim_ids() == ["b"]
+
+
+async def test_a_task_does_not_overtake_one_that_waits_for_the_same_limit(desk: Desk) -> None:
+    await desk.add("a", "b", limits=two("api"))
+    leases = await desk.claim(2)
+    await desk.add("low", limits=(*two("api"), *two("u1")), priority=3)
+    await desk.add("normal", limits=(*two("api"), *two("u2")))
+    await desk.add("high", limits=two("api"), priority=1)
+    assert await desk.claim_ids() == []
+    await done(desk, leases[:1])
+    assert await desk.claim_ids() == ["high"]
+    await done(desk, leases[1:])
+    assert await desk.claim_ids() == ["normal"]
+
+
+async def test_limited_and_other_tasks_keep_one_order(desk: Desk) -> None:
+    await desk.add("a1", limits=two("a"))
+    await desk.add("free")
+    await desk.add("b1", limits=two("b"))
+    await desk.add("a2", limits=two("a"))
+    await desk.add("high", limits=two("c"), priority=0)
+    await desk.add("free2", priority=1)
+    assert await desk.claim_ids() == ["high", "free2", "a1", "free", "b1", "a2"]
+
+
+async def test_a_limit_can_be_changed_for_tasks_that_are_there(desk: Desk) -> None:
+    await desk.add(*"abcdef", limits=two())
+    assert await desk.claim_ids() == ["a", "b"]
+    await desk.store.set_limit(Limit("k", max_concurrent=4), "k")
+    assert await desk.claim_ids() == ["c", "d"]
+    await desk.store.set_limit(None, "k")
+    await desk.store.set_limit(None, "nobody")
+    await desk.store.exchange([Finish("a", 1), Finish("b", 1)])
+    assert await desk.claim_ids() == []
+    await desk.store.exchange([Finish("c", 1)])
+    assert await desk.claim_ids() == ["e"]
+
+
+async def test_a_cost_above_an_overridden_burst_waits_until_all_is_paid_off(desk: Desk, clock: HandClock) -> None:
+    await desk.add("a", "b", limits=(Limit("k", rate=100, cost=50),))
+    await desk.store.set_limit(Limit("k", rate=10, per=1), "k")
+    assert await desk.claim_ids() == ["a"]
+    clock.advance(4.9)
+    assert await desk.claim_ids() == []
+    clock.advance(0.1)
+    assert await desk.claim_ids() == ["b"]
+
+
+async def test_a_paused_limit_starts_nothing_for_its_time(desk: Desk, clock: HandClock) -> None:
+    await desk.add("a", "b", "c", limits=(Limit("k", max_concurrent=9),))
+    (lease,) = await desk.claim()
+    assert await desk.finish(lease, "rate_limited", delay=30.0, pause_key="k") == "scheduled"
+    assert await desk.claim_ids() == []
+    assert await desk.wake_at() == START + 30
+    await desk.store.pause_limit("k", 5)  # a shorter pause does not end a longer one
+    clock.advance(29)
+    assert await desk.claim_ids() == []
+    clock.advance(1)
+    assert await desk.claim_ids() == ["a", "b", "c"]
+    await desk.store.pause_limit("k", 60)
+    await desk.add("d", limits=(Limit("k"),))
+    assert await desk.claim_ids() == []
+    await desk.store.pause_limit("k", 0)
+    assert await desk.claim_ids() == ["d"]
+
+
+async def test_a_limit_goes_on_when_its_first_task_is_taken_away(desk: Desk, clock: HandClock) -> None:
+    await desk.add("running", limits=(Limit("k", max_concurrent=1),))
+    (lease,) = await desk.claim()
+    await desk.add("cancelled", "next", "shed", limits=(Limit("k", max_concurrent=1),))
+    await desk.add("expired", deadline=START + 1, limits=(Limit("k", max_concurrent=1),), priority=1)
+    clock.advance(1)
+    assert await desk.claim_ids() == []
+    await desk.store.cancel(["cancelled"])
+    assert await desk.state("expired") == "dead_letter"
+    await desk.finish(lease)
+    assert await desk.claim_ids() == ["next"]
+
+
+async def test_a_task_that_expires_while_it_waits_for_a_limit_lets_others_go(desk: Desk, clock: HandClock) -> None:
+    slow = Limit("k", rate=1, per=100)
+    await desk.add("a", limits=(slow,))
+    await desk.claim()
+    await desk.add("waits", deadline=START + 50, limits=(slow, Limit("u", max_concurrent=1)))
+    await desk.add("other", limits=(Limit("u", max_concurrent=1),))
+    assert await desk.claim_ids() == ["other"]
+    clock.advance(50)
+    await desk.claim_ids()
+    assert (await desk.snapshot("waits")).reason == "expired"
+
+
+async def test_limits_that_are_not_in_use_are_forgotten(desk: Desk, clock: HandClock) -> None:
+    for number in range(20):
+        await desk.add(f"{number}", limits=(Limit(f"user:{number}", rate=1, per=5), *two("api")), result_ttl=1.0)
+    for _ in range(20):
+        await done(desk, await desk.claim(9))
+    clock.advance(60)
+    await desk.claim()
+    clock.advance(60)
+    await desk.claim()
+    assert await desk.wake_at() == inf
+    assert await kept(desk) == 0
+
+
+async def kept(desk: Desk) -> int:
+    """Rows of any kind that the store has."""
+    from cuelight.tasks import MemoryStore, SQLiteStore
+
+    if isinstance(desk.store, MemoryStore):
+        book = desk.store._book
+        return len(book._tasks) + len(book._gates) + len(book._lanes) + len(book._claims) + len(book._unique)
+    assert isinstance(desk.store, SQLiteStore)
+    assert desk.store._writer is not None
+    connection = desk.store._writer._connection
+    assert connection is not None
+    tables = ("tasks", "bodies", "stories", "gates", "lanes", "claims", "uniques")
+    return sum(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)

@@ -283,7 +283,7 @@ class MapRun:
         if not self.ended:
             self.store.put(index, result)
             self.report(1)
-        if self.exhausted or self.ended:
+        if self.exhausted or not self.ready:
             self.refresh()
 
     def settle_many(self, first: int, values: list[Any], worker: PoolWorker, ms: float) -> None:
@@ -298,7 +298,7 @@ class MapRun:
         if not self.ended:
             self.store.put_many(first, results)
             self.report(len(values))
-        if self.exhausted or self.ended:
+        if self.exhausted or not self.ready:
             self.refresh()
 
     def report(self, items: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.errors import RateLimited, Rejected, TaskFailed
 from cuelight.pools._results import TaskMetrics, TaskResult, TaskStatus
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Job", "as_failure", "retry_delay"]
+
+
+_FINAL: Final = (Rejected, PicklingError)  # another attempt would end in the same way
 
 
 class Job:
@@ -70,9 +74,9 @@ class Job:
 
     def attempt(self) -> tuple[bool, Any]:
         """Call the function in this thread; whether it returned, and what it returned or raised."""
-        # An attempt that was left behind may still be inside of the context.
-        context = self.context.copy() if self.retries else self.context
         try:
+            # An attempt that was left behind may still be inside of the context.
+            context = self.context.copy() if self.retries else self.context
             return True, context.run(self.function, *self.args, **self.kwargs)
         except BaseException as error:
             trace = error.__traceback__
@@ -86,7 +90,7 @@ class Job:
         del self.function, self.args, self.kwargs, self.context
 
     def taken_result(self) -> TaskResult[Any]:
-        """The outcome of a task that has ended; the same object each time."""
+        """The outcome of a task that has ended."""
         if self.outcome is None:
             metrics = self.metrics()
             self.outcome = TaskResult(
@@ -141,7 +145,7 @@ def retry_delay(error: BaseException, retries: int, most: int, base: float, maxi
     """
     if isinstance(error, RateLimited):
         return error.retry_after
-    if retries >= most or isinstance(error, Rejected) or not isinstance(error, Exception):
+    if retries >= most or not isinstance(error, Exception) or isinstance(error, _FINAL):
         return None
     # 2.0**1024 overflows; no delay needs so many doublings.
     return min(maximum, base * 2.0 ** min(retries, 1000)) if base else 0.0

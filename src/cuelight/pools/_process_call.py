@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.pools._process_link import ProcessLink
 from cuelight.pools._processes import Answer, call_frame, died
-from cuelight.pools._threads import name_of
+from cuelight.pools._threads import full_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class ProcessCaller:
                 answer = self._exchange(frame)  # it died before it began
         except (OSError, RuntimeError, pickle.PicklingError) as error:
             return False, error  # no process, or nothing that could be sent
-        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, name_of(function)))
+        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
 
     def kill(self) -> None:
         """End the call that is under way, if there is one, and the process. From any thread."""

@@ -21,7 +21,7 @@ from cuelight.errors import PoolClosed, WorkerDied
 from cuelight.mailbox import current_backend
 from cuelight.pools._child import UNLOADABLE
 from cuelight.pools._process_link import ProcessLink, encode_call, encode_chunk
-from cuelight.pools._threads import name_of, tamed
+from cuelight.pools._threads import full_name, tamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def call_frame(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
 
 def _unpicklable(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    name = name_of(function)
+    name = full_name(function)
     if not _can_pickle(function):
         return f"{name} cannot be sent to a worker process; define it at the top level of a module"
     for place, value in [*enumerate(args), *kwargs.items()]:
@@ -151,7 +151,7 @@ class ProcessExecutor:
         """
         answer = await self._deliver(call_frame(function, args, kwargs))
         if answer.death is not None and not answer.outcomes:
-            raise died(self.name, answer, name_of(function))
+            raise died(self.name, answer, full_name(function))
         [(succeeded, value)] = answer.outcomes
         if succeeded:
             return value
@@ -190,7 +190,7 @@ class ProcessExecutor:
             if not items:
                 break
             if answer.death is not None and len(outcomes) < len(items):
-                under = f"{name_of(function)}, item {len(outcomes)} of its chunk"
+                under = f"{full_name(function)}, item {len(outcomes)} of its chunk"
                 left = 1 if answer.begun else len(items) - len(outcomes)  # two in a row could not even begin
                 outcomes += [(False, died(self.name, answer, under)) for _ in range(left)]
         return outcomes
@@ -200,7 +200,7 @@ class ProcessExecutor:
             answer = await self._deliver(call_frame(function, (item,), {}))
         except pickle.PicklingError as error:
             return False, error
-        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, name_of(function)))
+        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
 
     async def aclose(self) -> None:
         """End the process; one that runs a call, or takes longer than `close_timeout`, is killed. A checkpoint."""

@@ -154,6 +154,12 @@ class Crew:
             if not self.board.unfinished and not self.over:
                 self._wind_up()
 
+    def dropped(self) -> None:
+        """Nobody can reach the pool any more: close. Called by the collector, in any thread, whatever that holds."""
+        keeper = self._keeper
+        if keeper is not None:
+            keeper.call(self.close)
+
     def join(self) -> None:
         """Wait until all tasks and all threads have ended, but for those left behind; `close` comes first."""
         self.board.wait_until(lambda: not self.board.unfinished, None)

@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 import threading
 from contextvars import Context, copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from cuelight.errors import PoolClosed
 from cuelight.mailbox import current_backend
+from cuelight.pools._attempts import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,22 +27,22 @@ if TYPE_CHECKING:
     from cuelight.mailbox import Backend, Waiter
     from cuelight.pools._executor import Outcome
 
-__all__ = ["ThreadExecutor", "name_of", "tamed"]
+__all__ = ["ThreadExecutor", "full_name", "tamed"]
 
 log = logging.getLogger("cuelight.pools")
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """What people call a function: its module and name."""
-    name = getattr(function, "__qualname__", None)
-    return repr(function) if name is None else f"{function.__module__}.{name}"
+def full_name(function: Callable[..., Any]) -> str:
+    """The module and the name of a function, for people."""
+    name, module = name_of(function), getattr(function, "__module__", None)
+    return name if module is None or isinstance(function, partial) else f"{module}.{name}"
 
 
 def tamed(error: BaseException, function: Callable[..., Any], cancelled: type[BaseException]) -> BaseException:
     """The error to raise in the loop for this one: a foreign cancellation would end a task that nobody cancelled."""
     if not isinstance(error, (cancelled, GeneratorExit)):
         return error
-    stand_in = RuntimeError(f"{name_of(function)} raised {type(error).__name__}, but nobody has cancelled it")
+    stand_in = RuntimeError(f"{full_name(function)} raised {type(error).__name__}, but nobody has cancelled it")
     stand_in.__cause__ = error
     return stand_in
 
@@ -144,7 +146,7 @@ class ThreadExecutor:
         log.warning(
             "%s: %s was cancelled, but a thread cannot be stopped: it is left behind, and %d such still run",
             self.name,
-            name_of(call.function),
+            full_name(call.function),
             self.abandoned,
         )
 
@@ -164,7 +166,7 @@ class ThreadExecutor:
         try:
             call.backend.call_threadsafe(call.waiter.wake)
         except RuntimeError:
-            log.debug("%s: the event loop ended before %s did", self.name, name_of(call.function))
+            log.debug("%s: the event loop ended before %s did", self.name, full_name(call.function))
 
 
 class _Call:

@@ -90,8 +90,12 @@ class Timekeeper:
     def stop(self) -> None:
         """End it soon. From any thread; may be called twice."""
         self._ended.set()
+        self.call(lambda: self._stop.set())
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function soon, in the thread of the system. From any thread; nothing happens once it has ended."""
         try:
-            self._system.call_threadsafe(self._stop.set)
+            self._system.call_threadsafe(function)
         except RuntimeError:
             log.debug("%s: the timekeeper has ended", self._name)
 

@@ -6,7 +6,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -119,7 +119,7 @@ class WorkerPool:
         new_caller = _no_process if kind == "thread" else _new_process
         self._crew = Crew(name, self.config, new_caller, keep_results, self._backend_options)
         self._checked: object = None
-        weakref.finalize(self, self._crew.close).atexit = False  # a pool that was dropped ends after its last task
+        weakref.finalize(self, self._crew.dropped).atexit = False  # a pool that was dropped ends after its last task
 
     # Tasks.
 
@@ -134,8 +134,8 @@ class WorkerPool:
     ) -> str:
         """Have a function called by a worker. Does not wait.
 
-        An exception is retried, up to `max_retries` times and with a back-off, unless it is `Rejected`. After
-        `RateLimited` the task waits as long as that says; this is no attempt.
+        An exception is retried, up to `max_retries` times and with a back-off, unless it is `Rejected`, or something
+        could not be pickled for a process. After `RateLimited` the task waits as long as that says; this is no attempt.
 
         Args:
             task_name: for people; need not be unique.
@@ -155,7 +155,7 @@ class WorkerPool:
             self._check(task_fn)
         if type(args) is not tuple:
             args = _as_tuple(args)
-        job = Job(task_name, task_fn, args, kwargs or {}, priority)
+        job = Job(task_name, task_fn, args, dict(kwargs) if kwargs else {}, priority)
         self._crew.submit(job)
         return job.id
 
@@ -172,7 +172,8 @@ class WorkerPool:
 
         Items are taken as results are: not more than `buffer` of them are under way or wait to be looked at, so the
         source may be infinite. An item whose function raised is a result with an error. Leaving the loop early cancels
-        what has not begun and closes the source. Items are in the summary, but not in `get_metrics` and `wait_for_all`.
+        what has not begun, and closes the source if it is a generator. Items are counted in the summary, but
+        `get_metrics` and `wait_for_all` do not know them.
 
         Args:
             fn: a plain function.
@@ -223,9 +224,8 @@ class WorkerPool:
             crew.cancel(waiting)
             if reporter is not None:
                 reporter.close()
-            close: Any = getattr(source, "close", None)
-            if callable(close) and not isinstance(source, Sized):
-                close()
+            if isinstance(source, Generator):
+                source.close()
 
     def abort_pending_tasks(self) -> int:
         """Cancel all tasks that do not run now, those that wait for a retry included; how many there were."""

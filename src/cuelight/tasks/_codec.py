@@ -149,7 +149,10 @@ def _is_usual(task: Task) -> bool:
         and min(task.max_retries, task.max_timeouts, task.max_crashes) >= 0
         and task.result_ttl >= 0
         and task.created_at > 0
-        and not (task.task_id == "" or task.deadline or task.delay or task.limits)
+        and task.task_id != ""
+        and task.delay == 0
+        and task.limits == ()
+        and task.deadline is None
         and task.timeout is None
         and task.unique is None
         and task.unique_for is None

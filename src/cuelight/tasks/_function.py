@@ -8,7 +8,19 @@ from collections.abc import Callable, Coroutine, Iterable
 from copy import copy
 from functools import update_wrapper
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypedDict, TypeVar, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 import msgspec
 
@@ -27,7 +39,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
+T = TypeVar("T")
+
 Limits = Limit | Iterable[Limit]
+
+# As many parameters as lambdas usually have: strict type checkers know nothing of those of a `Callable[..., T]`.
+_Lambda: TypeAlias = (
+    Callable[[Any], T] | Callable[[Any, Any], T] | Callable[[Any, Any, Any], T] | Callable[[Any, Any, Any, Any], T]
+)
+OfArguments: TypeAlias = _Lambda[T] | Callable[..., T]
+"""A function that is called with the arguments of the task."""
 
 
 class TaskOptions(TypedDict, total=False):
@@ -42,9 +63,9 @@ class TaskOptions(TypedDict, total=False):
     timeout: float | None
     max_timeouts: int
     max_crashes: int
-    unique: str | bool | Callable[..., str | None] | None
+    unique: str | bool | OfArguments[str | None] | None
     unique_for: float | None
-    limits: Limits | Callable[..., Limits]
+    limits: Limits | OfArguments[Limits]
     result_ttl: float
 
 

@@ -60,7 +60,7 @@ class Parameters:
         self._rest = next((p.name for p in given if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
         self._more = next((p.name for p in given if p.kind is inspect.Parameter.VAR_KEYWORD), None)
         with suppress(NameError):  # a name that comes later in its module: looked up at the first call
-            self._struct  # noqa: B018 - a wrong annotation is to be found here
+            self._types  # noqa: B018 - a wrong annotation is to be found here
 
     @cached_property
     def _types(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ $(BIN)/python:
 	$(INSTALL) --upgrade "pip>=25.1"
 
 .venv/.installed-demo: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable ".[trio]"
+	$(INSTALL) --editable ".[trio,progress]"
 	@touch $@
 
 .venv/.installed-%: pyproject.toml | $(BIN)/python

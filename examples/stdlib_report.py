@@ -1,64 +1,72 @@
-"""Measure every Python file below a folder with a crew of actors, and print a report.
+"""Measure every Python file below a folder with a durable queue of tasks, and print a report.
 
-    main ── asks for the findings ──► Aggregator ◄── Measured ── Worker 0..n ◄── Measure ── Finder
-                                                                   │
-                                                                   └── refused ──► dead letters ──► main
+    main ──► scan (folder) ──► scan (each folder in it)
+                 │
+                 └──► measure (each file in it) ──► worker processes ──► results  ─┐
+                              │                                                    ├──► report
+                              └── cannot be measured ──► dead letters ────────────┘
 
 What to look at:
 
-* `Crew` declares who is there, in which order they start, and how each is kept.
-* Back-pressure: the mailbox of a worker holds few files, so the finder waits (`await worker.tell(...)`).
-* A file that cannot be measured is refused: the worker raises a `ReplyError`, lives on, and the message becomes a
-  dead letter with the error. The failures in the report are those dead letters.
-* A worker that crashes is restarted by the crew. The file that it was at is delivered again (`redeliver`), and its
-  mailbox and its ref stay. `--chaos` shows that: the report is the same, byte for byte.
-* The end needs no counting: messages of one sender stay in order, so `NoMore` is the last that a worker gets, and
-  the last that it passes on.
+* The queue is one SQLite file. `kill -9` this program at any moment, start it again with `--resume`, and it goes on
+  where it was; the report is the same, byte for byte. Start it twice on one `--state` and both do a part of the work.
+* A task that is given twice is taken once: the scan of a folder that was cut off is done again, and gives the same
+  tasks with the same identities.
+* Parsing runs in worker processes. `--chaos` has them die of `kill -9` under their files: each death costs one attempt
+  of one file, and the process is replaced.
+* A file that cannot be measured raises a `Rejected`: no second attempt, a dead letter with the reason. The failures in
+  the report are those dead letters.
 
 Try `python examples/stdlib_report.py --workers 8 --chaos --backend trio`.
 """
 
 import argparse
 import ast
+import hashlib
 import io
 import json
 import logging
 import os
 import random
+import shutil
+import signal
 import stat
 import sys
 import sysconfig
+import tempfile
 import tokenize
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import anyio
 import msgspec
 
 from cuelight import (
-    Actor,
-    ActorSystem,
-    Backoff,
-    ChildSpec,
     CuelightError,
-    DeadLetter,
-    Message,
-    Ref,
-    ReplyError,
-    ReplyPort,
-    Request,
-    Start,
-    Supervisor,
-    child,
-    on,
+    DeadLetterEntry,
+    Rejected,
+    SQLiteStore,
+    TaskFunction,
+    TaskPriority,
+    TaskQueue,
+    TaskWorker,
+    task,
 )
 
-DELIVERIES = 4
-"""Times that a file is delivered before it is quarantined: its worker must have crashed on it each time."""
+CRASHES = 8
+"""Processes that may die under a file before it is quarantined: this program may be killed that often, too."""
+
+LEASE = 3.0
+"""Seconds after which the tasks of a program that was killed are free for the next."""
+
+KEPT = 7 * 24 * 3600.0
+"""Seconds for which results are kept for `--resume`."""
+
+ACCIDENTS = 0.02
+"""The share of files under which `--chaos` kills the process."""
 
 SHOWN = 5
 """Rows in each table of the report."""
@@ -67,22 +75,27 @@ SHOWN = 5
 # Measuring: plain functions, because they have no state and no life of their own.
 
 
-class Unmeasured(ReplyError):
+class Unmeasured(Rejected):
     """A file cannot be measured, for this kind of reason."""
-
-    kind = "unmeasured"
 
 
 class Unreadable(Unmeasured):
-    kind = "cannot be read"
+    pass
 
 
 class Undecodable(Unmeasured):
-    kind = "is not in its encoding"
+    pass
 
 
 class Unparsable(Unmeasured):
-    kind = "does not parse"
+    pass
+
+
+KINDS = {
+    "Unreadable": "cannot be read",
+    "Undecodable": "is not in its encoding",
+    "Unparsable": "does not parse",
+}
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -154,186 +167,60 @@ def complexity(function: ast.AST) -> int:
     return count
 
 
-# Messages.
+# Tasks.
 
 
-class Measure(Message):
-    file: str  # relative to the folder
+def accident(state: str, file: str, seed: int) -> None:
+    """Perhaps have this process die as if the machine had killed it; once for each file that has bad luck.
+
+    Not a part of the work: it stands for what comes from outside.
+    """
+    if random.Random(f"{seed} {file}").random() < ACCIDENTS:
+        mark = hashlib.sha256(file.encode(errors="surrogateescape")).hexdigest()[:16]
+        try:
+            os.close(os.open(f"{state}.accidents/{mark}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return  # it has happened
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Measured(Message):
-    source: Source
+@task(name="measure", max_crashes=CRASHES, result_ttl=KEPT)
+def measure_file(root: str, file: str, accidents: tuple[str, int] | None = None) -> Source:
+    """Measure one file. A plain function: it runs in a worker process, and that may be killed."""
+    if accidents is not None:
+        accident(accidents[0], file, accidents[1])
+    return measure(file, read(Path(root, file)))
 
 
-class Found(Message):
-    files: int
+def entries(root: str, folder: str) -> tuple[list[str], list[str]]:
+    """The folders and the Python files in a folder, sorted; installed packages are left out."""
+    folders: list[str] = []
+    files: list[str] = []
+    for entry in os.scandir(Path(root, folder)):
+        name = os.path.normpath(os.path.join(folder, entry.name))
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name not in {"site-packages", "dist-packages"}:
+                folders.append(name)
+        elif name.endswith(".py"):
+            files.append(name)
+    return sorted(folders), sorted(files)
 
 
-class NoMore(Message):
-    """There are no more files: the finder tells each worker, and each worker passes it on with its name."""
+def scanner(queue: TaskQueue, accidents: tuple[str, int] | None) -> TaskFunction[[str, str], None]:
+    """The task that scans a folder: it gives more tasks to the queue that it came from."""
 
-    worker: str = ""
+    @task(name="scan", priority=TaskPriority.HIGH, max_crashes=CRASHES, result_ttl=KEPT)
+    async def scan(root: str, folder: str) -> None:
+        try:
+            folders, files = await anyio.to_thread.run_sync(entries, root, folder)
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from error
+        # The identity says what it is about: a folder that is scanned again gives the same tasks, taken once.
+        found = [scan.with_options(task_id=f"scan {name}").task(root, name) for name in folders]
+        found += [measure_file.with_options(task_id=f"measure {name}").task(root, name, accidents) for name in files]
+        await queue.enqueue_many(found)
 
-
-class Collected(msgspec.Struct, frozen=True):
-    """The answer to `Findings`."""
-
-    found: int
-    sources: list[Source]
-
-
-class Findings(Request[Collected]):
-    """Ask for all that was measured. The answer comes when the last worker is through."""
-
-
-class ShowProgress(Message):
-    """The aggregator's timer."""
-
-
-# Actors.
-
-
-class Chaos:
-    """Accidents, drawn from a seed. Not an actor: it stands for the bad luck that comes from outside."""
-
-    def __init__(self, seed: int | None, share: float = 0.1) -> None:
-        self._seed, self._share = seed, share
-        self._accidents: Counter[str] = Counter()
-
-    @property
-    def accidents(self) -> int:
-        return self._accidents.total()
-
-    def strike(self, file: str, moment: str) -> None:
-        """Perhaps crash whoever is at this file, but not so often that a good file would be quarantined."""
-        if self._seed is None or self._accidents[file] == DELIVERIES - 1:
-            return
-        if random.Random(f"{self._seed} {file} {moment} {self._accidents[file]}").random() < self._share:
-            self._accidents[file] += 1
-            raise RuntimeError(f"an accident {moment}")
-
-
-class Finder(Actor[Message]):
-    """Finds the files and hands them out, each worker in turn. It has a `run` of its own, and ends with it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    async def run(self) -> None:
-        aggregator: Ref[Found] = self.system.find("aggregator")
-        workers = self.system.group("workers")
-        files = await anyio.to_thread.run_sync(python_files, self.folder)  # a disk may be slow: not in the loop
-        await aggregator.tell(Found(len(files)))
-        for file in files:
-            await workers.pick().tell(Measure(file))  # waits while the mailbox of the worker is full
-        for worker in workers:
-            await worker.tell(NoMore())
-
-
-def python_files(folder: Path) -> list[str]:
-    """The Python files below a folder, sorted; installed packages are left out."""
-    found: list[str] = []
-
-    def note_unreadable(error: OSError) -> None:
-        found.append(os.path.relpath(error.filename, folder))  # reading it will fail, and be counted
-
-    for where, folders, files in os.walk(folder, onerror=note_unreadable):
-        folders[:] = [name for name in folders if name not in {"site-packages", "dist-packages"}]
-        found += [os.path.relpath(os.path.join(where, name), folder) for name in files if name.endswith(".py")]
-    return sorted(found)
-
-
-class Worker(Actor[Measure | NoMore]):
-    """Measures one file at a time."""
-
-    def __init__(self, folder: Path, chaos: Chaos) -> None:
-        self.folder, self.chaos = folder, chaos
-        self.aggregator: Ref[Measured | NoMore] = self.system.find("aggregator")  # a ref outlives restarts
-
-    def started(self, why: Start) -> None:
-        self.join("workers")
-
-    @on(Measure)
-    async def measure(self, message: Measure) -> None:
-        self.chaos.strike(message.file, "before it was read")
-        content = await anyio.to_thread.run_sync(read, self.folder / message.file)
-        source = measure(message.file, content)
-        self.chaos.strike(message.file, "before it was passed on")
-        await self.aggregator.tell(Measured(source))
-        self.chaos.strike(message.file, "after it was passed on")  # so it will be passed on twice
-
-    @on(NoMore)
-    async def no_more(self, message: NoMore) -> None:
-        await self.aggregator.tell(NoMore(self.name))
-
-
-class Aggregator(Actor[Measured | Found | NoMore | Findings | ShowProgress]):
-    """Collects what was measured. The same file twice is one: a delivery that is repeated changes nothing."""
-
-    def __init__(self, workers: int, *, progress: bool) -> None:
-        self.waiting_for = {worker_name(number) for number in range(workers)}
-        self.progress = progress
-        self.found = 0
-        self.sources: dict[str, Source] = {}
-        self.asker: ReplyPort | None = None
-
-    def started(self, why: Start) -> None:
-        if self.progress:
-            self.every(0.1, ShowProgress())
-
-    @on(Found)
-    def files_found(self, message: Found) -> None:
-        self.found = message.files
-
-    @on(Measured)
-    def measured(self, message: Measured) -> None:
-        self.sources[message.source.file] = message.source
-
-    @on(NoMore)
-    def no_more(self, message: NoMore) -> None:
-        self.waiting_for.discard(message.worker)
-        self.answer_if_complete()
-
-    @on(Findings)
-    def findings(self, message: Findings) -> Collected:
-        self.asker = self.defer_reply()  # answered later, when all is there
-        self.answer_if_complete()
-        return Collected(0, [])  # not sent: the reply was deferred
-
-    def answer_if_complete(self) -> None:
-        if self.asker is not None and not self.waiting_for:
-            self.show_progress(ShowProgress())
-            self.asker.send(Collected(self.found, [self.sources[file] for file in sorted(self.sources)]))
-
-    @on(ShowProgress)
-    def show_progress(self, message: ShowProgress) -> None:
-        if self.progress:
-            print(f"\r{len(self.sources)} of {self.found} files measured ", end="", file=sys.stderr, flush=True)
-
-
-def worker_name(number: int) -> str:
-    return f"worker-{number}"
-
-
-class Crew(Supervisor):
-    """Its children start in this order, each when the one before is up, and end in the reverse of it."""
-
-    max_restarts = 0  # crashes on a file that is redelivered do not count; after any other the work is incomplete
-
-    def __init__(self, options: argparse.Namespace, chaos: Chaos) -> None:
-        self.options, self.chaos = options, chaos
-
-    def specs(self) -> Iterable[ChildSpec[Any]]:
-        workers = self.options.workers
-        yield child(Aggregator, workers, progress=self.options.progress).with_options(name="aggregator")
-        for number in range(workers):
-            yield child(Worker, self.options.path, self.chaos).with_options(
-                name=worker_name(number),
-                capacity=4,
-                redeliver=DELIVERIES,
-                backoff=Backoff(minimum=0.001, maximum=0.01),
-            )
-        yield child(Finder, self.options.path).with_options(name="finder")
+    return scan
 
 
 # The report.
@@ -357,24 +244,25 @@ class Report(msgspec.Struct, frozen=True):
     failures: list[Failure]
 
 
-def failures_among(letters: Iterable[DeadLetter]) -> list[Failure]:
-    failures: list[Failure] = []
-    for letter in letters:
-        if isinstance(letter.message, Measure) and letter.reason in {"refused", "quarantined"}:
-            if isinstance(letter.error, Unmeasured):
-                kind, error = letter.error.kind, str(letter.error)
-            else:  # a fault of this program
-                kind, error = "crashes workers", repr(letter.error)
-            failures.append(Failure(kind, letter.message.file, error, letter.reason))
-    return sorted(failures, key=lambda failure: (failure.kind, failure.file))
+def failure_of(letter: DeadLetterEntry) -> Failure:
+    """What a dead letter says of its file."""
+    given = letter.payload["kwargs"]
+    file = given["file"] if "file" in given else given["folder"]
+    name, _, error = letter.error.partition(": ")
+    kind = KINDS.get(name.rpartition(".")[2])
+    if kind is None:
+        kind, error = ("kills workers" if letter.reason == "quarantined" else "crashes workers"), letter.error
+    return Failure(kind, file, error, letter.reason)
 
 
-def make_report(collected: Collected, letters: Iterable[DeadLetter]) -> Report:
-    sources = collected.sources
-    failures = failures_among(letters)
+async def make_report(queue: TaskQueue) -> Report:
+    failures = sorted(
+        [failure_of(letter) async for letter in queue.dead_letters], key=lambda failure: (failure.kind, failure.file)
+    )
+    sources = sorted([source async for _, source in queue.results(measure_file)], key=lambda source: source.file)
     functions = [function for source in sources for function in source.functions]
     return Report(
-        files=collected.found,
+        files=len(sources) + len(failures),
         measured=len(sources),
         lines=sum(source.lines for source in sources),
         classes=sum(source.classes for source in sources),
@@ -410,35 +298,62 @@ def as_text(report: Report) -> Iterator[str]:
 # The program.
 
 
+async def show_progress(queue: TaskQueue) -> None:
+    """A bar on stderr, until it is cancelled."""
+    from tqdm import tqdm  # noqa: PLC0415 - only who wants a bar needs it
+
+    with tqdm(unit=" tasks", file=sys.stderr, dynamic_ncols=True, mininterval=0) as bar:
+        try:
+            while True:
+                size = await queue.size()
+                bar.total = size.pending + size.scheduled + size.in_flight + size.completed + size.dead_letter
+                bar.update(size.completed + size.dead_letter - bar.n)
+                await anyio.sleep(0.1)
+        finally:
+            bar.refresh()
+
+
 async def work(options: argparse.Namespace) -> Report:
-    chaos = Chaos(options.seed if options.chaos else None)
-    collected = Collected(0, [])
-    letters: list[DeadLetter] = []
-    async with ActorSystem("report") as system:
-        graveyard = system.dead_letters.subscribe(capacity=sys.maxsize)  # the system itself keeps only the latest ones
-        await system.spawn(child(Crew, options, chaos).with_options(name="crew"))
-        aggregator: Ref[Findings] = system.find("aggregator")
-        collected = await aggregator.ask(Findings(), timeout=float("inf"))
-        graveyard.close()
-        letters = [letter async for letter in graveyard]
-    if options.progress:
-        print(file=sys.stderr)
-    if options.chaos:
-        print(f"{chaos.accidents:,} crashes of workers; what follows knows nothing of them", file=sys.stderr)
-    return make_report(collected, letters)
+    state, root = str(options.state), str(options.path.resolve())
+    async with TaskQueue(SQLiteStore(options.state), max_length=None) as queue:
+        scan = scanner(queue, (state, options.seed) if options.chaos else None)
+        begun = await queue.get("scan .")
+        if begun is not None and begun.payload["kwargs"]["root"] != root:
+            raise WrongState(f"{state} is about {begun.payload['kwargs']['root']}, not {root}: give another --state")
+        if begun is None:
+            await queue.enqueue(scan.with_options(task_id="scan .").task(root, "."))
+        async with anyio.create_task_group() as group:
+            if options.progress:
+                group.start_soon(show_progress, queue)
+            async with TaskWorker(
+                queue, [scan, measure_file], kind="process", threads=options.workers, concurrency=16, lease=LEASE
+            ):
+                await queue.drain(scheduled=True)
+            group.cancel_scope.cancel()
+        return await make_report(queue)
+
+
+class WrongState(Exception):
+    """The state that was given is about something else."""
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure every Python file below a folder with a crew of actors.")
+    parser = argparse.ArgumentParser(description="Measure every Python file below a folder with a durable queue.")
     standard_library = Path(sysconfig.get_paths()["stdlib"])
     parser.add_argument("--path", type=Path, default=standard_library, help="default: the standard library")
+    parser.add_argument(
+        "--state", type=Path, help="the file of the queue (default: one for each --path, in the temp folder)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where a run was that was stopped or killed")
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
-    parser.add_argument("--workers", type=int, default=4, help="how many actors measure (default: 4)")
-    parser.add_argument("--chaos", action="store_true", help="crash workers at random; the report stays the same")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 2, help="processes (default: one for each core)"
+    )
+    parser.add_argument("--chaos", action="store_true", help="kill processes at random; the report stays the same")
     parser.add_argument("--seed", type=int, default=0, help="where --chaos draws its accidents from (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--progress", action="store_true", help="show progress although stderr is no terminal")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the reports of crashes")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what workers report")
     options = parser.parse_args()
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: give 1 or more")
@@ -447,8 +362,27 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--path {options.path}: it {what}")
     if options.backend == "trio" and find_spec("trio") is None:
         parser.error("--backend trio: trio is not installed; `pip install trio` does that")
-    options.progress = options.progress or sys.stderr.isatty()
+    if find_spec("tqdm") is None and options.progress:
+        parser.error("--progress: tqdm is not installed; `pip install tqdm` does that")
+    options.progress = options.progress or (sys.stderr.isatty() and find_spec("tqdm") is not None)
+    prepare_state(parser, options)
     return options
+
+
+def prepare_state(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Find the file of the queue; a new run begins with a new one."""
+    if options.state is None:
+        name = hashlib.sha256(str(options.path.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
+        options.state = Path(tempfile.gettempdir(), f"stdlib-report-{name}.db")
+    accidents = Path(f"{options.state}.accidents")
+    if options.resume and not options.state.exists():
+        parser.error(f"--resume: there is nothing to resume, {options.state} does not exist")
+    if not options.resume:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{options.state}{suffix}").unlink(missing_ok=True)
+        shutil.rmtree(accidents, ignore_errors=True)
+    if options.chaos:
+        accidents.mkdir(parents=True, exist_ok=True)
 
 
 def main() -> int:
@@ -465,10 +399,10 @@ def main() -> int:
         print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding), flush=True)
         status = 0
     except* KeyboardInterrupt:
-        print("\nstopped; nothing was left running", file=sys.stderr)
+        print("\nstopped; nothing was left running, and --resume goes on", file=sys.stderr)
         status = 130
-    except* CuelightError as errors:
-        print(f"the crew has failed: {errors.exceptions[0]} (--verbose shows the crashes)", file=sys.stderr)
+    except* (CuelightError, WrongState) as errors:
+        print(f"it did not work: {errors.exceptions[0]}", file=sys.stderr)
     except* BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read the report has gone
     return status

@@ -1,10 +1,11 @@
-"""The report: exact numbers, the same under chaos and on both back ends, and clear words when there is none."""
+"""The report: exact numbers, the same under chaos, after `kill -9` and on both back ends; clear words without one."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,18 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of other tests keep their queue in the same temporary folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def command(*options: str | Path) -> list[str]:
+    return [sys.executable, "-W", "error", str(PROGRAM), *map(str, options)]
+
+
 def run(*options: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-W", "error", str(PROGRAM), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=50, check=False)
+    return subprocess.run(command(*options), capture_output=True, text=True, encoding="utf-8", timeout=50, check=False)
 
 
 def report_on(*options: str | Path) -> str:
@@ -94,7 +104,7 @@ def test_the_report_counts_everything(folder: Path, backend: str) -> None:
         "undeclared.py": "is not in its encoding",
         "unknown.py": "is not in its encoding",
     }
-    assert {failure["dead_letter"] for failure in report["failures"]} == {"refused"}
+    assert {failure["dead_letter"] for failure in report["failures"]} == {"rejected"}
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
@@ -102,59 +112,81 @@ def test_the_report_is_the_same_under_chaos_and_on_both_back_ends(folder: Path, 
     calm = report_on("--path", folder, *form)
     for options in (
         ["--backend", "trio"],
-        ["--chaos", "--seed", "1"],
-        ["--chaos", "--seed", "2", "--workers", "1"],
-        ["--chaos", "--seed", "3", "--workers", "9", "--backend", "trio"],
+        ["--chaos", "--seed", "20", "--workers", "1"],
+        ["--chaos", "--seed", "25", "--workers", "4", "--backend", "trio"],
     ):
         assert report_on("--path", folder, *form, *options) == calm
 
 
-def test_chaos_does_crash_workers(folder: Path) -> None:
-    done = run("--path", folder, "--chaos", "--verbose", "--progress")
+def test_chaos_does_kill_workers(folder: Path, tmp_path: Path) -> None:
+    done = run("--path", folder, "--chaos", "--seed", "20", "--verbose", "--progress", "--state", tmp_path / "queue.db")
     assert done.returncode == 0
-    assert "RuntimeError: an accident before it was read" in done.stderr
-    assert "RuntimeError: an accident after it was passed on" in done.stderr
-    assert "35 of 40 files measured" in done.stderr
-    assert "\n0 crashes of workers" not in done.stderr
+    assert list((tmp_path / "queue.db.accidents").iterdir())
+    assert "42/42" in done.stderr  # the bar: 40 files and 2 folders
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_report_is_the_same_after_kill_9_at_any_moment(folder: Path, tmp_path: Path, backend: str) -> None:
+    calm = report_on("--path", folder, "--backend", backend)
+    options = ["--path", str(folder), "--backend", backend, "--state", str(tmp_path / "queue.db")]
+    for attempt, seconds in enumerate((0.4, 0.8, 1.2)):  # before the queue is there, and at work
+        with subprocess.Popen(command(*options, *["--resume"][: attempt and 1]), stdout=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+        if not (tmp_path / "queue.db").exists():
+            report_on(*options)
+    assert report_on(*options, "--resume") == calm
+
+
+def test_two_programs_may_share_the_work(folder: Path, tmp_path: Path) -> None:
+    calm = report_on("--path", folder)
+    options = ["--path", folder, "--state", tmp_path / "queue.db"]
+    report_on(*options)
+    with subprocess.Popen(command(*options, "--resume"), stdout=subprocess.PIPE, text=True) as other:
+        assert report_on(*options, "--resume") == calm
+        output, _ = other.communicate(timeout=30)
+    assert output == calm
 
 
 def test_the_text_names_failures_by_kind(folder: Path) -> None:
     text = report_on("--path", folder)
     assert "       40 files, 35 of them measured\n" in text
     assert "\nFailures: 5\n" in text
-    assert "        2  does not parse (dead letter: refused)\n" in text
+    assert "        2  does not parse (dead letter: rejected)\n" in text
     assert "             dangling.py: No such file or directory\n" in text
 
 
-FAULT = """
-import sys, stdlib_report as program
-def fault(*_):
-    raise KeyError("a fault")
-program.{where} = fault
-sys.exit(program.main())
+POISON = """
+import ast, os
+parse = ast.parse
+def parse_or_die(source, *args, **kwargs):
+    if "poison" in source:
+        os._exit(7)
+    return parse(source, *args, **kwargs)
+ast.parse = parse_or_die
 """
 
 
-def run_with_a_fault(where: str, *options: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-B", "-c", FAULT.format(where=where), *map(str, options)]
-    return subprocess.run(
-        command, cwd=PROGRAM.parent, capture_output=True, text=True, encoding="utf-8", timeout=50, check=False
-    )
+def test_a_file_that_kills_every_worker_is_a_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POISON, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "bad.py").write_text("poison = 1\n", encoding="utf-8")
+    (tmp_path / "sources" / "good.py").write_text("x = 1\n", encoding="utf-8")
+    text = report_on("--path", tmp_path / "sources", "--workers", "2")
+    assert "        2 files, 1 of them measured\n" in text
+    assert "        1  kills workers (dead letter: quarantined)\n" in text
+    assert "             bad.py: " in text
 
 
-def test_a_file_that_crashes_every_worker_is_a_failure_too(tmp_path: Path) -> None:
-    (tmp_path / "one.py").write_text("x = 1\n", encoding="utf-8")
-    done = run_with_a_fault("measure", "--path", tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "        1  crashes workers (dead letter: quarantined)\n" in done.stdout
-    assert "             one.py: KeyError('a fault')\n" in done.stdout
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_crew_that_fails_is_explained(tmp_path: Path, backend: str) -> None:
-    done = run_with_a_fault("python_files", "--path", tmp_path, "--backend", backend)
+def test_a_state_of_another_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    report_on("--path", folder / "package.py", "--state", tmp_path / "queue.db")
+    done = run("--path", folder, "--state", tmp_path / "queue.db", "--resume")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("the crew has failed: ")
+    assert "give another --state" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -165,6 +197,7 @@ def test_a_crew_that_fails_is_explained(tmp_path: Path, backend: str) -> None:
         (["--path", str(PROGRAM)], "it is not a folder"),
         (["--workers", "0"], "--workers 0: give 1 or more"),
         (["--backend", "curio"], "invalid choice: 'curio'"),
+        (["--resume", "--state", "missing.db"], "nothing to resume, missing.db does not exist"),
     ],
 )
 def test_a_wrong_option_is_explained(options: list[str], message: str) -> None:
@@ -185,16 +218,17 @@ def test_a_folder_without_python_files_is_explained(tmp_path: Path, backend: str
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_control_c_ends_it_cleanly(backend: str) -> None:
-    command = [sys.executable, "-W", "error", str(PROGRAM), "--progress", "--backend", backend]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command("--progress", "--backend", backend), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         seen = ""
-        while "files measured" not in seen:  # from then on it is at work
+        while "0 tasks" not in seen:  # from then on it is at work
             seen += (more := process.stderr.read(1))
             assert more, seen
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert output == ""
-    assert errors.endswith("\nstopped; nothing was left running\n")
+    assert errors.endswith("\nstopped; nothing was left running, and --resume goes on\n")
     assert "Traceback" not in errors

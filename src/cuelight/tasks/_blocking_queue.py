@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
+from cuelight.tasks._store import Query
 
 if TYPE_CHECKING:
     from cuelight.pools import TaskStatus
     from cuelight.supervision import ActorSystem
     from cuelight.tasks._function import TaskFunction
     from cuelight.tasks._queue import TaskQueue
-    from cuelight.tasks._store import Schedule, Size
+    from cuelight.tasks._store import Schedule, Size, Snapshot
     from cuelight.tasks._task import Limit, Task
     from cuelight.tasks._task_handle import TaskHandle
 
@@ -95,6 +96,18 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
     def get(self, task_id: str) -> Task | None:
         """As `TaskQueue.get`."""
         return self._call(self._handle.get, task_id)
+
+    def find(self, query: Query) -> list[Snapshot]:
+        """As `TaskQueue.find`."""
+        return self._call(self._handle.find, query)
+
+    def results(self, function: TaskFunction[..., R]) -> Iterator[tuple[str, R]]:
+        """As `TaskQueue.results`: a generator, which reads a page of tasks at a time."""
+        after = 0
+        while page := self.find(Query(state="completed", type=function.name, after=after)):
+            for snapshot in page:
+                yield snapshot.record.id, function.read_result(snapshot.result)
+            after = page[-1].sequence
 
     def cancel(self, task_id: str) -> str:
         """As `TaskQueue.cancel`."""

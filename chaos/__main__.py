@@ -16,9 +16,11 @@ def _options() -> Options:
         prog="python -m chaos",
         description="Kill and freeze workers and producers of a durable queue; count the losses.",
     )
+    defaults = Options()
     for field in fields(Options):
-        if field.name != "work":
-            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+        default: object = getattr(defaults, field.name)
+        if isinstance(default, int | float | str):
+            parser.add_argument(f"--{field.name}", type=type(default), default=default)
     return Options(**vars(parser.parse_args()))
 
 

@@ -40,13 +40,13 @@ class Options:
         backend: the event loop of the processes.
     """
 
-    tasks: int = 2000
+    tasks: int = 3000
     workers: int = 4
     concurrency: int = 10
     lease: float = 15.0
-    work: tuple[float, float] = (0.005, 0.05)
+    work: tuple[float, float] = (0.05, 0.5)
     faults: int = 20
-    every: float = 0.3
+    every: float = 1.0
     seed: int = 0
     timeout: float = 240.0
     backend: str = "asyncio"
@@ -56,9 +56,9 @@ class Options:
 class _Storm:
     options: Options
     folder: Path
-    faults: list[Fault] = field(default_factory=list)
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    frozen: dict[int, float] = field(default_factory=dict)  # pid: when to wake it
+    faults: list[Fault] = field(default_factory=list[Fault])
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
+    frozen: dict[int, float] = field(default_factory=dict[int, float])  # pid: when to wake it
 
     def start(self, role: str) -> subprocess.Popen[bytes]:
         options = {

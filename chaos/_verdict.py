@@ -46,13 +46,13 @@ class Verdict:
     given: int = 0
     completed: int = 0
     dead: int = 0
-    lost: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list[str])
     executions: int = 0
     repeated: int = 0
-    accepted_twice: list[str] = field(default_factory=list)
+    accepted_twice: list[str] = field(default_factory=list[str])
     refused: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    recoveries: list[float] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter[str])
+    recoveries: list[float] = field(default_factory=list[float])
 
     @property
     def passed(self) -> bool:

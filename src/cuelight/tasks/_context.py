@@ -2,7 +2,8 @@
 
 Invariants:
 
-1. Only the attempt that holds the lease can keep progress or a checkpoint: one that was cut off raises `LeaseLost`.
+1. Only the attempt that holds the lease can keep progress or a checkpoint; one that has lost it, or has ended, raises
+   `LeaseLost`. One that was cut off may still save while it cleans up.
 2. What `save` returned from is there for the next attempt, wherever that runs.
 3. Nobody finds the context of another task: it is set before a task begins and taken back when it has ended.
 """
@@ -20,6 +21,8 @@ from cuelight.errors import LeaseLost, StoreUnavailable
 from cuelight.tasks._codec import decode, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from anyio.from_thread import BlockingPortal
 
     from cuelight.tasks._store import Lease
@@ -47,10 +50,16 @@ class TaskContext:
             shut down. An async function is cancelled then; a thread cannot be, so long work in one should look.
     """
 
-    __slots__ = ("_desk", "_lease", "cancelled", "deadline")
+    __slots__ = ("_desk", "_lease", "_over", "cancelled", "deadline")
 
     def __init__(self, lease: Lease, desk: Desk | None, deadline: float | None = None) -> None:
-        self._lease, self._desk, self.deadline, self.cancelled = lease, desk, deadline, False
+        self._lease, self._desk, self.deadline = lease, desk, deadline
+        self.cancelled = self._over = False
+
+    def end(self, *, cancelled: bool) -> None:
+        """For the worker: the attempt has ended, or its lease is lost."""
+        self._over = True
+        self.cancelled = self.cancelled or cancelled
 
     @property
     def task_id(self) -> str:
@@ -102,7 +111,7 @@ class TaskContext:
 
         Raises:
             TypeError: the value cannot be stored.
-            LeaseLost: the attempt was cut off, and another may be under way.
+            LeaseLost: the attempt has ended or lost its lease, and another may be under way.
         """
         await self._keep("progress", encode(value, "progress"), None)
 
@@ -116,7 +125,7 @@ class TaskContext:
 
         Raises:
             TypeError: the value cannot be stored.
-            LeaseLost: the attempt was cut off, and another may be under way.
+            LeaseLost: the attempt has ended or lost its lease, and another may be under way.
         """
         data = encode(checkpoint, "checkpoint")
         await self._keep("checkpoint", None, data)
@@ -124,17 +133,17 @@ class TaskContext:
 
     def progress_blocking(self, value: Any) -> None:
         """`progress`, for a task that runs in a thread."""
-        self._from_thread(self.progress, value)
+        self._from_thread(self.progress, "progress", value)
 
     def save_blocking(self, checkpoint: Any) -> None:
         """`save`, for a task that runs in a thread."""
-        self._from_thread(self.save, checkpoint)
+        self._from_thread(self.save, "checkpoint", checkpoint)
 
     async def _keep(self, what: str, progress: bytes | None, checkpoint: bytes | None) -> None:
         if self._desk is None:
             raise RuntimeError(f"the {what} of {self.task_id} cannot be kept here: a task in a process only reads")
         pause = 0.05
-        while not self.cancelled:
+        while not self._over:
             try:
                 kept = await self._desk.save(self._lease, progress, checkpoint)
             except StoreUnavailable:
@@ -144,18 +153,21 @@ class TaskContext:
             if kept:
                 return
             break
-        raise LeaseLost(f"the {what} of {self.task_id} was refused: this attempt was cut off")
+        raise self._too_late(what)
 
-    def _from_thread(self, method: Any, value: Any) -> None:
+    def _too_late(self, what: str) -> LeaseLost:
+        return LeaseLost(f"the {what} of {self.task_id} was refused: this attempt has ended, or lost its lease")
+
+    def _from_thread(self, method: Callable[[Any], Awaitable[None]], what: str, value: Any) -> None:
         portal = None if self._desk is None else self._desk.portal
-        if self.cancelled:
-            raise LeaseLost(f"{self.task_id} was cut off, and what it says counts no more")
+        if self._over:
+            raise self._too_late(what)
         if portal is None:
             raise RuntimeError(f"{self.task_id} does not run in a thread of a worker: await `progress` or `save`")
         try:
             portal.call(method, value)
         except CancelledError:  # the worker has ended meanwhile
-            raise LeaseLost(f"{self.task_id} was cut off, and what it says counts no more") from None
+            raise self._too_late(what) from None
 
     def __getstate__(self) -> tuple[Lease, float | None]:
         return self._lease, self.deadline

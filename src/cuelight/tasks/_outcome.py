@@ -10,6 +10,8 @@ from cuelight.tasks._store import Finish
 from cuelight.tasks._task import Attempt
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from cuelight.supervision import Backoff
     from cuelight.tasks._store import Lease
 
@@ -78,20 +80,25 @@ def said(error: BaseException) -> str:
     """The type and the message of an exception, in characters that every store takes."""
     try:
         text = "".join(traceback.format_exception_only(error)).strip()
-    except Exception:  # an exception may be as broken as any other code
+    except Exception:
         text = type(error).__name__
     return _clipped(text, ERROR_LENGTH)
 
 
 def _trace(error: BaseException) -> str:
-    if error.__traceback__ is None:
-        return ""
+    at = error.__traceback__
+    # The frames of the worker, which come first, say nothing of the task.
+    while at is not None and at.tb_next is not None and _is_ours(at):
+        at = at.tb_next
     try:
-        # Without the frame of the worker, which says nothing of the task.
-        lines = traceback.format_exception(type(error), error, error.__traceback__.tb_next or error.__traceback__)
-    except Exception:
+        lines = [] if at is None else traceback.format_exception(type(error), error, at)
+    except Exception:  # an exception may be as broken as any other code
         return ""
     return _clipped("".join(lines), TRACEBACK_LENGTH)
+
+
+def _is_ours(at: TracebackType) -> bool:
+    return str(at.tb_frame.f_globals.get("__name__", "")).startswith("cuelight.")
 
 
 def _clipped(text: str, most: int) -> str:

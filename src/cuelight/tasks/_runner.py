@@ -22,6 +22,7 @@ import anyio
 from cuelight.errors import LeaseLost, Rejected, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.tasks._codec import encode
 from cuelight.tasks._context import TaskContext, running_task
+from cuelight.tasks._handling import Given
 from cuelight.tasks._outcome import Released, failure, said
 from cuelight.tasks._store import Finish
 
@@ -102,6 +103,8 @@ class Runner:
         if not self.cut or why is LOST:
             self.cut = why
             self.context.cancelled = True
+            if why is LOST:
+                self.context.end(cancelled=True)
             self._scope.cancel()
 
     async def once(self, lease: Lease) -> None:
@@ -126,12 +129,14 @@ class Runner:
         began = shift.backend.time()
         try:
             value = await self._call(lease, handler, context, timeout)
-            data = encode(value, f"the result of {handler.name}")
+            if not isinstance(lease, Given):
+                data = encode(value, f"the result of {handler.name}")
         except BaseException as raised:  # settled, and looked at below
             error = raised
         if timeout is not None:
             self._scope.deadline = inf
         running_task.reset(token)
+        context.end(cancelled=error is not None)  # a thread that was left behind looks
         del shift.running[record.id, lease.epoch]
         elapsed = shift.backend.time() - began
         if error is None:
@@ -157,7 +162,6 @@ class Runner:
 
     def _failed(self, error: BaseException, elapsed: float) -> None:
         """Settle an attempt that raised. Raises what must go on."""
-        self.context.cancelled = True  # a thread that was left behind looks
         ours = bool(self.cut) or self._scope.cancel_called
         onwards, rest = _split(error, (self._shift.backend.cancelled, KeyboardInterrupt))
         if onwards is not None and not ours and not _must_go_on(onwards):

@@ -336,6 +336,7 @@ class Shift:
                 async with BlockingPortal() as self.portal, anyio.create_task_group() as group:
                     group.start_soon(Runner(self).once, lease)
         finally:
+            self.on_settled = None  # a traceback holds this shift, and would hold itself through it
             if isinstance(lease, Given):
                 self.finishes.clear()  # no store has heard of it
             with anyio.CancelScope(shield=True):

@@ -90,10 +90,14 @@ def _success(value: object) -> bytes:
     try:
         pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception as error:
-        named = f"{type(value).__module__}.{type(value).__qualname__}"
-        advice = "return plain data, or a picklable object"
-        return _failure(pickle.PicklingError(f"the result, a {named}, cannot be pickled: {_told(error)}; {advice}"))
+        return _unpicklable(value, error)
     return RECORD.pack(True, len(pickled)) + pickled
+
+
+def _unpicklable(value: object, error: Exception) -> bytes:
+    named = f"{type(value).__module__}.{type(value).__qualname__}"
+    advice = "return plain data, or a picklable object"
+    return _failure(pickle.PicklingError(f"the result, a {named}, cannot be pickled: {_told(error)}; {advice}"))
 
 
 def _failure(error: BaseException) -> bytes:
@@ -165,24 +169,33 @@ def _run_call(connection: socket.socket, call: tuple[Any, tuple[Any, ...], dict[
 
 def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, call: tuple[Any, list[Any]]) -> None:
     function, items = call
-    position, room = DATA, len(region)
+    position, room, head = DATA, len(region), RECORD.size
+    dumps, protocol, pack_into = pickle.dumps, pickle.HIGHEST_PROTOCOL, RECORD.pack_into
     for index, item in enumerate(items):
         try:
             value = function(item)
         except BaseException as error:
             record = _failure(error)
         else:
-            record = _success(value)
-        end = position + len(record)
-        if end <= room:
-            region[position:end] = record
-            position = end
-            words[WRITTEN] = position - DATA
-        else:
-            _send(connection, PART, region[DATA:position], record)
-            words[WRITTEN] = 0  # before the base: the old records must not count from there
-            words[BASE] = index + 1
-            position = DATA
+            try:
+                record = dumps(value, protocol)
+            except Exception as error:
+                record = _unpicklable(value, error)
+            else:
+                # Most items come this way: nothing is copied twice.
+                start = position + head
+                end = start + len(record)
+                if end <= room:
+                    pack_into(region, position, True, len(record))
+                    region[start:end] = record
+                    position = end
+                    words[WRITTEN] = end - DATA
+                    continue
+                record = RECORD.pack(True, len(record)) + record
+        _send(connection, PART, region[DATA:position], record)
+        words[WRITTEN] = 0  # before the base: the old records must not count from there
+        words[BASE] = index + 1
+        position = DATA
     _send(connection, END, region[DATA:position])
 
 

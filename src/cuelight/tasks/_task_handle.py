@@ -101,26 +101,13 @@ class TaskHandle(Generic[R_co]):
         progress = (await self._snapshot()).progress
         return None if progress is None else decode(progress)
 
-    async def updates(self) -> AsyncIterator[Any]:
+    def updates(self) -> AsyncIterator[Any]:
         """The reports of progress, from the last one that there is on, until the task is over.
 
-        Reports that come faster than they are read are skipped, but for the last.
-
-        Raises:
-            TaskNotFound: there is no such task (any more).
+        Reports that come faster than they are read are skipped, but for the last. The loop over them may be left at
+        any time. It raises `TaskNotFound` if there is no such task (any more).
         """
-        seen: bytes | None = None
-
-        def is_news(now: Snapshot | None) -> bool:
-            return now is None or now.progress != seen or _is_over(now)
-
-        while True:
-            snapshot = await self._until(is_news)
-            if snapshot.progress is not None and snapshot.progress != seen:
-                yield decode(snapshot.progress)
-            seen = snapshot.progress
-            if _is_over(snapshot):
-                return
+        return _Updates(self)
 
     async def _until(self, wanted: Callable[[Snapshot | None], bool], timeout: float | None = None) -> Snapshot:
         if timeout is not None and timeout <= 0:
@@ -148,6 +135,30 @@ class TaskHandle(Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"<task handle {self.task_id}>"
+
+
+class _Updates:
+    """Not an async generator, so that nothing is left to close when a loop is left early."""
+
+    def __init__(self, handle: TaskHandle[Any]) -> None:
+        self._handle = handle
+        self._seen: bytes | None = None
+        self._over = False
+
+    def __aiter__(self) -> _Updates:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self._over:
+            snapshot = await self._handle._until(self._is_news)
+            self._over = _is_over(snapshot)
+            before, self._seen = self._seen, snapshot.progress
+            if self._seen is not None and self._seen != before:
+                return decode(self._seen)
+        raise StopAsyncIteration
+
+    def _is_news(self, now: Snapshot | None) -> bool:
+        return now is None or now.progress != self._seen or _is_over(now)
 
 
 def _is_over(snapshot: Snapshot | None) -> bool:

@@ -226,7 +226,7 @@ def serve(connection: socket.socket, region: mmap.mmap) -> None:
 # The process.
 
 
-def _die_with_parent(lifeline: int) -> None:
+def _die_with_parent(lifeline: int) -> None:  # pragma: no cover - in another process
     """Have this process, and all that it starts, killed when the parent ends, whatever runs here at that time.
 
     The parent holds the other end of the lifeline, and never writes.
@@ -247,12 +247,12 @@ def _die_with_parent(lifeline: int) -> None:
         threading.Thread(target=_wait_for_end, args=(lifeline,), name="lifeline", daemon=True).start()
 
 
-def _wait_for_end(lifeline: int) -> None:
+def _wait_for_end(lifeline: int) -> None:  # pragma: no cover - in another process
     os.read(lifeline, 1)
     os.killpg(0, signal.SIGKILL)
 
 
-def main() -> None:
+def main() -> None:  # pragma: no cover - in another process
     """Be a worker process. The arguments of the program are three file descriptors."""
     connection_fd, region_fd, lifeline = map(int, sys.argv[1:])
     _die_with_parent(lifeline)

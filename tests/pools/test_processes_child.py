@@ -1,0 +1,130 @@
+"""What runs in a worker process, run here in a thread: the conversation, and what is in the shared memory when."""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cuelight.pools import _child as child
+from cuelight.pools._process_link import RemoteTraceback, _decode, encode_call, encode_chunk
+from helpers import process_jobs as jobs
+
+
+class Conversation:
+    """The parent's side, without a process."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.settimeout(10)
+        self.region = mmap.mmap(-1, child.DATA + child.REGION)
+        self.frames = child.Frames()
+        self.thread = threading.Thread(target=child.serve, args=(self.theirs, self.region))
+        self.thread.start()
+
+    def say(self, frame: bytes) -> None:
+        self.ours.sendall(frame)
+
+    def hear(self) -> tuple[bytes, list[tuple[bool, Any]]]:
+        while (frame := self.frames.take()) is None:
+            self.frames.add(self.ours.recv(65536))
+        return frame[0], _decode(frame[1])
+
+    def word(self, index: int) -> int:
+        with memoryview(self.region)[: child.DATA] as header, header.cast("Q") as words:
+            return words[index]
+
+    def close(self) -> None:
+        self.ours.close()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        self.theirs.close()
+        self.region.close()
+
+
+@pytest.fixture
+def conversation() -> Iterator[Conversation]:
+    made = Conversation()
+    yield made
+    made.close()
+
+
+def test_a_call_is_answered(conversation: Conversation) -> None:
+    conversation.say(encode_call((divmod, (7, 2), {})))
+    assert conversation.hear() == (child.END, [(True, (3, 1))])
+    assert conversation.word(child.BEGUN) == 1
+    conversation.say(encode_call((jobs.unpicklable_result, (), {})))
+    kind, [(succeeded, error)] = conversation.hear()
+    assert (kind, succeeded, type(error)) == (child.END, False, pickle.PicklingError)
+
+
+@pytest.mark.parametrize("kind", ["plain", "picky", "silent", "carrier", "chained", "exit"])
+def test_an_error_is_told_with_its_traceback(conversation: Conversation, kind: str) -> None:
+    conversation.say(encode_call((jobs.raise_it, (kind,), {})))
+    _, [(succeeded, error)] = conversation.hear()
+    assert not succeeded
+    assert isinstance(error, RuntimeError) is (kind in {"picky", "carrier"})
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in raise_it" in str(error.__cause__)
+
+
+def test_a_chunk_is_answered_and_its_results_are_in_the_region(conversation: Conversation) -> None:
+    conversation.say(encode_chunk((jobs.same, [1, 2, 3])))
+    assert conversation.hear() == (child.END, [(True, 1), (True, 2), (True, 3)])
+    assert conversation.word(child.BASE) == 0
+    written = conversation.word(child.WRITTEN)
+    assert _decode(conversation.region[child.DATA : child.DATA + written]) == [(True, 1), (True, 2), (True, 3)]
+
+
+def test_what_has_no_room_in_the_region_is_sent_and_the_region_begins_anew(conversation: Conversation) -> None:
+    conversation.say(encode_chunk((jobs.big, [0, 1, 2])))
+    assert conversation.hear() == (child.PART, [(True, jobs.big(0)), (True, jobs.big(1))])
+    assert conversation.hear() == (child.END, [(True, jobs.big(2))])
+    assert conversation.word(child.BASE) == 2
+
+
+def test_errors_in_a_chunk_are_sent_at_once(conversation: Conversation) -> None:
+    conversation.say(encode_chunk((jobs.odd_result, [0, 1, 2])))
+    kind, [first, (succeeded, error)] = conversation.hear()
+    assert (kind, first, succeeded, type(error)) == (child.PART, (True, 0), False, pickle.PicklingError)
+    assert conversation.hear() == (child.END, [(True, 2)])
+    conversation.say(encode_chunk((jobs.raise_it, ["x"])))
+    assert [type(error) for _, error in conversation.hear()[1]] == [ZeroDivisionError]
+    assert conversation.hear() == (child.END, [])
+
+
+def test_what_cannot_be_unpickled_is_an_answer_and_was_not_begun(conversation: Conversation) -> None:
+    conversation.say(encode_call((jobs.same, (jobs.Sour(),), {})))
+    kind, [(succeeded, error)] = conversation.hear()
+    assert (kind, succeeded, type(error)) == (child.UNLOADABLE, False, LookupError)
+    assert conversation.word(child.BEGUN) == 0
+    for unknown in (b"cnowhere\nnothing\n.", b"c__main__\nno_such_function\n."):
+        conversation.say(child.FRAME.pack(child.CALL, len(unknown)) + unknown)
+        kind, [(_, error)] = conversation.hear()
+        assert kind == child.UNLOADABLE
+        assert isinstance(error, (AttributeError, ImportError))
+
+
+def test_the_main_module_is_loaded_once_it_is_needed(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("def answer():\n    return 42\n")
+    main = type(sys)("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setitem(sys.modules, "__mp_main__", main)
+    source = ("init_main_from_path", str(program))
+    setup = pickle.dumps((sys.path[:], sys.argv[:], source))
+    conversation.say(child.FRAME.pack(child.SETUP, len(setup)) + setup)
+    call = b"\x80\x03(c__main__\nanswer\n)}t."
+    for _ in range(2):
+        conversation.say(child.FRAME.pack(child.CALL, len(call)) + call)
+        assert conversation.hear() == (child.END, [(True, 42)])
+    assert vars(main)[child.SOURCE] == source
+    assert child.LOADING not in vars(main)

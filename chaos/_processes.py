@@ -1,4 +1,4 @@
-"""The processes that are to die: a producer and workers. Each is `python -m chaos._processes ROLE JSON`."""
+"""The processes that are to die: a producer and workers. Each runs `main`, with its role and options as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import anyio
 from chaos._ledger import Ledger
 from cuelight.tasks import Claim, Exchange, Finish, SQLiteStore, Task, TaskQueue, TaskWorker, current_task
 
-__all__ = ["QUEUE", "task_id"]
+__all__ = ["QUEUE", "main", "task_id"]
 
 QUEUE = "chaos"
 
@@ -73,10 +73,7 @@ async def work(options: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Be one of them."""
     role, options = sys.argv[1], json.loads(sys.argv[2])
     logging.basicConfig(level=logging.CRITICAL)
     anyio.run({"produce": produce, "work": work}[role], options, backend=options["backend"])
-
-
-if __name__ == "__main__":
-    main()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -73,18 +75,36 @@ class _Storm:
         }
         root = Path(__file__).parent.parent
         return subprocess.Popen(
-            [sys.executable, "-m", "chaos._processes", role, json.dumps(options)], cwd=root, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", "from chaos._processes import main; main()", role, json.dumps(options)],
+            cwd=root,
+            stdin=subprocess.DEVNULL,
         )
 
     def strike(self, process: subprocess.Popen[bytes], kind: str) -> None:
         """Do something bad to a process."""
-        self.faults.append(Fault(time.time(), process.pid, kind))
+        at = time.time()
         if kind == "freeze worker":
-            self.frozen[process.pid] = time.time() + self.options.lease * 1.3
             process.send_signal(signal.SIGSTOP)
+            if self.file_is_locked():
+                # In the midst of a commit: SQLite has everybody else wait for that process, as long as it stands still.
+                kind = "freeze worker in a commit, for a moment"
+                process.send_signal(signal.SIGCONT)
+            else:
+                self.frozen[process.pid] = at + self.options.lease * 1.3
         else:
             process.kill()
             process.wait()
+        self.faults.append(Fault(at, process.pid, kind))
+
+    def file_is_locked(self) -> bool:
+        """Whether somebody is in the midst of a commit and does not get on with it."""
+        with closing(sqlite3.connect(self.folder / "queue.db", timeout=0.5, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            connection.execute("ROLLBACK")
+        return False
 
     def thaw(self, *, everybody: bool = False) -> None:
         """Wake those who were frozen long enough to lose their leases."""

@@ -99,6 +99,30 @@ def test_a_pool_makes_do_with_the_threads_that_it_can_have(
     assert "no thread can be started; there are 1" in caplog.text
 
 
+def test_a_thread_that_cannot_be_replaced_at_once_is_replaced_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+    hired: list[threading.Thread] = []
+
+    def fail_second(thread: threading.Thread) -> None:
+        if isinstance(thread, Worker):
+            hired.append(thread)
+            if len(hired) == 2:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    gate = threading.Event()
+    monkeypatch.setattr("cuelight.pools._thread_crew._NO_THREAD", 0.01)
+    monkeypatch.setattr(threading.Thread, "start", fail_second)
+    limits = config(1, task_timeout_seconds=0.05, max_retries=0)
+    with caplog.at_level(logging.ERROR, "cuelight.pools"), WorkerPool(limits) as pool:
+        pool.submit_task("stuck", gate.wait, (10,))
+        assert pool.get_task_result(pool.submit_task("x", len, ("",)), timeout=10).success
+    gate.set()
+    assert "no thread can be started; there are 0" in caplog.text
+
+
 def test_time_is_kept_even_if_looking_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("cuelight.pools._timekeeper._PAUSE", 0.001)
     looks: list[float] = []

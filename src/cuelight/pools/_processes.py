@@ -238,7 +238,7 @@ class ProcessExecutor:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
         if self._link is None:
-            self._link = ProcessLink()
+            self._link = ProcessLink()  # a millisecond or two, as event loops themselves start processes
         link = self._link
         try:
             try:

@@ -228,6 +228,7 @@ class Crew:
         """Something in the harness itself failed: it costs one attempt and one thread."""
         log.error("%s: the thread %s failed and is replaced", self.name, worker.worker_id, exc_info=error)
         with self.lock:
+            self._waking = False  # it may have been this one
             job, worker.job = worker.job, None
             if worker.abandoned:
                 self.abandoned -= 1

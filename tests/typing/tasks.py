@@ -50,7 +50,8 @@ def oddest() -> None: ...
 
 
 async def calling() -> None:
-    assert_type(greet("Ada"), Coroutine[Any, Any, str])
+    running: Coroutine[Any, Any, str] = greet("Ada")
+    assert_type(await running, str)
     assert_type(await greet("Ada", times=2), str)
     assert_type(add(1, 2), int)
     assert_type(mail_now("ada"), list[str])

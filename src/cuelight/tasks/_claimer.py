@@ -41,6 +41,8 @@ AWAY: Final = Backoff(minimum=0.05, maximum=5.0, jitter=1.0)
 AHEAD: Final = 0.02
 """Seconds of work that are claimed ahead of free slots, at the pace of the last moments."""
 
+MOST_AHEAD: Final = 1000
+
 LOOK: Final = 5.0
 """Seconds after which the store is asked even if nothing says that there is something."""
 
@@ -163,7 +165,7 @@ class Claimer:
         self._measure(len(finishes))
         most = 0
         if not shift.draining and (self._look or finishes):
-            most = shift.room + min(shift.options.slots, int(self._pace))
+            most = shift.room + min(MOST_AHEAD, int(self._pace))
         claim = self._claim(most) if most > 0 else None
         if not finishes and claim is None:
             return False

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias, TypedDict, cast
 import msgspec
 
 from cuelight.actors import Ref
-from cuelight.errors import ActorNotFound, TaskNotFound
+from cuelight.errors import ActorNotFound, MailboxFull, TaskNotFound
 from cuelight.tasks._outcome import _trace as trace_of
 from cuelight.tasks._outcome import said
 from cuelight.tasks._task import Attempt, Counts
@@ -25,6 +25,7 @@ __all__ = [
     "deliver",
     "failure_of",
     "last_failure",
+    "tell_once",
     "unknown",
 ]
 
@@ -206,4 +207,16 @@ async def deliver(letter: DeadLetterEntry, target: Target) -> None:
     ref = cast(Any, target)
     if not ref.alive:
         raise ActorNotFound(f"{ref!r} has ended: give the ref of an actor that lives")
-    await ref.tell(letter.payload)
+    await tell_once(ref, letter.payload)
+
+
+async def tell_once(ref: Ref[Any], message: Any) -> None:
+    """Tell an actor: when this is cancelled, the message was not sent. `tell` may yield after it has sent one.
+
+    Raises:
+        MailboxFull: there is no room, and the overflow policy is to fail.
+    """
+    try:
+        ref.tell_nowait(message)
+    except MailboxFull:
+        await ref.tell(message)

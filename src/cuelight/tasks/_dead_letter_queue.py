@@ -96,7 +96,7 @@ class DeadLetterQueue:
         """The dead letters of an actor system: those that it has kept, and all from now on.
 
         It belongs to the loop of the system. A replay tells the message to the actor with the same path, if there is
-        one that lives.
+        one that lives. Letters come in until its block is left, or the system ends.
 
         Args:
             system: the system, which must be running. With an `ActorSystem.blocking()` use it in a `with` block.
@@ -218,7 +218,8 @@ class DeadLetterQueue:
         """Give a letter back to where it came from: a task is pending again with all budgets anew and its history kept,
         a message is told to its actor again.
 
-        Cancelled while it waits, the letter stays; only a function in `to` may have run in part.
+        Cancelled while a mailbox is full or a function runs, the letter stays; the function may have run in part.
+        Cancelled while a store is at it, the task may have been given back.
 
         Args:
             letter_id: the letter.

@@ -23,7 +23,7 @@ import msgspec
 from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, MailboxFull, SystemClosed, TaskNotFound
 from cuelight.tasks._codec import decode, encode
-from cuelight.tasks._dead_letter_entry import Choice, DeadLetterEntry, attempt_of, last_failure, unknown
+from cuelight.tasks._dead_letter_entry import Choice, DeadLetterEntry, attempt_of, last_failure, tell_once, unknown
 from cuelight.tasks._opened import close_store, open_store
 from cuelight.tasks._store import Query
 from cuelight.tasks._task import Attempt, Counts
@@ -173,7 +173,7 @@ class Kept:
             return sum(self._forget(letter_id) for letter_id in letter_ids)
 
     async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
-        return [ActorNotFound(f"nobody knows where the dead letter {letter.id} came from") for letter in letters]
+        raise NotImplementedError("there is no way back")
 
     def note(self, letter_id: str, error: Exception) -> None:
         with self._lock:
@@ -257,7 +257,7 @@ class ActorLetters(Kept):
             where = f"no actor {letter.source!r} is alive" if letter.source else "it came from no actor"
             return ActorNotFound(f"{where}: say where the dead letter is to go, as in replay({letter.id!r}, to=ref)")
         try:
-            await Ref[Any](cell).tell(letter.payload)
+            await tell_once(Ref(cell), letter.payload)
         except MailboxFull as error:
             return error
         await self.remove([letter.id])

@@ -12,7 +12,7 @@ import pytest
 
 from cuelight import ActorSystem
 from cuelight.errors import PoolClosed
-from cuelight.tasks._blocking import BlockingFace
+from cuelight.tasks._blocking import BlockingFace, _Call
 
 
 class Desk:
@@ -183,6 +183,18 @@ def test_a_blocking_call_from_the_loop_of_the_face_is_refused(backend_name: str)
         pytest.raises(RuntimeError, match="would block the event loop"),
     ):
         desk._do(desk.look)
+
+
+def test_a_call_that_is_given_up_before_it_began_never_begins() -> None:
+    """As when the interrupt comes while the call is on its way to the loop."""
+    call = _Call()
+    assert not call.withdraw()
+    with BlockingDesk(Desk) as desk:
+        handle = desk.desk
+        assert desk._system is not None
+        assert desk._system.call(desk._run, call, lambda: handle.add(1)) == []
+        assert call.ended.is_set()
+        assert desk.look() == 0
 
 
 def test_a_handle_that_cannot_be_made_leaves_no_thread() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -163,6 +165,26 @@ async def test_a_replay_that_waits_for_room_and_is_cancelled_leaves_the_letter()
         gate.set()
         await dlq.replay(letter.id)
         assert await dlq.count() == 0
+
+
+async def test_replays_that_are_cancelled_at_any_await_lose_and_double_nothing() -> None:
+    """Telling an actor yields every so often, after it has sent: that must not look as if it had not."""
+    paid: list[int] = []
+    async with ActorSystem("shop") as system, DeadLetterQueue.of(system) as dlq:
+        purse = await system.spawn(child(Purse, paid).with_options(name="purse"))
+        await purse.stop()
+        for amount in range(600):
+            await purse.tell(Pay(amount))
+        await system.spawn(child(Purse, paid).with_options(name="purse", capacity=10))
+        for patience in itertools.cycle(range(12)):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(dlq.replay_all)
+                for _ in range(patience):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+            if not await dlq.count():
+                break
+    assert sorted(paid) == list(range(600))
 
 
 async def test_letters_that_were_added_beside_those_of_actors_are_listed_with_them() -> None:

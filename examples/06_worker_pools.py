@@ -13,8 +13,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from cuelight.pools import AsyncWorkerPool, TaskResult, WorkerPool, WorkerPoolConfig
-from cuelight.tasks import DeadLetterQueue
+from cuelight import AsyncWorkerPool, DeadLetterQueue, TaskResult, WorkerPool, WorkerPoolConfig
 
 
 def show(result: TaskResult[Any]) -> str:

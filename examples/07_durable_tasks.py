@@ -12,9 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from cuelight import Backoff
-from cuelight.errors import Rejected, TaskFailed
-from cuelight.tasks import SQLiteStore, TaskQueue, TaskWorker, current_task, task
+from cuelight import Backoff, Rejected, SQLiteStore, TaskFailed, TaskQueue, TaskWorker, current_task, task
 
 AT_ONCE = Backoff(minimum=0, maximum=0)
 """No delay before a task is tried again, so that the demonstration is short. The default is a second, doubling."""

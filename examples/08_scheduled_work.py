@@ -9,12 +9,12 @@ import time
 
 import anyio
 
-from cuelight import Channel
-from cuelight.errors import TaskExpired
-from cuelight.tasks import (
+from cuelight import (
+    Channel,
     Limit,
     SchedulingStrategy,
     Task,
+    TaskExpired,
     TaskPriority,
     TaskQueue,
     TaskScheduler,

@@ -44,12 +44,14 @@ class FlakyStore:
         calls: the names of the calls so far.
         fails: which of the calls to come fail, counted from 1 since it was set, and when: before the call reached the
             store, or after it had taken effect.
+        instead: called in the stead of methods.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.calls: list[str] = []
         self.fails: dict[int, Side] = {}
+        self.instead: dict[str, Any] = {}
 
     def fail(self, *numbers: int, side: Side = "before") -> None:
         """Have some of the calls to come fail, counted from 1."""
@@ -57,7 +59,7 @@ class FlakyStore:
         self.fails = {begun + number: side for number in numbers}
 
     def __getattr__(self, name: str) -> Any:
-        method: Any = getattr(self._store, name)
+        method: Any = self.instead.get(name) or getattr(self._store, name)
         if name not in COUNTED:
             return method
 

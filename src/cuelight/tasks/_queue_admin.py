@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cuelight.tasks._codec import record_of, task_of
 from cuelight.tasks._dead_letter_queue import DeadLetterQueue
@@ -50,16 +51,13 @@ class QueueAdmin(QueueBase):
         life = await self._ready()
         return await life.patiently(lambda: life.store.find(query))
 
-    async def results(self, function: TaskFunction[..., R]) -> AsyncIterator[tuple[str, R]]:
+    def results(self, function: TaskFunction[..., R]) -> AsyncIterator[tuple[str, R]]:
         """What tasks of a function have returned, with their identifiers, oldest first, as long as they are kept.
 
-        It reads a page of tasks at a time, so that there may be any number; each page is a checkpoint.
+        It reads a page of tasks at a time, so that there may be any number; each page is a checkpoint. The loop over
+        them may be left at any time.
         """
-        after = 0
-        while page := await self.find(Query(state="completed", type=function.name, after=after)):
-            for snapshot in page:
-                yield snapshot.record.id, function.read_result(snapshot.result)
-            after = page[-1].sequence
+        return _Results(self, function)
 
     async def cancel(self, task_id: str) -> str:
         """Cancel a task. A checkpoint.
@@ -230,3 +228,25 @@ class QueueAdmin(QueueBase):
         """All periodic work, by due time. A checkpoint."""
         life = await self._ready()
         return await life.patiently(life.store.schedules)
+
+
+class _Results(Generic[R]):
+    """Not an async generator, so that nothing is left to close when a loop is left early."""
+
+    def __init__(self, queue: QueueAdmin, function: TaskFunction[..., R]) -> None:
+        self._queue, self._function = queue, function
+        self._page: deque[Snapshot] = deque()
+        self._after = 0
+
+    def __aiter__(self) -> _Results[R]:
+        return self
+
+    async def __anext__(self) -> tuple[str, R]:
+        if not self._page:
+            query = Query(state="completed", type=self._function.name, after=self._after)
+            self._page.extend(await self._queue.find(query))
+        if not self._page:
+            raise StopAsyncIteration
+        snapshot = self._page.popleft()
+        self._after = snapshot.sequence
+        return snapshot.record.id, self._function.read_result(snapshot.result)

@@ -111,6 +111,7 @@ class TaskWorker:
         queue = self._must_have_queue()
         if self._ref is not None:
             raise RuntimeError(f"the worker {self.worker_id!r} works already: make another, or leave its block first")
+        await queue.ready()
         spec = child(_WorkerActor, self).with_options(shutdown=self._options.shutdown_timeout + FLUSH + 1.0)
         self._ref = await queue.system.spawn(spec)
         return self
@@ -150,6 +151,8 @@ class TaskWorker:
             StoreUnavailable: the store did not answer the claim for as long as a lease lasts.
         """
         given = None if task is None else Given.of(task)
+        if task is None:
+            await self._must_have_queue().ready()
         store: Any = self._must_have_queue().store if task is None else _Nowhere()
         shift = Shift(store, replace(self._options, slots=1), self._tally)
         interrupt, settled = None, None

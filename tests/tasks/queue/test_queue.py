@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -10,7 +11,7 @@ import pytest
 
 from cuelight.errors import PoolClosed, RateLimited, Rejected, TaskTimedOut
 from cuelight.pools import TaskStatus
-from cuelight.tasks import Limit, Task, TaskPriority, TaskQueue, task
+from cuelight.tasks import Limit, Query, Record, Task, TaskPriority, TaskQueue, task
 
 
 @task(name="greet")
@@ -315,3 +316,16 @@ async def test_one_wrong_task_of_a_batch_keeps_all_out(queue: TaskQueue) -> None
         await queue.enqueue_many([Task(), Task(timeout=-1)])
     assert await queue.enqueue_many([]) == []
     assert (await queue.size()).pending == 0
+
+
+async def test_a_payload_that_no_queue_has_stored_is_given_up(
+    queue: TaskQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    await queue.store.add([Record(id="odd", type="x", payload=b"\xc1"), Record(id="good", type="x")])
+    with caplog.at_level(logging.ERROR):
+        found = await queue.dequeue(1.0)
+    assert found is not None
+    assert found.task_id == "good"
+    assert "odd is given up" in caplog.text
+    letters = await queue.store.find(Query(state="dead_letter"))
+    assert [(letter.record.id, letter.reason) for letter in letters] == [("odd", "rejected")]

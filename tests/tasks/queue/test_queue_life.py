@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -202,6 +203,66 @@ async def test_a_store_is_opened_and_closed_with_the_handles_that_use_it() -> No
     assert events.count("open") == 20
     assert events[-1] == "close"
     assert all(before == "open" for before, event in pairwise(events) if event == "close"), "closed once, by the last"
+
+
+async def test_a_queue_that_comes_while_the_store_is_closing_opens_it_again() -> None:
+    class Slow(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.may_close, self.closing = anyio.Event(), anyio.Event()
+
+        async def close(self) -> None:
+            self.closing.set()
+            await self.may_close.wait()
+            await super().close()
+
+    store = Slow()
+    entered: list[int] = []
+
+    async def use(number: int) -> None:
+        async with TaskQueue(store) as queue:
+            assert await queue.enqueue(Task())
+            entered.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(use, 1)
+        await store.closing.wait()
+        tasks.start_soon(use, 2)
+        await anyio.wait_all_tasks_blocked()
+        assert entered == [1]
+        store.may_close.set()
+    assert entered == [1, 2]
+
+
+async def test_a_claim_that_is_answered_while_the_queue_closes_is_given_back(make_store: MakeStore) -> None:
+    """The answer comes to a handle that is closing: nobody may hold the task after that."""
+    broken, store = flaky(make_store())
+    async with TaskQueue(store) as queue:
+        await queue.enqueue(Task(task_id="late"))
+        answered, go_on = anyio.Event(), anyio.Event()
+
+        async def late(*args: Any) -> Any:
+            answer = await broken._store.exchange(*args)
+            answered.set()
+            await go_on.wait()
+            return answer
+
+        async with anyio.create_task_group() as tasks:
+
+            async def consume() -> None:
+                with pytest.raises(PoolClosed):
+                    await queue.dequeue()
+
+            broken.instead["exchange"] = late
+            tasks.start_soon(consume)
+            await answered.wait()
+            broken.instead.clear()
+            await queue.life.close()
+            go_on.set()
+    async with TaskQueue(store) as again:
+        found = await again.dequeue(5.0)
+        assert found is not None
+        assert (found.task_id, found.counts.crashes) == ("late", 0)
 
 
 async def test_a_cancelled_opening_leaves_the_store_to_others() -> None:

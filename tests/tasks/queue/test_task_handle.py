@@ -18,7 +18,7 @@ from cuelight.errors import (
     TaskTimedOut,
 )
 from cuelight.pools import TaskStatus
-from cuelight.tasks import Claim, MemoryStore, Task, TaskHandle, TaskQueue, task
+from cuelight.tasks import Claim, MemoryStore, Query, Task, TaskHandle, TaskQueue, task
 from cuelight.tasks._codec import encode
 
 from .conftest import MakeStore
@@ -244,3 +244,18 @@ async def test_a_result_of_another_process_arrives(make_store: MakeStore) -> Non
                 tasks.start_soon(work)
                 with anyio.fail_after(5):
                     assert await handle.result() == 42
+
+
+async def test_the_results_of_a_function_are_read_page_by_page(queue: TaskQueue) -> None:
+    for number in range(3):
+        await queue.send(double.with_options(task_id=str(number)), number)
+        await queue.ack(await taken(queue), 2 * number)
+    await queue.send(names)
+    await queue.ack(await taken(queue), ["a"])
+    assert [found async for found in queue.results(double)] == [("0", 0), ("1", 2), ("2", 4)]
+    assert [result async for _, result in queue.results(names)] == [{"a"}]
+    async for task_id, _ in queue.results(double):
+        assert task_id == "0"
+        break
+    found = await queue.find(Query(state="completed", limit=2))
+    assert [snapshot.record.id for snapshot in found] == ["0", "1"]

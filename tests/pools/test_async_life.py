@@ -12,7 +12,7 @@ import pytest
 
 from cuelight import ActorSystem, RestartLimitExceeded
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskQuarantined, WorkerDied
-from cuelight.pools import AsyncWorkerPool
+from cuelight.pools import AsyncWorkerPool, Submission
 from cuelight.pools._crew import Crew
 from cuelight.pools._pool_worker import PoolWorker
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
@@ -51,9 +51,9 @@ async def test_leaving_the_block_waits_until_everything_is_done() -> None:
     assert all([(await task).success for task in tasks])
     assert pool.stats().workers == 0
     with pytest.raises(PoolClosed, match="'pool' was shut down"):
-        pool.submit(slow)
+        _ = pool.submit(slow)
     with pytest.raises(PoolClosed):
-        pool.map(slow, [1])
+        _ = pool.map(slow, [1])
     with pytest.raises(PoolClosed, match="make a new one"):
         async with pool:
             pass
@@ -72,7 +72,7 @@ async def test_leaving_the_block_by_an_exception_cancels_everything() -> None:
 
 
 async def test_cancelling_the_block_stops_what_runs() -> None:
-    began = anyio.current_time()
+    began, tasks = anyio.current_time(), list[Submission[str]]()
     with anyio.move_on_after(1.5):
         async with AsyncWorkerPool(1) as pool:
             tasks = [pool.submit(slow) for _ in range(5)]
@@ -82,7 +82,7 @@ async def test_cancelling_the_block_stops_what_runs() -> None:
 
 
 async def test_cancelling_the_end_of_the_block_stops_what_runs() -> None:
-    began = anyio.current_time()
+    began, tasks = anyio.current_time(), list[Submission[str]]()
     with anyio.move_on_after(1.5):
         async with AsyncWorkerPool(1) as pool:
             tasks = [pool.submit(slow) for _ in range(5)]
@@ -277,7 +277,7 @@ async def test_shutdown_finishes_or_cancels_and_waits_or_does_not() -> None:
                 if wait:
                     assert pool.stats().workers == 0
                 with pytest.raises(PoolClosed):
-                    pool.submit(slow)
+                    _ = pool.submit(slow)
                 assert [(await task).success for task in tasks] == [not cancel] * 3
                 await pool.shutdown()
                 assert pool.stats().workers == 0
@@ -297,16 +297,17 @@ async def test_a_shutdown_that_is_not_waited_for_goes_on() -> None:
 
 async def test_the_end_of_its_system_ends_the_pool() -> None:
     tasks: list[Any] = []
+    system = ActorSystem()
+    pool = AsyncWorkerPool(2, system=system)
     with pytest.raises(ValueError, match="mine"):
-        async with ActorSystem() as system:
-            pool = AsyncWorkerPool(2, system=system)
+        async with system:
             tasks = [pool.submit(slow) for _ in range(5)]
             await anyio.sleep(0.5)
             raise ValueError("mine")
     assert [type((await task).error) for task in tasks] == [TaskCancelled] * 5
     assert_no_orphans(system)
     with pytest.raises(PoolClosed):
-        pool.submit(slow)
+        _ = pool.submit(slow)
     await pool.shutdown()
 
 
@@ -359,10 +360,10 @@ async def test_tasks_may_submit_tasks() -> None:
         async def tree(depth: int) -> int:
             if depth == 0:
                 return 1
-            pool.submit(tree, depth - 1)
+            _ = pool.submit(tree, depth - 1)
             await anyio.sleep(1)
             return depth
 
-        pool.submit(tree, 6)
+        _ = pool.submit(tree, 6)
         await pool.drain()
         assert pool.stats().completed == 7

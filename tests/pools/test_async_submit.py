@@ -33,6 +33,10 @@ async def fail(error: Exception) -> None:
     raise error
 
 
+def forget(unused: object) -> None:
+    """Use it no more."""
+
+
 class Notes:
     """Tasks that write down when they begin and how they end."""
 
@@ -95,7 +99,7 @@ async def test_at_most_max_workers_run_at_a_time() -> None:
     async with AsyncWorkerPool(3) as pool:
         began = anyio.current_time()
         for _ in range(9):
-            pool.submit(work)
+            _ = pool.submit(work)
         await pool.drain()
         assert anyio.current_time() - began == pytest.approx(3)
         assert most == 3
@@ -117,21 +121,20 @@ async def test_workers_are_hired_only_when_there_is_work_for_them() -> None:
 async def test_the_smaller_priority_first_and_then_the_order_of_submission() -> None:
     notes = Notes()
     async with AsyncWorkerPool(1) as pool:
-        pool.submit(notes.nap, "first")
+        _ = pool.submit(notes.nap, "first")
         await anyio.wait_all_tasks_blocked()
         for name, priority in (("c", 2), ("e", 3), ("d", 2), ("a", 0), ("b", 1)):
-            pool.submit(notes.note, name, priority=priority)
+            _ = pool.submit(notes.note, name, priority=priority)
     assert notes.log == ["+first", "-first", "a", "b", "c", "d", "e"]
 
 
 async def test_an_urgent_task_overtakes_the_rest_of_a_map() -> None:
     notes = Notes()
-    async with AsyncWorkerPool(1) as pool:
-        async with anyio.create_task_group() as group:
-            group.start_soon(_gather, pool.map(notes.nap, "abc"))
-            await anyio.sleep(0.5)
-            pool.submit(notes.note, "urgent", priority=0)
-            pool.submit(notes.note, "later", priority=2)
+    async with AsyncWorkerPool(1) as pool, anyio.create_task_group() as group:
+        group.start_soon(_gather, pool.map(notes.nap, "abc"))
+        await anyio.sleep(0.5)
+        _ = pool.submit(notes.note, "urgent", priority=0)
+        _ = pool.submit(notes.note, "later", priority=2)
     assert notes.log == ["+a", "-a", "urgent", "+b", "-b", "+c", "-c", "later"]
 
 
@@ -268,7 +271,7 @@ async def test_a_full_pool_says_so_and_tells_when_there_is_room() -> None:
         tasks += [pool.submit(slow), pool.submit(slow)]
         assert pool.stats().pending == 2
         with pytest.raises(PoolFull, match="max_pending=2"):
-            pool.submit(slow)
+            _ = pool.submit(slow)
         began = anyio.current_time()
         await pool.wait_for_room()
         assert anyio.current_time() - began == pytest.approx(1)
@@ -340,13 +343,13 @@ async def test_a_pool_without_a_block_runs_what_is_awaited() -> None:
     await pool.drain()
     await pool.shutdown()
     with pytest.raises(PoolClosed, match="shut down"):
-        pool.submit(double, 1)
+        _ = pool.submit(double, 1)
 
 
 async def test_a_task_that_was_never_awaited_in_a_pool_without_a_block_says_so() -> None:
     pool = AsyncWorkerPool()
     with pytest.warns(RuntimeWarning, match="double was submitted to a pool that is not in its `async with` block"):
-        pool.submit(double, 1)
+        forget(pool.submit(double, 1))
 
 
 async def test_a_detached_task_is_awaited_by_one_task() -> None:
@@ -396,14 +399,14 @@ async def test_bad_tasks_are_refused_where_they_are_given() -> None:
     anything: Any = 3
     async with AsyncWorkerPool() as pool:
         with pytest.raises(TypeError, match="cannot be called"):
-            pool.submit(anything)
+            _ = pool.submit(anything)
         with pytest.raises(ValueError, match="timeout=-1"):
-            pool.submit(double, 1, timeout=-1)
-        with pytest.raises(ValueError, match="less than 1|1 or more"):
+            _ = pool.submit(double, 1, timeout=-1)
+        with pytest.raises(ValueError, match="max_workers=0"):
             pool.resize(0)
     async with AsyncWorkerPool(kind="thread") as pool:
         with pytest.raises(TypeError, match="double is an async function"):
-            pool.submit(double, 1)
+            _ = pool.submit(double, 1)
 
 
 async def test_a_pool_of_a_given_system_needs_no_block() -> None:
@@ -414,4 +417,4 @@ async def test_a_pool_of_a_given_system_needs_no_block() -> None:
     assert (await task).result == "done"  # the system has waited for it
     assert_no_orphans(system)
     with pytest.raises(PoolClosed):
-        pool.submit(double, 1)
+        _ = pool.submit(double, 1)

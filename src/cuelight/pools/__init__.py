@@ -1,5 +1,6 @@
 """Pools: supervised workers behind one handle; async functions, threads and processes."""
 
+from cuelight.pools._actor_pool import ActorPool
 from cuelight.pools._async_pool import AsyncWorkerPool
 from cuelight.pools._attempts import Kind
 from cuelight.pools._executor import Executor, Outcome
@@ -8,16 +9,21 @@ from cuelight.pools._process_link import RemoteTraceback
 from cuelight.pools._processes import ProcessExecutor
 from cuelight.pools._progress import Progress
 from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
+from cuelight.pools._routing import Member, Routing, broadcast, by_key, least_loaded, may_wait, pull, round_robin
 from cuelight.pools._submission import Submission
 from cuelight.pools._threads import ThreadExecutor
+from cuelight.pools._troupe import ActorPoolStats
 from cuelight.pools._worker_pool import ReturnWhen, WorkerPool, WorkerPoolConfig
 
 __all__ = [
+    "ActorPool",
+    "ActorPoolStats",
     "AsyncWorkerPool",
     "Executor",
     "Kind",
     "Map",
     "MapStream",
+    "Member",
     "Outcome",
     "PoolStats",
     "ProcessExecutor",
@@ -25,6 +31,7 @@ __all__ = [
     "RemoteTraceback",
     "Results",
     "ReturnWhen",
+    "Routing",
     "Submission",
     "TaskMetrics",
     "TaskResult",
@@ -32,4 +39,10 @@ __all__ = [
     "ThreadExecutor",
     "WorkerPool",
     "WorkerPoolConfig",
+    "broadcast",
+    "by_key",
+    "least_loaded",
+    "may_wait",
+    "pull",
+    "round_robin",
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import CoroutineType
 from typing import Any, Literal
 
 from cuelight.errors import Rejected, TaskQuarantined, WorkerDied
 
-__all__ = ["Kind", "Tries", "check_kind", "is_async", "is_coroutine", "name_of", "verdict"]
+__all__ = ["Kind", "Tries", "Unawaited", "check_kind", "holding_coroutines", "is_async", "name_of", "verdict"]
 
 Kind = Literal["thread", "process"]
 """What runs plain functions; async functions always run in the loop."""
@@ -59,9 +59,36 @@ def is_async(function: Callable[..., Any]) -> bool:
     return not inspect.isroutine(function) and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def is_coroutine(value: Any) -> bool:
-    """Whether a plain function has returned a coroutine, as `lambda: fetch(url)` does: then that is awaited."""
-    return type(value) is CoroutineType
+class Unawaited:
+    """A coroutine that a plain function has returned in a thread, as `lambda: fetch(url)` does.
+
+    It is awaited in the loop. If nobody takes it, because the call was cancelled meanwhile, it is closed.
+    """
+
+    __slots__ = ("_coroutine",)
+
+    def __init__(self, coroutine: Any) -> None:
+        self._coroutine: CoroutineType[Any, Any, Any] | None = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine, self._coroutine = self._coroutine, None
+        assert coroutine is not None  # noqa: S101 - it is awaited once
+        return coroutine.__await__()
+
+    def __del__(self) -> None:
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+
+def holding_coroutines(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, but a coroutine that it returns comes as `Unawaited`."""
+
+    @functools.wraps(function, updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        value: Any = function(*args, **kwargs)
+        return Unawaited(value) if isinstance(value, CoroutineType) else value
+
+    return call
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cuelight.errors import TaskCancelled
-from cuelight.pools._attempts import Tries, name_of
+from cuelight.pools._attempts import Tries, holding_coroutines, name_of
 from cuelight.pools._bell import Bell
 from cuelight.pools._chunks import Chunks
 from cuelight.pools._map_results import Store
@@ -66,6 +66,8 @@ class MapRun:
         self.unheard = False
         self.crew, self._request, self.store = crew, request, store
         self.function, self.in_loop, self.timeout = request.function, request.in_loop, request.timeout
+        process = crew.options.kind == "process"
+        self.plain_function = request.function if process else holding_coroutines(request.function)
         self.name, self.task_id = name_of(request.function), request.task_id
         self.source = source_of(request.items)
         total = len(request.items) if isinstance(request.items, Sized) else None

@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 from time import perf_counter
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from cuelight.pools._attempts import is_coroutine
+from cuelight.pools._attempts import Unawaited
 
 if TYPE_CHECKING:
     from cuelight.pools._executor import Outcome
@@ -89,9 +88,9 @@ async def _attempt(run: MapRun, worker: PoolWorker, items: list[Any]) -> tuple[l
 
     async def call() -> list[Outcome]:
         if len(items) > 1:
-            return await worker.executor.run_chunk(run.function, items)
-        value = await worker.executor.run(run.function, (items[0],), {})
-        if is_coroutine(value):  # from now on the function is called in the loop
+            return await worker.executor.run_chunk(run.plain_function, items)
+        value = await worker.executor.run(run.plain_function, (items[0],), {})
+        if isinstance(value, Unawaited):  # from now on the function is called in the loop
             run.in_loop = True
             value = await value
         return [(True, value)]
@@ -99,10 +98,9 @@ async def _attempt(run: MapRun, worker: PoolWorker, items: list[Any]) -> tuple[l
     outcomes, error, fatal = await worker.attempt(call, run.timeout)
     if error is not None:
         return [(False, error)] * len(items), fatal
-    for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is CoroutineType]:
+    for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is Unawaited]:
         value = outcomes[at][1]
-        if is_coroutine(value):
-            value.close()
+        if isinstance(value, Unawaited):
             text = f"{run.name} returned a coroutine, but not for every item: make it an `async def`"
             outcomes[at] = (False, TypeError(text))
         elif not isinstance(value, Exception):

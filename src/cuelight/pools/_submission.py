@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import anyio
 
 from cuelight.errors import TaskCancelled
-from cuelight.pools._attempts import Tries, is_coroutine, name_of
+from cuelight.pools._attempts import Tries, Unawaited, holding_coroutines, name_of
 from cuelight.pools._bell import Bell
 from cuelight.pools._pool_worker import Cut
 
@@ -143,8 +143,9 @@ class Submitted(Submission[Any]):
         if self._in_loop:
             return await self._function(*self._args, **self._kwargs)
         assert self._worker is not None  # noqa: S101 - it is being served
-        value: Any = await self._worker.executor.run(self._function, self._args, self._kwargs)
-        return await value if is_coroutine(value) else value
+        function = self._function if self._crew.options.kind == "process" else holding_coroutines(self._function)
+        value: Any = await self._worker.executor.run(function, self._args, self._kwargs)
+        return await value if isinstance(value, Unawaited) else value
 
     def _settle(self, value: Any, error: Exception | None, worker: str, ms: float) -> None:
         crew = self._crew

@@ -1,0 +1,420 @@
+"""Actor pools: a supervised group of like actors behind one handle, and a rule that says who gets which message.
+
+Invariants:
+1. The mail of a member is its own: what was routed to it waits for it over its restarts.
+2. With a rule that may wait, a member has at most one message of the pool, and the others wait in the pool in the
+   order in which they came. A message that a member had not begun when it ended goes to another.
+"""
+
+# Messages and replies are Any inside: the handle is typed.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+import anyio
+
+from cuelight.actors import Answerable, ChildSpec, Ref, Reply, child
+from cuelight.actors._ref import TELLS_PER_YIELD
+from cuelight.actors._reply import Asked, handling
+from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed
+from cuelight.pools._bell import Bell
+from cuelight.pools._envelope import Envelope
+from cuelight.pools._options import check_whole
+from cuelight.pools._routing import Routing, pull
+from cuelight.pools._troupe import ActorPoolStats, Seat, Troupe
+from cuelight.supervision import ActorSystem
+
+if TYPE_CHECKING:
+    from cuelight.actors import Cell
+
+__all__ = ["ActorPool"]
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+class ActorPool(Generic[M]):
+    """Like actors behind one handle: `async with ActorPool(child(Renderer), size=4) as pool: await pool.ask(Page(1))`.
+
+    The members are children of one supervisor. One that crashes is restarted and keeps its mail; one that ends for
+    good (it stopped itself, or was killed) is missed until the pool is resized.
+    """
+
+    def __init__(
+        self,
+        spec: ChildSpec[M],
+        size: int = 4,
+        *,
+        routing: Routing = pull,
+        system: ActorSystem | None = None,
+        name: str = "actors",
+        capacity: float = 1000,
+        max_restarts: int = 10,
+        within: float = 5.0,
+    ) -> None:
+        """Set up a pool; its members start when its block is entered, or with `start`.
+
+        Args:
+            spec: the members, made by `child`. Its name, if it has one, names the pool.
+            size: how many members.
+            routing: who gets which message: `pull`, `round_robin`, `least_loaded`, `broadcast`, `by_key(...)`, or a
+                function of your own (see `Routing`).
+            system: where the members live; None gives the pool a system of its own.
+            name: the name of the pool in paths and logs.
+            capacity: how many messages may wait in the pool for a member to be free; math.inf for no limit.
+            max_restarts: restarts of members allowed `within` so many seconds before all members are restarted.
+            within: the window, in seconds.
+
+        Raises:
+            ValueError: a value makes no sense; the message says which.
+        """
+        self.name = spec.name or name
+        self._spec: ChildSpec[M] = ChildSpec(spec.factory, spec.args, spec.kwargs, options=spec.options)
+        self._size = check_whole("size", size, 1)
+        if capacity != math.inf:
+            check_whole("capacity", capacity, 1)
+        self._routing, self._capacity = routing, capacity
+        self._may_wait: bool = getattr(routing, "__may_wait__", False)
+        self._system, self._own = system, system is None
+        self._limits = (max_restarts, within)
+        self._stack: AsyncExitStack | None = None
+        self._home: Cell | None = None
+        self._seats: list[Seat] = []
+        self._at: dict[Cell, Seat] = {}
+        self._queue: deque[Envelope] = deque()
+        self._next_turn = count().__next__
+        self._closed = self._pumping = False
+
+    # Its life.
+
+    async def __aenter__(self) -> Self:
+        stack = AsyncExitStack()
+        if self._own and self._system is None:
+            self._system = await stack.enter_async_context(ActorSystem(self.name))
+        try:
+            await self.start()
+        except BaseException as error:
+            if not await stack.__aexit__(type(error), error, error.__traceback__):
+                raise
+        stack.push_async_exit(self._leave)
+        self._stack = stack
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._stack is not None  # noqa: S101 - it was entered
+        return await self._stack.__aexit__(kind, error, trace)
+
+    async def _leave(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            try:
+                await self.shutdown()
+            except BaseException:
+                await self._end_now()
+                raise
+        else:
+            await self._end_now()
+
+    async def _end_now(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.shutdown(cancel=True)
+
+    async def start(self) -> None:
+        """Start the members in the system that was given, and wait until they have started. It ends with that.
+
+        Raises:
+            PoolClosed: it was started before.
+            StartError: a member did not start.
+            ValueError: it was given no system: use `async with`.
+        """
+        system = self._system
+        if system is None:
+            raise ValueError(f"the actor pool {self.name!r} has no system: give it one, or use `async with`")
+        if self._home is not None:
+            raise PoolClosed(f"the actor pool {self.name!r} was started before: make a new one")
+        home = await system.spawn(child(Troupe, self, *self._limits).with_options(name=self.name, shutdown=math.inf))
+        self._home = home._cell
+        self._bell = Bell(system.backend)
+        self._home.bonds_made().when_ended.append(lambda _exit: self._ended())
+        self._seat(home._cell)
+
+    def members_to_be(self) -> Iterable[ChildSpec[M]]:
+        """The specs of its members: what the supervisor starts."""
+        return [self._spec] * self._size
+
+    def manned(self) -> None:
+        """The supervisor has started its members, perhaps again."""
+        if self._home is not None:
+            self._seat(self._home)
+
+    def _seat(self, home: Cell) -> None:
+        self._seats.clear()
+        for cell in () if home.family is None else tuple(home.family.children()):
+            self._add(cell)
+        self._pump()
+
+    def _add(self, cell: Cell) -> None:
+        taken = {seat.name for seat in self._seats}
+        name = next(name for name in map(str, count()) if name not in taken)
+        seat = Seat(name, cell, self._pump_soon)
+        self._seats.append(seat)
+        self._seats.sort(key=lambda one: int(one.name))
+        self._at[cell] = seat
+        cell.bonds_made().when_ended.append(lambda _exit: self._lost(cell))
+
+    def _lost(self, cell: Cell) -> None:
+        """A member has ended for good."""
+        seat = self._at.pop(cell, None)
+        if seat in self._seats:
+            self._seats.remove(seat)
+        self._pump_soon()
+
+    def _ended(self) -> None:
+        """The supervisor has ended, and will not come back."""
+        self._closed = True
+        queue, self._queue = self._queue, deque()
+        for envelope in queue:
+            envelope.asked.fail(NotStarted(f"{envelope.asked.cell.path} ended before a member was free"))
+        self._bell.ring()
+
+    async def shutdown(self, cancel: bool = False) -> None:
+        """Take no more messages, have the members finish what waits, and stop them. A checkpoint.
+
+        Args:
+            cancel: kill the members instead: what they handle is cancelled, what waits is refused.
+        """
+        self._closed = True
+        home = self._home
+        if home is None or self._system is None:
+            return
+        if cancel:
+            home.kill("the pool was shut down")
+        else:
+            await self.drain()
+            home.shut_down()
+        await Ref[Any](home).ended()
+
+    async def drain(self) -> None:
+        """Wait until no message waits in the pool for a member to be free. A checkpoint."""
+        await self._running().runtime.backend.checkpoint()
+        while self._queue:
+            await self._bell.wait()
+
+    def resize(self, size: int) -> None:
+        """Have more or fewer members. Surplus members, the last first, finish their mail and end. Not a checkpoint.
+
+        Raises:
+            ValueError: that is less than 1.
+            PoolClosed: the pool is not running.
+        """
+        home = self._running()
+        self._size = check_whole("size", size, 1)
+        for seat in self._seats[size:]:
+            seat.cell.stop()
+        del self._seats[size:]
+        family = home.runtime.family_made(home)
+        while len(self._seats) < size:
+            self._add(family.adopt(self._spec))
+        self._pump()
+
+    def _running(self) -> Cell:
+        if self._home is None:
+            raise PoolClosed(f"the actor pool {self.name!r} is not running: use `async with`, or await start()")
+        return self._home
+
+    # Messages.
+
+    def tell_nowait(self, message: M) -> None:
+        """Send a message and do not wait, not even for room. Not a checkpoint.
+
+        Raises:
+            MailboxFull: there is no room, in the pool or in the mailbox of the member.
+            ActorNotFound: no member is alive.
+            PoolClosed: the pool is not running.
+        """
+        home = self._open()
+        if not self._may_wait:
+            for seat in self._chosen(message):
+                Ref[Any](seat.cell).tell_nowait(message)
+        elif len(self._queue) >= self._capacity:
+            raise MailboxFull(
+                f"{len(self._queue)} messages wait in {home.path}: await tell() to wait for room, give it more "
+                f"capacity, or more members"
+            )
+        else:
+            self._post(self._envelope(home, message, math.inf, told=True))
+
+    async def tell(self, message: M) -> None:
+        """Send a message; wait for room if there is none. A checkpoint only then, and every so often.
+
+        Cancelled while it waits, it has not sent anything (`broadcast`: not to all).
+
+        Raises:
+            ActorNotFound: no member is alive.
+            PoolClosed: the pool is not running.
+        """
+        home = self._open()
+        if not self._may_wait:
+            for seat in self._chosen(message):
+                await Ref[Any](seat.cell).tell(message)
+            return
+        while len(self._queue) >= self._capacity:
+            await self._bell.wait()
+            home = self._open()
+        self._post(self._envelope(home, message, math.inf, told=True))
+        runtime = home.runtime
+        runtime.told += 1
+        if runtime.told >= TELLS_PER_YIELD:
+            runtime.told = 0
+            await runtime.backend.checkpoint()
+
+    def ask(self, message: Answerable[M, R], timeout: float | None = None) -> Reply[R]:
+        """Send a request to one member; await what this returns for the answer. As `Ref.ask`.
+
+        Args:
+            message: the request.
+            timeout: seconds, also for the time that it waits in the pool; None takes the system's `ask_timeout`.
+
+        Raises:
+            ValueError: the rule chose several members, as `broadcast` does: use `ask_all`.
+            ActorNotFound: no member is alive.
+            PoolClosed: the pool is not running.
+        """
+        home = self._open()
+        if self._may_wait:
+            envelope = self._envelope(home, message, home.runtime.ask_timeout if timeout is None else timeout)
+            self._post(envelope)
+            assert envelope.reply is not None  # noqa: S101 - it was not told
+            return envelope.reply
+        chosen = self._chosen(message)
+        if len(chosen) != 1:
+            raise ValueError(f"ask() has one answer, and {len(chosen)} members were chosen: use ask_all()")
+        reply: Reply[Any] = Ref[Any](chosen[0].cell).ask(message, timeout)
+        return reply
+
+    async def ask_all(self, message: Answerable[M, R], timeout: float | None = None) -> list[R]:
+        """Send a request to all members, whatever the rule, and wait for all answers.
+
+        Args:
+            message: the request.
+            timeout: seconds for each answer, as for `Ref.ask`.
+
+        Raises:
+            AskError: one of them failed; the other requests are cancelled.
+            PoolClosed: the pool is not running.
+        """
+        self._open()
+        replies: list[Reply[Any]] = [Ref[Any](seat.cell).ask(message, timeout) for seat in self._seats]
+        try:
+            return [await reply for reply in replies]
+        except BaseException:
+            for reply in replies:
+                reply.cancel()
+            raise
+
+    def _open(self) -> Cell:
+        home = self._running()
+        if self._closed:
+            raise PoolClosed(f"the actor pool {self.name!r} was shut down: make a new one")
+        return home
+
+    def _chosen(self, message: Any) -> list[Seat]:
+        seats = self._seats
+        if not seats:
+            raise ActorNotFound(f"no member of the actor pool {self.name!r} is alive: resize() starts new ones")
+        return [seats[at] for at in self._routing(seats, message, self._next_turn())]
+
+    # Waiting in the pool.
+
+    def _envelope(self, home: Cell, message: Any, timeout: float, *, told: bool = False) -> Envelope:
+        asked = Asked(message, home, timeout)
+        asker = handling.get()
+        if not told and asker is not None and isinstance(asker.running, Asked):
+            asked.due = asker.running.due
+        return Envelope(asked, self._done, told=told)
+
+    def _post(self, envelope: Envelope) -> None:
+        self._queue.append(envelope)
+        if len(self._queue) == 1:
+            self._pump()
+
+    def _pump(self) -> None:
+        """Give what waits to those who are free."""
+        self._pumping = False
+        queue = self._queue
+        while queue and self._seats:
+            envelope = queue[0]
+            try:
+                chosen = self._chosen(envelope.asked.message)
+            except Exception as error:  # whoever sent it hears what is wrong with it; the next may be better
+                envelope.asked.fail(error)
+                continue
+            if not chosen:
+                self._pump_when_restarted()
+                break
+            queue.popleft()
+            chosen[0].given += 1
+            envelope.give_to(chosen[0].cell)
+            self._bell.ring()
+
+    def _pump_soon(self) -> None:
+        # Not at once: this is heard in the middle of a turn, before it is known whether the member lives on.
+        if not self._pumping and self._queue and self._home is not None:
+            self._pumping = True
+            self._home.runtime.post(self._pump)
+
+    def _pump_when_restarted(self) -> None:
+        for seat in self._seats:
+            if not (seat.live or seat.cell.dead or seat.expected):
+                seat.expected = True
+                seat.cell.bonds_made().starting.append(seat.returned)
+
+    def _done(self, envelope: Envelope) -> None:
+        """The slot of an envelope is done, in the queue or with a member."""
+        seat = None if envelope.cell is None else self._at.get(envelope.cell)
+        if seat is not None:
+            seat.given -= 1
+        if envelope.cell is None:
+            if envelope in self._queue:
+                self._queue.remove(envelope)
+                self._bell.ring()
+            envelope.settle()
+        elif envelope.untouched and self._home is not None and not self._home.closed:
+            envelope.renew(self._home)
+            self._queue.appendleft(envelope)
+        else:
+            envelope.settle()
+        self._pump_soon()
+
+    # Looking.
+
+    @property
+    def system(self) -> ActorSystem:
+        """The system that the members live in.
+
+        Raises:
+            PoolClosed: the pool is to have one of its own, and was not entered yet.
+        """
+        if self._system is None:
+            raise PoolClosed(f"the actor pool {self.name!r} is not running: use `async with`, or await start()")
+        return self._system
+
+    @property
+    def members(self) -> tuple[Ref[M], ...]:
+        """The live members, in the order of their places."""
+        return tuple(Ref(seat.cell) for seat in self._seats)
+
+    def stats(self) -> ActorPoolStats:
+        """What the pool and its members are doing now."""
+        return ActorPoolStats(len(self._queue), {seat.name: Ref(seat.cell).statistics() for seat in self._seats})

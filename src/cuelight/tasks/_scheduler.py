@@ -50,7 +50,8 @@ class TaskScheduler:
     A worker is eligible for a task if it is capable of its type and has fewer tasks than `max_concurrent`.
 
     Its methods are async and no checkpoints: none of them waits. In `with TaskScheduler() as scheduler:` they block
-    instead, and may be called from any thread. A block is not needed; the end of one ends the watch over workers.
+    instead, and may be called from any thread. A block is not needed; the end of an async one ends the watch over
+    workers that were registered with their actors.
     """
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from math import inf
 from pathlib import Path
@@ -63,12 +65,11 @@ async def bury(
     """Have tasks fail."""
     records = [Record(id=name, type=task_type, nonce=name, payload=encode({"id": name}), max_retries=1) for name in ids]
     await store.add(records)
-    for name in ids:
-        exchange = await store.exchange([], Claim("w1", f"claim {name} {store.now()}", 1, 15))
-        [lease] = exchange.leases
-        attempt = Attempt(kind=kind, worker="w1", at=store.now(), error=error, traceback="Traceback ...")
-        done = await store.exchange([Finish(lease.record.id, lease.epoch, kind, attempt=attempt)])
-        assert done.accepted == ["dead_letter"]
+    leases = (await store.exchange([], Claim("w1", f"claim {ids[0]} {store.now()}", len(ids), 15))).leases
+    assert [lease.record.id for lease in leases] == list(ids)
+    attempt = Attempt(kind=kind, worker="w1", at=store.now(), error=error, traceback="Traceback ...")
+    done = await store.exchange([Finish(lease.record.id, lease.epoch, kind, attempt=attempt) for lease in leases])
+    assert set(done.accepted) == {"dead_letter"}
 
 
 async def test_tasks_that_were_given_up_are_shown_with_reason_error_and_history(store: Store) -> None:
@@ -317,3 +318,45 @@ def test_blocking_code_looks_into_the_file_of_a_queue(tmp_path: Path) -> None:
         assert blocking.replay_all(dry_run=True, before=inf).would_replay == 1
     with dlq as blocking:  # once more
         assert blocking.count() == 1
+
+
+REPLAYER = """
+import sys, anyio
+from cuelight.tasks import DeadLetterQueue, SQLiteStore
+
+async def main():
+    async with DeadLetterQueue(SQLiteStore(sys.argv[1])) as dlq:
+        async for letter in dlq:
+            await dlq.replay(letter.id)
+            print(letter.id, flush=True)
+
+anyio.run(main)
+"""
+
+
+def test_a_replay_that_was_killed_has_lost_nothing_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    names = [f"t{number:03}" for number in range(300)]
+
+    async def fill() -> None:
+        store = SQLiteStore(path)
+        await store.open()
+        await bury(store, *names)
+        await store.close()
+
+    anyio.run(fill)
+    with subprocess.Popen([sys.executable, "-c", REPLAYER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        replayed = [process.stdout.readline().strip() for _ in range(20)]
+        process.kill()
+        replayed += process.stdout.read().split()
+
+    async def look() -> tuple[list[str | None], int, int]:
+        async with DeadLetterQueue(store := SQLiteStore(path)) as dlq:
+            states = [None if one is None else one.state for one in await store.get(replayed)]
+            dead = await dlq.count()
+            return states, dead, (await dlq.replay_all()).replayed
+
+    states, dead, rest = anyio.run(look)
+    assert set(states) == {"pending"}
+    assert len(names) - len(replayed) - 1 <= dead == rest <= len(names) - len(replayed)

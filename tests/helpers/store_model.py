@@ -34,7 +34,7 @@ class Known:
     ended: float = 0.0
     cancelling: bool = False
     counts: Counts = field(default_factory=Counts)
-    attempts: list[str] = field(default_factory=list)
+    attempts: list[str] = field(default_factory=list[str])
     settled: tuple[int, str, str] = (0, "", "")  # epoch, kind, outcome
 
     @property

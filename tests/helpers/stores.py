@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from msgspec.structs import replace
 
@@ -107,6 +107,7 @@ class Faulty:
 
     Attributes:
         calls: how many calls were made so far, of those that a store may lose.
+        store: itself, as type checkers know a store.
     """
 
     _SAFE: Final = ("now", "open", "close", "version", "changed")
@@ -115,6 +116,7 @@ class Faulty:
         self._store, self._fails_at, self._after = store, fails_at, after
         self.calls = 0
         self.durable = store.durable
+        self.store = cast("Store", self)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)

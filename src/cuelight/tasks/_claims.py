@@ -13,7 +13,6 @@ from cuelight.tasks._rows import (
     SCHEDULED,
     Lane,
     Row,
-    Story,
     order_of,
 )
 from cuelight.tasks._store import Claim, Lease
@@ -123,7 +122,7 @@ class Claims:
 
 
 def _lease(row: Row) -> Lease:
-    story = row.story or Story()
-    counts: Counts = msgspec.structs.replace(story.counts)
-    record = msgspec.structs.replace(row.record)
-    return Lease(record, row.epoch, row.due or 0.0, counts, story.checkpoint)
+    record, due, story = msgspec.structs.replace(row.record), row.due or 0.0, row.story
+    if story is None:
+        return Lease(record, row.epoch, due, Counts())
+    return Lease(record, row.epoch, due, msgspec.structs.replace(story.counts), story.checkpoint)

@@ -60,7 +60,7 @@ class Engine:
             self.lanes.entered(lane, row, now)
         else:
             book.save(row)
-        if lane_left and old == PENDING:
+        if lane_left > 0 and old == PENDING:
             self.lanes.left(lane_left, row, now)
         if limits and old == IN_FLIGHT:
             self.lanes.ended(row, now)
@@ -352,8 +352,9 @@ class Engine:
 def _check_record(record: Record) -> None:
     if not record.id:
         raise ValueError("Record(id=''): give the task an id")
-    keys = [limit.key for limit in record.limits]
-    if len(keys) != len(set(keys)):
-        raise ValueError(f"Record({record.id!r}, limits={keys}): give each limit a key of its own")
+    if len(record.limits) > 1:
+        keys = [limit.key for limit in record.limits]
+        if len(keys) != len(set(keys)):
+            raise ValueError(f"Record({record.id!r}, limits={keys}): give each limit a key of its own")
     if not (record.deadline == record.deadline and record.due == record.due and record.delay == record.delay):
         raise ValueError(f"Record({record.id!r}): deadline, due and delay must be numbers, not NaN")

@@ -55,11 +55,11 @@ class Story(msgspec.Struct, array_like=True):
     progress: bytes | None = None
 
 
-class Row(msgspec.Struct, eq=False, kw_only=True):
+class Row(msgspec.Struct, eq=False):
     """A task in a store.
 
     Attributes:
-        lane: in which lane it is pending; 0 for tasks without limits, and for tasks that are not pending.
+        lane: in which lane it is pending; 0 or less for tasks without limits, and for tasks that are not pending.
         due: when its delay, its lease or its time to live ends; None in the other states.
         settled: the epoch of the last attempt that was settled by a finish.
         step: what that finish was and what became of it, see `Settled`.
@@ -135,7 +135,7 @@ def snapshot(row: Row) -> Snapshot:
         due=0.0 if row.due is None or row.due == inf else row.due,
         reason=row.reason,
         ended=row.ended,
-        cancelling=row.cancelling,
+        cancelling=bool(row.cancelling),
         counts=msgspec.structs.replace(story.counts),
         history=story.history,
         checkpoint=story.checkpoint,

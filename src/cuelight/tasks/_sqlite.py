@@ -88,27 +88,28 @@ class SQLiteStore:
             ValueError: it is no database, one of something else, or of a newer version of this library.
             StoreUnavailable: other processes held it for too long, or the disk failed.
         """
-        await self._step("size", reads=True, writer=self._started())
-
-    def _started(self) -> Writer:
+        call = Call("size", reads=True)
         with self._lock:
             writer = self._writer
             if writer is not None and writer.pid != os.getpid():
                 writer.abandon()
-                writer = None
-                self._changes = Changes(self._poke)
-            if writer is None or writer.ended:
-                writer = Writer(
-                    self._path,
-                    self._queue,
-                    synchronous=self._synchronous,
-                    busy_timeout=self._busy_timeout,
-                    clock=self._clock,
-                    changes=self._changes,
-                )
-                writer.start()
-                self._writer = writer
-            return writer
+                writer, self._changes = None, Changes(self._poke)
+            if writer is None or not writer.take(call):
+                self._writer = self._started(call)
+        await call.answer()
+
+    def _started(self, call: Call) -> Writer:
+        writer = Writer(
+            self._path,
+            self._queue,
+            synchronous=self._synchronous,
+            busy_timeout=self._busy_timeout,
+            clock=self._clock,
+            changes=self._changes,
+        )
+        writer.take(call)  # before it starts: should it fail at once, this is who learns of it
+        writer.start()
+        return writer
 
     async def close(self) -> None:
         """Commit what is under way, and close the file. A checkpoint; cancelled, it goes on by itself."""
@@ -116,9 +117,10 @@ class SQLiteStore:
         if writer is None or writer.ended or writer.pid != os.getpid():
             await yield_now()
             return
-        try:
-            await self._step(Writer.CLOSE, writer=writer)
-        except PoolClosed:
+        call = Call(Writer.CLOSE)
+        if writer.take(call):
+            await call.answer()
+        else:
             await yield_now()  # somebody else has closed it just now
         writer.join()
         self._changes.notify()
@@ -135,11 +137,14 @@ class SQLiteStore:
             raise PoolClosed(f"{self!r} was opened in process {writer.pid} before a fork: await open() in this one")
         return writer
 
-    async def _step(self, step: str, *args: Any, reads: bool = False, writer: Writer | None = None) -> Any:
-        writer = writer or self._running()
+    async def _step(self, step: str, *args: Any, reads: bool = False) -> Any:
         call = Call(step, args, reads=reads)
-        writer.submit(call)
+        self._submit(call)
         return await call.answer()
+
+    def _submit(self, call: Call) -> None:
+        if not self._running().take(call):
+            raise PoolClosed(f"{self!r} is closed: open() it again")
 
     async def add(self, records: Sequence[Record], bound: Bound | None = None) -> list[Added]:
         added: list[Added] = await self._step("add", records, bound)
@@ -151,7 +156,7 @@ class SQLiteStore:
 
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
         call = Call("beat", (worker, leases, lease), reads=lease is None, blocking=True)
-        self._running().submit(call)
+        self._submit(call)
         beat: Beat = call.answer_blocking()
         return beat
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
 from typing import Any, Final
 
@@ -49,6 +49,7 @@ _decode_record: Final = msgspec.msgpack.Decoder(Record).decode
 _decode_story: Final = msgspec.msgpack.Decoder(Story).decode
 _decode_limit: Final = msgspec.msgpack.Decoder(Limit).decode
 _decode_keys: Final = msgspec.json.Decoder(tuple[str, ...]).decode
+_new_row: Final[Callable[..., Row]] = Row  # its fields come in the order of the columns
 _decode_leases: Final = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 
 
@@ -106,10 +107,10 @@ class SQLiteBook:
             dirty, self._dirty = self._dirty, {}
             others = [row for row in dirty.values() if row.state != COMPLETED]
             if others:
-                many(UPDATE, [(*self._values(row), row.seq) for row in others])
+                many(UPDATE, [self._values(row) for row in others])
             if len(others) < len(dirty):
                 done = [row for row in dirty.values() if row.state == COMPLETED]
-                many(COMPLETE, [(*self._values(row), row.result, row.seq) for row in done])
+                many(COMPLETE, [(row.result, *self._values(row)) for row in done])
         if self._dirty_gates:
             gates, self._dirty_gates = self._dirty_gates, {}
             many(SAVE_GATE, [self._gate_values(gate) for gate in gates.values()])
@@ -137,8 +138,19 @@ class SQLiteBook:
         return (row.seq, self._queue, record.id, record.type, row.state, lane, *place, row.due)
 
     def _values(self, row: Row) -> tuple[Any, ...]:
-        place = (row.state, row.lane or -self._queue, row.due, row.epoch, row.worker)
-        return (*place, row.settled, row.step, row.ended, row.reason, row.cancelling)
+        return (
+            row.state,
+            row.lane or -self._queue,
+            row.due,
+            row.epoch,
+            row.worker,
+            row.settled,
+            row.step,
+            row.ended,
+            row.reason,
+            row.cancelling,
+            row.seq,
+        )
 
     def rows(self, ids: Sequence[str], *, payload: bool = False) -> dict[str, Row]:
         self.flush()
@@ -194,21 +206,24 @@ class SQLiteBook:
         return self._rows(PARKED_TYPES, self._queue, msgspec.json.encode(types).decode())
 
     def find(self, query: Query) -> list[Row]:
-        # The few tasks in flight are found by their leases; of the others there are many, or an index.
-        source = SELECT_ALL + (" INDEXED BY tasks_due" if query.state == "in_flight" else "")
-        conditions, values = ["queue = ?", "tasks.seq > ?"], [self._queue, query.after]
+        # Where most tasks are in other states, an index leads to the few; all others are read in their order.
+        source, conditions, values = SELECT_ALL, ["queue = ?", "tasks.seq > ?"], list[Any]()
+        values += [self._queue, query.after]
         if query.state is not None:
-            state = STATES.index(query.state)
-            conditions.append(f"state = {state}")
+            conditions.append(f"state = {STATES.index(query.state)}")
             if query.state == "in_flight":
+                source += " INDEXED BY tasks_due"
                 conditions.append("due IS NOT NULL")
-        for condition, value in (("type = ?", query.type), ("reason = ?", query.reason)):
+            elif query.state in ("parked", "dead_letter"):
+                source += " INDEXED BY tasks_stuck"
+        for condition, value in (
+            ("type = ?", query.type),
+            ("reason = ?", query.reason),
+            ("ended > 0 AND ended < ?", query.ended_before),
+        ):
             if value is not None:
                 conditions.append(condition)
-                values.append(value)  # type: ignore[arg-type]
-        if query.ended_before is not None:
-            conditions.append("ended > 0 AND ended < ?")
-            values.append(query.ended_before)  # type: ignore[arg-type]
+                values.append(value)
         where = " AND ".join(conditions)
         return self._rows(f"{source} {JOIN} WHERE {where} ORDER BY tasks.seq LIMIT ?", *values, query.limit)
 
@@ -369,23 +384,7 @@ def _body(row: Row) -> tuple[int, bytes, bytes]:
 
 
 def _row(values: tuple[Any, ...]) -> Row:
-    (seq, task_id, state, lane, due, epoch, worker, settled, step, ended, reason, cancelling) = values[:12]
-    deadline, meta, story, payload, result = values[12:]
-    record = _decode_record(meta)
-    record.id, record.payload, record.deadline = task_id, payload, deadline
-    return Row(
-        seq=seq,
-        record=record,
-        state=state,
-        lane=max(0, lane),
-        due=due,
-        epoch=epoch,
-        worker=worker,
-        settled=settled,
-        step=step,
-        ended=ended,
-        reason=reason,
-        cancelling=bool(cancelling),
-        story=None if story is None else _decode_story(story),
-        result=result,
-    )
+    record = _decode_record(values[2])
+    record.id, record.deadline, record.payload = values[0], values[1], values[15]
+    story = None if values[3] is None else _decode_story(values[3])
+    return _new_row(values[4], record, *values[5:15], story, values[16])

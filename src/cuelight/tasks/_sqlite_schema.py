@@ -43,8 +43,7 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
         """CREATE INDEX tasks_ready ON tasks (lane, priority, deadline, seq) WHERE state = 0""",
         """CREATE INDEX tasks_due ON tasks (queue, state, due) WHERE due IS NOT NULL""",
         """CREATE INDEX tasks_deadline ON tasks (queue, deadline) WHERE state < 3 AND deadline < 9e999""",
-        """CREATE INDEX tasks_parked ON tasks (queue, type, seq) WHERE state = 2""",
-        """CREATE INDEX tasks_dead ON tasks (queue, seq) WHERE state = 6""",
+        """CREATE INDEX tasks_stuck ON tasks (queue, state, seq) WHERE state = 2 OR state = 6""",
         # The record as msgpack without its payload, and the payload: never rewritten while a task is worked on.
         """CREATE TABLE bodies (seq INTEGER PRIMARY KEY, meta BLOB NOT NULL, payload BLOB NOT NULL) STRICT""",
         # What attempts have left behind, as msgpack; most tasks have no row here.

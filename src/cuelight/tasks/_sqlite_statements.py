@@ -32,8 +32,8 @@ __all__ = [
     "UPDATE",
 ]
 
-_HOT: Final = """tasks.seq, id, state, lane, due, epoch, worker, settled, step, ended, reason, cancelling, deadline,
-    meta, story"""
+_HOT: Final = """id, deadline, meta, story, tasks.seq, state, lane, due, epoch, worker, settled, step, ended, reason,
+    cancelling"""
 _SELECT: Final = f"SELECT {_HOT}, x'', NULL FROM tasks"
 SELECT_ALL: Final = f"SELECT {_HOT}, payload, result FROM tasks"
 JOIN: Final = "JOIN bodies ON bodies.seq = tasks.seq LEFT JOIN stories ON stories.seq = tasks.seq"
@@ -46,12 +46,12 @@ READY: Final = f"""{SELECT_ALL} INDEXED BY tasks_ready {JOIN}
 DUE: Final = f"""{_SELECT} INDEXED BY tasks_due {JOIN}
     WHERE queue = ? AND state = ? AND due IS NOT NULL AND due <= ? ORDER BY due LIMIT ?"""
 EXPIRED: Final = f"""{_SELECT} INDEXED BY tasks_deadline {JOIN}
-    WHERE queue = ? AND state < 3 AND deadline < 9e999 AND deadline <= ? ORDER BY deadline LIMIT ?"""
+    WHERE queue = ? AND state < 3 AND deadline <= ? AND deadline < 9e999 ORDER BY deadline LIMIT ?"""
 LAST: Final = f"""{_SELECT} INDEXED BY tasks_last {JOIN} WHERE queue = ? AND state < 3
     ORDER BY priority DESC, deadline DESC, tasks.seq DESC LIMIT 1"""
 # Made when a queue first sheds: it would cost each task of those that do not.
 MAKE_LAST: Final = """CREATE INDEX IF NOT EXISTS tasks_last ON tasks (queue, priority, deadline, seq) WHERE state < 3"""
-PARKED_TYPES: Final = f"""{_SELECT} INDEXED BY tasks_parked {JOIN}
+PARKED_TYPES: Final = f"""{_SELECT} INDEXED BY tasks_stuck {JOIN}
     WHERE queue = ? AND state = 2 AND type IN (SELECT value FROM json_each(?)) ORDER BY tasks.seq"""
 CLAIMED: Final = f"{SELECT_ALL} {JOIN} WHERE tasks.seq IN (SELECT value FROM json_each(?))"
 NEXT_DUE: Final = """SELECT
@@ -70,13 +70,13 @@ DELETE: Final = (
     "DELETE FROM stories WHERE seq = ?",
 )
 FORGET_UNIQUES: Final = """DELETE FROM uniques WHERE queue = ?1 AND key IN
-    (SELECT key FROM uniques WHERE queue = ?1 AND until < 9e999 AND until < ?2 ORDER BY until LIMIT ?3)"""
+    (SELECT key FROM uniques WHERE queue = ?1 AND until < ?2 AND until < 9e999 ORDER BY until LIMIT ?3)"""
 FORGET_CLAIMS: Final = """DELETE FROM claims WHERE rowid IN
     (SELECT rowid FROM claims WHERE queue = ? AND until < ? ORDER BY until LIMIT ?)"""
 INSERT: Final = """INSERT INTO tasks (seq, queue, id, type, state, lane, priority, deadline, due)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 UPDATE: Final = """UPDATE tasks SET state = ?, lane = ?, due = ?, epoch = ?, worker = ?, settled = ?, step = ?,
     ended = ?, reason = ?, cancelling = ? WHERE seq = ?"""
-COMPLETE: Final = """UPDATE tasks SET state = ?, lane = ?, due = ?, epoch = ?, worker = ?, settled = ?, step = ?,
-    ended = ?, reason = ?, cancelling = ?, result = ? WHERE seq = ?"""
+COMPLETE: Final = """UPDATE tasks SET result = ?, state = ?, lane = ?, due = ?, epoch = ?, worker = ?, settled = ?,
+    step = ?, ended = ?, reason = ?, cancelling = ? WHERE seq = ?"""
 SAVE_GATE: Final = "INSERT OR REPLACE INTO gates VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

@@ -39,6 +39,8 @@ _abandoned: list[object] = []  # of a parent process: to close them here would b
 class _Busy(Exception):
     """Another process has held the lock for longer than we wait."""
 
+    sqlite_errorcode = sqlite3.SQLITE_BUSY
+
 
 class Call:
     """One step, and where its answer goes: to a task in some loop, or to a thread."""
@@ -125,16 +127,12 @@ class Writer:
         """Start the thread."""
         self._thread.start()
 
-    def submit(self, call: Call) -> None:
-        """Give a step to the thread.
-
-        Raises:
-            PoolClosed: the store is closed.
-        """
+    def take(self, call: Call) -> bool:
+        """Take a step; False if the thread has ended, and nobody will answer it."""
         with self._lock:
-            if self.ended:
-                raise PoolClosed(f"SQLiteStore({self._path!r}) is closed: open() it again")
-            self._calls.put(call)
+            if not self.ended:
+                self._calls.put(call)
+            return not self.ended
 
     def poke(self) -> None:
         """Somebody waits for changes now: look at what other processes do."""
@@ -202,10 +200,9 @@ class Writer:
             try:
                 call = self._calls.get(timeout=_POLL) if self._changes.waiting else self._calls.get()
             except queue.Empty:
-                self._look_at_others()
-                continue
+                call = None
             if call is None:
-                self._look_at_others()
+                self._look_if_possible()
             else:
                 calls.append(call)
             while len(calls) < _GROUP and not self._calls.empty():
@@ -220,6 +217,12 @@ class Writer:
         if version != self._data_version:
             self._data_version = version
             self._changes.notify()
+
+    def _look_if_possible(self) -> None:
+        try:
+            self._look_at_others()
+        except sqlite3.Error:
+            pass  # whatever is wrong with the file, the next step is told; a look has nobody to tell
 
     def _serve(self, calls: list[Call]) -> None:
         if not calls:

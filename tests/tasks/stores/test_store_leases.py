@@ -1,7 +1,6 @@
 """Leases: who has a task, since which claim, and what an answer that was lost changes."""
 
 import threading
-from functools import partial
 from math import inf
 
 import anyio
@@ -269,7 +268,7 @@ async def test_several_loops_and_threads_use_one_store(desk: Desk) -> None:
                 return
 
     async def elsewhere(name: int, backend: str) -> None:
-        await anyio.to_thread.run_sync(partial(anyio.run, work, name, backend=backend))
+        await anyio.to_thread.run_sync(lambda: anyio.run(work, name, backend=backend))
 
     async with anyio.create_task_group() as group:
         group.start_soon(work, 0)

@@ -74,6 +74,7 @@ class Watch:
                     raise me.error
                 if self._leader is None:
                     self._leader = me
+                if self._leader is me:
                     await self._lead(me)
                 else:
                     me.waiter = life.backend.waiter()
@@ -82,9 +83,9 @@ class Watch:
         finally:
             self._watchers.pop(me, None)
             if self._leader is me:
-                self._leader = None
-            if self._leader is None and self._watchers:
-                self._wake(next(iter(self._watchers)))
+                self._leader = next(iter(self._watchers), None)
+                if self._leader is not None:
+                    self._wake(self._leader)
 
     async def _lead(self, me: _Watcher) -> None:
         """Look for all until there is an answer for this one."""

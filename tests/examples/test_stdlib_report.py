@@ -142,7 +142,7 @@ def test_the_report_is_the_same_after_kill_9_at_any_moment(folder: Path, tmp_pat
 
 def test_two_programs_may_share_the_work(folder: Path, tmp_path: Path) -> None:
     calm = report_on("--path", folder)
-    options = ["--path", folder, "--state", tmp_path / "queue.db"]
+    options: list[str | Path] = ["--path", folder, "--state", tmp_path / "queue.db"]
     report_on(*options)
     with subprocess.Popen(command(*options, "--resume"), stdout=subprocess.PIPE, text=True) as other:
         assert report_on(*options, "--resume") == calm

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -49,7 +49,7 @@ _decode_record: Final = msgspec.msgpack.Decoder(Record).decode
 _decode_story: Final = msgspec.msgpack.Decoder(Story).decode
 _decode_limit: Final = msgspec.msgpack.Decoder(Limit).decode
 _decode_keys: Final = msgspec.json.Decoder(tuple[str, ...]).decode
-_new_row: Final[Callable[..., Row]] = Row  # its fields come in the order of the columns
+_new_row: Final = cast("Callable[..., Row]", Row)  # its fields come in the order of the columns
 _decode_leases: Final = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 
 

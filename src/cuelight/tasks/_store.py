@@ -3,7 +3,7 @@
 A store keeps the tasks of one queue. Each method is one atomic step: it takes effect wholly or not at all, and what it
 returns is what happened. Times are seconds since the epoch, by the clock of the store alone.
 
-The invariants, which `tests/tasks/test_store_model.py` asserts in the same words for every store:
+The invariants, which `tests/tasks/stores/test_store_model.py` asserts in the same words for every store:
 
 1. A task is in exactly one state: pending, scheduled, in_flight, parked, completed, cancelled or dead_letter.
    A pending task may wait for one of its limits; it is pending all the same.
@@ -12,12 +12,15 @@ The invariants, which `tests/tasks/test_store_model.py` asserts in the same word
 3. Each claim of a task raises its epoch by one. A step that carries another epoch than the task's, or for a task that
    is not in flight, is refused and changes nothing. The same step made again with the same epoch is accepted again
    and changes nothing: an answer may get lost.
-4. At most one lease of a task is valid at a time; when it runs out the task has crashed once.
+4. At most one lease of a task is valid at a time; when it runs out the task has crashed once. It has run out when a
+   claim finds it so: until then its holder may still renew it or finish, because nobody else can have the task.
 5. Tasks are claimed in the order of (priority, deadline, sequence) among those that may run. A task keeps its
-   sequence when it is tried again.
+   sequence when it is tried again. A task may not run while a more urgent one waits for the same limit.
 6. A limit is never exceeded: tasks in flight with its key are at most `max_concurrent`, and what was started in any
    time of t seconds costs at most `burst + t * rate / per`. A task with several limits takes all or none.
-7. A task whose deadline has passed is not claimed: it is dead-lettered as "expired".
+   A limit that is overridden holds for what starts after that; a task that costs more than the new burst starts when
+   all before it is paid off.
+7. A task whose deadline has come is not claimed: it is dead-lettered as "expired".
 8. A task is dead-lettered when errors reach `max(1, max_retries)`, timeouts `max(1, max_timeouts)`, or crashes
    `max(1, max_crashes)` ("quarantined").
 """
@@ -55,7 +58,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     Attributes:
         id: unique in the queue.
         nonce: made by the producer for this one enqueue. Adding a record whose id is taken by the same nonce is the
-            same enqueue again (its answer was lost): ADDED, and nothing changes.
+            same enqueue again (its answer was lost): "added", and nothing changes.
+        limits: each with a key of its own.
         due: not to be claimed before, in seconds since the epoch; 0 for at once.
         delay: seconds from now, by the clock of the store; added to `due` if that is given too.
         deadline: seconds since the epoch; `math.inf` for none.
@@ -86,7 +90,7 @@ class Bound(msgspec.Struct, frozen=True):
     Attributes:
         most: the number.
         shed: make room for a more urgent task: the last in the order of claims is dead-lettered as "shed". A task that
-            would itself be the last is FULL.
+            would itself be the last is "full".
     """
 
     most: int
@@ -111,8 +115,9 @@ class Claim(msgspec.Struct, frozen=True):
     Attributes:
         worker: who asks; unique among all workers.
         nonce: made by the worker for this one claim. A claim with a nonce that was answered before is the same claim
-            again (its answer was lost): it returns the same leases, as far as they are valid.
-        most: how many tasks.
+            again (its answer was lost): it returns the same leases, as far as they are valid. That is remembered for
+            the time of a lease, and of claims that were given something.
+        most: how many tasks; 0 to do what time has brought and learn `wake_at`.
         lease: seconds for which they are leased.
     """
 
@@ -152,7 +157,8 @@ class Finish(msgspec.Struct, frozen=True):
             cancelled. "unknown" parks it.
         result: for "done".
         delay: seconds before it is tried again.
-        attempt: for the history; None for "done" and "unknown".
+        attempt: for the history, which keeps the last 20; None for "done" and "unknown". The store makes one of the
+            kind, the worker and the time where it is missing.
         pause_key: with "rate_limited": the limit that is closed for `delay` seconds for all tasks.
 
     A task that somebody wants cancelled is not tried again, however its attempt ended: it ends as cancelled, or "done".
@@ -172,10 +178,13 @@ class Exchange(msgspec.Struct):
 
     Attributes:
         accepted: for each finish what became of its task: its new state ("completed", "scheduled", "pending",
-            "dead_letter", "cancelled", "parked"), or "" if it was refused as stale.
+            "dead_letter", "cancelled", "parked"), or "" if it was refused as stale. A finish that is made again is
+            answered as before, until the next attempt is settled or the task is forgotten.
         leases: what was claimed, in the order of claims.
-        wake_at: when something may be claimable without anybody doing anything (a delay, a lease, a rate), in seconds
-            since the epoch; `math.inf` for never.
+        wake_at: when something may be claimable, or a deadline comes, without anybody doing anything (a delay, a lease,
+            a rate), in seconds since the epoch; `math.inf` for never, and without a claim. It says nothing of tasks
+            that are claimable now and were not asked for; it is not after now when the claim had to leave work for
+            the next one.
     """
 
     accepted: list[str]
@@ -202,7 +211,7 @@ class Schedule(msgspec.Struct, kw_only=True):
         name: unique in the queue.
         spec: opaque to the store: a period or a cron line.
         due: when it fires next, in seconds since the epoch.
-        record: the task that it makes; its id gets the due time appended.
+        record: the task that it makes; its id gets "@" and the due time appended, its `created` is when it fires.
     """
 
     name: str
@@ -298,7 +307,11 @@ class Store(Protocol):
         ...
 
     async def add(self, records: Sequence[Record], bound: Bound | None = None) -> list[Added]:
-        """Take records; one outcome for each. A closed queue raises `PoolClosed`, and nothing is added."""
+        """Take records; one outcome for each. A closed queue raises `PoolClosed`, and nothing is added.
+
+        Raises:
+            ValueError: a record has no id, two limits with one key, or a time that is no number; nothing is added.
+        """
         ...
 
     async def exchange(self, finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
@@ -306,7 +319,10 @@ class Store(Protocol):
 
         A claim first does what time has brought: scheduled tasks that are due become pending, leases that ran out are
         crashes, expired tasks are dead-lettered, forgotten results are removed; each at most some hundreds at a time.
-        A paused queue gives no leases.
+        The attempts that are settled in the same exchange come before that. A paused queue gives no leases.
+
+        Raises:
+            ValueError: the kind or the delay of a finish, or the length of a lease, is none; nothing is done.
         """
         ...
 
@@ -322,7 +338,7 @@ class Store(Protocol):
 
     async def cancel(self, ids: Sequence[str]) -> list[str]:
         """Cancel tasks. For each: "cancelled", "cancelling" (in flight: its worker will learn of it at its next beat),
-        "finished" or "unknown".
+        "finished" (completed, or a dead letter) or "unknown".
         """
         ...
 
@@ -335,15 +351,18 @@ class Store(Protocol):
         ...
 
     async def set_limit(self, limit: Limit | None, key: str) -> None:
-        """Override a limit for all tasks with this key, also those that are there; None goes back to the tasks' own."""
+        """Override a limit for all tasks with this key, also those that are there; None goes back to the tasks' own.
+
+        What a task costs stays as it is.
+        """
         ...
 
     async def pause_limit(self, key: str, seconds: float) -> None:
-        """Start no task with this limit for so long."""
+        """Start no task with this limit for so long. A longer pause is not shortened; 0 ends it."""
         ...
 
     async def put_schedule(self, schedule: Schedule) -> None:
-        """Keep periodic work. One with the same name and the same `spec` keeps its due time; else it is replaced."""
+        """Keep periodic work in place of what has its name. With the same `spec` the due time stays as it is there."""
         ...
 
     async def remove_schedule(self, name: str) -> bool:
@@ -355,7 +374,11 @@ class Store(Protocol):
         ...
 
     async def fire(self, name: str, due: float, next_due: float) -> bool:
-        """Add the task of a schedule that is still due at `due`, and set when next. True for one caller only."""
+        """Add the task of a schedule that is still due at `due`, and set when next. True for one caller only.
+
+        It is added whatever a bound says, unless its unique key is taken. A closed queue raises `PoolClosed`, and the
+        schedule stays as it is.
+        """
         ...
 
     async def get(self, ids: Sequence[str]) -> list[Snapshot | None]:
@@ -371,11 +394,15 @@ class Store(Protocol):
         ...
 
     async def replay(self, ids: Sequence[str]) -> list[bool]:
-        """Make dead letters pending again, with all budgets anew; the history is kept. False: it is no dead letter."""
+        """Make dead letters pending again, with all budgets anew. False: it is no dead letter.
+
+        The sequence, the history and the checkpoint are kept. A deadline that has come is dropped. Its unique key is
+        taken again if it is free.
+        """
         ...
 
     async def edit(self, task_id: str, payload: bytes) -> bool:
-        """Change the payload of a dead letter, or of a task that was not claimed yet. False: it is neither."""
+        """Change the payload of a dead letter, or of a task that was never claimed. False: it is neither."""
         ...
 
     async def purge(self, ids: Sequence[str]) -> int:
@@ -389,6 +416,7 @@ class Store(Protocol):
     async def changed(self, since: int, timeout: float) -> None:
         """Wait until `version()` may differ from `since`, at most `timeout` seconds. A checkpoint.
 
-        Changes that other processes made count; they may take some milliseconds to be seen.
+        Changes that other processes made count; they may take some milliseconds to be seen. A claim that finds nothing
+        is no change. `close` wakes all who wait.
         """
         ...

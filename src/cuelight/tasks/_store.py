@@ -182,9 +182,8 @@ class Exchange(msgspec.Struct):
             answered as before, until the next attempt is settled or the task is forgotten.
         leases: what was claimed, in the order of claims.
         wake_at: when something may be claimable, or a deadline comes, without anybody doing anything (a delay, a lease,
-            a rate), in seconds since the epoch; `math.inf` for never, and without a claim. It says nothing of tasks
-            that are claimable now and were not asked for; it is not after now when the claim had to leave work for
-            the next one.
+            a rate), in seconds since the epoch; `math.inf` for never, and without a claim. Not after now when the claim
+            had to leave work for the next one; tasks that could go now and were not asked for do not count.
     """
 
     accepted: list[str]
@@ -351,10 +350,7 @@ class Store(Protocol):
         ...
 
     async def set_limit(self, limit: Limit | None, key: str) -> None:
-        """Override a limit for all tasks with this key, also those that are there; None goes back to the tasks' own.
-
-        What a task costs stays as it is.
-        """
+        """Override a limit, but for its cost, for all tasks with this key; None goes back to the tasks' own."""
         ...
 
     async def pause_limit(self, key: str, seconds: float) -> None:

@@ -108,7 +108,7 @@ class TaskFunction(Generic[P, R_co]):
         self._parameters = Parameters(function, self.name)
         self.options = _checked(options, self.name)
         wrapper: Any = self
-        update_wrapper(wrapper, function)
+        update_wrapper(wrapper, function, updated=())
 
     # To whom sends.
 

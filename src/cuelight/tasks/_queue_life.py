@@ -149,8 +149,10 @@ class Life:
         try:
             if self._keeper is not None:
                 await anyio.to_thread.run_sync(self._keeper.close)
-            with anyio.move_on_after(GRACE):
+            with anyio.move_on_after(GRACE) as scope:
                 await self._give_all_back()
+            if scope.cancelled_caught:
+                log.warning("the queue %r had no answer to what it gave back within %g s", self.name, GRACE)
         finally:
             await close_store(self.store)
 
@@ -166,8 +168,8 @@ class Life:
                     finishes += await self._unclaimed(claim)
             if finishes:
                 await self.store.exchange(finishes)
-        except StoreUnavailable as error:
-            log.warning("the queue %r could not give back %d tasks: %r", self.name, len(finishes), error)
+        except (StoreUnavailable, PoolClosed) as error:  # closed by somebody who uses it without a queue
+            log.warning("the queue %r could not give back its tasks, whose leases run out: %r", self.name, error)
 
     async def ready(self) -> None:
         """Wait until the store is open. A checkpoint only before that.
@@ -324,7 +326,7 @@ class Life:
             self.ref.tell_nowait(Resolve())
 
     async def resolve(self) -> bool:
-        """Learn what became of steps whose answers were given up, and see them through. False: the store is away."""
+        """Learn what became of steps whose answers were given up, and see them through. False: no answer now."""
         self._told_actor = False
         while self._unheard:
             asked = self._unheard[0]
@@ -336,7 +338,7 @@ class Life:
                 else:
                     await self.store.exchange((asked,))
                     self._let_go(asked)
-            except StoreUnavailable:
+            except (StoreUnavailable, PoolClosed):
                 return False
             self._unheard.remove(asked)
             self._asked.pop(id(asked), None)

@@ -176,3 +176,16 @@ async def test_what_a_cancelled_dequeue_got_is_given_back_once_the_store_is_back
         await anyio.sleep(60.0)
         assert (await queue.size()).pending == 1
         assert len(broken.calls) > 20
+
+
+async def test_a_store_that_hangs_at_the_end_is_left_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    broken, store = flaky_store()
+
+    async def hang(*args: object) -> None:
+        await anyio.sleep_forever()
+
+    async with TaskQueue(store, heartbeat="loop") as queue:
+        await queue.enqueue(Task())
+        assert await queue.dequeue() is not None
+        broken.instead["exchange"] = hang
+    assert "had no answer to what it gave back within 2 s" in caplog.text

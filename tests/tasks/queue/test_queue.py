@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
+from heapq import heappop, heappush
 
 import anyio
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cuelight.errors import PoolClosed, RateLimited, Rejected, TaskTimedOut
 from cuelight.pools import TaskStatus
-from cuelight.tasks import Limit, Query, Record, Task, TaskPriority, TaskQueue, task
+from cuelight.tasks import Limit, Query, QueueEntry, Record, Task, TaskPriority, TaskQueue, task
+from helpers import Backend, run_on
 
 
 @task(name="greet")
@@ -52,6 +56,32 @@ async def test_a_task_is_taken_by_priority_then_deadline_then_arrival(queue: Tas
     order = [names[(await taken(queue)).task_id] for _ in tasks]
     assert order == ["urgent", "sooner", "dated", "first", "second", "late"]
     assert await queue.dequeue() is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # a back end is just a name
+@given(
+    st.lists(st.tuples(st.sampled_from(TaskPriority), st.sampled_from([None, 4e9, 5e9]), st.booleans()), max_size=12)
+)
+def test_tasks_are_taken_in_the_order_in_which_their_entries_compare(
+    backend: Backend, given_tasks: list[tuple[TaskPriority, float | None, bool]]
+) -> None:
+    """Also among those that come while others are taken, and those that are tried again, which keep their place."""
+
+    async def scenario() -> None:
+        waiting: list[QueueEntry] = []
+        async with TaskQueue() as queue:
+            for sequence, (priority, deadline, take) in enumerate(given_tasks):
+                given_task = Task(priority=priority, deadline=deadline)
+                assert await queue.enqueue(given_task)
+                heappush(waiting, QueueEntry(priority, deadline or math.inf, sequence, given_task.task_id))
+                if take:
+                    assert await queue.nack(await taken(queue), "again"), "it is tried again, in its old place"
+                    assert (await taken(queue)).task_id == heappop(waiting).task_id
+            while waiting:
+                assert (await taken(queue)).task_id == heappop(waiting).task_id
+            assert await queue.dequeue() is None
+
+    run_on(backend, scenario)
 
 
 async def test_a_task_is_taken_only_once_by_its_identifier(queue: TaskQueue) -> None:

@@ -321,6 +321,21 @@ async def test_a_store_that_is_away_at_the_end_does_not_hold_the_end_up(caplog: 
     assert keeper_threads() == []
 
 
+async def test_a_store_that_somebody_else_closed_harms_nothing_but_the_calls(
+    make_store: MakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store()
+    with caplog.at_level(logging.CRITICAL):
+        async with TaskQueue(store) as queue:
+            await queue.enqueue(Task())
+            assert await queue.dequeue() is not None
+            await store.close()
+            for call in (queue.dequeue, queue.size, lambda: queue.enqueue(Task())):
+                with pytest.raises(PoolClosed, match="open"):
+                    await call()
+    assert keeper_threads() == []
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

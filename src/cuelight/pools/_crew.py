@@ -127,8 +127,10 @@ class Crew:
 
     def finished(self, work: Work) -> None:
         """This work is over."""
-        if self.works.pop(work, work) is None and work.held:
-            self.release()
+        if work in self.works:
+            del self.works[work]
+            if work.held:
+                self.release()
 
     def note_stale(self) -> None:
         """Something in the heap cannot be taken any more. Cleans up once that is worth it."""
@@ -157,23 +159,24 @@ class Crew:
         """Wake or hire one worker, if there is something to take and none is on its way."""
         if self.called is not None or self.top() is None:
             return
-        cell = None
-        while self.idle and (cell is None or cell.closed):  # one that is closed is on its way out
-            cell, _ = self.idle.popitem()
-        if cell is not None and not cell.closed:
-            pass
-        elif len(self.workers) < self.size:
-            try:
-                cell = self._hire()
-            except SystemClosed:
-                return  # the supervisor is ending, and settles what waits; or it restarts, and calls again
-        else:
-            return
-        self.called = cell
-        cell.put(CALL)
+        cell = self._find()
+        if cell is not None:
+            self.called = cell
+            cell.put(CALL)
 
-    def _hire(self) -> Cell:
-        family = self.runtime.family_made(self.cell)
+    def _find(self) -> Cell | None:
+        """An idle worker, or a new one; None if all are busy, and there may be no more."""
+        while self.idle:
+            cell, _ = self.idle.popitem()
+            if not cell.closed:  # else it is on its way out
+                return cell
+        return self._hire() if len(self.workers) < self.size else None
+
+    def _hire(self) -> Cell | None:
+        try:
+            family = self.runtime.family_made(self.cell)
+        except SystemClosed:
+            return None  # the supervisor is ending, and settles what waits; or it restarts, and calls again
         # Not in the context of whoever gave work: its variables are none of the other tasks' business.
         cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self,)))
         self._hired += 1

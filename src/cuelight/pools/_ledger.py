@@ -61,9 +61,10 @@ class Ledger:
     def enter_many(  # noqa: PLR0917 - the columns of a line
         self, task_id: str, first: int, items: int, name: str, ended: float, ms: float, worker: str
     ) -> None:
-        """So many consecutive items of a map have succeeded."""
-        self.totals.completed += items
-        self.totals.total_elapsed_ms += ms * items
+        """So many consecutive items of a map have succeeded; 0 stands for one, with an identifier of its own."""
+        totals = self.totals
+        totals.completed += items or 1
+        totals.total_elapsed_ms += ms * (items or 1)
         self._lines.append((task_id, first, items, name, TaskStatus.COMPLETED, ended, ms, worker, 0, None))
 
     def hired(self, executor: Executor) -> None:

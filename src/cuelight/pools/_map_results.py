@@ -24,10 +24,6 @@ class Store(Protocol):
         """The map begins."""
         ...
 
-    def taken(self, items: int) -> None:
-        """So many more items were taken."""
-        ...
-
     def put(self, index: int, result: TaskResult[Any]) -> None:
         """The result of an item."""
         ...
@@ -52,24 +48,25 @@ class Gathered:
     def opened(self, run: MapRun) -> None:
         """Nothing to do."""
 
-    def taken(self, items: int) -> None:
-        """Keep places for them."""
-        if self._ordered:
-            self._results.extend([None] * items)
-
     def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Fill its place."""
-        if self._ordered:
-            self._results[index] = result
+        """Put it in its place; those before it that are missing still come."""
+        results = self._results
+        if not self._ordered or index == len(results):
+            results.append(result)
         else:
-            self._results.append(result)
+            if index > len(results):
+                results.extend([None] * (index + 1 - len(results)))
+            results[index] = result
 
     def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        """Fill their places."""
-        if self._ordered:
-            self._results[first : first + len(results)] = results
-        else:
+        """Put them in their places."""
+        if not self._ordered:
             self._results.extend(results)
+        else:
+            missing = first - len(self._results)
+            if missing > 0:
+                self._results.extend([None] * missing)
+            self._results[first : first + len(results)] = results
 
     def closed(self) -> None:
         """Nothing to do."""
@@ -91,9 +88,6 @@ class Streamed:
         """The map begins."""
         self._run = run
         self.limit = run.window
-
-    def taken(self, items: int) -> None:
-        """Nothing to do."""
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
         """Hand it out, once those before it were, if order matters."""

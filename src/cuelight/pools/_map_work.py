@@ -25,10 +25,10 @@ Taken = tuple[int, Any]
 
 async def serve_in_loop(run: MapRun, worker: PoolWorker) -> None:
     """Await the function for one item after another, while the map is what is to be done next."""
-    function, timeout, take, settle = run.function, run.timeout, run.take, run.settle
-    heap, checkpoint = run.crew.heap, run.crew.runtime.backend.checkpoint
+    function, timeout, take, settle_one = run.function, run.timeout, run.take, run.settle_one
+    heap, checkpoint, cell, label = run.crew.heap, run.crew.runtime.backend.checkpoint, worker.cell, worker.label
     budget, helped = ITEMS_PER_YIELD, False
-    while run.ready and heap[0][2] is run and worker.goes_on:
+    while run.ready and heap[0][2] is run and worker.cut is None and not cell.attention:
         taken = take()
         if taken is None:
             return
@@ -51,9 +51,13 @@ async def serve_in_loop(run: MapRun, worker: PoolWorker) -> None:
             worker.stop_clock()
         if worker.cut is not None:
             error = worker.cut_short(error, timeout)
-        settle(taken, worker, value, error, fatal, (perf_counter() - began) * 1000)
-        if fatal is not None:
-            raise fatal
+        ms = (perf_counter() - began) * 1000
+        if error is None and not run.tries and not run.ended:
+            settle_one(taken[0], value, label, ms)
+        else:
+            run.settle(taken, worker, value, error, fatal, ms)
+            if fatal is not None:
+                raise fatal
         budget -= 1
         if not budget:
             budget = ITEMS_PER_YIELD

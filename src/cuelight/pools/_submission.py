@@ -160,10 +160,10 @@ class Submitted(Submission[Any]):
     def cancel(self) -> bool:
         if self._result is not None:
             return False
-        if self._worker is not None:
+        if self._worker is not None and not self._crew.over:
             self._worker.stop_task(Cut.CANCELLED)
-            return True
-        self.drop("it was cancelled before it ran")
+        elif not self.drop("it was cancelled before it ran"):
+            self._settle(None, TaskCancelled("its worker ended while it ran"), "", 0.0)
         return True
 
     def drop(self, why: str) -> bool:

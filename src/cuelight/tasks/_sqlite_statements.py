@@ -9,7 +9,6 @@ from typing import Final
 
 __all__ = [
     "CLAIMED",
-    "COMPLETE",
     "DELETE",
     "DUE",
     "EXPIRED",
@@ -30,6 +29,7 @@ __all__ = [
     "SAVE_GATE",
     "SELECT_ALL",
     "UPDATE",
+    "UPDATE_ALIKE",
 ]
 
 _HOT: Final = """id, deadline, meta, story, tasks.seq, state, lane, due, epoch, worker, settled, step, ended, reason,
@@ -75,8 +75,8 @@ FORGET_CLAIMS: Final = """DELETE FROM claims WHERE rowid IN
     (SELECT rowid FROM claims WHERE queue = ? AND until < ? ORDER BY until LIMIT ?)"""
 INSERT: Final = """INSERT INTO tasks (seq, queue, id, type, state, lane, priority, deadline, due)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-UPDATE: Final = """UPDATE tasks SET state = ?, lane = ?, due = ?, epoch = ?, worker = ?, settled = ?, step = ?,
-    ended = ?, reason = ?, cancelling = ? WHERE seq = ?"""
-COMPLETE: Final = """UPDATE tasks SET result = ?, state = ?, lane = ?, due = ?, epoch = ?, worker = ?, settled = ?,
-    step = ?, ended = ?, reason = ?, cancelling = ? WHERE seq = ?"""
+_CHANGE: Final = """UPDATE tasks SET state = ?, lane = ?, due = ?, epoch = ?, worker = ?, settled = ?, step = ?,
+    ended = ?, reason = ?, cancelling = ?, result = ?"""
+UPDATE: Final = f"{_CHANGE} WHERE seq = ?"
+UPDATE_ALIKE: Final = f"{_CHANGE} WHERE seq IN (SELECT value FROM json_each(?))"
 SAVE_GATE: Final = "INSERT OR REPLACE INTO gates VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -24,12 +25,12 @@ from cuelight.tasks._periodic import next_due
 from cuelight.tasks._store import Query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
     from cuelight.tasks._shift import Shift
     from cuelight.tasks._store import Schedule
 
 __all__ = ["Chores"]
+
+Chore = Callable[[], Coroutine[Any, Any, None]]
 
 log = logging.getLogger("cuelight.tasks")
 slow = logging.getLogger("cuelight.slow")
@@ -59,10 +60,14 @@ class Chores:
         self._unreadable: set[str] = set()
 
     @property
-    def all(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], ...]:
-        """What to run beside each other until the shift ends."""
-        chores = (self._tick, self._unpark, self._fire)
-        return (*chores, self._renew) if self._shift.options.heartbeat == "loop" else chores
+    def of_leases(self) -> tuple[Chore, ...]:
+        """What to do while something runs."""
+        return (self._tick, self._renew) if self._shift.options.heartbeat == "loop" else (self._tick,)
+
+    @property
+    def all(self) -> tuple[Chore, ...]:
+        """What to do until the shift ends."""
+        return (*self.of_leases, self._unpark, self._fire)
 
     async def _renew(self) -> None:
         while True:  # noqa: ASYNC110 - there is no event to wait for: leases wear out by themselves
@@ -81,8 +86,14 @@ class Chores:
 
     async def _unpark(self) -> None:
         while True:
-            await self._shift.claimer.patiently(self._unpark_once)
-            await anyio.sleep(UNPARK * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+            pause = UNPARK
+            try:
+                await self._unpark_once()
+            except StoreUnavailable:
+                pause = TICK
+            except Exception:
+                log.exception("%s could not look for parked tasks", self._shift.options.worker_id)
+            await anyio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
     async def _unpark_once(self) -> None:
         store, table = self._shift.store, self._shift.options.table
@@ -104,6 +115,9 @@ class Chores:
                 await anyio.sleep(max(0.0, min(CALM, due - store.now())))
             except StoreUnavailable:
                 await anyio.sleep(TICK * random.uniform(1.0, 2.0))  # noqa: S311 - no secret
+            except Exception:
+                log.exception("%s could not fire what is due", self._shift.options.worker_id)
+                await anyio.sleep(LOOK * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
     async def _fire_due(self) -> float:
         """Fire what is due. Returns when something is due next, in seconds since the epoch."""

@@ -198,13 +198,13 @@ class Claimer:
         self._is_back()
         if self._odd:
             self._odd = self._odd - 1 if finishes else self._odd
-        self._settled(finishes, answer)
         if claim is not None:
+            self._shift.feed(answer.leases, self._sent)
             self._answered(claim)
             self._look = len(answer.leases) >= claim.most
             if not self._look:
                 self._wait_for_more(answer)
-            self._shift.feed(answer.leases, self._sent)
+        self._settled(finishes, answer)
 
     def _answered(self, claim: Claim) -> None:
         self._shift.tally.last_claim = self._shift.store.now()
@@ -239,7 +239,8 @@ class Claimer:
 
     def _take_apart(self) -> None:
         """The store has choked on this exchange: find what it is, so that the rest gets through."""
-        assert self._pending is not None  # noqa: S101 - it was under way
+        if self._pending is None:
+            return  # it was answered
         finishes, claim = self._pending
         if claim is not None and finishes:
             self._pending = ((), claim)
@@ -276,8 +277,10 @@ class Claimer:
                 await self._thirsty
             try:
                 await store.changed(self._since, self._patience(self._wake_at - store.now()))
-            except StoreUnavailable:
-                await anyio.sleep(AWAY.delay(0, random.random()))  # noqa: S311 - no secret
+            except Exception as error:  # whatever it is, the next claim says whether the store is well
+                if not isinstance(error, StoreUnavailable):
+                    log.exception("%s cannot watch its store", self._shift.options.worker_id)
+                await anyio.sleep(AWAY.delay(2, random.random()))  # noqa: S311 - no secret
             self._look = True
             self.wake()
 

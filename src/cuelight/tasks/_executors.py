@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from cuelight.pools import ThreadExecutor
-from cuelight.pools._processes import ProcessExecutor
+from cuelight.pools import ProcessExecutor, ThreadExecutor
 from cuelight.tasks._handling import Handler, call_in_process
 
 if TYPE_CHECKING:

@@ -146,7 +146,7 @@ class Runner:
         try:
             self._failed(error, elapsed)
         finally:
-            del error  # its traceback holds this frame
+            del error, value  # its traceback holds this frame
 
     async def _call(self, lease: Lease, handler: Handler, context: TaskContext, timeout: float | None) -> Any:
         try:

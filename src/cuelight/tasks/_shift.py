@@ -333,8 +333,12 @@ class Shift:
                 await self._open()
                 lease = await self.claimer.claim_one()
             if lease is not None:
-                async with BlockingPortal() as self.portal, anyio.create_task_group() as group:
-                    group.start_soon(Runner(self).once, lease)
+                async with BlockingPortal() as self.portal, anyio.create_task_group() as beside:
+                    for chore in self.chores.of_leases:
+                        beside.start_soon(chore)
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(Runner(self).once, lease)
+                    beside.cancel_scope.cancel()
         finally:
             self.on_settled = None  # a traceback holds this shift, and would hold itself through it
             if isinstance(lease, Given):

@@ -12,6 +12,7 @@ from cuelight.actors import Actor, child
 from cuelight.actors._reply import handling
 from cuelight.errors import PoolClosed, TaskFailed
 from cuelight.pools import TaskResult
+from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._codec import decode
 from cuelight.tasks._handling import Given
 from cuelight.tasks._options import Tally, WorkerStats, options_of
@@ -84,6 +85,12 @@ class TaskWorker:
             ValueError: a value makes no sense; the message names it and what to give.
             TypeError: something that cannot run tasks was given.
         """
+        given: Any = queue
+        if isinstance(given, BlockingFace):
+            raise TypeError(
+                f"queue={given!r}: a worker needs an async TaskQueue, `async with TaskQueue(store) as queue:`, and "
+                "runs in its loop; a blocking program starts workers as programs of their own"
+            )
         self._queue = queue
         self._options = options_of(
             handlers,

@@ -284,3 +284,50 @@ async def test_a_task_may_ask_and_be_told_of_no_deadlock_with_its_neighbours() -
         await queue.enqueue(mine)
         assert await queue.handle(mine.task_id).result() == "from the child"
     assert order == ["parent waits", "child ran"]
+
+
+async def test_an_error_inside_a_worker_is_survived_by_a_restart_and_costs_no_attempt() -> None:
+    gate = Gate()
+    async with open_queue() as queue, new_worker(queue, {"gate": gate.pass_through}, concurrency=2) as worker:
+        tasks = await fill(queue, 5, max_crashes=1, max_retries=1)
+        await settle()
+        shift = worker._shift
+        assert shift is not None
+
+        def fail() -> None:
+            raise AssertionError("arranged")
+
+        shift.take = fail  # type: ignore[method-assign]
+        gate.opened.set()
+        for each in tasks:
+            assert (await until(queue, each, "completed")).counts.crashes == 0
+        assert worker._shift is not shift
+
+
+async def test_what_goes_wrong_beside_the_tasks_does_not_end_them(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate()
+    gate.opened.set()
+
+    async def fail(*_: Any) -> Any:
+        raise OSError("arranged")
+
+    async with open_queue() as queue:
+        store: Any = queue.store
+        store.unpark = store.schedules = fail
+        changed = store.changed
+        store.changed = fail
+        async with new_worker(queue, {"gate": gate.pass_through}):
+            await anyio.sleep(100)
+            store.changed = changed
+            for each in await fill(queue, 3):
+                await until(queue, each, "completed")
+        assert (await queue.size()).in_flight == 0
+    for what in ("could not look for parked", "could not fire", "cannot watch"):
+        assert what in caplog.text
+
+
+def test_a_blocking_queue_is_refused_with_the_way_out() -> None:
+    with TaskQueue() as queue:
+        given: Any = queue
+        with pytest.raises(TypeError, match="needs an async TaskQueue"):
+            new_worker(given, handler=print)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class Site:
 
 
 @contextmanager
-def open_site(folder: Path, backend: str) -> Iterator[Site]:
+def open_site(folder: Path, backend: str) -> Generator[Site]:
     site = Site(folder, backend)
     try:
         yield site

@@ -1,6 +1,7 @@
 """What pools run in threads and processes in their tests. Imports little: every new process imports it."""
 
 import os
+import time
 
 
 def double(number: int) -> int:
@@ -19,6 +20,19 @@ def die_at(number: int, *, at: int, log: str) -> int:
     if number == at:
         os._exit(7)
     return number
+
+
+def stuck_once(log: str) -> int:
+    """The first time it waits to be killed, and says who it is; the second time it says who was killed."""
+    try:
+        with open(log, encoding="utf-8") as file:
+            return int(file.read())
+    except FileNotFoundError:
+        with open(f"{log}.new", "w", encoding="utf-8") as file:
+            file.write(str(os.getpid()))
+        os.replace(f"{log}.new", log)
+        time.sleep(100)
+        raise
 
 
 def leave(number: int) -> None:

@@ -19,6 +19,7 @@ from cuelight import (
     ActorSystem,
     Backoff,
     Interrupted,
+    InterruptedTimeout,
     Message,
     NotStartedTimeout,
     ReplyError,
@@ -538,3 +539,91 @@ def test_rules_choose_among_the_members_and_keys_stay_with_those_that_stay(
         gone = members[(at + 1) % len(members)]
         rest = [member for member in members if member is not gone]
         assert rest[route(rest, key, turn)[0]] is members[at]
+
+
+@pytest.mark.parametrize("verb", ["kill", "stop"])
+async def test_a_message_that_a_member_had_not_begun_when_it_ended_goes_to_another(verb: str) -> None:
+    log: Log = []
+    async with ActorPool(workers(log), 2) as pool:
+        first, second = pool.members
+        reply = pool.ask(Work(1), timeout=5)
+        if verb == "kill":
+            await first.kill("before it began")
+            assert await reply == 1
+            assert log == [(second.name, 1)]
+            pool.tell_nowait(Job(2))
+            await second.kill("before it began")
+            assert pool.stats().queued == 1
+            pool.resize(1)
+            await pool.drain()
+            await wait_until_idle(pool.system)
+        else:  # who stops finishes what it was given
+            await first.stop()
+            assert await reply == 1
+            await pool.tell(Job(2))
+            await wait_until_idle(pool.system)
+        assert [number for _, number in log] == [1, 2]
+        assert not pool.system.dead_letters.counts
+
+
+async def test_a_request_that_goes_to_another_member_keeps_its_deadline() -> None:
+    async with ActorPool(workers([]), 2) as pool:
+        first, second = pool.members
+        reply = pool.ask(Work(1, 100), timeout=5)
+        first._cell.kill("before it began")  # it ends when the reply is awaited already
+        began = anyio.current_time()
+        with pytest.raises(InterruptedTimeout):
+            await reply
+        assert anyio.current_time() - began == pytest.approx(5, rel=0.03)
+        assert second.alive
+
+
+async def test_telling_without_end_lets_others_run() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with ActorPool(workers([]), 1, capacity=math.inf) as pool, anyio.create_task_group() as group:
+        group.start_soon(other)
+        for number in range(1000):
+            await pool.tell(Job(number, 0))
+        group.cancel_scope.cancel()
+    assert turns >= 2
+
+
+async def test_cancelling_the_end_of_the_block_ends_the_members_of_an_actor_pool() -> None:
+    began, pool = anyio.current_time(), ActorPool[Any_](workers([]), 1)
+    with anyio.move_on_after(1):
+        async with pool:
+            await pool.tell(Job(1, 100))
+            await pool.tell(Job(2, 100))
+    assert anyio.current_time() - began == pytest.approx(1)
+    assert not pool.members
+    with pytest.raises(PoolClosed, match="not running"):
+        _ = ActorPool(workers([])).system
+
+
+async def test_an_actor_that_asks_a_pool_gives_it_what_is_left_of_its_own_time() -> None:
+    class Ask(Request[int]):
+        pass
+
+    class Front(Actor[Ask]):
+        @on(Ask)
+        async def ask(self, message: Ask) -> int:
+            return await pools[0].ask(Work(1, 100))
+
+    pools: list[ActorPool[Any]] = []
+    log: Log = []
+    async with ActorPool(workers(log), 1) as pool:
+        pools.append(pool)
+        front = await pool.system.spawn(Front)
+        began = anyio.current_time()
+        with pytest.raises(InterruptedTimeout):
+            await front.ask(Ask(), timeout=3)
+        await wait_until_idle(pool.system)
+        assert anyio.current_time() - began == pytest.approx(3, rel=0.03)
+        assert await pool.ask(Work(2)) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import anyio
@@ -184,6 +184,21 @@ async def test_what_is_no_exception_ends_the_whole_pool() -> None:
     assert isinstance((await other).error, TaskCancelled)
     with pytest.raises(Accident):
         await AsyncWorkerPool(2).map(lambda _: explode(), range(3))
+
+
+@pytest.mark.parametrize("function", [slow, float])
+async def test_what_a_source_raises_and_is_no_exception_ends_the_whole_pool(function: Any) -> None:
+    def source() -> Iterator[float]:
+        yield 0.0
+        raise Accident
+
+    async def later() -> AsyncGenerator[float]:
+        yield 0.0
+        raise Accident
+
+    for items in (source(), later()):
+        with pytest.raises(Accident):
+            await AsyncWorkerPool(2).map(function, items, chunk_size=5)
 
 
 async def test_the_task_that_ended_the_pool_says_so() -> None:

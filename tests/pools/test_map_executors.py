@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -18,7 +19,7 @@ import pytest
 from cuelight.errors import TaskCancelled, TaskFailed, TaskQuarantined, TaskTimedOut, WorkerDied
 from cuelight.pools import AsyncWorkerPool, Outcome
 from cuelight.pools._chunks import Chunks
-from helpers.pool_jobs import die_at, double, leave, odd_only
+from helpers.pool_jobs import die_at, double, leave, odd_only, stuck_once
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,20 @@ async def test_an_item_that_kills_processes_is_quarantined_and_the_others_are_ru
         assert len(runs) == 41
         assert isinstance((await pool.submit(os._exit, 3)).error, TaskQuarantined)
         assert (await pool.submit(double, 2)).result == 4
+
+
+async def test_a_process_that_is_killed_from_outside_costs_one_attempt(tmp_path: Path) -> None:
+    log = tmp_path / "pid"
+    async with AsyncWorkerPool(1, kind="process") as pool:
+        task = pool.submit(stuck_once, str(log))
+        with anyio.fail_after(15):
+            while not log.exists():  # noqa: ASYNC110 - another process tells us nothing
+                await anyio.sleep(0.005)
+            pid = int(log.read_text())
+            os.kill(pid, signal.SIGKILL)
+            result = await task
+        assert result.result == pid
+        assert pool.metrics()[task.task_id].retries_used == 1
 
 
 async def test_a_system_exit_in_a_thread_does_not_vanish() -> None:

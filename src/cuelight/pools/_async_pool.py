@@ -42,8 +42,9 @@ class AsyncWorkerPool:
     Without a block, `await pool.map(...)` and `await pool.submit(...)` work too: each has workers of its own, for as
     long as it is awaited.
 
-    Functions run in the context (`contextvars`) in which the pool was entered. A function that waits for another task
-    of the same pool holds a worker meanwhile: with all workers waiting so, nothing goes on.
+    All methods belong to the loop that the pool was entered in. Functions run in the context (`contextvars`) in which
+    the pool was entered, and those of one worker share it. A function that waits for another task of the same pool
+    holds a worker meanwhile: with all workers waiting so, nothing goes on.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class AsyncWorkerPool:
             system: where the workers live; None gives the pool a system of its own. In a given system the pool works
                 without a block too, and ends with the system, its block or `shutdown`, whichever comes first.
             kind: None runs async functions in the loop and plain functions each in the thread of a worker; "thread"
-                and "process" take plain functions only. Functions for processes must be importable by name.
+                and "process" take plain functions only. Functions for processes must be importable by name, and a
+                time-out counts from before a new process has imported them.
             timeout: seconds that one attempt may take; None for no limit.
             max_pending: how many submitted tasks may wait for a worker.
             retries: attempts after the first when a task raises or takes too long, at once. `Rejected` is not tried

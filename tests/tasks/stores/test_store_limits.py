@@ -212,3 +212,30 @@ async def kept(desk: Desk) -> int:
     assert connection is not None
     tables = ("tasks", "bodies", "stories", "gates", "lanes", "claims", "uniques")
     return sum(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+
+
+async def test_a_turn_is_passed_on_when_the_task_that_had_it_goes_away(desk: Desk) -> None:
+    def limits(user: str) -> tuple[Limit, ...]:
+        return (Limit("k", max_concurrent=1), Limit(user))
+
+    await desk.add("running", limits=limits("u0"))
+    (lease,) = await desk.claim()
+    for number in range(1, 4):
+        await desk.add(f"t{number}", limits=limits(f"u{number}"))
+    assert await desk.claim_ids() == []
+    await desk.finish(lease)
+    await desk.store.cancel(["t1"])  # whose turn it was
+    assert await desk.claim_ids() == ["t2"]
+
+
+async def test_a_cheaper_and_more_urgent_task_may_go_sooner(desk: Desk, clock: HandClock) -> None:
+    def limits(cost: float) -> tuple[Limit, ...]:
+        return (Limit("k", rate=1, burst=3, cost=cost),)
+
+    await desk.add("first", "big", limits=limits(3))
+    assert await desk.claim_ids() == ["first"]
+    assert await desk.wake_at() == START + 3
+    await desk.add("small", limits=limits(1), priority=0)
+    assert await desk.wake_at() == START + 1
+    clock.advance(1)
+    assert await desk.claim_ids() == ["small"]

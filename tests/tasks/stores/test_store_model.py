@@ -21,7 +21,7 @@ from helpers.stores import START, STORES, HandClock
 
 R = TypeVar("R")
 
-IDS = st.sampled_from("abcdefghij")
+RECENT = st.integers(1, 8)  # which of the last tasks, or of the last leases
 WORKERS = st.sampled_from(["w1", "w2"])
 LIMITS = (
     Limit("one", max_concurrent=1),
@@ -45,27 +45,27 @@ KINDS = st.sampled_from(
         "unknown",
     ]
 )
-BOUNDS = st.sampled_from([None, None, Bound(4), Bound(4, shed=True)])
+BOUNDS = st.sampled_from([None, None, None, Bound(6), Bound(6, shed=True)])
 
 
 @st.composite
-def records(draw: st.DrawFn) -> dict[str, Any]:
-    limits = draw(st.lists(st.sampled_from(LIMITS), max_size=2, unique_by=lambda limit: limit.key))
-    return {
-        "id": draw(IDS),
-        "type": draw(st.sampled_from(["x", "y"])),
-        "nonce": draw(st.sampled_from(["1", "2"])),
-        "payload": draw(st.sampled_from([b"", b"p"])),
-        "priority": draw(st.sampled_from([1, 2, 2])),
-        "deadline": draw(st.sampled_from([inf, inf, 6.0, 25.0])),
-        "delay": draw(st.sampled_from([0.0, 0.0, 5.0])),
-        "max_retries": draw(st.sampled_from([0, 2])),
-        "max_crashes": draw(st.sampled_from([1, 3])),
-        "unique": draw(st.sampled_from([None, None, "u"])),
-        "unique_for": draw(st.sampled_from([None, 15.0])),
-        "limits": tuple(limits),
-        "result_ttl": draw(st.sampled_from([0.0, 30.0])),
-    }
+def records(draw: st.DrawFn) -> Record:
+    """A record without an id, most times, and with a deadline that counts from now."""
+    return Record(
+        id=draw(st.sampled_from(["", "", "", "again"])),
+        type=draw(st.sampled_from(["x", "y"])),
+        nonce=draw(st.sampled_from(["1", "2"])),
+        payload=draw(st.sampled_from([b"", b"p"])),
+        priority=draw(st.sampled_from([1, 2, 2])),
+        deadline=draw(st.sampled_from([inf, inf, inf, 6.0, 25.0])),
+        delay=draw(st.sampled_from([0.0, 0.0, 0.0, 5.0])),
+        max_retries=draw(st.sampled_from([0, 2])),
+        max_crashes=draw(st.sampled_from([1, 3])),
+        unique=draw(st.sampled_from([None, None, None, "u"])),
+        unique_for=draw(st.sampled_from([None, 15.0])),
+        limits=tuple(draw(st.lists(st.sampled_from(LIMITS), max_size=2, unique_by=lambda limit: limit.key))),
+        result_ttl=draw(st.sampled_from([0.0, 30.0])),
+    )
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -81,6 +81,8 @@ class StoreMachine(RuleBasedStateMachine):
         for store in self.stores:
             self._run(store.open())
         self.leases: list[tuple[str, int, str]] = []  # (id, epoch, worker), stale ones too
+        self.claims: list[tuple[Claim, list[tuple[str, int]], float]] = []
+        self.ids = ["again"]
         self.nonces = 0
 
     def teardown(self) -> None:
@@ -103,26 +105,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Producers
 
-    @rule(fields=st.lists(records(), min_size=1, max_size=4), bound=BOUNDS)
-    def add(self, fields: list[dict[str, Any]], bound: Bound | None) -> None:
+    @rule(new=st.lists(records(), min_size=1, max_size=4), bound=BOUNDS)
+    def add(self, new: list[Record], bound: Bound | None) -> None:
         if self.model.closed:
             return
-        new = [Record(**{**one, "deadline": self.clock.now + one["deadline"]}) for one in fields]
+        for record in new:
+            self.ids.append(record.id or f"t{len(self.ids)}")
+            record.id = self.ids[-1]
+            record.deadline += self.clock.now
         added = self._all(lambda store: store.add(new, bound))
         assert [(one.outcome, one.id) for one in added] == self.model.add(copy.deepcopy(new), bound)
-
-    @rule(due=st.sampled_from([0.0, 10.0]), again=st.booleans())
-    def fire(self, due: float, again: bool) -> None:
-        if self.model.closed:
-            return
-        due += START
-        schedule = Schedule(name="s", spec=str(due), due=due, record=Record(id="s", type="x", nonce="1"))
-        self._all(lambda store: store.put_schedule(schedule))
-        (there,) = self._all(lambda store: store.schedules())
-        if not again:
-            assert self._all(lambda store: store.fire("s", there.due, there.due + 10))
-            self.model.add([Record(id=f"s@{there.due:.3f}", type="x", created=self.clock.now)], None)
-        assert not self._all(lambda store: store.fire("s", there.due - 5, there.due + 10))
 
     # Workers
 
@@ -140,6 +132,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert not set(given) & set(self.leases), "3: no (id, epoch) is given twice"
         assert exchange.wake_at >= self.clock.now
         self.leases += given
+        if given:
+            pairs = [(task_id, epoch) for task_id, epoch, _ in given]
+            self.claims.append((claim, pairs, self.clock.now + claim.lease))
         # The answer was lost: the same claim, and the same finishes, are accepted again and change nothing.
         again = self._all(lambda store: store.exchange(finishes, claim))
         assert again.accepted == exchange.accepted or any(finish.id not in self.model.tasks for finish in finishes)
@@ -149,19 +144,36 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.leased(again.leases, claim.worker, claim.most, claim.lease)
             assert again.leases == []
 
-    @rule(data=st.data(), kind=KINDS, delay=st.sampled_from([0.0, 7.0]), claims=st.integers(0, 2))
-    def finish(self, data: st.DataObject, kind: str, delay: float, claims: int) -> None:
-        if not self.leases:
+    @rule(back=RECENT)
+    def claim_again(self, back: int) -> None:
+        if not self.claims:
             return
-        task_id, epoch, worker = data.draw(st.sampled_from(self.leases[-8:]))
-        pause = "one" if delay else None
-        finish = Finish(task_id, epoch, kind, delay=delay, pause_key=pause if kind == "rate_limited" else None)
-        if claims:
-            self.nonces += 1
-            self._claim(Claim(worker, f"n{self.nonces}", claims, 10.0), (finish,))
-        else:
+        claim, pairs, remembered = self.claims[-min(back, len(self.claims))]
+        if self.clock.now < remembered:
+            exchange = self._all(lambda store: store.exchange([], claim))
+            held = [pair for pair in pairs if self.model.holds(*pair, claim.worker)]
+            assert [(lease.record.id, lease.epoch) for lease in exchange.leases] == held
+
+    @rule(back=RECENT, held=st.sampled_from([True, True, True, False]), kind=KINDS, delay=st.sampled_from([0.0, 7.0]))
+    def finish(self, back: int, held: bool, kind: str, delay: float) -> None:
+        finish = self._finish(back, held, kind, delay)
+        if finish is not None:
             accepted = self._all(lambda store: store.exchange([finish]))
             assert accepted.accepted == [self.model.finish(finish)], "3: a stale step is refused"
+
+    def _finish(self, back: int, held: bool, kind: str, delay: float) -> Finish | None:
+        leases = [lease for lease in self.leases if self.model.holds(*lease)] if held else self.leases
+        if not leases:
+            return None
+        task_id, epoch, _ = leases[-min(back, len(leases))]
+        pause = "one" if kind == "rate_limited" and delay else None
+        return Finish(task_id, epoch, kind, delay=delay, pause_key=pause)
+
+    @rule(back=RECENT, kind=KINDS, worker=WORKERS, most=st.integers(1, 4))
+    def finish_and_claim(self, back: int, kind: str, worker: str, most: int) -> None:
+        finish = self._finish(back, True, kind, 0.0)
+        self.nonces += 1
+        self._claim(Claim(worker, f"n{self.nonces}", most, 10.0), () if finish is None else (finish,))
 
     @rule(worker=WORKERS, lease=st.sampled_from([None, 10.0]))
     def beat(self, worker: str, lease: float | None) -> None:
@@ -173,13 +185,6 @@ class StoreMachine(RuleBasedStateMachine):
         for task_id, _ in held if lease else ():
             self.model.tasks[task_id].due = self.clock.now + (lease or 0.0)
 
-    @rule(data=st.data())
-    def save(self, data: st.DataObject) -> None:
-        if self.leases:
-            task_id, epoch, _ = data.draw(st.sampled_from(self.leases[-8:]))
-            saved = self._all(lambda store: store.save(task_id, epoch, progress=b"1"))
-            assert saved == self.model.holds(task_id, epoch)
-
     # Time and people
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 10.0, 31.0]))
@@ -187,30 +192,45 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock.advance(seconds)
         self.model.now = self.clock.now
 
-    @rule(task_id=IDS)
-    def cancel(self, task_id: str) -> None:
-        assert self._all(lambda store: store.cancel([task_id])) == [self.model.cancel(task_id)]
+    @rule(what=st.sampled_from(["cancel", "cancel", "replay", "replay", "edit", "purge", "save"]), back=RECENT)
+    def handle_one(self, what: str, back: int) -> None:
+        task_id = self.ids[-min(back, len(self.ids))]
+        match what:
+            case "cancel":
+                assert self._all(lambda store: store.cancel([task_id])) == [self.model.cancel(task_id)]
+            case "replay":
+                assert self._all(lambda store: store.replay([task_id])) == [self.model.replay(task_id)]
+            case "edit":
+                assert self._all(lambda store: store.edit(task_id, b"e")) == self.model.edit(task_id, b"e")
+            case "purge":
+                assert self._all(lambda store: store.purge([task_id])) == self.model.purge(task_id)
+            case _:
+                saved = self._all(lambda store: store.save(task_id, 1, progress=b"1"))
+                assert saved == self.model.holds(task_id, 1)
 
-    @rule(task_id=IDS)
-    def replay(self, task_id: str) -> None:
-        assert self._all(lambda store: store.replay([task_id])) == [self.model.replay(task_id)]
+    @rule(what=st.sampled_from(["pause", "close", "unpark", "unpark", "fire"]))
+    def handle_all(self, what: str) -> None:
+        match what:
+            case "pause":
+                self.model.paused = not self.model.paused
+                self._all(lambda store: store.control(paused=self.model.paused))
+            case "close":
+                self.model.closed = not self.model.closed
+                self._all(lambda store: store.control(closed=self.model.closed))
+            case "unpark":
+                assert self._all(lambda store: store.unpark(["x"])) == self.model.unpark("x")
+            case _:
+                self._fire()
 
-    @rule(task_id=IDS)
-    def edit(self, task_id: str) -> None:
-        assert self._all(lambda store: store.edit(task_id, b"e")) == self.model.edit(task_id, b"e")
-
-    @rule(task_id=IDS)
-    def purge(self, task_id: str) -> None:
-        assert self._all(lambda store: store.purge([task_id])) == self.model.purge(task_id)
-
-    @rule(task_type=st.sampled_from(["x", "y"]))
-    def unpark(self, task_type: str) -> None:
-        assert self._all(lambda store: store.unpark([task_type])) == self.model.unpark(task_type)
-
-    @rule(paused=st.booleans(), closed=st.sampled_from([False, False, True]))
-    def control(self, paused: bool, closed: bool) -> None:
-        self._all(lambda store: store.control(paused=paused, closed=closed))
-        self.model.paused, self.model.closed = paused, closed
+    def _fire(self) -> None:
+        if self.model.closed:
+            return
+        schedule = Schedule(name="s", spec="1", due=START, record=Record(id="s", type="x", nonce="1"))
+        self._all(lambda store: store.put_schedule(schedule))
+        (there,) = self._all(lambda store: store.schedules())
+        assert self._all(lambda store: store.fire("s", there.due, there.due + 10))
+        assert not self._all(lambda store: store.fire("s", there.due, there.due + 10))
+        self.model.add([Record(id=f"s@{there.due:.3f}", type="x", created=self.clock.now)], None)
 
     @rule(key=st.sampled_from(["one", "two"]), most=st.sampled_from([None, 1, 3]))
     def set_limit(self, key: str, most: int | None) -> None:

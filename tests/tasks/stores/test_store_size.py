@@ -163,7 +163,7 @@ async def test_the_heaps_of_the_memory_store_hold_no_more_than_its_tasks(many: i
 _QUERIES = {
     name: text
     for name, text in vars(statements).items()
-    if name.isupper() and isinstance(text, str) and re.match(r"(SELECT|DELETE|UPDATE)\b.*(\?)", text, re.DOTALL)
+    if name[0].isupper() and isinstance(text, str) and re.match(r"(SELECT|DELETE|UPDATE)\b.*(\?)", text, re.DOTALL)
 }
 
 

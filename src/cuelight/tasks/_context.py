@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
+import msgspec
 
 from cuelight.errors import LeaseLost, StoreUnavailable
 from cuelight.tasks._codec import decode, encode
@@ -170,7 +171,9 @@ class TaskContext:
             raise self._too_late(what) from None
 
     def __getstate__(self) -> tuple[Lease, float | None]:
-        return self._lease, self.deadline
+        # The arguments go their own way: no need to send them twice.
+        record = msgspec.structs.replace(self._lease.record, payload=b"")
+        return msgspec.structs.replace(self._lease, record=record), self.deadline
 
     def __setstate__(self, state: tuple[Lease, float | None]) -> None:
         self.__init__(state[0], None, state[1])  # type: ignore[misc]  # in a process there is no desk

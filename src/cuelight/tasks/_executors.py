@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -12,11 +12,10 @@ from cuelight.tasks._handling import Handler, call_in_process
 
 if TYPE_CHECKING:
     from cuelight.pools import Executor
+    from cuelight.pools._attempts import Kind
     from cuelight.tasks._context import TaskContext
 
-__all__ = ["Executors", "Kind"]
-
-Kind = Literal["thread", "process"]
+__all__ = ["Executors"]
 
 
 class Executors:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from cuelight.pools._attempts import is_async, name_of
 from cuelight.tasks._codec import decode, encode, task_of
 from cuelight.tasks._context import TaskContext, running_task
 from cuelight.tasks._function import TaskFunction
@@ -51,7 +50,8 @@ class Handler:
 
     def __init__(self, function: Callable[..., Any], arguments: Callable[[Lease], Arguments], name: str) -> None:
         self.function, self.arguments, self.name = function, arguments, name
-        self.in_loop = _is_async(function)
+        given: Any = function
+        self.in_loop = given.is_async if isinstance(given, TaskFunction) else is_async(function)
 
 
 class Table:
@@ -98,7 +98,7 @@ def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
         by_type[task_type] = _handler_of(task_type, function)
     if handler is not None and not callable(handler):
         raise TypeError(f"handler={handler!r}: give a function that takes a Task")
-    fallback = None if handler is None else Handler(handler, _whole_task, _name_of(handler))
+    fallback = None if handler is None else Handler(handler, _whole_task, name_of(handler))
     if not by_type and fallback is None:
         raise ValueError("a worker without handlers does nothing: TaskWorker(queue, [function]) or handler=function")
     return Table(by_type, fallback)
@@ -110,7 +110,7 @@ def _handler_of(task_type: Any, function: Any) -> Handler:
     if not callable(function):
         raise TypeError(f"handlers[{task_type!r}] is {function!r}, which cannot be called: give a function")
     if not isinstance(function, TaskFunction):
-        return Handler(function, _payload, _name_of(function))
+        return Handler(function, _payload, name_of(function))
     task_function: Any = function  # pyright: ignore[reportUnknownVariableType]
     # A plain one may go to a process, and is pickled by its name; its bare function could not be.
     called = task_function.function if task_function.is_async else task_function
@@ -127,23 +127,6 @@ def _payload(lease: Lease) -> Arguments:
 
 def _whole_task(lease: Lease) -> Arguments:
     return (lease.task if isinstance(lease, Given) else task_of(lease),), {}
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if isinstance(function, TaskFunction):
-        return function.is_async
-    if inspect.iscoroutinefunction(function):
-        return True
-    return not inspect.isroutine(function) and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - an object with an async __call__
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    name: str | None = getattr(function, "__qualname__", None)
-    return name or type(function).__qualname__
 
 
 def call_in_process(

@@ -14,7 +14,7 @@ from cuelight.supervision import Backoff
 from cuelight.tasks._handling import Handlers, Table, table_of
 
 if TYPE_CHECKING:
-    from cuelight.tasks._executors import Kind
+    from cuelight.pools._attempts import Kind
     from cuelight.tasks._store import Finish
 
 __all__ = ["Heartbeat", "Tally", "WorkerOptions", "WorkerStats", "options_of"]

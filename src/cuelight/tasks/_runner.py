@@ -78,6 +78,7 @@ class Runner:
         while True:
             lease = shift.take()
             if lease is None:
+                self._forget()
                 await shift.park()
                 budget = BUDGET
                 continue
@@ -88,6 +89,11 @@ class Runner:
             if not budget:
                 budget = BUDGET
                 await shift.backend.checkpoint()
+
+    def _forget(self) -> None:
+        """Hold nothing of the last task while there is no other."""
+        if hasattr(self, "lease"):
+            del self.lease, self.context, self.handler
 
     def _is_lost(self) -> bool:
         return self.cut is LOST

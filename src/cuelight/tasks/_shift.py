@@ -50,8 +50,10 @@ ROUSED: Final = 4
 """Runners that are woken at a time. Each that finds work wakes others, so that no-ops do not wake them all."""
 
 FLUSH: Final = 5.0
+"""Seconds that the end of a shift may take to settle with its store."""
+
 KILLED_FLUSH: Final = 1.0
-"""Seconds that the end of a shift may take to settle with its store: in peace, and when it was killed."""
+"""The same when it was killed."""
 
 Settled = tuple["Lease", Finish | None, float, Any, Exception | None]
 """The lease, how it was finished (None: lost), seconds, what it returned and what it raised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,12 +20,12 @@ from cuelight.tasks._options import Tally, WorkerStats, options_of
 from cuelight.tasks._shift import FLUSH, Shift
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
     from cuelight.actors import Ref
+    from cuelight.pools._attempts import Kind
     from cuelight.supervision import Backoff
-    from cuelight.tasks._executors import Kind
     from cuelight.tasks._handling import Handlers
     from cuelight.tasks._options import Heartbeat
     from cuelight.tasks._queue import TaskQueue
@@ -162,15 +163,8 @@ class TaskWorker:
             await self._must_have_queue().ready()
         store: Any = self._must_have_queue().store if task is None else _Nowhere()
         shift = Shift(store, replace(self._options, slots=1), self._tally)
-        interrupt, settled = None, None
-        try:
+        with _unwrapped_interrupt():
             settled = await shift.once(given)
-        except BaseExceptionGroup as group:
-            interrupt, _ = group.split(KeyboardInterrupt)
-            if interrupt is None:
-                raise
-        if interrupt is not None:
-            raise KeyboardInterrupt from interrupt
         if task is not None and given is not None and given.checkpoint is not None:
             task.checkpoint = decode(given.checkpoint)
         return None if settled is None else self._result(settled)
@@ -211,9 +205,22 @@ class TaskWorker:
         """One shift, in the actor."""
         shift = self._shift = Shift(self._must_have_queue().store, self._options, self._tally)
         try:
-            await shift.run(actor.told_to_stop)
+            with _unwrapped_interrupt():
+                await shift.run(actor.told_to_stop)
         finally:
             self._shift = None
+
+
+@contextmanager
+def _unwrapped_interrupt() -> Generator[None]:
+    """A `KeyboardInterrupt` comes out of task groups in a group; whoever runs the program looks for itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        interrupt, _ = group.split(KeyboardInterrupt)
+        if interrupt is None:
+            raise
+        raise KeyboardInterrupt from interrupt
 
 
 class _Nowhere:

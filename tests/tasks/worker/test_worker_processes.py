@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,19 @@ class Site:
             assert time.monotonic() < end, self.log()
             time.sleep(0.01)
 
+    def stop_process(self, process: subprocess.Popen[str]) -> None:
+        """Stop a process between two transactions: the lock of one would keep everybody from the file."""
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            with closing(sqlite3.connect(self.folder / "queue.db", timeout=0.5, isolation_level=None)) as database:
+                try:
+                    database.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    process.send_signal(signal.SIGCONT)
+                    continue
+                database.execute("ROLLBACK")
+                return
+
     def ask(self, work: Callable[[TaskQueue], Any]) -> Any:
         async def asked() -> Any:
             async with TaskQueue(SQLiteStore(self.folder / "queue.db")) as queue:
@@ -159,7 +173,7 @@ def test_a_worker_that_was_stopped_past_its_lease_is_cut_off_and_counts_no_more(
     [task_id] = site.give(1)
     first = site.start("first", how)
     site.wait(lambda: site.log("first", "began"))
-    first.send_signal(signal.SIGSTOP)
+    site.stop_process(first)
     site.start("second", "medium")
     site.wait(lambda: site.log("second", "began"))
     woken = time.time()

@@ -350,8 +350,8 @@ class Engine:
 
 
 def _check_record(record: Record) -> None:
-    if not record.id:
-        raise ValueError("Record(id=''): give the task an id")
+    if not record.id or "\0" in record.id:
+        raise ValueError(f"Record(id={record.id!r}): give the task an id, without NUL characters")
     if len(record.limits) > 1:
         keys = [limit.key for limit in record.limits]
         if len(keys) != len(set(keys)):

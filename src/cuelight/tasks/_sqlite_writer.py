@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from cuelight.errors import CuelightError, PoolClosed, StoreUnavailable
+from cuelight.errors import CuelightError, PoolClosed
 from cuelight.mailbox._backend import Backend, Waiter, current_backend
 from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
@@ -33,6 +33,7 @@ __all__ = ["Call", "Writer"]
 _POLL: Final = 0.005  # seconds between two looks at what other processes did, while somebody waits for that
 _GROUP: Final = 256  # steps in one transaction
 _NAPS: Final = (0.0002, 0.001, 0.004)  # seconds between attempts to get the lock, times a random factor
+_WRONG_STEP: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InterfaceError)
 _abandoned: list[object] = []  # of a parent process: to close them here would be to touch its files
 
 
@@ -231,7 +232,7 @@ class Writer:
             self._transaction(calls)
         except _Busy as error:
             for call in calls:
-                call.error = unavailable(error, self._path)
+                call.error = _for_caller(error, self._path)
         except Exception as error:
             if len(calls) == 1:
                 calls[0].error = _for_caller(error, self._path)
@@ -290,8 +291,9 @@ class Writer:
 
 
 def _for_caller(error: Exception, path: str) -> Exception:
-    if isinstance(error, sqlite3.Error | _Busy):
-        wrapped: StoreUnavailable = unavailable(error, path)
-        wrapped.__cause__ = error
-        return wrapped
-    return error
+    """What was wrong with the file is `StoreUnavailable`; what was wrong with the step stays as it is."""
+    if not isinstance(error, sqlite3.Error | _Busy) or isinstance(error, _WRONG_STEP):
+        return error
+    wrapped = unavailable(error, path)
+    wrapped.__cause__ = error
+    return wrapped

@@ -393,6 +393,8 @@ async def test_bad_input_is_refused_where_it_is_given(desk: Desk) -> None:
         await desk.add("fine", "a", limits=limits)
     with pytest.raises(ValueError, match="give the task an id"):
         await desk.add("")
+    with pytest.raises(ValueError, match="without NUL"):
+        await desk.add("a\0b")
     with pytest.raises(ValueError, match="not NaN"):
         await desk.add("a", deadline=float("nan"))
     await desk.add("a")

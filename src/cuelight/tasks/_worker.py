@@ -109,6 +109,7 @@ class TaskWorker:
         self._tally = Tally()
         self._shift: Shift | None = None
         self._ref: Ref[Any] | None = None
+        self._entered = False
 
     @property
     def worker_id(self) -> str:
@@ -117,11 +118,16 @@ class TaskWorker:
 
     async def __aenter__(self) -> Self:
         queue = self._must_have_queue()
-        if self._ref is not None:
+        if self._entered:
             raise RuntimeError(f"the worker {self.worker_id!r} works already: make another, or leave its block first")
-        await queue.ready()
+        self._entered = True
         spec = child(_WorkerActor, self).with_options(shutdown=self._options.shutdown_timeout + FLUSH + 1.0)
-        self._ref = await queue.system.spawn(spec)
+        try:
+            await queue.ready()
+            self._ref = await queue.system.spawn(spec)
+        except BaseException:
+            self._entered = False
+            raise
         return self
 
     async def __aexit__(
@@ -130,11 +136,14 @@ class TaskWorker:
         ref, self._ref = self._ref, None
         if ref is None:
             return
-        with anyio.CancelScope(shield=True):
-            if isinstance(error, Exception):
-                await ref.kill("the block of the worker was left by an exception")
-            else:
-                await ref.stop()
+        try:
+            with anyio.CancelScope(shield=True):
+                if isinstance(error, Exception):
+                    await ref.kill("the block of the worker was left by an exception")
+                else:
+                    await ref.stop()
+        finally:
+            self._entered = False
 
     async def run(self) -> None:
         """Work until this is cancelled, or the queue's system ends. A checkpoint."""

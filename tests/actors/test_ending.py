@@ -291,6 +291,41 @@ async def test_an_actor_can_end_itself_and_does_not_wait_for_that() -> None:
                 assert await ref.ended() == Stopped()
 
 
+class LastWish(PlainSelfish):
+    """Its last hook ends it once more."""
+
+    def __init__(self, how: str, log: list[Any]) -> None:
+        super().__init__(log)
+        self.how = how
+
+    def stopped(self, why: Exit) -> None:
+        self.log.append(why)
+        if self.how == "stop":
+            self.stop()
+        elif self.how == "kill":
+            self.ref._cell.kill("again")
+        else:
+            self.ref._cell.runtime.root.shut_down()  # so its parent gives it up, too
+
+
+@pytest.mark.parametrize("how", ["stop", "kill", "parent"])
+async def test_a_stopped_hook_that_ends_its_actor_changes_nothing(how: str) -> None:
+    async with ActorSystem() as system:
+        before, log = system.alive, list[Any]()
+        ref = await system.spawn(LastWish, how, log)
+        ended = await system.spawn(Watcher, [])
+        assert system.alive == before + 2
+        await ref.stop()
+        await settle()
+        assert log == [Stopped()]
+        assert await ref.ended() == Stopped()
+        if how != "parent":
+            assert system.alive == before + 1
+            await ended.stop()
+            assert system.alive == before
+    assert system.alive == 0
+
+
 async def test_control_overtakes_mail_kill_then_stop_then_terminated() -> None:
     async with ActorSystem() as system:
         seen: list[Any] = []

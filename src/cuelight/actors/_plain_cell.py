@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cuelight.actors._cell import STARTING, Cell
+from cuelight.actors._cell import BURYING, STARTING, Cell
 from cuelight.actors._exits import Exit, Start, WasRestarted
 from cuelight.actors._reply import DONE, QUEUED, RUNNING, Answered, Asked, Reply, handling
 from cuelight.errors import ReplyError
@@ -186,6 +186,7 @@ class PlainCell(Cell):
     def bury(self, exit_: Exit) -> None:
         actor = self.actor
         if actor is not None and "stopped" in self.table.hooks and self.state != STARTING:
+            self.state = BURYING  # the hook may stop the cell or its parent: it is not to be given up once more
             try:
                 if self.runtime.turning is self:  # it ended in its own turn, so inside its context
                     actor.stopped(exit_)

@@ -358,3 +358,5 @@ def _check_record(record: Record) -> None:
             raise ValueError(f"Record({record.id!r}, limits={keys}): give each limit a key of its own")
     if not (record.deadline == record.deadline and record.due == record.due and record.delay == record.delay):
         raise ValueError(f"Record({record.id!r}): deadline, due and delay must be numbers, not NaN")
+    if not record.result_ttl >= 0:
+        raise ValueError(f"Record({record.id!r}, result_ttl={record.result_ttl!r}): give seconds, 0 or more")

@@ -17,6 +17,7 @@ from cuelight.errors import StoreUnavailable
 __all__ = ["SCRIPTS", "SYNCHRONOUS", "connect", "is_busy", "migrate", "unavailable"]
 
 SYNCHRONOUS: Final = ("FULL", "NORMAL", "EXTRA", "OFF")
+_OLDEST: Final = (3, 37, 0)  # the first with STRICT tables
 _APPLICATION: Final = 0x43554531  # "CUE1": tells the file from those of others
 
 SCRIPTS: tuple[tuple[str, ...], ...] = (
@@ -85,8 +86,15 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
         IsADirectoryError: it is a folder.
         PermissionError: it must not be read or written.
         ValueError: it is no database, or one of something else.
+        RuntimeError: the SQLite library of this Python is too old.
         sqlite3.OperationalError: another process holds it just now.
     """
+    if sqlite3.sqlite_version_info < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        raise RuntimeError(
+            f"SQLiteStore({path!r}): this Python has SQLite {sqlite3.sqlite_version}, and the store needs {needed}; "
+            "use a newer build of Python"
+        )
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"SQLiteStore({path!r}): there is no folder {folder!r}; make it first")

@@ -173,7 +173,8 @@ class Writer:
             (number,) = connection.execute("SELECT id FROM queues WHERE name = ?", (self._queue_name,)).fetchone()
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
         self._book = SQLiteBook(connection, number)
         self._steps = Engine(self._book)

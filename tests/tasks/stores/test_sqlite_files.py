@@ -82,6 +82,12 @@ async def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path: Path, pat
     assert await anyio.Path(path).read_bytes() == shopping_list
 
 
+async def test_a_library_that_is_too_old_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(RuntimeError, match=r"needs 3\.37\.0; use a newer build of Python"):
+        await SQLiteStore(path).open()
+
+
 async def test_a_database_of_something_else_is_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE tasks (mine)")

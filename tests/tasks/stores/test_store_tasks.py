@@ -397,6 +397,8 @@ async def test_bad_input_is_refused_where_it_is_given(desk: Desk) -> None:
         await desk.add("a\0b")
     with pytest.raises(ValueError, match="not NaN"):
         await desk.add("a", deadline=float("nan"))
+    with pytest.raises(ValueError, match=r"result_ttl=-1\.0"):
+        await desk.add("a", result_ttl=-1.0)
     await desk.add("a")
     (lease,) = await desk.claim()
     with pytest.raises(ValueError, match="the kinds are done"):

@@ -313,7 +313,7 @@ async def test_a_stopped_hook_that_ends_its_actor_changes_nothing(how: str) -> N
     async with ActorSystem() as system:
         before, log = system.alive, list[Any]()
         ref = await system.spawn(LastWish, how, log)
-        ended = await system.spawn(Watcher, [])
+        bystander = await system.spawn(Watcher, [])
         assert system.alive == before + 2
         await ref.stop()
         await settle()
@@ -321,7 +321,7 @@ async def test_a_stopped_hook_that_ends_its_actor_changes_nothing(how: str) -> N
         assert await ref.ended() == Stopped()
         if how != "parent":
             assert system.alive == before + 1
-            await ended.stop()
+            await bystander.stop()
             assert system.alive == before
     assert system.alive == 0
 

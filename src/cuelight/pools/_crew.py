@@ -294,7 +294,7 @@ class Crew:
         self._end_if_closed()
 
     def _end_if_closed(self) -> None:
-        if self.closed and not self._open and not self.over:
+        if self.closed and not self._open:
             for work in list(self.works):  # streams that nobody reads
                 work.cancel()
             self.cell.shut_down()

@@ -26,8 +26,8 @@ __all__ = ["Claims"]
 
 _SWEEP: Final = 300
 """Tasks that one claim moves at most for each thing that time brings."""
-_LOOKS: Final = 256
-"""Lanes that one claim looks at in vain, at most."""
+_IN_VAIN: Final = 256
+"""Lanes that are blocked, and tasks that have expired, that one claim looks at after that."""
 
 
 class Claims:
@@ -80,45 +80,43 @@ class Claims:
 
     def _pick(self, claim: Claim, now: float, given: list[Row]) -> bool:
         """Lease the next tasks; whether it stopped before it had seen all that may go."""
-        book = self._book
+        book, in_vain = self._book, 0
         plain = book.heads(claim.most)
-        row, lane, looks = next(plain, None), book.first_lane(""), _LOOKS
-        while row is not None or lane is not None:
+        row, lane = next(plain, None), book.first_lane("")
+        while (row is not None or lane is not None) and in_vain < _IN_VAIN:
             if lane is not None and lane.head is not None and (row is None or lane.head < order_of(row)):
-                if looks == 0:
-                    return True
-                looks -= not self._pick_from(lane, claim, now, given)
+                given_one = self._give_first(lane, claim, now, given)
                 lane = book.first_lane("")
             elif row is not None:
-                if row.record.deadline <= now:
-                    self._engine.expire(row, now)
-                else:
-                    self._start(row, claim, now)
-                    given.append(row)
+                given_one = self._give(row, claim, now, given)
                 row = None
+            else:  # pragma: no cover - a lane without a first task is dropped at once
+                raise AssertionError(f"an empty lane: {lane}")
+            in_vain += not given_one
             if len(given) == claim.most:
-                break
+                return False
             row = next(plain, None) if row is None else row
-        return False
+        return in_vain == _IN_VAIN
 
-    def _pick_from(self, lane: Lane, claim: Claim, now: float, given: list[Row]) -> bool:
+    def _give_first(self, lane: Lane, claim: Claim, now: float, given: list[Row]) -> bool:
         row = self._book.head(lane)
         if row is None:  # pragma: no cover - a lane without tasks is dropped at once
             raise AssertionError(f"the lane {lane.keys} is empty")
-        if row.record.deadline <= now:
+        if row.record.deadline > now:
+            if self._lanes.refused(lane, row, now):
+                return False
+            self._lanes.start(row, now)
+        return self._give(row, claim, now, given)
+
+    def _give(self, row: Row, claim: Claim, now: float, given: list[Row]) -> bool:
+        if row.record.deadline <= now:  # more of them than one claim sweeps
             self._engine.expire(row, now)
             return False
-        if self._lanes.refused(lane, row, now):
-            return False
-        self._lanes.start(row, now)
-        self._start(row, claim, now)
-        given.append(row)
-        return True
-
-    def _start(self, row: Row, claim: Claim, now: float) -> None:
         row.epoch += 1
         row.worker = claim.worker
         self._engine.shift(row, IN_FLIGHT, now, now + claim.lease)
+        given.append(row)
+        return True
 
 
 def _lease(row: Row) -> Lease:

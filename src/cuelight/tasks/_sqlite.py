@@ -6,20 +6,27 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.errors import PoolClosed
 from cuelight.mailbox._backend import yield_now
 from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
-from cuelight.tasks._sqlite_schema import SYNCHRONOUS
-from cuelight.tasks._sqlite_writer import Call, Writer
 from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Query, Record, Schedule, Size, Snapshot
 from cuelight.tasks._task import Limit
+
+if TYPE_CHECKING:
+    from cuelight.tasks._sqlite_writer import Call, Writer
 
 __all__ = ["SQLiteStore"]
 
 _BUSY: Final = 10.0
+
+
+def _call(step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> Call:
+    from cuelight.tasks._sqlite_writer import Call  # noqa: PLC0415 - sqlite3 is loaded by those who have such a store
+
+    return Call(step, args, reads=reads, blocking=blocking)
 
 
 class SQLiteStore:
@@ -62,6 +69,8 @@ class SQLiteStore:
         self._path = os.fspath(path)
         if not self._path or self._path == ":memory:" or self._path.startswith("file:"):
             raise ValueError(f"SQLiteStore({self._path!r}): give the path of a file; without one use MemoryStore()")
+        from cuelight.tasks._sqlite_schema import SYNCHRONOUS  # noqa: PLC0415 - as above
+
         if synchronous not in SYNCHRONOUS:
             raise ValueError(f"SQLiteStore(synchronous={synchronous!r}): give one of {', '.join(SYNCHRONOUS)}")
         if not busy_timeout >= 0:
@@ -88,7 +97,7 @@ class SQLiteStore:
             ValueError: it is no database, one of something else, or of a newer version of this library.
             StoreUnavailable: other processes held it for too long, or the disk failed.
         """
-        call = Call("size", reads=True)
+        call = _call("size", reads=True)
         with self._lock:
             writer = self._writer
             if writer is not None and writer.pid != os.getpid():
@@ -99,6 +108,8 @@ class SQLiteStore:
         await call.answer()
 
     def _started(self, call: Call) -> Writer:
+        from cuelight.tasks._sqlite_writer import Writer  # noqa: PLC0415 - as above
+
         writer = Writer(
             self._path,
             self._queue,
@@ -117,7 +128,7 @@ class SQLiteStore:
         if writer is None or writer.ended or writer.pid != os.getpid():
             await yield_now()
             return
-        call = Call(Writer.CLOSE)
+        call = _call(writer.CLOSE)
         if writer.take(call):
             await call.answer()
         else:
@@ -138,7 +149,7 @@ class SQLiteStore:
         return writer
 
     async def _step(self, step: str, *args: Any, reads: bool = False) -> Any:
-        call = Call(step, args, reads=reads)
+        call = _call(step, args, reads=reads)
         self._submit(call)
         return await call.answer()
 
@@ -155,7 +166,7 @@ class SQLiteStore:
         return exchange
 
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
-        call = Call("beat", (worker, leases, lease), reads=lease is None, blocking=True)
+        call = _call("beat", (worker, leases, lease), reads=lease is None, blocking=True)
         self._submit(call)
         beat: Beat = call.answer_blocking()
         return beat

@@ -199,6 +199,34 @@ async def test_limits_that_are_not_in_use_are_forgotten(desk: Desk, clock: HandC
     assert await kept(desk) == 0
 
 
+async def test_one_claim_does_not_look_at_more_than_some_hundreds_in_vain(desk: Desk, clock: HandClock) -> None:
+    """What is left is for the next claim, which `wake_at` asks for at once."""
+    for turn in "ab":
+        for number in range(300):
+            await desk.add(f"{turn}{number}", limits=(Limit(f"user:{number}", max_concurrent=1),))
+    assert len(await desk.claim(300)) == 300
+    await desk.add("free", priority=3)
+    exchange = await desk.exchange([], 9)
+    assert (exchange.leases, exchange.wake_at) == ([], START)
+    exchange = await desk.exchange([], 9)
+    assert [lease.record.id for lease in exchange.leases] == ["free"]
+    assert exchange.wake_at == START + 15
+
+
+async def test_many_tasks_that_expire_at_once_are_taken_away_over_several_claims(desk: Desk, clock: HandClock) -> None:
+    await desk.add(*(f"a{number}" for number in range(700)), deadline=START + 1)
+    await desk.add(*(f"b{number}" for number in range(700)), deadline=START + 1, limits=two())
+    await desk.add("free", priority=3)
+    clock.advance(1)
+    exchange = await desk.exchange([], 9)
+    assert (exchange.leases, exchange.wake_at) == ([], START + 1)
+    claims = 1
+    while not (exchange := await desk.exchange([], 9)).leases:
+        claims += 1
+    assert 2 <= claims <= 4
+    assert (await desk.store.size()).dead_letter == 1400
+
+
 async def kept(desk: Desk) -> int:
     """Rows of any kind that the store has."""
     from cuelight.tasks import MemoryStore, SQLiteStore

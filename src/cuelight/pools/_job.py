@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from contextvars import copy_context
-from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from cuelight.errors import RateLimited, Rejected, TaskFailed
 from cuelight.pools._results import TaskMetrics, TaskResult, TaskStatus
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Job", "as_failure", "retry_delay"]
-
-
-_FINAL: Final = (Rejected, PicklingError)  # another attempt would end in the same way
 
 
 class Job:
@@ -145,7 +141,11 @@ def retry_delay(error: BaseException, retries: int, most: int, base: float, maxi
     """
     if isinstance(error, RateLimited):
         return error.retry_after
-    if retries >= most or not isinstance(error, Exception) or isinstance(error, _FINAL):
+    if retries >= most or not isinstance(error, Exception) or isinstance(error, Rejected):
+        return None
+    from pickle import PicklingError  # noqa: PLC0415 - only failures need it
+
+    if isinstance(error, PicklingError):  # another attempt would end in the same way
         return None
     # 2.0**1024 overflows; no delay needs so many doublings.
     return min(maximum, base * 2.0 ** min(retries, 1000)) if base else 0.0

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +74,8 @@ def _new_region() -> int:
     if sys.platform == "linux":
         fd = os.memfd_create("cuelight")
     else:
+        import tempfile  # noqa: PLC0415 - only here
+
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, DATA + _child.REGION)

@@ -9,7 +9,6 @@ message should wait until some member has finished what it does, mark it with `@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 __all__ = ["Member", "Routing", "broadcast", "by_key", "least_loaded", "may_wait", "pull", "round_robin"]
@@ -76,6 +75,7 @@ def by_key(key: Callable[[Any], Any]) -> Routing:
     Args:
         key: the key of a message. Equal keys must have equal `repr`.
     """
+    from hashlib import blake2b  # noqa: PLC0415 - loads OpenSSL, and few need it
 
     def route(members: Sequence[Member], message: Any, turn: int) -> Sequence[int]:
         digest = blake2b(repr(key(message)).encode(), digest_size=16)

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from copy import copy
 from functools import update_wrapper
-from hashlib import sha256
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -149,6 +148,8 @@ class TaskFunction(Generic[P, R_co]):
         if callable(unique):
             unique = unique(*args, **kwargs)
         elif unique is True:
+            from hashlib import sha256  # noqa: PLC0415 - loads OpenSSL, and few need it
+
             unique = f"{self.name}:{sha256(encode(payload)).hexdigest()}"
         if callable(limits):
             limits = limits(*args, **kwargs)

@@ -18,7 +18,6 @@ import math
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 __all__ = ["cron_spec", "every_spec", "next_due"]
 
@@ -84,6 +83,8 @@ def _next_period(period: float, after: float, anchor: float) -> float:
 
 
 def _next_cron(line: str, tz: str, after: float) -> float:
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 - reads how Python was built; only cron lines need it
+
     try:
         zone = ZoneInfo(tz)
     except (KeyError, ValueError, OSError) as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from hashlib import blake2b
 from typing import Final, NamedTuple, TypeAlias
 
 from cuelight.tasks._task import Task
@@ -111,6 +110,8 @@ def affinity(eligible: Sequence[WorkerInfo], task: Task, state: Assignments) -> 
 
 
 def _weight(worker_id: str, key: str) -> bytes:
+    from hashlib import blake2b  # noqa: PLC0415 - loads OpenSSL, and few need it
+
     return blake2b(f"{len(worker_id)}:{worker_id}{key}".encode(errors="surrogatepass"), digest_size=8).digest()
 
 

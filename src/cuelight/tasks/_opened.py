@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from cuelight.mailbox import current_backend
 
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["close_store", "open_store"]
 
 
-@dataclass(slots=True)
-class _Use:
+class _Use(msgspec.Struct):
     store: Store
     users: int = 0
     closing: bool = False
-    waiting: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
+    waiting: list[Callable[[], object]] = msgspec.field(default_factory=list[Callable[[], object]])
 
 
 _uses: dict[int, _Use] = {}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from cuelight.supervision import Backoff
 from cuelight.tasks._handling import Handlers, Table, table_of
 
@@ -27,8 +29,7 @@ RETRIES = Backoff(minimum=1.0, maximum=300.0, jitter=0.2)
 THREADS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
+class WorkerOptions(msgspec.Struct, frozen=True):
     """What a worker was told. The fields are the arguments of `TaskWorker`, checked.
 
     Attributes:

@@ -18,7 +18,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
@@ -67,8 +66,7 @@ class Step(Message):
     """It is time to renew leases, where the loop does that."""
 
 
-@dataclass(slots=True)
-class Held:
+class Held(msgspec.Struct):
     """One task that this handle dequeued, and has not settled.
 
     Attributes:

@@ -10,10 +10,10 @@ The invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import Waiter
@@ -34,8 +34,7 @@ SLICE = 256
 Wanted = Callable[["Snapshot | None"], bool]
 
 
-@dataclass(slots=True, eq=False)
-class _Watcher:
+class _Watcher(msgspec.Struct, eq=False):
     task_id: str
     wanted: Wanted
     waiter: Waiter | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+import msgspec
 
 from cuelight.actors import Actor, child
 from cuelight.actors._reply import handling
@@ -171,7 +171,7 @@ class TaskWorker:
         if task is None:
             await self._must_have_queue().ready()
         store: Any = self._must_have_queue().store if task is None else _Nowhere()
-        shift = Shift(store, replace(self._options, slots=1), self._tally)
+        shift = Shift(store, msgspec.structs.replace(self._options, slots=1), self._tally)
         with _unwrapped_interrupt():
             settled = await shift.once(given)
         if task is not None and given is not None and given.checkpoint is not None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cuelight.errors import PoolClosed, WorkerDied
 from cuelight.pools import Executor, ProcessExecutor, RemoteTraceback
+from cuelight.pools._executor import Successes
 from helpers import Backend, run_on
 from helpers import process_jobs as jobs
 
@@ -53,13 +54,18 @@ def descriptors() -> int:
 
 
 async def test_calls_run_in_one_other_process() -> None:
-    executor: Executor = ProcessExecutor("pet")
+    process = ProcessExecutor("pet")
+    executor: Executor = process
     first = await executor.run(os.getpid, (), {})
     assert first != os.getpid()
     assert await executor.run(os.getpid, (), {}) == first
     assert await executor.run(int, ("ff",), {"base": 16}) == 255
     assert await executor.run_chunk(jobs.same, [1, "two", None]) == [(True, 1), (True, "two"), (True, None)]
     assert await executor.run_chunk(jobs.same, []) == []
+    values = await process.run_many(jobs.same, [1, "two", None])
+    assert type(values) is Successes
+    assert values == [1, "two", None]
+    assert await process.run_many(jobs.same, [1, ("two",)]) == [(True, 1), (True, ("two",))]
     await executor.aclose()
     assert not alive(first)
     assert executor.replaced == 0

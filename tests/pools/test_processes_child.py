@@ -34,6 +34,8 @@ class Conversation:
     def hear(self) -> tuple[bytes, list[tuple[bool, Any]]]:
         while (frame := self.frames.take()) is None:
             self.frames.add(self.ours.recv(65536))
+        if frame[0] == child.VALUES:
+            return frame[0], [(True, value) for value in pickle.loads(frame[1])]
         return frame[0], _decode(frame[1])
 
     def word(self, index: int) -> int:
@@ -76,10 +78,22 @@ def test_an_error_is_told_with_its_traceback(conversation: Conversation, kind: s
 
 def test_a_chunk_is_answered_and_its_results_are_in_the_region(conversation: Conversation) -> None:
     conversation.say(encode_chunk((jobs.same, [1, 2, 3])))
-    assert conversation.hear() == (child.END, [(True, 1), (True, 2), (True, 3)])
+    assert conversation.hear() == (child.VALUES, [(True, 1), (True, 2), (True, 3)])
     assert conversation.word(child.BASE) == 0
     written = conversation.word(child.WRITTEN)
     assert _decode(conversation.region[child.DATA : child.DATA + written]) == [(True, 1), (True, 2), (True, 3)]
+
+
+def test_values_that_can_change_arrive_as_they_were_when_they_were_returned(conversation: Conversation) -> None:
+    conversation.say(encode_chunk((jobs.remember, ["a", "b"])))
+    assert conversation.hear() == (child.END, [(True, ["a"]), (True, ["a", "b"])])
+    for odd in ([1, (2,)], [True, jobs.Level.HIGH], [jobs.same], [None, bytearray(b"x")]):
+        conversation.say(encode_chunk((jobs.same, odd)))
+        kind, outcomes = conversation.hear()
+        assert (kind, [value for _, value in outcomes]) == (child.END, odd)
+    atoms = [None, True, 10**30, -1.5, "\ud800", b"\0", ""]
+    conversation.say(encode_chunk((jobs.same, atoms)))
+    assert conversation.hear() == (child.VALUES, [(True, value) for value in atoms])
 
 
 def test_what_has_no_room_in_the_region_is_sent_and_the_region_begins_anew(conversation: Conversation) -> None:

@@ -5,7 +5,9 @@ and imports what a call needs with the call.
 
 One socket connects the two. A frame is a kind, a length and that many bytes. The parent sends one call and then only
 waits; the child answers with frames of kind PART and one of kind END, or one of kind UNLOADABLE. Their bytes are
-records, one for each item, in order.
+records, one for each item, in order. When every item of a chunk has succeeded with an atom, and all records are in the
+region, the answer is one frame of kind VALUES instead: one pickled list, which the parent has much sooner. (Of other
+values a list would not do: one that was changed by a later call has to arrive as it was when it was returned.)
 
 The region is memory that both can see, so what is there outlives a child that is killed. The invariants:
 
@@ -28,11 +30,13 @@ from typing import Any
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["BASE", "BEGUN", "DATA", "FRAME", "Frames", "LOADING", "RECORD", "SOURCE", "WRITTEN"]
+__all__ = ["BASE", "BEGUN", "DATA", "FRAME", "Frames", "LOADING", "RECORD", "SOURCE", "VALUES", "WRITTEN"]
 
 FRAME = struct.Struct("=cQ")  # kind, length
 SETUP, CALL, CHUNK = b"s", b"c", b"k"
-PART, END, UNLOADABLE = b"p", b"e", b"u"
+PART, END, UNLOADABLE, VALUES = b"p", b"e", b"u", b"v"
+
+ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # exactly these types: nothing can change them
 
 RECORD = struct.Struct("=?Q")  # succeeded, length
 BEGUN, BASE, WRITTEN = range(3)  # words of eight bytes at the start of the region
@@ -171,6 +175,7 @@ def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, 
     function, items = call
     position, room, head = DATA, len(region), RECORD.size
     dumps, protocol, pack_into = pickle.dumps, pickle.HIGHEST_PROTOCOL, RECORD.pack_into
+    values: list[Any] | None = []  # no more of them than there is room for their records
     for index, item in enumerate(items):
         try:
             value = function(item)
@@ -186,17 +191,23 @@ def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, 
                 start = position + head
                 end = start + len(record)
                 if end <= room:
+                    if values is not None:
+                        values.append(value)
                     pack_into(region, position, True, len(record))
                     region[start:end] = record
                     position = end
                     words[WRITTEN] = end - DATA
                     continue
                 record = RECORD.pack(True, len(record)) + record
+        values = None
         _send(connection, PART, region[DATA:position], record)
         words[WRITTEN] = 0  # before the base: the old records must not count from there
         words[BASE] = index + 1
         position = DATA
-    _send(connection, END, region[DATA:position])
+    if values is not None and ATOMS.issuperset(map(type, values)):
+        _send(connection, VALUES, dumps(values, protocol))
+    else:
+        _send(connection, END, region[DATA:position])
 
 
 def serve(connection: socket.socket, region: mmap.mmap) -> None:

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["Executor", "Outcome"]
+__all__ = ["Executor", "Outcome", "Successes"]
 
 Outcome = tuple[bool, Any]
 """(True, what it returned) or (False, the exception that it raised)."""
 
 
+class Successes(list[Any]):
+    """What the items of a chunk returned, when every one of them has succeeded."""
+
+
 class Executor(Protocol):
     """What runs the work of one worker: one call, or one chunk of a map, at a time.
 
-    Cancelling `run` or `run_chunk` really stops the work where that can be done: an async function is cancelled, a
+    Cancelling a call really stops the work where that can be done: an async function is cancelled, a
     process is killed. A thread cannot be stopped: it is abandoned, and `abandoned` says how many of them still run.
     After that, and after a worker's process has died, the next call has a fresh thread or process.
+
+    An executor may also have a method `run_many`: as `run_chunk`, but if all have succeeded it may return their bare
+    values, as `Successes`, because a tuple for each item takes time. Maps prefer it.
     """
 
     abandoned: int

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from cuelight.pools._attempts import Unawaited
+from cuelight.pools._executor import Successes
 
 if TYPE_CHECKING:
     from cuelight.pools._executor import Outcome
@@ -65,34 +66,69 @@ async def serve_in_loop(run: MapRun, worker: PoolWorker) -> None:
 
 
 async def serve_in_executor(run: MapRun, worker: PoolWorker) -> None:
-    """Hand one chunk after another to the worker's executor, while the map is what is to be done next."""
-    heap, chunks = run.crew.heap, run.chunks
-    while run.ready and heap[0][2] is run and worker.goes_on and not run.in_loop:
-        first, items = run.take_many(chunks.next(run.taken, run.crew.size))
-        if not items:
+    """Hand one chunk after another to the worker's executor, while the map is what is to be done next.
+
+    A chunk is settled while the executor has the next one: posted, it comes when this worker waits for that.
+    """
+    heap, chunks, post = run.crew.heap, run.chunks, run.crew.runtime.post
+    done = Done(run, worker)
+    try:
+        while run.ready and heap[0][2] is run and worker.goes_on and not run.in_loop:
+            first, items = run.take_many(chunks.next(run.taken, run.crew.size))
+            if not items:
+                return
+            run.crew.call()
+            began = perf_counter()
+            outcomes, fatal = await _attempt(run, worker, items)
+            ms = (perf_counter() - began) * 1000
+            chunks.took(len(items), ms)
+            done.settle()
+            done.chunk = first, items, outcomes, fatal, ms / len(items)
+            if fatal is not None:
+                raise fatal
+            post(done.settle)
+    finally:
+        done.settle()
+
+
+class Done:
+    """The last chunk of a worker, until it is settled."""
+
+    def __init__(self, run: MapRun, worker: PoolWorker) -> None:
+        self._run, self._worker = run, worker
+        self.chunk: tuple[int, list[Any], Successes | list[Outcome], BaseException | None, float] | None = None
+
+    def settle(self) -> None:
+        """Enter the results of the chunk. Harmless if that was done."""
+        if self.chunk is None:
             return
-        run.crew.call()
-        began = perf_counter()
-        outcomes, fatal = await _attempt(run, worker, items)
-        ms = (perf_counter() - began) * 1000
-        chunks.took(len(items), ms)
-        each = ms / len(items)
-        if not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator costs more, for each item
-            run.settle_many(first, [value for _, value in outcomes], worker, each)
-        else:
-            for index, (fine, outcome) in enumerate(outcomes, first):
-                value, error = (outcome, None) if fine else (None, outcome)
-                run.settle((index, items[index - first]), worker, value, error, fatal, each)
-        if fatal is not None:
-            raise fatal
+        first, items, outcomes, fatal, each = self.chunk
+        self.chunk = None
+        run = self._run
+        if type(outcomes) is Successes:
+            if not run.tries:
+                run.settle_many(first, outcomes, self._worker, each)
+                return
+            outcomes = [(True, value) for value in outcomes]
+        elif not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator costs more
+            run.settle_many(first, [value for _, value in outcomes], self._worker, each)
+            return
+        for index, (fine, outcome) in enumerate(outcomes, first):
+            value, error = (outcome, None) if fine else (None, outcome)
+            run.settle((index, items[index - first]), self._worker, value, error, fatal, each)
 
 
-async def _attempt(run: MapRun, worker: PoolWorker, items: list[Any]) -> tuple[list[Outcome], BaseException | None]:
+async def _attempt(
+    run: MapRun, worker: PoolWorker, items: list[Any]
+) -> tuple[Successes | list[Outcome], BaseException | None]:
     """Run items in the worker's thread or process: an outcome for each, and what must not vanish."""
 
-    async def call() -> list[Outcome]:
+    async def call() -> Successes | list[Outcome]:
         if len(items) > 1:
-            return await worker.executor.run_chunk(run.plain_function, items)
+            executor: Any = worker.executor
+            run_many: Any = getattr(executor, "run_many", executor.run_chunk)
+            outcomes: Successes | list[Outcome] = await run_many(run.plain_function, items)
+            return outcomes
         value = await worker.executor.run(run.plain_function, (items[0],), {})
         if isinstance(value, Unawaited):  # from now on the function is called in the loop
             run.in_loop = True
@@ -102,6 +138,8 @@ async def _attempt(run: MapRun, worker: PoolWorker, items: list[Any]) -> tuple[l
     outcomes, error, fatal = await worker.attempt(call, run.timeout)
     if error is not None:
         return [(False, error)] * len(items), fatal
+    if type(outcomes) is Successes:
+        return outcomes, fatal
     for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is Unawaited]:
         value = outcomes[at][1]
         if isinstance(value, Unawaited):

@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from cuelight.pools import _child
-from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, RECORD, WRITTEN, Frames
+from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, RECORD, VALUES, WRITTEN, Frames
 
 if TYPE_CHECKING:
     from cuelight.pools._executor import Outcome
@@ -86,6 +86,9 @@ class ProcessLink:
     """One worker process, from its start to its end.
 
     It leads a process group, to which what it starts belongs: `kill` ends all of them.
+
+    Attributes:
+        values: what the items of a chunk returned, if the process has sent that as a whole: every one has succeeded.
     """
 
     def __init__(self) -> None:
@@ -105,6 +108,7 @@ class ProcessLink:
         self._lock = threading.Lock()
         self._frames = Frames()
         self._records = bytearray()
+        self.values: list[Any] | None = None
         self._outgoing = memoryview(_setup())
         self._connection, theirs = socket.socketpair()
         lifeline, ours = os.pipe()
@@ -146,6 +150,7 @@ class ProcessLink:
         """Prepare to send a call."""
         self._words[BEGUN] = self._words[BASE] = self._words[WRITTEN] = 0
         self._records.clear()
+        self.values = None
         self._outgoing = memoryview(bytes(self._outgoing) + frame if self._outgoing else frame)
 
     def send(self) -> bool:
@@ -180,6 +185,9 @@ class ProcessLink:
     def _take_frames(self) -> bytes | None:
         while (frame := self._frames.take()) is not None:
             kind, content = frame
+            if kind == VALUES:
+                self.values = pickle.loads(content)  # noqa: S301 - from our own process; atoms, which never fail
+                return kind
             self._records += content
             if kind != _child.PART:
                 return kind

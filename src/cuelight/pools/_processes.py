@@ -20,6 +20,7 @@ import anyio.to_thread
 from cuelight.errors import PoolClosed, WorkerDied
 from cuelight.mailbox import current_backend
 from cuelight.pools._child import UNLOADABLE
+from cuelight.pools._executor import Successes
 from cuelight.pools._process_link import ProcessLink, encode_call, encode_chunk
 from cuelight.pools._threads import full_name, tamed
 
@@ -38,21 +39,23 @@ class Answer:
     """What came of one frame.
 
     Attributes:
-        outcomes: one for each item that was finished.
+        outcomes: one for each item that was finished, unless there are values.
         loaded: whether the process could unpickle the call; if not, the only outcome says why.
         begun: whether the process began the call.
         death: how the process ended; None if it lives.
+        values: what the items returned, if it came as a whole: every one has succeeded.
     """
 
     outcomes: list[Outcome]
     loaded: bool = True
     begun: bool = True
     death: str | None = None
+    values: list[Any] | None = None
 
     @classmethod
     def of(cls, link: ProcessLink, kind: bytes) -> Answer:
         """The answer of a process that lives."""
-        return cls(link.outcomes(), loaded=kind != UNLOADABLE)
+        return cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
 
     @classmethod
     def of_dead(cls, link: ProcessLink) -> Answer:
@@ -174,6 +177,11 @@ class ProcessExecutor:
             PoolClosed: the executor was closed.
             RuntimeError: another call is under way.
         """
+        outcomes = await self.run_many(function, items)
+        return [(True, value) for value in outcomes] if isinstance(outcomes, Successes) else outcomes
+
+    async def run_many(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Successes | list[Outcome]:
+        """As `run_chunk`, but without a tuple for each item if every one of them has returned an atom."""
         outcomes: list[Outcome] = []
         while len(outcomes) < len(items) or not items:
             rest = list(items[len(outcomes) :])
@@ -186,6 +194,10 @@ class ProcessExecutor:
             answer = await self._deliver(frame)
             if not answer.loaded:
                 return outcomes + [await self._run_item(function, item) for item in rest]
+            if answer.values is not None:
+                if not outcomes:
+                    return Successes(answer.values)
+                outcomes += [(True, value) for value in answer.values]
             outcomes += answer.outcomes
             if not items:
                 break

@@ -39,6 +39,7 @@ PART, END, UNLOADABLE, VALUES = b"p", b"e", b"u", b"v"
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # exactly these types: nothing can change them
 
 RECORD = struct.Struct("=?Q")  # succeeded, length
+HEADS = [RECORD.pack(True, length) for length in range(128)]  # most results are short
 BEGUN, BASE, WRITTEN = range(3)  # words of eight bytes at the start of the region
 DATA = 24  # where its records begin
 REGION = 65536  # bytes; what does not fit goes through the socket
@@ -173,8 +174,8 @@ def _run_call(connection: socket.socket, call: tuple[Any, tuple[Any, ...], dict[
 
 def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, call: tuple[Any, list[Any]]) -> None:
     function, items = call
-    position, room, head = DATA, len(region), RECORD.size
-    dumps, protocol, pack_into = pickle.dumps, pickle.HIGHEST_PROTOCOL, RECORD.pack_into
+    position, room = DATA, len(region)
+    dumps, protocol, heads, short = pickle.dumps, pickle.HIGHEST_PROTOCOL, HEADS, len(HEADS)
     values: list[Any] | None = []  # no more of them than there is room for their records
     for index, item in enumerate(items):
         try:
@@ -187,18 +188,16 @@ def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, 
             except Exception as error:
                 record = _unpicklable(value, error)
             else:
-                # Most items come this way: nothing is copied twice.
-                start = position + head
-                end = start + len(record)
+                length = len(record)
+                record = (heads[length] if length < short else RECORD.pack(True, length)) + record
+                end = position + len(record)
                 if end <= room:
                     if values is not None:
                         values.append(value)
-                    pack_into(region, position, True, len(record))
-                    region[start:end] = record
+                    region[position:end] = record
                     position = end
                     words[WRITTEN] = end - DATA
                     continue
-                record = RECORD.pack(True, len(record)) + record
         values = None
         _send(connection, PART, region[DATA:position], record)
         words[WRITTEN] = 0  # before the base: the old records must not count from there

@@ -128,20 +128,11 @@ def declared_exports(tree: ast.Module) -> tuple[list[str] | None, int]:
 def module_names(tree: ast.Module) -> tuple[set[str], dict[str, int]]:
     """All names that the top level of a module binds, and those that look like exports, each with its line.
 
-    A name imported from elsewhere than this package (`import sys`) is a tool of the module, not an export. What is
-    imported under `if TYPE_CHECKING:` is bound if the module has a `__getattr__`, which loads it at first use.
+    A name imported from elsewhere than this package (`import sys`) is a tool of the module, not an export.
     """
     bound: set[str] = set()
     exported: dict[str, int] = {}
-    lazy = any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body)
-    body: list[ast.stmt] = []
     for node in tree.body:
-        match node:
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")) if lazy:
-                body += node.body
-            case _:
-                body.append(node)
-    for node in body:
         names: list[str] = []
         ours = True
         match node:

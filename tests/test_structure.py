@@ -29,14 +29,6 @@ def test_a_tidy_house_has_no_findings(tmp_path: Path) -> None:
     assert _lines(tmp_path, files) == []
 
 
-def test_what_a_package_loads_at_first_use_is_there(tmp_path: Path) -> None:
-    lazy = "if TYPE_CHECKING:\n    from cuelight.pools._ring import Ring\n__all__ = ['Ring']\n"
-    files = {"src/cuelight/pools/__init__.py": lazy + "def __getattr__(name): ...\n"}
-    assert _lines(tmp_path, files) == []
-    (line,) = _lines(tmp_path, {"src/cuelight/pools/__init__.py": lazy})
-    assert "`Ring`, which is not there" in line
-
-
 @pytest.mark.parametrize(("name", "limit"), [("src/cuelight/_a.py", 420), ("tests/test_a.py", 700)])
 def test_a_long_file_is_found(tmp_path: Path, name: str, limit: int) -> None:
     assert _lines(tmp_path, {name: "x = 1\n" * limit}) == []

@@ -1,12 +1,12 @@
 """Pools: supervised workers behind one handle; async functions, threads and processes."""
 
-from typing import TYPE_CHECKING, Any
-
 from cuelight.pools._actor_pool import ActorPool
 from cuelight.pools._async_pool import AsyncWorkerPool
 from cuelight.pools._attempts import Kind
 from cuelight.pools._executor import Executor, Outcome
 from cuelight.pools._map import Map, MapStream, Results
+from cuelight.pools._process_link import RemoteTraceback
+from cuelight.pools._processes import ProcessExecutor
 from cuelight.pools._progress import Progress
 from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
 from cuelight.pools._routing import Member, Routing, broadcast, by_key, least_loaded, may_wait, pull, round_robin
@@ -14,10 +14,6 @@ from cuelight.pools._submission import Submission
 from cuelight.pools._threads import ThreadExecutor
 from cuelight.pools._troupe import ActorPoolStats
 from cuelight.pools._worker_pool import ReturnWhen, WorkerPool, WorkerPoolConfig
-
-if TYPE_CHECKING:
-    from cuelight.pools._process_link import RemoteTraceback
-    from cuelight.pools._processes import ProcessExecutor
 
 __all__ = [
     "ActorPool",
@@ -50,16 +46,3 @@ __all__ = [
     "pull",
     "round_robin",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """What belongs to worker processes is loaded at first use: most programs have none, and it needs `pickle`."""
-    if name == "ProcessExecutor":
-        from cuelight.pools._processes import ProcessExecutor  # noqa: PLC0415
-
-        return ProcessExecutor
-    if name == "RemoteTraceback":
-        from cuelight.pools._process_link import RemoteTraceback  # noqa: PLC0415
-
-        return RemoteTraceback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from cuelight.pools._processes import ProcessExecutor
+from cuelight.pools._threads import ThreadExecutor
+
 if TYPE_CHECKING:
     from cuelight.pools._attempts import Kind
     from cuelight.pools._executor import Executor
@@ -77,15 +80,5 @@ class PoolOptions(msgspec.Struct, frozen=True):
 
 
 def make_executor(kind: Kind | None) -> Callable[[str], Executor]:
-    """What makes the executor of a worker. Imported at first use: a pool of async functions needs none."""
-
-    def make(name: str) -> Executor:
-        if kind == "process":
-            from cuelight.pools._processes import ProcessExecutor  # noqa: PLC0415
-
-            return ProcessExecutor(name)
-        from cuelight.pools._threads import ThreadExecutor  # noqa: PLC0415
-
-        return ThreadExecutor(name)
-
-    return make
+    """What makes the executor of a worker."""
+    return ProcessExecutor if kind == "process" else ThreadExecutor

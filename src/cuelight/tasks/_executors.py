@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from cuelight.pools import ThreadExecutor
+from cuelight.pools import ProcessExecutor, ThreadExecutor
 from cuelight.tasks._handling import Handler, call_in_process
 
 if TYPE_CHECKING:
@@ -82,13 +82,8 @@ class Executors:
         return await value if inspect.isawaitable(value) else value
 
     def _new(self) -> Executor:
-        name = f"{self._name} {self.kind} {len(self._all) + 1}"
-        if self.kind == "process":
-            from cuelight.pools import ProcessExecutor  # noqa: PLC0415 - threads do without
-
-            executor: Executor = ProcessExecutor(name)
-        else:
-            executor = ThreadExecutor(name)
+        make = ProcessExecutor if self.kind == "process" else ThreadExecutor
+        executor = make(f"{self._name} {self.kind} {len(self._all) + 1}")
         self._all.append(executor)
         return executor
 

@@ -231,7 +231,7 @@ class SQLiteBook:
 
     def next_due(self) -> float:
         self.flush()
-        return min((at for at in self._run(NEXT_DUE, (self._queue,)).fetchone() if at is not None), default=inf)
+        return min((at for at in self._run(NEXT_DUE, (self._queue,) * 4).fetchone() if at is not None), default=inf)
 
     def _rows(self, statement: str, *values: Any) -> list[Row]:
         self.flush()
@@ -349,7 +349,7 @@ class SQLiteBook:
                 self.changed = True
                 self.sizes[state] -= len(rows)
                 self._delete(rows)
-        self._run(FORGET_UNIQUES, (self._queue, now, most))
+        self._run(FORGET_UNIQUES, (self._queue, self._queue, now, most))
         self._run(FORGET_CLAIMS, (self._queue, now, most))
 
     def schedules(self) -> list[Schedule]:

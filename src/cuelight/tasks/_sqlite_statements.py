@@ -55,10 +55,10 @@ PARKED_TYPES: Final = f"""{_SELECT} INDEXED BY tasks_stuck {JOIN}
     WHERE queue = ? AND state = 2 AND type IN (SELECT value FROM json_each(?)) ORDER BY tasks.seq"""
 CLAIMED: Final = f"{SELECT_ALL} {JOIN} WHERE tasks.seq IN (SELECT value FROM json_each(?))"
 NEXT_DUE: Final = """SELECT
-    (SELECT min(due) FROM tasks INDEXED BY tasks_due WHERE queue = ?1 AND state = 1 AND due IS NOT NULL),
-    (SELECT min(due) FROM tasks INDEXED BY tasks_due WHERE queue = ?1 AND state = 3 AND due IS NOT NULL),
-    (SELECT min(deadline) FROM tasks INDEXED BY tasks_deadline WHERE queue = ?1 AND state < 3 AND deadline < 9e999),
-    (SELECT min(due) FROM gates WHERE queue = ?1 AND due IS NOT NULL)"""
+    (SELECT min(due) FROM tasks INDEXED BY tasks_due WHERE queue = ? AND state = 1 AND due IS NOT NULL),
+    (SELECT min(due) FROM tasks INDEXED BY tasks_due WHERE queue = ? AND state = 3 AND due IS NOT NULL),
+    (SELECT min(deadline) FROM tasks INDEXED BY tasks_deadline WHERE queue = ? AND state < 3 AND deadline < 9e999),
+    (SELECT min(due) FROM gates WHERE queue = ? AND due IS NOT NULL)"""
 FIRST_LANE: Final = """SELECT id, keys, waits_on, priority, deadline, seq FROM lanes INDEXED BY lanes_first
     WHERE queue = ? AND waits_on = ? ORDER BY priority, deadline, seq LIMIT 1"""
 GATES_DUE: Final = """SELECT key FROM gates WHERE queue = ? AND due IS NOT NULL AND due <= ? ORDER BY due LIMIT ?"""
@@ -69,8 +69,8 @@ DELETE: Final = (
     "DELETE FROM bodies WHERE seq = ?",
     "DELETE FROM stories WHERE seq = ?",
 )
-FORGET_UNIQUES: Final = """DELETE FROM uniques WHERE queue = ?1 AND key IN
-    (SELECT key FROM uniques WHERE queue = ?1 AND until < ?2 AND until < 9e999 ORDER BY until LIMIT ?3)"""
+FORGET_UNIQUES: Final = """DELETE FROM uniques WHERE queue = ? AND key IN
+    (SELECT key FROM uniques WHERE queue = ? AND until < ? AND until < 9e999 ORDER BY until LIMIT ?)"""
 FORGET_CLAIMS: Final = """DELETE FROM claims WHERE rowid IN
     (SELECT rowid FROM claims WHERE queue = ? AND until < ? ORDER BY until LIMIT ?)"""
 INSERT: Final = """INSERT INTO tasks (seq, queue, id, type, state, lane, priority, deadline, due)

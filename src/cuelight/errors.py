@@ -23,6 +23,9 @@ __all__ = [
     "Interrupted",
     "InterruptedTimeout",
     "LeaseLost",
+    "LockHeld",
+    "LockNotHeld",
+    "LockTimeout",
     "MailboxFull",
     "MaxChildren",
     "NameTaken",
@@ -131,7 +134,19 @@ class ReplyError(CuelightError):
 
 
 class DeadlockError(CuelightError):
-    """This ask would wait for its own asker; the message shows the circle of actors."""
+    """This ask or lock would wait for the one who wants it; the message shows the circle of those who wait."""
+
+
+class LockHeld(CuelightError, anyio.WouldBlock):
+    """Others hold the lock or semaphore, and a `_nowait` call does not wait."""
+
+
+class LockNotHeld(CuelightError, RuntimeError):
+    """Only who holds a lock or a semaphore can release it: this one never did, or has lost it."""
+
+
+class LockTimeout(CuelightError, TimeoutError):
+    """The lock or semaphore was not to be had in time; the message says who holds it. Nothing was taken."""
 
 
 class PoolClosed(CuelightError, RuntimeError):

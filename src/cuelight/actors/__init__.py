@@ -23,11 +23,12 @@ from cuelight.actors._inbox import Inbox
 from cuelight.actors._messages import Answerable, Answers, Message, ReplyType, Request, StreamRequest, Streams
 from cuelight.actors._port import ReplyPort
 from cuelight.actors._ref import ActorStatistics, Ref
-from cuelight.actors._reply import Reply
+from cuelight.actors._reply import Reply, handling
 from cuelight.actors._runtime import Runtime
 from cuelight.actors._spec import BackoffPolicy, ChildSpec, Options, Restart, child
 from cuelight.actors._stream import Stream
 from cuelight.actors._timers import ActorTimer
+from cuelight.actors._waits import blocked, find_circle, holdings, name_of, show_circle
 
 __all__ = [
     "Actor",
@@ -67,6 +68,12 @@ __all__ = [
     "Streams",
     "Terminated",
     "WasRestarted",
+    "blocked",
     "child",
+    "find_circle",
+    "handling",
+    "holdings",
+    "name_of",
     "on",
+    "show_circle",
 ]

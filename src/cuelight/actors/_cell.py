@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from cuelight.actors._exits import Crashed, Exit, Killed, ShutDown, Start, Stopped, Terminated
 from cuelight.actors._fates import Fates
 from cuelight.actors._reply import Asked, Reply
+from cuelight.actors._waits import holdings, let_go
 from cuelight.errors import SystemClosed
 from cuelight.mailbox import Mailbox
 
@@ -265,6 +266,10 @@ class Cell(Fates):
         """Whether code of this cell that awaits an ask keeps the cell from its mail."""
         return True
 
+    def runs(self, task: Any) -> bool:
+        """Whether the code that `task` runs now is this actor's own, not that of a task which it has started."""
+        raise NotImplementedError
+
     def attend(self) -> Exit | None:
         """See to signals, control messages and waiting senders. Returns an exit if the incarnation must end."""
         signals = self.signals
@@ -314,6 +319,8 @@ class Cell(Fates):
         self.state = ENDING
         self.asleep = 0
         self.control = None  # it watches nobody any more
+        if holdings:
+            let_go(self)
         if self.bonds is not None:
             self.bonds.end_incarnation()
         if self.family is not None:
@@ -355,6 +362,8 @@ class Cell(Fates):
         self.close()
         items, self.items, self.control = self.items, None, None
         self.actor = None
+        if holdings:
+            let_go(self)  # what its `stopped` hook took
         for item in items or ():
             if not self.stale(item) and not isinstance(item, Terminated):
                 self.dropped(item, "stopped")

@@ -110,6 +110,7 @@ class PlainCell(Cell):
                     self.incarnation_over(exit_)
                     return False
             self.handled += 1
+        self.running = None
         return True
 
     def _handle_rest(self, item: Any) -> None:
@@ -170,6 +171,9 @@ class PlainCell(Cell):
         if slot is not message:  # the handler deferred its reply, or stashed the request
             return slot, None
         return Answered(value), None
+
+    def runs(self, task: Any) -> bool:
+        return self.state == STARTING or (self.running is not None and not self.asleep)
 
     def interrupt(self, why: str) -> bool:
         return False

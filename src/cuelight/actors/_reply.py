@@ -15,7 +15,9 @@ from collections.abc import Generator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from cuelight.actors._waits import blocked, code_of_asks, find_circle, name_of, show_circle
 from cuelight.errors import DeadlockError, Interrupted, InterruptedTimeout, NotStarted, NotStartedTimeout
+from cuelight.mailbox import running_task
 
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
@@ -162,10 +164,10 @@ class Asked(Reply[Any]):
             if self.waiter is not None:
                 raise RuntimeError("this reply is awaited already: one task may await it")
             asker = handling.get()
-            if asker is not None and asker.waits_in_asks():
-                self._enter_graph(asker)
-            else:
+            if asker is not None and not asker.waits_in_asks():
                 asker = None
+            if asker is not None or blocked:
+                self._enter_graph(asker)
             if not self.timed:
                 self.start_clock()
             waiter = self.waiter = self.cell.runtime.backend.waiter()
@@ -186,33 +188,26 @@ class Asked(Reply[Any]):
             raise self.error
         return self.value
 
-    def _enter_graph(self, asker: Cell) -> None:
-        circle = _circle(asker, self.cell)
+    def _enter_graph(self, asker: Cell | None) -> None:
+        starts: list[Any] = []
+        if asker is not None:
+            if asker.asks is None:
+                asker.asks = {}
+            asker.asks[self] = None
+            starts.append(asker)
+        task = running_task() if blocked else None
+        if task is not None:
+            starts.append(task)
+        circle = find_circle(starts, [(self.cell, None)])
         if circle is not None:
+            if asker is not None and asker.asks is not None:
+                asker.asks.pop(self, None)
             self.cancel()
-            shown = " → ".join(cell.path for cell in circle)
             raise DeadlockError(
-                f"{asker.path} asks {self.cell.path} and would wait for ever, because each waits for the next: "
-                f"{shown}. Tell instead of ask, or ask from a background task (pipe_to_self)"
+                f"{name_of(starts[0])} asks {self.cell.path} and would wait for ever, because each waits for the "
+                f"next: {show_circle(starts[0], circle)}. Tell instead of ask, or ask from a background task "
+                f"(pipe_to_self)"
             )
-        if asker.asks is None:
-            asker.asks = {}
-        asker.asks[self] = None
 
 
-def _circle(asker: Cell, target: Cell) -> list[Cell] | None:
-    """The way from `asker` over `target` back to `asker` along awaited asks, if there is one."""
-    came_from: dict[Cell, Cell] = {target: asker}
-    frontier = [target]
-    while frontier:
-        cell = frontier.pop()
-        if cell is asker:
-            way = [asker, came_from[asker]]
-            while way[-1] is not asker:
-                way.append(came_from[way[-1]])
-            return way[::-1]
-        for ask in cell.asks or ():
-            if ask.cell not in came_from:
-                came_from[ask.cell] = cell
-                frontier.append(ask.cell)
-    return None
+code_of_asks.add(Asked.__await__.__code__)

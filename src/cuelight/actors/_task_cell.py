@@ -19,6 +19,7 @@ from cuelight.actors._exits import Crashed, Exit, Killed, Start, WasRestarted
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked, handling
 from cuelight.actors._stream import StreamSlot
 from cuelight.errors import ChannelClosed, ReplyError
+from cuelight.mailbox import coroutine_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -334,6 +335,9 @@ class TaskCell(Cell):
         if self.state == STARTING:
             return True
         return self.running is not None and not (self.table.own_run and self.running is ASIDE)
+
+    def runs(self, task: Any) -> bool:
+        return self.coroutine is not None and coroutine_of(task) is self.coroutine
 
     # Ending.
 

@@ -4,7 +4,7 @@ A `Channel` is a FIFO with back-pressure. `select` waits for several channels, t
 exactly one. Overflow policies say what a full channel or mailbox does.
 """
 
-from cuelight.mailbox._backend import Backend, Waiter, current_backend
+from cuelight.mailbox._backend import Backend, Slot, Waiter, await_until, current_backend, loop_time, new_slot
 from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter, NotNow, Signal
 from cuelight.mailbox._channel import Channel
 from cuelight.mailbox._core import ChannelStatistics
@@ -12,6 +12,17 @@ from cuelight.mailbox._ends import Permit, Receiver, SendCase, Sender
 from cuelight.mailbox._mailbox import Mailbox, WaitingSender
 from cuelight.mailbox._overflow import Overflow, coalesce, drop_newest, drop_oldest, fail, wait
 from cuelight.mailbox._select import merge, seed_select, select, select_nowait
+from cuelight.mailbox._tasks import (
+    asyncio_task,
+    call_in_loop,
+    coroutine_of,
+    has_ended,
+    loop_of,
+    place_of,
+    running_loop,
+    running_task,
+    when_task_ends,
+)
 from cuelight.mailbox._threads import ThreadEnd
 from cuelight.mailbox._timers import Ticker, Timer, after, every
 
@@ -31,21 +42,34 @@ __all__ = [
     "SendCase",
     "Sender",
     "Signal",
+    "Slot",
     "ThreadEnd",
     "Ticker",
     "Timer",
     "Waiter",
     "WaitingSender",
     "after",
+    "asyncio_task",
+    "await_until",
+    "call_in_loop",
     "coalesce",
+    "coroutine_of",
     "current_backend",
     "drop_newest",
     "drop_oldest",
     "every",
     "fail",
+    "has_ended",
+    "loop_of",
+    "loop_time",
     "merge",
+    "new_slot",
+    "place_of",
+    "running_loop",
+    "running_task",
     "seed_select",
     "select",
     "select_nowait",
     "wait",
+    "when_task_ends",
 ]

@@ -49,6 +49,8 @@ class Backend(Protocol):
     """What Cuelight needs of an event loop."""
 
     name: str
+    loop: Any
+    """Which loop it is: what `running_loop` says there."""
     cancelled: type[BaseException]
     time: Callable[[], float]
     waiter: Callable[[], Waiter]
@@ -102,7 +104,7 @@ class AsyncioBackend:
     cancelled: type[BaseException] = asyncio.CancelledError
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop: Any = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         plain = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
@@ -113,7 +115,7 @@ class AsyncioBackend:
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
     ) -> None:
         # Not loop.create_task: an eager task factory would run the task inside the sender.
-        task = asyncio.Task(function(*args), loop=self._loop, context=context, name=name)
+        task = asyncio.Task(function(*args), loop=self.loop, context=context, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -123,7 +125,7 @@ class AsyncioBackend:
     def set_alarm(self, when: float, ring: Callable[[], None]) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self._loop.call_at(when, ring)
+        self._alarm = self.loop.call_at(when, ring)
 
     def clear_alarm(self) -> None:
         if self._alarm is not None:
@@ -131,7 +133,7 @@ class AsyncioBackend:
             self._alarm = None
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
-        self._loop.call_soon_threadsafe(function, *args)
+        self.loop.call_soon_threadsafe(function, *args)
 
 
 class _TrioWaiter:
@@ -176,6 +178,7 @@ class TrioBackend:
         self.time: Callable[[], float] = trio.lowlevel.current_clock().current_time
         self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.waiter: Callable[[], Waiter] = partial(_TrioWaiter, trio.lowlevel)
+        self.loop: Any = trio.lowlevel.current_root_task()
         self._token = trio.lowlevel.current_trio_token()
         self._ring: Callable[[], None] | None = None
         self._when = 0.0

@@ -1,0 +1,167 @@
+"""What a task is, on asyncio and on trio: who runs here, in which loop, whether it has ended, and where it is.
+
+A loop is known by an object: on asyncio by itself, on trio by the root task of the run. All functions may be called
+from any thread, unless they say otherwise.
+"""
+
+# Tasks and loops are those of either library: no annotation could say more.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import threading
+from asyncio import events as _events
+from collections.abc import Callable
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+__all__ = [
+    "asyncio_task",
+    "call_in_loop",
+    "coroutine_of",
+    "has_ended",
+    "loop_of",
+    "place_of",
+    "running_loop",
+    "running_task",
+    "when_task_ends",
+]
+
+if sys.version_info >= (3, 12):
+    asyncio_task: Callable[[Any], Any] = asyncio.current_task
+else:  # there it is a slow function around this
+    _current: Any = asyncio.tasks
+    asyncio_task = _current._current_tasks.get
+"""The task that a given asyncio loop runs now, or None."""
+
+
+class _Here(threading.local):
+    root: Any = None  # of the trio run in this thread whose token is known
+
+
+_here = _Here()
+_tokens: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()  # of trio runs, by their root tasks
+_watched: Final[dict[Any, dict[Any, Callable[[Any], object]]]] = {}  # by root task: the tasks whose end is awaited
+
+
+def running_task() -> Any:
+    """The task that runs here; None in a thread outside of tasks."""
+    loop = _events._get_running_loop()
+    if loop is not None:
+        return asyncio_task(loop)
+    trio = sys.modules.get("trio")
+    if trio is None or not trio.lowlevel.in_trio_task():
+        return None
+    root = trio.lowlevel.current_root_task()
+    if root is not _here.root:
+        _tokens[root] = trio.lowlevel.current_trio_token()
+        _here.root = root
+    return trio.lowlevel.current_task()
+
+
+def running_loop() -> Any:
+    """The loop that runs in this thread, or None."""
+    loop = _events._get_running_loop()
+    if loop is not None:
+        return loop
+    trio = sys.modules.get("trio")
+    return trio.lowlevel.current_root_task() if trio is not None and trio.lowlevel.in_trio_run() else None
+
+
+def loop_of(task: Any) -> Any:
+    """The loop of a task; None for what is no task."""
+    if isinstance(task, asyncio.Future):
+        return task.get_loop()
+    if not _is_trio(task):
+        return None
+    while task.parent_nursery is not None:
+        task = task.parent_nursery.parent_task
+    return task
+
+
+def _is_trio(task: Any) -> bool:
+    trio = sys.modules.get("trio")
+    return trio is not None and isinstance(task, trio.lowlevel.Task)
+
+
+def coroutine_of(task: Any) -> Any:
+    """The coroutine that a task runs; None for what is no task."""
+    if isinstance(task, asyncio.Task):
+        return task.get_coro()
+    return task.coro if _is_trio(task) else None
+
+
+def has_ended(task: Any) -> bool:
+    """Whether a task has ended, or will never run again because its loop is closed."""
+    if isinstance(task, asyncio.Future):
+        return task.done() or task.get_loop().is_closed()
+    return _is_trio(task) and inspect.getcoroutinestate(task.coro) == inspect.CORO_CLOSED
+
+
+def place_of(task: Any) -> str | None:
+    """Where a task is now, as `file:line`: the innermost frame of its coroutines. None if that cannot be seen."""
+    step, frame = coroutine_of(task), None
+    while step is not None:
+        frame = getattr(step, "cr_frame", None) or getattr(step, "gi_frame", None) or frame
+        step = getattr(step, "cr_await", None)
+    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def call_in_loop(loop: Any, function: Callable[..., object], *args: object) -> bool:
+    """Run `function(*args)` soon in a loop. Returns whether that loop still lives."""
+    try:
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            loop.call_soon_threadsafe(function, *args)
+        else:
+            _tokens[loop].run_sync_soon(function, *args)
+    except (RuntimeError, KeyError):  # closed; a trio run that has ended; one that never asked who runs there
+        return False
+    return True
+
+
+def when_task_ends(task: Any, call: Callable[[Any], object]) -> bool:
+    """Have `call(task)` called in the loop of a task when that has ended; once for each task.
+
+    Returns:
+        Whether its loop still lives.
+    """
+    loop = loop_of(task)
+    watch = task.add_done_callback if isinstance(task, asyncio.Future) else _watch_trio
+    args = (call,) if isinstance(task, asyncio.Future) else (loop, task, call)
+    if running_loop() is loop:
+        watch(*args)
+        return True
+    return call_in_loop(loop, watch, *args)
+
+
+def _watch_trio(root: Any, task: Any, call: Callable[[Any], object]) -> None:
+    if has_ended(task):
+        call(task)
+        return
+    watched = _watched.get(root)
+    if watched is None:
+        watched = _watched[root] = {}
+        lowlevel = sys.modules["trio"].lowlevel
+        lowlevel.add_instrument(_ends_instrument(root, watched))
+    watched[task] = call
+
+
+def _ends_instrument(root: Any, watched: dict[Any, Callable[[Any], object]]) -> Any:
+    """An instrument that is there only while somebody's end is awaited: it costs each task that ends something."""
+    trio = sys.modules["trio"]
+
+    class Ends(trio.abc.Instrument):  # type: ignore[misc, name-defined, unused-ignore]
+        def task_exited(self, task: Any) -> None:
+            call = watched.pop(task, None)
+            if not watched and _watched.pop(root, None) is not None:
+                trio.lowlevel.remove_instrument(self)
+            if call is not None:
+                call(task)
+
+        def after_run(self) -> None:
+            _watched.pop(root, None)
+
+    return Ends()

@@ -1,0 +1,129 @@
+"""The arithmetic of a token bucket, in whole numbers: the generic cell rate algorithm (GCRA).
+
+One number says all: `tat`, the time at which everything that was let through is paid off. Each unit of cost takes one
+`interval` to pay off, and `tat` may lie as far ahead of now as `burst` units take. Here are no clock and no tasks; time
+is what the caller says. Times are whole numbers of any unit, so that nothing is rounded and nothing drifts.
+
+Invariants:
+
+1. What is let through in any span of time t, both ends included, costs at most `burst + t / interval`.
+2. `wait` is exact: the same request is let through at `now + wait`, and not a moment earlier.
+3. A refused request changes nothing.
+4. What is refunded is what was not paid off yet. So nothing gets through after a refund that would not have got through
+   if the real cost had been charged at the start.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd
+from typing import NamedTuple
+
+from cuelight.coordination._limit_meter import EVER, RateLimitConfig, Ticket
+
+__all__ = ["Bucket", "Pace", "gcra"]
+
+
+def gcra(tat: int, now: int, interval: int, burst: int, cost: int) -> tuple[bool, int, int]:
+    """One step: whether a request is let through now.
+
+    For costs that are no whole numbers, count time in ticks, and give `interval=1` and the burst and the cost in ticks.
+
+    Args:
+        tat: the state, as the last step returned it; anything up to `now` is as new.
+        now: the time.
+        interval: how long it takes to pay off a cost of 1.
+        burst: how much may be let through at once. What costs more has to wait until nothing is owed.
+        cost: of this request.
+
+    Returns:
+        Whether it is let through, the new state, and how long to wait if it is not.
+    """
+    charge = cost * interval
+    spare = burst * interval - charge
+    start = tat if tat > now else now  # noqa: FURB136 - max() would take as long as all of this
+    wait = start - spare - now if spare > 0 else start - now
+    if wait > 0:
+        return False, tat, wait
+    return True, start + charge, 0
+
+
+class Pace(NamedTuple):
+    """How fast a bucket fills, with no rounding: time is counted in ticks of 1/scale nanoseconds.
+
+    Attributes:
+        scale: ticks in a nanosecond.
+        interval: ticks in which a cost of 1 is paid off.
+        burst: what may be let through at once.
+    """
+
+    scale: int
+    interval: int
+    burst: int
+
+
+@lru_cache(maxsize=1024)
+def _pace(config: RateLimitConfig) -> Pace:
+    # Most limits (100 in 60 s) are a whole number of nanoseconds for each, so that the scale is 1.
+    window = config.window_nanoseconds
+    common = gcd(window, config.max_requests)
+    return Pace(config.max_requests // common, window // common, config.burst)
+
+
+class Bucket:
+    """A token bucket: `max_requests` in a window on average, and `burst_size` at once. See `Meter`."""
+
+    __slots__ = ("_pace", "_tat")
+
+    def __init__(self, config: RateLimitConfig) -> None:
+        self._pace = _pace(config)
+        self._tat = -EVER
+
+    @property
+    def most(self) -> int:
+        """See `Meter`."""
+        return self._pace.burst
+
+    def take(self, now: int, cost: int) -> bool:
+        """See `Meter`."""
+        scale, interval, burst = self._pace
+        allowed, self._tat, _ = gcra(self._tat, now * scale, interval, burst, cost)
+        return allowed
+
+    def due(self, now: int, cost: int, ahead: int = 0) -> int:
+        """See `Meter`."""
+        scale, interval, burst = self._pace
+        tat = max(self._tat, now * scale) + ahead * interval if ahead else self._tat
+        return -((max(0, burst - cost) * interval - tat) // scale)
+
+    def book(self, now: int, slot: int, cost: int) -> Ticket:
+        """See `Meter`."""
+        scale, interval, _ = self._pace
+        self._tat = max(self._tat, slot * scale) + cost * interval
+        return self._pace, self._tat
+
+    def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
+        """See `Meter`. Booked at another pace, nothing is refunded: how much of it is paid off is not known."""
+        pace, end = ticket
+        change = (cost - was) * self._pace.interval
+        if change < 0:
+            owed = max(0, end - now * pace.scale) if pace is self._pace else 0
+            change = -min(-change, owed)
+        self._tat += change
+        return pace, end + change
+
+    def left(self, now: int) -> int:
+        """See `Meter`."""
+        scale, interval, burst = self._pace
+        return max(0, burst - -(-max(0, self._tat - now * scale) // interval))
+
+    def unused_at(self, now: int) -> int:
+        """See `Meter`."""
+        return -(-self._tat // self._pace.scale)
+
+    def update(self, config: RateLimitConfig, now: int) -> None:
+        """See `Meter`. What is owed stays owed, in units, and is paid off at the new pace."""
+        old, new = self._pace, _pace(config)
+        owed = max(0, self._tat - now * old.scale)
+        self._tat = now * new.scale - (-owed * new.interval // old.interval)
+        self._pace = new

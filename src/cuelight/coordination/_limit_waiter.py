@@ -1,0 +1,92 @@
+"""Those that wait at a limiter: what they ask for, the queue, and how they sleep."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Final
+
+from cuelight.coordination._limit_meter import EVER, SECOND, Ticket
+from cuelight.mailbox._backend import Backend, Slot, await_until, loop_time
+
+__all__ = ["Line", "Waiter", "plus", "sleep"]
+
+_SHORTEST: Final = 1000
+"""Nanoseconds of sleep at least: less would be lost in the rounding of a loop's time, which is a float."""
+
+
+class Waiter:
+    """One request: what it costs, and its place in the queue while it waits."""
+
+    __slots__ = (
+        "admitted",
+        "armed",
+        "backend",
+        "before",
+        "began",
+        "costs",
+        "deadline",
+        "line",
+        "slot",
+        "tickets",
+        "waited",
+    )
+
+    def __init__(self, costs: tuple[int, ...]) -> None:
+        self.costs = costs
+        self.tickets: list[Ticket] = []
+        self.admitted = False
+        self.slot: Slot | None = None
+        self.waited: int | None = None  # nanoseconds
+
+    def wake(self) -> bool:
+        """Have its task look again; False when the loop of that task has ended."""
+        slot = self.slot
+        if slot is None or slot.done():
+            return True  # it is about to look anyway
+        try:
+            self.backend.call_threadsafe(_fill, self, slot)
+        except RuntimeError:
+            return False
+        return True
+
+    line: Line
+    backend: Backend
+    before: tuple[int, ...]  # what everything before it in the queue has cost, since there is a queue
+    began: int
+    deadline: int
+    armed: int  # for when its timer is set
+
+
+def _fill(waiter: Waiter, slot: Slot) -> None:
+    # The slot of a task that has gone on is not to be filled: the task may sleep elsewhere by now.
+    if waiter.slot is slot and not slot.done():
+        slot.set_result(None)
+
+
+class Line:
+    """What a limiter has only while somebody waits or may give something back, or after it was forgotten."""
+
+    __slots__ = ("end", "returned", "revive", "served", "users", "waiting")
+
+    def __init__(self, meters: int) -> None:
+        self.revive: Callable[[], None] | None = None
+        self.waiting: OrderedDict[Waiter, None] = OrderedDict()
+        nothing: tuple[int, ...] = (0,) * meters
+        self.served: tuple[int, ...] = nothing  # what is before the first in the queue
+        self.end: tuple[int, ...] = nothing  # what is before the next to come
+        self.returned: deque[Callable[[int], None]] = deque()
+        self.users = 0  # who may still call `_post`
+
+
+def plus(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    """Two costs together."""
+    return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
+async def sleep(slot: Slot, nanoseconds: int) -> None:
+    """Sleep until the slot is filled, but not longer than so many nanoseconds."""
+    if nanoseconds > EVER // 2:
+        await slot
+    else:
+        await await_until(slot, loop_time() + max(_SHORTEST, nanoseconds) / SECOND)

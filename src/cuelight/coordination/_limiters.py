@@ -1,0 +1,319 @@
+"""Limiters with one limit: a token bucket, a sliding window and a leaky bucket, which differ only in their meter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from cuelight.coordination._gcra import Bucket
+from cuelight.coordination._limit_line import YIELD, Limiter
+from cuelight.coordination._limit_meter import (
+    SECOND,
+    Decision,
+    Meter,
+    RateLimitConfig,
+    check_timeout,
+    check_whole,
+    from_rate,
+)
+from cuelight.coordination._window import WindowCounter, WindowLog
+from cuelight.mailbox._backend import yield_now
+
+__all__ = ["AsyncLeakyBucket", "AsyncSlidingWindow", "AsyncTokenBucket", "SingleLimiter", "check_function"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class SingleLimiter(Limiter):
+    """What the limiters with one limit share. They may be used from several event loops and threads at once.
+
+    `async with limiter:` lets a block through at a cost of 1, and `@limiter` each call of an async function.
+    """
+
+    __slots__ = ("_config", "_meter")
+
+    def __init__(self, meter: Meter, config: RateLimitConfig, clock: Callable[[], float] | None) -> None:
+        super().__init__(clock)
+        self._meter = meter
+        self._config = config
+
+    def __repr__(self) -> str:
+        config = self._config
+        burst = "" if config.burst_size is None else f", burst {config.burst_size}"
+        return f"<{type(self).__name__} {config.max_requests} in {config.window_seconds:g} s{burst}>"
+
+    @property
+    def _meters(self) -> tuple[Meter, ...]:
+        return (self._meter,)
+
+    @property
+    def config(self) -> RateLimitConfig:
+        """The limit."""
+        return self._config
+
+    async def acquire(self, cost: int = 1, timeout: float | None = None) -> None:
+        """Wait until a request may go, in the order of the calls. A checkpoint if it has to wait, and once in 64 times.
+
+        If it raises, which it also does when it is cancelled, nothing was charged.
+
+        Args:
+            cost: of the request, a whole number; 0 waits for its turn and for the end of a pause.
+            timeout: how long to wait, in seconds; None for as long as it takes. If its turn will come too late, it
+                raises at once.
+
+        Raises:
+            TimeoutError: its turn would come, or had not come, in time.
+            TypeError: the cost is no whole number.
+            ValueError: the cost is negative, or more than may ever be let through at once; or the time-out is negative.
+        """
+        if cost.__class__ is not int or cost < 0 or cost > self._meter.most:
+            self._check_cost(cost)
+        if timeout is not None:
+            check_timeout(timeout)
+        if self._admitted & YIELD == YIELD:
+            await yield_now()
+        with self._lock:
+            if self._line is None:
+                now = self._clock()
+                if now >= self._not_before and self._meter.take(now, cost):
+                    self._admitted += 1
+                    return
+        await self._enter((cost,), timeout)
+
+    def try_acquire(self, cost: int = 1) -> Decision:
+        """Let a request through now, or say when it could be. It does not overtake those that wait.
+
+        Args:
+            cost: of the request, a whole number.
+
+        Raises:
+            TypeError: the cost is no whole number.
+            ValueError: the cost is negative, or more than may ever be let through at once.
+        """
+        self._check_cost(cost)
+        with self._step() as now:
+            line, meter = self._line, self._meter
+            waits = line is not None and bool(line.waiting)
+            allowed = not waits and now >= self._not_before and meter.take(now, cost)
+            if allowed:
+                self._admitted += 1
+                due = now
+            else:
+                self._refused += 1
+                due = self._estimate(now, (cost,), (0,) if line is None else line.end)
+            unused = max(now, due if waits else now, self._not_before, meter.unused_at(now))
+            left = 0 if waits or now < self._not_before else meter.left(now)
+            return Decision(allowed, (due - now) / SECOND, left, (unused - now) / SECOND)
+
+    def update(self, config: RateLimitConfig) -> None:
+        """Change the limit, also for those that wait. What was let through still counts.
+
+        A request that waits and costs more than the new limit ever lets through goes when nothing is owed.
+
+        Args:
+            config: the new limit.
+        """
+        self._check_config(config)
+        with self._step() as now:
+            self._meter.update(config, now)
+            self._config = config
+
+    def _check_config(self, config: RateLimitConfig) -> None:
+        if not isinstance(config, RateLimitConfig):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"{config!r}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
+
+    def _check_cost(self, cost: int) -> None:
+        check_whole("cost", cost)
+        most = self._meter.most
+        if cost > most:
+            raise ValueError(f"cost={cost!r}: {self!r} never lets more than {most} through at once; raise its burst")
+
+    # As a context manager, and as a decorator.
+
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Nothing to give back: what was let through stays charged."""
+
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Decorate an async function: each call waits for its turn, at a cost of 1.
+
+        Args:
+            function: what to limit.
+
+        Raises:
+            TypeError: it is not an `async def` function.
+        """
+        return self.limited()(function)
+
+    def limited(
+        self, cost: int | Callable[..., int] = 1, *, timeout: float | None = None
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
+        """Make a decorator for async functions: each call waits for its turn, as `acquire` does.
+
+        Args:
+            cost: of each call; or a function that says it, given the arguments of the call.
+            timeout: how long a call may wait, in seconds; else it raises `TimeoutError`, without calling.
+
+        Raises:
+            TypeError: the cost is neither a whole number nor a function.
+            ValueError: a cost that is never let through, or a negative time-out.
+        """
+        check_timeout(timeout)
+        if not callable(cost):
+            self._check_cost(cost)
+
+        def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+            check_function(function, self)
+
+            @wraps(function)
+            async def limited(*args: P.args, **kwargs: P.kwargs) -> R:
+                await self.acquire(cost(*args, **kwargs) if callable(cost) else cost, timeout)
+                return await function(*args, **kwargs)
+
+            return limited
+
+        return decorate
+
+
+def check_function(function: object, limiter: Limiter) -> None:
+    """Refuse what a limiter cannot decorate.
+
+    Raises:
+        TypeError: it is not an `async def` function.
+    """
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"{limiter!r} decorates `async def` functions, and {function!r} is none: acquire inside of it")
+
+
+class AsyncTokenBucket(SingleLimiter):
+    """A limit on average, with bursts: `AsyncTokenBucket(RateLimitConfig(100, 60))`, `AsyncTokenBucket(5.0, 10)`.
+
+    What is let through in any t seconds costs at most `burst + t * max_requests / window_seconds`. So with the burst
+    that it has by default, a window after a quiet time can see twice the limit: give a smaller `burst_size`, or take
+    `AsyncSlidingWindow`, if that is too much. A request that waited is let through up to 10 milliseconds early, when
+    timers were late by as much: its slot counts, not the moment in which its task runs.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        rate: RateLimitConfig | float,
+        capacity: int | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Make a full bucket.
+
+        Args:
+            rate: the limit, or how much per second.
+            capacity: with a number per second: how much at once; None for what comes in a second.
+            clock: tells the time in seconds; None for `time.monotonic`. With virtual time give `anyio.current_time`.
+
+        Raises:
+            TypeError: a limit together with a capacity, or something else than a limit or numbers.
+            ValueError: a number is not more than 0.
+        """
+        if isinstance(rate, RateLimitConfig):
+            if capacity is not None:
+                raise TypeError(
+                    f"capacity={capacity!r}: the limit says it, as RateLimitConfig(burst_size={capacity!r})"
+                )
+            config = rate
+        else:
+            config = from_rate(rate, capacity)
+        super().__init__(Bucket(config), config, clock)
+
+
+class AsyncLeakyBucket(SingleLimiter):
+    """Evenly spaced requests: a token bucket that holds one, `AsyncLeakyBucket(RateLimitConfig(100, 60))`.
+
+    A cost of more than 1 is never let through at once; let each part wait its turn.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, config: RateLimitConfig, *, clock: Callable[[], float] | None = None) -> None:
+        """Make one that lets the first request through at once.
+
+        Args:
+            config: the limit; its `burst_size` is 1.
+            clock: tells the time in seconds; None for `time.monotonic`. With virtual time give `anyio.current_time`.
+
+        Raises:
+            TypeError: it is no limit.
+            ValueError: the limit has another `burst_size`.
+        """
+        self._check_config(config)
+        super().__init__(Bucket(_smooth(config)), _smooth(config), clock)
+
+    def update(self, config: RateLimitConfig) -> None:
+        """Change the limit: see `AsyncTokenBucket.update`.
+
+        Args:
+            config: the new limit; its `burst_size` is 1.
+
+        Raises:
+            ValueError: the limit has another `burst_size`.
+        """
+        self._check_config(config)
+        super().update(_smooth(config))
+
+
+def _smooth(config: RateLimitConfig) -> RateLimitConfig:
+    if config.burst_size not in {None, 1}:
+        raise ValueError(f"burst_size={config.burst_size!r}: a leaky bucket has 1; take AsyncTokenBucket for bursts")
+    return RateLimitConfig(config.max_requests, config.window_seconds, 1)
+
+
+class AsyncSlidingWindow(SingleLimiter):
+    """A limit for each window, wherever it begins: `AsyncSlidingWindow(RateLimitConfig(100, 60))`.
+
+    It remembers when what was let through, up to `max_requests` entries. What is let through in any window, its
+    beginning excluded, costs at most `max_requests`. With `exact=False` it keeps two numbers instead: the limit holds
+    for windows that begin at multiples of their length, and in others up to twice as much may be let through.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        limit: RateLimitConfig | int,
+        window_seconds: float | None = None,
+        *,
+        exact: bool = True,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Make an empty window.
+
+        Args:
+            limit: the limit, or how much in a window.
+            window_seconds: with a number: the window.
+            exact: whether to keep a log, or two counters.
+            clock: tells the time in seconds; None for `time.monotonic`. With virtual time give `anyio.current_time`.
+
+        Raises:
+            TypeError: a limit together with a window, a number without one, or something else.
+            ValueError: a number is not more than 0, or the limit has a `burst_size`.
+        """
+        if not isinstance(limit, RateLimitConfig):
+            if window_seconds is None:
+                raise TypeError(f"AsyncSlidingWindow({limit!r}): say in how many seconds, or give a RateLimitConfig")
+            limit = RateLimitConfig(limit, window_seconds)
+        elif window_seconds is not None:
+            raise TypeError(f"window_seconds={window_seconds!r}: the limit says it already")
+        self._check_config(limit)
+        super().__init__(WindowLog(limit) if exact else WindowCounter(limit), limit, clock)
+
+    def _check_config(self, config: RateLimitConfig) -> None:
+        super()._check_config(config)
+        if config.burst_size not in {None, config.max_requests}:
+            raise ValueError(
+                f"burst_size={config.burst_size!r}: a sliding window lets max_requests through at once; "
+                "leave burst_size out, or take AsyncTokenBucket"
+            )

@@ -205,7 +205,7 @@ class Asked(Reply[Any]):
             self.cancel()
             raise DeadlockError(
                 f"{name_of(starts[0])} asks {self.cell.path} and would wait for ever, because each waits for the "
-                f"next: {show_circle(starts[0], circle)}. Tell instead of ask, or ask from a background task "
+                f"next: {show_circle(starts, circle)}. Tell instead of ask, or ask from a background task "
                 f"(pipe_to_self)"
             )
 

@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -114,11 +114,13 @@ def _way(node: Any, came_from: dict[Any, tuple[Any, str | None]]) -> list[Step]:
     return way[::-1]
 
 
-def show_circle(start: Any, way: list[Step]) -> str:
-    """A circle in words: `/s/a → lock 'db' → /s/b → /s/a`."""
-    shown = [name_of(start)]
+def show_circle(starts: Sequence[Any], way: list[Step]) -> str:
+    """A circle in words: `/s/a → lock 'db' → /s/b → /s/a`. One that leads to a blocked loop ends with that."""
+    shown = [name_of(starts[0])]
     for node, thing in way:
         shown += [name_of(node)] if thing is None else [thing, name_of(node)]
+    if way[-1][0] not in starts:
+        shown.append(f"the event loop, which {shown[0]} blocks")
     return " → ".join(shown)
 
 

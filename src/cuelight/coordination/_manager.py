@@ -1,0 +1,216 @@
+"""Locks by name: one for each name as long as somebody uses it, and several at once without a deadlock."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final, Protocol, Self
+from weakref import WeakValueDictionary
+
+from cuelight.coordination._endings import now
+from cuelight.coordination._locks import BaseLock, LocalLock
+from cuelight.mailbox import loop_time
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Acquisition", "LockFactory", "LockManager"]
+
+SWEEP: Final = 64
+
+
+class LockFactory(Protocol):
+    """What makes the locks of a manager: the seam for locks that are shared by more than this process."""
+
+    def __call__(self, name: str, /, *, debug: bool | None = None) -> BaseLock:
+        """A lock of this name."""
+        ...
+
+
+class Acquisition:
+    """Some locks, taken together by `with` or `async with`; for one use at a time.
+
+    They are taken in the order of their names, each once, whatever order they were asked for in: so two who want the
+    same ones never hold some of them each. Either all are taken or none, and they are released in reverse order.
+    """
+
+    __slots__ = ("_held", "_locks", "_timeout")
+
+    def __init__(self, locks: list[BaseLock], timeout: float | None) -> None:
+        self._locks = locks
+        self._timeout = timeout
+        self._held: list[BaseLock] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in the order in which they are taken."""
+        return tuple(lock.name for lock in self._locks)
+
+    def _left(self, clock: Callable[[], float], deadline: float) -> float | None:
+        return None if self._timeout is None else min(self._timeout, max(0.0, deadline - clock()))
+
+    def __enter__(self) -> Self:
+        self._check_unused()
+        deadline = math.inf if self._timeout is None else now() + self._timeout
+        try:
+            for lock in self._locks:
+                lock.acquire_blocking(self._left(now, deadline))
+                self._held.append(lock)
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    async def __aenter__(self) -> Self:
+        self._check_unused()
+        deadline = math.inf if self._timeout is None else loop_time() + self._timeout
+        try:
+            for lock in self._locks:
+                await lock.acquire(self._left(loop_time, deadline))
+                self._held.append(lock)
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _check_unused(self) -> None:
+        if self._held:
+            raise RuntimeError(f"these locks are held through this object already: {self.names}; ask for another one")
+
+    def _release(self) -> None:
+        errors: list[Exception] = []
+        while self._held:
+            try:
+                self._held.pop().release()
+            except Exception as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise ExceptionGroup("several locks could not be released", errors)
+
+
+class LockManager:
+    """Locks by name. A name has one lock as long as anybody holds it, waits for it or refers to it.
+
+        manager = LockManager()
+        async with manager.acquire("file_edit:main.py"): ...
+        with manager.acquire_all(["accounts:1", "accounts:2"], timeout=5): ...
+
+    Usable from any thread and any event loop at once. Names that are not used any more are forgotten.
+
+    Args:
+        factory: makes the lock of a name.
+        debug: passed to the locks; see `LocalLock`.
+    """
+
+    def __init__(self, factory: LockFactory = LocalLock, *, debug: bool | None = None) -> None:
+        self._factory = factory
+        self._debug = debug
+        self._locks: WeakValueDictionary[str, BaseLock] = WeakValueDictionary()
+        self._kept: set[LocalLock] = set()
+        self._sweep_at = SWEEP
+        self._lock = threading.RLock()
+
+    def get_lock(self, name: str) -> BaseLock:
+        """The lock of a name: the same one for the same name.
+
+        Args:
+            name: any text.
+
+        Raises:
+            TypeError: the name is no text.
+        """
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"the name of a lock is a str, not {name!r}")
+        with self._lock:
+            lock = self._locks.get(name)
+            if lock is None:
+                lock = self._locks[name] = self._factory(name, debug=self._debug)
+                if isinstance(lock, LocalLock):
+                    lock._kept = self._kept
+                    self._sweep()
+            return lock
+
+    def _sweep(self) -> None:
+        """Forget those that were taken without a block by somebody who has ended."""
+        if len(self._kept) >= self._sweep_at:
+            for lock in list(self._kept):
+                if not lock.locked:
+                    self._kept.discard(lock)
+            self._sweep_at = max(SWEEP, 2 * len(self._kept))
+
+    def acquire(self, name: str, timeout: float | None = None) -> Acquisition:
+        """The lock of a name for a block: `async with manager.acquire("name"): ...`, or `with` in a thread.
+
+        Args:
+            name: the lock.
+            timeout: seconds to wait, from where the block is entered; None waits as long as it takes.
+
+        Returns:
+            What to enter. Entering it raises what `BaseLock.acquire` does.
+
+        Raises:
+            ValueError: the time-out is negative or not a number.
+        """
+        return self.acquire_all([name], timeout)
+
+    def acquire_all(self, names: Iterable[str], timeout: float | None = None) -> Acquisition:
+        """Several locks for a block, all or none, without a deadlock between those who want the same ones.
+
+        Args:
+            names: the locks, in any order; a name that comes twice is taken once.
+            timeout: seconds to wait for all of them together, from where the block is entered; None waits as long as
+                it takes.
+
+        Returns:
+            What to enter. Entering it raises what `BaseLock.acquire` does, and then none of them is held.
+
+        Raises:
+            TypeError: a single text was given, which would be taken for its letters.
+            ValueError: the time-out is negative or not a number.
+        """
+        if isinstance(names, str):
+            raise TypeError(f"acquire_all({names!r}) wants several names, as a list; for one there is acquire")
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait as long as it takes")
+        return Acquisition([self.get_lock(name) for name in sorted(set(names))], timeout)
+
+    @property
+    def stats(self) -> Mapping[str, float]:
+        """Figures over the locks that are known now.
+
+        Its keys: `active` (held now), `waiting` (who wait for one), `total` (locks that are known), `acquisitions`,
+        `waits`, `wait_seconds`, `longest_wait`, `hold_seconds` and `longest_hold`, as in `LockStatistics`.
+        """
+        with self._lock:
+            locks = list(self._locks.values())
+        seen = [lock.statistics() for lock in locks]
+        return {
+            "active": sum(1 for one in seen if one.held),
+            "waiting": sum(one.waiting for one in seen),
+            "total": len(seen),
+            "acquisitions": sum(one.acquisitions for one in seen),
+            "waits": sum(one.waits for one in seen),
+            "wait_seconds": sum(one.wait_seconds for one in seen),
+            "longest_wait": max((one.longest_wait for one in seen), default=0.0),
+            "hold_seconds": sum(one.hold_seconds for one in seen),
+            "longest_hold": max((one.longest_hold for one in seen), default=0.0),
+        }
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    def __repr__(self) -> str:
+        return f"<LockManager of {len(self)} locks>"

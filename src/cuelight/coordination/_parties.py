@@ -1,0 +1,114 @@
+"""Who can hold a lock: a thread, a task of either library, or an actor for as long as an incarnation of it lives."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final
+
+from cuelight.actors import Cell, handling, name_of
+from cuelight.mailbox import has_ended, place_of, running_task
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["ThreadParty", "describe", "here", "my_place", "party_ended", "place_now", "whoever"]
+
+_OURS: Final = (str(PurePath(__file__).parent), str(PurePath(threading.__file__).parent / "contextlib.py"))
+
+
+class _Sentinel:
+    """Lives in a thread's own storage, so that it goes when the thread does."""
+
+    __slots__ = ("__weakref__",)
+
+
+class ThreadParty:
+    """A thread. Not known by its identifier, which the next thread may get when this one has ended."""
+
+    __slots__ = ("_thread", "ended", "ident", "when_ended")
+
+    def __init__(self) -> None:
+        thread = threading.current_thread()
+        self._thread = weakref.ref(thread)
+        self.ident = thread.ident
+        self.ended = False
+        self.when_ended: Callable[[Any], object] | None = None
+
+    def end(self) -> None:
+        """The thread is over."""
+        self.ended = True
+        tell = self.when_ended
+        if tell is not None:
+            tell(self)
+
+    def place(self) -> str | None:
+        """Where the thread is now."""
+        frame = None if self.ended or self.ident is None else sys._current_frames().get(self.ident)
+        return None if frame is None else _show(_outside(frame))
+
+    def __str__(self) -> str:
+        thread = self._thread()
+        return f"thread {thread.name if thread is not None else self.ident!r}"
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.me = ThreadParty()
+        self.sentinel = _Sentinel()
+        weakref.finalize(self.sentinel, self.me.end).atexit = False
+
+
+here: Final = _Here()
+"""Of this thread: `me`, the party that it is."""
+
+
+def whoever() -> Any:
+    """Who runs this code: an actor if it is its handler, else a task, else a thread."""
+    task = running_task()
+    if task is None:
+        return here.me
+    cell = handling.get()
+    if cell is not None and cell.runs(task):
+        return cell
+    return task
+
+
+def party_ended(party: Any) -> bool:
+    """Whether a party is no more, so that it will never release what it holds."""
+    if isinstance(party, ThreadParty):
+        return party.ended
+    if isinstance(party, Cell):
+        return party.dead
+    return has_ended(party)
+
+
+def describe(party: Any) -> str:
+    """A party in words."""
+    name = name_of(party)
+    return f"actor {name}" if isinstance(party, Cell) else name
+
+
+def place_now(party: Any) -> str | None:
+    """Where a party is now, as `file:line`, as far as that can be seen."""
+    if isinstance(party, ThreadParty):
+        return party.place()
+    return None if isinstance(party, Cell) else place_of(party)
+
+
+def my_place() -> str | None:
+    """Where the code stands that called into this package, as `file:line`."""
+    return _show(_outside(sys._getframe(1)))
+
+
+def _outside(frame: FrameType | None) -> FrameType | None:
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    return frame
+
+
+def _show(frame: FrameType | None) -> str | None:
+    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,0 +1,101 @@
+"""Read-write locks: any number of readers, or one writer."""
+
+from __future__ import annotations
+
+from cuelight.coordination._core import ALL, DOWNGRADED, READ, Core
+from cuelight.coordination._locks import BaseLock, Claim, next_name
+from cuelight.coordination._operations import downgrade, release
+from cuelight.coordination._order import debug_by_default
+from cuelight.coordination._statistics import LockStatistics, statistics_of
+
+__all__ = ["ReadWriteLock"]
+
+
+class _Side(Claim):
+    """Reading or writing, as a lock. Either gives back what a downgrade has left."""
+
+    __slots__ = ()
+
+    @property
+    def locked(self) -> bool:
+        return any((weight == ALL) == (self._weight == ALL) for weight in self._core.held().values())
+
+    def release(self) -> None:
+        release(self._core, self._weight, DOWNGRADED)
+
+    def statistics(self) -> LockStatistics:
+        return statistics_of(self._core, by_weight=False)
+
+
+class ReadWriteLock:
+    """A lock of this process that several may hold to read, or one to write; for threads and event loops at once.
+
+        async with rwlock.read(): ...     # in a task; `with` in a thread
+        async with rwlock.write():
+            ...
+            rwlock.downgrade()            # a reader from here on, without a gap
+
+    Served in the order of arrival, writers do not starve, and neither do readers. It is not re-entrant, and a reader
+    cannot become a writer: two that tried would wait for each other.
+
+    Args:
+        name: shown in errors; none gives a number.
+        writer_preference: serve writers that wait before readers that wait. A steady stream of writers then starves
+            the readers.
+        debug: remember where it is taken, measure every hold, and warn when locks are taken in two orders. None looks
+            at the environment variable `CUELIGHT_DEBUG_LOCKS`.
+    """
+
+    __slots__ = ("__weakref__", "_core", "_name", "_read", "_write")
+
+    def __init__(self, name: str | None = None, *, writer_preference: bool = False, debug: bool | None = None) -> None:
+        self._name = name if name is not None else f"read-write-lock-{next_name()}"
+        self._core = core = Core(
+            f"read-write lock {self._name!r}",
+            ALL,
+            writers_first=writer_preference,
+            debug=debug_by_default() if debug is None else debug,
+        )
+        self._read = _Side(core, READ, self._name)
+        self._write = _Side(core, ALL, self._name)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._name
+
+    @property
+    def readers(self) -> int:
+        """How many read now."""
+        return 0 if self._write.locked else len(self._core.held())
+
+    @property
+    def writing(self) -> bool:
+        """Whether somebody writes now."""
+        return self._write.locked
+
+    def read(self) -> BaseLock:
+        """The lock to read under: shared with other readers."""
+        return self._read
+
+    def write(self) -> BaseLock:
+        """The lock to write under: shared with nobody."""
+        return self._write
+
+    def downgrade(self) -> None:
+        """As the writer, become a reader; no other writer comes in between. Not a checkpoint.
+
+        Leaving the block of `write()` gives it back as before.
+
+        Raises:
+            LockNotHeld: this one does not hold it to write.
+        """
+        downgrade(self._core)
+
+    def statistics(self) -> LockStatistics:
+        """Who holds it, how many wait, and how long that took so far."""
+        return statistics_of(self._core, by_weight=False)
+
+    def __repr__(self) -> str:
+        state = "writing" if self.writing else f"{self.readers} reading"
+        return f"<ReadWriteLock {self._name!r} {state}>"

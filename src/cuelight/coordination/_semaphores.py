@@ -1,0 +1,195 @@
+"""Semaphores: room for several, each of whom may take more than one place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Self
+
+from cuelight.coordination._core import Core
+from cuelight.coordination._locks import BaseLock, Claim, next_name
+from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, release
+from cuelight.coordination._order import debug_by_default
+from cuelight.coordination._statistics import LockStatistics, statistics_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["BaseSemaphore", "LocalSemaphore", "Semaphore"]
+
+
+class BaseSemaphore(ABC):
+    """What every semaphore can do: from any thread with `with`, from any event loop with `async with`.
+
+    A place belongs to whoever took it: an actor, if its handler runs the code, else the task, else the thread. Who
+    waits is served in the order of arrival, so that a large request is not starved by small ones.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """How many places it has."""
+
+    @property
+    @abstractmethod
+    def available(self) -> int:
+        """How many of its places are free."""
+
+    @property
+    def locked(self) -> bool:
+        """Whether no place is free."""
+        return self.available <= 0
+
+    @abstractmethod
+    async def acquire(self, weight: int = 1, timeout: float | None = None) -> None:
+        """Take places; have this task sleep until they are there. A checkpoint only if it has to wait.
+
+        Cancelled while it waits, it has not taken anything.
+
+        Args:
+            weight: how many places.
+            timeout: seconds to wait; None waits as long as it takes.
+
+        Raises:
+            LockTimeout: they were not there in time.
+            DeadlockError: this would last for ever: one who holds too many waits, through others, for the one who asks.
+            ValueError: it never has so many places, or the time-out is negative or not a number.
+        """
+
+    @abstractmethod
+    def acquire_blocking(self, weight: int = 1, timeout: float | None = None) -> None:
+        """As `acquire`, but blocks the thread: for threads without an event loop."""
+
+    @abstractmethod
+    def acquire_nowait(self, weight: int = 1) -> None:
+        """Take places at once or not at all. Not a checkpoint.
+
+        Args:
+            weight: how many places.
+
+        Raises:
+            LockHeld: there are not so many free, or others wait for some.
+            ValueError: it never has so many places.
+        """
+
+    @abstractmethod
+    def release(self, weight: int = 1) -> None:
+        """Give places back; those who wait for them have them then. Not a checkpoint.
+
+        Args:
+            weight: how many places.
+
+        Raises:
+            LockNotHeld: this one does not hold so many.
+            ValueError: it never has so many places.
+        """
+
+    @abstractmethod
+    def hold(self, weight: int) -> BaseLock:
+        """So many of its places as a lock: `async with semaphore.hold(3): ...`.
+
+        Args:
+            weight: how many places.
+
+        Raises:
+            ValueError: it never has so many places.
+        """
+
+    @abstractmethod
+    def statistics(self) -> LockStatistics:
+        """Who holds it, how many wait, and how long that took so far."""
+
+    def __enter__(self) -> Self:
+        self.acquire_blocking()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class LocalSemaphore(BaseSemaphore):
+    """A semaphore of this process, for threads and event loops at once.
+
+    Args:
+        max_concurrent: how many places it has.
+        name: shown in errors; none gives a number.
+        debug: remember where it is taken, measure every hold, and warn when locks are taken in two orders. None looks
+            at the environment variable `CUELIGHT_DEBUG_LOCKS`.
+
+    Raises:
+        ValueError: that is no number of places.
+    """
+
+    __slots__ = ("__weakref__", "_core", "_name")
+
+    def __init__(self, max_concurrent: int = 1, *, name: str | None = None, debug: bool | None = None) -> None:
+        if max_concurrent < 1 or max_concurrent != int(max_concurrent):
+            raise ValueError(f"max_concurrent={max_concurrent!r}: a semaphore has 1 place or more, as a whole number")
+        self._name = name if name is not None else f"semaphore-{next_name()}"
+        self._core = Core(
+            f"semaphore {self._name!r}",
+            int(max_concurrent),
+            several=True,
+            debug=debug_by_default() if debug is None else debug,
+        )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def capacity(self) -> int:
+        return self._core.capacity
+
+    @property
+    def available(self) -> int:
+        return self._core.capacity - self._core.used
+
+    async def acquire(self, weight: int = 1, timeout: float | None = None) -> None:
+        await acquire(self._core, self._places(weight), timeout)
+
+    def acquire_blocking(self, weight: int = 1, timeout: float | None = None) -> None:
+        acquire_blocking(self._core, self._places(weight), timeout)
+
+    def acquire_nowait(self, weight: int = 1) -> None:
+        acquire_nowait(self._core, self._places(weight))
+
+    def release(self, weight: int = 1) -> None:
+        release(self._core, self._places(weight))
+
+    def hold(self, weight: int) -> BaseLock:
+        return Claim(self._core, self._places(weight), self._name)
+
+    def statistics(self) -> LockStatistics:
+        return statistics_of(self._core)
+
+    def _places(self, weight: int) -> int:
+        if weight != 1 and not (0 < weight <= self._core.capacity and weight == int(weight)):
+            raise ValueError(
+                f"weight={weight!r}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
+                f"{self._core.capacity}, or give it more"
+            )
+        return weight
+
+    def __repr__(self) -> str:
+        return f"<LocalSemaphore {self._name!r} {self.available} of {self.capacity} free>"
+
+
+Semaphore = LocalSemaphore

@@ -1,0 +1,231 @@
+"""Tickets of threads and of tasks, and how one gets into the line without waiting for itself.
+
+Invariants:
+1. Whoever would wait for itself, through whomever, gets `DeadlockError` instead, and leaves no trace.
+2. A wait is in the graph of waits from before the search for a circle until it is granted or given up.
+3. A grant reaches whoever waits: a thread by its own lock, a task in its own loop; if that loop has ended, the next
+   in line gets it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
+
+from cuelight.actors import Cell, blocked, find_circle, handling, show_circle
+from cuelight.coordination._core import GRANTED, WAITING, Core, Ticket
+from cuelight.coordination._endings import collect_dead, monitor, now, reap, report, watch
+from cuelight.coordination._parties import describe, here, my_place
+from cuelight.coordination._words import deadlock
+from cuelight.errors import DeadlockError
+from cuelight.mailbox import await_until, call_in_loop, loop_of, loop_time, new_slot, running_loop, running_task
+
+if TYPE_CHECKING:
+    from cuelight.mailbox import Slot
+
+__all__ = ["LoopWaiting", "ThreadWaiting", "gave_up", "line_up", "withdraw"]
+
+LOOK: Final = 0.25
+"""Seconds between two looks for holders whose loop was closed under them: nothing tells us of that."""
+
+_is_inside: Final[Any] = getattr(monitor, "_is_owned")  # noqa: B009 - not in the stubs
+
+_blocked_loops: list[int] = [0]  # how many waits block a whole loop; under the monitor
+
+
+class _Waiting(Ticket):
+    """A ticket of somebody who is blocked, and so is in the graph of waits. All of it under the monitor."""
+
+    __slots__ = ("core", "nodes", "thing")
+
+    blocks_loop = False
+
+    def __init__(self, core: Core, owner: Any, weight: int) -> None:
+        Ticket.__init__(self, owner, weight, now(), my_place())
+        self.core = core
+        self.thing = core.thing
+        self.nodes: tuple[Any, ...] = ()
+
+    def blockers(self) -> list[Any]:
+        """Those without whom it cannot be granted."""
+        found = self.core.blockers(self)
+        if _blocked_loops[0]:  # else those ahead wait for nothing but the same holders
+            found += self.core.ahead(self)
+        return found
+
+    def join_graph(self, nodes: tuple[Any, ...]) -> None:
+        """Whoever looks for a circle from now on sees this wait."""
+        self.nodes = nodes
+        _blocked_loops[0] += self.blocks_loop
+        for node in nodes:
+            blocked.setdefault(node, []).append(self)
+
+    def leave_graph(self) -> None:
+        """The wait is over."""
+        nodes, self.nodes = self.nodes, ()
+        if nodes:
+            _blocked_loops[0] -= self.blocks_loop
+        for node in nodes:
+            waits = blocked.get(node, [])
+            if self in waits:
+                waits.remove(self)
+            if not waits:
+                blocked.pop(node, None)
+
+    def granted(self) -> None:
+        """It is a holder now; if others still wait, its end must be noticed."""
+        self.leave_graph()
+        if self.core.queue is not None and len(self.core.queue) > 1:
+            watch(self.core, self.owner)
+
+
+class ThreadWaiting(_Waiting):
+    """A thread sleeps on a lock of its own."""
+
+    __slots__ = ("_sleep", "blocks_loop")
+
+    def __init__(self, core: Core, owner: Any, weight: int) -> None:
+        _Waiting.__init__(self, core, owner, weight)
+        self.blocks_loop = running_loop() is not None
+        self._sleep = threading.Lock()
+        self._sleep.acquire()
+
+    def wake(self) -> bool:
+        if self._sleep.locked():
+            self._sleep.release()
+            self.granted()
+        return True
+
+    def sleep(self, deadline: float) -> None:
+        """Block until woken, or until the deadline."""
+        while self.state == WAITING:
+            seconds = min(deadline - now(), LOOK)
+            if seconds <= 0 or self._sleep.acquire(timeout=seconds):
+                return
+            reap(self.core)
+
+
+class LoopWaiting(_Waiting):
+    """A task sleeps on a slot, which only its own loop's thread may fill."""
+
+    __slots__ = ("_loop", "_slot")
+
+    def __init__(self, core: Core, owner: Any, weight: int) -> None:
+        _Waiting.__init__(self, core, owner, weight)
+        self._loop = running_loop()
+        self._slot: Slot | None = None
+
+    def gone(self) -> bool:
+        return self._slot is not None and self._slot.cancelled()
+
+    def wake(self) -> bool:
+        self.granted()
+        slot = self._slot
+        if slot is None:  # it looks at its state before it sleeps
+            return True
+        if running_loop() is not self._loop:
+            return call_in_loop(self._loop, _fill, slot)
+        _fill(slot)
+        return True
+
+    async def sleep(self, deadline: float) -> None:
+        """Sleep until woken, or until the deadline, which is a time of the loop."""
+        while self.state == WAITING:
+            look = loop_time() + LOOK if self._depends_on_others() else math.inf
+            self._slot = new_slot()
+            if self.state != WAITING:  # granted by another thread, which may not have seen the slot
+                return
+            if deadline == look == math.inf:
+                await self._slot
+            else:
+                await await_until(self._slot, min(deadline, look))
+                self._slot = None
+                if deadline <= look:
+                    return
+                reap(self.core)
+
+    def _depends_on_others(self) -> bool:
+        """Whether a task of another loop holds it: that loop could be closed under it."""
+        with monitor:
+            return any(loop_of(owner) not in (None, self._loop) for owner in self.core.held())
+
+
+def _fill(slot: Slot) -> None:
+    if not slot.done():
+        slot.set_result(None)
+
+
+def _nodes(owner: Any, ticket: _Waiting) -> tuple[Any, ...]:
+    """Who is held up by a wait: its owner, the actor whose handler waits for that task, a blocked loop."""
+    nodes = [owner]
+    cell = handling.get()
+    if cell is not None and cell is not owner and cell.waits_in_asks() and _is_awaited_by(cell):
+        nodes.append(cell)
+    if ticket.blocks_loop:
+        nodes += [running_loop(), here.me]
+    return tuple(nodes)
+
+
+def _is_awaited_by(cell: Cell) -> bool:
+    """Whether a handler of this actor waits for the running task in a task group, however deep."""
+    coroutine = getattr(cell, "coroutine", None)
+    if coroutine is None or running_task() is None:
+        return False
+    tasks = {task.id: task for task in anyio.get_running_tasks()}
+    task: anyio.TaskInfo | None = anyio.get_current_task()
+    while task is not None and task.coro is not coroutine:
+        task = tasks.get(task.parent_id) if task.parent_id is not None else None
+    return task is not None
+
+
+W = TypeVar("W", bound=_Waiting)
+
+
+def line_up(core: Core, ticket: W) -> W:
+    """Join the line, unless that would be waiting for itself."""
+    if _is_inside():
+        raise DeadlockError(
+            f"{describe(ticket.owner)} wants {core.thing} in a finaliser or a signal handler that interrupted a lock: "
+            f"it cannot wait there"
+        )
+    nodes = _nodes(ticket.owner, ticket)
+    reports: list[str] = []
+    try:
+        with monitor:
+            if not core.queue:
+                reports = collect_dead(core)
+            core.enqueue(ticket)
+            ticket.join_graph(nodes)
+            core.promote(now())
+            if ticket.state == WAITING:
+                way = find_circle(nodes, [(node, core.thing) for node in ticket.blockers()])
+                if way is not None:
+                    raise deadlock(core, ticket.owner, show_circle(nodes, way), blocks_loop=ticket.blocks_loop)
+                if len(core.queue or ()) == 1:
+                    for owner in core.held():
+                        watch(core, owner)
+    except BaseException:
+        withdraw(core, ticket)
+        raise
+    finally:
+        report(reports)
+    return ticket
+
+
+def withdraw(core: Core, ticket: _Waiting) -> None:
+    """Whoever waited was cancelled or interrupted: leave the line, or give back what was granted."""
+    with monitor:
+        ticket.leave_graph()
+        core.leave(ticket, now())
+
+
+def gave_up(core: Core, ticket: _Waiting) -> bool:
+    """Leave the line because time is up. Returns False if it was granted in the last moment, and stays so."""
+    with monitor:
+        if ticket.state == GRANTED:
+            return False
+        withdraw(core, ticket)
+        return True

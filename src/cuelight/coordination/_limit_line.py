@@ -181,9 +181,9 @@ class Limiter:
     @staticmethod
     def _remove(waiter: Waiter) -> None:
         line = waiter.line
-        if next(iter(line.waiting)) is waiter:
-            line.served = plus(waiter.before, waiter.costs)
         del line.waiting[waiter]
+        first = next(iter(line.waiting), None)
+        line.served = line.end if first is None else first.before
 
     def _admit(self, waiter: Waiter, now: int, slot: int) -> None:
         waiter.admitted = True

@@ -48,7 +48,8 @@ class WindowLog:
         self._expire(now)
         if self._used + cost > self.most:
             return False
-        self.book(now, now, cost)
+        if cost:
+            self.book(now, now, cost)
         return True
 
     def due(self, now: int, cost: int, ahead: int = 0) -> int:

@@ -1,0 +1,109 @@
+"""Every kind of lock as the same thing, for the contract that all of them keep; and threads that tell what they saw."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, ReadWriteLock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to make a lock that excludes.
+
+    Attributes:
+        make: makes one, given its name.
+        same_state: whether two made of one name exclude each other; locks of this process do not.
+    """
+
+    make: Callable[[str], BaseLock]
+    same_state: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "lock": Kind(LocalLock),
+    "lock in debug mode": Kind(lambda name: LocalLock(name, debug=True)),
+    "lock of a manager": Kind(lambda name: LockManager().get_lock(name)),
+    "semaphore of 1": Kind(lambda name: LocalSemaphore(1, name=name).hold(1)),
+    "semaphore, all of it": Kind(lambda name: LocalSemaphore(5, name=name).hold(5)),
+    "write": Kind(lambda name: ReadWriteLock(name).write()),
+    "write, preferred": Kind(lambda name: ReadWriteLock(name, writer_preference=True).write()),
+}
+"""A lock of another back end joins the contract by an entry here."""
+
+
+class Worker:
+    """A thread that does one thing after another for a test, and waits in between."""
+
+    def __init__(self, name: str = "worker") -> None:
+        self._go = threading.Semaphore(0)
+        self._done = threading.Semaphore(0)
+        self._work: Callable[[], Any] | None = None
+        self._result: Any = None
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self._go.acquire()
+            work = self._work
+            if work is None:
+                return
+            try:
+                self._result = work()
+            except Exception as error:
+                self._result = error
+            self._done.release()
+
+    def start(self, work: Callable[[], Any]) -> None:
+        """Begin something that may block."""
+        self._work = work
+        self._go.release()
+
+    def result(self, timeout: float = 10) -> Any:
+        """What came of it: the value or the error."""
+        assert self._done.acquire(timeout=timeout), "the thread is still blocked"
+        return self._result
+
+    def do(self, work: Callable[[], Any]) -> Any:
+        """Do something that does not block for long."""
+        self.start(work)
+        return self.result()
+
+    def end(self) -> None:
+        """Have the thread end, and wait for that."""
+        self._work = None
+        self._go.release()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+@contextmanager
+def worker(name: str = "worker") -> Iterator[Worker]:
+    """A worker for a block."""
+    one = Worker(name)
+    try:
+        yield one
+    finally:
+        one.end()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until something is so that other threads bring about. Only a failing test waits long."""
+    with anyio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - a thread may bring it about
+            await anyio.sleep(0.001)
+
+
+def until_blocking(condition: Callable[[], Any]) -> None:
+    """The same in a thread."""
+    anyio.run(until, condition)

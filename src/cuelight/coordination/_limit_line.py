@@ -247,7 +247,9 @@ class Limiter:
             line = self._line = Line(len(self._meters))
         waiter.began, waiter.before = now, line.end
         waiter.deadline = EVER if timeout is None else now + _whole(timeout)
-        if self._estimate(now, waiter.costs, waiter.before) > waiter.deadline:
+        estimate = self._estimate(now, waiter.costs, waiter.before)
+        # EVER: nobody knows when others will give something back.
+        if estimate > waiter.deadline and (estimate < EVER or timeout == 0):
             raise self._too_late(waiter, now, f"within {timeout:g} s")
         waiter.line, waiter.backend = line, current_backend()
         line.users += 1

@@ -101,12 +101,13 @@ def test_gcra_waits_exactly_as_long_as_it_says() -> None:
 
 
 requests = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8)), max_size=60)
-limits = st.builds(
-    lambda limit, window, burst: RateLimitConfig(limit, window * NANOSECOND, burst),
-    st.integers(1, 8),
-    st.integers(1, 20),
-    st.none() | st.integers(1, 8),
-)
+
+
+def _limit(limit: int, window: int, burst: int | None) -> RateLimitConfig:
+    return RateLimitConfig(limit, window * NANOSECOND, burst)
+
+
+limits = st.builds(_limit, st.integers(1, 8), st.integers(1, 20), st.none() | st.integers(1, 8))
 
 
 def let_through(meter: Meter, asked: list[tuple[int, int]]) -> list[tuple[int, int]]:

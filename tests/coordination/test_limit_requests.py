@@ -27,8 +27,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Backend:
 
 
 def both(concurrency: int | None = None, **options: Any) -> RateLimiter:
-    limits = {"requests": REQUESTS, "tokens": TOKENS}
-    return RateLimiter(concurrency=concurrency, clock=anyio.current_time, **limits, **options)
+    return RateLimiter(requests=REQUESTS, tokens=TOKENS, concurrency=concurrency, clock=anyio.current_time, **options)
 
 
 async def test_a_request_is_charged_in_all_limits_or_in_none() -> None:
@@ -404,28 +403,35 @@ async def test_one_in_64_requests_lets_others_run() -> None:
     assert ran
 
 
-@pytest.mark.parametrize(
-    ("attempt", "error", "text"),
-    [
-        (lambda _: RateLimiter(), ValueError, r"RateLimiter\(\) limits nothing"),
-        (lambda _: RateLimiter(tokens=5), TypeError, "tokens=5: give a RateLimitConfig"),
-        (lambda _: RateLimiter(timeout=TOKENS), ValueError, "a limit cannot be called 'timeout'"),
-        (lambda _: RateLimiter(concurrency=0), ValueError, "concurrency=0: give 1 or more"),
-        (lambda _: RateLimiter(tokens=TOKENS, algorithm="magic"), ValueError, "algorithm='magic': it is one of token_"),
-        (lambda limiter: limiter.request(cents=5), TypeError, "cents=5: <RateLimiter .*> has no limit of this name"),
-        (lambda limiter: limiter.request(tokens=1001), ValueError, "tokens=1001: .* never lets more than 1000 through"),
-        (lambda limiter: limiter.request(tokens=0.5), TypeError, "tokens=0.5: give a whole number"),
-        (lambda limiter: limiter.request(tokens=-5), ValueError, "tokens=-5: give 0 or more"),
-        (lambda limiter: limiter.request(timeout=-5), ValueError, "timeout=-5"),
-        (lambda limiter: limiter.request().settle(tokens=5), RuntimeError, "once it was let through"),
-        (lambda limiter: limiter.retry_after(cents=5), TypeError, "cents=5"),
-        (lambda limiter: limiter.update(cents=TOKENS), TypeError, "has no limit of this name; make another limiter"),
-        (lambda limiter: limiter.update(tokens=7), TypeError, "tokens=7: give a RateLimitConfig"),
-        (lambda limiter: limiter.update(concurrency=0), ValueError, "concurrency=0"),
-        (lambda limiter: limiter.limited(tokens=1001), ValueError, "tokens=1001"),
-        (lambda limiter: limiter.limited()(len), TypeError, "decorates `async def` functions"),
-    ],
-)
+def untyped(**options: Any) -> RateLimiter:
+    """A call that a type checker would refuse."""
+    return RateLimiter(**options)
+
+
+Refused = tuple[Callable[[Any], Any], type[Exception], str]
+
+REFUSED: list[Refused] = [
+    (lambda _: RateLimiter(), ValueError, r"RateLimiter\(\) limits nothing"),
+    (lambda _: untyped(tokens=5), TypeError, "tokens=5: give a RateLimitConfig"),
+    (lambda _: RateLimiter(timeout=TOKENS), ValueError, "a limit cannot be called 'timeout'"),
+    (lambda _: RateLimiter(concurrency=0), ValueError, "concurrency=0: give 1 or more"),
+    (lambda _: untyped(tokens=TOKENS, algorithm="magic"), ValueError, "algorithm='magic': it is one of token_"),
+    (lambda limiter: limiter.request(cents=5), TypeError, "cents=5: <RateLimiter .*> has no limit of this name"),
+    (lambda limiter: limiter.request(tokens=1001), ValueError, "tokens=1001: .* never lets more than 1000 through"),
+    (lambda limiter: limiter.request(tokens=0.5), TypeError, "tokens=0.5: give a whole number"),
+    (lambda limiter: limiter.request(tokens=-5), ValueError, "tokens=-5: give 0 or more"),
+    (lambda limiter: limiter.request(timeout=-5), ValueError, "timeout=-5"),
+    (lambda limiter: limiter.request().settle(tokens=5), RuntimeError, "once it was let through"),
+    (lambda limiter: limiter.retry_after(cents=5), TypeError, "cents=5"),
+    (lambda limiter: limiter.update(cents=TOKENS), TypeError, "has no limit of this name; make another limiter"),
+    (lambda limiter: limiter.update(tokens=7), TypeError, "tokens=7: give a RateLimitConfig"),
+    (lambda limiter: limiter.update(concurrency=0), ValueError, "concurrency=0"),
+    (lambda limiter: limiter.limited(tokens=1001), ValueError, "tokens=1001"),
+    (lambda limiter: limiter.limited()(len), TypeError, "decorates `async def` functions"),
+]
+
+
+@pytest.mark.parametrize(("attempt", "error", "text"), REFUSED)
 async def test_bad_input_to_a_rate_limiter_is_refused(
     attempt: Callable[[Any], Any], error: type[Exception], text: str
 ) -> None:

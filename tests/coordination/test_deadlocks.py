@@ -382,7 +382,7 @@ async def test_children_of_a_handler_take_turns() -> None:
                 turns += 1
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(3):
+            for _number in range(3):
                 tasks.start_soon(child)
         return turns
 

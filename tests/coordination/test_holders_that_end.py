@@ -148,7 +148,7 @@ def test_a_task_whose_loop_was_closed_under_it(lock: BaseLock, reports: Reports)
         thread.do(lock.release)
     assert len(reports()) == 1
     task._log_destroy_pending = False  # type: ignore[attr-defined]
-    task.get_coro().close()  # type: ignore[union-attr]
+    task.get_coro().close()
     del task, hold
 
 
@@ -168,7 +168,7 @@ def test_a_waiter_whose_loop_was_closed_is_passed_over(lock: BaseLock) -> None:
             patient.do(lock.release)
     assert not lock.locked
     task._log_destroy_pending = False  # type: ignore[attr-defined]
-    task.get_coro().close()  # type: ignore[union-attr]
+    task.get_coro().close()
 
 
 async def test_releasing_after_it_was_taken_away_is_refused(lock: BaseLock) -> None:

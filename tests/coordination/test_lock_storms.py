@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -33,7 +33,7 @@ def _switch_threads_often() -> Any:
 
 
 def everybody(
-    in_thread: Callable[[str], None], in_task: Callable[[str], Awaitable[None]], threads: int, tasks: int
+    in_thread: Callable[[str], None], in_task: Callable[[str], Coroutine[Any, Any, None]], threads: int, tasks: int
 ) -> None:
     """Run something in some threads, and in some tasks of each of three loops, all at once; waits for all."""
     errors: list[BaseException] = []
@@ -266,6 +266,8 @@ def test_a_storm_of_cancellations_and_time_outs(stress: bool) -> None:
 
 # Histories.
 
+NOBODY: frozenset[tuple[str, int]] = frozenset()
+
 
 class Players:
     """Threads and tasks that play a program each, and write down what they did."""
@@ -342,27 +344,25 @@ def test_concurrent_histories_are_linearizable(capacity: int, seed: int) -> None
     players = Players(capacity, seed)
     everybody(players.in_thread, players.in_task, threads=2, tasks=2)
     assert len(players.history) > 60
-    assert is_linearizable(players.history, frozenset(), room_step(capacity))
+    assert is_linearizable(players.history, NOBODY, room_step(capacity))
 
 
 def test_the_checker_rejects_what_cannot_be() -> None:
-    step = room_step(1)
+    step, free = room_step(1), NOBODY
     good = [
         Operation(0, 1, "a", "acquire 1"),
         Operation(0.5, 3, "b", "acquire 1"),
         Operation(2, 2.5, "a", "release 1"),
         Operation(2.6, math.inf, "c", "acquire 1"),
     ]
-    assert is_linearizable(good, frozenset(), step)
-    assert not is_linearizable(
-        [Operation(0, 1, "a", "acquire 1"), Operation(2, 3, "b", "acquire 1")], frozenset(), step
-    )
-    assert not is_linearizable([Operation(0, 1, "a", "release 1")], frozenset(), step)
+    assert is_linearizable(good, free, step)
+    assert not is_linearizable([Operation(0, 1, "a", "acquire 1"), Operation(2, 3, "b", "acquire 1")], free, step)
+    assert not is_linearizable([Operation(0, 1, "a", "release 1")], free, step)
     overlapping = [*good, Operation(0.6, 0.7, "d", "acquire 1")]
-    assert not is_linearizable(overlapping, frozenset(), step)
-    assert is_linearizable([Operation(0, 1, "a", "try 1", False)], frozenset(), step)
+    assert not is_linearizable(overlapping, free, step)
+    assert is_linearizable([Operation(0, 1, "a", "try 1", False)], free, step)
     with pytest.raises(RuntimeError, match="no end"):
-        is_linearizable(good, frozenset(), step, most=1)
+        is_linearizable(good, free, step, most=1)
 
 
 def test_the_order_of_arrival_is_kept_over_threads_and_loops() -> None:

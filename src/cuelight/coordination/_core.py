@@ -95,7 +95,8 @@ class Core:
         self.holders: dict[Any, int] | None = None
         self.details: dict[Any, Hold] | None = None
         self.queue: deque[Ticket] | None = None
-        self.acquired = self.waited = 0
+        self.acquired: int = 0
+        self.waited: int = 0
         self.wait_seconds = self.longest_wait = self.hold_seconds = self.longest_hold = 0.0
 
     # What a lock does in another way.
@@ -158,6 +159,11 @@ class Core:
         if len(queue) == 1:
             for owner in self.held():
                 self.note(owner, ticket.since, None)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nobody waits, and nothing is known of the holders: then giving it back is all there is to do."""
+        return self.details is None and not self.queue
 
     def release(self, owner: Any, weight: int, now: float) -> bool:
         """Give it back and serve the line. Returns False if this owner does not hold that much."""
@@ -252,6 +258,8 @@ class Core:
         if self.details is None or self.is_held_by(owner):
             return
         hold = self.details.pop(owner, None)
+        if not self.details:
+            self.details = None
         if hold is not None:
             seconds = max(0.0, now - hold.since)
             self.hold_seconds += seconds

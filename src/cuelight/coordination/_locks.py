@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from cuelight.actors import handling
 from cuelight.coordination._core import Core, LockCore
-from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, hand_over, release
+from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, hand_over, release, took
 from cuelight.coordination._order import debug_by_default
 from cuelight.coordination._parties import here
 from cuelight.coordination._statistics import LockStatistics, statistics_of
@@ -143,6 +143,16 @@ class Claim(BaseLock):
 
     def statistics(self) -> LockStatistics:
         return statistics_of(self._core)
+
+    def __enter__(self) -> Self:
+        if not took(self._core, self._weight):
+            acquire_blocking(self._core, self._weight, None)
+        return self
+
+    async def __aenter__(self) -> Self:
+        if not took(self._core, self._weight):
+            await acquire(self._core, self._weight, None)
+        return self
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} {'held' if self.locked else 'free'}>"

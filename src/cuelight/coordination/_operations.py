@@ -22,7 +22,7 @@ from cuelight.mailbox import loop_time
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
 
-__all__ = ["acquire", "acquire_blocking", "acquire_nowait", "downgrade", "hand_over", "release"]
+__all__ = ["acquire", "acquire_blocking", "acquire_nowait", "downgrade", "hand_over", "release", "took"]
 
 
 def acquire_nowait(core: Core, weight: int) -> None:
@@ -32,10 +32,9 @@ def acquire_nowait(core: Core, weight: int) -> None:
         LockHeld: others hold it, or stand in line.
         DeadlockError: this owner holds it already.
     """
-    me = whoever()
-    if not _took(core, me, weight):
+    if not took(core, weight):
         reap(core)
-        if not _took(core, me, weight):
+        if not took(core, weight):
             raise LockHeld(f"{core.thing} is held: {holders_of(core)}")
 
 
@@ -47,9 +46,9 @@ def acquire_blocking(core: Core, weight: int, timeout: float | None) -> None:
         DeadlockError: this would last for ever.
     """
     deadline = now() + _seconds(timeout)
-    me = whoever()
-    if _took(core, me, weight):
+    if took(core, weight):
         return
+    me = whoever()
     if timeout == 0:
         raise timed_out(core, me, timeout)
     ticket = line_up(core, ThreadWaiting(core, me, weight))
@@ -72,9 +71,9 @@ async def acquire(core: Core, weight: int, timeout: float | None) -> None:
         DeadlockError: this would last for ever.
     """
     seconds = _seconds(timeout)
-    me = whoever()
-    if _took(core, me, weight):
+    if took(core, weight):
         return
+    me = whoever()
     if timeout == 0:
         raise timed_out(core, me, timeout)
     deadline = math.inf if seconds == math.inf else loop_time() + seconds
@@ -103,11 +102,16 @@ def release(core: Core, weight: int, or_weight: int = 0) -> None:
     me = whoever()
     try:
         with monitor:
-            released = core.release(me, weight, now()) or (or_weight > 0 and core.release(me, or_weight, now()))
-            forget(core, me)
+            if core.quiet:
+                released = core.put_back(me, weight) or (or_weight > 0 and core.put_back(me, or_weight))
+            else:
+                released = core.release(me, weight, now()) or (or_weight > 0 and core.release(me, or_weight, now()))
+                forget(core, me)
     except BaseException:  # an interrupt: those in line are not to wait for the next release
         hand_over(core)
         raise
+    if isinstance(me, Cell):
+        forget(core, me)
     if not released:
         raise LockNotHeld(
             f"{describe(me)} cannot release {core.thing}, because it does not hold it: {holders_of(core)}. "
@@ -137,14 +141,20 @@ def hand_over(core: Core) -> None:
         core.promote(now())
 
 
-def _took(core: Core, me: Any, weight: int) -> bool:
+def took(core: Core, weight: int) -> bool:
+    """Take it if it is to be had at once.
+
+    Raises:
+        DeadlockError: this owner holds it already.
+    """
+    me = whoever()
     if not core.several and core.is_held_by(me):
         raise reentered(core, me, weight)
     with monitor:
         taken = core.try_acquire(me, weight)
         if taken and core.debug:
             core.note(me, now(), my_place())
-    if taken:
+    if taken and (core.debug or isinstance(me, Cell)):
         _note_taken(core, me)
     return taken
 

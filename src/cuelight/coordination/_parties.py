@@ -5,17 +5,22 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from asyncio import events as _events
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.actors import Cell, handling, name_of
-from cuelight.mailbox import has_ended, place_of, running_task
+from cuelight.mailbox import asyncio_task, has_ended, place_of, running_task
 
 if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["ThreadParty", "describe", "here", "my_place", "party_ended", "place_now", "whoever"]
+
+_asyncio_loop: Final = _events._get_running_loop
+_modules: Final = sys.modules
+_handling: Final = handling.get
 
 _OURS: Final = (str(PurePath(__file__).parent), str(PurePath(threading.__file__).parent / "contextlib.py"))
 
@@ -68,10 +73,16 @@ here: Final = _Here()
 
 def whoever() -> Any:
     """Who runs this code: an actor if it is its handler, else a task, else a thread."""
-    task = running_task()
+    loop = _asyncio_loop()
+    if loop is not None:
+        task = asyncio_task(loop)
+    elif "trio" in _modules:
+        task = running_task()
+    else:
+        return here.me
     if task is None:
         return here.me
-    cell = handling.get()
+    cell = _handling()
     if cell is not None and cell.runs(task):
         return cell
     return task

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from cuelight.coordination._core import Core
 from cuelight.coordination._locks import BaseLock, Claim, next_name
-from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, release
+from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, release, took
 from cuelight.coordination._order import debug_by_default
 from cuelight.coordination._statistics import LockStatistics, statistics_of
 
@@ -179,6 +179,16 @@ class LocalSemaphore(BaseSemaphore):
 
     def statistics(self) -> LockStatistics:
         return statistics_of(self._core)
+
+    def __enter__(self) -> Self:
+        if not took(self._core, 1):
+            acquire_blocking(self._core, 1, None)
+        return self
+
+    async def __aenter__(self) -> Self:
+        if not took(self._core, 1):
+            await acquire(self._core, 1, None)
+        return self
 
     def _places(self, weight: int) -> int:
         if weight != 1 and not (0 < weight <= self._core.capacity and weight == int(weight)):

@@ -15,7 +15,21 @@ from types import ModuleType
 
 from bench._harness import Aim, Result, Rivals, print_head, print_row, race
 
-FAMILIES = ("tell", "ask", "ping_pong", "fan_out", "spawn", "channels", "select", "pools", "tasks", "memory", "scale")
+FAMILIES = (
+    "tell",
+    "ask",
+    "ping_pong",
+    "fan_out",
+    "spawn",
+    "channels",
+    "select",
+    "coordination",
+    "limiters",
+    "pools",
+    "tasks",
+    "memory",
+    "scale",
+)
 LOOPS = ("asyncio", "uvloop", "trio")
 
 # Of families that another file states only the workloads of.

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight.coordination import RateLimitConfig, gcra
-from cuelight.coordination._gcra import Bucket
+from cuelight.coordination._gcra import Bucket, _pace
 from cuelight.coordination._limit_meter import EVER, Meter, Permits, from_rate
 from cuelight.coordination._window import WindowCounter, WindowLog
 
@@ -98,6 +98,18 @@ def test_gcra_waits_exactly_as_long_as_it_says() -> None:
             assert wait > 0
             assert gcra(tat, now + wait, interval, burst, cost)[0]
             assert not gcra(tat, now + wait - 1, interval, burst, cost)[0]
+
+
+def test_a_bucket_takes_the_steps_of_gcra() -> None:
+    chance = random.Random(2)
+    for _ in range(2_000):
+        config = configs(chance)
+        bucket, pace, now = Bucket(config), _pace(config), 0
+        for _ in range(10):
+            now += chance.randint(0, 20)
+            cost, tat = chance.randint(0, config.burst), bucket._tat
+            allowed, after, _ = gcra(tat, now * pace.scale, pace.interval, pace.burst, cost)
+            assert (bucket.take(now, cost), bucket._tat) == (allowed, after)
 
 
 requests = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8)), max_size=60)

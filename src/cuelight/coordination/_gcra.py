@@ -41,7 +41,7 @@ def gcra(tat: int, now: int, interval: int, burst: int, cost: int) -> tuple[bool
     """
     charge = cost * interval
     spare = burst * interval - charge
-    start = tat if tat > now else now  # noqa: FURB136 - max() would take as long as all of this
+    start = tat if tat > now else now  # noqa: FURB136 - max() is slow
     wait = start - spare - now if spare > 0 else start - now
     if wait > 0:
         return False, tat, wait
@@ -73,22 +73,24 @@ def _pace(config: RateLimitConfig) -> Pace:
 class Bucket:
     """A token bucket: `max_requests` in a window on average, and `burst_size` at once. See `Meter`."""
 
-    __slots__ = ("_pace", "_tat")
+    __slots__ = ("_pace", "_tat", "most")
 
     def __init__(self, config: RateLimitConfig) -> None:
         self._pace = _pace(config)
         self._tat = -EVER
-
-    @property
-    def most(self) -> int:
-        """See `Meter`."""
-        return self._pace.burst
+        self.most = self._pace.burst
 
     def take(self, now: int, cost: int) -> bool:
         """See `Meter`."""
+        # The same as `gcra`, without the call: nothing else is done so often.
         scale, interval, burst = self._pace
-        allowed, self._tat, _ = gcra(self._tat, now * scale, interval, burst, cost)
-        return allowed
+        now *= scale
+        tat = self._tat
+        end = (tat if tat > now else now) + cost * interval  # noqa: FURB136 - max() is slow
+        if end - now > burst * interval:
+            return False
+        self._tat = end
+        return True
 
     def due(self, now: int, cost: int, ahead: int = 0) -> int:
         """See `Meter`."""
@@ -126,4 +128,4 @@ class Bucket:
         old, new = self._pace, _pace(config)
         owed = max(0, self._tat - now * old.scale)
         self._tat = now * new.scale - (-owed * new.interval // old.interval)
-        self._pace = new
+        self._pace, self.most = new, new.burst

@@ -72,7 +72,10 @@ class Limiter:
 
     @contextmanager
     def _step(self) -> Generator[int]:
-        """Hold the lock for one step, which is told the time; let through what is due before and after it."""
+        """Hold the lock for one step, which is told the time; what is due is let through before it.
+
+        A step that makes others due, or due earlier, ends with `_advance`.
+        """
         try:
             with self._lock:
                 now = self._clock()
@@ -82,7 +85,6 @@ class Limiter:
                 try:
                     yield now
                 finally:
-                    self._advance(now)
                     if self._line is not None and not self._line.users:
                         self._line = None
         finally:
@@ -319,8 +321,9 @@ class Limiter:
 
     def resume(self) -> None:
         """End a pause."""
-        with self._step():
+        with self._step() as now:
             self._not_before = -EVER
+            self._advance(now)
 
     @property
     def idle(self) -> bool:

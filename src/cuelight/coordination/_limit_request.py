@@ -194,6 +194,7 @@ class RateLimiter(Limiter):
                     self._configs[name] = limits[name]
             if concurrency is not None:
                 self._permits.update(concurrency, now)
+            self._advance(now)
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """Learn from the headers of an answer: to be called for each answer, whatever its status.

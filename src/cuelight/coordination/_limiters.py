@@ -120,6 +120,7 @@ class SingleLimiter(Limiter):
         with self._step() as now:
             self._meter.update(config, now)
             self._config = config
+            self._advance(now)
 
     def _check_config(self, config: RateLimitConfig) -> None:
         if not isinstance(config, RateLimitConfig):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers

@@ -99,6 +99,42 @@ def test_a_key_with_permits_out_is_remembered() -> None:
     assert users.forget_idle() == 1
 
 
+def test_a_request_that_is_settled_late_brings_its_limiter_back() -> None:
+    clock = Clock()
+    users = KeyedLimiter[int, RateLimiter](lambda _: RateLimiter(tokens=RateLimitConfig(10, 10.0), clock=clock))
+    request = users[7].request(tokens=1)
+    for step in (request.__aenter__(), request.__aexit__(None, None, None)):
+        with pytest.raises(StopIteration):
+            step.send(None)
+    clock.now = 5
+    assert users.forget_idle() == 1
+    request.settle(tokens=100)
+    assert len(users) == 1
+    del request
+    assert users[7].remaining() == {"tokens": 0}
+
+
+def test_what_ends_in_the_middle_of_a_look_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may end a task, which gives back or settles, while its limiter is being forgotten."""
+    clock = Clock()
+    users = KeyedLimiter[int, RateLimiter](lambda _: RateLimiter(tokens=RateLimitConfig(10, 10.0), clock=clock))
+    request = users[7].request()
+    with pytest.raises(StopIteration):
+        request.__aenter__().send(None)
+    with pytest.raises(StopIteration):
+        request.__aexit__(None, None, None).send(None)
+
+    def idle(limiter: RateLimiter, now: int) -> bool:
+        was = all(meter.unused_at(now) <= now for meter in limiter._meters)
+        request.settle(tokens=100)
+        return was
+
+    monkeypatch.setattr(RateLimiter, "_is_idle", idle)
+    assert users.forget_idle() == 0
+    assert len(users) == 1
+    assert users[7].remaining() == {"tokens": 0}
+
+
 def test_a_maker_that_fails_changes_nothing() -> None:
     def make(_: int) -> AsyncTokenBucket:
         raise LookupError("no such plan")

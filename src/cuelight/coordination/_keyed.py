@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import partial
-from threading import Lock
+from threading import RLock
 from typing import Final, Generic, NamedTuple, TypeVar
 from weakref import ReferenceType, WeakValueDictionary, ref
 
@@ -61,7 +61,7 @@ class KeyedLimiter(Generic[K, L]):
             make: makes the limiter for a key. It is cheap to give all of them the same `RateLimitConfig`.
         """
         self._make = make
-        self._lock = Lock()
+        self._lock = RLock()  # a limiter may be used after all in the middle of a look at it, by a task that ends
         # Keys are looked at in rounds: those that were not looked at in this round, and those that were, or are new.
         self._old: dict[K, L] = {}
         self._new: dict[K, L] = {}

@@ -31,7 +31,7 @@ from typing import Final
 
 from cuelight.coordination._limit_meter import EVER, SECOND, LimiterStatistics, Meter
 from cuelight.coordination._limit_waiter import Line, Waiter, plus, sleep
-from cuelight.mailbox._backend import Slot, current_backend, new_slot, yield_now
+from cuelight.mailbox._backend import Slot, current_backend, new_slot
 
 __all__ = ["YIELD", "Limiter"]
 
@@ -79,8 +79,8 @@ class Limiter:
         try:
             with self._lock:
                 now = self._clock()
-                if self._line is not None and self._line.revive is not None:
-                    self._revive(self._line, self._line.revive)
+                if self._line is not None:
+                    self._revive(self._line)
                 self._advance(now)
                 try:
                     yield now
@@ -105,6 +105,7 @@ class Limiter:
         while line.returned and self._lock.acquire(blocking=False):
             try:
                 now = self._clock()
+                self._revive(line)
                 while line.returned:
                     line.returned.popleft()(now)
                 self._advance(now)
@@ -118,21 +119,25 @@ class Limiter:
         if not self._lock.acquire(blocking=False):
             return False  # somebody uses it just now
         try:
-            if not self._is_idle(self._clock()):
-                return False
-            if self._line is None:
-                self._line = Line(len(self._meters))
-            self._line.users += self._line.revive is None
-            self._line.revive = revive
-            return True
+            if self._is_idle(self._clock()):
+                if self._line is None:
+                    self._line = Line(len(self._meters))
+                self._line.users += self._line.revive is None
+                self._line.revive = revive
+            line = self._line
         finally:
             self._lock.release()
+        if line is None:
+            return False
+        self._take_back(line)
+        return line.revive is revive
 
     @staticmethod
-    def _revive(line: Line, revive: Callable[[], None]) -> None:
-        revive()
-        line.revive = None
-        line.users -= 1
+    def _revive(line: Line) -> None:
+        if line.revive is not None:
+            line.revive()
+            line.revive = None
+            line.users -= 1
 
     def _due(self, now: int, costs: Iterable[int]) -> int:
         """When the first in the queue can be let through. What it does not use does not hold it up."""
@@ -212,14 +217,12 @@ class Limiter:
     # Waiting.
 
     async def _enter(self, costs: tuple[int, ...], timeout: float | None) -> Waiter:
-        """Be let through, in turn. A checkpoint if it has to wait, and once in 64 times.
+        """Be let through, in turn. A checkpoint if it has to wait.
 
         Raises:
             TimeoutError: it would take, or took, longer than `timeout` seconds.
         """
         waiter = Waiter(costs)
-        if self._admitted & YIELD == YIELD:
-            await yield_now()
         with self._step() as now:
             if self._join(waiter, now, timeout):
                 return waiter

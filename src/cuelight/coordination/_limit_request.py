@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from cuelight.coordination._gcra import Bucket
 from cuelight.coordination._limit_headers import read_headers
-from cuelight.coordination._limit_line import Limiter
+from cuelight.coordination._limit_line import YIELD, Limiter
 from cuelight.coordination._limit_meter import (
     EVER,
     SECOND,
@@ -22,6 +22,7 @@ from cuelight.coordination._limit_meter import (
 from cuelight.coordination._limit_waiter import Line, Waiter
 from cuelight.coordination._limiters import check_function
 from cuelight.coordination._window import WindowCounter, WindowLog
+from cuelight.mailbox._backend import yield_now
 
 __all__ = ["Admission", "RateLimiter"]
 
@@ -310,6 +311,8 @@ class Admission:
         if self._entered:
             raise RuntimeError("this request was made already: call `request` once for each `async with`")
         self._entered = True
+        if self._limiter._admitted & YIELD == YIELD:
+            await yield_now()
         self._waiter = await self._limiter._enter(self._costs, self._timeout)
         return self
 

@@ -22,7 +22,7 @@ Workload = Callable[[int], Awaitable[float | None]] | Callable[[int], float | No
 Rivals = Mapping[str, Workload]
 
 OURS = "cuelight"
-ASYNCIO_ONLY = frozenset({"actio", "aiochan", "asyncio.Queue"})
+ASYNCIO_ONLY = frozenset({"actio", "aiochan", "asyncio.Lock", "asyncio.Queue", "asyncio.Semaphore"})
 """Peers that do not run on trio: beside Cuelight on trio they run on asyncio, in their own loop."""
 
 BATCH = 1000

@@ -14,7 +14,7 @@ from cuelight.coordination._operations import acquire, acquire_blocking, acquire
 from cuelight.coordination._order import debug_by_default
 from cuelight.coordination._parties import here
 from cuelight.coordination._statistics import LockStatistics, statistics_of
-from cuelight.mailbox import asyncio_task, running_task
+from cuelight.mailbox import asyncio_task, in_trio_task, running_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,7 +188,7 @@ class LocalLock(Claim):
 
     def __enter__(self) -> Self:
         core = self._core
-        if not core.queue and _asyncio_loop() is None and ("trio" not in _modules or running_task() is None):
+        if not core.queue and _asyncio_loop() is None and ("trio" not in _modules or not in_trio_task()):
             me = here.me
             try:
                 del core.free[0]

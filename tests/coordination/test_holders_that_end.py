@@ -14,19 +14,18 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cuelight import Actor, ActorCrashed, ActorSystem, Message, Request, on
+from cuelight import Actor, ActorCrashed, ActorSystem, Exit, Message, Request, ShutDown, Start, on
 from cuelight.actors import holdings
 from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, ReadWriteLock
 from cuelight.coordination._endings import _watched
 from cuelight.errors import LockHeld, LockNotHeld, LockTimeout
-from helpers.lockable import KINDS, Kind, until, worker
+from helpers.lockable import KINDS, until, worker
 from helpers.players import outcome, settle
 
 
-@pytest.fixture(params=KINDS.values(), ids=list(KINDS))
+@pytest.fixture(params=["lock", "lock in debug mode", "semaphore of 1", "write"])
 def lock(request: pytest.FixtureRequest) -> BaseLock:
-    kind: Kind = request.param
-    return kind.make("it")
+    return KINDS[request.param].make("it")
 
 
 @pytest.fixture
@@ -306,6 +305,47 @@ async def test_an_actor_that_ends_has_it_released_at_once(
                 await until(lambda: lock.statistics().waiting == 0)
     text = next(text for text in reports() if "ended while it held" in text)
     assert f"actor {ref.path}" in text
+    assert not holdings
+
+
+@pytest.mark.parametrize("end", ["stop", "restart"])
+async def test_an_actor_may_hold_it_from_its_first_hook_to_its_last(end: str, reports: Reports) -> None:
+    lock = LocalLock("it")
+
+    class Sync(Actor[Crash]):
+        def started(self, why: Start) -> None:
+            lock.acquire_nowait()
+
+        def stopped(self, why: Exit) -> None:
+            if isinstance(why, ShutDown):
+                lock.release()
+
+        @on(Crash)
+        def crash(self, message: Crash) -> None:
+            raise RuntimeError("crash")
+
+    class Suspending(Actor[Crash]):
+        async def started(self, why: Start) -> None:
+            await lock.acquire()
+
+        async def stopped(self, why: Exit) -> None:
+            if isinstance(why, ShutDown):
+                lock.release()
+
+        @on(Crash)
+        async def crash(self, message: Crash) -> None:
+            raise RuntimeError("crash")
+
+    for kind in (Sync, Suspending):
+        async with ActorSystem("s") as system:
+            ref = await system.spawn(kind)
+            assert ref.path in lock.statistics().holders[0].who
+            if end == "restart":
+                await ref.tell(Crash())
+                await until(lambda: lock.statistics().acquisitions % 2 == 0)
+                assert lock.locked
+        assert not lock.locked
+    assert len([text for text in reports() if "ended while it held" in text]) == (2 if end == "restart" else 0)
     assert not holdings
 
 

@@ -208,6 +208,40 @@ async def test_small_requests_move_up_when_a_large_one_leaves() -> None:
     assert semaphore.available == 3
 
 
+FORKED = """
+import os, threading, warnings
+from cuelight.coordination import LocalLock
+
+lock, other, stop = LocalLock("it"), LocalLock("other"), threading.Event()
+
+def compete():
+    while not stop.is_set():
+        with other:
+            pass
+
+threads = [threading.Thread(target=compete) for _ in range(3)]
+for thread in threads:
+    thread.start()
+warnings.simplefilter("ignore")
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        lock.acquire_blocking(5)
+        lock.release()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+stop.set()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_can_use_locks() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 INTERRUPTED = """
 import os, signal, threading, time
 from cuelight.coordination import LocalLock, LocalSemaphore, ReadWriteLock

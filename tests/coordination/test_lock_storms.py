@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, ReadWriteLock
+from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, ReadWriteLock, _waiting
 from cuelight.errors import LockHeld, LockTimeout
 from helpers import BACKENDS, Backend, run_on
 from helpers.linearizability import Operation, is_linearizable, room_step
@@ -262,6 +262,34 @@ def test_a_storm_of_cancellations_and_time_outs(stress: bool) -> None:
     assert not lock.locked
     assert lock.statistics().waiting == 0
     assert got > 0
+
+
+def test_those_who_look_for_closed_loops_keep_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a task of another loop holds it, a waiter wakes now and then by itself: no turn and no grant is lost."""
+    monkeypatch.setattr(_waiting, "LOOK", 0.0005)
+    lock = LocalLock("look")
+    turns = 0
+
+    def in_thread(who: str) -> None:
+        nonlocal turns
+        for _ in range(20):
+            with lock:
+                turns += 1
+
+    async def in_task(who: str) -> None:
+        nonlocal turns
+        for turn in range(20):
+            if turn % 2:
+                await lock.acquire(20)
+            else:
+                await lock.acquire()
+            turns += 1
+            await anyio.sleep(0.001)
+            lock.release()
+
+    everybody(in_thread, in_task, threads=2, tasks=2)
+    assert turns == 2 * 20 + 6 * 20
+    assert not lock.locked
 
 
 # Histories.

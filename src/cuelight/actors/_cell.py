@@ -172,6 +172,8 @@ class Cell(Fates):
 
     def restart(self, why: Start) -> None:
         """Begin the next incarnation; called by the family once the one before is over."""
+        if holdings:
+            let_go(self)
         if self.closed:
             self._reopen()
         self.state, self.exit, self.signals = STARTING, None, 0
@@ -319,7 +321,7 @@ class Cell(Fates):
         self.state = ENDING
         self.asleep = 0
         self.control = None  # it watches nobody any more
-        if holdings:
+        if holdings and exit_.abnormal:
             let_go(self)
         if self.bonds is not None:
             self.bonds.end_incarnation()
@@ -363,7 +365,7 @@ class Cell(Fates):
         items, self.items, self.control = self.items, None, None
         self.actor = None
         if holdings:
-            let_go(self)  # what its `stopped` hook took
+            let_go(self)  # what its `stopped` hook has not given back
         for item in items or ():
             if not self.stale(item) and not isinstance(item, Terminated):
                 self.dropped(item, "stopped")

@@ -173,7 +173,7 @@ class PlainCell(Cell):
         return Answered(value), None
 
     def runs(self, task: Any) -> bool:
-        return self.state == STARTING or (self.running is not None and not self.asleep)
+        return self.state in (STARTING, BURYING) or (self.running is not None and not self.asleep)
 
     def interrupt(self, why: str) -> bool:
         return False

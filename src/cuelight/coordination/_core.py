@@ -201,6 +201,7 @@ class Core:
             if not alive:
                 head.state = GONE
                 self.put_back(head.owner, head.weight)
+                self._account(head.owner, now)
 
     def change_weight(self, owner: Any, weight: int, now: float) -> bool:
         """Lower what an owner holds to `weight`, without ever letting go. Returns False if it holds less."""

@@ -6,13 +6,14 @@ something while a step is under way; see `_core` for why that is harmless.
 
 Invariants:
 1. While somebody waits for a thing, the end of each of its holders is noticed when it comes.
-2. What an actor holds is given back when its incarnation is over, whether somebody waits or not.
+2. What an actor holds is given back when it crashes, else after its `stopped` hook, whether somebody waits or not.
 3. What others hold is looked at when somebody comes who does not get it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,9 @@ __all__ = ["collect_dead", "enter_holding", "forget", "monitor", "now", "reap", 
 log = logging.getLogger("cuelight")
 
 monitor: Final = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # a child must not inherit it in the hands of a thread that it does not have
+    os.register_at_fork(before=monitor.acquire, after_in_parent=monitor.release, after_in_child=monitor.release)
 
 now: Final = time.monotonic
 

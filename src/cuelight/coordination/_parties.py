@@ -80,12 +80,10 @@ def whoever() -> Any:
         task = running_task()
     else:
         return here.me
-    if task is None:
-        return here.me
     cell = _handling()
-    if cell is not None and cell.runs(task):
+    if cell is not None and (task is not None or loop is not None) and cell.runs(task):
         return cell
-    return task
+    return here.me if task is None else task  # a callback of a loop is the thread
 
 
 def party_ended(party: Any) -> bool:

@@ -95,8 +95,8 @@ class ThreadWaiting(_Waiting):
 
     def wake(self) -> bool:
         if self._sleep.locked():
-            self._sleep.release()
             self.granted()
+            self._sleep.release()
         return True
 
     def sleep(self, deadline: float) -> None:
@@ -111,15 +111,16 @@ class ThreadWaiting(_Waiting):
 class LoopWaiting(_Waiting):
     """A task sleeps on a slot, which only its own loop's thread may fill."""
 
-    __slots__ = ("_loop", "_slot")
+    __slots__ = ("_looks", "_loop", "_slot")
 
     def __init__(self, core: Core, owner: Any, weight: int) -> None:
         _Waiting.__init__(self, core, owner, weight)
         self._loop = running_loop()
+        self._looks = False  # it wakes by itself, and goes on waiting; on trio its slot looks cancelled then
         self._slot: Slot | None = None
 
     def gone(self) -> bool:
-        return self._slot is not None and self._slot.cancelled()
+        return not self._looks and self._slot is not None and self._slot.cancelled()
 
     def wake(self) -> bool:
         self.granted()
@@ -135,6 +136,7 @@ class LoopWaiting(_Waiting):
         """Sleep until woken, or until the deadline, which is a time of the loop."""
         while self.state == WAITING:
             look = loop_time() + LOOK if self._depends_on_others() else math.inf
+            self._looks = look < deadline
             self._slot = new_slot()
             if self.state != WAITING:  # granted by another thread, which may not have seen the slot
                 return
@@ -143,7 +145,7 @@ class LoopWaiting(_Waiting):
             else:
                 await await_until(self._slot, min(deadline, look))
                 self._slot = None
-                if deadline <= look:
+                if not self._looks:
                     return
                 reap(self.core)
 

@@ -251,7 +251,7 @@ class Core:
 
     def _account_wait(self, ticket: Ticket, now: float) -> None:
         self.waited += 1
-        seconds = max(0.0, now - ticket.since)
+        seconds = now - ticket.since
         self.wait_seconds += seconds
         self.longest_wait = max(self.longest_wait, seconds)
 
@@ -262,7 +262,7 @@ class Core:
         if not self.details:
             self.details = None
         if hold is not None:
-            seconds = max(0.0, now - hold.since)
+            seconds = now - hold.since
             self.hold_seconds += seconds
             self.longest_hold = max(self.longest_hold, seconds)
 

@@ -23,6 +23,7 @@ _modules: Final = sys.modules
 _handling: Final = handling.get
 
 _OURS: Final = (str(PurePath(__file__).parent), str(PurePath(threading.__file__).parent / "contextlib.py"))
+_is_ours: Final[dict[str, bool]] = {}
 
 
 class _Sentinel:
@@ -114,7 +115,13 @@ def my_place() -> str | None:
 
 
 def _outside(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+    while frame is not None:
+        file = frame.f_code.co_filename
+        ours = _is_ours.get(file)
+        if ours is None:
+            ours = _is_ours[file] = file.startswith(_OURS)
+        if not ours:
+            break
         frame = frame.f_back
     return frame
 

@@ -151,8 +151,12 @@ class LoopWaiting(_Waiting):
 
     def _depends_on_others(self) -> bool:
         """Whether a task of another loop holds it: that loop could be closed under it."""
-        with monitor:
-            return any(loop_of(owner) not in (None, self._loop) for owner in self.core.held())
+        mine = self._loop
+        for owner in self.core.held():
+            loop = loop_of(owner)
+            if loop is not None and loop is not mine:
+                return True
+        return False
 
 
 def _fill(slot: Slot) -> None:

@@ -134,6 +134,34 @@ def test_a_loop_that_ended_without_a_word_holds_up_nobody(first_in_line: bool) -
     assert limiter.idle
 
 
+def test_the_first_in_line_may_be_gone_when_its_turn_moves_up() -> None:
+    limiter = AsyncTokenBucket(RateLimitConfig(1, 3600.0))
+    loop = asyncio.new_event_loop()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def forgotten() -> None:
+        tasks.append(asyncio.ensure_future(limiter.acquire()))
+        await asyncio.sleep(0.01)
+
+    def forget() -> None:
+        loop.run_until_complete(forgotten())
+        loop.close()
+
+    async def scenario() -> None:
+        await limiter.acquire()
+        await anyio.to_thread.run_sync(forget)
+        async with anyio.create_task_group() as group:
+            group.start_soon(limiter.acquire)
+            await anyio.wait_all_tasks_blocked()
+            limiter.update(RateLimitConfig(1, 1.0))  # its turn comes in a second, and it cannot be told
+            assert limiter.statistics().waiting == 1
+            limiter.update(RateLimitConfig(1, 0.1))
+
+    anyio.run(scenario)
+    tasks[0]._log_destroy_pending = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    assert limiter.statistics()[:4] == (2, 0, 1, 0)
+
+
 def test_cancelled_at_any_moment_nothing_is_lost_or_charged() -> None:
     """A storm of tasks that are cancelled natively and by scopes; in the end all permits are back."""
     limiter = RateLimiter(requests=RateLimitConfig(100_000, 1.0), concurrency=2)

@@ -322,6 +322,16 @@ def test_a_waiter_whose_task_is_forgotten_leaves_even_in_the_middle_of_a_step() 
     run_on(virtual_backend("asyncio"), scenario)
 
 
+def test_outside_of_a_loop_nothing_waits() -> None:
+    limiter = AsyncTokenBucket(TEN)
+    with pytest.raises(StopIteration):
+        limiter.acquire(10).send(None)
+    with pytest.raises(RuntimeError, match="no asyncio or trio event loop runs here"):
+        limiter.acquire().send(None)
+    assert limiter.statistics() == (1, 0, 0, 0, 0.0)
+    assert limiter._line is None
+
+
 # Pauses and other limits.
 
 

@@ -31,7 +31,7 @@ from typing import Final
 
 from cuelight.coordination._limit_meter import EVER, SECOND, LimiterStatistics, Meter
 from cuelight.coordination._limit_waiter import Line, Waiter, plus, sleep
-from cuelight.mailbox._backend import Slot, current_backend, new_slot
+from cuelight.mailbox import Slot, new_slot, running_loop, running_task
 
 __all__ = ["YIELD", "Limiter"]
 
@@ -226,17 +226,16 @@ class Limiter:
         with self._step() as now:
             if self._join(waiter, now, timeout):
                 return waiter
-            slot, until = self._arm(waiter, now)
         try:
             while True:
-                await sleep(slot, until - now)
                 with self._step() as now:
                     if waiter.admitted:
                         self._forget(waiter)
                         return waiter
                     if now >= waiter.deadline:
-                        raise self._too_late(waiter, now, f"within {timeout:g} s")
+                        raise self._too_late(waiter, now, timeout)
                     slot, until = self._arm(waiter, now)
+                await sleep(slot, until - now)
         except BaseException:
             waiter.slot = None
             self._post(waiter.line, partial(self._leave, waiter))
@@ -255,8 +254,8 @@ class Limiter:
         estimate = self._estimate(now, waiter.costs, waiter.before)
         # EVER: nobody knows when others will give something back.
         if estimate > waiter.deadline and (estimate < EVER or timeout == 0):
-            raise self._too_late(waiter, now, f"within {timeout:g} s")
-        waiter.line, waiter.backend = line, current_backend()
+            raise self._too_late(waiter, now, timeout)
+        waiter.line, waiter.loop, waiter.task = line, running_loop(), running_task()
         line.users += 1
         line.end = plus(line.end, waiter.costs)
         line.waiting[waiter] = None
@@ -272,11 +271,13 @@ class Limiter:
         waiter.slot = None
         waiter.line.users -= 1
 
-    def _too_late(self, waiter: Waiter, now: int, limit: str) -> TimeoutError:
+    def _too_late(self, waiter: Waiter, now: int, timeout: float | None) -> TimeoutError:
         self._refused += 1
         wait = self._estimate(now, waiter.costs, waiter.before) - now
         earliest = "when others give something back" if wait > EVER // 2 else f"in {wait / SECOND:.3g} s"
-        return TimeoutError(f"{self!r} has no room {limit} for {self._shown(waiter.costs)}: its turn comes {earliest}")
+        return TimeoutError(
+            f"{self!r} has no room within {timeout} s for {self._shown(waiter.costs)}: its turn comes {earliest}"
+        )
 
     def _shown(self, costs: tuple[int, ...]) -> str:
         return f"a cost of {costs[0]}"

@@ -132,7 +132,7 @@ class Meter(Protocol):
     def due(self, now: int, cost: int, ahead: int = 0) -> int:
         """When a request can be let through, after others that cost `ahead`; it may be in the past.
 
-        It is exact when nothing is ahead, and never too late.
+        It is exact when nothing is ahead, and never too late. Together they cost 1 or more.
         """
         ...
 

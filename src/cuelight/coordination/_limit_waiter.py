@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from cuelight.coordination._limit_meter import EVER, SECOND, Ticket
-from cuelight.mailbox._backend import Backend, Slot, await_until, loop_time
+from cuelight.mailbox import Slot, await_until, call_in_loop, loop_time, running_loop, running_task
 
 __all__ = ["Line", "Waiter", "plus", "sleep"]
 
@@ -21,13 +21,14 @@ class Waiter:
     __slots__ = (
         "admitted",
         "armed",
-        "backend",
         "before",
         "began",
         "costs",
         "deadline",
         "line",
+        "loop",
         "slot",
+        "task",
         "tickets",
         "waited",
     )
@@ -44,14 +45,14 @@ class Waiter:
         slot = self.slot
         if slot is None or slot.done():
             return True  # it is about to look anyway
-        try:
-            self.backend.call_threadsafe(_fill, self, slot)
-        except RuntimeError:
-            return False
+        if running_loop() is not self.loop or running_task() is self.task:
+            return call_in_loop(self.loop, _fill, self, slot)
+        slot.set_result(None)
         return True
 
     line: Line
-    backend: Backend
+    loop: Any
+    task: Any
     before: tuple[int, ...]  # what everything before it in the queue has cost, since there is a queue
     began: int
     deadline: int

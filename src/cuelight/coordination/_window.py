@@ -56,8 +56,6 @@ class WindowLog:
         """See `Meter`. What costs more than the limit has to wait until nothing counts."""
         self._expire(now)
         total = ahead + min(cost, self.most)
-        if total == 0:
-            return now
         # As many whole windows later as what is ahead fills, and then when enough of what counts now expires.
         windows, rest = divmod(total - 1, self.most)
         lacking = rest + 1 - (self.most - self._used)

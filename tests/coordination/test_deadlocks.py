@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -14,7 +15,8 @@ import pytest
 
 from cuelight import Actor, ActorSystem, Ref, Request, on
 from cuelight.actors import blocked
-from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, ReadWriteLock
+from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, ReadWriteLock, _order
+from cuelight.coordination._endings import monitor
 from cuelight.errors import DeadlockError
 from helpers import BACKENDS, run_on
 from helpers.lockable import until, worker
@@ -458,6 +460,29 @@ def test_those_who_close_a_circle_together_do_not_both_hang() -> None:
             thread.join(10)
             assert not thread.is_alive()
         assert len(errors) == 1
+
+
+def test_a_finaliser_that_would_wait_inside_a_step_is_refused() -> None:
+    """What the garbage collector runs in the midst of a step may take and release, but not wait."""
+    lock, free = LocalLock("held"), LocalLock("free")
+    with worker() as thread:
+        thread.do(lock.acquire_blocking)
+        with monitor:
+            with pytest.raises(DeadlockError, match="finaliser"):
+                lock.acquire_blocking()
+            with free:
+                assert free.locked
+        thread.do(lock.release)
+    assert not lock.locked
+
+
+def test_debug_mode_forgets_orders_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_order, "MOST", 3)
+    locks = [LocalLock(f"many-{number}", debug=True) for number in range(10)]
+    for first, second in pairwise(locks):
+        with first, second:
+            pass
+    assert len(_order._after) <= 3
 
 
 def test_asyncio_task_groups_take_turns() -> None:

@@ -101,6 +101,40 @@ def test_a_semaphore_without_places_is_refused(places: Any) -> None:
         LocalSemaphore(places)
 
 
+async def test_a_semaphore_of_another_back_end_needs_no_blocks_of_its_own() -> None:
+    inherited: Any = BaseSemaphore
+
+    class Elsewhere(LocalSemaphore):
+        __enter__, __exit__ = inherited.__enter__, inherited.__exit__
+        __aenter__, __aexit__ = inherited.__aenter__, inherited.__aexit__
+
+    semaphore: BaseSemaphore = Elsewhere(2)
+    async with semaphore:
+        with worker() as thread:
+            thread.do(semaphore.__enter__)
+            assert semaphore.locked
+            thread.do(lambda: semaphore.__exit__(None, None, None))
+    assert semaphore.available == 2
+
+
+async def test_a_task_that_holds_some_of_it_may_wait_for_more_from_others() -> None:
+    semaphore = LocalSemaphore(2)
+    await semaphore.acquire()
+    with worker() as thread:
+        thread.do(semaphore.acquire_blocking)
+        async with anyio.create_task_group() as tasks:
+
+            async def free() -> None:
+                await until(lambda: semaphore.statistics().waiting)
+                thread.do(semaphore.release)
+
+            tasks.start_soon(free)
+            async with semaphore:
+                assert semaphore.locked
+    semaphore.release()
+    assert semaphore.available == 2
+
+
 # Read-write locks.
 
 

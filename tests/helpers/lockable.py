@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, ReadWriteLock
+from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, LockStatistics, ReadWriteLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,16 +22,45 @@ class Kind:
 
     Attributes:
         make: makes one, given its name.
-        same_state: whether two made of one name exclude each other; locks of this process do not.
     """
 
     make: Callable[[str], BaseLock]
-    same_state: bool = False
+
+
+class Elsewhere(BaseLock):
+    """A lock of another back end: it has what `BaseLock` asks for, and its state is somebody else's."""
+
+    def __init__(self, name: str) -> None:
+        self._state = LocalLock(name)
+
+    @property
+    def name(self) -> str:
+        return self._state.name
+
+    @property
+    def locked(self) -> bool:
+        return self._state.locked
+
+    async def acquire(self, timeout: float | None = None) -> None:
+        await self._state.acquire(timeout)
+
+    def acquire_blocking(self, timeout: float | None = None) -> None:
+        self._state.acquire_blocking(timeout)
+
+    def acquire_nowait(self) -> None:
+        self._state.acquire_nowait()
+
+    def release(self) -> None:
+        self._state.release()
+
+    def statistics(self) -> LockStatistics:
+        return self._state.statistics()
 
 
 KINDS: dict[str, Kind] = {
     "lock": Kind(LocalLock),
     "lock in debug mode": Kind(lambda name: LocalLock(name, debug=True)),
+    "lock of another back end": Kind(Elsewhere),
     "lock of a manager": Kind(lambda name: LockManager().get_lock(name)),
     "semaphore of 1": Kind(lambda name: LocalSemaphore(1, name=name).hold(1)),
     "semaphore, all of it": Kind(lambda name: LocalSemaphore(5, name=name).hold(5)),

@@ -37,6 +37,7 @@ class Waiter:
         self.costs = costs
         self.tickets: list[Ticket] = []
         self.admitted = False
+        self.armed = -EVER  # for when its timer is set; before that, it is about to look
         self.slot: Slot | None = None
         self.waited: int | None = None  # nanoseconds
 
@@ -56,7 +57,6 @@ class Waiter:
     before: tuple[int, ...]  # what everything before it in the queue has cost, since there is a queue
     began: int
     deadline: int
-    armed: int  # for when its timer is set
 
 
 def _fill(waiter: Waiter, slot: Slot) -> None:

@@ -22,7 +22,9 @@ Workload = Callable[[int], Awaitable[float | None]] | Callable[[int], float | No
 Rivals = Mapping[str, Workload]
 
 OURS = "cuelight"
-ASYNCIO_ONLY = frozenset({"actio", "aiochan", "asyncio.Lock", "asyncio.Queue", "asyncio.Semaphore"})
+ASYNCIO_ONLY = frozenset(
+    {"actio", "aiochan", "aiolimiter", "asyncio.Lock", "asyncio.Queue", "asyncio.Semaphore", "limits"}
+)
 """Peers that do not run on trio: beside Cuelight on trio they run on asyncio, in their own loop."""
 
 BATCH = 1000

@@ -154,7 +154,8 @@ async def weigh(rival: str, count: int) -> None:
     keys = [f"user:{number}" for number in range(count)]
     scales = Scales(traced=False)
     if rival == OURS:
-        users = KeyedLimiter[str, AsyncTokenBucket](lambda _: AsyncTokenBucket(RateLimitConfig(10, 3600.0)))
+        config = RateLimitConfig(10, 3600.0)
+        users = KeyedLimiter[str, AsyncTokenBucket](lambda _: AsyncTokenBucket(config))
         scales.begin()
         for key in keys:
             await users[key].acquire()

@@ -79,9 +79,9 @@ class KeyedLimiter(Generic[K, L]):
         while True:
             with self._lock:
                 limiter = self._find(key, made)
-                self._look(limiter)
-            if limiter is not None:
-                return limiter
+                if limiter is not None:
+                    self._look(limiter)
+                    return limiter
             made = self._make(key)  # without the lock: this is the user's code
 
     def _find(self, key: K, made: L | None) -> L | None:
@@ -110,6 +110,7 @@ class KeyedLimiter(Generic[K, L]):
             self._rest = max(_REST, len(self._old))
         for _ in range(min(_LOOKS, len(self._old))):
             key, limiter = self._old.popitem()
+            # Weakly: a limiter that nobody holds is to go at once, not when circles are collected.
             if limiter is not spared and limiter._retire(partial(self._revive, key, ref(limiter))):
                 self._kept[key] = limiter
                 self._forgotten += 1
@@ -125,7 +126,7 @@ class KeyedLimiter(Generic[K, L]):
                 self._forgotten -= 1
 
     def forget_idle(self) -> int:
-        """Look at all keys now and forget the idle ones; it takes about a microsecond for each key.
+        """Look at all keys now and forget the idle ones; it takes some microseconds for each key.
 
         Returns:
             How many were forgotten.

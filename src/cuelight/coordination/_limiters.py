@@ -196,8 +196,8 @@ class AsyncTokenBucket(SingleLimiter):
 
     What is let through in any t seconds costs at most `burst + t * max_requests / window_seconds`. So with the burst
     that it has by default, a window after a quiet time can see twice the limit: give a smaller `burst_size`, or take
-    `AsyncSlidingWindow`, if that is too much. A request that waited is let through up to 10 milliseconds early, when
-    timers were late by as much: its slot counts, not the moment in which its task runs.
+    `AsyncSlidingWindow`, if that is too much. Timers ring late; so that this costs no rate, what waited counts as let
+    through when its turn came, if that was no more than 10 milliseconds ago.
     """
 
     __slots__ = ()

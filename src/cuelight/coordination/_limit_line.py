@@ -36,8 +36,8 @@ from cuelight.mailbox import Slot, new_slot, running_loop, running_task
 __all__ = ["YIELD", "Limiter"]
 
 _LATE: Final = SECOND // 100
-"""A waiter's timer may ring so late and its slot is still its own: timers are late by a millisecond or two, and a bucket
-without a burst would lose that time with each request."""
+"""A waiter's timer may ring so late, and its slot is still its own. Timers are late by a millisecond or two, and a
+bucket without a burst would lose that time with each request."""
 
 YIELD: Final = 63
 """One in so many (and one) requests that need not wait lets other tasks run."""

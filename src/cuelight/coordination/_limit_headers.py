@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 __all__ = ["Headers", "read_headers"]
@@ -51,6 +50,8 @@ def _seconds(text: str) -> float | None:
     """Of `120`, `0.5` or a date; never negative."""
     if (number := _number(text)) is not None:
         return number
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415 - costs milliseconds, and few services send a date
+
     try:
         when = parsedate_to_datetime(text)
     except ValueError:

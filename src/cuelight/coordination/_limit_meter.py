@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Final, NamedTuple, Protocol
 
 __all__ = [
@@ -75,6 +74,8 @@ def from_rate(rate: float, capacity: int | None) -> RateLimitConfig:
         TypeError: one of them is no number, or the capacity not a whole one.
         ValueError: one of them is not more than 0.
     """
+    from fractions import Fraction  # noqa: PLC0415 - only here
+
     check_positive("rate", rate)
     # A rate below one in eleven days needs more than the million.
     share = Fraction(rate).limit_denominator(1_000_000) or 1 / Fraction(round(1 / rate))

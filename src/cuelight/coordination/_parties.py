@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 import weakref
 from asyncio import events as _events
 from collections.abc import Callable
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.actors import Cell, handling, name_of
@@ -22,7 +23,7 @@ _asyncio_loop: Final = _events._get_running_loop
 _modules: Final = sys.modules
 _handling: Final = handling.get
 
-_OURS: Final = (str(PurePath(__file__).parent), str(PurePath(threading.__file__).parent / "contextlib.py"))
+_OURS: Final = (__file__.rpartition(os.sep)[0], contextlib.__file__)
 _is_ours: Final[dict[str, bool]] = {}
 
 

@@ -3,6 +3,9 @@
 A rate is kept by GCRA: starting a task moves the theoretical arrival time `tat` ahead by its cost, and it may start
 when `tat` is at most the burst ahead of now. Two numbers say all, and no time window has an edge.
 
+It is the rule of `coordination.gcra`, and a test holds the two together. It is written again because a task with
+several limits asks all of them before it takes any, and because a store keeps seconds and costs that need not be whole.
+
 An override replaces everything of a task's own limit but its cost.
 """
 

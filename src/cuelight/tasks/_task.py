@@ -7,10 +7,11 @@ import uuid
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from cuelight.coordination import RateLimitConfig
 from cuelight.pools import TaskStatus
 
 __all__ = ["Attempt", "Counts", "Limit", "QueueEntry", "Task", "TaskPriority"]
@@ -59,6 +60,26 @@ class Limit(msgspec.Struct, frozen=True):
         most = self.burst if self.burst is not None else self.rate
         if not 0 <= self.cost <= (inf if most is None else most):
             raise ValueError(f"Limit({self.key!r}, cost={self.cost!r}): give 0 to {most:g}, or it would wait for ever")
+
+    @classmethod
+    def from_config(
+        cls, key: str, config: RateLimitConfig, *, max_concurrent: int | None = None, cost: float = 1.0
+    ) -> Self:
+        """The limit that an `AsyncTokenBucket` with this configuration keeps, for all workers of a queue together.
+
+        Args:
+            key: what is limited.
+            config: how much per window, and at once.
+            max_concurrent: tasks with this key that may run at once; None for any number.
+            cost: what this task takes of it.
+
+        Raises:
+            TypeError: the configuration is no `RateLimitConfig`.
+            ValueError: as `Limit(...)` does.
+        """
+        if not isinstance(config, RateLimitConfig):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"{config!r}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
+        return cls(key, max_concurrent, config.max_requests, config.window_seconds, config.burst_size, cost)
 
 
 class Counts(msgspec.Struct):

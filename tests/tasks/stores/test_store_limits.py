@@ -4,8 +4,13 @@ from collections.abc import Sequence
 from math import inf
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cuelight.coordination import RateLimitConfig, gcra
 from cuelight.tasks import Finish, Lease, Limit
+from cuelight.tasks._gates import opens, take
+from cuelight.tasks._rows import Gate
 from helpers.stores import START, Desk, HandClock
 
 
@@ -267,3 +272,41 @@ async def test_a_cheaper_and_more_urgent_task_may_go_sooner(desk: Desk, clock: H
     assert await desk.wake_at() == START + 1
     clock.advance(1)
     assert await desk.claim_ids() == ["small"]
+
+
+@given(
+    interval=st.integers(1, 9),
+    most=st.integers(1, 9),
+    burst=st.integers(1, 9),
+    asked=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=20),
+)
+def test_a_limit_of_tasks_goes_by_the_rule_of_the_limiters(
+    interval: int, most: int, burst: int, asked: list[tuple[int, int]]
+) -> None:
+    config = RateLimitConfig(most, most * interval, burst)
+    gate, tat, now = Gate("k"), 0, 0
+    for later, cost in asked:
+        now += later
+        limit = Limit.from_config("k", config, cost=min(cost, burst))
+        allowed, tat, wait = gcra(tat, now, interval, burst, min(cost, burst))
+        assert max(0.0, opens(gate, limit) - now) == wait
+        if allowed:
+            take(gate, limit, now)
+            assert gate.tat == tat
+
+
+async def test_the_configuration_of_a_limiter_is_a_limit_of_tasks(desk: Desk, clock: HandClock) -> None:
+    limit = Limit.from_config("k", RateLimitConfig(2, 10, burst_size=3), max_concurrent=9)
+    assert limit == Limit("k", max_concurrent=9, rate=2, per=10, burst=3)
+    assert Limit.from_config("k", RateLimitConfig(2, 10), cost=2) == Limit("k", rate=2, per=10, cost=2)
+    await desk.add(*"abcde", limits=(limit,))
+    assert await desk.claim_ids() == ["a", "b", "c"]
+    clock.advance(5)
+    assert await desk.claim_ids() == ["d"]
+
+
+def test_what_is_no_configuration_makes_no_limit() -> None:
+    with pytest.raises(TypeError, match=r"5: give a RateLimitConfig"):
+        Limit.from_config("k", 5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"give 0 to 2"):
+        Limit.from_config("k", RateLimitConfig(2, 1), cost=3)

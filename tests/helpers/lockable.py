@@ -13,7 +13,7 @@ import anyio
 from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, LockStatistics, ReadWriteLock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Worker:
 
 
 @contextmanager
-def worker(name: str = "worker") -> Iterator[Worker]:
+def worker(name: str = "worker") -> Generator[Worker]:
     """A worker for a block."""
     one = Worker(name)
     try:

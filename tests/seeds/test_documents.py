@@ -13,6 +13,17 @@ from typing import Any
 
 import pytest
 
+from cuelight import (
+    AsyncSlidingWindow,
+    AsyncTokenBucket,
+    BaseLock,
+    BaseSemaphore,
+    LocalLock,
+    LocalSemaphore,
+    RateLimitConfig,
+    Semaphore,
+)
+
 BASIC = """
 from cuelight import WorkerPool, WorkerPoolConfig
 
@@ -139,19 +150,85 @@ results: list[TaskResult] = await pool.map(analyze_files, file_list)
 stats: PoolStats = pool.stats()
 """
 
-DEAD_LETTERS = """
-from cuelight import DeadLetterQueue
+SEMAPHORE_AND_DEAD_LETTERS = """
+from cuelight import Semaphore, DeadLetterQueue
 
+sem = Semaphore(max_concurrent=3)
 dlq = DeadLetterQueue()
 # Failed tasks automatically routed to DLQ for retry/investigation
+"""
+
+LOCK = """
+from cuelight import LocalLock
+
+lock = LocalLock("my_resource")
+
+with lock:
+    # Critical section
+    do_exclusive_work()
+"""
+
+LOCK_MANAGER = """
+from cuelight import LockManager
+
+manager = LockManager()
+
+# Get or create a lock
+lock = manager.get_lock("resource_a")
+
+with lock:
+    process_resource()
+
+# Check lock status
+stats = manager.stats
+print(f"Active locks: {stats['active']}")
+"""
+
+READ_WRITE_LOCK = """
+from cuelight import ReadWriteLock
+
+rwlock = ReadWriteLock()
+
+# Multiple readers allowed
+with rwlock.read():
+    data = read_shared_data()
+
+# Single writer, exclusive
+with rwlock.write():
+    update_shared_data()
+"""
+
+SEMAPHORE = """
+from cuelight import LocalSemaphore
+
+# Limit concurrent access to 5
+semaphore = LocalSemaphore(5)
+
+with semaphore:
+    # At most 5 threads here
+    access_limited_resource()
+"""
+
+ASYNC_LOCK_MANAGER = """
+from cuelight import LockManager
+
+manager = LockManager()
+async with manager.acquire("file_edit:main.py"):
+    # Exclusive access to resource
+    pass
 """
 
 
 def run(program: str, **given: Any) -> dict[str, Any]:
     """Run a program; what it defined."""
     names = dict(given)
-    exec(compile(program, "<document>", "exec"), names)
+    run_in(names, program)
     return names
+
+
+def run_in(names: dict[str, Any], program: str) -> None:
+    """Run a program with these names, so that functions among them can see what it defines."""
+    exec(compile(program, "<document>", "exec"), names)
 
 
 async def run_async(program: str, **given: Any) -> dict[str, Any]:
@@ -244,6 +321,63 @@ async def test_files_are_analyzed_by_an_async_pool() -> None:
     assert (names["stats"].submitted, names["stats"].completed, names["stats"].failed) == (2, 2, 0)
 
 
-async def test_a_dead_letter_queue_is_there() -> None:
-    names = await run_async(DEAD_LETTERS)
+async def test_a_semaphore_and_a_dead_letter_queue_are_there() -> None:
+    names = await run_async(SEMAPHORE_AND_DEAD_LETTERS)
+    assert names["sem"].capacity == 3
     assert await names["dlq"].count() == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "call", "thing"),
+    [(LOCK, "do_exclusive_work", "lock"), (SEMAPHORE, "access_limited_resource", "semaphore")],
+)
+def test_a_lock_and_a_semaphore_are_held_in_their_block(program: str, call: str, thing: str) -> None:
+    held: list[int] = []
+    names: dict[str, Any] = {}
+    names[call] = lambda: held.append(names[thing].statistics().held)
+    run_in(names, program)
+    assert held == [1]
+    assert names[thing].statistics().held == 0
+
+
+def test_a_lock_manager_says_how_many_locks_are_active(capsys: pytest.CaptureFixture[str]) -> None:
+    active: list[int] = []
+    names: dict[str, Any] = {}
+    names["process_resource"] = lambda: active.append(names["manager"].stats["active"])
+    run_in(names, LOCK_MANAGER)
+    assert active == [1]
+    assert capsys.readouterr().out == "Active locks: 0\n"
+
+
+def test_a_read_write_lock_is_read_by_several_and_written_by_one() -> None:
+    seen: list[tuple[int, bool]] = []
+    names: dict[str, Any] = {}
+
+    def look() -> str:
+        seen.append((names["rwlock"].readers, names["rwlock"].writing))
+        return "data"
+
+    names |= {"read_shared_data": look, "update_shared_data": look}
+    run_in(names, READ_WRITE_LOCK)
+    assert names["data"] == "data"
+    assert seen == [(1, False), (0, True)]
+
+
+async def test_a_lock_manager_is_used_in_a_loop() -> None:
+    names = await run_async(ASYNC_LOCK_MANAGER.replace("    pass", "    active = manager.stats['active']"))
+    assert (names["active"], names["manager"].stats["active"]) == (1, 0)
+    await run_async(ASYNC_LOCK_MANAGER)
+
+
+def test_the_base_classes_are_what_the_others_are() -> None:
+    assert issubclass(LocalLock, BaseLock)
+    assert issubclass(LocalSemaphore, BaseSemaphore)
+    assert Semaphore is LocalSemaphore
+
+
+async def test_limiters_are_made_and_used_as_described() -> None:
+    config = RateLimitConfig(max_requests=2, window_seconds=3600, burst_size=2)
+    for limiter in (AsyncTokenBucket(config), AsyncTokenBucket(rate=0.001, capacity=2), AsyncSlidingWindow(config)):
+        await limiter.acquire()
+        await limiter.acquire()
+        assert not limiter.try_acquire().allowed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -432,3 +433,44 @@ def test_the_order_of_arrival_is_kept_over_threads_and_loops() -> None:
     everyone.join(20)
     thread.join(20)
     assert order == expected
+
+
+IMPORTING = """
+import asyncio, sys, threading, types
+from cuelight import AsyncTokenBucket, LocalLock, RateLimitConfig
+
+sys.modules["trio"] = types.ModuleType("trio")  # as it looks while another thread is importing it
+sys.modules["trio.lowlevel"] = types.ModuleType("trio.lowlevel")
+lock = LocalLock("it")
+bucket = AsyncTokenBucket(RateLimitConfig(1000, 1, 1))
+
+async def user():
+    async with lock:
+        await bucket.acquire()
+        await asyncio.sleep(0.001)
+
+def thread():
+    for _ in range(20):
+        with lock:
+            pass
+
+async def main():
+    other = threading.Thread(target=thread)
+    other.start()
+    await asyncio.gather(*(user() for _ in range(20)))
+    other.join()
+
+asyncio.run(main())
+while bucket.try_acquire().allowed:
+    pass
+try:
+    bucket.acquire().send(None)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_thread_that_imports_trio_at_that_moment_disturbs_nobody() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no asyncio or trio event loop runs here")

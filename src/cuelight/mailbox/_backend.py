@@ -323,7 +323,7 @@ def slot_maker() -> tuple[Callable[[], Slot], Callable[[], bool]]:
         return loop.create_future, loop.is_closed
     try:
         sys.modules["trio"].lowlevel.current_task()
-    except (KeyError, RuntimeError):
+    except (KeyError, AttributeError, RuntimeError):  # not imported, or another thread is in the midst of that
         message = "no asyncio or trio event loop runs here: call this inside anyio.run(...)"
         raise RuntimeError(message) from None
     return _TrioSlot, _always

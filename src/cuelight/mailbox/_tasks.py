@@ -82,8 +82,8 @@ def running_loop() -> Any:
     loop = _events._get_running_loop()
     if loop is not None:
         return loop
-    trio = sys.modules.get("trio")
-    return trio.lowlevel.current_root_task() if trio is not None and trio.lowlevel.in_trio_run() else None
+    lowlevel = _trio_lowlevel()
+    return lowlevel.current_root_task() if lowlevel is not None and lowlevel.in_trio_run() else None
 
 
 def loop_of(task: Any) -> Any:
@@ -97,9 +97,14 @@ def loop_of(task: Any) -> Any:
     return task
 
 
+def _trio_lowlevel() -> Any:
+    """`trio.lowlevel`; None if trio is not imported, or another thread is in the midst of that."""
+    return getattr(sys.modules.get("trio"), "lowlevel", None)
+
+
 def _is_trio(task: Any) -> bool:
-    trio = sys.modules.get("trio")
-    return trio is not None and isinstance(task, trio.lowlevel.Task)
+    lowlevel = _trio_lowlevel()
+    return lowlevel is not None and isinstance(task, lowlevel.Task)
 
 
 def coroutine_of(task: Any) -> Any:

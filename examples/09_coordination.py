@@ -10,8 +10,9 @@ import sys
 import tempfile
 import threading
 import time
-from functools import partial
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -118,13 +119,15 @@ def librarian(notes: Path) -> None:
 
 
 async def sharing(notes: Path, other: str) -> None:
+    def others() -> None:
+        anyio.run(crew, ["wool", "salt", "tin", "amber"], notes, backend=other)
+
     print("Eight agents in two event loops and a thread share a budget and a file:")
-    others = partial(anyio.run, crew, ["wool", "salt", "tin", "amber"], notes, backend=other)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, others)
         tasks.start_soon(anyio.to_thread.run_sync, librarian, notes)
         tasks.start_soon(crew, ["bees", "tides", "rust", "moss"], notes)
-    lines = await anyio.to_thread.run_sync(partial(notes.read_text, encoding="utf-8"))
+    lines = await anyio.Path(notes).read_text(encoding="utf-8")
     topics = sorted(line.removeprefix("all about ") for line in lines.splitlines() if line.startswith("all"))
     pages = lines.count("page")
     print(f"    noted: {', '.join(topics)}; and {pages} pages of the thread")
@@ -157,6 +160,11 @@ async def move_well(source: str, target: str, circles: list[str]) -> None:  # no
         await anyio.sleep(0.001)
 
 
+def elsewhere(way: Callable[[str, str, list[str]], Coroutine[Any, Any, None]], circles: list[str]) -> None:
+    """In an event loop of its own."""
+    anyio.run(way, "c.md", "a.md", circles)
+
+
 async def in_a_circle() -> None:
     print("Two tasks and a third in another loop need two of three files each:")
     for way in (move, move_well):
@@ -164,7 +172,7 @@ async def in_a_circle() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(way, "a.md", "b.md", circles)
             tasks.start_soon(way, "b.md", "c.md", circles)
-            tasks.start_soon(anyio.to_thread.run_sync, anyio.run, way, "c.md", "a.md", circles)
+            tasks.start_soon(anyio.to_thread.run_sync, elsewhere, way, circles)
         for circle in circles:
             through = ", ".join(name for name in ("a.md", "b.md", "c.md") if name in circle)
             print(f"    one after the other: one of them closed a circle through {through}, and gave up")

@@ -90,7 +90,6 @@ async def test_processes_that_are_killed_lose_nothing_and_share_nothing(tmp_path
     completed = await _all(store)
     assert sorted(completed) == sorted(acknowledged)
     assert not set(done) - set(given)
-    assert len(given) > len(done), "nobody was killed at work"
     await store.close()
 
 

@@ -180,7 +180,7 @@ def test_a_worker_that_was_stopped_past_its_lease_is_cut_off_and_counts_no_more(
     first.send_signal(signal.SIGCONT)
     [kept] = site.until_completed([task_id])
     assert kept.worker == "second"
-    assert kept.counts.crashes == 1
+    assert kept.counts.crashes >= 1  # and more if this machine was too busy to renew a lease of one second
     site.wait(lambda: site.log("first", "cut") or site.log("first", "ended"))
     if how == "slow":
         assert site.log("first", "cut")[0][0] - woken < 1.0

@@ -324,7 +324,7 @@ async def test_headers_pause_and_lower_what_is_left() -> None:
     limiter = both()
     limiter.observe({"X-RateLimit-Remaining-Requests": "2", "x-ratelimit-remaining-tokens": "5000", "Date": "today"})
     assert limiter.remaining() == {"requests": 2, "tokens": 1000}
-    limiter.observe({"anthropic-ratelimit-tokens-remaining": "10", "retry-after": "7"})
+    limiter.observe({"vendor-ratelimit-tokens-remaining": "10", "retry-after": "7"})
     assert limiter.remaining() == {"requests": 2, "tokens": 10}
     assert 7 <= limiter.retry_after() <= 7.7
     limiter.resume()
@@ -348,7 +348,7 @@ async def test_headers_pause_and_lower_what_is_left() -> None:
         ({"RateLimit-Remaining": "3"}, None, {"requests": 3}),
         ({"x-ratelimit-remaining": "x"}, None, {}),
         ({"x-ratelimit-remaining-tokens": "-1"}, None, {}),
-        ({"anthropic-ratelimit-input-tokens-remaining": "9"}, None, {"input_tokens": 9}),
+        ({"vendor-ratelimit-input-tokens-remaining": "9"}, None, {"input_tokens": 9}),
         ({"x-ratelimit-limit-tokens": "9", "x-ratelimit-reset-tokens": "1s"}, None, {}),
     ],
 )

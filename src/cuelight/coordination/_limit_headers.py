@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 __all__ = ["Headers", "read_headers"]
 
-# x-ratelimit-remaining-tokens, anthropic-ratelimit-input-tokens-remaining, ratelimit-remaining
+# x-ratelimit-remaining-tokens, vendor-ratelimit-input-tokens-remaining, ratelimit-remaining
 _REMAINING = re.compile(r"(?:[a-z]+-)?ratelimit-(?:remaining(?:-(?P<last>[a-z-]+))?|(?P<first>[a-z-]+)-remaining)")
 
 

@@ -201,7 +201,7 @@ class RateLimiter(Limiter):
         """Learn from the headers of an answer: to be called for each answer, whatever its status.
 
         `Retry-After` (seconds or a date) and `retry-after-ms` pause everything. `x-ratelimit-remaining-tokens`,
-        `anthropic-ratelimit-tokens-remaining` and their like lower what is left of the limit of that name (`requests`
+        `vendor-ratelimit-tokens-remaining` and their like lower what is left of the limit of that name (`requests`
         if they name none) to what the service says, and never raise it.
 
         Args:

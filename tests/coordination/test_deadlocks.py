@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import uuid
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Any
@@ -398,7 +399,7 @@ async def test_children_of_a_handler_take_turns() -> None:
 
 async def test_debug_mode_warns_when_two_locks_are_taken_in_two_orders(caplog: pytest.LogCaptureFixture) -> None:
     manager = LockManager(debug=True)
-    names = [f"order-{caplog.handler.stream}-{index}-{id(manager)}" for index in range(3)]
+    names = [f"order-{uuid.uuid4()}-{index}" for index in range(3)]
     a, b, c = (manager.get_lock(name) for name in names)
     with caplog.at_level(logging.WARNING):
         async with a, b:

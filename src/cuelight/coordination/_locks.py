@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from asyncio import events as _events
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from cuelight.actors import handling
+from cuelight.coordination._block import Block
 from cuelight.coordination._core import Core, LockCore
 from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, hand_over, release, took
 from cuelight.coordination._order import debug_by_default
@@ -30,7 +31,7 @@ next_name: Final[Callable[[], int]] = count(1).__next__
 """Numbers for those that are given no name."""
 
 
-class BaseLock(ABC):
+class BaseLock(Block):
     """What every lock can do: from any thread with `with`, from any event loop with `async with`.
 
     A lock belongs to whoever took it: an actor, if its handler runs the code, else the task, else the thread. It is not
@@ -88,24 +89,6 @@ class BaseLock(ABC):
     @abstractmethod
     def statistics(self) -> LockStatistics:
         """Who holds it, how many wait, and how long that took so far."""
-
-    def __enter__(self) -> Self:
-        self.acquire_blocking()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-    async def __aenter__(self) -> Self:
-        await self.acquire()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 class Claim(BaseLock):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Self
 
+from cuelight.coordination._block import Block
 from cuelight.coordination._core import Core
 from cuelight.coordination._locks import BaseLock, Claim, next_name
 from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, release, took
@@ -12,12 +13,12 @@ from cuelight.coordination._order import debug_by_default
 from cuelight.coordination._statistics import LockStatistics, statistics_of
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 __all__ = ["BaseSemaphore", "LocalSemaphore", "Semaphore"]
 
 
-class BaseSemaphore(ABC):
+class BaseSemaphore(Block):
     """What every semaphore can do: from any thread with `with`, from any event loop with `async with`.
 
     A place belongs to whoever took it: an actor, if its handler runs the code, else the task, else the thread. Who
@@ -104,24 +105,6 @@ class BaseSemaphore(ABC):
     @abstractmethod
     def statistics(self) -> LockStatistics:
         """Who holds it, how many wait, and how long that took so far."""
-
-    def __enter__(self) -> Self:
-        self.acquire_blocking()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-    async def __aenter__(self) -> Self:
-        await self.acquire()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 class LocalSemaphore(BaseSemaphore):

@@ -16,16 +16,14 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from itertools import count
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
-
-import anyio
 
 from cuelight.actors import Answerable, ChildSpec, Ref, Reply, child
 from cuelight.actors._ref import TELLS_PER_YIELD
 from cuelight.actors._reply import Asked, handling
 from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed
 from cuelight.pools._bell import Bell
+from cuelight.pools._block import PoolBlock
 from cuelight.pools._envelope import Envelope
 from cuelight.pools._options import check_whole
 from cuelight.pools._routing import Routing, pull
@@ -41,7 +39,7 @@ M = TypeVar("M")
 R = TypeVar("R")
 
 
-class ActorPool(Generic[M]):
+class ActorPool(PoolBlock, Generic[M]):
     """Like actors behind one handle: `async with ActorPool(child(Renderer), size=4) as pool: await pool.ask(Page(1))`.
 
     The members are children of one supervisor. One that crashes is restarted and keeps its mail; one that ends for
@@ -85,7 +83,6 @@ class ActorPool(Generic[M]):
         self._may_wait: bool = getattr(routing, "__may_wait__", False)
         self._system, self._own = system, system is None
         self._limits = (max_restarts, within)
-        self._stack: AsyncExitStack | None = None
         self._home: Cell | None = None
         self._seats: list[Seat] = []
         self._at: dict[Cell, Seat] = {}
@@ -107,28 +104,6 @@ class ActorPool(Generic[M]):
         stack.push_async_exit(self._leave)
         self._stack = stack
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._stack is not None  # noqa: S101 - it was entered
-        return await self._stack.__aexit__(kind, error, trace)
-
-    async def _leave(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            try:
-                await self.shutdown()
-            except BaseException:
-                await self._end_now()
-                raise
-        else:
-            await self._end_now()
-
-    async def _end_now(self) -> None:
-        with anyio.CancelScope(shield=True):
-            await self.shutdown(cancel=True)
 
     async def start(self) -> None:
         """Start the members in the system that was given, and wait until they have started. It ends with that.
@@ -187,6 +162,9 @@ class ActorPool(Generic[M]):
         for envelope in queue:
             envelope.asked.fail(NotStarted(f"{envelope.asked.cell.path} ended before a member was free"))
         self._bell.ring()
+
+    async def _end(self, *, now: bool) -> None:
+        await self.shutdown(cancel=now)
 
     async def shutdown(self, cancel: bool = False) -> None:
         """Take no more messages, have the members finish what waits, and stop them. A checkpoint.

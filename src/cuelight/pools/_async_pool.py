@@ -6,14 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from itertools import count
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-import anyio
 import msgspec
 
 from cuelight.errors import PoolClosed
 from cuelight.pools._attempts import Kind, check_kind, name_of
+from cuelight.pools._block import PoolBlock
 from cuelight.pools._crew import Crew
 from cuelight.pools._ledger import Ledger
 from cuelight.pools._map import Map
@@ -33,7 +32,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncWorkerPool:
+class AsyncWorkerPool(PoolBlock):
     """Workers that pull: `async with AsyncWorkerPool(8) as pool: results = await pool.map(fetch, urls)`.
 
     The workers are actors under a supervisor. They are hired when there is work for them, and one that dies costs
@@ -100,7 +99,6 @@ class AsyncWorkerPool:
         self._ledger = Ledger(keep_metrics)
         self._crew: Crew | None = None
         self._crews: dict[Crew, None] = {}
-        self._stack: AsyncExitStack | None = None
         self._closed = False
         self._next_id = count(1).__next__
 
@@ -117,28 +115,6 @@ class AsyncWorkerPool:
             raise PoolClosed(f"the pool {self.name!r} was shut down: make a new one")
         stack.push_async_exit(self._leave)
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._stack is not None  # noqa: S101 - it was entered
-        return await self._stack.__aexit__(kind, error, trace)
-
-    async def _leave(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            try:
-                await self.shutdown()
-            except BaseException:
-                await self._end_now()
-                raise
-        else:
-            await self._end_now()
-
-    async def _end_now(self) -> None:
-        with anyio.CancelScope(shield=True):
-            await self.shutdown(cancel=True)
 
     def _new_crew(self, system: ActorSystem) -> Crew:
         crew = Crew(self.name, self._options, self._ledger, system)
@@ -174,6 +150,9 @@ class AsyncWorkerPool:
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosed(f"the pool {self.name!r} was shut down and takes no more work: make a new one")
+
+    async def _end(self, *, now: bool) -> None:
+        await self.shutdown(cancel=now)
 
     async def shutdown(self, wait: bool = True, cancel: bool = False) -> None:
         """Take no more work, and let the workers go once everything is done. A checkpoint if it waits.

@@ -11,8 +11,7 @@ import msgspec
 
 from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, MailboxFull, TaskNotFound
-from cuelight.tasks._outcome import _trace as trace_of
-from cuelight.tasks._outcome import said
+from cuelight.tasks._outcome import said, trace_of
 from cuelight.tasks._task import Attempt, Counts
 
 __all__ = [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cuelight.supervision import Backoff
     from cuelight.tasks._store import Lease
 
-__all__ = ["Released", "failure", "kind_of", "said"]
+__all__ = ["Released", "failure", "kind_of", "said", "trace_of"]
 
 LONGEST_DELAY: Final = 366 * 86400.0
 """Seconds: a service that says "never" is asked again after a year."""
@@ -72,7 +72,7 @@ def failure(
         delay, pause_key = min(error.retry_after, LONGEST_DELAY), error.key
     elif kind in {"error", "timeout"}:
         delay = backoff.delay(lease.counts.errors + lease.counts.timeouts, jitter)
-    attempt = Attempt(kind, worker, at, elapsed, said(error), _trace(error if where is None else where))
+    attempt = Attempt(kind, worker, at, elapsed, said(error), trace_of(error if where is None else where))
     return Finish(lease.record.id, lease.epoch, kind, delay=delay, attempt=attempt, pause_key=pause_key)
 
 
@@ -85,7 +85,8 @@ def said(error: BaseException) -> str:
     return _clipped(text, ERROR_LENGTH)
 
 
-def _trace(error: BaseException) -> str:
+def trace_of(error: BaseException) -> str:
+    """Where an exception was raised, from the task on: without the frames of the worker, and clipped."""
     at = error.__traceback__
     # The frames of the worker, which come first, say nothing of the task.
     while at is not None and at.tb_next is not None and _is_ours(at):

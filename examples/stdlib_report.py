@@ -303,13 +303,19 @@ async def show_progress(queue: TaskQueue) -> None:
     from tqdm import tqdm  # noqa: PLC0415 - only who wants a bar needs it
 
     with tqdm(unit=" tasks", file=sys.stderr, dynamic_ncols=True, mininterval=0) as bar:
+
+        async def update() -> None:
+            size = await queue.size()
+            bar.total = size.pending + size.scheduled + size.in_flight + size.completed + size.dead_letter
+            bar.update(size.completed + size.dead_letter - bar.n)
+
         try:
             while True:
-                size = await queue.size()
-                bar.total = size.pending + size.scheduled + size.in_flight + size.completed + size.dead_letter
-                bar.update(size.completed + size.dead_letter - bar.n)
+                await update()
                 await anyio.sleep(0.1)
         finally:
+            with anyio.move_on_after(1, shield=True):
+                await update()  # what came since the last look, or the bar would end before the work
             bar.refresh()
 
 

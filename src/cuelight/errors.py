@@ -40,6 +40,7 @@ __all__ = [
     "RestartLimitExceeded",
     "StartError",
     "StashFull",
+    "StoreRefused",
     "StoreUnavailable",
     "SystemClosed",
     "TaskCancelled",
@@ -195,6 +196,14 @@ class LeaseLost(CuelightError):
 
 class StoreUnavailable(CuelightError):
     """The store could not be reached, or did not answer: the operation may or may not have taken effect."""
+
+
+class StoreRefused(CuelightError):
+    """The server answered and will go on to refuse until somebody changes something; nothing was done.
+
+    Credentials or rights, a replica that must not be written, memory that is full, a key of another type, data or a
+    server of a version that does not fit: the message says which.
+    """
 
 
 class Rejected(CuelightError):

@@ -1,0 +1,5 @@
+"""Across processes and machines, over Redis or Valkey: the client, and what runs on it."""
+
+from cuelight.redis._client import Argument, RedisClient, Script, Server, Subscription
+
+__all__ = ["Argument", "RedisClient", "Script", "Server", "Subscription"]

@@ -90,12 +90,13 @@ class RedisServer:
         )
         if "redis" in Path(self._binary).name and not _knows_debug(self._binary):
             quiet = quiet[:-2]
-        self.process = subprocess.Popen(
-            [self._binary, *base, *quiet, *self._options],
-            stdout=(self._folder / "log").open("ab"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with (self._folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self._binary, *base, *quiet, *self._options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:

@@ -124,6 +124,15 @@ class TcpProxy:
         """Cut all connections that there are."""
         self._in_loop(self._cut)
 
+    def point_at(self, port: int) -> None:
+        """Have all connections end, and those to come go to another server."""
+
+        def turn() -> None:
+            self._target = port
+            self._cut()
+
+        self._in_loop(turn)
+
     def refuse(self) -> None:
         """Cut all connections, and each new one as soon as it is made."""
 

@@ -32,10 +32,13 @@ def _table(verdict: Verdict, options: Options) -> str:
         ("  in the dead letter queue", verdict.dead),
         ("  lost", len(verdict.lost)),
         ("completions accepted twice", len(verdict.accepted_twice)),
+        ("forgotten by the server itself", len(verdict.forgotten)),
         ("completions of zombies refused", verdict.refused),
         ("attempts", verdict.executions),
         ("  beyond the first of a task", verdict.repeated),
         *((f"faults: {kind}", times) for kind, times in sorted(verdict.faults.items())),
+        ("workers that ended by themselves", len(verdict.exited)),
+        ("workers that took no work any more", len(verdict.deaf)),
         ("attempts under way in killed workers", len(recoveries)),
     ]
     if recoveries:
@@ -50,9 +53,9 @@ def main() -> int:
     options = _options()
     verdict = storm(options, print)
     print(_table(verdict, options))
-    print(
-        "passed" if verdict.passed else f"FAILED: lost {verdict.lost[:5]}, accepted twice {verdict.accepted_twice[:5]}"
-    )
+    failed = f"lost {verdict.lost[:5]}, accepted twice {verdict.accepted_twice[:5]}, "
+    failed += f"exited {verdict.exited}, deaf {verdict.deaf}"
+    print("passed" if verdict.passed else f"FAILED: {failed}")
     return 0 if verdict.passed else 1
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import anyio
 
 from chaos._ledger import Ledger
-from cuelight.tasks import Claim, Exchange, Finish, SQLiteStore, Task, TaskQueue, TaskWorker, current_task
+from cuelight.errors import StoreUnavailable
+from cuelight.tasks import Claim, Exchange, Finish, SQLiteStore, Store, Task, TaskQueue, TaskWorker, current_task
 
 __all__ = ["QUEUE", "main", "task_id"]
 
@@ -26,23 +27,30 @@ def task_id(number: int) -> str:
     return f"task-{number:06}"
 
 
-class WitnessedStore(SQLiteStore):
-    """A store that writes down which completions it accepted."""
+def _witnessed(store: Store, ledger: Ledger) -> Store:
+    """Have a store write down which completions it accepted."""
+    exchange = store.exchange
 
-    ledger: Ledger
-
-    async def exchange(self, finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
-        answer = await super().exchange(finishes, claim)
+    async def witness(finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
+        answer = await exchange(finishes, claim)
         for finish, state in zip(finishes, answer.accepted, strict=True):
             if finish.kind == "done":
-                self.ledger.write("accepted" if state == "completed" else "refused", finish.id, finish.epoch)
+                ledger.write("accepted" if state == "completed" else "refused", finish.id, finish.epoch)
         return answer
+
+    store.exchange = witness  # type: ignore[method-assign]
+    return store
 
 
 def _queue(options: dict[str, Any], ledger: Ledger) -> TaskQueue:
-    store = WitnessedStore(Path(options["store"]), queue=QUEUE)
-    store.ledger = ledger
-    return TaskQueue(store, max_length=options["tasks"])
+    store: Store
+    if options["store"].startswith("redis:"):
+        from cuelight.redis import RedisStore  # noqa: PLC0415 - a file needs none of it
+
+        store = RedisStore(options["store"], queue=QUEUE)
+    else:
+        store = SQLiteStore(options["store"], queue=QUEUE)
+    return TaskQueue(_witnessed(store, ledger), max_length=options["tasks"] + 1000)
 
 
 async def produce(options: dict[str, Any]) -> None:
@@ -51,7 +59,12 @@ async def produce(options: dict[str, Any]) -> None:
     async with _queue(options, ledger) as queue:
         for number in range(options["tasks"]):
             task = Task(task_id=task_id(number), task_type="work", payload=number, max_crashes=1000, result_ttl=86400)
-            await queue.enqueue(task)
+            while True:
+                try:
+                    await queue.enqueue(task)
+                    break
+                except StoreUnavailable:  # it may be there: the same again, and the queue knows its identity
+                    await anyio.sleep(0.1)
             ledger.write("given", task.task_id)
             await anyio.sleep(options["pause"])
 

@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test check bench chaos docs stress clean
+.PHONY: help .venv demo test check bench kill9 chaos docs stress clean
 
 help:
 	@echo "make demo    run the example report (ARGS=... are passed on)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check   format, lint, types, layers and structure"
 	@echo "make stress  the long randomised tests"
 	@echo "make bench   the benchmarks against other libraries (ARGS=... are passed on)"
+	@echo "make kill9   what queues over Redis lose when workers or the server are killed, ours and the peers'"
 	@echo "make chaos   kill and freeze real workers of a durable queue, and count what was lost (ARGS=... are passed on)"
 	@echo "make docs    the documentation, into site/"
 	@echo "make clean   remove what was made, the environment too"
@@ -34,6 +35,15 @@ $(BIN)/python:
 	@touch $@
 
 .venv: .venv/.installed-dev
+
+# Environments of peers that cannot share ours: build/bench-queues has what the group bench-queues names.
+build/%/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --group $*
+	@touch $@
+
+QUEUE_PEERS := build/bench-queues/.installed build/bench-queues-arq/.installed
 
 demo: .venv/.installed-demo
 	$(BIN)/python examples/stdlib_report.py $(ARGS)
@@ -54,8 +64,11 @@ test: check
 stress: .venv/.installed-dev
 	CUELIGHT_STRESS=1 $(BIN)/pytest -m stress --timeout=1200 $(ARGS)
 
-bench: .venv/.installed-bench
+bench: .venv/.installed-dev .venv/.installed-bench $(QUEUE_PEERS)
 	$(BIN)/python -m bench $(ARGS)
+
+kill9: .venv/.installed-dev $(QUEUE_PEERS)
+	$(BIN)/python -m bench.kill9 $(ARGS)
 
 chaos: .venv/.installed-dev
 	$(BIN)/python -m chaos $(ARGS)

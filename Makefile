@@ -71,7 +71,7 @@ kill9: .venv/.installed-dev $(QUEUE_PEERS)
 	$(BIN)/python -m bench.kill9 $(ARGS)
 
 chaos: .venv/.installed-dev
-	$(BIN)/python -m chaos $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 docs: .venv/.installed-docs
 	$(BIN)/zensical build --clean --strict

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, TypeVar
@@ -24,7 +26,16 @@ from cuelight.coordination._limiters import check_function
 from cuelight.coordination._window import WindowCounter, WindowLog
 from cuelight.mailbox._backend import yield_now
 
-__all__ = ["Admission", "RateLimiter"]
+__all__ = [
+    "Admission",
+    "RateLimiter",
+    "Requesting",
+    "USUAL",
+    "check_costs",
+    "check_limits",
+    "check_named",
+    "order_costs",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,10 +48,53 @@ _METERS: Final[Mapping[Algorithm, Callable[[RateLimitConfig], Meter]]] = {
     "sliding_counter": WindowCounter,
 }
 
+USUAL: Final = {"requests": 1}
+"""What a request costs if it does not say."""
+
 _TAKEN: Final = frozenset({"refund_on_failure", "timeout"})
 
 
-class RateLimiter(Limiter):
+class Requesting(ABC):
+    """What takes requests with several costs: a decorator of async functions."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def request(
+        self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int
+    ) -> AbstractAsyncContextManager[Any]:
+        """Say what a request will cost."""
+
+    def limited(
+        self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
+        """Make a decorator for async functions: each call is a request.
+
+        Args:
+            timeout: as for `request`.
+            refund_on_failure: as for `request`.
+            **costs: as for `request`.
+
+        Raises:
+            TypeError: as `request` does; and the decorator, for what is not an `async def` function.
+            ValueError: as `request` does.
+        """
+        self.request(timeout=timeout, refund_on_failure=refund_on_failure, **costs)  # for its errors
+
+        def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+            check_function(function, self)
+
+            @wraps(function)
+            async def limited(*args: P.args, **kwargs: P.kwargs) -> R:
+                async with self.request(timeout=timeout, refund_on_failure=refund_on_failure, **costs):
+                    return await function(*args, **kwargs)
+
+            return limited
+
+        return decorate
+
+
+class RateLimiter(Limiter, Requesting):
     """Several limits in one step: a request is let through when all of them allow it, and charged in all or in none.
 
         limiter = RateLimiter(
@@ -79,18 +133,7 @@ class RateLimiter(Limiter):
             ValueError: there is no limit at all, the algorithm is not known, or the concurrency not 1 or more.
         """
         super().__init__(clock)
-        if algorithm not in _METERS:
-            raise ValueError(f"algorithm={algorithm!r}: it is one of {', '.join(_METERS)}")
-        if not limits and concurrency is None:
-            raise ValueError(
-                "RateLimiter() limits nothing: give limits by name, such as requests=RateLimitConfig(5, 1)"
-            )
-        for name, config in limits.items():
-            _check_config(name, config)
-            if name in _TAKEN:
-                raise ValueError(f"a limit cannot be called {name!r}: `request` has an argument of this name")
-        if concurrency is not None:
-            check_whole("concurrency", concurrency, 1)
+        check_limits(self, algorithm, concurrency, limits)
         self._names = (*limits,)
         self._configs = dict(limits)
         # A request charges each limit by name, and then a permit.
@@ -132,15 +175,9 @@ class RateLimiter(Limiter):
 
     def _costs(self, given: Mapping[str, int], among: Mapping[str, int] | None = None) -> list[int]:
         """The costs in the order of the limits; those not given are `among` them, or the usual ones."""
-        for name in given:
-            if name not in self._configs:
-                raise TypeError(f"{name}={given[name]!r}: {self!r} has no limit of this name")
-        usual = {"requests": 1} if among is None else among
-        costs = [check_whole(name, given.get(name, usual.get(name, 0))) for name in self._names]
+        costs = order_costs(self, self._names, given, USUAL if among is None else among)
         if among is None:
-            for name, cost, meter in zip(self._names, costs, self._each, strict=False):
-                if cost > meter.most:
-                    raise ValueError(f"{name}={cost!r}: {self!r} never lets more than {meter.most} through at once")
+            check_costs(self, self._names, costs, (meter.most for meter in self._each))
         return costs
 
     def retry_after(self, **costs: int) -> float:
@@ -183,7 +220,7 @@ class RateLimiter(Limiter):
             ValueError: the concurrency is less than 1.
         """
         for name, config in limits.items():
-            _check_config(name, config)
+            check_named(name, config)
             if name not in self._configs:
                 raise TypeError(f"{name}={config!r}: {self!r} has no limit of this name; make another limiter")
         if concurrency is not None:
@@ -215,34 +252,6 @@ class RateLimiter(Limiter):
                 excess = meter.left(now) - seen.remaining.get(name, EVER)
                 if excess > 0:
                     meter.book(now, now, excess)
-
-    def limited(
-        self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int
-    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
-        """Make a decorator for async functions: each call is a request.
-
-        Args:
-            timeout: as for `request`.
-            refund_on_failure: as for `request`.
-            **costs: as for `request`.
-
-        Raises:
-            TypeError: as `request` does; and the decorator, for what is not an `async def` function.
-            ValueError: as `request` does.
-        """
-        self.request(timeout=timeout, refund_on_failure=refund_on_failure, **costs)  # for its errors
-
-        def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-            check_function(function, self)
-
-            @wraps(function)
-            async def limited(*args: P.args, **kwargs: P.kwargs) -> R:
-                async with self.request(timeout=timeout, refund_on_failure=refund_on_failure, **costs):
-                    return await function(*args, **kwargs)
-
-            return limited
-
-        return decorate
 
     def _shown(self, costs: tuple[int, ...]) -> str:
         return (
@@ -324,6 +333,57 @@ class Admission:
         self._charge((*((0,) * len(self._limiter._names) if refunded else self._costs[:-1]), 0))
 
 
-def _check_config(name: str, config: object) -> None:
+def check_limits(
+    limiter: object, algorithm: str, concurrency: int | None, limits: Mapping[str, RateLimitConfig]
+) -> None:
+    """Refuse what no limiter can be made of.
+
+    Raises:
+        TypeError: a limit is no `RateLimitConfig`.
+        ValueError: there is no limit at all, the algorithm is not known, or the concurrency not 1 or more.
+    """
+    if algorithm not in _METERS:
+        raise ValueError(f"algorithm={algorithm!r}: it is one of {', '.join(_METERS)}")
+    if not limits and concurrency is None:
+        kind = type(limiter).__name__
+        raise ValueError(f"{kind}() limits nothing: give limits by name, such as requests=RateLimitConfig(5, 1)")
+    for name, config in limits.items():
+        check_named(name, config)
+        if name in _TAKEN:
+            raise ValueError(f"a limit cannot be called {name!r}: `request` has an argument of this name")
+    if concurrency is not None:
+        check_whole("concurrency", concurrency, 1)
+
+
+def order_costs(limiter: object, names: Sequence[str], given: Mapping[str, int], usual: Mapping[str, int]) -> list[int]:
+    """Costs in the order of the limits; those not given are the usual ones.
+
+    Raises:
+        TypeError: a cost is no whole number, or there is no limit of this name.
+        ValueError: a cost is negative.
+    """
+    for name in given:
+        if name not in names:
+            raise TypeError(f"{name}={given[name]!r}: {limiter!r} has no limit of this name")
+    return [check_whole(name, given.get(name, usual.get(name, 0))) for name in names]
+
+
+def check_costs(limiter: object, names: Iterable[str], costs: Iterable[int], most: Iterable[int]) -> None:
+    """Refuse costs that are never let through.
+
+    Raises:
+        ValueError: one is more than may be let through at once.
+    """
+    for name, cost, limit in zip(names, costs, most, strict=False):
+        if cost > limit:
+            raise ValueError(f"{name}={cost!r}: {limiter!r} never lets more than {limit} through at once")
+
+
+def check_named(name: str, config: object) -> None:
+    """Refuse what is no limit.
+
+    Raises:
+        TypeError: it is none.
+    """
     if not isinstance(config, RateLimitConfig):
         raise TypeError(f"{name}={config!r}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -21,13 +22,164 @@ from cuelight.coordination._limit_meter import (
 from cuelight.coordination._window import WindowCounter, WindowLog
 from cuelight.mailbox._backend import yield_now
 
-__all__ = ["AsyncLeakyBucket", "AsyncSlidingWindow", "AsyncTokenBucket", "SingleLimiter", "check_function"]
+__all__ = [
+    "AsyncLeakyBucket",
+    "AsyncSlidingWindow",
+    "AsyncTokenBucket",
+    "Paced",
+    "SingleLimiter",
+    "bucket_config",
+    "check_config",
+    "check_cost",
+    "check_function",
+    "smooth_config",
+    "window_config",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class SingleLimiter(Limiter):
+def check_config(config: object) -> None:
+    """Refuse what is no limit.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(config, RateLimitConfig):
+        raise TypeError(f"{config!r}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
+
+
+def check_cost(limiter: object, cost: int, most: int) -> None:
+    """Refuse a cost that a limiter never lets through.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is negative, or more than `most`.
+    """
+    check_whole("cost", cost)
+    if cost > most:
+        raise ValueError(f"cost={cost!r}: {limiter!r} never lets more than {most} through at once; raise its burst")
+
+
+def bucket_config(rate: RateLimitConfig | float, capacity: int | None) -> RateLimitConfig:
+    """The limit of a token bucket: as it was given, or of a rate per second and a capacity.
+
+    Raises:
+        TypeError: a limit together with a capacity, or something else than a limit or numbers.
+        ValueError: a number is not more than 0.
+    """
+    if not isinstance(rate, RateLimitConfig):
+        return from_rate(rate, capacity)
+    if capacity is not None:
+        raise TypeError(f"capacity={capacity!r}: the limit says it, as RateLimitConfig(burst_size={capacity!r})")
+    return rate
+
+
+def smooth_config(config: RateLimitConfig) -> RateLimitConfig:
+    """The limit of a leaky bucket.
+
+    Raises:
+        TypeError: it is no limit.
+        ValueError: it has another burst than 1.
+    """
+    check_config(config)
+    if config.burst_size not in {None, 1}:
+        raise ValueError(f"burst_size={config.burst_size!r}: a leaky bucket has 1; take a token bucket for bursts")
+    return RateLimitConfig(config.max_requests, config.window_seconds, 1)
+
+
+def window_config(limit: RateLimitConfig | int, window_seconds: float | None = None) -> RateLimitConfig:
+    """The limit of a sliding window: as it was given, or of a number and a window.
+
+    Raises:
+        TypeError: a limit together with a window, a number without one, or something else.
+        ValueError: a number is not more than 0, or the limit has a burst.
+    """
+    if not isinstance(limit, RateLimitConfig):
+        if window_seconds is None:
+            raise TypeError(f"AsyncSlidingWindow({limit!r}): say in how many seconds, or give a RateLimitConfig")
+        limit = RateLimitConfig(limit, window_seconds)
+    elif window_seconds is not None:
+        raise TypeError(f"window_seconds={window_seconds!r}: the limit says it already")
+    if limit.burst_size not in {None, limit.max_requests}:
+        raise ValueError(
+            f"burst_size={limit.burst_size!r}: a sliding window lets max_requests through at once; "
+            "leave burst_size out, or take a token bucket"
+        )
+    return limit
+
+
+class Paced(ABC):
+    """What can be waited for at a cost: a context manager, and a decorator of async functions."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def acquire(self, cost: int = 1, timeout: float | None = None) -> None:
+        """Wait until a request may go."""
+
+    @abstractmethod
+    def _check_cost(self, cost: int) -> None: ...
+
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *exc_info: object) -> None:  # noqa: B027 - entering is all
+        """Nothing to give back: what was let through stays charged."""
+
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Decorate an async function: each call waits for its turn, at a cost of 1.
+
+        Args:
+            function: what to limit.
+
+        Raises:
+            TypeError: it is not an `async def` function.
+        """
+        return self.limited()(function)
+
+    def limited(
+        self, cost: int | Callable[..., int] = 1, *, timeout: float | None = None
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
+        """Make a decorator for async functions: each call waits for its turn, as `acquire` does.
+
+        Args:
+            cost: of each call; or a function that says it, given the arguments of the call.
+            timeout: how long a call may wait, in seconds; else it raises `TimeoutError`, without calling.
+
+        Raises:
+            TypeError: the cost is neither a whole number nor a function.
+            ValueError: a cost that is never let through, or a negative time-out.
+        """
+        check_timeout(timeout)
+        if not callable(cost):
+            self._check_cost(cost)
+
+        def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+            check_function(function, self)
+
+            @wraps(function)
+            async def limited(*args: P.args, **kwargs: P.kwargs) -> R:
+                await self.acquire(cost(*args, **kwargs) if callable(cost) else cost, timeout)
+                return await function(*args, **kwargs)
+
+            return limited
+
+        return decorate
+
+
+def check_function(function: object, limiter: object) -> None:
+    """Refuse what a limiter cannot decorate.
+
+    Raises:
+        TypeError: it is not an `async def` function.
+    """
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"{limiter!r} decorates `async def` functions, and {function!r} is none: acquire inside of it")
+
+
+class SingleLimiter(Limiter, Paced):
     """What the limiters with one limit share. They may be used from several event loops and threads at once.
 
     `async with limiter:` lets a block through at a cost of 1, and `@limiter` each call of an async function.
@@ -123,72 +275,10 @@ class SingleLimiter(Limiter):
             self._advance(now)
 
     def _check_config(self, config: RateLimitConfig) -> None:
-        if not isinstance(config, RateLimitConfig):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise TypeError(f"{config!r}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
+        check_config(config)
 
     def _check_cost(self, cost: int) -> None:
-        check_whole("cost", cost)
-        most = self._meter.most
-        if cost > most:
-            raise ValueError(f"cost={cost!r}: {self!r} never lets more than {most} through at once; raise its burst")
-
-    # As a context manager, and as a decorator.
-
-    async def __aenter__(self) -> None:
-        await self.acquire()
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        """Nothing to give back: what was let through stays charged."""
-
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-        """Decorate an async function: each call waits for its turn, at a cost of 1.
-
-        Args:
-            function: what to limit.
-
-        Raises:
-            TypeError: it is not an `async def` function.
-        """
-        return self.limited()(function)
-
-    def limited(
-        self, cost: int | Callable[..., int] = 1, *, timeout: float | None = None
-    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
-        """Make a decorator for async functions: each call waits for its turn, as `acquire` does.
-
-        Args:
-            cost: of each call; or a function that says it, given the arguments of the call.
-            timeout: how long a call may wait, in seconds; else it raises `TimeoutError`, without calling.
-
-        Raises:
-            TypeError: the cost is neither a whole number nor a function.
-            ValueError: a cost that is never let through, or a negative time-out.
-        """
-        check_timeout(timeout)
-        if not callable(cost):
-            self._check_cost(cost)
-
-        def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-            check_function(function, self)
-
-            @wraps(function)
-            async def limited(*args: P.args, **kwargs: P.kwargs) -> R:
-                await self.acquire(cost(*args, **kwargs) if callable(cost) else cost, timeout)
-                return await function(*args, **kwargs)
-
-            return limited
-
-        return decorate
-
-
-def check_function(function: object, limiter: Limiter) -> None:
-    """Refuse what a limiter cannot decorate.
-
-    Raises:
-        TypeError: it is not an `async def` function.
-    """
-    if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"{limiter!r} decorates `async def` functions, and {function!r} is none: acquire inside of it")
+        check_cost(self, cost, self._meter.most)
 
 
 class AsyncTokenBucket(SingleLimiter):
@@ -220,14 +310,7 @@ class AsyncTokenBucket(SingleLimiter):
             TypeError: a limit together with a capacity, or something else than a limit or numbers.
             ValueError: a number is not more than 0.
         """
-        if isinstance(rate, RateLimitConfig):
-            if capacity is not None:
-                raise TypeError(
-                    f"capacity={capacity!r}: the limit says it, as RateLimitConfig(burst_size={capacity!r})"
-                )
-            config = rate
-        else:
-            config = from_rate(rate, capacity)
+        config = bucket_config(rate, capacity)
         super().__init__(Bucket(config), config, clock)
 
 
@@ -250,8 +333,8 @@ class AsyncLeakyBucket(SingleLimiter):
             TypeError: it is no limit.
             ValueError: the limit has another `burst_size`.
         """
-        self._check_config(config)
-        super().__init__(Bucket(_smooth(config)), _smooth(config), clock)
+        smooth = smooth_config(config)
+        super().__init__(Bucket(smooth), smooth, clock)
 
     def update(self, config: RateLimitConfig) -> None:
         """Change the limit: see `AsyncTokenBucket.update`.
@@ -262,14 +345,7 @@ class AsyncLeakyBucket(SingleLimiter):
         Raises:
             ValueError: the limit has another `burst_size`.
         """
-        self._check_config(config)
-        super().update(_smooth(config))
-
-
-def _smooth(config: RateLimitConfig) -> RateLimitConfig:
-    if config.burst_size not in {None, 1}:
-        raise ValueError(f"burst_size={config.burst_size!r}: a leaky bucket has 1; take AsyncTokenBucket for bursts")
-    return RateLimitConfig(config.max_requests, config.window_seconds, 1)
+        super().update(smooth_config(config))
 
 
 class AsyncSlidingWindow(SingleLimiter):
@@ -302,19 +378,9 @@ class AsyncSlidingWindow(SingleLimiter):
             TypeError: a limit together with a window, a number without one, or something else.
             ValueError: a number is not more than 0, or the limit has a `burst_size`.
         """
-        if not isinstance(limit, RateLimitConfig):
-            if window_seconds is None:
-                raise TypeError(f"AsyncSlidingWindow({limit!r}): say in how many seconds, or give a RateLimitConfig")
-            limit = RateLimitConfig(limit, window_seconds)
-        elif window_seconds is not None:
-            raise TypeError(f"window_seconds={window_seconds!r}: the limit says it already")
-        self._check_config(limit)
+        limit = window_config(limit, window_seconds)
         super().__init__(WindowLog(limit) if exact else WindowCounter(limit), limit, clock)
 
     def _check_config(self, config: RateLimitConfig) -> None:
-        super()._check_config(config)
-        if config.burst_size not in {None, config.max_requests}:
-            raise ValueError(
-                f"burst_size={config.burst_size!r}: a sliding window lets max_requests through at once; "
-                "leave burst_size out, or take AsyncTokenBucket"
-            )
+        check_config(config)
+        window_config(config)

@@ -1,0 +1,182 @@
+"""What a limiter tells the server of itself with each call: its limits as rows of whole numbers, and its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from math import gcd
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+import msgspec
+
+from cuelight.coordination import RateLimitConfig
+from cuelight.redis._client import Script
+
+__all__ = ["ALGORITHMS", "Algorithm", "Plan", "Scripts", "most_of", "row_of", "scripts_of"]
+
+Algorithm = Literal["token_bucket", "sliding_window", "sliding_counter"]
+
+ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
+
+_EXACT: Final = 1 << 53
+"""Lua counts in doubles: whole numbers below this are exact."""
+
+_ROOM: Final = 1 << 48
+"""Ticks that a full burst may be worth, so that debts and lines of many bursts are still exact."""
+
+Row = tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def bucket_row(config: RateLimitConfig) -> Row:
+    """`(interval, scale, burst)`: a cost of 1 is paid off in `interval` ticks, `scale` of which make a microsecond.
+
+    It is exact where the numbers allow; else a cost takes longer, by less than a millionth for bursts below 10^8.
+
+    Raises:
+        ValueError: the burst would take longer to come back than numbers reach.
+    """
+    window, per = config.window_nanoseconds, config.max_requests * 1000
+    common = gcd(window, per)
+    interval, scale = window // common, per // common
+    if interval * config.burst > _ROOM:
+        finer = max(1, scale * _ROOM // (interval * config.burst))
+        interval, scale = -(-interval * finer // scale), finer
+    if interval * config.burst >= _EXACT // 4:
+        raise ValueError(f"{config!r}: its burst takes more than a lifetime to come back; give a smaller burst_size")
+    return interval, scale, config.burst
+
+
+def window_row(config: RateLimitConfig) -> Row:
+    """`(limit, window)`, the window in microseconds, rounded up."""
+    return config.max_requests, -(-config.window_nanoseconds // 1000)
+
+
+def counter_row(config: RateLimitConfig) -> Row:
+    """The same, for two counters.
+
+    Raises:
+        ValueError: the two multiplied are more than Lua can count.
+    """
+    limit, window = window_row(config)
+    if limit * window >= _EXACT:
+        raise ValueError(
+            f"{config!r}: two counters on Redis take max_requests * window_seconds of up to {_EXACT // 10**6:,}; "
+            "count in a larger unit, or take a token bucket"
+        )
+    return limit, window
+
+
+_ROWS: Final[Mapping[Algorithm, Callable[[RateLimitConfig], Row]]] = {
+    "token_bucket": bucket_row,
+    "sliding_window": window_row,
+    "sliding_counter": counter_row,
+}
+
+
+def row_of(algorithm: Algorithm, config: RateLimitConfig) -> Row:
+    """A limit as the scripts know it.
+
+    Raises:
+        ValueError: its numbers are more than Lua can count.
+    """
+    return _ROWS[algorithm](config)
+
+
+def most_of(algorithm: Algorithm, row: Sequence[int]) -> int:
+    """The greatest cost that is ever let through at once."""
+    return row[2] if algorithm == "token_bucket" else row[0]
+
+
+_METERS: Final[Mapping[Algorithm, str]] = {
+    "token_bucket": "bucket.lua",
+    "sliding_window": "log.lua",
+    "sliding_counter": "counter.lua",
+}
+
+
+class Scripts(NamedTuple):
+    """The scripts of one algorithm."""
+
+    ask: Script
+    amend: Script
+    leave: Script
+    beat: Script
+    steer: Script
+    look: Script
+
+
+@lru_cache(maxsize=len(ALGORITHMS))
+def scripts_of(algorithm: Algorithm) -> Scripts:
+    """Read them from their files, once."""
+    return Scripts(
+        *(
+            Script.load(__package__, "state.lua", _METERS[algorithm], "line.lua", f"{name}.lua")
+            for name in Scripts._fields
+        )
+    )
+
+
+class Plan:
+    """What all calls of one limiter have in common.
+
+    Attributes:
+        names: of the limits.
+        rows: one for each.
+        permits: how many requests may be under way at once; 0 for any number.
+        version: of the limits that others have set for all; 0 if nobody has.
+        packed: for the scripts.
+    """
+
+    __slots__ = ("_lease", "_of", "algorithm", "names", "packed", "permits", "rows", "tag", "version", "word")
+
+    def __init__(
+        self, name: str, prefix: str, algorithm: Algorithm, limits: Mapping[str, Row], permits: int, lease: float
+    ) -> None:
+        self.names = (*limits,)
+        self.algorithm: Algorithm = algorithm
+        self.tag = f"{escaped(prefix)}:limits:{{{escaped(name)}}}"
+        self._of = " ".join((algorithm, *self.names))
+        self._lease = round(lease * 1000)
+        self.word = "PUBLISH"
+        self.version = 0
+        self.learn([*limits.values()], permits, 0)
+
+    @property
+    def channel(self) -> str:
+        """Where those that wait are told that their turn came."""
+        return f"{self.tag}:told"
+
+    def learn(self, rows: Sequence[Sequence[int]], permits: int, version: int) -> None:
+        """Take on other limits."""
+        self.rows, self.permits, self.version = [*map(tuple, rows)], permits, version
+        fields = (self._of, self.rows, self.permits, self._lease, self.word, self.channel)
+        self.packed = msgspec.msgpack.encode(fields)
+
+    def keys(self, party: str) -> list[str]:
+        """The keys of a call by this party, in the order in which the scripts know them."""
+        tag = self.tag
+        keys = [f"{tag}:state", f"{tag}:line", f"{tag}:asked", f"{tag}:got:{party}", f"{tag}:held", f"{tag}:parties"]
+        if self.algorithm == "sliding_window":
+            keys += [f"{tag}:log:{name}" for name in self.names]
+        return keys
+
+    def most(self, index: int) -> int:
+        """The greatest cost that this limit ever lets through at once."""
+        return most_of(self.algorithm, self.rows[index])
+
+
+def escaped(name: str) -> str:
+    """A name without braces, which would change the slot of its keys. No two names become the same."""
+    return name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+
+
+def pack(fields: Mapping[str, Any]) -> bytes:
+    """Arguments for a script."""
+    return msgspec.msgpack.encode(fields)
+
+
+def unpack(answer: bytes) -> dict[str, Any]:
+    """What a script answered."""
+    decoded: dict[str, Any] = msgspec.msgpack.decode(answer)
+    return decoded

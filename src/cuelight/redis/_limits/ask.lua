@@ -1,0 +1,76 @@
+-- ask: let a request through, or line it up, or say when it could go. Those that wait look by asking again.
+--
+-- ARGV[2] is {id, party, costs, wait: microseconds that it would wait, 0 to go at once or not at all, at_most: of the
+-- first limit, if more than its cost is welcome, got: requests whose answers have arrived, version: of the limits that
+-- the caller knows}.
+-- Answers {granted = true, tickets, costs, report...}, or {granted = false, wait, queued, report...}: in line it waits
+-- until it is told or `wait` is over, and asks again.
+
+if op.got and #op.got > 0 then
+  call('HDEL', KEYS[4], unpack(op.got))
+end
+local again = call('HGET', KEYS[4], op.id)
+if again then
+  return again
+end
+local waiter = asked(op.id)
+for i = 1, count do
+  if op.costs[i] > meter.most(i) and not waiter then
+    return pack({error = 'cost', limit = i, rows = rows})
+  end
+end
+call('ZADD', KEYS[6], 'XX', whole(now + lease * 1000), op.party)
+advance()
+
+local function granted(costs, tickets)
+  local fresh = permits > 0 and renew(op.party)
+  local answer = report({granted = true, tickets = tickets, costs = costs, fresh = fresh})
+  return remember(op.id, pack(answer))
+end
+
+-- A place in line, with what all that came before it have asked for.
+local function line_up()
+  local place = {costs = op.costs, before = state.asked, turn = state.turn + 1}
+  state.turn, state.waiting, state.asked = place.turn, state.waiting + 1, {}
+  for i = 1, count do
+    state.asked[i] = place.before[i] + op.costs[i]
+  end
+  call('ZADD', KEYS[2], whole(place.turn), op.id)
+  return place
+end
+
+local function wait()
+  if state.waiting == 0 then
+    state.asked = {}
+    for i = 1, count do
+      state.asked[i] = 0
+    end
+  end
+  local soon = estimate(op.costs, waiter and waiter.before or state.asked, waiter and waiter.turn or state.turn + 1)
+  local answer = {granted = false, wait = soon, queued = false, fresh = false}
+  -- EVER: nobody knows when others will give something back. That may be in time.
+  if waiter or (op.wait > 0 and (soon <= op.wait or soon >= EVER)) then
+    waiter = waiter or line_up()
+    waiter.armed = now + soon
+    call('HSET', KEYS[3], op.id, pack(waiter))
+    answer.queued, answer.fresh = true, renew(op.party)
+  end
+  return pack(report(answer))
+end
+
+local answer
+waiter = waiter and asked(op.id)
+if waiter and waiter.tickets then
+  forget(op.id)
+  answer = granted(waiter.costs, waiter.tickets)
+elseif not waiter and state.waiting == 0 and due_of(op.costs) <= 0 then
+  local costs = op.costs
+  if op.at_most then
+    costs[1] = max(costs[1], min(op.at_most, meter.left(1)))
+  end
+  answer = granted(costs, admit(op.id, costs, 0))
+else
+  answer = wait()
+end
+save()
+return answer

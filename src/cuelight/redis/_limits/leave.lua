@@ -1,0 +1,17 @@
+-- leave: a request waits no more, or does not want what it was given. What it was charged is given back.
+--
+-- ARGV[2] is {id, costs}. Answers {}. The request is remembered as one that left, should it still ask.
+
+local given = call('HGET', KEYS[4], op.id)
+given = given and read(given)
+local waiter = asked(op.id)
+if given and given.granted then
+  give_back(op.id, given.costs, given.tickets)
+elseif waiter and waiter.tickets then
+  give_back(op.id, waiter.costs, waiter.tickets)
+end
+forget(op.id)
+remember(op.id, pack({error = 'left'}))
+advance()
+save()
+return pack({})

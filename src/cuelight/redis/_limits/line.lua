@@ -1,0 +1,204 @@
+-- Who waits, in order, and what it means to be let through; the same rules as in one process.
+--
+-- 1. Requests are let through in the order in which they came: the first is, as soon as its limits allow it, and nothing
+--    before it. Any script that runs lets through all that are due, whoever asked for it.
+-- 2. A request is charged in all limits or in none.
+-- 3. The first in line has a timer that is not too late, or is told over the channel when its turn comes earlier.
+-- 4. A party whose lease has ended waits for nothing and holds nothing.
+
+local count = #rows
+local told = {}
+
+for i = 1, count do
+  meter.step(i)
+end
+elapsed, went_back = 0, false
+
+local function tell(id)
+  if id ~= op.id then
+    told[#told + 1] = id
+  end
+end
+
+local function asked(id)
+  local packed = call('HGET', KEYS[3], id)
+  return packed and read(packed)
+end
+
+local function first()
+  return call('ZRANGE', KEYS[2], 0, 0)[1]
+end
+
+-- When there is a permit after `ahead` others that wait for one.
+local function permit_due(ahead)
+  if permits == 0 then
+    return -EVER
+  end
+  local held = call('ZCARD', KEYS[5])
+  return (held == 0 or held + ahead + 1 <= permits) and 0 or EVER
+end
+
+-- When a request can go that nobody is before, from now on; it may be in the past. What it does not use does not count.
+local function due_of(costs)
+  local due = max(state.pause, permit_due(0))
+  for i = 1, count do
+    if costs[i] > 0 then
+      due = max(due, meter.due(i, costs[i], 0))
+    end
+  end
+  return due
+end
+
+-- When it will be a request's turn after all that came before it. Never too late, unless one of those leaves.
+local function estimate(costs, before, turn)
+  local due, served, ahead = max(0, state.pause), before, 0
+  if state.waiting > 0 then
+    local head = asked(first())
+    served, ahead = head.before, turn - head.turn
+    due = max(due, due_of(head.costs))
+  end
+  for i = 1, count do
+    if costs[i] > 0 or before[i] > served[i] then
+      due = max(due, meter.due(i, costs[i], before[i] - served[i]))
+    end
+  end
+  return max(due, permit_due(ahead))
+end
+
+-- Let a request through: its tickets.
+local function admit(id, costs, late)
+  local tickets = {}
+  for i = 1, count do
+    tickets[i] = meter.book(i, costs[i], late, id)
+  end
+  if permits > 0 then
+    call('ZADD', KEYS[5], whole(now), id)
+  end
+  return tickets
+end
+
+-- Take back what a request was charged, and its permit.
+local function give_back(id, costs, tickets)
+  for i = 1, count do
+    if costs[i] > 0 then
+      meter.amend(i, tickets[i], costs[i], 0, id)
+    end
+  end
+  call('ZREM', KEYS[5], id)
+end
+
+-- A request waits no more, whether or not it was let through.
+local function forget(id)
+  if call('ZREM', KEYS[2], id) == 1 then
+    state.waiting = state.waiting - 1
+  end
+  call('HDEL', KEYS[3], id)
+end
+
+-- A party is there for another lease. True if it was not there, or was buried.
+local function renew(party)
+  local fresh = call('ZADD', KEYS[6], whole(now + lease * 1000), party) == 1
+  for key = 2, 6 do
+    if key ~= 4 then
+      call('PEXPIRE', KEYS[key], whole(2 * lease + RECENT))
+    end
+  end
+  return fresh
+end
+
+-- Take away what parties have whose leases have ended.
+local function bury()
+  local dead = {}
+  for _, party in ipairs(call('ZRANGEBYSCORE', KEYS[6], '-inf', whole(now))) do
+    dead[party] = true
+    call('ZREM', KEYS[6], party)
+  end
+  if next(dead) then
+    for _, id in ipairs(call('HKEYS', KEYS[3])) do
+      if dead[string.match(id, '^[^:]+')] then
+        local waiter = asked(id)
+        if waiter.tickets then
+          give_back(id, waiter.costs, waiter.tickets)
+        end
+        forget(id)
+      end
+    end
+    for _, id in ipairs(call('ZRANGE', KEYS[5], 0, -1)) do
+      if dead[string.match(id, '^[^:]+')] then
+        call('ZREM', KEYS[5], id)
+      end
+    end
+  end
+end
+
+-- Let through all that are due, and see that the next one's timer is not too late.
+local function advance()
+  if state.waiting == 0 and permits == 0 then
+    return
+  end
+  bury()
+  for _ = 1, 1000 do
+    local head = first()
+    if not head then
+      state.waiting = 0
+      return
+    end
+    local waiter = asked(head)
+    local due = due_of(waiter.costs)
+    if due > 0 then
+      if now + due < waiter.armed then
+        waiter.armed = now + due
+        call('HSET', KEYS[3], head, pack(waiter))
+        tell(head)
+      end
+      return
+    end
+    call('ZREM', KEYS[2], head)
+    state.waiting = state.waiting - 1
+    waiter.tickets = admit(head, waiter.costs, min(LATE, -due))
+    call('HSET', KEYS[3], head, pack(waiter))
+    tell(head)
+  end
+  tell(first()) -- the rest in another step: nobody else is served while a script runs
+end
+
+-- Remember an answer, for as long as the question may come again.
+local function remember(id, answer)
+  call('HSET', KEYS[4], id, answer)
+  call('PEXPIRE', KEYS[4], RECENT)
+  return answer
+end
+
+-- Write the state, and tell those whose turn came.
+local function save()
+  local unused = max(0, state.pause)
+  for i = 1, count do
+    unused = max(unused, meter.unused(i))
+  end
+  local keep = ceil(unused / 1000) + RECENT
+  if state.waiting > 0 then
+    keep = max(keep, 2 * lease + RECENT)
+  end
+  if state.own then
+    keep = max(keep, OVERRIDE)
+  end
+  call('SET', KEYS[1], pack(state), 'PX', whole(keep))
+  if #told > 0 then
+    call(plan[5], plan[6], table.concat(told, ' '))
+  end
+end
+
+-- What is left, when it will be as if unused, and what limits there are, if the caller does not know.
+local function report(answer)
+  local unused, open = max(0, state.pause), state.waiting == 0 and state.pause <= 0
+  answer.left = {}
+  for i = 1, count do
+    answer.left[i] = open and meter.left(i) or 0
+    unused = max(unused, meter.unused(i))
+  end
+  answer.unused, answer.version = unused, state.version
+  if op.version ~= state.version then
+    answer.rows, answer.permits = rows, permits
+  end
+  return answer
+end

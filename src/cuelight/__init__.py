@@ -68,6 +68,7 @@ from cuelight.errors import (
     LockTimeout,
     MailboxFull,
     MaxChildren,
+    MessageRefused,
     NameTaken,
     NotStarted,
     NotStartedTimeout,
@@ -90,6 +91,7 @@ from cuelight.errors import (
     TaskQuarantined,
     TaskTimedOut,
     Unknown,
+    UnknownTimeout,
     WorkerDied,
 )
 from cuelight.mailbox import (
@@ -243,6 +245,7 @@ __all__ = [
     "MaxChildren",
     "MemoryStore",
     "Message",
+    "MessageRefused",
     "NameTaken",
     "NotStarted",
     "NotStartedTimeout",
@@ -307,6 +310,7 @@ __all__ = [
     "TaskWorker",
     "Terminated",
     "Unknown",
+    "UnknownTimeout",
     "WasRestarted",
     "WhichChildren",
     "WorkerDied",

@@ -28,6 +28,7 @@ __all__ = [
     "LockTimeout",
     "MailboxFull",
     "MaxChildren",
+    "MessageRefused",
     "NameTaken",
     "NotStarted",
     "NotStartedTimeout",
@@ -50,6 +51,7 @@ __all__ = [
     "TaskQuarantined",
     "TaskTimedOut",
     "Unknown",
+    "UnknownTimeout",
     "WorkerDied",
 ]
 
@@ -68,6 +70,13 @@ class ChannelClosed(CuelightError, anyio.ClosedResourceError, anyio.BrokenResour
 
 class MailboxFull(CuelightError, anyio.WouldBlock):
     """The mailbox or channel has no room, and its overflow policy (or a `_nowait` call) does not wait."""
+
+
+class MessageRefused(CuelightError, ValueError):
+    """The message cannot travel to another node: of no registered type, too large, or not to be encoded.
+
+    Nothing was sent.
+    """
 
 
 class ActorNotFound(CuelightError, LookupError):
@@ -128,6 +137,10 @@ class ActorCrashed(Interrupted):
 
 class Unknown(AskError):
     """Contact with the actor was lost: the request may have been handled, in part, wholly or not at all."""
+
+
+class UnknownTimeout(Unknown, TimeoutError):
+    """The deadline passed, and the node of the actor did not say in time how far it was."""
 
 
 class ReplyError(CuelightError):

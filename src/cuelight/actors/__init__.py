@@ -21,6 +21,7 @@ from cuelight.actors._groups import Group
 from cuelight.actors._handlers import on
 from cuelight.actors._inbox import Inbox
 from cuelight.actors._messages import Answerable, Answers, Message, ReplyType, Request, StreamRequest, Streams
+from cuelight.actors._node import Node
 from cuelight.actors._port import ReplyPort
 from cuelight.actors._ref import ActorStatistics, Ref
 from cuelight.actors._reply import Reply, handling
@@ -50,6 +51,7 @@ __all__ = [
     "Killed",
     "LinkedExit",
     "Message",
+    "Node",
     "Options",
     "Reason",
     "Ref",

@@ -200,12 +200,14 @@ class Actor(Generic[M]):
             return
         mine.bonds_made().links[theirs] = None
         theirs.bonds_made().links[mine] = None
+        theirs.linked_by(mine)
 
     def unlink(self, ref: Ref[Any]) -> None:
         """Undo `link`."""
         for one, other in ((self._cell, ref._cell), (ref._cell, self._cell)):
             if one.bonds is not None:
                 one.bonds.links.pop(other, None)
+        ref._cell.unlinked_by(self._cell)
 
     def join(self, group: Group[Any] | str) -> None:
         """Become a member of a process group, given itself or by its name."""

@@ -252,9 +252,11 @@ class Cell(Fates):
         """Cancel the running handler, not the actor. Returns False if no handler that can be cancelled runs."""
         raise NotImplementedError
 
-    def cancel_running(self, ask: Asked) -> None:
-        """Cancel the running handler if it is the one of this ask."""
-        raise NotImplementedError
+    def linked_by(self, other: Cell) -> None:
+        """An actor is linked to this one now. A cell that stands for an actor elsewhere passes it on."""
+
+    def unlinked_by(self, other: Cell) -> None:
+        """It is no more."""
 
     def cancel_turn(self) -> None:
         """Cancel whatever runs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
@@ -12,9 +12,6 @@ from cuelight.mailbox import Channel, drop_oldest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from cuelight.actors._fates import Fates
-
 __all__ = ["DeadLetter", "DeadLetters", "Reason"]
 
 Reason = Literal[
@@ -28,16 +25,30 @@ Reason = Literal[
     "drop_newest",
     "coalesce_by_key",
     "mailbox_full",
+    "node_lost",
+    "undecodable",
+    "unsendable",
 ]
 """Why a message was not handled (or not to its end). Overflow policies of one's own add their names.
 
 `stopped`: its actor had ended, or ended before it came to the message. `unhandled`: no handler takes it. `crashed`:
 its handler raised. `interrupted`: its handler was cancelled. `refused`: its handler raised `ReplyError` and nobody had
 asked. `quarantined`: it crashed as many incarnations as it may. `mailbox_full`: there was no room, and whoever sent it
-(a timer, another thread, a group) could not wait.
+(a timer, another thread, a group) could not wait. Between nodes: `node_lost`: the node of its actor was lost before it
+said that it has the message. `undecodable`: what came is no message that this node knows. `unsendable`: the message
+cannot travel, and whoever sent it (a timer, another thread, a group) could not be told.
 """
 
 log = logging.getLogger("cuelight.dead_letters")
+
+
+class Addressee(Protocol):
+    """Whom a message was meant for."""
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        ...
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -98,13 +109,13 @@ class DeadLetters:
     def add(
         self,
         message: Any,
-        cell: Fates,
+        addressee: Addressee,
         reason: str,
         error: BaseException | None = None,
         history: tuple[BaseException, ...] = (),
     ) -> None:
-        """Record a message that `cell` did not handle."""
-        letter = DeadLetter(message, cell.path, reason, error, history, self._clock())
+        """Record a message that its addressee did not handle."""
+        letter = DeadLetter(message, addressee.path, reason, error, history, self._clock())
         self._latest.append(letter)
         self.counts[reason] += 1
         if log.isEnabledFor(logging.DEBUG):

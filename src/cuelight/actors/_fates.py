@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight.actors._exits import Crashed, Exit, Terminated
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, Asked
-from cuelight.errors import ActorCrashed, Interrupted, MailboxFull, NotStarted, ReplyError
+from cuelight.errors import (
+    ActorCrashed,
+    Interrupted,
+    InterruptedTimeout,
+    MailboxFull,
+    NotStarted,
+    NotStartedTimeout,
+    ReplyError,
+)
 from cuelight.mailbox import Mailbox, WaitingSender
 
 if TYPE_CHECKING:
@@ -59,6 +67,31 @@ class Fates(Mailbox):
     def content(self, item: Any) -> Any:
         """The message in an item."""
         return item.message if isinstance(item, Asked) else item
+
+    # Requests that nobody waits for any more.
+
+    def cancel_running(self, ask: Asked) -> None:
+        """Cancel the running handler if it is the one of this ask."""
+        raise NotImplementedError
+
+    def given_up(self, ask: Asked) -> None:
+        """An asker waits no more: queued, the request is dropped; running, its handler is cancelled."""
+        if ask.state == QUEUED:
+            ask.fail(NotStarted(f"the request {ask.message!r} was cancelled before {self.path} handled it"))
+            self.note_stale()
+        else:
+            ask.fail(Interrupted(f"the request {ask.message!r} was cancelled while {self.path} handled it"))
+            self.cancel_running(ask)
+
+    def overdue(self, ask: Asked) -> None:
+        """The deadline of a request has passed."""
+        text = f"{self.path} did not answer {ask.message!r} in time"
+        if ask.state == QUEUED:
+            ask.fail(NotStartedTimeout(f"{text}: it had not begun; {len(self)} messages are in its mailbox"))
+            self.note_stale()
+        else:
+            ask.fail(InterruptedTimeout(f"{text}: its handler was running and has been cancelled"))
+            self.cancel_running(ask)
 
     # Putting, for those who cannot wait, and for those who do.
 

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from cuelight.actors._waits import blocked, code_of_asks, find_circle, name_of, show_circle
-from cuelight.errors import DeadlockError, Interrupted, InterruptedTimeout, NotStarted, NotStartedTimeout
+from cuelight.errors import DeadlockError
 from cuelight.mailbox import running_task
 
 if TYPE_CHECKING:
@@ -130,23 +130,14 @@ class Asked(Reply[Any]):
             waiter.wake()
 
     def cancel(self) -> None:
-        if self.state == QUEUED:
-            self.fail(NotStarted(f"the request {self.message!r} was cancelled before {self.cell.path} handled it"))
-            self.cell.note_stale()
-        elif self.state == RUNNING:
-            self.fail(Interrupted(f"the request {self.message!r} was cancelled while {self.cell.path} handled it"))
-            self.cell.cancel_running(self)
+        if self.state != DONE:
+            self.cell.given_up(self)
 
     def ring(self) -> None:
         """The deadline has passed."""
         self.timed = False
-        text = f"{self.cell.path} did not answer {self.message!r} in time"
-        if self.state == QUEUED:
-            self.fail(NotStartedTimeout(f"{text}: it had not begun; {len(self.cell)} messages are in its mailbox"))
-            self.cell.note_stale()
-        elif self.state == RUNNING:
-            self.fail(InterruptedTimeout(f"{text}: its handler was running and has been cancelled"))
-            self.cell.cancel_running(self)
+        if self.state != DONE:
+            self.cell.overdue(self)
 
     def start_clock(self) -> None:
         """Have the deadline enforced from now on."""

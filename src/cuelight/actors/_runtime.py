@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from cuelight.actors._family import Family
     from cuelight.actors._handlers import HandlerTable
+    from cuelight.actors._node import Node
 
 __all__ = ["Runtime"]
 
@@ -42,8 +43,9 @@ class Runtime(Dispatcher):
 
     root: Cell
 
-    def __init__(self, *, ask_timeout: float, keep_dead_letters: int) -> None:
+    def __init__(self, *, ask_timeout: float, keep_dead_letters: int, node: Node | None = None) -> None:
         super().__init__(ask_timeout=ask_timeout, keep_dead_letters=keep_dead_letters)
+        self._node = node
         self.alive = 0
         self.next_serial: Callable[[], int] = count(1).__next__
         self._names: dict[str, Cell] = {}
@@ -197,6 +199,55 @@ class Runtime(Dispatcher):
         """A named actor has ended."""
         if cell.label is not None and self._names.get(cell.label) is cell:
             del self._names[cell.label]
+
+    async def expose(self, ref: Ref[Any], name: str) -> None:
+        """Make an actor of this system known to the others of its cluster, by a name. A checkpoint.
+
+        The name is free again when the actor has ended for good, or its node has left the cluster or was lost.
+
+        Args:
+            ref: an actor of this system.
+            name: unique in the cluster.
+
+        Raises:
+            NameTaken: another live actor has the name.
+            ActorNotFound: the actor has ended.
+            ValueError: the actor is not of this system, or this is no name.
+            StoreUnavailable: the cluster cannot be reached.
+        """
+        await self._node_or_raise("expose").expose(ref, name)
+
+    async def unexpose(self, name: str) -> None:
+        """Take back a name that was given with `expose`. Refs stay valid. A checkpoint.
+
+        Raises:
+            ActorNotFound: this system has given no such name.
+            StoreUnavailable: the cluster cannot be reached.
+        """
+        await self._node_or_raise("unexpose").unexpose(name)
+
+    async def resolve(self, name: str, timeout: float = 0.0) -> Ref[Any]:
+        """The actor that was exposed with this name, wherever in the cluster it lives. A checkpoint.
+
+        Args:
+            name: as it was given to `expose`.
+            timeout: seconds to wait until somebody exposes it; 0 looks once.
+
+        Raises:
+            ActorNotFound: nobody has the name; the message says which names are like it.
+            StoreUnavailable: the cluster cannot be reached.
+        """
+        return await self._node_or_raise("resolve").resolve(name, timeout)
+
+    def _node_or_raise(self, verb: str) -> Node:
+        if self._node is None:
+            raise RuntimeError(
+                f"cannot {verb}: this system belongs to no cluster. Give it a node: "
+                f"ActorSystem(..., node=RedisNode(url, messages=[...]))"
+            )
+        if not self._open:
+            raise SystemClosed(f"the actor system is not running: {verb} inside its `async with` block")
+        return self._node
 
     def group(self, name: str) -> Group[Any]:
         """The process group of this name; made when it is first asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,7 @@ from cuelight.supervision._watchdog import Watchdog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors import Family
+    from cuelight.actors import Family, Node
     from cuelight.mailbox import Waiter
 
 __all__ = ["ActorSystem"]
@@ -74,6 +75,7 @@ class ActorSystem(Runtime):
         backoff: Backoff | None = None,
         slow_after: float | None = 1.0,
         keep_dead_letters: int = 1000,
+        node: Node | None = None,
     ) -> None:
         """Set up a system; it starts when its block is entered.
 
@@ -87,6 +89,7 @@ class ActorSystem(Runtime):
             backoff: the delays before restarts; `Backoff()` by default.
             slow_after: seconds after which a running handler is reported, with where it stands; None never.
             keep_dead_letters: how many dead letters are kept to look at.
+            node: its place in a cluster of systems, such as a `cuelight.redis.RedisNode`; None for a system alone.
 
         Raises:
             ValueError: a value makes no sense; the message says which.
@@ -94,7 +97,7 @@ class ActorSystem(Runtime):
         for what, seconds in {"ask_timeout": ask_timeout, "shutdown_timeout": shutdown_timeout}.items():
             if not seconds > 0:
                 raise ValueError(f"{what}={seconds!r}: give more than 0 seconds")
-        super().__init__(ask_timeout=ask_timeout, keep_dead_letters=keep_dead_letters)
+        super().__init__(ask_timeout=ask_timeout, keep_dead_letters=keep_dead_letters, node=node)
         self.name = name
         self._shutdown_timeout = shutdown_timeout
         self._plan = Plan(strategy=strategy, limit=RestartLimit(max_restarts, within), backoff=backoff or Backoff())
@@ -157,6 +160,12 @@ class ActorSystem(Runtime):
             self._watchdog.start()
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
+        if self._node is not None:
+            try:
+                await self._node.join(self)
+            except BaseException:
+                await self.__aexit__(*sys.exc_info())
+                raise
         return self
 
     async def __aexit__(
@@ -168,7 +177,10 @@ class ActorSystem(Runtime):
         lost: BaseException | None = None
         try:
             with anyio.CancelScope(shield=True):
+                if self._node is not None:
+                    self._node.withdraw()
                 lost = await self._shut_down(gently=error is None)
+                lost = await self._leave_cluster() or lost
                 if self._watchdog is not None:
                     self._watchdog.stop()
                 await self.close_runtime()
@@ -211,6 +223,18 @@ class ActorSystem(Runtime):
                 draining = False
                 self.root.kill("the task of the system was cancelled")
         deadline.cancel()
+        return lost
+
+    async def _leave_cluster(self) -> BaseException | None:
+        """Every actor has ended, so nobody needs the node. Returns a native cancellation that came meanwhile."""
+        lost: BaseException | None = None
+        left = self._node is None
+        while self._node is not None and not left:
+            try:
+                await self._node.leave()
+                left = True
+            except self.backend.cancelled as error:  # it goes on leaving, and nothing of it may be left behind
+                lost = error
         return lost
 
     # From blocking code.

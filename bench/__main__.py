@@ -27,6 +27,7 @@ FAMILIES = (
     "limiters",
     "pools",
     "tasks",
+    "redis_queues",
     "memory",
     "scale",
 )
@@ -49,6 +50,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="how often each rival has its turn (default 5)")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long a turn lasts (default 0.5)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results to a file, too")
+    parser.add_argument(
+        "--aof", choices=("no", "everysec", "always"), default="no", help="of the server of redis_queues"
+    )
     parser.add_argument("--no-pin", action="store_true", help="do not keep the process on one core")
     return parser.parse_args()
 
@@ -60,7 +64,8 @@ def _pin() -> None:
 
 def _rows(module: ModuleType, loop: str) -> Iterator[tuple[str, Rivals]]:
     on_trio = getattr(module, "TRIO_WORKLOADS", {}) if loop == "trio" else {}
-    for name, rivals in getattr(module, "WORKLOADS", {}).items():
+    workloads = module.workloads(loop) if hasattr(module, "workloads") else getattr(module, "WORKLOADS", {})
+    for name, rivals in workloads.items():
         yield name, {**rivals, **on_trio.get(name, {})}
 
 
@@ -84,6 +89,7 @@ def main() -> int:
     given = _arguments()
     if not given.no_pin:
         _pin()
+    os.environ["BENCH_AOF"] = given.aof
     logging.disable(logging.ERROR)
     results: list[Result] = []
     for loop in LOOPS if given.loop == "all" else (given.loop,):

@@ -175,8 +175,12 @@ def race(result: Result, rivals: Rivals, aim: Aim | None, *, rounds: int, second
         else:
             running.append(lane)
     for _ in range(rounds):
-        for lane in running:
-            lane.rates.append(lane.n / once(lane.workload, lane.n, lane.loop))
+        for lane in tuple(running):
+            try:
+                lane.rates.append(lane.n / once(lane.workload, lane.n, lane.loop))
+            except Exception as error:
+                result.failures[lane.label] = reason(error)
+                running.remove(lane)
     for lane in running:
         result.figures[lane.label] = statistics.median(lane.rates)
         result.spread[lane.label] = min(lane.rates), max(lane.rates)

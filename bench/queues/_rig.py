@@ -1,0 +1,208 @@
+"""A server, a journal, and the processes of one queue around them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from bench.queues._peers import ROOT, Peer
+from bench.queues._program import LINE, Record, Settings, read_journal
+
+sys.path.append(str(ROOT / "tests"))  # at the end, where it hides nothing
+from helpers.redis_servers import RedisServer
+
+PATIENCE = 60.0
+"""Seconds without any progress after which a run is given up."""
+
+ENDING = 15.0
+"""Seconds that a worker is given to end when it is asked to."""
+
+
+def cores() -> tuple[set[int], set[int]]:
+    """One for the server and one for everything else; the same if there is only one."""
+    having = sorted(range(os.cpu_count() or 1))
+    return {having[0]}, {having[-1]}
+
+
+def pin(process: int, where: set[int]) -> None:
+    """Keep a process there, so that rounds are alike. Its children follow."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process, where)
+
+
+__all__ = ["RedisServer", "Rig", "cores", "kill", "pin", "signal_all", "until"]
+
+
+class Rig:
+    """One queue on a server. A context manager: leaving it ends all processes that it started.
+
+    Args:
+        peer: the queue.
+        server: which runs, and is emptied.
+        loop: asyncio, uvloop or trio, for those that have the choice.
+        pinned: whether the processes keep to one core.
+    """
+
+    def __init__(self, peer: Peer, server: RedisServer, *, loop: str = "asyncio", pinned: bool = True) -> None:
+        self.peer, self.server, self.loop, self.pinned = peer, server, loop, pinned
+        self.folder = Path(tempfile.mkdtemp(prefix="bench-queue-"))
+        self.journal = self.folder / "journal"
+        self.journal.touch()
+        self._processes: list[subprocess.Popen[str]] = []
+        server.command("FLUSHALL")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            kill(process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self, role: str, **settings: Any) -> subprocess.Popen[str]:
+        """Start a process."""
+        what = Settings(
+            url=self.server.url,
+            journal=str(self.journal),
+            loop=self.loop,
+            variant=self.peer.variant,
+            concurrency=self.peer.concurrency,
+            **settings,
+        )
+        process = subprocess.Popen(
+            [self.peer.python, "-m", "bench.queues", self.peer.program, role],
+            cwd=ROOT,
+            env=os.environ | what.as_environment(),
+            stdout=subprocess.PIPE if role != "work" else subprocess.DEVNULL,
+            stderr=self._log.open("a"),
+            text=True,
+            start_new_session=True,  # so that `kill` finds its children, whatever groups they make
+        )
+        self._processes.append(process)
+        if self.pinned:
+            pin(process.pid, cores()[1])
+        return process
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "log"
+
+    def log(self) -> str:
+        """The end of what the processes had to say."""
+        return self._log.read_text("utf-8", "replace")[-1500:] if self._log.exists() else ""
+
+    def produce(self, role: str, **settings: Any) -> Any:
+        """Run a producer to its end; what it said.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        process = self.start(role, **settings)
+        said, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"the producer of {self.peer.label} ended with {process.returncode}: {self.log()}")
+        return json.loads(said.strip().splitlines()[-1])
+
+    def records(self) -> list[Record]:
+        """What has happened so far."""
+        return read_journal(self.journal.read_bytes())
+
+    def lines(self) -> int:
+        """How many things have happened so far."""
+        return self.journal.stat().st_size // LINE
+
+    def wait_for(self, lines: int, worker: subprocess.Popen[str]) -> None:
+        """Return when so many things have happened.
+
+        Raises:
+            RuntimeError: the worker ended, or got stuck.
+        """
+        seen, since = 0, time.monotonic()
+        while (now := self.lines()) < lines:
+            if now > seen:
+                seen, since = now, time.monotonic()
+            if worker.poll() is not None:
+                raise RuntimeError(f"the worker ended after {now} of {lines}: {self.log()}")
+            if time.monotonic() - since > PATIENCE:
+                raise RuntimeError(f"the worker got stuck after {now} of {lines}: {self.log()}")
+            time.sleep(0.005)
+
+    def end(self, worker: subprocess.Popen[str]) -> None:
+        """Ask a worker to end, and see to it that it does."""
+        if worker.poll() is None:
+            worker.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(ENDING)
+        kill(worker)
+
+    def commands(self) -> dict[str, int]:
+        """How often each command ran since `forget_commands`, in scripts too."""
+        with contextlib.closing(_Info(self.server)) as info:
+            return info.commands()
+
+    def forget_commands(self) -> None:
+        """Count from now on."""
+        self.server.command("CONFIG", "RESETSTAT")
+
+
+class _Info:
+    """`INFO commandstats` is longer than what `RedisServer.command` reads at once."""
+
+    def __init__(self, server: RedisServer) -> None:
+        import redis
+
+        self._client = redis.Redis.from_url(server.url)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def commands(self) -> dict[str, int]:
+        stats: Any = self._client.info("commandstats")
+        return {name.removeprefix("cmdstat_"): numbers["calls"] for name, numbers in stats.items()}
+
+
+def session(process: subprocess.Popen[str]) -> Iterator[int]:
+    """A process that leads a session, and all those of its session that live."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == process.pid and fields[0] != "Z":
+                    yield int(entry.name)
+
+
+def signal_all(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal to a process and all its children at once, as the end of a container or a machine does."""
+    for one in list(session(process)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, number)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """`kill -9`, children included."""
+    while list(session(process)):
+        signal_all(process, signal.SIGKILL)
+        time.sleep(0.01)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Ask again and again whether something is so; False if it was not within the time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

@@ -1,7 +1,9 @@
 """The client: one connection in each loop for all that is short, others for what blocks and for what is pushed."""
 
 from cuelight.redis._client._client import RedisClient
+from cuelight.redis._client._commands import Pipeline
+from cuelight.redis._client._dedicated import Dedicated
 from cuelight.redis._client._script import Script
 from cuelight.redis._client._server import Argument, Server, Subscription
 
-__all__ = ["Argument", "RedisClient", "Script", "Server", "Subscription"]
+__all__ = ["Argument", "Dedicated", "Pipeline", "RedisClient", "Script", "Server", "Subscription"]

@@ -1,65 +1,113 @@
-"""The client."""
+"""The client: for every loop and thread of a process, each loop with connections of its own."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
-import redis
 from redis import exceptions as redis_errors
 
 from cuelight.errors import StoreUnavailable
-from cuelight.mailbox import running_loop
+from cuelight.mailbox import call_in_loop, loop_time, running_loop
+from cuelight.redis._client._blocking import BlockingServer
+from cuelight.redis._client._cluster import ClusterRoute
+from cuelight.redis._client._commands import Commands, in_transaction, of_transaction
+from cuelight.redis._client._dedicated import Dedicated
 from cuelight.redis._client._faults import translated
-from cuelight.redis._client._wire import Wire, pack
+from cuelight.redis._client._node import Pause, closed_error
+from cuelight.redis._client._push import Listener
+from cuelight.redis._client._route import Route, SentinelRoute, SingleRoute
+from cuelight.redis._client._settings import settings_of
+from cuelight.redis._client._words import MAY_BLOCK, PLAIN, blocking_time, kind_of, refuse
 
 if TYPE_CHECKING:
+    from redis.credentials import CredentialProvider
+
     from cuelight.redis._client._script import Script
     from cuelight.redis._client._server import Argument, Subscription
 
 __all__ = ["RedisClient"]
 
-
-class _Loop:
-    """What the client has in one event loop."""
-
-    def __init__(self) -> None:
-        self.lock = anyio.Lock()
-        self.wire: Wire | None = None
-        self.push: Wire | None = None
-        self.channels: dict[bytes, list[_Channel]] = {}
+_ROUTES: Final[dict[str, type[Route]]] = {"cluster": ClusterRoute, "sentinel": SentinelRoute, "single": SingleRoute}
+_PATIENCE: Final = 5.0  # seconds for connections in another loop to end
 
 
-class _Channel:
-    def __init__(self, on_message: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
-        self.on_message, self.on_gap = on_message, on_gap
-        self.open = True
+class RedisClient(Commands):
+    """A client of Redis or Valkey, for every loop and thread of a process, on asyncio and on trio.
 
-    def close(self) -> None:
-        self.open = False
+    It has all of redis-py's command methods, with redis-py's replies and errors, and it is a `Server`, on which the
+    stores, locks, limiters and actors of this package run. What many tasks of a loop ask for at a time goes to the
+    server in one piece, over one connection; commands that block get connections of their own.
 
-
-class RedisClient:
-    """A client of one server, for every loop and thread of a process."""
+        async with RedisClient("redis://localhost:6379") as client:
+            await client.set("greeting", "hello", ex=10)
+            print(await client.get("greeting"))     # b'hello'
+    """
 
     def __init__(
-        self, url: str = "redis://localhost:6379", *, timeout: float = 5.0, connect_timeout: float = 5.0
+        self,
+        url: str = "redis://localhost:6379",
+        *,
+        timeout: float | None = None,
+        connect_timeout: float | None = None,
+        health_check_interval: float | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        credential_provider: CredentialProvider | None = None,
+        client_name: str | None = None,
+        decode_responses: bool = False,
     ) -> None:
-        self._url, self._timeout, self._connect_timeout = url, timeout, connect_timeout
-        self._options = redis.connection.parse_url(url)
-        self._loops: dict[Any, _Loop] = {}
-        self._sync: redis.Redis | None = None
+        """Say where the server is. Nothing is connected before the first command.
+
+        Args:
+            url: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix://[user:password@]/path?db=0`,
+                `redis+sentinel://[user:password@]host:port,host:port/service[/db]`,
+                `redis+cluster://[user:password@]host:port,host:port`; options of redis-py after a question mark.
+            timeout: seconds that a command may take; 5 unless the URL has a `socket_timeout`. A connection over which
+                nothing comes for half of it while replies are owed is given up.
+            connect_timeout: seconds that it may take to connect; 5 unless the URL has a `socket_connect_timeout`.
+            health_check_interval: seconds without traffic after which a connection is asked for a sign of life; 10
+                unless the URL says otherwise.
+            username: if it is not in the URL.
+            password: if it is not in the URL.
+            credential_provider: asked for a user and a password for each connection.
+            client_name: what `CLIENT LIST` shows.
+            decode_responses: whether command methods return `str` for bytes, as with redis-py. `execute`, `run` and
+                subscriptions are not concerned.
+
+        Raises:
+            ValueError: the URL or a number cannot be used.
+        """
+        self._settings = settings_of(
+            url,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            health_check_interval=health_check_interval,
+            username=username,
+            password=password,
+            credential_provider=credential_provider,
+            client_name=client_name,
+            decode_responses=decode_responses,
+        )
+        super().__init__(self._settings.encoding, decode_responses)
+        self._name = self._settings.name
+        self._routes: dict[Any, Route] = {}
         self._lock = threading.Lock()
+        self._closed = False
+        self._blocking_server = BlockingServer(self._settings)
+
+    def __repr__(self) -> str:
+        return f"RedisClient({self._name!r})"
 
     @property
     def name(self) -> str:
-        """Where it is."""
-        options = self._options
-        place = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        return f"{place}/{options.get('db', 0)}"
+        """Where it is, for messages: host, port and database, without credentials."""
+        return self._name
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,138 +116,230 @@ class RedisClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what this client has in all loops."""
-        for here in self._loops.values():
-            for wire in (here.wire, here.push):
-                if wire is not None:
-                    wire.close()
-                    await wire._stream.aclose()
-                    await wire.ended.wait()
-        self._loops.clear()
-        if self._sync is not None:
-            self._sync.close()
+        """Close all connections, those of other loops and threads too, and wait until they are closed. A checkpoint.
 
-    def _here(self) -> _Loop:
+        Commands that are under way fail. It may be called again, and cannot be undone.
+        """
+        here, waits = running_loop(), list[anyio.Event]()
+        for route in self._end():
+            ended = anyio.Event()
+            if route.loop is here:
+                route.end(ended.set)
+                waits.append(ended)
+            elif _end_elsewhere(route, partial(call_in_loop, here, ended.set)):
+                waits.append(ended)
+        with anyio.move_on_after(_PATIENCE, shield=True):
+            for wait in waits:
+                await wait.wait()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """As `aclose`, from a thread that runs no loop; connections of loops close soon after it."""
+        for route in self._end():
+            _end_elsewhere(route, lambda: None)
+
+    def _end(self) -> list[Route]:
+        with self._lock:
+            self._closed = True
+            routes = list(self._routes.values())
+        self._blocking_server.close()
+        return routes
+
+    def _route(self) -> Route:
         loop = running_loop()
-        here = self._loops.get(loop)
-        if here is None:
-            here = self._loops[loop] = _Loop()
-        return here
+        route = self._routes.get(loop)
+        if route is None:
+            if loop is None:
+                raise RuntimeError("no event loop runs here: use the blocking methods, or anyio.run(...)")
+            with self._lock:
+                if self._closed:
+                    raise closed_error()
+                route = self._routes[loop] = _ROUTES[self._settings.kind](self._settings, self._forget)
+        return route
 
-    async def _connect(self, on_push: Callable[[Any], None] | None = None) -> Wire:
-        options = self._options
-        try:
-            with anyio.fail_after(self._connect_timeout):
-                if "path" in options:
-                    stream: Any = await anyio.connect_unix(options["path"])
-                else:
-                    stream = await anyio.connect_tcp(options.get("host", "localhost"), options.get("port", 6379))
-                wire = Wire(stream, on_push)
-                wire.start()
-                hello: list[Any] = ["HELLO", "3"]
-                if options.get("password"):
-                    hello += ["AUTH", options.get("username") or "default", options["password"]]
-                for command in (hello, ["SELECT", options.get("db", 0)]):
-                    reply = await wire.call(pack(command))
-                    if isinstance(reply, Exception):
-                        raise reply
-        except (OSError, TimeoutError) as error:
-            raise redis_errors.ConnectionError(str(error)) from error
-        return wire
+    def _forget(self, loop: Any) -> None:
+        with self._lock:
+            self._routes.pop(loop, None)
 
-    async def _wire(self) -> Wire:
-        here = self._here()
-        if here.wire is None or here.wire.error is not None:
-            async with here.lock:
-                if here.wire is None or here.wire.error is not None:
-                    here.wire = await self._connect()
-        return here.wire
+    async def _call(self, command: Sequence[Any]) -> Any:
+        route = self._routes.get(running_loop()) or self._route()
+        kind = kind_of(command[0])
+        if kind != PLAIN:
+            if kind == MAY_BLOCK:
+                return await route.call_blocking(command)
+            refuse(command)
+        return await route.call(command)
+
+    async def _send(self, commands: list[tuple[Any, ...]], transaction: bool) -> list[Any]:
+        for command in commands:
+            kind = kind_of(command[0])
+            if kind != PLAIN:
+                refuse(command)
+            if kind == MAY_BLOCK and not transaction and blocking_time(command) != 0:
+                raise ValueError(f"{command[0]}: it may block, and this pipeline with it; use `transaction=True`")
+        route = self._route()
+        if transaction:
+            return of_transaction(await route.call_block(in_transaction(commands)))
+        return await route.call_block(commands)
 
     async def execute(self, *command: Argument) -> Any:
-        """Run one command once."""
+        """Run one command once, and return its reply as the server sent it. A checkpoint.
+
+        What is lost on the way is not sent again: nobody knows whether it took effect.
+
+        Raises:
+            StoreUnavailable: the server could not be reached or did not answer in time.
+            StoreRefused: it will go on to refuse until somebody changes something.
+            redis.ResponseError: the command is wrong.
+            ValueError: the command cannot be sent over a connection that others use.
+        """
         try:
-            wire = await self._wire()
-            with anyio.fail_after(self._timeout):
-                reply = await wire.call(pack(command))
-        except (OSError, redis_errors.RedisError) as error:
-            raise translated(error, self.name) from error
+            reply = await self._call(command)
+        except redis_errors.RedisError as error:
+            raise translated(error, self._name) from error
         if isinstance(reply, Exception):
-            raise translated(reply, self.name)
+            raise translated(reply, self._name) from reply
         return reply
 
     async def run(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
-        """Run a script."""
-        deadline = anyio.current_time() + self._timeout
-        while True:
-            try:
-                try:
-                    return await self.execute("EVALSHA", script.sha, len(keys), *keys, *args)
-                except redis_errors.ResponseError as error:
-                    if not str(error).startswith("NOSCRIPT"):
-                        raise
-                    return await self.execute("EVAL", script.text, len(keys), *keys, *args)
-            except StoreUnavailable:
-                if anyio.current_time() >= deadline:
-                    raise
-                await anyio.sleep(0.05)
+        """Run a script, and again within the time-out when its reply was lost. A checkpoint.
 
-    def _blocking(self) -> redis.Redis:
-        with self._lock:
-            if self._sync is None:
-                self._sync = redis.Redis.from_url(self._url, protocol=3, socket_timeout=self._timeout)
-            return self._sync
+        Args:
+            script: one that changes nothing more when it is run again with the same arguments.
+            keys: in a cluster, all in one slot.
+            args: the others.
+
+        Raises:
+            StoreUnavailable: there was no reply within the time-out.
+            StoreRefused: as `execute`.
+            redis.ResponseError: what the script said.
+        """
+        tail = (len(keys), *keys, *args)
+        deadline = loop_time() + self._settings.timeout
+        failure, loaded = await self._try(("EVALSHA", script.sha, *tail))
+        if failure is None:
+            return loaded
+        pause = Pause()
+        while True:
+            if isinstance(failure, redis_errors.NoScriptError):
+                command = ("EVAL", script.text, *tail)
+            else:
+                fault = translated(failure, self._name)
+                left = deadline - loop_time()
+                if not isinstance(fault, StoreUnavailable) or left <= 0 or self._closed:
+                    raise fault from failure
+                await anyio.sleep(min(pause.next(), left))
+                command = ("EVALSHA", script.sha, *tail)
+            # What is late in the end failed as it did before.
+            with anyio.move_on_after(max(deadline - loop_time(), 0.05)):
+                failure, reply = await self._try(command)
+                if failure is None:
+                    return reply
+
+    async def _try(self, command: Sequence[Any]) -> tuple[Exception | None, Any]:
+        """How a command failed, or its reply."""
+        try:
+            reply = await self._call(command)
+        except redis_errors.RedisError as error:
+            return error, None
+        return (reply, None) if isinstance(reply, Exception) else (None, reply)
 
     def execute_blocking(self, *command: Argument) -> Any:
-        """As `execute`, on a connection of the calling thread."""
-        client = self._blocking()
-        connection = client.connection_pool.get_connection()
+        """As `execute`, on a connection of the calling thread, which blocks."""
         try:
-            connection.send_command(*command)
-            return connection.read_response()
+            if self._closed:
+                raise closed_error()
+            reply = self._blocking_server.call(command)
         except (OSError, redis_errors.RedisError) as error:
-            raise translated(error, self.name) from error
-        finally:
-            client.connection_pool.release(connection)
+            raise translated(error, self._name) from error
+        if isinstance(reply, Exception):
+            raise translated(reply, self._name) from reply
+        return reply
 
     def run_blocking(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
-        """As `run`, on a connection of the calling thread."""
-        deadline = time.monotonic() + self._timeout
+        """As `run`, on a connection of the calling thread, which blocks."""
+        tail = (len(keys), *keys, *args)
+        deadline, pause = time.monotonic() + self._settings.timeout, Pause()
         while True:
             try:
                 try:
-                    return self.execute_blocking("EVALSHA", script.sha, len(keys), *keys, *args)
-                except redis_errors.ResponseError as error:
-                    if "NOSCRIPT" not in str(error) and not isinstance(error, redis_errors.NoScriptError):
-                        raise
-                    return self.execute_blocking("EVAL", script.text, len(keys), *keys, *args)
+                    return self.execute_blocking("EVALSHA", script.sha, *tail)
+                except redis_errors.NoScriptError:
+                    return self.execute_blocking("EVAL", script.text, *tail)
             except StoreUnavailable:
-                if time.monotonic() >= deadline:
+                left = deadline - time.monotonic()
+                if left <= 0 or self._closed:
                     raise
-                time.sleep(0.05)
+                time.sleep(min(pause.next(), left))
 
     async def subscribe(
         self, channel: str, on_message: Callable[[bytes], None], on_gap: Callable[[], None]
     ) -> Subscription:
-        """Listen to a channel in the running loop."""
-        here = self._here()
-        one = _Channel(on_message, on_gap)
+        """Listen to a channel in the running loop. A checkpoint; returns when the server has begun to listen.
 
-        def on_push(push: Any) -> None:
-            if push[0] == b"message":
-                for listener in here.channels.get(push[1], ()):
-                    if listener.open:
-                        listener.on_message(push[2])
+        Args:
+            channel: with the hash tag of the keys that it belongs to: in a cluster it is a sharded channel.
+            on_message: called in the loop with what was published; must neither block nor raise.
+            on_gap: called in the loop after the connection was lost and is there again: messages may be missing.
 
-        async with here.lock:
-            here.channels.setdefault(channel.encode(), []).append(one)
-            if here.push is None or here.push.error is not None:
-                here.push = await self._connect(on_push)
-            here.push._out.append(pack(("SUBSCRIBE", channel)))
-            here.push._wake.set()
-            # Replies come in order: that of PING says that the one before was served.
-            await here.push.call(pack(("PING",)))
-        return one
+        Raises:
+            StoreUnavailable: the server did not begin to listen within the time-out.
+            StoreRefused: it refuses.
+        """
+        listener = Listener(running_loop(), on_message, on_gap)
+        trouble: Exception | None = None
+        try:
+            with anyio.move_on_after(self._settings.timeout):
+                line = await self._route().line_of(channel)
+                line.listen(channel.encode(), listener)
+                await listener.settled.wait()
+            if listener.topic is not None:
+                trouble = listener.topic.line.trouble
+        except redis_errors.RedisError as error:
+            raise translated(error, self._name) from error
+        finally:
+            if not listener.settled.is_set():
+                listener.close()
+        if listener.error is not None:
+            raise translated(listener.error, self._name) from listener.error
+        if not listener.settled.is_set():
+            reason = f": {trouble}" if trouble else ""
+            seconds = self._settings.timeout
+            raise StoreUnavailable(f"{self._name} did not begin to listen to {channel!r} within {seconds:g} s{reason}")
+        return listener
 
-    async def publish(self, channel: str, message: bytes) -> None:
-        """Publish to a channel."""
-        await self.execute("PUBLISH", channel, message)
+    async def publish(self, channel: str, message: bytes, **_: Any) -> Any:  # type: ignore[override]
+        """Publish to a channel, sharded in a cluster. A checkpoint. A message may get lost: it is only a hint.
+
+        Returns:
+            how many connections got it.
+        """
+        return await self.execute(self._route().publish_with(channel), channel, message)
+
+    @asynccontextmanager
+    async def dedicated(self, key: Argument = "") -> AsyncGenerator[Dedicated, None]:
+        """A connection for the block alone, for what concerns one connection: `WATCH`, `SELECT`, `WAIT`, and so on.
+
+        Args:
+            key: in a cluster, one of those that it is for.
+
+        Raises:
+            redis.RedisError: as `execute_command`.
+        """
+        settings = self._settings
+        node = await self._route().node_of(("GET", key))
+        wire = (await node.open(watched=False)).wire
+        try:
+            yield Dedicated(wire, self._name, settings.timeout, settings.encoding, settings.decode)
+        finally:
+            wire.end(redis_errors.ConnectionError("the block of this connection has ended"))
+            with anyio.CancelScope(shield=True):
+                await wire.closed.wait()
+
+
+def _end_elsewhere(route: Route, then: Callable[[], object]) -> bool:
+    """End what is in another loop, and call `then` there afterwards; whether that loop lives."""
+    if call_in_loop(route.loop, route.end, then):
+        return True
+    route.abandon()
+    return False

@@ -10,28 +10,28 @@ from cuelight.errors import StoreRefused, StoreUnavailable
 
 __all__ = ["refusal", "translated"]
 
-_REFUSALS: Final = (
-    "CROSSSLOT",
-    "DENIED",
-    "MISCONF",
-    "NOAUTH",
-    "NOPERM",
-    "NOPROTO",
-    "NOREPLICAS",
-    "OOM",
-    "READONLY",
-    "WRONGPASS",
-    "WRONGTYPE",
-)
-"""The first words of replies that will be the same until somebody changes something."""
+_REFUSALS: Final = {
+    "CROSSSLOT": "give the keys of one call the same hash tag",
+    "DENIED": "",
+    "MISCONF": "",
+    "NOAUTH": "give a user and a password",
+    "NOPERM": "",
+    "NOPROTO": "",
+    "NOREPLICAS": "",
+    "OOM": "the memory of the server is full",
+    "READONLY": "give the address of the primary, or of its sentinels (redis+sentinel://)",
+    "WRONGPASS": "",
+    "WRONGTYPE": "",
+}
+"""The codes of replies that will be the same until somebody changes something, and what that could be."""
 
-_PASSING: Final = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "TRYAGAIN", "UNBLOCKED")
-"""The first words of replies of a server that will soon answer otherwise. Nothing was done."""
+_PASSING: Final = frozenset({"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "TRYAGAIN", "UNBLOCKED"})
+"""The codes of replies of a server that will soon answer otherwise. Nothing was done."""
 
 
 def refusal(error: Exception) -> bool:
     """Whether a server will go on to say this until somebody changes something."""
-    return isinstance(error, redis_errors.AuthenticationError) or _first_word(error) in _REFUSALS
+    return isinstance(error, redis_errors.AuthenticationError) or _code(error) in _REFUSALS
 
 
 def translated(error: Exception, server: str) -> Exception:
@@ -44,11 +44,21 @@ def translated(error: Exception, server: str) -> Exception:
     if isinstance(error, (StoreUnavailable, StoreRefused)):
         return error
     if refusal(error):
-        return StoreRefused(f"{server} refused: {error}")
-    if isinstance(error, redis_errors.ResponseError) and _first_word(error) not in _PASSING:
+        remedy = _REFUSALS.get(_code(error))
+        return StoreRefused(f"{server} refused: {_text(error)}" + (f": {remedy}" if remedy else ""))
+    if isinstance(error, redis_errors.DataError):
         return error
-    return StoreUnavailable(f"{server} is not to be reached: {error or type(error).__name__}")
+    if isinstance(error, redis_errors.ResponseError) and _code(error) not in _PASSING:
+        return error
+    return StoreUnavailable(f"{server} is not to be reached: {_text(error) or type(error).__name__}")
 
 
-def _first_word(error: Exception) -> str:
-    return str(error).partition(" ")[0]
+def _code(error: Exception) -> str:
+    """The first word of an error reply; redis-py takes those that it knows off the text."""
+    code: str | None = getattr(error, "status_code", None)
+    return code or str(error).partition(" ")[0]
+
+
+def _text(error: Exception) -> str:
+    code, text = _code(error), str(error)
+    return text if text.startswith(code) or code == "ERR" else f"{code} {text}"

@@ -1,0 +1,159 @@
+"""Commands of threads that run no loop: by redis-py's own blocking clients, with our errors and our patience."""
+
+# redis-py's pools and sentinels are typed in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import redis
+from redis import exceptions as redis_errors
+from redis.sentinel import Sentinel
+
+from cuelight.redis._client._connect import check_version, warn_of_eviction
+from cuelight.redis._client._settings import Address, Settings
+from cuelight.redis._client._slots import EVERYWHERE, KeyTable, SlotMap, redirection
+
+__all__ = ["BlockingServer"]
+
+_HOPS: Final = 5
+
+
+class BlockingServer:
+    """What `execute_blocking` goes to; its connections are pooled, each command takes one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._clients: dict[Address, redis.Redis] = {}
+        self._checked: set[Address] = set()
+        self._map: SlotMap | None = None
+        self._keys: KeyTable | None = None
+
+    def close(self) -> None:
+        """Close all connections; those that are in use end with their commands."""
+        with self._lock:
+            clients = list(self._clients.values())
+            self._clients.clear()
+        for client in clients:
+            client.connection_pool.disconnect()
+
+    def call(self, command: Sequence[Any]) -> Any:
+        """Send one command once; its reply, or an exception of redis-py's raised.
+
+        Raises:
+            redis.RedisError, OSError, StoreRefused: what went wrong.
+        """
+        if self._settings.kind == "cluster":
+            return self._call_cluster(command)
+        address = self._settings.addresses[0]
+        reply = self._call_at(address, command)
+        if self._settings.kind == "sentinel" and isinstance(reply, redis_errors.ReadOnlyError):
+            self._client(address).connection_pool.disconnect()
+            raise redis_errors.ConnectionError("this server is the primary no more")
+        return reply
+
+    def _client(self, address: Address) -> redis.Redis:
+        with self._lock:
+            client = self._clients.get(address)
+            if client is None:
+                client = self._clients[address] = self._make(address)
+            return client
+
+    def _make(self, address: Address) -> redis.Redis:
+        settings = self._settings
+        options = {**settings.blocking(), "db": settings.db}
+        if settings.kind == "sentinel":
+            user, secret = settings.sentinel
+            limits = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
+            tls = {name: value for name, value in options.items() if name.startswith("ssl")}
+            sentinel = Sentinel(
+                settings.addresses, sentinel_kwargs={"username": user, "password": secret, **limits, **tls}
+            )
+            primary: redis.Redis = sentinel.master_for(settings.service, **options)
+            return primary
+        if isinstance(address, str):
+            options.pop("socket_connect_timeout")
+            return redis.Redis(unix_socket_path=address, **options)
+        return redis.Redis(host=address[0], port=address[1], **options)
+
+    def _call_at(self, address: Address, *commands: Sequence[Any]) -> Any:
+        """Send commands in one piece; the reply to the last."""
+        pool = self._client(address).connection_pool
+        connection: Any = pool.get_connection()
+        reply: Any = None
+        try:
+            if address not in self._checked:
+                self._check(connection, address)
+            connection.send_packed_command(connection.pack_commands(commands))
+            for _ in commands:
+                reply = _read(connection)
+        except BaseException:
+            connection.disconnect()  # else the reply that is missing would be the next one's
+            raise
+        finally:
+            pool.release(connection)
+        return reply
+
+    def _check(self, connection: Any, address: Address) -> None:
+        connection.send_packed_command(connection.pack_commands([("HELLO",), ("INFO", "memory")]))
+        hello, memory = _read(connection), _read(connection)
+        if isinstance(hello, dict):
+            check_version(hello)
+        warn_of_eviction(memory, self._settings.name)
+        self._checked.add(address)
+
+    def _known(self) -> tuple[SlotMap, KeyTable]:
+        if self._map is None or self._keys is None:
+            last: Exception = redis_errors.ConnectionError("no server of the cluster knows its slots")
+            for address in self._settings.addresses:
+                try:
+                    slots = self._call_at(address, ("CLUSTER", "SLOTS"))
+                    table = self._call_at(address, ("COMMAND",))
+                except (OSError, redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
+                    last = error
+                    continue
+                if isinstance(slots, Exception) or isinstance(table, Exception):
+                    raise slots if isinstance(slots, Exception) else table
+                self._map, self._keys = SlotMap(slots, address), KeyTable(table)
+                break
+            else:
+                raise last
+        return self._map, self._keys
+
+    def _call_cluster(self, command: Sequence[Any]) -> Any:
+        slots, table = self._known()
+        if " ".join(str(word).upper() for word in command[:2]) in EVERYWHERE or str(command[0]).upper() in EVERYWHERE:
+            return [self._call_at(address, command) for address in slots.primaries][-1]
+        address = slots.owner(table.slot_of(command))
+        if address is None:
+            self._map = None
+            raise redis_errors.ClusterDownError("nobody has this slot", status_code="CLUSTERDOWN")
+        reply: Any = None
+        for _ in range(_HOPS):
+            try:
+                reply = self._call_at(address, command)
+            except (OSError, redis_errors.RedisError):
+                self._map = None
+                raise
+            if isinstance(reply, redis_errors.MovedError):
+                slot, address = redirection(reply, address)
+                slots.move(slot, address)
+                self._map = None  # others have moved, too
+            elif isinstance(reply, redis_errors.AskError):
+                _, there = redirection(reply, address)
+                return self._call_at(there, ("ASKING",), command)
+            else:
+                break
+        return reply
+
+
+def _read(connection: Any) -> Any:
+    read: Callable[..., Any] = connection.read_response
+    try:
+        return read()
+    except redis_errors.ResponseError as error:
+        return error

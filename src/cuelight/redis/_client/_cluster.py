@@ -1,0 +1,215 @@
+"""A cluster in one event loop: a server for each slot, asked again when slots have moved.
+
+The invariants:
+
+1. A command is sent a second time only if the first server said that it did nothing (MOVED, ASK).
+2. Whenever a server says MOVED, or is not to be reached, the slots are asked for before the next command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import anyio
+from redis import exceptions as redis_errors
+
+from cuelight.redis._client._node import Node
+from cuelight.redis._client._push import PushLine
+from cuelight.redis._client._route import Route
+from cuelight.redis._client._settings import Address, Settings, place
+from cuelight.redis._client._slots import EVERYWHERE, KeyTable, SlotMap, redirection, slot_of_key
+
+__all__ = ["ClusterRoute"]
+
+_HOPS: Final = 5
+_LOST: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ClusterDownError)
+
+
+class ClusterRoute(Route):
+    """To the servers of a cluster."""
+
+    def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
+        super().__init__(settings, on_end)
+        self._nodes: dict[Address, Node] = {}
+        self._lines: dict[Address, PushLine] = {}
+        self._map: SlotMap | None = None
+        self._keys: KeyTable | None = None
+        self._lock = anyio.Lock()
+        self._stale = True
+        self._sharded = False
+
+    def _node(self, address: Address) -> Node:
+        node = self._nodes.get(address)
+        if node is None:
+
+            async def here() -> Address:
+                return address
+
+            node = self._nodes[address] = Node(self._settings, self.wires, here)
+        return node
+
+    async def _known(self) -> tuple[SlotMap, KeyTable]:
+        """The slots, asked for if they may have changed."""
+        if self._stale or self._map is None or self._keys is None:
+            async with self._lock:
+                if self._stale or self._map is None or self._keys is None:
+                    self._map, self._keys = await self._ask()
+                    self._stale = False
+        return self._map, self._keys
+
+    async def _ask(self) -> tuple[SlotMap, KeyTable]:
+        known = () if self._map is None else self._map.primaries
+        said: list[str] = []
+        for address in dict.fromkeys((*known, *self._settings.addresses)):
+            node = self._node(address)
+            try:
+                slots = await node.call(("CLUSTER", "SLOTS"))
+                table = await node.call(("COMMAND",)) if self._keys is None else None
+            except _LOST as error:
+                slots = table = error
+            trouble = next((one for one in (slots, table) if isinstance(one, Exception)), None)
+            if trouble is None and slots:
+                self._sharded = node.version >= (7, 0)
+                return SlotMap(slots, address), self._keys or KeyTable(table)
+            if isinstance(trouble, redis_errors.ResponseError) and not isinstance(trouble, _LOST):
+                raise trouble
+            said.append(f"{place(address)}: {trouble or 'it knows no slots yet'}")
+        raise redis_errors.ConnectionError(f"no server of the cluster knows its slots: {'; '.join(said)}")
+
+    async def _owner(self, slot: int | None) -> Address:
+        owner = (await self._known())[0].owner(slot)
+        if owner is None:
+            self._stale = True
+            raise redis_errors.ClusterDownError(f"nobody has slot {slot}", status_code="CLUSTERDOWN")
+        return owner
+
+    async def call(self, command: Sequence[Any]) -> Any:
+        """Send one command to where its slot is, and there again where it has moved."""
+        name = " ".join(str(word).upper() for word in command[:2])
+        if name in EVERYWHERE or name.partition(" ")[0] in EVERYWHERE:
+            return await self._call_everywhere(command)
+        slot = (await self._known())[1].slot_of(command)
+        address = await self._owner(slot)
+        reply: Any = None
+        for _ in range(_HOPS):
+            reply = await self._call_at(address, command)
+            if isinstance(reply, redis_errors.MovedError):
+                address = self._moved(reply, address)
+            elif isinstance(reply, redis_errors.AskError):
+                _, there = redirection(reply, address)
+                reply = (await self._node(there).call_block([("ASKING",), command]))[1]
+                if not isinstance(reply, redis_errors.MovedError):
+                    break
+                address = self._moved(reply, there)
+            else:
+                break
+        return reply
+
+    async def _call_at(self, address: Address, command: Sequence[Any]) -> Any:
+        try:
+            reply = await self._node(address).call(command)
+        except _LOST:
+            self._stale = True
+            raise
+        if isinstance(reply, _LOST):
+            self._stale = True
+        return reply
+
+    def _moved(self, error: redis_errors.MovedError, asked: Address) -> Address:
+        slot, address = redirection(error, asked)
+        if self._map is not None:
+            self._map.move(slot, address)
+        self._stale = True
+        return address
+
+    async def _call_everywhere(self, command: Sequence[Any]) -> Any:
+        reply: Any = None
+        for address in (await self._known())[0].primaries:
+            reply = await self._call_at(address, command)
+            if isinstance(reply, Exception):
+                break
+        return reply
+
+    async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands in one piece to the server of their slot; without MULTI they may be of several slots."""
+        table = (await self._known())[1]
+        slots = {slot for command in commands if (slot := table.slot_of(command)) is not None}
+        atomic = commands[0][0] == "MULTI"
+        if len(slots) > 1:
+            if atomic:
+                raise redis_errors.ClusterCrossSlotError(
+                    "the keys of a transaction are in several slots", status_code="CROSSSLOT"
+                )
+            return await self._call_each(commands)
+        slot = next(iter(slots), None)
+        replies: list[Any] = []
+        for _ in range(_HOPS):
+            address = await self._owner(slot)
+            replies = await self._block_at(address, commands)
+            moved = [reply for reply in replies if isinstance(reply, redis_errors.MovedError)]
+            if not moved:
+                break
+            self._moved(moved[0], address)
+            if not atomic:
+                # Only those that did nothing are sent again.
+                return [
+                    await self.call(command) if isinstance(reply, redis_errors.AskError) else reply
+                    for command, reply in zip(commands, replies, strict=True)
+                ]
+        return replies
+
+    async def _block_at(self, address: Address, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        try:
+            replies = await self._node(address).call_block(commands)
+        except _LOST:
+            self._stale = True
+            raise
+        if any(isinstance(reply, _LOST) for reply in replies):
+            self._stale = True
+        return replies
+
+    async def _call_each(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        replies: list[Any] = [None] * len(commands)
+
+        async def one(index: int) -> None:
+            try:
+                replies[index] = await self.call(commands[index])
+            except redis_errors.RedisError as error:
+                replies[index] = error
+
+        async with anyio.create_task_group() as group:
+            for index in range(len(commands)):
+                group.start_soon(one, index)
+        return replies
+
+    async def node_of(self, command: Sequence[Any]) -> Node:
+        """The server of a command's slot."""
+        return self._node(await self._owner((await self._known())[1].slot_of(command)))
+
+    async def line_of(self, channel: str) -> PushLine:
+        """The connection to the server of a channel's slot."""
+        return self._line(await self._owner(slot_of_key(channel)))
+
+    def _line(self, address: Address) -> PushLine:
+        line = self._lines.get(address)
+        if line is None:
+            node = self._node(address)
+            line = self._lines[address] = self.keep(
+                PushLine(lambda on_push: node.open(on_push=on_push), sharded=True, on_loss=self._hand_over)
+            )
+        return line
+
+    async def _hand_over(self, line: PushLine) -> None:
+        """Before a line connects: give the channels away that belong to other servers now."""
+        self._stale = True
+        await self._known()
+        for name, topic in list(line.topics.items()):
+            there = self._line(await self._owner(slot_of_key(name)))
+            if there is not line:
+                del line.topics[name]
+                there.adopt(topic)
+
+    def publish_with(self, channel: str) -> str:
+        """Sharded, where servers know that."""
+        return "SPUBLISH" if self._sharded else "PUBLISH"

@@ -1,0 +1,195 @@
+"""redis-py's command methods over connections of ours, and blocks of commands that are sent in one piece."""
+
+# The command methods of redis-py are typed in part, its tables of callbacks and its encoder not at all.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, Self
+
+import redis
+from redis import exceptions as redis_errors
+from redis._parsers import Encoder
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.commands import AsyncCoreCommands
+
+__all__ = ["Commands", "Pipeline"]
+
+Encoding = tuple[str, str]
+Send = Callable[[list[tuple[Any, ...]], bool], Any]
+"""Sends commands in one piece, as a transaction or not, and returns their replies."""
+
+
+class _Replies(AsyncCoreCommands):
+    """What a reply becomes: the same as with redis-py's own client that speaks RESP3."""
+
+    def __init__(self, encoding: Encoding, decode: bool) -> None:
+        self._encoding, self._decode = encoding, decode
+        self._callbacks = _callbacks()
+
+    def get_encoder(self) -> Any:
+        """What makes bytes of arguments; redis-py asks for it."""
+        return Encoder(*self._encoding, self._decode)
+
+    def _finish(self, name: Any, reply: Any, options: dict[str, Any]) -> Any:
+        if isinstance(reply, Exception):
+            if EMPTY_RESPONSE in options and isinstance(reply, redis_errors.ResponseError):
+                return options[EMPTY_RESPONSE]
+            raise reply
+        if self._decode and NEVER_DECODE not in options:
+            reply = _decoded(reply, *self._encoding)
+        if options:
+            options = {key: value for key, value in options.items() if key not in _OURS}
+        callback = self._callbacks.get(name) or self._callbacks.get(str(name).upper())
+        return reply if callback is None else callback(reply, **options)
+
+
+class Commands(_Replies):
+    """Commands that are sent at once."""
+
+    async def _call(self, command: Sequence[Any]) -> Any:
+        """Send one command; its reply may be an exception."""
+        raise NotImplementedError
+
+    async def _send(self, commands: list[tuple[Any, ...]], transaction: bool) -> list[Any]:
+        """Send commands in one piece."""
+        raise NotImplementedError
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command and return what redis-py makes of its reply. A checkpoint.
+
+        All of redis-py's command methods (`get`, `xadd`, `eval`, ...) come through here.
+
+        Args:
+            args: the name of the command, and its arguments.
+            options: what redis-py's callbacks take.
+
+        Raises:
+            redis.RedisError: as redis-py: `ResponseError` and its subclasses, `ConnectionError`, `TimeoutError`.
+            ValueError: the command cannot be sent over a connection that others use.
+        """
+        return self._finish(args[0], await self._call(args), options)
+
+    def pipeline(self, transaction: bool = True) -> Pipeline:
+        """Commands that are collected, and sent in one piece by `execute`.
+
+        Args:
+            transaction: whether they take effect together, by MULTI and EXEC; else others may get in between at the
+                server, but not on the way.
+        """
+        return Pipeline(self._send, transaction, self._encoding, self._decode)
+
+
+class Pipeline(_Replies):
+    """Collects commands; made by `pipeline()`.
+
+    async with client.pipeline() as pipe:
+        pipe.set("a", 1).incr("a")
+        print(await pipe.execute())     # [True, 2]
+    """
+
+    def __init__(self, send: Send, transaction: bool, encoding: Encoding, decode: bool) -> None:
+        super().__init__(encoding, decode)
+        self._send_block, self._transaction = send, transaction
+        self._stack: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.reset()
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        """Nothing happens: `await pipe.get(...)` collects, as with redis-py."""
+        return self
+        yield
+
+    def reset(self) -> None:
+        """Forget what was collected."""
+        self._stack.clear()
+
+    def execute_command(self, *args: Any, **options: Any) -> Self:
+        """Collect a command."""
+        self._stack.append((args, options))
+        return self
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send what was collected, and return the replies in its order. A checkpoint.
+
+        Args:
+            raise_on_error: raise the first error; else it stands among the replies.
+
+        Raises:
+            redis.WatchError: what the connection watched has changed; nothing was done.
+            redis.RedisError: as `execute_command`; of a transaction that the server refused to run, the reason.
+        """
+        stack, self._stack = self._stack, []
+        if not stack:
+            return []
+        replies = await self._send_block([args for args, _ in stack], self._transaction)
+        results: list[Any] = []
+        for (args, options), reply in zip(stack, replies, strict=True):
+            try:
+                results.append(self._finish(args[0], reply, options))
+            except redis_errors.RedisError as error:
+                if raise_on_error:
+                    error.add_note(f"command {len(results) + 1} of {len(stack)} of the pipeline: {args[0]}")
+                    raise
+                results.append(error)
+        return results
+
+
+def in_transaction(commands: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The commands of a transaction."""
+    return [("MULTI",), *commands, ("EXEC",)]
+
+
+def of_transaction(replies: Sequence[Any]) -> list[Any]:
+    """The replies to the commands of a transaction.
+
+    Raises:
+        redis.WatchError: something that was watched has changed.
+        redis.RedisError: the server refused one of them, or the connection was lost.
+    """
+    *queued, result = replies
+    if isinstance(result, Exception):
+        refused = [reply for reply in queued if isinstance(reply, Exception)]
+        raise refused[0] if refused else result
+    if result is None:
+        raise redis_errors.WatchError("something that was watched has changed")
+    done: list[Any] = result
+    return done
+
+
+_OURS: Final = frozenset({EMPTY_RESPONSE, NEVER_DECODE, "keys"})
+
+
+def _decoded(reply: Any, encoding: str, errors: str) -> Any:
+    if isinstance(reply, bytes):
+        return reply.decode(encoding, errors)
+    if isinstance(reply, list):
+        return [_decoded(one, encoding, errors) for one in reply]
+    if isinstance(reply, dict):
+        return {_decoded(key, encoding, errors): _decoded(value, encoding, errors) for key, value in reply.items()}
+    if isinstance(reply, set):
+        return {_decoded(one, encoding, errors) for one in reply}
+    return reply
+
+
+@functools.cache
+def _callbacks() -> dict[str, Callable[..., Any]]:
+    """redis-py's own, which it keeps with its clients and calls differently in each version."""
+    client = redis.Redis(protocol=3)
+    try:
+        return {str(name).upper(): callback for name, callback in client.response_callbacks.items()}
+    finally:
+        client.close()

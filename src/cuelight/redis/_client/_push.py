@@ -1,0 +1,260 @@
+"""The connection for what is pushed: channels, listened to by one task that compares what is wanted with what is.
+
+The invariants:
+
+1. While anybody listens there is a connection that has answered lately, or the next is being made.
+2. A listener is told of a gap after each loss of the connection over which it listened, once its channel is listened
+   to again.
+3. Nothing is delivered to a listener that was closed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import anyio
+from redis import exceptions as redis_errors
+
+from cuelight.errors import StoreRefused
+from cuelight.mailbox import call_in_loop, running_loop
+from cuelight.redis._client._connect import Opened
+from cuelight.redis._client._node import Pause
+from cuelight.redis._client._wire import Wire, pack_all
+
+__all__ = ["Listener", "PushLine", "Topic"]
+
+log = logging.getLogger("cuelight.redis")
+
+_CONFIRMED: Final = frozenset({b"ssubscribe", b"subscribe", b"sunsubscribe", b"unsubscribe"})
+_SHARDED_SINCE: Final = (7, 0)
+
+
+class Topic:
+    """A channel and who listens to it.
+
+    Attributes:
+        line: where it is listened to now; in a cluster it moves.
+    """
+
+    def __init__(self, name: bytes, line: PushLine) -> None:
+        self.name, self.line = name, line
+        self.listeners: list[Listener] = []
+
+
+class Listener:
+    """Somebody who listens to a channel."""
+
+    def __init__(self, loop: Any, on_message: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
+        self._loop, self._on_message, self._on_gap = loop, on_message, on_gap
+        self.topic: Topic | None = None
+        self.open = True
+        self.error: Exception | None = None
+        self.settled = anyio.Event()
+        self._heard = False
+
+    def close(self) -> None:
+        """Listen no more; from any thread."""
+        if not self.open:
+            return
+        self.open = False
+        if running_loop() is self._loop:
+            self._leave()
+        else:
+            call_in_loop(self._loop, self._leave)
+
+    def _leave(self) -> None:
+        topic = self.topic
+        if topic is not None and self in topic.listeners:
+            topic.listeners.remove(self)
+            topic.line.forget_if_idle(topic)
+
+    def deliver(self, message: bytes) -> None:
+        """Give it a message."""
+        if self.open:
+            _guard(self._on_message, message)
+
+    def confirm(self) -> None:
+        """Its channel is listened to: the first time, or again."""
+        if not self._heard:
+            self._heard = True
+            self.settled.set()
+        elif self.open:
+            _guard(self._on_gap)
+
+    def fail(self, error: Exception) -> None:
+        """Its channel will not be listened to."""
+        self.open, self.error = False, error
+        self.settled.set()
+
+
+def _guard(call: Callable[..., None], *args: object) -> None:
+    try:
+        call(*args)
+    except Exception:
+        log.exception("a listener of a channel raised an error")
+
+
+class PushLine:
+    """A connection for the channels of one server, in one loop."""
+
+    def __init__(
+        self,
+        open_wire: Callable[[Callable[[Any], bool]], Awaitable[Opened]],
+        *,
+        sharded: bool = False,
+        on_loss: Callable[[PushLine], Awaitable[None]] | None = None,
+    ) -> None:
+        """Make one; it connects when `run` runs.
+
+        Args:
+            open_wire: opens a connection that gives its push messages to a function.
+            sharded: whether the channels belong to slots of a cluster.
+            on_loss: called before each connection, may give channels to other lines.
+        """
+        self._open, self._sharded, self._on_loss = open_wire, sharded, on_loss
+        self.topics: dict[bytes, Topic] = {}
+        self._there: set[bytes] = set()
+        self._wake = anyio.Event()
+        self._wire: Wire | None = None
+        self._prefix = ""
+        self.trouble: Exception | None = None
+
+    def listen(self, channel: bytes, listener: Listener) -> None:
+        """Have a listener settled, soon."""
+        topic = self.topics.get(channel)
+        if topic is None:
+            topic = self.topics[channel] = Topic(channel, self)
+        topic.listeners.append(listener)
+        listener.topic = topic
+        if channel in self._there:
+            listener.confirm()
+        else:
+            self._wake.set()
+
+    def adopt(self, topic: Topic) -> None:
+        """Take over a channel from another line."""
+        topic.line = self
+        known = self.topics.setdefault(topic.name, topic)
+        if known is not topic:
+            known.listeners += topic.listeners
+            for listener in topic.listeners:
+                listener.topic = known
+        self._there.discard(topic.name)
+        self._wake.set()
+
+    def forget_if_idle(self, topic: Topic) -> None:
+        """Stop listening to a channel that nobody listens to."""
+        if not topic.listeners and self.topics.get(topic.name) is topic:
+            del self.topics[topic.name]
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Keep the connection until the task is cancelled."""
+        pause = Pause()
+        while True:
+            while not self.topics:
+                await self._woken()
+            try:
+                await self._serve(pause)
+            except (redis_errors.RedisError, StoreRefused) as error:
+                self._lost(error)
+            except Exception:  # whatever it is, nobody else would listen again
+                log.exception("the connection for push messages failed")
+                self._there.clear()
+            await anyio.sleep(pause.next())
+
+    async def _woken(self) -> None:
+        await self._wake.wait()
+        self._wake = anyio.Event()
+
+    def _lost(self, error: Exception) -> None:
+        self._there.clear()
+        self.trouble = error
+        if isinstance(error, (StoreRefused, redis_errors.AuthenticationError)):
+            # Those who have waited since before wait on: it was all right once. Those who are new are told.
+            for topic in list(self.topics.values()):
+                for listener in [one for one in topic.listeners if not one.settled.is_set()]:
+                    topic.listeners.remove(listener)
+                    listener.fail(error)
+                self.forget_if_idle(topic)
+        else:
+            log.debug("the connection for push messages was lost: %s", error)
+
+    async def _serve(self, pause: Pause) -> None:
+        """Connect, and listen to what is wanted until the connection ends."""
+        if self._on_loss is not None:
+            await self._on_loss(self)
+        opened = await self._open(self._on_push)
+        wire = self._wire = opened.wire
+        self._prefix = "S" if self._sharded and opened.version >= _SHARDED_SINCE else ""
+        ended = wire.on_end
+        wake = self._wake_up
+
+        def on_end(gone: Wire) -> None:
+            if ended is not None:
+                ended(gone)
+            wake()
+
+        wire.on_end = on_end
+        self._there.clear()
+        try:
+            while wire.error is None:
+                if await self._settle(wire):
+                    pause.reset()
+                else:
+                    await self._woken()
+        finally:
+            wire.end(redis_errors.ConnectionError("the connection for push messages was given up"))
+        raise wire.error
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    async def _settle(self, wire: Wire) -> bool:
+        """Ask for what is wanted and is not, and the other way round. Returns whether there was anything to do."""
+        wanted = [name for name in self.topics if name not in self._there]
+        unwanted = [name for name in self._there if name not in self.topics]
+        self._there.difference_update(unwanted)
+        commands = [(f"{self._prefix}UNSUBSCRIBE", name) for name in unwanted]
+        commands += [(f"{self._prefix}SUBSCRIBE", name) for name in wanted]
+        if not commands:
+            return False
+        replies = await wire.call_block(pack_all(commands), len(commands))
+        for name, reply in zip(wanted, replies[len(unwanted) :], strict=True):
+            if not isinstance(reply, Exception):
+                self._confirm(name)
+            elif isinstance(reply, (redis_errors.ConnectionError, redis_errors.TimeoutError)):
+                raise reply
+            elif isinstance(reply, redis_errors.MovedError):
+                raise redis_errors.ConnectionError(f"a channel moved: {reply}")
+            else:
+                self._refuse(name, reply)
+        return True
+
+    def _confirm(self, name: bytes) -> None:
+        self._there.add(name)
+        topic = self.topics.get(name)
+        for listener in list(topic.listeners) if topic is not None else ():
+            listener.confirm()
+
+    def _refuse(self, name: bytes, error: Exception) -> None:
+        topic = self.topics.pop(name, None)
+        log.warning("the server refuses to let this client listen to %r: %s", name, error)
+        for listener in topic.listeners if topic is not None else ():
+            listener.fail(error)
+
+    def _on_push(self, push: Any) -> bool:
+        """Deliver a message; whether it was the reply to a command of ours."""
+        kind = push[0]
+        if kind in {b"message", b"smessage"}:
+            topic = self.topics.get(push[1])
+            for listener in tuple(topic.listeners) if topic is not None else ():
+                listener.deliver(push[2])
+            return False
+        if kind == b"sunsubscribe" and self._wire is not None and push[1] in self._there:
+            # Nobody here asked for that: the slot has gone to another server.
+            self._wire.end(redis_errors.ConnectionError("a slot moved"))
+            return False
+        return kind in _CONFIRMED

@@ -1,0 +1,45 @@
+"""Asking sentinels which server is the primary now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+from redis import exceptions as redis_errors
+
+from cuelight.redis._client._connect import open_wire
+from cuelight.redis._client._settings import Address, Settings, place
+from cuelight.redis._client._wire import pack
+
+__all__ = ["find_primary"]
+
+
+async def find_primary(settings: Settings) -> Address:
+    """Ask the sentinels, one after the other, for the address of the primary. A checkpoint.
+
+    Raises:
+        redis.ConnectionError: none of them knows; the message says what each said.
+    """
+    said: list[str] = []
+    for sentinel in settings.addresses:
+        try:
+            with anyio.fail_after(settings.timeout):
+                found = await _ask(settings, sentinel)
+        except (redis_errors.RedisError, TimeoutError) as error:
+            said.append(str(error) or f"{place(sentinel)}: no answer within {settings.timeout:g} s")
+            continue
+        if isinstance(found, Exception):
+            said.append(f"{place(sentinel)}: {found}")
+        elif found is None:
+            said.append(f"{place(sentinel)}: does not know {settings.service!r}")
+        else:
+            return found[0].decode(), int(found[1])
+    raise redis_errors.ConnectionError(f"no sentinel knows the primary of {settings.service!r}: {'; '.join(said)}")
+
+
+async def _ask(settings: Settings, sentinel: Address) -> Any:
+    wire = (await open_wire(settings, sentinel, login=False)).wire
+    try:
+        return await wire.call(pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.service)))
+    finally:
+        wire.end(redis_errors.ConnectionError("the sentinel was asked"))

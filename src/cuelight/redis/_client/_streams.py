@@ -1,0 +1,78 @@
+"""A connection over a stream of anyio: what trio has, where tasks read and write."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+import anyio.abc
+from redis import exceptions as redis_errors
+
+from cuelight.mailbox import Backend
+from cuelight.redis._client._wire import Wire
+
+__all__ = ["StreamWire"]
+
+_CHUNK: Final = 65536
+
+
+class StreamWire(Wire):
+    """A connection that two tasks serve."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        timeout: float,
+        heartbeat: float,
+        *,
+        watched: bool = True,
+        on_push: Callable[[Any], bool] | None = None,
+    ) -> None:
+        super().__init__(backend, timeout, heartbeat, watched=watched, on_push=on_push)
+        self._wake = anyio.Event()
+        self._scope = anyio.CancelScope()
+
+    def start(self, stream: anyio.abc.ByteStream) -> None:
+        """Begin to read and write, in tasks that belong to nobody: they end with the connection, or with the loop."""
+        self._backend.spawn(self._serve, stream, context=contextvars.copy_context(), name="cuelight redis connection")
+
+    def _schedule(self) -> None:
+        self._wake.set()
+
+    def _abort(self) -> None:
+        self._scope.cancel()
+
+    async def _serve(self, stream: anyio.abc.ByteStream) -> None:
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._write, stream)
+                    group.start_soon(self._read, stream)
+        finally:
+            self.end(redis_errors.ConnectionError("the connection was closed"))
+            with anyio.CancelScope(shield=True):
+                await anyio.aclose_forcefully(stream)
+            self.closed.set()
+
+    async def _read(self, stream: anyio.abc.ByteStream) -> None:
+        try:
+            while True:
+                self.data_received(await stream.receive(_CHUNK))
+        except anyio.EndOfStream:
+            self.end(redis_errors.ConnectionError("the server closed the connection"))
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            self.end(redis_errors.ConnectionError(str(error.__cause__ or error) or "the connection broke"))
+
+    async def _write(self, stream: anyio.abc.ByteStream) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                while self._out:
+                    batch = self._take_out()
+                    self._make_room()
+                    await stream.send(batch)
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            self.end(redis_errors.ConnectionError(str(error.__cause__ or error) or "the connection broke"))

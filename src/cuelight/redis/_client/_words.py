@@ -1,0 +1,104 @@
+"""What has to be known of commands: which block, which change the state of a connection, and where their keys are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+__all__ = ["blocking_time", "kind_of", "refuse"]
+
+_BY_LAST: Final = frozenset({"BLMOVE", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZPOPMAX", "BZPOPMIN"})
+_BY_FIRST: Final = frozenset({"BLMPOP", "BZMPOP"})
+_BY_OPTION: Final = frozenset({"XREAD", "XREADGROUP"})
+
+_REFUSED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("AUTH", "CLIENT NO-EVICT", "CLIENT NO-TOUCH", "CLIENT REPLY", "CLIENT SETNAME", "CLIENT TRACKING", "HELLO")
+        + ("READONLY", "READWRITE", "SELECT", "WAIT", "WAITAOF"),
+        "it concerns one connection, and this one is shared by many tasks: use `async with client.dedicated()`",
+    ),
+    **dict.fromkeys(
+        ("DISCARD", "EXEC", "MULTI"),
+        "commands of other tasks would get between: use `client.pipeline()`, or `async with client.dedicated()`",
+    ),
+    **dict.fromkeys(
+        ("UNWATCH", "WATCH"), "it concerns one connection, and this one is shared: use `async with client.dedicated()`"
+    ),
+    **dict.fromkeys(
+        ("PSUBSCRIBE", "PUNSUBSCRIBE", "SSUBSCRIBE", "SUBSCRIBE", "SUNSUBSCRIBE", "UNSUBSCRIBE"),
+        "its replies are push messages: use `client.subscribe()`",
+    ),
+    **dict.fromkeys(("MONITOR", "PSYNC", "QUIT", "RESET", "SYNC"), "it would end the connection that many tasks share"),
+}
+
+PLAIN, MAY_BLOCK, REFUSED = range(3)
+
+_kinds: Final[dict[Any, int]] = {}
+
+
+def kind_of(name: Any) -> int:
+    """What a command is, by its name as the caller wrote it: PLAIN, MAY_BLOCK or REFUSED (perhaps, by its second word)."""
+    kind = _kinds.get(name)
+    if kind is None:
+        word = _word(name)
+        if word in _BY_LAST | _BY_FIRST | _BY_OPTION:
+            kind = MAY_BLOCK
+        elif word in _REFUSED or word.partition(" ")[0] == "CLIENT":
+            kind = REFUSED
+        else:
+            kind = PLAIN
+        if len(_kinds) < 2000:  # names come from programs, but may also come from people
+            _kinds[name] = kind
+    return kind
+
+
+def refuse(command: Sequence[Any]) -> None:
+    """Refuse what cannot be done over a connection that others use.
+
+    Raises:
+        ValueError: it is one of those; the message says what to do instead.
+    """
+    word = _word(command[0])
+    if word == "CLIENT" and len(command) > 1:
+        word = f"CLIENT {_word(command[1])}"
+    reason = _REFUSED.get(word)
+    if reason is not None:
+        raise ValueError(f"{word}: {reason}")
+
+
+def blocking_time(command: Sequence[Any]) -> float | None:
+    """How long a command may block, in seconds; 0 if it does not, None for as long as it takes."""
+    words = _word(command[0]).split()
+    name, arguments = words[0], [*words[1:], *command[1:]]
+    read: Callable[[Any], float] = float
+    try:
+        if name in _BY_LAST:
+            given = read(_text(arguments[-1]))
+        elif name in _BY_FIRST:
+            given = read(_text(arguments[0]))
+        else:
+            given = _block_option(arguments)
+    except (IndexError, ValueError):
+        return 0.0  # the server says what is wrong
+    if name in _BY_OPTION:
+        return None if given == 0 else max(given, 0.0) / 1000
+    return given or None
+
+
+def _block_option(arguments: Sequence[Any]) -> float:
+    """The milliseconds of BLOCK, -1 if it is not given."""
+    for place, argument in enumerate(arguments):
+        word = argument.upper() if isinstance(argument, (bytes, str)) else argument
+        if word in {"STREAMS", b"STREAMS"}:
+            break
+        if word in {"BLOCK", b"BLOCK"}:
+            return float(_text(arguments[place + 1]))
+    return -1.0
+
+
+def _text(argument: Any) -> Any:
+    return argument.decode() if isinstance(argument, bytes) else argument
+
+
+def _word(name: Any) -> str:
+    return (name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)).strip().upper()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import redis
 from redis import exceptions as redis_errors
@@ -70,15 +70,16 @@ class BlockingServer:
             user, secret = settings.sentinel
             limits = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
             tls = {name: value for name, value in options.items() if name.startswith("ssl")}
-            sentinel = Sentinel(
-                settings.addresses, sentinel_kwargs={"username": user, "password": secret, **limits, **tls}
-            )
+            make: Any = Sentinel
+            sentinel = make(settings.addresses, sentinel_kwargs={"username": user, "password": secret, **limits, **tls})
             primary: redis.Redis = sentinel.master_for(settings.service, **options)
             return primary
         if isinstance(address, str):
-            options.pop("socket_connect_timeout")
-            return redis.Redis(unix_socket_path=address, **options)
-        return redis.Redis(host=address[0], port=address[1], **options)
+            options["unix_socket_path"] = address
+        else:
+            options |= {"host": address[0], "port": address[1]}
+        client: redis.Redis = cast("Any", redis.Redis)(**options)
+        return client
 
     def _call_at(self, address: Address, *commands: Sequence[Any]) -> Any:
         """Send commands in one piece; the reply to the last."""

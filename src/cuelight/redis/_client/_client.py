@@ -216,11 +216,12 @@ class RedisClient(Commands):
         """
         tail = (len(keys), *keys, *args)
         deadline = loop_time() + self._settings.timeout
-        failure, loaded = await self._try(("EVALSHA", script.sha, *tail))
+        failure, first = await self._try(("EVALSHA", script.sha, *tail))
         if failure is None:
-            return loaded
+            return first
         pause = Pause()
         while True:
+            command: Sequence[Any]
             if isinstance(failure, redis_errors.NoScriptError):
                 command = ("EVAL", script.text, *tail)
             else:
@@ -232,9 +233,10 @@ class RedisClient(Commands):
                 command = ("EVALSHA", script.sha, *tail)
             # What is late in the end failed as it did before.
             with anyio.move_on_after(max(deadline - loop_time(), 0.05)):
-                failure, reply = await self._try(command)
-                if failure is None:
+                later, reply = await self._try(command)
+                if later is None:
                     return reply
+                failure = later
 
     async def _try(self, command: Sequence[Any]) -> tuple[Exception | None, Any]:
         """How a command failed, or its reply."""

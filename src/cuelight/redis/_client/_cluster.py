@@ -63,18 +63,21 @@ class ClusterRoute(Route):
         said: list[str] = []
         for address in dict.fromkeys((*known, *self._settings.addresses)):
             node = self._node(address)
+            replies: list[Any] = []
             try:
-                slots = await node.call(("CLUSTER", "SLOTS"))
-                table = await node.call(("COMMAND",)) if self._keys is None else None
+                # What a command is like does not change: asked for once.
+                for command in (("CLUSTER", "SLOTS"), ("COMMAND",))[: 1 if self._keys else 2]:
+                    reply = await node.call(command)
+                    if isinstance(reply, Exception):
+                        raise reply
+                    replies.append(reply)
             except _LOST as error:
-                slots = table = error
-            trouble = next((one for one in (slots, table) if isinstance(one, Exception)), None)
-            if trouble is None and slots:
+                said.append(f"{place(address)}: {error}")
+                continue
+            if replies[0]:
                 self._sharded = node.version >= (7, 0)
-                return SlotMap(slots, address), self._keys or KeyTable(table)
-            if isinstance(trouble, redis_errors.ResponseError) and not isinstance(trouble, _LOST):
-                raise trouble
-            said.append(f"{place(address)}: {trouble or 'it knows no slots yet'}")
+                return SlotMap(replies[0], address), self._keys or KeyTable(replies[1])
+            said.append(f"{place(address)}: it knows no slots yet")
         raise redis_errors.ConnectionError(f"no server of the cluster knows its slots: {'; '.join(said)}")
 
     async def _owner(self, slot: int | None) -> Address:

@@ -26,13 +26,16 @@ Send = Callable[[list[tuple[Any, ...]], bool], Any]
 class _Replies(AsyncCoreCommands):
     """What a reply becomes: the same as with redis-py's own client that speaks RESP3."""
 
+    _event_dispatcher: Any = None  # the protocol of redis-py's methods names it; none of them uses it
+
     def __init__(self, encoding: Encoding, decode: bool) -> None:
         self._encoding, self._decode = encoding, decode
         self._callbacks = _callbacks()
 
     def get_encoder(self) -> Any:
         """What makes bytes of arguments; redis-py asks for it."""
-        return Encoder(*self._encoding, self._decode)
+        make: Any = Encoder
+        return make(*self._encoding, self._decode)
 
     def _finish(self, name: Any, reply: Any, options: dict[str, Any]) -> Any:
         if isinstance(reply, Exception):
@@ -100,7 +103,7 @@ class Pipeline(_Replies):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.reset()
+        self._stack.clear()
 
     def __len__(self) -> int:
         return len(self._stack)
@@ -112,10 +115,6 @@ class Pipeline(_Replies):
         """Nothing happens: `await pipe.get(...)` collects, as with redis-py."""
         return self
         yield
-
-    def reset(self) -> None:
-        """Forget what was collected."""
-        self._stack.clear()
 
     def execute_command(self, *args: Any, **options: Any) -> Self:
         """Collect a command."""

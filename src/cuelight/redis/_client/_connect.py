@@ -121,7 +121,7 @@ async def _connect(
         stream: Any = await anyio.connect_tcp(*address)
     else:
         stream = await anyio.connect_tcp(*address, ssl_context=settings.context, tls_standard_compatible=False)
-    _keep_alive(stream.extra(anyio.abc.SocketAttribute.raw_socket))
+    _keep_alive(stream.extra(anyio.abc.SocketAttribute.raw_socket))  # noqa: S610 - it is no Django
     other.start(stream)
     return other
 
@@ -194,7 +194,7 @@ def warn_of_eviction(memory: Any, where: str) -> None:
     """Say once that a server throws keys away when it is full: tasks and locks would vanish."""
     if not isinstance(memory, bytes) or where in _warned:  # without the right to ask
         return
-    limit, policy = re.search(rb"^maxmemory:(\d+)", memory, re.M), re.search(rb"^maxmemory_policy:(\S+)", memory, re.M)
+    limit, policy = re.search(rb"\nmaxmemory:(\d+)", memory), re.search(rb"\nmaxmemory_policy:(\S+)", memory)
     if limit is not None and policy is not None and int(limit[1]) and policy[1] != b"noeviction":
         _warned.add(where)
         log.warning(

@@ -7,10 +7,10 @@ from typing import Any
 
 import anyio
 from redis import exceptions as redis_errors
+from redis.typing import KeyT
 
 from cuelight.redis._client._commands import Commands, Encoding, in_transaction, of_transaction
 from cuelight.redis._client._faults import translated
-from cuelight.redis._client._server import Argument
 from cuelight.redis._client._wire import Wire, pack, pack_all
 from cuelight.redis._client._words import MAY_BLOCK, blocking_time, kind_of
 
@@ -38,13 +38,13 @@ class Dedicated(Commands):
             raise translated(reply, self._server) from reply
         return reply
 
-    async def watch(self, *names: Argument) -> bool:
+    async def watch(self, *names: KeyT) -> None:  # type: ignore[override]
         """Have the next transaction of this connection fail if one of these keys changes. A checkpoint."""
-        return bool(await self.execute_command("WATCH", *names))
+        await self.execute_command("WATCH", *names)
 
-    async def unwatch(self) -> bool:
+    async def unwatch(self) -> None:  # type: ignore[override]
         """Forget what is watched. A checkpoint."""
-        return bool(await self.execute_command("UNWATCH"))
+        await self.execute_command("UNWATCH")
 
     async def _call(self, command: Sequence[Any]) -> Any:
         seconds: float | None = blocking_time(command) if kind_of(command[0]) == MAY_BLOCK else 0.0

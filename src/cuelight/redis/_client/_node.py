@@ -29,7 +29,7 @@ _IDLE: Final = 4  # connections for blocking commands that are kept
 
 
 class Pause:
-    """How long to wait before the next attempt: 0.05 s, then twice as long each time, up to 1 s, up to half of it less."""
+    """How long to wait before the next attempt: 0.05 s, then twice as long each time, up to 1 s; up to half less."""
 
     def __init__(self) -> None:
         self._length = 0.0
@@ -173,9 +173,10 @@ class Node:
 
         async with anyio.create_task_group() as group:
             group.start_soon(look)
-            reply = await wire.call(packed)
-            group.cancel_scope.cancel()
-        return reply
+            try:
+                return await wire.call(packed)
+            finally:
+                group.cancel_scope.cancel()
 
     @asynccontextmanager
     async def reserved(self) -> AsyncGenerator[Wire, None]:

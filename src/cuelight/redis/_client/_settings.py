@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
@@ -22,6 +22,7 @@ Address = tuple[str, int] | str
 
 Kind = Literal["cluster", "sentinel", "single"]
 
+_parse_url: Final[Callable[[str], dict[str, Any]]] = parse_url
 _SCHEMES: Final[Mapping[str, tuple[Kind, str]]] = {
     "redis": ("single", "redis"),
     "rediss": ("single", "rediss"),
@@ -222,7 +223,7 @@ def _parts(url: str) -> tuple[Kind, tuple[Address, ...], str, dict[str, Any]]:
 
 def _parsed(url: str, part: str) -> dict[str, Any]:
     try:
-        options: dict[str, Any] = dict(parse_url(part))
+        options = dict(_parse_url(part))
     except ValueError as error:
         raise ValueError(f"{_safe(url)}: {error}") from None
     options.pop("connection_class", None)

@@ -101,7 +101,7 @@ class Wire:
         self._backend, self._on_push = backend, on_push
         self._tick_length, self._heartbeat, self._watched = timeout / _TICKS, heartbeat, watched
         self._reader = hiredis.Reader(replyError=reply_error, notEnoughData=_NOTHING)
-        self._waiting: deque[Slot | Block] = deque()
+        self._waiting: deque[Slot | Block | _Nobody] = deque()
         self._out: list[bytes] = []
         self._out_size = 0
         self._slot: Callable[[], Slot] = new_slot
@@ -182,6 +182,7 @@ class Wire:
         self._heard = True
         waiting, gets = self._waiting, self._reader.gets
         before = len(waiting)
+        reply: Any = None
         try:
             self._reader.feed(data)
             while (reply := gets()) is not _NOTHING:
@@ -252,10 +253,7 @@ class Wire:
             if not slot.done():
                 seconds = _TICKS * self._tick_length
                 error = redis_errors.TimeoutError(f"there was no reply within {seconds:g} s")
-                if isinstance(slot, Block):
-                    slot.fail(error)
-                else:
-                    slot.set_result(error)
+                slot.fail(error) if isinstance(slot, Block) else slot.set_result(error)
 
     def _beat(self) -> None:
         self._waiting.append(_Nobody())
@@ -307,9 +305,9 @@ class AsyncioWire(Wire, asyncio.Protocol):
         """Called by the loop."""
         self.end(redis_errors.ConnectionError("the server closed the connection"))
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
-        self.end(redis_errors.ConnectionError(str(error) if error else "the connection was closed"))
+        self.end(redis_errors.ConnectionError(str(exc) if exc else "the connection was closed"))
         self.closed.set()
 
     def _abort(self) -> None:
@@ -322,7 +320,8 @@ class _Nobody:
     def done(self) -> bool:
         return True
 
-    set_result: Any = None
+    def set_result(self, reply: Any) -> None:
+        raise AssertionError("nobody waits")
 
 
 def pack(command: Sequence[Any]) -> bytes:
@@ -357,8 +356,7 @@ def _plain(argument: Any) -> Any:
 
 def reply_error(text: str) -> Exception:
     """The exception of redis-py for an error reply."""
-    error: Exception = BaseParser.parse_error(text)
-    return error
+    return _parse_error(text)
 
 
 def _fresh(error: Exception) -> Exception:
@@ -367,3 +365,4 @@ def _fresh(error: Exception) -> Exception:
 
 
 _PING: Final = pack(("PING",))
+_parse_error: Final[Callable[[str], Exception]] = BaseParser.parse_error

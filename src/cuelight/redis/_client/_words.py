@@ -13,8 +13,11 @@ _BY_OPTION: Final = frozenset({"XREAD", "XREADGROUP"})
 
 _REFUSED: Final[Mapping[str, str]] = {
     **dict.fromkeys(
-        ("AUTH", "CLIENT NO-EVICT", "CLIENT NO-TOUCH", "CLIENT REPLY", "CLIENT SETNAME", "CLIENT TRACKING", "HELLO")
-        + ("READONLY", "READWRITE", "SELECT", "WAIT", "WAITAOF"),
+        ("AUTH", "CLIENT NO-EVICT", "CLIENT NO-TOUCH", "CLIENT REPLY", "CLIENT SETNAME", "CLIENT TRACKING"),
+        "it concerns one connection, and this one is shared by many tasks: use `async with client.dedicated()`",
+    ),
+    **dict.fromkeys(
+        ("HELLO", "READONLY", "READWRITE", "SELECT", "WAIT", "WAITAOF"),
         "it concerns one connection, and this one is shared by many tasks: use `async with client.dedicated()`",
     ),
     **dict.fromkeys(
@@ -37,7 +40,7 @@ _kinds: Final[dict[Any, int]] = {}
 
 
 def kind_of(name: Any) -> int:
-    """What a command is, by its name as the caller wrote it: PLAIN, MAY_BLOCK or REFUSED (perhaps, by its second word)."""
+    """What a command is, by its name as the caller wrote it; those that are REFUSED may be so by their second word."""
     kind = _kinds.get(name)
     if kind is None:
         word = _word(name)

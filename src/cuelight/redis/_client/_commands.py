@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import redis
 from redis import exceptions as redis_errors
@@ -26,7 +26,9 @@ Send = Callable[[list[tuple[Any, ...]], bool], Any]
 class _Replies(AsyncCoreCommands):
     """What a reply becomes: the same as with redis-py's own client that speaks RESP3."""
 
-    _event_dispatcher: Any = None  # the protocol of redis-py's methods names it; none of them uses it
+    # By these redis-py's annotations know that methods are awaited; nothing uses them.
+    _is_async_client: Literal[True] = True
+    _event_dispatcher: Any = None
 
     def __init__(self, encoding: Encoding, decode: bool) -> None:
         self._encoding, self._decode = encoding, decode

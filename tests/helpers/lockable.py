@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, LockStatistics, ReadWriteLock
+from cuelight.redis._locks import RedisLock, RedisReadWriteLock, RedisSemaphore, redis_locks
+from helpers.redis_servers import shared_server
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -57,6 +60,14 @@ class Elsewhere(BaseLock):
         return self._state.statistics()
 
 
+_next = itertools.count()
+
+
+def over_redis() -> dict[str, Any]:
+    """Where locks over Redis are in a test: names of one test are not those of another."""
+    return {"redis_url": shared_server().url, "prefix": f"test-{next(_next)}"}
+
+
 KINDS: dict[str, Kind] = {
     "lock": Kind(LocalLock),
     "lock in debug mode": Kind(lambda name: LocalLock(name, debug=True)),
@@ -66,6 +77,14 @@ KINDS: dict[str, Kind] = {
     "semaphore, all of it": Kind(lambda name: LocalSemaphore(5, name=name).hold(5)),
     "write": Kind(lambda name: ReadWriteLock(name).write()),
     "write, preferred": Kind(lambda name: ReadWriteLock(name, writer_preference=True).write()),
+    "redis lock": Kind(lambda name: RedisLock(name, **over_redis())),
+    "redis lock of a manager": Kind(lambda name: LockManager(redis_locks(**over_redis())).get_lock(name)),
+    "redis semaphore of 1": Kind(lambda name: RedisSemaphore(name, 1, **over_redis()).hold(1)),
+    "redis semaphore, all of it": Kind(lambda name: RedisSemaphore(name, 5, **over_redis()).hold(5)),
+    "redis write": Kind(lambda name: RedisReadWriteLock(name, **over_redis()).write()),
+    "redis write, preferred": Kind(
+        lambda name: RedisReadWriteLock(name, **over_redis(), writer_preference=True).write()
+    ),
 }
 """A lock of another back end joins the contract by an entry here."""
 

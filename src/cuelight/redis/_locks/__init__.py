@@ -1,0 +1,18 @@
+"""Locks, read-write locks and semaphores that processes share, from one script of leases."""
+
+from cuelight.redis._locks._calls import LockState, Place
+from cuelight.redis._locks._lease import Lease
+from cuelight.redis._locks._locks import DistributedLock, RedisLock, redis_locks
+from cuelight.redis._locks._read_write import RedisReadWriteLock
+from cuelight.redis._locks._semaphores import RedisSemaphore
+
+__all__ = [
+    "DistributedLock",
+    "Lease",
+    "LockState",
+    "Place",
+    "RedisLock",
+    "RedisReadWriteLock",
+    "RedisSemaphore",
+    "redis_locks",
+]

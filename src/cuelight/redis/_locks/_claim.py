@@ -1,0 +1,333 @@
+"""So much of something on a server, as a lock: taken under a lease, kept by the keeper, cut off when that is lost.
+
+Invariants:
+1. Who leaves a block normally has held its lease to the end, as far as clocks and servers can tell: else `LeaseLost`.
+2. The scope of a block is cancelled when its lease is lost, by us; a cancellation of somebody else goes on its way.
+3. What is given back is told to the server even if whoever gives it back is cancelled, or its loop ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from cuelight.coordination import BaseLock, LockStatistics
+from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, release
+from cuelight.coordination._parties import describe, whoever
+from cuelight.coordination._statistics import statistics_of
+from cuelight.coordination._words import holders_of
+from cuelight.errors import LeaseLost, LockNotHeld
+from cuelight.mailbox import loop_time, new_slot, running_loop
+from cuelight.redis._locks._calls import LockState, Lowering, stated
+from cuelight.redis._locks._keeper import FAILURES
+from cuelight.redis._locks._taking import take, take_blocking, take_nowait
+from cuelight.redis._locks._terms import Terms, now
+from cuelight.redis._locks._thread import keeper_here, the_thread
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cuelight.redis._locks._lease import Lease
+    from cuelight.redis._locks._shared import SharedCore
+
+__all__ = ["Hold", "RedisClaim", "not_held"]
+
+
+class RedisClaim(BaseLock):
+    """So much of a shared core, as a lock. It has no state of its own."""
+
+    __slots__ = ("__weakref__", "_core", "_name", "_terms", "_weight")
+
+    _several_weights: tuple[int, ...] = ()
+    """Other weights that `release` gives back, too."""
+
+    def __init__(self, core: SharedCore, weight: int, name: str, terms: Terms) -> None:
+        self._core, self._weight, self._name, self._terms = core, weight, name, terms
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def locked(self) -> bool:
+        """Whether somebody in this process holds it. Of all processes, `state` knows."""
+        return bool(self._core.held())
+
+    @property
+    def lease(self) -> Lease:
+        """The lease under which the one who asks holds it.
+
+        Raises:
+            LockNotHeld: it does not.
+        """
+        me = whoever()
+        for weight in (self._weight, *self._several_weights):
+            lease = self._core.newest(me, weight)
+            if lease is not None:
+                return lease
+        raise not_held(self._core, me)
+
+    def statistics(self) -> LockStatistics:
+        """Who in this process holds it, how many wait here, and how long that took so far. `state` knows of others."""
+        return statistics_of(self._core)
+
+    async def state(self) -> LockState:
+        """What the server knows, of all processes. A checkpoint.
+
+        Raises:
+            StoreUnavailable: the server cannot be reached.
+        """
+        return stated(await self._core.ask("look"))
+
+    def state_blocking(self) -> LockState:
+        """As `state`, but blocks the thread."""
+        return stated(_blocking(self._core, "look"))
+
+    # Taking it.
+
+    async def acquire(self, timeout: float | None = None) -> None:
+        """Take it; have this task sleep until it is there. A checkpoint.
+
+        Args:
+            timeout: seconds to wait for others; None waits as long as it takes. One round trip is always made.
+
+        Raises:
+            LockTimeout: it was not there in time.
+            DeadlockError: this would last for ever: who holds it in this process waits for the one who asks.
+            StoreUnavailable: the server cannot be reached. Whoever waits in line already sits that out.
+            StoreRefused: the server refuses.
+            ValueError: the time-out is negative or not a number.
+        """
+        core, since = self._core, loop_time()
+        await acquire(core, self._weight, timeout)
+        try:
+            lease = await take(core, self._terms, self._weight, timeout, since)
+        except BaseException:
+            release(core, self._weight)
+            raise
+        lease.claim = self
+
+    def acquire_blocking(self, timeout: float | None = None) -> None:
+        """As `acquire`, but blocks the thread: for threads without an event loop."""
+        core, since = self._core, time.monotonic()
+        acquire_blocking(core, self._weight, timeout)
+        try:
+            lease = take_blocking(core, self._terms, self._weight, timeout, since)
+        except BaseException:
+            release(core, self._weight)
+            raise
+        lease.claim = self
+
+    def acquire_nowait(self) -> None:
+        """Take it at once or not at all. Not a checkpoint; blocks for a round trip to the server, a loop too.
+
+        Raises:
+            LockHeld: others hold it, or wait for it.
+            DeadlockError: this one holds it already.
+            StoreUnavailable: the server cannot be reached.
+            StoreRefused: the server refuses.
+        """
+        core = self._core
+        acquire_nowait(core, self._weight)
+        try:
+            lease = take_nowait(core, self._terms, self._weight)
+        except BaseException:
+            release(core, self._weight)
+            raise
+        lease.claim = self
+
+    # Giving it back.
+
+    def release(self) -> None:
+        """Give it back; the next in line has it then. Not a checkpoint: in a loop, the server is told meanwhile.
+
+        Raises:
+            LockNotHeld: this one does not hold it.
+            LeaseLost: it had lost it before.
+        """
+        lease = self.lease
+        if running_loop() is None:
+            self._leave_blocking(lease)
+            return
+        lost = lease.lost
+        self._end(lease)
+        release(self._core, lease.weight)
+        keeper_here().flush(self._core)
+        if lost:
+            raise lease.error()
+
+    def lower(self, lease: Lease, left: int, here: Callable[[], object]) -> None:
+        """Have a holder keep a part of what it has. Not a checkpoint.
+
+        Args:
+            lease: of the one who calls this.
+            left: the weight that stays.
+            here: does it in this process.
+        """
+        core = self._core
+        core.give_back(lease.ticket, left, lease.until)
+        lease.ticket.weight = left
+        here()
+        if running_loop() is not None:
+            keeper_here().flush(core)
+            return
+        try:
+            core.ask_blocking("lower")
+        finally:
+            the_thread.flush(core)
+
+    def _end(self, lease: Lease) -> Lowering:
+        """Renew it no more, and have it given back to the server."""
+        lease.home.drop(lease)
+        lease.end()
+        self._core.remove(lease)
+        return self._core.give_back(lease.ticket, 0, max(lease.until, now() + 1))
+
+    def _leave_blocking(self, lease: Lease) -> None:
+        core, lost = self._core, lease.lost
+        lowering = self._end(lease)
+        try:
+            if not lowering.over:
+                _blocking(core, "lower")
+        except FAILURES:  # the thread goes on trying
+            the_thread.flush(core)
+        except BaseException:
+            the_thread.flush(core)
+            raise
+        finally:
+            release(core, lease.weight)
+        if lost or lowering.outcome == 0:
+            raise lease.error()
+
+    async def _leave(self, lease: Lease) -> bool:
+        """Returns whether it was held to the end."""
+        core, held = self._core, not lease.lost
+        lowering = self._end(lease)
+        release(core, lease.weight)
+        if not lowering.over:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await core.ask("lower")
+                    await _settled(core, lowering)
+            except FAILURES:
+                keeper_here().flush(core)
+            except BaseException:
+                keeper_here().flush(core)
+                raise
+        return held and lowering.outcome != 0
+
+    # Blocks.
+
+    async def _enter(self, timeout: float | None) -> None:
+        await self.acquire(timeout)
+        lease = self.lease
+        lease.scope = anyio.CancelScope()
+        lease.scope.__enter__()
+        self._core.blocks.setdefault(lease.owner, []).append(lease)
+
+    async def __aenter__(self) -> Self:
+        await self._enter(None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lease = self._leave_block()
+        scope, lease.scope = lease.scope, None
+        left = error
+        if scope is not None:
+            try:
+                if scope.__exit__(kind, error, trace):  # only of a lease that was lost
+                    left = None
+            except BaseException as remaining:  # trio: what is left of a group
+                left = remaining
+        if lease.over:
+            raise not_held(self._core, lease.owner)
+        held = await self._leave(lease)
+        if not held and (left is None or isinstance(left, Exception)):
+            raise lease.error()
+        if left is not error and left is not None:
+            raise left
+
+    def _leave_block(self) -> Lease:
+        """The lease of the innermost block of this lock that the one who asks is in."""
+        blocks = self._core.blocks
+        me = whoever()
+        mine = blocks.get(me, [])
+        for place in range(len(mine) - 1, -1, -1):
+            if mine[place].claim is self:
+                lease = mine.pop(place)
+                if not mine:
+                    del blocks[me]
+                return lease
+        raise not_held(self._core, me)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._leave_blocking(self.lease)
+        except LeaseLost:
+            if error is None or isinstance(error, Exception):
+                raise
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r} {'held here' if self.locked else 'not held here'}>"
+
+
+class Hold:
+    """A block in which something is held, and that tells by what lease: `async with lock.hold() as lease: ...`."""
+
+    __slots__ = ("_claim", "_timeout")
+
+    def __init__(self, claim: RedisClaim, timeout: float | None) -> None:
+        self._claim, self._timeout = claim, timeout
+
+    async def __aenter__(self) -> Lease:
+        await self._claim._enter(self._timeout)
+        return self._claim.lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._claim.__aexit__(kind, error, trace)
+
+    def __enter__(self) -> Lease:
+        self._claim.acquire_blocking(self._timeout)
+        return self._claim.lease
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._claim.__exit__(kind, error, trace)
+
+
+def not_held(core: SharedCore, me: Any) -> LockNotHeld:
+    """What to raise if somebody gives back what it does not hold."""
+    return LockNotHeld(
+        f"{describe(me)} cannot release {core.thing}, because it does not hold it: {holders_of(core)}. "
+        f"Who takes it must give it back; a holder that ended has lost it"
+    )
+
+
+def _blocking(core: SharedCore, op: str) -> Any:
+    if running_loop() is None:
+        return core.ask_blocking(op)
+    return the_thread.call(core.ask, op)
+
+
+async def _settled(core: SharedCore, lowering: Lowering) -> None:
+    """Wait until a lowering is over that somebody else has sent."""
+    if lowering.over:
+        return
+    slot = new_slot()
+
+    def wake() -> None:
+        if not slot.done():
+            slot.set_result(None)
+
+    if core.when_settled(lowering, wake, running_loop()):
+        await slot

@@ -1,0 +1,48 @@
+"""The client behind an address: all in this process that are given the same address share one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from cuelight.redis._client import RedisClient
+
+if TYPE_CHECKING:
+    from cuelight.redis._client import Server
+
+__all__ = ["DEFAULT_URL", "server_for"]
+
+DEFAULT_URL: Final = "redis://localhost:6379"
+
+_clients: Final[dict[str, RedisClient]] = {}
+_making = threading.Lock()
+
+
+def server_for(redis_url: str, server: Server | None) -> Server:
+    """The server that was given, else the shared client of an address.
+
+    A shared client stays for as long as the process: it has a connection or two in each loop that uses it, which end
+    with that loop, and one for each thread.
+
+    Raises:
+        ValueError: the address is none.
+    """
+    if server is not None:
+        if redis_url != DEFAULT_URL:
+            raise ValueError("redis_url and server were both given: one of them says where the lock is")
+        return server
+    with _making:
+        client = _clients.get(redis_url)
+        if client is None:
+            client = _clients[redis_url] = RedisClient(redis_url)
+    return client
+
+
+def _after_fork() -> None:
+    global _making  # noqa: PLW0603 - another thread of the parent may have had it
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

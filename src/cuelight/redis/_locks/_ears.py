@@ -1,0 +1,105 @@
+"""Where a loop hears that it is somebody's turn, and who waits for that: a task, or a thread.
+
+A message is only a hint: who waits asks again by itself after a while, and always after a gap.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from cuelight.mailbox import await_until, loop_time, new_slot
+
+if TYPE_CHECKING:
+    from cuelight.mailbox import Slot
+    from cuelight.redis._client import Server, Subscription
+
+__all__ = ["Ear", "Hint", "TaskHint", "ThreadHint"]
+
+
+class Hint(Protocol):
+    """Somebody who waits for a message."""
+
+    def ring(self) -> None:
+        """There is one."""
+        ...
+
+
+class Ear:
+    """The channel of this process for one thing, in one loop. It does not refer to what it belongs to."""
+
+    def __init__(self, server: Server, channel: str) -> None:
+        self._server, self._channel = server, channel
+        self._lock = anyio.Lock()
+        self._subscription: Subscription | None = None
+        self.hints: dict[bytes, Hint] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether it hears."""
+        return self._subscription is not None
+
+    async def listen(self) -> None:
+        """Begin to hear. A checkpoint."""
+        async with self._lock:
+            if self._subscription is None:
+                self._subscription = await self._server.subscribe(self._channel, self._on_message, self._on_gap)
+
+    def close(self) -> None:
+        """Hear no more; from any thread."""
+        if self._subscription is not None:
+            self._subscription.close()
+
+    def _on_message(self, member: bytes) -> None:
+        hint = self.hints.get(member)
+        if hint is not None:
+            hint.ring()
+
+    def _on_gap(self) -> None:
+        for hint in list(self.hints.values()):
+            hint.ring()
+
+
+class TaskHint:
+    """A task that waits for a message, in the loop that hears it."""
+
+    __slots__ = ("_rung", "_slot")
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._slot: Slot | None = None
+
+    def ring(self) -> None:
+        self._rung = True
+        slot = self._slot
+        if slot is not None and not slot.done():
+            slot.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Sleep until there is one since the last time, or for some seconds."""
+        if not self._rung:
+            self._slot = slot = new_slot()
+            try:
+                await await_until(slot, loop_time() + seconds)
+            finally:
+                self._slot = None
+        self._rung = False
+
+
+class ThreadHint:
+    """A thread that waits for a message."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until there is one since the last time, or for some seconds."""
+        self._event.wait(seconds)
+        self._event.clear()

@@ -1,0 +1,164 @@
+"""Keeps leases: renews those of one event loop, tells who has lost one, and sees to it that others are given back.
+
+Invariants:
+1. A lease that is held is renewed when a third of it is over, all of one thing and one moment in one call.
+2. A lease is lost when the server says so, or when its time is over by our clock, which begins before the server's.
+3. What was dropped is renewed no more; a renewal that was under way then changes nothing.
+4. While nothing is held there is an alarm at most, and no task.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+import random
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from redis.exceptions import ResponseError
+
+from cuelight.coordination._endings import reap
+from cuelight.coordination._parties import party_ended
+from cuelight.errors import StoreRefused, StoreUnavailable
+from cuelight.mailbox import call_in_loop, current_backend, running_loop
+from cuelight.redis._locks._terms import now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cuelight.redis._locks._lease import Lease
+    from cuelight.redis._locks._shared import SharedCore
+
+__all__ = ["FAILURES", "Keeper", "pause"]
+
+log = logging.getLogger("cuelight.redis")
+
+FAILURES: Final = (StoreUnavailable, StoreRefused, ResponseError)
+"""What a call of the server may end with."""
+
+
+def pause(round_: int) -> float:
+    """Seconds before something is tried again that failed some times."""
+    return min(0.5, 0.02 * 2.0 ** min(round_, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+class Keeper:
+    """Of one loop. What it does it does there; `hold`, `drop` and `let_go` may be called from any thread."""
+
+    def __init__(self, elsewhere: Callable[[SharedCore], object]) -> None:
+        """Begin in the running loop.
+
+        Args:
+            elsewhere: sends what is to be given back when this loop has ended.
+        """
+        self._backend = current_backend()
+        self.loop = self._backend.loop
+        self._elsewhere = elsewhere
+        self._leases: dict[Lease, SharedCore] = {}
+        self._next = math.inf
+        self._flushing: set[SharedCore] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._leases and not self._flushing
+
+    def leases(self) -> list[tuple[Lease, SharedCore]]:
+        """What is renewed."""
+        return list(self._leases.items())
+
+    def hold(self, lease: Lease, core: SharedCore) -> None:
+        """Renew a lease from now on."""
+        self._leases[lease] = core
+        if lease.renew_at < self._next:
+            if running_loop() is self.loop:
+                self._arm()
+            else:
+                call_in_loop(self.loop, self._arm)
+
+    def drop(self, lease: Lease) -> None:
+        """Renew it no more."""
+        self._leases.pop(lease, None)
+
+    def let_go(self, core: SharedCore, lease: Lease) -> None:
+        """Give back what its holder did not."""
+        self.drop(lease)
+        lease.end()
+        core.give_back(lease.ticket, 0, lease.until)
+        if not call_in_loop(self.loop, self.flush, core):
+            self._elsewhere(core)
+
+    # The rest runs in the loop.
+
+    def _arm(self) -> None:
+        due = math.inf
+        for lease in list(self._leases):
+            due = min(due, lease.until if lease.renewing else lease.renew_at, lease.until)
+        self._next = due
+        if due < math.inf:
+            self._backend.set_alarm(self._backend.time() + max(0.0, due - now()), self._ring)
+
+    def _ring(self) -> None:
+        at = now()
+        due: dict[SharedCore, list[Lease]] = {}
+        for lease, core in self.leases():
+            if at >= lease.until:
+                self.drop(lease)
+                lease.lose("it could not be renewed in time")
+            elif party_ended(lease.owner):
+                reap(core)
+            elif not lease.renewing and lease.renew_at <= at + lease.ticket.terms.lease / 20:
+                lease.renewing = True
+                due.setdefault(core, []).append(lease)
+        for core, leases in due.items():
+            self._backend.spawn(
+                self._renew, core, leases, context=contextvars.copy_context(), name=f"cuelight lease of {core.thing}"
+            )
+        self._arm()
+
+    async def _renew(self, core: SharedCore, leases: list[Lease]) -> None:
+        asked = now()
+        try:
+            renewed = await core.renew([lease.ticket for lease in leases])
+        except FAILURES as error:
+            log.warning(
+                "leases on %s could not be renewed, %.1f s are left: %s", core.thing, leases[0].remaining(), error
+            )
+            for lease in leases:
+                lease.renewing = False
+                lease.renew_at = now() + min(lease.ticket.terms.lease / 10, pause(5))
+        else:
+            for lease, held in zip(leases, renewed, strict=True):
+                lease.renewing = False
+                if held:
+                    lease.renewed(asked)
+                elif lease in self._leases:
+                    self.drop(lease)
+                    lease.lose("the server gave it to others, or has lost it")
+        self._arm()
+
+    def flush(self, core: SharedCore) -> None:
+        """Have sent what is to be given back."""
+        if core.pending and core not in self._flushing:
+            self._flushing.add(core)
+            self._backend.spawn(
+                self._flush, core, context=contextvars.copy_context(), name=f"cuelight release of {core.thing}"
+            )
+
+    async def _flush(self, core: SharedCore) -> None:
+        failures = 0
+        try:
+            while core.pending:
+                try:
+                    await core.ask("lower")
+                    failures = 0
+                except FAILURES as error:
+                    if not failures:
+                        log.warning("%s could not be given back yet: %s", core.thing, error)
+                    failures += 1
+                    await anyio.sleep(pause(failures))
+        finally:
+            self._flushing.discard(core)
+            if core.pending:  # this loop ends
+                self._elsewhere(core)

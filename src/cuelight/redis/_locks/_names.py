@@ -1,0 +1,77 @@
+"""What things are called on the server, and what this process is called there."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from typing import Final
+
+__all__ = ["Names", "client_name", "describe_member", "names_of"]
+
+LONGEST: Final = 512
+"""Characters of a name. Longer ones are most likely data that was taken for a name."""
+
+
+class Names:
+    """The keys and channels of one thing. All carry one hash tag, so that a cluster keeps them together."""
+
+    __slots__ = ("channels", "keys", "tag")
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self.keys: tuple[str, ...] = tuple(f"{{{tag}}}:{part}" for part in ("state", "held", "line", "members", "gone"))
+        self.channels = f"{{{tag}}}:to:"
+
+
+def names_of(prefix: str, kind: str, name: str) -> Names:
+    """The keys of a thing.
+
+    Args:
+        prefix: keeps the keys of one application apart from others on the same server.
+        kind: of thing.
+        name: given by the user; braces are escaped, which would otherwise end the hash tag.
+
+    Raises:
+        TypeError: the name or the prefix is no text.
+        ValueError: it is empty or too long.
+    """
+    for what, text in {"name": name, "prefix": prefix}.items():
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{what}={text!r}: the {what} of a lock is a str")
+        if not 0 < len(text) <= LONGEST:
+            raise ValueError(f"{what}={text[:40]!r}: give 1 to {LONGEST} characters, not {len(text)}")
+    return Names(f"{_escaped(prefix).replace(':', '%3A')}:{kind}:{_escaped(name)}")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+
+
+_name = ""
+
+
+def client_name() -> str:
+    """This process, as others see it: host, process identifier, and something that no other process ever has."""
+    global _name  # noqa: PLW0603 - a child of a fork is another process
+    if not _name:
+        host = re.sub("[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])[:24] or "host"
+        _name = f"{host}.{os.getpid()}.{secrets.token_hex(4)}"
+    return _name
+
+
+def _forget() -> None:
+    global _name  # noqa: PLW0603
+    _name = ""
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def describe_member(member: str) -> str:
+    """A member of the script in words."""
+    client = member.partition("/")[0]
+    host, _, rest = client.partition(".")
+    return f"process {rest.partition('.')[0]} on {host}" if rest else "another process"

@@ -1,0 +1,177 @@
+"""The semaphore that processes share."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from cuelight.coordination import BaseSemaphore, LockStatistics
+from cuelight.coordination._operations import release
+from cuelight.coordination._order import debug_by_default
+from cuelight.coordination._parties import whoever
+from cuelight.redis._locks._calls import LockState
+from cuelight.redis._locks._claim import RedisClaim, not_held
+from cuelight.redis._locks._clients import DEFAULT_URL, server_for
+from cuelight.redis._locks._names import names_of
+from cuelight.redis._locks._shared import shared_core
+from cuelight.redis._locks._terms import OnLoss, Terms
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cuelight.redis._client import Server
+    from cuelight.redis._locks._lease import Lease
+
+__all__ = ["RedisSemaphore"]
+
+
+class RedisSemaphore(BaseSemaphore):
+    """A semaphore that all processes share that reach one Redis or Valkey server; for threads and loops at once.
+
+        semaphore = RedisSemaphore("gpus", 4)
+        async with semaphore: ...
+        async with semaphore.hold(2) as held:
+            print(held.lease.fence)
+
+    Places are held under leases: those of a process that dies are free after its lease. For the rest, and for what is
+    not said here of the arguments, see `RedisLock`. A large request is not starved by small ones.
+
+    Args:
+        name: of the semaphore: the same for all who mean the same.
+        max_concurrent: how many places it has: the same number everywhere. It can change once nobody uses it.
+        redis_url: where the server is.
+        server: a client of your own instead.
+        lease: seconds after which a holder that renews no more has lost its places.
+        on_loss: "cancel", "flag" or a function of the lease.
+        lock_delay: seconds for which nobody gets a place after a lease has run out.
+        wait_replicas: how many replicas must have a grant before it counts.
+        prefix: of all keys.
+        debug: as for `LocalSemaphore`.
+
+    Raises:
+        ValueError: an argument makes no sense.
+    """
+
+    __slots__ = ("__weakref__", "_core", "_name", "_one", "_terms")
+
+    def __init__(
+        self,
+        name: str,
+        max_concurrent: int = 1,
+        redis_url: str = DEFAULT_URL,
+        *,
+        server: Server | None = None,
+        lease: float = 10.0,
+        on_loss: OnLoss = "cancel",
+        lock_delay: float = 0.0,
+        wait_replicas: int = 0,
+        prefix: str = "cuelight",
+        debug: bool | None = None,
+    ) -> None:
+        if max_concurrent < 1 or max_concurrent != int(max_concurrent):
+            raise ValueError(f"max_concurrent={max_concurrent!r}: a semaphore has 1 place or more, as a whole number")
+        self._name = name
+        self._terms = Terms(lease, on_loss, lock_delay, wait_replicas)
+        self._core = shared_core(
+            f"semaphore {name!r}",
+            names_of(prefix, "semaphore", name),
+            server_for(redis_url, server),
+            int(max_concurrent),
+            several=True,
+            debug=debug_by_default() if debug is None else debug,
+        )
+        self._one = RedisClaim(self._core, 1, name, self._terms)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def capacity(self) -> int:
+        return self._core.capacity
+
+    @property
+    def available(self) -> int:
+        """How many of its places nobody in this process holds. Of all processes, `state` knows."""
+        return self._core.capacity - self._core.used
+
+    @property
+    def lease(self) -> Lease:
+        """The lease of the one place that the one who asks took last.
+
+        Raises:
+            LockNotHeld: it holds no single place; of several, what `hold` returned has the lease.
+        """
+        return self._one.lease
+
+    async def acquire(self, weight: int = 1, timeout: float | None = None) -> None:
+        await self._claim(weight).acquire(timeout)
+
+    def acquire_blocking(self, weight: int = 1, timeout: float | None = None) -> None:
+        self._claim(weight).acquire_blocking(timeout)
+
+    def acquire_nowait(self, weight: int = 1) -> None:
+        self._claim(weight).acquire_nowait()
+
+    def release(self, weight: int = 1) -> None:
+        claim, core, me = self._claim(weight), self._core, whoever()
+        if core.newest(me, weight) is not None:
+            claim.release()
+            return
+        leases = core.leases.get(me, [])
+        if sum(lease.weight for lease in leases) < weight:
+            raise not_held(core, me)
+        # Not as it was taken: whole leases as long as they fit, and of the next a part.
+        for lease in leases[::-1]:
+            part = min(weight, lease.weight)
+            if part == lease.weight:
+                self._claim(part).release()
+            elif part:
+                claim.lower(lease, lease.weight - part, partial(release, core, part))
+            weight -= part
+
+    def hold(self, weight: int) -> RedisClaim:
+        return self._claim(weight)
+
+    def statistics(self) -> LockStatistics:
+        """Who in this process holds it, how many wait here, and how long that took so far. `state` knows of others."""
+        return self._one.statistics()
+
+    async def state(self) -> LockState:
+        """What the server knows, of all processes. A checkpoint.
+
+        Raises:
+            StoreUnavailable: the server cannot be reached.
+        """
+        return await self._one.state()
+
+    def state_blocking(self) -> LockState:
+        """As `state`, but blocks the thread."""
+        return self._one.state_blocking()
+
+    async def __aenter__(self) -> Self:
+        await self._one._enter(None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._one.__aexit__(kind, error, trace)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._one.__exit__(kind, error, trace)
+
+    def _claim(self, weight: int) -> RedisClaim:
+        if weight == 1:
+            return self._one
+        if not (0 < weight <= self._core.capacity and weight == int(weight)):
+            raise ValueError(
+                f"weight={weight!r}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
+                f"{self._core.capacity}, or give it more"
+            )
+        return RedisClaim(self._core, weight, self._name, self._terms)
+
+    def __repr__(self) -> str:
+        return f"<RedisSemaphore {self._name!r} {self.available} of {self.capacity} not held here>"

@@ -1,0 +1,255 @@
+"""A core whose room is shared with other processes: what this process has of a lock, and owes the server.
+
+Who wants it takes the core first, as a local lock would, and then a lease from the server. So those of one process
+line up here, where a circle of waits is found and nobody needs the network; only whose turn it is here stands in the
+line of the server.
+
+Invariants:
+1. A ticket has a slot of its own until the server has confirmed its end, or can have no knowledge of it any more.
+2. What is to be given back is in `pending`, or with one who sends it and puts it back if that fails.
+3. A holder that has ended without giving it back is found when its lease is to be renewed, if not before.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from heapq import heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
+
+from cuelight.coordination._core import Core
+from cuelight.mailbox import call_in_loop, running_loop
+from cuelight.redis._locks._calls import LEASE, Answer, Lowering, Ticket, renewal
+from cuelight.redis._locks._names import Names, client_name
+from cuelight.redis._locks._terms import Terms, now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cuelight.redis._client import Argument, Server
+    from cuelight.redis._locks._ears import Ear
+    from cuelight.redis._locks._lease import Lease
+
+__all__ = ["SharedCore", "shared_core"]
+
+next_number: Final = count(1).__next__
+
+
+class SharedCore(Core):
+    """What this process has of something on a server."""
+
+    def __init__(
+        self,
+        thing: str,
+        names: Names,
+        server: Server,
+        capacity: int,
+        *,
+        several: bool,
+        writers_first: bool,
+        debug: bool,
+    ) -> None:
+        super().__init__(thing, capacity, several=several, writers_first=writers_first, debug=debug)
+        self.names, self.server = names, server
+        self.leases: dict[Any, list[Lease]] = {}
+        self.blocks: dict[Any, list[Lease]] = {}  # of those in a block of `async with`, innermost last
+        self.ears: dict[Any, Ear] = {}
+        self.pending: deque[Lowering] = deque()
+        self._guard = threading.Lock()
+        self._free: list[int] = []
+        self._slots = 0
+        self._channels = names.channels
+
+    # Tickets.
+
+    def ticket(self, terms: Terms, weight: int, first: bool) -> Ticket:
+        """A ticket for one acquisition."""
+        with self._guard:
+            if self._free:
+                slot = heappop(self._free)
+            else:
+                slot, self._slots = self._slots, self._slots + 1
+        return Ticket(f"{client_name()}/{slot}", slot, next_number(), weight=weight, first=first, terms=terms)
+
+    def give_back(self, ticket: Ticket, left: int, until: float) -> Lowering:
+        """Have the server told that no more than `left` of a ticket is held; somebody must send it."""
+        lowering = Lowering(ticket, left, until)
+        if ticket.member.startswith(f"{client_name()}/"):
+            self.pending.append(lowering)
+        else:  # a fork has only a copy of it
+            lowering.over = True
+        return lowering
+
+    def outgoing(self) -> list[Lowering]:
+        """What is to be sent: for the one who sends it, and then calls `settle` or `unsent`."""
+        if not self.pending:
+            return []
+        with self._guard:
+            batch = list(self.pending)
+            self.pending.clear()
+        return batch
+
+    def unsent(self, batch: list[Lowering]) -> None:
+        """It could not be sent: what is still of use is to be sent again."""
+        at = now()
+        for lowering in reversed(batch):
+            if lowering.until > at:
+                self.pending.appendleft(lowering)
+            else:
+                self._settled(lowering, None)
+
+    def settle(self, batch: list[Lowering], outcomes: Sequence[int]) -> None:
+        """The server has answered."""
+        for lowering, outcome in zip(batch, outcomes, strict=True):
+            self._settled(lowering, outcome)
+
+    def _settled(self, lowering: Lowering, outcome: int | None) -> None:
+        with self._guard:
+            lowering.outcome, lowering.over = outcome, True
+            waiting = lowering.waiting
+            if lowering.left == 0:
+                heappush(self._free, lowering.ticket.slot)
+        if waiting is not None:
+            loop, wake = waiting
+            if loop is None or loop is running_loop():
+                wake()
+            else:
+                call_in_loop(loop, wake)
+
+    def when_settled(self, lowering: Lowering, wake: Callable[[], object], loop: Any) -> bool:
+        """Have `wake` called in a loop, or anywhere, when it is settled. Returns False if it is already."""
+        with self._guard:
+            if not lowering.over:
+                lowering.waiting = (loop, wake)
+            return not lowering.over
+
+    # Leases.
+
+    def newest(self, owner: Any, weight: int) -> Lease | None:
+        """The lease that an owner took last, of this weight."""
+        for lease in reversed(self.leases.get(owner, ())):
+            if lease.weight == weight:
+                return lease
+        return None
+
+    def enter(self, lease: Lease) -> None:
+        """A lease was granted to an owner, who has the core already."""
+        self.leases.setdefault(lease.owner, []).append(lease)
+
+    def remove(self, lease: Lease) -> None:
+        """An owner gives its lease back."""
+        held = self.leases.get(lease.owner, [])
+        if lease in held:
+            held.remove(lease)
+            if not held:
+                del self.leases[lease.owner]
+
+    def release(self, owner: Any, weight: int, now: float) -> bool:
+        released = super().release(owner, weight, now)
+        if released and owner in self.leases and not self.is_held_by(owner):
+            for lease in self.leases.pop(owner):  # it has ended, and did not give it back
+                lease.home.let_go(self, lease)
+        return released
+
+    def disown(self) -> None:
+        """This is the child of a fork: what its parent holds it does not."""
+        self._guard = threading.Lock()
+        self.pending.clear()
+        self.ears.clear()
+        for leases in self.leases.values():
+            for lease in leases:
+                lease.disown("it stays with the process that this one was forked from")
+
+    # Calls.
+
+    def arguments(self, op: str, batch: Sequence[Lowering], own: Sequence[Argument]) -> list[Argument]:
+        publish = "SPUBLISH" if getattr(self.server, "sharded", False) else "PUBLISH"
+        flat: list[Argument] = [op, publish, self._channels, self.capacity, len(batch)]
+        for lowering in batch:
+            flat += (lowering.ticket.member, lowering.ticket.number, lowering.left)
+        flat += own
+        return flat
+
+    async def ask(self, op: str, own: Sequence[Argument] = ()) -> Any:
+        """Call the script, and have it do what is pending. A checkpoint."""
+        batch = self.outgoing()
+        try:
+            reply = await self.server.run(LEASE, self.names.keys, self.arguments(op, batch, own))
+        except BaseException:
+            self.unsent(batch)
+            raise
+        self.settle(batch, reply[0])
+        return reply
+
+    def ask_blocking(self, op: str, own: Sequence[Argument] = ()) -> Any:
+        """The same in a thread without a loop."""
+        batch = self.outgoing()
+        try:
+            reply = self.server.run_blocking(LEASE, self.names.keys, self.arguments(op, batch, own))
+        except BaseException:
+            self.unsent(batch)
+            raise
+        self.settle(batch, reply[0])
+        return reply
+
+    def drop_ticket(self, ticket: Ticket) -> None:
+        """The server has no knowledge of it."""
+        with self._guard:
+            heappush(self._free, ticket.slot)
+
+    async def acquire(self, ticket: Ticket, wait: bool) -> Answer:
+        """Ask for it once."""
+        return Answer(await self.ask("acquire", ticket.arguments(wait)))
+
+    async def renew(self, tickets: list[Ticket]) -> list[int]:
+        """Renew leases; 1 for each that is held, else 0."""
+        reply = await self.ask("renew", renewal(tickets))
+        renewed: list[int] = reply[1]
+        return renewed
+
+
+_cores: Final[WeakValueDictionary[tuple[Server, str], SharedCore]] = WeakValueDictionary()
+_making = threading.Lock()
+
+
+def shared_core(
+    thing: str,
+    names: Names,
+    server: Server,
+    capacity: int,
+    *,
+    several: bool = False,
+    writers_first: bool = False,
+    debug: bool = False,
+) -> SharedCore:
+    """The core of something on a server: one for all in this process who mean the same.
+
+    Raises:
+        ValueError: others in this process use it in another way.
+    """
+    with _making:
+        core = _cores.get((server, names.tag))
+        if core is None:
+            core = SharedCore(thing, names, server, capacity, several=several, writers_first=writers_first, debug=debug)
+            _cores[server, names.tag] = core
+    if core.capacity != capacity:
+        raise ValueError(
+            f"{thing} has {core.capacity} places elsewhere in this process, and {capacity} here: give both the same"
+        )
+    if core.writers_first != writers_first:
+        raise ValueError(f"{thing} has another writer_preference elsewhere in this process: give both the same")
+    return core
+
+
+def _after_fork() -> None:
+    global _making  # noqa: PLW0603
+    _making = threading.Lock()
+    for core in list(_cores.values()):
+        core.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,298 @@
+"""Getting a lease from the server, for somebody whose turn it is in this process: by a task, or by a thread.
+
+Both do the same: ask; if it is not to be had, be in line, sleep until a message or until it is time to ask again, ask.
+A message comes when the server has granted it, for a moment only: whoever asks then has it for a whole lease.
+
+Invariants:
+1. Whoever is cancelled, interrupted, late or refused has it given back, whatever the server did meanwhile.
+2. Until the server has answered for the first time, its absence is an error. Who is in line sits it out.
+3. A lease counts from before it was asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cuelight.coordination._parties import describe, whoever
+from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
+from cuelight.mailbox import loop_time, running_loop
+from cuelight.redis._locks._calls import LEASE, Answer
+from cuelight.redis._locks._ears import Ear, Hint, TaskHint, ThreadHint
+from cuelight.redis._locks._keeper import Keeper, pause
+from cuelight.redis._locks._lease import Lease
+from cuelight.redis._locks._names import client_name, describe_member
+from cuelight.redis._locks._terms import Terms, now
+from cuelight.redis._locks._thread import keeper_here, loop_has_ended, the_thread
+
+if TYPE_CHECKING:
+    from cuelight.redis._locks._shared import SharedCore
+
+__all__ = ["take", "take_blocking", "take_nowait"]
+
+log = logging.getLogger("cuelight.redis")
+
+SOON = 3
+"""Places in line from which a lease that runs out is looked for at once: should those in front be dead, too."""
+
+
+class _Errand:
+    """One who wants a lease: what is the same for tasks and threads."""
+
+    def __init__(
+        self,
+        core: SharedCore,
+        terms: Terms,
+        weight: int,
+        timeout: float | None,
+        *,
+        clock: Callable[[], float],
+        since: float,
+    ) -> None:
+        self.core, self.terms, self.timeout, self._clock = core, terms, timeout, clock
+        self._deadline = math.inf if timeout is None else since + timeout
+        first = core.writers_first and weight == core.capacity
+        self.ticket = core.ticket(terms, weight, first)
+        self.asked = 0.0
+        self._answer: Answer | None = None
+        self._answered = False  # the last call
+        self._failures = 0
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self._deadline - self._clock()
+
+    def begin(self) -> None:
+        """Before each call."""
+        self.asked, self._answered = now(), False
+
+    def granted(self, answer: Answer) -> bool:
+        """Take in an answer.
+
+        Raises:
+            StoreRefused: it can never be had like this.
+        """
+        core = self.core
+        if answer.capacity:
+            raise StoreRefused(
+                f"{core.thing} on {core.server.name} has {answer.capacity} places for those who use it now, and "
+                f"{core.capacity} here: give it the same everywhere; once nobody holds it or waits, it can change"
+            )
+        if answer.gone:
+            raise StoreRefused(f"{core.server.name} says that this acquisition of {core.thing} was given back already")
+        self._answer, self._answered, self._failures = answer, True, 0
+        return answer.granted
+
+    def failed(self, error: StoreUnavailable) -> None:
+        """The server did not answer: go on if this one was in line.
+
+        Raises:
+            StoreUnavailable: it never answered.
+        """
+        if self._answer is None:
+            raise error
+        if not self._failures:
+            log.warning("%s goes on waiting for %s: %s", describe(whoever()), self.core.thing, error)
+        self._failures += 1
+
+    def sleep_for(self) -> float:
+        """Seconds until it is time to ask again.
+
+        Raises:
+            LockTimeout: time is up.
+        """
+        left = self.left()
+        if left <= 0:
+            raise self.late()
+        if self._failures:
+            return min(left, pause(self._failures))
+        seconds = self.terms.lease / 3
+        answer = self._answer
+        if answer is not None and 0 <= answer.place < SOON:
+            seconds = min(seconds, max(0.01, answer.wait) + 0.005 + 0.02 * answer.place)
+        return min(left, seconds)
+
+    def late(self) -> LockTimeout:
+        """It was not there in time."""
+        timeout = self.timeout or 0
+        return LockTimeout(f"{describe(whoever())} did not get {self.core.thing} within {timeout:g} s: {self.holder()}")
+
+    def holder(self) -> str:
+        """Who holds it, in words."""
+        answer = self._answer
+        if answer is None or not answer.holder:
+            return "nobody holds it"
+        if answer.holder.startswith(f"{client_name()}/"):
+            return "this process has just given it back"
+        return f"{describe_member(answer.holder)} holds it"
+
+    def lease(self, answer: Answer, keeper: Keeper) -> Lease:
+        """It was granted."""
+        lease = Lease(self.core.thing, self.ticket, answer.fence, asked=self.asked, owner=whoever(), home=keeper)
+        self.core.enter(lease)
+        keeper.hold(lease, self.core)
+        return lease
+
+    def give_up(self) -> None:
+        """Have it given back, unless the server has said last that it has nothing of it."""
+        answer = self._answer
+        if answer is not None and self._answered and not answer.granted and answer.place < 0:
+            self.core.drop_ticket(self.ticket)
+        else:
+            self.core.give_back(self.ticket, 0, now() + self.terms.lease)
+
+    def ear(self, loop: Any) -> Ear:
+        """The ear of a loop."""
+        core = self.core
+        ear = core.ears.get(loop)
+        if ear is None:
+            for old in [old for old in core.ears if loop_has_ended(old)]:
+                core.ears.pop(old, None)
+            ear = Ear(core.server, core.names.channels + client_name())
+            ear = core.ears.setdefault(loop, ear)
+            weakref.finalize(core, ear.close).atexit = False
+        return ear
+
+    def listen(self, ear: Ear, hint: Hint) -> None:
+        """Have messages ring this hint."""
+        ear.hints[self.ticket.member.encode()] = hint
+
+    def unlisten(self, ear: Ear) -> None:
+        """No more of it."""
+        ear.hints.pop(self.ticket.member.encode(), None)
+
+
+async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
+    """Get a lease; have this task sleep until it is there. A checkpoint.
+
+    Args:
+        core: of what; the running party has it already.
+        terms: how it is held.
+        weight: how much of it.
+        timeout: seconds to wait, from `since`.
+        since: a time of the loop.
+
+    Raises:
+        LockTimeout: it was not there in time.
+        StoreUnavailable: the server cannot be reached.
+        StoreRefused: it refuses.
+    """
+    keeper = keeper_here()
+    errand = _Errand(core, terms, weight, timeout, clock=loop_time, since=since)
+    ear, hint = errand.ear(keeper.loop), TaskHint()
+    errand.listen(ear, hint)
+    try:
+        while True:
+            try:
+                errand.begin()
+                answer = await core.acquire(errand.ticket, errand.left() > 0)
+                if errand.granted(answer):
+                    if terms.wait_replicas:
+                        await _confirm(errand)
+                    return errand.lease(answer, keeper)
+                if errand.left() <= 0:
+                    raise errand.late()
+                if not ear.open:
+                    await ear.listen()
+                    continue
+            except StoreUnavailable as error:
+                errand.failed(error)
+            await hint.wait(errand.sleep_for())
+    except BaseException:
+        errand.give_up()
+        keeper.flush(core)
+        raise
+    finally:
+        errand.unlisten(ear)
+
+
+def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
+    """The same, but blocks the thread.
+
+    Args:
+        core: of what.
+        terms: how it is held.
+        weight: how much of it.
+        timeout: seconds to wait, from `since`.
+        since: a time of `time.monotonic`.
+    """
+    errand = _Errand(core, terms, weight, timeout, clock=time.monotonic, since=since)
+    with the_thread as keeper:
+        ear, hint = errand.ear(keeper.loop), ThreadHint()
+        errand.listen(ear, hint)
+        try:
+            while True:
+                try:
+                    answer = _ask_once(errand, errand.left() > 0)
+                    if errand.granted(answer):
+                        if terms.wait_replicas:
+                            the_thread.call(_confirm, errand)
+                        return errand.lease(answer, keeper)
+                    if errand.left() <= 0:
+                        raise errand.late()
+                    if not ear.open:
+                        the_thread.call(ear.listen)
+                        continue
+                except StoreUnavailable as error:
+                    errand.failed(error)
+                hint.wait(errand.sleep_for())
+        except BaseException:
+            errand.give_up()
+            the_thread.flush(core)
+            raise
+        finally:
+            errand.unlisten(ear)
+
+
+def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
+    """Get a lease at once or not at all. Blocks for a round trip, a loop too.
+
+    Raises:
+        LockHeld: others hold it, or wait for it.
+        StoreUnavailable: the server cannot be reached.
+        StoreRefused: it refuses.
+    """
+    errand = _Errand(core, terms, weight, 0, clock=time.monotonic, since=0)
+    with the_thread as of_threads:
+        keeper = of_threads if running_loop() is None else keeper_here()
+        try:
+            answer = _ask_once(errand, wait=False)
+            if errand.granted(answer):
+                if terms.wait_replicas:
+                    the_thread.call(_confirm, errand)
+                return errand.lease(answer, keeper)
+            raise LockHeld(f"{core.thing} is held: {errand.holder()}")
+        except BaseException:
+            errand.give_up()
+            the_thread.flush(core)
+            raise
+
+
+def _ask_once(errand: _Errand, wait: bool) -> Answer:
+    errand.begin()
+    if running_loop() is None:
+        return Answer(errand.core.ask_blocking("acquire", errand.ticket.arguments(wait)))
+    return the_thread.call(errand.core.acquire, errand.ticket, wait)
+
+
+async def _confirm(errand: _Errand) -> None:
+    """Wait until so many replicas know of the grant. Over a connection that asks again, since WAIT goes by connections.
+
+    Raises:
+        StoreRefused: there are not so many.
+    """
+    core, wanted = errand.core, errand.terms.wait_replicas
+    server: Any = core.server
+    arguments = core.arguments("acquire", (), errand.ticket.arguments(False))
+    async with server.dedicated() as connection:
+        await connection.execute("EVAL", LEASE.text, len(core.names.keys), *core.names.keys, *arguments)
+        known = await connection.execute("WAIT", wanted, round(min(1.0, errand.terms.lease / 3) * 1000))
+    if known < wanted:
+        raise StoreRefused(
+            f"{known} replicas of {core.server.name} know of the grant of {core.thing}, wait_replicas={wanted}: it was "
+            f"given back. Look after the replicas, or ask for fewer"
+        )

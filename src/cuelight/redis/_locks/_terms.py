@@ -1,0 +1,60 @@
+"""On what terms something is held: how long a lease is, and what happens when it is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from cuelight.redis._locks._lease import Lease
+
+__all__ = ["OnLoss", "Terms", "now"]
+
+OnLoss = Literal["cancel", "flag"] | Callable[["Lease"], object]
+
+LONGEST: Final = 3600.0
+SHORTEST: Final = 0.05
+
+
+def _clock() -> Callable[[], float]:
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic if boot is None else lambda: time.clock_gettime(boot)
+
+
+now: Final = _clock()
+"""Seconds that go on while the machine sleeps, where there is such a clock: leases do, on the server."""
+
+
+class Terms:
+    """How something is held.
+
+    Attributes:
+        lease: seconds without a renewal after which the server gives it to others.
+        on_loss: what happens to a holder whose lease was lost.
+        delay: seconds for which nobody gets it after a lease has run out.
+        wait_replicas: how many replicas must know of a grant.
+    """
+
+    __slots__ = ("delay", "delay_ms", "lease", "lease_ms", "on_loss", "wait_replicas")
+
+    def __init__(self, lease: float, on_loss: OnLoss, lock_delay: float, wait_replicas: int) -> None:
+        """Check and keep them.
+
+        Raises:
+            ValueError: one of them makes no sense.
+        """
+        if not SHORTEST <= lease <= LONGEST:
+            raise ValueError(f"lease={lease!r}: give seconds, {SHORTEST:g} to {LONGEST:g}; it is renewed while held")
+        if on_loss not in {"cancel", "flag"} and not callable(on_loss):
+            raise ValueError(f"on_loss={on_loss!r}: give 'cancel', 'flag' or a function of the lease")
+        if not 0 <= lock_delay <= LONGEST:
+            raise ValueError(f"lock_delay={lock_delay!r}: give seconds, 0 to {LONGEST:g}")
+        if wait_replicas < 0 or wait_replicas != int(wait_replicas):
+            raise ValueError(f"wait_replicas={wait_replicas!r}: give a number of replicas, 0 or more")
+        self.lease, self.on_loss, self.delay, self.wait_replicas = lease, on_loss, lock_delay, wait_replicas
+        self.lease_ms, self.delay_ms = max(1, round(lease * 1000)), round(lock_delay * 1000)
+
+    def valid_until(self, asked: float) -> float:
+        """Until when a lease is surely ours that was asked for then: it began later, and clocks differ a little."""
+        return asked + self.lease * 0.99 - 0.002

@@ -1,0 +1,171 @@
+"""The keeper of each loop; and one thread with a loop for those that have none: threads, and loops that have ended.
+
+The thread is there while it is needed, and a moment longer. It does not keep a program alive, nor is it cut off: when
+the main thread ends, what that left held is given back, and the thread ends before the interpreter does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from cuelight.coordination._parties import ThreadParty, party_ended
+from cuelight.mailbox import has_ended, running_loop
+from cuelight.redis._locks._keeper import Keeper
+
+if TYPE_CHECKING:
+    from cuelight.redis._locks._shared import SharedCore
+
+__all__ = ["LoopThread", "keeper_here", "loop_has_ended", "the_thread"]
+
+log = logging.getLogger("cuelight.redis")
+
+T = TypeVar("T")
+
+LINGER: Final = 1.0
+"""Seconds for which the thread stays when nothing is held any more: starting it costs a millisecond."""
+
+HURRY: Final = 0.02
+
+
+def loop_has_ended(loop: Any) -> bool:
+    """Whether an event loop is over."""
+    return loop.is_closed() if isinstance(loop, asyncio.AbstractEventLoop) else has_ended(loop)
+
+
+class LoopThread:
+    """The thread. All methods may be called from any other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._keeper: Keeper | None = None
+        self._nudge: asyncio.Event | None = None
+        self._needed = 0
+        self._ending = self._registered = False
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
+        """Run an async function there, and wait for it.
+
+        Raises:
+            RuntimeError: this is the thread itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "this runs in the thread that renews leases, as `on_loss` does: it must neither take nor release a lock"
+            )
+        with self as keeper:
+            future = asyncio.run_coroutine_threadsafe(function(*args), keeper.loop)
+            try:
+                return future.result()
+            except BaseException:
+                future.cancel()
+                raise
+
+    def __enter__(self) -> Keeper:
+        """Have it run for a block; returns its keeper."""
+        with self._lock:
+            keeper = self._started()
+            self._needed += 1
+            return keeper
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._needed -= 1
+
+    def flush(self, core: SharedCore) -> None:
+        """Have sent what is to be given back."""
+        with self._lock:
+            try:
+                keeper = self._started()
+            except RuntimeError:  # the interpreter is ending
+                log.warning("%s could not be given back: the program ends. Its lease will run out", core.thing)
+                return
+            self._needed += 1
+            keeper.loop.call_soon_threadsafe(self._flush, keeper, core)
+
+    def _flush(self, keeper: Keeper, core: SharedCore) -> None:
+        keeper.flush(core)
+        self.__exit__()
+
+    def _started(self) -> Keeper:
+        if self._keeper is not None:
+            return self._keeper
+        if not self._registered:
+            register: Any = getattr(threading, "_register_atexit", None)
+            if register is not None:
+                register(self.end)
+            self._registered = True
+        ready: Future[Keeper] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live(ready)), name="cuelight redis locks")
+        self._thread.start()
+        self._keeper = ready.result()
+        return self._keeper
+
+    async def _live(self, ready: Future[Keeper]) -> None:
+        keeper, self._nudge = Keeper(self.flush), asyncio.Event()
+        ready.set_result(keeper)
+        quiet = False
+        while True:
+            try:
+                await asyncio.wait_for(self._nudge.wait(), HURRY if self._ending else LINGER)
+            except TimeoutError:
+                pass
+            self._nudge.clear()
+            if self._ending:
+                _let_go_of_the_dead(keeper)
+            with self._lock:
+                idle = not self._needed and keeper.idle
+                if idle and (quiet or self._ending):
+                    self._keeper = None
+                    return
+                quiet = idle
+
+    def end(self) -> None:
+        """The main thread has ended: give back what nobody will give back, and end with the last other thread."""
+        with self._lock:
+            self._ending = True
+            if self._keeper is not None and self._nudge is not None:
+                self._keeper.loop.call_soon_threadsafe(self._nudge.set)
+
+
+def _let_go_of_the_dead(keeper: Keeper) -> None:
+    for lease, core in keeper.leases():
+        owner = lease.owner
+        if party_ended(owner) or _ends_with_the_program(owner):
+            keeper.let_go(core, lease)
+
+
+def _ends_with_the_program(owner: Any) -> bool:
+    thread = owner._thread() if isinstance(owner, ThreadParty) else None
+    return thread is not None and (thread is threading.main_thread() or thread.daemon)
+
+
+the_thread: Final = LoopThread()
+
+_keepers: Final[dict[Any, Keeper]] = {}
+
+
+def keeper_here() -> Keeper:
+    """The keeper of the running loop."""
+    loop = running_loop()
+    keeper = _keepers.get(loop)
+    if keeper is None:
+        for old in [old for old in _keepers if loop_has_ended(old)]:
+            _keepers.pop(old, None)
+        keeper = _keepers[loop] = Keeper(the_thread.flush)
+    return keeper
+
+
+def _after_fork() -> None:
+    the_thread.__init__()  # type: ignore[misc]  # a child has none of the threads of its parent
+    _keepers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

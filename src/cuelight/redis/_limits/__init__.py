@@ -1,0 +1,6 @@
+"""Limiters that all processes share, over Redis or Valkey."""
+
+from cuelight.redis._limits._request import RedisAdmission, RedisRateLimiter
+from cuelight.redis._limits._single import RedisLeakyBucket, RedisSlidingWindow, RedisTokenBucket
+
+__all__ = ["RedisAdmission", "RedisLeakyBucket", "RedisRateLimiter", "RedisSlidingWindow", "RedisTokenBucket"]

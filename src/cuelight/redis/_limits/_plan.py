@@ -12,7 +12,7 @@ import msgspec
 from cuelight.coordination import RateLimitConfig
 from cuelight.redis._client import Script
 
-__all__ = ["ALGORITHMS", "Algorithm", "Plan", "Scripts", "most_of", "row_of", "scripts_of"]
+__all__ = ["ALGORITHMS", "Algorithm", "Plan", "Scripts", "most_of", "pack", "row_of", "scripts_of", "unpack"]
 
 Algorithm = Literal["token_bucket", "sliding_window", "sliding_counter"]
 
@@ -20,6 +20,9 @@ ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
 
 _EXACT: Final = 1 << 53
 """Lua counts in doubles: whole numbers below this are exact."""
+
+_LONGEST: Final = 512
+"""Characters of a name. Longer ones are most likely data that was taken for a name."""
 
 _ROOM: Final = 1 << 48
 """Ticks that a full burst may be worth, so that debts and lines of many bursts are still exact."""
@@ -111,7 +114,7 @@ def scripts_of(algorithm: Algorithm) -> Scripts:
     """Read them from their files, once."""
     return Scripts(
         *(
-            Script.load(__package__, "state.lua", _METERS[algorithm], "line.lua", f"{name}.lua")
+            Script.load("cuelight.redis._limits", "state.lua", _METERS[algorithm], "line.lua", f"{name}.lua")
             for name in Scripts._fields
         )
     )
@@ -121,37 +124,47 @@ class Plan:
     """What all calls of one limiter have in common.
 
     Attributes:
+        kind: its algorithm and its limits, which are the same for all who use this name.
+        tag: what its keys and channels begin with: the hash tag.
         names: of the limits.
         rows: one for each.
         permits: how many requests may be under way at once; 0 for any number.
-        version: of the limits that others have set for all; 0 if nobody has.
+        version: of the limits that somebody has set for all; 0 if nobody has.
+        numbers: of those limits, as they were given: how many, in how many seconds, and the burst; else None.
         packed: for the scripts.
     """
 
-    __slots__ = ("_lease", "_of", "algorithm", "names", "packed", "permits", "rows", "tag", "version", "word")
+    __slots__ = ("algorithm", "kind", "names", "numbers", "packed", "permits", "rows", "tag", "version")
 
     def __init__(
-        self, name: str, prefix: str, algorithm: Algorithm, limits: Mapping[str, Row], permits: int, lease: float
+        self,
+        name: str,
+        algorithm: Algorithm,
+        limits: Mapping[str, Row],
+        *,
+        prefix: str = "cuelight",
+        permits: int = 0,
+        lease: float = 10.0,
+        word: str = "PUBLISH",
     ) -> None:
         self.names = (*limits,)
         self.algorithm: Algorithm = algorithm
-        self.tag = f"{escaped(prefix)}:limits:{{{escaped(name)}}}"
-        self._of = " ".join((algorithm, *self.names))
-        self._lease = round(lease * 1000)
-        self.word = "PUBLISH"
-        self.version = 0
+        self.tag = f"{{{checked('prefix', prefix)}:limits:{checked('name', name)}}}"
+        self.kind = " ".join((algorithm, *self.names))
         self.learn([*limits.values()], permits, 0)
-
-    @property
-    def channel(self) -> str:
-        """Where those that wait are told that their turn came."""
-        return f"{self.tag}:told"
-
-    def learn(self, rows: Sequence[Sequence[int]], permits: int, version: int) -> None:
-        """Take on other limits."""
-        self.rows, self.permits, self.version = [*map(tuple, rows)], permits, version
-        fields = (self._of, self.rows, self.permits, self._lease, self.word, self.channel)
+        # Not what was learned: the server has that, and should it forget, all go by their own limits again.
+        fields = (self.kind, self.rows, permits, round(lease * 1000), word, self.channel(""))
         self.packed = msgspec.msgpack.encode(fields)
+
+    def channel(self, party: str) -> str:
+        """Where those of a party that wait are told that their turn came."""
+        return f"{self.tag}:to:{party}"
+
+    def learn(
+        self, rows: Sequence[Sequence[int]], permits: int, version: int, numbers: Sequence[Sequence[Any]] | None = None
+    ) -> None:
+        """Others have set these limits for all."""
+        self.rows, self.permits, self.version, self.numbers = [*map(tuple, rows)], permits, version, numbers
 
     def keys(self, party: str) -> list[str]:
         """The keys of a call by this party, in the order in which the scripts know them."""
@@ -166,9 +179,19 @@ class Plan:
         return most_of(self.algorithm, self.rows[index])
 
 
-def escaped(name: str) -> str:
-    """A name without braces, which would change the slot of its keys. No two names become the same."""
-    return name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+def checked(what: str, text: object) -> str:
+    """A name or a prefix for keys: without braces, which would end the hash tag. No two become the same.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is empty or too long.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{what}={text!r}: the {what} of a limiter is a str")
+    if not 0 < len(text) <= _LONGEST:
+        raise ValueError(f"{what}={text[:40]!r}: give 1 to {_LONGEST} characters, not {len(text)}")
+    text = text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return text.replace(":", "%3A") if what == "prefix" else text
 
 
 def pack(fields: Mapping[str, Any]) -> bytes:

@@ -1,17 +1,14 @@
 -- amend: what a request really costs, and whether it has ended.
 --
--- ARGV[2] is {id: of the request, as: of this amendment, was, costs, tickets, ended, got}.
--- Answers {tickets}.
+-- ARGV[2] is {id: of the request, as: of this amendment and tickets, if the costs are others; was, costs, ended}.
+-- Answers {tickets}, as they are then.
 
-if op.got and #op.got > 0 then
-  call('HDEL', KEYS[4], unpack(op.got))
-end
 local again = op.as and call('HGET', KEYS[4], op.as)
 if again then
   return again
 end
 local tickets = op.tickets
-for i = 1, count do
+for i = 1, op.as and count or 0 do
   if op.was[i] ~= op.costs[i] then
     tickets[i] = meter.amend(i, tickets[i], op.was[i], op.costs[i], op.id)
   end

@@ -16,7 +16,7 @@ end
 local waiter = asked(op.id)
 for i = 1, count do
   if op.costs[i] > meter.most(i) and not waiter then
-    return pack({error = 'cost', limit = i, rows = rows})
+    return pack(report({error = 'cost', limit = i}))
   end
 end
 call('ZADD', KEYS[6], 'XX', whole(now + lease * 1000), op.party)

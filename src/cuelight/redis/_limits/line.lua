@@ -14,6 +14,10 @@ for i = 1, count do
 end
 elapsed, went_back = 0, false
 
+local function party_of(id)
+  return string.match(id, '^[^:]+')
+end
+
 local function tell(id)
   if id ~= op.id then
     told[#told + 1] = id
@@ -115,7 +119,7 @@ local function bury()
   end
   if next(dead) then
     for _, id in ipairs(call('HKEYS', KEYS[3])) do
-      if dead[string.match(id, '^[^:]+')] then
+      if dead[party_of(id)] then
         local waiter = asked(id)
         if waiter.tickets then
           give_back(id, waiter.costs, waiter.tickets)
@@ -124,7 +128,7 @@ local function bury()
       end
     end
     for _, id in ipairs(call('ZRANGE', KEYS[5], 0, -1)) do
-      if dead[string.match(id, '^[^:]+')] then
+      if dead[party_of(id)] then
         call('ZREM', KEYS[5], id)
       end
     end
@@ -183,8 +187,13 @@ local function save()
     keep = max(keep, OVERRIDE)
   end
   call('SET', KEYS[1], pack(state), 'PX', whole(keep))
-  if #told > 0 then
-    call(plan[5], plan[6], table.concat(told, ' '))
+  local to = {}
+  for _, id in ipairs(told) do
+    local party = party_of(id)
+    to[party] = to[party] and to[party] .. ' ' .. id or id
+  end
+  for party, ids in pairs(to) do
+    call(plan[5], plan[6] .. party, ids)
   end
 end
 
@@ -198,7 +207,7 @@ local function report(answer)
   end
   answer.unused, answer.version = unused, state.version
   if op.version ~= state.version then
-    answer.rows, answer.permits = rows, permits
+    answer.rows, answer.permits, answer.numbers = rows, permits, state.own and state.own[3]
   end
   return answer
 end

@@ -12,7 +12,8 @@
 --   7  zset    the log of the first limit, and so on; only where the algorithm keeps logs
 -- ARGV: 1 the plan, 2 what is asked; both packed by msgpack.
 --
--- A plan is {what it limits, rows, permits (0: any number), lease in milliseconds, the word for publish, the channel}.
+-- A plan is {what it limits, rows, permits (0: any number), lease in milliseconds, the word for publish, the first part of the
+-- channel of a party}.
 -- A row is one limit.
 -- An answer is packed too, a map. With `error` in it, nothing was done.
 --
@@ -49,7 +50,8 @@ if raw then
   state = value
 else
   -- pause: how long it lasts, less than 0 when it is over; waiting: how many; turn: the last one's; asked: what all
-  -- that ever waited asked for, by limit, since somebody waits; own: an override, and how many there have been.
+  -- that ever waited asked for, by limit, since somebody waits; own: limits that were
+  -- set for all {rows, permits, numbers}, and version: how many times.
   state = {format = FORMAT, of = plan[1], at = now, pause = -EVER, waiting = 0, turn = 0, version = 0, limits = {}}
   call('DEL', KEYS[2], KEYS[3]) -- who waits asks again
 end

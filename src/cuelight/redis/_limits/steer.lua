@@ -1,6 +1,6 @@
 -- steer: a pause, its end, other limits, or what a service says is left.
 --
--- ARGV[2] is any of {pause: microseconds, resume, limits: {rows, permits}, left: by limit, -1 for not known, version}.
+-- ARGV[2] is any of {pause: microseconds, resume, limits: {rows, permits, numbers}, left: by limit, -1 for not known, version}.
 -- Answers {pause: microseconds that are left, report...}.
 
 if op.limits then

@@ -1,0 +1,171 @@
+"""Calls of the scripts, by one party: what they say, and what becomes of what has to be said whatever happens."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import anyio
+
+from cuelight.errors import StoreRefused, StoreUnavailable
+from cuelight.mailbox import current_backend, loop_time
+from cuelight.redis._client import Script, Server
+from cuelight.redis._limits._outage import Outage
+from cuelight.redis._limits._plan import Plan, Scripts, pack, scripts_of, unpack
+
+__all__ = ["Away", "Calls", "Delivery"]
+
+_PATIENCE: Final = 1.0
+"""Seconds that the end of a request waits for the server, before it leaves the rest to the background."""
+
+_KEEP: Final = 60.0
+"""Seconds for which something undelivered is tried."""
+
+log = logging.getLogger("cuelight.redis")
+
+
+class Away(Exception):
+    """The server is away, and there is another way to let requests through."""
+
+
+class Calls:
+    """The scripts of one limiter, as one party calls them.
+
+    Attributes:
+        party: its name.
+        plan: of the limiter.
+        scripts: of its algorithm.
+        away: whether the last call did not reach the server.
+    """
+
+    def __init__(self, server: Server, plan: Plan, outage: Outage, clock: Callable[[], int] | None) -> None:
+        self._server, self._outage, self._clock = server, outage, clock
+        self.plan = plan
+        self.scripts: Scripts = scripts_of(plan.algorithm)
+        self.party = secrets.token_hex(8)
+        self._keys = plan.keys(self.party)
+        self.away = False
+
+    async def run(self, script: Script, fields: dict[str, Any]) -> dict[str, Any]:
+        """Run a script. A checkpoint.
+
+        Raises:
+            StoreRefused: what is there is of another kind, or of a version from the future.
+            StoreUnavailable: the server does not answer.
+            ValueError: a cost is more than is ever let through.
+        """
+        plan = self.plan
+        if self._clock is not None:
+            fields["now"] = self._clock()
+        try:
+            answer = unpack(await self._server.run(script, self._keys, (plan.packed, pack(fields))))
+        except StoreUnavailable:
+            self.away = True
+            raise
+        self.away = False
+        if "rows" in answer:
+            plan.learn(answer["rows"], answer["permits"], answer["version"], answer.get("numbers"))
+        if "error" in answer:
+            raise self._refused(answer)
+        return answer
+
+    async def run_or_not(self, script: Script, fields: dict[str, Any]) -> dict[str, Any]:
+        """The same for a request that can do without.
+
+        Raises:
+            Away: the server is away, and there is another way.
+        """
+        answer = await self._outage.reach(self.run(script, fields))
+        if answer is None:
+            self.away = True
+            raise Away
+        return answer
+
+    def _refused(self, answer: dict[str, Any]) -> Exception:
+        where, error = f"{self.plan.tag} on {self._server.name}", answer["error"]
+        if error == "cost":
+            index: int = answer["limit"] - 1
+            name, most = self.plan.names[index], self.plan.most(index)
+            return ValueError(f"{name}: the limits were changed, and never let more than {most} through at once now")
+        if error == "other":
+            return StoreRefused(
+                f"{where} is in use as a limiter of {answer['of']!r}, and this one is of {self.plan.kind!r}: give it "
+                "another name, or stop using the other one for as long as its longest window"
+            )
+        if error == "future":
+            return StoreRefused(
+                f"{where} is of format {answer['format']}, which this version of cuelight does not know: update it here"
+            )
+        return StoreRefused(f"{where} is no state of a limiter: something else wrote to its key")
+
+
+class Delivery:
+    """What has to reach the server, whatever becomes of those who say it."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._tag = calls.plan.tag
+        self._undelivered: list[Callable[[], Awaitable[object]]] = []
+        self._delivered: anyio.Event | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether all was delivered."""
+        return not self._undelivered
+
+    async def send(self, send: Callable[[], Awaitable[object]]) -> None:
+        """Send something now, shielded, if the server is there; else in the background."""
+        if not self._calls.away:
+            with anyio.CancelScope(shield=True, deadline=loop_time() + _PATIENCE):
+                try:
+                    await send()
+                except StoreUnavailable:
+                    pass
+                except Exception:
+                    log.exception("limiter %s: could not settle a request", self._tag)
+                    return
+                else:
+                    return
+            self._calls.away = True
+        self.later(send)
+
+    def later(self, send: Callable[[], Awaitable[object]]) -> None:
+        self._undelivered.append(send)
+        if self._delivered is None:
+            self._delivered = anyio.Event()
+            current_backend().spawn(
+                self._deliver_all,
+                self._delivered,
+                context=contextvars.copy_context(),
+                name=f"cuelight what a limiter owes: {self._tag}",
+            )
+
+    async def _deliver_all(self, delivered: anyio.Event) -> None:
+        pause, until = 0.05, loop_time() + _KEEP
+        try:
+            while self._undelivered:
+                try:
+                    await self._undelivered[0]()
+                except StoreUnavailable as error:
+                    if loop_time() > until:
+                        log.warning("limiter %s: gave up to settle a request: %s", self._tag, error)
+                        self._undelivered.pop(0)
+                    await anyio.sleep(pause)
+                    pause = min(1.0, 2 * pause)
+                    continue
+                except Exception:
+                    log.exception("limiter %s: could not settle a request", self._tag)
+                self._undelivered.pop(0)
+                pause, until = 0.05, loop_time() + _KEEP
+        finally:
+            delivered.set()
+            self._delivered = None
+
+    async def flush(self) -> None:
+        """Wait for what is under way, for a while. A checkpoint."""
+        if self._delivered is not None:
+            with anyio.move_on_after(_PATIENCE):
+                await self._delivered.wait()

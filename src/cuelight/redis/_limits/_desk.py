@@ -1,0 +1,314 @@
+"""Where the requests of one limiter in one event loop meet the server: a party there, with a lease.
+
+The invariants:
+
+1. A request that raises has charged nothing, or what it was charged is given back: at once, or as soon as the server is
+   there again, for a minute; after that its charge stays.
+2. What is sent again carries the name that it had, so that the server does it once.
+3. A request that waits looks again when it is told to, when its turn may have come, and once in a lease. No message
+   that gets lost costs more than that.
+4. Nothing runs in the background but while somebody waits for long, holds a permit, or has something undelivered.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import anyio
+
+from cuelight.errors import StoreRefused, StoreUnavailable
+from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot
+from cuelight.redis._client import Server, Subscription
+from cuelight.redis._limits._calls import Calls, Delivery
+from cuelight.redis._limits._charge import Charge
+from cuelight.redis._limits._outage import Outage
+from cuelight.redis._limits._plan import Plan
+
+__all__ = ["EVER", "MICROSECONDS", "Desk", "TooLate"]
+
+EVER: Final = 1 << 52
+"""Microseconds: a time that does not come."""
+
+MICROSECONDS: Final = 1_000_000
+
+_SHORT: Final = 50_000
+"""Microseconds: who waits no longer than this does not listen for news, but looks when they are over."""
+
+_GOT: Final = 100
+"""Answers at most that one call says have arrived."""
+
+log = logging.getLogger("cuelight.redis")
+
+
+class TooLate(Exception):
+    """The turn of a request does not come in time: in so many microseconds, or `EVER`."""
+
+    def __init__(self, wait: int) -> None:
+        super().__init__(wait)
+        self.wait = wait
+
+
+class _Waiting:
+    """A request that waits, and whether it was told to look."""
+
+    __slots__ = ("queued", "slot", "told")
+
+    def __init__(self) -> None:
+        self.slot: Slot | None = None
+        self.queued = self.told = False
+
+    def tell(self) -> None:
+        self.told = True
+        if self.slot is not None and not self.slot.done():
+            self.slot.set_result(None)
+
+
+class Desk:
+    """One limiter in one event loop."""
+
+    def __init__(
+        self, server: Server, plan: Plan, lease: float, outage: Outage, clock: Callable[[], int] | None
+    ) -> None:
+        self._server, self._lease = server, lease
+        self._calls = Calls(server, plan, outage, clock)
+        self._delivery = Delivery(self._calls)
+        self._number = 0
+        self._got: list[str] = []
+        self._entering: dict[str, _Waiting] = {}
+        self._held: set[str] = set()
+        self._doubt = False  # whether the server took this party for dead
+        self._listening: Subscription | None = None
+        self._listener = anyio.Lock()
+        self._beating = False
+        self._rest: Slot | None = None
+        self.admitted = self.refused = self.waited = self.waiting = 0
+        self.total_wait = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits, holds a permit, or has something undelivered."""
+        return bool(self._entering or self._held or not self._delivery.over)
+
+    async def ask(self, name: str, costs: Sequence[int], wait: int, at_most: int | None = None) -> dict[str, Any]:
+        """Ask once for a request to be let through; asking again is harmless. A checkpoint."""
+        got, self._got = self._got[:_GOT], self._got[_GOT:]
+        fields: dict[str, Any] = {
+            "id": name,
+            "party": self._calls.party,
+            "costs": costs,
+            "wait": wait,
+            "got": got,
+            "version": self._calls.plan.version,
+        }
+        if at_most is not None:
+            fields["at_most"] = at_most
+        try:
+            answer = await self._calls.run_or_not(self._calls.scripts.ask, fields)
+        except BaseException:
+            self._got += got
+            raise
+        if answer["fresh"] and self._held:
+            self._doubt = True
+            self._stir()
+        return answer
+
+    async def steer(self, **fields: Any) -> dict[str, Any]:
+        """Pause, resume, change limits, or tell what a service says is left. A checkpoint."""
+        return await self._calls.run(self._calls.scripts.steer, {"version": self._calls.plan.version, **fields})
+
+    async def look(self, costs: Sequence[int]) -> dict[str, Any]:
+        """What is left, and when such a request could go. A checkpoint."""
+        return await self._calls.run(self._calls.scripts.look, {"costs": costs, "version": self._calls.plan.version})
+
+    # Requests.
+
+    async def enter(self, costs: list[int], timeout: float | None, at_most: int | None = None) -> Charge:
+        """Wait until a request is let through. A checkpoint.
+
+        Raises:
+            TooLate: it would not be, or was not, in time.
+        """
+        self._number += 1
+        name, began = f"{self._calls.party}:{self._number}", time.monotonic()
+        waiting = self._entering[name] = _Waiting()  # from now on: what it is told may overtake the answer
+        try:
+            while True:
+                patience = EVER
+                if timeout is not None and timeout * MICROSECONDS < EVER:
+                    patience = max(0, round((began + timeout - time.monotonic()) * MICROSECONDS))
+                answer = await self.ask(name, costs, patience, at_most)
+                if answer["granted"]:
+                    return self._let_through(name, answer, time.monotonic() - began if waiting.queued else None)
+                if not answer["queued"]:
+                    self.refused += 1
+                    raise TooLate(answer["wait"])
+                self.waiting += not waiting.queued
+                waiting.queued = True
+                if not patience:
+                    self.refused += 1
+                    await self._delivery.send(partial(self._leave, name, costs))
+                    raise TooLate(answer["wait"])
+                await self._wait(waiting, answer["wait"], patience)
+        except BaseException as error:
+            await self._withdraw(error, name, costs)
+            raise
+        finally:
+            del self._entering[name]
+            self.waiting -= waiting.queued
+            self._stir()
+
+    async def attempt(self, costs: list[int]) -> dict[str, Any]:
+        """Let a request through at once or not at all. A checkpoint."""
+        self._number += 1
+        name = f"{self._calls.party}:{self._number}"
+        try:
+            answer = await self.ask(name, costs, 0)
+        except BaseException as error:
+            await self._withdraw(error, name, costs)
+            raise
+        if answer["granted"]:
+            self._let_through(name, answer, None)
+        else:
+            self.refused += 1
+        return answer
+
+    async def _withdraw(self, error: BaseException, name: str, costs: Sequence[int]) -> None:
+        """A request raises: whatever it was charged is given back."""
+        if isinstance(error, GeneratorExit):
+            self._delivery.later(partial(self._leave, name, costs))
+        elif not isinstance(error, TooLate | StoreRefused | ValueError):
+            await self._delivery.send(partial(self._leave, name, costs))
+
+    def _let_through(self, name: str, answer: dict[str, Any], waited: float | None) -> Charge:
+        self._got.append(name)
+        self.admitted += 1
+        if waited is not None:
+            self.waited += 1
+            self.total_wait += waited
+        if self._calls.plan.permits:
+            self._held.add(name)
+            self._beat()
+        return Charge(name, answer["costs"], answer["tickets"], waited, not self._calls.plan.permits)
+
+    async def _wait(self, waiting: _Waiting, wait: int, patience: int) -> None:
+        if wait > _SHORT and self._listening is None:
+            await self._listen()
+            return  # something may have happened before
+        if waiting.told:
+            waiting.told = False
+            return
+        seconds = min(wait / MICROSECONDS, self._lease * random.uniform(0.9, 1.0))  # noqa: S311 - not a secret
+        if seconds > self._lease / 3:
+            self._beat()
+        waiting.slot = slot = new_slot()
+        try:
+            await await_until(slot, loop_time() + min(seconds, patience / MICROSECONDS))
+        finally:
+            waiting.slot, waiting.told = None, False
+
+    async def _leave(self, name: str, costs: Sequence[int]) -> None:
+        await self._calls.run(self._calls.scripts.leave, {"id": name, "costs": costs})
+
+    async def settle(self, charge: Charge) -> None:
+        """Have the server know what a request really cost, and that it ended. Never raises for want of a server."""
+        if charge.ended:
+            self._held.discard(charge.id)
+            self._stir()
+        if not charge.settled and not charge.busy:
+            charge.busy = True
+            await self._delivery.send(partial(self._settle, charge))
+
+    def settle_later(self, charge: Charge) -> None:
+        """The same, in the background."""
+        if not charge.settled and not charge.busy:
+            charge.busy = True
+            self._delivery.later(partial(self._settle, charge))
+
+    async def _settle(self, charge: Charge) -> None:
+        try:
+            await self._tell(charge)
+        except Exception as error:
+            charge.busy = isinstance(error, StoreUnavailable)  # then it will be told again
+            raise
+        charge.busy = False
+
+    async def _tell(self, charge: Charge) -> None:
+        while not charge.settled:
+            attempt = charge.next_attempt()
+            answer = await self._calls.run(self._calls.scripts.amend, attempt)
+            charge.succeeded(answer.get("tickets"))
+            if "as" in attempt:
+                self._got.append(attempt["as"])
+
+    # Life.
+
+    async def _listen(self) -> None:
+        async with self._listener:
+            if self._listening is None:
+                self._listening = await self._server.subscribe(
+                    self._calls.plan.channel(self._calls.party), self._hear, self._tell_all
+                )
+
+    def _hear(self, message: bytes) -> None:
+        for name in message.decode("ascii", "replace").split():
+            if (waiting := self._entering.get(name)) is not None:
+                waiting.tell()
+
+    def _tell_all(self) -> None:
+        for waiting in self._entering.values():
+            waiting.tell()
+
+    def _beat(self) -> None:
+        if not self._beating:
+            self._beating = True
+            name = f"cuelight lease of a limiter: {self._calls.plan.tag}"
+            current_backend().spawn(self._keep_alive, context=contextvars.copy_context(), name=name)
+
+    def _stir(self) -> None:
+        """Have the heart look whether it is needed, or in doubt."""
+        if self._rest is not None and not self._rest.done() and (self._doubt or not (self._held or self.waiting)):
+            self._rest.set_result(None)
+
+    async def _keep_alive(self) -> None:
+        """Renew the lease, as long as anybody waits or holds a permit."""
+        try:
+            while self._held or self.waiting:
+                if not self._doubt:
+                    self._rest = slot = new_slot()
+                    await await_until(slot, loop_time() + self._lease / 3)
+                    self._rest = None
+                    if not (self._held or self.waiting):
+                        return
+                held, self._doubt = [*self._held] if self._doubt else None, False
+                try:
+                    answer = await self._calls.run(self._calls.scripts.beat, {"party": self._calls.party, "held": held})
+                except StoreUnavailable:
+                    await anyio.sleep(self._lease / 10)
+                    self._doubt = self._doubt or held is not None
+                except Exception:
+                    log.exception("limiter %s: its lease is not renewed", self._calls.plan.tag)
+                    await anyio.sleep(self._lease / 3)
+                else:
+                    if answer["fresh"] and held is None:
+                        self._doubt = bool(self._held)
+                        self._tell_all()
+        finally:
+            self._beating = False
+            self._rest = None
+
+    async def aclose(self) -> None:
+        """Deliver what is undelivered, for a while, and listen no more. A checkpoint."""
+        await self._delivery.flush()
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None

@@ -1,0 +1,289 @@
+"""Limiters over Redis with one limit: a token bucket, a leaky bucket and a sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Unpack
+
+from cuelight.coordination import AsyncLeakyBucket, AsyncSlidingWindow, AsyncTokenBucket, Decision, RateLimitConfig
+from cuelight.coordination._limit_line import YIELD
+from cuelight.coordination._limit_meter import check_timeout, check_whole
+from cuelight.coordination._limiters import (
+    Paced,
+    SingleLimiter,
+    bucket_config,
+    check_config,
+    check_cost,
+    smooth_config,
+    window_config,
+)
+from cuelight.mailbox._backend import yield_now
+from cuelight.redis._limits._calls import Away
+from cuelight.redis._limits._charge import Charge
+from cuelight.redis._limits._chunks import Stock
+from cuelight.redis._limits._desk import Desk, TooLate
+from cuelight.redis._limits._limiter import Options, RedisLimiter, in_seconds
+from cuelight.redis._limits._plan import Algorithm
+
+__all__ = ["RedisLeakyBucket", "RedisSlidingWindow", "RedisTokenBucket"]
+
+_NAME = "limit"
+
+
+class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
+    """What the limiters with one limit share: one limit for all processes that use the same name on one server.
+
+    They may be used from several event loops and threads at once. `async with limiter:` lets a block through at a cost
+    of 1, and `@limiter` each call of an async function.
+    """
+
+    __slots__ = ("_chunk", "_stocks")
+
+    def __init__(  # noqa: PLR0917 - of our own subclasses
+        self,
+        name: str,
+        algorithm: Algorithm,
+        config: RateLimitConfig,
+        local: Callable[[RateLimitConfig], SingleLimiter],
+        chunk: int | None,
+        options: Options,
+    ) -> None:
+        super().__init__(name, algorithm, {_NAME: config}, None, lambda scaled, _: local(scaled(config)), options)
+        if chunk is not None:
+            check_whole("chunk", chunk, 1)
+            if chunk > self._plan.most(0):
+                raise ValueError(f"chunk={chunk!r}: {self!r} never lets more than {self._plan.most(0)} through at once")
+        self._chunk = chunk
+        self._stocks: dict[Desk, Stock] = {}
+
+    def __repr__(self) -> str:
+        config = self.config
+        burst = "" if config.burst_size is None else f", burst {config.burst_size}"
+        return (
+            f"<{type(self).__name__} {self.name!r} {config.max_requests} in {config.window_seconds:g} s{burst} "
+            f"on {self._server.name}>"
+        )
+
+    @property
+    def config(self) -> RateLimitConfig:
+        """The limit, as far as it is known here: one that others have set comes with the next answer."""
+        return self._limits[_NAME]
+
+    async def acquire(self, cost: int = 1, timeout: float | None = None) -> None:
+        """Wait until a request may go, in the order of the calls of all processes. A checkpoint.
+
+        If it raises, which it also does when it is cancelled, nothing was charged, or what was is given back. One whose
+        process dies while it waits may be charged, if that happens before its lease ends.
+
+        Args:
+            cost: of the request, a whole number; 0 waits for its turn and for the end of a pause.
+            timeout: how long to wait, in seconds; None for as long as it takes. If its turn will come too late, it
+                raises at once.
+
+        Raises:
+            StoreRefused: what the server has under this name is something else.
+            StoreUnavailable: the server is away, and `on_outage` is "closed".
+            TimeoutError: its turn would come, or had not come, in time.
+            TypeError: the cost is no whole number.
+            ValueError: the cost is negative, or more than may ever be let through at once; or the time-out is negative.
+        """
+        self._check_cost(cost)
+        check_timeout(timeout)
+        if self._chunk is None:
+            await self._take(cost, timeout)
+            return
+        stock = self._stock(self._chunk)
+        if self._desk().admitted & YIELD == YIELD:
+            await yield_now()
+        if not stock.spend(cost):
+            await stock.acquire(cost, timeout)
+
+    async def _take(self, cost: int, timeout: float | None, at_most: int | None = None) -> Charge | None:
+        if not self._outage.skips():
+            try:
+                return await self._desk().enter([cost], timeout, at_most)
+            except Away:
+                pass
+            except TooLate as late:
+                wait = in_seconds(late.wait)
+                raise TimeoutError(
+                    f"{self!r} has no room within {timeout} s for a cost of {cost}: its turn comes in {wait:.3g} s"
+                ) from None
+        await self._without(lambda limiter: limiter.acquire(min(cost, limiter._meter.most), timeout))
+        return None
+
+    def _stock(self, chunk: int) -> Stock:
+        desk = self._desk()
+        stock = self._stocks.get(desk)
+        if stock is None:
+            self._stocks = {known: it for known, it in self._stocks.items() if known in self._desks.values()}
+            stock = self._stocks[desk] = Stock(desk, chunk, self._take, self.name)
+        return stock
+
+    async def try_acquire(self, cost: int = 1) -> Decision:
+        """Let a request through now, or say when it could be. A checkpoint. It does not overtake those that wait.
+
+        Args:
+            cost: of the request, a whole number.
+
+        Raises:
+            StoreRefused: what the server has under this name is something else.
+            StoreUnavailable: the server is away, and `on_outage` is "closed".
+            TypeError: the cost is no whole number.
+            ValueError: the cost is negative, or more than may ever be let through at once.
+        """
+        self._check_cost(cost)
+        if self._chunk is not None:
+            stock = self._stock(self._chunk)
+            if stock.spend(cost):
+                return Decision(True, 0.0, stock.units, 0.0)
+        if not self._outage.skips():
+            try:
+                answer = await self._desk().attempt([cost])
+            except Away:
+                pass
+            else:
+                wait = 0.0 if answer["granted"] else in_seconds(answer["wait"])
+                return Decision(answer["granted"], wait, answer["left"][0], max(wait, in_seconds(answer["unused"])))
+        if self._local is None:
+            self._uncounted += 1
+            return Decision(True, 0.0, self._plan.most(0), 0.0)
+        decision = self._local.try_acquire(min(cost, self._local._meter.most))
+        self._uncounted += decision.allowed
+        return decision
+
+    async def update(self, config: RateLimitConfig) -> None:
+        """Change the limit for all processes, also for those that wait. A checkpoint.
+
+        What was let through still counts. The limit stays for 30 days after its last use, whatever the limiters of other
+        processes were made with. A request that waits and costs more than it ever lets through goes when nothing is owed.
+
+        Args:
+            config: the new limit.
+
+        Raises:
+            StoreUnavailable: the server does not answer: the limit may have been changed or not.
+            TypeError: it is no limit.
+            ValueError: its `burst_size` is none for this kind of limiter.
+        """
+        await self._change({_NAME: self._normal(config)}, 0)
+
+    @staticmethod
+    def _normal(config: RateLimitConfig) -> RateLimitConfig:
+        """The limit as this kind of limiter understands it."""
+        check_config(config)
+        return config
+
+    async def aclose(self) -> None:
+        """Give back what is in stock, and see `RedisRateLimiter.aclose`. A checkpoint."""
+        for stock in [*self._stocks.values()]:
+            if stock is self._stocks.get(self._desk()):
+                await stock.give_back()
+        await super().aclose()
+
+    def _check_cost(self, cost: int) -> None:
+        check_cost(self, cost, self._plan.most(0))
+
+
+class RedisTokenBucket(RedisSingleLimiter):
+    """A limit on average, with bursts, for all processes: `RedisTokenBucket("mail", RateLimitConfig(100, 60))`.
+
+    What is let through in any t seconds costs at most `burst + t * max_requests / window_seconds`, by the clock of the
+    server. See `AsyncTokenBucket`, which is the same in one process.
+
+    With `chunk`, each event loop takes so many units at once from the server and spends them without asking again: for
+    rates beyond what a server can count one by one. All together may then let through a chunk more for each loop, and
+    what one has in stock the others do not. What is not spent for half a second goes back.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        name: str,
+        rate: RateLimitConfig | float,
+        capacity: int | None = None,
+        *,
+        chunk: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        """Make one; the server is asked for the first time with the first request.
+
+        Args:
+            name: the same for all that share the limit.
+            rate: the limit, or how much per second.
+            capacity: with a number per second: how much at once; None for what comes in a second.
+            chunk: how many units to take at once; None for what a request costs.
+            **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
+
+        Raises:
+            TypeError: a limit together with a capacity, or something else than a limit or numbers.
+            ValueError: a number is not more than 0, or the chunk is more than the burst.
+        """
+        config = bucket_config(rate, capacity)
+        super().__init__(name, "token_bucket", config, AsyncTokenBucket, chunk, options)
+
+
+class RedisLeakyBucket(RedisSingleLimiter):
+    """Evenly spaced requests, for all processes: a token bucket that holds one. See `AsyncLeakyBucket`."""
+
+    __slots__ = ()
+
+    def __init__(self, name: str, config: RateLimitConfig, **options: Unpack[Options]) -> None:
+        """Make one; the server is asked for the first time with the first request.
+
+        Args:
+            name: the same for all that share the limit.
+            config: the limit; its `burst_size` is 1.
+            **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
+
+        Raises:
+            TypeError: it is no limit.
+            ValueError: the limit has another `burst_size`.
+        """
+        super().__init__(name, "token_bucket", smooth_config(config), AsyncLeakyBucket, None, options)
+
+    @staticmethod
+    def _normal(config: RateLimitConfig) -> RateLimitConfig:
+        return smooth_config(config)
+
+
+class RedisSlidingWindow(RedisSingleLimiter):
+    """A limit for each window, for all processes: `RedisSlidingWindow("mail", RateLimitConfig(100, 60))`.
+
+    The server remembers when what was let through, up to `max_requests` entries of about 100 bytes; with `exact=False`
+    it keeps two numbers instead, and less is promised. See `AsyncSlidingWindow`, which is the same in one process.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        name: str,
+        limit: RateLimitConfig | int,
+        window_seconds: float | None = None,
+        *,
+        exact: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        """Make one; the server is asked for the first time with the first request.
+
+        Args:
+            name: the same for all that share the limit.
+            limit: the limit, or how much in a window.
+            window_seconds: with a number: the window.
+            exact: whether to keep a log, or two counters.
+            **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
+
+        Raises:
+            TypeError: a limit together with a window, a number without one, or something else.
+            ValueError: a number is not more than 0, or the limit has a `burst_size`.
+        """
+        config = window_config(limit, window_seconds)
+        algorithm: Algorithm = "sliding_window" if exact else "sliding_counter"
+        super().__init__(name, algorithm, config, lambda it: AsyncSlidingWindow(it, exact=exact), None, options)
+
+    @staticmethod
+    def _normal(config: RateLimitConfig) -> RateLimitConfig:
+        check_config(config)
+        return window_config(config)

@@ -33,7 +33,7 @@ from cuelight.coordination._limit_meter import EVER, SECOND, LimiterStatistics, 
 from cuelight.coordination._limit_waiter import Line, Waiter, plus, sleep
 from cuelight.mailbox import Slot, new_slot, running_loop, running_task
 
-__all__ = ["YIELD", "Limiter"]
+__all__ = ["YIELD", "Limiter", "jittered"]
 
 _LATE: Final = SECOND // 100
 """A waiter's timer may ring so late, and its slot is still its own. Timers are late by a millisecond or two, and a
@@ -302,10 +302,7 @@ class Limiter:
         Raises:
             ValueError: one of them is negative or infinite.
         """
-        for name, value in {"seconds": seconds, "jitter": jitter}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"pause_for({name}={value!r}): give a number, 0 or more")
-        seconds *= 1 + jitter * random.random()  # noqa: S311 - not a secret
+        seconds = jittered(seconds, jitter)
         with self._step() as now:
             self._not_before = max(self._not_before, now + _whole(seconds))
             return (self._not_before - now) / SECOND
@@ -349,6 +346,18 @@ class Limiter:
             waiting = 0 if self._line is None else len(self._line.waiting)
             waited_for = self._waited_for / SECOND
             return LimiterStatistics(self._admitted, self._refused, self._waited, waiting, waited_for)
+
+
+def jittered(seconds: float, jitter: float) -> float:
+    """The length of a pause, made longer at random by a share of up to `jitter`.
+
+    Raises:
+        ValueError: one of them is negative or infinite.
+    """
+    for name, value in {"seconds": seconds, "jitter": jitter}.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"pause_for({name}={value!r}): give a number, 0 or more")
+    return seconds * (1 + jitter * random.random())  # noqa: S311 - not a secret
 
 
 def _nanoseconds(clock: Callable[[], float]) -> int:

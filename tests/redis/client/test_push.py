@@ -1,0 +1,189 @@
+"""Channels: a listener hears what is published, or is told that it may have missed something."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from cuelight.errors import StoreRefused, StoreUnavailable
+from cuelight.redis import RedisClient
+from helpers.redis_servers import RedisServer, shared_server
+from helpers.tcp_proxy import TcpProxy
+
+
+@pytest.fixture
+def proxy() -> Iterator[TcpProxy]:
+    with TcpProxy(shared_server().port) as running:
+        yield running
+
+
+class Ear:
+    """Keeps what it hears, and when it was told of gaps."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes | None] = []
+
+    def message(self, message: bytes) -> None:
+        self.heard.append(message)
+
+    def gap(self) -> None:
+        self.heard.append(None)
+
+    async def until(self, *heard: bytes | None) -> None:
+        await until(lambda: self.heard == list(heard), lambda: self.heard)
+
+
+async def until(condition: Callable[[], Any], show: Callable[[], Any] = lambda: "") -> None:
+    try:
+        with anyio.fail_after(10):
+            while True:
+                result: Any = condition()
+                if await result if isinstance(result, Awaitable) else result:
+                    return
+                await anyio.sleep(0.002)
+    except TimeoutError:
+        pytest.fail(f"not within 10 s: {show()}")
+
+
+async def test_listeners_hear_their_channels_until_they_are_closed() -> None:
+    async with RedisClient(shared_server().url) as client:
+        one, two, other = Ear(), Ear(), Ear()
+        first = await client.subscribe("one", one.message, one.gap)
+        await client.subscribe("one", two.message, two.gap)
+        await client.subscribe("other", other.message, other.gap)
+        assert await client.publish("one", b"a") == 1
+        await two.until(b"a")
+        first.close()
+        first.close()
+        await client.publish("one", b"b")
+        await client.publish("other", b"c")
+        await other.until(b"c")
+        assert two.heard == [b"a", b"b"]
+        assert one.heard == [b"a"]
+
+
+async def test_a_channel_that_nobody_listens_to_is_given_up_and_can_be_listened_to_again() -> None:
+    async with RedisClient(shared_server().url) as client:
+        ear = Ear()
+        for n in range(5):
+            subscription = await client.subscribe("fleeting", ear.message, ear.gap)
+            await client.publish("fleeting", b"%d" % n)
+            await ear.until(*(b"%d" % m for m in range(n + 1)))
+            subscription.close()
+            if n % 2:
+                await until(lambda: _listens(client, "fleeting", 0))
+
+
+async def _listens(client: RedisClient, channel: str, count: int) -> bool:
+    reply: Any = await client.execute("PUBSUB", "NUMSUB", channel)
+    counted = reply[channel.encode()] if isinstance(reply, dict) else reply[1]
+    return bool(counted == count)
+
+
+async def test_a_subscription_can_be_closed_from_another_thread() -> None:
+    async with RedisClient(shared_server().url) as client:
+        ear = Ear()
+        subscription = await client.subscribe("threads", ear.message, ear.gap)
+        thread = threading.Thread(target=subscription.close)
+        thread.start()
+        await anyio.to_thread.run_sync(thread.join)
+        await until(lambda: _listens(client, "threads", 0))
+
+
+@pytest.mark.parametrize("loss", ["cut", "silence"])
+async def test_a_lost_connection_is_made_anew_and_its_listeners_are_told_of_the_gap(proxy: TcpProxy, loss: str) -> None:
+    async with (
+        RedisClient(proxy.url, timeout=0.6, health_check_interval=0.1) as client,
+        RedisClient(shared_server().url) as speaker,
+    ):
+        ears = [Ear(), Ear(), Ear()]
+        for ear, channel in zip(ears, ("a", "a", "b"), strict=True):
+            await client.subscribe(channel, ear.message, ear.gap)
+        for again in range(2):
+            getattr(proxy, loss)()
+            if loss == "silence":
+                # Nothing is asked for over this connection: it is found out by itself.
+                await until(lambda: proxy.connections == 0)
+                proxy.heal()
+            gaps: list[bytes | None] = [None] * (again + 1)
+            for ear in ears:
+                await ear.until(*gaps)
+        await speaker.publish("a", b"there")
+        await speaker.publish("b", b"here")
+        await ears[0].until(None, None, b"there")
+        await ears[1].until(None, None, b"there")
+        await ears[2].until(None, None, b"here")
+
+
+async def test_listeners_survive_a_server_that_is_away_for_long() -> None:
+    with RedisServer() as server:
+        async with RedisClient(server.url, timeout=1) as client:
+            ear = Ear()
+            await client.subscribe("ch", ear.message, ear.gap)
+            server.kill()
+            late = Ear()
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="did not begin to listen"):
+                await client.subscribe("late", late.message, late.gap)
+            assert 0.9 < time.monotonic() - started < 3
+            await anyio.to_thread.run_sync(server.start)
+            await ear.until(None)
+            assert await client.publish("ch", b"back") == 1
+            assert await client.publish("late", b"nobody") == 0
+            await ear.until(None, b"back")
+
+
+async def test_a_frozen_server_is_noticed_by_who_listens() -> None:
+    with RedisServer() as server:
+        async with RedisClient(server.url, timeout=0.5, connect_timeout=0.5, health_check_interval=0.1) as client:
+            ear = Ear()
+            await client.subscribe("ch", ear.message, ear.gap)
+            wire: Any = (await client._route().line_of("ch"))._wire
+            server.freeze()
+            await until(lambda: wire.error is not None)
+            server.thaw()
+            await ear.until(None)
+
+
+async def test_a_refused_channel_is_an_error_of_the_subscription_alone() -> None:
+    with RedisServer() as server:
+        server.command("ACL", "SETUSER", "some", "on", ">secret", "~*", "+@all", "resetchannels", "&open:*")
+        async with RedisClient(server.url, username="some", password="secret") as client:
+            ear = Ear()
+            await client.subscribe("open:1", ear.message, ear.gap)
+            with pytest.raises(StoreRefused, match="NOPERM"):
+                await client.subscribe("shut", ear.message, ear.gap)
+            await client.publish("open:1", b"heard")
+            await ear.until(b"heard")
+
+
+async def test_a_listener_that_raises_harms_nobody() -> None:
+    async with RedisClient(shared_server().url) as client:
+        ear = Ear()
+
+        def bad(_: bytes) -> None:
+            raise ValueError("bad")
+
+        await client.subscribe("both", bad, ear.gap)
+        await client.subscribe("both", ear.message, ear.gap)
+        await client.publish("both", b"1")
+        await ear.until(b"1")
+
+
+async def test_a_subscription_that_is_cancelled_is_not_left_behind() -> None:
+    async with RedisClient(shared_server().url) as client:
+        ear = Ear()
+        await client.subscribe("kept", ear.message, ear.gap)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await client.subscribe("cancelled", ear.message, ear.gap)
+        assert scope.cancelled_caught
+        await until(lambda: _listens(client, "cancelled", 0))
+        await client.subscribe("cancelled", ear.message, ear.gap)
+        await client.publish("cancelled", b"once")
+        await ear.until(b"once")

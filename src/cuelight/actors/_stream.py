@@ -59,17 +59,25 @@ class StreamSlot(Asked):
     def outcome(self) -> None:
         """Awaiting it only sleeps: chunks that came before an error are still to be read."""
 
+    @property
+    def ahead(self) -> int:
+        """Chunks that the reader has not taken yet."""
+        return len(self.chunks)
+
+    def give(self, chunk: Any) -> None:
+        """One more for the reader."""
+        self.chunks.append(chunk)
+        if self.waiter is not None:
+            self.waiter.wake()
+
     async def feed(self, chunks: AsyncGenerator[Any, None]) -> None:
         """Run the handler's generator to its end, no more than a window ahead of the reader."""
         try:
             async for chunk in chunks:
                 if self.state == DONE:
                     return
-                self.chunks.append(chunk)
-                waiter = self.waiter
-                if waiter is not None:
-                    waiter.wake()
-                while len(self.chunks) >= WINDOW and self.state != DONE:
+                self.give(chunk)
+                while self.ahead >= WINDOW and self.state != DONE:
                     self.writer = self.cell.runtime.backend.waiter()
                     await self.writer
                     self.writer = None

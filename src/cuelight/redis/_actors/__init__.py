@@ -1,0 +1,7 @@
+"""Actors across processes and machines: a node joins a cluster, gives names to actors, and refs to names."""
+
+from cuelight.redis._actors._membership import Undecoded
+from cuelight.redis._actors._node import NodeStatistics, RedisNode
+from cuelight.redis._actors._outcomes import NodeLost, RemoteError
+
+__all__ = ["NodeLost", "NodeStatistics", "RedisNode", "RemoteError", "Undecoded"]

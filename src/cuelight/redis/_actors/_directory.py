@@ -1,0 +1,188 @@
+"""The keys of a cluster in the server, and one function for each script that touches them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from cuelight.errors import StoreRefused
+from cuelight.redis._actors._frames import FORMAT
+from cuelight.redis._client import Script, Server
+
+__all__ = ["Beat", "Directory", "Entry"]
+
+_PACKAGE: Final = "cuelight.redis._actors"
+_JOIN: Final = Script.load(_PACKAGE, "join.lua")
+_BEAT: Final = Script.load(_PACKAGE, "beat.lua")
+_BURY: Final = Script.load(_PACKAGE, "bury.lua")
+_SEND: Final = Script.load(_PACKAGE, "send.lua")
+_RECEIVE: Final = Script.load(_PACKAGE, "receive.lua")
+_EXPOSE: Final = Script.load(_PACKAGE, "expose.lua")
+_RESOLVE: Final = Script.load(_PACKAGE, "resolve.lua")
+
+ENTRIES_AT_ONCE: Final = 16
+
+
+class Beat(NamedTuple):
+    """What a beat has found out.
+
+    Attributes:
+        member: whether this node still is one.
+        gone: those of the others asked about that are none.
+        expired: members whose lease has run out.
+        soonest: seconds until the next lease runs out, None if there is no other.
+    """
+
+    member: bool
+    gone: list[str]
+    expired: list[str]
+    soonest: float | None
+
+
+class Entry(NamedTuple):
+    """A batch that came.
+
+    Attributes:
+        id: of its entry in the stream.
+        sender: the identity of the node that sent it.
+        total: the bytes that had ever come, with it.
+        format: of its payload.
+        payload: the frames.
+    """
+
+    id: str
+    sender: str
+    total: int
+    format: str
+    payload: bytes
+
+
+class Directory:
+    """What one node does to the keys of its cluster. All of them lie in one slot."""
+
+    def __init__(self, server: Server, cluster: str, identity: str, *, lease: float, inbox: int, publish: str) -> None:
+        self.server, self.cluster, self.identity = server, cluster, identity
+        tag = "{cuelight:nodes:" + cluster + "}"
+        self._format, self._members, self._names = f"{tag}:format", f"{tag}:members", f"{tag}:names"
+        self._tag, self._inbox, self._publish = tag, inbox, publish
+        self._lease = round(lease * 1000)
+        self._ttl = max(60_000, 10 * self._lease)
+        self.channel = self._channel(identity)
+
+    def _node(self, identity: str) -> str:
+        return f"{self._tag}:node:{identity}"
+
+    def _stream(self, identity: str) -> str:
+        return f"{self._tag}:inbox:{identity}"
+
+    def _lost(self, identity: str) -> str:
+        return f"{self._tag}:lost:{identity}"
+
+    def _channel(self, identity: str) -> str:
+        return f"{self._tag}:wake:{identity}"
+
+    async def join(self, about: str) -> None:
+        """Enter the cluster.
+
+        Raises:
+            StoreRefused: it was made by a version of this library that lays out its keys otherwise.
+        """
+        keys = (self._format, self._members, self._node(self.identity))
+        said = await self.server.run(_JOIN, keys, (self.identity, self._lease, self._ttl, FORMAT, about))
+        if _text(said[0]) != "ok":
+            raise StoreRefused(
+                f"the cluster {self.cluster!r} in {self.server.name} has format {_text(said[1])}, this version speaks "
+                f"{FORMAT}: run one version, or give the cluster another name"
+            )
+
+    def beat(self, others: Sequence[str]) -> Beat:
+        """Renew the lease. Blocks."""
+        keys = (
+            self._format,
+            self._members,
+            self._names,
+            self._node(self.identity),
+            self._stream(self.identity),
+        )
+        said = self.server.run_blocking(_BEAT, keys, (self.identity, self._lease, self._ttl, *others))
+        if not said[0]:
+            return Beat(False, [], [], None)
+        soonest = None if int(said[3]) < 0 else int(said[3]) / 1000
+        return Beat(True, [_text(one) for one in said[1]], [_text(one) for one in said[2]], soonest)
+
+    def _burial(self, identity: str, *, force: bool) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+        keys = (self._format, self._members, self._names)
+        own = (self._node(identity), self._stream(identity), self._lost(identity))
+        return keys + own, (identity, int(force), self._ttl)
+
+    def bury(self, identity: str) -> bool:
+        """End the membership of a node whose lease has run out. Returns whether it is none now. Blocks."""
+        return bool(self.server.run_blocking(_BURY, *self._burial(identity, force=False)))
+
+    async def leave(self) -> None:
+        """End the own membership."""
+        await self.server.run(_BURY, *self._burial(self.identity, force=True))
+
+    async def read_of(self, identity: str) -> int | None:
+        """Which of our batches a node that is gone had read last; None if all of them, for all that is known."""
+        read = await self.server.execute("HGET", self._lost(identity), self.identity)
+        return None if read is None else int(read)
+
+    async def send(self, target: str, number: int, payload: bytes) -> str:
+        """Put a batch into an inbox; says `ok`, `full`, `gone` or `expelled`."""
+        keys = (self._members, self._node(target), self._stream(target))
+        args = (self.identity, target, number, FORMAT, payload, self._inbox, self._ttl)
+        return _text(await self.server.run(_SEND, keys, (*args, self._publish, self._channel(target))))
+
+    async def receive(self, last: str, total: int) -> list[Entry] | None:
+        """What came after an entry, which is dealt with; None if this node is no member any more."""
+        keys = (self._members, self._node(self.identity), self._stream(self.identity))
+        args = (self.identity, last, _after(last), total, ENTRIES_AT_ONCE)
+        said = await self.server.run(_RECEIVE, keys, args)
+        return None if said == 0 else [_entry(one) for one in said]
+
+    async def expose(self, name: str, serial: int, path: str, *, give: bool = True) -> str | None:
+        """Give a name, or take it back; who has it, if it is taken.
+
+        Raises:
+            LookupError: this node is no member any more.
+        """
+        keys = (self._members, self._names, self._node(self.identity))
+        value = f"{self.identity} {serial} {path}"
+        said = await self.server.run(_EXPOSE, keys, (self.identity, name, value, self._ttl, int(give)))
+        if _text(said[0]) == "expelled":
+            raise LookupError(self.identity)
+        return None if _text(said[0]) == "ok" else _text(said[1])
+
+    async def resolve(self, name: str) -> tuple[tuple[str, int, str] | None, list[str]]:
+        """The address behind a name; or None, and names that there are."""
+        said = await self.server.run(_RESOLVE, (self._members, self._names), (name,))
+        if said[0]:
+            identity, serial, path = _text(said[0]).split(" ", 2)
+            return (identity, int(serial), path), []
+        return None, [_text(one) for one in said[1]]
+
+
+def _after(last: str) -> str:
+    time, _, sequence = last.partition("-")
+    return f"{time}-{int(sequence) + 1}"
+
+
+def _entry(raw: Any) -> Entry:
+    _, sender, _, _, _, total, _, form, _, payload = raw[1]
+    return Entry(_text(raw[0]), _text(sender), int(total), _text(form), payload)
+
+
+def _text(value: Any) -> str:
+    """A string, from a server that was told to decode them or not to."""
+    return value if isinstance(value, str) else bytes(value).decode()
+
+
+async def publish_command(server: Server) -> str:
+    """What a script publishes with, so that those hear it who listen through the server's `subscribe`."""
+    info = await server.execute("INFO", "cluster")
+    if "cluster_enabled:1" not in _text(info):
+        return "PUBLISH"
+    found = re.search(r"redis_version:(\d+)", _text(await server.execute("INFO", "server")))
+    return "SPUBLISH" if found and int(found[1]) >= 7 else "PUBLISH"

@@ -1,0 +1,93 @@
+"""The requests of this node that are under way to others, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from cuelight.actors._reply import Asked
+from cuelight.actors._stream import StreamSlot
+from cuelight.errors import NotStarted, Unknown
+
+if TYPE_CHECKING:
+    from cuelight.redis._actors._remote_cell import RemoteCell
+
+__all__ = ["Flight", "Flights"]
+
+
+class Flight:
+    """One request.
+
+    Attributes:
+        number: under which the other side knows it.
+        batch: the number of the batch that it went out with; None before.
+        overdue: its time is over, and the other side was asked how far it is.
+    """
+
+    __slots__ = ("ask", "batch", "cell", "number", "overdue")
+
+    def __init__(self, number: int, ask: Asked, cell: RemoteCell) -> None:
+        self.number, self.ask, self.cell = number, ask, cell
+        self.batch: int | None = None
+        self.overdue = False
+
+    @property
+    def streams(self) -> bool:
+        """Whether it is answered with a stream."""
+        return isinstance(self.ask, StreamSlot)
+
+    def give(self, chunk: Any) -> None:
+        """One more chunk of the stream."""
+        slot: Any = self.ask
+        slot.writer.received += 1
+        slot.give(chunk)
+
+
+class Flights:
+    """All of one membership. Each leaves once: by whoever ends it first."""
+
+    def __init__(self) -> None:
+        self._next: Final[Callable[[], int]] = count(1).__next__
+        self._by_number: dict[int, Flight] = {}
+        self._by_ask: dict[Asked, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def begin(self, ask: Asked, cell: RemoteCell) -> int:
+        """A request goes out; the number that it gets."""
+        flight = Flight(self._next(), ask, cell)
+        self._by_number[flight.number] = self._by_ask[ask] = flight
+        return flight.number
+
+    def of(self, ask: Asked) -> Flight | None:
+        """The flight of a request that is under way."""
+        return self._by_ask.get(ask)
+
+    def numbered(self, number: int) -> Flight | None:
+        """The flight of this number that is under way."""
+        return self._by_number.get(number)
+
+    def end(self, ask: Asked) -> Flight | None:
+        """A request is under way no more."""
+        flight = self._by_ask.pop(ask, None)
+        if flight is not None:
+            del self._by_number[flight.number]
+        return flight
+
+    def lost(self, identity: str, read: int | None, why: str) -> None:
+        """A node is gone: nobody will answer what its actors were asked.
+
+        Args:
+            identity: of the node.
+            read: the number of the last batch that its node had read; None if it may have read all that was sent.
+            why: for the error.
+        """
+        for flight in [one for one in self._by_number.values() if one.cell.peer.identity == identity]:
+            ask, cell = flight.ask, flight.cell
+            self.end(ask)
+            if flight.batch is None or (read is not None and flight.batch > read):
+                ask.fail(NotStarted(f"{cell.path} never saw {ask.message!r}: {why}"))
+            else:
+                ask.fail(Unknown(f"{cell.path} may have handled {ask.message!r}, wholly, in part or not at all: {why}"))

@@ -1,0 +1,109 @@
+"""Keeps the lease of a node, and notices those of others that ran out; in a thread, so that a blocked loop is not dead.
+
+Invariants:
+1. The lease is renewed every fifth of its length while the server answers, whatever the loop does.
+2. Nobody is declared lost by a node that was itself out of touch just before: after an outage all have a chance to
+   renew.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from cuelight.redis._actors._directory import Directory
+
+__all__ = ["Heart"]
+
+log = logging.getLogger("cuelight.redis")
+
+BEATS: Final = 5
+"""In one lease."""
+
+
+class Listener(Protocol):
+    """Whom a heart tells; called in its thread."""
+
+    def others(self) -> Sequence[str]:
+        """The nodes in which there is an interest."""
+        ...
+
+    def were_gone(self, identities: list[str]) -> None:
+        """Some of them are no members any more."""
+        ...
+
+    def was_expelled(self) -> None:
+        """This node is no member any more."""
+        ...
+
+
+class Heart:
+    """The beating of one membership.
+
+    Attributes:
+        renewed: when the lease was last renewed, by `time.monotonic`; the beat was sent then.
+    """
+
+    def __init__(self, directory: Directory, lease: float, listener: Listener) -> None:
+        self._directory, self._lease, self._listener = directory, lease, listener
+        self.renewed = time.monotonic()
+        self._away = False
+        self._closed = threading.Event()
+        name = f"cuelight heart of {directory.identity}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the others may take this node for lost."""
+        return time.monotonic() - self.renewed > self._lease * 0.9
+
+    def close(self) -> None:
+        """End the thread soon."""
+        self._closed.set()
+
+    def join(self) -> None:
+        """Wait until the thread has ended: at most as long as one call of the server takes. Blocks."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause = self._lease / BEATS
+        while not self._closed.wait(pause):
+            try:
+                pause = self._beat()
+            except Exception as error:  # whatever it is, the lease runs on, and so must this
+                if not self._away and not self._closed.is_set():
+                    log.warning("%s cannot renew its lease, and goes on trying: %s", self._directory.identity, error)
+                self._away = True
+                pause = self._lease / BEATS * random.uniform(0.3, 0.6)  # noqa: S311 - no secret
+
+    def _beat(self) -> float:
+        """Renew, and tell what came of it. Returns the seconds until the next time."""
+        began, before = time.monotonic(), self.renewed
+        beat = self._directory.beat(self._listener.others())
+        if not beat.member:
+            self._tell(self._listener.was_expelled)
+            self._closed.set()
+            return 0.0
+        self.renewed, self._away = began, False
+        gone = beat.gone
+        in_touch = began - before < self._lease / 2
+        if in_touch:
+            gone = gone + [one for one in beat.expired if self._directory.bury(one)]
+        if gone:
+            self._tell(lambda: self._listener.were_gone(gone))
+        pause = self._lease / BEATS
+        if beat.soonest is not None and in_touch:
+            pause = min(pause, max(0.01, beat.soonest + 0.005))
+        return pause
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        if not self._closed.is_set():
+            what()

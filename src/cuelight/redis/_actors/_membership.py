@@ -1,0 +1,386 @@
+"""One incarnation of a node in its cluster: from joining to leaving, or to being lost.
+
+Invariants:
+1. What came is dealt with in the order in which it came, and once.
+2. A membership that is over sends nothing, and all that waited for others through it has failed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+import anyio
+import anyio.abc
+import msgspec
+from anyio.lowlevel import checkpoint
+from redis.exceptions import ResponseError
+
+from cuelight.actors import Cell, Exit, Ref, Runtime, Stopped
+from cuelight.actors._cell import DEAD
+from cuelight.errors import MessageRefused, StoreRefused, StoreUnavailable
+from cuelight.redis._actors import _frames as frames
+from cuelight.redis._actors._directory import Directory, Entry
+from cuelight.redis._actors._flights import Flights
+from cuelight.redis._actors._heart import Heart
+from cuelight.redis._actors._outcomes import NodeLost
+from cuelight.redis._actors._peer import Peer
+from cuelight.redis._actors._registry import Address, Registry
+from cuelight.redis._actors._remote_cell import RemoteCell
+from cuelight.redis._client import Subscription
+
+__all__ = ["Membership", "Undecoded"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("cuelight.redis")
+
+POLL: Final = 1.0
+"""Seconds after which the inbox is looked at though nobody said that there is something."""
+
+REMEMBERED: Final = 1000
+"""Actors that have ended whose exits are kept for those who watch too late."""
+
+
+class Undecoded(msgspec.Struct, frozen=True):
+    """What a dead letter holds in the place of a message that could not be made of what came.
+
+    Attributes:
+        kind: the name under which it travelled.
+        body: what came, the first 1,000 bytes of it.
+        sender: the identity of the node that sent it.
+    """
+
+    kind: str
+    body: bytes
+    sender: str
+
+
+class _Gone:
+    """An actor of this node that has ended."""
+
+    def __init__(self, path: str, exit_: Exit) -> None:
+        self.path, self.exit = path, exit_
+
+
+class Membership:
+    """This node as a member, with all that depends on that."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        runtime: Runtime,
+        registry: Registry,
+        lease: float,
+        on_end: Callable[[Membership], None],
+    ) -> None:
+        self.directory, self.runtime, self.registry = directory, runtime, registry
+        self.identity = directory.identity
+        self.coder = registry.coder(self.address_of, self.ref_at)
+        self.flights = Flights()
+        self.sent = self.received = self.refused = 0
+        self.over = self._joined = self._begun = False
+        self._lease = lease
+        self._on_end = on_end
+        self._heart = Heart(directory, lease, self)
+        self._peers: dict[str, Peer] = {}
+        self._cells: WeakValueDictionary[tuple[str, int], RemoteCell] = WeakValueDictionary()
+        self._exported: dict[int, Cell] = {}
+        self._gone: OrderedDict[int, _Gone] = OrderedDict()
+        self._group: anyio.abc.TaskGroup | None = None
+        self._hint = anyio.Event()
+        self._quiet = anyio.Event()
+        self._ended = anyio.Event()
+
+    # Life.
+
+    async def begin(self, about: str) -> None:
+        """Join, and begin to listen and to beat."""
+        self._joined = True  # perhaps: if the answer is lost it may be so
+        await self.directory.join(about)
+        begun = anyio.Event()
+        self._begun = True
+        self.runtime.backend.spawn(
+            partial(self._main, begun), context=copy_context(), name=f"cuelight node {self.identity}"
+        )
+        self._heart.start()
+        await begun.wait()
+
+    async def _main(self, begun: anyio.Event) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                begun.set()
+                group.start_soon(self._guard)
+                await self._receive()
+        except* Exception:
+            log.exception("an internal error of Cuelight; please report it")
+        finally:
+            self._group = None
+            begun.set()
+            self._ended.set()
+            self.expelled("its listening ended")
+
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run something beside, for as long as this membership lasts."""
+        if self._group is not None and not self.over:
+            self._group.start_soon(function)
+
+    async def _guard(self) -> None:
+        """Notice by our own clock that the others must take this node for lost: also while the server is away."""
+        while not self.over:
+            await anyio.sleep(self._lease / 20)
+            if self._heart.overdue:
+                self.expelled("its lease could not be renewed")
+
+    def expelled(self, why: str) -> None:
+        """The others take this node for lost, or will: everything that depends on them has failed."""
+        if self.over:
+            return
+        self.over = True
+        for identity, peer in list(self._peers.items()):
+            self._settle(peer, None, NodeLost(identity, f"this node was declared lost: {why}"))
+        self._peers.clear()
+        self._stop()
+        self._on_end(self)
+
+    def _stop(self) -> None:
+        self._heart.close()
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+
+    async def leave(self, patience: float) -> None:
+        """Send what is to be sent, and be a member no more."""
+        if self._joined and not self.over:
+            with anyio.move_on_after(patience):
+                while not all(peer.quiet for peer in self._peers.values()):
+                    self._quiet = anyio.Event()
+                    await self._quiet.wait()
+                try:
+                    await self.directory.leave()
+                except (StoreUnavailable, StoreRefused, ResponseError) as error:
+                    log.warning(
+                        "%s could not take leave of its cluster: its lease will run out: %s", self.identity, error
+                    )
+            self.over = True
+            for identity, peer in list(self._peers.items()):
+                self._settle(peer, None, NodeLost(identity, "this node has left the cluster"))
+            self._peers.clear()
+            self._stop()
+        await self.finish()
+
+    async def finish(self) -> None:
+        """Wait until nothing of it is left."""
+        if not self._begun:
+            return
+        await self._ended.wait()
+        await anyio.to_thread.run_sync(self._heart.join, abandon_on_cancel=True)
+
+    def went_quiet(self) -> None:
+        """A peer has been sent everything."""
+        self._quiet.set()
+
+    # What the heart tells, in its thread.
+
+    def others(self) -> tuple[str, ...]:
+        """The nodes in which there is an interest."""
+        return tuple(self._peers)
+
+    def were_gone(self, identities: list[str]) -> None:
+        """Some of them are members no more."""
+        self.runtime.call_threadsafe(self._were_gone, identities)
+
+    def _were_gone(self, identities: list[str]) -> None:
+        for identity in identities:
+            self.gone(identity)
+
+    def was_expelled(self) -> None:
+        """This node is no member any more."""
+        self.runtime.call_threadsafe(self.expelled, "its lease ran out")
+
+    # Peers and addresses.
+
+    @property
+    def peers(self) -> int:
+        """How many other nodes this one is in touch with."""
+        return len(self._peers)
+
+    def peer(self, identity: str) -> Peer:
+        """The node of this identity, whether it lives or not."""
+        peer = self._peers.get(identity)
+        if peer is None:
+            peer = self._peers[identity] = Peer(self, identity)
+        return peer
+
+    def gone(self, identity: str) -> None:
+        """A node is no member any more."""
+        peer = self._peers.get(identity)
+        if peer is not None and not peer.lost:
+            peer.lost = True
+            self.start(partial(self._bury, peer))
+
+    async def _bury(self, peer: Peer) -> None:
+        """Find out what it had read, and tell those who wait for it."""
+        read: int | None = None
+        try:
+            read = await self.directory.read_of(peer.identity)
+        except (StoreUnavailable, StoreRefused, ResponseError) as error:
+            log.warning("what %s had read before it was lost is not known: %s", peer.identity, error)
+        if self._peers.pop(peer.identity, None) is peer:
+            self._settle(peer, read, NodeLost(peer.identity, "it has left the cluster, or its lease ran out"))
+
+    def _settle(self, peer: Peer, read: int | None, exit_: NodeLost) -> None:
+        peer.lost = True
+        cells = {cell for key, cell in list(self._cells.items()) if key[0] == peer.identity}
+        for cell in cells | set(peer.cells.values()):
+            cell.lost(exit_)
+        self.flights.lost(peer.identity, read, exit_.describe())
+        peer.cells.clear()
+        peer.inbound.close()
+        self.went_quiet()
+
+    def export(self, cell: Cell) -> int:
+        """Let others reach an actor, for as long as it lives; its serial."""
+        serial = cell.serial
+        if serial not in self._exported and cell.state != DEAD:
+            self._exported[serial] = cell
+            cell.bonds_made().when_ended.append(partial(self._has_ended, cell))
+        elif cell.state == DEAD and cell.exit is not None:
+            self._remember(cell, cell.exit)
+        return serial
+
+    def _has_ended(self, cell: Cell, exit_: Exit) -> None:
+        self._exported.pop(cell.serial, None)
+        self._remember(cell, exit_)
+
+    def _remember(self, cell: Cell, exit_: Exit) -> None:
+        self._gone[cell.serial] = _Gone(cell.path, exit_)
+        if len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
+
+    def exported(self, serial: int) -> Cell | None:
+        """The live actor of a serial."""
+        return self._exported.get(serial)
+
+    def gone_actor(self, serial: int) -> _Gone:
+        """What is known of an actor that has ended."""
+        return self._gone.get(serial) or _Gone(f"actor {serial} of {self.identity}", Stopped())
+
+    def address_of(self, ref: Ref[Any]) -> Address:
+        """Where a ref leads, for others; an actor of this system can be reached from then on."""
+        cell = ref._cell
+        if isinstance(cell, RemoteCell):
+            return cell.peer.identity, cell.serial, cell.there
+        if cell.runtime is not self.runtime:
+            raise TypeError(f"{cell.path} belongs to another system of this process: expose it there and resolve it")
+        return self.identity, self.export(cell), cell.path
+
+    def ref_at(self, address: Address) -> Ref[Any]:
+        """The ref of an address."""
+        identity, serial, _ = address
+        own = self._exported.get(serial) if identity == self.identity else None
+        return Ref(self.cell_at(address) if own is None else own)
+
+    def cell_at(self, address: Address) -> RemoteCell:
+        """The cell that stands for an actor of another node, or for one of this that has ended."""
+        identity, serial, path = address
+        cell = self._cells.get((identity, serial))
+        if cell is None:
+            peer = Peer(self, identity) if identity == self.identity or self.over else self.peer(identity)
+            cell = self._cells[identity, serial] = RemoteCell(peer, serial, path)
+            if identity == self.identity:
+                peer.lost = True
+                cell.end(self.gone_actor(serial).exit)
+            elif self.over:
+                peer.lost = True
+                cell.end(NodeLost(identity, "this node was declared lost"))
+        return cell
+
+    def known(self, identity: str, serial: int) -> RemoteCell | None:
+        """The cell that stands for an actor of another node, if there is one."""
+        return self._cells.get((identity, serial))
+
+    # Receiving.
+
+    async def _receive(self) -> None:
+        subscription = await self._patiently(self._listen)
+        try:
+            last, total = "0-0", 0
+            while not self.over:
+                self._hint = hint = anyio.Event()  # before the look, so that what comes meanwhile is not missed
+                entries = await self._patiently(partial(self.directory.receive, last, total))
+                if entries is None:
+                    self.expelled("the server says so")
+                    return
+                for entry in entries:
+                    self._deal_with(entry)
+                    last, total = entry.id, entry.total
+                    await checkpoint()
+                if not entries:
+                    with anyio.move_on_after(POLL):
+                        await hint.wait()
+        finally:
+            subscription.close()
+
+    async def _listen(self) -> Subscription:
+        hear = self.directory.server.subscribe
+        return await hear(self.directory.channel, lambda _: self._hint.set(), lambda: self._hint.set())
+
+    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Take a step as soon as the server lets us. If that takes too long, the guard ends it."""
+        complained = False
+        while True:
+            try:
+                return await step()
+            except StoreUnavailable:
+                await anyio.sleep(min(0.1, self._lease / 20))
+            except (StoreRefused, ResponseError) as error:
+                if not complained:
+                    complained = True
+                    log.warning("%s cannot read what comes, and goes on trying: %s", self.identity, error)
+                await anyio.sleep(min(1.0, self._lease / 5))
+
+    def _deal_with(self, entry: Entry) -> None:
+        peer = self.peer(entry.sender)
+        if entry.format != str(frames.FORMAT):
+            error = MessageRefused(f"it has format {entry.format}, this version speaks {frames.FORMAT}")
+            self.refuse("batch", entry.payload, _Gone(self.identity, Stopped()), entry.sender, error)
+            return
+        good, bad = frames.frames_of(entry.payload)
+        for part, problem in bad:
+            refusal = MessageRefused(f"what came is no frame: {problem}")
+            self.refuse("frame", part, _Gone(self.identity, Stopped()), entry.sender, refusal)
+        self.received += len(good)
+        for frame in good:
+            try:
+                _HANDLERS[type(frame)](peer, frame)
+            except Exception:
+                log.exception("an internal error of Cuelight in dealing with %r; please report it", frame)
+
+    def refuse(self, kind: str, body: bytes, addressee: Any, sender: str, error: MessageRefused) -> None:
+        """Count something that is no message, and make a dead letter of it."""
+        self.refused += 1
+        self.runtime.dead_letters.add(Undecoded(kind, body[:1000], sender), addressee, "undecodable", error)
+
+
+_HANDLERS: Final[dict[type[Any], Callable[[Peer, Any], None]]] = {
+    frames.Tell: lambda peer, frame: peer.inbound.tell(frame),
+    frames.Ask: lambda peer, frame: peer.inbound.ask(frame),
+    frames.Open: lambda peer, frame: peer.inbound.open(frame),
+    frames.More: lambda peer, frame: peer.inbound.more(frame),
+    frames.Cancel: lambda peer, frame: peer.inbound.cancel(frame),
+    frames.Watch: lambda peer, frame: peer.inbound.watch(frame),
+    frames.Signal: lambda peer, frame: peer.inbound.signal(frame),
+    frames.Link: lambda peer, frame: peer.inbound.link(frame),
+    frames.Reply: lambda peer, frame: peer.outbound.reply(frame),
+    frames.Fail: lambda peer, frame: peer.outbound.fail(frame),
+    frames.Chunk: lambda peer, frame: peer.outbound.chunk(frame),
+    frames.Credit: lambda peer, frame: peer.outbound.credit(frame),
+    frames.Ended: lambda peer, frame: peer.outbound.ended(frame),
+    frames.Up: lambda peer, frame: peer.outbound.up(frame),
+}

@@ -1,0 +1,348 @@
+"""A system's place in a cluster of systems that share a Redis or Valkey server."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterable
+from contextvars import copy_context
+from functools import partial
+from types import ModuleType
+from typing import Any, Final
+
+import anyio
+import msgspec
+from redis.exceptions import ResponseError
+
+from cuelight.actors import Cell, Exit, Ref, Runtime
+from cuelight.actors._cell import DEAD
+from cuelight.errors import ActorNotFound, CuelightError, NameTaken, StoreRefused, StoreUnavailable
+from cuelight.redis._actors._directory import Directory, publish_command
+from cuelight.redis._actors._membership import Membership
+from cuelight.redis._actors._registry import Registry
+from cuelight.redis._actors._remote_cell import RemoteCell
+from cuelight.redis._client import RedisClient, Server
+
+__all__ = ["NodeStatistics", "RedisNode"]
+
+log = logging.getLogger("cuelight.redis")
+
+INBOX: Final = 16 * 1024 * 1024
+"""Bytes that may wait in the server for one node before its senders have to wait; one batch always may."""
+
+LONGEST_NAME: Final = 200
+
+
+class NodeStatistics(msgspec.Struct, frozen=True):
+    """What a node is doing, at one moment. Counts begin anew with each incarnation.
+
+    Attributes:
+        identity: of this incarnation.
+        incarnation: how often the node has joined its cluster.
+        joined: whether it is a member now, for all it knows.
+        peers: other nodes with which it is in touch.
+        asking: requests to other nodes that are under way.
+        exposed: names that it has given.
+        sent: frames sent (a message is one; so are answers, confirmations, and so on).
+        received: frames received.
+        refused: what came and was no message that this node takes.
+    """
+
+    identity: str
+    incarnation: int
+    joined: bool
+    peers: int
+    asking: int
+    exposed: int
+    sent: int
+    received: int
+    refused: int
+
+
+class RedisNode:
+    """A place in a cluster: `ActorSystem("shop", node=RedisNode(url, messages=[Add, Total]))`.
+
+    Systems that use the same server and the same `cluster` can `expose` their actors to each other and `resolve` those
+    of the others. A node belongs to one system. While it runs it holds a lease, which a thread renews; a node that
+    could not renew it is lost for the others. If it was only frozen or cut off, it hears of that, all refs to other
+    nodes that it had end with `NodeLost`, and it joins again under another identity, with the names that it had given.
+    """
+
+    def __init__(
+        self,
+        redis: Server | str = "redis://localhost:6379",
+        *,
+        messages: Iterable[type[Any] | ModuleType],
+        cluster: str = "default",
+        lease: float = 10.0,
+        max_message: int = 1024 * 1024,
+    ) -> None:
+        """Set it up; it joins when the block of its system is entered.
+
+        Args:
+            redis: a URL, or a `RedisClient` or other server that is used for more than this and stays open.
+            messages: what may travel: subclasses of `Message`, `Request`, `StreamRequest` and `ReplyError`, and
+                modules that define some. All nodes that use a message must know it.
+            cluster: systems with the same one see each other.
+            lease: seconds without a sign of life after which a node is lost.
+            max_message: bytes that one message, answer or chunk may have.
+
+        Raises:
+            ValueError: a value makes no sense, or two messages have the same name.
+            TypeError: something in `messages` can never travel.
+        """
+        if not lease >= 0.2:
+            raise ValueError(f"lease={lease!r}: give 0.2 seconds or more (default 10)")
+        if not 1 <= max_message <= INBOX:
+            raise ValueError(f"max_message={max_message!r}: give bytes, from 1 to {INBOX}")
+        if not re.fullmatch(r"[^\s{}]{1,100}", cluster):
+            raise ValueError(f"cluster={cluster!r}: give up to 100 characters without braces and white space")
+        self._registry = Registry(messages, max_message)
+        self._own = isinstance(redis, str)
+        self._server: Any = RedisClient(redis) if isinstance(redis, str) else redis
+        self._cluster, self._lease = cluster, lease
+        self._runtime: Runtime | None = None
+        self._membership: Membership | None = None
+        self._incarnation = 0
+        self._publish = ""
+        self._names: dict[str, Cell] = {}
+        self._leaving = self._returning = False
+        self._left: anyio.Event | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._tasks = 0
+        self._idle: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<node of cluster {self._cluster!r} in {self._server.name}>"
+
+    @property
+    def identity(self) -> str:
+        """Under which others know this incarnation; "" before it has joined."""
+        return "" if self._membership is None else self._membership.identity
+
+    def statistics(self) -> NodeStatistics:
+        """What it is doing now."""
+        membership = self._membership
+        return NodeStatistics(
+            identity=self.identity,
+            incarnation=self._incarnation,
+            joined=membership is not None and not membership.over,
+            peers=0 if membership is None else membership.peers,
+            asking=0 if membership is None else len(membership.flights),
+            exposed=len(self._names),
+            sent=0 if membership is None else membership.sent,
+            received=0 if membership is None else membership.received,
+            refused=0 if membership is None else membership.refused,
+        )
+
+    # Joining, and joining again.
+
+    async def join(self, runtime: Runtime) -> None:
+        """Enter the cluster; the system calls this.
+
+        Raises:
+            RuntimeError: this node belongs to another system.
+            StoreUnavailable: the server cannot be reached.
+            StoreRefused: it refuses, or the cluster is of another version.
+        """
+        if self._runtime is not None:
+            raise RuntimeError(f"{self!r} has a system already: make a node for each system")
+        self._runtime = runtime
+        self._publish = await publish_command(self._server)
+        await self._enter(runtime)
+
+    async def _enter(self, runtime: Runtime) -> None:
+        label = re.sub(r"[^\w.-]", "-", runtime.root.name)[:50]
+        identity = f"{label}-{secrets.token_hex(6)}"
+        directory = Directory(
+            self._server, self._cluster, identity, lease=self._lease, inbox=INBOX, publish=self._publish
+        )
+        membership = Membership(directory, runtime, self._registry, self._lease, self._was_lost)
+        self._membership = membership
+        self._incarnation += 1
+        await membership.begin(f"{socket.gethostname()} {os.getpid()}")
+
+    def _was_lost(self, membership: Membership) -> None:
+        if membership is self._membership and not (self._leaving or self._returning):
+            self._returning = True
+            log.warning("the node %s was declared lost: it joins its cluster again", membership.identity)
+            self._spawn(partial(self._return, membership), "joins again")
+
+    async def _return(self, lost: Membership) -> None:
+        with anyio.CancelScope() as self._scope:
+            await lost.finish()
+            entered = False
+            while not (entered or self._leaving):
+                entered = await self._entered_again()
+        self._returning = False
+
+    async def _entered_again(self) -> bool:
+        """Try to join with all names. What could not be begun as a whole ends as a whole."""
+        assert self._runtime is not None  # noqa: S101 - it has joined before
+        try:
+            await self._enter(self._runtime)
+            for name, cell in list(self._names.items()):
+                await self._expose_again(name, cell)
+            self._member()
+        except (StoreUnavailable, StoreRefused, ResponseError, LookupError) as error:
+            log.debug("cannot join the cluster again yet: %s", error)
+            if self._membership is not None:
+                await self._membership.leave(self._patience)
+            await anyio.sleep(min(0.5, self._lease / 5))
+            return False
+        return True
+
+    async def _expose_again(self, name: str, cell: Cell) -> None:
+        membership = self._member()
+        taken = await membership.directory.expose(name, membership.export(cell), cell.path)
+        if taken is not None:
+            log.warning("the name %r of %s was taken meanwhile by %s", name, cell.path, taken)
+            self._names.pop(name, None)
+
+    def _member(self) -> Membership:
+        membership = self._membership
+        if membership is None or membership.over:
+            raise StoreUnavailable(f"{self!r} is not in its cluster now, and tries to return")
+        return membership
+
+    # Names.
+
+    async def expose(self, ref: Ref[Any], name: str) -> None:
+        """See `ActorSystem.expose`."""
+        cell = ref._cell
+        if not 1 <= len(name) <= LONGEST_NAME:
+            raise ValueError(f"{name!r} is no name: give 1 to {LONGEST_NAME} characters")
+        if isinstance(cell, RemoteCell) or cell.runtime is not self._runtime:
+            raise ValueError(f"{cell.path} is not an actor of this system: expose it where it lives")
+        if cell.state == DEAD:
+            raise ActorNotFound(f"{cell.path} has ended: expose an actor that lives")
+        membership = self._member()
+        try:
+            taken = await membership.directory.expose(name, membership.export(cell), cell.path)
+        except LookupError:
+            membership.expelled("the server says so")
+            raise StoreUnavailable(f"{self!r} was declared lost, and tries to return") from None
+        except BaseException:
+            self._drop(name, cell)  # whether it took effect is not known
+            raise
+        if taken is not None:
+            identity, _, path = taken.split(" ", 2)
+            raise NameTaken(f"{path}@{identity} has the name {name!r} already")
+        self._names[name] = cell
+        if cell.state == DEAD:
+            self._ended(name, cell)
+            raise ActorNotFound(f"{cell.path} has ended: expose an actor that lives")
+        cell.bonds_made().when_ended.append(lambda exit_: self._ended(name, cell, exit_))
+
+    def _ended(self, name: str, cell: Cell, _: Exit | None = None) -> None:
+        if self._names.get(name) is cell:
+            del self._names[name]
+            self._drop(name, cell)
+
+    def _drop(self, name: str, cell: Cell) -> None:
+        """Take a name back, beside."""
+
+        async def drop() -> None:
+            try:
+                await self._take_back(name, cell)
+            except (StoreUnavailable, StoreRefused, ResponseError) as error:
+                log.warning("the name %r could not be taken back: it ends with this node: %s", name, error)
+
+        self._spawn(drop, f"takes back {name}")
+
+    async def _take_back(self, name: str, cell: Cell) -> None:
+        membership = self._membership
+        if membership is not None and not membership.over:  # else the name has ended with the membership
+            await membership.directory.expose(name, cell.serial, cell.path, give=False)
+
+    async def unexpose(self, name: str) -> None:
+        """See `ActorSystem.unexpose`."""
+        cell = self._names.pop(name, None)
+        if cell is None:
+            raise ActorNotFound(f"this node has given nobody the name {name!r}; it has given {_listed(self._names)}")
+        await self._take_back(name, cell)
+
+    async def resolve(self, name: str, timeout: float) -> Ref[Any]:
+        """See `ActorSystem.resolve`."""
+        if not timeout >= 0:
+            raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more")
+        deadline, pause = anyio.current_time() + timeout, 0.01
+        while True:
+            membership = self._member()
+            address, names = await membership.directory.resolve(name)
+            if address is not None:
+                return membership.ref_at(address)
+            left = deadline - anyio.current_time()
+            if left <= 0:
+                near = difflib.get_close_matches(name, names, 3)
+                hint = f"is it {_listed(near)}?" if near else f"there are {_listed(names[:10])}"
+                raise ActorNotFound(f"no live actor of the cluster {self._cluster!r} has the name {name!r}; {hint}")
+            pause = min(pause * 1.5, 0.25)
+            await anyio.sleep(min(pause, left))
+
+    # Leaving.
+
+    @property
+    def _patience(self) -> float:
+        return min(5.0, self._lease)
+
+    def withdraw(self) -> None:
+        """Take all names back; the system calls this when it is about to end."""
+        for name, cell in list(self._names.items()):
+            self._ended(name, cell)
+
+    async def leave(self) -> None:
+        """Leave the cluster; the system calls this when all actors have ended."""
+        if self._runtime is None:
+            return
+        if self._left is None:
+            self._leaving = True
+            self._left = anyio.Event()
+            leave = partial(self._leave, self._left)
+            self._runtime.backend.spawn(leave, context=copy_context(), name="cuelight node leaves")
+        await self._left.wait()
+
+    async def _leave(self, left: anyio.Event) -> None:
+        try:
+            if self._scope is not None:
+                self._scope.cancel()
+            with anyio.move_on_after(self._patience):
+                while self._tasks:
+                    self._idle = anyio.Event()
+                    await self._idle.wait()
+            if self._membership is not None:
+                await self._membership.leave(self._patience)
+            if self._own:
+                await self._server.aclose()
+        except Exception:
+            log.exception("an internal error of Cuelight; please report it")
+        finally:
+            left.set()
+
+    def _spawn(self, function: Any, what: str) -> None:
+        """Run something beside, until it has ended or this node leaves."""
+        runtime = self._runtime
+        assert runtime is not None  # noqa: S101 - it has joined
+        self._tasks += 1
+
+        async def run() -> None:
+            try:
+                await function()
+            except CuelightError as error:
+                log.warning("the node %s %s: %s", self.identity, what, error)
+            except Exception:
+                log.exception("an internal error of Cuelight; please report it")
+            finally:
+                self._tasks -= 1
+                if self._idle is not None:
+                    self._idle.set()
+
+        runtime.backend.spawn(run, context=copy_context(), name=f"cuelight node {what}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"

@@ -1,0 +1,95 @@
+"""What one other node says about its actors, and about the requests that they were sent from here."""
+
+# Messages and answers are Any here: no annotation could say more.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cuelight.errors import Interrupted, MessageRefused
+from cuelight.redis._actors._frames import Cancel, Chunk, Credit, Ended, Fail, Reply, Up
+from cuelight.redis._actors._outcomes import error_of, exit_of
+
+if TYPE_CHECKING:
+    from cuelight.redis._actors._flights import Flight
+    from cuelight.redis._actors._peer import Peer
+
+__all__ = ["Outbound"]
+
+
+class Outbound:
+    """Of one peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    # Requests.
+
+    def reply(self, frame: Reply) -> None:
+        """The answer, or the end of a stream. One that comes too late is counted, not delivered."""
+        membership = self._peer.membership
+        flight = membership.flights.numbered(frame.number)
+        if flight is None:
+            membership.runtime.late_replies += 1
+            return
+        membership.flights.end(flight.ask)
+        if flight.streams:
+            flight.ask.succeed(None)
+            return
+        try:
+            value = membership.coder.answer(type(flight.ask.message), frame.body)
+        except MessageRefused as error:
+            self._unreadable(flight, error)
+        else:
+            flight.ask.succeed(value)
+
+    def fail(self, frame: Fail) -> None:
+        """Why there is no answer."""
+        membership = self._peer.membership
+        flight = membership.flights.numbered(frame.number)
+        if flight is not None:
+            membership.flights.end(flight.ask)
+            flight.ask.fail(error_of(frame, membership.registry))
+
+    def chunk(self, frame: Chunk) -> None:
+        """One chunk of a stream."""
+        membership = self._peer.membership
+        flight = membership.flights.numbered(frame.number)
+        if flight is None or not flight.streams:
+            return
+        try:
+            chunk = membership.coder.answer(type(flight.ask.message), frame.body)
+        except MessageRefused as error:
+            membership.flights.end(flight.ask)
+            self._peer.send(Cancel(frame.number, False))
+            self._unreadable(flight, error)
+        else:
+            flight.give(chunk)
+
+    def _unreadable(self, flight: Flight, error: MessageRefused) -> None:
+        self._peer.membership.refused += 1
+        text = f"{flight.cell.path} answered {flight.ask.message!r}, and the answer was refused here: {error}"
+        failure = Interrupted(text)
+        failure.__cause__ = error
+        flight.ask.fail(failure)
+
+    # Actors.
+
+    def credit(self, frame: Credit) -> None:
+        """Messages have arrived in the mailbox of an actor."""
+        cell = self._peer.membership.known(self._peer.identity, frame.of)
+        if cell is not None:
+            cell.credited(frame.count)
+
+    def ended(self, frame: Ended) -> None:
+        """An actor has ended."""
+        cell = self._peer.membership.known(self._peer.identity, frame.of)
+        if cell is not None:
+            cell.end(exit_of(frame))
+
+    def up(self, frame: Up) -> None:
+        """A later incarnation of an actor is up."""
+        cell = self._peer.membership.known(self._peer.identity, frame.of)
+        if cell is not None:
+            cell.came_up()

@@ -1,0 +1,213 @@
+"""The types that may travel. Nothing else is encoded, and nothing else is made of what comes: no pickle, no imports.
+
+Invariants:
+1. Whatever comes in becomes a value of a registered type, checked against its annotations, or is refused.
+2. A message that this side can see will be refused is refused where it is sent.
+"""
+
+# What users' messages and answers are made of is Any here.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any, Final, TypeVar, get_args, get_origin
+
+import msgspec
+
+from cuelight.actors import Message, Ref, Request, StreamRequest
+from cuelight.errors import MessageRefused, ReplyError
+
+__all__ = ["Address", "Registry"]
+
+KINDS: Final = (Message, Request, StreamRequest, ReplyError)
+
+Address = tuple[str, int, str]
+"""The identity of a node, the serial of an actor there, and its path."""
+
+
+class Registry:
+    """Messages by the names under which they travel, and back."""
+
+    def __init__(self, sources: Iterable[Any], max_message: int) -> None:
+        """Collect the types.
+
+        Args:
+            sources: classes, or modules whose own messages and errors are meant.
+            max_message: the bytes that one message or answer may have.
+
+        Raises:
+            TypeError: one of them is neither, or cannot be decoded.
+            ValueError: two have the same name.
+        """
+        self._max = max_message
+        self._names: dict[type[Any], str] = {}
+        self._classes: dict[str, type[Any]] = {}
+        for source in sources:
+            for kind in _classes_of(source):
+                self._add(kind)
+
+    def _add(self, kind: type[Any]) -> None:
+        name = _name_of(kind)
+        other = self._classes.setdefault(name, kind)
+        if other is not kind:
+            raise ValueError(
+                f"{_place(other)} and {_place(kind)} would both travel as {name!r}: give one of them a tag of its "
+                f"own, as in `class {kind.__name__}(..., tag='other-name')`"
+            )
+        self._names[kind] = name
+        if not issubclass(kind, ReplyError):
+            try:
+                msgspec.msgpack.Decoder(kind, dec_hook=_no_ref)
+                msgspec.msgpack.Decoder(answer_type(kind), dec_hook=_no_ref)
+            except (TypeError, NameError, ValueError) as error:
+                raise TypeError(f"{_place(kind)} cannot travel: {error}") from error
+
+    def error_class(self, name: str) -> type[Any] | None:
+        """The registered refusal of this name."""
+        kind = self._classes.get(name)
+        return kind if kind is not None and issubclass(kind, ReplyError) else None
+
+    def name(self, kind: type[Any]) -> str | None:
+        """The name of a registered type."""
+        return self._names.get(kind)
+
+    def coder(self, address_of: Callable[[Ref[Any]], Address], ref_at: Callable[[Address], Ref[Any]]) -> Coder:
+        """What encodes and decodes for one membership, whose refs and addresses these functions turn round."""
+        return Coder(self._names, self._classes, self._max, address_of, ref_at)
+
+
+class Coder:
+    """Encodes and decodes messages and answers; refs travel as addresses."""
+
+    def __init__(
+        self,
+        names: dict[type[Any], str],
+        classes: dict[str, type[Any]],
+        max_message: int,
+        address_of: Callable[[Ref[Any]], Address],
+        ref_at: Callable[[Address], Ref[Any]],
+    ) -> None:
+        self._names, self._classes, self._max = names, classes, max_message
+        self._address_of, self._ref_at = address_of, ref_at
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._encode_other)
+        self._messages: dict[str, msgspec.msgpack.Decoder[Any]] = {}
+        self._answers: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
+
+    def message(self, message: Any) -> tuple[str, bytes]:
+        """A message as its name and its bytes.
+
+        Raises:
+            MessageRefused: it cannot travel; the text says why, and what to do.
+        """
+        name = self._names.get(type(message))
+        if name is None:
+            raise MessageRefused(
+                f"{_place(type(message))} is not registered with this node: RedisNode(..., messages=[...]) takes "
+                f"classes, and modules that define them; both sides must know it"
+            )
+        return name, self.body(message)
+
+    def body(self, value: Any) -> bytes:
+        """A message or an answer as bytes.
+
+        Raises:
+            MessageRefused: it is too large, or has something in it that cannot travel.
+        """
+        try:
+            body = self._encoder.encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise MessageRefused(f"{_place(type(value))} cannot travel: {error}") from error
+        if len(body) > self._max:
+            raise MessageRefused(
+                f"{_place(type(value))} has {len(body)} bytes, more than max_message={self._max}: send less at once, "
+                f"or where the data is, or give both nodes a larger max_message"
+            )
+        return body
+
+    def read(self, name: str, body: bytes) -> Any:
+        """The message of a name and bytes.
+
+        Raises:
+            MessageRefused: this node does not know the name, or the bytes are no such message.
+        """
+        kind = self._classes.get(name)
+        if kind is None or issubclass(kind, ReplyError):
+            raise MessageRefused(f"no message {name!r} is registered with this node")
+        decoder = self._messages.get(name)
+        if decoder is None:
+            decoder = self._messages[name] = msgspec.msgpack.Decoder(kind, dec_hook=self._decode_other)
+        return self._decoded(decoder, name, body)
+
+    def answer(self, kind: type[Any], body: bytes) -> Any:
+        """The answer, or a chunk of it, to a request of this class.
+
+        Raises:
+            MessageRefused: the bytes are no such answer.
+        """
+        decoder = self._answers.get(kind)
+        if decoder is None:
+            decoder = msgspec.msgpack.Decoder(answer_type(kind), dec_hook=self._decode_other)
+            self._answers[kind] = decoder
+        return self._decoded(decoder, f"answer to {kind.__name__}", body)
+
+    def _decoded(self, decoder: msgspec.msgpack.Decoder[Any], what: str, body: bytes) -> Any:
+        if len(body) > self._max:
+            raise MessageRefused(f"the {what} has {len(body)} bytes, more than max_message={self._max}")
+        try:
+            return decoder.decode(body)
+        # A message's own __post_init__ may raise whatever it likes: what came is as useless for it.
+        except Exception as error:
+            raise MessageRefused(f"what came is no {what}: {error}") from error
+
+    def _encode_other(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return self._address_of(value)
+        raise TypeError(f"{_place(type(value))} is none of the types that msgspec encodes, and no Ref")
+
+    def _decode_other(self, kind: Any, value: Any) -> Any:
+        if (get_origin(kind) or kind) is Ref:
+            return self._ref_at(msgspec.convert(value, Address))
+        raise TypeError(f"{kind!r} is none of the types that msgspec decodes")
+
+
+def _no_ref(kind: Any, _: Any) -> Any:
+    raise TypeError(f"{kind!r} is not decoded here")
+
+
+def _classes_of(source: Any) -> Iterable[type[Any]]:
+    if isinstance(source, ModuleType):
+        found = [
+            kind
+            for kind in vars(source).values()
+            if inspect.isclass(kind) and issubclass(kind, KINDS) and kind.__module__ == source.__name__
+        ]
+        if not found:
+            raise TypeError(f"messages: the module {source.__name__} defines no message, request or ReplyError")
+        return found
+    if inspect.isclass(source) and issubclass(source, KINDS) and source not in KINDS[:3]:
+        return [source]
+    raise TypeError(
+        f"messages: {source!r} is no subclass of Message, Request, StreamRequest or ReplyError, and no module with some"
+    )
+
+
+def _name_of(kind: type[Any]) -> str:
+    config = getattr(kind, "__struct_config__", None)
+    return kind.__name__ if config is None else str(config.tag)
+
+
+def answer_type(kind: type[Any]) -> Any:
+    """The `R` of a `Request[R]`; Any where the class does not say."""
+    for owner in kind.__mro__:
+        for base in vars(owner).get("__orig_bases__", ()):
+            if get_origin(base) in {Request, StreamRequest}:
+                (answer,) = get_args(base)
+                return Any if isinstance(answer, TypeVar) else answer
+    return Any
+
+
+def _place(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,308 @@
+"""The cell that stands for an actor of another node, so that a ref to it is a ref like any other.
+
+Invariants:
+1. Messages leave in the order in which they were put, those of senders that had to wait for room included.
+2. At most `WINDOW` messages are under way to an actor from one node: on the wire, in its inbox, or waiting for room in
+   its mailbox. Beyond that its senders wait here.
+3. A message stays here until the other side says that it is in the mailbox, or done with. If that node is lost before,
+   it is a dead letter here.
+4. A request is completed once: by its answer, by whoever gives it up, or by the loss of the node.
+"""
+
+# Messages and answers are Any here: no annotation could say more.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+from cuelight.actors import Actor, Cell, Exit, Reply, Start
+from cuelight.actors._bonds import Bonds
+from cuelight.actors._cell import DEAD, LIVE
+from cuelight.actors._reply import RUNNING, Asked
+from cuelight.actors._spec import DEFAULTS
+from cuelight.actors._stream import WINDOW as CHUNKS
+from cuelight.actors._stream import StreamSlot
+from cuelight.errors import MessageRefused, Unknown, UnknownTimeout
+from cuelight.mailbox import Mailbox, WaitingSender, wait
+from cuelight.redis._actors._frames import Ask, Cancel, Frame, Link, More, Open, Signal, Tell, Watch
+
+if TYPE_CHECKING:
+    from cuelight.redis._actors._peer import Peer
+
+__all__ = ["RemoteCell", "WINDOW"]
+
+WINDOW: Final = 512
+"""Messages that may be under way to one actor."""
+
+GRACE: Final = 1.0
+"""Seconds that a node has to say how far a request was whose time is over."""
+
+
+class RemoteCell(Cell):
+    """An actor elsewhere: its mailbox is a window on the wire."""
+
+    __slots__ = ("peer", "there")
+
+    def __init__(self, peer: Peer, serial: int, path: str) -> None:
+        Mailbox.__init__(self, WINDOW, wait)
+        self.peer = peer
+        self.there = path
+        self.serial = serial
+        self.runtime = peer.membership.runtime
+        self.label = path.rpartition("/")[2]
+        self.table, self.options = Actor.__table__, DEFAULTS
+        self.factory, self.args, self.kwargs = Actor, (), None
+        self.context, self.state = Context(), LIVE
+        self.parent = self.actor = self.running = self.exit = self.asks = self.family = self.bonds = None
+        self.keeper = _NOBODY
+        self.signals = self.restarts = self.incarnation = self.handled = 0
+        self.sponsored = False
+
+    @property
+    def path(self) -> str:
+        """Its path on its own node, and which node that is."""
+        return f"{self.there}@{self.peer.identity}"
+
+    # Sending.
+
+    def put(self, item: Any) -> bool:
+        if self.closed:
+            self.dropped(item, "stopped")
+            return True
+        coded = self.peer.membership.coder.message(self.content(item))
+        if len(self.items or ()) >= self.limit:
+            return False
+        self._transmit(item, coded)
+        return True
+
+    def put_or_drop(self, message: Any) -> bool:
+        try:
+            if self.put(message):
+                return not self.closed
+        except MessageRefused as error:
+            self.runtime.dead_letters.add(message, self, "unsendable", error)
+            return False
+        self.dropped(message, "mailbox_full")
+        return False
+
+    def redeem(self, sender: WaitingSender, item: Any) -> None:
+        if sender.promised:
+            self.promised -= 1
+        if self.closed:
+            self.dropped(item, "stopped")
+            return
+        try:
+            self._transmit(item, self.peer.membership.coder.message(self.content(item)))
+        finally:
+            self.admit()
+
+    def drop_stale(self) -> None:
+        """Forget requests that wait in line for nobody. Those under way stay until they are confirmed."""
+        self.stales = 0
+        senders = self.senders
+        if senders:
+            self.senders = deque(one for one in senders if type(one) is WaitingSender or not self.stale(one))
+        self.admit()
+
+    def admit(self) -> None:
+        senders = self.senders
+        while senders and not self.closed and len(self.items or ()) + self.promised < self.capacity:
+            sender = senders.popleft()
+            if type(sender) is WaitingSender:
+                sender.promised = True
+                self.promised += 1
+                sender.waiter.wake()
+            elif not self.stale(sender):
+                self._transmit(sender, self.peer.membership.coder.message(self.content(sender)))
+        if not self.closed:
+            self._set_limit()
+
+    def _transmit(self, item: Any, coded: tuple[str, bytes]) -> None:
+        name, body = coded
+        if self.items is None:
+            self.items = deque()
+            self.peer.keep(self)
+        self.items.append(item)
+        frame: Frame
+        if isinstance(item, Asked):
+            item.state = RUNNING  # nobody here can say more, until the other side does
+            number = self.peer.membership.flights.begin(item, self)
+            if isinstance(item, StreamSlot):
+                item.writer = _Reading(item, self.peer, number)
+                frame = Open(self.serial, number, name, body)
+            else:
+                frame = Ask(self.serial, number, name, body, self._left(item))
+        else:
+            frame = Tell(self.serial, name, body)
+        self.peer.send(frame, len(body))
+
+    def _left(self, ask: Asked) -> float | None:
+        left = ask.timeout
+        if ask.due:
+            left = min(left, max(0.0, ask.due - self.runtime.backend.time()))
+        return None if left == math.inf else left
+
+    def credited(self, count: int) -> None:
+        """So many messages have arrived in the mailbox."""
+        items = self.items
+        for _ in range(min(count, len(items or ()))):
+            assert items is not None  # noqa: S101 - it has a length
+            items.popleft()
+        if self.senders:
+            self.admit()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if not self.items:
+            self.items = None
+            if self.bonds is None:
+                self.peer.forget(self)
+
+    # Requests that nobody waits for any more.
+
+    def given_up(self, ask: Asked) -> None:
+        flight = self.peer.membership.flights.end(ask)
+        if flight is None:
+            super().given_up(ask)
+            return
+        self.peer.send(Cancel(flight.number, False))
+        ask.fail(Unknown(f"the request {ask.message!r} was cancelled; whether {self.path} had begun it is not known"))
+
+    def overdue(self, ask: Asked) -> None:
+        flight = self.peer.membership.flights.of(ask)
+        if flight is None:
+            super().overdue(ask)
+        elif not flight.overdue:
+            flight.overdue = True
+            self.peer.send(Cancel(flight.number, True))
+            ask.due = self.runtime.backend.time() + GRACE
+            ask.timed = True
+            self.runtime.alarms.add(ask.due, ask)
+        else:
+            self.peer.membership.flights.end(ask)
+            ask.fail(
+                UnknownTimeout(
+                    f"{self.path} did not answer {ask.message!r} in time, and its node did not say within {GRACE:g} s "
+                    f"how far it was"
+                )
+            )
+
+    def cancel_running(self, ask: Asked) -> None:
+        self.given_up(ask)
+
+    # Lives.
+
+    def bonds_made(self) -> Bonds:
+        if self.bonds is None:
+            self.bonds = self.runtime.new_bonds(self)
+            if self.state != DEAD:
+                self.peer.keep(self)
+                self.peer.send(Watch(self.serial))
+        return self.bonds
+
+    def end(self, exit_: Exit) -> None:
+        """It has ended, or was lost: tell those who wait for that."""
+        if self.state == DEAD:
+            return
+        self.exit = exit_
+        self.state = DEAD
+        self.close()
+        if self.bonds is not None:
+            self.bonds.settle(self, exit_)
+            self.bonds = None
+        self._let_go()
+
+    def lost(self, exit_: Exit) -> None:
+        """Its node was lost: what it has not confirmed may never have reached it."""
+        self.end(exit_)
+        items, self.items = self.items, None
+        for item in items or ():
+            if not isinstance(item, Asked):
+                self.runtime.dead_letters.add(item, self, "node_lost")
+
+    def came_up(self) -> None:
+        """A later incarnation is up, for those who wait in `stop` or `kill`."""
+        self.incarnation += 1
+        if self.bonds is not None:
+            self.bonds.has_started()
+
+    def linked_by(self, other: Cell) -> None:
+        self._link(other, True)
+
+    def unlinked_by(self, other: Cell) -> None:
+        self._link(other, False)
+
+    def _link(self, other: Cell, on: bool) -> None:
+        membership = self.peer.membership
+        self.peer.send(Link(self.serial, membership.export(other), other.path, on))
+
+    def stop(self) -> None:
+        self._signal("stop", "")
+
+    def kill(self, why: str) -> None:
+        self._signal("kill", why)
+
+    def interrupt(self, why: str) -> bool:
+        """Have the running handler cancelled; True says that this was sent, not that one was running."""
+        return self._signal("interrupt", why)
+
+    def _signal(self, verb: str, why: str) -> bool:
+        if self.state == DEAD:
+            return False
+        self.peer.send(Signal(self.serial, verb, why))
+        return True
+
+    def fail_with(self, error: BaseException) -> None:
+        """A link: its own node sees the same end, and sees to it."""
+
+    # What only cells do that run here.
+
+    def begin(self, why: Start) -> None:
+        raise NotImplementedError
+
+    def woken(self) -> None:
+        """Nothing sleeps here."""
+
+    def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
+        raise NotImplementedError
+
+    def cancel_turn(self) -> None:
+        """Nothing runs here."""
+
+    def hurry(self) -> None:
+        """Nothing runs here."""
+
+    def bury(self, exit_: Exit) -> None:
+        raise NotImplementedError
+
+    def runs(self, task: Any) -> bool:
+        return False
+
+
+class _Reading:
+    """What a stream wakes when its reader has taken chunks: tells the writer that there is room again."""
+
+    __slots__ = ("granted", "number", "peer", "received", "slot")
+
+    def __init__(self, slot: StreamSlot, peer: Peer, number: int) -> None:
+        self.slot, self.peer, self.number = slot, peer, number
+        self.received = self.granted = 0
+
+    def wake(self) -> None:
+        """Chunks were taken."""
+        taken = self.received - len(self.slot.chunks)
+        if taken - self.granted >= CHUNKS // 2 and not self.slot.done:
+            self.peer.send(More(self.number, taken - self.granted))
+            self.granted = taken
+
+    def __await__(self) -> Any:
+        raise NotImplementedError
+
+
+_NOBODY: Any = None
+"""The family of those that live elsewhere."""

@@ -1,0 +1,45 @@
+-- End the membership of a node that has left, or whose lease has run out. From then on it can neither read nor send.
+--
+-- KEYS[1] format, KEYS[2] members, KEYS[3] names, KEYS[4] node, KEYS[5] inbox   (see join.lua, send.lua, expose.lua)
+-- KEYS[6] lost      hash: sender -> number of the last of its batches that the node had read; only of those senders
+--                   who had sent more
+-- ARGV    identity, "1" to end it whatever its lease, time to live of `lost` in ms
+--
+-- Returns 1 if the node is no member now, 0 if its lease runs on.
+local identity, force, ttl = ARGV[1], ARGV[2], ARGV[3]
+local score = redis.call('ZSCORE', KEYS[2], identity)
+if not score then
+  return 1
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if force ~= '1' and tonumber(score) > now then
+  return 0
+end
+local fields = redis.call('HGETALL', KEYS[4])
+local node = {}
+for index = 1, #fields, 2 do
+  node[fields[index]] = fields[index + 1]
+end
+for field, value in pairs(node) do
+  if string.sub(field, 1, 5) == 'sent:' then
+    local sender = string.sub(field, 6)
+    local read = node['read:' .. sender] or '0'
+    if tonumber(value) > tonumber(read) then
+      redis.call('HSET', KEYS[6], sender, read)
+    end
+  elseif string.sub(field, 1, 5) == 'name:' then
+    local name = string.sub(field, 6)
+    local owner = redis.call('HGET', KEYS[3], name)
+    if owner and string.sub(owner, 1, #identity + 1) == identity .. ' ' then
+      redis.call('HDEL', KEYS[3], name)
+    end
+  end
+end
+redis.call('PEXPIRE', KEYS[6], ttl)
+redis.call('DEL', KEYS[4], KEYS[5])
+redis.call('ZREM', KEYS[2], identity)
+if redis.call('ZCARD', KEYS[2]) == 0 then
+  redis.call('DEL', KEYS[1])
+end
+return 1

@@ -1,0 +1,15 @@
+-- Who has a name. Changes nothing.
+--
+-- KEYS[1] members, KEYS[2] names   (see join.lua and expose.lua)
+-- ARGV    name
+--
+-- Returns {value} if a member has it, else {false, up to 1,000 names that there are}.
+local present = redis.call('HGET', KEYS[2], ARGV[1])
+if present and redis.call('ZSCORE', KEYS[1], string.match(present, '^%S+')) then
+  return {present}
+end
+local names, known = {}, redis.call('HKEYS', KEYS[2])
+for index = 1, math.min(#known, 1000) do
+  names[index] = known[index]
+end
+return {'', names}

@@ -1,0 +1,33 @@
+-- Put one batch into the inbox of a node: once, however often it is sent.
+--
+-- KEYS[1] members   (see join.lua)
+-- KEYS[2] node      of the target; sent:<sender> is the number of the last batch of that sender, in and out count the
+--                   bytes that ever came and those that are done with
+-- KEYS[3] inbox     stream of the target: s sender, q number of the batch, t bytes that ever came, v format, p payload
+-- ARGV    sender, target, number of the batch, format of the payload, payload, bytes that the inbox may hold, time to
+--         live of keys in ms, command to publish with, channel of the target
+--
+-- Returns "ok", "full" (nothing was done), "gone" (the target is no member) or "expelled" (the sender is none).
+local sender, target, number, payload = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]
+if not redis.call('ZSCORE', KEYS[1], sender) then
+  return 'expelled'
+end
+if not redis.call('ZSCORE', KEYS[1], target) then
+  return 'gone'
+end
+local node = redis.call('HMGET', KEYS[2], 'sent:' .. sender, 'in', 'out', 'asleep')
+if tonumber(node[1] or '0') >= number then
+  return 'ok'
+end
+local total, done = tonumber(node[2] or '0'), tonumber(node[3] or '0')
+if total > done and total - done + #payload > tonumber(ARGV[6]) then
+  return 'full'
+end
+local after = string.format('%.0f', total + #payload)
+redis.call('XADD', KEYS[3], '*', 's', sender, 'q', ARGV[3], 't', after, 'v', ARGV[4], 'p', payload)
+redis.call('HSET', KEYS[2], 'sent:' .. sender, ARGV[3], 'in', after, 'asleep', '0')
+redis.call('PEXPIRE', KEYS[3], ARGV[7])
+if node[4] == '1' then
+  redis.call(ARGV[8], ARGV[9], '')
+end
+return 'ok'

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from msgspec.structs import replace
 
 from cuelight.errors import StoreUnavailable
+from cuelight.redis._tasks import RedisStore
 from cuelight.tasks import (
     Added,
     Bound,
@@ -24,6 +25,7 @@ from cuelight.tasks import (
     SQLiteStore,
     Store,
 )
+from helpers.redis_servers import shared_server
 
 START: Final = 1_000_000.0
 
@@ -53,8 +55,22 @@ def _in_sqlite(folder: Path, clock: Callable[[], float]) -> Store:
     return SQLiteStore(folder / "tasks.db", synchronous="OFF", clock=clock)
 
 
-STORES: Final[dict[str, MakeStore]] = {"memory": _in_memory, "sqlite": _in_sqlite}
+def _in_redis(folder: Path, clock: Callable[[], float]) -> Store:
+    return RedisStore(shared_server().url, str(folder), prefix="contract", clock=clock)
+
+
+STORES: Final[dict[str, MakeStore]] = {"memory": _in_memory, "sqlite": _in_sqlite, "redis": _in_redis}
 """Every store: `STORES[name](folder, clock)`."""
+
+
+async def entries(store: RedisStore) -> int:
+    """How many fields and members the keys of a queue have, but for those that say how the queue is."""
+    number = 0
+    for key in store._keys[1:]:
+        kind = await store._server.execute("TYPE", key)
+        if kind != b"none":
+            number += await store._server.execute("HLEN" if kind == b"hash" else "ZCARD", key)
+    return number
 
 
 class Desk:

@@ -11,8 +11,16 @@ from math import inf
 
 import msgspec
 
-from cuelight.errors import PoolClosed
 from cuelight.tasks._book import Book
+from cuelight.tasks._checks import (
+    check_beat,
+    check_exchange,
+    check_pause,
+    check_query,
+    check_record,
+    check_set_limit,
+    queue_closed,
+)
 from cuelight.tasks._claims import Claims
 from cuelight.tasks._lanes import Lanes
 from cuelight.tasks._rows import (
@@ -31,7 +39,7 @@ from cuelight.tasks._rows import (
 )
 from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Query, Record, Schedule, Size, Snapshot
 from cuelight.tasks._task import Attempt, Limit
-from cuelight.tasks._transitions import Fate, check_finish, count, fate_of, settled_before, step_of
+from cuelight.tasks._transitions import Fate, count, fate_of, settled_before, step_of
 
 __all__ = ["Engine"]
 
@@ -89,7 +97,7 @@ class Engine:
     def add(self, now: float, records: Sequence[Record], bound: Bound | None) -> list[Added]:
         """See `Store.add`."""
         for record in records:
-            _check_record(record)
+            check_record(record)
         self._check_open()
         there = self.book.taken(records)
         outcomes: list[Added] = []
@@ -103,7 +111,7 @@ class Engine:
 
     def _check_open(self) -> None:
         if self.book.closed:
-            raise PoolClosed("the queue is closed to new tasks: open it again with control(closed=False)")
+            raise queue_closed()
 
     def _outcome(self, record: Record, bound: Bound | None, there: dict[str, str], now: float) -> Added:
         nonce = there.get(record.id)
@@ -145,10 +153,7 @@ class Engine:
 
     def exchange(self, now: float, finishes: Sequence[Finish], claim: Claim | None) -> Exchange:
         """See `Store.exchange`."""
-        for finish in finishes:
-            check_finish(finish)
-        if claim is not None and not claim.lease > 0:
-            raise ValueError(f"Claim(lease={claim.lease!r}): give seconds, more than 0")
+        check_exchange(finishes, claim)
         accepted: list[str] = []
         if finishes:
             rows = self.book.rows([finish.id for finish in finishes])
@@ -181,8 +186,7 @@ class Engine:
 
     def beat(self, now: float, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
         """See `Store.beat`."""
-        if lease is not None and not lease > 0:
-            raise ValueError(f"beat(lease={lease!r}): give seconds, more than 0, or None to look only")
+        check_beat(lease)
         rows = self.book.rows([task_id for task_id, _ in leases])
         answer = Beat([], [])
         for task_id, epoch in leases:
@@ -246,8 +250,7 @@ class Engine:
 
     def set_limit(self, now: float, limit: Limit | None, key: str) -> None:
         """See `Store.set_limit`."""
-        if limit is not None and limit.key != key:
-            raise ValueError(f"set_limit({limit!r}, {key!r}): the limit must have this key")
+        check_set_limit(limit, key)
         gate = self.book.gate(key)
         gate.override = limit
         self.book.save_gate(gate)
@@ -255,8 +258,7 @@ class Engine:
 
     def pause_limit(self, now: float, key: str, seconds: float) -> None:
         """See `Store.pause_limit`."""
-        if not 0 <= seconds < inf:
-            raise ValueError(f"pause_limit({key!r}, {seconds!r}): give seconds, 0 or more")
+        check_pause(key, seconds)
         gate = self.book.gate(key)
         gate.closed = max(gate.closed, now + seconds) if seconds else 0.0
         self.book.save_gate(gate)
@@ -275,7 +277,7 @@ class Engine:
 
     def put_schedule(self, now: float, schedule: Schedule) -> None:
         """See `Store.put_schedule`."""
-        _check_record(schedule.record)
+        check_record(schedule.record)
         old = self.book.schedule(schedule.name)
         due = old.due if old is not None and old.spec == schedule.spec else schedule.due
         record = msgspec.structs.replace(schedule.record)
@@ -302,8 +304,7 @@ class Engine:
 
     def find(self, now: float, query: Query) -> list[Snapshot]:
         """See `Store.find`."""
-        if query.state is not None and query.state not in STATES:
-            raise ValueError(f"Query(state={query.state!r}): the states are {', '.join(STATES)}")
+        check_query(query)
         return [snapshot(row) for row in self.book.find(query)]
 
     def size(self, now: float) -> Size:
@@ -347,16 +348,3 @@ class Engine:
         for row in rows:
             self.remove(row)
         return len(rows)
-
-
-def _check_record(record: Record) -> None:
-    if not record.id or "\0" in record.id:
-        raise ValueError(f"Record(id={record.id!r}): give the task an id, without NUL characters")
-    if len(record.limits) > 1:
-        keys = [limit.key for limit in record.limits]
-        if len(keys) != len(set(keys)):
-            raise ValueError(f"Record({record.id!r}, limits={keys}): give each limit a key of its own")
-    if not (record.deadline == record.deadline and record.due == record.due and record.delay == record.delay):
-        raise ValueError(f"Record({record.id!r}): deadline, due and delay must be numbers, not NaN")
-    if not record.result_ttl >= 0:
-        raise ValueError(f"Record({record.id!r}, result_ttl={record.result_ttl!r}): give seconds, 0 or more")

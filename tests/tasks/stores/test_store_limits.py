@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight.coordination import RateLimitConfig, gcra
+from cuelight.redis._tasks import RedisStore
 from cuelight.tasks import Finish, Lease, Limit
 from cuelight.tasks._gates import opens, take
 from cuelight.tasks._rows import Gate
-from helpers.stores import START, Desk, HandClock
+from helpers.stores import START, Desk, HandClock, entries
 
 
 def two(key: str = "k") -> tuple[Limit, ...]:
@@ -239,6 +240,8 @@ async def kept(desk: Desk) -> int:
     if isinstance(desk.store, MemoryStore):
         book = desk.store._book
         return len(book._tasks) + len(book._gates) + len(book._lanes) + len(book._claims) + len(book._unique)
+    if isinstance(desk.store, RedisStore):
+        return await entries(desk.store)
     assert isinstance(desk.store, SQLiteStore)
     assert desk.store._writer is not None
     connection = desk.store._writer._connection

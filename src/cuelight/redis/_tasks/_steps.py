@@ -1,0 +1,165 @@
+"""The scripts of the task store, and how one is called: what goes to the server, and what comes back."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from cuelight.errors import StoreRefused
+from cuelight.redis._client import Script
+from cuelight.redis._tasks._cards import tag_of
+from cuelight.tasks._checks import queue_closed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cuelight.redis._client import Argument, Server
+
+__all__ = [
+    "ADD",
+    "ARM",
+    "ASK",
+    "BEAT",
+    "CHANGE",
+    "EXCHANGE",
+    "Call",
+    "Reply",
+    "arguments_of",
+    "channel_of",
+    "check_keys",
+    "keys_of",
+    "publishes_with",
+    "reply_of",
+]
+
+_PRELUDE: Final = ("book.lua", "rows.lua", "close.lua", "lanes.lua", "tasks.lua")
+
+
+def _script(name: str) -> Script:
+    return Script.load("cuelight.redis._tasks", *_PRELUDE, name)
+
+
+ADD: Final = _script("add.lua")
+ARM: Final = _script("arm.lua")
+ASK: Final = _script("ask.lua")
+BEAT: Final = _script("beat.lua")
+CHANGE: Final = _script("change.lua")
+EXCHANGE: Final = _script("exchange.lua")
+
+_TYPES: Final = Script(
+    "local types = {} for index, key in ipairs(KEYS) do types[index] = redis.call('TYPE', key).ok end return types",
+    "types",
+)
+
+_KINDS: Final = {
+    **dict.fromkeys(("meta", "rows", "blobs", "side", "schedules"), "hash"),
+    **dict.fromkeys(("ready", "delayed", "leases", "parked", "dead", "completed", "cancelled"), "zset"),
+    **dict.fromkeys(("sequences", "deadlines", "waits", "turns", "gates", "ends"), "zset"),
+}
+"""The keys in the order of `book.lua`, and of which type each is."""
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder().decode
+
+
+class Call(NamedTuple):
+    """One step on its way to the server."""
+
+    script: Script
+    asked: Any
+    blobs: Sequence[bytes] = ()
+
+
+class Reply(NamedTuple):
+    """What the server answered.
+
+    Attributes:
+        now: its time, in seconds since the epoch.
+        version: how often anything has changed.
+        stirred: how often something may have become claimable.
+        answer: of the step.
+        parts: what is bytes in it.
+    """
+
+    now: float
+    version: int
+    stirred: int
+    answer: Any
+    parts: Sequence[bytes]
+
+
+def keys_of(prefix: str, queue: str) -> list[str]:
+    """All keys of a queue."""
+    tag = tag_of(prefix, queue)
+    return [f"{tag}:tasks:{name}" for name in _KINDS]
+
+
+def channel_of(prefix: str, queue: str) -> str:
+    """Where those who wait are told that something has changed."""
+    return f"{tag_of(prefix, queue)}:tasks:hints"
+
+
+def arguments_of(call: Call, now: str, channel: str, publish: str) -> list[Argument]:
+    """What is sent for a call.
+
+    Raises:
+        ValueError: a text in it is no Unicode, or a number is too large.
+    """
+    try:
+        asked = _encode(call.asked)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"the arguments of {call.script.name!r} cannot be sent: {error}") from error
+    return [now, channel, publish, asked, *call.blobs]
+
+
+def reply_of(raw: list[bytes], server: str, meta: str) -> Reply:
+    """What came back.
+
+    Raises:
+        StoreRefused: another version has written there, or a part of the queue is gone.
+        PoolClosed: the queue takes no tasks.
+    """
+    status = raw[0]
+    if status == b"closed":
+        raise queue_closed()
+    if status == b"future":
+        raise StoreRefused(
+            f"{server}: {meta} has format {raw[1].decode()}, which is that of a newer version of Cuelight: "
+            "update this one"
+        )
+    if status == b"broken":
+        raise StoreRefused(
+            f"{server}: {meta} is gone and tasks are there: the server has evicted it "
+            "(set maxmemory-policy noeviction), or somebody has deleted it"
+        )
+    now, version, stirred, answer = _decode(raw[1])
+    return Reply(now, version, stirred, answer, raw[2:])
+
+
+async def check_keys(server: Server, keys: Sequence[Argument]) -> None:
+    """Look whether the keys are ours. A checkpoint.
+
+    Raises:
+        StoreRefused: one is of another type.
+    """
+    for key, kind, there in zip(keys, _KINDS.values(), await server.run(_TYPES, keys), strict=True):
+        found = there.decode()
+        if found not in ("none", kind):
+            raise StoreRefused(
+                f"{server.name}: {key!s} is of type {found}, not {kind}: it belongs to something else; "
+                "give RedisStore another prefix, or delete that key"
+            )
+
+
+async def publishes_with(server: Server) -> str:
+    """The command by which a script reaches those who listen through `Server.subscribe`. A checkpoint."""
+    if not re.search(r"cluster_enabled:1", _text(await server.execute("INFO", "cluster"))):
+        return "PUBLISH"
+    version = re.search(r"redis_version:(\d+)", _text(await server.execute("INFO", "server")))
+    return "SPUBLISH" if version is not None and int(version[1]) >= 7 else "PUBLISH"
+
+
+def _text(reply: Any) -> str:
+    return reply.decode() if isinstance(reply, bytes) else str(reply)

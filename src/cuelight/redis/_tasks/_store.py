@@ -1,0 +1,384 @@
+"""The store that keeps tasks on a Redis or Valkey server."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import msgspec
+
+from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
+from cuelight.mailbox._backend import yield_now
+from cuelight.redis._client import RedisClient
+from cuelight.redis._tasks import _steps as steps
+from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, snapshots_of
+from cuelight.redis._tasks._hints import Hints
+from cuelight.redis._tasks._steps import Call
+from cuelight.tasks import (
+    Added,
+    Attempt,
+    Beat,
+    Bound,
+    Claim,
+    Exchange,
+    Finish,
+    Limit,
+    Query,
+    Record,
+    Schedule,
+    Size,
+    Snapshot,
+)
+from cuelight.tasks._checks import (
+    check_beat,
+    check_exchange,
+    check_pause,
+    check_query,
+    check_record,
+    check_set_limit,
+)
+from cuelight.tasks._clock import SteadyClock
+from cuelight.tasks._rows import STATES
+from cuelight.tasks._transitions import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cuelight.redis._client import Argument, Server
+
+__all__ = ["RedisStore"]
+
+log = logging.getLogger("cuelight.tasks")
+
+_KIND: Final = {kind: number for number, kind in enumerate(KINDS)}
+_LEAVING: Final = 1.0
+"""Seconds that closing waits for the server."""
+_DRIFT: Final = 0.001
+"""Seconds by which a reply that was under way for long may set back what we take for the time of the server."""
+
+
+class RedisStore:
+    """Keeps the tasks of one queue on a Redis (6.2 or newer) or Valkey server, for any number of processes.
+
+    Each step is one script on the server, which takes effect wholly or not at all, by the clock of the server. A call
+    that is cancelled while it waits may take effect all the same; made again, it changes nothing more. Calls that are
+    made at once travel together.
+
+    `durable` says that nothing is lost when every process of ours is killed. What the server itself loses when it ends
+    is its business, and its configuration's:
+
+    * appendonly yes, appendfsync always: nothing that was acknowledged, but by a broken disk.
+    * appendonly yes, appendfsync everysec: nothing when its process is killed, the last second or two when its machine
+      loses power.
+    * snapshots only, or neither: everything since the last snapshot, or everything.
+    * when a replica is promoted: whatever had not reached it. A task that was added in that time is gone, and one that
+      was finished runs again; its epoch may then be given a second time. `min-replicas-to-write` makes the time short.
+
+    It must not evict: maxmemory-policy noeviction. Where it does, the store says so as soon as it sees it.
+
+    A queue in which nothing waits, runs or lies dead goes away by itself a day after its last result, unless it is
+    paused, closed, has an overridden limit or periodic work.
+    """
+
+    durable = True
+
+    def __init__(
+        self,
+        server: Server | str,
+        queue: str = "default",
+        *,
+        prefix: str = "cuelight",
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Name the queue; nothing happens before `open`.
+
+        Args:
+            server: a client, which stays open when the store is closed, or a URL such as "redis://localhost:6379".
+            queue: which queue there.
+            prefix: of all keys, to keep applications apart.
+            clock: seconds since the epoch, in place of the server's clock; for tests.
+
+        Raises:
+            ValueError: a name is empty, or the URL is none.
+        """
+        for name, value in {"queue": queue, "prefix": prefix}.items():
+            if not value:
+                raise ValueError(f"RedisStore({name}={value!r}): give a name")
+        self._url = server if isinstance(server, str) else None
+        self._server: Server = RedisClient(server) if isinstance(server, str) else server
+        self._queue = queue
+        self._keys: list[Argument] = list(steps.keys_of(prefix, queue))
+        self._channel = steps.channel_of(prefix, queue)
+        self._clock = None if clock is None else SteadyClock(clock)
+        self._ahead = time.time() - time.monotonic()  # of our monotonic clock
+        self._publish = "PUBLISH"
+        self._hints = Hints(self._channel, self._arm)
+        self._is_open = False
+        self._nonce, self._numbers = secrets.token_hex(8), count(1)
+
+    def __repr__(self) -> str:
+        return f"RedisStore({self._server.name!r}, queue={self._queue!r})"
+
+    def now(self) -> float:
+        """The clock of the server, in seconds since the epoch, as the last answers told it."""
+        return time.monotonic() + self._ahead if self._clock is None else self._clock()
+
+    async def open(self) -> None:
+        """Look whether the server is there, and what is kept is ours. A checkpoint.
+
+        Raises:
+            StoreRefused: a key is of another type, what is kept is of a newer version, or the server wants credentials.
+            StoreUnavailable: the server cannot be reached.
+        """
+        if self._url is not None and not self._is_open:
+            self._server = RedisClient(self._url)
+        await steps.check_keys(self._server, self._keys)
+        self._publish = await steps.publishes_with(self._server)
+        await self._send(Call(steps.ASK, ["size", False]))
+        self._is_open = True
+        self._hints.open()
+
+    async def close(self) -> None:
+        """Refuse all that comes from now on, with `PoolClosed`. A checkpoint.
+
+        Whatever is under way goes on. A client that was given stays open.
+        """
+        if not self._is_open:
+            await yield_now()
+            return
+        self._is_open = False
+        self._hints.close()
+        try:
+            # A server that is away keeps its keys: they go when somebody comes back and leaves again.
+            with anyio.move_on_after(_LEAVING), suppress(StoreUnavailable, StoreRefused):
+                await self._send(Call(steps.CHANGE, ["leave", "", []]))
+        finally:
+            if isinstance(self._server, RedisClient) and self._url is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._server.aclose()
+
+    # How a step is made
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise PoolClosed(f"{self!r} is not open: await open() first, or again")
+
+    def _arguments(self, call: Call) -> list[Argument]:
+        now = "" if self._clock is None else repr(self._clock())
+        return steps.arguments_of(call, now, self._channel, self._publish)
+
+    def _took(self, raw: Any) -> steps.Reply:
+        reply = steps.reply_of(raw, self._server.name, str(self._keys[0]))
+        ahead = reply.now - time.monotonic()
+        self._ahead = max(ahead, self._ahead - _DRIFT) if abs(ahead - self._ahead) < 1.0 else ahead
+        return reply
+
+    async def _send(self, call: Call) -> steps.Reply:
+        return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
+
+    async def _step(self, call: Call) -> steps.Reply:
+        """A step after which its caller may wait for what comes."""
+        self._check_open()
+        self._hints.reading()
+        reply = await self._send(call)
+        self._hints.saw(reply)
+        return reply
+
+    async def _change(self, which: str, *args: Any, blobs: Sequence[bytes] = ()) -> Any:
+        """A step that answers the same when it is sent again."""
+        nonce = f"{self._nonce}:{next(self._numbers)}"
+        return (await self._step(Call(steps.CHANGE, [which, nonce, args], blobs))).answer
+
+    async def _arm(self, kind: str, version: int, stirred: int) -> bool:
+        reply = await self._send(Call(steps.ARM, [kind, version, stirred]))
+        if not reply.answer:
+            self._hints.reset(reply)
+        return bool(reply.answer)
+
+    # What producers do
+
+    async def add(self, records: Sequence[Record], bound: Bound | None = None) -> list[Added]:
+        self._check_open()
+        for record in records:
+            check_record(record)
+        cards: list[Any] = []
+        blobs: list[bytes] = []
+        for record in records:
+            # Without a nonce an enqueue that is sent again after a lost answer would look like another one.
+            card, blob = card_of(record, record.nonce or f"{self._nonce}:{next(self._numbers)}")
+            cards.append(card)
+            blobs.append(blob)
+        most, shed = (-1, False) if bound is None else (bound.most, bound.shed)
+        outcomes = (await self._step(Call(steps.ADD, [cards, most, shed], blobs))).answer
+        return [Added(*outcomes[at : at + 2]) for at in range(0, len(outcomes), 2)]
+
+    # What workers do
+
+    async def exchange(self, finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
+        self._check_open()
+        check_exchange(finishes, claim)
+        cards: list[Any] = []
+        blobs: list[bytes] = []
+        for finish in finishes:
+            result = 0
+            if finish.kind == "done" and finish.result is not None:
+                blobs.append(finish.result)
+                result = len(blobs)
+            pause = False if finish.pause_key is None else finish.pause_key
+            attempt = False if finish.attempt is None else finish.attempt
+            cards.append((finish.id, finish.epoch, _KIND[finish.kind], finish.delay, result, attempt, pause))
+        if claim is None:
+            reply = await self._step(Call(steps.EXCHANGE, [cards, False], blobs))
+            return Exchange(_states(reply.answer[0]), [])
+        wish = (claim.worker, claim.nonce, claim.most, claim.lease)
+        reply = await self._send(Call(steps.EXCHANGE, [cards, wish], blobs))
+        outcomes, wake_at, hungry = reply.answer
+        self._hints.saw(reply, claimed=True, hungry=hungry)
+        exchange = Exchange(_states(outcomes), [], wake_at)
+        unreadable: list[Unreadable] = []
+        for lease in leases_of(reply.parts):
+            if isinstance(lease, Unreadable):
+                unreadable.append(lease)
+            else:
+                exchange.leases.append(lease)
+        if unreadable:
+            await self._reject(unreadable, claim.worker)
+        return exchange
+
+    async def _reject(self, unreadable: Sequence[Unreadable], worker: str) -> None:
+        """Dead-letter what nobody can run; the same claim made again would find it again."""
+        finishes: list[Finish] = []
+        for one in unreadable:
+            log.error("%r: %s: it is a dead letter now", self, one)
+            attempt = Attempt("rejected", worker, self.now(), error=str(one))
+            finishes.append(Finish(one.id, one.epoch, "rejected", attempt=attempt))
+        await self.exchange(finishes)
+
+    def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
+        self._check_open()
+        check_beat(lease)
+        asked: list[Any] = [worker, -1 if lease is None else lease]
+        for pair in leases:
+            asked.extend(pair)
+        call = Call(steps.BEAT, asked)
+        reply = self._took(self._server.run_blocking(call.script, self._keys, self._arguments(call)))
+        self._hints.saw(reply, claimed=True)
+        answer = Beat([], [])
+        for pair, state in zip(leases, reply.answer, strict=True):
+            if state:
+                (answer.lost if state == 2 else answer.cancelled).append(pair)
+        return answer
+
+    async def save(
+        self, task_id: str, epoch: int, *, progress: bytes | None = None, checkpoint: bytes | None = None
+    ) -> bool:
+        blobs = [blob for blob in (progress, checkpoint) if blob is not None]
+        args = [task_id, epoch, progress is not None, checkpoint is not None]
+        reply = await self._step(Call(steps.CHANGE, ["save", "", args], blobs))
+        return bool(reply.answer)
+
+    # What people do
+
+    async def cancel(self, ids: Sequence[str]) -> list[str]:
+        return list(await self._change("cancel", list(ids)))
+
+    async def unpark(self, types: Sequence[str]) -> int:
+        number = after = 0
+        while after >= 0:
+            some, after = await self._change("unpark", dict.fromkeys(types, True), after)
+            number += some
+        return number
+
+    async def control(self, *, paused: bool | None = None, closed: bool | None = None) -> None:
+        await self._change("control", *(-1 if wanted is None else int(wanted) for wanted in (paused, closed)))
+
+    async def set_limit(self, limit: Limit | None, key: str) -> None:
+        self._check_open()
+        check_set_limit(limit, key)
+        await self._change("set_limit", key, False if limit is None else limit_card(limit))
+
+    async def pause_limit(self, key: str, seconds: float) -> None:
+        self._check_open()
+        check_pause(key, seconds)
+        await self._change("pause_limit", key, seconds)
+
+    async def put_schedule(self, schedule: Schedule) -> None:
+        self._check_open()
+        check_record(schedule.record)
+        record = schedule.record
+        card, _ = card_of(record, record.nonce)
+        blob = card_of(_without_nonce(record), "")[1]
+        await self._change("put_schedule", schedule.name, schedule.spec, schedule.due, card, blobs=[blob])
+
+    async def remove_schedule(self, name: str) -> bool:
+        return bool(await self._change("remove_schedule", name))
+
+    async def schedules(self) -> list[Schedule]:
+        reply = await self._step(Call(steps.ASK, ["schedules", False]))
+        found = [
+            schedule_of(*of, *reply.parts[2 * at : 2 * at + 2])  # name, spec, due; row, record
+            for at, of in enumerate(reply.answer)
+        ]
+        return sorted(found, key=lambda schedule: (schedule.due, schedule.name))
+
+    async def fire(self, name: str, due: float, next_due: float) -> bool:
+        return bool(await self._change("fire", name, due, next_due))
+
+    async def get(self, ids: Sequence[str]) -> list[Snapshot | None]:
+        reply = await self._step(Call(steps.ASK, ["get", list(ids)]))
+        found = snapshots_of(reply.parts)
+        return [next(found) if there else None for there in reply.answer]
+
+    async def size(self) -> Size:
+        sizes, paused, closed = (await self._step(Call(steps.ASK, ["size", False]))).answer
+        return Size(**dict(zip(STATES, sizes, strict=True)), paused=paused, closed=closed)
+
+    async def find(self, query: Query) -> list[Snapshot]:
+        """See `Store.find`. Where very many tasks must be looked at, it takes several steps of the server."""
+        self._check_open()
+        check_query(query)
+        found: list[Snapshot] = []
+        state = -1 if query.state is None else STATES.index(query.state)
+        after = query.after
+        while after >= 0 and len(found) < query.limit:
+            asked: dict[str, Any] = {"state": state, "after": after, "limit": query.limit - len(found)}
+            for name in ("type", "reason", "ended_before"):
+                if getattr(query, name) is not None:
+                    asked[name] = getattr(query, name)
+            reply = await self._step(Call(steps.ASK, ["find", asked]))
+            found.extend(snapshots_of(reply.parts))
+            after = reply.answer
+        return found
+
+    async def replay(self, ids: Sequence[str]) -> list[bool]:
+        return list(await self._change("replay", list(ids)))
+
+    async def edit(self, task_id: str, payload: bytes) -> bool:
+        return bool(await self._change("edit", task_id, blobs=[payload]))
+
+    async def purge(self, ids: Sequence[str]) -> int:
+        return int(await self._change("purge", list(ids)))
+
+    def version(self) -> int:
+        return self._hints.version
+
+    async def changed(self, since: int, timeout: float) -> None:
+        self._check_open()
+        try:
+            await self._hints.changed(self._server, since, timeout)
+        except StoreUnavailable:
+            if self._is_open:
+                raise
+
+
+def _states(outcomes: Sequence[int]) -> list[str]:
+    return ["" if state < 0 else STATES[state] for state in outcomes]
+
+
+def _without_nonce(record: Record) -> Record:
+    return msgspec.structs.replace(record, nonce="")

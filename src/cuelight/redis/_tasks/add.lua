@@ -1,0 +1,98 @@
+-- Take records. Arguments: {rows, most, shed}: rows as new tasks have them, with `due` as wished, and the delay in
+-- `ended`; most is -1 for no bound. Bytes: the record of each. Answer: pairs of an outcome and an id.
+
+local asked = unpacked(ARGV[4])
+if meta.closed == 1 then
+  return {'closed', ''}
+end
+
+local answer, waiting, bound = {}, 0, asked[2]
+if bound >= 0 then
+  waiting = count(READY) + count(DELAYED) + count(PARKS)
+end
+
+-- From now on the order in which tasks would be shed is kept.
+local function keep_order()
+  if meta.sheds == 1 then
+    return
+  end
+  set('sheds', 1)
+  write_zset(READY)
+  for _, member in ipairs(redis.call('ZRANGE', READY, 0, -1)) do
+    local skipped = string.sub(member, 1, 1) == 'p' and 1 or LANE_PREFIX
+    zput(WAITS, string.sub(member, skipped + 1), 0)
+  end
+  for _, key in ipairs({DELAYED, PARKS}) do
+    write_zset(key)
+    local ids = redis.call('ZRANGE', key, 0, -1)
+    load(ids)
+    for _, id in ipairs(ids) do
+      local row = cache[id]
+      if row and row[STATE] < IN_FLIGHT then
+        zput(WAITS, place_of(row[PRIORITY], row[DEADLINE], row[SEQ]) .. id, 0)
+      end
+    end
+  end
+end
+
+local function last_waiting()
+  while true do
+    write_zset(WAITS)
+    local member = redis.call('ZREVRANGE', WAITS, 0, 0)[1]
+    local row = member and row_of(string.sub(member, PLACE + 1))
+    if not member or (row and row[STATE] < IN_FLIGHT) then
+      return row
+    end
+    stray(WAITS, member, string.sub(member, PLACE + 1))
+  end
+end
+
+local function room_for(row)
+  if bound < 0 or waiting < bound then
+    return true
+  end
+  if not asked[3] then
+    return false
+  end
+  keep_order()
+  local last = last_waiting()
+  if not last or not before({row[PRIORITY], row[DEADLINE], -INF}, {last[PRIORITY], last[DEADLINE], -INF}) then
+    return false
+  end
+  apply(last, DEAD_LETTER, 0, 'shed')
+  waiting = waiting - 1
+  return true
+end
+
+local function outcome_of(row, blob)
+  local there = row_of(row[ID])
+  if there then
+    return (row[NONCE] ~= '' and row[NONCE] == there[NONCE]) and 'added' or 'duplicate', row[ID]
+  end
+  local holder = row[UNIQUE] and holder_of(row[UNIQUE])
+  if holder and holder[2] > now then
+    return 'duplicate', holder[1]
+  end
+  if not room_for(row) then
+    return 'full', row[ID]
+  end
+  local delay = row[ENDED]
+  row[ENDED] = 0
+  if delay > 0 then
+    row[DUE] = (row[DUE] ~= 0 and row[DUE] or now) + delay
+  end
+  insert(row, blob)
+  waiting = waiting + 1
+  return 'added', row[ID]
+end
+
+local ids = {}
+for index, row in ipairs(asked[1]) do
+  ids[index] = row[ID]
+end
+load(ids)
+for index, row in ipairs(asked[1]) do
+  answer[2 * index - 1], answer[2 * index] = outcome_of(row, ARGV[4 + index])
+end
+close_step()
+return {'', head(answer)}

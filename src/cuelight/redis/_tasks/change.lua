@@ -1,0 +1,216 @@
+-- What people do, and what a running attempt saves. Arguments: {which, nonce or "", arguments}. With a nonce, the answer
+-- is remembered for a while: the same step made again is answered the same, and nothing changes.
+
+local PARKED_AT_ONCE = 1000
+local asked = unpacked(ARGV[4])
+local nonce, changes = asked[2], {}
+
+-- {id, epoch, progress, checkpoint}: true for what comes in bytes, in this order -> whether it was kept.
+function changes.save(id, epoch, progress, checkpoint)
+  local row = row_of(id)
+  if not row or row[STATE] ~= IN_FLIGHT or row[EPOCH] ~= epoch then
+    return false
+  end
+  local had = row[HAS]
+  if progress then
+    keep_blob(row, 'p', PROGRESS, ARGV[5])
+  end
+  if checkpoint then
+    keep_blob(row, 'c', CHECKPOINT, ARGV[progress and 6 or 5])
+  end
+  if row[HAS] ~= had then
+    save(row)
+  end
+  return true
+end
+
+local function cancel(row)
+  if not row then
+    return 'unknown'
+  elseif row[STATE] == IN_FLIGHT then
+    if row[CANCELLING] == 0 then
+      row[CANCELLING] = 1
+      save(row)
+    end
+    return 'cancelling'
+  elseif row[STATE] < IN_FLIGHT then
+    apply(row, CANCELLED)
+  end
+  return row[STATE] == CANCELLED and 'cancelled' or 'finished'
+end
+
+function changes.cancel(ids)
+  local answer = {}
+  load(ids)
+  for index, id in ipairs(ids) do
+    answer[index] = cancel(cache[id])
+  end
+  return answer
+end
+
+-- {types as keys, after} -> how many, and where to go on; -1 if all were seen.
+function changes.unpark(types, after)
+  local ids = redis.call('ZRANGEBYSCORE', PARKS, '(' .. exact(after), '+inf', 'LIMIT', 0, PARKED_AT_ONCE)
+  local number, last = 0, -1
+  load(ids)
+  for _, id in ipairs(ids) do
+    local row = cache[id]
+    if row and row[STATE] == PARKED then
+      last = row[SEQ]
+      if types[row[TYPE]] then
+        shift(row, PENDING)
+        number = number + 1
+      end
+    else
+      stray(PARKS, id, id)
+    end
+  end
+  return {number, #ids == PARKED_AT_ONCE and last or -1}
+end
+
+function changes.control(paused, closed)
+  for name, wanted in pairs({paused = paused, closed = closed}) do
+    if wanted >= 0 and meta[name] ~= wanted then
+      set(name, wanted)
+      changed, stirs = true, true
+    end
+  end
+  return true
+end
+
+function changes.set_limit(key, limit)
+  local gate = gate_of(key)
+  set('overrides', meta.overrides + (limit and 1 or 0) - (gate[OVERRIDE] and 1 or 0))
+  gate[OVERRIDE], stirs = limit, true
+  save_gate(key, gate)
+  settle(key)
+  return true
+end
+
+function changes.pause_limit(key, seconds)
+  stirs = true
+  pause_limit(key, seconds)
+  return true
+end
+
+-- A schedule is {spec, due, row, record, due that was fired last}.
+
+local function schedule_named(name)
+  local raw = read(SCHEDULES, name)
+  return raw and unpacked(raw)
+end
+
+function changes.put_schedule(name, spec, due_at, row)
+  local there = schedule_named(name)
+  if there and there[1] == spec then
+    due_at = there[2]
+  end
+  put(SCHEDULES, name, pack({spec, due_at, row, ARGV[5]}))
+  return true
+end
+
+function changes.remove_schedule(name)
+  if not schedule_named(name) then
+    return false
+  end
+  put(SCHEDULES, name, false)
+  return true
+end
+
+-- nil for a queue that is closed.
+function changes.fire(name, due_at, next_due)
+  local there = schedule_named(name)
+  if not there or there[2] ~= due_at then
+    return false
+  elseif meta.closed == 1 then
+    return nil
+  end
+  local row, delay = there[3], there[3][ENDED]
+  row[ID], row[NONCE], row[CREATED] = string.format('%s@%.3f', row[ID], due_at), '', now
+  local holder = row[UNIQUE] and holder_of(row[UNIQUE])
+  if not row_of(row[ID]) and not (holder and holder[2] > now) then
+    row[ENDED] = 0
+    if delay > 0 then
+      row[DUE] = (row[DUE] ~= 0 and row[DUE] or now) + delay
+    end
+    insert(row, there[4])
+  end
+  local kept = unpacked(read(SCHEDULES, name))
+  kept[2] = next_due
+  put(SCHEDULES, name, pack(kept))
+  return true
+end
+
+local function replay(row)
+  if not row or row[STATE] ~= DEAD_LETTER then
+    return false
+  end
+  row[REASON], row[ENDED] = '', 0
+  if bit.band(row[HAS], STORY) > 0 then
+    keep_blob(row, 's', STORY, pack({0, 0, 0, 0, 0, story_of(row)[6]}))
+  end
+  keep_blob(row, 'p', PROGRESS, nil)
+  if row[DEADLINE] <= now then
+    row[DEADLINE] = INF
+  end
+  if row[UNIQUE] and row[UNIQUE_FOR] < 0 then
+    local holder = holder_of(row[UNIQUE])
+    if not holder or holder[2] <= now then
+      hold(row[UNIQUE], row[ID], INF)
+    end
+  end
+  shift(row, PENDING)
+  return true
+end
+
+function changes.replay(ids)
+  local answer = {}
+  load(ids)
+  for index, id in ipairs(ids) do
+    answer[index] = replay(cache[id])
+  end
+  return answer
+end
+
+function changes.edit(id)
+  local row, blob = row_of(id), read(BLOBS, 'b' .. id)
+  if not row or not blob or not (row[STATE] == DEAD_LETTER or (row[STATE] < IN_FLIGHT and row[EPOCH] == 0)) then
+    return false
+  end
+  put(BLOBS, 'b' .. id, string.sub(blob, 1, 4 + struct.unpack('>I4', blob)) .. ARGV[5])
+  return true
+end
+
+function changes.purge(ids)
+  local number = 0
+  load(ids)
+  for _, id in ipairs(ids) do
+    local row = cache[id]
+    if row and row[STATE] > IN_FLIGHT then
+      remove(row)
+      number = number + 1
+    end
+  end
+  return number
+end
+
+-- Nobody uses the queue here any more.
+function changes.leave()
+  return true
+end
+
+if nonce ~= '' then
+  local before_this = answered(nonce)
+  if before_this then
+    return {'', head(before_this[1])}
+  end
+end
+local answer = changes[asked[1]](unpack(asked[3], 1, 4))
+if answer == nil then
+  return {'closed', ''}
+end
+if nonce ~= '' then
+  remember(nonce, answer)
+end
+close_step(nil, asked[1] == 'save' and 'idle' or 'now')
+return {'', head(answer)}

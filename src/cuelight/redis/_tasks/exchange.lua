@@ -1,0 +1,221 @@
+-- Settle attempts, then claim. Arguments: {finishes, claim}; a finish is {id, epoch, kind, delay, result, attempt,
+-- pause_key}: result is the number of its bytes or 0, attempt and pause_key are false for none; a claim is false or
+-- {worker, nonce, most, lease}. Answer: {outcomes, wake_at, hungry}; then for each lease its row, record, story and
+-- checkpoint, "" for none.
+
+local SWEEP, IN_VAIN, CHUNK, MOST_LEASES = 300, 256, 250, 1000
+local asked = unpacked(ARGV[4])
+local finishes, claim = asked[1], asked[2]
+local outcomes, given, wake_at, hungry = {}, {}, INF, false
+
+local function settled(finish)
+  local row, epoch, kind = row_of(finish[1]), finish[2], finish[3]
+  if not row then
+    return -1
+  end
+  if row[STATE] ~= IN_FLIGHT or row[EPOCH] ~= epoch then
+    local same = row[SETTLED] == epoch and epoch ~= 0 and math.floor(row[STEP] / KINDS) == kind
+    return same and row[STEP] % KINDS or -1
+  end
+  local attempt = finish[6]
+  if not attempt and kind ~= IS_DONE and kind ~= IS_UNKNOWN then
+    attempt = {kind = NAMES[kind], worker = row[WORKER], at = now}
+  end
+  local story = tell(row, kind, attempt)
+  local state, ends, reason = fate_of(row, kind, finish[4], story)
+  if state == COMPLETED or state == CANCELLED then
+    keep_blob(row, 'c', CHECKPOINT, nil)
+  end
+  row[SETTLED], row[STEP] = epoch, kind * KINDS + state
+  keep_blob(row, 'r', RESULT, kind == IS_DONE and finish[5] > 0 and ARGV[4 + finish[5]] or nil)
+  apply(row, state, ends, reason)
+  if kind == IS_RATE_LIMITED and finish[7] then
+    pause_limit(finish[7], finish[4])
+  end
+  return state
+end
+
+-- What time has brought
+
+-- Tasks that are due in a state, with what is done to them; how many were looked at.
+local function sweep_tasks(key, fits, step)
+  local ids = due(key, SWEEP)
+  load(ids)
+  for _, id in ipairs(ids) do
+    local row = cache[id]
+    if row and fits(row) then
+      step(row)
+    else
+      stray(key, id, id)
+    end
+  end
+  return #ids
+end
+
+local function forget()
+  for _, key in ipairs({DONE, CANCELS}) do
+    for _, id in ipairs(due(key, SWEEP, '(')) do
+      zdrop(key, id)
+      forget_task(id)
+    end
+  end
+  for _, field in ipairs(due(ENDS, 2 * SWEEP, '(')) do
+    zdrop(ENDS, field)
+    put(SIDE, field, false)
+  end
+end
+
+-- Whether something may be left.
+local function sweep()
+  local most = sweep_tasks(LEASES, function(row) return row[STATE] == IN_FLIGHT end, crash)
+  most = math.max(most, sweep_tasks(DELAYED, function(row) return row[STATE] == SCHEDULED end, function(row)
+    shift(row, PENDING)
+  end))
+  most = math.max(most, sweep_tasks(DEADLINES, function(row) return row[STATE] < IN_FLIGHT end, expire))
+  local opened = due(GATES, SWEEP)
+  for _, key in ipairs(opened) do
+    settle(key)
+  end
+  forget()
+  return math.max(most, #opened) >= SWEEP
+end
+
+-- The next tasks
+
+local in_vain, plain, next_plain, more = 0, {}, 1, true
+
+-- The next pending task without limits. Those before it are pending no more.
+local function next_row(most)
+  while true do
+    if next_plain > #plain then
+      if not more then
+        return nil
+      end
+      write_zset(READY)
+      local wanted = math.min(CHUNK, most - #given)
+      plain, next_plain = redis.call('ZRANGEBYLEX', READY, '[p', '(q', 'LIMIT', 0, wanted), 1
+      more = #plain == wanted
+      local ids = {}
+      for index, member in ipairs(plain) do
+        ids[index] = string.sub(member, PLACE + 2)
+      end
+      load(ids)
+    end
+    local member = plain[next_plain]
+    if not member then
+      return nil
+    end
+    next_plain = next_plain + 1
+    local row = cache[string.sub(member, PLACE + 2)]
+    if row and row[STATE] == PENDING and member_of(row) == member then
+      return row
+    end
+    stray(READY, member, string.sub(member, PLACE + 2))
+  end
+end
+
+local function give(row)
+  if row[DEADLINE] <= now then -- more of them than one claim sweeps
+    expire(row)
+    return false
+  end
+  row[EPOCH], row[WORKER] = row[EPOCH] + 1, claim[1]
+  shift(row, IN_FLIGHT, now + claim[4])
+  given[#given + 1] = row
+  return true
+end
+
+local function give_first(lane)
+  local row = first_in(lane[NUMBER])
+  if not row then -- its tasks are gone: not by any step
+    drop_lane(lane)
+    return false
+  end
+  if row[DEADLINE] > now then
+    if refused(lane, row) then
+      return false
+    end
+    start(row)
+  end
+  return give(row)
+end
+
+-- Whether it stopped before it had seen all that may go.
+local function pick(most)
+  local row, lane = next_row(most), first_lane('')
+  while (row or lane) and in_vain < IN_VAIN do
+    local went
+    if lane and (not row or before(lane[HEAD], head_of(row))) then
+      went = give_first(lane)
+      lane = first_lane('')
+    else
+      went, row = give(row), nil
+    end
+    in_vain = went and in_vain or in_vain + 1
+    if #given == most then
+      return false
+    end
+    row = row or next_row(most)
+  end
+  return in_vain >= IN_VAIN
+end
+
+local function next_due()
+  write_zsets()
+  local first = INF
+  for _, key in ipairs({DELAYED, LEASES, DEADLINES, GATES}) do
+    first = math.min(first, tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] or INF))
+  end
+  return first
+end
+
+local function give_again(pairs_given)
+  local ids = {}
+  for index = 1, #pairs_given, 2 do
+    ids[#ids + 1] = pairs_given[index]
+  end
+  load(ids)
+  for index = 1, #pairs_given, 2 do
+    local row = cache[pairs_given[index]]
+    if row and row[STATE] == IN_FLIGHT and row[WORKER] == claim[1] and row[EPOCH] == pairs_given[index + 1] then
+      given[#given + 1] = row
+    end
+  end
+end
+
+local function serve()
+  local before_this = read(SIDE, 'c' .. claim[2])
+  if before_this then
+    give_again(unpacked(before_this))
+    return next_due()
+  end
+  local unfinished, most = sweep(), math.min(claim[3], MOST_LEASES)
+  if meta.paused == 0 and most > 0 then
+    unfinished = pick(most) or unfinished or (#given == MOST_LEASES and claim[3] > most)
+    if #given > 0 then
+      local kept = {}
+      for _, row in ipairs(given) do
+        kept[#kept + 1] = row[ID]
+        kept[#kept + 1] = row[EPOCH]
+      end
+      keep_until('c' .. claim[2], pack(kept), now + claim[4])
+    end
+  end
+  hungry = #given < claim[3] and not unfinished
+  return unfinished and now or next_due()
+end
+
+local ids = {}
+for index, finish in ipairs(finishes) do
+  ids[index] = finish[1]
+end
+load(ids)
+for index, finish in ipairs(finishes) do
+  outcomes[index] = settled(finish)
+end
+if claim then
+  wake_at = serve()
+end
+close_step(hungry and 'hungry' or nil, hungry and #given == 0 and 'idle' or nil)
+
+return reply_with({'', head({outcomes, wake_at, hungry})}, given, {'b', 's', 'c'})

@@ -82,7 +82,7 @@ def check(peer: Peer, items: list[int], n: int) -> None:
 
 def delays(peer: Peer, loop: str) -> list[float]:
     """Seconds from just before a task is sent to its start, in a worker that has nothing else to do; sorted."""
-    with Rig(peer, server(), loop=loop) as rig:
+    with Rig(peer, server(), loop=loop, pinned=False) as rig:
         rig.produce("enqueue", count=1)
         worker = rig.start("work")
         rig.wait_for(1, worker)

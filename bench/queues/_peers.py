@@ -20,6 +20,7 @@ class Peer:
         variant: of the library.
         environment: below build/; empty for that of this process.
         many: whether it can send a batch in one go.
+        trio: whether it runs on trio.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Peer:
     variant: str = ""
     environment: str = "bench-queues"
     many: bool = False
+    trio: bool = False
 
     @property
     def python(self) -> str:
@@ -46,7 +48,7 @@ class Peer:
         return str(python)
 
 
-OURS = Peer("cuelight", "cuelight", 100, environment="", many=True)
+OURS = Peer("cuelight", "cuelight", 100, environment="", many=True, trio=True)
 
 FAST = (
     OURS,
@@ -57,7 +59,7 @@ FAST = (
     Peer("huey 100 threads", "huey", 100),
     Peer("huey 8 threads", "huey", 8),
     Peer("SAQ", "saq", 100),
-    Peer("streaq", "streaq", 100, many=True),
+    Peer("streaq", "streaq", 100, many=True, trio=True),
     Peer("docket", "docket", 100, many=True),
     Peer("BullMQ", "bullmq", 100, many=True),
     Peer("Celery 100 threads", "celery", 100, "threads"),

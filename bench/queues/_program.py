@@ -1,6 +1,7 @@
 """What the programs of all queues share: their settings, the tasks they run, the journal, and the loops of a producer.
 
-It runs in the environments of the peers too, so it needs nothing but the standard library (and trio, to run on it).
+It runs in the environments of the peers too, so it needs nothing but the standard library, and the loop that is asked
+for. Only ours and streaq run on trio: the others stay on asyncio then.
 
 A task does nothing, or it takes three seconds in steps, so that one that is to end can be seen to end. Both write into
 the journal: one line of fixed size for each thing that happens, with the time of a clock that all processes share.

@@ -50,7 +50,7 @@ class Rig:
         peer: the queue.
         server: which runs, and is emptied.
         loop: asyncio, uvloop or trio, for those that have the choice.
-        pinned: whether the processes keep to one core.
+        pinned: whether the processes keep to one core, that of the server left to it.
     """
 
     def __init__(self, peer: Peer, server: RedisServer, *, loop: str = "asyncio", pinned: bool = True) -> None:
@@ -74,7 +74,7 @@ class Rig:
         what = Settings(
             url=self.server.url,
             journal=str(self.journal),
-            loop=self.loop,
+            loop="asyncio" if self.loop == "trio" and not self.peer.trio else self.loop,
             variant=self.peer.variant,
             concurrency=self.peer.concurrency,
             **settings,
@@ -89,8 +89,7 @@ class Rig:
             start_new_session=True,  # so that `kill` finds its children, whatever groups they make
         )
         self._processes.append(process)
-        if self.pinned:
-            pin(process.pid, cores()[1])
+        pin(process.pid, cores()[1] if self.pinned else cores()[0] | cores()[1])
         return process
 
     @property

@@ -10,7 +10,7 @@ from arq import create_pool
 from arq.connections import RedisSettings
 from arq.worker import Worker
 
-from bench.queues._program import SETTINGS, Sender, do_nothing, do_slowly
+from bench.queues._program import SETTINGS, Sender, do_nothing, do_slowly, run
 
 SERVER = RedisSettings.from_dsn(SETTINGS.url)
 
@@ -24,7 +24,14 @@ async def slow(context: Any, item: int) -> None:
 
 
 def work() -> None:
-    Worker(functions=[nothing, slow], redis_settings=SERVER, max_jobs=SETTINGS.concurrency).run()
+    async def forever() -> None:
+        worker = Worker(functions=[nothing, slow], redis_settings=SERVER, max_jobs=SETTINGS.concurrency)
+        try:
+            await worker.async_run()
+        finally:
+            await worker.close()
+
+    run(forever)
 
 
 @asynccontextmanager

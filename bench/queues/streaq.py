@@ -1,4 +1,4 @@
-"""streaq, on asyncio or trio."""
+"""streaq, on any loop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 from streaq import Worker
 
-from bench.queues._program import SETTINGS, Sender, do_nothing, do_slowly
+from bench.queues._program import SETTINGS, Sender, do_nothing, do_slowly, run
 
-worker: Worker[None] = Worker(redis_url=SETTINGS.url, concurrency=SETTINGS.concurrency, anyio_backend=SETTINGS.loop)
+worker: Worker[None] = Worker(redis_url=SETTINGS.url, concurrency=SETTINGS.concurrency)
 
 
 @worker.task
@@ -23,7 +23,7 @@ async def slow(item: int) -> None:
 
 
 def work() -> None:
-    worker.run_sync()
+    run(worker.run_async)
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ from cuelight.tasks import (
     TaskQueue,
 )
 from cuelight.tasks._codec import encode
+from helpers.stores import STORES
 
 R = TypeVar("R")
 
@@ -49,11 +50,9 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> AsyncIterator[Store]:
-    made: Store = (
-        MemoryStore(clock=clock) if request.param == "memory" else SQLiteStore(tmp_path / "tasks.db", clock=clock)
-    )
+    made = STORES[request.param](tmp_path, clock)
     await made.open()
     yield made
     await made.close()

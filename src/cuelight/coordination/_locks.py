@@ -90,6 +90,14 @@ class BaseLock(Block):
     def statistics(self) -> LockStatistics:
         """Who holds it, how many wait, and how long that took so far."""
 
+    # What entering the block does, for those who enter it with a time-out and leave it as usual.
+
+    async def _enter(self, timeout: float | None) -> None:
+        await self.acquire(timeout)
+
+    def _enter_blocking(self, timeout: float | None) -> None:
+        self.acquire_blocking(timeout)
+
 
 class Claim(BaseLock):
     """So much of a core, as a lock: all of one that has room for 1, some of a semaphore, a side of a read-write lock.
@@ -226,6 +234,12 @@ class LocalLock(Claim):
                 hand_over(core)
         else:
             release(core, 1)
+
+    async def _enter(self, timeout: float | None) -> None:
+        await acquire(self._core, 1, timeout)
+
+    def _enter_blocking(self, timeout: float | None) -> None:
+        acquire_blocking(self._core, 1, timeout)
 
     # Taken without a block, nothing of the caller's need refer to it: its manager must not forget it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol, Self
@@ -10,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from cuelight.coordination._endings import now
 from cuelight.coordination._locks import BaseLock, LocalLock
+from cuelight.errors import LeaseLost
 from cuelight.mailbox import loop_time
 
 if TYPE_CHECKING:
@@ -55,50 +57,58 @@ class Acquisition:
         deadline = math.inf if self._timeout is None else now() + self._timeout
         try:
             for lock in self._locks:
-                lock.acquire_blocking(self._left(now, deadline))
+                lock._enter_blocking(self._left(now, deadline))
                 self._held.append(lock)
         except BaseException:
-            self._release()
+            self.__exit__(*sys.exc_info())
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        errors: list[Exception] = []
+        while self._held:
+            try:
+                self._held.pop().__exit__(kind, error, trace)
+            except Exception as failed:
+                errors.append(failed)
+        _raise(errors)
 
     async def __aenter__(self) -> Self:
         self._check_unused()
         deadline = math.inf if self._timeout is None else loop_time() + self._timeout
         try:
             for lock in self._locks:
-                await lock.acquire(self._left(loop_time, deadline))
+                await lock._enter(self._left(loop_time, deadline))
                 self._held.append(lock)
         except BaseException:
-            self._release()
+            await self.__aexit__(*sys.exc_info())
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        errors: list[Exception] = []
+        while self._held:
+            try:
+                await self._held.pop().__aexit__(kind, error, trace)
+            except Exception as failed:
+                errors.append(failed)
+        _raise(errors)
 
     def _check_unused(self) -> None:
         if self._held:
             raise RuntimeError(f"these locks are held through this object already: {self.names}; ask for another one")
 
-    def _release(self) -> None:
-        errors: list[Exception] = []
-        while self._held:
-            try:
-                self._held.pop().release()
-            except Exception as error:
-                errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise ExceptionGroup("several locks could not be released", errors)
+
+def _raise(errors: list[Exception]) -> None:
+    lost = [error for error in errors if isinstance(error, LeaseLost)]
+    if len(errors) == 1 or (lost and len(lost) == len(errors)):  # one outage takes all leases: say so once
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup("several locks could not be released", errors)
 
 
 class LockManager:

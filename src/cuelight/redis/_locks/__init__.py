@@ -1,6 +1,7 @@
 """Locks, read-write locks and semaphores that processes share, from one script of leases."""
 
 from cuelight.redis._locks._calls import LockState, Place
+from cuelight.redis._locks._fences import fence_key, fenced_set, fenced_set_blocking
 from cuelight.redis._locks._lease import Lease
 from cuelight.redis._locks._locks import DistributedLock, RedisLock, redis_locks
 from cuelight.redis._locks._read_write import RedisReadWriteLock
@@ -14,5 +15,8 @@ __all__ = [
     "RedisLock",
     "RedisReadWriteLock",
     "RedisSemaphore",
+    "fence_key",
+    "fenced_set",
+    "fenced_set_blocking",
     "redis_locks",
 ]

@@ -4,7 +4,8 @@ Invariants:
 1. A lease that is held is renewed when a third of it is over, all of one thing and one moment in one call.
 2. A lease is lost when the server says so, or when its time is over by our clock, which begins before the server's.
 3. What was dropped is renewed no more; a renewal that was under way then changes nothing.
-4. While nothing is held there is an alarm at most, and no task.
+4. While nothing is held there is an alarm at most, and no task. Tasks have a context of their own: they may be started
+   from wherever, and what is special to whoever started them would stay with the connections that they open.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Keeper:
                 due.setdefault(core, []).append(lease)
         for core, leases in due.items():
             self._backend.spawn(
-                self._renew, core, leases, context=contextvars.copy_context(), name=f"cuelight lease of {core.thing}"
+                self._renew, core, leases, context=contextvars.Context(), name=f"cuelight lease of {core.thing}"
             )
         self._arm()
 
@@ -121,7 +122,7 @@ class Keeper:
         asked = now()
         try:
             renewed = await core.renew([lease.ticket for lease in leases])
-        except FAILURES as error:
+        except Exception as error:
             log.warning(
                 "leases on %s could not be renewed, %.1f s are left: %s", core.thing, leases[0].remaining(), error
             )
@@ -143,7 +144,7 @@ class Keeper:
         if core.pending and core not in self._flushing:
             self._flushing.add(core)
             self._backend.spawn(
-                self._flush, core, context=contextvars.copy_context(), name=f"cuelight release of {core.thing}"
+                self._flush, core, context=contextvars.Context(), name=f"cuelight release of {core.thing}"
             )
 
     async def _flush(self, core: SharedCore) -> None:
@@ -153,7 +154,7 @@ class Keeper:
                 try:
                     await core.ask("lower")
                     failures = 0
-                except FAILURES as error:
+                except Exception as error:
                     if not failures:
                         log.warning("%s could not be given back yet: %s", core.thing, error)
                     failures += 1

@@ -7,6 +7,7 @@ the main thread ends, what that left held is given back, and the thread ends bef
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import threading
@@ -60,7 +61,9 @@ class LoopThread:
                 "this runs in the thread that renews leases, as `on_loss` does: it must neither take nor release a lock"
             )
         with self as keeper:
-            future = asyncio.run_coroutine_threadsafe(function(*args), keeper.loop)
+            # Not in the context of the caller: what that says of loops is not true there.
+            start = contextvars.Context().run
+            future = start(asyncio.run_coroutine_threadsafe, function(*args), keeper.loop)
             try:
                 return future.result()
             except BaseException:

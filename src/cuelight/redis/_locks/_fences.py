@@ -1,0 +1,92 @@
+"""Values that refuse whoever comes with an old fencing token: what makes a lock over a network safe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from cuelight.errors import LeaseLost
+from cuelight.redis._client import Script
+from cuelight.redis._locks._lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cuelight.redis._client import Argument, Server
+
+__all__ = ["fence_key", "fenced_set", "fenced_set_blocking"]
+
+_FENCE: Final = Script.load("cuelight.redis._locks", "fence.lua")
+
+
+def fence_key(key: str) -> str:
+    """Where the token of a value is kept: beside it, in the same slot of a cluster.
+
+    Args:
+        key: of the value.
+
+    Raises:
+        ValueError: the key has braces, but no hash tag, so that nothing else can be in its slot.
+    """
+    opening = key.find("{")
+    closing = key.find("}", opening + 1)
+    if opening >= 0 and closing > opening + 1:
+        return f"{key}:fence"
+    if not key or "}" in key:
+        raise ValueError(f"key={key!r}: give it no braces, or a hash tag such as '{{order:17}}:total'")
+    return f"{{{key}}}:fence"
+
+
+async def fenced_set(
+    server: Server, key: str, value: bytes | str, fence: int | Lease, *, ttl: float | None = None
+) -> None:
+    """Set a value in Redis, unless somebody with a greater fencing token has done so. A checkpoint.
+
+    The comparison and the change are one step. The value can be read as usual, with GET.
+
+    Args:
+        server: where the value is.
+        key: of the value.
+        value: to set.
+        fence: the lease under which it is done, which is looked at, too, or its token.
+        ttl: seconds after which the value and what is known of its tokens are forgotten; None keeps both.
+
+    Raises:
+        LeaseLost: somebody with a greater token was there before, or the lease is over. Nothing was changed.
+        StoreUnavailable: the server cannot be reached.
+        ValueError: the token or the time makes no sense.
+    """
+    keys, args = _call(key, value, fence, ttl)
+    _judge(key, fence, await server.run(_FENCE, keys, args))
+
+
+def fenced_set_blocking(
+    server: Server, key: str, value: bytes | str, fence: int | Lease, *, ttl: float | None = None
+) -> None:
+    """As `fenced_set`, but blocks the thread: for threads without an event loop."""
+    keys, args = _call(key, value, fence, ttl)
+    _judge(key, fence, server.run_blocking(_FENCE, keys, args))
+
+
+def _call(
+    key: str, value: bytes | str, fence: int | Lease, ttl: float | None
+) -> tuple[Sequence[Argument], Sequence[Argument]]:
+    if isinstance(fence, Lease):
+        fence.check()
+    if ttl is not None and not ttl >= 0.001:
+        raise ValueError(f"ttl={ttl!r}: give seconds, 0.001 or more, or None to keep it")
+    token = _token(fence)
+    if token < 1:
+        raise ValueError(f"fence={fence!r}: give the fencing token of a lease, which is 1 or more")
+    return (key, fence_key(key)), (token, value, 0 if ttl is None else round(ttl * 1000))
+
+
+def _judge(key: str, fence: int | Lease, reply: Any) -> None:
+    if reply[0] != 1:
+        raise LeaseLost(
+            f"{key!r} was set under fence {int(reply[1])} already, which is greater than {_token(fence)}: somebody "
+            f"else holds the lock now, or did since. Nothing was changed"
+        )
+
+
+def _token(fence: int | Lease) -> int:
+    return fence.fence if isinstance(fence, Lease) else fence

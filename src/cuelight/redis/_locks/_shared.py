@@ -166,8 +166,8 @@ class SharedCore(Core):
     # Calls.
 
     def arguments(self, op: str, batch: Sequence[Lowering], own: Sequence[Argument]) -> list[Argument]:
-        publish = "SPUBLISH" if getattr(self.server, "sharded", False) else "PUBLISH"
-        flat: list[Argument] = [op, publish, self._channels, self.capacity, len(batch)]
+        """Of a call."""
+        flat: list[Argument] = [op, self._channels, self.capacity, len(batch)]
         for lowering in batch:
             flat += (lowering.ticket.member, lowering.ticket.number, lowering.left)
         flat += own

@@ -6,8 +6,8 @@
 --   3 line     zset: member -> its ticket; the lowest is next
 --   4 members  hash: member -> "state:number:weight:lease:alive:delay:fence", see below
 --   5 gone     zset: member -> until when it is remembered that it has left (ms)
--- ARGV: 1 operation, 2 PUBLISH or SPUBLISH, 3 first part of the channels, 4 capacity,
---   5 count of lowerings, then for each of them: member, number, weight that is left to it (0 gives it back)
+-- ARGV: 1 operation, 2 first part of the channels, 3 capacity,
+--   4 count of lowerings, then for each of them: member, number, weight that is left to it (0 gives it back)
 --   then for `acquire`: member, number, weight, lease, alive, delay, 1 to stand before others, 1 to wait in line
 --        for `renew`: count, then for each: member, number, lease
 --        for `lower` and `look`: nothing
@@ -34,8 +34,8 @@ local function text(number) return string.format('%.0f', number) end
 
 -- Arguments, before anything is written.
 
-local op, publish, channels, cap, count = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local own = 6 + 3 * count
+local op, channels, cap, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local own = 5 + 3 * count
 
 local function number(index, least)
   local found = tonumber(ARGV[index])
@@ -45,8 +45,8 @@ local function number(index, least)
   return found
 end
 
-number(4, 1)
-for index = 6, own - 1, 3 do number(index + 1, 1); number(index + 2, 0) end
+number(3, 1)
+for index = 5, own - 1, 3 do number(index + 1, 1); number(index + 2, 0) end
 local me, my = ARGV[own], {}
 if op == 'acquire' then
   my = { n = number(own + 1, 1), w = number(own + 2, 1), lease = number(own + 3, 1), delay = number(own + 5, 0) }
@@ -114,6 +114,13 @@ local function lapse()
   end
 end
 
+-- In a cluster the channels are sharded; elsewhere, and in a server that knows no such channels, nobody hears that.
+local function tell(member)
+  local channel = channels .. string.match(member, '^[^/]*')
+  local heard = redis.pcall('SPUBLISH', channel, member)
+  if heard ~= 1 then redis.call('PUBLISH', channel, member) end
+end
+
 local function promote()
   while true do
     local member = redis.call('ZRANGE', line, 0, 0)[1]
@@ -124,7 +131,7 @@ local function promote()
     elseif used + one.w <= kept and now >= notbefore then
       redis.call('ZREM', line, member)
       grant(member, one, now + math.min(one.lease, CLAIM))
-      if member ~= me then redis.call(publish, channels .. string.match(member, '^[^/]*'), member) end
+      if member ~= me then tell(member) end
     else
       return
     end
@@ -239,7 +246,7 @@ end
 
 lapse()
 local outcomes = {}
-for index = 6, own - 1, 3 do
+for index = 5, own - 1, 3 do
   outcomes[#outcomes + 1] = lower(ARGV[index], tonumber(ARGV[index + 1]), tonumber(ARGV[index + 2]))
 end
 if kept ~= cap and op == 'acquire' then refit() end

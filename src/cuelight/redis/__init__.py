@@ -1,7 +1,17 @@
-"""Across processes and machines, over Redis or Valkey: the client, and what runs on it."""
+"""Across processes and machines, over Redis or Valkey: a client, the task store, locks, limiters, remote actors.
+
+`import cuelight` does not load this package: it takes `redis` and `hiredis` with it.
+"""
 
 from cuelight.redis._actors import NodeLost, NodeStatistics, RedisNode, RemoteError, Undecoded
-from cuelight.redis._client import Argument, RedisClient, Script, Server, Subscription
+from cuelight.redis._client import Argument, Dedicated, Pipeline, RedisClient, Script, Server, Subscription
+from cuelight.redis._limits import (
+    RedisAdmission,
+    RedisLeakyBucket,
+    RedisRateLimiter,
+    RedisSlidingWindow,
+    RedisTokenBucket,
+)
 from cuelight.redis._locks import (
     DistributedLock,
     Lease,
@@ -15,20 +25,29 @@ from cuelight.redis._locks import (
     fenced_set_blocking,
     redis_locks,
 )
+from cuelight.redis._tasks import RedisStore
 
 __all__ = [
     "Argument",
+    "Dedicated",
     "DistributedLock",
     "Lease",
     "LockState",
     "NodeLost",
     "NodeStatistics",
+    "Pipeline",
     "Place",
+    "RedisAdmission",
     "RedisClient",
+    "RedisLeakyBucket",
     "RedisLock",
     "RedisNode",
+    "RedisRateLimiter",
     "RedisReadWriteLock",
     "RedisSemaphore",
+    "RedisSlidingWindow",
+    "RedisStore",
+    "RedisTokenBucket",
     "RemoteError",
     "Script",
     "Server",

@@ -79,7 +79,7 @@ class _Storm:
             "store": self.place.address,
             "ledger": str(self.folder / "ledger.txt"),
             "tasks": self.options.tasks,
-            "pause": self.options.every * self.options.faults / self.options.tasks / 2,
+            "pause": self.options.every * self.options.faults / self.options.tasks,
             "concurrency": self.options.concurrency,
             "lease": self.options.lease,
             "work": self.options.work,

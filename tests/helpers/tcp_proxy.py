@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection
@@ -55,13 +56,14 @@ class TcpProxy:
         commands: how often each command was sent to the server, by its name.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         """Say where the server is.
 
         Args:
             port: of the server, on 127.0.0.1.
+            tls: what clients are spoken to with; the server is not.
         """
-        self._target = port
+        self._target, self._tls = port, tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tcp proxy")
         self._links: set[_Link] = set()
@@ -178,7 +180,7 @@ class TcpProxy:
             link.cut()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, sock=self._listener)
+        self._server = await asyncio.start_server(self._serve, sock=self._listener, ssl=self._tls)
 
     async def _end(self) -> None:
         assert self._server is not None

@@ -1,5 +1,8 @@
 """One connection for many: nobody gets another's reply, nothing hangs, and what is lost is not sent twice."""
 
+# redis-py's methods are typed in part, its replies not at all.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import asyncio
@@ -16,7 +19,7 @@ import redis
 from cuelight.errors import StoreUnavailable
 from cuelight.redis import RedisClient, Script
 from helpers import Backend, run_on
-from helpers.redis_servers import RedisServer, shared_server
+from helpers.redis_servers import RedisServer, shared_server, until
 from helpers.tcp_proxy import TcpProxy
 
 BUMP = Script("return redis.call('SET', KEYS[1], ARGV[1], 'GET')", "bump")
@@ -26,15 +29,6 @@ BUMP = Script("return redis.call('SET', KEYS[1], ARGV[1], 'GET')", "bump")
 def proxy() -> Iterator[TcpProxy]:
     with TcpProxy(shared_server().port) as running:
         yield running
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(10):
-        while True:
-            result: Any = condition()
-            if await result if isinstance(result, Awaitable) else result:
-                return
-            await anyio.sleep(0.002)
 
 
 async def connected(client: RedisClient) -> int:
@@ -114,6 +108,7 @@ async def test_no_reply_goes_to_another_caller_wherever_one_is_cancelled(manner:
                     async def other(number: int, client: RedisClient = client, replies: Any = replies) -> None:
                         replies[number] = await client.execute("ECHO", number)
 
+                    cancelled, result = False, None
                     async with anyio.create_task_group() as group:
                         group.start_soon(other, 1)
                         cancelled, result = await cancelling.at(n, lambda: function(client))  # noqa: B023
@@ -334,15 +329,15 @@ async def _blocked(client: RedisClient, count: int) -> bool:
 
 async def test_a_command_that_blocks_for_ever_ends_with_a_server_that_is_silent(proxy: TcpProxy) -> None:
     async with RedisClient(proxy.url, timeout=0.5, connect_timeout=0.5, health_check_interval=0.1) as client:
-        async with anyio.create_task_group() as group:
 
-            async def wait() -> None:
-                with pytest.raises(StoreUnavailable):
-                    await client.execute("BLPOP", "nothing-there", 0)
-
-            group.start_soon(wait)
+        async def silence() -> None:
             await until(lambda: proxy.commands["BLPOP"] == 1)
             proxy.silence()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(silence)
+            with pytest.raises(StoreUnavailable):
+                await client.execute("BLPOP", "nothing-there", 0)
 
 
 async def test_a_busy_or_loading_server_is_waited_for() -> None:

@@ -1,10 +1,13 @@
 """Channels: a listener hears what is published, or is told that it may have missed something."""
 
+# redis-py's methods are typed in part, its replies not at all.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -12,7 +15,7 @@ import pytest
 
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient
-from helpers.redis_servers import RedisServer, shared_server
+from helpers.redis_servers import RedisServer, shared_server, until
 from helpers.tcp_proxy import TcpProxy
 
 
@@ -36,18 +39,6 @@ class Ear:
 
     async def until(self, *heard: bytes | None) -> None:
         await until(lambda: self.heard == list(heard), lambda: self.heard)
-
-
-async def until(condition: Callable[[], Any], show: Callable[[], Any] = lambda: "") -> None:
-    try:
-        with anyio.fail_after(10):
-            while True:
-                result: Any = condition()
-                if await result if isinstance(result, Awaitable) else result:
-                    return
-                await anyio.sleep(0.002)
-    except TimeoutError:
-        pytest.fail(f"not within 10 s: {show()}")
 
 
 async def test_listeners_hear_their_channels_until_they_are_closed() -> None:

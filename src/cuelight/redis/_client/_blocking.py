@@ -11,10 +11,10 @@ from typing import Any, Final, cast
 
 import redis
 from redis import exceptions as redis_errors
-from redis.sentinel import Sentinel
 
 from cuelight.redis._client._connect import check_version, warn_of_eviction
-from cuelight.redis._client._settings import Address, Settings
+from cuelight.redis._client._sentinel import no_primary
+from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._slots import EVERYWHERE, KeyTable, SlotMap, redirection
 
 __all__ = ["BlockingServer"]
@@ -30,6 +30,7 @@ class BlockingServer:
         self._lock = threading.Lock()
         self._clients: dict[Address, redis.Redis] = {}
         self._checked: set[Address] = set()
+        self._primary: Address | None = None
         self._map: SlotMap | None = None
         self._keys: KeyTable | None = None
 
@@ -49,12 +50,9 @@ class BlockingServer:
         """
         if self._settings.kind == "cluster":
             return self._call_cluster(command)
-        address = self._settings.addresses[0]
-        reply = self._call_at(address, command)
-        if self._settings.kind == "sentinel" and isinstance(reply, redis_errors.ReadOnlyError):
-            self._client(address).connection_pool.disconnect()
-            raise redis_errors.ConnectionError("this server is the primary no more")
-        return reply
+        if self._settings.kind == "sentinel":
+            return self._call_primary(command)
+        return self._call_at(self._settings.addresses[0], command)
 
     def _client(self, address: Address) -> redis.Redis:
         with self._lock:
@@ -66,14 +64,9 @@ class BlockingServer:
     def _make(self, address: Address) -> redis.Redis:
         settings = self._settings
         options = {**settings.blocking(), "db": settings.db}
-        if settings.kind == "sentinel":
+        if settings.kind == "sentinel" and address in settings.addresses:
             user, secret = settings.sentinel
-            limits = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
-            tls = {name: value for name, value in options.items() if name.startswith("ssl")}
-            make: Any = Sentinel
-            sentinel = make(settings.addresses, sentinel_kwargs={"username": user, "password": secret, **limits, **tls})
-            primary: redis.Redis = sentinel.master_for(settings.service, **options)
-            return primary
+            options |= {"db": 0, "username": user, "password": secret, "credential_provider": None}
         if isinstance(address, str):
             options["unix_socket_path"] = address
         else:
@@ -98,6 +91,39 @@ class BlockingServer:
         finally:
             pool.release(connection)
         return reply
+
+    def _call_primary(self, command: Sequence[Any]) -> Any:
+        address = self._primary or self._ask_sentinels()
+        try:
+            reply = self._call_at(address, command)
+        except (OSError, redis_errors.RedisError):
+            self._primary = None
+            raise
+        if isinstance(reply, redis_errors.ReadOnlyError):
+            self._primary = None
+            raise redis_errors.ConnectionError("this server is the primary no more")
+        return reply
+
+    def _ask_sentinels(self) -> Address:
+        said: list[str] = []
+        for sentinel in self._settings.addresses:
+            try:
+                pool = self._client(sentinel).connection_pool
+                connection: Any = pool.get_connection()
+                try:
+                    connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._settings.service)
+                    found = _read(connection)
+                finally:
+                    connection.disconnect()
+                    pool.release(connection)
+            except (OSError, redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
+                said.append(f"{place(sentinel)}: {error}")
+                continue
+            if isinstance(found, list):
+                self._primary = address = found[0].decode(), int(found[1])
+                return address
+            said.append(f"{place(sentinel)}: {found or f'does not know {self._settings.service!r}'}")
+        raise no_primary(self._settings.service, said)
 
     def _check(self, connection: Any, address: Address) -> None:
         connection.send_packed_command(connection.pack_commands([("HELLO",), ("INFO", "memory")]))

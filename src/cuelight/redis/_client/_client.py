@@ -316,7 +316,11 @@ class RedisClient(Commands):
         Returns:
             how many connections got it.
         """
-        return await self.execute(self._route().publish_with(channel), channel, message)
+        try:
+            name = await self._route().publish_with()
+        except redis_errors.RedisError as error:
+            raise translated(error, self._name) from error
+        return await self.execute(name, channel, message)
 
     @asynccontextmanager
     async def dedicated(self, key: Argument = "") -> AsyncGenerator[Dedicated, None]:

@@ -144,7 +144,7 @@ class ClusterRoute(Route):
                 raise redis_errors.ClusterCrossSlotError(
                     "the keys of a transaction are in several slots", status_code="CROSSSLOT"
                 )
-            return await self._call_each(commands)
+            return await self._call_by_slot(commands, table)
         slot = next(iter(slots), None)
         replies: list[Any] = []
         for _ in range(_HOPS):
@@ -172,18 +172,24 @@ class ClusterRoute(Route):
             self._stale = True
         return replies
 
-    async def _call_each(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _call_by_slot(self, commands: Sequence[Sequence[Any]], table: KeyTable) -> list[Any]:
+        """Those of one slot in one piece, so that they keep their order; the slots side by side."""
         replies: list[Any] = [None] * len(commands)
+        parts: dict[int | None, list[int]] = {}
+        for number, command in enumerate(commands):
+            parts.setdefault(table.slot_of(command), []).append(number)
 
-        async def one(index: int) -> None:
+        async def send(part: list[int]) -> None:
             try:
-                replies[index] = await self.call(commands[index])
+                received = await self.call_block([commands[one] for one in part])
             except redis_errors.RedisError as error:
-                replies[index] = error
+                received = [error] * len(part)
+            for one, reply in zip(part, received, strict=True):
+                replies[one] = reply
 
         async with anyio.create_task_group() as group:
-            for index in range(len(commands)):
-                group.start_soon(one, index)
+            for part in parts.values():
+                group.start_soon(send, part)
         return replies
 
     async def node_of(self, command: Sequence[Any]) -> Node:
@@ -213,6 +219,7 @@ class ClusterRoute(Route):
                 del line.topics[name]
                 there.adopt(topic)
 
-    def publish_with(self, channel: str) -> str:
+    async def publish_with(self) -> str:
         """Sharded, where servers know that."""
+        await self._known()
         return "SPUBLISH" if self._sharded else "PUBLISH"

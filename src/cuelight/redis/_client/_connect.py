@@ -159,7 +159,7 @@ async def _handshake(wire: Wire, words: list[Sequence[Any]], where: str) -> dict
     *needed, _, memory = replies
     for reply in needed:
         if isinstance(reply, Exception):
-            if "HELLO" in str(reply).upper():
+            if "unknown command" in str(reply).lower():
                 raise StoreRefused(
                     f"{where} does not know the command HELLO: {_needed()}, and the command must not be renamed"
                 )

@@ -108,7 +108,7 @@ class Route:
         """Where a channel belongs."""
         raise NotImplementedError
 
-    def publish_with(self, channel: str) -> str:
+    async def publish_with(self) -> str:
         """The command that publishes."""
         return "PUBLISH"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -11,7 +12,7 @@ from cuelight.redis._client._connect import open_wire
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._wire import pack
 
-__all__ = ["find_primary"]
+__all__ = ["find_primary", "no_primary"]
 
 
 async def find_primary(settings: Settings) -> Address:
@@ -34,7 +35,17 @@ async def find_primary(settings: Settings) -> Address:
             said.append(f"{place(sentinel)}: does not know {settings.service!r}")
         else:
             return found[0].decode(), int(found[1])
-    raise redis_errors.ConnectionError(f"no sentinel knows the primary of {settings.service!r}: {'; '.join(said)}")
+    raise no_primary(settings.service, said)
+
+
+def no_primary(service: str, said: Sequence[str]) -> redis_errors.ConnectionError:
+    """The error when no sentinel knows.
+
+    Args:
+        service: who was asked for.
+        said: what each of them said.
+    """
+    return redis_errors.ConnectionError(f"no sentinel knows the primary of {service!r}: {'; '.join(said)}")
 
 
 async def _ask(settings: Settings, sentinel: Address) -> Any:

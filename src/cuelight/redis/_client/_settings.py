@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
+from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.credentials import CredentialProvider
+from redis.retry import Retry
 
 __all__ = ["Address", "Settings", "place", "settings_of"]
 
@@ -117,7 +119,7 @@ class Settings:
             "protocol": 3,
             "socket_timeout": self.timeout,
             "socket_connect_timeout": self.connect_timeout,
-            "health_check_interval": self.heartbeat,
+            "retry": Retry(NoBackoff(), 0),  # theirs would send commands again that are not ours to repeat
             "client_name": self.client_name,
             "max_connections": self.max_connections,
         }
@@ -200,12 +202,10 @@ def _parts(url: str) -> tuple[Kind, tuple[Address, ...], str, dict[str, Any]]:
         options = _parsed(url, url)
         if not options.get("path"):
             raise ValueError(f"{_safe(url)}: the path of the socket is missing: {_FORMS}")
-        return kind, (str(options["path"]),), "", options
-    netloc, _, tail = rest.partition("/")
-    netloc, mark, query = netloc.partition("?")  # there need not be a path
+        return kind, (str(options.pop("path")),), "", options
+    rest, _, query = rest.partition("?")
+    netloc, _, path = rest.partition("/")
     login, at, hosts = netloc.rpartition("@")
-    path, path_mark, path_query = tail.partition("?")
-    query = query if mark else path_query if path_mark else ""
     addresses = tuple(_address(url, host, kind) for host in hosts.split(","))
     service = ""
     if kind == "sentinel":

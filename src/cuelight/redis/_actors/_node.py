@@ -163,8 +163,8 @@ class RedisNode:
         )
         membership = Membership(directory, runtime, self._registry, self._lease, self._was_lost)
         self._membership = membership
-        self._incarnation += 1
         await membership.begin(f"{socket.gethostname()} {os.getpid()}")
+        self._incarnation += 1
 
     def _was_lost(self, membership: Membership) -> None:
         if membership is self._membership and not (self._leaving or self._returning):

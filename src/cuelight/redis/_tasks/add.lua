@@ -29,7 +29,7 @@ local function keep_order()
     for _, id in ipairs(ids) do
       local row = cache[id]
       if row and row[STATE] < IN_FLIGHT then
-        zput(WAITS, place_of(row[PRIORITY], row[DEADLINE], row[SEQ]) .. id, 0)
+        zput(WAITS, place_of(row) .. id, 0)
       end
     end
   end

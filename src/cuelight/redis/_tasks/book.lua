@@ -177,7 +177,7 @@ end
 
 local PLACE = 26 -- bytes of a place
 
-local function place_of(priority, deadline, sequence)
+local function place_at(priority, deadline, sequence)
   return ordered(priority) .. ordered(deadline) .. struct.pack('>d', sequence)
 end
 
@@ -200,10 +200,20 @@ end
 
 local LANE_PREFIX = 15 -- bytes of it
 
-local function member_of(row)
-  local place = place_of(row[PRIORITY], row[DEADLINE], row[SEQ]) .. row[ID]
-  if row[LANE] > 0 then
-    return lane_prefix(row[LANE]) .. place
+local places = {} -- by id: to make them takes longer than to keep them
+
+local function place_of(row)
+  local place = places[row[ID]]
+  if not place then
+    place = place_at(row[PRIORITY], row[DEADLINE], row[SEQ])
+    places[row[ID]] = place
   end
-  return 'p' .. place
+  return place
+end
+
+local function member_of(row)
+  if row[LANE] > 0 then
+    return lane_prefix(row[LANE]) .. place_of(row) .. row[ID]
+  end
+  return 'p' .. place_of(row) .. row[ID]
 end

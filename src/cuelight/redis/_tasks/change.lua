@@ -151,7 +151,7 @@ local function replay(row)
   end
   keep_blob(row, 'p', PROGRESS, nil)
   if row[DEADLINE] <= now then
-    row[DEADLINE] = INF
+    row[DEADLINE], places[row[ID]] = INF, nil
   end
   if row[UNIQUE] and row[UNIQUE_FOR] < 0 then
     local holder = holder_of(row[UNIQUE])

@@ -88,7 +88,7 @@ do
 
   local function turn_of(lane)
     local head = lane[HEAD]
-    return turn_prefix(lane[WAITS_ON]) .. place_of(head[1], head[2], head[3]) .. string.format('%.0f', lane[NUMBER])
+    return turn_prefix(lane[WAITS_ON]) .. place_at(head[1], head[2], head[3]) .. string.format('%.0f', lane[NUMBER])
   end
 
   -- The first task in a lane. A member without its task is dropped.

@@ -78,7 +78,7 @@ local function wait(row)
     zput(DEADLINES, row[ID], row[DEADLINE])
   end
   if meta.sheds == 1 then
-    zput(WAITS, place_of(row[PRIORITY], row[DEADLINE], row[SEQ]) .. row[ID], 0)
+    zput(WAITS, place_of(row) .. row[ID], 0)
   end
 end
 
@@ -87,7 +87,7 @@ local function wait_no_more(row)
     zdrop(DEADLINES, row[ID])
   end
   if meta.sheds == 1 then
-    zdrop(WAITS, place_of(row[PRIORITY], row[DEADLINE], row[SEQ]) .. row[ID])
+    zdrop(WAITS, place_of(row) .. row[ID])
   end
 end
 

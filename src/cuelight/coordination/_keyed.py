@@ -14,15 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from functools import partial
 from threading import RLock
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from weakref import ReferenceType, WeakValueDictionary, ref
-
-from cuelight.coordination._limit_line import Limiter
 
 __all__ = ["KeyedLimiter", "KeyedStatistics"]
 
+
+class Forgettable(Protocol):
+    """A limiter, as far as it matters here: of this process, or of all."""
+
+    def _retire(self, revive: Callable[[], None]) -> bool:
+        """Be forgotten, if idle: `revive` is to be called before it is used after all."""
+        ...
+
+
 K = TypeVar("K", bound=Hashable)
-L = TypeVar("L", bound=Limiter)
+L = TypeVar("L", bound=Forgettable)
 
 _LOOKS: Final = 4
 """Keys that each look-up looks at, to see whether they are idle."""

@@ -58,10 +58,11 @@ class Calls:
             ValueError: a cost is more than is ever let through.
         """
         plan = self.plan
+        packed = plan.packed(getattr(self._server, "sharded", False))
         if self._clock is not None:
             fields["now"] = self._clock()
         try:
-            answer = unpack(await self._server.run(script, self._keys, (plan.packed, pack(fields))))
+            answer = unpack(await self._server.run(script, self._keys, (packed, pack(fields))))
         except StoreUnavailable:
             self.away = True
             raise

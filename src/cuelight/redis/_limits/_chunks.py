@@ -42,7 +42,7 @@ class Stock:
 
     def spend(self, cost: int) -> bool:
         """Let a request through at once, if there is enough and nobody waits."""
-        if cost > self.units or self._lock.locked():
+        if not 0 < cost <= self.units or self._lock.locked():
             return False
         self.units -= cost
         self._used = True
@@ -63,7 +63,7 @@ class Stock:
             raise TimeoutError(f"{self._name}: others wait for units, longer than {timeout} s")
         left = None if timeout is None else max(0.0, began + timeout - loop_time())
         try:
-            if cost <= self.units:
+            if 0 < cost <= self.units:
                 self.units -= cost
                 self._desk.admitted += 1
                 return

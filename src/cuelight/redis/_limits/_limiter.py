@@ -98,7 +98,6 @@ class RedisLimiter(Generic[L]):
             prefix=options.get("prefix", "cuelight"),
             permits=concurrency or 0,
             lease=lease,
-            word="SPUBLISH" if getattr(server, "sharded", False) else "PUBLISH",
         )
         self._outage = Outage(name, options.get("on_outage", "closed"), options.get("outage_after", 1.0))
         self._local: L | None = None
@@ -118,8 +117,8 @@ class RedisLimiter(Generic[L]):
     def _desk(self) -> Desk:
         """That of the running loop."""
         if self._revive is not None:
-            self._revive()
-            self._revive = None
+            revive, self._revive = self._revive, None
+            revive()
         loop = running_loop()
         desk = self._desks.get(loop)
         return desk if desk is not None else self._new_desk(loop)
@@ -138,12 +137,10 @@ class RedisLimiter(Generic[L]):
 
     def _retire(self, revive: Callable[[], None]) -> bool:
         """Be forgotten by a `KeyedLimiter`, if nobody uses it: what counts is on the server."""
-        with self._lock:
-            if any(desk.busy for desk in self._desks.values()):
-                return False
-            desks = [*self._desks.items()]
-            self._revive = revive
-        for loop, desk in desks:
+        if any(desk.busy for desk in self._desks.copy().values()):
+            return False
+        self._revive = revive
+        for loop, desk in self._desks.copy().items():
             call_in_loop(loop, desk.close)
         return True
 

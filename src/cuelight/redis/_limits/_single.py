@@ -155,8 +155,8 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
     async def update(self, config: RateLimitConfig) -> None:
         """Change the limit for all processes, also for those that wait. A checkpoint.
 
-        What was let through still counts. The limit stays for 30 days after its last use, whatever the limiters of other
-        processes were made with. A request that waits and costs more than it ever lets through goes when nothing is owed.
+        What was let through still counts. The limit stays for 30 days after its last use, whatever other processes made
+        their limiters with. A request that waits and costs more than it ever lets through goes when nothing is owed.
 
         Args:
             config: the new limit.

@@ -134,7 +134,7 @@ class RedisPlace:
         old, new = self._server, self._replica
         assert new is not None
         old.kill()
-        new.command("REPLICAOF", "NO", "ONE")
+        new.promote()
         self._server = new
         trouble.kept_until = self._last_mark()
         self._proxy.point_at(new.port)

@@ -161,6 +161,15 @@ class RedisServer:
             connection.sendall(packed)
             return connection.recv(65536)
 
+    def promote(self) -> None:
+        """Have a replica be a primary from here on, after each start too."""
+        self.command("REPLICAOF", "NO", "ONE")
+        options = list(self._options)
+        if "--replicaof" in options:
+            first = options.index("--replicaof")
+            del options[first : first + 2]
+        self._options = options
+
     def remove(self) -> None:
         """End it and remove its folder."""
         if self.process is not None:

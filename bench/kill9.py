@@ -131,8 +131,8 @@ def make_zombie(peer: Peer, cap: float) -> Outcome:
         time.sleep(1)
         rig.start("work")
         taken = until(lambda: had <= began([r for r in rig.records() if r.at > at]), cap / 2)
-        signal_all(worker, signal.SIGCONT)
         awake = time.monotonic()
+        signal_all(worker, signal.SIGCONT)
 
         def settled() -> bool:
             return had <= {r.item for r in of_zombie_since(rig, of_zombie, awake) if r.what in {ENDED, BROKEN_OFF}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -72,7 +72,7 @@ ENQUEUING = tuple(peer for peer in FAST if peer.label not in {"dramatiq 8 thread
 """A producer has no threads of the library, so each library is once among them."""
 
 SAFE = (
-    OURS,
+    replace(OURS, concurrency=10),
     Peer("dramatiq", "dramatiq", 10),
     Peer("taskiq stream", "taskiq", 10),
     Peer("taskiq list", "taskiq", 10, "list"),

@@ -27,6 +27,8 @@ FAMILIES = (
     "limiters",
     "pools",
     "tasks",
+    "redis_client",
+    "redis_limiters",
     "redis_queues",
     "memory",
     "scale",

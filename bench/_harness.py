@@ -24,6 +24,7 @@ Rivals = Mapping[str, Workload]
 OURS = "cuelight"
 ASYNCIO_ONLY = frozenset(
     {"actio", "aiochan", "aiolimiter", "asyncio.Lock", "asyncio.Queue", "asyncio.Semaphore", "limits"}
+    | {"redis-py", "redis-py in blocks"}
 )
 """Peers that do not run on trio: beside Cuelight on trio they run on asyncio, in their own loop."""
 

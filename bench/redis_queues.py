@@ -1,5 +1,7 @@
 """Queues over Redis, each in processes of its own: tasks sent, drained by one worker, and started by an idle one.
 
+The 100 producers are tasks of one event loop, for the libraries that have async producers.
+
 The server has a core of its own, and what is measured another; its data is in memory only, or `--aof everysec`. Each
 library runs with its defaults, except for how many tasks run at once, and logs from warnings on. That a worker ran
 each task exactly once is checked on every run, when it has been asked to end.
@@ -143,6 +145,9 @@ def workloads(loop: str) -> dict[str, Rivals]:
     """The rows that are races."""
     return {
         "Redis queue, enqueue one by one": {peer.label: enqueue(peer, "enqueue", loop) for peer in ENQUEUING},
+        "Redis queue, enqueue, 100 producers": {
+            peer.label: enqueue(peer, "enqueue_at_once", loop) for peer in ENQUEUING if not peer.threads
+        },
         "Redis queue, enqueue in batches of 100": {
             **{peer.label: enqueue(peer, "enqueue_many", loop) for peer in ENQUEUING if peer.many},
         },

@@ -1,4 +1,4 @@
-"""One process of one queue: `python -m bench.queues PEER work|enqueue|enqueue_many|enqueue_slow|trickle`.
+"""One process of one queue: `python -m bench.queues PEER ROLE`, "work" or one of `ROLES`.
 
 What it shall do is in the environment, `Settings`. A producer says how it went as one line of JSON.
 """
@@ -11,7 +11,7 @@ import logging
 import sys
 from typing import Any
 
-from bench.queues._program import FATES, produce
+from bench.queues._program import ROLES, produce
 
 
 def main(peer: str, role: str) -> None:
@@ -20,7 +20,7 @@ def main(peer: str, role: str) -> None:
     if role == "work":
         program.work()
         return
-    assert role in FATES, f"{role!r} is no role: give one of work, {', '.join(FATES)}"
+    assert role in ROLES, f"{role!r} is no role: give one of work, {', '.join(ROLES)}"
     print(json.dumps(produce(program.producer(), role)), flush=True)
 
 

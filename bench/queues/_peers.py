@@ -19,6 +19,7 @@ class Peer:
         concurrency: tasks that a worker runs at once.
         variant: of the library.
         environment: below build/; empty for that of this process.
+        threads: whether it blocks the thread that sends.
         many: whether it can send a batch in one go.
         trio: whether it runs on trio.
     """
@@ -28,6 +29,7 @@ class Peer:
     concurrency: int
     variant: str = ""
     environment: str = "bench-queues"
+    threads: bool = False
     many: bool = False
     trio: bool = False
 
@@ -52,19 +54,19 @@ OURS = Peer("cuelight", "cuelight", 100, environment="", many=True, trio=True)
 
 FAST = (
     OURS,
-    Peer("dramatiq 100 threads", "dramatiq", 100),
-    Peer("dramatiq 8 threads", "dramatiq", 8),
+    Peer("dramatiq 100 threads", "dramatiq", 100, threads=True),
+    Peer("dramatiq 8 threads", "dramatiq", 8, threads=True),
     Peer("taskiq stream", "taskiq", 100),
     Peer("taskiq list", "taskiq", 100, "list"),
-    Peer("huey 100 threads", "huey", 100),
-    Peer("huey 8 threads", "huey", 8),
+    Peer("huey 100 threads", "huey", 100, threads=True),
+    Peer("huey 8 threads", "huey", 8, threads=True),
     Peer("SAQ", "saq", 100),
     Peer("streaq", "streaq", 100, many=True, trio=True),
     Peer("docket", "docket", 100, many=True),
     Peer("BullMQ", "bullmq", 100, many=True),
-    Peer("Celery 100 threads", "celery", 100, "threads"),
+    Peer("Celery 100 threads", "celery", 100, "threads", threads=True),
     Peer("arq", "arq", 100, environment="bench-queues-arq"),
-    Peer("RQ simple", "rq", 1, "simple", many=True),
+    Peer("RQ simple", "rq", 1, "simple", threads=True, many=True),
 )
 """For how many per second: each with what its documents recommend for that, the async ones as ours."""
 

@@ -42,7 +42,7 @@ class Settings:
         variant: of a library that has several; its own default if empty.
         concurrency: tasks that a worker runs at once.
         count: tasks that a producer sends.
-        batch: how many of them at once, where it sends many.
+        batch: how many of them at once, where it sends many, or has many tasks that send.
         pause: seconds between two of a trickle, on average.
     """
 
@@ -185,6 +185,23 @@ async def _in_batches(send: Callable[[list[int]], Awaitable[Any]], wait: Callabl
     return time.perf_counter() - started
 
 
+async def _at_once(send: Callable[[int], Awaitable[Any]], wait: Callable[[float], Awaitable[Any]]) -> Any:
+    async def some(first: int) -> None:
+        for item in range(first, SETTINGS.count, SETTINGS.batch):
+            await send(item)
+
+    started = time.perf_counter()
+    if SETTINGS.loop == "trio":
+        import trio
+
+        async with trio.open_nursery() as nursery:
+            for first in range(SETTINGS.batch):
+                nursery.start_soon(some, first)
+    else:
+        await asyncio.gather(*(some(first) for first in range(SETTINGS.batch)))
+    return time.perf_counter() - started
+
+
 async def _trickle(send: Callable[[int], Awaitable[Any]], wait: Callable[[float], Awaitable[Any]]) -> Any:
     chance = random.Random(1)
     sent = []
@@ -195,8 +212,9 @@ async def _trickle(send: Callable[[int], Awaitable[Any]], wait: Callable[[float]
     return sent
 
 
-FATES = {
+ROLES = {
     "enqueue": ("nothing", _one_by_one),
+    "enqueue_at_once": ("nothing", _at_once),
     "enqueue_many": ("many", _in_batches),
     "enqueue_slow": ("slow", _one_by_one),
     "trickle": ("nothing", _trickle),
@@ -206,7 +224,7 @@ FATES = {
 
 def produce(producer: Producer, role: str) -> Any:
     """Send what the role says; the seconds that took, or the times of a trickle."""
-    kind, loop = FATES[role]
+    kind, loop = ROLES[role]
     if isinstance(producer, AbstractAsyncContextManager):
 
         async def send_all() -> Any:

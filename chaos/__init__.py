@@ -1,7 +1,8 @@
-"""Chaos: real processes on one durable queue, killed and frozen at random, and what became of every task."""
+"""Chaos: real processes on one queue or one lock, killed, frozen and cut off at random, and what became of it."""
 
 from chaos._ledger import Event
-from chaos._run import Options, storm
-from chaos._verdict import Fault, Verdict, judge
+from chaos._options import Options
+from chaos._run import storm
+from chaos._verdict import Fault, Trouble, Verdict, judge
 
-__all__ = ["Event", "Fault", "Options", "Verdict", "judge", "storm"]
+__all__ = ["Event", "Fault", "Options", "Trouble", "Verdict", "judge", "storm"]

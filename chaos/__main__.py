@@ -7,14 +7,15 @@ import statistics
 import sys
 from dataclasses import fields
 
-from chaos._run import Options, storm
+from chaos._options import Options
+from chaos._run import storm
 from chaos._verdict import Verdict
 
 
 def _options() -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m chaos",
-        description="Kill and freeze workers and producers of a durable queue; count the losses.",
+        description="Kill, freeze and cut off workers, producers and servers; count what was lost.",
     )
     defaults = Options()
     for field in fields(Options):
@@ -49,8 +50,22 @@ def _table(verdict: Verdict, options: Options) -> str:
     return "\n".join(f"{what:<52} {value!s:>10}" for what, value in rows)
 
 
+def _storm_of_locks(options: Options) -> int:
+    from chaos._lock_run import lock_storm  # noqa: PLC0415 - a queue in a file needs none of it
+
+    verdict = lock_storm(options, print)
+    for name, value in vars(verdict).items():
+        print(f"{name.replace('_', ' '):<20} {dict(sorted(value.items())) if name == 'faults' else value}")
+    print("passed" if verdict.passed else "FAILED")
+    return 0 if verdict.passed else 1
+
+
 def main() -> int:
     options = _options()
+    if options.what == "locks":
+        return _storm_of_locks(options)
+    if options.what != "tasks":
+        raise SystemExit(f"--what {options.what}: give tasks or locks")
     verdict = storm(options, print)
     print(_table(verdict, options))
     failed = f"lost {verdict.lost[:5]}, accepted twice {verdict.accepted_twice[:5]}, "

@@ -21,9 +21,10 @@ class Event:
     Attributes:
         at: seconds since the epoch.
         pid: who wrote it.
-        what: "given" (its enqueue was acknowledged), "begun", "ended", "accepted" (its completion was) or "refused".
-        task: the identity of the task.
-        epoch: of the attempt; 0 for "given".
+        what: "given" (its enqueue was acknowledged), "begun", "ended", "accepted" (its completion was) or "refused";
+            of a lock "got", "sure" (to have it at that time), "lost", "written" or "stale" (a write that was refused).
+        task: the identity of the task, or who holds the lock.
+        epoch: of the attempt, 0 for "given"; of a lock the fence.
     """
 
     at: float
@@ -41,9 +42,9 @@ class Ledger:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._pid = os.getpid()
 
-    def write(self, what: str, task: str, epoch: int = 0) -> None:
-        """Add a line."""
-        os.write(self._file, f"{time.time():.6f} {self._pid} {what} {task} {epoch}\n".encode())
+    def write(self, what: str, task: str, epoch: int = 0, at: float | None = None) -> None:
+        """Add a line, of now or of the time that is given."""
+        os.write(self._file, f"{time.time() if at is None else at:.6f} {self._pid} {what} {task} {epoch}\n".encode())
 
     def events(self) -> list[Event]:
         """All lines, in the order in which they were written."""

@@ -23,11 +23,13 @@ class Place(Protocol):
         address: what its processes are given: the path of a file or a URL.
         kinds: what can be done to it, and how often one is drawn against the others.
         troubles: when it was not to be relied on, and what it forgot in those times.
+        extras: what its processes are told besides.
     """
 
     address: str
     kinds: dict[str, int]
     troubles: list[Trouble]
+    extras: dict[str, str]
 
     def store(self) -> Store:
         """The queue, for whoever watches it."""
@@ -62,6 +64,7 @@ class SQLitePlace:
         self.address = str(self._path)
         self.kinds: dict[str, int] = {}
         self.troubles: list[Trouble] = []
+        self.extras: dict[str, str] = {}
 
     def store(self) -> Store:
         return SQLiteStore(self._path, queue=self._queue)

@@ -1,9 +1,13 @@
-"""The processes that are to die: a producer and workers. Each runs `main`, with its role and options as JSON."""
+"""The processes that are to die: a producer and workers, or those who want a lock.
+
+Each runs `main`, with its role and options as JSON.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +18,7 @@ from typing import Any
 import anyio
 
 from chaos._ledger import Ledger
-from cuelight.errors import StoreUnavailable
+from cuelight.errors import LeaseLost, StoreUnavailable
 from cuelight.tasks import Claim, Exchange, Finish, SQLiteStore, Store, Task, TaskQueue, TaskWorker, current_task
 
 __all__ = ["QUEUE", "main", "task_id"]
@@ -85,8 +89,46 @@ async def work(options: dict[str, Any]) -> None:
         await worker.run()
 
 
+async def hold(options: dict[str, Any]) -> None:
+    """Get the lock again and again, until the end."""
+    from cuelight.redis import RedisClient, RedisLock, fenced_set  # noqa: PLC0415 - a queue in a file needs none of it
+
+    ledger = Ledger(Path(options["ledger"]))
+    random = Random(time.time_ns())
+    guard = RedisClient(options["guard"])
+
+    async def want(name: str) -> None:
+        lock = RedisLock("chaos", options["store"], lease=options["lease"])
+        while True:
+            try:
+                async with lock.hold() as lease:
+                    ledger.write("got", name, lease.fence)
+                    for _ in range(random.randint(1, 3)):
+                        await anyio.sleep(random.uniform(0.001, 0.02))
+                        at = time.time()
+                        lease.check()
+                        ledger.write("sure", name, lease.fence, at)
+                        await _set(lease.fence, name)
+            except LeaseLost:
+                ledger.write("lost", name)
+            except StoreUnavailable:
+                await anyio.sleep(0.1)
+
+    async def _set(fence: int, name: str) -> None:
+        # By the token alone: a holder that does not know yet must be stopped by the guard.
+        try:
+            await fenced_set(guard, "value", name, fence)
+            ledger.write("written", name, fence)
+        except LeaseLost:
+            ledger.write("stale", name, fence)
+
+    async with guard, anyio.create_task_group() as group:
+        for number in range(options["concurrency"]):
+            group.start_soon(want, f"{os.getpid()}-{number}")
+
+
 def main() -> None:
     """Be one of them."""
     role, options = sys.argv[1], json.loads(sys.argv[2])
     logging.basicConfig(level=logging.CRITICAL)
-    anyio.run({"produce": produce, "work": work}[role], options, backend=options["backend"])
+    anyio.run({"produce": produce, "work": work, "hold": hold}[role], options, backend=options["backend"])

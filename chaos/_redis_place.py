@@ -50,6 +50,7 @@ class RedisPlace:
         if replicas:
             self.kinds["promote replica"] = 2
         self.troubles: list[Trouble] = []
+        self.extras: dict[str, str] = {}
         self._due: list[tuple[float, Callable[[], None]]] = []
         self._ended = threading.Event()
         self._marker = threading.Thread(target=self._mark_on, name="chaos mark")

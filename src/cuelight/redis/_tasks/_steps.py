@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -37,8 +38,30 @@ __all__ = [
 _PRELUDE: Final = ("book.lua", "rows.lua", "close.lua", "lanes.lua", "tasks.lua")
 
 
+_CONSTANTS: Final = re.compile(
+    r"^ *local ([A-Z_]+(?:, [A-Z_]+)*) = ([\w/\[\]-]+(?:, [\w/\[\]-]+)*)(?: +--.*)?\n", re.MULTILINE
+)
+
+
+def inlined(text: str) -> str:
+    """A script with its constants in place of their names.
+
+    Lua makes its functions anew in each call, and looks for each local that one of them uses in the list of those that
+    are used so far: with its constants as locals a script took 50 us for nothing, without them 30.
+    """
+    values: dict[str, str] = {}
+
+    def take(found: re.Match[str]) -> str:
+        values.update(zip(found[1].split(", "), found[2].split(", "), strict=True))
+        return ""
+
+    text = _CONSTANTS.sub(take, text)
+    return re.sub(r"'[^'\n]*'|--.*|\b[A-Z_]+\b", lambda found: values.get(found[0], found[0]), text)
+
+
 def _script(name: str) -> Script:
-    return Script.load("cuelight.redis._tasks", *_PRELUDE, name)
+    text = "\n".join(files("cuelight.redis._tasks").joinpath(part).read_text("utf-8") for part in (*_PRELUDE, name))
+    return Script(inlined(text), name.removesuffix(".lua"))
 
 
 ADD: Final = _script("add.lua")

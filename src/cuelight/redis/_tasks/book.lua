@@ -32,12 +32,16 @@
 --    what a step may refuse it refuses before it changes anything: a script takes nothing back.
 -- 2. A task is in `rows`, in `sequences`, and in the one zset of its state.
 
+-- Constants: names in capitals that stand for a number or a key are replaced before the script is sent. A local that a
+-- function uses costs each call, and there are many.
+
 local META, ROWS, BLOBS, SIDE, SCHEDULES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local READY, DELAYED, LEASES, PARKS, DEAD = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local DONE, CANCELS, SEQUENCES, DEADLINES, WAITS = KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15]
 local TURNS, GATES, ENDS = KEYS[16], KEYS[17], KEYS[18]
 
-local FORMAT, INF, QUIET, THROTTLE = 1, 1 / 0, 86400, 60
+local FORMAT, QUIET, THROTTLE = 1, 86400, 60
+local INF = 1/0
 local ID, SEQ, STATE, EPOCH, DUE, WORKER, SETTLED, STEP, ENDED, REASON = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 local CANCELLING, LANE, HAS, TYPE, NONCE, PRIORITY, DEADLINE, RETRIES, TIMEOUTS = 11, 12, 13, 14, 15, 16, 17, 18, 19
 local CRASHES, UNIQUE, UNIQUE_FOR, TTL, LIMITS, CREATED = 20, 21, 22, 23, 24, 25
@@ -198,7 +202,7 @@ local function lane_prefix(lane)
   return string.format('l%014.0f', lane)
 end
 
-local LANE_PREFIX = 15 -- bytes of it
+local LANE_PREFIX = 15 -- bytes of a prefix
 
 local places = {} -- by id: to make them takes longer than to keep them
 

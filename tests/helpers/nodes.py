@@ -36,7 +36,9 @@ __all__ = [
     "Twice",
     "Watcher",
     "cluster_name",
+    "inside",
     "node",
+    "node_of",
     "pair",
     "until",
 ]
@@ -100,7 +102,7 @@ class Send(Message):
 class Forward(Request[int]):
     """Ask somebody else, or itself after some time, and pass the answer on."""
 
-    to: Ref[Total | Slow]
+    to: Ref[Any]
     slow: float = 0.0
 
 
@@ -266,6 +268,16 @@ class Watcher(Actor[Seen | Terminated | Add]):
     @on(Seen)
     def seen(self, message: Seen) -> list[str]:
         return [exit_.describe() for exit_ in self.exits]
+
+
+def inside(ref: Ref[Any]) -> Any:
+    """The actor itself, to look at."""
+    return ref._cell.actor
+
+
+def node_of(system: ActorSystem) -> Any:
+    """The node of a system, to look at."""
+    return system._node
 
 
 def cluster_name() -> str:

@@ -11,7 +11,22 @@ import pytest
 
 from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, StoreUnavailable, Unknown, UnknownTimeout
 from cuelight.redis import NodeLost
-from helpers.nodes import Add, Log, Plain, Player, Seen, Slow, Total, Watcher, cluster_name, node, pair, until
+from helpers.nodes import (
+    Add,
+    Log,
+    Plain,
+    Player,
+    Seen,
+    Slow,
+    Total,
+    Watcher,
+    cluster_name,
+    inside,
+    node,
+    node_of,
+    pair,
+    until,
+)
 from helpers.redis_servers import RedisServer
 from helpers.tcp_proxy import TcpProxy
 
@@ -58,8 +73,8 @@ async def test_a_server_that_is_away_for_three_seconds_costs_nothing(durable: Re
             await anyio.to_thread.run_sync(durable.start)
         assert await reply == 0
         assert await ref.ask(Total()) == 5050
-        assert own._cell.actor.amounts == list(range(101))  # type: ignore[union-attr]
-        assert here._node.statistics().incarnation == there._node.statistics().incarnation == 1  # type: ignore[union-attr]
+        assert inside(own).amounts == list(range(101))
+        assert node_of(here).statistics().incarnation == node_of(there).statistics().incarnation == 1
 
 
 @pytest.mark.parametrize("kind", ["cut before", "cut after", "swallow", "kill clients", "flush scripts"])
@@ -82,7 +97,7 @@ async def test_messages_arrive_once_and_in_order_whatever_gets_lost(
             if kind == "flush scripts" and amount % 50 == 0:
                 durable.command("SCRIPT", "FLUSH")
         assert await ref.ask(Total(), timeout=20) == sum(range(told))
-        assert own._cell.actor.amounts == list(range(told))  # type: ignore[union-attr]
+        assert inside(own).amounts == list(range(told))
         assert proxy.faults or kind in {"kill clients", "flush scripts"}
         proxy.heal()
 
@@ -152,7 +167,7 @@ async def test_a_node_that_is_cut_off_is_lost_and_hears_of_it_when_it_is_back(
         back = await here.resolve("counter", timeout=10)  # by another identity, and with its name
         assert back != ref
         assert await back.ask(Total()) == 0  # what was never read was not done late either
-        assert there._node.statistics().incarnation == 2  # type: ignore[union-attr]
+        assert node_of(there).statistics().incarnation == 2
         assert await (await there.resolve("mine")).ask(Total()) == 0
         assert own.alive
 
@@ -164,7 +179,7 @@ async def test_a_blocked_loop_is_not_taken_for_a_dead_node(durable: RedisServer)
         time.sleep(1.2)  # noqa: ASYNC251 - that is the point
         assert await ref.ask(Total()) == 0
         assert ref.alive
-        assert there._node.statistics().incarnation == 1  # type: ignore[union-attr]
+        assert node_of(there).statistics().incarnation == 1
 
 
 async def test_a_silent_node_makes_time_outs_unknown(durable: RedisServer, proxy: TcpProxy) -> None:
@@ -222,5 +237,5 @@ async def test_watchers_hear_of_a_node_that_left_in_order(durable: RedisServer) 
             watcher = await here.spawn(Watcher, ref)
             assert await ref.ask(Total()) == 0
         assert await watcher.ask(Seen()) in (["shut down"], [])
-        await until(lambda: watcher._cell.actor.exits)  # type: ignore[union-attr]
+        await until(lambda: inside(watcher).exits)
         assert await watcher.ask(Seen()) == ["shut down"]

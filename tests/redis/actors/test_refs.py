@@ -12,6 +12,7 @@ from cuelight import (
     ActorCrashed,
     ActorSystem,
     Crashed,
+    Exit,
     Interrupted,
     InterruptedTimeout,
     Killed,
@@ -45,6 +46,7 @@ from helpers.nodes import (
     Total,
     Watcher,
     cluster_name,
+    inside,
     node,
     pair,
     until,
@@ -67,7 +69,7 @@ async def test_a_remote_actor_is_told_and_asked_in_order(kind: Any) -> None:
         ref.tell_nowait(Add(1000))
         assert await ref.ask(Total()) == 5050 + 1000
         if kind is Plain:
-            assert own._cell.actor.amounts == [*range(1, 101), 1000]
+            assert inside(own).amounts == [*range(1, 101), 1000]
 
 
 async def test_answers_come_back_as_the_types_that_were_declared() -> None:
@@ -233,9 +235,9 @@ async def test_refs_travel_and_lead_back_to_the_same_actors() -> None:
     async with pair() as (here, there):
         friend = await here.spawn(Plain)
         ref, own = await remote(here, there, Player, None, [])
-        own._cell.actor.friends.append(own)
+        inside(own).friends.append(own)
         await ref.tell(Send(friend, 17))  # an actor without a name is reached by its ref
-        await until(lambda: friend._cell.actor.total == 17)  # type: ignore[union-attr]
+        await until(lambda: inside(friend).total == 17)
         assert await ref.ask(Names()) == [ref, ref]  # a ref that comes back is the one that is here
         assert await ref.ask(Forward(ref.__class__(friend._cell))) == 17
         assert hash((await ref.ask(Names()))[0]) == hash(ref)
@@ -254,7 +256,7 @@ async def test_a_third_node_is_reached_by_a_ref_that_was_handed_on() -> None:
         await two.expose(player, "player")
         far = await one.resolve("counter")
         await (await one.resolve("player")).tell(Send(far, 5))
-        await until(lambda: counter._cell.actor.total == 5)  # type: ignore[union-attr]
+        await until(lambda: inside(counter).total == 5)
 
 
 async def test_asking_a_remote_actor_that_has_ended_fails_as_not_started() -> None:
@@ -267,19 +269,19 @@ async def test_asking_a_remote_actor_that_has_ended_fails_as_not_started() -> No
         await until(lambda: there.dead_letters.counts["stopped"] == 1)  # where the actor was, as with a local one
 
 
-async def test_watching_a_remote_actor_tells_how_it_ended() -> None:
+@pytest.mark.parametrize(("how", "expected"), [("stop", Stopped()), ("kill", Killed("enough"))])
+async def test_watching_a_remote_actor_tells_how_it_ended(how: str, expected: Exit) -> None:
     async with pair() as (here, there):
-        for how, expected in (("stop", Stopped()), ("kill", Killed("enough"))):
-            ref, own = await remote(here, there)
-            watcher = await here.spawn(Watcher, ref)
-            await watcher.ask(Seen())
-            await (own.stop() if how == "stop" else own.kill("enough"))
-            await until(lambda watcher=watcher: watcher._cell.actor.exits)
-            assert watcher._cell.actor.exits == [expected]  # type: ignore[union-attr]
-            assert await ref.ended() == expected
-            assert not ref.alive
-            late = await here.spawn(Watcher, ref)  # it tells also of those that had ended before
-            assert await late.ask(Seen()) == [expected.describe()]
+        ref, own = await remote(here, there)
+        watcher = await here.spawn(Watcher, ref)
+        await watcher.ask(Seen())
+        await (own.stop() if how == "stop" else own.kill("enough"))
+        await until(lambda: inside(watcher).exits)
+        assert inside(watcher).exits == [expected]
+        assert await ref.ended() == expected
+        assert not ref.alive
+        late = await here.spawn(Watcher, ref)  # it tells also of those that had ended before
+        assert await late.ask(Seen()) == [expected.describe()]
 
 
 async def test_watching_a_remote_actor_that_ended_unseen_tells_at_once() -> None:
@@ -287,7 +289,7 @@ async def test_watching_a_remote_actor_that_ended_unseen_tells_at_once() -> None
         ref, own = await remote(here, there)
         await own.kill("long ago")
         watcher = await here.spawn(Watcher, ref)
-        await until(lambda: watcher._cell.actor.exits)  # type: ignore[union-attr]
+        await until(lambda: inside(watcher).exits)
         assert await watcher.ask(Seen()) == ["killed (long ago)"]
 
 
@@ -328,7 +330,7 @@ async def test_unlinking_undoes_it_across_nodes() -> None:
         ref, own = await remote(here, there, child(Plain).with_options(restart="temporary"))
         linked = await here.spawn(child(Watcher, ref, link=True).with_options(restart="temporary"))
         await until(lambda: own._cell.bonds is not None and own._cell.bonds.links)
-        linked._cell.actor.unlink(ref)  # type: ignore[union-attr]
+        inside(linked).unlink(ref)
         await until(lambda: own._cell.bonds is not None and not own._cell.bonds.links)
         linked._cell.fail_with(RuntimeError("own end"))
         assert isinstance(await linked.ended(), Crashed)
@@ -369,7 +371,7 @@ async def test_a_remote_ref_works_in_groups_timers_and_threads() -> None:
         group.join(ref)
         assert group.broadcast(Add(1)) == 1
         await anyio.to_thread.run_sync(ref.tell_threadsafe, Add(2))
-        await until(lambda: own._cell.actor.total == 3)
+        await until(lambda: inside(own).total == 3)
         await own.stop()
         await until(lambda: len(group) == 0)
 

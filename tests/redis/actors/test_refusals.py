@@ -25,7 +25,7 @@ from cuelight import (
 )
 from cuelight.redis import RedisClient, RedisNode, Undecoded
 from cuelight.redis._actors._frames import Ask, Credit, Tell, batch_of, frames_of
-from helpers.nodes import Add, Blob, Echo, Plain, Player, Total, Twice, cluster_name, node, pair, until
+from helpers.nodes import Add, Blob, Echo, Plain, Player, Total, Twice, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import shared_server
 
 VALUES = st.integers(-(2**63), 2**63) | st.text() | st.binary()
@@ -60,7 +60,7 @@ async def test_a_message_that_is_not_registered_is_refused_where_it_is_sent() ->
         with pytest.raises(MessageRefused, match=r"test_refusals\.Unknown is not registered with this node"):
             await ref.tell(Unknown())
         with pytest.raises(MessageRefused, match="is not registered"):
-            ref.ask(Ask42())
+            await ref.ask(Ask42())
         ref.tell_threadsafe(Unknown())  # whoever cannot be told makes a dead letter
         await until(lambda: here.dead_letters.counts["unsendable"] == 1)
         assert here.group("g").broadcast(Unknown()) == 0
@@ -87,7 +87,7 @@ async def test_an_answer_that_is_too_large_says_so() -> None:
         ref = await here.resolve("actor")
         with pytest.raises(NotStarted, match="more than max_message=1000"):  # too large for the other side only
             await ref.ask(Echo({"x": list(range(1000))}))
-        assert there._node.statistics().refused == 1  # type: ignore[union-attr]
+        assert node_of(there).statistics().refused == 1
 
 
 async def test_what_msgspec_cannot_encode_is_refused_where_it_is_sent() -> None:
@@ -107,7 +107,7 @@ async def test_an_answer_of_the_wrong_type_is_refused_by_the_asker() -> None:
         ref = await here.resolve("liar")
         with pytest.raises(Interrupted, match=r"refused here.*Expected `int`, got `str`"):
             await ref.ask(Ask42())
-        assert here._node.statistics().refused == 1  # type: ignore[union-attr]
+        assert node_of(here).statistics().refused == 1
 
 
 async def test_a_message_that_the_other_side_does_not_know_is_counted_and_dead_lettered_there() -> None:
@@ -135,7 +135,7 @@ async def forge(there: ActorSystem, cluster: str, payload: bytes, *, form: int =
     """Put a batch into an inbox, as somebody might who has access to the server."""
     client = RedisClient(shared_server().url)
     tag = f"{{cuelight:nodes:{cluster}}}"
-    identity = there._node.identity  # type: ignore[union-attr]
+    identity = node_of(there).identity
     fields = ("s", "forger", "q", 1, "t", len(payload), "v", form, "p", payload)
     await client.execute("XADD", f"{tag}:inbox:{identity}", "*", *fields)
     await client.execute("PUBLISH", f"{tag}:wake:{identity}", "")
@@ -163,7 +163,7 @@ async def test_a_corrupt_batch_is_counted_and_dead_lettered(payload: bytes, form
         assert letter.message == Undecoded(kind, letter.message.body, "forger")
         good = batch_of([Tell(own._cell.serial, "Add", msgspec.msgpack.encode(Add(3)))])
         await forge(there, cluster, good)  # and it goes on
-        await until(lambda: own._cell.actor.total == 3)  # type: ignore[union-attr]
+        await until(lambda: inside(own).total == 3)
 
 
 async def test_one_bad_frame_costs_itself_and_not_its_batch() -> None:
@@ -184,7 +184,7 @@ async def test_one_bad_frame_costs_itself_and_not_its_batch() -> None:
             good,
         ]
         await forge(there, cluster, msgspec.msgpack.encode(parts))
-        await until(lambda: own._cell.actor.total == 6)  # type: ignore[union-attr]
+        await until(lambda: inside(own).total == 6)
         counts = there.dead_letters.counts
         assert (counts["undecodable"], counts["stopped"]) == (4, 1)
         letters: list[DeadLetter] = list(there.dead_letters)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
 from cuelight import Actor, MailboxFull, Message, child, coalesce, drop_newest, fail, on
+from cuelight.mailbox import Overflow
 from cuelight.redis._actors._remote_cell import WINDOW
-from helpers.nodes import Add, Blob, Log, Plain, Player, Slow, Total, pair, until
+from helpers.nodes import Add, Blob, Log, Plain, Player, Slow, Total, inside, pair, until
 
 CAPACITY = 10
 
@@ -95,28 +98,29 @@ async def test_an_ask_never_overtakes_those_that_wait_in_line_for_a_remote_actor
         async with anyio.create_task_group() as group:
             group.start_soon(ref.tell, Add(1))
             await until(lambda: ref.statistics().waiting_senders == 1)
-            asked = ref.ask(Total())
-            dropped = ref.ask(Total())
+            asked, dropped = ref.ask(Total()), ref.ask(Total())
             dropped.cancel()
             blocker.cancel()
-        assert await asked == sent + 1
+            assert await asked == sent + 1
 
 
-async def test_overflow_policies_of_a_remote_actor_hold_and_make_dead_letters_there() -> None:
-    for overflow, reason in ((drop_newest, "drop_newest"), (fail, "mailbox_full")):
-        log = Log()
-        async with pair() as (here, there):
-            own = await there.spawn(child(Player, log).with_options(capacity=2, overflow=overflow))
-            await there.expose(own, "actor")
-            ref = await here.resolve("actor")
-            blocker = ref.ask(Slow(60, "block"))
-            await until(lambda log=log: "begin block" in log.lines)
-            for _ in range(5):
-                await ref.tell(Add(1))
-            await until(lambda there=there, reason=reason: there.dead_letters.counts[reason] == 3)
-            blocker.cancel()
-            await until(lambda own=own: own.statistics().queued == 0)
-            assert await ref.ask(Total()) == 2
+@pytest.mark.parametrize(("overflow", "reason"), [(drop_newest, "drop_newest"), (fail, "mailbox_full")])
+async def test_overflow_policies_of_a_remote_actor_hold_and_make_dead_letters_there(
+    overflow: Overflow[Any], reason: str
+) -> None:
+    log = Log()
+    async with pair() as (here, there):
+        own = await there.spawn(child(Player, log).with_options(capacity=2, overflow=overflow))
+        await there.expose(own, "actor")
+        ref = await here.resolve("actor")
+        blocker = ref.ask(Slow(60, "block"))
+        await until(lambda: "begin block" in log.lines)
+        for _ in range(5):
+            await ref.tell(Add(1))
+        await until(lambda: there.dead_letters.counts[reason] == 3)
+        blocker.cancel()
+        await until(lambda: own.statistics().queued == 0)
+        assert await ref.ask(Total()) == 2
 
 
 async def test_a_large_message_goes_through_and_fills_an_inbox_at_most_once() -> None:
@@ -134,6 +138,10 @@ class Price(Message):
     value: int
 
 
+def name_of(price: Price) -> str:
+    return price.of
+
+
 class Ticker(Actor[Price]):
     def __init__(self) -> None:
         self.seen: list[Price] = []
@@ -146,11 +154,11 @@ class Ticker(Actor[Price]):
 
 async def test_messages_that_replace_each_other_do_so_in_a_remote_mailbox() -> None:
     async with pair(messages=[Price]) as (here, there):
-        spec = child(Ticker).with_options(capacity=1, overflow=coalesce(lambda price: price.of))
+        spec = child(Ticker).with_options(capacity=1, overflow=coalesce(name_of))
         own = await there.spawn(spec)
         await there.expose(own, "ticker")
         ref = await here.resolve("ticker")
         for value in range(20):
             await ref.tell(Price("tea", value))
-        await until(lambda: own._cell.actor.seen[-1:] == [Price("tea", 19)])  # type: ignore[union-attr]
-        assert len(own._cell.actor.seen) < 20  # type: ignore[union-attr]
+        await until(lambda: inside(own).seen[-1:] == [Price("tea", 19)])
+        assert len(inside(own).seen) < 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -150,6 +150,13 @@ async def until(condition: Callable[[], Any]) -> None:
     with anyio.fail_after(10):
         while not condition():  # noqa: ASYNC110 - a thread may bring it about
             await anyio.sleep(0.001)
+
+
+async def until_server(condition: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until something is so that a server tells."""
+    with anyio.fail_after(10):
+        while not await condition():  # noqa: ASYNC110 - nothing else tells
+            await anyio.sleep(0.005)
 
 
 def until_blocking(condition: Callable[[], Any]) -> None:

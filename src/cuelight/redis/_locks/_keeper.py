@@ -59,6 +59,7 @@ class Keeper:
         self._leases: dict[Lease, SharedCore] = {}
         self._next = math.inf
         self._flushing: set[SharedCore] = set()
+        self.ending = False  # the program ends: what cannot be given back at once is left to its lease
 
     @property
     def idle(self) -> bool:
@@ -87,7 +88,9 @@ class Keeper:
         self.drop(lease)
         lease.end()
         core.give_back(lease.ticket, 0, lease.until)
-        if not call_in_loop(self.loop, self.flush, core):
+        if running_loop() is self.loop:
+            self.flush(core)
+        elif not call_in_loop(self.loop, self.flush, core):
             self._elsewhere(core)
 
     # The rest runs in the loop.
@@ -157,6 +160,9 @@ class Keeper:
                 except Exception as error:
                     if not failures:
                         log.warning("%s could not be given back yet: %s", core.thing, error)
+                    if self.ending:
+                        core.forsake()
+                        return
                     failures += 1
                     await anyio.sleep(pause(failures))
         finally:

@@ -20,7 +20,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
+from redis.exceptions import ResponseError
+
 from cuelight.coordination._core import Core
+from cuelight.errors import StoreRefused
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._locks._calls import LEASE, Answer, Lowering, Ticket, renewal
 from cuelight.redis._locks._names import Names, client_name
@@ -36,6 +39,37 @@ if TYPE_CHECKING:
 __all__ = ["SharedCore", "shared_core"]
 
 next_number: Final = count(1).__next__
+
+
+class _Slots:
+    """The slots of all tickets of this process, by what they are of: also where several clients lead to one server.
+
+    The lowest that is free is taken: a server has to remember few.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pools: dict[str, tuple[set[int], list[int]]] = {}
+
+    def take(self, tag: str) -> int:
+        """One that nobody has."""
+        with self._lock:
+            used, free = self._pools.setdefault(tag, (set(), []))
+            slot = heappop(free) if free else len(used)
+            used.add(slot)
+            return slot
+
+    def put(self, tag: str, slot: int) -> None:
+        """It is free again."""
+        with self._lock:
+            used, free = self._pools[tag]
+            used.discard(slot)
+            heappush(free, slot)
+            if not used:
+                del self._pools[tag]
+
+
+_slots = _Slots()
 
 
 class SharedCore(Core):
@@ -59,19 +93,13 @@ class SharedCore(Core):
         self.ears: dict[Any, Ear] = {}
         self.pending: deque[Lowering] = deque()
         self._guard = threading.Lock()
-        self._free: list[int] = []
-        self._slots = 0
         self._channels = names.channels
 
     # Tickets.
 
     def ticket(self, terms: Terms, weight: int, first: bool) -> Ticket:
         """A ticket for one acquisition."""
-        with self._guard:
-            if self._free:
-                slot = heappop(self._free)
-            else:
-                slot, self._slots = self._slots, self._slots + 1
+        slot = _slots.take(self.names.tag)
         return Ticket(f"{client_name()}/{slot}", slot, next_number(), weight=weight, first=first, terms=terms)
 
     def give_back(self, ticket: Ticket, left: int, until: float) -> Lowering:
@@ -101,6 +129,11 @@ class SharedCore(Core):
             else:
                 self._settled(lowering, None)
 
+    def forsake(self) -> None:
+        """What is to be given back is left to the end of its lease."""
+        for lowering in self.outgoing():
+            self._settled(lowering, None)
+
     def settle(self, batch: list[Lowering], outcomes: Sequence[int]) -> None:
         """The server has answered."""
         for lowering, outcome in zip(batch, outcomes, strict=True):
@@ -110,8 +143,8 @@ class SharedCore(Core):
         with self._guard:
             lowering.outcome, lowering.over = outcome, True
             waiting = lowering.waiting
-            if lowering.left == 0:
-                heappush(self._free, lowering.ticket.slot)
+        if lowering.left == 0:
+            self.drop_ticket(lowering.ticket)
         if waiting is not None:
             loop, wake = waiting
             if loop is None or loop is running_loop():
@@ -178,8 +211,10 @@ class SharedCore(Core):
         batch = self.outgoing()
         try:
             reply = await self.server.run(LEASE, self.names.keys, self.arguments(op, batch, own))
-        except BaseException:
+        except BaseException as error:
             self.unsent(batch)
+            if isinstance(error, ResponseError):
+                raise self._translated(error) from error
             raise
         self.settle(batch, reply[0])
         return reply
@@ -189,16 +224,26 @@ class SharedCore(Core):
         batch = self.outgoing()
         try:
             reply = self.server.run_blocking(LEASE, self.names.keys, self.arguments(op, batch, own))
-        except BaseException:
+        except BaseException as error:
             self.unsent(batch)
+            if isinstance(error, ResponseError):
+                raise self._translated(error) from error
             raise
         self.settle(batch, reply[0])
         return reply
 
+    def _translated(self, error: ResponseError) -> Exception:
+        text = str(error)
+        if "FUTURE" not in text and "CORRUPT" not in text:
+            return error
+        return StoreRefused(
+            f"the state of {self.thing} on {self.server.name} is not to be used: {text}. It was written by a newer "
+            f"version, or by something else: delete {self.names.keys[0]} and its neighbours, or use another prefix"
+        )
+
     def drop_ticket(self, ticket: Ticket) -> None:
         """The server has no knowledge of it."""
-        with self._guard:
-            heappush(self._free, ticket.slot)
+        _slots.put(self.names.tag, ticket.slot)
 
     async def acquire(self, ticket: Ticket, wait: bool) -> Answer:
         """Ask for it once."""
@@ -245,8 +290,8 @@ def shared_core(
 
 
 def _after_fork() -> None:
-    global _making  # noqa: PLW0603
-    _making = threading.Lock()
+    global _making, _slots
+    _making, _slots = threading.Lock(), _Slots()
     for core in list(_cores.values()):
         core.disown()
 

@@ -6,7 +6,7 @@ A message comes when the server has granted it, for a moment only: whoever asks 
 Invariants:
 1. Whoever is cancelled, interrupted, late or refused has it given back, whatever the server did meanwhile.
 2. Until the server has answered for the first time, its absence is an error. Who is in line sits it out.
-3. A lease counts from before it was asked for.
+3. A lease counts from before it was asked for, and most of it is left when its holder gets it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ log = logging.getLogger("cuelight.redis")
 SOON = 3
 """Places in line from which a lease that runs out is looked for at once: should those in front be dead, too."""
 
+SLOW = 3
+"""How often an answer may be too late for the lease that it grants."""
+
 
 class _Errand:
     """One who wants a lease: what is the same for tasks and threads."""
@@ -60,7 +63,7 @@ class _Errand:
         self.asked = 0.0
         self._answer: Answer | None = None
         self._answered = False  # the last call
-        self._failures = 0
+        self._failures = self._slow = 0
 
     def left(self) -> float:
         """Seconds that are left."""
@@ -87,13 +90,29 @@ class _Errand:
         self._answer, self._answered, self._failures = answer, True, 0
         return answer.granted
 
+    def stale(self) -> bool:
+        """Whether an answer took so long that the lease must be asked for anew, which renews it.
+
+        Raises:
+            StoreUnavailable: it always takes so long.
+        """
+        if now() - self.asked < self.terms.lease / 2:
+            return False
+        self._slow += 1
+        if self._slow > SLOW:
+            raise StoreUnavailable(
+                f"{self.core.server.name} takes longer to answer than half the lease on {self.core.thing}, which is "
+                f"{self.terms.lease:g} s: give it a longer one"
+            )
+        return True
+
     def failed(self, error: StoreUnavailable) -> None:
         """The server did not answer: go on if this one was in line.
 
         Raises:
             StoreUnavailable: it never answered.
         """
-        if self._answer is None:
+        if self._answer is None or self._slow > SLOW:
             raise error
         if not self._failures:
             log.warning("%s goes on waiting for %s: %s", describe(whoever()), self.core.thing, error)
@@ -191,6 +210,8 @@ async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | Non
                 errand.begin()
                 answer = await core.acquire(errand.ticket, errand.left() > 0)
                 if errand.granted(answer):
+                    if errand.stale():
+                        continue
                     if terms.wait_replicas:
                         await _confirm(errand)
                     return errand.lease(answer, keeper)
@@ -229,6 +250,8 @@ def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | 
                 try:
                     answer = _ask_once(errand, errand.left() > 0)
                     if errand.granted(answer):
+                        if errand.stale():
+                            continue
                         if terms.wait_replicas:
                             the_thread.call(_confirm, errand)
                         return errand.lease(answer, keeper)
@@ -261,6 +284,8 @@ def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
         keeper = of_threads if running_loop() is None else keeper_here()
         try:
             answer = _ask_once(errand, wait=False)
+            while answer.granted and errand.stale():
+                answer = _ask_once(errand, wait=False)
             if errand.granted(answer):
                 if terms.wait_replicas:
                     the_thread.call(_confirm, errand)

@@ -33,6 +33,9 @@ LINGER: Final = 1.0
 
 HURRY: Final = 0.02
 
+_register: Final[Any] = getattr(threading, "_register_atexit", None)
+"""Calls back when the main thread has ended, before the others are waited for; `atexit` does so after that."""
+
 
 def loop_has_ended(loop: Any) -> bool:
     """Whether an event loop is over."""
@@ -99,13 +102,13 @@ class LoopThread:
     def _started(self) -> Keeper:
         if self._keeper is not None:
             return self._keeper
-        if not self._registered:
-            register: Any = getattr(threading, "_register_atexit", None)
-            if register is not None:
-                register(self.end)
+        if not self._registered and _register is not None:
+            _register(self.end)
             self._registered = True
         ready: Future[Keeper] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._live(ready)), name="cuelight redis locks")
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._live(ready)), name="cuelight redis locks", daemon=_register is None
+        )
         self._thread.start()
         self._keeper = ready.result()
         return self._keeper
@@ -121,6 +124,7 @@ class LoopThread:
                 pass
             self._nudge.clear()
             if self._ending:
+                keeper.ending = True
                 _let_go_of_the_dead(keeper)
             with self._lock:
                 idle = not self._needed and keeper.idle

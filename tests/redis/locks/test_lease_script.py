@@ -1,0 +1,361 @@
+"""The script itself, against a model in Python: the same calls, the same answers; and its invariants in between."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cuelight.redis._locks._calls import LEASE
+from helpers.lockable import over_redis
+from helpers.redis_servers import RedisServer, redis_binary, shared_server
+
+CLAIM = 1000
+LINE_OF_THE_OTHERS = 1 << 40
+
+_NOW = "local time = redis.call('TIME')"
+assert _NOW in LEASE.text.decode()
+TIMED = LEASE.text.decode().replace(_NOW, "local time = { 0, 1000 * table.remove(ARGV) }")
+"""The same script, told the time in ms by its last argument: the only way to know what it must answer."""
+
+
+class Caller:
+    """Calls the script with a time of its own."""
+
+    def __init__(self, client: Any, names: str, capacity: int, text: str = TIMED) -> None:
+        self.client, self.capacity = client, capacity
+        self.keys = [f"{{{names}}}:{part}" for part in ("state", "held", "line", "members", "gone")]
+        self.script = client.register_script(text)
+
+    def call(self, now: int, op: str, *own: Any, lowerings: tuple[Any, ...] = (), capacity: int = 0) -> Any:
+        flat = [part for lowering in lowerings for part in lowering]
+        args = [op, "c:", capacity or self.capacity, len(lowerings), *flat, *own, now]
+        return self.script(keys=self.keys, args=args)
+
+    def acquire(
+        self,
+        now: int,
+        member: str,
+        number: int,
+        weight: int = 1,
+        lease: int = 5000,
+        *,
+        alive: int = 5000,
+        delay: int = 0,
+        first: bool = False,
+        wait: bool = True,
+        lowerings: tuple[Any, ...] = (),
+    ) -> Any:
+        own = (member, number, weight, lease, alive, delay, int(first), int(wait))
+        return self.call(now, "acquire", *own, lowerings=lowerings)
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def client(request: pytest.FixtureRequest) -> Any:
+    if request.param == "valkey":
+        yield redis.Redis(port=shared_server().port, protocol=3)
+        return
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("this machine has no redis-server")
+    with RedisServer(binary=binary) as server:
+        yield redis.Redis(port=server.port, protocol=3)
+
+
+@pytest.fixture
+def caller(client: Any) -> Caller:
+    return Caller(client, over_redis()["prefix"], 1)
+
+
+# The model: the same rules, told in another way.
+
+
+@dataclass
+class Seat:
+    """A member."""
+
+    state: str
+    number: int
+    weight: int = 0
+    lease: int = 0
+    alive: int = 0
+    delay: int = 0
+    fence: int = 0
+    ends: int = 0
+    ticket: int = 0
+
+
+@dataclass
+class Model:
+    capacity: int
+    seats: dict[str, Seat] = field(default_factory=dict[str, Seat])
+    fence: int = 0
+    sequence: int = 0
+    not_before: int = 0
+    expired: int = 0
+
+    @property
+    def used(self) -> int:
+        return sum(seat.weight for seat in self.seats.values() if seat.state == "holds")
+
+    def line(self) -> list[tuple[str, Seat]]:
+        waiting = [pair for pair in self.seats.items() if pair[1].state == "waits"]
+        return sorted(waiting, key=lambda pair: pair[1].ticket)
+
+    def fits(self, weight: int, now: int) -> bool:
+        return self.used + weight <= self.capacity and now >= self.not_before
+
+    def grant(self, seat: Seat, ends: int, now: int) -> None:
+        self.fence = max(self.fence + 1, now * 1000)
+        seat.state, seat.fence, seat.ends = "holds", self.fence, ends
+
+    def lapse(self, now: int) -> None:
+        for seat in self.seats.values():
+            if seat.state == "holds" and seat.ends <= now:
+                seat.state = "lapsed"
+                self.not_before = max(self.not_before, seat.ends + seat.delay)
+                self.expired += 1
+
+    def promote(self, now: int) -> None:
+        for _, seat in self.line():
+            if seat.alive <= now:
+                seat.state = "lapsed"
+            elif self.fits(seat.weight, now):
+                self.grant(seat, now + min(seat.lease, CLAIM), now)
+            else:
+                return
+
+    def lower(self, member: str, number: int, left: int) -> int:
+        seat = self.seats.get(member)
+        if seat is not None and seat.number > number:
+            return 0
+        if seat is None or seat.number < number:
+            self.seats[member] = Seat("left", number)
+            return 0
+        if seat.state == "gave back":
+            return 1
+        if seat.state == "holds":
+            seat.weight = min(seat.weight, left) if left else seat.weight
+            seat.state = "holds" if left else "gave back"
+            return 1
+        waited, seat.state = seat.state == "waits", "left"
+        return 2 if waited else 0
+
+    def acquire(self, now: int, member: str, new: Seat, first: bool, wait: bool) -> Any:
+        seat = self.seats.get(member)
+        if seat is not None and seat.number < new.number and seat.state in {"waits", "holds"}:
+            seat.state = "left"
+        self.promote(now)
+        if seat is not None and seat.number > new.number:
+            return -1
+        if seat is not None and seat.number == new.number:
+            if seat.state in {"gave back", "left"}:
+                return -1
+            if seat.state == "holds":
+                seat.ends = now + seat.lease
+                return 1, seat.fence
+            if seat.state == "waits":
+                new.ticket = seat.ticket
+        others = [one for one in self.line() if one[0] != member]
+        if self.fits(new.weight, now) and not others and not (seat and seat.state == "waits"):
+            self.seats[member] = new
+            self.grant(new, now + new.lease, now)
+            return 1, new.fence
+        if wait:
+            if not new.ticket:
+                self.sequence += 1
+                new.ticket = self.sequence if first else self.sequence + LINE_OF_THE_OTHERS
+            new.state = "waits"
+            self.seats[member] = new
+        place = [name for name, _ in self.line()].index(member) if self._waits(member) else -1
+        return 0, place
+
+    def _waits(self, member: str) -> bool:
+        return member in self.seats and self.seats[member].state == "waits"
+
+
+MEMBERS = ["a/0", "a/1", "b/0", "c/0"]
+CAPACITY = 3
+
+lowering = st.tuples(st.sampled_from(MEMBERS), st.integers(1, 4), st.integers(0, 2))
+step = st.fixed_dictionaries(
+    {
+        "op": st.sampled_from(["acquire", "acquire", "acquire", "lower", "renew", "look"]),
+        "pass": st.sampled_from([0, 1, 50, 400, 900, 1000, 2500]),
+        "member": st.sampled_from(MEMBERS),
+        "number": st.integers(1, 4),
+        "weight": st.integers(1, CAPACITY),
+        "lease": st.sampled_from([500, 2000]),
+        "alive": st.sampled_from([300, 2000]),
+        "delay": st.sampled_from([0, 0, 700]),
+        "first": st.booleans(),
+        "wait": st.booleans(),
+        "lowerings": st.lists(lowering, max_size=2),
+        "again": st.booleans(),
+    }
+)
+
+
+def _expected(model: Model, now: int, one: dict[str, Any]) -> Any:
+    model.lapse(now)
+    outcomes = [model.lower(*each) for each in one["lowerings"]]
+    if one["op"] == "acquire":
+        new = Seat("new", one["number"], one["weight"], one["lease"], now + one["alive"], one["delay"])
+        return outcomes, model.acquire(now, one["member"], new, one["first"], one["wait"])
+    if one["op"] == "renew":
+        seat = model.seats.get(one["member"])
+        holds = seat is not None and seat.state == "holds" and seat.number == one["number"]
+        if seat is not None and holds:
+            seat.ends = now + one["lease"]
+        model.promote(now)
+        return outcomes, [int(holds)]
+    model.promote(now)
+    if one["op"] == "look":
+        held = sorted((name, seat.weight, seat.fence) for name, seat in model.seats.items() if seat.state == "holds")
+        return outcomes, model.used, model.expired, held, [name for name, _ in model.line()]
+    return (outcomes,)
+
+
+def _answered(caller: Caller, now: int, one: dict[str, Any]) -> Any:
+    lowerings = tuple(one["lowerings"])
+    member, number = one["member"], one["number"]
+    if one["op"] == "acquire":
+        names = ("alive", "delay", "first", "wait")
+        reply = caller.acquire(
+            now, member, number, one["weight"], one["lease"], lowerings=lowerings, **{name: one[name] for name in names}
+        )
+        if reply[1] == -1:
+            return reply[0], -1
+        return reply[0], (1, int(reply[2])) if reply[1] == 1 else (0, reply[4])
+    if one["op"] == "renew":
+        reply = caller.call(now, "renew", 1, member, number, one["lease"], lowerings=lowerings)
+        return reply[0], reply[1]
+    reply = caller.call(now, one["op"], lowerings=lowerings)
+    if one["op"] == "look":
+        held = sorted((name.decode(), int(weight), int(fence)) for name, weight, _, fence in reply[6])
+        return reply[0], int(reply[2]), reply[3], held, [name.decode() for name, _ in reply[7]]
+    return (reply[0],)
+
+
+def _check_state(caller: Caller, model: Model) -> None:
+    """Each member is in exactly one of line, held and gone; what is used is the sum, and no more than there is."""
+    client, (state, held, line, members, gone) = caller.client, caller.keys
+    sets: list[set[bytes]] = [set(client.zrange(key, 0, -1)) for key in (held, line, gone)]
+    everybody = sets[0] | sets[1] | sets[2]
+    assert sum(map(len, sets)) == len(everybody)
+    assert everybody == set(client.hkeys(members))
+    weights = {name: int(value.split(b":")[2]) for name, value in client.hgetall(members).items()}
+    used = int(client.hget(state, "used"))
+    assert used == sum(weights[name] for name in sets[0]) == model.used
+    assert used <= CAPACITY
+
+
+@given(steps=st.lists(step, min_size=1, max_size=25))
+def test_the_script_of_leases_does_what_the_model_does(client: Any, steps: list[dict[str, Any]]) -> None:
+    """The invariants of the script; and a call that is repeated at once says the same, and changes nothing."""
+    caller, model = Caller(client, over_redis()["prefix"], CAPACITY), Model(CAPACITY)
+    now = 1_000_000
+    for one in steps:
+        now += one["pass"]
+        expected = _expected(model, now, one)
+        assert _answered(caller, now, one) == expected
+        _check_state(caller, model)
+        if one["again"] and one["op"] != "look":
+            again = _answered(caller, now, one)
+            assert _answered(caller, now, one) == again
+            assert _expected(model, now, one) == again == _expected(model, now, one)
+            _check_state(caller, model)
+
+
+# One by one.
+
+
+def test_a_grant_that_is_not_claimed_goes_to_the_next(caller: Caller) -> None:
+    assert caller.acquire(1000, "a/0", 1)[1] == 1
+    assert caller.acquire(1000, "b/0", 1, alive=60_000)[4] == 0
+    assert caller.acquire(1000, "c/0", 1, alive=60_000)[4] == 1
+    assert caller.call(2000, "lower", lowerings=(("a/0", 1, 0),)) == [[1]]
+    assert caller.acquire(2000 + CLAIM - 1, "c/0", 1)[1:5:3] == [0, 0]  # b has it, for a moment
+    assert caller.acquire(2000 + CLAIM, "c/0", 1)[1] == 1
+
+
+def test_an_end_that_comes_before_its_beginning_keeps_it_from_being_taken(caller: Caller) -> None:
+    assert caller.call(1000, "lower", lowerings=(("a/0", 1, 0),)) == [[0]]
+    assert caller.acquire(1000, "a/0", 1)[1] == -1
+    assert caller.acquire(1000, "a/0", 2)[1] == 1
+
+
+def test_nobody_gets_it_before_the_delay_after_a_lease_that_ran_out(caller: Caller) -> None:
+    assert caller.acquire(1000, "a/0", 1, 1, 500, delay=300)[1] == 1
+    assert caller.acquire(1600, "b/0", 1)[1:4] == [0, b"", 200]
+    assert caller.acquire(1799, "b/0", 1)[1] == 0
+    assert caller.acquire(1800, "b/0", 1)[1] == 1
+
+
+def test_fences_grow_when_the_state_is_lost(caller: Caller) -> None:
+    first = int(caller.acquire(10_000, "a/0", 1)[2])
+    caller.client.delete(*caller.keys)
+    assert int(caller.acquire(10_001, "b/0", 1)[2]) > first
+
+
+def test_the_dead_are_forgotten_after_a_while(caller: Caller) -> None:
+    for number in range(30):
+        assert caller.acquire(1000 + number, f"p{number}/0", 1)[1] == 1
+        caller.call(1000 + number, "lower", lowerings=((f"p{number}/0", 1, 0),))
+    assert caller.client.hlen(caller.keys[3]) == 30
+    caller.call(70_000, "lower")
+    caller.call(70_000, "lower")
+    assert caller.client.hlen(caller.keys[3]) == 0
+    assert all(caller.client.pttl(key) > 0 for key in caller.client.keys(caller.keys[0]))
+
+
+def test_the_capacity_changes_when_nobody_depends_on_it(caller: Caller) -> None:
+    assert caller.acquire(1000, "a/0", 1, 1, 500)[1] == 1
+    assert caller.acquire(1000, "b/0", 1, 1, alive=300)[1] == 0
+    larger = Caller(caller.client, caller.keys[0][1:].partition("}")[0], 5)
+    assert larger.acquire(1100, "c/0", 1, 3)[1:] == [-2, b"1"]
+    assert larger.acquire(1500, "c/0", 1, 3)[1] == 1
+    assert caller.acquire(1500, "a/0", 2)[1:] == [-2, b"5"]
+    assert larger.acquire(1500, "d/0", 1, 2)[1] == 1
+
+
+BAD = {
+    "no number": ("acquire", "a/0", "x", 1, 1, 1, 0, 0, 0),
+    "no weight": ("acquire", "a/0", 1, 0, 1, 1, 0, 0, 0),
+    "a part of a weight": ("acquire", "a/0", 1, 0.5, 1, 1, 0, 0, 0),
+    "more than there is": ("acquire", "a/0", 1, 2, 1, 1, 0, 0, 0),
+    "no lease": ("acquire", "a/0", 1, 1, 0, 1, 0, 0, 0),
+    "a delay in the past": ("acquire", "a/0", 1, 1, 1, 1, -1, 0, 0),
+    "no lease to renew": ("renew", 1, "a/0", 1, 0),
+    "no operation": ("destroy",),
+}
+
+
+@pytest.mark.parametrize("args", BAD.values(), ids=list(BAD))
+def test_bad_arguments_change_nothing(caller: Caller, args: tuple[Any, ...]) -> None:
+    with pytest.raises(redis.ResponseError, match="BADARG"):
+        caller.call(1000, *args, lowerings=(("a/0", 1, 0),))
+    assert not caller.client.exists(*caller.keys)
+
+
+def test_a_member_that_is_no_member_is_refused(caller: Caller) -> None:
+    caller.acquire(1000, "a/0", 1)
+    caller.client.hset(caller.keys[3], "a/0", "nonsense")
+    with pytest.raises(redis.ResponseError, match="CORRUPT member a/0: nonsense"):
+        caller.acquire(1000, "a/0", 1)
+
+
+def test_the_keys_at_the_top_of_the_script_are_those_it_uses() -> None:
+    text = LEASE.text.decode()
+    assert re.findall(r"^--   (\d) (\w+)", text, re.MULTILINE)[:5] == [
+        ("1", "state"),
+        ("2", "held"),
+        ("3", "line"),
+        ("4", "members"),
+        ("5", "gone"),
+    ]

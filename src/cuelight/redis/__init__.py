@@ -4,7 +4,17 @@
 """
 
 from cuelight.redis._actors import NodeLost, NodeStatistics, RedisNode, RemoteError, Undecoded
-from cuelight.redis._client import Argument, Dedicated, Pipeline, RedisClient, Script, Server, Subscription
+from cuelight.redis._client import (
+    Argument,
+    Dedicated,
+    Pipeline,
+    RedisClient,
+    Script,
+    Server,
+    Subscription,
+    use_coredis,
+    use_redis_py,
+)
 from cuelight.redis._limits import (
     RedisAdmission,
     RedisLeakyBucket,
@@ -57,4 +67,6 @@ __all__ = [
     "fenced_set",
     "fenced_set_blocking",
     "redis_locks",
+    "use_coredis",
+    "use_redis_py",
 ]

@@ -3,7 +3,18 @@
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._commands import Pipeline
 from cuelight.redis._client._dedicated import Dedicated
+from cuelight.redis._client._plugged import use_coredis, use_redis_py
 from cuelight.redis._client._script import Script
 from cuelight.redis._client._server import Argument, Server, Subscription
 
-__all__ = ["Argument", "Dedicated", "Pipeline", "RedisClient", "Script", "Server", "Subscription"]
+__all__ = [
+    "Argument",
+    "Dedicated",
+    "Pipeline",
+    "RedisClient",
+    "Script",
+    "Server",
+    "Subscription",
+    "use_coredis",
+    "use_redis_py",
+]

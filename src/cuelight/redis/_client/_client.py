@@ -13,13 +13,14 @@ import anyio
 from redis import exceptions as redis_errors
 
 from cuelight.errors import StoreUnavailable
-from cuelight.mailbox import call_in_loop, loop_time, running_loop
+from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client._blocking import BlockingServer
 from cuelight.redis._client._cluster import ClusterRoute
 from cuelight.redis._client._commands import Commands, in_transaction, of_transaction
 from cuelight.redis._client._dedicated import Dedicated
 from cuelight.redis._client._faults import translated
 from cuelight.redis._client._node import Pause, closed_error
+from cuelight.redis._client._patience import run_patiently
 from cuelight.redis._client._push import Listener
 from cuelight.redis._client._route import Route, SentinelRoute, SingleRoute
 from cuelight.redis._client._settings import settings_of
@@ -214,37 +215,9 @@ class RedisClient(Commands):
             StoreRefused: as `execute`.
             redis.ResponseError: what the script said.
         """
-        tail = (len(keys), *keys, *args)
-        deadline = loop_time() + self._settings.timeout
-        failure, first = await self._try(("EVALSHA", script.sha, *tail))
-        if failure is None:
-            return first
-        pause = Pause()
-        while True:
-            command: Sequence[Any]
-            if isinstance(failure, redis_errors.NoScriptError):
-                command = ("EVAL", script.text, *tail)
-            else:
-                fault = translated(failure, self._name)
-                left = deadline - loop_time()
-                if not isinstance(fault, StoreUnavailable) or left <= 0 or self._closed:
-                    raise fault from failure
-                await anyio.sleep(min(pause.next(), left))
-                command = ("EVALSHA", script.sha, *tail)
-            # What is late in the end failed as it did before.
-            with anyio.move_on_after(max(deadline - loop_time(), 0.05)):
-                later, reply = await self._try(command)
-                if later is None:
-                    return reply
-                failure = later
-
-    async def _try(self, command: Sequence[Any]) -> tuple[Exception | None, Any]:
-        """How a command failed, or its reply."""
-        try:
-            reply = await self._call(command)
-        except redis_errors.RedisError as error:
-            return error, None
-        return (reply, None) if isinstance(reply, Exception) else (None, reply)
+        return await run_patiently(
+            self._call, script, keys, args, name=self._name, timeout=self._settings.timeout, ended=lambda: self._closed
+        )
 
     def execute_blocking(self, *command: Argument) -> Any:
         """As `execute`, on a connection of the calling thread, which blocks."""

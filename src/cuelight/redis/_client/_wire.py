@@ -31,7 +31,7 @@ from redis._parsers.base import BaseParser
 
 from cuelight.mailbox import Backend, Slot, new_slot
 
-__all__ = ["AsyncioWire", "Block", "Wire", "pack", "pack_all"]
+__all__ = ["AsyncioWire", "Block", "Wire", "pack", "pack_all", "reply_error"]
 
 log = logging.getLogger("cuelight.redis")
 

@@ -1,0 +1,228 @@
+"""Clients that a user has already, as a `Server`: their connections for commands, ours for threads and for channels.
+
+What they do with a reply is left out: a `Server` gives it as it was sent. What they would send again is refused or left
+out, too: only who made a script knows that it may be run twice.
+"""
+
+# Clients of others are typed in part, or not installed.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlencode
+
+import anyio
+from redis import exceptions as redis_errors
+
+from cuelight.mailbox import running_loop
+from cuelight.redis._client._client import RedisClient
+from cuelight.redis._client._faults import translated
+from cuelight.redis._client._patience import run_patiently
+from cuelight.redis._client._wire import reply_error
+from cuelight.redis._client._words import MAY_BLOCK, blocking_time, kind_of, refuse
+
+if TYPE_CHECKING:
+    from cuelight.redis._client._script import Script
+    from cuelight.redis._client._server import Argument, Server, Subscription
+
+__all__ = ["use_coredis", "use_redis_py"]
+
+Send = Callable[[Sequence[Any]], Awaitable[Any]]
+
+
+def use_redis_py(client: Any, *, timeout: float = 5.0) -> Server:
+    """Run on a client of redis-py that you have: `redis.asyncio.Redis`, made with `protocol=3`.
+
+    It belongs to one loop, so this does: the first that uses it. Threads, and channels, get connections of their own
+    to the same server. Close your client yourself, and `await server.aclose()` for the others.
+
+    Args:
+        client: yours.
+        timeout: seconds that a command may take.
+
+    Raises:
+        ValueError: it is a cluster or goes through sentinels (give `RedisClient` the URL), or does not speak RESP3.
+    """
+    pool = getattr(client, "connection_pool", None)
+    options: dict[str, Any] = dict(getattr(pool, "connection_kwargs", {}))
+    if pool is None or not ({"host", "path"} & options.keys()):
+        raise ValueError(f"{client!r:.200}: give a redis.asyncio.Redis of one server, or RedisClient(url) instead")
+
+    async def send(command: Sequence[Any]) -> Any:
+        connection = await pool.get_connection()
+        try:
+            if int(connection.protocol) != 3:
+                raise ValueError(f"{client!r:.200} speaks RESP{connection.protocol}: make it with protocol=3")
+            await connection.send_command(*command)
+            return await connection.read_response(disable_decoding=True)
+        except redis_errors.ResponseError as error:
+            return error
+        except BaseException:
+            # A reply that is still to come would be the next one's.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
+
+    tls = {name: value for name, value in options.items() if name.startswith("ssl_") and value is not None}
+    secure = "SSL" in pool.connection_class.__name__
+    url = _url(options, "rediss" if secure else "redis", tls if secure else {})
+    return PluggedServer(send, _beside(url, options, timeout), timeout)
+
+
+def use_coredis(client: Any, *, timeout: float = 5.0) -> Server:
+    """Run on a client of coredis that you have: `coredis.Redis`, made with `retry_policy=NoRetryPolicy()`.
+
+    It belongs to one loop, so this does: the first that uses it. Threads, and channels, get connections of their own
+    to the same server. Close your client yourself, and `await server.aclose()` for the others.
+
+    Args:
+        client: yours, inside its `async with`.
+        timeout: seconds that a command may take.
+
+    Raises:
+        ValueError: it is a cluster or speaks TLS (give `RedisClient` the URL), or it sends again what was lost.
+    """
+    from coredis.commands.request import CommandRequest  # noqa: PLC0415 - it is no dependency of ours
+
+    pool = getattr(client, "connection_pool", None)
+    location = getattr(pool, "location", None)
+    options: dict[str, Any] = dict(getattr(pool, "connection_kwargs", {}))
+    if location is None or options.get("ssl_context") is not None:
+        raise ValueError(
+            f"{client!r:.200}: give a coredis.Redis of one server without TLS, or RedisClient(url) instead"
+        )
+    policy = type(client.retry_policy).__name__
+    if policy != "NoRetryPolicy":
+        raise ValueError(f"{client!r:.200} sends again what was lost ({policy}): give it retry_policy=NoRetryPolicy()")
+
+    async def send(command: Sequence[Any]) -> Any:
+        name, *arguments = command
+        words = (name.decode() if isinstance(name, bytes) else str(name)).upper().split()
+        request: Any = CommandRequest(" ".join(words).encode(), *arguments, execution_parameters={"decode": False})
+        try:
+            return await client.execute_command(request)
+        except Exception as error:
+            return _of_redis_py(error)
+
+    return PluggedServer(send, _beside(_url({**options, **vars(location)}, "redis", {}), options, timeout), timeout)
+
+
+class PluggedServer:
+    """A `Server` over a client of somebody else."""
+
+    def __init__(self, send: Send, beside: RedisClient, timeout: float) -> None:
+        """Plug it in.
+
+        Args:
+            send: sends one command once; its reply as it came, or an exception of redis-py's.
+            beside: for threads and channels.
+            timeout: seconds that a command may take.
+        """
+        self._send, self._beside, self._timeout = send, beside, timeout
+        self._loop: Any = None
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """Where it is, for messages."""
+        return self._beside.name
+
+    async def aclose(self) -> None:
+        """Close what is not the user's own. A checkpoint."""
+        self._closed = True
+        await self._beside.aclose()
+
+    async def _call(self, command: Sequence[Any]) -> Any:
+        loop = running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise RuntimeError(f"the client of {self.name} belongs to another event loop: use RedisClient(url) instead")
+        if kind_of(command[0]) != MAY_BLOCK:
+            refuse(command)
+        seconds = blocking_time(command) if kind_of(command[0]) == MAY_BLOCK else 0.0
+        with anyio.move_on_after(None if seconds is None else seconds + self._timeout):
+            try:
+                return await self._send(command)
+            except (OSError, TimeoutError) as error:
+                return redis_errors.ConnectionError(str(error))
+        return redis_errors.TimeoutError(f"there was no reply within {(seconds or 0.0) + self._timeout:g} s")
+
+    async def execute(self, *command: Argument) -> Any:
+        """Run one command once. A checkpoint."""
+        try:
+            reply = await self._call(command)
+        except redis_errors.RedisError as error:
+            raise translated(error, self.name) from error
+        if isinstance(reply, Exception):
+            raise translated(reply, self.name) from reply
+        return reply
+
+    async def run(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+        """Run a script, and again within the time-out when its reply was lost. A checkpoint."""
+        return await run_patiently(
+            self._call, script, keys, args, name=self.name, timeout=self._timeout, ended=lambda: self._closed
+        )
+
+    def execute_blocking(self, *command: Argument) -> Any:
+        """As `execute`, on a connection of the calling thread, which blocks."""
+        return self._beside.execute_blocking(*command)
+
+    def run_blocking(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+        """As `run`, on a connection of the calling thread, which blocks."""
+        return self._beside.run_blocking(script, keys, args)
+
+    async def subscribe(
+        self, channel: str, on_message: Callable[[bytes], None], on_gap: Callable[[], None]
+    ) -> Subscription:
+        """Listen to a channel in the running loop. A checkpoint."""
+        return await self._beside.subscribe(channel, on_message, on_gap)
+
+    async def publish(self, channel: str, message: bytes) -> None:
+        """Publish to a channel. A checkpoint."""
+        await self.execute("PUBLISH", channel, message)
+
+
+def _url(options: dict[str, Any], scheme: str, query: dict[str, Any]) -> str:
+    db = options.get("db") or 0
+    if options.get("path"):
+        return f"unix://{quote(options['path'])}?db={db}"
+    host = options.get("host", "localhost")
+    place = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{place}:{options.get('port', 6379)}/{db}" + (f"?{urlencode(query)}" if query else "")
+
+
+def _beside(url: str, options: dict[str, Any], timeout: float) -> RedisClient:
+    provider = options.get("credential_provider")
+    login: dict[str, Any] = {name: options.get(name) for name in ("username", "password")}
+    return RedisClient(url, timeout=timeout, credential_provider=provider, **({} if provider else login))
+
+
+_CODES: Final = {
+    "AuthenticationFailureError": "WRONGPASS",
+    "AuthenticationRequiredError": "NOAUTH",
+    "AuthorizationError": "NOPERM",
+    "BusyLoadingError": "LOADING",
+    "ClusterCrossSlotError": "CROSSSLOT",
+    "ClusterDownError": "CLUSTERDOWN",
+    "NoScriptError": "NOSCRIPT",
+    "ProtocolError": "NOPROTO",
+    "ReadOnlyError": "READONLY",
+    "StreamConsumerGroupError": "NOGROUP",
+    "StreamDuplicateConsumerGroupError": "BUSYGROUP",
+    "TryAgainError": "TRYAGAIN",
+    "UnblockedError": "UNBLOCKED",
+    "WrongTypeError": "WRONGTYPE",
+}
+"""The codes that coredis takes off the text of errors, by the classes that it makes of them."""
+
+
+def _of_redis_py(error: Exception) -> Exception:
+    """What redis-py would have made of an error of coredis."""
+    bases = {base.__name__ for base in type(error).__mro__}
+    if "ResponseError" in bases:
+        code = _CODES.get(type(error).__name__)
+        return reply_error(f"{code} {error}" if code else str(error))
+    return redis_errors.ConnectionError(str(error)) if "RedisError" in bases or isinstance(error, OSError) else error

@@ -137,7 +137,7 @@ def _recoveries(
         if died is None or event.at > died or (event.task, event.epoch) in over:
             continue
         later = [again.at for again in starts[event.task] if again.epoch > event.epoch]
-        # Without one it had been completed, and only the line about that was lost.
-        if later and not any(one.since <= min(later) and one.until >= died for one in troubles):
+        # Without one it had been completed, and only the line about that was lost; or it had lost its lease before.
+        if later and min(later) > died and not any(one.since <= min(later) and one.until >= died for one in troubles):
             found.append(min(later) - died)
     return found

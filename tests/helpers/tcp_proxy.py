@@ -233,7 +233,8 @@ class TcpProxy:
         split = _Splitter()
         while data := await reader.read(65536):
             if self.delayed:
-                await asyncio.sleep(self.delayed)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(link.gone.wait(), self.delayed)
             if self.silent:
                 link.silent = True
             for reply in split.feed(data):
@@ -274,8 +275,10 @@ class _Link:
         self.writers = [writer]
         self.names: deque[str] = deque()
         self.silent = False
+        self.gone = asyncio.Event()
 
     def cut(self) -> None:
+        self.gone.set()
         for writer in self.writers:
             # What was written before a polite end still arrives; all else is dropped.
             if not writer.is_closing():

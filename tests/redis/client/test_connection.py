@@ -126,11 +126,11 @@ async def test_no_reply_goes_to_another_caller_wherever_one_is_cancelled(manner:
 async def test_a_command_that_is_late_fails_and_its_reply_is_dropped(proxy: TcpProxy) -> None:
     async with RedisClient(proxy.url, timeout=0.4) as client:
         await client.execute("PING")
-        proxy.delay(0.7)
+        proxy.delay(5)
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match=r"nothing came|no reply"):
             await client.execute("ECHO", "late")
-        assert time.monotonic() - started < 0.6
+        assert time.monotonic() - started < 3
         proxy.delay(0)
         assert await client.execute("ECHO", "next") == b"next"
 

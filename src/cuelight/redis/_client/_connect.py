@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
@@ -121,17 +122,18 @@ async def _connect(
         stream: Any = await anyio.connect_tcp(*address)
     else:
         stream = await anyio.connect_tcp(*address, ssl_context=settings.context, tls_standard_compatible=False)
-    _keep_alive(stream.extra(anyio.abc.SocketAttribute.raw_socket))  # noqa: S610 - it is no Django
     other.start(stream)
+    _keep_alive(stream.extra(anyio.abc.SocketAttribute.raw_socket))  # noqa: S610 - it is no Django
     return other
 
 
 def _keep_alive(connection: Any) -> None:
     """Have the operating system notice a peer that is gone while nothing is to be said."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE:
-        if hasattr(socket, name):  # they differ between systems
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    with contextlib.suppress(OSError):  # it broke already: who reads from it is told
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            if hasattr(socket, name):  # they differ between systems
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def _words(settings: Settings) -> list[Sequence[Any]]:

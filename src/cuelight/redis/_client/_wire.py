@@ -154,14 +154,14 @@ class Wire:
             await self._room.wait()
 
     def _send(self, packed: bytes) -> None:
-        if not self._out:
-            self._schedule()
-            if not self._ticking and self._watched:
-                self._start_ticking()
         self._out.append(packed)
         self._out_size += len(packed)
         if self._out_size > BUFFER:
             self.full = True
+        if len(self._out) == 1:
+            if not self._ticking and self._watched:
+                self._start_ticking()
+            self._schedule()
 
     def _take_out(self) -> bytes:
         """What is to be sent."""

@@ -105,8 +105,8 @@ def limit_card(limit: Limit) -> list[Any]:
     ]
 
 
-def card_of(record: Record, nonce: str) -> tuple[list[Any], bytes]:
-    """The row of a new task, and its record.
+def card_of(record: Record, nonce: str) -> tuple[msgspec.Raw, bytes]:
+    """The row of a new task (msgpack), and its record.
 
     Args:
         record: what a producer gave, checked.
@@ -127,10 +127,11 @@ def card_of(record: Record, nonce: str) -> tuple[list[Any], bytes]:
         record.created,
     ]
     try:
+        card = msgspec.Raw(_encode(row))
         head = _encode(msgspec.structs.replace(record, id="", payload=b"", created=0.0))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"Record({record.id!r}) cannot be stored: {error}") from error
-    return row, b"".join((_LENGTH.pack(len(head)), head, record.payload))
+    return card, b"".join((_LENGTH.pack(len(head)), head, record.payload))
 
 
 def _record_of(row: _Row, blob: bytes) -> Record:

@@ -104,7 +104,7 @@ do
       if row and row[STATE] == PENDING and row[LANE] == number and member_of(row) == found then
         return row
       end
-      zdrop(READY, found)
+      stray(READY, found, string.sub(found, LANE_PREFIX + PLACE + 1))
     end
   end
 
@@ -117,6 +117,16 @@ do
     return keys
   end
 
+  local function save_lane(lane)
+    local number, turn = lane[NUMBER], turn_of(lane)
+    if turns[number] and turns[number] ~= turn then
+      zdrop(TURNS, turns[number])
+    end
+    turns[number] = turn
+    zput(TURNS, turn, 0)
+    put(SIDE, string.format('i%.0f', number), pack(lane))
+  end
+
   -- nil if there is none. One that cannot be read is made again of its first task.
   local function lane_numbered(number)
     local lane = lanes[number]
@@ -127,7 +137,10 @@ do
         turns[number] = lane[HEAD] and turn_of(lane)
       else
         local first = first_in(number)
-        lane = first and {number, keys_of(first), '', head_of(first)}
+        if first then
+          lane = {number, keys_of(first), '', head_of(first)}
+          save_lane(lane)
+        end
       end
       lanes[number] = lane
     end
@@ -145,16 +158,6 @@ do
       put(SIDE, name, exact(meta.lanes))
     end
     return lane
-  end
-
-  local function save_lane(lane)
-    local number, turn = lane[NUMBER], turn_of(lane)
-    if turns[number] and turns[number] ~= turn then
-      zdrop(TURNS, turns[number])
-    end
-    turns[number] = turn
-    zput(TURNS, turn, 0)
-    put(SIDE, string.format('i%.0f', number), pack(lane))
   end
 
   function drop_lane(lane)

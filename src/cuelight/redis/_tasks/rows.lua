@@ -1,7 +1,7 @@
 -- Tasks
 
 local cache, dirty, forgotten = {}, {}, {}
-local condemn -- of a row that cannot be read, see `tasks.lua`
+local condemn, stray -- of tasks that cannot be read, see `tasks.lua`
 
 local function sound(row)
   return type(row) == 'table' and type(row[ID]) == 'string' and type(row[SEQ]) == 'number'

@@ -27,6 +27,7 @@ FAMILIES = (
     "limiters",
     "pools",
     "tasks",
+    "redis_actors",
     "redis_client",
     "redis_limiters",
     "redis_queues",

@@ -30,13 +30,14 @@ class Node(Protocol):
         """The actor that has this name, wherever it is."""
         ...
 
-    def withdraw(self) -> None:
-        """Begin to take all names back: the system is about to end."""
+    def withdraw(self, runtime: Runtime) -> None:
+        """Begin to take all names back: the system is about to end. Nothing happens if another system has joined."""
         ...
 
-    async def leave(self) -> None:
+    async def leave(self, runtime: Runtime) -> None:
         """Leave the cluster, as far as it was entered, and wait for that: every actor has ended.
 
-        Must neither raise nor take long. If it is cancelled it is called again, to wait on.
+        Nothing happens if it is another system that has joined. Must neither raise nor take long. If it is cancelled it
+        is called again, to wait on.
         """
         ...

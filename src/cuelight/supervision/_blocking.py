@@ -92,6 +92,14 @@ class BlockingSystem:
         """As `ActorSystem.find`."""
         return BlockingRef(self, self.call(self.system.find, name))
 
+    def expose(self, ref: BlockingRef[Any], name: str) -> None:
+        """As `ActorSystem.expose`."""
+        self.call(self.system.expose, ref.ref, name)
+
+    def resolve(self, name: str, timeout: float = 0.0) -> BlockingRef[Any]:
+        """As `ActorSystem.resolve`; blocks until somebody exposes the name, or the time is over."""
+        return BlockingRef(self, self.call(self.system.resolve, name, timeout))
+
 
 class BlockingRef(Generic[M_contra]):
     """A ref for blocking code, usable from any thread.

@@ -178,7 +178,7 @@ class ActorSystem(Runtime):
         try:
             with anyio.CancelScope(shield=True):
                 if self._node is not None:
-                    self._node.withdraw()
+                    self._node.withdraw(self)
                 lost = await self._shut_down(gently=error is None)
                 lost = await self._leave_cluster() or lost
                 if self._watchdog is not None:
@@ -231,7 +231,7 @@ class ActorSystem(Runtime):
         left = self._node is None
         while self._node is not None and not left:
             try:
-                await self._node.leave()
+                await self._node.leave(self)
                 left = True
             except self.backend.cancelled as error:  # it goes on leaving, and nothing of it may be left behind
                 lost = error

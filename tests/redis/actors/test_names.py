@@ -145,6 +145,7 @@ async def test_a_node_belongs_to_one_system() -> None:
         with pytest.raises(RuntimeError, match="a node for each system"):
             async with ActorSystem("two", node=mine):
                 raise AssertionError
+        assert mine.statistics().joined  # it is still that of the first
 
 
 async def test_a_system_that_cannot_join_does_not_begin() -> None:

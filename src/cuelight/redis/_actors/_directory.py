@@ -10,7 +10,7 @@ from cuelight.errors import StoreRefused
 from cuelight.redis._actors._frames import FORMAT
 from cuelight.redis._client import Script, Server
 
-__all__ = ["Beat", "Directory", "Entry"]
+__all__ = ["Beat", "Directory", "ENTRIES_AT_ONCE", "Entry", "publish_command"]
 
 _PACKAGE: Final = "cuelight.redis._actors"
 _JOIN: Final = Script.load(_PACKAGE, "join.lua")

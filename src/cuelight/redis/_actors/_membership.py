@@ -24,7 +24,7 @@ from cuelight.actors import Cell, Exit, Ref, Runtime, Stopped
 from cuelight.actors._cell import DEAD
 from cuelight.errors import MessageRefused, StoreRefused, StoreUnavailable
 from cuelight.redis._actors import _frames as frames
-from cuelight.redis._actors._directory import Directory, Entry
+from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, Directory, Entry
 from cuelight.redis._actors._flights import Flights
 from cuelight.redis._actors._heart import Heart
 from cuelight.redis._actors._outcomes import NodeLost
@@ -41,6 +41,9 @@ log = logging.getLogger("cuelight.redis")
 
 POLL: Final = 1.0
 """Seconds after which the inbox is looked at though nobody said that there is something."""
+
+MUCH: Final = 256 * 1024
+"""Bytes that the inbox should not hold for longer than they wait."""
 
 REMEMBERED: Final = 1000
 """Actors that have ended whose exits are kept for those who watch too late."""
@@ -319,11 +322,13 @@ class Membership:
                 if entries is None:
                     self.expelled("the server says so")
                     return
+                before = total
                 for entry in entries:
                     self._deal_with(entry)
                     last, total = entry.id, entry.total
                     await checkpoint()
-                if not entries:
+                # What was dealt with is forgotten by the next look; much of it had better be soon.
+                if len(entries) < ENTRIES_AT_ONCE and total - before < MUCH:
                     with anyio.move_on_after(POLL):
                         await hint.wait()
         finally:

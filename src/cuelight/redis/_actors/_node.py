@@ -261,10 +261,12 @@ class RedisNode:
 
     async def unexpose(self, name: str) -> None:
         """See `ActorSystem.unexpose`."""
-        cell = self._names.pop(name, None)
+        cell = self._names.get(name)
         if cell is None:
             raise ActorNotFound(f"this node has given nobody the name {name!r}; it has given {_listed(self._names)}")
         await self._take_back(name, cell)
+        if self._names.get(name) is cell:
+            del self._names[name]
 
     async def resolve(self, name: str, timeout: float) -> Ref[Any]:
         """See `ActorSystem.resolve`."""
@@ -290,20 +292,22 @@ class RedisNode:
     def _patience(self) -> float:
         return min(5.0, self._lease)
 
-    def withdraw(self) -> None:
+    def withdraw(self, runtime: Runtime) -> None:
         """Take all names back; the system calls this when it is about to end."""
+        if self._runtime is not runtime:
+            return
         for name, cell in list(self._names.items()):
             self._ended(name, cell)
 
-    async def leave(self) -> None:
+    async def leave(self, runtime: Runtime) -> None:
         """Leave the cluster; the system calls this when all actors have ended."""
-        if self._runtime is None:
+        if self._runtime is not runtime:
             return
         if self._left is None:
             self._leaving = True
             self._left = anyio.Event()
             leave = partial(self._leave, self._left)
-            self._runtime.backend.spawn(leave, context=copy_context(), name="cuelight node leaves")
+            runtime.backend.spawn(leave, context=copy_context(), name="cuelight node leaves")
         await self._left.wait()
 
     async def _leave(self, left: anyio.Event) -> None:

@@ -5,7 +5,8 @@
 -- ARGV    identity, id of the last entry that was dealt with ("0-0": none), the id after it, bytes that had come with
 --         it, how many entries at most
 --
--- Returns 0 if this node is no member any more, else the entries. Sent again, it returns the same ones, or more.
+-- Returns 0 if this node is no member any more, else the entries. Sent again, it returns the same ones, or more. If
+-- there were fewer than asked for, the next that comes is told on the channel of the node.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return 0
 end
@@ -15,9 +16,8 @@ if tonumber(ARGV[4]) > done then
   redis.call('HSET', KEYS[2], 'out', ARGV[4])
 end
 local entries = redis.call('XRANGE', KEYS[3], '(' .. ARGV[2], '+', 'COUNT', ARGV[5])
-if #entries == 0 then
+if #entries < tonumber(ARGV[5]) then
   redis.call('HSET', KEYS[2], 'asleep', '1')
-  return entries
 end
 for _, entry in ipairs(entries) do
   local sender, number = entry[2][2], entry[2][4]

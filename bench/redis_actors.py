@@ -1,0 +1,129 @@
+"""Actors of two processes: one tells and asks, the other answers; beside it what the server itself takes.
+
+The server has a core of its own, which the other process shares with it as the scheduler sees fit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import subprocess
+import sys
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from time import perf_counter
+from typing import Any
+
+import anyio
+
+from bench._actors import ADD, TOTAL, Add, Plain, Total
+from bench._harness import Rivals
+from bench.queues._rig import RedisServer, cores, pin
+from cuelight import ActorSystem, Ref
+from cuelight.redis import RedisClient, RedisNode, Script
+
+NOTHING = Script("return 1", "nothing")
+IN_FLIGHT = 1000
+
+
+@functools.cache
+def _server() -> RedisServer:
+    made = RedisServer()
+    made.start()
+    assert made.process is not None
+    pin(made.process.pid, cores()[0])
+    atexit.register(made.remove)
+    return made
+
+
+@functools.cache
+def _far() -> str:
+    """The cluster of a node in another process that ends with this one."""
+    cluster = uuid.uuid4().hex
+    command = [sys.executable, "-m", "bench.redis_actors", _server().url, cluster]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    pin(process.pid, cores()[0] | cores()[1])
+    atexit.register(process.communicate)
+    return cluster
+
+
+def _node(url: str, cluster: str) -> RedisNode:
+    return RedisNode(url, cluster=cluster, messages=[Add, Total])
+
+
+def _between(measure: Callable[[Ref[Any], int], Awaitable[None]]) -> Callable[[int], Awaitable[float]]:
+    """A workload that has a ref to the actor there; joining and leaving are not measured."""
+
+    async def run(n: int) -> float:
+        async with ActorSystem("near", node=_node(_server().url, _far())) as system:
+            ref = await system.resolve("counter", timeout=20)
+            await ref.ask(TOTAL)
+            started = perf_counter()
+            await measure(ref, n)
+            return perf_counter() - started
+
+    return run
+
+
+async def _tell(ref: Ref[Any], n: int) -> None:
+    before = await ref.ask(TOTAL)
+    for _ in range(n):
+        await ref.tell(ADD)
+    assert await ref.ask(TOTAL) == before + n
+
+
+async def _ask(ref: Ref[Any], n: int) -> None:
+    for _ in range(n):
+        await ref.ask(TOTAL)
+
+
+async def _ask_many(ref: Ref[Any], n: int) -> None:
+    async def asker() -> None:
+        for _ in range(n // IN_FLIGHT):
+            await ref.ask(TOTAL)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(IN_FLIGHT):
+            group.start_soon(asker)
+
+
+async def _round_trips(n: int) -> float:
+    async with RedisClient(_server().url) as client:
+        await client.run(NOTHING)
+        started = perf_counter()
+        for _ in range(n):
+            await client.run(NOTHING)
+        return perf_counter() - started
+
+
+async def _round_trips_at_once(n: int) -> float:
+    async def one() -> None:
+        for _ in range(n // IN_FLIGHT):
+            await client.run(NOTHING)
+
+    async with RedisClient(_server().url) as client, AsyncExitStack() as stack:
+        await client.run(NOTHING)
+        started = perf_counter()
+        group = await stack.enter_async_context(anyio.create_task_group())
+        for _ in range(IN_FLIGHT):
+            group.start_soon(one)
+        await stack.aclose()
+        return perf_counter() - started
+
+
+WORKLOADS: dict[str, Rivals] = {
+    "remote tell": {"cuelight": _between(_tell), "scripts, 1,000 at once": _round_trips_at_once},
+    "remote ask, one at a time": {"cuelight": _between(_ask), "scripts, one by one": _round_trips},
+    "remote ask, 1,000 in flight": {"cuelight": _between(_ask_many), "scripts, 1,000 at once": _round_trips_at_once},
+}
+
+
+async def _serve(url: str, cluster: str) -> None:
+    async with ActorSystem("far", node=_node(url, cluster)) as system:
+        await system.expose(await system.spawn(Plain), "counter")
+        await anyio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+
+
+if __name__ == "__main__":
+    anyio.run(_serve, sys.argv[1], sys.argv[2])

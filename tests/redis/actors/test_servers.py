@@ -1,0 +1,70 @@
+"""Nodes on each kind of server, and from blocking code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cuelight import ActorSystem
+from helpers.nodes import Add, Count, Plain, Player, Total, cluster_name, node, pair, until
+from helpers.redis_servers import RedisServer, redis_binary, valkey_binary
+
+
+BINARIES = [binary for binary in (valkey_binary(), redis_binary()) if binary is not None]
+
+
+@pytest.fixture(scope="module", params=BINARIES, ids=lambda binary: Path(binary).name)
+def single(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """Each kind of server that this machine has."""
+    with RedisServer(binary=request.param) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sharded() -> Iterator[RedisServer]:
+    """A cluster of one server that has all slots."""
+    with RedisServer("--cluster-enabled", "yes") as server:
+        server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        deadline = time.monotonic() + 10
+        while b"cluster_state:ok" not in server.command("CLUSTER", "INFO"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield server
+
+
+async def talk(url: str) -> None:
+    async with pair(url=url) as (here, there):
+        own = await there.spawn(Player)
+        await there.expose(own, "player")
+        ref = await here.resolve("player")
+        for amount in range(1000):
+            await ref.tell(Add(amount))
+        assert await ref.ask(Total()) == sum(range(1000))
+        assert [number async for number in ref.stream(Count(40))] == list(range(40))
+        await own.stop()
+        await until(lambda: not ref.alive or ref.statistics().queued == 0)
+
+
+async def test_nodes_run_on_each_kind_of_server(single: RedisServer) -> None:
+    await talk(single.url)
+
+
+async def test_nodes_run_on_a_sharded_cluster(sharded: RedisServer) -> None:
+    began = time.monotonic()
+    await talk(sharded.url.replace("redis://", "redis+cluster://").replace("/0", ""))
+    assert time.monotonic() - began < 5  # so hints arrive: without them every step would take a second
+
+
+def test_blocking_code_exposes_and_resolves() -> None:
+    cluster = cluster_name()
+    with (
+        ActorSystem.blocking("one", node=node(cluster)) as one,
+        ActorSystem.blocking("two", backend="trio", node=node(cluster)) as two,
+    ):
+        one.expose(one.spawn(Plain), "counter")
+        counter = two.resolve("counter", timeout=5)
+        counter.tell(Add(3))
+        assert counter.ask(Total()) == 3

@@ -46,10 +46,12 @@ class _Replies(AsyncCoreCommands):
             raise reply
         if self._decode and NEVER_DECODE not in options:
             reply = _decoded(reply, *self._encoding)
-        if options:
-            options = {key: value for key, value in options.items() if key not in _OURS}
-        callback = self._callbacks.get(name) or self._callbacks.get(str(name).upper())
-        return reply if callback is None else callback(reply, **options)
+        callback = self._callbacks.get(name)
+        if callback is None and isinstance(name, str) and not name.isupper():
+            callback = self._callbacks.get(name.upper())
+        if callback is None:
+            return reply
+        return callback(reply, **{key: value for key, value in options.items() if key not in _OURS})
 
 
 class Commands(_Replies):

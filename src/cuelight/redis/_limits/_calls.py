@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -20,6 +22,9 @@ __all__ = ["Away", "Calls", "Delivery"]
 
 _PATIENCE: Final = 1.0
 """Seconds that the end of a request waits for the server, before it leaves the rest to the background."""
+
+_RECENT: Final = 90.0
+"""Seconds for which the server remembers what it has answered."""
 
 _KEEP: Final = 60.0
 """Seconds for which something undelivered is tried."""
@@ -48,6 +53,7 @@ class Calls:
         self.party = secrets.token_hex(8)
         self._keys = plan.keys(self.party)
         self.away = False
+        self._keep_at = -math.inf  # when the server is to be asked to keep recent answers longer
 
     async def run(self, script: Script, fields: dict[str, Any]) -> dict[str, Any]:
         """Run a script. A checkpoint.
@@ -58,15 +64,18 @@ class Calls:
             ValueError: a cost is more than is ever let through.
         """
         plan = self.plan
-        packed = plan.packed(getattr(self._server, "sharded", False))
+        began = time.monotonic()
+        fields["keep"] = began > self._keep_at
         if self._clock is not None:
             fields["now"] = self._clock()
         try:
-            answer = unpack(await self._server.run(script, self._keys, (packed, pack(fields))))
+            answer = unpack(await self._server.run(script, self._keys, (plan.packed, pack(fields))))
         except StoreUnavailable:
             self.away = True
             raise
         self.away = False
+        if fields["keep"]:
+            self._keep_at = began + _RECENT / 4
         if "rows" in answer:
             plan.learn(answer["rows"], answer["permits"], answer["version"], answer.get("numbers"))
         if "error" in answer:

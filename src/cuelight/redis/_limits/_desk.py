@@ -25,6 +25,7 @@ import anyio
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot
 from cuelight.redis._client import Server, Subscription
+from cuelight.redis._client._publishing import publishing_command
 from cuelight.redis._limits._calls import Calls, Delivery
 from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._outage import Outage
@@ -40,8 +41,11 @@ MICROSECONDS: Final = 1_000_000
 _SHORT: Final = 50_000
 """Microseconds: who waits no longer than this does not listen for news, but looks when they are over."""
 
-_GOT: Final = 100
-"""Answers at most that one call says have arrived."""
+_DEAF: Final = 0.25
+"""Seconds between two looks of who wants to listen and cannot."""
+
+_GOT: Final = 32
+"""So many answers have arrived before the server is told to forget them, all at once: it takes a while to say so."""
 
 log = logging.getLogger("cuelight.redis")
 
@@ -84,6 +88,7 @@ class Desk:
         self._held: set[str] = set()
         self._doubt = False  # whether the server took this party for dead
         self._listening: Subscription | None = None
+        self._word: str | None = None  # how scripts reach those who listen
         self._listener = anyio.Lock()
         self._beating = False
         self._rest: Slot | None = None
@@ -97,7 +102,9 @@ class Desk:
 
     async def ask(self, name: str, costs: Sequence[int], wait: int, at_most: int | None = None) -> dict[str, Any]:
         """Ask once for a request to be let through; asking again is harmless. A checkpoint."""
-        got, self._got = self._got[:_GOT], self._got[_GOT:]
+        got: list[str] = []
+        if len(self._got) >= _GOT:
+            got, self._got = self._got, []
         fields: dict[str, Any] = {
             "id": name,
             "party": self._calls.party,
@@ -108,6 +115,8 @@ class Desk:
         }
         if at_most is not None:
             fields["at_most"] = at_most
+        if self._word is not None:
+            fields["word"] = self._word
         try:
             answer = await self._calls.run_or_not(self._calls.scripts.ask, fields)
         except BaseException:
@@ -197,13 +206,18 @@ class Desk:
         return Charge(name, answer["costs"], answer["tickets"], waited, not self._calls.plan.permits)
 
     async def _wait(self, waiting: _Waiting, wait: int, patience: int) -> None:
+        longest = self._lease * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret
         if wait > _SHORT and self._listening is None:
-            await self._listen()
-            return  # something may have happened before
+            try:
+                await self._listen()
+            except StoreUnavailable:
+                longest = _DEAF  # whether it can be reached again is for the next look to say
+            else:
+                return  # something may have happened before
         if waiting.told:
             waiting.told = False
             return
-        seconds = min(wait / MICROSECONDS, self._lease * random.uniform(0.9, 1.0))  # noqa: S311 - not a secret
+        seconds = min(wait / MICROSECONDS, longest)
         if seconds > self._lease / 3:
             self._beat()
         waiting.slot = slot = new_slot()
@@ -250,6 +264,8 @@ class Desk:
 
     async def _listen(self) -> None:
         async with self._listener:
+            if self._word is None:
+                self._word = await publishing_command(self._server)
             if self._listening is None:
                 self._listening = await self._server.subscribe(
                     self._calls.plan.channel(self._calls.party), self._hear, self._tell_all

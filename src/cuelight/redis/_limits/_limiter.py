@@ -15,11 +15,9 @@ from cuelight.redis._client import Server
 from cuelight.redis._limits._desk import EVER, MICROSECONDS, Desk
 from cuelight.redis._limits._outage import OnOutage, Outage
 from cuelight.redis._limits._plan import Algorithm, Plan, row_of
-from cuelight.redis._limits._servers import borrow, give_back
+from cuelight.redis._locks._clients import DEFAULT_URL, server_for
 
-__all__ = ["LOCALHOST", "Options", "RedisLimiter", "in_seconds"]
-
-LOCALHOST: Final = "redis://localhost:6379"
+__all__ = ["Options", "RedisLimiter", "in_seconds"]
 
 L = TypeVar("L", bound=Limiter)
 
@@ -55,7 +53,6 @@ class RedisLimiter(Generic[L]):
 
     __slots__ = (
         "__weakref__",
-        "_borrowed",
         "_clock",
         "_closed",
         "_desks",
@@ -89,7 +86,6 @@ class RedisLimiter(Generic[L]):
             raise ValueError(f"local_share={share!r}: give a share of the limits, at most 1")
         self._given = dict(limits)
         self._lease, self._clock = lease, options.get("_clock")
-        server, url = options.get("server"), options.get("redis_url", LOCALHOST)
         rows = {limit: row_of(algorithm, config) for limit, config in limits.items()}
         self._plan = Plan(
             name,
@@ -103,8 +99,7 @@ class RedisLimiter(Generic[L]):
         self._local: L | None = None
         if self._outage.mode == "local":
             self._local = local(lambda config: _scaled(config, share), share)
-        self._borrowed = None if server is not None else url
-        self._server: Server = borrow(url) if server is None else server
+        self._server: Server = server_for(options.get("redis_url", DEFAULT_URL), options.get("server"))
         self._desks: dict[Any, Desk] = {}
         self._gone = _Totals()  # of desks whose loops have ended
         self._lock = threading.Lock()
@@ -145,7 +140,7 @@ class RedisLimiter(Generic[L]):
         return True
 
     async def aclose(self) -> None:
-        """Deliver what the server is to know yet, and close the client if it was made for this limiter. A checkpoint.
+        """Deliver what the server is to know yet, and listen no more. A checkpoint. Its client stays open.
 
         Requests that are under way in other loops are no longer settled. Nothing can be asked of it after that.
         """
@@ -158,8 +153,6 @@ class RedisLimiter(Generic[L]):
                 call_in_loop(loop, desk.close)
         if here is not None:
             await here.aclose()
-        if self._borrowed is not None:
-            await give_back(self._borrowed)
 
     # What every limiter can do.
 

@@ -130,10 +130,11 @@ class Plan:
         rows: one for each.
         permits: how many requests may be under way at once; 0 for any number.
         version: of the limits that somebody has set for all; 0 if nobody has.
+        packed: for the scripts.
         numbers: of those limits, as they were given: how many, in how many seconds, and the burst; else None.
     """
 
-    __slots__ = ("_packed", "algorithm", "kind", "names", "numbers", "permits", "rows", "tag", "version")
+    __slots__ = ("algorithm", "kind", "names", "numbers", "packed", "permits", "rows", "tag", "version")
 
     def __init__(
         self,
@@ -151,8 +152,7 @@ class Plan:
         self.kind = " ".join((algorithm, *self.names))
         self.learn([*limits.values()], permits, 0)
         # Not what was learned: the server has that, and should it forget, all go by their own limits again.
-        fields = (self.kind, self.rows, permits, round(lease * 1000))
-        self._packed = [msgspec.msgpack.encode((*fields, word, self.channel(""))) for word in ("PUBLISH", "SPUBLISH")]
+        self.packed = msgspec.msgpack.encode((self.kind, self.rows, permits, round(lease * 1000), self.channel("")))
 
     def channel(self, party: str) -> str:
         """Where those of a party that wait are told that their turn came."""
@@ -163,10 +163,6 @@ class Plan:
     ) -> None:
         """Others have set these limits for all."""
         self.rows, self.permits, self.version, self.numbers = [*map(tuple, rows)], permits, version, numbers
-
-    def packed(self, sharded: bool) -> bytes:
-        """The plan as the scripts read it; in a cluster, channels may be sharded."""
-        return self._packed[sharded]
 
     def keys(self, party: str) -> list[str]:
         """The keys of a call by this party, in the order in which the scripts know them."""
@@ -204,4 +200,4 @@ def pack(fields: Mapping[str, Any]) -> bytes:
 def unpack(answer: bytes) -> dict[str, Any]:
     """What a script answered."""
     decoded: dict[str, Any] = msgspec.msgpack.decode(answer)
-    return decoded
+    return decoded or {}  # Lua has one kind of empty table

@@ -24,9 +24,10 @@ from cuelight.redis._client import Server
 from cuelight.redis._limits._calls import Away
 from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._desk import EVER, MICROSECONDS, Desk, TooLate
-from cuelight.redis._limits._limiter import LOCALHOST, RedisLimiter, in_seconds
+from cuelight.redis._limits._limiter import RedisLimiter, in_seconds
 from cuelight.redis._limits._outage import OnOutage
 from cuelight.redis._limits._plan import Algorithm
+from cuelight.redis._locks._clients import DEFAULT_URL
 
 __all__ = ["RedisAdmission", "RedisRateLimiter"]
 
@@ -60,7 +61,7 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         self,
         name: str,
         *,
-        redis_url: str = LOCALHOST,
+        redis_url: str = DEFAULT_URL,
         server: Server | None = None,
         concurrency: int | None = None,
         algorithm: Algorithm = "token_bucket",

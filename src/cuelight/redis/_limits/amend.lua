@@ -1,6 +1,6 @@
 -- amend: what a request really costs, and whether it has ended.
 --
--- ARGV[2] is {id: of the request, as: of this amendment and tickets, if the costs are others; was, costs, ended}.
+-- ARGV[2] is {id: of the request, as: of this amendment and tickets, if the costs are others; was, costs, ended, keep}.
 -- Answers {tickets}, as they are then.
 
 local again = op.as and call('HGET', KEYS[4], op.as)

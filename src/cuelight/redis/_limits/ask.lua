@@ -1,7 +1,8 @@
 -- ask: let a request through, or line it up, or say when it could go. Those that wait look by asking again.
 --
 -- ARGV[2] is {id, party, costs, wait: microseconds that it would wait, 0 to go at once or not at all, at_most: of the
--- first limit, if more than its cost is welcome, got: requests whose answers have arrived, version: of the limits that
+-- first limit, if more than its cost is welcome, got: requests whose answers have arrived, keep: whether hash 4 needs
+-- more time, word: the command that reaches its party if that listens, version: of the limits that
 -- the caller knows}.
 -- Answers {granted = true, tickets, costs, report...}, or {granted = false, wait, queued, report...}: in line it waits
 -- until it is told or `wait` is over, and asks again.
@@ -19,7 +20,9 @@ for i = 1, count do
     return pack(report({error = 'cost', limit = i}))
   end
 end
-call('ZADD', KEYS[6], 'XX', whole(now + lease * 1000), op.party)
+if state.entries > 0 or permits > 0 then
+  call('ZADD', KEYS[6], 'XX', whole(now + lease * 1000), op.party)
+end
 advance()
 
 local function granted(costs, tickets)
@@ -31,7 +34,7 @@ end
 -- A place in line, with what all that came before it have asked for.
 local function line_up()
   local place = {costs = op.costs, before = state.asked, turn = state.turn + 1}
-  state.turn, state.waiting, state.asked = place.turn, state.waiting + 1, {}
+  state.turn, state.waiting, state.entries, state.asked = place.turn, state.waiting + 1, state.entries + 1, {}
   for i = 1, count do
     state.asked[i] = place.before[i] + op.costs[i]
   end
@@ -51,7 +54,7 @@ local function wait()
   -- EVER: nobody knows when others will give something back. That may be in time.
   if waiter or (op.wait > 0 and (soon <= op.wait or soon >= EVER)) then
     waiter = waiter or line_up()
-    waiter.armed = now + soon
+    waiter.armed, waiter.word = now + soon, op.word
     call('HSET', KEYS[3], op.id, pack(waiter))
     answer.queued, answer.fresh = true, renew(op.party)
   end

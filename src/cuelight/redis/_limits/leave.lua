@@ -1,6 +1,6 @@
 -- leave: a request waits no more, or does not want what it was given. What it was charged is given back.
 --
--- ARGV[2] is {id, costs}. Answers {}. The request is remembered as one that left, should it still ask.
+-- ARGV[2] is {id, costs, keep}. Answers {}. The request is remembered as one that left, should it still ask.
 
 local given = call('HGET', KEYS[4], op.id)
 given = given and read(given)

@@ -18,14 +18,18 @@ local function party_of(id)
   return string.match(id, '^[^:]+')
 end
 
-local function tell(id)
-  if id ~= op.id then
-    told[#told + 1] = id
+-- Only those who listen, and have said by which word they are reached: it is another in a cluster.
+local function tell(id, waiter)
+  if waiter.word and id ~= op.id then
+    local party = party_of(id)
+    local to = told[party] or {word = waiter.word, ids = {}}
+    to.ids[#to.ids + 1] = id
+    told[party] = to
   end
 end
 
 local function asked(id)
-  local packed = call('HGET', KEYS[3], id)
+  local packed = state.entries > 0 and call('HGET', KEYS[3], id)
   return packed and read(packed)
 end
 
@@ -96,7 +100,7 @@ local function forget(id)
   if call('ZREM', KEYS[2], id) == 1 then
     state.waiting = state.waiting - 1
   end
-  call('HDEL', KEYS[3], id)
+  state.entries = state.entries - call('HDEL', KEYS[3], id)
 end
 
 -- A party is there for another lease. True if it was not there, or was buried.
@@ -153,7 +157,7 @@ local function advance()
       if now + due < waiter.armed then
         waiter.armed = now + due
         call('HSET', KEYS[3], head, pack(waiter))
-        tell(head)
+        tell(head, waiter)
       end
       return
     end
@@ -161,15 +165,20 @@ local function advance()
     state.waiting = state.waiting - 1
     waiter.tickets = admit(head, waiter.costs, min(LATE, -due))
     call('HSET', KEYS[3], head, pack(waiter))
-    tell(head)
+    tell(head, waiter)
   end
-  tell(first()) -- the rest in another step: nobody else is served while a script runs
+  local head = first()
+  if head then -- the rest in another step: nobody else is served while a script runs
+    tell(head, asked(head))
+  end
 end
 
--- Remember an answer, for as long as the question may come again.
+-- Remember an answer, for as long as the question may come again. The caller says when the key needs more time.
 local function remember(id, answer)
   call('HSET', KEYS[4], id, answer)
-  call('PEXPIRE', KEYS[4], RECENT)
+  if op.keep or not raw then
+    call('PEXPIRE', KEYS[4], RECENT)
+  end
   return answer
 end
 
@@ -187,13 +196,8 @@ local function save()
     keep = max(keep, OVERRIDE)
   end
   call('SET', KEYS[1], pack(state), 'PX', whole(keep))
-  local to = {}
-  for _, id in ipairs(told) do
-    local party = party_of(id)
-    to[party] = to[party] and to[party] .. ' ' .. id or id
-  end
-  for party, ids in pairs(to) do
-    call(plan[5], plan[6] .. party, ids)
+  for party, to in pairs(told) do
+    call(to.word, plan[5] .. party, table.concat(to.ids, ' '))
   end
 end
 

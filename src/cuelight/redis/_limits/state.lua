@@ -2,7 +2,7 @@
 --
 -- KEYS of every script, all in one slot:
 --   1  string  the state: what is owed, the pause, an override; packed by cmsgpack. Lives for as long as it says
---              something that a new one would not, and a minute.
+--              something that a new one would not, and 90 s.
 --   2  zset    those that wait, scored by their turn
 --   3  hash    what those that wait ask for, packed
 --   4  hash    what the caller's party was answered lately, by request, in case that the answer got lost
@@ -12,15 +12,14 @@
 --   7  zset    the log of the first limit, and so on; only where the algorithm keeps logs
 -- ARGV: 1 the plan, 2 what is asked; both packed by msgpack.
 --
--- A plan is {what it limits, rows, permits (0: any number), lease in milliseconds, the word for publish, the first part of the
--- channel of a party}.
+-- A plan is {what it limits, rows, permits (0: any number), lease in milliseconds, the first part of the channel of a party}.
 -- A row is one limit.
 -- An answer is packed too, a map. With `error` in it, nothing was done.
 --
 -- Times are whole microseconds of this server. Where it matters (what is owed, pauses) they are counted from the last
 -- step, so that a clock that was set back makes nothing wait for it. All numbers are whole and below 2^53.
 
-local FORMAT, EVER, LATE, RECENT, OVERRIDE = 1, 2 ^ 52, 10000, 60000, 30 * 86400000
+local FORMAT, EVER, LATE, RECENT, OVERRIDE = 1, 2 ^ 52, 10000, 90000, 30 * 86400000
 local pack, read = cmsgpack.pack, cmsgpack.unpack
 local call, max, min, ceil, floor = redis.call, math.max, math.min, math.ceil, math.floor
 local plan, op = read(ARGV[1]), read(ARGV[2])
@@ -49,10 +48,12 @@ if raw then
   end
   state = value
 else
-  -- pause: how long it lasts, less than 0 when it is over; waiting: how many; turn: the last one's; asked: what all
+  -- pause: how long it lasts, less than 0 when it is over; waiting: how many; entries: how many
+  -- are in hash 3, with those that were let through and do not know it; turn: the last one's; asked: what all
   -- that ever waited asked for, by limit, since somebody waits; own: limits that were
   -- set for all {rows, permits, numbers}, and version: how many times.
-  state = {format = FORMAT, of = plan[1], at = now, pause = -EVER, waiting = 0, turn = 0, version = 0, limits = {}}
+  state = {format = FORMAT, of = plan[1], at = now, pause = -EVER, waiting = 0, entries = 0, turn = 0, version = 0,
+    limits = {}}
   call('DEL', KEYS[2], KEYS[3]) -- who waits asks again
 end
 

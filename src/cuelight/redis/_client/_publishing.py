@@ -1,0 +1,26 @@
+"""How a script publishes to those who listen through `Server.subscribe`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from cuelight.redis._client._server import Server
+
+__all__ = ["publishing_command"]
+
+
+async def publishing_command(server: Server) -> str:
+    """What a script has to call to reach listeners: SPUBLISH in a cluster whose servers know it. A checkpoint.
+
+    Raises:
+        StoreUnavailable: the server does not answer.
+    """
+    if not re.search(r"cluster_enabled:1", _text(await server.execute("INFO", "cluster"))):
+        return "PUBLISH"
+    version = re.search(r"redis_version:(\d+)", _text(await server.execute("INFO", "server")))
+    return "SPUBLISH" if version is not None and int(version[1]) >= 7 else "PUBLISH"
+
+
+def _text(reply: Any) -> str:
+    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)

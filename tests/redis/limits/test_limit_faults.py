@@ -67,6 +67,27 @@ async def test_lost_answers_charge_nothing_twice_and_lose_no_permit(client: Redi
     assert await fresh.remaining() == {"tokens": 1000 - sum(5 + number % 3 for number in range(60)), "concurrency": 4}
 
 
+async def test_a_permit_is_handed_on_by_a_message_and_not_by_polling() -> None:
+    """Long before anybody would look again by itself, and with three or four calls for each request."""
+    with RedisServer() as server:
+        async with RedisClient(server.url) as client:
+            limiter = RedisRateLimiter("one", server=client, concurrency=2, lease=60.0)
+
+            async def work() -> None:
+                async with limiter.request():
+                    await anyio.sleep(0.002)
+
+            with anyio.fail_after(15):
+                async with anyio.create_task_group() as group:
+                    for _ in range(200):
+                        group.start_soon(work)
+            stats = server.command("INFO", "commandstats").decode()
+            calls = int(stats.partition("cmdstat_evalsha:calls=")[2].partition(",")[0])
+            # Asked, asked again when the server knew how to tell, told and asked, ended.
+            assert 200 * 3 - 2 <= calls <= 200 * 4 + 10
+            await limiter.aclose()
+
+
 async def test_a_request_cancelled_at_any_moment_charges_nothing_in_the_end(client: RedisClient) -> None:
     """Cancelled after ever longer times, granted or not: the charges and the permits are those of who went through."""
     limiter = RedisRateLimiter(unique(), server=client, tokens=SLOW, concurrency=3)

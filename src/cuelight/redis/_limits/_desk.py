@@ -59,13 +59,13 @@ class TooLate(Exception):
 
 
 class _Waiting:
-    """A request that waits, and whether it was told to look."""
+    """A request that waits: whether the server can tell it to look, and whether it did."""
 
-    __slots__ = ("queued", "slot", "told")
+    __slots__ = ("queued", "reachable", "slot", "told")
 
     def __init__(self) -> None:
         self.slot: Slot | None = None
-        self.queued = self.told = False
+        self.queued = self.reachable = self.told = False
 
     def tell(self) -> None:
         self.told = True
@@ -115,7 +115,7 @@ class Desk:
         }
         if at_most is not None:
             fields["at_most"] = at_most
-        if self._word is not None:
+        if self._listening is not None:
             fields["word"] = self._word
         try:
             answer = await self._calls.run_or_not(self._calls.scripts.ask, fields)
@@ -151,6 +151,7 @@ class Desk:
                 patience = EVER
                 if timeout is not None and timeout * MICROSECONDS < EVER:
                     patience = max(0, round((began + timeout - time.monotonic()) * MICROSECONDS))
+                waiting.reachable = self._listening is not None
                 answer = await self.ask(name, costs, patience, at_most)
                 if answer["granted"]:
                     return self._let_through(name, answer, time.monotonic() - began if waiting.queued else None)
@@ -207,13 +208,13 @@ class Desk:
 
     async def _wait(self, waiting: _Waiting, wait: int, patience: int) -> None:
         longest = self._lease * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret
-        if wait > _SHORT and self._listening is None:
+        if wait > _SHORT and not waiting.reachable:
             try:
                 await self._listen()
             except StoreUnavailable:
                 longest = _DEAF  # whether it can be reached again is for the next look to say
             else:
-                return  # something may have happened before
+                return  # to ask again, so that the server knows by which word it is told
         if waiting.told:
             waiting.told = False
             return

@@ -30,6 +30,7 @@ FAMILIES = (
     "redis_actors",
     "redis_client",
     "redis_limiters",
+    "redis_locks",
     "redis_queues",
     "memory",
     "scale",

@@ -491,11 +491,14 @@ async def test_a_key_of_another_type_and_a_format_from_the_future_are_refused() 
         await lock.acquire()
     assert not lock.locked
     server.command("DEL", held)
-    server.command("HSET", state, "v", "99")
+    server.command("SET", state, "99:whatever it may hold then")
     with pytest.raises(StoreRefused, match="99"):
         await lock.acquire()
     with worker() as thread:
         assert isinstance(thread.do(lock.acquire_blocking), StoreRefused)
+    server.command("SET", state, "nonsense")
+    with pytest.raises(StoreRefused, match="CORRUPT state: nonsense"):
+        await lock.acquire()
     server.command("DEL", state)
     async with lock:
         pass

@@ -1,11 +1,11 @@
 -- So much room, held by members under leases, and a line of those who wait: locks, semaphores and read-write locks.
 --
--- KEYS, all under one hash tag; each lives for TTL after the last call, longer than any lease:
---   1 state    hash: v (format), cap, used, fence, seq, notbefore, expired
+-- KEYS, all under one hash tag; each lives for at least TTL - FRESH after the last call, longer than any lease:
+--   1 state    string: format:capacity:used:fence:sequence:notbefore:expired:waiting:refresh:prune, all numbers
 --   2 held     zset: member -> when its lease ends (ms)
 --   3 line     zset: member -> its ticket; the lowest is next
 --   4 members  hash: member -> "state:number:weight:lease:alive:delay:fence", see below
---   5 gone     zset: member -> until when it is remembered that it has left (ms)
+--   5 gone     zset: member -> when to look whether it can be forgotten, since it has left (ms)
 -- ARGV: 1 operation, 2 first part of the channels, 3 capacity,
 --   4 count of lowerings, then for each of them: member, number, weight that is left to it (0 gives it back)
 --   then for `acquire`: member, number, weight, lease, alive, delay, 1 to stand before others, 1 to wait in line
@@ -18,8 +18,8 @@
 --   1970, what is held {member, weight, ms left, fence}..., the line {member, weight}...
 --
 -- A member is in one state: q waits in line; h holds; d gave back what it held; x left otherwise; e its time ran out.
--- So each is in exactly one of line, held and gone. The number grows with each acquisition of a member: what comes
--- late, or twice, is told from what is new.
+-- Who waits is in line, who holds in held, all others in gone, where some may be that came back. The number grows with
+-- each acquisition of a member: what comes late, or twice, is told from what is new.
 --
 -- 1. used is the sum of what is held, and no more than the capacity.
 -- 2. A fence is given once, and is greater than all before; also when this state was lost, as long as the clock of
@@ -28,9 +28,8 @@
 -- 4. Any call may be repeated with the same arguments, and then says the same.
 
 local state, held, line, members, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local FORMAT, CLAIM, MEMORY, TTL, LAST = 1, 1000, 60000, 7200000, 1099511627776
-
-local function text(number) return string.format('%.0f', number) end
+local FORMAT, CLAIM, MEMORY, TTL, FRESH, LAST = 1, 1000, 60000, 7200000, 1800000, 1099511627776
+local call, format, match, tonumber, max = redis.call, string.format, string.match, tonumber, math.max
 
 -- Arguments, before anything is written.
 
@@ -39,7 +38,7 @@ local own = 5 + 3 * count
 
 local function number(index, least)
   local found = tonumber(ARGV[index])
-  if not found or found < least or found ~= math.floor(found) then
+  if not found or found < least or found % 1 ~= 0 then
     error('BADARG argument ' .. index .. ' is no whole number from ' .. least .. ': ' .. tostring(ARGV[index]))
   end
   return found
@@ -47,10 +46,10 @@ end
 
 number(3, 1)
 for index = 5, own - 1, 3 do number(index + 1, 1); number(index + 2, 0) end
-local me, my = ARGV[own], {}
+local me, my = ARGV[own], nil
 if op == 'acquire' then
-  my = { n = number(own + 1, 1), w = number(own + 2, 1), lease = number(own + 3, 1), delay = number(own + 5, 0) }
-  number(own + 4, 1)
+  my = { s = 'x', n = number(own + 1, 1), w = number(own + 2, 1), lease = number(own + 3, 1),
+         alive = number(own + 4, 1), delay = number(own + 5, 0), fence = 0 }
   if my.w > cap then return redis.error_reply('BADARG weight ' .. my.w .. ' of ' .. cap) end
 elseif op == 'renew' then
   for index = own + 1, own + 3 * number(own, 0), 3 do number(index + 1, 1); number(index + 2, 1) end
@@ -58,80 +57,77 @@ elseif op ~= 'lower' and op ~= 'look' then
   return redis.error_reply('BADARG operation ' .. tostring(op))
 end
 
--- State.
+-- State. (What a function of this script does not need to be is none: making one costs as much as a call of Redis.)
 
-local time = redis.call('TIME')
+local time = call('TIME')
 local us = time[1] * 1000000 + time[2]
 local now = math.floor(us / 1000)
-local known = redis.call('HMGET', state, 'v', 'cap', 'used', 'fence', 'seq', 'notbefore', 'expired')
-if tonumber(known[1] or FORMAT) > FORMAT then
-  return redis.error_reply('FUTURE format ' .. known[1] .. ' of a lock, this script knows ' .. FORMAT)
+local packed = call('GET', state)
+local kept, used, fence, seq, notbefore, expired, waiting, refresh, prune = cap, 0, 0, 0, 0, 0, 0, 0, 0
+if packed then
+  local v, c, u, f, q, n, e, w, r, p =
+    match(packed, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
+  if v ~= '1' then
+    v = tonumber(match(packed, '^(%d+):') or 0)
+    if v > FORMAT then return redis.error_reply('FUTURE format ' .. v .. ', this script knows ' .. FORMAT) end
+    return redis.error_reply('CORRUPT state: ' .. string.sub(packed, 1, 100))
+  end
+  kept, used, fence, seq, notbefore = tonumber(c), tonumber(u), tonumber(f), tonumber(q), tonumber(n)
+  expired, waiting, refresh, prune = tonumber(e), tonumber(w), tonumber(r), tonumber(p)
 end
-local kept = tonumber(known[2]) or cap
-local used, fence, seq = tonumber(known[3] or 0), tonumber(known[4] or 0), tonumber(known[5] or 0)
-local notbefore, expired = tonumber(known[6] or 0), tonumber(known[7] or 0)
 
 local function read(member)
-  local packed = redis.call('HGET', members, member)
+  local packed = call('HGET', members, member)
   if not packed then return nil end
-  local s, n, w, lease, alive, delay, f = string.match(packed, '^(%a):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
+  local s, n, w, lease, alive, delay, f = match(packed, '^(%a):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
   if not s then error('CORRUPT member ' .. member .. ': ' .. packed) end
   return { s = s, n = tonumber(n), w = tonumber(w), lease = tonumber(lease), alive = tonumber(alive),
            delay = tonumber(delay), fence = tonumber(f) }
 end
 
 local function write(member, one)
-  redis.call('HSET', members, member, one.s .. ':' .. text(one.n) .. ':' .. text(one.w) .. ':' .. text(one.lease) .. ':'
-    .. text(one.alive) .. ':' .. text(one.delay) .. ':' .. text(one.fence))
+  local packed = format('%s:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f', one.s, one.n, one.w, one.lease, one.alive, one.delay,
+    one.fence)
+  if call('HSET', members, member, packed) == 1 then call('PEXPIRE', members, TTL) end
 end
 
 local function leave(member, one, s)
   if one.s == 'h' then
-    redis.call('ZREM', held, member)
+    call('ZREM', held, member)
     used = used - one.w
   elseif one.s == 'q' then
-    redis.call('ZREM', line, member)
+    call('ZREM', line, member)
+    waiting = waiting - 1
   end
   one.s = s
   write(member, one)
-  redis.call('ZADD', gone, text(now + MEMORY), member)
+  if call('ZADD', gone, format('%.0f', now + MEMORY), member) == 1 then call('PEXPIRE', gone, TTL) end
 end
 
 local function grant(member, one, ends)
-  fence = math.max(fence + 1, us)
+  local new = used == 0
+  fence = max(fence + 1, us)
   used, one.s, one.fence = used + one.w, 'h', fence
   write(member, one)
-  redis.call('ZADD', held, text(ends), member)
-end
-
-local function lapse()
-  local late = redis.call('ZRANGEBYSCORE', held, '-inf', text(now), 'WITHSCORES')
-  for index = 1, #late, 2 do
-    local one = read(late[index])
-    notbefore = math.max(notbefore, tonumber(late[index + 1]) + one.delay)
-    leave(late[index], one, 'e')
-    expired = expired + 1
-  end
-end
-
--- In a cluster the channels are sharded; elsewhere, and in a server that knows no such channels, nobody hears that.
-local function tell(member)
-  local channel = channels .. string.match(member, '^[^/]*')
-  local heard = redis.pcall('SPUBLISH', channel, member)
-  if heard ~= 1 then redis.call('PUBLISH', channel, member) end
+  call('ZADD', held, format('%.0f', ends), member)
+  if new then call('PEXPIRE', held, TTL) end
 end
 
 local function promote()
-  while true do
-    local member = redis.call('ZRANGE', line, 0, 0)[1]
-    if not member then return end
+  while waiting > 0 do
+    local member = call('ZRANGE', line, 0, 0)[1]
     local one = read(member)
     if one.alive <= now then
       leave(member, one, 'e')
     elseif used + one.w <= kept and now >= notbefore then
-      redis.call('ZREM', line, member)
+      call('ZREM', line, member)
+      waiting = waiting - 1
       grant(member, one, now + math.min(one.lease, CLAIM))
-      if member ~= me then tell(member) end
+      if member ~= me then
+        -- In a cluster channels are sharded; elsewhere nobody hears that, or the server knows no such channels.
+        local channel = channels .. match(member, '^[^/]*')
+        if redis.pcall('SPUBLISH', channel, member) ~= 1 then call('PUBLISH', channel, member) end
+      end
     else
       return
     end
@@ -148,13 +144,10 @@ local function lower(member, n, weight)
     return 0
   end
   if one.s == 'd' then return 1 end
-  if one.s == 'q' then
-    leave(member, one, 'x')
-    return 2
-  end
   if one.s ~= 'h' then
+    local waited = one.s == 'q'
     leave(member, one, 'x')
-    return 0
+    return waited and 2 or 0
   end
   if weight == 0 then
     leave(member, one, 'd')
@@ -165,104 +158,107 @@ local function lower(member, n, weight)
   return 1
 end
 
-local function save()
-  redis.call('HSET', state, 'v', FORMAT, 'cap', text(kept), 'used', text(used), 'fence', text(fence), 'seq', text(seq),
-    'notbefore', text(notbefore), 'expired', text(expired))
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', gone, '-inf', text(now), 'LIMIT', 0, 20)) do
-    redis.call('ZREM', gone, member)
-    redis.call('HDEL', members, member)
-  end
-  for index = 1, 5 do redis.call('PEXPIRE', KEYS[index], TTL) end
-end
+-- What time has brought, and what is given back.
 
-local function wait_in_line(one)
-  if not redis.call('ZSCORE', line, me) then
-    seq = seq + 1
-    redis.call('ZADD', line, text(ARGV[own + 6] == '1' and seq or seq + LAST), me)
+if used > 0 then
+  local late = call('ZRANGEBYSCORE', held, '-inf', format('%.0f', now), 'WITHSCORES')
+  for index = 1, #late, 2 do
+    local one = read(late[index])
+    notbefore = max(notbefore, tonumber(late[index + 1]) + one.delay)
+    leave(late[index], one, 'e')
+    expired = expired + 1
   end
-  one.s = 'q'
-  write(me, one)
-  redis.call('ZREM', gone, me)
 end
-
-local function acquire(outcomes)
-  local one = read(me)
-  if one and one.n < my.n and (one.s == 'h' or one.s == 'q') then -- its end never came here
-    leave(me, one, 'x')
-  end
-  promote()
-  one = read(me)
-  if one and (one.n > my.n or one.n == my.n and (one.s == 'd' or one.s == 'x')) then return { outcomes, -1 } end
-  if one and one.n == my.n and one.s == 'h' then
-    redis.call('ZADD', held, text(now + one.lease), me)
-    return { outcomes, 1, text(one.fence) }
-  end
-  my.s, my.alive, my.fence = 'x', now + tonumber(ARGV[own + 4]), 0
-  if used + my.w <= kept and now >= notbefore and redis.call('ZCARD', line) == 0 then
-    grant(me, my, now + my.lease)
-    redis.call('ZREM', gone, me)
-    return { outcomes, 1, text(my.fence) }
-  end
-  if ARGV[own + 7] == '1' then wait_in_line(my) end
-  local first = redis.call('ZRANGE', held, 0, 0, 'WITHSCORES')
-  local wait = math.max(first[2] and tonumber(first[2]) - now or 0, notbefore - now)
-  return { outcomes, 0, '', wait, redis.call('ZRANK', line, me) or -1, first[1] or '' }
-end
-
-local function renew(outcomes)
-  local renewed = {}
-  for index = own + 1, own + 3 * tonumber(ARGV[own]), 3 do
-    local one = read(ARGV[index])
-    local holds = one and one.s == 'h' and one.n == tonumber(ARGV[index + 1])
-    if holds then redis.call('ZADD', held, text(now + tonumber(ARGV[index + 2])), ARGV[index]) end
-    renewed[#renewed + 1] = holds and 1 or 0
-  end
-  promote()
-  return { outcomes, renewed }
-end
-
-local function look(outcomes)
-  promote()
-  local holders, waiters = {}, {}
-  local all = redis.call('ZRANGE', held, 0, -1, 'WITHSCORES')
-  for index = 1, #all, 2 do
-    local one = read(all[index])
-    holders[#holders + 1] = { all[index], one.w, tonumber(all[index + 1]) - now, text(one.fence) }
-  end
-  for _, member in ipairs(redis.call('ZRANGE', line, 0, -1)) do
-    waiters[#waiters + 1] = { member, read(member).w }
-  end
-  return { outcomes, kept, used, expired, text(fence), text(now), holders, waiters }
-end
-
--- Whoever asks for another capacity gets it once nobody depends on the old one.
-local function refit()
-  for _, member in ipairs(redis.call('ZRANGE', line, 0, -1)) do
-    local one = read(member)
-    if one.alive <= now then leave(member, one, 'e') end
-  end
-  if used == 0 and redis.call('ZCARD', line) == 0 then kept = cap end
-end
-
-lapse()
 local outcomes = {}
 for index = 5, own - 1, 3 do
   outcomes[#outcomes + 1] = lower(ARGV[index], tonumber(ARGV[index + 1]), tonumber(ARGV[index + 2]))
 end
-if kept ~= cap and op == 'acquire' then refit() end
+if kept ~= cap and op == 'acquire' then -- it gets another capacity once nobody depends on the old one
+  for _, member in ipairs(call('ZRANGE', line, 0, -1)) do
+    local one = read(member)
+    if one.alive <= now then leave(member, one, 'e') end
+  end
+  if used == 0 and waiting == 0 then kept = cap end
+end
+
+-- The operation itself.
+
 local answer
-if kept ~= cap and op == 'acquire' then
-  promote()
-  answer = { outcomes, -2, text(kept) }
-elseif op == 'acquire' then
-  answer = acquire(outcomes)
+if op == 'acquire' and kept == cap then
+  local one = read(me)
+  if one and one.n < my.n and (one.s == 'h' or one.s == 'q') then leave(me, one, 'x') end -- its end never came here
+  if waiting > 0 then
+    promote()
+    one = read(me)
+  end
+  local same = one and one.n == my.n
+  if one and (one.n > my.n or same and (one.s == 'd' or one.s == 'x')) then
+    answer = { outcomes, -1 }
+  elseif same and one.s == 'h' then
+    call('ZADD', held, format('%.0f', now + one.lease), me)
+    answer = { outcomes, 1, format('%.0f', one.fence) }
+  else
+    my.alive = now + my.alive
+    if used + my.w <= kept and now >= notbefore and waiting == 0 then
+      grant(me, my, now + my.lease)
+      answer = { outcomes, 1, format('%.0f', fence) }
+    else
+      local waits = same and one.s == 'q'
+      if ARGV[own + 7] == '1' then
+        if not waits then
+          seq, waiting = seq + 1, waiting + 1
+          call('ZADD', line, format('%.0f', ARGV[own + 6] == '1' and seq or seq + LAST), me)
+          if waiting == 1 then call('PEXPIRE', line, TTL) end
+        end
+        waits, my.s = true, 'q'
+        write(me, my)
+      end
+      local first = call('ZRANGE', held, 0, 0, 'WITHSCORES')
+      local wait = max(first[2] and tonumber(first[2]) - now or 0, notbefore - now)
+      answer = { outcomes, 0, '', wait, waits and call('ZRANK', line, me) or -1, first[1] or '' }
+    end
+  end
 elseif op == 'renew' then
-  answer = renew(outcomes)
-elseif op == 'look' then
-  answer = look(outcomes)
+  local renewed = {}
+  for index = own + 1, own + 3 * tonumber(ARGV[own]), 3 do
+    local one = read(ARGV[index])
+    local holds = one and one.s == 'h' and one.n == tonumber(ARGV[index + 1])
+    if holds then call('ZADD', held, format('%.0f', now + tonumber(ARGV[index + 2])), ARGV[index]) end
+    renewed[#renewed + 1] = holds and 1 or 0
+  end
+  promote()
+  answer = { outcomes, renewed }
 else
   promote()
   answer = { outcomes }
+  if op == 'acquire' then
+    answer = { outcomes, -2, format('%.0f', kept) }
+  elseif op == 'look' then
+    local holders, waiters = {}, {}
+    local all = call('ZRANGE', held, 0, -1, 'WITHSCORES')
+    for index = 1, #all, 2 do
+      local one = read(all[index])
+      holders[#holders + 1] = { all[index], one.w, tonumber(all[index + 1]) - now, format('%.0f', one.fence) }
+    end
+    for _, member in ipairs(call('ZRANGE', line, 0, -1)) do
+      waiters[#waiters + 1] = { member, read(member).w }
+    end
+    answer = { outcomes, kept, used, expired, format('%.0f', fence), format('%.0f', now), holders, waiters }
+  end
 end
-save()
+
+if now >= prune then -- who left long ago, and did not come back, is forgotten
+  for _, member in ipairs(call('ZRANGEBYSCORE', gone, '-inf', format('%.0f', now), 'LIMIT', 0, 100)) do
+    local one = read(member)
+    if not one or one.s ~= 'q' and one.s ~= 'h' then call('HDEL', members, member) end
+    call('ZREM', gone, member)
+  end
+  prune = now + MEMORY / 60
+end
+if now >= refresh then
+  for index = 2, 5 do call('PEXPIRE', KEYS[index], TTL) end
+  refresh = now + FRESH
+end
+call('SET', state, format('%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f', FORMAT, kept, used, fence, seq, notbefore,
+  expired, waiting, refresh, prune), 'PX', TTL)
 return answer

@@ -370,3 +370,52 @@ async def _says(client: RedisClient, word: str) -> bool:
 
 async def _kill_script_soon(client: RedisClient) -> None:
     await client.execute("SCRIPT", "KILL")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")  # that is what was done wrong here
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_was_closed_without_ending_its_tasks_holds_no_connection_at_the_server() -> None:
+    client = RedisClient(shared_server().url, client_name="left-behind")
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(client.execute("PING"))
+    route = client._routes[loop]
+    loop.close()
+
+    async def others() -> None:
+        async with RedisClient(shared_server().url) as watcher:
+            assert b"name=left-behind" in await watcher.execute("CLIENT", "LIST")
+            assert await client.execute("ECHO", "here") == b"here"
+            await client.aclose()
+
+            async def gone() -> bool:
+                return b"name=left-behind" not in await watcher.execute("CLIENT", "LIST")
+
+            await until(gone)
+
+    anyio.run(others)
+    assert client._routes == {}
+    assert not route.wires.all
+
+
+async def test_two_tasks_that_find_no_connection_make_one(proxy: TcpProxy) -> None:
+    async with RedisClient(proxy.url) as client:
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(client.execute, "PING")
+        assert proxy.accepted == 1
+        proxy.cut()
+        await until(lambda: proxy.connections == 0)
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(client.run, BUMP, ["k"], [1])
+        assert proxy.accepted == 2
+
+
+async def test_who_is_refused_waits_longer_each_time_and_at_random(proxy: TcpProxy) -> None:
+    async with RedisClient(proxy.url, timeout=1.5) as client:
+        proxy.refuse()
+        with pytest.raises(StoreUnavailable):
+            await client.run(BUMP, ["k"], [1])
+        assert 3 <= proxy.accepted <= 12
+        proxy.heal()
+        assert await client.execute("ECHO", "well") == b"well"

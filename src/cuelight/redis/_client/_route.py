@@ -6,7 +6,6 @@ cancelled by the loop when that ends, and takes the rest along.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -79,9 +78,9 @@ class Route:
 
     def abandon(self) -> None:
         """End what is left of it after its loop has ended in a way that ended no tasks."""
-        for wire in list(self.wires.all):
-            with contextlib.suppress(RuntimeError):  # it cannot tell those who waited: their loop is gone
-                wire.end(redis_errors.ConnectionError("the loop has ended"))
+        self.wires.ended = True
+        while self.wires.all:
+            self.wires.all.pop().abandon()
         self._on_end(self.loop)
 
     def keep(self, line: PushLine) -> PushLine:

@@ -18,7 +18,9 @@ sent ten ticks ago and has no reply is late.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -221,6 +223,11 @@ class Wire:
         if self.on_end is not None:
             self.on_end(self)
 
+    def abandon(self) -> None:
+        """Let go of it after its loop was closed: nobody can be told, nothing can be called there."""
+        self.error = redis_errors.ConnectionError("the loop was closed")
+        self._waiting.clear()
+
     def _start_ticking(self) -> None:
         self._ticking = True
         self._silent = 0
@@ -312,6 +319,12 @@ class AsyncioWire(Wire, asyncio.Protocol):
 
     def _abort(self) -> None:
         self._transport.abort()
+
+    def abandon(self) -> None:
+        """End the connection as the server sees it; Python frees the rest, and warns of it."""
+        super().abandon()
+        with contextlib.suppress(OSError, TypeError):  # uvloop has closed it with itself
+            self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 class _Nobody:

@@ -131,7 +131,7 @@ class Faulty:
     def __init__(self, store: Store, fails_at: int, *, after: bool) -> None:
         self._store, self._fails_at, self._after = store, fails_at, after
         self.calls = 0
-        self.durable = store.durable
+        self.durable, self.overlap = store.durable, store.overlap
         self.store = cast("Store", self)
 
     def __getattr__(self, name: str) -> Any:

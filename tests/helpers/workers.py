@@ -16,7 +16,7 @@ A_SECOND = Backoff(minimum=1.0, maximum=8.0, jitter=0.0)
 
 EPOCH = 1_000_000.0
 
-PLAIN = frozenset({"close", "durable", "now", "version"})
+PLAIN = frozenset({"close", "durable", "now", "overlap", "version"})
 """What a wrapped store passes on as it is."""
 
 

@@ -1,9 +1,12 @@
 """The one who talks to the store: settles what has ended and claims for free slots, in one exchange after the other.
 
+Where an exchange is a round trip a second one may be under way, so that the server works while answers travel and are
+read: but only with as much to settle as makes it worth its while.
+
 Invariants:
 
-1. At most one exchange is under way. It is made again, the same, until the store has answered it: a nonce and an epoch
-   tell the store that it is the same.
+1. An exchange is made again, the same, until the store has answered it: a nonce and an epoch tell the store that it is
+   the same. What one settles no other does, and what one claims the others leave room for.
 2. A finish is dropped only when the store has answered it, or refuses to take that one finish whatever is tried.
 3. While there is room the store is asked at least every few seconds, whatever happened before: a worker is never deaf.
 4. No more is claimed than can be begun at once, and what will be begun within some milliseconds at the pace of now.
@@ -14,6 +17,8 @@ from __future__ import annotations
 import logging
 import random
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
@@ -23,7 +28,7 @@ from cuelight.supervision import Backoff
 from cuelight.tasks._store import Claim, Exchange, Finish
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from cuelight.mailbox import Waiter
     from cuelight.tasks._shift import Shift
@@ -49,15 +54,33 @@ LOOK: Final = 5.0
 TRIES: Final = 3
 """How often a finish that the store chokes on is tried."""
 
+BATCH: Final = 32
+"""How much there must be to settle for a further exchange while another is under way."""
+
+
+@dataclass(eq=False)
+class Errand:
+    """One exchange, until the store has answered it.
+
+    Attributes:
+        finishes: what it settles.
+        claim: what it claims; None for nothing.
+        sent: by the clock of the keeper.
+    """
+
+    finishes: Sequence[Finish]
+    claim: Claim | None
+    sent: float
+
 
 class Claimer:
     """Claims and settles for one shift."""
 
     def __init__(self, shift: Shift) -> None:
         self._shift = shift
-        self._pending: tuple[Sequence[Finish], Claim | None] | None = None
-        self._sent = 0.0
-        self._parked: Waiter | None = None
+        self._pending: list[Errand] = []
+        self._most = 0  # what these claim
+        self._parked: list[Waiter] = []
         self._thirsty: Waiter | None = None
         self._look = True
         self._since, self._wake_at = 0, 0.0
@@ -69,52 +92,55 @@ class Claimer:
     @property
     def unsent(self) -> int:
         """Finishes that the store has not answered."""
-        return len(self._shift.finishes) + (0 if self._pending is None else len(self._pending[0]))
+        return len(self._shift.finishes) + sum(len(errand.finishes) for errand in self._pending)
 
     def wake(self) -> None:
         """Something has ended, or there is room."""
-        parked = self._parked
-        if parked is not None:
-            self._parked = None
-            parked.wake()
+        if self._parked:
+            self._parked.pop().wake()
 
     async def run(self) -> None:
-        """Exchange for ever. Cancelled, it leaves what was not answered to `flush`."""
+        """Exchange for ever; may run twice at once. Cancelled, it leaves what was not answered to `flush`."""
+        errand: Errand | None = None
         while True:
-            if self._pending is None and not self._prepare():
-                self._parked = self._shift.backend.waiter()
-                await self._parked
+            if errand is None:
+                errand = self._prepare()
+            if errand is None:
+                waiter = self._shift.backend.waiter()
+                self._parked.append(waiter)
+                await waiter
                 continue
-            try:
-                await self._send()
-            except StoreUnavailable as error:
-                await self._wait_for_store(error)
-            except PoolClosed:
-                raise
-            except Exception as error:  # a worker outlives whatever its store does
-                log.exception("%s: its store failed", self._shift.options.worker_id)
-                self._take_apart()
-                await self._wait_for_store(error)
+            errand = await self._try(errand)
+
+    async def _try(self, errand: Errand) -> Errand | None:
+        """Make an exchange. What is to be made again, or None if the store has answered it."""
+        try:
+            await self._send(errand)
+        except StoreUnavailable as error:
+            await self._wait_for_store(error)
+            return errand
+        except PoolClosed:
+            raise
+        except Exception as error:  # a worker outlives whatever its store does
+            log.exception("%s: its store failed", self._shift.options.worker_id)
+            if errand in self._pending:
+                errand = self._take_apart(errand)
+            await self._wait_for_store(error)
+        return errand if errand in self._pending else None
 
     async def flush(self) -> None:
         """Send what is left, and give back what comes in answer to a claim that was cut off."""
-        while self._pending is not None or self._shift.finishes:
-            if self._pending is None:
-                self._pending = (self._shift.finishes, None)
+        while self._pending or self._shift.finishes:
+            if not self._pending:
+                self._start(self._shift.finishes, None)
                 self._shift.finishes = []
             try:
-                await self._send()
-            except StoreUnavailable as error:
-                await self._wait_for_store(error)
+                await self._try(self._pending[0])
             except PoolClosed:
                 log.warning(
                     "%s: its store was closed with %d unsent finishes", self._shift.options.worker_id, self.unsent
                 )
                 return
-            except Exception as error:
-                log.exception("%s: its store failed", self._shift.options.worker_id)
-                self._take_apart()
-                await self._wait_for_store(error)
 
     async def claim_one(self) -> Lease | None:
         """Claim one task; None if there is none.
@@ -124,13 +150,12 @@ class Claimer:
         """
         shift = self._shift
         claim = self._claim(1)
-        self._pending = ((), claim)
-        self._sent = shift.keeper.clock()
+        errand = self._start((), claim)
         answer = await self.patiently(lambda: shift.store.exchange((), claim), shift.options.lease)
-        self._pending = None
+        self._end(errand)
         self._answered(claim)
         for lease in answer.leases:
-            shift.keeper.hold(lease.record.id, lease.epoch, self._sent)
+            shift.keeper.hold(lease.record.id, lease.epoch, errand.sent)
             return lease
         return None
 
@@ -154,25 +179,34 @@ class Claimer:
 
     # One exchange.
 
-    def _prepare(self) -> bool:
-        """Decide on the next exchange. False if there is none to be made now."""
+    def _prepare(self) -> Errand | None:
+        """Decide on the next exchange. None if there is none to be made now."""
         shift = self._shift
         finishes: Sequence[Finish] = shift.finishes
+        if self._pending and (self._odd or len(finishes) < BATCH):
+            return None
         if self._odd and finishes:  # the store has choked on one of them: one by one
-            self._pending = (finishes[:1], None)
             shift.finishes = list(finishes[1:])
-            return True
+            return self._start(finishes[:1], None)
         self._measure(len(finishes))
         most = 0
         if not shift.draining and (self._look or finishes):
-            most = shift.room + min(MOST_AHEAD, int(self._pace))
+            most = shift.room + min(MOST_AHEAD, int(self._pace)) - self._most
         claim = self._claim(most) if most > 0 else None
         if not finishes and claim is None:
-            return False
+            return None
         shift.finishes = []
-        self._pending = (finishes, claim)
-        self._sent = shift.keeper.clock()
-        return True
+        return self._start(finishes, claim)
+
+    def _start(self, finishes: Sequence[Finish], claim: Claim | None) -> Errand:
+        errand = Errand(finishes, claim, self._shift.keeper.clock())
+        self._pending.append(errand)
+        self._most += claim.most if claim is not None else 0
+        return errand
+
+    def _end(self, errand: Errand) -> None:
+        self._pending.remove(errand)
+        self._most -= errand.claim.most if errand.claim is not None else 0
 
     def _claim(self, most: int) -> Claim:
         self._numbers += 1
@@ -188,21 +222,21 @@ class Claimer:
             self._ended = 0
         self._ended += ended
 
-    async def _send(self) -> None:
-        """Make the exchange that is pending; it stays so until it was answered."""
-        assert self._pending is not None  # noqa: S101 - whoever calls has looked
-        finishes, claim = self._pending
-        self._since = self._shift.store.version()
+    async def _send(self, errand: Errand) -> None:
+        """Make the exchange; it is pending until it was answered."""
+        finishes, claim = errand.finishes, errand.claim
+        since = self._shift.store.version()
         answer = await self._shift.store.exchange(finishes, claim)
-        self._pending = None
+        self._end(errand)
         self._is_back()
         if self._odd:
             self._odd = self._odd - 1 if finishes else self._odd
         if claim is not None:
-            self._shift.feed(answer.leases, self._sent)
+            self._shift.feed(answer.leases, errand.sent)
             self._answered(claim)
             self._look = len(answer.leases) >= claim.most
             if not self._look:
+                self._since = since
                 self._wait_for_more(answer)
         self._settled(finishes, answer)
 
@@ -237,13 +271,20 @@ class Claimer:
             self._shift.tally.away = False
             log.warning("%s reaches its store again", self._shift.options.worker_id)
 
-    def _take_apart(self) -> None:
-        """The store has choked on this exchange: find what it is, so that the rest gets through."""
-        if self._pending is None:
-            return  # it was answered
-        finishes, claim = self._pending
-        if claim is not None and finishes:
-            self._pending = ((), claim)
+    def _take_apart(self, errand: Errand) -> Errand:
+        """The store has choked on this exchange: find what it is, so that the rest gets through.
+
+        Returns:
+            What is left of it, which is to be made again if it is still pending.
+        """
+        finishes, claim = errand.finishes, errand.claim
+        if not finishes:
+            return errand
+        self._end(errand)
+        if claim is not None:
+            errand = Errand((), claim, errand.sent)
+            self._pending.append(errand)
+            self._most += claim.most
         elif len(finishes) == 1 and self._odd >= TRIES:
             log.error(
                 "%s drops the finish (%s) of %s, which its store does not take: it runs again after its lease",
@@ -251,13 +292,10 @@ class Claimer:
                 finishes[0].kind,
                 finishes[0].id,
             )
-            self._pending, finishes = None, ()
-        elif finishes:
-            self._pending = None
-        else:
-            return
+            finishes = ()
         self._shift.finishes[:0] = finishes
         self._odd += 1
+        return errand
 
     # Waiting for something to claim.
 

@@ -29,6 +29,7 @@ class MemoryStore:
     """
 
     durable = False
+    overlap = 1
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         """Make an empty store; it may be used at once.

@@ -277,7 +277,7 @@ class Shift:
     async def _begin(self) -> None:
         assert self._group is not None  # noqa: S101 - it was entered
         await self._open()
-        for work in (self.claimer.run, self.claimer.watch, *self.chores.all):
+        for work in (*[self.claimer.run] * self.store.overlap, self.claimer.watch, *self.chores.all):
             self._group.start_soon(work)
 
     async def _open(self) -> None:

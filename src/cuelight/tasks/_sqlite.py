@@ -43,6 +43,7 @@ class SQLiteStore:
     """
 
     durable = True
+    overlap = 1
 
     def __init__(
         self,

@@ -292,6 +292,8 @@ class Store(Protocol):
 
     durable: bool
     """Whether what was acknowledged survives `kill -9` of every process."""
+    overlap: int
+    """How many exchanges of a worker may be under way: 2 where each is a round trip, 1 where they only queue up."""
 
     def now(self) -> float:
         """The clock of the store, in seconds since the epoch."""

@@ -86,6 +86,7 @@ class RedisStore:
     """
 
     durable = True
+    overlap = 2
 
     def __init__(
         self,

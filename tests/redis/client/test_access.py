@@ -18,7 +18,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import NoPermissionError
 
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.redis import RedisClient
+from cuelight.redis import RedisClient, Script
 from cuelight.redis._client._connect import check_version
 from cuelight.redis._client._settings import settings_of
 from helpers.redis_servers import RedisServer, redis_binary, shared_server, valkey_binary
@@ -59,6 +59,18 @@ async def test_refused_credentials_say_so_and_name_no_password(guarded: RedisSer
                 await client.subscribe("ch", lambda _: None, lambda: None)
             with pytest.raises(StoreRefused):
                 client.execute_blocking("GET", "k")
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
+async def test_refused_credentials_are_no_matter_of_waiting_in_any_topology(guarded: RedisServer, kind: str) -> None:
+    tail = "/main?sentinel_password=wrong" if kind == "sentinel" else ""
+    async with RedisClient(f"redis+{kind}://:wrong@127.0.0.1:{guarded.port}{tail}", timeout=30) as client:
+        with pytest.raises(StoreRefused, match="WRONGPASS"):
+            await client.run(Script("return 1"))
+        with pytest.raises(StoreRefused, match="WRONGPASS"):
+            client.run_blocking(Script("return 1"))
+        with pytest.raises(StoreRefused, match="WRONGPASS"):
+            await client.subscribe("ch", lambda _: None, lambda: None)
 
 
 async def test_a_user_without_a_right_is_refused_and_goes_on(guarded: RedisServer) -> None:

@@ -116,6 +116,8 @@ class BlockingServer:
                 finally:
                     connection.disconnect()
                     pool.release(connection)
+            except redis_errors.AuthenticationError:
+                raise
             except (OSError, redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
                 said.append(f"{place(sentinel)}: {error}")
                 continue
@@ -140,6 +142,8 @@ class BlockingServer:
                 try:
                     slots = self._call_at(address, ("CLUSTER", "SLOTS"))
                     table = self._call_at(address, ("COMMAND",))
+                except redis_errors.AuthenticationError:
+                    raise
                 except (OSError, redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
                     last = error
                     continue

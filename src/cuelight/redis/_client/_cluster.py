@@ -71,6 +71,8 @@ class ClusterRoute(Route):
                     if isinstance(reply, Exception):
                         raise reply
                     replies.append(reply)
+            except redis_errors.AuthenticationError:
+                raise
             except _LOST as error:
                 said.append(f"{place(address)}: {error}")
                 continue

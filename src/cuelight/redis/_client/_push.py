@@ -20,6 +20,7 @@ from redis import exceptions as redis_errors
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client._connect import Opened
+from cuelight.redis._client._faults import refusal
 from cuelight.redis._client._node import Pause
 from cuelight.redis._client._wire import Wire, pack_all
 
@@ -172,7 +173,7 @@ class PushLine:
     def _lost(self, error: Exception) -> None:
         self._there.clear()
         self.trouble = error
-        if isinstance(error, (StoreRefused, redis_errors.AuthenticationError)):
+        if isinstance(error, StoreRefused) or refusal(error):
             # Those who have waited since before wait on: it was all right once. Those who are new are told.
             for topic in list(self.topics.values()):
                 for listener in [one for one in topic.listeners if not one.settled.is_set()]:

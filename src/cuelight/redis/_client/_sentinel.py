@@ -26,6 +26,8 @@ async def find_primary(settings: Settings) -> Address:
         try:
             with anyio.fail_after(settings.timeout):
                 found = await _ask(settings, sentinel)
+        except redis_errors.AuthenticationError:
+            raise
         except (redis_errors.RedisError, TimeoutError) as error:
             said.append(str(error) or f"{place(sentinel)}: no answer within {settings.timeout:g} s")
             continue

@@ -192,8 +192,8 @@ def test_a_server_that_is_too_old_is_refused_by_its_version(server: str, version
 
 
 def test_a_server_of_a_version_that_will_do_is_taken() -> None:
-    for server, version in (("redis", "6.2.0"), ("redis", "10.0.1"), ("valkey", "7.2.4"), ("other", "1.0.0")):
-        check_version({b"server": server.encode(), b"version": version.encode()})
+    for server, version in ((b"redis", b"6.2.0"), (b"redis", b"10.0.1"), (b"valkey", b"7.2.4"), (b"other", b"1.0.0")):
+        assert "{}.{}".format(*check_version({b"server": server, b"version": version})) == version[:-2].decode()
 
 
 async def test_a_server_without_hello_is_refused() -> None:

@@ -30,21 +30,18 @@ _warned: Final[set[str]] = set()
 
 
 class Opened:
-    """A connection that is logged in, and what the server said of itself.
+    """A connection that is logged in, and which server that is.
 
     Attributes:
         wire: the connection.
-        server: "redis" or "valkey".
-        version: its two first numbers.
-        role: "master" or "replica".
+        version: of the server, its two first numbers.
     """
 
-    __slots__ = ("role", "server", "version", "wire")
+    __slots__ = ("version", "wire")
 
     def __init__(self, wire: Wire, hello: dict[bytes, Any]) -> None:
         self.wire = wire
-        self.server, self.version = check_version(hello)
-        self.role = hello.get(b"role", b"master").decode()
+        self.version = check_version(hello)
 
 
 async def open_wire(
@@ -171,8 +168,8 @@ async def _handshake(wire: Wire, words: list[Sequence[Any]], where: str) -> dict
     return hello
 
 
-def check_version(hello: dict[bytes, Any]) -> tuple[str, tuple[int, int]]:
-    """The kind and the version of a server.
+def check_version(hello: dict[bytes, Any]) -> tuple[int, int]:
+    """The version of a server, its two first numbers.
 
     Args:
         hello: what it answered to HELLO.
@@ -185,7 +182,7 @@ def check_version(hello: dict[bytes, Any]) -> tuple[str, tuple[int, int]]:
     found = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     if numbers and found < OLDEST.get(server, (0, 0)):
         raise StoreRefused(f"the server is {server} {version}, which is too old: {_needed()}")
-    return server, found
+    return found
 
 
 def _needed() -> str:

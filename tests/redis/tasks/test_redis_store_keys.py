@@ -188,7 +188,7 @@ async def test_tasks_without_what_holds_them_together_are_refused(desk: Desk, cl
 @pytest.mark.parametrize("state", ["pending", "limited", "scheduled", "in_flight"])
 @pytest.mark.parametrize("damage", [b"\xc1garbage", b"\x92\xa1a\x01", None])
 async def test_a_row_that_cannot_be_read_is_a_dead_letter_and_the_others_run(
-    desk: Desk, client: RedisClient, prefix: str, clock: HandClock, state: str, damage: bytes | None
+    desk: Desk, client: RedisClient, prefix: str, state: str, damage: bytes | None
 ) -> None:
     one = (Limit("k", max_concurrent=1),)
     await desk.add(
@@ -201,7 +201,7 @@ async def test_a_row_that_cannot_be_read_is_a_dead_letter_and_the_others_run(
         await client.execute("HDEL", key(prefix, "rows"), "bad")
     else:
         await client.execute("HSET", key(prefix, "rows"), "bad", damage)
-    clock.advance(15)
+    desk.clock.advance(15)
     found: list[str] = []
     for _ in range(3):
         found += await desk.claim_ids()

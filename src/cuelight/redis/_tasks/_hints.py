@@ -7,8 +7,8 @@ takes the mark away. So nothing is published while nobody waits, and each who wa
 1. A wait that begins before a change ends soon after it: the mark was set while the numbers were those that were seen
    before what the caller has read, or they are compared again.
 2. A hint is only a hint: while somebody waits the numbers are compared once in `LOOK` seconds, and after each gap.
-3. Who has found nothing to claim, and has read nothing else since, is told only of what may be claimable: what others
-   finish is none of its business.
+3. Who has found less to claim than it wanted, and has read nothing else since, is told only of what may be claimable:
+   what others finish, or what it has claimed itself, is none of its business.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Ear:
     def __init__(self) -> None:
         self.lock = anyio.Lock()
         self.subscription: Subscription | None = None
-        self.looked = 0.0
+        self.looked = loop_time()
 
 
 class Hints:
@@ -122,18 +122,19 @@ class Hints:
         Raises:
             StoreUnavailable: the server is away.
         """
-        deadline = loop_time() + timeout
+        began = loop_time()
         stirs = self._stirs.version
         # What is claimable now raises both, `_changes` first: one of the two comparisons notices it.
         if self.version != since or timeout <= 0:
             await yield_now()
             return
-        ear, unsure = await self._listen(server)
         hungry = self._hungry == since and self._read != since
+        ear = await self._listen(server, hungry=hungry)
         while self.version == since and not self._closed:
-            if unsure or (not hungry and self._marked != self._seen[0]):
+            looked = max(began, ear.looked)
+            if loop_time() - looked >= LOOK or not (hungry or self._marked == self._seen[0]):
                 await self._look(ear, hungry=hungry)
-            left = deadline - loop_time()
+            left = began + timeout - loop_time()
             if left <= 0 or self.version != since:
                 break
             if hungry:
@@ -142,7 +143,6 @@ class Hints:
                     break
             else:
                 await self._changes.wait(since, min(left, LOOK))
-            unsure = loop_time() - ear.looked >= LOOK
 
     async def _look(self, ear: _Ear, *, hungry: bool) -> None:
         ear.looked = loop_time()
@@ -150,19 +150,24 @@ class Hints:
         if await self._arm("hungry" if hungry else "watched", version, stirred) and not hungry:
             self._marked = version
 
-    async def _listen(self, server: Server) -> tuple[_Ear, bool]:
-        """The ear of this loop; whether it has only now begun to hear."""
+    async def _listen(self, server: Server, *, hungry: bool) -> _Ear:
+        """The ear of this loop. It has heard everything since the numbers were compared last."""
         ear = self._ears.setdefault(running_loop(), _Ear())
         if ear.subscription is not None:
-            return ear, False
+            return ear
         async with ear.lock:
             if ear.subscription is None:
                 subscription = await server.subscribe(self._channel, self._on_message, self._notify)
+                try:
+                    await self._look(ear, hungry=hungry)
+                except BaseException:
+                    subscription.close()
+                    raise
                 if self._closed:
                     subscription.close()
                 else:
                     ear.subscription = subscription
-        return ear, True
+        return ear
 
     def open(self) -> None:
         """Begin to listen again."""

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,7 @@ def main() -> int:
     if not given.no_pin:
         _pin()
     os.environ["BENCH_AOF"] = given.aof
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
     logging.disable(logging.ERROR)
     results: list[Result] = []
     for loop in LOOPS if given.loop == "all" else (given.loop,):

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from bench._harness import reason
 from bench.queues._peers import SAFE, Peer
 from bench.queues._program import BEGAN, BROKEN_OFF, ENDED, STEP, STEPS, Record
-from bench.queues._rig import RedisServer, Rig, kill, signal_all, until
+from bench.queues._rig import RedisServer, Rig, kill, over, signal_all, until
 
 TASKS, AT_ONCE = 20, 10
 OUTAGE = 3.0
@@ -185,14 +185,19 @@ def main() -> int:
     parser.add_argument("--cap", type=float, default=60.0, help="seconds after a fault (default 60; some need 400)")
     parser.add_argument("--at-once", type=int, default=5, help="queues at a time (default 5)")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
     peers = [peer for peer in SAFE if not given.peers or any(name in peer.label for name in given.peers)]
     failed = not peers
     for fault in FAULTS if given.fault == "all" else (given.fault,):
         print(f"\n{fault}, within {given.cap:g} s\n{HEAD}", flush=True)
         with ThreadPoolExecutor(given.at_once) as threads:
-            for outcome in threads.map(lambda peer, fault=fault: attempt(fault, peer, given.cap), peers):
-                print(outcome, flush=True)
-                failed |= isinstance(outcome, str)
+            try:
+                for outcome in threads.map(lambda peer, fault=fault: attempt(fault, peer, given.cap), peers):
+                    print(outcome, flush=True)
+                    failed |= isinstance(outcome, str)
+            except BaseException:
+                over.set()  # the threads end their processes
+                raise
     return 1 if failed else 0
 
 

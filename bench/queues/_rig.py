@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def pin(process: int, where: set[int]) -> None:
         os.sched_setaffinity(process, where)
 
 
-__all__ = ["RedisServer", "Rig", "cores", "kill", "pin", "signal_all", "until"]
+__all__ = ["RedisServer", "Rig", "cores", "kill", "over", "pin", "signal_all", "until"]
 
 
 class Rig:
@@ -197,11 +198,20 @@ def kill(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
+over = threading.Event()
+"""Set when everything is to be broken off."""
+
+
 def until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Ask again and again whether something is so; False if it was not within the time."""
+    """Ask again and again whether something is so; False if it was not within the time.
+
+    Raises:
+        RuntimeError: everything is broken off.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        if over.wait(0.05):
+            raise RuntimeError("broken off")
     return True

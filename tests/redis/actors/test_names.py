@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 
 import anyio
@@ -9,8 +11,10 @@ import pytest
 
 from cuelight import ActorNotFound, ActorSystem, NameTaken, StoreRefused, StoreUnavailable, SystemClosed
 from cuelight.redis import RedisNode
+from helpers import BACKENDS
 from helpers.nodes import Add, Plain, Total, cluster_name, node, pair, until
 from helpers.redis_servers import free_port, shared_server
+from helpers.tcp_proxy import TcpProxy
 
 
 def keys_of(cluster: str) -> bytes:
@@ -93,6 +97,62 @@ async def test_the_end_of_a_system_leaves_no_key_and_no_name() -> None:
             await here.resolve("counter")
         await until(lambda: not ref.alive)
     assert keys_of(cluster) == b"*0\r\n"
+    assert nothing_is_left()
+
+
+def nothing_is_left() -> bool:
+    """No thread of a node, and no task of asyncio but this one."""
+    hearts = [thread for thread in threading.enumerate() if "heart" in thread.name]
+    try:
+        tasks = asyncio.all_tasks()
+    except RuntimeError:  # trio
+        tasks = set()
+    return not hearts and not [task for task in tasks if "cuelight" in task.get_name()]
+
+
+async def test_exposing_that_is_cancelled_leaves_no_name() -> None:
+    with TcpProxy(shared_server().port) as proxy:
+        cluster = cluster_name()
+        async with (
+            ActorSystem("here", node=node(cluster)) as here,
+            ActorSystem("there", node=node(cluster, url=proxy.url)) as there,
+        ):
+            own, other = await there.spawn(Plain), await here.spawn(Plain)
+            proxy.delay(0.2)  # so that the server has given the name when the cancellation comes
+            with anyio.move_on_after(0.1) as scope:
+                await there.expose(own, "counter")
+            assert scope.cancelled_caught
+            proxy.heal()
+
+            async def free() -> bool:
+                try:
+                    await here.expose(other, "counter")
+                except NameTaken:
+                    return False
+                return True
+
+            await until(free)
+
+
+@pytest.mark.parametrize("anyio_backend", [BACKENDS["asyncio"]])
+async def test_a_native_cancellation_while_a_node_leaves_leaves_nothing_behind() -> None:
+    with TcpProxy(shared_server().port) as proxy:
+        began = anyio.Event()
+
+        async def block() -> None:
+            async with ActorSystem("here", node=node(cluster_name(), url=f"{proxy.url}?socket_timeout=0.5")) as here:
+                await here.expose(await here.spawn(Plain), "counter")
+                proxy.silence()
+                began.set()
+
+        task = asyncio.create_task(block())
+        await began.wait()
+        for _ in range(3):
+            await anyio.sleep(0.05)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(nothing_is_left)
 
 
 async def test_every_key_of_a_cluster_has_a_time_to_live() -> None:

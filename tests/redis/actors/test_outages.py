@@ -31,7 +31,7 @@ from helpers.redis_servers import RedisServer
 from helpers.tcp_proxy import TcpProxy
 
 LEASE = 1.0
-QUICK = "?socket_timeout=0.3&socket_connect_timeout=0.3"
+QUICK = "?socket_timeout=0.5&socket_connect_timeout=3"
 
 
 @pytest.fixture(scope="module")

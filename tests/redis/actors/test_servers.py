@@ -12,7 +12,6 @@ from cuelight import ActorSystem
 from helpers.nodes import Add, Count, Plain, Player, Total, cluster_name, node, pair, until
 from helpers.redis_servers import RedisServer, redis_binary, valkey_binary
 
-
 BINARIES = [binary for binary in (valkey_binary(), redis_binary()) if binary is not None]
 
 

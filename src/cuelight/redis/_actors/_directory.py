@@ -120,14 +120,22 @@ class Directory:
         """End the membership of a node whose lease has run out. Returns whether it is none now. Blocks."""
         return bool(self.server.run_blocking(_BURY, *self._burial(identity, force=False)))
 
-    async def leave(self) -> None:
-        """End the own membership."""
-        await self.server.run(_BURY, *self._burial(self.identity, force=True))
+    async def leave(self, others: Sequence[str] = ()) -> None:
+        """End the own membership, and forget what the others that are gone had read of us."""
+        keys, args = self._burial(self.identity, force=True)
+        await self.server.run(_BURY, (*keys, *map(self._lost, others)), args)
 
-    async def read_of(self, identity: str) -> int | None:
-        """Which of our batches a node that is gone had read last; None if all of them, for all that is known."""
-        read = await self.server.execute("HGET", self._lost(identity), self.identity)
-        return None if read is None else int(read)
+    async def read_of(self, identity: str) -> int:
+        """Which of our batches a node that is gone had read last.
+
+        It is written down of all members who had sent something, and kept for longer than they can be members without
+        hearing that the node is gone: no entry says that nothing of ours ever came there.
+        """
+        return int(await self.server.execute("HGET", self._lost(identity), self.identity) or 0)
+
+    async def forget(self, identity: str) -> None:
+        """What a node had read of ours is known."""
+        await self.server.execute("HDEL", self._lost(identity), self.identity)
 
     async def send(self, target: str, number: int, payload: bytes) -> str:
         """Put a batch into an inbox; says `ok`, `full`, `gone` or `expelled`."""

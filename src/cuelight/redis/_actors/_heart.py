@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Final, Protocol
 
 from cuelight.redis._actors._directory import Directory
 
-__all__ = ["Heart"]
+__all__ = ["BEATS", "Heart"]
 
 log = logging.getLogger("cuelight.redis")
 
@@ -50,14 +51,19 @@ class Heart:
 
     def __init__(self, directory: Directory, lease: float, listener: Listener) -> None:
         self._directory, self._lease, self._listener = directory, lease, listener
-        self.renewed = time.monotonic()
+        self.renewed = math.inf
         self._away = False
         self._closed = threading.Event()
         name = f"cuelight heart of {directory.identity}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> None:
-        """Begin to beat."""
+    def start(self, joined: float) -> None:
+        """Begin to beat.
+
+        Args:
+            joined: when the lease began, at the earliest.
+        """
+        self.renewed = joined
         self._thread.start()
 
     @property

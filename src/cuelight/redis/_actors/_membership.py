@@ -7,7 +7,10 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
@@ -26,7 +29,7 @@ from cuelight.errors import MessageRefused, StoreRefused, StoreUnavailable
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, Directory, Entry
 from cuelight.redis._actors._flights import Flights
-from cuelight.redis._actors._heart import Heart
+from cuelight.redis._actors._heart import BEATS, Heart
 from cuelight.redis._actors._outcomes import NodeLost
 from cuelight.redis._actors._peer import Peer
 from cuelight.redis._actors._registry import Address, Registry
@@ -104,8 +107,11 @@ class Membership:
     async def begin(self, about: str) -> None:
         """Join, and begin to listen and to beat."""
         self._joined = True  # perhaps: if the answer is lost it may be so
-        await self.directory.join(about)
-        self._heart.start()
+        began = -math.inf
+        while time.monotonic() - began > self._lease / BEATS:  # else the lease may be over when it is known
+            began = time.monotonic()
+            await self.directory.join(about)
+        self._heart.start(began)
         self._beating = True
         self.start(self._guard)
         self.start(self._receive)
@@ -166,7 +172,7 @@ class Membership:
                     await self._quiet.wait()
             with anyio.move_on_after(patience / 2):
                 try:
-                    await self.directory.leave()
+                    await self.directory.leave(self.others())
                 except (StoreUnavailable, StoreRefused, ResponseError) as error:
                     log.warning(
                         "%s could not take leave of its cluster: its lease will run out: %s", self.identity, error
@@ -238,6 +244,8 @@ class Membership:
             log.warning("what %s had read before it was lost is not known: %s", peer.identity, error)
         if self._peers.pop(peer.identity, None) is peer:
             self._settle(peer, read, NodeLost(peer.identity, "it has left the cluster, or its lease ran out"))
+        with contextlib.suppress(StoreUnavailable, StoreRefused, ResponseError):  # it has a time to live
+            await self.directory.forget(peer.identity)
 
     def _settle(self, peer: Peer, read: int | None, exit_: NodeLost) -> None:
         peer.lost = True

@@ -184,12 +184,15 @@ class RedisNode:
         """Try to join with all names. What could not be begun as a whole ends as a whole."""
         assert self._runtime is not None  # noqa: S101 - it has joined before
         try:
+            if self._membership is not None:  # whatever is left of it: its names are wanted
+                await self._membership.directory.leave()
             await self._enter(self._runtime)
             for name, cell in list(self._names.items()):
                 await self._expose_again(name, cell)
             self._member()
-        except (StoreUnavailable, StoreRefused, ResponseError, LookupError) as error:
-            log.debug("cannot join the cluster again yet: %s", error)
+        except Exception as error:  # whatever it is: a node that gives up would be deaf for ever
+            known = isinstance(error, StoreUnavailable | LookupError)
+            log.log(logging.DEBUG if known else logging.WARNING, "cannot join the cluster again yet: %r", error)
             if self._membership is not None:
                 await self._membership.leave(self._patience)
             await anyio.sleep(min(0.5, self._lease / 5))

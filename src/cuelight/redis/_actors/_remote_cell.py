@@ -96,10 +96,8 @@ class RemoteCell(Cell):
         if self.closed:
             self.dropped(item, "stopped")
             return
-        try:
-            self._transmit(item, self.peer.membership.coder.message(self.content(item)))
-        finally:
-            self.admit()
+        self._transmit(item, self.peer.membership.coder.message(self.content(item)))
+        self.admit()
 
     def drop_stale(self) -> None:
         """Forget requests that wait in line for nobody. Those under way stay until they are confirmed."""

@@ -1,12 +1,16 @@
 -- End the membership of a node that has left, or whose lease has run out. From then on it can neither read nor send.
 --
 -- KEYS[1] format, KEYS[2] members, KEYS[3] names, KEYS[4] node, KEYS[5] inbox   (see join.lua, send.lua, expose.lua)
--- KEYS[6] lost      hash: sender -> number of the last of its batches that the node had read; only of those senders
---                   who had sent more
+-- KEYS[6] lost      hash: sender -> number of the last of its batches that the node had read; a sender takes its own
+--                   out when it has seen it
+-- KEYS[7] ...       the same of other nodes that are gone, in which this one takes no interest any more
 -- ARGV    identity, "1" to end it whatever its lease, time to live of `lost` in ms
 --
 -- Returns 1 if the node is no member now, 0 if its lease runs on.
 local identity, force, ttl = ARGV[1], ARGV[2], ARGV[3]
+for index = 7, #KEYS do
+  redis.call('HDEL', KEYS[index], identity)
+end
 local score = redis.call('ZSCORE', KEYS[2], identity)
 if not score then
   return 1
@@ -21,12 +25,11 @@ local node = {}
 for index = 1, #fields, 2 do
   node[fields[index]] = fields[index + 1]
 end
-for field, value in pairs(node) do
+for field in pairs(node) do
   if string.sub(field, 1, 5) == 'sent:' then
     local sender = string.sub(field, 6)
-    local read = node['read:' .. sender] or '0'
-    if tonumber(value) > tonumber(read) then
-      redis.call('HSET', KEYS[6], sender, read)
+    if redis.call('ZSCORE', KEYS[2], sender) then
+      redis.call('HSET', KEYS[6], sender, node['read:' .. sender] or '0')
     end
   elseif string.sub(field, 1, 5) == 'name:' then
     local name = string.sub(field, 6)

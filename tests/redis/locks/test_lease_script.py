@@ -243,15 +243,25 @@ def _answered(caller: Caller, now: int, one: dict[str, Any]) -> Any:
 
 
 def _check_state(caller: Caller, model: Model) -> None:
-    """Who waits is in line, who holds is in held, all others in gone; what is used is the sum of what is held."""
+    """Who waits is in line, who holds is in held, all others in gone; what is used is the sum of what is held.
+
+    Or one is alone, and in the state.
+    """
     client, (state, held, line, members, gone) = caller.client, caller.keys
     sets: list[set[bytes]] = [set(client.zrange(key, 0, -1)) for key in (held, line, gone)]
+    packed, *alone = client.get(state).split(b"|")
     seats = {name: value.split(b":") for name, value in client.hgetall(members).items()}
+    if alone:  # what the others say of it is old
+        name, _, value = alone
+        assert not sets[0] | sets[1]
+        sets[2].discard(name)
+        seats[name] = value.split(b":")
+        sets[0 if seats[name][0] == b"h" else 2].add(name)
     assert sets[0] == {name for name, seat in seats.items() if seat[0] == b"h"}
     assert sets[1] == {name for name, seat in seats.items() if seat[0] == b"q"}
     assert sets[2] <= set(seats)
     assert set(seats) == sets[0] | sets[1] | sets[2]
-    used, waiting = (int(client.get(state).split(b":")[place]) for place in (2, 7))
+    used, waiting = (int(packed.split(b":")[place]) for place in (2, 7))
     assert used == sum(int(seats[name][2]) for name in sets[0]) == model.used
     assert used <= CAPACITY
     assert waiting == len(sets[1])
@@ -311,14 +321,17 @@ def test_the_dead_are_forgotten_after_a_while(caller: Caller) -> None:
     for number in range(30):
         assert caller.acquire(1000 + number, f"p{number}/0", 1)[1] == 1
         caller.call(1000 + number, "lower", lowerings=((f"p{number}/0", 1, 0),))
-    assert caller.client.hlen(caller.keys[3]) == 30
+    assert caller.client.hlen(caller.keys[3]) == 29  # the last is alone, and in the state
     caller.call(70_000, "lower")
+    assert caller.client.hkeys(caller.keys[3]) == [b"p29/0"]
+    caller.call(140_000, "lower")
     assert caller.client.hlen(caller.keys[3]) == 0
     assert caller.client.pttl(caller.keys[0]) > 0
 
 
 def test_a_key_that_is_used_for_hours_lives_on(caller: Caller) -> None:
     caller.acquire(1000, "a/0", 1, lease=3_600_000)
+    caller.acquire(1000, "b/0", 1, alive=3_600_000)
     caller.client.pexpire(caller.keys[3], 60_000)
     caller.call(1000 + 1_700_000, "renew", 1, "a/0", 1, 3_600_000)
     assert caller.client.pttl(caller.keys[3]) <= 60_000
@@ -357,6 +370,7 @@ def test_bad_arguments_change_nothing(caller: Caller, args: tuple[Any, ...]) -> 
 
 def test_a_member_that_is_no_member_is_refused(caller: Caller) -> None:
     caller.acquire(1000, "a/0", 1)
+    caller.acquire(1000, "b/0", 1)
     caller.client.hset(caller.keys[3], "a/0", "nonsense")
     with pytest.raises(redis.ResponseError, match="CORRUPT member a/0: nonsense"):
         caller.acquire(1000, "a/0", 1)

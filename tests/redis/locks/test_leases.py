@@ -450,7 +450,7 @@ def test_keepers_go_with_their_loops() -> None:
     assert len(_keepers) <= 2
 
 
-async def test_bad_arguments_are_refused_where_they_are_given() -> None:
+async def test_bad_arguments_of_locks_over_redis_are_refused() -> None:
     wrong: Any
     for wrong, what in (
         ({"lease": 0}, "lease=0"),
@@ -486,10 +486,22 @@ async def test_a_key_of_another_type_and_a_format_from_the_future_are_refused() 
     lock = RedisLock("it", **over_redis())
     state, held = lock._core.names.keys[:2]
     server = shared_server()
-    server.command("SET", held, "something else")
+    server.command("LPUSH", state, "something else")
     with pytest.raises(StoreRefused, match="WRONGTYPE"):
         await lock.acquire()
     assert not lock.locked
+    server.command("DEL", state)
+    server.command("SET", held, "something else")
+    async with lock:  # alone it needs no more than its state
+        error: list[Any] = []
+        async with RedisClient(server.url) as client, anyio.create_task_group() as tasks:
+            other = RedisLock("it", server=client, prefix=lock._core.names.tag.partition(":")[0])
+
+            async def contend() -> None:
+                error.append(await outcome(other.acquire()))
+
+            tasks.start_soon(contend)
+        assert isinstance(error[0], StoreRefused)
     server.command("DEL", held)
     server.command("SET", state, "99:whatever it may hold then")
     with pytest.raises(StoreRefused, match="99"):

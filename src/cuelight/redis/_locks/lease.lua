@@ -1,7 +1,8 @@
 -- So much room, held by members under leases, and a line of those who wait: locks, semaphores and read-write locks.
 --
 -- KEYS, all under one hash tag; each lives for at least TTL - FRESH after the last call, longer than any lease:
---   1 state    string: format:capacity:used:fence:sequence:notbefore:expired:waiting:refresh:prune, all numbers
+--   1 state    string: format:capacity:used:fence:sequence:notbefore:expired:waiting:refresh:prune, all numbers; then
+--              perhaps "|member|when its lease ends|" and what 4 has of that member, who is alone
 --   2 held     zset: member -> when its lease ends (ms)
 --   3 line     zset: member -> its ticket; the lowest is next
 --   4 members  hash: member -> "state:number:weight:lease:alive:delay:fence", see below
@@ -20,6 +21,9 @@
 -- A member is in one state: q waits in line; h holds; d gave back what it held; x left otherwise; e its time ran out.
 -- Who waits is in line, who holds in held, all others in gone, where some may be that came back. The number grows with
 -- each acquisition of a member: what comes late, or twice, is told from what is new.
+--
+-- A member that holds, or gave back, while nobody else holds or waits is alone: it is in the state itself, and what
+-- 2 to 5 say of it is old. So what is not contended takes two calls of Redis. Whatever else comes puts it there first.
 --
 -- 1. used is the sum of what is held, and no more than the capacity.
 -- 2. A fence is given once, and is greater than all before; also when this state was lost, as long as the clock of
@@ -64,10 +68,17 @@ local us = time[1] * 1000000 + time[2]
 local now = math.floor(us / 1000)
 local packed = call('GET', state)
 local kept, used, fence, seq, notbefore, expired, waiting, refresh, prune = cap, 0, 0, 0, 0, 0, 0, 0, 0
+local alone
 if packed then
-  local v, c, u, f, q, n, e, w, r, p =
-    match(packed, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
-  if v ~= '1' then
+  local v, c, u, f, q, n, e, w, r, p, rest =
+    match(packed, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)(.*)$')
+  if v == '1' and rest ~= '' then
+    local member, ends, s, sn, sw, lease, alive, delay, sf =
+      match(rest, '^|(.-)|(%d+)|([hd]):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
+    if not s then return redis.error_reply('CORRUPT state: ' .. string.sub(packed, 1, 100)) end
+    alone = { member = member, ends = tonumber(ends), s = s, n = tonumber(sn), w = tonumber(sw),
+              lease = tonumber(lease), alive = tonumber(alive), delay = tonumber(delay), fence = tonumber(sf) }
+  elseif v ~= '1' then
     v = tonumber(match(packed, '^(%d+):') or 0)
     if v > FORMAT then return redis.error_reply('FUTURE format ' .. v .. ', this script knows ' .. FORMAT) end
     return redis.error_reply('CORRUPT state: ' .. string.sub(packed, 1, 100))
@@ -75,6 +86,43 @@ if packed then
   kept, used, fence, seq, notbefore = tonumber(c), tonumber(u), tonumber(f), tonumber(q), tonumber(n)
   expired, waiting, refresh, prune = tonumber(e), tonumber(w), tonumber(r), tonumber(p)
 end
+
+local function save(answer)
+  local packed = format('%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f', FORMAT, kept, used, fence, seq, notbefore,
+    expired, waiting, refresh, prune)
+  if alone then
+    packed = format('%s|%s|%.0f|%s:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f', packed, alone.member, alone.ends, alone.s, alone.n,
+      alone.w, alone.lease, alone.alive, alone.delay, alone.fence)
+  end
+  call('SET', state, packed, 'PX', TTL)
+  return answer
+end
+
+-- One who is alone, and does what is usual.
+
+local past = alone and alone.s == 'h' and alone.ends <= now
+if alone and not past and now < prune and now < refresh then
+  if op == 'lower' and count == 1 and ARGV[5] == alone.member and tonumber(ARGV[6]) == alone.n and ARGV[7] == '0' then
+    alone.s, used = 'd', 0
+    return save({ { 1 } })
+  elseif op == 'acquire' and count == 0 and me == alone.member and kept == cap then
+    if alone.s == 'd' and my.n > alone.n and now >= notbefore then
+      fence = max(fence + 1, us)
+      my.member, my.ends, my.s, my.alive, my.fence, used = me, now + my.lease, 'h', now + my.alive, fence, my.w
+      alone = my
+      return save({ {}, 1, format('%.0f', fence) })
+    elseif alone.s == 'h' and my.n == alone.n then
+      alone.ends = now + alone.lease
+      return save({ {}, 1, format('%.0f', alone.fence) })
+    end
+  elseif op == 'renew' and count == 0 and ARGV[own] == '1' and ARGV[own + 1] == alone.member and alone.s == 'h'
+    and tonumber(ARGV[own + 2]) == alone.n then
+    alone.ends = now + tonumber(ARGV[own + 3])
+    return save({ {}, { 1 } })
+  end
+end
+
+-- All others.
 
 local function read(member)
   local packed = call('HGET', members, member)
@@ -158,6 +206,14 @@ local function lower(member, n, weight)
   return 1
 end
 
+if alone then
+  local one = alone
+  alone = nil
+  write(one.member, one)
+  call('ZADD', one.s == 'h' and held or gone, format('%.0f', one.s == 'h' and one.ends or now + MEMORY), one.member)
+  call('PEXPIRE', one.s == 'h' and held or gone, TTL)
+end
+
 -- What time has brought, and what is given back.
 
 if used > 0 then
@@ -200,7 +256,13 @@ if op == 'acquire' and kept == cap then
   else
     my.alive = now + my.alive
     if used + my.w <= kept and now >= notbefore and waiting == 0 then
-      grant(me, my, now + my.lease)
+      if used == 0 then
+        fence, used = max(fence + 1, us), my.w
+        my.member, my.ends, my.s, my.fence = me, now + my.lease, 'h', fence
+        alone = my
+      else
+        grant(me, my, now + my.lease)
+      end
       answer = { outcomes, 1, format('%.0f', fence) }
     else
       local waits = same and one.s == 'q'
@@ -259,6 +321,4 @@ if now >= refresh then
   for index = 2, 5 do call('PEXPIRE', KEYS[index], TTL) end
   refresh = now + FRESH
 end
-call('SET', state, format('%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f', FORMAT, kept, used, fence, seq, notbefore,
-  expired, waiting, refresh, prune), 'PX', TTL)
-return answer
+return save(answer)

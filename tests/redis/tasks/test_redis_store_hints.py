@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 
 from cuelight.redis import RedisClient, RedisStore
@@ -67,8 +68,7 @@ class Waiting:
 
 async def _subscribers(client: RedisClient, store: RedisStore) -> int:
     reply = await client.execute("PUBSUB", "NUMSUB", store._channel)
-    (number,) = reply.values() if isinstance(reply, dict) else reply[1:]
-    return int(number)
+    return msgspec.convert(reply[1], int)
 
 
 async def hears(client: RedisClient, store: RedisStore, loops: int = 1) -> None:

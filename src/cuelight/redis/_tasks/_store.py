@@ -79,7 +79,7 @@ class RedisStore:
     * when a replica is promoted: whatever had not reached it. A task that was added in that time is gone, and one that
       was finished runs again; its epoch may then be given a second time. `min-replicas-to-write` makes the time short.
 
-    It must not evict: maxmemory-policy noeviction. Where it does, the store says so as soon as it sees it.
+    It must not evict: maxmemory-policy noeviction. A queue of which it has evicted a part is refused.
 
     A queue in which nothing waits, runs or lies dead goes away by itself a day after its last result, unless it is
     paused, closed, has an overridden limit or periodic work.

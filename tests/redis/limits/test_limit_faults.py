@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import anyio
@@ -12,7 +12,7 @@ import pytest
 
 from cuelight.coordination import KeyedLimiter, RateLimitConfig
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.redis import RedisClient
+from cuelight.redis import Argument, RedisClient, Script
 from cuelight.redis._limits import RedisRateLimiter, RedisSlidingWindow, RedisTokenBucket
 from helpers.limiters import unique, until
 from helpers.redis_servers import RedisServer, shared_server
@@ -87,6 +87,40 @@ async def test_a_permit_is_handed_on_by_a_message_and_not_by_polling() -> None:
             # Asked, asked again when the server knew how to tell, told and asked, ended.
             assert 200 * 3 - 2 <= calls <= 200 * 4 + 10
             await limiter.aclose()
+
+
+class Late:
+    """A server that beats reach after everything else that is sent meanwhile, as when a connection is lost."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client, self.go = client, anyio.Event()
+        self.name = client.name
+
+    async def run(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+        if script.name == "beat":
+            await self.go.wait()
+        return await self._client.run(script, keys, args)
+
+
+async def test_a_beat_that_comes_late_brings_no_permit_back(client: RedisClient) -> None:
+    """It says which permits are held, because the server had taken this process for dead; one of them has ended."""
+    late = Late(client)
+    server: Any = late
+    limiter = RedisRateLimiter(unique(), server=server, concurrency=2, lease=0.3)
+    with anyio.fail_after(15):
+        first, second = limiter.request(), limiter.request()
+        await first.__aenter__()
+        await second.__aenter__()
+        desk = limiter._desk()
+        desk._doubt = True
+        desk._stir()
+        await until(lambda: desk._asserted)
+        await first.__aexit__(None, None, None)
+        late.go.set()
+        await until(lambda: not desk._asserted)
+        await until(lambda: permits_are(limiter, 1))
+        await second.__aexit__(None, None, None)
+        await until(lambda: permits_are(limiter, 2))
 
 
 async def test_a_request_cancelled_at_any_moment_charges_nothing_in_the_end(client: RedisClient) -> None:

@@ -86,7 +86,9 @@ class Desk:
         self._got: list[str] = []
         self._entering: dict[str, _Waiting] = {}
         self._held: set[str] = set()
-        self._doubt = False  # whether the server took this party for dead
+        self._known = False  # whether the server knows this party, unless it took it for dead
+        self._doubt = False  # whether it did
+        self._asserted: set[str] = set()  # permits that a beat may give back to it though they have ended
         self._listening: Subscription | None = None
         self._word: str | None = None  # how scripts reach those who listen
         self._listener = anyio.Lock()
@@ -122,9 +124,11 @@ class Desk:
         except BaseException:
             self._got += got
             raise
-        if answer["fresh"] and self._held:
-            self._doubt = True
-            self._stir()
+        if answer["fresh"]:
+            if self._known and self._held:
+                self._doubt = True
+                self._stir()
+            self._known = True
         return answer
 
     async def steer(self, **fields: Any) -> dict[str, Any]:
@@ -295,29 +299,39 @@ class Desk:
     async def _keep_alive(self) -> None:
         """Renew the lease, as long as anybody waits or holds a permit."""
         try:
-            while self._held or self.waiting:
-                if not self._doubt:
+            while self._held or self.waiting or self._asserted:
+                if not (self._doubt or self._asserted):
                     self._rest = slot = new_slot()
                     await await_until(slot, loop_time() + self._lease / 3)
                     self._rest = None
                     if not (self._held or self.waiting):
                         return
-                held, self._doubt = [*self._held] if self._doubt else None, False
                 try:
-                    answer = await self._calls.run(self._calls.scripts.beat, {"party": self._calls.party, "held": held})
+                    await self._beat_once()
                 except StoreUnavailable:
                     await anyio.sleep(self._lease / 10)
-                    self._doubt = self._doubt or held is not None
                 except Exception:
                     log.exception("limiter %s: its lease is not renewed", self._calls.plan.tag)
                     await anyio.sleep(self._lease / 3)
-                else:
-                    if answer["fresh"] and held is None:
-                        self._doubt = bool(self._held)
-                        self._tell_all()
         finally:
             self._beating = False
             self._rest = None
+
+    async def _beat_once(self) -> None:
+        # A beat that is sent again may arrive after the end of a permit that it asserts: the next one takes that back.
+        doubt, self._doubt = self._doubt, False
+        held, ended = [*self._held] if doubt else [], [*(self._asserted - self._held)]
+        self._asserted.update(held)
+        fields = {"party": self._calls.party, "held": held, "ended": ended}
+        try:
+            answer = await self._calls.run(self._calls.scripts.beat, fields)
+        except Exception:
+            self._doubt = self._doubt or doubt
+            raise
+        self._asserted = {name for name in self._asserted if name not in self._held}.difference(ended)
+        if answer["fresh"] and not doubt:
+            self._doubt = True
+            self._tell_all()
 
     async def aclose(self) -> None:
         """Deliver what is undelivered, for a while, and listen no more. A checkpoint."""

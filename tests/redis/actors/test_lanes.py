@@ -83,7 +83,7 @@ class Lane:
                 self.ref.tell_nowait(Add(number))
             except MailboxFull:
                 self.refused.add(number)
-                assert len(self.cell) + self.cell.promised == WINDOW or self.waiting or self.cell.senders
+                assert len(self.cell) == WINDOW or self.waiting or self.cell.senders
             else:
                 self.line.append(number)
         elif what == "ask":

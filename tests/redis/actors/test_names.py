@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
+from typing import Any
 
 import anyio
 import pytest
@@ -103,10 +105,9 @@ async def test_the_end_of_a_system_leaves_no_key_and_no_name() -> None:
 def nothing_is_left() -> bool:
     """No thread of a node, and no task of asyncio but this one."""
     hearts = [thread for thread in threading.enumerate() if "heart" in thread.name]
-    try:
+    tasks: set[asyncio.Task[Any]] = set()
+    with suppress(RuntimeError):  # trio has none
         tasks = asyncio.all_tasks()
-    except RuntimeError:  # trio
-        tasks = set()
     return not hearts and not [task for task in tasks if "cuelight" in task.get_name()]
 
 

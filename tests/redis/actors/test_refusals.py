@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import types
+from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 from hypothesis import given
@@ -18,12 +21,15 @@ from cuelight import (
     Message,
     MessageRefused,
     NotStarted,
+    Ref,
     ReplyError,
     Request,
+    StreamRequest,
     child,
     on,
 )
-from cuelight.redis import RedisClient, RedisNode, Undecoded
+from cuelight.redis import RedisClient, RedisNode, RemoteError, Undecoded
+from cuelight.redis._actors import _membership
 from cuelight.redis._actors._frames import Ask, Credit, Tell, batch_of, frames_of
 from helpers.nodes import Add, Blob, Echo, Plain, Player, Total, Twice, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import shared_server
@@ -43,7 +49,18 @@ class Ask42(Request[int]):
     pass
 
 
-class Liar(Actor[Ask42 | Loose]):
+class Chunks(StreamRequest[int]):
+    of: str
+
+
+class Liar(Actor[Ask42 | Loose | Chunks]):
+    @on(Chunks)
+    async def chunks(self, message: Chunks) -> AsyncIterator[int]:
+        yield 1
+        wrong: Any = {"objects": object(), "texts": "two"}[message.of]
+        yield wrong
+        await anyio.sleep_forever()
+
     @on(Ask42)
     def answer(self, message: Ask42) -> int:
         return "forty-two"  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
@@ -108,6 +125,40 @@ async def test_an_answer_of_the_wrong_type_is_refused_by_the_asker() -> None:
         with pytest.raises(Interrupted, match=r"refused here.*Expected `int`, got `str`"):
             await ref.ask(Ask42())
         assert node_of(here).statistics().refused == 1
+
+
+@pytest.mark.parametrize(("of", "why"), [("objects", "its answer was lost"), ("texts", "was refused here")])
+async def test_a_chunk_that_cannot_travel_ends_its_stream(of: str, why: str) -> None:
+    async with pair(messages=[Chunks, Loose]) as (here, there):
+        own = await there.spawn(Liar)
+        await there.expose(own, "liar")
+        ref = await here.resolve("liar")
+        got: list[int] = []
+        with pytest.raises(Interrupted, match=why):
+            async for chunk in ref.stream(Chunks(of)):
+                got += [chunk]
+        assert got == [1]
+        await until(lambda: own.statistics().running is None)
+
+
+async def test_the_exits_of_actors_that_ended_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_membership, "REMEMBERED", 1)
+    async with pair() as (here, there):
+        refs: list[Ref[Any]] = []
+        for number in range(2):
+            own = await there.spawn(Plain)
+            await there.expose(own, f"actor {number}")
+            refs.append(await here.resolve(f"actor {number}"))
+            await own.kill("enough")
+        assert [(await ref.ended()).describe() for ref in refs] == ["stopped", "killed (enough)"]
+        for ref in refs:  # and those that have ended cannot be stopped, linked or interrupted any more
+            assert not ref.interrupt()
+            await ref.stop()
+
+
+def test_a_remote_error_can_be_copied() -> None:
+    error = copy.copy(RemoteError("ValueError", "no"))
+    assert (error.kind, error.text, str(error)) == ("ValueError", "no", "ValueError: no")
 
 
 async def test_a_message_that_the_other_side_does_not_know_is_counted_and_dead_lettered_there() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight import Actor, MailboxFull, Message, child, coalesce, drop_newest, fail, on
+from cuelight import Actor, MailboxFull, Message, NotStarted, child, coalesce, drop_newest, fail, on
 from cuelight.mailbox import Overflow
 from cuelight.redis._actors._remote_cell import WINDOW
 from helpers.nodes import Add, Blob, Log, Plain, Player, Slow, Total, inside, pair, until
@@ -117,6 +117,9 @@ async def test_overflow_policies_of_a_remote_actor_hold_and_make_dead_letters_th
         await until(lambda: "begin block" in log.lines)
         for _ in range(5):
             await ref.tell(Add(1))
+        if overflow is fail:
+            with pytest.raises(NotStarted, match="the overflow policy is to fail"):
+                await ref.ask(Total())
         await until(lambda: there.dead_letters.counts[reason] == 3)
         blocker.cancel()
         await until(lambda: own.statistics().queued == 0)

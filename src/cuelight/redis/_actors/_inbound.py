@@ -254,6 +254,7 @@ class _Sending(StreamSlot):
             body = self._peer.membership.coder.body(chunk)
         except MessageRefused as error:
             self.fail(unsendable(chunk, error))
+            self.cell.cancel_running(self)
             return
         self._open += 1
         self._peer.send(Chunk(self._number, body), len(body))

@@ -106,11 +106,13 @@ local function next_row(most)
       return nil
     end
     next_plain = next_plain + 1
-    local row = cache[string.sub(member, PLACE + 2)]
-    if row and row[STATE] == PENDING and member_of(row) == member then
+    local id = string.sub(member, PLACE + 2)
+    local row = cache[id]
+    if row and row[STATE] == PENDING and row[LANE] == 0 then
+      places[id] = string.sub(member, 2, PLACE + 1) -- where it was found is where it leaves
       return row
     end
-    stray(READY, member, string.sub(member, PLACE + 2))
+    stray(READY, member, id)
   end
 end
 

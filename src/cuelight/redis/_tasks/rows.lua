@@ -3,12 +3,10 @@
 local cache, dirty, forgotten = {}, {}, {}
 local condemn, stray -- of tasks that cannot be read, see `tasks.lua`
 
-local function sound(row)
-  return type(row) == 'table' and type(row[ID]) == 'string' and type(row[SEQ]) == 'number'
-    and type(row[STATE]) == 'number' and type(row[EPOCH]) == 'number' and type(row[DUE]) == 'number'
-    and type(row[LANE]) == 'number' and type(row[HAS]) == 'number' and type(row[TYPE]) == 'string'
-    and type(row[PRIORITY]) == 'number' and type(row[DEADLINE]) == 'number' and type(row[TTL]) == 'number'
-    and row[STATE] >= PENDING and row[STATE] <= DEAD_LETTER
+-- Whether it is one: what is not damaged as a whole is not damaged.
+local function sound(row, id)
+  return type(row) == 'table' and row[ID] == id and type(row[SEQ]) == 'number' and type(row[TTL]) == 'number'
+    and HOME[row[STATE]] ~= nil
 end
 
 local function load(ids)
@@ -26,7 +24,7 @@ local function load(ids)
       local raw, id = found[index - first + 1], wanted[index]
       if raw then
         local readable, row = pcall(unpacked, raw)
-        if readable and sound(row) then
+        if readable and sound(row, id) then
           cache[id] = row
         else
           condemn(id, 'its row in the store cannot be read')

@@ -101,23 +101,23 @@ class RedisClaim(BaseLock):
             StoreRefused: the server refuses.
             ValueError: the time-out is negative or not a number.
         """
-        core, since = self._core, loop_time()
+        core, me, since = self._core, whoever(), loop_time()
         await acquire(core, self._weight, timeout)
         try:
             lease = await take(core, self._terms, self._weight, timeout, since)
         except BaseException:
-            release(core, self._weight)
+            core.back_out(me, self._weight)
             raise
         lease.claim = self
 
     def acquire_blocking(self, timeout: float | None = None) -> None:
         """As `acquire`, but blocks the thread: for threads without an event loop."""
-        core, since = self._core, time.monotonic()
+        core, me, since = self._core, whoever(), time.monotonic()
         acquire_blocking(core, self._weight, timeout)
         try:
             lease = take_blocking(core, self._terms, self._weight, timeout, since)
         except BaseException:
-            release(core, self._weight)
+            core.back_out(me, self._weight)
             raise
         lease.claim = self
 
@@ -130,12 +130,12 @@ class RedisClaim(BaseLock):
             StoreUnavailable: the server cannot be reached.
             StoreRefused: the server refuses.
         """
-        core = self._core
+        core, me = self._core, whoever()
         acquire_nowait(core, self._weight)
         try:
             lease = take_nowait(core, self._terms, self._weight)
         except BaseException:
-            release(core, self._weight)
+            core.back_out(me, self._weight)
             raise
         lease.claim = self
 

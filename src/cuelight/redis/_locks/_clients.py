@@ -30,7 +30,7 @@ def server_for(redis_url: str, server: Server | None) -> Server:
     """
     if server is not None:
         if redis_url != DEFAULT_URL:
-            raise ValueError("redis_url and server were both given: one of them says where the lock is")
+            raise ValueError("redis_url and server were both given: give one of them")
         return server
     with _making:
         client = _clients.get(redis_url)

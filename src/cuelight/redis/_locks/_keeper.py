@@ -10,11 +10,12 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from redis.exceptions import ResponseError
@@ -22,7 +23,7 @@ from redis.exceptions import ResponseError
 from cuelight.coordination._endings import reap
 from cuelight.coordination._parties import party_ended
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.mailbox import call_in_loop, current_backend, running_loop
+from cuelight.mailbox import call_in_loop, current_backend, has_ended, running_loop
 from cuelight.redis._locks._terms import now
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from cuelight.redis._locks._lease import Lease
     from cuelight.redis._locks._shared import SharedCore
 
-__all__ = ["FAILURES", "Keeper", "pause"]
+__all__ = ["FAILURES", "Keeper", "loop_has_ended", "pause"]
 
 log = logging.getLogger("cuelight.redis")
 
@@ -42,6 +43,11 @@ FAILURES: Final = (StoreUnavailable, StoreRefused, ResponseError)
 def pause(round_: int) -> float:
     """Seconds before something is tried again that failed some times."""
     return min(0.5, 0.02 * 2.0 ** min(round_, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+def loop_has_ended(loop: Any) -> bool:
+    """Whether an event loop is over."""
+    return loop.is_closed() if isinstance(loop, asyncio.AbstractEventLoop) else has_ended(loop)
 
 
 class Keeper:
@@ -144,7 +150,9 @@ class Keeper:
 
     def flush(self, core: SharedCore) -> None:
         """Have sent what is to be given back."""
-        if core.pending and core not in self._flushing:
+        if loop_has_ended(self.loop):
+            self._elsewhere(core)
+        elif core.pending and core not in self._flushing:
             self._flushing.add(core)
             self._backend.spawn(
                 self._flush, core, context=contextvars.Context(), name=f"cuelight release of {core.thing}"

@@ -23,11 +23,13 @@ from weakref import WeakValueDictionary
 from redis.exceptions import ResponseError
 
 from cuelight.coordination._core import Core
+from cuelight.coordination._endings import forget, monitor, now
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._locks._calls import LEASE, Answer, Lowering, Ticket, renewal
 from cuelight.redis._locks._names import Names, client_name
-from cuelight.redis._locks._terms import Terms, now
+from cuelight.redis._locks._terms import Terms
+from cuelight.redis._locks._terms import now as clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -122,7 +124,7 @@ class SharedCore(Core):
 
     def unsent(self, batch: list[Lowering]) -> None:
         """It could not be sent: what is still of use is to be sent again."""
-        at = now()
+        at = clock()
         for lowering in reversed(batch):
             if lowering.until > at:
                 self.pending.appendleft(lowering)
@@ -195,6 +197,12 @@ class SharedCore(Core):
         for leases in self.leases.values():
             for lease in leases:
                 lease.disown("it stays with the process that this one was forked from")
+
+    def back_out(self, owner: Any, weight: int) -> None:
+        """An owner has the core, but gets no lease: the next in this process may try. It may have ended itself."""
+        with monitor:
+            self.release(owner, weight, now())
+            forget(self, owner)
 
     # Calls.
 

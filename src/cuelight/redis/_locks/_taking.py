@@ -23,11 +23,11 @@ from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailabl
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.redis._locks._calls import LEASE, Answer
 from cuelight.redis._locks._ears import Ear, Hint, TaskHint, ThreadHint
-from cuelight.redis._locks._keeper import Keeper, pause
+from cuelight.redis._locks._keeper import Keeper, loop_has_ended, pause
 from cuelight.redis._locks._lease import Lease
 from cuelight.redis._locks._names import client_name, describe_member
 from cuelight.redis._locks._terms import Terms, now
-from cuelight.redis._locks._thread import keeper_here, loop_has_ended, the_thread
+from cuelight.redis._locks._thread import keeper_here, the_thread
 
 if TYPE_CHECKING:
     from cuelight.redis._locks._shared import SharedCore

@@ -16,13 +16,13 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cuelight.coordination._parties import ThreadParty, party_ended
-from cuelight.mailbox import has_ended, running_loop
-from cuelight.redis._locks._keeper import Keeper
+from cuelight.mailbox import running_loop
+from cuelight.redis._locks._keeper import Keeper, loop_has_ended
 
 if TYPE_CHECKING:
     from cuelight.redis._locks._shared import SharedCore
 
-__all__ = ["LoopThread", "keeper_here", "loop_has_ended", "the_thread"]
+__all__ = ["LoopThread", "keeper_here", "the_thread"]
 
 log = logging.getLogger("cuelight.redis")
 
@@ -35,11 +35,6 @@ HURRY: Final = 0.02
 
 _register: Final[Any] = getattr(threading, "_register_atexit", None)
 """Calls back when the main thread has ended, before the others are waited for; `atexit` does so after that."""
-
-
-def loop_has_ended(loop: Any) -> bool:
-    """Whether an event loop is over."""
-    return loop.is_closed() if isinstance(loop, asyncio.AbstractEventLoop) else has_ended(loop)
 
 
 class LoopThread:

@@ -117,7 +117,7 @@ async def test_a_name_that_was_taken_meanwhile_stays_with_its_new_owner() -> Non
 
 async def test_an_outage_longer_than_the_lease_is_survived_by_all() -> None:
     with RedisServer() as server:
-        async with pair(url=f"{server.url}?socket_timeout=0.5", lease=0.5) as (here, there):
+        async with pair(url=f"{server.url}?socket_timeout=0.5", lease=LEASE) as (here, there):
             own, mine = await there.spawn(Plain), await here.spawn(Plain)
             await there.expose(own, "counter")
             await here.expose(mine, "mine")

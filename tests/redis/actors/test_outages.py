@@ -31,6 +31,8 @@ from helpers.redis_servers import RedisServer
 from helpers.tcp_proxy import TcpProxy
 
 LEASE = 1.0
+SLACK = 1.0
+"""Seconds that a busy machine may take to notice."""
 QUICK = "?socket_timeout=0.5&socket_connect_timeout=3"
 
 
@@ -148,7 +150,7 @@ async def test_a_node_that_is_cut_off_is_lost_and_hears_of_it_when_it_is_back(
         never = ref.ask(Total())
         with pytest.raises(Unknown, match="may have handled Slow"):  # it was read
             await begun
-        assert time.monotonic() - cut_off < 1.5 * LEASE
+        assert time.monotonic() - cut_off < LEASE + SLACK
         with pytest.raises(NotStarted, match="never saw Total"):  # safe to send again
             await never
         assert here.dead_letters.counts["node_lost"] == 3
@@ -173,10 +175,10 @@ async def test_a_node_that_is_cut_off_is_lost_and_hears_of_it_when_it_is_back(
 
 
 async def test_a_blocked_loop_is_not_taken_for_a_dead_node(durable: RedisServer) -> None:
-    async with pair(url=durable.url, lease=0.5) as (here, there):
+    async with pair(url=durable.url, lease=LEASE) as (here, there):
         ref, _ = await counter(there, here)
         assert await ref.ask(Total()) == 0
-        time.sleep(1.2)  # noqa: ASYNC251 - that is the point
+        time.sleep(2.2 * LEASE)  # noqa: ASYNC251 - that is the point
         assert await ref.ask(Total()) == 0
         assert ref.alive
         assert node_of(there).statistics().incarnation == 1

@@ -20,6 +20,8 @@ from helpers.nodes import Add, Count, Forward, Plain, Seen, Send, Slow, Total, W
 from helpers.redis_servers import shared_server
 
 LEASE = 1.0
+SLACK = 1.0
+"""Seconds that a busy machine may take to notice."""
 TESTS = Path(__file__).parents[2]
 
 
@@ -84,7 +86,7 @@ async def test_a_node_that_is_killed_is_lost_within_its_lease_and_the_other_goes
             killed = time.monotonic()
             with pytest.raises(Unknown, match="its lease ran out"):
                 await running
-            assert time.monotonic() - killed < LEASE + 0.5
+            assert time.monotonic() - killed < LEASE + SLACK
             exit_ = await counter.ended()
             assert isinstance(exit_, NodeLost)
             assert exit_.abnormal

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from cuelight.redis._actors._directory import Directory
 
-__all__ = ["BEATS", "Heart"]
+__all__ = ["Heart"]
 
 log = logging.getLogger("cuelight.redis")
 

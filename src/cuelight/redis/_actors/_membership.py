@@ -29,7 +29,7 @@ from cuelight.errors import MessageRefused, StoreRefused, StoreUnavailable
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, Directory, Entry
 from cuelight.redis._actors._flights import Flights
-from cuelight.redis._actors._heart import BEATS, Heart
+from cuelight.redis._actors._heart import Heart
 from cuelight.redis._actors._outcomes import NodeLost
 from cuelight.redis._actors._peer import Peer
 from cuelight.redis._actors._registry import Address, Registry
@@ -108,7 +108,7 @@ class Membership:
         """Join, and begin to listen and to beat."""
         self._joined = True  # perhaps: if the answer is lost it may be so
         began = -math.inf
-        while time.monotonic() - began > self._lease / BEATS:  # else the lease may be over when it is known
+        while time.monotonic() - began > self._lease / 2:  # else the lease may be over when it is known
             began = time.monotonic()
             await self.directory.join(about)
         self._heart.start(began)
@@ -168,8 +168,7 @@ class Membership:
         if self._joined and not self.over:
             with anyio.move_on_after(patience / 2):
                 while not all(peer.quiet for peer in self._peers.values()):
-                    self._quiet = anyio.Event()
-                    await self._quiet.wait()
+                    await self._changed()
             with anyio.move_on_after(patience / 2):
                 try:
                     await self.directory.leave(self.others())
@@ -187,10 +186,15 @@ class Membership:
     async def finish(self) -> None:
         """Wait until nothing of it is left."""
         while self._tasks:
-            self._quiet = anyio.Event()
-            await self._quiet.wait()
+            await self._changed()
         if self._beating:
             await anyio.to_thread.run_sync(self._heart.join, abandon_on_cancel=True)
+
+    async def _changed(self) -> None:
+        """Wait until a peer or a task is done with something."""
+        if self._quiet.is_set():
+            self._quiet = anyio.Event()
+        await self._quiet.wait()
 
     def went_quiet(self) -> None:
         """A peer has been sent everything."""

@@ -103,7 +103,7 @@ class RedisNode:
             raise ValueError(f"cluster={cluster!r}: give up to 100 characters without braces and white space")
         self._registry = Registry(messages, max_message)
         self._own = isinstance(redis, str)
-        self._server: Any = RedisClient(redis) if isinstance(redis, str) else redis
+        self._server: Any = _client(redis, lease) if isinstance(redis, str) else redis
         self._cluster, self._lease = cluster, lease
         self._runtime: Runtime | None = None
         self._membership: Membership | None = None
@@ -349,6 +349,11 @@ class RedisNode:
                     self._idle.set()
 
         runtime.backend.spawn(run, context=copy_context(), name=f"cuelight node {what}")
+
+
+def _client(url: str, lease: float) -> RedisClient:
+    # A connection that is silent must be given up in time to renew the lease over another.
+    return RedisClient(url, timeout=None if "socket_timeout=" in url else max(1.0, min(5.0, lease / 2)))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._commands import Pipeline
 from cuelight.redis._client._dedicated import Dedicated
-from cuelight.redis._client._plugged import use_coredis, use_redis_py
+from cuelight.redis._client._plugged import PluggedServer, use_coredis, use_redis_py
 from cuelight.redis._client._script import Script
 from cuelight.redis._client._server import Argument, Server, Subscription
 
@@ -11,6 +11,7 @@ __all__ = [
     "Argument",
     "Dedicated",
     "Pipeline",
+    "PluggedServer",
     "RedisClient",
     "Script",
     "Server",

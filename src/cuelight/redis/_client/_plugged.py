@@ -25,14 +25,14 @@ from cuelight.redis._client._words import MAY_BLOCK, blocking_time, kind_of, ref
 
 if TYPE_CHECKING:
     from cuelight.redis._client._script import Script
-    from cuelight.redis._client._server import Argument, Server, Subscription
+    from cuelight.redis._client._server import Argument, Subscription
 
-__all__ = ["use_coredis", "use_redis_py"]
+__all__ = ["PluggedServer", "use_coredis", "use_redis_py"]
 
 Send = Callable[[Sequence[Any]], Awaitable[Any]]
 
 
-def use_redis_py(client: Any, *, timeout: float = 5.0) -> Server:
+def use_redis_py(client: Any, *, timeout: float = 5.0) -> PluggedServer:
     """Run on a client of redis-py that you have: `redis.asyncio.Redis`, made with `protocol=3`.
 
     It belongs to one loop, so this does: the first that uses it. Threads, and channels, get connections of their own
@@ -72,7 +72,7 @@ def use_redis_py(client: Any, *, timeout: float = 5.0) -> Server:
     return PluggedServer(send, _beside(url, options, timeout), timeout)
 
 
-def use_coredis(client: Any, *, timeout: float = 5.0) -> Server:
+def use_coredis(client: Any, *, timeout: float = 5.0) -> PluggedServer:
     """Run on a client of coredis that you have: `coredis.Redis`, made with `retry_policy=NoRetryPolicy()`.
 
     It belongs to one loop, so this does: the first that uses it. Threads, and channels, get connections of their own
@@ -111,7 +111,7 @@ def use_coredis(client: Any, *, timeout: float = 5.0) -> Server:
 
 
 class PluggedServer:
-    """A `Server` over a client of somebody else."""
+    """A `Server` over a client of redis-py or coredis; made by `use_redis_py` and `use_coredis`."""
 
     def __init__(self, send: Send, beside: RedisClient, timeout: float) -> None:
         """Plug it in.

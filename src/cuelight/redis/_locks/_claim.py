@@ -244,11 +244,12 @@ class RedisClaim(BaseLock):
                     left = None
             except BaseException as remaining:  # trio: what is left of a group
                 left = remaining
-        if lease.over:
-            raise not_held(self._core, lease.owner)
-        held = await self._leave(lease)
-        if not held and (left is None or isinstance(left, Exception)):
-            raise lease.error()
+        if lease.over:  # released inside
+            failure: Exception | None = not_held(self._core, lease.owner)
+        else:
+            failure = None if await self._leave(lease) else lease.error()
+        if failure is not None and (left is None or isinstance(left, Exception)):
+            raise failure
         if left is not error and left is not None:
             raise left
 

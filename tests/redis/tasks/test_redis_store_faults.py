@@ -150,6 +150,21 @@ def test_the_tasks_of_a_process_that_was_killed_run_in_another(tmp_path: Path, p
     assert sorted(task_id for _, what, task_id in lines() if what == "ended") == sorted(ids)
 
 
+async def test_the_clock_of_the_store_is_that_of_the_server(
+    client: RedisClient, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1.0)
+    store = RedisStore(client, prefix=prefix)
+    await store.open()
+    seconds, microseconds = await client.execute("TIME")
+    assert abs(store.now() - (int(seconds) + int(microseconds) / 1e6)) < 1.0
+    await store.add([Record(id="a", type="t", delay=60.0)])
+    (there,) = await store.get(["a"])
+    assert there is not None
+    assert abs(there.due - 60.0 - store.now()) < 1.0
+    await store.close()
+
+
 async def test_a_replica_and_a_full_server_refuse_and_nothing_was_done(prefix: str) -> None:
     with RedisServer() as server:
         async with RedisClient(server.url) as client:

@@ -136,8 +136,6 @@ class RedisStore:
             StoreRefused: a key is of another type, what is kept is of a newer version, or the server wants credentials.
             StoreUnavailable: the server cannot be reached.
         """
-        if self._url is not None and not self._is_open:
-            self._server = RedisClient(self._url)
         await steps.check_keys(self._server, self._keys)
         self._publish = await steps.publishes_with(self._server)
         await self._send(Call(steps.ASK, ["size", False]))
@@ -160,8 +158,9 @@ class RedisStore:
                 await self._send(Call(steps.CHANGE, ["leave", "", []]))
         finally:
             if isinstance(self._server, RedisClient) and self._url is not None:
+                mine, self._server = self._server, RedisClient(self._url)  # for `open`, if there is to be one
                 with anyio.CancelScope(shield=True):
-                    await self._server.aclose()
+                    await mine.aclose()
 
     # How a step is made
 
@@ -176,7 +175,10 @@ class RedisStore:
     def _took(self, raw: Any) -> steps.Reply:
         reply = steps.reply_of(raw, self._server.name, str(self._keys[0]))
         ahead = reply.now - time.monotonic()
-        self._ahead = max(ahead, self._ahead - _DRIFT) if abs(ahead - self._ahead) < 1.0 else ahead
+        known = (
+            self._is_open and abs(ahead - self._ahead) < 1.0
+        )  # else the clock was set, or is heard for the first time
+        self._ahead = max(ahead, self._ahead - _DRIFT) if known else ahead
         return reply
 
     async def _send(self, call: Call) -> steps.Reply:

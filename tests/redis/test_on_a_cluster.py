@@ -47,28 +47,22 @@ async def test_tasks_go_through_a_cluster(cluster: RedisCluster) -> None:
             assert sorted(done) == list(range(50))
 
 
+async def hold(lock: RedisLock, fences: list[int]) -> None:
+    async with lock.hold() as lease:
+        fences.append(lease.fence)
+
+
 async def test_a_lock_is_handed_over_in_a_cluster_by_a_message(cluster: RedisCluster) -> None:
     async with RedisClient(cluster.url) as one, RedisClient(cluster.url) as two:
         for name in ("red", "green", "blue"):
             first, second = (RedisLock(name, server=server, lease=LONG) for server in (one, two))
-            waiting = anyio.Event()
             fences: list[int] = []
-
-            async def wait(
-                lock: RedisLock = second, waiting: anyio.Event = waiting, fences: list[int] = fences
-            ) -> None:
-                waiting.set()
-                async with lock.hold() as lease:
-                    fences.append(lease.fence)
-
             with anyio.fail_after(10):
-                async with anyio.create_task_group() as group:
-                    async with first.hold() as lease:
-                        fences.append(lease.fence)
-                        group.start_soon(wait)
-                        await waiting.wait()
-                        while not (await first.state()).waiting:
-                            await anyio.sleep(0.005)
+                async with anyio.create_task_group() as group, first.hold() as lease:
+                    fences.append(lease.fence)
+                    group.start_soon(hold, second, fences)
+                    while not (await first.state()).waiting:  # noqa: ASYNC110 - a server tells nobody who waits
+                        await anyio.sleep(0.005)
             assert len(fences) == 2
             assert fences[0] < fences[1]
             await fenced_set(one, f"value of {name}", "new", fences[1])
@@ -88,9 +82,8 @@ async def test_semaphores_and_read_write_locks_are_held_in_a_cluster(cluster: Re
 async def test_limits_are_kept_in_a_cluster(cluster: RedisCluster) -> None:
     async with RedisClient(cluster.url) as server:
         for name in ("red", "green", "blue"):
-            limiter = RedisRateLimiter(
-                name, server=server, requests=RateLimitConfig(100, 60), tokens=RateLimitConfig(1000, 60)
-            )
+            limits = {"requests": RateLimitConfig(100, 60), "tokens": RateLimitConfig(1000, 60)}
+            limiter = RedisRateLimiter(name, server=server, **limits)
             with anyio.fail_after(10):
                 async with limiter.request(tokens=400) as request:
                     request.settle(tokens=500)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cuelight import ActorSystem
+from cuelight.redis import RedisClient, RedisNode
 from helpers.nodes import Add, Count, Plain, Player, Total, cluster_name, node, pair, until
-from helpers.redis_servers import RedisServer, redis_binary, valkey_binary
+from helpers.redis_servers import RedisServer, redis_binary, shared_server, valkey_binary
 
 BINARIES = [binary for binary in (valkey_binary(), redis_binary()) if binary is not None]
 
@@ -55,6 +57,21 @@ async def test_nodes_run_on_a_sharded_cluster(sharded: RedisServer) -> None:
     began = time.monotonic()
     await talk(sharded.url.replace("redis://", "redis+cluster://").replace("/0", ""))
     assert time.monotonic() - began < 5  # so hints arrive: without them every step would take a second
+
+
+async def test_nodes_share_a_client_that_stays_open() -> None:
+    cluster = cluster_name()
+    async with RedisClient(shared_server().url) as client:
+        options: dict[str, Any] = {"cluster": cluster, "messages": [Add, Total]}
+        async with (
+            ActorSystem("here", node=RedisNode(client, **options)) as here,
+            ActorSystem("there", node=RedisNode(client, **options)) as there,
+        ):
+            await there.expose(await there.spawn(Plain), "counter")
+            counter = await here.resolve("counter")
+            await counter.tell(Add(3))
+            assert await counter.ask(Total()) == 3
+        assert await client.execute("PING") in {b"PONG", "PONG"}
 
 
 def test_blocking_code_exposes_and_resolves() -> None:

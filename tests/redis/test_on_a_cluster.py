@@ -82,8 +82,8 @@ async def test_semaphores_and_read_write_locks_are_held_in_a_cluster(cluster: Re
 async def test_limits_are_kept_in_a_cluster(cluster: RedisCluster) -> None:
     async with RedisClient(cluster.url) as server:
         for name in ("red", "green", "blue"):
-            limits = {"requests": RateLimitConfig(100, 60), "tokens": RateLimitConfig(1000, 60)}
-            limiter = RedisRateLimiter(name, server=server, **limits)
+            requests, tokens = RateLimitConfig(100, 60), RateLimitConfig(1000, 60)
+            limiter = RedisRateLimiter(name, server=server, requests=requests, tokens=tokens)
             with anyio.fail_after(10):
                 async with limiter.request(tokens=400) as request:
                     request.settle(tokens=500)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -10,7 +9,7 @@ from cuelight.errors import StoreRefused
 from cuelight.redis._actors._frames import FORMAT
 from cuelight.redis._client import Script, Server
 
-__all__ = ["Beat", "Directory", "ENTRIES_AT_ONCE", "Entry", "publish_command"]
+__all__ = ["Beat", "Directory", "ENTRIES_AT_ONCE", "Entry"]
 
 _PACKAGE: Final = "cuelight.redis._actors"
 _JOIN: Final = Script.load(_PACKAGE, "join.lua")
@@ -185,12 +184,3 @@ def _entry(raw: Any) -> Entry:
 def _text(value: Any) -> str:
     """A string, from a server that was told to decode them or not to."""
     return value if isinstance(value, str) else bytes(value).decode()
-
-
-async def publish_command(server: Server) -> str:
-    """What a script publishes with, so that those hear it who listen through the server's `subscribe`."""
-    info = await server.execute("INFO", "cluster")
-    if "cluster_enabled:1" not in _text(info):
-        return "PUBLISH"
-    found = re.search(r"redis_version:(\d+)", _text(await server.execute("INFO", "server")))
-    return "SPUBLISH" if found and int(found[1]) >= 7 else "PUBLISH"

@@ -21,11 +21,11 @@ from redis.exceptions import ResponseError
 from cuelight.actors import Cell, Exit, Ref, Runtime
 from cuelight.actors._cell import DEAD
 from cuelight.errors import ActorNotFound, CuelightError, NameTaken, StoreRefused, StoreUnavailable
-from cuelight.redis._actors._directory import Directory, publish_command
+from cuelight.redis._actors._directory import Directory
 from cuelight.redis._actors._membership import Membership
 from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
-from cuelight.redis._client import RedisClient, Server
+from cuelight.redis._client import RedisClient, Server, publishing_command
 
 __all__ = ["NodeStatistics", "RedisNode"]
 
@@ -152,7 +152,7 @@ class RedisNode:
         if self._runtime is not None:
             raise RuntimeError(f"{self!r} has a system already: make a node for each system")
         self._runtime = runtime
-        self._publish = await publish_command(self._server)
+        self._publish = await publishing_command(self._server)
         await self._enter(runtime)
 
     async def _enter(self, runtime: Runtime) -> None:

@@ -4,11 +4,14 @@ from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._commands import Pipeline
 from cuelight.redis._client._dedicated import Dedicated
 from cuelight.redis._client._plugged import PluggedServer, use_coredis, use_redis_py
+from cuelight.redis._client._publishing import publishing_command
 from cuelight.redis._client._script import Script
 from cuelight.redis._client._server import Argument, Server, Subscription
+from cuelight.redis._client._shared import DEFAULT_URL, server_for
 
 __all__ = [
     "Argument",
+    "DEFAULT_URL",
     "Dedicated",
     "Pipeline",
     "PluggedServer",
@@ -16,6 +19,8 @@ __all__ = [
     "Script",
     "Server",
     "Subscription",
+    "publishing_command",
+    "server_for",
     "use_coredis",
     "use_redis_py",
 ]

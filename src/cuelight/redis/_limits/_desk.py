@@ -24,8 +24,7 @@ import anyio
 
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot
-from cuelight.redis._client import Server, Subscription
-from cuelight.redis._client._publishing import publishing_command
+from cuelight.redis._client import Server, Subscription, publishing_command
 from cuelight.redis._limits._calls import Calls, Delivery
 from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._outage import Outage

@@ -11,11 +11,10 @@ from cuelight.coordination import LimiterStatistics, RateLimitConfig
 from cuelight.coordination._limit_line import Limiter, jittered
 from cuelight.coordination._limit_meter import check_positive
 from cuelight.mailbox import call_in_loop, has_ended, running_loop
-from cuelight.redis._client import Server
+from cuelight.redis._client import DEFAULT_URL, Server, server_for
 from cuelight.redis._limits._desk import EVER, MICROSECONDS, Desk
 from cuelight.redis._limits._outage import OnOutage, Outage
 from cuelight.redis._limits._plan import Algorithm, Plan, row_of
-from cuelight.redis._locks._clients import DEFAULT_URL, server_for
 
 __all__ = ["Options", "RedisLimiter", "in_seconds"]
 

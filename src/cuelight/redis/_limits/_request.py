@@ -20,14 +20,13 @@ from cuelight.coordination._limit_request import (
 )
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import call_in_loop, running_loop
-from cuelight.redis._client import Server
+from cuelight.redis._client import DEFAULT_URL, Server
 from cuelight.redis._limits._calls import Away
 from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._desk import EVER, MICROSECONDS, Desk, TooLate
 from cuelight.redis._limits._limiter import RedisLimiter, in_seconds
 from cuelight.redis._limits._outage import OnOutage
 from cuelight.redis._limits._plan import Algorithm
-from cuelight.redis._locks._clients import DEFAULT_URL
 
 __all__ = ["RedisAdmission", "RedisRateLimiter"]
 

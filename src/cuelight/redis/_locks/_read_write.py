@@ -13,9 +13,9 @@ from cuelight.coordination._parties import describe, whoever
 from cuelight.coordination._statistics import statistics_of
 from cuelight.coordination._words import holders_of
 from cuelight.errors import LockNotHeld
+from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._locks._calls import LockState
 from cuelight.redis._locks._claim import RedisClaim
-from cuelight.redis._locks._clients import DEFAULT_URL, server_for
 from cuelight.redis._locks._names import names_of
 from cuelight.redis._locks._shared import shared_core
 from cuelight.redis._locks._terms import OnLoss, Terms

@@ -9,9 +9,9 @@ from cuelight.coordination import BaseSemaphore, LockStatistics
 from cuelight.coordination._operations import release
 from cuelight.coordination._order import debug_by_default
 from cuelight.coordination._parties import whoever
+from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._locks._calls import LockState
 from cuelight.redis._locks._claim import RedisClaim, not_held
-from cuelight.redis._locks._clients import DEFAULT_URL, server_for
 from cuelight.redis._locks._names import names_of
 from cuelight.redis._locks._shared import shared_core
 from cuelight.redis._locks._terms import OnLoss, Terms

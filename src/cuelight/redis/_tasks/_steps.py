@@ -31,7 +31,6 @@ __all__ = [
     "channel_of",
     "check_keys",
     "keys_of",
-    "publishes_with",
     "reply_of",
 ]
 
@@ -174,15 +173,3 @@ async def check_keys(server: Server, keys: Sequence[Argument]) -> None:
                 f"{server.name}: {key!s} is of type {found}, not {kind}: it belongs to something else; "
                 "give RedisStore another prefix, or delete that key"
             )
-
-
-async def publishes_with(server: Server) -> str:
-    """The command by which a script reaches those who listen through `Server.subscribe`. A checkpoint."""
-    if not re.search(r"cluster_enabled:1", _text(await server.execute("INFO", "cluster"))):
-        return "PUBLISH"
-    version = re.search(r"redis_version:(\d+)", _text(await server.execute("INFO", "server")))
-    return "SPUBLISH" if version is not None and int(version[1]) >= 7 else "PUBLISH"
-
-
-def _text(reply: Any) -> str:
-    return reply.decode() if isinstance(reply, bytes) else str(reply)

@@ -14,7 +14,7 @@ import msgspec
 
 from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.mailbox._backend import yield_now
-from cuelight.redis._client import RedisClient
+from cuelight.redis._client import RedisClient, publishing_command
 from cuelight.redis._tasks import _steps as steps
 from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, snapshots_of
 from cuelight.redis._tasks._hints import Hints
@@ -137,7 +137,7 @@ class RedisStore:
             StoreUnavailable: the server cannot be reached.
         """
         await steps.check_keys(self._server, self._keys)
-        self._publish = await steps.publishes_with(self._server)
+        self._publish = await publishing_command(self._server)
         await self._send(Call(steps.ASK, ["size", False]))
         self._is_open = True
         self._hints.open()

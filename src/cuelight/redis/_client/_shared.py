@@ -6,10 +6,10 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
-from cuelight.redis._client import RedisClient
+from cuelight.redis._client._client import RedisClient
 
 if TYPE_CHECKING:
-    from cuelight.redis._client import Server
+    from cuelight.redis._client._server import Server
 
 __all__ = ["DEFAULT_URL", "server_for"]
 

@@ -75,7 +75,7 @@ do
       return
     end
     local last = quiet() and last_end() or INF
-    if last < INF then
+    if last - now < AGES then
       set('resting', 1)
       set('rested', now)
       expiring = string.format('%.0f', (last - now + QUIET) * 1000)

@@ -110,8 +110,8 @@ class RemoteCell(Cell):
     def admit(self) -> None:
         senders = self.senders
         while senders and not self.closed and len(self.items or ()) + self.promised < self.capacity:
-            if self.promised and type(senders[0]) is not WaitingSender:
-                break  # those before it have a place, and are about to fill it
+            if self.promised:
+                break  # one has a place and is about to fill it: trio would wake two in any order
             sender = senders.popleft()
             if type(sender) is WaitingSender:
                 sender.promised = True

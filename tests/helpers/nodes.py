@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -12,7 +12,7 @@ import anyio
 
 from cuelight import Actor, ActorSystem, Exit, Message, Ref, ReplyError, Request, StreamRequest, Terminated, on
 from cuelight.redis import RedisNode
-from helpers.redis_servers import shared_server
+from helpers.redis_servers import shared_server, until
 
 __all__ = [
     "Add",
@@ -301,13 +301,3 @@ async def pair(
     there = there or node(cluster, url=url, **options)
     async with ActorSystem("here", node=here) as one, ActorSystem("there", node=there) as other:
         yield one, other
-
-
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    """Wait until something is so, which nobody tells."""
-    with anyio.fail_after(seconds):
-        while True:
-            said: Any = condition()
-            if await said if isinstance(said, Awaitable) else said:
-                return
-            await anyio.sleep(0.005)

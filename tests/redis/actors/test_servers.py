@@ -12,7 +12,7 @@ import pytest
 from cuelight import ActorSystem
 from cuelight.redis import RedisClient, RedisNode
 from helpers.nodes import Add, Count, Plain, Player, Total, cluster_name, node, pair, until
-from helpers.redis_servers import RedisServer, redis_binary, shared_server, valkey_binary
+from helpers.redis_servers import RedisCluster, RedisServer, redis_binary, shared_server, valkey_binary
 
 BINARIES = [binary for binary in (valkey_binary(), redis_binary()) if binary is not None]
 
@@ -25,15 +25,10 @@ def single(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def sharded() -> Iterator[RedisServer]:
-    """A cluster of one server that has all slots."""
-    with RedisServer("--cluster-enabled", "yes") as server:
-        server.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        deadline = time.monotonic() + 10
-        while b"cluster_state:ok" not in server.command("CLUSTER", "INFO"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield server
+def sharded() -> Iterator[RedisCluster]:
+    """A cluster of three servers."""
+    with RedisCluster() as cluster:
+        yield cluster
 
 
 async def talk(url: str) -> None:
@@ -53,9 +48,9 @@ async def test_nodes_run_on_each_kind_of_server(single: RedisServer) -> None:
     await talk(single.url)
 
 
-async def test_nodes_run_on_a_sharded_cluster(sharded: RedisServer) -> None:
+async def test_nodes_run_on_a_sharded_cluster(sharded: RedisCluster) -> None:
     began = time.monotonic()
-    await talk(sharded.url.replace("redis://", "redis+cluster://").replace("/0", ""))
+    await talk(sharded.url)
     assert time.monotonic() - began < 5  # so hints arrive: without them every step would take a second
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from bench.queues._program import SETTINGS, Sender, do_nothing, do_slowly, run
-from cuelight.redis._tasks import RedisStore
+from cuelight.redis import RedisStore
 from cuelight.tasks import TaskQueue, TaskWorker, task
 
 

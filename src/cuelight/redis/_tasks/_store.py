@@ -8,17 +8,20 @@ import time
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import anyio
 import msgspec
 
 from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
+from cuelight.mailbox import running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.redis._client import RedisClient, publishing_command
 from cuelight.redis._tasks import _steps as steps
 from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, snapshots_of
 from cuelight.redis._tasks._hints import Hints
 from cuelight.redis._tasks._steps import Call
+from cuelight.redis._tasks._together import Together
 from cuelight.tasks import (
     Added,
     Attempt,
@@ -120,6 +123,7 @@ class RedisStore:
         self._publish = "PUBLISH"
         self._hints = Hints(self._channel, self._arm)
         self._is_open = False
+        self._adds: WeakKeyDictionary[Any, Together] = WeakKeyDictionary()  # by loop
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
 
     def __repr__(self) -> str:
@@ -216,9 +220,17 @@ class RedisStore:
             card, blob = card_of(record, record.nonce or f"{self._nonce}:{next(self._numbers)}")
             cards.append(card)
             blobs.append(blob)
-        most, shed = (-1, False) if bound is None else (bound.most, bound.shed)
-        outcomes = (await self._step(Call(steps.ADD, [cards, most, shed], blobs))).answer
+        bounds = (-1, False) if bound is None else (bound.most, bound.shed)
+        loop = running_loop()
+        together = self._adds.get(loop)
+        if together is None:
+            together = self._adds[loop] = Together(self._add)
+        outcomes = await together.add(bounds, cards, blobs)
         return [Added(*outcomes[at : at + 2]) for at in range(0, len(outcomes), 2)]
+
+    async def _add(self, bounds: tuple[int, bool], cards: list[Any], blobs: list[bytes]) -> Sequence[Any]:
+        outcomes: Sequence[Any] = (await self._step(Call(steps.ADD, [cards, *bounds], blobs))).answer
+        return outcomes
 
     # What workers do
 

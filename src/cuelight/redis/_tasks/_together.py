@@ -1,0 +1,136 @@
+"""Adds of one loop that travel together: what is asked for while one is under way goes with the next.
+
+Most of what an add costs is the same for one task and for a hundred, so that many producers gain, and one alone loses
+nothing: the first goes at once.
+
+The invariants:
+
+1. At most one is under way. Whoever finds none leads: it sends its own and all that wait and are bounded alike.
+2. A leader that is cancelled leaves what it sent for others to the next one, who sends it again: each record carries a
+   nonce, so it is the same enqueue.
+3. While anybody waits there is a leader.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from cuelight.errors import StoreUnavailable
+from cuelight.mailbox import Slot, new_slot
+
+__all__ = ["Together"]
+
+MOST: Final = 500
+"""Records that travel together."""
+
+_LEAD: Final = object()
+
+Bounds = tuple[int, bool]
+Send = Callable[[Bounds, list[Any], list[bytes]], Awaitable[Sequence[Any]]]
+"""Sends cards and their blobs under a bound. The answer has two values for each."""
+
+
+class _Wish:
+    __slots__ = ("blobs", "bounds", "cards", "slot")
+
+    def __init__(self, bounds: Bounds, cards: list[Any], blobs: list[bytes]) -> None:
+        self.bounds, self.cards, self.blobs = bounds, cards, blobs
+        self.slot: Slot | None = None  # where it waits, unless it leads
+
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.slot is not None and self.slot.done()
+
+
+class Together:
+    """The adds of one store in one loop."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._waiting: deque[_Wish] = deque()
+        self._is_led = False
+
+    async def add(self, bounds: Bounds, cards: list[Any], blobs: list[bytes]) -> Sequence[Any]:
+        """Send, alone or with others; the answers to these cards. A checkpoint."""
+        wish = _Wish(bounds, cards, blobs)
+        if self._is_led:
+            answer = await self._wait(wish)
+            if answer is not _LEAD:
+                if isinstance(answer, Exception):
+                    raise answer
+                found: Sequence[Any] = answer
+                return found
+        self._is_led = True
+        return await self._lead(wish)
+
+    async def _wait(self, wish: _Wish) -> Any:
+        wish.slot = slot = new_slot()
+        self._waiting.append(wish)
+        try:
+            return await slot
+        except BaseException:
+            if slot.done() and not slot.cancelled() and slot.result() is _LEAD:
+                self._pass_on()  # cancelled just after it was its turn
+            raise
+
+    async def _lead(self, wish: _Wish) -> Sequence[Any]:
+        wish.slot = None
+        others = self._alike(wish)
+        cards, blobs = list(wish.cards), list(wish.blobs)
+        for other in others:
+            cards += other.cards
+            blobs += other.blobs
+        try:
+            answers = await self._send(wish.bounds, cards, blobs)
+        except Exception as error:
+            for other in others:
+                _give(other, _again(error))
+            raise
+        except BaseException:
+            self._waiting.extendleft(reversed(others))
+            raise
+        else:
+            at = 2 * len(wish.cards)
+            for other in others:
+                _give(other, answers[at : at + 2 * len(other.cards)])
+                at += 2 * len(other.cards)
+            return answers[: 2 * len(wish.cards)]
+        finally:
+            self._pass_on()
+
+    def _alike(self, wish: _Wish) -> list[_Wish]:
+        """Those who may go with it, in their order."""
+        found: list[_Wish] = []
+        room = MOST - len(wish.cards)
+        while self._waiting:
+            first = self._waiting[0]
+            if not first.deserted:
+                if first.bounds != wish.bounds or len(first.cards) > room:
+                    break
+                room -= len(first.cards)
+                found.append(first)
+            self._waiting.popleft()
+        return found
+
+    def _pass_on(self) -> None:
+        """Let the next one lead, if anybody waits."""
+        while self._waiting:
+            first = self._waiting.popleft()
+            if not first.deserted:
+                _give(first, _LEAD)
+                return
+        self._is_led = False
+
+
+def _give(wish: _Wish, answer: Any) -> None:
+    slot = wish.slot
+    if slot is not None and not slot.done():
+        slot.set_result(answer)
+
+
+def _again(error: Exception) -> Exception:
+    """An error for another task: one of its own, so that tracebacks do not grow into each other."""
+    return type(error)(*error.args) if isinstance(error, StoreUnavailable) else error

@@ -1,10 +1,13 @@
 """Every example runs as a user would run it, and says nothing on stderr that would worry one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from helpers.redis_servers import shared_server
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[!_]*.py"))
 
@@ -20,7 +23,10 @@ RUNS = [
 @pytest.mark.parametrize(("path", "options"), RUNS)
 def test_an_example_runs(path: Path, options: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", str(path), *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    environment = {**os.environ, "REDIS_URL": shared_server().url}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr

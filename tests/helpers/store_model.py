@@ -13,6 +13,7 @@ from cuelight.tasks import Bound, Counts, Finish, Lease, Limit, Record
 
 WAITING = ("pending", "scheduled", "parked")
 FINAL = ("completed", "cancelled", "dead_letter")
+Line = tuple[int, bool]  # priority, has a deadline: tasks that share one virtual time
 BUDGETS = {
     "error": ("errors", "max_retries", "errors"),
     "timeout": ("timeouts", "max_timeouts", "timeouts"),
@@ -36,10 +37,15 @@ class Known:
     counts: Counts = field(default_factory=Counts)
     attempts: list[str] = field(default_factory=list[str])
     settled: tuple[int, str, str] = (0, "", "")  # epoch, kind, outcome
+    turn: float = 0.0
 
     @property
-    def order(self) -> tuple[int, float, int]:
-        return (self.record.priority, self.record.deadline, self.sequence)
+    def order(self) -> tuple[int, float, float, int]:
+        return (self.record.priority, self.record.deadline, self.turn, self.sequence)
+
+    @property
+    def line(self) -> Line:
+        return (self.record.priority, self.record.deadline < inf)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -53,6 +59,9 @@ class Model:
         self.now = now
         self.tasks: dict[str, Known] = {}
         self.sequence = 0
+        self.floor = self.top = 0.0
+        self.virtual: dict[Line, float] = {}
+        self.ends: dict[tuple[Line, str], float] = {}
         self.unique: dict[str, tuple[str, float]] = {}
         self.paused = self.closed = False
         self.overrides: dict[str, Limit] = {}
@@ -81,11 +90,22 @@ class Model:
             self._end(last, "dead_letter", "shed")
         self.sequence += 1
         task = self.tasks[record.id] = Known(record, self.sequence)
+        task.turn = self._turn(task)
         if record.delay:
             task.state, task.due = "scheduled", self.now + record.delay
         if record.unique is not None:
             self.unique[record.unique] = (record.id, self.now + (record.unique_for or inf))
         return ("added", record.id)
+
+    def _turn(self, task: Known) -> float:
+        """`max(virtual time, end of the tenant's last task)`; nobody's tasks count from the first tenant on."""
+        line, tenant, weight = task.line, task.record.tenant or "", task.record.weight
+        turn = self.virtual.get(line, self.floor)
+        if task.record.tenant is not None or self.ends:
+            turn = max(turn, self.ends.get((line, tenant), turn))
+            self.ends[line, tenant] = turn + 1 / weight
+            self.top = max(self.top, turn + 1 / weight)
+        return turn
 
     # What time brings
 
@@ -127,6 +147,7 @@ class Model:
             assert all(self.admits(key, task) for key in task.keys), "6: a limit is exceeded"
             task.state, task.worker, task.due = "in_flight", worker, self.now + lease
             task.epoch += 1
+            self.virtual[task.line] = max(self.virtual.get(task.line, self.floor), task.turn)
             assert given.epoch == task.epoch, "3: each claim raises the epoch by one"
             assert (given.expires, given.counts) == (task.due, task.counts)
             for limit in task.record.limits:
@@ -135,6 +156,9 @@ class Model:
                     paid = max(self.tat.get(limit.key, 0.0), self.now)
                     self.tat[limit.key] = paid + limit.cost * limit.per / limit.rate
         pending = sorted((t for t in self.tasks.values() if t.state == "pending"), key=lambda task: task.order)
+        if not pending:  # nobody waits for a turn
+            self.floor = self.top
+            self.virtual, self.ends = {}, {}
         if not self.paused and len(leases) < most:
             self._check_none_may_run(pending)
         elif leases:
@@ -216,6 +240,7 @@ class Model:
         task.state, task.due, task.reason, task.ended, task.counts = "pending", 0.0, "", 0.0, Counts()
         if task.record.deadline <= self.now:
             task.record.deadline = inf
+            task.turn = min(task.turn, self.virtual.get(task.line, self.floor))
         key = task.record.unique
         if key is not None and task.record.unique_for is None and self.unique.get(key, ("", 0.0))[1] <= self.now:
             self.unique[key] = (task_id, inf)

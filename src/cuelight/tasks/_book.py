@@ -11,6 +11,7 @@ from typing import Protocol
 
 from cuelight.tasks._rows import Gate, Lane, Row
 from cuelight.tasks._store import Query, Record, Schedule
+from cuelight.tasks._turns import Turns
 
 __all__ = ["Book"]
 
@@ -22,6 +23,7 @@ class Book(Protocol):
         sizes: how many tasks are in each state; whoever changes the state of a row counts it here.
         paused: no task is claimed.
         closed: no task is added.
+        turns: of tenants.
         changed: something was written in this step; whoever begins a step clears it.
     """
 
@@ -29,6 +31,7 @@ class Book(Protocol):
     paused: bool
     closed: bool
     changed: bool
+    turns: Turns
 
     # Tasks
 

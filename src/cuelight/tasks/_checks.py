@@ -8,7 +8,7 @@ from math import inf
 from cuelight.errors import PoolClosed
 from cuelight.tasks._rows import STATES
 from cuelight.tasks._store import Claim, Finish, Query, Record
-from cuelight.tasks._task import Limit
+from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit
 from cuelight.tasks._transitions import check_finish
 
 __all__ = [
@@ -36,6 +36,9 @@ def check_record(record: Record) -> None:
             raise ValueError(f"Record({record.id!r}, limits={keys}): give each limit a key of its own")
     if not (record.deadline == record.deadline and record.due == record.due and record.delay == record.delay):
         raise ValueError(f"Record({record.id!r}): deadline, due and delay must be numbers, not NaN")
+    if not LIGHTEST <= record.weight <= HEAVIEST or (record.tenant is None and record.weight != 1):
+        way_out = "1 without a tenant" if record.tenant is None else f"{LIGHTEST:g} to {HEAVIEST:g}"
+        raise ValueError(f"Record({record.id!r}, tenant={record.tenant!r}, weight={record.weight!r}): give {way_out}")
     if not record.result_ttl >= 0:
         raise ValueError(f"Record({record.id!r}, result_ttl={record.result_ttl!r}): give seconds, 0 or more")
 

@@ -47,6 +47,7 @@ class Claims:
             unfinished |= self._pick(claim, now, given)
             if given:
                 self._book.remember(claim.nonce, given, now + claim.lease)
+        self._book.turns.settle(self._book.sizes[PENDING])
         return [_lease(row) for row in given], now if unfinished else self._book.next_due()
 
     def _still_valid(self, claim: Claim, given: Sequence[tuple[Row, int]]) -> list[Lease]:
@@ -114,6 +115,7 @@ class Claims:
             return False
         row.epoch += 1
         row.worker = claim.worker
+        self._book.turns.started(row)
         self._engine.shift(row, IN_FLIGHT, now, now + claim.lease)
         given.append(row)
         return True

@@ -18,7 +18,7 @@ import msgspec
 
 from cuelight.pools import TaskStatus
 from cuelight.tasks._store import Lease, Record
-from cuelight.tasks._task import Limit, Task, TaskPriority
+from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit, Task, TaskPriority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +103,8 @@ def record_of(task: Task, nonce: str) -> Record:
         unique_for=None if task.unique_for is None else float(task.unique_for),
         limits=limits,
         result_ttl=float(task.result_ttl),
+        tenant=task.tenant,
+        weight=float(task.tenant_weight),
     )
 
 
@@ -132,6 +134,8 @@ def task_of(kept: Lease | Snapshot) -> Task:
         unique_for=record.unique_for,
         limits=record.limits,
         result_ttl=record.result_ttl,
+        tenant=record.tenant,
+        tenant_weight=record.weight,
         counts=kept.counts,
         history=history,
         checkpoint=None if kept.checkpoint is None else decode(kept.checkpoint),
@@ -156,6 +160,8 @@ def _is_usual(task: Task) -> bool:
         and task.timeout is None
         and task.unique is None
         and task.unique_for is None
+        and task.tenant is None
+        and task.tenant_weight == 1.0
     )
 
 
@@ -176,6 +182,7 @@ def _check(task: Task, limits: tuple[Limit, ...]) -> None:
         if times < 0:
             raise ValueError(f"{name}={times!r}: give 0 or more")
     _check_times(task)
+    _check_weight(task)
     for limit in limits:
         if not isinstance(limit, Limit):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
             raise TypeError(f"limits has {limit!r}: give Limit objects, such as Limit('openai', max_concurrent=5)")
@@ -185,9 +192,14 @@ def _check(task: Task, limits: tuple[Limit, ...]) -> None:
 
 
 def _check_names(task: Task) -> None:
-    names: dict[str, Any] = {"task_id": task.task_id, "task_type": task.task_type, "unique": task.unique}
+    names: dict[str, Any] = {
+        "task_id": task.task_id,
+        "task_type": task.task_type,
+        "unique": task.unique,
+        "tenant": task.tenant,
+    }
     for name, value in names.items():
-        if not isinstance(value, str) and not (name == "unique" and value is None):
+        if not isinstance(value, str) and not (name in ("unique", "tenant") and value is None):
             raise TypeError(f"{name}={value!r}: give a string")
         if value == "" and name != "task_type":
             raise ValueError(f"{name}='': give it some characters, or leave it out")
@@ -214,6 +226,16 @@ def _check_times(task: Task) -> None:
             raise ValueError(f"{name}={value!r}: give {out}")
     if task.unique_for is not None and task.unique is None:
         raise ValueError(f"unique_for={task.unique_for!r} without unique: give the key that is to be unique")
+
+
+def _check_weight(task: Task) -> None:
+    weight: Any = task.tenant_weight
+    if not isinstance(weight, int | float) or isinstance(weight, bool):
+        raise TypeError(f"tenant_weight={weight!r}: give a number, {LIGHTEST:g} to {HEAVIEST:g}")
+    if not LIGHTEST <= weight <= HEAVIEST:
+        raise ValueError(f"tenant_weight={weight!r}: give {LIGHTEST:g} to {HEAVIEST:g}")
+    if weight != 1 and task.tenant is None:
+        raise ValueError(f"tenant_weight={weight!r} without tenant: give the tenant that has this weight")
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

@@ -133,6 +133,7 @@ class Engine:
     def _insert(self, record: Record, now: float) -> None:
         record = msgspec.structs.replace(record)
         row = self.book.new(record)
+        row.turn = self.book.turns.of_new(record)
         due = record.due
         if record.delay > 0:
             due = (due or now) + record.delay
@@ -327,6 +328,7 @@ class Engine:
         record = row.record
         if record.deadline <= now:
             record.deadline = inf
+            self.book.turns.again(row)
             self.book.save_record(row)
         if record.unique is not None and record.unique_for is None and self.book.holder(record.unique, now) is None:
             self.book.hold(record.unique, record.id, inf)

@@ -66,6 +66,8 @@ class TaskOptions(TypedDict, total=False):
     unique_for: float | None
     limits: Limits | OfArguments[Limits]
     result_ttl: float
+    tenant: str | None
+    tenant_weight: float
 
 
 class SendOptions(TaskOptions, total=False):

@@ -43,7 +43,7 @@ class Lanes:
     def left(self, lane_id: int, row: Row, now: float) -> None:
         """A task is pending no more, and was saved."""
         lane = self._book.lane(lane_id)
-        if lane.head is None or lane.head[2] != row.seq:
+        if lane.head is None or lane.head[-1] != row.seq:
             return
         head = self._book.head(lane)
         if head is None:

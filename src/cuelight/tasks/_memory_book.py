@@ -30,6 +30,7 @@ from cuelight.tasks._rows import (
     order_of,
 )
 from cuelight.tasks._store import Query, Record, Schedule
+from cuelight.tasks._turns import Turns
 
 __all__ = ["MemoryBook"]
 
@@ -81,7 +82,7 @@ class _Heap:
 
 
 def _is_pending(entry: Any) -> bool:
-    return bool(entry[4].place == entry[3])
+    return bool(entry[5].place == entry[4])
 
 
 def _is_waiting(entry: Any) -> bool:
@@ -89,7 +90,7 @@ def _is_waiting(entry: Any) -> bool:
 
 
 def _is_last(entry: Any) -> bool:
-    return bool(entry[4].waits == entry[3])
+    return bool(entry[5].waits == entry[4])
 
 
 def _is_due(entry: Any) -> bool:
@@ -102,6 +103,7 @@ class MemoryBook:
     def __init__(self) -> None:
         self.sizes = [0] * len(STATES)
         self.paused = self.closed = self.changed = False
+        self.turns = Turns()
         self._ticket = count(1)
         self._sequence = 0
         self._tasks: dict[str, _Row] = {}
@@ -183,8 +185,8 @@ class MemoryBook:
         if self._last is not None:
             self._last.push(self._last_entry(row))
 
-    def _last_entry(self, row: _Row) -> tuple[int, float, int, int, _Row]:
-        return (-row.record.priority, -row.record.deadline, -row.seq, row.waits, row)
+    def _last_entry(self, row: _Row) -> tuple[int, float, float, int, int, _Row]:
+        return (-row.record.priority, -row.record.deadline, -row.turn, -row.seq, row.waits, row)
 
     def save_story(self, row: Row) -> None:
         self.changed = True
@@ -205,11 +207,11 @@ class MemoryBook:
 
     def heads(self, hint: int) -> Iterator[Row]:
         while (entry := self._plain.top()) is not None:
-            yield entry[4]
+            yield entry[5]
 
     def head(self, lane: Lane) -> Row | None:
         entry = self._lane_tasks[lane.id].top()
-        return None if entry is None else entry[4]
+        return None if entry is None else entry[5]
 
     def due(self, state: int, now: float, most: int) -> list[Row]:
         heap, found = self._due[state], list[_Row]()
@@ -244,7 +246,7 @@ class MemoryBook:
                 if row.state < IN_FLIGHT:
                     self._last.push(self._last_entry(row))
         entry = self._last.top()
-        return None if entry is None else entry[4]
+        return None if entry is None else entry[5]
 
     def parked(self, types: Sequence[str]) -> list[Row]:
         return [row for _, row in sorted(self._few[PARKED].items()) if row.record.type in types]

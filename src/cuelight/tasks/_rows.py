@@ -42,8 +42,8 @@ STATES: Final = ("pending", "scheduled", "parked", "in_flight", "completed", "ca
 HISTORY: Final = 20
 """Attempts that are remembered; older ones are forgotten."""
 
-Order = tuple[int, float, int]
-"""(priority, deadline, sequence): tasks are claimed in this order."""
+Order = tuple[int, float, float, int]
+"""(priority, deadline, turn, sequence): tasks are claimed in this order."""
 
 
 class Story(msgspec.Struct, array_like=True):
@@ -64,6 +64,7 @@ class Row(msgspec.Struct, eq=False):
         settled: the epoch of the last attempt that was settled by a finish.
         step: what that finish was and what became of it, see `Settled`.
         story: None for a task to which nothing has happened.
+        turn: when it is its turn among tasks of its priority and deadline, see `_turns.py`.
     """
 
     seq: int
@@ -80,6 +81,7 @@ class Row(msgspec.Struct, eq=False):
     cancelling: bool = False
     story: Story | None = None
     result: bytes | None = None
+    turn: float = 0.0
 
 
 class Lane(msgspec.Struct, eq=False):
@@ -120,7 +122,7 @@ class Gate(msgspec.Struct, eq=False):
 
 def order_of(row: Row) -> Order:
     """Its place in the order of claims."""
-    return (row.record.priority, row.record.deadline, row.seq)
+    return (row.record.priority, row.record.deadline, row.turn, row.seq)
 
 
 def snapshot(row: Row) -> Snapshot:

@@ -39,6 +39,7 @@ from cuelight.tasks._sqlite_statements import (
     UPDATE,
     UPDATE_ALIKE,
 )
+from cuelight.tasks._sqlite_turns import SQLiteTurns
 from cuelight.tasks._store import Query, Record, Schedule
 from cuelight.tasks._task import Limit
 
@@ -63,6 +64,7 @@ class SQLiteBook:
         self._run = connection.execute
         self._queue = queue
         self._sizes_before: list[int] = []
+        self.turns = SQLiteTurns(connection, queue)
         self._sequence: int | None = None
         self._fresh: list[Row] = []
         self._dirty: dict[int, Row] = {}
@@ -77,16 +79,18 @@ class SQLiteBook:
             cache.clear()
         self._sequence = None
         row = self._run(
-            """SELECT paused, closed, pending, scheduled, parked, in_flight, completed, cancelled, dead_letter
-            FROM queues WHERE id = ?""",
+            """SELECT paused, closed, pending, scheduled, parked, in_flight, completed, cancelled, dead_letter,
+            floor, top, lines FROM queues WHERE id = ?""",
             (self._queue,),
         ).fetchone()
-        self.paused, self.closed, self.sizes = bool(row[0]), bool(row[1]), list(row[2:])
+        self.paused, self.closed, self.sizes = bool(row[0]), bool(row[1]), list(row[2:9])
+        self.turns.begin(*row[9:])
         self._sizes_before = self.sizes.copy()
 
     def end(self) -> None:
         """Write what is left."""
         self.flush()
+        self.turns.end()
         if self._sequence is not None:
             self._run("UPDATE file SET sequence = ?", (self._sequence,))
         if self.sizes != self._sizes_before:
@@ -137,7 +141,7 @@ class SQLiteBook:
         record = row.record
         lane = row.lane or -self._queue
         place = (record.priority, record.deadline)
-        return (row.seq, self._queue, record.id, record.type, row.state, lane, *place, row.due)
+        return (row.seq, self._queue, record.id, record.type, row.state, lane, *place, row.due, row.turn)
 
     def _values(self, row: Row) -> tuple[Any, ...]:
         return (
@@ -172,7 +176,7 @@ class SQLiteBook:
         self.changed = True
         seq, meta, payload = _body(row)
         self._run("UPDATE bodies SET meta = ?, payload = ? WHERE seq = ?", (meta, payload, seq))
-        self._run("UPDATE tasks SET deadline = ? WHERE seq = ?", (row.record.deadline, seq))
+        self._run("UPDATE tasks SET deadline = ?, turn = ? WHERE seq = ?", (row.record.deadline, row.turn, seq))
 
     def delete(self, row: Row) -> None:
         self.changed = True
@@ -242,14 +246,14 @@ class SQLiteBook:
     def lane(self, lane: int) -> Lane:
         there = self._lanes.get(lane)
         if there is None:
-            query = "SELECT id, keys, waits_on, priority, deadline, seq FROM lanes WHERE id = ?"
+            query = "SELECT id, keys, waits_on, priority, deadline, turn, seq FROM lanes WHERE id = ?"
             there = self._lane(self._run(query, (lane,)).fetchone())
         return there
 
     def _lane(self, values: Any) -> Lane:
         there = self._lanes.get(values[0])
         if there is None:
-            there = Lane(values[0], _decode_keys(values[1]), values[2], (values[3], values[4], values[5]))
+            there = Lane(values[0], _decode_keys(values[1]), values[2], tuple(values[3:7]))
             self._lanes[there.id] = self._lanes_by_keys[there.keys] = there
         return there
 
@@ -257,7 +261,7 @@ class SQLiteBook:
         there = self._lanes_by_keys.get(keys)
         if there is None:
             text = _json(keys)
-            query = "SELECT id, keys, waits_on, priority, deadline, seq FROM lanes WHERE queue = ? AND keys = ?"
+            query = "SELECT id, keys, waits_on, priority, deadline, turn, seq FROM lanes WHERE queue = ? AND keys = ?"
             values = self._run(query, (self._queue, text)).fetchone()
             if values is not None:
                 return self._lane(values)
@@ -269,8 +273,8 @@ class SQLiteBook:
 
     def save_lane(self, lane: Lane) -> None:
         self.changed = True
-        head = lane.head or (None, None, None)
-        statement = "UPDATE lanes SET waits_on = ?, priority = ?, deadline = ?, seq = ? WHERE id = ?"
+        head = lane.head or (None, None, None, None)
+        statement = "UPDATE lanes SET waits_on = ?, priority = ?, deadline = ?, turn = ?, seq = ? WHERE id = ?"
         self._run(statement, (lane.waits_on, *head, lane.id))
 
     def drop_lane(self, lane: Lane) -> None:
@@ -393,4 +397,4 @@ def _row(values: tuple[Any, ...]) -> Row:
     record = _decode_record(values[2])
     record.id, record.deadline, record.payload = values[0], values[1], values[15]
     story = None if values[3] is None else _decode_story(values[3])
-    return _new_row(values[4], record, *values[5:15], story, values[16])
+    return _new_row(values[4], record, *values[5:15], story, values[16], values[17])

@@ -74,6 +74,23 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (queue, name)
         ) STRICT, WITHOUT ROWID""",
     ),
+    (  # turns of tenants; a turn of 0 takes no bytes
+        """ALTER TABLE tasks ADD COLUMN turn REAL NOT NULL DEFAULT 0""",
+        """ALTER TABLE lanes ADD COLUMN turn REAL DEFAULT 0""",
+        """ALTER TABLE queues ADD COLUMN floor REAL NOT NULL DEFAULT 0""",
+        """ALTER TABLE queues ADD COLUMN top REAL NOT NULL DEFAULT 0""",
+        """ALTER TABLE queues ADD COLUMN lines TEXT""",
+        """DROP INDEX tasks_ready""",
+        """CREATE INDEX tasks_ready ON tasks (lane, priority, deadline, turn, seq) WHERE state = 0""",
+        """DROP INDEX IF EXISTS tasks_last""",
+        """DROP INDEX lanes_first""",
+        """CREATE INDEX lanes_first ON lanes (queue, waits_on, priority, deadline, turn, seq)""",
+        """CREATE TABLE turns (
+            queue INTEGER NOT NULL, line TEXT NOT NULL, tenant TEXT NOT NULL, until REAL NOT NULL,
+            PRIMARY KEY (queue, line, tenant)
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE INDEX turns_until ON turns (queue, line, until)""",
+    ),
 )
 """What brings a file from one version to the next. A script that was released never changes; new ones follow it."""
 

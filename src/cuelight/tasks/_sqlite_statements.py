@@ -34,23 +34,24 @@ __all__ = [
 
 _HOT: Final = """id, deadline, meta, story, tasks.seq, state, lane, due, epoch, worker, settled, step, ended, reason,
     cancelling"""
-_SELECT: Final = f"SELECT {_HOT}, x'', NULL FROM tasks"
-SELECT_ALL: Final = f"SELECT {_HOT}, payload, result FROM tasks"
+_SELECT: Final = f"SELECT {_HOT}, x'', NULL, turn FROM tasks"
+SELECT_ALL: Final = f"SELECT {_HOT}, payload, result, turn FROM tasks"
 JOIN: Final = "JOIN bodies ON bodies.seq = tasks.seq LEFT JOIN stories ON stories.seq = tasks.seq"
 _BY_ID: Final = f"{JOIN} WHERE queue = ? AND id IN (SELECT value FROM json_each(?))"
 
 ROWS: Final = f"{_SELECT} {_BY_ID}"
 ROWS_ALL: Final = f"{SELECT_ALL} {_BY_ID}"
 READY: Final = f"""{SELECT_ALL} INDEXED BY tasks_ready {JOIN}
-    WHERE state = 0 AND lane = ? ORDER BY priority, deadline, tasks.seq LIMIT ?"""
+    WHERE state = 0 AND lane = ? ORDER BY priority, deadline, turn, tasks.seq LIMIT ?"""
 DUE: Final = f"""{_SELECT} INDEXED BY tasks_due {JOIN}
     WHERE queue = ? AND state = ? AND due IS NOT NULL AND due <= ? ORDER BY due LIMIT ?"""
 EXPIRED: Final = f"""{_SELECT} INDEXED BY tasks_deadline {JOIN}
     WHERE queue = ? AND state < 3 AND deadline <= ? AND deadline < 9e999 ORDER BY deadline LIMIT ?"""
 LAST: Final = f"""{_SELECT} INDEXED BY tasks_last {JOIN} WHERE queue = ? AND state < 3
-    ORDER BY priority DESC, deadline DESC, tasks.seq DESC LIMIT 1"""
+    ORDER BY priority DESC, deadline DESC, turn DESC, tasks.seq DESC LIMIT 1"""
 # Made when a queue first sheds: it would cost each task of those that do not.
-MAKE_LAST: Final = """CREATE INDEX IF NOT EXISTS tasks_last ON tasks (queue, priority, deadline, seq) WHERE state < 3"""
+MAKE_LAST: Final = """CREATE INDEX IF NOT EXISTS tasks_last ON tasks (queue, priority, deadline, turn, seq)
+    WHERE state < 3"""
 PARKED_TYPES: Final = f"""{_SELECT} INDEXED BY tasks_stuck {JOIN}
     WHERE queue = ? AND state = 2 AND type IN (SELECT value FROM json_each(?)) ORDER BY tasks.seq"""
 CLAIMED: Final = f"{SELECT_ALL} {JOIN} WHERE tasks.seq IN (SELECT value FROM json_each(?))"
@@ -59,8 +60,8 @@ NEXT_DUE: Final = """SELECT
     (SELECT min(due) FROM tasks INDEXED BY tasks_due WHERE queue = ? AND state = 3 AND due IS NOT NULL),
     (SELECT min(deadline) FROM tasks INDEXED BY tasks_deadline WHERE queue = ? AND state < 3 AND deadline < 9e999),
     (SELECT min(due) FROM gates WHERE queue = ? AND due IS NOT NULL)"""
-FIRST_LANE: Final = """SELECT id, keys, waits_on, priority, deadline, seq FROM lanes INDEXED BY lanes_first
-    WHERE queue = ? AND waits_on = ? ORDER BY priority, deadline, seq LIMIT 1"""
+FIRST_LANE: Final = """SELECT id, keys, waits_on, priority, deadline, turn, seq FROM lanes INDEXED BY lanes_first
+    WHERE queue = ? AND waits_on = ? ORDER BY priority, deadline, turn, seq LIMIT 1"""
 GATES_DUE: Final = """SELECT key FROM gates WHERE queue = ? AND due IS NOT NULL AND due <= ? ORDER BY due LIMIT ?"""
 OVER: Final = """SELECT seq FROM tasks INDEXED BY tasks_due
     WHERE queue = ? AND state = ? AND due IS NOT NULL AND due < ? ORDER BY due LIMIT ?"""
@@ -73,8 +74,8 @@ FORGET_UNIQUES: Final = """DELETE FROM uniques WHERE queue = ? AND key IN
     (SELECT key FROM uniques WHERE queue = ? AND until < ? AND until < 9e999 ORDER BY until LIMIT ?)"""
 FORGET_CLAIMS: Final = """DELETE FROM claims WHERE rowid IN
     (SELECT rowid FROM claims WHERE queue = ? AND until < ? ORDER BY until LIMIT ?)"""
-INSERT: Final = """INSERT INTO tasks (seq, queue, id, type, state, lane, priority, deadline, due)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT: Final = """INSERT INTO tasks (seq, queue, id, type, state, lane, priority, deadline, due, turn)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _CHANGE: Final = """UPDATE tasks SET state = ?, lane = ?, due = ?, epoch = ?, worker = ?, settled = ?, step = ?,
     ended = ?, reason = ?, cancelling = ?, result = ?"""
 UPDATE: Final = f"{_CHANGE} WHERE seq = ?"

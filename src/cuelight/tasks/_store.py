@@ -14,8 +14,9 @@ The invariants, which `tests/tasks/stores/test_store_model.py` asserts in the sa
    and changes nothing: an answer may get lost.
 4. At most one lease of a task is valid at a time; when it runs out the task has crashed once. It has run out when a
    claim finds it so: until then its holder may still renew it or finish, because nobody else can have the task.
-5. Tasks are claimed in the order of (priority, deadline, sequence) among those that may run. A task keeps its
-   sequence when it is tried again. A task may not run while a more urgent one waits for the same limit.
+5. Tasks are claimed in the order of (priority, deadline, turn, sequence) among those that may run. A task keeps its
+   turn and its sequence when it is tried again. A task may not run while a more urgent one waits for the same limit.
+   Turns are those of `_turns.py`: tenants share by weight, and where nobody has a tenant all turns are alike.
 6. A limit is never exceeded: tasks in flight with its key are at most `max_concurrent`, and what was started in any
    time of t seconds costs at most `burst + t * rate / per`. A task with several limits takes all or none.
    A limit that is overridden holds for what starts after that; a task that costs more than the new burst starts when
@@ -33,6 +34,7 @@ from typing import Protocol
 
 import msgspec
 
+from cuelight.tasks._record import Record
 from cuelight.tasks._task import Attempt, Counts, Limit
 
 __all__ = [
@@ -50,38 +52,6 @@ __all__ = [
     "Snapshot",
     "Store",
 ]
-
-
-class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A task as a producer gives it to a store. Payloads and results are bytes here: nobody looks inside.
-
-    Attributes:
-        id: unique in the queue.
-        nonce: made by the producer for this one enqueue. Adding a record whose id is taken by the same nonce is the
-            same enqueue again (its answer was lost): "added", and nothing changes.
-        limits: each with a key of its own.
-        due: not to be claimed before, in seconds since the epoch; 0 for at once.
-        delay: seconds from now, by the clock of the store; added to `due` if that is given too.
-        deadline: seconds since the epoch; `math.inf` for none.
-    """
-
-    id: str
-    type: str
-    nonce: str = ""
-    payload: bytes = b""
-    priority: int = 2
-    deadline: float = inf
-    due: float = 0.0
-    delay: float = 0.0
-    created: float = 0.0
-    max_retries: int = 3
-    max_timeouts: int = 3
-    max_crashes: int = 3
-    timeout: float | None = None
-    unique: str | None = None
-    unique_for: float | None = None
-    limits: tuple[Limit, ...] = ()
-    result_ttl: float = 3600.0
 
 
 class Bound(msgspec.Struct, frozen=True):

@@ -7,14 +7,19 @@ import uuid
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
 from cuelight.coordination import RateLimitConfig
 from cuelight.pools import TaskStatus
 
-__all__ = ["Attempt", "Counts", "Limit", "QueueEntry", "Task", "TaskPriority"]
+__all__ = ["HEAVIEST", "LIGHTEST", "Attempt", "Counts", "Limit", "QueueEntry", "Task", "TaskPriority"]
+
+
+LIGHTEST: Final = 0.001
+HEAVIEST: Final = 1000.0
+"""Weights of tenants: a billion tasks of the lightest, and a turn of the heaviest still counts."""
 
 
 class TaskPriority(IntEnum):
@@ -147,6 +152,9 @@ class Task:
         unique_for: seconds from `enqueue` on that `unique` holds; None: until the task is finished.
         limits: enforced when it is claimed.
         result_ttl: seconds that its result, and the memory of its identity, are kept.
+        tenant: on whose behalf: tasks of equal priority and deadline are taken from tenants in turn, however many each
+            has. Tasks without one are a tenant of their own.
+        tenant_weight: how many of its tasks are taken for one of a tenant with weight 1; 0.001 to 1000.
         counts: attempts that did not succeed, by how they ended.
         history: the last of these attempts, oldest first.
         checkpoint: what the last attempt saved to go on from.
@@ -169,6 +177,8 @@ class Task:
     unique_for: float | None = None
     limits: tuple[Limit, ...] = ()
     result_ttl: float = 3600.0
+    tenant: str | None = None
+    tenant_weight: float = 1.0
     counts: Counts = field(default_factory=Counts)
     history: tuple[Attempt, ...] = ()
     checkpoint: Any = None

@@ -51,6 +51,7 @@ BOUNDS = st.sampled_from([None, None, None, Bound(6), Bound(6, shed=True)])
 @st.composite
 def records(draw: st.DrawFn) -> Record:
     """A record without an id, most times, and with a deadline that counts from now."""
+    tenant = draw(st.sampled_from([None, None, "a", "b"]))
     return Record(
         id=draw(st.sampled_from(["", "", "", "again"])),
         type=draw(st.sampled_from(["x", "y"])),
@@ -65,6 +66,8 @@ def records(draw: st.DrawFn) -> Record:
         unique_for=draw(st.sampled_from([None, 15.0])),
         limits=tuple(draw(st.lists(st.sampled_from(LIMITS), max_size=2, unique_by=lambda limit: limit.key))),
         result_ttl=draw(st.sampled_from([0.0, 30.0])),
+        tenant=tenant,
+        weight=1.0 if tenant is None else draw(st.sampled_from([1.0, 1.0, 0.5, 3.0])),
     )
 
 

@@ -126,6 +126,8 @@ def card_of(record: Record, nonce: str) -> tuple[msgspec.Raw, bytes]:
         [limit_card(limit) for limit in record.limits] or False,
         record.created,
     ]
+    if record.tenant is not None:
+        row += [0.0, record.tenant, record.weight]
     try:
         card = msgspec.Raw(_encode(row))
         head = _encode(msgspec.structs.replace(record, id="", payload=b"", created=0.0))

@@ -34,7 +34,7 @@ __all__ = [
     "reply_of",
 ]
 
-_PRELUDE: Final = ("book.lua", "rows.lua", "close.lua", "lanes.lua", "tasks.lua")
+_PRELUDE: Final = ("book.lua", "rows.lua", "tenants.lua", "close.lua", "lanes.lua", "tasks.lua")
 
 
 _CONSTANTS: Final = re.compile(
@@ -78,7 +78,7 @@ _TYPES: Final = Script(
 _KINDS: Final = {
     **dict.fromkeys(("meta", "rows", "blobs", "side", "schedules"), "hash"),
     **dict.fromkeys(("ready", "delayed", "leases", "parked", "dead", "completed", "cancelled"), "zset"),
-    **dict.fromkeys(("sequences", "deadlines", "waits", "turns", "gates", "ends"), "zset"),
+    **dict.fromkeys(("sequences", "deadlines", "waits", "turns", "gates", "ends", "tenants"), "zset"),
 }
 """The keys in the order of `book.lua`, and of which type each is."""
 

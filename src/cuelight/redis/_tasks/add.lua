@@ -56,7 +56,7 @@ local function room_for(row)
   end
   keep_order()
   local last = last_waiting()
-  if not last or not before({row[PRIORITY], row[DEADLINE], -INF}, {last[PRIORITY], last[DEADLINE], -INF}) then
+  if not last or not before({row[PRIORITY], row[DEADLINE], 0, 0}, {last[PRIORITY], last[DEADLINE], 0, 0}) then
     return false
   end
   apply(last, DEAD_LETTER, 0, 'shed')

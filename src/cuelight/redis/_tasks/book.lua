@@ -4,11 +4,12 @@
 --   1 meta       hash  format, sequence, lanes: counters; version, stirred: how often anything has changed, and how often
 --                      something may have become claimable; time: the latest that a step has seen; hungry, watched:
 --                      somebody waits to be told; paused, closed, sheds; overrides: how many; resting: its keys have
---                      a time to live; rested: when that began last
+--                      a time to live; rested: when that began last; floor, top: see `tenants.lua`
 --   2 rows       hash  id -> a task as an array, see the names below; elements behind them are kept as they are
 --   3 blobs      hash  "b"id -> record, "s"id -> story, "c"id -> checkpoint, "p"id -> progress, "r"id -> result
 --   4 side       hash  "g"key -> limit, "i"number -> lane, "k"keys -> number of a lane, "u"key -> holder of a unique
---                      key, "c"nonce -> what a claim was given, "n"nonce -> what a step was answered
+--                      key, "c"nonce -> what a claim was given, "n"nonce -> what a step was answered,
+--                      "t" -> the virtual times of tenants
 --   5 schedules  hash  name -> periodic work
 --   6 ready      zset  pending tasks: "p" place id, or "l" lane place id, without scores
 --   7 delayed    zset  scheduled tasks, by due time
@@ -23,6 +24,7 @@
 --  16 turns      zset  lanes: what they wait on, place of the first task, number; without scores
 --  17 gates      zset  limits, by the time to look at them again
 --  18 ends       zset  fields of `side`, by the time when they are forgotten
+--  19 tenants    zset  line ":" tenant, by where its last task ends; not there while nobody has a tenant
 -- ARGV: 1 the time in seconds since the epoch, "" for the time of the server; 2 the channel for hints, 3 the command
 -- that publishes; 4 the arguments of the step (msgpack), then what is bytes in them.
 --
@@ -38,7 +40,7 @@
 local META, ROWS, BLOBS, SIDE, SCHEDULES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local READY, DELAYED, LEASES, PARKS, DEAD = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local DONE, CANCELS, SEQUENCES, DEADLINES, WAITS = KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15]
-local TURNS, GATES, ENDS = KEYS[16], KEYS[17], KEYS[18]
+local TURNS, GATES, ENDS, TENANTS = KEYS[16], KEYS[17], KEYS[18], KEYS[19]
 
 local FORMAT = 1
 local QUIET, THROTTLE, AGES = 86400, 60, 3000000000 -- seconds; what is kept for ages is kept for ever
@@ -46,6 +48,7 @@ local INF = 1/0
 local ID, SEQ, STATE, EPOCH, DUE, WORKER, SETTLED, STEP, ENDED, REASON = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 local CANCELLING, LANE, HAS, TYPE, NONCE, PRIORITY, DEADLINE, RETRIES, TIMEOUTS = 11, 12, 13, 14, 15, 16, 17, 18, 19
 local CRASHES, UNIQUE, UNIQUE_FOR, TTL, LIMITS, CREATED = 20, 21, 22, 23, 24, 25
+local TURN, TENANT, WEIGHT = 26, 27, 28 -- missing where the turn is 0, and in tasks without a tenant
 local PENDING, SCHEDULED, PARKED, IN_FLIGHT, COMPLETED, CANCELLED, DEAD_LETTER = 0, 1, 2, 3, 4, 5, 6
 local STORY, CHECKPOINT, PROGRESS, RESULT = 1, 2, 4, 8
 local HOME = {
@@ -65,7 +68,7 @@ local meta, meta_fresh = {}, {}
 do
   local names = {
     'format', 'sequence', 'lanes', 'version', 'stirred', 'time', 'hungry', 'watched', 'paused', 'closed', 'sheds',
-    'overrides', 'resting', 'rested',
+    'overrides', 'resting', 'rested', 'floor', 'top',
   }
   for index, value in ipairs(redis.call('HMGET', META, unpack(names))) do
     meta[names[index]] = tonumber(value or 0)
@@ -152,7 +155,7 @@ local function write_zset(key)
 end
 
 local function write_zsets()
-  for index = 6, 18 do
+  for index = 6, 19 do
     write_zset(KEYS[index])
   end
 end
@@ -180,10 +183,10 @@ local function ordered(number)
   return '0' .. (string.gsub(struct.pack('>d', number), '.', complement))
 end
 
-local PLACE = 26 -- bytes of a place
+local PLACE = 34 -- bytes of a place
 
-local function place_at(priority, deadline, sequence)
-  return ordered(priority) .. ordered(deadline) .. struct.pack('>d', sequence)
+local function place_at(priority, deadline, turn, sequence)
+  return ordered(priority) .. ordered(deadline) .. struct.pack('>dd', turn, sequence)
 end
 
 local function before(a, b)
@@ -191,12 +194,14 @@ local function before(a, b)
     return a[1] < b[1]
   elseif a[2] ~= b[2] then
     return a[2] < b[2]
+  elseif a[3] ~= b[3] then
+    return a[3] < b[3]
   end
-  return a[3] < b[3]
+  return a[4] < b[4]
 end
 
 local function head_of(row)
-  return {row[PRIORITY], row[DEADLINE], row[SEQ]}
+  return {row[PRIORITY], row[DEADLINE], row[TURN] or 0, row[SEQ]}
 end
 
 local function lane_prefix(lane)
@@ -210,7 +215,7 @@ local places = {} -- by id: to make them takes longer than to keep them
 local function place_of(row)
   local place = places[row[ID]]
   if not place then
-    place = place_at(row[PRIORITY], row[DEADLINE], row[SEQ])
+    place = place_at(row[PRIORITY], row[DEADLINE], row[TURN] or 0, row[SEQ])
     places[row[ID]] = place
   end
   return place

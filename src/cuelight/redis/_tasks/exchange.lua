@@ -123,6 +123,7 @@ local function give(row)
   end
   row[EPOCH], row[WORKER] = row[EPOCH] + 1, claim[1]
   shift(row, IN_FLIGHT, now + claim[4])
+  started(row)
   given[#given + 1] = row
   return true
 end
@@ -203,6 +204,7 @@ local function serve()
       keep_until('c' .. claim[2], pack(kept), now + claim[4])
     end
   end
+  settle_turns()
   hungry = #given < claim[3] and not unfinished
   return unfinished and now or next_due()
 end

@@ -88,7 +88,7 @@ do
 
   local function turn_of(lane)
     local head = lane[HEAD]
-    return turn_prefix(lane[WAITS_ON]) .. place_at(head[1], head[2], head[3]) .. string.format('%.0f', lane[NUMBER])
+    return turn_prefix(lane[WAITS_ON]) .. place_at(head[1], head[2], head[3], head[4]) .. string.format('%.0f', lane[NUMBER])
   end
 
   -- The first task in a lane. A member without its task is dropped.
@@ -199,7 +199,7 @@ do
   -- A task is pending no more, and was saved.
   function left(number, sequence)
     local lane = lane_numbered(number)
-    if not lane or not lane[HEAD] or lane[HEAD][3] ~= sequence then
+    if not lane or not lane[HEAD] or lane[HEAD][4] ~= sequence then
       return
     end
     local first = first_in(number)

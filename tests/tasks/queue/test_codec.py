@@ -46,6 +46,8 @@ def test_what_was_encoded_decodes_to_the_same_plain_value(value: Any) -> None:
             st.builds(Limit, st.text(min_size=1), st.none() | st.integers(1, 9)), unique_by=lambda one: one.key
         ).map(tuple),
         result_ttl=st.floats(0, 1e9),
+        tenant=st.text(min_size=1),
+        tenant_weight=st.floats(0.001, 1000),
     )
 )
 def test_a_record_gives_back_the_task_that_it_was_made_of(task: Task) -> None:

@@ -56,6 +56,9 @@ class _Row(msgspec.Struct, array_like=True):
     ttl: float
     limits: Any
     created: float
+    turn: float = 0.0
+    tenant: str | bool = False
+    weight: float = 1.0
 
 
 class _Story(msgspec.Struct, array_like=True):
@@ -125,9 +128,8 @@ def card_of(record: Record, nonce: str) -> tuple[msgspec.Raw, bytes]:
         record.result_ttl,
         [limit_card(limit) for limit in record.limits] or False,
         record.created,
+        *(0, False if record.tenant is None else record.tenant, record.weight),
     ]
-    if record.tenant is not None:
-        row += [0.0, record.tenant, record.weight]
     try:
         card = msgspec.Raw(_encode(row))
         head = _encode(msgspec.structs.replace(record, id="", payload=b"", created=0.0))

@@ -152,7 +152,7 @@ local function replay(row)
   keep_blob(row, 'p', PROGRESS, nil)
   if row[DEADLINE] <= now then
     row[DEADLINE], places[row[ID]] = INF, nil
-    set_turn(row, math.min(row[TURN] or 0, virtual_of(row)))
+    row[TURN] = math.min(row[TURN] or 0, virtual_of(row))
   end
   if row[UNIQUE] and row[UNIQUE_FOR] < 0 then
     local holder = holder_of(row[UNIQUE])

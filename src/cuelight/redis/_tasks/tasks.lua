@@ -122,7 +122,7 @@ do
 
   function insert(row, blob)
     row[SEQ] = next_sequence()
-    set_turn(row, turn_of_new(row))
+    row[TURN] = turn_of_new(row)
     row[STATE] = row[DUE] > now and SCHEDULED or PENDING
     row[DUE] = row[STATE] == SCHEDULED and row[DUE] or 0
     if row[UNIQUE] then

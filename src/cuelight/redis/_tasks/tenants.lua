@@ -1,7 +1,7 @@
 -- Whose turn it is. The rules are those of `tasks/_turns.py`; the virtual times are one field of `side`, and the ends
 -- of tenants are a zset that is there only while they count.
 
-local turn_of_new, set_turn, virtual_of, started, settle_turns
+local turn_of_new, virtual_of, started, settle_turns
 
 do
   local lines, moved = nil, false -- lines: virtual times, by line
@@ -47,12 +47,6 @@ do
       put(SIDE, 't', pack(lines))
     end
     return turn
-  end
-
-  function set_turn(row, turn)
-    if turn > 0 or row[TURN] then
-      row[TURN] = turn
-    end
   end
 
   -- A task was claimed.

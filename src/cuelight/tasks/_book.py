@@ -23,7 +23,6 @@ class Book(Protocol):
         sizes: how many tasks are in each state; whoever changes the state of a row counts it here.
         paused: no task is claimed.
         closed: no task is added.
-        turns: of tenants.
         changed: something was written in this step; whoever begins a step clears it.
     """
 
@@ -31,7 +30,11 @@ class Book(Protocol):
     paused: bool
     closed: bool
     changed: bool
-    turns: Turns
+
+    @property
+    def turns(self) -> Turns:
+        """Of tenants."""
+        ...
 
     # Tasks
 

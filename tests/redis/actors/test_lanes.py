@@ -118,6 +118,7 @@ class Lane:
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["tell", "tell", "nowait", "ask", "confirm", "confirm", "cancel"]), st.integers(1, 6)),
+    min_size=20,  # else most of them would be over before the window is full
     max_size=60,
 )
 

@@ -15,7 +15,9 @@ import pytest
 import redis
 import redis.asyncio
 
+from cuelight.errors import StoreRefused
 from cuelight.redis import RedisClient
+from cuelight.redis._client import _words
 from helpers.redis_servers import RedisServer, redis_binary, valkey_binary
 
 SEVEN = hashlib.sha1(b"return 7").hexdigest()
@@ -31,6 +33,7 @@ STEPS: dict[str, list[Step]] = {
         lambda c: c.get("missing"),
         lambda c: c.mset({"a": 1, "b": 2.5}),
         lambda c: c.mget("a", "b", "missing"),
+        lambda c: c.mget([]),
         lambda c: c.incr("a", 3),
         lambda c: c.incrbyfloat("b", 0.25),
         lambda c: c.append("k", "x"),
@@ -80,6 +83,9 @@ STEPS: dict[str, list[Step]] = {
         lambda c: c.rpush("l", "a"),
         lambda c: c.blmove("l", "m", 1, "LEFT", "RIGHT"),
         lambda c: c.lmpop(1, "m", direction="LEFT"),
+        lambda c: c.rpush("l", "a"),
+        lambda c: c.blmpop(1, 1, "l", direction="LEFT"),
+        lambda c: c.blmpop(0.01, 1, "l", direction="LEFT"),
     ],
     "sets": [
         lambda c: c.sadd("s", "a", "b"),
@@ -145,6 +151,10 @@ STEPS: dict[str, list[Step]] = {
         lambda c: c.acl_whoami(),
         lambda c: c.pubsub_numsub("nobody"),
         lambda c: c.publish("nobody", "hello"),
+        lambda c: c.execute_command("ping"),
+        lambda c: c.execute_command("hset", "h", "x", memoryview(b"1")),
+        lambda c: c.execute_command("hset", "h", "y", bytearray(b"2")),
+        lambda c: c.execute_command("hgetall", "h"),
     ],
     "errors": [
         lambda c: c.set("k", "v"),
@@ -156,6 +166,10 @@ STEPS: dict[str, list[Step]] = {
         lambda c: c.xgroup_create("st", "g"),
         lambda c: c.evalsha("0" * 40, 0),
         lambda c: c.config_set("maxmemory-policy", "nonsense"),
+        lambda c: c.execute_command("BLPOP", "k", "soon"),
+        lambda c: c.execute_command("BLMPOP"),
+        lambda c: c.execute_command("XREAD", "BLOCK"),
+        lambda c: c.execute_command("XREAD", "COUNT", 1),
     ],
 }
 BINARIES = [valkey_binary(), *([binary] if (binary := redis_binary()) else [])]
@@ -258,3 +272,48 @@ async def test_a_dedicated_connection_is_its_own(server: RedisServer) -> None:
         assert await client.get("only") is None
         assert await mine.wait(0, 10) == 0
         await mine.flushdb()
+
+
+async def test_a_pipeline_collects_however_it_is_written(server: RedisServer) -> None:
+    async with RedisClient(server.url) as client:
+        pipe: Any = client.pipeline()
+        assert pipe  # also while it is empty: `pipe or client.pipeline()` keeps it
+        assert await pipe.execute() == []
+        assert await pipe.set("a", 1) is pipe
+        await pipe.incr("a")
+        assert len(pipe) == 2
+        assert await pipe.execute() == [True, 2]
+        assert await pipe.execute() == []
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_command_with_nothing_to_ask_for_spoils_no_pipeline(server: RedisServer, transaction: bool) -> None:
+    async with RedisClient(server.url) as client:
+        pipe: Any = client.pipeline(transaction)
+        assert await pipe.set("a", 1).mget([]).get("a").execute() == [True, [], b"1"]
+        assert await pipe.mget([]).execute() == [[]]
+
+
+async def test_a_dedicated_connection_has_pipelines_errors_and_watches_that_are_forgotten(server: RedisServer) -> None:
+    async with RedisClient(server.url) as client, client.dedicated() as mine:
+        await mine.set("a", "x")
+        with pytest.raises(StoreRefused, match="WRONGTYPE"):
+            await mine.execute("LPUSH", "a", 1)
+        with pytest.raises(redis.ResponseError, match="not an integer"):
+            await mine.incr("a")
+        pipe: Any = mine.pipeline(transaction=False)
+        assert await pipe.set("a", 1).incr("a").execute() == [True, 2]
+        await mine.watch("a")
+        await client.set("a", 5)
+        await mine.unwatch()
+        assert await mine.pipeline().execute_command("INCR", "a").execute() == [6]
+
+
+def test_names_of_commands_that_come_from_people_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[Any, int] = {}
+    monkeypatch.setattr(_words, "_kinds", known)
+    for n in range(3000):
+        assert _words.kind_of(f"INVENTED{n}") == _words.PLAIN
+    assert len(known) == 2000
+    assert _words.kind_of("blpop") == _words.MAY_BLOCK
+    assert _words.kind_of("watch") == _words.REFUSED

@@ -138,11 +138,16 @@ class Pipeline(_Replies):
         stack, self._stack = self._stack, []
         if not stack:
             return []
-        replies = await self._send_block([args for args, _ in stack], self._transaction)
+        # Commands that redis-py knows the reply to are wrong for the server, and would spoil the transaction.
+        sent = [args for args, options in stack if EMPTY_RESPONSE not in options]
+        replies = iter(await self._send_block(sent, self._transaction) if sent else ())
         results: list[Any] = []
-        for (args, options), reply in zip(stack, replies, strict=True):
+        for args, options in stack:
+            if EMPTY_RESPONSE in options:
+                results.append(options[EMPTY_RESPONSE])
+                continue
             try:
-                results.append(self._finish(args[0], reply, options))
+                results.append(self._finish(args[0], next(replies), options))
             except redis_errors.RedisError as error:
                 if raise_on_error:
                     error.add_note(f"command {len(results) + 1} of {len(stack)} of the pipeline: {args[0]}")
@@ -183,8 +188,6 @@ def _decoded(reply: Any, encoding: str, errors: str) -> Any:
         return [_decoded(one, encoding, errors) for one in reply]
     if isinstance(reply, dict):
         return {_decoded(key, encoding, errors): _decoded(value, encoding, errors) for key, value in reply.items()}
-    if isinstance(reply, set):
-        return {_decoded(one, encoding, errors) for one in reply}
     return reply
 
 

@@ -129,10 +129,8 @@ class BlockingServer:
 
     def _check(self, connection: Any, address: Address) -> None:
         connection.send_packed_command(connection.pack_commands([("HELLO",), ("INFO", "memory")]))
-        hello, memory = _read(connection), _read(connection)
-        if isinstance(hello, dict):
-            check_version(hello)
-        warn_of_eviction(memory, self._settings.name)
+        check_version(connection.read_response())
+        warn_of_eviction(_read(connection), self._settings.name)
         self._checked.add(address)
 
     def _known(self) -> tuple[SlotMap, KeyTable]:
@@ -171,12 +169,10 @@ class BlockingServer:
                 self._map = None
                 raise
             if isinstance(reply, redis_errors.MovedError):
-                slot, address = redirection(reply, address)
-                slots.move(slot, address)
+                address = redirection(reply, address)
                 self._map = None  # others have moved, too
             elif isinstance(reply, redis_errors.AskError):
-                _, there = redirection(reply, address)
-                return self._call_at(there, ("ASKING",), command)
+                return self._call_at(redirection(reply, address), ("ASKING",), command)
             else:
                 break
         return reply

@@ -33,7 +33,7 @@ class ClusterRoute(Route):
         super().__init__(settings, on_end)
         self._nodes: dict[Address, Node] = {}
         self._lines: dict[Address, PushLine] = {}
-        self._map: SlotMap | None = None
+        self._map = SlotMap((), "")
         self._keys: KeyTable | None = None
         self._lock = anyio.Lock()
         self._stale = True
@@ -51,17 +51,18 @@ class ClusterRoute(Route):
 
     async def _known(self) -> tuple[SlotMap, KeyTable]:
         """The slots, asked for if they may have changed."""
-        if self._stale or self._map is None or self._keys is None:
+        if self._stale or self._keys is None:
             async with self._lock:
-                if self._stale or self._map is None or self._keys is None:
-                    self._map, self._keys = await self._ask()
-                    self._stale = False
+                if self._keys is not None and not self._stale:
+                    return self._map, self._keys  # somebody else asked meanwhile
+                self._map, self._keys = await self._ask()
+                self._stale = False
+                return self._map, self._keys
         return self._map, self._keys
 
     async def _ask(self) -> tuple[SlotMap, KeyTable]:
-        known = () if self._map is None else self._map.primaries
         said: list[str] = []
-        for address in dict.fromkeys((*known, *self._settings.addresses)):
+        for address in dict.fromkeys((*self._map.primaries, *self._settings.addresses)):
             node = self._node(address)
             replies: list[Any] = []
             try:
@@ -102,7 +103,7 @@ class ClusterRoute(Route):
             if isinstance(reply, redis_errors.MovedError):
                 address = self._moved(reply, address)
             elif isinstance(reply, redis_errors.AskError):
-                _, there = redirection(reply, address)
+                there = redirection(reply, address)
                 reply = (await self._node(there).call_block([("ASKING",), command]))[1]
                 if not isinstance(reply, redis_errors.MovedError):
                     break
@@ -122,11 +123,8 @@ class ClusterRoute(Route):
         return reply
 
     def _moved(self, error: redis_errors.MovedError, asked: Address) -> Address:
-        slot, address = redirection(error, asked)
-        if self._map is not None:
-            self._map.move(slot, address)
         self._stale = True
-        return address
+        return redirection(error, asked)
 
     async def _call_everywhere(self, command: Sequence[Any]) -> Any:
         reply: Any = None
@@ -148,14 +146,17 @@ class ClusterRoute(Route):
                 )
             return await self._call_by_slot(commands, table)
         slot = next(iter(slots), None)
+        address, first = await self._owner(slot), list[Sequence[Any]]()
         replies: list[Any] = []
         for _ in range(_HOPS):
-            address = await self._owner(slot)
-            replies = await self._block_at(address, commands)
-            moved = [reply for reply in replies if isinstance(reply, redis_errors.MovedError)]
-            if not moved:
+            replies = (await self._block_at(address, [*first, *commands]))[len(first) :]
+            elsewhere = next((reply for reply in replies if isinstance(reply, redis_errors.AskError)), None)
+            if elsewhere is None:
                 break
-            self._moved(moved[0], address)
+            if isinstance(elsewhere, redis_errors.MovedError):  # which is an AskError, too
+                address, first = self._moved(elsewhere, address), []
+            else:
+                address, first = redirection(elsewhere, address), [("ASKING",)]
             if not atomic:
                 # Only those that did nothing are sent again.
                 return [

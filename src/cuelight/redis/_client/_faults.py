@@ -25,8 +25,11 @@ _REFUSALS: Final = {
 }
 """The codes of replies that will be the same until somebody changes something, and what that could be."""
 
-_PASSING: Final = frozenset({"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "TRYAGAIN", "UNBLOCKED"})
-"""The codes of replies of a server that will soon answer otherwise. Nothing was done."""
+_PASSING: Final = frozenset({"ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "TRYAGAIN", "UNBLOCKED"})
+"""The codes of replies of a server that will soon answer otherwise. Nothing was done.
+
+ASK and MOVED come as far as this only while servers of a cluster send commands to and fro.
+"""
 
 
 def refusal(error: Exception) -> bool:

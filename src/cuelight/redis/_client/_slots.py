@@ -85,21 +85,15 @@ class SlotMap:
         """Who has a slot; for None anyone. None if nobody has it."""
         return self.primaries[0] if slot is None else self._owners[slot]
 
-    def move(self, slot: int, owner: Address) -> None:
-        """Note that a slot has moved."""
-        self._owners[slot] = owner
-        if owner not in self.primaries:
-            self.primaries = (*self.primaries, owner)
 
-
-def redirection(error: Any, asked: Address) -> tuple[int, Address]:
-    """The slot of MOVED and ASK, and where to go.
+def redirection(error: Any, asked: Address) -> Address:
+    """Where to go after MOVED or ASK.
 
     Args:
         error: the reply, as redis-py takes it apart.
         asked: who replied.
     """
-    return int(error.slot_id), _address(error.host, error.port, asked)
+    return _address(error.host, error.port, asked)
 
 
 def _address(host: Any, port: Any, asked: Address) -> Address:

@@ -25,7 +25,11 @@ log = logging.getLogger("cuelight.redis")
 OLDEST: Final = {"redis": (6, 2), "valkey": (7, 2)}
 """The first versions of each server that have what the scripts need."""
 
-_KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+_KEEPALIVE: Final = tuple(
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)  # they differ between systems
+)
 _warned: Final[set[str]] = set()
 
 
@@ -129,8 +133,7 @@ def _keep_alive(connection: Any) -> None:
     with contextlib.suppress(OSError):  # it broke already: who reads from it is told
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEPALIVE:
-            if hasattr(socket, name):  # they differ between systems
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            connection.setsockopt(socket.IPPROTO_TCP, name, value)
 
 
 async def _words(settings: Settings) -> list[Sequence[Any]]:

@@ -119,9 +119,10 @@ class Node:
         if self.wire is not None and self.wire.error is None:
             return self.wire
         async with self._lock:
-            if self.wire is None or self.wire.error is not None:
-                self.wire = await self._attempt()
-        return self.wire
+            if self.wire is not None and self.wire.error is None:
+                return self.wire  # somebody else made it meanwhile
+            self.wire = await self._attempt()
+            return self.wire
 
     async def _attempt(self) -> Wire:
         await anyio.sleep(max(0.0, self._not_before - loop_time()))

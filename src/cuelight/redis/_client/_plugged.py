@@ -146,7 +146,7 @@ class PluggedServer:
         with anyio.move_on_after(None if seconds is None else seconds + self._timeout):
             try:
                 return await self._send(command)
-            except (OSError, TimeoutError) as error:
+            except OSError as error:  # of what they ask for credentials: what happens to connections they wrap
                 return redis_errors.ConnectionError(str(error))
         return redis_errors.TimeoutError(f"there was no reply within {(seconds or 0.0) + self._timeout:g} s")
 

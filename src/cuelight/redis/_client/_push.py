@@ -194,8 +194,7 @@ class PushLine:
         wake = self._wake_up
 
         def on_end(gone: Wire) -> None:
-            if ended is not None:
-                ended(gone)
+            ended(gone)
             wake()
 
         wire.on_end = on_end

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
@@ -20,7 +19,6 @@ from cuelight.redis._client._node import Node, Wires
 from cuelight.redis._client._push import PushLine
 from cuelight.redis._client._sentinel import find_primary
 from cuelight.redis._client._settings import Address, Settings
-from cuelight.redis._client._wire import Wire
 from cuelight.redis._client._words import blocking_time
 
 __all__ = ["Route", "SentinelRoute", "SingleRoute"]
@@ -117,10 +115,6 @@ class Route:
         if seconds == 0:
             return await self.call(command)
         return await (await self.node_of(command)).call_blocking(command, seconds)
-
-    async def reserved(self, command: Sequence[Any]) -> AbstractAsyncContextManager[Wire]:
-        """A connection of one's own to where a command belongs."""
-        return (await self.node_of(command)).reserved()
 
 
 class SingleRoute(Route):

@@ -29,7 +29,7 @@ class Server(Protocol):
     """A Redis or Valkey server, or a cluster of them.
 
     All methods may be called from any event loop of any thread, the blocking ones from any thread that runs no loop.
-    Replies are as the server sends them (RESP3): bytes, int, float, None, list, dict, set.
+    Replies are as the server sends them (RESP3): bytes, int, float, bool, None, list (of a set, too), dict.
 
     What they raise is one of three:
 

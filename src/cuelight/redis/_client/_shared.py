@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import TYPE_CHECKING, Final
 
 from cuelight.redis._client._client import RedisClient
@@ -16,7 +14,6 @@ __all__ = ["DEFAULT_URL", "server_for"]
 DEFAULT_URL: Final = "redis://localhost:6379"
 
 _clients: Final[dict[str, RedisClient]] = {}
-_making = threading.Lock()
 
 
 def server_for(redis_url: str, server: Server | None) -> Server:
@@ -32,17 +29,6 @@ def server_for(redis_url: str, server: Server | None) -> Server:
         if redis_url != DEFAULT_URL:
             raise ValueError("redis_url and server were both given: give one of them")
         return server
-    with _making:
-        client = _clients.get(redis_url)
-        if client is None:
-            client = _clients[redis_url] = RedisClient(redis_url)
-    return client
-
-
-def _after_fork() -> None:
-    global _making  # noqa: PLW0603 - another thread of the parent may have had it
-    _making = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    # Of two threads that come at once one makes a client in vain: it has connected to nothing yet. A lock could be
+    # held by another thread at a fork.
+    return _clients.get(redis_url) or _clients.setdefault(redis_url, RedisClient(redis_url))

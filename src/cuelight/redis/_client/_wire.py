@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,8 +33,6 @@ from redis._parsers.base import BaseParser
 from cuelight.mailbox import Backend, Slot, new_slot
 
 __all__ = ["AsyncioWire", "Block", "Wire", "pack", "pack_all", "reply_error"]
-
-log = logging.getLogger("cuelight.redis")
 
 BUFFER: Final = 1 << 20
 """Bytes that wait to be sent; who comes then waits until they are gone."""
@@ -99,7 +96,7 @@ class Wire:
         self.error: Exception | None = None
         self.full = False
         self.closed = anyio.Event()
-        self.on_end: Callable[[Wire], object] | None = None
+        self.on_end: Callable[[Wire], object] = lambda _: None
         self._backend, self._on_push = backend, on_push
         self._tick_length, self._heartbeat, self._watched = timeout / _TICKS, heartbeat, watched
         self._reader = hiredis.Reader(replyError=reply_error, notEnoughData=_NOTHING)
@@ -201,11 +198,7 @@ class Wire:
             self._answered += before - len(waiting)
 
     def _is_reply(self, push: Any) -> bool:
-        try:
-            return self._on_push is not None and self._on_push(push)
-        except Exception:
-            log.exception("a listener raised an error")
-            return False
+        return self._on_push is not None and self._on_push(push)
 
     def end(self, error: Exception) -> None:
         """End it: whoever waits for a reply fails with an error like this. Again, it does nothing."""
@@ -220,8 +213,7 @@ class Wire:
                 slot.set_result(_fresh(error))
         self._make_room()
         self._abort()
-        if self.on_end is not None:
-            self.on_end(self)
+        self.on_end(self)
 
     def abandon(self) -> None:
         """Let go of it after its loop was closed: nobody can be told, nothing can be called there."""
@@ -328,13 +320,13 @@ class AsyncioWire(Wire, asyncio.Protocol):
 
 
 class _Nobody:
-    """Waits for the sign of life."""
+    """Has the place of a sign of life among those who wait."""
 
     def done(self) -> bool:
-        return True
+        return False
 
     def set_result(self, reply: Any) -> None:
-        raise AssertionError("nobody waits")
+        """What it is does not matter: that something came was noted."""
 
 
 def pack(command: Sequence[Any]) -> bytes:

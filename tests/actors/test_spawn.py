@@ -11,6 +11,7 @@ from cuelight import (
     Actor,
     ActorNotFound,
     ActorSystem,
+    Channel,
     Exit,
     Inbox,
     Killed,
@@ -154,6 +155,14 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], text: s
         child(Plain).with_options(**options)
     with pytest.raises(ValueError, match=text):
         Options(**options)
+
+
+def test_the_name_of_an_overflow_policy_is_not_a_policy() -> None:
+    with pytest.raises(TypeError, match=r"overflow='fail': give a function, such as cuelight\.fail"):
+        child(Plain).with_options(overflow="fail")
+    wrong: Any = "fail"
+    with pytest.raises(TypeError, match=r"overflow='fail': give a function, such as cuelight\.fail"):
+        Channel[int](1, overflow=wrong)
 
 
 def test_unknown_options_are_refused_and_specs_are_never_changed() -> None:

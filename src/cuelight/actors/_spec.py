@@ -19,7 +19,7 @@ from typing import (
 
 import msgspec
 
-from cuelight.mailbox import Overflow, wait
+from cuelight.mailbox import Overflow, checked_overflow, wait
 
 if TYPE_CHECKING:
     from cuelight.actors._actor import Actor
@@ -81,6 +81,7 @@ class Options(msgspec.Struct, frozen=True):
             raise ValueError(
                 f"capacity={capacity!r}: a mailbox holds 1 message or more; give a whole number (default 1000)"
             )
+        checked_overflow(self.overflow)
         if self.redeliver < 0:
             raise ValueError(f"redeliver={self.redeliver!r}: give the number of incarnations, 0 or more")
         if self.significant and self.restart == "permanent":
@@ -117,7 +118,7 @@ class ChildSpec(Generic[M]):
             **options: fields of `Options`.
 
         Raises:
-            TypeError: there is no such option.
+            TypeError: there is no such option, or the overflow policy is no function.
             ValueError: a value makes no sense; the message says which.
         """
         if not options:

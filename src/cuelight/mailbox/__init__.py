@@ -10,7 +10,7 @@ from cuelight.mailbox._channel import Channel
 from cuelight.mailbox._core import ChannelStatistics
 from cuelight.mailbox._ends import Permit, Receiver, SendCase, Sender
 from cuelight.mailbox._mailbox import Mailbox, WaitingSender
-from cuelight.mailbox._overflow import Overflow, coalesce, drop_newest, drop_oldest, fail, wait
+from cuelight.mailbox._overflow import Overflow, checked_overflow, coalesce, drop_newest, drop_oldest, fail, wait
 from cuelight.mailbox._select import merge, seed_select, select, select_nowait
 from cuelight.mailbox._tasks import (
     asyncio_task,
@@ -53,6 +53,7 @@ __all__ = [
     "asyncio_task",
     "await_until",
     "call_in_loop",
+    "checked_overflow",
     "coalesce",
     "coroutine_of",
     "current_backend",

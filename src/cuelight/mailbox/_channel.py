@@ -79,7 +79,7 @@ class Channel(ChannelCore[T]):
             name: shown in errors.
 
         Raises:
-            TypeError: the capacity is no number.
+            TypeError: the capacity is no number, or the overflow policy no function.
             ValueError: the capacity is negative or a fraction.
         """
         super().__init__(capacity, overflow, on_dropped, name)

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 from cuelight.errors import ChannelClosed
 from cuelight.mailbox._backend import Slot, slot_maker
 from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow, Waiting
-from cuelight.mailbox._overflow import Overflow, wait
+from cuelight.mailbox._overflow import Overflow, checked_overflow, wait
 
 __all__ = ["RESERVE", "ChannelCore", "ChannelStatistics"]
 
@@ -78,7 +78,7 @@ class ChannelCore(Generic[T]):
         name: str | None,
     ) -> None:
         self._capacity = _checked_capacity(capacity)
-        self._overflow = overflow
+        self._overflow = checked_overflow(overflow)
         self._on_dropped = on_dropped
         self._name = name
         self._closed = False

@@ -18,12 +18,26 @@ from typing import TypeAlias, TypeVar
 
 from cuelight.errors import MailboxFull
 
-__all__ = ["Overflow", "coalesce", "drop_newest", "drop_oldest", "fail", "wait"]
+__all__ = ["Overflow", "checked_overflow", "coalesce", "drop_newest", "drop_oldest", "fail", "wait"]
 
 T = TypeVar("T")
 
 Overflow: TypeAlias = Callable[[Sequence[T], T], int | None]
 """An overflow policy: `(buffer, item)` to the position that is dropped, or `None` to wait."""
+
+
+def checked_overflow(overflow: Overflow[T]) -> Overflow[T]:
+    """The policy, if it is one.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if not callable(overflow):
+        message = (
+            f"overflow={overflow!r}: give a function, such as cuelight.fail or cuelight.drop_oldest, and not its name"
+        )
+        raise TypeError(message)
+    return overflow
 
 
 def wait(buffer: Sequence[object], item: object) -> None:

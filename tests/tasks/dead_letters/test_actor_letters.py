@@ -12,8 +12,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from cuelight import Actor, ActorNotFound, ActorSystem, Message, Ref, SystemClosed, child, on
-from cuelight.errors import TaskNotFound
+from cuelight import Actor, ActorNotFound, ActorSystem, Message, Ref, SystemClosed, child, fail, on
+from cuelight.errors import MailboxFull, TaskNotFound
 from cuelight.tasks import Counts, DeadLetterQueue
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend
 from helpers import Backend
@@ -280,3 +280,34 @@ async def test_a_message_that_crashed_several_incarnations_has_them_all_in_its_h
         await idle()
         [letter] = await dlq.list(reason="quarantined")
         assert (len(letter.history), letter.counts) == (3, Counts(errors=3))
+
+
+async def test_a_replay_into_a_mailbox_that_is_full_leaves_the_letter_and_says_so() -> None:
+    gate, entered = anyio.Event(), anyio.Event()
+
+    class Slow(Actor[Pay]):
+        @on(Pay)
+        async def pay(self, message: Pay) -> None:
+            entered.set()
+            await gate.wait()
+
+    async with ActorSystem("shop") as system, DeadLetterQueue.of(system) as dlq:
+        slow = await system.spawn(child(Slow).with_options(name="slow", capacity=1, overflow=fail))
+        await slow.tell(Pay(1))
+        await entered.wait()
+        await slow.tell(Pay(2))
+        with pytest.raises(MailboxFull):
+            await slow.tell(Pay(3))
+        slow.interrupt()
+        await idle()
+        [letter] = await dlq.list(reason="interrupted")
+        await slow.tell(Pay(4))
+        with pytest.raises(MailboxFull):
+            await dlq.replay(letter.id)
+        report = await dlq.replay_all(reason="interrupted")
+        assert (report.replayed, report.failed) == (0, 1)
+        assert report.errors[letter.id].startswith("MailboxFull")
+        gate.set()
+        await idle()
+        await dlq.replay(letter.id)
+        assert await dlq.count(reason="interrupted") == 0

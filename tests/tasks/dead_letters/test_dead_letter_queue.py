@@ -295,3 +295,22 @@ def test_in_a_with_block_the_methods_block_and_the_letters_outlive_it() -> None:
         blocking.count()
     with dlq as blocking:
         assert blocking.purge(reason="failed") == 39
+
+
+async def test_letters_that_somebody_removes_while_all_are_replayed_are_named() -> None:
+    dlq = await filled(3)
+
+    async def take(letter: DeadLetterEntry) -> None:
+        await dlq.remove("l2")
+
+    report = await dlq.replay_all(to=take)
+    assert (report.replayed, report.failed) == (2, 1)
+    assert "l2" in report.errors["l2"]
+    assert await dlq.count() == 0
+
+
+async def test_an_iterator_over_letters_can_be_kept() -> None:
+    dlq = await filled(3)
+    letters = aiter(dlq)
+    assert (await anext(letters)).id == "l0"
+    assert [letter.id async for letter in letters] == ["l1", "l2"]

@@ -13,7 +13,7 @@ import pytest
 from cuelight.errors import PoolClosed, QueueFull, TaskFailed, TaskNotFound
 from cuelight.pools import TaskStatus
 from cuelight.supervision import ActorSystem
-from cuelight.tasks import BlockingTaskQueue, Limit, MemoryStore, SQLiteStore, Task, TaskQueue, task
+from cuelight.tasks import BlockingTaskQueue, Limit, MemoryStore, Query, SQLiteStore, Task, TaskQueue, task
 from cuelight.tasks._codec import encode
 
 from .conftest import MakeStore
@@ -218,3 +218,15 @@ def test_what_was_enqueued_survives_the_program(tmp_path: object) -> None:
         found = taken(queue)
         assert (found.task_id, found.payload) == ("kept", {"n": [1, 2]})
         assert queue.ack(found)
+
+
+def test_results_of_a_function_are_read_in_pages_from_blocking_code(make_store: MakeStore) -> None:
+    with TaskQueue(make_store()) as queue:
+        queue.enqueue_many([double.task(number) for number in range(250)])
+        queue.enqueue(Task(task_id="other"))
+        for number in range(250):
+            assert queue.ack(taken(queue), 2 * number)
+        assert queue.ack(taken(queue), "of another type")
+        results = dict(queue.results(double))
+        assert list(results.values()) == [2 * number for number in range(250)]
+        assert [found.record.id for found in queue.find(Query(state="completed", type=""))] == ["other"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
 
 from cuelight.errors import RateLimited, Rejected
 from cuelight.mailbox import current_backend
-from cuelight.tasks import Limit, Task, TaskQueue, task
+from cuelight.tasks import Limit, Task, TaskQueue, current_task, task
 from cuelight.testing import virtual_backend
 from helpers.workers import A_SECOND, new_worker, open_queue, snapshot, until
 
@@ -345,3 +345,49 @@ async def test_dead_letters_are_logged_as_errors(caplog: pytest.LogCaptureFixtur
 def test_what_makes_no_sense_is_refused_where_it_is_given(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         new_worker(None, **options)
+
+
+async def test_a_context_variable_that_cannot_be_compared_is_not_left_to_the_next_task() -> None:
+    class Odd:
+        def __eq__(self, other: object) -> bool:
+            raise TypeError("not comparable")
+
+        __hash__ = object.__hash__
+
+    variable: ContextVar[Any] = ContextVar("variable", default=None)
+
+    async def look(_: Any) -> bool:
+        found = variable.get()
+        variable.set(Odd())
+        return found is None
+
+    async with open_queue() as queue:
+        variable.set(None)
+        async with new_worker(queue, {"look": look}, concurrency=1):
+            tasks = [Task(task_type="look") for _ in range(3)]
+            await queue.enqueue_many(tasks)
+            assert [await queue.handle(each.task_id).result() for each in tasks] == [True, True, True]
+
+
+async def test_an_error_that_breaks_the_printing_of_errors_is_an_error_by_its_name() -> None:
+    broken = SyntaxError("of a template")
+    broken.text = cast("str", 5)
+    broken.lineno = 1
+    async with open_queue() as queue:
+        kept = await snapshot(queue, await run_once(queue, broken))
+    assert (kept.history[0].error, kept.history[0].traceback) == ("SyntaxError", "")
+
+
+async def test_the_epoch_of_an_attempt_grows_with_each_attempt() -> None:
+    epochs: list[int] = []
+
+    async def fail_twice(_: Any) -> None:
+        epochs.append(current_task().epoch)
+        if len(epochs) < 3:
+            raise ConnectionError("again")
+
+    async with open_queue() as queue, new_worker(queue, {"fail": fail_twice}):
+        mine = Task(task_type="fail")
+        await queue.enqueue(mine)
+        await until(queue, mine, "completed")
+    assert epochs == [1, 2, 3]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from cuelight.tasks import Claim, Finish, Store, Task, TaskWorker
+from cuelight.tasks import Beat, Claim, Finish, Store, Task, TaskWorker
 from cuelight.tasks._codec import encode
 from helpers.workers import Faulty, Wrapped, loop_store, new_worker, open_queue, snapshot, until
 
@@ -301,3 +301,38 @@ async def test_a_finish_that_the_store_chokes_on_does_not_keep_the_others_back(
             assert await queue.handle(each.task_id).result() == each.payload
         assert (await snapshot(queue, tasks[3])).counts.crashes == 1
     assert any("drops the finish" in record.message for record in caplog.records)
+
+
+async def test_a_task_that_was_claimed_ahead_and_is_cancelled_or_lost_is_never_begun() -> None:
+    ran: list[Any] = []
+    arranged: list[str] = []
+    store = loop_store()
+
+    async def run(payload: Any) -> None:
+        ran.append(payload)
+        shift = worker._shift
+        assert shift is not None
+        if len(shift.waiting) < 3 or arranged:
+            await anyio.sleep(0.001)
+            return
+        stolen, cancelled = list(shift.waiting)[1:3]
+        arranged.extend((stolen.record.id, cancelled.record.id))
+        assert await queue.cancel(cancelled.record.id) == "cancelling"
+        shift.heard(Beat([(stolen.record.id, stolen.epoch)], [(cancelled.record.id, cancelled.epoch)]))
+
+    async with (
+        open_queue(store) as queue,
+        new_worker(queue, {"run": run}, lease=LEASE, concurrency=2) as worker,
+    ):
+        tasks = [Task(task_id=f"t{number}", task_type="run", payload=f"t{number}") for number in range(300)]
+        await queue.enqueue_many(tasks)
+        for each in tasks:
+            if each.task_id not in arranged:
+                await until(queue, each, "completed")
+        assert arranged
+        stolen, cancelled = arranged
+        assert not {stolen, cancelled} & set(ran)
+        assert (await snapshot(queue, cancelled)).state == "cancelled"
+        assert worker.stats().lease_lost == 1
+        kept = await until(queue, stolen, "completed")  # by a later claim: this one never had it
+        assert (kept.counts.crashes, ran.count(stolen)) == (1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -9,8 +10,9 @@ import anyio
 import pytest
 
 from cuelight.errors import PoolClosed
-from cuelight.tasks import Task, TaskQueue
-from helpers.workers import new_worker, open_queue, snapshot, until
+from cuelight.supervision import ActorSystem
+from cuelight.tasks import Task, TaskQueue, TaskWorker, _chores
+from helpers.workers import loop_store, new_worker, open_queue, snapshot, until
 
 
 class Gate:
@@ -331,3 +333,52 @@ def test_a_blocking_queue_is_refused_with_the_way_out() -> None:
         given: Any = queue
         with pytest.raises(TypeError, match="needs an async TaskQueue"):
             new_worker(given, handler=print)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_task_that_blocks_the_loop_is_reported_with_where_it_stands(
+    backend: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_chores, "BLOCKED", 0.1)
+
+    async def block(_: Any) -> None:
+        give_up = time.monotonic() + 20
+        while "has been blocked" not in caplog.text and time.monotonic() < give_up:
+            time.sleep(0.01)  # noqa: ASYNC251 - what this is about
+
+    async def main() -> None:
+        async with TaskQueue() as queue, TaskWorker(queue, {"block": block}, worker_id="w"):
+            mine = Task(task_type="block")
+            await queue.enqueue(mine)
+            await queue.handle(mine.task_id).result(timeout=30)
+
+    anyio.run(main, backend=backend)
+    [report] = [record.getMessage() for record in caplog.records if "has been blocked" in record.message]
+    assert "the event loop of w has been blocked for" in report
+    assert "1 tasks run in it and their leases are kept" in report
+    assert "in block\n" in report
+
+
+async def test_a_worker_that_could_not_begin_can_be_entered_later() -> None:
+    async with ActorSystem("test", slow_after=None) as system:
+        queue = TaskQueue(loop_store(), system=system)
+        worker = new_worker(queue, handler=print)
+        await queue.ready()
+    for _ in range(2):
+        with pytest.raises(PoolClosed, match="its system has ended"):
+            await worker.__aenter__()
+    await worker.__aexit__(None, None, None)
+
+
+async def test_a_store_that_is_closed_under_a_worker_ends_it_and_the_finishes_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gate = Gate()
+    async with open_queue() as queue:
+        await fill(queue, 3)
+        async with new_worker(queue, {"gate": gate.pass_through}, concurrency=3, worker_id="w"):
+            await settle()
+            await queue.store.close()
+            gate.opened.set()
+            await settle()
+        assert "w: its store was closed with 3 unsent finishes" in caplog.text

@@ -177,8 +177,12 @@ def _after(last: str) -> str:
 
 
 def _entry(raw: Any) -> Entry:
-    _, sender, _, _, _, total, _, form, _, payload = raw[1]
-    return Entry(_text(raw[0]), _text(sender), int(total), _text(form), payload)
+    identity, fields = _text(raw[0]), raw[1]
+    try:
+        _, sender, _, _, _, total, _, form, _, payload = fields
+        return Entry(identity, _text(sender), int(total), _text(form), payload)
+    except ValueError:  # somebody else has put it there
+        return Entry(identity, "nobody", 0, "none", repr(fields).encode())
 
 
 def _text(value: Any) -> str:

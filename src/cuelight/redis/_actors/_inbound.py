@@ -21,7 +21,7 @@ from cuelight.actors import Cell, Exit
 from cuelight.actors._cell import DEAD
 from cuelight.actors._reply import Asked
 from cuelight.actors._stream import StreamSlot
-from cuelight.errors import MailboxFull, MessageRefused, NotStarted
+from cuelight.errors import MessageRefused, NotStarted
 from cuelight.mailbox import WaitingSender
 from cuelight.redis._actors._frames import Ask, Cancel, Chunk, Link, More, Open, Reply, Signal, Tell, Up, Watch
 from cuelight.redis._actors._outcomes import ended_frame, fail_frame, unsendable
@@ -38,7 +38,7 @@ class Inbound:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self.asks: dict[int, Asked] = {}
-        self._watched: dict[int, tuple[Cell, Callable[[Exit], None]]] = {}
+        self._watched: dict[int, tuple[list[Any], Callable[[Exit], None]]] = {}
 
     # Messages.
 
@@ -61,8 +61,8 @@ class Inbound:
             if not cell.put(message):
                 _Entering.line_up(cell, message, credit)
                 return
-        except MailboxFull:
-            cell.dropped(message, "mailbox_full")
+        except Exception as error:  # an overflow policy refuses by raising, whatever it likes
+            membership.runtime.dead_letters.add(message, cell, "mailbox_full", error)
         credit()
 
     # Requests.
@@ -95,8 +95,10 @@ class Inbound:
         try:
             if not cell.put(asked):
                 cell.line_up(asked)
-        except MailboxFull as error:
-            asked.fail(NotStarted(str(error)))
+        except Exception as error:
+            refusal = NotStarted(f"{cell.path} did not take {message!r}: {error}")
+            refusal.__cause__ = error
+            asked.fail(refusal)
 
     def _refuse(self, number: int, error: NotStarted) -> None:
         self._peer.send(fail_frame(number, error, self._peer.membership.registry))
@@ -141,14 +143,15 @@ class Inbound:
         cell = self._peer.membership.exported(frame.to)
         if cell is None:
             self._peer.send(ended_frame(frame.to, self._peer.membership.gone_actor(frame.to).exit))
-        elif frame.to not in self._watched:
+        else:
 
             def ended(exit_: Exit) -> None:
                 self._watched.pop(frame.to, None)
                 self._peer.send(ended_frame(frame.to, exit_))
 
-            self._watched[frame.to] = cell, ended
-            cell.bonds_made().when_ended.append(ended)
+            waiting = cell.bonds_made().when_ended
+            waiting.append(ended)
+            self._watched[frame.to] = waiting, ended
 
     def signal(self, frame: Signal) -> None:
         """Stop, kill or interrupt an actor."""
@@ -188,9 +191,8 @@ class Inbound:
         asks, self.asks = self.asks, {}
         for asked in asks.values():
             asked.cancel()
-        for cell, ended in self._watched.values():
-            if cell.bonds is not None and ended in cell.bonds.when_ended:
-                cell.bonds.when_ended.remove(ended)
+        for waiting, ended in self._watched.values():
+            waiting.remove(ended)
         self._watched.clear()
 
 

@@ -118,8 +118,6 @@ class Membership:
 
     def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run something beside, for as long as this membership lasts. Callable from any callback of the loop."""
-        if self.over:
-            return
         self._tasks += 1
 
         async def run() -> None:
@@ -172,7 +170,7 @@ class Membership:
             with anyio.move_on_after(patience / 2):
                 try:
                     await self.directory.leave(self.others())
-                except (StoreUnavailable, StoreRefused, ResponseError) as error:
+                except Exception as error:  # whatever it is: nothing may be left beating
                     log.warning(
                         "%s could not take leave of its cluster: its lease will run out: %s", self.identity, error
                     )
@@ -337,7 +335,7 @@ class Membership:
                 before = total
                 for entry in entries:
                     self._deal_with(entry)
-                    last, total = entry.id, entry.total
+                    last, total = entry.id, max(total, entry.total)
                     await checkpoint()
                 # What was dealt with is forgotten by the next look; much of it had better be soon.
                 if len(entries) < ENTRIES_AT_ONCE and total - before < MUCH:

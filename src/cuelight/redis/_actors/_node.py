@@ -16,11 +16,10 @@ from typing import Any, Final
 
 import anyio
 import msgspec
-from redis.exceptions import ResponseError
 
 from cuelight.actors import Cell, Exit, Ref, Runtime
 from cuelight.actors._cell import DEAD
-from cuelight.errors import ActorNotFound, CuelightError, NameTaken, StoreRefused, StoreUnavailable
+from cuelight.errors import ActorNotFound, NameTaken, StoreUnavailable
 from cuelight.redis._actors._directory import Directory
 from cuelight.redis._actors._membership import Membership
 from cuelight.redis._actors._registry import Registry
@@ -183,9 +182,9 @@ class RedisNode:
     async def _entered_again(self) -> bool:
         """Try to join with all names. What could not be begun as a whole ends as a whole."""
         assert self._runtime is not None  # noqa: S101 - it has joined before
+        assert self._membership is not None  # noqa: S101
         try:
-            if self._membership is not None:  # whatever is left of it: its names are wanted
-                await self._membership.directory.leave()
+            await self._membership.directory.leave()  # whatever is left of it: its names are wanted
             await self._enter(self._runtime)
             for name, cell in list(self._names.items()):
                 await self._expose_again(name, cell)
@@ -193,8 +192,7 @@ class RedisNode:
         except Exception as error:  # whatever it is: a node that gives up would be deaf for ever
             known = isinstance(error, StoreUnavailable | LookupError)
             log.log(logging.DEBUG if known else logging.WARNING, "cannot join the cluster again yet: %r", error)
-            if self._membership is not None:
-                await self._membership.leave(self._patience)
+            await self._membership.leave(self._patience)
             await anyio.sleep(min(0.5, self._lease / 5))
             return False
         return True
@@ -252,7 +250,7 @@ class RedisNode:
         async def drop() -> None:
             try:
                 await self._take_back(name, cell)
-            except (StoreUnavailable, StoreRefused, ResponseError) as error:
+            except Exception as error:
                 log.warning("the name %r could not be taken back: it ends with this node: %s", name, error)
 
         self._spawn(drop, f"takes back {name}")
@@ -325,13 +323,11 @@ class RedisNode:
                 await self._membership.leave(self._patience)
             if self._own:
                 await self._server.aclose()
-        except Exception:
-            log.exception("an internal error of Cuelight; please report it")
         finally:
             left.set()
 
     def _spawn(self, function: Any, what: str) -> None:
-        """Run something beside, until it has ended or this node leaves."""
+        """Run something beside, which does not raise; this node waits for it when it leaves."""
         runtime = self._runtime
         assert runtime is not None  # noqa: S101 - it has joined
         self._tasks += 1
@@ -339,10 +335,6 @@ class RedisNode:
         async def run() -> None:
             try:
                 await function()
-            except CuelightError as error:
-                log.warning("the node %s %s: %s", self.identity, what, error)
-            except Exception:
-                log.exception("an internal error of Cuelight; please report it")
             finally:
                 self._tasks -= 1
                 if self._idle is not None:

@@ -112,9 +112,8 @@ def error_of(frame: Fail, registry: Registry) -> CuelightError:
     refusal: Any = ReplyError if frame.error == "ReplyError" else registry.error_class(frame.error)
     error: CuelightError
     if refusal is not None:
-        # Its own __init__ may ask for more than the text, which is all that has come.
-        error = refusal.__new__(refusal, frame.text)
-        error.args = (frame.text,)
+        # Its own constructor may ask for more than the text, which is all that has come.
+        error = BaseException.__new__(refusal, frame.text)
     else:
         error = OUTCOMES.get(frame.error, Unknown)(frame.text)
     if frame.cause is not None:

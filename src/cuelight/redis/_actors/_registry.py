@@ -60,8 +60,8 @@ class Registry:
         self._names[kind] = name
         if not issubclass(kind, ReplyError):
             try:
-                msgspec.msgpack.Decoder(kind, dec_hook=_no_ref)
-                msgspec.msgpack.Decoder(answer_type(kind), dec_hook=_no_ref)
+                msgspec.msgpack.Decoder(kind)
+                msgspec.msgpack.Decoder(answer_type(kind))
             except (TypeError, NameError, ValueError) as error:
                 raise TypeError(f"{_place(kind)} cannot travel: {error}") from error
 
@@ -171,10 +171,6 @@ class Coder:
         if (get_origin(kind) or kind) is Ref:
             return self._ref_at(msgspec.convert(value, Address))
         raise TypeError(f"{kind!r} is none of the types that msgspec decodes")
-
-
-def _no_ref(kind: Any, _: Any) -> Any:
-    raise TypeError(f"{kind!r} is not decoded here")
 
 
 def _classes_of(source: Any) -> Iterable[type[Any]]:

@@ -192,17 +192,13 @@ class RemoteCell(Cell):
                 )
             )
 
-    def cancel_running(self, ask: Asked) -> None:
-        self.given_up(ask)
-
     # Lives.
 
     def bonds_made(self) -> Bonds:
         if self.bonds is None:
             self.bonds = self.runtime.new_bonds(self)
-            if self.state != DEAD:
-                self.peer.keep(self)
-                self.peer.send(Watch(self.serial))
+            self.peer.keep(self)
+            self.peer.send(Watch(self.serial))
         return self.bonds
 
     def end(self, exit_: Exit) -> None:
@@ -228,8 +224,7 @@ class RemoteCell(Cell):
     def came_up(self) -> None:
         """A later incarnation is up, for those who wait in `stop` or `kill`."""
         self.incarnation += 1
-        if self.bonds is not None:
-            self.bonds.has_started()
+        self.bonds_made().has_started()
 
     def linked_by(self, other: Cell) -> None:
         self._link(other, True)
@@ -279,9 +274,6 @@ class RemoteCell(Cell):
 
     def bury(self, exit_: Exit) -> None:
         raise NotImplementedError
-
-    def runs(self, task: Any) -> bool:
-        return False
 
 
 class _Reading:

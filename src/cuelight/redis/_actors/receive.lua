@@ -21,9 +21,11 @@ if #entries < tonumber(ARGV[5]) then
 end
 for _, entry in ipairs(entries) do
   local sender, number = entry[2][2], entry[2][4]
-  local read = redis.call('HGET', KEYS[2], 'read:' .. sender)
-  if not read or tonumber(read) < tonumber(number) then
-    redis.call('HSET', KEYS[2], 'read:' .. sender, number)
+  if tonumber(number) then -- else somebody else has put it there
+    local read = redis.call('HGET', KEYS[2], 'read:' .. sender)
+    if not read or tonumber(read) < tonumber(number) then
+      redis.call('HSET', KEYS[2], 'read:' .. sender, number)
+    end
   end
 end
 return entries

@@ -83,10 +83,12 @@ class Faulty:
 
 
 @asynccontextmanager
-async def open_queue(store: Store | None = None, **options: Any) -> AsyncGenerator[TaskQueue]:
+async def open_queue(
+    store: Store | None = None, *, patience: float = 30.0, **options: Any
+) -> AsyncGenerator[TaskQueue]:
     """A queue in a system of its own, on the loop's clock."""
     async with ActorSystem("test", slow_after=None, **options) as system:
-        queue = TaskQueue(loop_store() if store is None else store, system=system)
+        queue = TaskQueue(loop_store() if store is None else store, system=system, patience=patience)
         await queue.size()  # it is open now
         yield queue
 

@@ -15,7 +15,7 @@ from redis import exceptions as redis_errors
 from cuelight.redis._client._connect import check_version, warn_of_eviction
 from cuelight.redis._client._sentinel import no_primary
 from cuelight.redis._client._settings import Address, Settings, place
-from cuelight.redis._client._slots import EVERYWHERE, KeyTable, SlotMap, redirection
+from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, redirection
 
 __all__ = ["BlockingServer"]
 
@@ -147,27 +147,30 @@ class BlockingServer:
                     continue
                 if isinstance(slots, Exception) or isinstance(table, Exception):
                     raise slots if isinstance(slots, Exception) else table
-                self._map, self._keys = SlotMap(slots, address), KeyTable(table)
-                break
+                if slots:
+                    self._map, self._keys = SlotMap(slots, address), KeyTable(table)
+                    break
+                last = redis_errors.ConnectionError(f"{place(address)}: it knows no slots yet")
             else:
                 raise last
         return self._map, self._keys
 
     def _call_cluster(self, command: Sequence[Any]) -> Any:
         slots, table = self._known()
-        if " ".join(str(word).upper() for word in command[:2]) in EVERYWHERE or str(command[0]).upper() in EVERYWHERE:
-            return [self._call_at(address, command) for address in slots.primaries][-1]
-        address = slots.owner(table.slot_of(command))
+        reply: Any = None
+        if concerns_all(command):
+            for each in slots.primaries:
+                reply = self._call_member(each, command)
+                if isinstance(reply, Exception):
+                    break
+            return reply
+        slot = table.slot_of(command)
+        address = slots.owner(slot)
         if address is None:
             self._map = None
-            raise redis_errors.ClusterDownError("nobody has this slot", status_code="CLUSTERDOWN")
-        reply: Any = None
+            raise redis_errors.ClusterDownError(f"nobody has slot {slot}", status_code="CLUSTERDOWN")
         for _ in range(_HOPS):
-            try:
-                reply = self._call_at(address, command)
-            except (OSError, redis_errors.RedisError):
-                self._map = None
-                raise
+            reply = self._call_member(address, command)
             if isinstance(reply, redis_errors.MovedError):
                 address = redirection(reply, address)
                 self._map = None  # others have moved, too
@@ -176,6 +179,13 @@ class BlockingServer:
             else:
                 break
         return reply
+
+    def _call_member(self, address: Address, command: Sequence[Any]) -> Any:
+        try:
+            return self._call_at(address, command)
+        except (OSError, redis_errors.RedisError):
+            self._map = None
+            raise
 
 
 def _read(connection: Any) -> Any:

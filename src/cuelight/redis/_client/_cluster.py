@@ -18,7 +18,7 @@ from cuelight.redis._client._node import Node
 from cuelight.redis._client._push import PushLine
 from cuelight.redis._client._route import Route
 from cuelight.redis._client._settings import Address, Settings, place
-from cuelight.redis._client._slots import EVERYWHERE, KeyTable, SlotMap, redirection, slot_of_key
+from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, redirection, slot_of_key
 
 __all__ = ["ClusterRoute"]
 
@@ -92,8 +92,7 @@ class ClusterRoute(Route):
 
     async def call(self, command: Sequence[Any]) -> Any:
         """Send one command to where its slot is, and there again where it has moved."""
-        name = " ".join(str(word).upper() for word in command[:2])
-        if name in EVERYWHERE or name.partition(" ")[0] in EVERYWHERE:
+        if concerns_all(command):
             return await self._call_everywhere(command)
         slot = (await self._known())[1].slot_of(command)
         address = await self._owner(slot)

@@ -12,16 +12,23 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from cuelight.redis._client._settings import Address
 
-__all__ = ["EVERYWHERE", "KeyTable", "SlotMap", "redirection", "slot_of_key"]
+__all__ = ["KeyTable", "SlotMap", "concerns_all", "redirection", "slot_of_key"]
 
-EVERYWHERE: Final = frozenset({"FLUSHALL", "FLUSHDB", "SCRIPT FLUSH", "SCRIPT LOAD"})
-"""Commands that concern all primaries."""
+_EVERYWHERE: Final = frozenset({"FLUSHALL", "FLUSHDB", "SCRIPT FLUSH", "SCRIPT LOAD"})
 
 _COUNTED: Final[Mapping[str, int]] = {
     **dict.fromkeys(("EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "FCALL", "FCALL_RO", "BLMPOP", "BZMPOP"), 2),
     **dict.fromkeys(("LMPOP", "SINTERCARD", "ZDIFF", "ZINTER", "ZINTERCARD", "ZMPOP", "ZUNION"), 1),
 }
 """Where commands say how many keys follow."""
+
+
+def concerns_all(command: Sequence[Any]) -> bool:
+    """Whether a command is for all primaries; its name may be in one word or in two."""
+    words = _text(command[0]).upper().split()
+    if words == ["SCRIPT"] and len(command) > 1:
+        words.append(_text(command[1]).upper())
+    return " ".join(words) in _EVERYWHERE
 
 
 def slot_of_key(key: Any) -> int:

@@ -52,7 +52,7 @@ class Lowering:
         until: when there is no use in it any more, by the clock of leases.
         over: whether it is sent no more.
         outcome: 1 if it was held, 0 if not any more, 2 if it left the line; None if that is not known.
-        waiting: whom to wake when it is over: a loop, or None for anywhere, and what to call there.
+        waiting: whom to wake when it is over: a loop, and what to call there.
     """
 
     __slots__ = ("left", "outcome", "over", "ticket", "until", "waiting")

@@ -207,16 +207,15 @@ class RedisClaim(BaseLock):
         core, held = self._core, not lease.lost
         lowering = self._end(lease)
         release(core, lease.weight)
-        if not lowering.over:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await core.ask("lower")
-                    await _settled(core, lowering)
-            except FAILURES:
-                keeper_here().flush(core)
-            except BaseException:
-                keeper_here().flush(core)
-                raise
+        try:
+            with anyio.CancelScope(shield=True):
+                await core.ask("lower")
+                await _settled(core, lowering)
+        except FAILURES:
+            keeper_here().flush(core)
+        except BaseException:
+            keeper_here().flush(core)
+            raise
         return held and lowering.outcome != 0
 
     # Blocks.
@@ -224,9 +223,9 @@ class RedisClaim(BaseLock):
     async def _enter(self, timeout: float | None) -> None:
         await self.acquire(timeout)
         lease = self.lease
-        lease.scope = anyio.CancelScope()
-        lease.scope.__enter__()
-        self._core.blocks.setdefault(lease.owner, []).append(lease)
+        scope = lease.scope = anyio.CancelScope()
+        scope.__enter__()
+        self._core.blocks.setdefault(lease.owner, []).append((lease, scope))
 
     async def __aenter__(self) -> Self:
         await self._enter(None)
@@ -235,15 +234,14 @@ class RedisClaim(BaseLock):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease = self._leave_block()
-        scope, lease.scope = lease.scope, None
+        lease, scope = self._leave_block()
+        lease.scope = None
         left = error
-        if scope is not None:
-            try:
-                if scope.__exit__(kind, error, trace):  # only of a lease that was lost
-                    left = None
-            except BaseException as remaining:  # trio: what is left of a group
-                left = remaining
+        try:
+            if scope.__exit__(kind, error, trace):  # only of a lease that was lost
+                left = None
+        except BaseException as remaining:  # trio: what is left of a group; either: blocks that are not nested
+            left = remaining
         if lease.over:  # released inside
             failure: Exception | None = not_held(self._core, lease.owner)
         else:
@@ -253,17 +251,17 @@ class RedisClaim(BaseLock):
         if left is not error and left is not None:
             raise left
 
-    def _leave_block(self) -> Lease:
-        """The lease of the innermost block of this lock that the one who asks is in."""
+    def _leave_block(self) -> tuple[Lease, anyio.CancelScope]:
+        """The lease and the scope of the innermost block of this lock that the one who asks is in."""
         blocks = self._core.blocks
         me = whoever()
         mine = blocks.get(me, [])
         for place in range(len(mine) - 1, -1, -1):
-            if mine[place].claim is self:
-                lease = mine.pop(place)
+            if mine[place][0].claim is self:
+                block = mine.pop(place)
                 if not mine:
                     del blocks[me]
-                return lease
+                return block
         raise not_held(self._core, me)
 
     def __exit__(
@@ -321,7 +319,7 @@ def _blocking(core: SharedCore, op: str) -> Any:
 
 
 async def _settled(core: SharedCore, lowering: Lowering) -> None:
-    """Wait until a lowering is over that somebody else has sent."""
+    """Wait until a lowering is over, that a thread may have sent before we did."""
     if lowering.over:
         return
     slot = new_slot()
@@ -330,5 +328,5 @@ async def _settled(core: SharedCore, lowering: Lowering) -> None:
         if not slot.done():
             slot.set_result(None)
 
-    if core.when_settled(lowering, wake, running_loop()):
-        await slot
+    core.when_settled(lowering, wake, running_loop())
+    await slot

@@ -53,12 +53,14 @@ def loop_has_ended(loop: Any) -> bool:
 class Keeper:
     """Of one loop. What it does it does there; `hold`, `drop` and `let_go` may be called from any thread."""
 
-    def __init__(self, elsewhere: Callable[[SharedCore], object]) -> None:
+    def __init__(self, elsewhere: Callable[[SharedCore], object], *, ours: bool = False) -> None:
         """Begin in the running loop.
 
         Args:
             elsewhere: sends what is to be given back when this loop has ended.
+            ours: whether the loop is one that keeps the leases of all threads: nobody may end it.
         """
+        self.ours = ours
         self._backend = current_backend()
         self.loop = self._backend.loop
         self._elsewhere = elsewhere

@@ -122,8 +122,11 @@ class Lease:
         elif callable(on_loss):
             try:
                 on_loss(self)
-            except Exception:
+            except BaseException as error:
                 log.exception("on_loss of %s failed", self.name)
+                # `sys.exit` ends the loop that it is called in: that of a user, but not that of all threads.
+                if not isinstance(error, Exception) and not self.home.ours:
+                    raise
 
     def disown(self, reason: str) -> None:
         """It is another's: nobody is told."""

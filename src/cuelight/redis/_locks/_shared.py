@@ -25,7 +25,7 @@ from redis.exceptions import ResponseError
 from cuelight.coordination._core import Core
 from cuelight.coordination._endings import forget, monitor, now
 from cuelight.errors import StoreRefused
-from cuelight.mailbox import call_in_loop, running_loop
+from cuelight.mailbox import call_in_loop
 from cuelight.redis._locks._calls import LEASE, Answer, Lowering, Ticket, renewal
 from cuelight.redis._locks._names import Names, client_name
 from cuelight.redis._locks._terms import Terms
@@ -33,6 +33,8 @@ from cuelight.redis._locks._terms import now as clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import anyio
 
     from cuelight.redis._client import Argument, Server
     from cuelight.redis._locks._ears import Ear
@@ -91,7 +93,7 @@ class SharedCore(Core):
         super().__init__(thing, capacity, several=several, writers_first=writers_first, debug=debug)
         self.names, self.server = names, server
         self.leases: dict[Any, list[Lease]] = {}
-        self.blocks: dict[Any, list[Lease]] = {}  # of those in a block of `async with`, innermost last
+        self.blocks: dict[Any, list[tuple[Lease, anyio.CancelScope]]] = {}  # `async with`, innermost last
         self.ears: dict[Any, Ear] = {}
         self.pending: deque[Lowering] = deque()
         self._guard = threading.Lock()
@@ -148,18 +150,15 @@ class SharedCore(Core):
         if lowering.left == 0:
             self.drop_ticket(lowering.ticket)
         if waiting is not None:
-            loop, wake = waiting
-            if loop is None or loop is running_loop():
-                wake()
-            else:
-                call_in_loop(loop, wake)
+            call_in_loop(*waiting)
 
-    def when_settled(self, lowering: Lowering, wake: Callable[[], object], loop: Any) -> bool:
-        """Have `wake` called in a loop, or anywhere, when it is settled. Returns False if it is already."""
+    def when_settled(self, lowering: Lowering, wake: Callable[[], object], loop: Any) -> None:
+        """Have `wake` called in a loop when it is settled, or soon if it is already."""
         with self._guard:
-            if not lowering.over:
-                lowering.waiting = (loop, wake)
-            return not lowering.over
+            lowering.waiting = (loop, wake)
+            over = lowering.over
+        if over:  # pragma: no cover - a thread settled it since the caller looked
+            call_in_loop(loop, wake)
 
     # Leases.
 

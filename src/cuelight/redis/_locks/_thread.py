@@ -109,7 +109,7 @@ class LoopThread:
         return self._keeper
 
     async def _live(self, ready: Future[Keeper]) -> None:
-        keeper, self._nudge = Keeper(self.flush), asyncio.Event()
+        keeper, self._nudge = Keeper(self.flush, ours=True), asyncio.Event()
         ready.set_result(keeper)
         quiet = False
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import ssl
 import threading
@@ -25,6 +26,8 @@ SPARED: Final = frozenset({"AUTH", "CLIENT", "HELLO", "INFO", "PING", "SELECT"})
 
 _PUSHED: Final = frozenset({"PSUBSCRIBE", "PUNSUBSCRIBE", "SSUBSCRIBE", "SUBSCRIBE", "SUNSUBSCRIBE", "UNSUBSCRIBE"})
 """Commands that are answered, in RESP3, by push messages, which are no replies."""
+
+_PIECE: Final = 0.02  # seconds between the pieces of a reply that is passed on slowly
 
 _T = TypeVar("_T")
 
@@ -72,6 +75,7 @@ class TcpProxy:
         self.silent = False
         self.refusing = False
         self.delayed = 0.0
+        self.rate = math.inf
         self.accepted = 0
         self.faults = 0
         self.commands: Counter[str] = Counter()
@@ -122,6 +126,10 @@ class TcpProxy:
         """Hold back what the server says for so long."""
         self._in_loop(lambda: setattr(self, "delayed", seconds))
 
+    def slow_down(self, rate: float) -> None:
+        """Pass on so many bytes of replies in a second over each connection; inf for all at once, from here on."""
+        self._in_loop(lambda: setattr(self, "rate", rate))
+
     def cut(self) -> None:
         """Cut all connections that there are."""
         self._in_loop(self._cut)
@@ -153,7 +161,7 @@ class TcpProxy:
                 self._cut()
             for link in [link for link in self._links if link.silent]:
                 link.cut()
-            self.silent, self.refusing, self.delayed = False, False, 0.0
+            self.silent, self.refusing, self.delayed, self.rate = False, False, 0.0, math.inf
 
         self._in_loop(end)
 
@@ -246,12 +254,22 @@ class TcpProxy:
                 elif manner == "cut before":
                     return
                 else:
-                    writer.write(reply)
+                    await self._say(link, writer, reply)
                     if manner == "cut after":
                         await writer.drain()
                         writer.close()
                         return
             await writer.drain()
+
+    async def _say(self, link: _Link, writer: asyncio.StreamWriter, reply: bytes) -> None:
+        while reply and self.rate < math.inf and not writer.is_closing():
+            size = max(1, int(self.rate * _PIECE))
+            writer.write(reply[:size])
+            reply = reply[size:]
+            await writer.drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(link.gone.wait(), _PIECE)
+        writer.write(reply)
 
     def _judge(self, link: _Link, reply: bytes) -> Manner | None:
         """What is to happen to a reply."""

@@ -7,11 +7,12 @@ from typing import Any
 
 import anyio
 import msgspec
+import pytest
 from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cuelight import ActorSystem, AskError, MailboxFull, NotStarted, Ref
+from cuelight import ActorSystem, AskError, MailboxFull, NotStarted, NotStartedTimeout, Ref
 from cuelight.redis import NodeLost
 from cuelight.redis._actors._flights import Flights
 from cuelight.redis._actors._frames import Ask, Cancel, Frame, Tell
@@ -152,3 +153,48 @@ async def scenario(steps: list[tuple[str, int]]) -> None:
 @given(STEPS)
 def test_remote_lanes_keep_order_window_and_every_message(backend: Backend, steps: list[tuple[str, int]]) -> None:
     run_on(backend, scenario, steps)
+
+
+async def full(system: ActorSystem) -> Lane:
+    """A lane in which there is no room."""
+    lane = Lane(system)
+    for number in range(WINDOW):
+        lane.ref.tell_nowait(Add(number))
+    return lane
+
+
+async def test_a_broadcast_drops_what_finds_no_room_on_its_way_to_a_remote_actor() -> None:
+    async with ActorSystem("near") as system:
+        lane = await full(system)
+        group = system.group("all")
+        group.join(lane.ref)
+        assert group.broadcast(Add(9)) == 0
+        (letter,) = system.dead_letters
+        assert (letter.reason, letter.message) == ("mailbox_full", Add(9))
+        lane.cell.credited(1)
+        assert group.broadcast(Add(10)) == 1
+        assert lane.wire.sent == [*range(WINDOW), 10]
+
+
+async def test_an_ask_that_finds_no_room_in_time_was_never_sent() -> None:
+    async with ActorSystem("near") as system:
+        lane = await full(system)
+        with pytest.raises(NotStartedTimeout, match="had not begun"):
+            await lane.ref.ask(Echo({"n": [9]}), timeout=0.02)
+        lane.cell.credited(WINDOW)
+        assert lane.wire.sent == list(range(WINDOW))
+        assert len(lane.wire.flights) == 0
+
+
+async def test_asks_that_are_given_up_do_not_pile_up_before_a_remote_actor() -> None:
+    async with ActorSystem("near") as system, anyio.create_task_group() as group:
+        lane = await full(system)
+        group.start_soon(lane.tell, 8)
+        await checkpoint()
+        for _ in range(500):
+            lane.ref.ask(Echo({"n": [9]})).cancel()
+            assert lane.ref.statistics().waiting_senders <= 70
+        lane.cell.credited(1)
+        while 8 not in lane.wire.sent:
+            await checkpoint()
+        assert lane.wire.sent == [*range(WINDOW), 8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import anyio
 import msgspec
@@ -34,6 +34,7 @@ from cuelight.redis._actors._frames import Ask, Credit, Tell, batch_of, frames_o
 from helpers.nodes import Add, Blob, Echo, Plain, Player, Total, Twice, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import shared_server
 
+T = TypeVar("T")
 VALUES = st.integers(-(2**63), 2**63) | st.text() | st.binary()
 
 
@@ -116,6 +117,45 @@ async def test_what_msgspec_cannot_encode_is_refused_where_it_is_sent() -> None:
         async with ActorSystem("another") as another:
             with pytest.raises(MessageRefused, match="belongs to another system"):
                 await ref.tell(Loose(await another.spawn(Plain)))
+
+
+class Point:
+    pass
+
+
+class Drawn(Message):
+    at: Point
+
+
+async def test_what_msgspec_cannot_decode_is_refused_where_it_comes() -> None:
+    async with pair(messages=[Drawn]) as (here, there):
+        own = await there.spawn(Plain)
+        await there.expose(own, "actor")
+        anything: Any = 7
+        await (await here.resolve("actor")).tell(Drawn(anything))
+        await until(lambda: there.dead_letters.counts["undecodable"] == 1)
+        (letter,) = there.dead_letters
+        assert "Point'> is none of the types that msgspec decodes" in str(letter.error)
+
+
+class Paged(Generic[T]):
+    pass
+
+
+class Page(Paged[bytes], Request[int]):
+    pass
+
+
+class Pager(Actor[Page]):
+    @on(Page)
+    def page(self, message: Page) -> int:
+        return 7
+
+
+async def test_the_type_of_an_answer_is_found_behind_other_generic_bases() -> None:
+    async with pair(messages=[Page]) as (here, there):
+        await there.expose(await there.spawn(Pager), "pager")
+        assert await (await here.resolve("pager")).ask(Page()) == 7
 
 
 async def test_an_answer_of_the_wrong_type_is_refused_by_the_asker() -> None:

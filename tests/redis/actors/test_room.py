@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -124,6 +125,33 @@ async def test_overflow_policies_of_a_remote_actor_hold_and_make_dead_letters_th
         blocker.cancel()
         await until(lambda: own.statistics().queued == 0)
         assert await ref.ask(Total()) == 2
+
+
+class Picky(LookupError):
+    pass
+
+
+def picky(buffer: Sequence[object], item: object) -> int | None:
+    raise Picky(f"not with {len(buffer)} before it")
+
+
+async def test_an_overflow_policy_that_raises_refuses_messages_and_requests_from_afar() -> None:
+    log = Log()
+    async with pair() as (here, there):
+        own = await there.spawn(child(Player, log).with_options(capacity=1, overflow=picky))
+        await there.expose(own, "actor")
+        ref = await here.resolve("actor")
+        blocker = ref.ask(Slow(60, "block"))
+        await until(lambda: "begin block" in log.lines)
+        for _ in range(WINDOW + 10):  # none of those that are refused keeps its place in the window
+            await ref.tell(Add(1))
+        with pytest.raises(NotStarted, match="not with 1 before it"):
+            await ref.ask(Total(), timeout=5)
+        assert there.dead_letters.counts["mailbox_full"] == WINDOW + 9
+        assert isinstance(next(iter(there.dead_letters)).error, Picky)
+        blocker.cancel()
+        await until(lambda: own.statistics().queued == 0)
+        assert await ref.ask(Total()) == 1
 
 
 async def test_a_large_message_goes_through_and_fills_an_inbox_at_most_once() -> None:

@@ -19,6 +19,7 @@ from redis.exceptions import NoPermissionError
 
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient, Script
+from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._client._connect import check_version
 from cuelight.redis._client._settings import settings_of
 from helpers.redis_servers import RedisServer, redis_binary, shared_server, valkey_binary
@@ -95,7 +96,23 @@ async def test_credentials_are_asked_for_anew_for_each_connection(guarded: Redis
         await client.ping()
         async with client.dedicated() as other:
             await other.ping()
-    assert provider.asked == 2
+        assert provider.asked == 2
+        assert client.execute_blocking("ECHO", "in a thread") == b"in a thread"
+        assert provider.asked == 3
+    with pytest.raises(ValueError, match="give a user and a password, or a credential_provider, not both"):
+        RedisClient(guarded.url, username="writer", credential_provider=provider)
+
+
+async def test_credentials_that_cannot_be_reached_are_as_a_server_that_cannot(guarded: RedisServer) -> None:
+    class Away(CredentialProvider):
+        def get_credentials(self) -> tuple[str, str]:
+            raise OSError("no way to the vault")
+
+    async with RedisClient(guarded.url, credential_provider=Away()) as client:
+        with pytest.raises(StoreUnavailable, match="no way to the vault"):
+            await client.execute("PING")
+        with pytest.raises(StoreUnavailable, match="no way to the vault"):
+            client.execute_blocking("PING")
 
 
 async def test_unix_sockets_work_as_tcp_does() -> None:
@@ -127,6 +144,31 @@ async def test_tls_is_spoken_and_certificates_are_checked(tmp_path: Path) -> Non
             async with RedisClient(wrong, timeout=1) as client:
                 with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
                     await client.execute("PING")
+
+
+async def test_tls_shows_the_certificate_of_the_client_and_keeps_to_what_the_url_allows(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    mine = authority.issue_cert("client@example.org")
+    mine.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "mine.pem"))
+    with TcpProxy(shared_server().port, tls=context) as proxy:
+        url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={tmp_path}/ca.pem"
+        shown = f"{url}&ssl_certfile={tmp_path}/mine.pem&ssl_keyfile={tmp_path}/mine.pem"
+        fitting = f"{shown}&ssl_min_version={int(ssl.TLSVersion.TLSv1_2)}&ssl_ciphers=ECDHE%2BAESGCM"
+        async with RedisClient(fitting) as client:
+            assert await client.execute("ECHO", "shown") == b"shown"
+            assert client.execute_blocking("ECHO", "shown") == b"shown"
+        for wrong in (url, f"{shown}&ssl_min_version={int(ssl.TLSVersion.TLSv1_3)}"):
+            async with RedisClient(wrong, timeout=1) as client:
+                with pytest.raises(StoreUnavailable):
+                    await client.execute("PING")
+                with pytest.raises(StoreUnavailable):
+                    client.execute_blocking("PING")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +244,10 @@ async def test_a_server_without_hello_is_refused() -> None:
         async with RedisClient(server.url, timeout=1) as client:
             with pytest.raises(StoreRefused, match=r"does not know the command HELLO: Redis 6.2 or Valkey 7.2"):
                 await client.execute("PING")
+            with pytest.raises(StoreRefused, match=r"does not know the command HELLO: Redis 6.2 or Valkey 7.2"):
+                await client.subscribe("ch", lambda _: None, lambda: None)
+            with pytest.raises(StoreRefused, match=r"does not know the command HELLO: Redis 6.2 or Valkey 7.2"):
+                client.execute_blocking("PING")
 
 
 async def test_a_server_that_evicts_keys_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -262,3 +308,18 @@ async def test_commands_of_one_connection_are_refused_on_a_shared_one(command: A
             await client.execute("SET", "k", None)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="may block"):
             await client.pipeline(transaction=False).execute_command("BLPOP", "k", 0).execute()
+
+
+async def test_one_address_has_one_client_in_a_process() -> None:
+    url = shared_server().url
+    one = server_for(url, None)
+    assert server_for(url, None) is one
+    assert await one.execute("ECHO", "shared") == b"shared"
+    async with RedisClient(url) as own:
+        assert server_for(DEFAULT_URL, own) is own
+        with pytest.raises(ValueError, match="redis_url and server were both given: give one of them"):
+            server_for(url, own)
+
+
+def test_a_script_is_shown_by_its_name_and_not_by_its_text() -> None:
+    assert repr(Script("return 1", "one")) == "Script('one', e0e1f9fa)"

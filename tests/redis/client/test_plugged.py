@@ -16,6 +16,7 @@ import pytest
 import redis
 import redis.asyncio
 from coredis.retry import NoRetryPolicy
+from redis.credentials import CredentialProvider
 
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient, Script, Server, use_coredis, use_redis_py
@@ -105,6 +106,43 @@ async def test_lost_replies_are_asked_for_again_by_run_only(kind: str) -> None:
             for _ in range(6):
                 assert await server.run(ECHO, ["count"], ["a"]) == [b"a", b"1"]
             assert proxy.faults == 3
+
+
+async def test_a_plugged_client_that_waits_too_long_is_unavailable_and_serves_on(kind: str) -> None:
+    with TcpProxy(shared_server().port) as proxy:
+        async with server_over(kind, proxy.url, timeout=0.3) as server:
+            await server.execute("PING")
+            proxy.swallow_every(1, of={"ECHO"})
+            with pytest.raises(StoreUnavailable, match=r"no reply within 0\.3 s|nothing came"):
+                await server.execute("ECHO", "lost")
+            proxy.heal()
+            assert (await server.run(ECHO, ["none"], ["next"]))[0] == b"next"
+
+
+async def test_a_plugged_client_of_a_unix_socket_has_it_for_channels_and_threads_too(kind: str) -> None:
+    path = shared_server().path
+    async with server_over(kind, f"unix://{path}?db=2") as server:
+        await server.execute("SET", "where", "two")
+        assert server.execute_blocking("GET", "where") == b"two"
+        assert server.name == f"{path}/2"
+        heard: list[bytes] = []
+        await server.subscribe("ch", heard.append, lambda: None)
+        await server.publish("ch", b"hello")
+        await until(lambda: heard == [b"hello"])
+
+
+def test_credentials_that_a_plugged_client_cannot_reach_are_as_a_server_that_it_cannot() -> None:
+    class Away(CredentialProvider):
+        def get_credentials(self) -> tuple[str, str]:
+            raise OSError("no way to the vault")
+
+    async def main() -> None:
+        port = shared_server().port
+        async with redis.asyncio.Redis(port=port, protocol=3, credential_provider=Away()) as theirs:
+            with pytest.raises(StoreUnavailable, match="no way to the vault"):
+                await use_redis_py(theirs).execute("PING")
+
+    asyncio.run(main())
 
 
 def test_a_client_that_cannot_be_plugged_in_is_refused() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from redis.credentials import CredentialProvider
 
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient
@@ -164,6 +165,64 @@ async def test_a_listener_that_raises_harms_nobody() -> None:
         await client.subscribe("both", ear.message, ear.gap)
         await client.publish("both", b"1")
         await ear.until(b"1")
+
+
+async def test_a_listener_that_another_one_closes_hears_nothing_more(proxy: TcpProxy) -> None:
+    async with RedisClient(proxy.url) as client:
+        heard: list[str] = []
+
+        def first(_: object = None) -> None:
+            heard.append("first")
+            for one in others:
+                one.close()
+
+        await client.subscribe("shared", first, first)
+        for event in ("message", "gap"):
+            others = [await client.subscribe("shared", lambda _: heard.append("other"), lambda: heard.append("other"))]
+            if event == "message":
+                await client.publish("shared", b"close them")
+            else:
+                proxy.cut()
+            await until(lambda: heard == ["first"], lambda: heard)
+            ear = Ear()
+            marks = await client.subscribe("shared", ear.message, ear.gap)
+            await client.publish("shared", b"mark")
+            await ear.until(b"mark")
+            assert heard == ["first", "first"]
+            marks.close()
+            heard.clear()
+
+
+async def test_listening_goes_on_after_credentials_could_not_be_had(
+    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Vault(CredentialProvider):
+        error: Exception | None = None
+        asked = 0
+
+        def get_credentials(self) -> tuple[str, str]:
+            self.asked += 1
+            if self.error is not None:
+                raise self.error
+            return "default", "any"
+
+    vault = Vault()
+    ear = Ear()
+    async with RedisClient(proxy.url, timeout=0.3, credential_provider=vault) as client:
+        vault.error = LookupError("the vault is sealed")
+        with pytest.raises(StoreUnavailable, match=r"did not begin to listen to 'ch' .*the vault is sealed"):
+            await client.subscribe("ch", ear.message, ear.gap)
+        assert "the vault is sealed" in caplog.text
+    vault.error = None
+    async with RedisClient(proxy.url, credential_provider=vault) as client:
+        await client.subscribe("ch", ear.message, ear.gap)
+        vault.error, vault.asked = LookupError("the vault is sealed"), 0
+        proxy.cut()
+        await until(lambda: vault.asked >= 1)
+        vault.error = None
+        await ear.until(None)
+        await client.publish("ch", b"back")
+        await ear.until(None, b"back")
 
 
 async def test_a_subscription_that_is_cancelled_is_not_left_behind() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import redis
 from redis import exceptions as redis_errors
 
-from cuelight.redis._client._connect import check_version, warn_of_eviction
+from cuelight.redis._client._connect import check_version, of_login, warn_of_eviction
 from cuelight.redis._client._sentinel import no_primary
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, redirection
@@ -77,7 +77,10 @@ class BlockingServer:
     def _call_at(self, address: Address, *commands: Sequence[Any]) -> Any:
         """Send commands in one piece; the reply to the last."""
         pool = self._client(address).connection_pool
-        connection: Any = pool.get_connection()
+        try:
+            connection: Any = pool.get_connection()
+        except redis_errors.ResponseError as error:
+            raise of_login(error, place(address)) from error.__cause__
         reply: Any = None
         try:
             if address not in self._checked:

@@ -18,7 +18,7 @@ from cuelight.mailbox import Backend, current_backend
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._wire import AsyncioWire, Wire, pack_all
 
-__all__ = ["Opened", "check_version", "open_wire", "warn_of_eviction"]
+__all__ = ["Opened", "check_version", "of_login", "open_wire", "warn_of_eviction"]
 
 log = logging.getLogger("cuelight.redis")
 
@@ -77,7 +77,9 @@ async def open_wire(
             backend = current_backend()
             wire = await _connect(backend, settings, address, watched, on_push)
             opened = Opened(wire, await _handshake(wire, words, place(address)))
-    except (OSError, TimeoutError) as error:
+    except (anyio.BrokenResourceError, anyio.EndOfStream) as error:  # of a handshake of TLS
+        raise redis_errors.ConnectionError(f"{place(address)}: the server closed the connection") from error
+    except OSError as error:
         # The error of a time-out has no text.
         text = str(error) or f"no connection within {settings.connect_timeout:g} s"
         _end(wire, text)
@@ -161,14 +163,24 @@ async def _handshake(wire: Wire, words: list[Sequence[Any]], where: str) -> dict
     *needed, _, memory = replies
     for reply in needed:
         if isinstance(reply, Exception):
-            if "unknown command" in str(reply).lower():
-                raise StoreRefused(
-                    f"{where} does not know the command HELLO: {_needed()}, and the command must not be renamed"
-                )
-            raise reply
+            raise of_login(reply, where)
     warn_of_eviction(memory, where)
     hello: dict[bytes, Any] = needed[0]
     return hello
+
+
+def of_login(error: Exception, where: str) -> Exception:
+    """The error of who could not log in.
+
+    Args:
+        error: what the server said.
+        where: it is.
+    """
+    if "unknown command" in str(error).lower():
+        return StoreRefused(
+            f"{where} does not know the command HELLO: {_needed()}, and the command must not be renamed"
+        )
+    return error
 
 
 def check_version(hello: dict[bytes, Any]) -> tuple[int, int]:

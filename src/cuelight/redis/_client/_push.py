@@ -161,9 +161,10 @@ class PushLine:
                 await self._serve(pause)
             except (redis_errors.RedisError, StoreRefused) as error:
                 self._lost(error)
-            except Exception:  # whatever it is, nobody else would listen again
+            except Exception as error:  # whatever it is, nobody else would listen again
                 log.exception("the connection for push messages failed")
                 self._there.clear()
+                self.trouble = error
             await anyio.sleep(pause.next())
 
     async def _woken(self) -> None:

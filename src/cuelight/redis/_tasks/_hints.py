@@ -156,17 +156,18 @@ class Hints:
         if ear.subscription is not None:
             return ear
         async with ear.lock:
-            if ear.subscription is None:
-                subscription = await server.subscribe(self._channel, self._on_message, self._notify)
-                try:
-                    await self._look(ear, hungry=hungry)
-                except BaseException:
-                    subscription.close()
-                    raise
-                if self._closed:
-                    subscription.close()
-                else:
-                    ear.subscription = subscription
+            if ear.subscription is not None:  # others have begun to wait meanwhile
+                return ear
+            subscription = await server.subscribe(self._channel, self._on_message, self._notify)
+            try:
+                await self._look(ear, hungry=hungry)
+            except BaseException:
+                subscription.close()
+                raise
+            if self._closed:
+                subscription.close()
+            else:
+                ear.subscription = subscription
         return ear
 
     def open(self) -> None:

@@ -164,6 +164,13 @@ class Model:
         elif leases:
             self._check_none_may_run([task for task in pending if task.order < max(orders)])
 
+    def leased_again(self, leases: Sequence[Lease], lease: float) -> None:
+        """The answer to a claim was lost: what is still held is held from now on."""
+        for given in leases:
+            task = self.tasks[given.record.id]
+            task.due = max(task.due, self.now + lease)
+            assert given.expires == task.due
+
     def _check_none_may_run(self, left: list[Known]) -> None:
         held: set[str] = set()  # limits that a more urgent task waits for
         for task in left:

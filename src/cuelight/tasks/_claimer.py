@@ -65,7 +65,7 @@ class Errand:
     Attributes:
         finishes: what it settles.
         claim: what it claims; None for nothing.
-        sent: by the clock of the keeper.
+        sent: when it was sent last, by the clock of the keeper.
     """
 
     finishes: Sequence[Finish]
@@ -226,6 +226,7 @@ class Claimer:
         """Make the exchange; it is pending until it was answered."""
         finishes, claim = errand.finishes, errand.claim
         since = self._shift.store.version()
+        errand.sent = self._shift.keeper.clock()
         answer = await self._shift.store.exchange(finishes, claim)
         self._end(errand)
         self._is_back()

@@ -40,7 +40,7 @@ class Claims:
         """The leases, and when something may be claimable next."""
         again = self._book.claimed(claim.nonce)
         if again is not None:
-            return self._still_valid(claim, again), self._book.next_due()
+            return self._given_again(claim, again, now), self._book.next_due()
         unfinished = self._sweep(now)
         given: list[Row] = []
         if not self._book.paused and claim.most > 0:
@@ -50,9 +50,14 @@ class Claims:
         self._book.turns.settle(self._book.sizes[PENDING])
         return [_lease(row) for row in given], now if unfinished else self._book.next_due()
 
-    def _still_valid(self, claim: Claim, given: Sequence[tuple[Row, int]]) -> list[Lease]:
-        held = (IN_FLIGHT, claim.worker)
-        return [_lease(row) for row, epoch in given if (row.state, row.worker) == held and row.epoch == epoch]
+    def _given_again(self, claim: Claim, given: Sequence[tuple[Row, int]], now: float) -> list[Lease]:
+        held, until = (IN_FLIGHT, claim.worker), now + claim.lease
+        rows = [row for row, epoch in given if (row.state, row.worker) == held and row.epoch == epoch]
+        for row in rows:
+            row.due = max(row.due or 0.0, until)
+            self._book.save(row)
+        self._book.remember(claim.nonce, rows, until)
+        return [_lease(row) for row in rows]
 
     def _sweep(self, now: float) -> bool:
         """Do what time has brought; whether something may be left."""

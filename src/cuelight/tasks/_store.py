@@ -85,8 +85,8 @@ class Claim(msgspec.Struct, frozen=True):
     Attributes:
         worker: who asks; unique among all workers.
         nonce: made by the worker for this one claim. A claim with a nonce that was answered before is the same claim
-            again (its answer was lost): it returns the same leases, as far as they are valid. That is remembered for
-            the time of a lease, and of claims that were given something.
+            again (its answer was lost): it returns the same leases, as far as they are valid, and they last from now
+            on. That is remembered for the time of a lease, and of claims that were given something.
         most: how many tasks; 0 to do what time has brought and learn `wake_at`.
         lease: seconds for which they are leased.
     """

@@ -115,6 +115,26 @@ def _names(leases: list[Lease]) -> list[tuple[str, int]]:
     return [(lease.record.id, lease.epoch) for lease in leases]
 
 
+async def test_leases_of_a_claim_that_is_made_again_last_from_then_on(desk: Desk, clock: HandClock) -> None:
+    await desk.add("a", "b", "c")
+    claim = Claim("w", "once", 2, 15.0)
+    await desk.store.exchange([], claim)
+    clock.advance(20)  # the answer was lost, and nobody was there to claim what has run out
+    again = await desk.store.exchange([], claim)
+    assert [(lease.epoch, lease.expires) for lease in again.leases] == [(1, clock.now + 15.0)] * 2
+    clock.advance(14)
+    (c,) = await desk.claim()
+    assert await desk.finish(c) == "completed"
+    assert _names((await desk.store.exchange([], claim)).leases) == [("a", 1), ("b", 1)]
+    assert desk.store.beat("w", [("a", 1)], 100.0).lost == []
+    assert [lease.expires for lease in (await desk.store.exchange([], claim)).leases] == [
+        clock.now + 100.0,  # nobody shortens what was renewed
+        clock.now + 15.0,
+    ]
+    clock.advance(16)
+    assert await desk.claim_ids() == ["b"]
+
+
 async def test_one_exchange_settles_and_claims(desk: Desk) -> None:
     await desk.add("a", "b")
     (a,) = await desk.claim()

@@ -156,6 +156,8 @@ class StoreMachine(RuleBasedStateMachine):
             exchange = self._all(lambda store: store.exchange([], claim))
             held = [pair for pair in pairs if self.model.holds(*pair, claim.worker)]
             assert [(lease.record.id, lease.epoch) for lease in exchange.leases] == held
+            self.model.leased_again(exchange.leases, claim.lease)
+            self.claims.append((claim, held, self.clock.now + claim.lease))
 
     @rule(back=RECENT, held=st.sampled_from([True, True, True, False]), kind=KINDS, delay=st.sampled_from([0.0, 7.0]))
     def finish(self, back: int, held: bool, kind: str, delay: float) -> None:

@@ -172,6 +172,16 @@ local function next_due()
   return first
 end
 
+local function keep_claim()
+  local kept = {}
+  for _, row in ipairs(given) do
+    kept[#kept + 1] = row[ID]
+    kept[#kept + 1] = row[EPOCH]
+  end
+  keep_until('c' .. claim[2], pack(kept), now + claim[4])
+end
+
+-- The answer was lost, and time has passed since: they last from now on.
 local function give_again(pairs_given)
   local ids = {}
   for index = 1, #pairs_given, 2 do
@@ -181,9 +191,13 @@ local function give_again(pairs_given)
   for index = 1, #pairs_given, 2 do
     local row = cache[pairs_given[index]]
     if row and row[STATE] == IN_FLIGHT and row[WORKER] == claim[1] and row[EPOCH] == pairs_given[index + 1] then
+      row[DUE] = math.max(row[DUE], now + claim[4])
+      save(row)
+      zput(LEASES, row[ID], row[DUE])
       given[#given + 1] = row
     end
   end
+  keep_claim()
 end
 
 local function serve()
@@ -196,12 +210,7 @@ local function serve()
   if meta.paused == 0 and most > 0 then
     unfinished = pick(most) or unfinished or (#given == MOST_LEASES and claim[3] > most)
     if #given > 0 then
-      local kept = {}
-      for _, row in ipairs(given) do
-        kept[#kept + 1] = row[ID]
-        kept[#kept + 1] = row[EPOCH]
-      end
-      keep_until('c' .. claim[2], pack(kept), now + claim[4])
+      keep_claim()
     end
   end
   settle_turns()

@@ -133,8 +133,12 @@ local function read(member)
            delay = tonumber(delay), fence = tonumber(f) }
 end
 
-local function known(member) -- of one that is held or waits: somebody who evicts or deletes keys may have taken it
-  return read(member) or error('CORRUPT member ' .. member .. ' is missing')
+-- One that is held or waits. It must be in `members` as such, unless keys were evicted or deleted: what would not change
+-- then could be looked at for ever.
+local function known(member, s)
+  local one = read(member)
+  if one and one.s == s then return one end
+  error('CORRUPT member ' .. member .. ': ' .. (one and one.s or 'none') .. ', not ' .. s)
 end
 
 local function write(member, one)
@@ -169,7 +173,7 @@ local function promote()
   while waiting > 0 do
     local member = call('ZRANGE', line, 0, 0)[1]
     if not member then error('CORRUPT line: ' .. waiting .. ' wait in it, and it is empty') end
-    local one = known(member)
+    local one = known(member, 'q')
     if one.alive <= now then
       leave(member, one, 'e')
     elseif used + one.w <= kept and now >= notbefore then
@@ -224,7 +228,7 @@ end
 if used > 0 then
   local late = call('ZRANGEBYSCORE', held, '-inf', format('%.0f', now), 'WITHSCORES')
   for index = 1, #late, 2 do
-    local one = known(late[index])
+    local one = known(late[index], 'h')
     notbefore = max(notbefore, tonumber(late[index + 1]) + one.delay)
     leave(late[index], one, 'e')
     expired = expired + 1
@@ -236,7 +240,7 @@ for index = 5, own - 1, 3 do
 end
 if kept ~= cap and op == 'acquire' then -- it gets another capacity once nobody depends on the old one
   for _, member in ipairs(call('ZRANGE', line, 0, -1)) do
-    local one = known(member)
+    local one = known(member, 'q')
     if one.alive <= now then leave(member, one, 'e') end
   end
   if used == 0 and waiting == 0 then kept = cap end
@@ -304,11 +308,11 @@ else
     local holders, waiters = {}, {}
     local all = call('ZRANGE', held, 0, -1, 'WITHSCORES')
     for index = 1, #all, 2 do
-      local one = known(all[index])
+      local one = known(all[index], 'h')
       holders[#holders + 1] = { all[index], one.w, tonumber(all[index + 1]) - now, format('%.0f', one.fence) }
     end
     for _, member in ipairs(call('ZRANGE', line, 0, -1)) do
-      waiters[#waiters + 1] = { member, known(member).w }
+      waiters[#waiters + 1] = { member, known(member, 'q').w }
     end
     answer = { outcomes, kept, used, expired, format('%.0f', fence), format('%.0f', now), holders, waiters }
   end

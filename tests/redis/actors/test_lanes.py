@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ from cuelight.redis import NodeLost
 from cuelight.redis._actors._flights import Flights
 from cuelight.redis._actors._frames import Ask, Cancel, Frame, Tell
 from cuelight.redis._actors._remote_cell import RemoteCell
-from helpers import Backend, run_on
+from helpers import BACKENDS, Backend, run_on
 from helpers.nodes import Add, Echo
 
 WINDOW = 4
@@ -198,3 +199,17 @@ async def test_asks_that_are_given_up_do_not_pile_up_before_a_remote_actor() -> 
         while 8 not in lane.wire.sent:
             await checkpoint()
         assert lane.wire.sent == [*range(WINDOW), 8]
+
+
+@pytest.mark.parametrize("anyio_backend", [BACKENDS["asyncio"]])
+async def test_a_tell_that_is_cancelled_natively_just_as_its_actor_is_lost_has_not_sent_anything() -> None:
+    async with ActorSystem("near") as system:
+        lane = await full(system)
+        task = asyncio.create_task(lane.ref.tell(Add(9)))
+        await checkpoint()
+        assert lane.ref.statistics().waiting_senders == 1
+        lane.cell.lost(NodeLost("far"))  # which wakes it
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [letter.message.amount for letter in system.dead_letters] == list(range(WINDOW))

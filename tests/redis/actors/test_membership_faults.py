@@ -80,19 +80,30 @@ async def test_a_node_that_hears_twice_that_it_is_lost_joins_once_again() -> Non
             for name in ("a", "b"):
                 group.start_soon(expose, name)
         assert sorted(refused) == ["a", "b"]
-        await until(lambda: node_of(here).statistics().joined)
+        await until(lambda: node_of(here).statistics().incarnation == 2 and not node_of(here)._returning)
         await here.expose(own, "a")
         assert node_of(here).statistics().incarnation == 2
 
 
 async def test_an_idle_node_hears_from_its_heart_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_membership, "POLL", 60.0)  # it does not look into its inbox
-    async with ActorSystem("here", node=node(cluster_name(), lease=LEASE)) as here:
-        own = await here.spawn(Plain)
-        await here.expose(own, "actor")
+    async with pair(lease=LEASE) as (there, here):
+        ref, own = await remote(there, here)
+        assert await ref.ask(Total()) == 0  # so it listens already, and nothing else will wake it
+        peer = node_of(here)._membership.peer(node_of(there).identity)
+        await until(lambda: peer.quiet and not peer._reminded)
         await remove(here)
         await until(lambda: node_of(here).statistics().incarnation == 2)
-        assert await here.resolve("actor") == own
+        assert await resolved_again(here) == own
+
+
+async def resolved_again(system: ActorSystem) -> Ref[Any]:
+    with anyio.fail_after(10):
+        while True:
+            try:
+                return await system.resolve("actor", timeout=5)
+            except StoreUnavailable:  # it is still on its way back
+                await anyio.sleep(0.01)
 
 
 async def test_requests_to_a_node_that_is_gone_are_unknown_if_nobody_can_say_what_it_had_read() -> None:

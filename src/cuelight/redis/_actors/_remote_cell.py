@@ -102,9 +102,8 @@ class RemoteCell(Cell):
     def drop_stale(self) -> None:
         """Forget requests that wait in line for nobody. Those under way stay until they are confirmed."""
         self.stales = 0
-        senders = self.senders
-        if senders:
-            self.senders = deque(one for one in senders if type(one) is WaitingSender or not self.stale(one))
+        waiting = self.senders or ()
+        self.senders = deque(one for one in waiting if type(one) is WaitingSender or not self.stale(one))
         self.admit()
 
     def admit(self) -> None:

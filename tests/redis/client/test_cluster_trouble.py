@@ -188,14 +188,19 @@ async def test_a_server_that_hangs_fails_its_part_of_a_pipeline(cluster: RedisCl
 
 async def test_a_listener_is_led_to_the_server_that_has_its_slot_now(cluster: RedisCluster) -> None:
     first, second, _ = cluster.servers
-    key = key_on(0, "heard")
+    key, other = key_on(0, "heard"), key_on(0, "stays")
     async with RedisClient(cluster.url) as stale, RedisClient(cluster.url) as speaker:
-        await stale.execute("GET", key)
+        heard: list[bytes | None] = []
+        stays: list[bytes | None] = []
+        await stale.subscribe(other, stays.append, lambda: stays.append(None))
         await anyio.to_thread.run_sync(lambda: cluster.move(slot_of_key(key), first, second))
-        heard: list[bytes] = []
-        await stale.subscribe(key, heard.append, lambda: None)
+        await stale.subscribe(key, heard.append, lambda: heard.append(None))
         await speaker.publish(key, b"1")
         await until(lambda: heard == [b"1"])
+        # The server that said so is asked for everything anew.
+        await until(lambda: stays == [None])
+        await speaker.publish(other, b"2")
+        await until(lambda: stays == [None, b"2"])
         await anyio.to_thread.run_sync(lambda: cluster.move(slot_of_key(key), second, first))
     await whole(cluster)
 

@@ -77,6 +77,26 @@ async def test_a_dedicated_connection_ends_with_a_command_that_is_cancelled(prox
         assert await client.execute("RPUSH", "line", 1) == 1
 
 
+async def test_a_connection_over_which_comes_what_nobody_asked_for_ends(proxy: TcpProxy) -> None:
+    async with RedisClient(proxy.url) as client, client.dedicated() as mine:
+        assert await mine.execute("MONITOR") == b"OK"
+        assert await client.execute("ECHO", "seen by the monitor") == b"seen by the monitor"
+        await until(lambda: mine._wire.error is not None)
+        with pytest.raises(StoreUnavailable, match="a reply that nobody asked for"):
+            await mine.execute("PING")
+
+
+def test_a_script_that_a_thread_runs_is_given_up_when_its_time_is_over(proxy: TcpProxy) -> None:
+    client = RedisClient(proxy.url, timeout=0.3)
+    proxy.refuse()
+    with pytest.raises(StoreUnavailable):
+        client.run_blocking(WRITE, ["k"], ["lost"])
+    assert proxy.accepted >= 2
+    client.close()
+    with pytest.raises(StoreUnavailable, match="the client was closed"):
+        client.run_blocking(WRITE, ["k"], ["lost"])
+
+
 async def test_a_command_that_blocks_for_a_time_fails_when_that_and_the_time_out_are_over(proxy: TcpProxy) -> None:
     async with RedisClient(proxy.url, timeout=0.2) as client:
         assert await client.execute("BLPOP", "nothing-there", 0.01) is None

@@ -237,3 +237,14 @@ async def test_a_subscription_that_is_cancelled_is_not_left_behind() -> None:
         await client.subscribe("cancelled", ear.message, ear.gap)
         await client.publish("cancelled", b"once")
         await ear.until(b"once")
+    async with RedisClient(shared_server().url) as client:
+        # Cancelled before there is a connection to listen over.
+        ear = Ear()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await client.subscribe("cancelled", ear.message, ear.gap)
+        assert scope.cancelled_caught
+        assert await client.publish("cancelled", b"to nobody") == 0
+        await client.subscribe("cancelled", ear.message, ear.gap)
+        assert await client.publish("cancelled", b"once") == 1
+        await ear.until(b"once")

@@ -105,7 +105,7 @@ async def test_words_about_nobody_change_nothing(caplog: pytest.LogCaptureFixtur
     ids=["other fields", "no numbers", "too few"],
 )
 async def test_an_entry_in_an_inbox_that_is_no_batch_is_dead_lettered(fields: tuple[Any, ...]) -> None:
-    async with pair() as (here, there), RedisClient(shared_server().url) as client:
+    async with pair(lease=1.0) as (here, there), RedisClient(shared_server().url) as client:
         ref, _ = await remote(here, there)
         directory = node_of(there)._membership.directory
         await client.execute("XADD", directory._stream(directory.identity), "*", *fields)

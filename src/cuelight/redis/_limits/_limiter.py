@@ -109,7 +109,13 @@ class RedisLimiter(Generic[L]):
     # Desks.
 
     def _desk(self) -> Desk:
-        """That of the running loop."""
+        """That of the running loop.
+
+        Raises:
+            RuntimeError: the limiter is closed, or no loop runs.
+        """
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed")
         if self._revive is not None:
             revive, self._revive = self._revive, None
             revive()
@@ -120,8 +126,6 @@ class RedisLimiter(Generic[L]):
     def _new_desk(self, loop: Any) -> Desk:
         if loop is None:
             raise RuntimeError("no asyncio or trio event loop runs here: call this inside anyio.run(...)")
-        if self._closed:
-            raise RuntimeError(f"{self!r} is closed")
         desk = Desk(self._server, self._plan, self._lease, self._outage, self._clock)
         with self._lock:
             for other in [other for other in self._desks if _has_ended(other)]:

@@ -17,6 +17,7 @@ from cuelight.coordination._limiters import (
     smooth_config,
     window_config,
 )
+from cuelight.mailbox import running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.redis._limits._calls import Away
 from cuelight.redis._limits._charge import Charge
@@ -176,9 +177,9 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
 
     async def aclose(self) -> None:
         """Give back what is in stock, and see `RedisRateLimiter.aclose`. A checkpoint."""
-        for stock in [*self._stocks.values()]:
-            if stock is self._stocks.get(self._desk()):
-                await stock.give_back()
+        here = self._desks.get(running_loop())
+        if here is not None and here in self._stocks:
+            await self._stocks[here].give_back()
         await super().aclose()
 
     def _check_cost(self, cost: int) -> None:

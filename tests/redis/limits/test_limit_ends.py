@@ -12,7 +12,7 @@ import pytest
 from cuelight.coordination import RateLimitConfig
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient
-from cuelight.redis._limits import RedisRateLimiter, RedisSlidingWindow, RedisTokenBucket
+from cuelight.redis._limits import RedisRateLimiter, RedisSlidingWindow, RedisTokenBucket, _calls
 from helpers import BACKENDS, run_on
 from helpers.limiters import unique, until
 from helpers.redis_servers import shared_server
@@ -189,3 +189,93 @@ def test_numbers_that_no_server_can_count_are_refused() -> None:
         RedisSlidingWindow(unique(), RateLimitConfig(10**9, 10.0**6), exact=False)
     with pytest.raises(ValueError, match="more than a lifetime to come back"):
         RedisTokenBucket(unique(), RateLimitConfig(1, 10.0**6, 10**9))
+
+
+async def test_what_could_not_be_settled_in_time_is_settled_when_the_server_is_back() -> None:
+    with TcpProxy(shared_server().port) as proxy:
+        async with RedisClient(proxy.url, timeout=0.1) as client:
+            limiter = RedisRateLimiter(unique(), server=client, tokens=SLOW)
+            async with limiter.request(tokens=100) as request:
+                request.settle(tokens=40)
+                proxy.refuse()
+            assert limiter._desk().busy
+            proxy.heal()
+            await limiter.aclose()
+            async with RedisClient(shared_server().url) as direct:
+                fresh = RedisRateLimiter(limiter.name, server=direct, tokens=SLOW)
+                assert await fresh.remaining() == {"tokens": 960}
+
+
+async def test_what_cannot_be_settled_for_long_is_given_up_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_calls, "_KEEP", 0.05)
+    with TcpProxy(shared_server().port) as proxy:
+        async with RedisClient(proxy.url, timeout=0.1) as client:
+            limiter = RedisRateLimiter(unique(), server=client, tokens=SLOW)
+            async with limiter.request(tokens=100) as request:
+                request.settle(tokens=40)
+                proxy.refuse()
+            await until(lambda: not limiter._desk().busy)
+    assert "gave up to settle a request" in caplog.text
+
+
+async def test_a_permit_outlasts_a_server_that_is_away(client: RedisClient) -> None:
+    name = unique()
+    with TcpProxy(shared_server().port) as proxy:
+        async with RedisClient(proxy.url, timeout=0.05) as unlucky:
+            limiter = RedisRateLimiter(name, server=unlucky, concurrency=1, lease=0.3)
+            other = RedisRateLimiter(name, server=client, concurrency=1, lease=0.3)
+            async with limiter.request():
+                proxy.refuse()
+
+                async def is_free() -> bool:
+                    return (await other.remaining())["concurrency"] == 1
+
+                await until(is_free)  # it is taken for dead
+                proxy.heal()
+
+                async def is_held() -> bool:
+                    return (await other.remaining())["concurrency"] == 0
+
+                await until(is_held)  # and is there again
+            await until(is_free)
+            await limiter.aclose()
+
+
+async def test_a_lease_that_the_server_refuses_to_renew_is_said(
+    client: RedisClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter = RedisRateLimiter(unique(), server=client, concurrency=1, lease=0.3)
+    async with limiter.request():
+        for key in limiter._desk()._calls._keys:
+            await client.execute("SET", key, "something else")
+        await until(lambda: "its lease is not renewed" in caplog.text)
+        assert await client.execute("DEL", *limiter._desk()._calls._keys) > 0
+    await until(lambda: not limiter._desk().busy)
+    caplog.clear()
+
+
+def test_a_request_whose_coroutine_is_thrown_away_charges_nothing_in_the_end() -> None:
+    """As the garbage collector does with one that nobody awaits to its end."""
+
+    async def main() -> None:
+        async with RedisClient(shared_server().url) as client:
+            bucket = RedisTokenBucket(unique(), SLOW, server=client)
+            await bucket.acquire(0)
+            request = bucket.acquire(10)
+            request.send(None)
+            request.close()
+            await until(lambda: not bucket._desk().busy)
+            assert (await bucket.try_acquire(0)).remaining == 1000
+
+    run_on(BACKENDS["asyncio"], main)
+
+
+async def test_a_limiter_may_have_a_clock_of_its_own(client: RedisClient) -> None:
+    now = 10**15
+    bucket = RedisTokenBucket(unique(), RateLimitConfig(1, 60.0), server=client, _clock=lambda: now)
+    await bucket.acquire()
+    assert not (await bucket.try_acquire()).allowed
+    now += 60_000_000
+    assert (await bucket.try_acquire()).allowed

@@ -234,6 +234,23 @@ async def test_a_function_that_ends_the_program_on_a_loss_does_not_end_the_lease
     await nobody_has(other)
 
 
+def test_a_function_that_ends_the_program_on_a_loss_ends_the_loop_of_a_task() -> None:
+    def leave(_: object) -> None:
+        raise SystemExit(3)
+
+    async def main() -> None:
+        async with lock:
+            forget(lock)
+            await anyio.sleep_forever()
+
+    lock = RedisLock("it", **over_redis(), lease=SHORT, on_loss=leave)
+    with pytest.raises(SystemExit, match="3"):
+        anyio.run(main)
+    with worker() as thread:
+        assert thread.do(lambda: lock.acquire_blocking(5)) is None
+        assert thread.do(lock.release) is None
+
+
 async def test_two_tasks_that_begin_to_listen_at_once_share_what_they_hear() -> None:
     where = over_redis()
     async with RedisClient(where["redis_url"]) as elsewhere:  # as another process would have it

@@ -194,7 +194,10 @@ class TcpProxy:
         assert self._server is not None
         self._server.close()
         self._cut()
-        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        # Among them are tasks that others of them cancel.
+        for left in await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True):
+            if isinstance(left, Exception):
+                raise left
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1

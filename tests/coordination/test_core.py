@@ -68,6 +68,7 @@ KINDS: dict[str, Callable[[], Core]] = {
 }
 steps = st.lists(
     st.tuples(st.sampled_from(["come", "come", "try", "go", "lose"]), st.integers(0, OWNERS - 1), st.integers(1, 4)),
+    min_size=10,
     max_size=60,
 )
 

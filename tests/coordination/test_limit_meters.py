@@ -112,7 +112,7 @@ def test_a_bucket_takes_the_steps_of_gcra() -> None:
             assert (bucket.take(now, cost), bucket._tat) == (allowed, after)
 
 
-requests = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8)), max_size=60)
+requests = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8)), min_size=10, max_size=60)
 
 
 def _limit(limit: int, window: int, burst: int | None) -> RateLimitConfig:

@@ -464,7 +464,7 @@ async def test_a_stream_dropped_by_the_collector_in_another_thread_is_cancelled(
 @given(
     workers=st.integers(1, 5),
     buffer=st.none() | st.integers(1, 6),
-    items=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=20),
+    items=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=5, max_size=20),
     ordered=st.booleans(),
     retries=st.integers(0, 2),
 )

@@ -35,7 +35,7 @@ def test_bad_backoff_is_refused(bad: dict[str, float]) -> None:
 
 
 @given(
-    steps=st.lists(st.floats(0, 3, allow_nan=False), max_size=60),
+    steps=st.lists(st.floats(0, 3, allow_nan=False), min_size=10, max_size=60),
     limit=st.integers(0, 5),
     within=st.floats(0.1, 5),
 )

@@ -285,6 +285,6 @@ async def budget(limit: int, gaps: list[float]) -> None:
 
 @pytest.mark.stress
 @pytest.mark.parametrize("name", VIRTUAL_BACKENDS)
-@given(limit=st.integers(0, 3), gaps=st.lists(st.floats(0, 6), max_size=20))
+@given(limit=st.integers(0, 3), gaps=st.lists(st.floats(0, 6), min_size=5, max_size=20))
 def test_restart_budgets_are_kept(name: Any, limit: int, gaps: list[float]) -> None:
     run_on(virtual_backend(name), budget, limit, gaps)

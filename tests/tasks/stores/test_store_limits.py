@@ -281,7 +281,7 @@ async def test_a_cheaper_and_more_urgent_task_may_go_sooner(desk: Desk, clock: H
     interval=st.integers(1, 9),
     most=st.integers(1, 9),
     burst=st.integers(1, 9),
-    asked=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=20),
+    asked=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=5, max_size=20),
 )
 def test_a_limit_of_tasks_goes_by_the_rule_of_the_limiters(
     interval: int, most: int, burst: int, asked: list[tuple[int, int]]

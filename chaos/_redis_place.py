@@ -104,6 +104,7 @@ class RedisPlace:
                 self._server.command("CLIENT", "KILL", "TYPE", of)
         elif kind == "pause all clients":
             self._server.command("CLIENT", "PAUSE", str(int(lasts * 1000)), "ALL")
+            self._later(lasts, lambda: None, trouble)  # it answers nobody until then, us neither
         elif kind == "forget all scripts":
             self._server.command("SCRIPT", "FLUSH")
         else:

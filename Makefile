@@ -36,11 +36,12 @@ $(BIN)/python:
 
 .venv: .venv/.installed-dev
 
-# Environments of peers that cannot share ours: build/bench-queues has what the group bench-queues names.
+# Environments for benchmarks below build/: their pins, of redis-py for one, are not ours, nor each other's.
+build/bench/.installed: OURS := --editable .
 build/%/.installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --group $*
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(OURS) --group $*
 	@touch $@
 
 QUEUE_PEERS := build/bench-queues/.installed build/bench-queues-arq/.installed
@@ -64,11 +65,11 @@ test: check
 stress: .venv/.installed-dev
 	CUELIGHT_STRESS=1 $(BIN)/pytest -m stress --timeout=1200 $(ARGS)
 
-bench: .venv/.installed-dev .venv/.installed-bench $(QUEUE_PEERS)
-	$(BIN)/python -m bench $(ARGS)
+bench: build/bench/.installed $(QUEUE_PEERS)
+	build/bench/bin/python -m bench $(ARGS)
 
-kill9: .venv/.installed-dev $(QUEUE_PEERS)
-	$(BIN)/python -m bench.kill9 $(ARGS)
+kill9: build/bench/.installed $(QUEUE_PEERS)
+	build/bench/bin/python -m bench.kill9 $(ARGS)
 
 chaos: .venv/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)

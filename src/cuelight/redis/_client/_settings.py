@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.credentials import CredentialProvider
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 __all__ = ["Address", "Settings", "place", "settings_of"]
@@ -122,6 +123,8 @@ class Settings:
             "retry": Retry(NoBackoff(), 0),  # theirs would send commands again that are not ours to repeat
             "client_name": self.client_name,
             "max_connections": self.max_connections,
+            # What no server here sends, and redis-py 7 cannot ask for over Unix sockets.
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         }
         if self.credentials is not None:
             options["credential_provider"] = self.credentials
@@ -224,6 +227,8 @@ def _parts(url: str) -> tuple[Kind, tuple[Address, ...], str, dict[str, Any]]:
 def _parsed(url: str, part: str) -> dict[str, Any]:
     try:
         options = dict(_parse_url(part))
+        if "ssl_min_version" in options:  # redis-py 7 leaves it a text
+            options["ssl_min_version"] = ssl.TLSVersion(int(options["ssl_min_version"]))
     except ValueError as error:
         raise ValueError(f"{_safe(url)}: {error}") from None
     options.pop("connection_class", None)
@@ -279,7 +284,7 @@ def _context(url: str, options: Mapping[str, Any]) -> ssl.SSLContext:
         if options.get("ssl_certfile"):
             context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), options.get("ssl_password"))
         if options.get("ssl_min_version"):
-            context.minimum_version = ssl.TLSVersion(options["ssl_min_version"])
+            context.minimum_version = options["ssl_min_version"]
         if options.get("ssl_ciphers"):
             context.set_ciphers(options["ssl_ciphers"])
     except KeyError:

@@ -28,7 +28,7 @@ class BlockingServer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._clients: dict[Address, redis.Redis] = {}
+        self._pools: dict[Address, redis.ConnectionPool] = {}
         self._checked: set[Address] = set()
         self._primary: Address | None = None
         self._map: SlotMap | None = None
@@ -37,10 +37,10 @@ class BlockingServer:
     def close(self) -> None:
         """Close all connections; those that are in use end with their commands."""
         with self._lock:
-            clients = list(self._clients.values())
-            self._clients.clear()
-        for client in clients:
-            client.connection_pool.disconnect()
+            pools = list(self._pools.values())
+            self._pools.clear()
+        for pool in pools:
+            pool.disconnect()
 
     def call(self, command: Sequence[Any]) -> Any:
         """Send one command once; its reply, or an exception of redis-py's raised.
@@ -54,29 +54,29 @@ class BlockingServer:
             return self._call_primary(command)
         return self._call_at(self._settings.addresses[0], command)
 
-    def _client(self, address: Address) -> redis.Redis:
+    def _pool(self, address: Address) -> redis.ConnectionPool:
         with self._lock:
-            client = self._clients.get(address)
-            if client is None:
-                client = self._clients[address] = self._make(address)
-            return client
+            pool = self._pools.get(address)
+            if pool is None:
+                pool = self._pools[address] = self._make(address)
+            return pool
 
-    def _make(self, address: Address) -> redis.Redis:
+    def _make(self, address: Address) -> redis.ConnectionPool:
         settings = self._settings
         options = {**settings.blocking(), "db": settings.db}
         if settings.kind == "sentinel" and address in settings.addresses:
             user, secret = settings.sentinel
             options |= {"db": 0, "username": user, "password": secret, "credential_provider": None}
         if isinstance(address, str):
-            options["unix_socket_path"] = address
+            options |= {"connection_class": redis.UnixDomainSocketConnection, "path": address}
         else:
             options |= {"host": address[0], "port": address[1]}
-        client: redis.Redis = cast("Any", redis.Redis)(**options)
-        return client
+        pool: redis.ConnectionPool = cast("Any", redis.ConnectionPool)(**options)
+        return pool
 
     def _call_at(self, address: Address, *commands: Sequence[Any]) -> Any:
         """Send commands in one piece; the reply to the last."""
-        pool = self._client(address).connection_pool
+        pool = self._pool(address)
         try:
             connection: Any = pool.get_connection()
         except redis_errors.ResponseError as error:
@@ -111,7 +111,7 @@ class BlockingServer:
         said: list[str] = []
         for sentinel in self._settings.addresses:
             try:
-                pool = self._client(sentinel).connection_pool
+                pool = self._pool(sentinel)
                 connection: Any = pool.get_connection()
                 try:
                     connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._settings.service)

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
+from redis.connection import SSLConnection, parse_url
 from redis.credentials import CredentialProvider
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
@@ -115,7 +115,7 @@ class Settings:
         return self.username or "default", self.password or ""
 
     def blocking(self) -> dict[str, Any]:
-        """The options of redis-py's own clients, without the address."""
+        """The options of redis-py's own connections, without the address."""
         options: dict[str, Any] = {
             "protocol": 3,
             "socket_timeout": self.timeout,
@@ -131,7 +131,7 @@ class Settings:
         else:
             options |= {"username": self.username, "password": self.password}
         if self.tls is not None:
-            options |= {"ssl": True, **self.tls}
+            options |= {"connection_class": SSLConnection, **self.tls}
         return options
 
 

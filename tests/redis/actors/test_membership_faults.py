@@ -16,6 +16,7 @@ from redis import asyncio as redis_asyncio
 from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, StoreUnavailable, Unknown, child
 from cuelight.redis import NodeLost, use_redis_py
 from cuelight.redis._actors import _membership, _node
+from cuelight.redis._actors._directory import Directory
 from helpers import BACKENDS
 from helpers.nodes import Add, Blob, Log, Plain, Player, Slow, Total, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import RedisServer, shared_server
@@ -312,16 +313,24 @@ async def test_a_node_whose_client_raises_joins_again_when_it_does_not() -> None
                 await here.resolve("other")
 
 
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [("expose", "could not be taken back"), ("leave", "could not take leave of its cluster")],
+)
 @pytest.mark.parametrize("anyio_backend", [BACKENDS["asyncio"]])
 async def test_a_node_whose_client_raises_at_the_end_leaves_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    step: str, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_membership, "POLL", 60.0)
     async with with_a_vault() as (server, vault, client):
         mine = node(cluster_name(), url=use_redis_py(client), lease=10.0)  # type: ignore[arg-type]
         async with ActorSystem("here", node=mine) as here:
             await here.expose(await here.spawn(Plain), "own")
-            seal(server, vault)
+            take: Any = getattr(Directory, step)
+
+            async def sealed(*args: Any, **kwargs: Any) -> Any:
+                seal(server, vault)
+                return await take(*args, **kwargs)
+
+            monkeypatch.setattr(Directory, step, sealed)
         assert not [thread for thread in threading.enumerate() if "heart" in thread.name]
-    assert "could not be taken back" in caplog.text
-    assert "could not take leave of its cluster" in caplog.text
+    assert says in caplog.text

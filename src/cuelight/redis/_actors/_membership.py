@@ -129,9 +129,9 @@ class Membership:
                             await function()
                     finally:
                         del self._scopes[scope]
-            except Exception:
-                log.exception("an internal error of Cuelight; please report it")
-                self.expelled("of an internal error")
+            except Exception as error:  # of the client that was plugged in, most likely
+                log.exception("%s failed", self.identity)
+                self.expelled(f"it failed with {error!r}")
             finally:
                 self._tasks -= 1
                 self._quiet.set()

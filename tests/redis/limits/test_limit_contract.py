@@ -136,9 +136,9 @@ async def test_anywhere_what_waits_goes_in_order_and_a_large_request_is_not_star
         for number in range(8):
             await crowd.come(number)
         assert not (await done(limiter.try_acquire())).allowed
-    # Those that go in the same moment may run in any order.
-    first = {"small", "large"} if kind != "log" else {"small", "large", 0}
-    assert {name for name, _ in crowd.done[: len(first)]} == first
+    # Those that go in the same moment may run in any order: of a log the large one and the next, of others when the loop
+    # comes late.
+    assert {"small", "large"} <= {name for name, _ in crowd.done[:3]}
     assert limiter.statistics()[:4] == (11, 1, 10, 0)
 
 
@@ -149,7 +149,7 @@ async def test_anywhere_waiting_requests_keep_the_rate(make: Made) -> None:
             await crowd.come(number)
     # What waited counts as let through when its turn came, if that is no more than 10 ms ago.
     crowd.not_before(*[0] * 10, 0.04, 0.09, 0.14, 0.19)
-    assert [name for name, _ in crowd.done] == [*range(14)]
+    assert sorted(name for name, _ in crowd.done) == [*range(14)]
 
 
 async def test_anywhere_a_leaky_bucket_spaces_evenly(make: Made) -> None:

@@ -136,8 +136,8 @@ async def test_anywhere_what_waits_goes_in_order_and_a_large_request_is_not_star
         for number in range(8):
             await crowd.come(number)
         assert not (await done(limiter.try_acquire())).allowed
-    # Those that go in the same moment may run in any order: of a log the large one and the next, of others when the loop
-    # comes late.
+    # Those that go in the same moment may run in any order: of a log the large one and the next, else if the loop comes
+    # late.
     assert {"small", "large"} <= {name for name, _ in crowd.done[:3]}
     assert limiter.statistics()[:4] == (11, 1, 10, 0)
 

@@ -197,6 +197,7 @@ step = st.fixed_dictionaries(
         "wait": st.booleans(),
         "lowerings": st.lists(lowering, max_size=2),
         "again": st.booleans(),
+        "lost": st.sampled_from([False] * 9 + [True]),
     }
 )
 
@@ -271,11 +272,17 @@ def _check_state(caller: Caller, model: Model) -> None:
 
 @given(steps=st.lists(step, min_size=1, max_size=25))
 def test_the_script_of_leases_does_what_the_model_does(client: Any, steps: list[dict[str, Any]]) -> None:
-    """The invariants of the script; and a call that is repeated at once says the same, and changes nothing."""
+    """The invariants of the script; and a call that is repeated at once says the same, and changes nothing.
+
+    Whenever the state is lost without its neighbours, all begins anew.
+    """
     caller, model = Caller(client, over_redis()["prefix"], CAPACITY), Model(CAPACITY)
     now = 1_000_000
     for one in steps:
         now += one["pass"]
+        if one["lost"]:
+            caller.client.delete(caller.keys[0])
+            model = Model(CAPACITY)
         expected = _expected(model, now, one)
         assert _answered(caller, now, one) == expected
         _check_state(caller, model)

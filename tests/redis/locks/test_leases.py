@@ -491,8 +491,8 @@ async def test_a_key_of_another_type_and_a_format_from_the_future_are_refused() 
         await lock.acquire()
     assert not lock.locked
     server.command("DEL", state)
-    server.command("SET", held, "something else")
-    async with lock:  # alone it needs no more than its state
+    async with lock:
+        server.command("SET", held, "something else")  # alone it needs no more than its state
         error: list[Any] = []
         async with RedisClient(server.url) as client, anyio.create_task_group() as tasks:
             other = RedisLock("it", server=client, prefix=lock._core.names.tag.partition(":")[0])
@@ -502,7 +502,10 @@ async def test_a_key_of_another_type_and_a_format_from_the_future_are_refused() 
 
             tasks.start_soon(contend)
         assert isinstance(error[0], StoreRefused)
-    server.command("DEL", held)
+    server.command("DEL", state)
+    with pytest.raises(StoreRefused, match="WRONGTYPE"):
+        await lock.acquire()
+    assert server.command("DEL", held).startswith(b":1"), "what is not a lock's is not deleted"
     server.command("SET", state, "99:whatever it may hold then")
     with pytest.raises(StoreRefused, match="99"):
         await lock.acquire()

@@ -208,6 +208,36 @@ async def test_a_state_of_which_a_key_was_deleted_is_refused_by_name() -> None:
             tasks.start_soon(outcome, holder.acquire(0.01))
 
 
+async def test_a_lock_whose_state_alone_was_deleted_begins_anew() -> None:
+    """Its neighbours would count what nothing counts any more."""
+    where = over_redis()
+    async with RedisClient(where["redis_url"]) as client:
+        holder, lock = RedisLock("it", server=client, prefix=where["prefix"], lease=0.9), RedisLock("it", **where)
+        fences: list[int] = []
+
+        async def wait() -> None:
+            async with lock:
+                fences.append((await lock.state()).fence)
+
+        async with anyio.create_task_group() as tasks:
+            with pytest.raises(LeaseLost):
+                async with holder:
+                    fences.append((await holder.state()).fence)
+                    tasks.start_soon(wait)
+                    await in_line(holder)
+                    await client.execute("DEL", holder._core.names.keys[0])
+                    await anyio.sleep_forever()
+        assert fences[0] < fences[1]
+        await until(lambda: not holder._core.pending)
+        await holder.acquire()
+        assert (await holder.state()).held == 1
+        await client.execute("DEL", holder._core.names.keys[0])
+        holder.release()
+        await until(lambda: not holder._core.pending)
+        async with lock:
+            assert (await lock.state()).held == 1
+
+
 async def test_what_is_wrong_in_a_call_itself_is_not_blamed_on_the_state() -> None:
     lock = RedisLock("it", **over_redis())
     with pytest.raises(ResponseError, match="BADARG operation nonsense"):

@@ -215,6 +215,13 @@ local function lower(member, n, weight)
   return 1
 end
 
+-- The state was lost, its neighbours were not: who is in them comes anew, or finds at its next renewal that it lost.
+if not packed and call('EXISTS', held, line, members, gone) > 0 then
+  for _, key in ipairs({ held, line, gone }) do call('ZREMRANGEBYRANK', key, 0, -1) end -- no key of another type
+  call('HLEN', members)
+  call('DEL', members)
+end
+
 if alone then
   local one = alone
   alone = nil

@@ -250,32 +250,28 @@ def _check_state(caller: Caller, model: Model) -> None:
     """
     client, (state, held, line, members, gone) = caller.client, caller.keys
     sets: list[set[bytes]] = [set(client.zrange(key, 0, -1)) for key in (held, line, gone)]
-    packed, *alone = client.get(state).split(b"|")
+    _, *alone = client.get(state).split(b"|")
     seats = {name: value.split(b":") for name, value in client.hgetall(members).items()}
-    if alone:  # what the others say of it is old
+    counted = [int(number) for number in alone[0].split(b":")] if len(alone) == 1 else None
+    if counted is None:  # what the others say of it is old
         name, _, value = alone
         assert not sets[0] | sets[1]
         sets[2].discard(name)
         seats[name] = value.split(b":")
         sets[0 if seats[name][0] == b"h" else 2].add(name)
+        counted = [model.used, 0, int(seats[name][6])]
     assert sets[0] == {name for name, seat in seats.items() if seat[0] == b"h"}
     assert sets[1] == {name for name, seat in seats.items() if seat[0] == b"q"}
     assert sets[2] <= set(seats)
     assert set(seats) == sets[0] | sets[1] | sets[2]
-    used, waiting = (int(packed.split(b":")[place]) for place in (2, 7))
-    assert used == sum(int(seats[name][2]) for name in sets[0]) == model.used
-    assert used <= CAPACITY
-    assert waiting == len(sets[1])
+    assert counted == [model.used, len(sets[1]), model.fence]
+    assert sum(int(seats[name][2]) for name in sets[0]) == model.used <= CAPACITY
     for key in caller.keys:
         assert client.pttl(key) != -1, "a key without a time to live"
 
 
-@given(steps=st.lists(step, min_size=1, max_size=25))
-def test_the_script_of_leases_does_what_the_model_does(client: Any, steps: list[dict[str, Any]]) -> None:
-    """The invariants of the script; and a call that is repeated at once says the same, and changes nothing.
-
-    Whenever the state is lost without its neighbours, all begins anew.
-    """
+def _follow(client: Any, steps: list[dict[str, Any]]) -> None:
+    """Whenever the state is lost without its neighbours, all begins anew."""
     caller, model = Caller(client, over_redis()["prefix"], CAPACITY), Model(CAPACITY)
     now = 1_000_000
     for one in steps:
@@ -291,6 +287,53 @@ def test_the_script_of_leases_does_what_the_model_does(client: Any, steps: list[
             assert _answered(caller, now, one) == again
             assert _expected(model, now, one) == again == _expected(model, now, one)
             _check_state(caller, model)
+
+
+@given(steps=st.lists(step, min_size=1, max_size=25))
+def test_the_script_of_leases_does_what_the_model_does(client: Any, steps: list[dict[str, Any]]) -> None:
+    """The invariants of the script; and a call that is repeated at once says the same, and changes nothing."""
+    _follow(client, steps)
+
+
+call = st.fixed_dictionaries(
+    {
+        "pass": st.sampled_from([0, 0, 1, 1, 7, 400, 600]),
+        "weight": st.integers(1, CAPACITY),
+        "lease": st.sampled_from([500, 2000]),
+        "alive": st.sampled_from([300, 2000]),
+        "delay": st.sampled_from([0, 700]),
+        "again": st.sampled_from([False] * 9 + [True]),
+        "old": st.sampled_from([0] * 9 + [1]),
+    }
+)
+turn = st.fixed_dictionaries(
+    {
+        "acquire": call.map(lambda one: [one]),
+        "renew": st.lists(call, max_size=2),
+        "lower": st.lists(call, min_size=1, max_size=2),
+        "late": st.lists(call, max_size=1),
+        "left": st.sampled_from([0, 0, 0, 1]),
+    }
+)
+
+
+def _steps_of(turns: list[Any]) -> list[dict[str, Any]]:
+    """One member that takes it, renews it and gives it back, again and again, sometimes with an old number."""
+    steps = list[dict[str, Any]]()
+    for number, each in enumerate(turns, 2):
+        for part, op in (("acquire", "acquire"), ("renew", "renew"), ("lower", "lower"), ("late", "renew")):
+            for one in each[part]:
+                mine = number - one["old"]
+                back = [(MEMBERS[0], mine, each["left"])] if op == "lower" else []
+                rest = {"lost": False, "first": False, "wait": True, "member": MEMBERS[0], "number": mine}
+                steps.append({**one, **rest, "op": op, "lowerings": back})
+    return steps
+
+
+@given(steps=st.lists(turn, min_size=2, max_size=10).map(_steps_of))
+def test_one_who_is_alone_is_served_as_the_model_says(client: Any, steps: list[dict[str, Any]]) -> None:
+    """What is usual goes a shorter way through the script."""
+    _follow(client, steps)
 
 
 # One by one.
@@ -316,6 +359,10 @@ def test_nobody_gets_it_before_the_delay_after_a_lease_that_ran_out(caller: Call
     assert caller.acquire(1600, "b/0", 1)[1:4] == [0, b"", 200]
     assert caller.acquire(1799, "b/0", 1)[1] == 0
     assert caller.acquire(1800, "b/0", 1)[1] == 1
+    for number in (1, 2):
+        assert caller.acquire(1800, "b/0", number)[1] == 1
+        assert caller.call(1800, "lower", lowerings=(("b/0", number, 0),)) == [[1]]
+    assert caller.acquire(1700, "b/0", 3)[1:4] == [0, b"", 100]  # the clock was set back
 
 
 def test_fences_grow_when_the_state_is_lost(caller: Caller) -> None:
@@ -336,6 +383,16 @@ def test_the_dead_are_forgotten_after_a_while(caller: Caller) -> None:
     assert caller.client.pttl(caller.keys[0]) > 0
 
 
+def test_the_dead_are_forgotten_while_one_is_alone(caller: Caller) -> None:
+    for member in ("a/0", "b/0"):
+        assert caller.acquire(1000, member, 1)[1] == 1
+        assert caller.call(1000, "lower", lowerings=((member, 1, 0),)) == [[1]]
+    for number in range(2, 50):
+        assert caller.acquire(2000 * number, "b/0", number)[1] == 1
+        assert caller.call(2000 * number, "lower", lowerings=(("b/0", number, 0),)) == [[1]]
+    assert not caller.client.hexists(caller.keys[3], "a/0")
+
+
 def test_a_key_that_is_used_for_hours_lives_on(caller: Caller) -> None:
     caller.acquire(1000, "a/0", 1, lease=3_600_000)
     caller.acquire(1000, "b/0", 1, alive=3_600_000)
@@ -354,6 +411,12 @@ def test_the_capacity_changes_when_nobody_depends_on_it(caller: Caller) -> None:
     assert larger.acquire(1500, "c/0", 1, 3)[1] == 1
     assert caller.acquire(1500, "a/0", 2)[1:] == [-2, b"5"]
     assert larger.acquire(1500, "d/0", 1, 2)[1] == 1
+    largest = Caller(caller.client, caller.keys[0][1:].partition("}")[0], 6)
+    assert largest.call(9000, "look")[1] == 5
+    assert larger.acquire(9000, "c/0", 2, 5)[1] == 1
+    assert larger.call(9000, "lower", lowerings=(("c/0", 2, 0),)) == [[1]]
+    assert largest.acquire(9000, "c/0", 3, 6)[1] == 1
+    assert largest.call(9000, "look")[1] == 6
 
 
 BAD = {
@@ -373,6 +436,20 @@ def test_bad_arguments_change_nothing(caller: Caller, args: tuple[Any, ...]) -> 
     with pytest.raises(redis.ResponseError, match="BADARG"):
         caller.call(1000, *args, lowerings=(("a/0", 1, 0),))
     assert not caller.client.exists(*caller.keys)
+
+
+def test_bad_arguments_of_one_who_is_alone_change_nothing(caller: Caller) -> None:
+    assert caller.acquire(1000, "a/0", 1)[1] == 1
+    assert caller.call(1000, "lower", lowerings=(("a/0", 1, 0),)) == [[1]]
+    state = caller.client.get(caller.keys[0])
+    for bad in ((2, 2, 1, 1, 0), (2, 0, 1, 1, 0), (2, 1, 0.5, 1, 0), (2, 1, 1, "x", 0), (2, 1, 1, 1, -1)):
+        with pytest.raises(redis.ResponseError, match="BADARG"):
+            caller.call(1000, "acquire", "a/0", *bad, 0, 1)
+    assert caller.acquire(1000, "a/0", 2, 1, 500)[1] == 1
+    with pytest.raises(redis.ResponseError, match="BADARG"):
+        caller.call(1000, "renew", 1, "a/0", 2, 0)
+    assert caller.call(1000, "lower", lowerings=(("a/0", 2, 0),)) == [[1]]
+    assert caller.client.get(caller.keys[0]) != state
 
 
 def test_a_member_that_is_no_member_is_refused(caller: Caller) -> None:

@@ -1,8 +1,8 @@
 -- So much room, held by members under leases, and a line of those who wait: locks, semaphores and read-write locks.
 --
 -- KEYS, all under one hash tag; each lives for at least TTL - FRESH after the last call, longer than any lease:
---   1 state    string: format:capacity:used:fence:sequence:notbefore:expired:waiting:refresh:prune, all numbers; then
---              perhaps "|member|when its lease ends|" and what 4 has of that member, who is alone
+--   1 state    string: format:capacity:sequence:expired:notbefore:refresh:prune, all numbers; then
+--              "|used:waiting:fence", or "|member|when its lease ends|" and what 4 has of a member who is alone
 --   2 held     zset: member -> when its lease ends (ms)
 --   3 line     zset: member -> its ticket; the lowest is next
 --   4 members  hash: member -> "state:number:weight:lease:alive:delay:fence", see below
@@ -33,11 +33,45 @@
 
 local state, held, line, members, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FORMAT, CLAIM, MEMORY, TTL, FRESH, LAST = 1, 1000, 60000, 7200000, 1800000, 1099511627776
-local call, format, match, tonumber, max = redis.call, string.format, string.match, tonumber, math.max
-
--- Arguments, before anything is written.
+local call, format, match, sub, tonumber, max =
+  redis.call, string.format, string.match, string.sub, tonumber, math.max
 
 local op, channels, cap, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local time = call('TIME')
+local us = time[1] * 1000000 + time[2]
+local now = math.floor(us / 1000)
+local packed = call('GET', state)
+
+-- One who is alone, and does what is usual. Everything costs here, so what is not counted with stays as it is written,
+-- and what is not as expected goes the long way.
+
+local head, places, from, pruned, member, ends, at, s, n, last =
+  match(packed or '', '^(1:(%d+):%d+:%d+:(%d+):%d+:(%d+))|([^|]*)|(%d+)|()([hd]):(%d+):%d+:%d+:%d+:%d+:(%d+)$')
+if head and now < tonumber(pruned) and (s == 'd' or now < tonumber(ends)) then
+  local new, answer
+  if op == 'lower' and ARGV[4] == '1' and ARGV[5] == member and ARGV[6] == n and ARGV[7] == '0' then
+    new, answer = sub(packed, 1, at - 1) .. 'd' .. sub(packed, at + 1), { { 1 } }
+  elseif op == 'acquire' and ARGV[4] == '0' and ARGV[5] == member and ARGV[3] == places and now >= tonumber(from) then
+    local number, weight, lease, alive, delay = match(table.concat(ARGV, ' ', 6, 10),
+      '^([1-9]%d*) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) (%d+)$')
+    if number and tonumber(number) > tonumber(n) and tonumber(weight) <= cap then
+      local fence = format('%.0f', max(last + 1, us))
+      new = format('%s|%s|%.0f|h:%s:%s:%s:%.0f:%s:%s', head, member, now + lease, number, weight, lease, now + alive,
+        delay, fence)
+      answer = { {}, 1, fence }
+    end
+  elseif op == 'renew' and ARGV[4] == '0' and ARGV[5] == '1' and ARGV[6] == member and s == 'h' and ARGV[7] == n
+    and match(ARGV[8], '^[1-9]%d*$') then
+    new, answer = format('%s|%s|%.0f|%s', head, member, now + ARGV[8], sub(packed, at)), { {}, { 1 } }
+  end
+  if new then
+    call('SET', state, new, 'PX', TTL)
+    return answer
+  end
+end
+
+-- All others. Arguments first, before anything is written.
+
 local own = 5 + 3 * count
 
 local function number(index, least)
@@ -61,68 +95,44 @@ elseif op ~= 'lower' and op ~= 'look' then
   return redis.error_reply('BADARG operation ' .. tostring(op))
 end
 
--- State. (What a function of this script does not need to be is none: making one costs as much as a call of Redis.)
+-- State.
 
-local time = call('TIME')
-local us = time[1] * 1000000 + time[2]
-local now = math.floor(us / 1000)
-local packed = call('GET', state)
 local kept, used, fence, seq, notbefore, expired, waiting, refresh, prune = cap, 0, 0, 0, 0, 0, 0, 0, 0
 local alone
 if packed then
-  local v, c, u, f, q, n, e, w, r, p, rest =
-    match(packed, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)(.*)$')
-  if v == '1' and rest ~= '' then
+  local v, c, q, e, d, r, p, rest = match(packed, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)|(.*)$')
+  local u, w, f = match(rest or '', '^(%d+):(%d+):(%d+)$')
+  if v == '1' and not u then
     local member, ends, s, sn, sw, lease, alive, delay, sf =
-      match(rest, '^|(.-)|(%d+)|([hd]):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
-    if not s then return redis.error_reply('CORRUPT state: ' .. string.sub(packed, 1, 100)) end
-    alone = { member = member, ends = tonumber(ends), s = s, n = tonumber(sn), w = tonumber(sw),
-              lease = tonumber(lease), alive = tonumber(alive), delay = tonumber(delay), fence = tonumber(sf) }
-  elseif v ~= '1' then
+      match(rest, '^([^|]*)|(%d+)|([hd]):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
+    if s then
+      alone = { member = member, ends = tonumber(ends), s = s, n = tonumber(sn), w = tonumber(sw),
+                lease = tonumber(lease), alive = tonumber(alive), delay = tonumber(delay), fence = tonumber(sf) }
+      u, w, f = s == 'h' and sw or 0, 0, sf
+    end
+  end
+  if v ~= '1' or not u then
     v = tonumber(match(packed, '^(%d+):') or 0)
     if v > FORMAT then return redis.error_reply('FUTURE format ' .. v .. ', this script knows ' .. FORMAT) end
-    return redis.error_reply('CORRUPT state: ' .. string.sub(packed, 1, 100))
+    return redis.error_reply('CORRUPT state: ' .. sub(packed, 1, 100))
   end
-  kept, used, fence, seq, notbefore = tonumber(c), tonumber(u), tonumber(f), tonumber(q), tonumber(n)
+  kept, used, fence, seq, notbefore = tonumber(c), tonumber(u), tonumber(f), tonumber(q), tonumber(d)
   expired, waiting, refresh, prune = tonumber(e), tonumber(w), tonumber(r), tonumber(p)
 end
 
 local function save(answer)
-  local packed = format('%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f', FORMAT, kept, used, fence, seq, notbefore,
-    expired, waiting, refresh, prune)
+  local packed = format('%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f|', FORMAT, kept, seq, expired, notbefore, refresh, prune)
   if alone then
-    packed = format('%s|%s|%.0f|%s:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f', packed, alone.member, alone.ends, alone.s, alone.n,
+    packed = packed .. format('%s|%.0f|%s:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f', alone.member, alone.ends, alone.s, alone.n,
       alone.w, alone.lease, alone.alive, alone.delay, alone.fence)
+  else
+    packed = packed .. format('%.0f:%.0f:%.0f', used, waiting, fence)
   end
   call('SET', state, packed, 'PX', TTL)
   return answer
 end
 
--- One who is alone, and does what is usual.
-
-local past = alone and alone.s == 'h' and alone.ends <= now
-if alone and not past and now < prune and now < refresh then
-  if op == 'lower' and count == 1 and ARGV[5] == alone.member and tonumber(ARGV[6]) == alone.n and ARGV[7] == '0' then
-    alone.s, used = 'd', 0
-    return save({ { 1 } })
-  elseif op == 'acquire' and count == 0 and me == alone.member and kept == cap then
-    if alone.s == 'd' and my.n > alone.n and now >= notbefore then
-      fence = max(fence + 1, us)
-      my.member, my.ends, my.s, my.alive, my.fence, used = me, now + my.lease, 'h', now + my.alive, fence, my.w
-      alone = my
-      return save({ {}, 1, format('%.0f', fence) })
-    elseif alone.s == 'h' and my.n == alone.n then
-      alone.ends = now + alone.lease
-      return save({ {}, 1, format('%.0f', alone.fence) })
-    end
-  elseif op == 'renew' and count == 0 and ARGV[own] == '1' and ARGV[own + 1] == alone.member and alone.s == 'h'
-    and tonumber(ARGV[own + 2]) == alone.n then
-    alone.ends = now + tonumber(ARGV[own + 3])
-    return save({ {}, { 1 } })
-  end
-end
-
--- All others.
+-- Members.
 
 local function read(member)
   local packed = call('HGET', members, member)

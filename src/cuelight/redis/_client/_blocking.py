@@ -16,6 +16,7 @@ from cuelight.redis._client._connect import check_version, of_login, warn_of_evi
 from cuelight.redis._client._sentinel import no_primary
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, redirection
+from cuelight.redis._client._wire import pack_all
 
 __all__ = ["BlockingServer"]
 
@@ -85,7 +86,7 @@ class BlockingServer:
         try:
             if address not in self._checked:
                 self._check(connection, address)
-            connection.send_packed_command(connection.pack_commands(commands))
+            connection.send_packed_command([pack_all(commands)])
             for _ in commands:
                 reply = _read(connection)
         except BaseException:
@@ -131,7 +132,7 @@ class BlockingServer:
         raise no_primary(self._settings.service, said)
 
     def _check(self, connection: Any, address: Address) -> None:
-        connection.send_packed_command(connection.pack_commands([("HELLO",), ("INFO", "memory")]))
+        connection.send_packed_command([pack_all([("HELLO",), ("INFO", "memory")])])
         check_version(connection.read_response())
         warn_of_eviction(_read(connection), self._settings.name)
         self._checked.add(address)

@@ -192,12 +192,16 @@ class TcpProxy:
 
     async def _end(self) -> None:
         assert self._server is not None
-        self._server.close()
+        # Not by closing the server, which would leave open who is accepted already and not served yet.
+        self._loop.remove_reader(self._listener)
+        self.refusing = True
         self._cut()
-        # Among them are tasks that others of them cancel.
-        for left in await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True):
-            if isinstance(left, Exception):
-                raise left
+        # Among them are tasks that others of them cancel, or begin.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for left in await asyncio.gather(*others, return_exceptions=True):
+                if isinstance(left, Exception):
+                    raise left
+        self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1

@@ -14,6 +14,7 @@ PACKAGE = "cuelight"
 SRC_LINES = 420
 TEST_LINES = 700
 FUNCTION_LINES = 50
+CRASHES = {"exit_.error", "self.error"}  # what actors raised
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -104,6 +105,55 @@ def check_exports(module: Module) -> Iterator[Finding]:
             )
 
 
+def check_logging(module: Module) -> Iterator[Finding]:
+    """Log handlers are code of users: only the guarded log may call them."""
+    if module.path.name == "_log.py":
+        return
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute) and node.attr == "getLogger":
+            yield module.finding(node.lineno, "logs unguarded: use `get_log` of `cuelight._log`")
+
+
+def check_error_texts(module: Module) -> Iterator[Finding]:
+    """The text of an exception that users raise is code of theirs: it may raise itself."""
+    if module.path.name in {"_log.py", "_text.py", "_child.py"}:  # the last is loaded without its package
+        return
+    for function in ast.walk(module.tree):
+        if not isinstance(function, Function):
+            continue
+        names = broad_error_names(function)
+        for node in ast.walk(function):
+            match node:
+                case ast.FormattedValue(value=value):
+                    pass
+                case ast.Call(func=ast.Name(id="str" | "repr"), args=[value]):
+                    pass
+                case _:
+                    continue
+            if (isinstance(value, ast.Name) and value.id in names) or ast.unparse(value) in CRASHES:
+                yield module.finding(
+                    node.lineno,
+                    f"formats the exception `{ast.unparse(value)}`, whose text may raise: use `describe_error`, "
+                    "`safe_str` or `safe_repr` of `cuelight._text`",
+                )
+
+
+def broad_error_names(function: Function) -> set[str]:
+    """Names that hold any exception at all: parameters that say so, and those of broad `except` clauses."""
+    arguments = function.args
+    names = {
+        argument.arg
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        if argument.annotation is not None and "Exception" in ast.unparse(argument.annotation)
+    }
+    for node in ast.walk(function):
+        if isinstance(node, ast.ExceptHandler) and node.name is not None and node.type is not None:
+            kinds = {kind.id for kind in ast.walk(node.type) if isinstance(kind, ast.Name)}
+            if kinds & {"Exception", "BaseException"}:
+                names.add(node.name)
+    return names
+
+
 def submodules(folder: Path) -> set[str]:
     return {child.stem for child in folder.iterdir() if child.suffix == ".py" or (child / "__init__.py").is_file()}
 
@@ -167,7 +217,12 @@ def findings(root: Path) -> Iterator[Finding]:
         yield from check_file_length(module)
         if module.path.parts[0] != "src":
             continue
-        checks: list[Callable[[Module], Iterator[Finding]]] = [check_function_length, check_root_import]
+        checks: list[Callable[[Module], Iterator[Finding]]] = [
+            check_function_length,
+            check_root_import,
+            check_logging,
+            check_error_texts,
+        ]
         if module.path.name == "__init__.py":
             checks.append(check_exports)
         for check in checks:

@@ -5,6 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
+from cuelight import _log
 from helpers import BACKENDS, Backend
 
 STRESS = os.environ.get("CUELIGHT_STRESS") == "1"
@@ -27,6 +28,13 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     """The same for a property test: a plain function that calls `run_on(backend, ...)` for each example."""
     chosen: Backend = request.param
     return chosen
+
+
+@pytest.fixture(autouse=True)
+def _count_log_records_anew() -> None:
+    """Each test sees its first records whole, whatever other tests have logged."""
+    for log in _log._logs.values():
+        log.reset()
 
 
 @pytest.fixture(scope="session")

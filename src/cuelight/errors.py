@@ -10,6 +10,9 @@ The classes say what happened to the work, because that decides what the caller 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
 import anyio
 
 __all__ = [
@@ -50,10 +53,17 @@ __all__ = [
     "TaskNotFound",
     "TaskQuarantined",
     "TaskTimedOut",
+    "UnexpectedCancellation",
     "Unknown",
     "UnknownTimeout",
     "WorkerDied",
+    "control_error",
+    "ends_the_program",
 ]
+
+E = TypeVar("E", bound=BaseException)
+
+_EXCEPTIONS: Any = BaseExceptionGroup.exceptions.__get__  # not what a subclass of a group made of its members
 
 
 class CuelightError(Exception):
@@ -219,6 +229,14 @@ class StoreRefused(CuelightError):
     """
 
 
+class UnexpectedCancellation(CuelightError):
+    """What the code awaited was cancelled by somebody else, although nobody cancelled the code itself.
+
+    On asyncio this comes out of `await` as a `CancelledError`; it is the cause of this error. A handler or a task that
+    it leaves has failed, as with any other exception.
+    """
+
+
 class Rejected(CuelightError):
     """Raise this in a task to give it up at once: no retry, a dead letter with your reason."""
 
@@ -248,3 +266,36 @@ class RateLimited(CuelightError):
 
     def __reduce__(self) -> tuple[type[RateLimited], tuple[float, str | None]]:
         return type(self), (self.retry_after, self.key)
+
+
+def control_error(error: BaseException, *kinds: type[E]) -> E | None:
+    """The exception of one of `kinds` that `error` is, or that it consists of if it is an exception group.
+
+    A task group wraps what a task in it raises. A group, nested or not, that holds only exceptions of one of the
+    kinds counts as the first of them; a group that holds anything else is an ordinary failure.
+    """
+    found: list[BaseException] = []
+    for leaf in _leaves(error):
+        kind = next((kind for kind in kinds if isinstance(leaf, kind)), None)
+        if kind is None or (found and not isinstance(found[0], kind)):
+            return None
+        found.append(leaf)
+    first: E | None = found[0] if found else None  # type: ignore[assignment] # it is of one of the kinds
+    return first
+
+
+def ends_the_program(error: BaseException) -> bool:
+    """Whether `error` is `KeyboardInterrupt` or `SystemExit`, or a group that holds one of them."""
+    return any(isinstance(leaf, KeyboardInterrupt | SystemExit) for leaf in _leaves(error))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group, in order, however deep it is nested; an exception that is no group itself."""
+    pending = [error]
+    while pending:
+        one = pending.pop()
+        group: Any = one
+        if isinstance(group, BaseExceptionGroup):
+            pending += reversed(_EXCEPTIONS(group))
+        else:
+            yield one

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
+from cuelight._log import get_log
 from cuelight.mailbox import Channel, drop_oldest
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ said that it has the message. `undecodable`: what came is no message that this n
 cannot travel, and whoever sent it (a timer, another thread, a group) could not be told.
 """
 
-log = logging.getLogger("cuelight.dead_letters")
+log = get_log("cuelight.dead_letters")
 
 
 class Addressee(Protocol):
@@ -118,7 +119,7 @@ class DeadLetters:
         letter = DeadLetter(message, addressee.path, reason, error, history, self._clock())
         self._latest.append(letter)
         self.counts[reason] += 1
-        if log.isEnabledFor(logging.DEBUG):
+        if log.is_enabled_for(logging.DEBUG):
             log.debug("dead letter (%s) for %s: %r", reason, letter.actor, message)
         if self._subscribers:
             self._subscribers = [channel for channel in self._subscribers if not channel.closed]

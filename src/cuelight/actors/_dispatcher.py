@@ -6,12 +6,12 @@ a turn. Supervision therefore never waits for a handler, and never runs inside o
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from cuelight._log import get_log
 from cuelight.actors._dead_letters import DeadLetters
 from cuelight.actors._plain_cell import PlainCell
 from cuelight.actors._reply import Asked
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher"]
 
-log = logging.getLogger("cuelight")
+log = get_log("cuelight")
 
 TURNS_PER_PASS = 64
 INLINE_ASKS_PER_PASS = 256

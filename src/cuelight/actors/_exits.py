@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from cuelight._text import describe_error
+
 if TYPE_CHECKING:
     from cuelight.actors._ref import Ref
 
@@ -99,7 +101,7 @@ class Crashed(Exit, frozen=True):
 
     def describe(self) -> str:
         """The reason in words."""
-        return f"crashed: {type(self.error).__name__}: {self.error}"
+        return f"crashed: {describe_error(self.error)}"
 
 
 class Terminated(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import describe_error
 from cuelight.actors._exits import Crashed, Exit, Terminated
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, Asked
 from cuelight.errors import (
@@ -146,7 +147,7 @@ class Fates(Mailbox):
         if self.options.redeliver > 1 and self.bonds_made().try_again(item, error):
             return exit_
         if isinstance(item, Asked):
-            failure = ActorCrashed(f"{self.path} crashed on {message!r}: {type(error).__name__}: {error}")
+            failure = ActorCrashed(f"{self.path} crashed on {message!r}: {describe_error(error)}")
             failure.__cause__ = error
             item.fail(failure)
         elif self.options.redeliver <= 1:

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from itertools import count
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
+from cuelight._log import get_log
 from cuelight.actors._actor import Actor, FunctionActor
 from cuelight.actors._bonds import Bonds
 from cuelight.actors._cell import DEAD, Cell
@@ -35,7 +35,7 @@ __all__ = ["Runtime"]
 M = TypeVar("M")
 P = ParamSpec("P")
 
-log = logging.getLogger("cuelight")
+log = get_log("cuelight")
 
 
 class Runtime(Dispatcher):
@@ -260,4 +260,4 @@ class Runtime(Dispatcher):
 
     def hook_failed(self, cell: Cell, hook: str, error: BaseException) -> None:
         """A `stopped` or `restarting` hook raised: nobody else can be told."""
-        log.error("the %s hook of %s failed and was ignored: %r", hook, cell.path, error, exc_info=error)
+        log.error("the %s hook of %s failed and was ignored: %r", hook, cell.path, error, error=error)

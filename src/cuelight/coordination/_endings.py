@@ -12,12 +12,12 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from cuelight._log import get_log
 from cuelight.actors import Cell, holdings
 from cuelight.coordination._order import note_released
 from cuelight.coordination._parties import ThreadParty, describe, party_ended
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["collect_dead", "enter_holding", "forget", "monitor", "now", "reap", "report", "watch"]
 
-log = logging.getLogger("cuelight")
+log = get_log("cuelight")
 
 monitor: Final = threading.RLock()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from cuelight._log import get_log
 from cuelight.coordination._parties import describe, my_place
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["debug_by_default", "note_acquired", "note_released"]
 
-log = logging.getLogger("cuelight")
+log = get_log("cuelight")
 
 MOST: Final = 10_000
 """Names that are remembered; with more than that it begins anew."""

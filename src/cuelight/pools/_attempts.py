@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from types import CoroutineType
 from typing import Any, Literal
 
+from cuelight._text import safe_str
 from cuelight.errors import Rejected, TaskQuarantined, WorkerDied
 
 __all__ = ["Kind", "Tries", "Unawaited", "check_kind", "holding_coroutines", "is_async", "name_of", "verdict"]
@@ -38,7 +39,7 @@ def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -
         crashes = tries.crashes + 1
         if crashes >= max_crashes:
             quarantined = TaskQuarantined(
-                f"{crashes} workers died under this task, as many as max_crashes allows; the last: {error}"
+                f"{crashes} workers died under this task, as many as max_crashes allows; the last: {safe_str(error)}"
             )
             quarantined.__cause__ = error
             return quarantined

@@ -6,6 +6,7 @@ import time
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import describe_error
 from cuelight.errors import RateLimited, Rejected, TaskFailed
 from cuelight.pools._results import TaskMetrics, TaskResult, TaskStatus
 
@@ -114,7 +115,7 @@ class Job:
             execution_time_ms=self.ran * 1000,
             retries_used=self.retries,
             worker_id=self.worker,
-            error_message=None if error is None else f"{type(error).__name__}: {error}",
+            error_message=None if error is None else describe_error(error),
         )
 
 
@@ -122,7 +123,7 @@ def as_failure(name: str, error: BaseException) -> Exception:
     """The error of a task for this one: what ends programs must not end the pool, nor whoever reads the result."""
     if isinstance(error, Exception):
         return error
-    failure = TaskFailed(f"the task {name!r} raised {type(error).__name__}: {error}")
+    failure = TaskFailed(f"the task {name!r} raised {describe_error(error)}")
     failure.__cause__ = error
     return failure
 

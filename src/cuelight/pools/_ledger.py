@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import describe_error
 from cuelight.errors import TaskCancelled
 from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
 
@@ -45,7 +46,7 @@ class Ledger:
             status = TaskStatus.COMPLETED
             totals.completed += 1
         else:
-            text = f"{type(error).__name__}: {error}"
+            text = describe_error(error)
             if isinstance(error, TaskCancelled):
                 status = TaskStatus.CANCELLED
                 totals.cancelled += 1

@@ -11,7 +11,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sized
 from threading import get_ident
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from cuelight._log import get_log
 from cuelight.errors import TaskCancelled
 from cuelight.pools._attempts import Tries, holding_coroutines, name_of
 from cuelight.pools._bell import Bell
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MapRequest", "MapRun"]
 
-log = logging.getLogger("cuelight")
+log = get_log("cuelight")
 
 
 class MapRequest(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from cuelight._text import describe_error
 from cuelight.actors import Actor, Message
 from cuelight.errors import ChannelClosed, TaskCancelled, TaskFailed, TaskTimedOut, WorkerDied
 
@@ -196,7 +197,7 @@ class PoolWorker(Actor[Call]):
             group: BaseExceptionGroup[BaseException] = raised
             cancellation, rest = group.split(cancelled)
         if rest is not None and not isinstance(rest, Exception):
-            failed = TaskFailed(f"it raised {raised!r}, which ends the whole system")
+            failed = TaskFailed(f"it raised {describe_error(raised)}, which ends the whole system")
             failed.__cause__ = raised
             return failed, raised
         if self.cut is not None:

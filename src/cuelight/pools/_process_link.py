@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import describe_error
 from cuelight.pools import _child
 from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, RECORD, VALUES, WRITTEN, Frames
 
@@ -279,7 +280,7 @@ def _decode(records: bytes | bytearray) -> list[Outcome]:
             try:
                 value = loads(view[start:position])
             except Exception as error:
-                reason = f"the result cannot be unpickled here: {type(error).__name__}: {error}"
+                reason = f"the result cannot be unpickled here: {describe_error(error)}"
                 outcomes.append((False, pickle.UnpicklingError(reason)))
             else:
                 outcomes.append((True, value) if succeeded else (False, _revive(*value)))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.to_thread
 
+from cuelight._text import describe_error
 from cuelight.errors import PoolClosed, WorkerDied
 from cuelight.mailbox import current_backend
 from cuelight.pools._child import UNLOADABLE
@@ -73,7 +74,7 @@ def call_frame(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         return encode_call((function, args, kwargs))
     except Exception as error:
         what = _unpicklable(function, args, kwargs)
-        raise pickle.PicklingError(f"{what}: {type(error).__name__}: {error}") from error
+        raise pickle.PicklingError(f"{what}: {describe_error(error)}") from error
 
 
 def _unpicklable(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

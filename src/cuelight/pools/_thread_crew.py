@@ -21,6 +21,8 @@ import time
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
+from cuelight._log import get_log
+from cuelight._text import describe_error
 from cuelight.errors import PoolClosed, RateLimited, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._board import Board
 from cuelight.pools._job import Job, as_failure, retry_delay
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Crew", "Worker"]
 
-log = logging.getLogger("cuelight.pools")
+log = get_log("cuelight.pools")
 
 _PENDING, _IN_FLIGHT, _SCHEDULED = TaskStatus.PENDING, TaskStatus.IN_FLIGHT, TaskStatus.SCHEDULED
 _NO_THREAD = 1.0  # seconds before it is tried again to start a thread when the system had none to give
@@ -226,7 +228,7 @@ class Crew:
 
     def _crashed(self, worker: Worker, error: BaseException) -> None:
         """Something in the harness itself failed: it costs one attempt and one thread."""
-        log.error("%s: the thread %s failed and is replaced", self.name, worker.worker_id, exc_info=error)
+        log.error("%s: the thread %s failed and is replaced", self.name, worker.worker_id, error=error)
         with self.lock:
             self._waking = False  # it may have been this one
             job, worker.job = worker.job, None
@@ -236,7 +238,7 @@ class Crew:
             self.threads.discard(worker)
             self.replaced += 1
             if job is not None:
-                failure = TaskFailed(f"the thread of the task {job.name!r} failed: {type(error).__name__}: {error}")
+                failure = TaskFailed(f"the thread of the task {job.name!r} failed: {describe_error(error)}")
                 failure.__cause__ = error
                 self._fail(job, failure)
             if self._ready:

@@ -10,13 +10,13 @@ The invariants:
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from cuelight._log import get_log
 from cuelight.errors import PoolClosed
 from cuelight.mailbox import current_backend
 from cuelight.pools._attempts import name_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ThreadExecutor", "full_name", "tamed"]
 
-log = logging.getLogger("cuelight.pools")
+log = get_log("cuelight.pools")
 
 
 def full_name(function: Callable[..., Any]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from cuelight._log import get_log
 from cuelight.actors import Actor, Message, Ref, Start, on
 from cuelight.supervision import ActorSystem
 
@@ -19,7 +19,7 @@ __all__ = ["Timekeeper"]
 
 _PAUSE: Final = 1.0  # seconds before it begins anew
 
-log = logging.getLogger("cuelight.pools")
+log = get_log("cuelight.pools")
 
 
 class _Look(Message):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from cuelight._text import safe_str
 from cuelight.actors import Cell, ChildSpec, Crashed, Exit, Killed, Runtime, ShutDown, Spawned, WasRestarted
 from cuelight.errors import BudgetExceeded, CuelightError, MaxChildren, RestartLimitExceeded
 from cuelight.supervision._backoff import Backoff
@@ -340,7 +341,7 @@ class Children:
 
     def close(self, exit_: Exit) -> None:
         if isinstance(exit_, Crashed) and isinstance(exit_.error, BudgetExceeded):
-            self.kill(str(exit_.error))  # whoever spends too much must not go on spending
+            self.kill(safe_str(exit_.error))  # whoever spends too much must not go on spending
         elif not self._closing:
             self._close()
             self.runtime.post(self._stop_next)

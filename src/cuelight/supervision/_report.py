@@ -8,16 +8,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from cuelight._log import get_log
+from cuelight._text import error_lines, safe_repr, type_name
 
+if TYPE_CHECKING:
     from cuelight.actors import Cell, Crashed
 
-__all__ = ["flatten", "report_crash"]
+__all__ = ["report_crash"]
 
-log = logging.getLogger("cuelight")
-
-SHOWN = 300
+log = get_log("cuelight")
 
 HOW_TO_CHANGE = (
     "  to change that: restart=, backoff= and redeliver= of child(...).with_options(...), strategy, max_restarts and "
@@ -28,32 +27,23 @@ HOW_TO_CHANGE = (
 def report_crash(cell: Cell, exit_: Crashed, family: Any, decision: str) -> None:
     """Log a crash.
 
+    Crashes of one class of actors by one type of exception are counted together, see `cuelight._log`.
+
     Args:
         cell: who crashed.
         exit_: how.
         family: its supervisor's.
         decision: what the supervisor decided.
     """
-    if not log.isEnabledFor(logging.ERROR):
+    if not log.is_enabled_for(logging.ERROR):
         return
-    message = repr(exit_.message)
-    at_work = "outside of messages" if exit_.message is None else f"on {message[:SHOWN]}"
+    at_work = "outside of messages" if exit_.message is None else f"on {safe_repr(exit_.message)}"
     supervisor = "the system" if family.owner is None else family.owner.path
     kind = cell.options.restart
     lines = [
         f"actor {cell.path} crashed {at_work}",
-        *(f"  {line}" for line in flatten(exit_.error)),
+        *(f"  {line}" for line in error_lines(exit_.error)),
         f"  {supervisor} decided (it is {kind!r}): {decision}",
         HOW_TO_CHANGE,
     ]
-    log.error("\n".join(lines), exc_info=exit_.error)
-
-
-def flatten(error: BaseException, depth: int = 0) -> Iterator[str]:
-    """One line for an exception, and for each one inside an exception group."""
-    indent = "  " * depth
-    yield f"{indent}{type(error).__name__}: {error}"
-    if isinstance(error, BaseExceptionGroup):
-        inner: BaseException
-        for inner in error.exceptions:
-            yield from flatten(inner, depth + 1)
+    log.error("\n".join(lines), error=exit_.error, kind=("crash", cell.table.name, type_name(exit_.error)))

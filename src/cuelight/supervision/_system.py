@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from cuelight._text import describe_error
 from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Exit, Runtime, Spawned
 from cuelight.errors import SystemClosed
 from cuelight.supervision._backoff import Backoff
@@ -129,7 +130,7 @@ class ActorSystem(Runtime):
     def abort(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
-        self.root.kill(f"the system was aborted by {error!r}")
+        self.root.kill(f"the system was aborted by {describe_error(error)}")
         if self._scope is not None:
             self._scope.cancel()
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from cuelight._log import get_log
+
 if TYPE_CHECKING:
     from cuelight.actors import Cell, Runtime
 
 __all__ = ["Watchdog"]
 
-log = logging.getLogger("cuelight.slow")
+log = get_log("cuelight.slow")
 
 SHOWN = 300
 

@@ -9,7 +9,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import random
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from cuelight._log import get_log
 from cuelight.errors import StoreUnavailable
 from cuelight.tasks._periodic import next_due
 from cuelight.tasks._store import Query
@@ -32,8 +32,8 @@ __all__ = ["Chores"]
 
 Chore = Callable[[], Coroutine[Any, Any, None]]
 
-log = logging.getLogger("cuelight.tasks")
-slow = logging.getLogger("cuelight.slow")
+log = get_log("cuelight.tasks")
+slow = get_log("cuelight.slow")
 
 TICK: Final = 0.5
 UNPARK: Final = 15.0

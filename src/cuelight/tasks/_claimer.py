@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 
+from cuelight._log import get_log
 from cuelight.errors import PoolClosed, StoreUnavailable
 from cuelight.supervision import Backoff
 from cuelight.tasks._store import Claim, Exchange, Finish
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Claimer"]
 
-log = logging.getLogger("cuelight.tasks")
+log = get_log("cuelight.tasks")
 
 T = TypeVar("T")
 

@@ -11,18 +11,18 @@ Invariants, in the words of `tests/tasks/worker/test_keeper.py`:
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
+from cuelight._log import get_log
 from cuelight.tasks._store import Beat, Store
 
 __all__ = ["Keeper"]
 
-log = logging.getLogger("cuelight.tasks")
+log = get_log("cuelight.tasks")
 
 Held = tuple[str, int]
 

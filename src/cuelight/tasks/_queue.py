@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import msgspec
 
+from cuelight._text import safe_str
 from cuelight.errors import PoolClosed, QueueFull, RateLimited, Rejected, TaskTimedOut
 from cuelight.pools import TaskStatus
 from cuelight.tasks._blocking_queue import BlockingTaskQueue
@@ -319,7 +320,7 @@ def _failed(life: Life, held: Held, error: BaseException | str | None, delay: fl
         kind = "rejected"
     elif isinstance(error, TaskTimedOut):
         kind = "timeout"
-    said, where = "" if error is None else str(error), ""
+    said, where = "" if error is None else safe_str(error), ""
     if isinstance(error, BaseException):
         said = "".join(traceback.format_exception_only(error)).strip()
         where = "".join(traceback.format_exception(error))

@@ -14,7 +14,6 @@ The invariants:
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -26,6 +25,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from cuelight._log import get_log
 from cuelight.actors import Message
 from cuelight.errors import PoolClosed, StoreUnavailable
 from cuelight.mailbox import current_backend
@@ -45,7 +45,7 @@ __all__ = ["Held", "Life", "Resolve", "Step", "Told"]
 
 T = TypeVar("T")
 
-log = logging.getLogger("cuelight.tasks")
+log = get_log("cuelight.tasks")
 
 BACKOFF = Backoff(minimum=0.02, maximum=1.0, jitter=0.5)
 GRACE = 2.0

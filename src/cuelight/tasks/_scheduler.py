@@ -16,13 +16,13 @@ block, and belongs to no loop: it can be used from any.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, Self
 
+from cuelight._log import get_log
 from cuelight.tasks._strategies import (
     STRATEGIES,
     Assignments,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockingTaskScheduler", "TaskScheduler"]
 
-log = logging.getLogger("cuelight.tasks")
+log = get_log("cuelight.tasks")
 
 
 class TaskScheduler:

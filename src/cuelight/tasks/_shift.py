@@ -12,7 +12,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +20,7 @@ import anyio
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal
 
+from cuelight._log import get_log
 from cuelight.errors import TaskCancelled, TaskFailed
 from cuelight.mailbox import current_backend
 from cuelight.tasks._chores import Chores
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Shift"]
 
-log = logging.getLogger("cuelight.tasks")
+log = get_log("cuelight.tasks")
 
 ROUSED: Final = 4
 """Runners that are woken at a time. Each that finds work wakes others, so that no-ops do not wake them all."""

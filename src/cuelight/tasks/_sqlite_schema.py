@@ -12,6 +12,7 @@ import sqlite3
 from typing import Final
 from urllib.parse import quote
 
+from cuelight._text import safe_str
 from cuelight.errors import StoreUnavailable
 
 __all__ = ["SCRIPTS", "SYNCHRONOUS", "connect", "is_busy", "migrate", "unavailable"]
@@ -210,4 +211,4 @@ def unavailable(error: BaseException, path: str) -> StoreUnavailable:
             advice = "another process holds its lock; look for one that keeps a transaction open"
         case _:
             advice = "see the cause; the same step may be tried again"
-    return StoreUnavailable(f"SQLiteStore({path!r}): {error}: {advice}")
+    return StoreUnavailable(f"SQLiteStore({path!r}): {safe_str(error)}: {advice}")

@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import threading
@@ -16,11 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from cuelight._log import get_log
 from cuelight.redis._actors._directory import Directory
 
 __all__ = ["Heart"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 BEATS: Final = 5
 """In one lease."""

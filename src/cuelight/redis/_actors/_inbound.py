@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Cell, Exit
 from cuelight.actors._cell import DEAD
 from cuelight.actors._reply import Asked
@@ -87,7 +88,7 @@ class Inbound:
             message = membership.coder.read(frame.kind, frame.body)
         except MessageRefused as error:
             membership.refused += 1
-            self._refuse(frame.number, NotStarted(f"the node of {cell.path} refused the request: {error}"))
+            self._refuse(frame.number, NotStarted(f"the node of {cell.path} refused the request: {safe_str(error)}"))
             return
         asked = make(message, cell)
         asked.waiter = _Answering(self, frame.number, asked)
@@ -96,7 +97,7 @@ class Inbound:
             if not cell.put(asked):
                 cell.line_up(asked)
         except Exception as error:
-            refusal = NotStarted(f"{cell.path} did not take {message!r}: {error}")
+            refusal = NotStarted(f"{cell.path} did not take {safe_repr(message)}: {safe_str(error)}")
             refusal.__cause__ = error
             asked.fail(refusal)
 

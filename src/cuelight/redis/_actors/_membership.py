@@ -8,7 +8,6 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from collections import OrderedDict
@@ -23,6 +22,8 @@ import msgspec
 from anyio.lowlevel import checkpoint
 from redis.exceptions import ResponseError
 
+from cuelight._log import get_log
+from cuelight._text import describe_error
 from cuelight.actors import Cell, Exit, Ref, Runtime, Stopped
 from cuelight.actors._cell import DEAD
 from cuelight.errors import MessageRefused, StoreRefused, StoreUnavailable
@@ -40,7 +41,7 @@ __all__ = ["Membership", "Undecoded"]
 
 T = TypeVar("T")
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 POLL: Final = 1.0
 """Seconds after which the inbox is looked at though nobody said that there is something."""
@@ -131,7 +132,7 @@ class Membership:
                         del self._scopes[scope]
             except Exception as error:  # of the client that was plugged in, most likely
                 log.exception("%s failed", self.identity)
-                self.expelled(f"it failed with {error!r}")
+                self.expelled(f"it failed with {describe_error(error)}")
             finally:
                 self._tasks -= 1
                 self._quiet.set()

@@ -17,6 +17,7 @@ from typing import Any, Final
 import anyio
 import msgspec
 
+from cuelight._log import get_log
 from cuelight.actors import Cell, Exit, Ref, Runtime
 from cuelight.actors._cell import DEAD
 from cuelight.errors import ActorNotFound, NameTaken, StoreUnavailable
@@ -28,7 +29,7 @@ from cuelight.redis._client import RedisClient, Server, publishing_command
 
 __all__ = ["NodeStatistics", "RedisNode"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 INBOX: Final = 16 * 1024 * 1024
 """Bytes that may wait in the server for one node before its senders have to wait; one batch always may."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from cuelight._log import get_log
+from cuelight._text import describe_error, safe_str, type_name
 from cuelight.actors import Crashed, Exit, Killed, ShutDown, Stopped
 from cuelight.errors import (
     ActorCrashed,
@@ -25,7 +26,7 @@ from cuelight.redis._actors._registry import Registry
 
 __all__ = ["NodeLost", "RemoteError", "ended_frame", "error_of", "exit_of", "fail_frame"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 LONGEST: Final = 4000
 """Characters of an error's text that travel."""
@@ -91,7 +92,7 @@ class NodeLost(Exit, frozen=True):
 def _words(error: BaseException) -> tuple[str, str]:
     if isinstance(error, RemoteError):
         return error.kind, error.text[:LONGEST]
-    return type(error).__name__, str(error)[:LONGEST]
+    return type_name(error), safe_str(error)[:LONGEST]
 
 
 def fail_frame(number: int, error: BaseException, registry: Registry) -> Fail:
@@ -100,11 +101,11 @@ def fail_frame(number: int, error: BaseException, registry: Registry) -> Fail:
     kind = next((one.__name__ for one in type(error).__mro__ if OUTCOMES.get(one.__name__) is one), None)
     if kind is None and isinstance(error, ReplyError):
         name = registry.name(type(error))
-        text = str(error) if name or type(error) is ReplyError else f"{type(error).__name__}: {error}"
+        text = safe_str(error) if name or type(error) is ReplyError else describe_error(error)
         return Fail(number, name or "ReplyError", text[:LONGEST], cause)
     if kind is None:
         kind, cause = "Interrupted", _words(error)
-    return Fail(number, kind, str(error)[:LONGEST], cause)
+    return Fail(number, kind, safe_str(error)[:LONGEST], cause)
 
 
 def error_of(frame: Fail, registry: Registry) -> CuelightError:

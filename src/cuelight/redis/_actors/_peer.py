@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 from redis.exceptions import ResponseError
 
+from cuelight._log import get_log
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis._actors._frames import Ask, Credit, Frame, Open, batch_of
 from cuelight.redis._actors._inbound import Inbound
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Peer"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 BATCH: Final = 65536
 """Bytes after which a batch is closed."""

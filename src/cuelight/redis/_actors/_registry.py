@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar, get_args, get_origin
 
 import msgspec
 
+from cuelight._text import safe_str
 from cuelight.actors import Message, Ref, Request, StreamRequest
 from cuelight.errors import MessageRefused, ReplyError
 
@@ -160,7 +161,7 @@ class Coder:
             return decoder.decode(body)
         # A message's own __post_init__ may raise whatever it likes: what came is as useless for it.
         except Exception as error:
-            raise MessageRefused(f"what came is no {what}: {error}") from error
+            raise MessageRefused(f"what came is no {what}: {safe_str(error)}") from error
 
     def _encode_other(self, value: Any) -> Any:
         if isinstance(value, Ref):

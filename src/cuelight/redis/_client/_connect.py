@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -13,6 +12,8 @@ from typing import Any, Final
 import anyio
 from redis import exceptions as redis_errors
 
+from cuelight._log import get_log
+from cuelight._text import safe_str
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import Backend, current_backend
 from cuelight.redis._client._settings import Address, Settings, place
@@ -20,7 +21,7 @@ from cuelight.redis._client._wire import AsyncioWire, Wire, pack_all
 
 __all__ = ["Opened", "check_version", "of_login", "open_wire", "warn_of_eviction"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 OLDEST: Final = {"redis": (6, 2), "valkey": (7, 2)}
 """The first versions of each server that have what the scripts need."""
@@ -81,11 +82,11 @@ async def open_wire(
         raise redis_errors.ConnectionError(f"{place(address)}: the server closed the connection") from error
     except OSError as error:
         # The error of a time-out has no text.
-        text = str(error) or f"no connection within {settings.connect_timeout:g} s"
+        text = safe_str(error) or f"no connection within {settings.connect_timeout:g} s"
         _end(wire, text)
         raise redis_errors.ConnectionError(f"{place(address)}: {text}") from error
     except BaseException as error:
-        _end(wire, str(error))
+        _end(wire, safe_str(error))
         raise
     return opened
 
@@ -176,7 +177,7 @@ def of_login(error: Exception, where: str) -> Exception:
         error: what the server said.
         where: it is.
     """
-    if "unknown command" in str(error).lower():
+    if "unknown command" in safe_str(error).lower():
         return StoreRefused(
             f"{where} does not know the command HELLO: {_needed()}, and the command must not be renamed"
         )

@@ -6,6 +6,7 @@ from typing import Final
 
 from redis import exceptions as redis_errors
 
+from cuelight._text import safe_str
 from cuelight.errors import StoreRefused, StoreUnavailable
 
 __all__ = ["refusal", "translated"]
@@ -59,9 +60,9 @@ def translated(error: Exception, server: str) -> Exception:
 def _code(error: Exception) -> str:
     """The first word of an error reply; redis-py takes those that it knows off the text."""
     code: str | None = getattr(error, "status_code", None)
-    return code or str(error).partition(" ")[0]
+    return code or safe_str(error).partition(" ")[0]
 
 
 def _text(error: Exception) -> str:
-    code, text = _code(error), str(error)
+    code, text = _code(error), safe_str(error)
     return text if text.startswith(code) or code == "ERR" else f"{code} {text}"

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 import anyio
 from redis import exceptions as redis_errors
 
+from cuelight._text import safe_str
 from cuelight.mailbox import running_loop
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._faults import translated
@@ -147,7 +148,7 @@ class PluggedServer:
             try:
                 return await self._send(command)
             except OSError as error:  # of what they ask for credentials: what happens to connections they wrap
-                return redis_errors.ConnectionError(str(error))
+                return redis_errors.ConnectionError(safe_str(error))
         return redis_errors.TimeoutError(f"there was no reply within {(seconds or 0.0) + self._timeout:g} s")
 
     async def execute(self, *command: Argument) -> Any:
@@ -224,5 +225,7 @@ def _of_redis_py(error: Exception) -> Exception:
     bases = {base.__name__ for base in type(error).__mro__}
     if "ResponseError" in bases:
         code = _CODES.get(type(error).__name__)
-        return reply_error(f"{code} {error}" if code else str(error))
-    return redis_errors.ConnectionError(str(error)) if "RedisError" in bases or isinstance(error, OSError) else error
+        return reply_error(f"{code} {safe_str(error)}" if code else safe_str(error))
+    return (
+        redis_errors.ConnectionError(safe_str(error)) if "RedisError" in bases or isinstance(error, OSError) else error
+    )

@@ -10,13 +10,13 @@ The invariants:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
 from redis import exceptions as redis_errors
 
+from cuelight._log import get_log
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client._connect import Opened
@@ -26,7 +26,7 @@ from cuelight.redis._client._wire import Wire, pack_all
 
 __all__ = ["Listener", "PushLine", "Topic"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 _CONFIRMED: Final = frozenset({b"ssubscribe", b"subscribe", b"sunsubscribe", b"unsubscribe"})
 _SHARDED_SINCE: Final = (7, 0)

@@ -30,6 +30,7 @@ import hiredis
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
 
+from cuelight._text import safe_str
 from cuelight.mailbox import Backend, Slot, new_slot
 
 __all__ = ["AsyncioWire", "Block", "Wire", "pack", "pack_all", "reply_error"]
@@ -306,7 +307,7 @@ class AsyncioWire(Wire, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
-        self.end(redis_errors.ConnectionError(str(exc) if exc else "the connection was closed"))
+        self.end(redis_errors.ConnectionError(safe_str(exc) if exc else "the connection was closed"))
         self.closed.set()
 
     def _abort(self) -> None:

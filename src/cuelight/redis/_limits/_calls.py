@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import math
 import secrets
 import time
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 import anyio
 
+from cuelight._log import get_log
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import current_backend, loop_time
 from cuelight.redis._client import Script, Server
@@ -29,7 +29,7 @@ _RECENT: Final = 90.0
 _KEEP: Final = 60.0
 """Seconds for which something undelivered is tried."""
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 
 class Away(Exception):

@@ -13,7 +13,6 @@ The invariants:
 from __future__ import annotations
 
 import contextvars
-import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Final
 
 import anyio
 
+from cuelight._log import get_log
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot
 from cuelight.redis._client import Server, Subscription, publishing_command
@@ -46,7 +46,7 @@ _DEAF: Final = 0.25
 _GOT: Final = 32
 """So many answers have arrived before the server is told to forget them, all at once: it takes a while to say so."""
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 
 class TooLate(Exception):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable
 from typing import Final, Literal, TypeVar, get_args
 
 import anyio
 
+from cuelight._log import get_log
 from cuelight.coordination._limit_meter import check_positive
 from cuelight.errors import StoreUnavailable
 
@@ -25,7 +25,7 @@ _CHOICES: Final = get_args(OnOutage)
 _AGAIN: Final = 1.0
 """Seconds between two looks whether the server is there again. Whoever comes first then looks for all."""
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 
 class Outage:

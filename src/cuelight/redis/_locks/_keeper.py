@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import math
 import random
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from redis.exceptions import ResponseError
 
+from cuelight._log import get_log
 from cuelight.coordination._endings import reap
 from cuelight.coordination._parties import party_ended
 from cuelight.errors import StoreRefused, StoreUnavailable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAILURES", "Keeper", "loop_has_ended", "pause"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 FAILURES: Final = (StoreUnavailable, StoreRefused, ResponseError)
 """What a call of the server may end with."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from cuelight._log import get_log
 from cuelight.errors import LeaseLost
 from cuelight.redis._locks._terms import now
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lease"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 _guard: Final = threading.Lock()
 

@@ -11,13 +11,13 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cuelight._log import get_log
 from cuelight.coordination._parties import describe, whoever
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["take", "take_blocking", "take_nowait"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 SOON = 3
 """Places in line from which a lease that runs out is looked for at once: should those in front be dead, too."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from cuelight._log import get_log
 from cuelight.coordination._parties import ThreadParty, party_ended
 from cuelight.mailbox import running_loop
 from cuelight.redis._locks._keeper import Keeper, loop_has_ended
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoopThread", "keeper_here", "the_thread"]
 
-log = logging.getLogger("cuelight.redis")
+log = get_log("cuelight.redis")
 
 T = TypeVar("T")
 

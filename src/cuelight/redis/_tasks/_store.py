@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from contextlib import suppress
@@ -13,6 +12,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import msgspec
 
+from cuelight._log import get_log
 from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.mailbox import running_loop
 from cuelight.mailbox._backend import yield_now
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStore"]
 
-log = logging.getLogger("cuelight.tasks")
+log = get_log("cuelight.tasks")
 
 _KIND: Final = {kind: number for number, kind in enumerate(KINDS)}
 _LEAVING: Final = 1.0

@@ -42,6 +42,7 @@ __all__ = [
     "Rejected",
     "ReplyError",
     "RestartLimitExceeded",
+    "ShutdownTimeout",
     "StartError",
     "StashFull",
     "StoreRefused",
@@ -99,6 +100,14 @@ class NameTaken(CuelightError, ValueError):
 
 class SystemClosed(CuelightError, RuntimeError):
     """The actor system is not running: it has not been entered, is shutting down or has ended."""
+
+
+class ShutdownTimeout(CuelightError, TimeoutError):
+    """Actors went on although they were cancelled, so the block of their system was left without them.
+
+    The message says which they are. Their handlers swallow cancellations, or shield themselves from them for longer
+    than the system waits.
+    """
 
 
 class StashFull(CuelightError):

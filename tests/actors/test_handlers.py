@@ -239,7 +239,7 @@ def test_a_base_class_may_be_abstract() -> None:
 
 def test_what_a_class_needs_is_known() -> None:
     table = Both.__table__
-    assert table.suspending >= {Base, Ask}
+    assert table.async_calls.keys() >= {Base, Ask}
     assert Numbers in table.streaming
     assert not table.plain
     assert PlainBoth.__table__.plain

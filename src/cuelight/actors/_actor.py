@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
+from cuelight._checks import check_finite
 from cuelight.actors._background import Background
 from cuelight.actors._bonds import LinkedExit
 from cuelight.actors._exits import Exit, Start, Terminated
 from cuelight.actors._handlers import HandlerTable, check_handlers
 from cuelight.actors._port import ReplyPort, defer, stash
 from cuelight.actors._ref import Ref
+from cuelight.actors._reply import Reply
 from cuelight.actors._timers import ActorTimer
 
 if TYPE_CHECKING:
@@ -220,9 +222,12 @@ class Actor(Generic[M]):
         """Tell itself a message after `delay` seconds, if the incarnation still lives.
 
         Args:
-            delay: seconds.
+            delay: seconds; `math.inf` never sends it.
             message: what to tell.
             key: a timer with the same key that is still running is replaced.
+
+        Raises:
+            TypeError, ValueError: the delay is no number of seconds.
         """
         return ActorTimer(self._cell, key, message, delay, None)
 
@@ -235,9 +240,10 @@ class Actor(Generic[M]):
             key: a timer with the same key that is still running is replaced.
 
         Raises:
-            ValueError: the period is not more than 0.
+            TypeError, ValueError: the period is no number of seconds above 0.
         """
-        if not period > 0:
+        checked: Any = period
+        if isinstance(checked, int | float) and not checked > 0:
             raise ValueError(f"every({period!r}): a period is more than 0 seconds")
         return ActorTimer(self._cell, key, message, period, period)
 
@@ -277,8 +283,11 @@ class Actor(Generic[M]):
     ) -> Background:
         """Do long work beside the messages; its result comes back as a message. It ends with the incarnation.
 
+        If the handler has deferred its reply before, the work serves that request: it is cancelled when the asker
+        stops waiting.
+
         Args:
-            work: a coroutine, or another awaitable.
+            work: a coroutine, or another awaitable, such as the `Reply` of an ask.
             to_message: makes a message of the result.
             on_error: makes a message of an exception; without it an exception crashes the incarnation.
 
@@ -287,18 +296,24 @@ class Actor(Generic[M]):
         """
         cell = self._cell
 
-        def done(result: Any, error: Exception | None) -> None:
+        def done(result: Any, error: BaseException | None) -> None:
             try:
                 if error is None:
                     cell.put_or_drop(to_message(result))
-                elif on_error is not None:
+                elif on_error is not None and isinstance(error, Exception):
                     cell.put_or_drop(on_error(error))
                 else:
                     cell.fail_with(error)
-            except Exception as raised:
-                cell.fail_with(raised)
+            except BaseException as raised:
+                cell.fail_with(cell.as_failure(raised))
 
-        return Background(cell, work, done)
+        if isinstance(work, Reply):
+            _ = work.detach()  # it ends with the work now, not with this handler
+        background = Background(cell, work, done)
+        serving = None if cell.bonds is None else cell.bonds.served_now()
+        if serving is not None:
+            serving.append(background)
+        return background
 
     # Ending.
 
@@ -306,12 +321,27 @@ class Actor(Generic[M]):
         """Have itself finish its queue and end. Not a checkpoint."""
         self._cell.stop()
 
+    @property
+    def spent(self) -> dict[str, float]:
+        """What was charged so far to the budgets of the supervisors above, by unit; of each unit to the nearest one."""
+        spent: dict[str, float] = {}
+        cell: Cell | None = self._cell
+        while cell is not None:
+            spent = cell.keeper.spent() | spent
+            cell = cell.parent
+        return spent
+
     def spend(self, **amounts: float) -> None:
         """Charge the budgets of the supervisors above, as in `self.spend(tokens=1200, usd=0.02)`.
 
         Args:
-            **amounts: what was spent, by unit.
+            **amounts: what was spent, by unit; less than 0 gives back.
+
+        Raises:
+            TypeError, ValueError: an amount is not a finite number.
         """
+        for unit, amount in amounts.items():
+            check_finite(f"spend({unit})", amount)
         self._cell.keeper.spend(amounts)
 
 

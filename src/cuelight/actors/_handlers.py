@@ -60,20 +60,23 @@ class HandlerTable:
 
     Attributes:
         calls: message class to handler; classes met later (subclasses) are added as they come.
-        suspending: the message classes whose handler is `async def`.
+        async_calls: the part of `calls` whose handler is `async def`.
+        plain_calls: the part of it whose handler is `def`.
         streaming: the message classes whose handler is an async generator.
         plain: nothing of the class can suspend, so no task is ever needed.
         own_run: the class overrides `run`.
         hooks: which of `started`, `stopped`, `restarting` the class overrides.
     """
 
-    __slots__ = ("calls", "hooks", "name", "own_run", "plain", "streaming", "suspending")
+    __slots__ = ("async_calls", "calls", "hooks", "name", "own_run", "plain", "plain_calls", "streaming")
 
     def __init__(self, cls: type[Any], base: type[Any]) -> None:
         self.name = cls.__name__
         self.calls = _marked(cls)
         self.streaming = {kind for kind, call in self.calls.items() if inspect.isasyncgenfunction(call)}
-        self.suspending = {kind for kind, call in self.calls.items() if inspect.iscoroutinefunction(call)}
+        self.async_calls = {kind: call for kind, call in self.calls.items() if inspect.iscoroutinefunction(call)}
+        others = self.calls.keys() - self.async_calls.keys() - self.streaming
+        self.plain_calls = {kind: self.calls[kind] for kind in others}
         self.own_run = cls.run is not base.run
         self.hooks = frozenset(hook for hook in HOOKS if getattr(cls, hook) is not getattr(base, hook))
         for hook in self.hooks:
@@ -81,7 +84,7 @@ class HandlerTable:
         self.plain = not (
             self.own_run
             or self.streaming
-            or self.suspending
+            or self.async_calls
             or any(inspect.iscoroutinefunction(getattr(cls, hook)) for hook in self.hooks)
         )
 
@@ -91,9 +94,10 @@ class HandlerTable:
             call = self.calls.get(base)
             if call is not None:
                 self.calls[kind] = call
-                for kinds in (self.suspending, self.streaming):
-                    if base in kinds:
-                        kinds.add(kind)
+                if base in self.streaming:
+                    self.streaming.add(kind)
+                else:
+                    (self.async_calls if base in self.async_calls else self.plain_calls)[kind] = call
                 return call
         return None
 

@@ -121,7 +121,7 @@ class ActorPool(PoolBlock, Generic[M]):
         home = await system.spawn(child(Troupe, self, *self._limits).with_options(name=self.name, shutdown=math.inf))
         self._home = home._cell
         self._bell = Bell(system.backend)
-        self._home.bonds_made().when_ended.append(lambda _exit: self._ended())
+        self._home.bonds_made().call_when_ended(lambda _exit: self._ended())
         self._seat(home._cell)
 
     def members_to_be(self) -> Iterable[ChildSpec[M]]:
@@ -146,7 +146,7 @@ class ActorPool(PoolBlock, Generic[M]):
         self._seats.append(seat)
         self._seats.sort(key=lambda one: int(one.name))
         self._at[cell] = seat
-        cell.bonds_made().when_ended.append(lambda _exit: self._lost(cell))
+        cell.bonds_made().call_when_ended(lambda _exit: self._lost(cell))
 
     def _lost(self, cell: Cell) -> None:
         """A member has ended for good."""
@@ -356,7 +356,7 @@ class ActorPool(PoolBlock, Generic[M]):
         for seat in self._seats:
             if not (seat.live or seat.cell.dead or seat.expected):
                 seat.expected = True
-                seat.cell.bonds_made().starting.append(seat.returned)
+                seat.cell.bonds_made().call_when_started(seat.returned)
 
     def _done(self, envelope: Envelope) -> None:
         """The slot of an envelope is done, in the queue or with a member."""

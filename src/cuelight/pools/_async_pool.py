@@ -119,7 +119,7 @@ class AsyncWorkerPool(PoolBlock):
     def _new_crew(self, system: ActorSystem) -> Crew:
         crew = Crew(self.name, self._options, self._ledger, system)
         self._crews[crew] = None
-        crew.cell.bonds_made().when_ended.append(lambda _exit: self._crews.pop(crew, None))
+        crew.cell.bonds_made().call_when_ended(lambda _exit: self._crews.pop(crew, None))
         return crew
 
     @property

@@ -182,7 +182,7 @@ class Crew:
         self._hired += 1
         cell.label = f"{self.name}-{self._hired}"
         self.workers[cell] = None
-        cell.bonds_made().when_ended.append(lambda _exit: self.gone(cell))
+        cell.bonds_made().call_when_ended(lambda _exit: self.gone(cell))
         return cell
 
     def rest(self, cell: Cell) -> None:

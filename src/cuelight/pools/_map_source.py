@@ -116,7 +116,7 @@ class AsyncSource:
         self.busy = True
         family = crew.runtime.family_made(crew.cell)
         self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
-        self._cell.bonds_made().when_ended.append(lambda _exit: self._over(sink))
+        self._cell.bonds_made().call_when_ended(lambda _exit: self._over(sink))
 
     def wanted(self, room: int) -> None:
         """Read so far ahead."""

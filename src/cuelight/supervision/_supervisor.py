@@ -131,7 +131,7 @@ class Supervisor(Actor[SupervisorMessage]):
         cell = ref._cell
         if not cell.incarnation:
             port = self.defer_reply()
-            cell.bonds_made().starting.append(lambda: self._answer_start(cell, port))
+            cell.bonds_made().call_when_started(lambda: self._answer_start(cell, port))
         return ref
 
     def _adopt(self, spec: ChildSpec[Any]) -> Ref[Any]:
@@ -155,7 +155,7 @@ class Supervisor(Actor[SupervisorMessage]):
         cell.shut_down()
         if not cell.dead:
             port = self.defer_reply()
-            cell.bonds_made().when_ended.append(lambda _exit: port.send(None))
+            cell.bonds_made().call_when_ended(lambda _exit: port.send(None))
 
     @on(RestartChild)
     def restart_child(self, message: RestartChild) -> None:

@@ -233,10 +233,6 @@ class TaskCell(Cell):
                 if self._is_ours(error):
                     raise
                 self.running = None
-                if self.cut and control_error(error, self.runtime.backend.cancelled, GeneratorExit) is not None:
-                    # A task group wraps cancellations, and what generators raise that are closed meanwhile.
-                    self.cut_off(item, self.why_cut)
-                    return None
                 exit_ = self.failed(error, item)
                 if exit_ is not None:
                     return exit_
@@ -247,6 +243,13 @@ class TaskCell(Cell):
                 self.running = None
                 pause_at = handled + BUDGET
                 await checkpoint()
+
+    def failed(self, error: BaseException, item: Any) -> Exit | None:
+        if self.cut and control_error(error, self.runtime.backend.cancelled, GeneratorExit) is not None:
+            # A task group wraps cancellations, and what generators raise that are closed meanwhile.
+            self.cut_off(item, self.why_cut)
+            return None
+        return Cell.failed(self, error, item)
 
     def _is_ours(self, error: BaseException) -> bool:
         """Whether this is the cancellation of this task, by its system or from outside, and no failure of user code."""

@@ -46,6 +46,7 @@ class Bonds:
         "error_log",
         "exit_forced",
         "groups",
+        "keyed_timers",
         "links",
         "retry",
         "stash",
@@ -60,7 +61,8 @@ class Bonds:
         self.cell = cell
         # Of the incarnation.
         self.exit_forced: Killed | Crashed | None = None
-        self.timers: dict[object, ActorTimer] = {}
+        self.timers: dict[ActorTimer, None] = {}
+        self.keyed_timers: dict[int, list[ActorTimer]] = {}  # by the hashes of their keys
         self.background: dict[Background, None] = {}
         self.deferred: dict[Asked, list[Background]] = {}  # with the work that serves each of them
         self.deferred_now: Asked | None = None  # by the handler that runs, or by one before it
@@ -99,7 +101,7 @@ class Bonds:
 
     def end_incarnation(self) -> None:
         """End what is bound to the incarnation. Background tasks are cancelled and end a little later."""
-        for timer in list(self.timers.values()):
+        for timer in list(self.timers):
             timer.cancel()
         for task in list(self.background):
             task.cancel()

@@ -11,6 +11,7 @@ from cuelight._checks import check_seconds
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cuelight.actors._bonds import Bonds
     from cuelight.actors._cell import Cell
     from cuelight.mailbox import Backend
 
@@ -144,51 +145,47 @@ class Later:
         self._alarms.remove(self._due, self)
 
 
-class TimerKey:
-    """The key that a user gave to a timer. Its hash is taken once: hashing and comparing it runs code of the user."""
-
-    __slots__ = ("_hash", "_key")
-
-    def __init__(self, key: object) -> None:
-        self._key = key
-        self._hash = hash(key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TimerKey) and bool(self._key == other._key)
-
-
 class ActorTimer:
     """A message that an actor sends itself later, once or again and again, while its incarnation lives."""
 
-    __slots__ = ("_cell", "_due", "_key", "_message", "_period")
+    __slots__ = ("_cell", "_due", "_hash", "_key", "_message", "_period")
 
     def __init__(self, cell: Cell, key: object, message: Any, delay: float, period: float | None) -> None:
         check_seconds("after(delay)" if period is None else "every(period)", delay, finite=period is not None)
         cell.runtime.check_thread(cell)
         cell.must_live("timers")
         self._cell, self._message, self._period = cell, message, period
-        self._key: object = self if key is None else TimerKey(key)
+        # Hashing and comparing keys runs code of users, so it is done here and never again.
+        self._key, self._hash = key, 0 if key is None else hash(key)
         self._due = cell.runtime.backend.time() + delay
-        timers = cell.bonds_made().timers
-        earlier = timers.get(self._key)
-        if earlier is not None:
-            earlier.cancel()
-        timers[self._key] = self
+        bonds = cell.bonds_made()
+        if key is not None:
+            alike = bonds.keyed_timers.get(self._hash, ())
+            earlier = next((timer for timer in alike if timer._key is key or timer._key == key), None)
+            if earlier is not None:
+                earlier.cancel()
+            bonds.keyed_timers.setdefault(self._hash, []).append(self)
+        bonds.timers[self] = None
         cell.runtime.alarms.add(self._due, self)
+
+    def _forget(self, bonds: Bonds) -> None:
+        bonds.timers.pop(self, None)
+        alike = None if self._key is None else bonds.keyed_timers.get(self._hash)
+        if alike is not None:
+            alike[:] = [timer for timer in alike if timer is not self]
+            if not alike:
+                del bonds.keyed_timers[self._hash]
 
     @property
     def active(self) -> bool:
         """Whether it will send its message (again)."""
         bonds = self._cell.bonds
-        return bonds is not None and bonds.timers.get(self._key) is self
+        return bonds is not None and self in bonds.timers
 
     def cancel(self) -> None:
         """Send nothing any more. A message that is in the mailbox already stays there. Harmless when over."""
         if self.active and self._cell.bonds is not None:
-            del self._cell.bonds.timers[self._key]
+            self._forget(self._cell.bonds)
             self._cell.runtime.alarms.remove(self._due, self)
 
     def ring(self) -> None:
@@ -196,7 +193,7 @@ class ActorTimer:
         cell = self._cell
         if self._period is None:
             if cell.bonds is not None:
-                cell.bonds.timers.pop(self._key, None)
+                self._forget(cell.bonds)
         else:
             # Periods that were missed, as after a blocked loop, are skipped: no burst, no drift.
             now = cell.runtime.backend.time()

@@ -19,7 +19,7 @@ from cuelight.actors._cell import BURYING, STARTING, Cell
 from cuelight.actors._exits import Crashed, Exit, Killed, Start, WasRestarted
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked, handling
 from cuelight.actors._stream import StreamSlot
-from cuelight.errors import ChannelClosed, ReplyError, control_error
+from cuelight.errors import ChannelClosed, ReplyError, consists_of, control_error
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -204,6 +204,7 @@ class TaskCell(Cell):
                     return exit_
             items = self.items
             if not items:
+                item = value = None  # an idle actor keeps no message alive
                 await self._lie_down()
                 self.waiter = None
                 if self.retired and self.asleep:
@@ -245,7 +246,7 @@ class TaskCell(Cell):
                 await checkpoint()
 
     def failed(self, error: BaseException, item: Any) -> Exit | None:
-        if self.cut and control_error(error, self.runtime.backend.cancelled, GeneratorExit) is not None:
+        if self.cut and consists_of(error, self.runtime.backend.cancelled, GeneratorExit):
             # A task group wraps cancellations, and what generators raise that are closed meanwhile.
             self.cut_off(item, self.why_cut)
             return None

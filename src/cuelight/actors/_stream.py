@@ -100,8 +100,7 @@ class StreamSlot(Asked):
         except BaseException as error:
             if consists_of(error, GeneratorExit, backend.cancelled):
                 return
-            self.fail(self.cell.as_failure(error))
-            self.cell.runtime.stream_failed(self.cell, self.message, error)
+            self.cell.runtime.stream_failed(self.cell, self.message, self.cell.as_failure(error))
 
 
 class Stream(AsyncIterator[R], Generic[R]):

@@ -350,7 +350,11 @@ class TaskCell(Cell):
     def cancel_turn(self) -> None:
         if self.scope is not None and (self.running is not None or self.table.own_run or self.state == STARTING):
             forced = None if self.bonds is None else self.bonds.exit_forced
-            self._cancel(self.scope, "the actor is being ended" if forced is None else f"it {forced.describe()}")
+            if forced is None:
+                why = "the actor is being ended"
+            else:
+                why = f"it {'was ' if isinstance(forced, Killed) else ''}{forced.describe()}"
+            self._cancel(self.scope, why)
 
     def hurry(self) -> None:
         if self.scope is not None:

@@ -234,8 +234,7 @@ class TaskCell(Cell):
                 if self._is_ours(error):
                     raise
                 self.running = None
-                exit_ = self.failed(error, item)
-                if exit_ is not None:
+                if (exit_ := self.failed(error, item)) is not None:
                     return exit_
             if self.cut:
                 return None

@@ -13,11 +13,21 @@ import msgspec
 from cuelight.errors import PoolClosed
 from cuelight.pools._attempts import Kind, check_kind, name_of
 from cuelight.pools._block import PoolBlock
+from cuelight.pools._contexts import submission_context
 from cuelight.pools._crew import Crew
 from cuelight.pools._ledger import Ledger
 from cuelight.pools._map import Map
 from cuelight.pools._map_run import MapRequest
-from cuelight.pools._options import DEFAULT, Default, PoolOptions, check_timeout, check_whole, make_executor
+from cuelight.pools._options import (
+    DEFAULT,
+    Default,
+    PoolOptions,
+    check_priority,
+    check_text,
+    check_timeout,
+    check_whole,
+    make_executor,
+)
 from cuelight.pools._submission import Detached, Submission, Submitted
 from cuelight.supervision import ActorSystem
 
@@ -41,9 +51,8 @@ class AsyncWorkerPool(PoolBlock):
     Without a block, `await pool.map(...)` and `await pool.submit(...)` work too: each has workers of its own, for as
     long as it is awaited.
 
-    All methods belong to the loop that the pool was entered in. Functions run in the context (`contextvars`) in which
-    the pool was entered, and those of one worker share it. A function that waits for another task of the same pool
-    holds a worker meanwhile: with all workers waiting so, nothing goes on.
+    All methods belong to the loop that the pool was entered in. Each task, and each item of a map, runs in a copy of the
+    context (`contextvars`) of whoever called `submit` or `map`. Worker processes see no context.
     """
 
     def __init__(
@@ -232,15 +241,19 @@ class AsyncWorkerPool(PoolBlock):
         """
         self._check_open()
         in_loop = check_kind(fn, self._options.kind)
-        limit = self._options.timeout if isinstance(timeout, Default) else check_timeout(timeout)
-        named = task_id if task_id is not None else f"{self.name}-{self._next_id()}"
+        limit = self._options.timeout if type(timeout) is Default else check_timeout(timeout)
+        named = f"{self.name}-{self._next_id()}" if task_id is None else check_text("task_id", task_id)
+        if type(priority) is not int:
+            priority = check_priority(priority)
+        context = submission_context()
 
         def make(crew: Crew) -> Submitted:
             crew.check_room()
-            task = Submitted(crew, named, fn, args, kwargs, in_loop=in_loop, priority=priority, timeout=limit)
+            task = Submitted(crew, named, fn, args, kwargs, context, in_loop=in_loop, priority=priority, timeout=limit)
+            crew.enter(task)
             self._ledger.totals.submitted += 1
             crew.pending += 1
-            crew.enter(task)
+            crew.call()
             return task
 
         crew = self.crew
@@ -321,9 +334,10 @@ class AsyncWorkerPool(PoolBlock):
             ordered=ordered,
             chunk_size=chunk_size,
             buffer=buffer,
-            timeout=self._options.timeout if isinstance(timeout, Default) else check_timeout(timeout),
-            priority=priority,
+            timeout=self._options.timeout if type(timeout) is Default else check_timeout(timeout),
+            priority=priority if type(priority) is int else check_priority(priority),
             progress=progress,
+            context=submission_context(),
         )
         return Map(self, request)
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Generator
-from types import CoroutineType
-from typing import Any, Literal
+from types import CoroutineType, FunctionType
+from typing import Any, Final, Literal
 
-from cuelight._text import safe_str
+from cuelight._text import safe_repr, safe_str
 from cuelight.errors import Rejected, TaskQuarantined, WorkerDied
+from cuelight.pools._failures import is_a
 
 __all__ = ["Kind", "Tries", "Unawaited", "check_kind", "holding_coroutines", "is_async", "name_of", "verdict"]
 
 Kind = Literal["thread", "process"]
 """What runs plain functions; async functions always run in the loop."""
+
+_NAME_LENGTH: Final = 200
+_HELD: Final = "held_function"
 
 
 class Tries:
@@ -35,7 +39,7 @@ class Tries:
 
 def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -> Exception | None:
     """Returns the error that the task ends with, or None, counted, if it is to be tried again."""
-    if isinstance(error, WorkerDied):
+    if is_a(error, WorkerDied):
         crashes = tries.crashes + 1
         if crashes >= max_crashes:
             quarantined = TaskQuarantined(
@@ -45,7 +49,7 @@ def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -
             return quarantined
         tries.crashes = crashes
         return None
-    if tries.errors >= retries or isinstance(error, Rejected):
+    if tries.errors >= retries or is_a(error, Rejected):
         return error
     tries.errors += 1
     return None
@@ -71,10 +75,14 @@ class Unawaited:
     def __init__(self, coroutine: Any) -> None:
         self._coroutine: CoroutineType[Any, Any, Any] | None = coroutine
 
-    def __await__(self) -> Generator[Any, Any, Any]:
+    def coroutine(self) -> CoroutineType[Any, Any, Any]:
+        """The coroutine, for the one who awaits it."""
         coroutine, self._coroutine = self._coroutine, None
         assert coroutine is not None  # noqa: S101 - it is awaited once
-        return coroutine.__await__()
+        return coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.coroutine().__await__()
 
     def __del__(self) -> None:
         if self._coroutine is not None:
@@ -84,20 +92,29 @@ class Unawaited:
 def holding_coroutines(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, but a coroutine that it returns comes as `Unawaited`."""
 
-    @functools.wraps(function, updated=())
     def call(*args: Any, **kwargs: Any) -> Any:
         value: Any = function(*args, **kwargs)
-        return Unawaited(value) if isinstance(value, CoroutineType) else value
+        return Unawaited(value) if type(value) is CoroutineType else value
 
+    call.__dict__[_HELD] = function  # its name is looked up when somebody asks
     return call
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name of a function, for people."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    name: str | None = getattr(function, "__qualname__", None)
-    return name or type(function).__qualname__
+    """The name of a function, for people. Never raises: the function may be an object of any kind."""
+    try:
+        inner: Any = function
+        while True:
+            if isinstance(inner, functools.partial):
+                inner = inner.func
+            elif type(inner) is FunctionType and _HELD in inner.__dict__:
+                inner = inner.__dict__[_HELD]
+            else:
+                break
+        name: object = getattr(inner, "__qualname__", None) or type(inner).__qualname__
+        return safe_str(name, _NAME_LENGTH)
+    except Exception:
+        return "a function"
 
 
 def check_kind(function: Callable[..., Any], kind: Kind | None) -> bool:
@@ -107,7 +124,7 @@ def check_kind(function: Callable[..., Any], kind: Kind | None) -> bool:
         TypeError: it cannot be called, or is async and the pool runs plain functions only.
     """
     if not callable(function):
-        raise TypeError(f"{function!r} cannot be called: give a function, and its arguments after it")
+        raise TypeError(f"{safe_repr(function)} cannot be called: give a function, and its arguments after it")
     in_loop = is_async(function)
     if in_loop and kind is not None:
         raise TypeError(

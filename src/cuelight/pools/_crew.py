@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextvars import copy_context
 from heapq import heapify, heappop, heappush
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,7 +36,7 @@ SOME_STALE = 64
 class Work(Protocol):
     """Something that waits for workers: one task, or a map with many."""
 
-    priority: int
+    priority: float
     serial: int
     listed: bool
     """Whether it is in the heap."""
@@ -68,7 +67,7 @@ class Crew:
     def __init__(self, name: str, options: PoolOptions, ledger: Ledger, runtime: Runtime) -> None:
         self.name, self.options, self.ledger, self.runtime = name, options, ledger, runtime
         self.size = options.max_workers
-        self.heap: list[tuple[int, int, Work]] = []
+        self.heap: list[tuple[float, int, Work]] = []
         self.works: dict[Work, None] = {}
         self.pending = 0
         self.workers: dict[Cell, PoolWorker | None] = {}
@@ -84,15 +83,16 @@ class Crew:
         self._when_done = Bell(runtime.backend)
         self._when_room = Bell(runtime.backend)
         self.thread = get_ident()
-        self._context = copy_context()
+        # Workers do not belong to whoever gives work; the work itself runs in the context of whoever gave it.
+        self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
-        self.cell = runtime.family_made(runtime.root).adopt(spec)
+        self.cell = self._context.run(runtime.family_made(runtime.root).adopt, spec)
         self.cell.label = name  # shown in paths, and taken from nobody: several pools may have one name
 
     # What waits.
 
     def enter(self, work: Work) -> None:
-        """Take work in.
+        """Take work in; `call` has workers look at it.
 
         Raises:
             PoolClosed: the pool is shutting down.
@@ -104,7 +104,9 @@ class Crew:
         self.works[work] = None
         work.held = True
         self.hold()
-        self.line_up(work)
+        if not work.listed:
+            work.listed = True
+            heappush(self.heap, (work.priority, work.serial, work))
 
     def check_room(self) -> None:
         """Check that one more task may wait.
@@ -177,7 +179,6 @@ class Crew:
             family = self.runtime.family_made(self.cell)
         except SystemClosed:
             return None  # the supervisor is ending, and settles what waits; or it restarts, and calls again
-        # Not in the context of whoever gave work: its variables are none of the other tasks' business.
         cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self,)))
         self._hired += 1
         cell.label = f"{self.name}-{self._hired}"

@@ -12,7 +12,8 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sized
+from collections.abc import Callable
+from contextvars import Context
 from threading import get_ident
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cuelight._log import get_log
-from cuelight.errors import TaskCancelled
+from cuelight._text import type_name
+from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
 from cuelight.pools._attempts import Tries, holding_coroutines, name_of
 from cuelight.pools._bell import Bell
 from cuelight.pools._chunks import Chunks
+from cuelight.pools._contexts import Abandoned, in_context
+from cuelight.pools._failures import as_failure, is_a
 from cuelight.pools._map_results import Store
-from cuelight.pools._map_source import source_of
+from cuelight.pools._map_source import count_items, source_of
 from cuelight.pools._map_work import Taken, serve_in_executor, serve_in_loop
 from cuelight.pools._pool_worker import Cut
 from cuelight.pools._progress import Progress, Reporter
@@ -54,6 +58,7 @@ class MapRequest(msgspec.Struct, frozen=True):
     timeout: float | None
     priority: int
     progress: Progress | bool | None
+    context: Context
 
 
 class MapRun:
@@ -69,10 +74,12 @@ class MapRun:
         process = crew.options.kind == "process"
         self.plain_function = request.function if process else holding_coroutines(request.function)
         self.name, self.task_id = name_of(request.function), request.task_id
-        self.source = source_of(request.items)
-        total = len(request.items) if isinstance(request.items, Sized) else None
+        self.context = request.context
+        self.source = self.context.run(source_of, request.items)
+        total = self.context.run(count_items, request.items)
         self.reporter = None if request.progress in (None, False) else Reporter(request.progress, total, self.name)
         self.chunks = Chunks(1 if request.timeout is not None else request.chunk_size, total)
+        self._totals, self._enter_one, self._put = crew.ledger.totals, crew.ledger.enter_one, store.put
         self.taken = 0
         self.running = 0
         self.exhausted = self.ended = self._over = False
@@ -82,7 +89,10 @@ class MapRun:
         self._bell = Bell(crew.runtime.backend)
         crew.enter(self)
         store.opened(self)
-        self.source.start(crew, self)
+        try:
+            self.source.start(crew, self, self.context)
+        except CuelightError as error:  # the crew is ending, or being restarted
+            self.fail(error)
         self.refresh()
 
     # Its state.
@@ -135,13 +145,13 @@ class MapRun:
 
     def _finish(self) -> None:
         self._over = True
-        if self.reporter is not None:
-            self.reporter.close()
         self.crew.finished(self)
         self.store.closed()
+        self._bell.ring()
         if self.unheard and self.failure is not None:
             log.error("a map of %s was left, and then its source failed: %r", self.name, self.failure)
-        self._bell.ring()
+        if self.reporter is not None:
+            self.reporter.close()
 
     async def settled(self) -> None:
         """Wait until it is over."""
@@ -163,7 +173,12 @@ class MapRun:
 
     def fail(self, error: BaseException) -> None:
         """End the map as a whole: its source or its progress callback raised."""
-        self.end(error)
+        self.end(_map_failure(self.name, error))
+
+    def lost(self, items: int, error: BaseException) -> None:
+        """The results of items that were taken could not be entered: the map ends, rather than wait for them."""
+        self.running -= items
+        self.fail(error)
 
     def abandon(self) -> None:
         """End the map: nobody wants more results. Called from any thread, as the garbage collector may."""
@@ -199,10 +214,8 @@ class MapRun:
         """Have a worker do items until there are none, or something more urgent."""
         self._workers[worker] = None
         try:
-            if self.in_loop:
-                await serve_in_loop(self, worker)
-            else:
-                await serve_in_executor(self, worker)
+            serve: Any = serve_in_loop if self.in_loop else serve_in_executor
+            await in_context(self.context, serve(self, worker, self.context))
         finally:
             del self._workers[worker]
 
@@ -217,16 +230,19 @@ class MapRun:
                 self.exhausted = True
                 self.refresh()
                 return None
-            except Exception as error:
+            except BaseException as error:
                 self.exhausted = True
                 self.fail(error)
+                if ends_the_program(error) or is_a(error, Abandoned):
+                    raise
                 return None
             if self.ended:  # by its own source
                 self.source.close(self)
                 return None
-            taken = (self.taken, item)
-            self.taken += 1
-            self.crew.ledger.totals.submitted += 1
+            index = self.taken
+            taken = (index, item)
+            self.taken = index + 1
+            self._totals.submitted += 1
         self.running += 1
         if self.taken >= self.store.limit or not self.source.has_items:
             self.refresh()
@@ -245,15 +261,14 @@ class MapRun:
                 items += self.source.next_many(most - 1)
             except BaseException as error:
                 self.exhausted = True
-                self.running -= 1
-                if not isinstance(error, Exception):
+                self.lost(1, error)
+                if ends_the_program(error):
                     raise
-                self.fail(error)
                 return 0, []
             more = len(items) - 1
             self.running += more
             self.taken += more
-            self.crew.ledger.totals.submitted += more
+            self._totals.submitted += more
             if self.ended:  # by its own source
                 self.source.close(self)
             self.refresh()
@@ -282,7 +297,11 @@ class MapRun:
                 return
         if tries is not None:
             self.tries.pop(index, None)
-        result = crew.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, tries, ms)
+        try:
+            result = crew.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, tries, ms)
+        except BaseException as broken:  # for want of memory
+            self.fail(broken)
+            raise
         if not self.ended:
             self.store.put(index, result)
             self.report(1)
@@ -293,11 +312,13 @@ class MapRun:
         """An item has succeeded, at its first attempt. As `settle`, in less time."""
         self.running -= 1
         now = time()
-        result: TaskResult[Any] = TaskResult(
-            f"{self.task_id}-{index}", True, value, None, ms, self.name, worker, now, None
-        )
-        self.crew.ledger.enter_many(result.task_id, 0, 0, self.name, now, ms, worker)
-        self.store.put(index, result)
+        task_id = f"{self.task_id}-{index}"
+        try:
+            self._enter_one(task_id, self.name, now, ms, worker)
+            self._put(index, TaskResult(task_id, True, value, None, ms, self.name, worker, now, None))
+        except BaseException as broken:  # for want of memory
+            self.fail(broken)
+            raise
         if self.reporter is not None:
             self.report(1)
         if self.exhausted or not self.ready:
@@ -307,13 +328,18 @@ class MapRun:
         """The items from number `first` on have succeeded, each in `ms` milliseconds."""
         prefix, name, label, now = self.task_id, self.name, worker.label, time()
         self.running -= len(values)
-        results = [
-            TaskResult(f"{prefix}-{index}", True, value, None, ms, name, label, now, None)
-            for index, value in enumerate(values, first)
-        ]
-        self.crew.ledger.enter_many(prefix, first, len(values), name, now, ms, label)
+        try:
+            results = [
+                TaskResult(f"{prefix}-{index}", True, value, None, ms, name, label, now, None)
+                for index, value in enumerate(values, first)
+            ]
+            self.crew.ledger.enter_many(prefix, first, len(values), name, now, ms, label)
+            if not self.ended:
+                self.store.put_many(first, results)
+        except BaseException as broken:  # for want of memory
+            self.fail(broken)
+            raise
         if not self.ended:
-            self.store.put_many(first, results)
             self.report(len(values))
         if self.exhausted or not self.ready:
             self.refresh()
@@ -324,5 +350,19 @@ class MapRun:
             try:
                 for _ in range(items):
                     self.reporter.advance()
-            except Exception as error:
+            except BaseException as error:
                 self.fail(error)
+                if ends_the_program(error):
+                    raise
+
+
+def _map_failure(name: str, error: BaseException) -> Exception:
+    """What awaiting a map raises when its source or its callback has raised this.
+
+    `StopAsyncIteration` would look like the end of the results, and what is no `Exception` would end more than the map.
+    """
+    if is_a(error, StopIteration, StopAsyncIteration):
+        failure = RuntimeError(f"the source of the map of {name}, or its progress callback, raised {type_name(error)}")
+        failure.__cause__ = error
+        return failure
+    return as_failure(f"the source of the map of {name}, or its progress callback,", error)

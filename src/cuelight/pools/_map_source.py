@@ -10,23 +10,31 @@ group, which belong to one task.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sized
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
+from cuelight._text import safe_repr
 from cuelight.actors import Cell, ChildSpec, Inbox, Options
-from cuelight.errors import TaskCancelled
+from cuelight.errors import TaskCancelled, ends_the_program
+from cuelight.pools._contexts import Abandoned, in_context
+from cuelight.pools._failures import is_a, told_to_end
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from cuelight.mailbox import Waiter
     from cuelight.pools._crew import Crew
 
-__all__ = ["END", "AsyncSource", "Sink", "Source", "SyncSource", "source_of"]
+__all__ = ["END", "AsyncSource", "Sink", "Source", "SyncSource", "close_generator", "count_items", "source_of"]
 
 END = object()
 """There are no more items."""
+
+CLOSE_LIMIT: Final = 10.0
+"""Seconds that an async generator may take to close before it is cancelled."""
 
 
 class Sink(Protocol):
@@ -54,22 +62,33 @@ class SyncSource:
         """Up to so many items. Fewer does not mean that there are no more."""
         return list(islice(self._iterator, most))
 
-    def start(self, crew: Crew, sink: Sink) -> None:
+    def start(self, crew: Crew, sink: Sink, context: Context) -> None:
         """Nothing needs to be started."""
 
     def close(self, sink: Sink) -> None:
         """Read no more; a generator is closed."""
-        iterator: Any = self._iterator
         self.next = _end
-        # One that runs is ending its own map; it is closed once it has yielded.
-        if isinstance(iterator, Generator) and not getattr(iterator, "gi_running", False):
-            try:
-                iterator.close()
-            except Exception as error:
-                sink.fail(error)
+        try:
+            close_generator(self._iterator)
+        except BaseException as error:
+            sink.fail(error)
 
     def wanted(self, room: int) -> None:
         """Nothing is read ahead."""
+
+
+def close_generator(iterator: Any) -> None:
+    """Close a source that is a generator. One that runs ends its own map: it is closed once it has yielded."""
+    if isinstance(iterator, Generator) and not getattr(iterator, "gi_running", False):
+        iterator.close()
+
+
+def count_items(items: Any) -> int | None:
+    """How many items there are, if their source says that. A source that cannot count is read all the same."""
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except Exception:
+        return None
 
 
 def _end() -> Any:
@@ -111,11 +130,11 @@ class AsyncSource:
         self._wake()
         return items
 
-    def start(self, crew: Crew, sink: Sink) -> None:
-        """Begin to read."""
-        self.busy = True
+    def start(self, crew: Crew, sink: Sink, context: Context) -> None:
+        """Begin to read, in this context."""
         family = crew.runtime.family_made(crew.cell)
-        self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
+        self.busy = True
+        self._cell = family.adopt(ChildSpec(self._read, (crew, sink, context), options=READER))
         self._cell.bonds_made().call_when_ended(lambda _exit: self._over(sink))
 
     def wanted(self, room: int) -> None:
@@ -127,9 +146,13 @@ class AsyncSource:
         if self._waiter is not None and len(self._ahead) < self._room:
             self._waiter.wake()
 
-    async def _read(self, _inbox: Inbox[Any], crew: Crew, sink: Sink) -> None:
-        iterator = aiter(self._items)
+    async def _read(self, _inbox: Inbox[Any], crew: Crew, sink: Sink, context: Context) -> None:
+        await in_context(context, self._read_all(crew, sink))
+
+    async def _read_all(self, crew: Crew, sink: Sink) -> None:
+        iterator: Any = None
         try:
+            iterator = aiter(self._items)
             while True:
                 while len(self._ahead) >= self._room:
                     self._waiter = crew.runtime.backend.waiter()
@@ -141,15 +164,31 @@ class AsyncSource:
                     break
                 self._ahead.append(item)
                 sink.refresh()
-        except Exception as error:
-            sink.fail(error)
+        except BaseException as error:
+            self._failed(error, sink)
         finally:
-            if isinstance(iterator, AsyncGenerator):
-                try:
-                    with anyio.CancelScope(shield=True):
-                        await iterator.aclose()
-                except Exception as error:
-                    sink.fail(error)
+            await self._close(iterator, sink)
+
+    def _failed(self, error: BaseException, sink: Sink) -> None:
+        """The source raised something, unless its reader was told to end."""
+        if ends_the_program(error):
+            sink.fail(error)
+            raise error
+        if not is_a(error, Exception) and (is_a(error, Abandoned) or told_to_end()):
+            raise error
+        sink.fail(error)
+
+    async def _close(self, iterator: Any, sink: Sink) -> None:
+        try:
+            if not isinstance(iterator, AsyncGenerator):
+                return
+            with anyio.move_on_after(CLOSE_LIMIT, shield=True) as scope:
+                await iterator.aclose()
+        except BaseException as error:
+            self._failed(error, sink)
+        else:
+            if scope.cancelled_caught:
+                sink.fail(TimeoutError(f"the source of the map took longer than {CLOSE_LIMIT:g} s to close: cut off"))
 
     def _over(self, sink: Sink) -> None:
         self.busy = False
@@ -179,7 +218,6 @@ def source_of(items: Any) -> Source:
     """
     if isinstance(items, AsyncIterable):
         return AsyncSource(items)
-    try:
-        return SyncSource(items)
-    except TypeError:
-        raise TypeError(f"map over {items!r}: give an iterable or an async iterable of items") from None
+    if not isinstance(items, Iterable) and not hasattr(type(items), "__getitem__"):
+        raise TypeError(f"map over {safe_repr(items)}: give an iterable or an async iterable of items")
+    return SyncSource(items)

@@ -16,16 +16,26 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from cuelight._log import get_log
 from cuelight._text import describe_error
 from cuelight.actors import Actor, Message
-from cuelight.errors import ChannelClosed, TaskCancelled, TaskFailed, TaskTimedOut, WorkerDied
+from cuelight.errors import (
+    ChannelClosed,
+    TaskCancelled,
+    TaskFailed,
+    TaskTimedOut,
+    WorkerDied,
+    ends_the_program,
+)
+from cuelight.pools._contexts import Abandoned
+from cuelight.pools._failures import as_failure, forget_cancellation, is_a, split_cancellation, told_to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from cuelight.actors import Cell
     from cuelight.pools._crew import Crew
@@ -35,6 +45,11 @@ __all__ = ["CALL", "Cut", "PoolWorker"]
 
 TOLERANCE = 1e-6
 """Seconds by which an alarm may be early: loops round."""
+
+_CLOSE: Final = 15.0
+"""Seconds that an executor may take to close; our own need less."""
+
+log = get_log("cuelight.pools")
 
 
 class Call(Message):
@@ -80,6 +95,9 @@ class PoolWorker(Actor[Call]):
                     pass
         except ChannelClosed:
             pass  # it is to stop
+        except GeneratorExit:
+            self._executor = None  # the event loop has ended, so its end cannot be awaited
+            raise
         finally:
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -88,12 +106,19 @@ class PoolWorker(Actor[Call]):
 
     async def _let_go(self) -> None:
         executor, self._executor = self._executor, None
-        if executor is not None:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await executor.aclose()
-            finally:
-                self.crew.ledger.retired(executor)
+        if executor is None:
+            return
+        try:
+            with anyio.move_on_after(_CLOSE, shield=True) as scope:
+                await executor.aclose()
+            if scope.cancelled_caught:
+                log.error("%s: its executor took longer than %g s to close and was cut off", self.label, _CLOSE)
+        except BaseException as error:  # an executor of a user may raise anything
+            log.error("%s: its executor could not be closed", self.label, error=error)
+            if ends_the_program(error):
+                raise
+        finally:
+            self.crew.ledger.retired(executor)
 
     async def _work(self) -> bool:
         """Do what there is. Returns whether the scope was used, so that there may be more."""
@@ -161,9 +186,9 @@ class PoolWorker(Actor[Call]):
         return self._executor
 
     async def attempt(
-        self, call: Callable[[], Awaitable[Any]], timeout: float | None
+        self, name: str, work: Awaitable[Any], timeout: float | None
     ) -> tuple[Any, Exception | None, BaseException | None]:
-        """Run something once, for at most so many seconds.
+        """Await something once, for at most so many seconds.
 
         Returns:
             What it returned, or its error; and an exception that must not vanish, to be raised once the books are
@@ -173,45 +198,40 @@ class PoolWorker(Actor[Call]):
         if timeout is not None:
             self.start_clock(timeout)
         try:
-            value = await call()
-        except Exception as raised:
-            error = raised
+            value = await work
         except BaseException as raised:
-            error, fatal = self.caught(raised)
+            error, fatal = self.sort_out(name, raised)
         if timeout is not None:
             self.stop_clock()
         if self.cut is not None:
             error = self.cut_short(error, timeout)
         return value, error, fatal
 
-    def caught(self, raised: BaseException) -> tuple[Exception, BaseException | None]:
-        """Sort out what is no `Exception`: a cut, the end of this worker, a function that cancels itself, or a bomb.
+    def sort_out(self, name: str, raised: BaseException) -> tuple[Exception, BaseException | None]:
+        """What an attempt raised: a failure, its being stopped, the end of this worker, or the end of the program.
 
         Returns:
             The error of the task, and what ends this worker, if anything does.
         """
-        cancelled = self.crew.runtime.backend.cancelled
-        cancellation: BaseException | None = raised if isinstance(raised, cancelled) else None
-        rest: BaseException | None = None if cancellation is raised else raised
-        if isinstance(raised, BaseExceptionGroup):
-            group: BaseExceptionGroup[BaseException] = raised
-            cancellation, rest = group.split(cancelled)
-        if rest is not None and not isinstance(rest, Exception):
-            failed = TaskFailed(f"it raised {describe_error(raised)}, which ends the whole system")
+        if is_a(raised, Exception):
+            return as_failure(name, raised), None
+        if ends_the_program(raised):
+            failed = TaskFailed(f"{name} raised {describe_error(raised)}, which ends the whole system")
             failed.__cause__ = raised
             return failed, raised
+        cancellation, rest = split_cancellation(raised, self.crew.runtime.backend.cancelled)
         if self.cut is not None:
             self._caught = cancellation
-            return TaskCancelled("it was stopped") if rest is None else rest, None
-        if anyio.current_effective_deadline() == -math.inf:
+            return TaskCancelled("it was stopped") if rest is None else as_failure(name, rest), None
+        if is_a(raised, Abandoned) or (cancellation is not None and told_to_end()):
             return WorkerDied(f"{self.label} was ended while it ran this task"), raised
-        own = TaskCancelled("it raised the error of a cancellation that nobody asked for")
-        own.__cause__ = raised
-        return own, None
+        if cancellation is not None:
+            forget_cancellation()
+        return as_failure(name, raised), None
 
     def may_retry(self, error: Exception, fatal: BaseException | None) -> bool:
         """Whether another attempt at the task makes sense: nobody cancelled it, and it did not end the system."""
-        return self.cut is not Cut.CANCELLED and (fatal is None or isinstance(error, WorkerDied))
+        return self.cut is not Cut.CANCELLED and (fatal is None or is_a(error, WorkerDied))
 
     def cut_short(self, error: Exception | None, timeout: float | None) -> Exception:
         """The error of a task that was stopped; what it raised meanwhile is the cause."""
@@ -220,6 +240,6 @@ class PoolWorker(Actor[Call]):
             short = TaskTimedOut(f"it took longer than its time-out, {timeout:g} s, and was stopped")
         else:
             short = TaskCancelled("it was cancelled while it ran")
-        if error is not None and not isinstance(error, TaskCancelled):
+        if error is not None and not is_a(error, TaskCancelled):
             short.__cause__ = error
         return short

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from cuelight._text import describe_error
 from cuelight.pools import _child
 from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, RECORD, VALUES, WRITTEN, Frames
+from cuelight.pools._failures import as_failure, without_our_frame
+from cuelight.pools._sent_errors import load
 
 if TYPE_CHECKING:
     from cuelight.pools._executor import Outcome
@@ -279,25 +281,32 @@ def _decode(records: bytes | bytearray) -> list[Outcome]:
             position = start + length
             try:
                 value = loads(view[start:position])
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # code of users runs here
                 reason = f"the result cannot be unpickled here: {describe_error(error)}"
                 outcomes.append((False, pickle.UnpicklingError(reason)))
+                outcomes[-1][1].__cause__ = without_our_frame(error)
             else:
                 outcomes.append((True, value) if succeeded else (False, _revive(*value)))
     return outcomes
 
 
-def _revive(pickled: bytes, told: str, text: str) -> BaseException:
-    """The error that a call raised, or a stand-in if it cannot be had."""
-    found: object = None
-    if pickled:
-        try:
-            found = pickle.loads(pickled)  # noqa: S301 - as above
-        except Exception:
-            found = None  # a class whose constructor takes something else than its `args`
-    if isinstance(found, BaseException):
-        error = found
-    else:
-        error = RuntimeError(f"{told} (in a worker process; the exception itself cannot be pickled)")
-    error.__cause__ = RemoteTraceback(text)
-    return error
+def _revive(report: list[tuple[Any, ...]], text: str) -> Exception:
+    """The error that a call raised, for this process: nothing that a worker process does ends it.
+
+    Where it was raised becomes the last of its causes.
+    """
+    error = load(report, describe_error)
+    failure = as_failure("a function in a worker process", error)
+    last, seen = error, {id(error)}
+    while (cause := last.__cause__) is not None:
+        if id(cause) in seen:
+            last = error  # a circle has no last one
+            break
+        last = cause
+        seen.add(id(last))
+    suppressed = last.__suppress_context__
+    last.__cause__ = RemoteTraceback(text)
+    last.__suppress_context__ = suppressed
+    return failure

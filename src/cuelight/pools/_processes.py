@@ -160,7 +160,7 @@ class ProcessExecutor:
         if succeeded:
             return value
         try:
-            raise tamed(value, function, current_backend().cancelled)
+            raise tamed(value, function)
         finally:
             del value, answer  # the traceback would hold itself
 

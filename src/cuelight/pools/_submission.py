@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator
+from contextvars import Context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -12,14 +13,16 @@ import anyio
 from cuelight.errors import TaskCancelled
 from cuelight.pools._attempts import Tries, Unawaited, holding_coroutines, name_of
 from cuelight.pools._bell import Bell
+from cuelight.pools._contexts import in_context
+from cuelight.pools._failures import as_failure
 from cuelight.pools._pool_worker import Cut
+from cuelight.pools._results import TaskResult
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from cuelight.pools._crew import Crew
     from cuelight.pools._pool_worker import PoolWorker
-    from cuelight.pools._results import TaskResult
 
 __all__ = ["Detached", "Submission", "Submitted"]
 
@@ -73,6 +76,7 @@ class Submitted(Submission[Any]):
         "_args",
         "_began",
         "_bell",
+        "_context",
         "_crew",
         "_function",
         "_in_loop",
@@ -95,6 +99,7 @@ class Submitted(Submission[Any]):
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        context: Context,
         *,
         in_loop: bool,
         priority: int,
@@ -109,6 +114,7 @@ class Submitted(Submission[Any]):
         self._function: Callable[..., Any] = function
         self._args, self._kwargs = args, kwargs
         self._in_loop, self._timeout = in_loop, timeout
+        self._context = context
         self._tries: Tries | None = None
         self._worker: PoolWorker | None = None
         self._began = 0.0
@@ -124,18 +130,23 @@ class Submitted(Submission[Any]):
         crew.call()  # there may be more
         self._worker = worker
         self._began = perf_counter()
-        value, error, fatal = await worker.attempt(self._call, self._timeout)
-        ms = (perf_counter() - self._began) * 1000
-        self._worker = None
-        if error is not None and worker.may_retry(error, fatal):
-            self._tries = self._tries or Tries()
-            error = crew.failed(self._tries, error, ms)
-            if error is None:
-                self.ready = True
-                crew.pending += 1
-                crew.line_up(self)
-        if not self.ready:
-            self._settle(value, error, worker.label, ms)
+        context = self._context if self._tries is None else self._context.copy()
+        try:
+            value, error, fatal = await worker.attempt(self.name, in_context(context, self._call()), self._timeout)
+            ms = (perf_counter() - self._began) * 1000
+            self._worker = None
+            if error is not None and worker.may_retry(error, fatal):
+                self._tries = self._tries or Tries()
+                error = crew.failed(self._tries, error, ms)
+                if error is None:
+                    self.ready = True
+                    crew.pending += 1
+                    crew.line_up(self)
+            if not self.ready:
+                self._settle(value, error, worker.label, ms)
+        except BaseException as broken:
+            self._break(broken)
+            raise
         if fatal is not None:
             raise fatal
 
@@ -145,15 +156,27 @@ class Submitted(Submission[Any]):
         assert self._worker is not None  # noqa: S101 - it is being served
         function = self._function if self._crew.options.kind == "process" else holding_coroutines(self._function)
         value: Any = await self._worker.executor.run(function, self._args, self._kwargs)
-        return await value if isinstance(value, Unawaited) else value
+        return await value if type(value) is Unawaited else value
 
     def _settle(self, value: Any, error: Exception | None, worker: str, ms: float) -> None:
-        crew = self._crew
-        self._result = crew.result(self.task_id, self.name, worker, value, error, self._tries, ms)
+        self._done(self._crew.result(self.task_id, self.name, worker, value, error, self._tries, ms))
+
+    def _done(self, result: TaskResult[Any]) -> None:
+        self._result = result
         self._function, self._args, self._kwargs = _over, (), {}  # a handle that is kept keeps no arguments
+        self._context = _EMPTY
         if self._bell is not None:
             self._bell.ring()
-        crew.finished(self)
+        self._crew.finished(self)
+
+    def _break(self, error: BaseException) -> None:
+        """The pool's own code has failed, for want of memory perhaps: whoever waits is not left waiting."""
+        self._worker = None
+        if self._result is None:
+            if self.ready:
+                self.ready = False
+                self._crew.one_less()
+            self._done(TaskResult(self.task_id, error=as_failure(self.name, error), task_name=self.name))
 
     # As a handle.
 
@@ -198,6 +221,9 @@ class Submitted(Submission[Any]):
 
 def _over() -> None:
     """Stands in for the function of a task that is done."""
+
+
+_EMPTY = Context()
 
 
 class Detached(Submission[Any]):

@@ -17,9 +17,11 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
-from cuelight.errors import PoolClosed
+from cuelight._text import describe_error
+from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._attempts import name_of
+from cuelight.pools._failures import as_failure, is_a
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,18 +35,28 @@ log = get_log("cuelight.pools")
 
 
 def full_name(function: Callable[..., Any]) -> str:
-    """The module and the name of a function, for people."""
-    name, module = name_of(function), getattr(function, "__module__", None)
-    return name if module is None or isinstance(function, partial) else f"{module}.{name}"
+    """The module and the name of a function, for people. Never raises."""
+    name = name_of(function)
+    try:
+        module: object = getattr(function, "__module__", None)
+        named = type(module) is str and not isinstance(function, partial)
+    except Exception:
+        named, module = False, None
+    return f"{module}.{name}" if named else name
 
 
-def tamed(error: BaseException, function: Callable[..., Any], cancelled: type[BaseException]) -> BaseException:
-    """The error to raise in the loop for this one: a foreign cancellation would end a task that nobody cancelled."""
-    if not isinstance(error, (cancelled, GeneratorExit)):
+def tamed(error: BaseException, function: Callable[..., Any]) -> BaseException:
+    """The error to raise in the loop for what a function raised elsewhere.
+
+    A foreign cancellation or `GeneratorExit` would end a task that nobody cancelled. What ends programs stays as it is.
+    """
+    if is_a(error, StopIteration):
+        stand_in = RuntimeError(f"{full_name(function)} raised {describe_error(error)}")
+        stand_in.__cause__ = error
+        return stand_in
+    if is_a(error, Exception) or ends_the_program(error):
         return error
-    stand_in = RuntimeError(f"{full_name(function)} raised {type(error).__name__}, but nobody has cancelled it")
-    stand_in.__cause__ = error
-    return stand_in
+    return as_failure(full_name(function), error)
 
 
 class ThreadExecutor:
@@ -83,7 +95,7 @@ class ThreadExecutor:
         if succeeded:
             return value
         try:
-            raise tamed(value, function, call.backend.cancelled)
+            raise tamed(value, function)
         finally:
             del value, call  # the traceback would hold itself
 

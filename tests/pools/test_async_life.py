@@ -164,11 +164,11 @@ async def test_a_worker_whose_own_code_crashes_is_restarted(monkeypatch: pytest.
 
 
 async def test_a_crew_that_is_beyond_hope_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(self: PoolWorker) -> bool:
+    async def broken(self: PoolWorker, called: bool) -> None:
         await anyio.lowlevel.checkpoint()
         raise RuntimeError("harness")
 
-    monkeypatch.setattr(PoolWorker, "_work", broken)
+    monkeypatch.setattr(PoolWorker, "_serve", broken)
     tasks: list[Any] = []
     with pytest.raises(ExceptionGroup) as caught:
         async with AsyncWorkerPool(2, max_restarts=2) as pool:

@@ -112,7 +112,9 @@ async def test_an_error_has_the_traceback_of_the_process_as_its_cause() -> None:
 @pytest.mark.parametrize("kind", ["carrier", "local", "liar", "refuser", "needs_main", "crowd"])
 async def test_an_error_that_cannot_come_back_as_itself_says_so(kind: str) -> None:
     async with a_process() as executor:
-        with pytest.raises(RuntimeError, match="raised in a worker process; the .* itself cannot be had here") as caught:
+        with pytest.raises(
+            RuntimeError, match=r"raised in a worker process; the .* itself cannot be had here"
+        ) as caught:
             await executor.run(jobs.raise_it, (kind,), {})
         assert isinstance(caught.value.__cause__, RemoteTraceback)
         assert await executor.run(jobs.same, (1,), {}) == 1
@@ -129,7 +131,12 @@ async def test_an_error_comes_back_as_itself_with_its_fields() -> None:
         two = await raised("picky")
         assert (type(two), str(two), two.one, two.two) == (jobs.Picky, "1 and 2", 1, 2)
         keyword = await raised("keyword")
-        assert (type(keyword), keyword.code, keyword.late, keyword.args) == (jobs.Keyword, 404, "set later", ("code 404",))
+        assert (type(keyword), keyword.code, keyword.late, keyword.args) == (
+            jobs.Keyword,
+            404,
+            "set later",
+            ("code 404",),
+        )
         assert keyword.__notes__ == ["a note"]
         assert (type(keyword.__cause__), keyword.__cause__.args) == (KeyError, ("k",))
         slotted = await raised("slotted")

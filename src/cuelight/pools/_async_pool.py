@@ -51,8 +51,8 @@ class AsyncWorkerPool(PoolBlock):
     Without a block, `await pool.map(...)` and `await pool.submit(...)` work too: each has workers of its own, for as
     long as it is awaited.
 
-    All methods belong to the loop that the pool was entered in. Each task, and each item of a map, runs in a copy of the
-    context (`contextvars`) of whoever called `submit` or `map`. Worker processes see no context.
+    All methods belong to the loop that the pool was entered in. Each task, and each item of a map, runs in a copy of
+    the context (`contextvars`) in which `submit` or `map` was called. Worker processes see no context.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from cuelight.actors import handling
 
-__all__ = ["AWAY", "Abandoned", "Call", "calls_of", "in_context", "submission_context"]
+__all__ = ["AWAY", "Abandoned", "Calls", "in_context", "submission_context"]
 
 
 class Abandoned(GeneratorExit):
@@ -66,35 +66,79 @@ def _abandon(run: Callable[..., Any], work: Any) -> None:
         work.close()
 
 
-class Call:
-    """What came of one call that `calls_of` has made; valid until the next."""
-
-    __slots__ = ("error", "value")
-
-    value: Any
-    error: BaseException | None
-
-
 AWAY: Final = object()
-"""What a coroutine of `calls_of` yields when it waits for its next argument."""
+"""What a coroutine of `Calls` yields when it waits for its next argument."""
 
 
-@types.coroutine
-def calls_of(function: Callable[[Any], Any], call: Call) -> Generator[Any, Any, None]:
-    """A coroutine that awaits a function for one argument after another, each of which is sent to it.
+class Calls:
+    """Awaits one function call after another, each in a context of its own, in one coroutine.
 
-    It does not end with a call, and an exception of a call does not leave it: to start and to end a coroutine, and to
-    raise, takes more time than everything else here. Each call can be advanced in a context of its own.
+    That coroutine does not end with a call, and an exception of a call does not leave it: to start and to end a
+    coroutine, and to raise, takes more time than everything else here.
+
+    Attributes:
+        function: what to call next.
+        value: what the last call returned.
+        error: what it raised; None if it returned.
+        send: advances the coroutine; to be called in the context of the call. Returns `AWAY` when the call is over.
+        throw: likewise, with an exception.
     """
-    while True:
-        argument = yield AWAY
-        call.error = None
-        try:
-            made = function(argument)
-            call.value = yield from made if type(made) is types.CoroutineType else _awaited(made)
-        except BaseException as error:
-            call.error = error
-        argument = made = None
+
+    __slots__ = ("_coroutine", "error", "function", "send", "throw", "value")
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._coroutine: Any = self._run()
+        self.send: Callable[[Any], Any] = self._coroutine.send
+        self.throw: Callable[[BaseException], Any] = self._coroutine.throw
+        self.send(None)
+
+    def close(self) -> None:
+        """There will be no more calls."""
+        self._coroutine.close()
+
+    @types.coroutine
+    def perform(self, context: Context, function: Callable[[Any], Any], argument: Any) -> Generator[Any, Any, None]:
+        """Await `function(argument)` in a context. Raises nothing but `GeneratorExit`: see `value` and `error`."""
+        self.function = function
+        run = context.run
+        trap = run(self.send, argument)
+        if trap is not AWAY:
+            yield from self.wait(run, trap)
+
+    def wait(self, run: Callable[..., Any], trap: Any) -> Generator[Any, Any, None]:
+        """Have the call wait for what it has yielded, and for what it yields then, until it is over.
+
+        Args:
+            run: runs a function in the context of the call.
+            trap: what it has yielded.
+        """
+        send, throw = self.send, self.throw
+        while trap is not AWAY:
+            try:
+                value = yield trap
+            except GeneratorExit:
+                run(throw, Abandoned())
+                raise
+            except BaseException as error:
+                trap = run(throw, error)
+            else:
+                trap = run(send, value)
+
+    @types.coroutine
+    def _run(self) -> Generator[Any, Any, None]:
+        while True:
+            argument = yield AWAY
+            self.error = None
+            try:
+                made = self.function(argument)
+                coroutine: Any = made if type(made) is types.CoroutineType else _awaited(made)
+                self.value = yield from coroutine
+            except BaseException as error:
+                self.error = error
+            argument = made = coroutine = None
 
 
 async def _awaited(made: Any) -> Any:

@@ -36,7 +36,7 @@ SOME_STALE = 64
 class Work(Protocol):
     """Something that waits for workers: one task, or a map with many."""
 
-    priority: float
+    priority: int
     serial: int
     listed: bool
     """Whether it is in the heap."""
@@ -67,7 +67,7 @@ class Crew:
     def __init__(self, name: str, options: PoolOptions, ledger: Ledger, runtime: Runtime) -> None:
         self.name, self.options, self.ledger, self.runtime = name, options, ledger, runtime
         self.size = options.max_workers
-        self.heap: list[tuple[float, int, Work]] = []
+        self.heap: list[tuple[int, int, Work]] = []
         self.works: dict[Work, None] = {}
         self.pending = 0
         self.workers: dict[Cell, PoolWorker | None] = {}

@@ -14,9 +14,9 @@ from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStat
 if TYPE_CHECKING:
     from cuelight.pools._executor import Executor
 
-__all__ = ["Ledger"]
+__all__ = ["COMPLETED", "Ledger"]
 
-_COMPLETED = TaskStatus.COMPLETED
+COMPLETED = TaskStatus.COMPLETED
 
 Line = tuple[str, int, int, str, TaskStatus, float, float, str, int, str | None]
 """What is kept of a task: identifier, number of the first, count, name, status, end, milliseconds, worker, retries and
@@ -32,6 +32,7 @@ class Ledger:
 
     Attributes:
         totals: the counts. What is true only now (workers, pending) is filled in by the pool.
+        note: adds a line.
     """
 
     def __init__(self, keep: int) -> None:
@@ -39,7 +40,7 @@ class Ledger:
         self._keep = keep
         self._executors: dict[int, Executor] = {}  # by identity: what they are equal to is for users to say
         self._lines: deque[Line] = deque(maxlen=keep)
-        self._note = self._lines.append
+        self.note = self._lines.append
 
     def enter(self, result: TaskResult[Any], retries: int = 0) -> None:
         """A task has ended."""
@@ -62,13 +63,6 @@ class Ledger:
             (result.task_id, 0, 0, result.task_name, status, result.timestamp, ms, result.worker_id, retries, text)
         )
 
-    def enter_one(self, task_id: str, name: str, ended: float, ms: float, worker: str) -> None:
-        """A task has succeeded, at its first attempt."""
-        totals = self.totals
-        totals.completed += 1
-        totals.total_elapsed_ms += ms
-        self._note((task_id, 0, 0, name, _COMPLETED, ended, ms, worker, 0, None))
-
     def enter_many(  # noqa: PLR0917 - the columns of a line
         self, task_id: str, first: int, items: int, name: str, ended: float, ms: float, worker: str
     ) -> None:
@@ -76,7 +70,7 @@ class Ledger:
         totals = self.totals
         totals.completed += items
         totals.total_elapsed_ms += ms * items
-        self._note((task_id, first, items, name, _COMPLETED, ended, ms, worker, 0, None))
+        self.note((task_id, first, items, name, COMPLETED, ended, ms, worker, 0, None))
 
     def hired(self, executor: Executor) -> None:
         """A thread or process has come to be."""

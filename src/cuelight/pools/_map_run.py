@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
@@ -23,13 +24,13 @@ import msgspec
 from cuelight._log import get_log
 from cuelight._text import type_name
 from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
-from cuelight.pools._attempts import Tries, holding_coroutines, name_of
+from cuelight.pools._attempts import Tries, holding_coroutine, name_of
 from cuelight.pools._bell import Bell
 from cuelight.pools._chunks import Chunks
-from cuelight.pools._contexts import Abandoned, in_context
 from cuelight.pools._failures import as_failure, is_a
+from cuelight.pools._ledger import COMPLETED
 from cuelight.pools._map_results import Store
-from cuelight.pools._map_source import count_items, source_of
+from cuelight.pools._map_source import SyncSource, count_items, source_of
 from cuelight.pools._map_work import Taken, serve_in_executor, serve_in_loop
 from cuelight.pools._pool_worker import Cut
 from cuelight.pools._progress import Progress, Reporter
@@ -72,14 +73,14 @@ class MapRun:
         self.crew, self._request, self.store = crew, request, store
         self.function, self.in_loop, self.timeout = request.function, request.in_loop, request.timeout
         process = crew.options.kind == "process"
-        self.plain_function = request.function if process else holding_coroutines(request.function)
+        self.plain_function = request.function if process else holding_coroutine(request.function)
         self.name, self.task_id = name_of(request.function), request.task_id
         self.context = request.context
-        self.source = self.context.run(source_of, request.items)
+        self.source = source_of(request.items, self.context)
         total = self.context.run(count_items, request.items)
         self.reporter = None if request.progress in (None, False) else Reporter(request.progress, total, self.name)
         self.chunks = Chunks(1 if request.timeout is not None else request.chunk_size, total)
-        self._totals, self._enter_one, self._put = crew.ledger.totals, crew.ledger.enter_one, store.put
+        self.totals, self._note, self._put = crew.ledger.totals, crew.ledger.note, store.put
         self.taken = 0
         self.running = 0
         self.exhausted = self.ended = self._over = False
@@ -90,7 +91,7 @@ class MapRun:
         crew.enter(self)
         store.opened(self)
         try:
-            self.source.start(crew, self, self.context)
+            self.source.start(crew, self)
         except CuelightError as error:  # the crew is ending, or being restarted
             self.fail(error)
         self.refresh()
@@ -214,10 +215,17 @@ class MapRun:
         """Have a worker do items until there are none, or something more urgent."""
         self._workers[worker] = None
         try:
-            serve: Any = serve_in_loop if self.in_loop else serve_in_executor
-            await in_context(self.context, serve(self, worker, self.context))
+            if self.in_loop:
+                await serve_in_loop(self, worker, self.context)
+            else:
+                await serve_in_executor(self, worker, self.context)
         finally:
             del self._workers[worker]
+
+    @property
+    def endless_room(self) -> bool:
+        """Whether a worker may take items without a look at anything but the source."""
+        return self.store.limit == math.inf and type(self.source) is SyncSource
 
     def take(self) -> Taken | None:
         """The next item; None if there is none just now."""
@@ -226,27 +234,30 @@ class MapRun:
         else:
             try:
                 item = self.source.next()
-            except StopIteration:
-                self.exhausted = True
-                self.refresh()
-                return None
+                if self.ended:  # by its own source
+                    self.source.close(self)
+                    return None
             except BaseException as error:
-                self.exhausted = True
-                self.fail(error)
-                if ends_the_program(error) or is_a(error, Abandoned):
-                    raise
-                return None
-            if self.ended:  # by its own source
-                self.source.close(self)
+                self.source_over(error)
                 return None
             index = self.taken
             taken = (index, item)
             self.taken = index + 1
-            self._totals.submitted += 1
+            self.totals.submitted += 1
         self.running += 1
         if self.taken >= self.store.limit or not self.source.has_items:
             self.refresh()
         return taken
+
+    def source_over(self, error: BaseException) -> None:
+        """There are no more items: the source has ended, or failed."""
+        self.exhausted = True
+        if is_a(error, StopIteration):
+            self.refresh()
+            return
+        self.fail(error)
+        if ends_the_program(error):
+            raise error
 
     def take_many(self, most: int) -> tuple[int, list[Any]]:
         """Up to so many items, and the number of the first; no items if there are none just now."""
@@ -268,7 +279,7 @@ class MapRun:
             more = len(items) - 1
             self.running += more
             self.taken += more
-            self._totals.submitted += more
+            self.totals.submitted += more
             if self.ended:  # by its own source
                 self.source.close(self)
             self.refresh()
@@ -314,7 +325,10 @@ class MapRun:
         now = time()
         task_id = f"{self.task_id}-{index}"
         try:
-            self._enter_one(task_id, self.name, now, ms, worker)
+            totals = self.totals
+            totals.completed += 1
+            totals.total_elapsed_ms += ms
+            self._note((task_id, 0, 0, self.name, COMPLETED, now, ms, worker, 0, None))
             self._put(index, TaskResult(task_id, True, value, None, ms, self.name, worker, now, None))
         except BaseException as broken:  # for want of memory
             self.fail(broken)
@@ -348,8 +362,7 @@ class MapRun:
         """Tell how far it is, if somebody wants to know."""
         if self.reporter is not None:
             try:
-                for _ in range(items):
-                    self.reporter.advance()
+                self.context.copy().run(self.reporter.advance, items)  # it may end the map, whose source is closed then
             except BaseException as error:
                 self.fail(error)
                 if ends_the_program(error):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sized
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -49,27 +50,35 @@ class Sink(Protocol):
         ...
 
 
-class SyncSource:
-    """A plain iterable. It is read in the loop, by whichever worker is idle."""
+_WITHOUT_CODE: Final = frozenset({type(iter([])), type(iter(())), type(iter(range(1))), type(iter(""))})
+"""Iterators that run no code of users, so that it does not matter in which context they are advanced."""
 
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._iterator: Iterator[Any] = iter(items)
-        self.next: Callable[[], Any] = self._iterator.__next__
+
+class SyncSource:
+    """A plain iterable. It is read in the loop, in the context of the map, by whichever worker is idle."""
+
+    def __init__(self, items: Iterable[Any], context: Context) -> None:
+        self._iterator: Iterator[Any] = context.run(iter, items)
+        self._context = context
+        following: Callable[[], Any] = self._iterator.__next__
+        self.next = following if type(self._iterator) in _WITHOUT_CODE else partial(context.run, following)
         self.has_items = True
         self.busy = False
 
     def next_many(self, most: int) -> list[Any]:
         """Up to so many items. Fewer does not mean that there are no more."""
-        return list(islice(self._iterator, most))
+        return self._context.run(list, islice(self._iterator, most))
 
-    def start(self, crew: Crew, sink: Sink, context: Context) -> None:
+    def start(self, crew: Crew, sink: Sink) -> None:
         """Nothing needs to be started."""
 
     def close(self, sink: Sink) -> None:
         """Read no more; a generator is closed."""
         self.next = _end
         try:
-            close_generator(self._iterator)
+            if getattr(self._iterator, "gi_running", False):
+                return  # it is ending its own map, and is closed once it has yielded
+            self._context.run(close_generator, self._iterator)
         except BaseException as error:
             sink.fail(error)
 
@@ -78,7 +87,7 @@ class SyncSource:
 
 
 def close_generator(iterator: Any) -> None:
-    """Close a source that is a generator. One that runs ends its own map: it is closed once it has yielded."""
+    """Close a source that is a generator, and does not run."""
     if isinstance(iterator, Generator) and not getattr(iterator, "gi_running", False):
         iterator.close()
 
@@ -98,8 +107,8 @@ def _end() -> Any:
 class AsyncSource:
     """An async iterable, read by an actor of its own, only when workers want items."""
 
-    def __init__(self, items: AsyncIterable[Any]) -> None:
-        self._items = items
+    def __init__(self, items: AsyncIterable[Any], context: Context) -> None:
+        self._items, self._context = items, context
         self._ahead: deque[Any] = deque()
         self._cell: Cell | None = None
         self._waiter: Waiter | None = None
@@ -130,11 +139,11 @@ class AsyncSource:
         self._wake()
         return items
 
-    def start(self, crew: Crew, sink: Sink, context: Context) -> None:
-        """Begin to read, in this context."""
+    def start(self, crew: Crew, sink: Sink) -> None:
+        """Begin to read, in the context of the map."""
         family = crew.runtime.family_made(crew.cell)
         self.busy = True
-        self._cell = family.adopt(ChildSpec(self._read, (crew, sink, context), options=READER))
+        self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
         self._cell.bonds_made().call_when_ended(lambda _exit: self._over(sink))
 
     def wanted(self, room: int) -> None:
@@ -146,8 +155,8 @@ class AsyncSource:
         if self._waiter is not None and len(self._ahead) < self._room:
             self._waiter.wake()
 
-    async def _read(self, _inbox: Inbox[Any], crew: Crew, sink: Sink, context: Context) -> None:
-        await in_context(context, self._read_all(crew, sink))
+    async def _read(self, _inbox: Inbox[Any], crew: Crew, sink: Sink) -> None:
+        await in_context(self._context, self._read_all(crew, sink))
 
     async def _read_all(self, crew: Crew, sink: Sink) -> None:
         iterator: Any = None
@@ -210,14 +219,18 @@ READER = Options(restart="temporary")
 Source = SyncSource | AsyncSource
 
 
-def source_of(items: Any) -> Source:
+def source_of(items: Any, context: Context) -> Source:
     """The source for what was given to `map`.
+
+    Args:
+        items: what was given.
+        context: where code of users runs that the source consists of.
 
     Raises:
         TypeError: it cannot be iterated.
     """
     if isinstance(items, AsyncIterable):
-        return AsyncSource(items)
+        return AsyncSource(items, context)
     if not isinstance(items, Iterable) and not hasattr(type(items), "__getitem__"):
         raise TypeError(f"map over {safe_repr(items)}: give an iterable or an async iterable of items")
-    return SyncSource(items)
+    return SyncSource(items, context)

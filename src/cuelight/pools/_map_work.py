@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._text import safe_repr
 from cuelight.pools._attempts import Unawaited
-from cuelight.pools._contexts import AWAY, Abandoned, Call, calls_of, in_context
+from cuelight.pools._contexts import AWAY, Calls, in_context
 from cuelight.pools._executor import Successes
 
 if TYPE_CHECKING:
@@ -31,68 +31,71 @@ Taken = tuple[int, Any]
 
 
 @types.coroutine
-def serve_in_loop(run: MapRun, worker: PoolWorker, context: Context) -> Generator[Any, Any, None]:
+def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much as one
+    run: MapRun, worker: PoolWorker, context: Context
+) -> Generator[Any, Any, None]:
     """Await the function for one item after another, while the map is what is to be done next.
 
     Each item has a copy of the context, so that what one item sets is not there for the next.
     """
     timeout, take, settle_one = run.timeout, run.take, run.settle_one
     heap, checkpoint, cell, label = run.crew.heap, run.crew.runtime.backend.checkpoint, worker.cell, worker.label
-    budget, helped = ITEMS_PER_YIELD, False
+    budget, helped, quick, totals = ITEMS_PER_YIELD, False, run.endless_room, run.totals
     taken: Taken | None = None
-    call = Call()
-    calls = calls_of(run.function, call)
-    send, throw, copy = calls.send, calls.throw, context.copy
-    send(None)
+    calls = Calls(run.function)
     try:
         while run.ready and heap[0][2] is run and worker.cut is None and not cell.attention:
-            taken = take()
-            if taken is None:
-                return
+            if quick and not run.again:  # as `take`, in less time
+                try:
+                    item = run.source.next()
+                    if run.ended:  # by its own source
+                        return run.source.close(run)
+                except BaseException as error:
+                    return run.source_over(error)
+                taken = (run.taken, item)
+                run.taken += 1
+                run.running += 1
+                totals.submitted += 1
+            else:
+                taken = take()
+                if taken is None:
+                    return None
             if not helped:
                 helped = True
                 run.crew.call()
             began = perf_counter()
             if timeout is not None:
                 worker.start_clock(timeout)
-            advance = copy().run
-            trap = advance(send, taken[1])
-            while trap is not AWAY:
-                try:
-                    value = yield trap
-                except GeneratorExit:
-                    advance(throw, Abandoned())
-                    raise
-                except BaseException as error:
-                    trap = advance(throw, error)
-                else:
-                    trap = advance(send, value)
+            advance = context.copy().run
+            trap = advance(calls.send, taken[1])
+            if trap is not AWAY:
+                yield from calls.wait(advance, trap)
             if timeout is not None:
                 worker.stop_clock()
             ms = (perf_counter() - began) * 1000
-            over, taken = taken, None
-            if call.error is None and worker.cut is None and not run.tries and not run.ended:
-                settle_one(over[0], call.value, label, ms)
+            done, taken = taken, None
+            if calls.error is None and worker.cut is None and not (run.tries or run.ended):  # type: ignore[redundant-expr]
+                settle_one(done[0], calls.value, label, ms)
             else:
-                _settle(run, worker, over, call, ms)
+                _settle(run, worker, done, calls, ms)
             budget -= 1
             if not budget:
                 budget = ITEMS_PER_YIELD
                 yield from checkpoint()  # type: ignore[misc]  # a coroutine on both loops
     except BaseException as error:
-        if taken is not None:
+        if taken is not None and not isinstance(error, GeneratorExit):
             run.lost(1, error)
         raise
     finally:
         calls.close()
 
 
-def _settle(run: MapRun, worker: PoolWorker, taken: Taken, call: Call, ms: float) -> None:
+def _settle(run: MapRun, worker: PoolWorker, taken: Taken, calls: Calls, ms: float) -> None:
     """Enter what came of an item that was not simply a success."""
-    error, fatal = (None, None) if call.error is None else worker.sort_out(run.name, call.error)
+    error, fatal = (None, None) if calls.error is None else worker.sort_out(run.name, calls.error)
     if worker.cut is not None:
         error = worker.cut_short(error, run.timeout)
-    run.settle(taken, worker, None if call.error is not None else call.value, error, fatal, ms)
+    run.settle(taken, worker, None if calls.error is not None else calls.value, error, fatal, ms)
     if fatal is not None:
         raise fatal
 
@@ -170,10 +173,10 @@ async def _attempt(
         value = await executor.run(run.plain_function, (items[0],), {})
         if type(value) is Unawaited:  # from now on the function is called in the loop
             run.in_loop = True
-            value = await in_context(context.copy(), value.coroutine())
+            value = await value
         return [(True, value)]
 
-    outcomes, error, fatal = await worker.attempt(run.name, call(), run.timeout)
+    outcomes, error, fatal = await worker.attempt(run.name, in_context(context.copy(), call()), run.timeout)
     if error is not None:
         return [(False, error)] * len(items), fatal
     if type(outcomes) is Successes:

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from cuelight.pools._attempts import Kind
     from cuelight.pools._executor import Executor
 
-__all__ = ["DEFAULT", "Default", "PoolOptions", "check_priority", "check_text", "check_timeout", "check_whole", "make_executor"]
+__all__ = [
+    "DEFAULT",
+    "Default",
+    "PoolOptions",
+    "check_priority",
+    "check_text",
+    "check_timeout",
+    "check_whole",
+    "make_executor",
+]
 
 
 class Default:
@@ -40,20 +49,15 @@ def check_whole(what: str, value: Any, least: int) -> int:
     return value
 
 
-def check_priority(priority: Any) -> float:
-    """A priority: tasks are compared by it.
+def check_priority(priority: Any) -> int:
+    """A priority, as a plain number: tasks are compared by it.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: it is not a number that can be compared.
+        TypeError: it is no whole number.
     """
-    if not isinstance(priority, int | float):
+    if not isinstance(priority, int):
         raise TypeError(f"priority={safe_repr(priority)}: give a whole number; smaller ones go first")
-    if isinstance(priority, int):
-        return int.__int__(priority)
-    if math.isnan(priority):
-        raise ValueError("priority=nan: nothing is smaller or greater than that; give a whole number")
-    return float.__float__(priority)
+    return int.__int__(priority)
 
 
 def check_text(what: str, text: Any) -> str:
@@ -103,7 +107,9 @@ class PoolOptions(msgspec.Struct, frozen=True):
         }.items():
             check_whole(what, getattr(self, what), least)
         if self.kind not in (None, "thread", "process"):
-            raise ValueError(f"kind={safe_repr(self.kind)}: give 'thread', 'process', or None for async and plain functions")
+            raise ValueError(
+                f"kind={safe_repr(self.kind)}: give 'thread', 'process', or None for async and plain functions"
+            )
         check_timeout(self.timeout)
 
 

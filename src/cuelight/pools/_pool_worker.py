@@ -31,11 +31,12 @@ from cuelight.errors import (
     WorkerDied,
     ends_the_program,
 )
-from cuelight.pools._contexts import Abandoned
+from cuelight.pools._contexts import Abandoned, Calls
 from cuelight.pools._failures import as_failure, forget_cancellation, is_a, split_cancellation, told_to_end
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
+    from contextvars import Context
 
     from cuelight.actors import Cell
     from cuelight.pools._crew import Crew
@@ -78,6 +79,7 @@ class PoolWorker(Actor[Call]):
         self._caught: BaseException | None = None
         self._scope: anyio.CancelScope | None = None
         self._executor: Executor | None = None
+        self._calls: Calls | None = None
         self._due = math.inf
         self._alarm: Any = None
         self._alarm_due = math.inf
@@ -85,14 +87,13 @@ class PoolWorker(Actor[Call]):
     async def run(self) -> None:
         crew, cell = self.crew, self.cell
         crew.workers[cell] = self
+        called = False
         try:
             while True:
-                crew.rest(cell)
-                await self.inbox.receive()
-                self.inbox.reply(None)  # the call is not what it works on
-                crew.answered(cell)
-                while await self._work():
-                    pass
+                self.cut = self._caught = None
+                with anyio.CancelScope() as self._scope:
+                    await self._serve(called)
+                called = True  # the scope was used: there may be more to do
         except ChannelClosed:
             pass  # it is to stop
         except GeneratorExit:
@@ -101,30 +102,21 @@ class PoolWorker(Actor[Call]):
         finally:
             if self._alarm is not None:
                 self._alarm.cancel()
+            if self._calls is not None:
+                self._calls.close()
             crew.unavailable(cell)
             await self._let_go()
 
-    async def _let_go(self) -> None:
-        executor, self._executor = self._executor, None
-        if executor is None:
-            return
-        try:
-            with anyio.move_on_after(_CLOSE, shield=True) as scope:
-                await executor.aclose()
-            if scope.cancelled_caught:
-                log.error("%s: its executor took longer than %g s to close and was cut off", self.label, _CLOSE)
-        except BaseException as error:  # an executor of a user may raise anything
-            log.error("%s: its executor could not be closed", self.label, error=error)
-            if ends_the_program(error):
-                raise
-        finally:
-            self.crew.ledger.retired(executor)
-
-    async def _work(self) -> bool:
-        """Do what there is. Returns whether the scope was used, so that there may be more."""
-        self.cut = self._caught = None
-        crew = self.crew
-        with anyio.CancelScope() as self._scope:
+    async def _serve(self, called: bool) -> None:
+        """Wait for calls and do what there is, until the scope was used."""
+        crew, cell, inbox = self.crew, self.cell, self.inbox
+        while True:
+            if not called:
+                crew.rest(cell)
+                await inbox.receive()
+                inbox.reply(None)  # the call is not what it works on
+                crew.answered(cell)
+            called = False
             self.busy = True
             try:
                 while self.goes_on:
@@ -137,7 +129,24 @@ class PoolWorker(Actor[Call]):
             finally:
                 self.busy = False
                 self._due = math.inf
-        return self.cut is not None
+            if self.cut is not None:
+                return
+
+    async def _let_go(self) -> None:
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        try:
+            with anyio.move_on_after(_CLOSE, shield=True) as scope:
+                await executor.aclose()
+            if scope.cancelled_caught:
+                log.error("%s: its executor took longer than %g s to close and was cut off", self.label, _CLOSE)
+        except BaseException as error:  # an executor of a user may raise anything
+            log.exception("%s: its executor could not be closed", self.label)
+            if ends_the_program(error):
+                raise
+        finally:
+            self.crew.ledger.retired(executor)
 
     @property
     def goes_on(self) -> bool:
@@ -203,6 +212,30 @@ class PoolWorker(Actor[Call]):
             error, fatal = self.sort_out(name, raised)
         if timeout is not None:
             self.stop_clock()
+        if self.cut is not None:
+            error = self.cut_short(error, timeout)
+        return value, error, fatal
+
+    async def attempt_in(
+        self,
+        name: str,
+        context: Context,
+        function: Callable[[PoolWorker], Any],
+        timeout: float | None,
+    ) -> tuple[Any, Exception | None, BaseException | None]:
+        """Await `function(self)` once, in a context, for at most so many seconds. Returns what `attempt` does."""
+        calls = self._calls
+        if calls is None:
+            calls = self._calls = Calls(function)
+        if timeout is not None:
+            self.start_clock(timeout)
+        await calls.perform(context, function, self)
+        if timeout is not None:
+            self.stop_clock()
+        value, raised, calls.value, calls.error = calls.value, calls.error, None, None
+        if raised is None and self.cut is None:
+            return value, None, None
+        error, fatal = (None, None) if raised is None else self.sort_out(name, raised)
         if self.cut is not None:
             error = self.cut_short(error, timeout)
         return value, error, fatal

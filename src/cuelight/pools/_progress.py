@@ -51,10 +51,11 @@ class Reporter:
         else:
             raise TypeError(f"progress={safe_repr(progress)}: give a plain callback (done, total), or True for a bar")
 
-    def advance(self) -> None:
-        """One more item is done."""
-        self._done += 1
-        self._tell(self._done, self._total)
+    def advance(self, items: int = 1) -> None:
+        """So many more items are done: tell of each."""
+        for _ in range(items):
+            self._done += 1
+            self._tell(self._done, self._total)
 
     def close(self) -> None:
         """Nothing more will be done. Does not raise, for there is nobody left to be told."""
@@ -62,6 +63,6 @@ class Reporter:
             try:
                 self._bar.close()
             except BaseException as error:
-                log.error("a progress bar could not be closed", error=error)
+                log.exception("a progress bar could not be closed")
                 if ends_the_program(error):
                     raise

@@ -103,7 +103,8 @@ class _Report:
         return place
 
     def _one(self, error: BaseException, depth: int) -> Sent:
-        kind, pickled, why, members = "", b"", "", ()
+        kind, pickled, why = "", b"", ""
+        members: tuple[int, ...] = ()
         try:
             kind, pickled = _pickled(error)
             if kind == "group":
@@ -176,7 +177,9 @@ def _fields_of(base: type[BaseException]) -> dict[str, Any]:
         name: field
         for cls in reversed(base.__mro__)
         for name, field in cls.__dict__.items()
-        if isinstance(field, kinds) and not name.startswith("__") and name != "obj"  # of AttributeError: anything at all
+        if isinstance(field, kinds)
+        and not name.startswith("__")
+        and name != "obj"  # of AttributeError: anything at all
     }
 
 
@@ -220,7 +223,7 @@ def load(report: list[tuple[Any, ...]], describe: Callable[[BaseException], str]
             if one.cause >= 0:
                 error.__cause__ = made[one.cause]
             error.__suppress_context__ = one.suppressed
-        except Exception:  # a property of its class: the chain of causes ends here
+        except Exception:  # noqa: S112 - a property of its class: the chain of causes ends here
             continue
     first = made[0]
     assert first is not None  # noqa: S101 - each place is filled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -13,7 +13,6 @@ import anyio
 from cuelight.errors import TaskCancelled
 from cuelight.pools._attempts import Tries, Unawaited, holding_coroutines, name_of
 from cuelight.pools._bell import Bell
-from cuelight.pools._contexts import in_context
 from cuelight.pools._failures import as_failure
 from cuelight.pools._pool_worker import Cut
 from cuelight.pools._results import TaskResult
@@ -92,7 +91,7 @@ class Submitted(Submission[Any]):
         "serial",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made for each task
         self,
         crew: Crew,
         task_id: str,
@@ -132,7 +131,7 @@ class Submitted(Submission[Any]):
         self._began = perf_counter()
         context = self._context if self._tries is None else self._context.copy()
         try:
-            value, error, fatal = await worker.attempt(self.name, in_context(context, self._call()), self._timeout)
+            value, error, fatal = await worker.attempt_in(self.name, context, self._call, self._timeout)
             ms = (perf_counter() - self._began) * 1000
             self._worker = None
             if error is not None and worker.may_retry(error, fatal):
@@ -150,12 +149,15 @@ class Submitted(Submission[Any]):
         if fatal is not None:
             raise fatal
 
-    async def _call(self) -> Any:
+    def _call(self, worker: PoolWorker) -> Awaitable[Any]:
         if self._in_loop:
-            return await self._function(*self._args, **self._kwargs)
-        assert self._worker is not None  # noqa: S101 - it is being served
+            made: Awaitable[Any] = self._function(*self._args, **self._kwargs)
+            return made
+        return self._call_in_executor(worker)
+
+    async def _call_in_executor(self, worker: PoolWorker) -> Any:
         function = self._function if self._crew.options.kind == "process" else holding_coroutines(self._function)
-        value: Any = await self._worker.executor.run(function, self._args, self._kwargs)
+        value: Any = await worker.executor.run(function, self._args, self._kwargs)
         return await value if type(value) is Unawaited else value
 
     def _settle(self, value: Any, error: Exception | None, worker: str, ms: float) -> None:

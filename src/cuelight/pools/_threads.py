@@ -231,11 +231,15 @@ class _Chunk(_Call):
         self.items = items
 
     def run(self) -> None:
+        function, copy, enter = self.function, self.context.copy, self.outcomes.append
         for item in self.items:
             if self.unwanted:
                 return
-            # A copy for each: what one item sets is not there for the next, wherever that runs.
-            self.attempt(self.context.copy(), (item,), {})
+            try:
+                # A copy for each: what one item sets is not there for the next, wherever that runs.
+                enter((True, copy().run(function, item)))
+            except BaseException as error:
+                enter((False, error))
 
 
 class _Thread(threading.Thread):

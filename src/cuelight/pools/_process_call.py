@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import select
 from typing import TYPE_CHECKING, Any, Final
 
+from cuelight.pools._failures import without_our_frame
 from cuelight.pools._process_link import ProcessLink
 from cuelight.pools._processes import Answer, call_frame, died
 from cuelight.pools._threads import full_name
@@ -39,8 +39,8 @@ class ProcessCaller:
             answer = self._exchange(frame)
             if answer.death is not None and not answer.begun and not self.killed:
                 answer = self._exchange(frame)  # it died before it began
-        except (OSError, RuntimeError, pickle.PicklingError) as error:
-            return False, error  # no process, or nothing that could be sent
+        except BaseException as error:
+            return False, without_our_frame(error)  # no process, or nothing that could be sent
         return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
 
     def kill(self) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.to_thread
 
-from cuelight._text import describe_error
-from cuelight.errors import PoolClosed, WorkerDied
+from cuelight._text import describe_error, safe_repr, type_name
+from cuelight.errors import PoolClosed, WorkerDied, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._child import UNLOADABLE
 from cuelight.pools._executor import Successes
@@ -72,7 +72,9 @@ def call_frame(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     """
     try:
         return encode_call((function, args, kwargs))
-    except Exception as error:
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
         what = _unpicklable(function, args, kwargs)
         raise pickle.PicklingError(f"{what}: {describe_error(error)}") from error
 
@@ -83,9 +85,9 @@ def _unpicklable(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         return f"{name} cannot be sent to a worker process; define it at the top level of a module"
     for place, value in [*enumerate(args), *kwargs.items()]:
         if not _can_pickle(value):
-            label = f"argument {place + 1}" if isinstance(place, int) else f"argument {place!r}"
+            label = f"argument {place + 1}" if isinstance(place, int) else f"argument {safe_repr(place)}"
             return (
-                f"{label} of {name}, a {type(value).__qualname__}, cannot be sent to a worker process; give plain data"
+                f"{label} of {name}, a {type_name(value)}, cannot be sent to a worker process; give plain data"
             )
     return f"the arguments of {name} cannot be sent to a worker process; give plain data"
 
@@ -93,7 +95,9 @@ def _unpicklable(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
 def _can_pickle(value: object) -> bool:
     try:
         pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
         return False  # why it cannot is told by the first attempt
     return True
 
@@ -188,7 +192,9 @@ class ProcessExecutor:
             rest = list(items[len(outcomes) :])
             try:
                 frame = encode_chunk((function, rest))
-            except Exception:
+            except BaseException as error:
+                if ends_the_program(error):
+                    raise
                 if not _can_pickle(function):
                     call_frame(function, (), {})
                 return outcomes + [await self._run_item(function, item) for item in rest]

@@ -113,7 +113,7 @@ def test_a_thread_that_cannot_be_replaced_at_once_is_replaced_later(
         start(thread)
 
     gate = threading.Event()
-    monkeypatch.setattr("cuelight.pools._thread_crew._NO_THREAD", 0.01)
+    monkeypatch.setattr("cuelight.pools._thread_state.NO_THREAD", 0.01)
     monkeypatch.setattr(threading.Thread, "start", fail_second)
     limits = config(1, task_timeout_seconds=0.05, max_retries=0)
     with caplog.at_level(logging.ERROR, "cuelight.pools"), WorkerPool(limits) as pool:

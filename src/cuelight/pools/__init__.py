@@ -3,6 +3,7 @@
 from cuelight.pools._actor_pool import ActorPool
 from cuelight.pools._async_pool import AsyncWorkerPool
 from cuelight.pools._attempts import Kind
+from cuelight.pools._dead_letters import FailedCall, provide_dead_letters
 from cuelight.pools._executor import Executor, Outcome
 from cuelight.pools._map import Map, MapStream, Results
 from cuelight.pools._process_link import RemoteTraceback
@@ -13,13 +14,15 @@ from cuelight.pools._routing import Member, Routing, broadcast, by_key, least_lo
 from cuelight.pools._submission import Submission
 from cuelight.pools._threads import ThreadExecutor
 from cuelight.pools._troupe import ActorPoolStats
-from cuelight.pools._worker_pool import ReturnWhen, WorkerPool, WorkerPoolConfig
+from cuelight.pools._worker_pool import ReturnWhen, WorkerPool
+from cuelight.pools._worker_pool_config import WorkerPoolConfig
 
 __all__ = [
     "ActorPool",
     "ActorPoolStats",
     "AsyncWorkerPool",
     "Executor",
+    "FailedCall",
     "Kind",
     "Map",
     "MapStream",
@@ -43,6 +46,7 @@ __all__ = [
     "by_key",
     "least_loaded",
     "may_wait",
+    "provide_dead_letters",
     "pull",
     "round_robin",
 ]

@@ -86,9 +86,7 @@ def _unpicklable(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     for place, value in [*enumerate(args), *kwargs.items()]:
         if not _can_pickle(value):
             label = f"argument {place + 1}" if isinstance(place, int) else f"argument {safe_repr(place)}"
-            return (
-                f"{label} of {name}, a {type_name(value)}, cannot be sent to a worker process; give plain data"
-            )
+            return f"{label} of {name}, a {type_name(value)}, cannot be sent to a worker process; give plain data"
     return f"the arguments of {name} cannot be sent to a worker process; give plain data"
 
 

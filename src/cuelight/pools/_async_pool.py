@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
 
+from cuelight._fork import forks
 from cuelight.errors import PoolClosed
 from cuelight.pools._attempts import Kind, check_kind, name_of
 from cuelight.pools._block import PoolBlock
 from cuelight.pools._contexts import submission_context
 from cuelight.pools._crew import Crew
+from cuelight.pools._dead_letters import DeadLetterBox
 from cuelight.pools._ledger import Ledger
 from cuelight.pools._map import Map
-from cuelight.pools._map_run import MapRequest
+from cuelight.pools._map_request import MapRequest
 from cuelight.pools._options import (
     DEFAULT,
     Default,
@@ -28,10 +30,12 @@ from cuelight.pools._options import (
     check_whole,
     make_executor,
 )
+from cuelight.pools._pool_letters import PoolLetters
 from cuelight.pools._submission import Detached, Submission, Submitted
 from cuelight.supervision import ActorSystem
 
 if TYPE_CHECKING:
+    from cuelight.pools._dead_letters import DeadLetterQueue
     from cuelight.pools._executor import Executor
     from cuelight.pools._progress import Progress
     from cuelight.pools._results import PoolStats, TaskMetrics
@@ -42,7 +46,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncWorkerPool(PoolBlock):
+class AsyncWorkerPool(PoolLetters, PoolBlock):
     """Workers that pull: `async with AsyncWorkerPool(8) as pool: results = await pool.map(fetch, urls)`.
 
     The workers are actors under a supervisor. They are hired when there is work for them, and one that dies costs
@@ -69,6 +73,7 @@ class AsyncWorkerPool(PoolBlock):
         max_restarts: int = 10,
         keep_metrics: int = 1000,
         executor: Callable[[str], Executor] | None = None,
+        dead_letters: DeadLetterQueue | None = None,
     ) -> None:
         """Set up a pool.
 
@@ -88,11 +93,14 @@ class AsyncWorkerPool(PoolBlock):
             max_restarts: crashes of workers themselves that are allowed within 5 seconds.
             keep_metrics: how many tasks `metrics` remembers.
             executor: makes what runs plain functions, given the name of a worker; for executors of your own.
+            dead_letters: where tasks go that have failed for good; by default a queue of its own, which keeps the
+                last 1,000.
 
         Raises:
             ValueError: a value makes no sense; the message says which.
+            TypeError: the name is no string, or the queue keeps no letters of others.
         """
-        self.name = name
+        self.name = check_text("name", name)
         self._options = PoolOptions(
             max_workers=max_workers,
             kind=kind,
@@ -106,6 +114,8 @@ class AsyncWorkerPool(PoolBlock):
         )
         self._system = system
         self._ledger = Ledger(keep_metrics)
+        self._letters = DeadLetterBox(self, dead_letters)
+        self._generation = forks.generation
         self._crew: Crew | None = None
         self._crews: dict[Crew, None] = {}
         self._closed = False
@@ -126,7 +136,7 @@ class AsyncWorkerPool(PoolBlock):
         return self
 
     def _new_crew(self, system: ActorSystem) -> Crew:
-        crew = Crew(self.name, self._options, self._ledger, system)
+        crew = Crew(self.name, self._options, self._ledger, self._letters, system)
         self._crews[crew] = None
         crew.cell.bonds_made().call_when_ended(lambda _exit: self._crews.pop(crew, None))
         return crew
@@ -159,6 +169,13 @@ class AsyncWorkerPool(PoolBlock):
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosed(f"the pool {self.name!r} was shut down and takes no more work: make a new one")
+        if self._generation != forks.generation:
+            if self._crews or self._stack is not None:
+                raise PoolClosed(
+                    f"the workers of the pool {self.name!r} are in the process that has forked this one: make a new "
+                    f"pool here"
+                )
+            self._generation = forks.generation
 
     async def _end(self, *, now: bool) -> None:
         await self.shutdown(cancel=now)
@@ -180,11 +197,13 @@ class AsyncWorkerPool(PoolBlock):
             crew.close()
         if wait:
             for crew in crews:
+                crew.check_from_outside("the end of the pool")
                 await crew.ended()
 
     async def drain(self) -> None:
         """Wait until everything that was given to the pool is done. A checkpoint."""
         for crew in list(self._crews):
+            crew.check_from_outside("all its tasks")
             await crew.drained()
 
     # Work.

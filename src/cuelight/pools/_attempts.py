@@ -9,8 +9,8 @@ from types import CoroutineType, FunctionType
 from typing import Any, Final, Literal
 
 from cuelight._text import safe_repr, safe_str
-from cuelight.errors import Rejected, TaskQuarantined, WorkerDied
-from cuelight.pools._failures import is_a
+from cuelight.errors import RateLimited, TaskQuarantined, WorkerDied
+from cuelight.pools._failures import is_a, is_final, rate_limit_delay
 
 __all__ = [
     "Kind",
@@ -37,17 +37,23 @@ class Tries:
         errors: those that raised or took too long.
         crashes: those whose worker died.
         elapsed_ms: milliseconds that all of them ran.
+        delay: seconds until the next one, if the last one was told to come later; None if it comes at once.
     """
 
-    __slots__ = ("crashes", "elapsed_ms", "errors")
+    __slots__ = ("crashes", "delay", "elapsed_ms", "errors")
 
     def __init__(self) -> None:
         self.errors = self.crashes = 0
         self.elapsed_ms = 0.0
+        self.delay: float | None = None
 
 
 def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -> Exception | None:
     """Returns the error that the task ends with, or None, counted, if it is to be tried again."""
+    tries.delay = None
+    if is_a(error, RateLimited):
+        tries.delay = rate_limit_delay(error)  # type: ignore[arg-type]  # looked at by its type
+        return None
     if is_a(error, WorkerDied):
         crashes = tries.crashes + 1
         if crashes >= max_crashes:
@@ -58,7 +64,7 @@ def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -
             return quarantined
         tries.crashes = crashes
         return None
-    if tries.errors >= retries or is_a(error, Rejected):
+    if tries.errors >= retries or is_final(error):
         return error
     tries.errors += 1
     return None

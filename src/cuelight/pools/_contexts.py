@@ -15,6 +15,7 @@ from contextvars import Context, copy_context
 from typing import Any, Final
 
 from cuelight.actors import handling
+from cuelight.mailbox import drivers
 
 __all__ = ["AWAY", "Abandoned", "Calls", "in_context", "submission_context"]
 
@@ -139,6 +140,11 @@ class Calls:
             except BaseException as error:
                 self.error = error
             argument = made = coroutine = None
+
+
+# So that a task can be seen from outside to wait for what its work waits for.
+drivers[in_context.__code__] = lambda variables: variables["work"]
+drivers[Calls.wait.__code__] = lambda variables: variables["self"]._coroutine
 
 
 async def _awaited(made: Any) -> Any:

@@ -13,30 +13,31 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
-from contextvars import Context
 from threading import get_ident
 from time import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from cuelight._log import get_log
-from cuelight._text import type_name
+from cuelight.actors import code_of_waits
 from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
 from cuelight.pools._attempts import Tries, holding_coroutine, name_of
 from cuelight.pools._bell import Bell
 from cuelight.pools._chunks import Chunks
-from cuelight.pools._failures import as_failure, is_a
+from cuelight.pools._crew_helpers import current_place, place_given_away
+from cuelight.pools._dead_letters import FailedCall
+from cuelight.pools._failures import is_a
 from cuelight.pools._ledger import COMPLETED
+from cuelight.pools._map_request import MapPlace, MapRequest, map_failure
 from cuelight.pools._map_results import Store
 from cuelight.pools._map_source import SyncSource, count_items, source_of
 from cuelight.pools._map_work import Taken, serve_in_executor, serve_in_loop
 from cuelight.pools._pool_worker import Cut
-from cuelight.pools._progress import Progress, Reporter
+from cuelight.pools._progress import Reporter
 from cuelight.pools._results import TaskResult
+from cuelight.pools._waiting import OUTSIDE, PoolWait
 
 if TYPE_CHECKING:
+    from cuelight.actors._timers import Later
     from cuelight.mailbox import Waiter
     from cuelight.pools._crew import Crew
     from cuelight.pools._pool_worker import PoolWorker
@@ -44,22 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["MapRequest", "MapRun"]
 
 log = get_log("cuelight")
-
-
-class MapRequest(msgspec.Struct, frozen=True):
-    """What `AsyncWorkerPool.map` was asked for."""
-
-    function: Callable[[Any], Any]
-    items: Any
-    task_id: str
-    in_loop: bool
-    ordered: bool
-    chunk_size: int | None
-    buffer: int | None
-    timeout: float | None
-    priority: int
-    progress: Progress | bool | None
-    context: Context
 
 
 class MapRun:
@@ -85,6 +70,7 @@ class MapRun:
         self.running = 0
         self.exhausted = self.ended = self._over = False
         self.again: deque[Taken] = deque()
+        self.delayed: dict[int, Later] = {}
         self.tries: dict[int, Tries] = {}
         self._workers: dict[PoolWorker, None] = {}
         self._bell = Bell(crew.runtime.backend)
@@ -114,7 +100,7 @@ class MapRun:
         """Look again whether workers can take something, and whether it is over."""
         if not (self.ended or self.exhausted):
             room = self.store.limit - self.taken
-            if room > 0 or self.running:
+            if room > 0 or self.running or self.delayed:
                 self._hold()
             else:
                 self._let_go()  # it waits for its reader alone
@@ -123,7 +109,7 @@ class MapRun:
         else:
             self._hold()
             self._set_ready(bool(self.again))
-            if not (self.running or self.again or self.source.busy or self._over):
+            if not (self.running or self.again or self.delayed or self.source.busy or self._over):
                 self._finish()
 
     def _set_ready(self, ready: bool) -> None:
@@ -156,8 +142,36 @@ class MapRun:
 
     async def settled(self) -> None:
         """Wait until it is over."""
+        if not self._over:
+            with place_given_away(self):
+                await self.until_over()
+
+    async def until_over(self) -> None:
+        """As `settled`, for a map that was cancelled: nobody can be in its way."""
         while not self._over:
             await self._bell.wait()
+
+    # In the graph of waits.
+
+    @property
+    def thing(self) -> str:
+        """What it is, for people who are told of a deadlock."""
+        return f"map of {self.name!r} of the pool {self.crew.name!r}"
+
+    def runners(self) -> list[Any] | None:
+        """The nodes that run items of it; None if it waits for a worker."""
+        if self._workers:
+            return [node for worker in self._workers for node in worker.nodes()]
+        return None if self.ready else []
+
+    def occupants(self) -> list[Any]:
+        """The nodes of which one must end before it can begin."""
+        return self.crew.occupants()
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a deadlock."""
+        return OUTSIDE
 
     def waiter(self) -> Waiter:
         """A place for its reader to sleep."""
@@ -174,7 +188,7 @@ class MapRun:
 
     def fail(self, error: BaseException) -> None:
         """End the map as a whole: its source or its progress callback raised."""
-        self.end(_map_failure(self.name, error))
+        self.end(map_failure(self.name, error))
 
     def lost(self, items: int, error: BaseException) -> None:
         """The results of items that were taken could not be entered: the map ends, rather than wait for them."""
@@ -202,6 +216,9 @@ class MapRun:
         if not self.ended:
             self.ended = True
             self.again.clear()
+            for later in self.delayed.values():
+                later.cancel()
+            self.delayed.clear()
             for worker in list(self._workers):
                 worker.stop_task(Cut.CANCELLED)
             self.source.close(self)
@@ -214,12 +231,16 @@ class MapRun:
     async def serve(self, worker: PoolWorker) -> None:
         """Have a worker do items until there are none, or something more urgent."""
         self._workers[worker] = None
+        place = MapPlace(worker)
+        context = self.context.copy()
+        context.run(current_place.set, place)
         try:
             if self.in_loop:
-                await serve_in_loop(self, worker, self.context)
+                await serve_in_loop(self, worker, context)
             else:
-                await serve_in_executor(self, worker, self.context)
+                await serve_in_executor(self, worker, context)
         finally:
+            place.worker = None
             del self._workers[worker]
 
     @property
@@ -303,13 +324,19 @@ class MapRun:
                 tries = self.tries[index] = Tries()
             error = crew.failed(tries, error, ms)
             if error is None:
-                self.again.append(taken)
+                if tries.delay is None:
+                    self.again.append(taken)
+                else:
+                    self.delayed[index] = crew.runtime.later(tries.delay, self._delay_is_over, taken)
                 self.refresh()
                 return
         if tries is not None:
             self.tries.pop(index, None)
         try:
             result = crew.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, tries, ms)
+            if error is not None and not is_a(error, TaskCancelled):
+                call = FailedCall(self.function, (taken[1],), {}, self.name, self.priority, self.timeout)
+                crew.report(result, call, tries)
         except BaseException as broken:  # for want of memory
             self.fail(broken)
             raise
@@ -318,6 +345,11 @@ class MapRun:
             self.report(1)
         if self.exhausted or not self.ready:
             self.refresh()
+
+    def _delay_is_over(self, taken: Taken) -> None:
+        del self.delayed[taken[0]]
+        self.again.append(taken)
+        self.refresh()
 
     def settle_one(self, index: int, value: Any, worker: str, ms: float) -> None:
         """An item has succeeded, at its first attempt. As `settle`, in less time."""
@@ -369,13 +401,4 @@ class MapRun:
                     raise
 
 
-def _map_failure(name: str, error: BaseException) -> Exception:
-    """What awaiting a map raises when its source or its callback has raised this.
-
-    `StopAsyncIteration` would look like the end of the results, and what is no `Exception` would end more than the map.
-    """
-    if is_a(error, StopIteration, StopAsyncIteration):
-        failure = RuntimeError(f"the source of the map of {name}, or its progress callback, raised {type_name(error)}")
-        failure.__cause__ = error
-        return failure
-    return as_failure(f"the source of the map of {name}, or its progress callback,", error)
+code_of_waits[MapRun.until_over.__code__] = lambda variables, node: PoolWait(variables["self"], [node])

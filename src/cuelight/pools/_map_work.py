@@ -44,7 +44,7 @@ def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much a
     taken: Taken | None = None
     calls = Calls(run.function)
     try:
-        while run.ready and heap[0][2] is run and worker.cut is None and not cell.attention:
+        while run.ready and (heap[0][2] is run or worker.goes_on_with(run)) and not (worker.cut or cell.attention):
             if quick and not run.again:  # as `take`, in less time
                 try:
                     item = run.source.next()
@@ -105,10 +105,10 @@ async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -
 
     A chunk is settled while the executor has the next one: posted, it comes when this worker waits for that.
     """
-    heap, chunks, post = run.crew.heap, run.chunks, run.crew.runtime.post
+    chunks, post = run.chunks, run.crew.runtime.post
     done = Done(run, worker)
     try:
-        while run.ready and heap[0][2] is run and worker.goes_on and not run.in_loop:
+        while run.ready and worker.goes_on_with(run) and worker.goes_on and not run.in_loop:
             first, items = run.take_many(chunks.next(run.taken, run.crew.size))
             if not items:
                 return

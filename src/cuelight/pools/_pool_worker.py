@@ -31,6 +31,7 @@ from cuelight.errors import (
     WorkerDied,
     ends_the_program,
 )
+from cuelight.mailbox import running_task
 from cuelight.pools._contexts import Abandoned, Calls
 from cuelight.pools._failures import as_failure, forget_cancellation, is_a, split_cancellation, told_to_end
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from cuelight.actors import Cell
-    from cuelight.pools._crew import Crew
+    from cuelight.pools._crew import Crew, Work
     from cuelight.pools._executor import Executor
 
 __all__ = ["CALL", "Cut", "PoolWorker"]
@@ -68,10 +69,18 @@ class Cut(Enum):
 
 
 class PoolWorker(Actor[Call]):
-    """One of the crew."""
+    """One of the crew.
 
-    def __init__(self, crew: Crew) -> None:
-        self.crew = crew
+    Attributes:
+        helps: it does only what work of pools waits for, and leaves when there is nothing of that.
+        waits: how often its work waits for other work of pools now.
+        task: its task.
+    """
+
+    def __init__(self, crew: Crew, helps: bool = False) -> None:
+        self.crew, self.helps = crew, helps
+        self.waits = 0
+        self.task: Any = None
         self.cell: Cell = self._cell
         self.label = self._cell.name
         self.cut: Cut | None = None
@@ -87,12 +96,15 @@ class PoolWorker(Actor[Call]):
     async def run(self) -> None:
         crew, cell = self.crew, self.cell
         crew.workers[cell] = self
-        called = False
+        self.task = running_task()
+        called = self.helps
         try:
             while True:
                 self.cut = self._caught = None
                 with anyio.CancelScope() as self._scope:
                     await self._serve(called)
+                if self.helps and self.cut is None:
+                    return
                 called = True  # the scope was used: there may be more to do
         except ChannelClosed:
             pass  # it is to stop
@@ -108,7 +120,7 @@ class PoolWorker(Actor[Call]):
             await self._let_go()
 
     async def _serve(self, called: bool) -> None:
-        """Wait for calls and do what there is, until the scope was used."""
+        """Wait for calls and do what there is, until the scope was used, or there is nothing for a helper."""
         crew, cell, inbox = self.crew, self.cell, self.inbox
         while True:
             if not called:
@@ -120,7 +132,7 @@ class PoolWorker(Actor[Call]):
             self.busy = True
             try:
                 while self.goes_on:
-                    work = crew.top()
+                    work = self._next()
                     if work is None:
                         break
                     await work.serve(self)
@@ -129,8 +141,25 @@ class PoolWorker(Actor[Call]):
             finally:
                 self.busy = False
                 self._due = math.inf
-            if self.cut is not None:
+            if self.cut is not None or self.helps:
                 return
+
+    def _next(self) -> Work | None:
+        crew = self.crew
+        if not self.helps:
+            return crew.top()
+        return crew.helpers.next(crew) if crew.helpers.stays() else None
+
+    def goes_on_with(self, work: Work) -> bool:
+        """Whether it may do more of this, now that it has done some."""
+        if self.helps:
+            return self._next() is work
+        return self.crew.heap[0][2] is work
+
+    def nodes(self) -> list[Any]:
+        """Who it is in the graph of waits: its task, and then its thread if that runs something."""
+        party = getattr(self._executor, "party", None)
+        return [self.task] if party is None else [self.task, party]
 
     async def _let_go(self) -> None:
         executor, self._executor = self._executor, None

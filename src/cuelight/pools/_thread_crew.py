@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
+from cuelight.actors import code_of_waits
 from cuelight.coordination._parties import here
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
@@ -38,7 +39,7 @@ from cuelight.pools._timekeeper import Timekeeper
 from cuelight.pools._waiting import PoolWait, blocked, check, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from cuelight.pools._job import Job
     from cuelight.pools._process_call import ProcessCaller
@@ -343,8 +344,13 @@ class Crew(CrewState):
             if blocked:
                 check(PoolWait(AwaitedJob(self, job), [here.me]), [here.me])
             return self.board.wait_for(job, timeout)
-        with waiting(AwaitedJob(self, job), [here.me]), self._in_place_of(me, job):
+        with self._in_place_of(me, job), waiting(AwaitedJob(self, job), [here.me]):
             return self.board.wait_for(job, timeout)
+
+    @staticmethod
+    def seen_wait(variables: Mapping[str, Any], node: Any) -> PoolWait:
+        """The wait of a thread that is inside of `wait`."""
+        return PoolWait(AwaitedJob(variables["self"], variables["job"]), [node])
 
     @contextmanager
     def _in_place_of(self, worker: Worker, job: Job) -> Generator[None]:
@@ -363,3 +369,6 @@ class Crew(CrewState):
                 self.helpers.expect_no_more(job)
             with home.lock:
                 home.helpers.unpark(worker)
+
+
+code_of_waits[Crew.wait.__code__] = Crew.seen_wait

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cuelight.pools._results import TaskStatus
+from cuelight.pools._waiting import OUTSIDE
 
 if TYPE_CHECKING:
     from cuelight.pools._job import Job
@@ -82,6 +83,11 @@ class AwaitedJob:
     def thing(self) -> str:
         """What it is, for people."""
         return f"task {self._job.name!r} of the pool {self._crew.name!r}"
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a deadlock."""
+        return OUTSIDE
 
     def runners(self) -> list[Any] | None:
         """The thread that runs it; None if it waits for one."""

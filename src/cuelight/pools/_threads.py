@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
 from cuelight._text import describe_error
+from cuelight.coordination._parties import here
 from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._attempts import name_of
@@ -79,6 +80,12 @@ class ThreadExecutor:
         self._thread: _Thread | None = None
         self._current: _Call | None = None
         self._closed = False
+
+    @property
+    def party(self) -> Any:
+        """Who its thread is for locks and in the graph of waits, while it runs a call; None otherwise."""
+        thread = self._thread
+        return None if thread is None or self._current is None else thread.party
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function in the thread and return its result. A checkpoint.
@@ -249,9 +256,11 @@ class _Thread(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._tell: tuple[Backend, Waiter] | None = None
+        self.party: Any = None
         self.start()
 
     def run(self) -> None:
+        self.party = here.me
         while (call := self.calls.get()) is not None:
             call()
             del call  # it holds arguments and results

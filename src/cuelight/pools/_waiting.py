@@ -21,7 +21,10 @@ from cuelight.actors import blocked, find_circle, name_of, show_circle
 from cuelight.coordination._endings import monitor
 from cuelight.errors import DeadlockError
 
-__all__ = ["Awaited", "PoolWait", "blocked", "waiting"]
+__all__ = ["Awaited", "OUTSIDE", "PoolWait", "blocked", "check", "waiting"]
+
+OUTSIDE: Final = "Let the task return and wait for the other one outside of the pool, or give back what it holds first"
+"""The way out of most deadlocks with pools."""
 
 
 class Awaited(Protocol):
@@ -30,6 +33,11 @@ class Awaited(Protocol):
     @property
     def thing(self) -> str:
         """What it is, such as `task 'fetch' of the pool 'web'`."""
+        ...
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a deadlock."""
         ...
 
     def runners(self) -> Collection[Any] | None:
@@ -53,6 +61,11 @@ class PoolWait:
     def thing(self) -> str:
         """What is waited for."""
         return self._awaited.thing
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a deadlock."""
+        return self._awaited.way_out
 
     def blockers(self) -> Iterable[Any]:
         """The nodes without which the wait cannot end."""
@@ -113,7 +126,7 @@ def check(wait: PoolWait, owners: Sequence[Any]) -> None:
         circle = show_circle(owners, way)
     raise DeadlockError(
         f"{name_of(owners[0])} waits for {wait.thing} and would wait for ever, because each waits for the next: "
-        f"{circle}. Let the task return, and wait for the other one outside of the pool; or give back the lock first"
+        f"{circle}. {wait.way_out}"
     )
 
 

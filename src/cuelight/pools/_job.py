@@ -87,9 +87,8 @@ class Job:
     def attempt(self) -> tuple[bool, Any]:
         """Call the function in this thread; whether it returned, and what it returned or raised."""
         try:
-            # An attempt that was left behind may still be inside of the context.
-            context = self.context.copy() if self.retries else self.context
-            return True, context.run(self.function, *self.args, **self.kwargs)
+            # A copy: the next attempt begins with the context as it was, and this one may be left behind inside of it.
+            return True, self.context.copy().run(self.function, *self.args, **self.kwargs)
         except BaseException as error:
             return False, without_our_frame(error)
 

@@ -136,9 +136,9 @@ class Submitted(Submission[Any]):
         crew.call()  # there may be more
         self.worker = worker
         self._began = perf_counter()
-        context = self._context if self._tries is None else self._context.copy()
         try:
-            value, error, fatal = await worker.attempt_in(self.name, context, self._call, self._timeout)
+            # A copy: the next attempt begins with the context as it was.
+            value, error, fatal = await worker.attempt_in(self.name, self._context.copy(), self._call, self._timeout)
             ms = (perf_counter() - self._began) * 1000
             self.worker = None
             if error is not None and worker.may_retry(error, fatal):

@@ -21,7 +21,7 @@ import logging
 import math
 import threading
 from contextlib import contextmanager
-from heapq import heappop
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from cuelight._fork import forks
@@ -67,7 +67,7 @@ class Crew(CrewState):
         report: Callable[[Job, Exception], object],
     ) -> None:
         super().__init__(name, config, new_caller, keep)
-        self._options, self._report = backend_options, report
+        self._options, self._report, self._logged = backend_options, report, config.enable_instrumentation
         self._sequence = 0
         self._generation = forks.generation
         self._starting = threading.Lock()
@@ -90,28 +90,27 @@ class Crew(CrewState):
             DeadlockError: a signal handler or a finaliser has interrupted the crew itself.
             RuntimeError: there is no thread, and none can be started.
         """
-        self.board.check_free()
+        if self.board.is_inside():
+            self.board.check_free()
         if self.keeper is None:
             self.start()
         try:
             with self.lock:
-                self._submit(job)
+                if self.closed:
+                    raise PoolClosed(f"the pool {self.name!r} was shut down: it takes no task ({job.name!r})")
+                self._sequence = job.sequence = self._sequence + 1
+                engaged = not self.threads
+                if engaged:
+                    self._hire()  # before the task is there: if that fails, it is not
+                self.board.enter(job, f"{self.name}-{job.sequence}")
+                job.listed = True
+                heappush(self._ready, (job.priority, job.sequence, job))
+                if not (engaged or self._waking):
+                    self._engage()
         except BaseException:  # an interrupt, perhaps in the midst of that
             if job.id:
                 self.cancel([job])
             raise
-
-    def _submit(self, job: Job) -> None:
-        if self.closed:
-            raise PoolClosed(f"the pool {self.name!r} was shut down: it takes no task ({job.name!r})")
-        self._sequence = job.sequence = self._sequence + 1
-        engaged = not self.threads
-        if engaged:
-            self._hire()  # before the task is there: if that fails, it is not
-        self.board.enter(job, f"{self.name}-{job.sequence}")
-        self._push(job)
-        if not engaged:
-            self._engage()
 
     def cancel(self, jobs: Iterable[Job] | None = None) -> int:
         """End those of these tasks (by default of all) that do not run; how many."""
@@ -204,6 +203,7 @@ class Crew(CrewState):
     def _exchange(self, worker: Worker, job: Job, succeeded: bool, value: Any) -> Job | None:
         """Hand in the outcome of one task and take the next."""
         now = self.clock()
+        board, final = self.board, False
         error = None if succeeded else as_failure(f"the task {job.name!r}", value)
         with self.lock:
             if worker.abandoned:
@@ -215,16 +215,23 @@ class Crew(CrewState):
                     worker.caller.killed = False
                 self.replaced += 1
                 error = self._too_long(job, "its process was killed")
-            final = self._attempt_over(job, error, value, now - worker.began)
+            if error is None:
+                job.ran += now - worker.began
+                self.total_ran += now - worker.began
+                job.result, job.error = value, None
+                self._end(job, TaskStatus.COMPLETED)
+            else:
+                final = self._attempt_over(job, error, now - worker.began)
             if final:
                 worker.deadline = math.inf  # the attempt is over, but not the task
                 following = None
             else:
-                following = self._release(worker)
-            spent = self.board.take_spent()
+                worker.job = None
+                following = self._take(worker)
+            spent, board.spent = board.spent, []
         del spent
         if error is None:
-            if self.config.enable_instrumentation and log.is_enabled_for(logging.DEBUG):
+            if self._logged and log.is_enabled_for(logging.DEBUG):
                 log.debug("%s: the task %s (%s) completed", self.name, job.name, job.id)
         elif final:
             following = self._give_up(job, error, worker)
@@ -240,15 +247,13 @@ class Crew(CrewState):
         self._report(job, error)
         with self.lock:
             self._fail(job, error)
-            following = None if worker is None else self._release(worker)
+            following = None
+            if worker is not None:
+                worker.job = None
+                following = self._take(worker)
             spent = self.board.take_spent()
         del spent
         return following
-
-    def _release(self, worker: Worker) -> Job | None:
-        """The worker is through with its task: give it the next."""
-        worker.job = None
-        return self._take(worker)
 
     def _crashed(self, worker: Worker, error: BaseException) -> None:
         """Something in the harness itself failed: it costs one attempt and one thread."""
@@ -315,7 +320,7 @@ class Crew(CrewState):
         self.abandoned += 1
         self.replaced += 1
         error = self._too_long(job, "a thread cannot be stopped: it was left behind, and may run on")
-        final = self._attempt_over(job, error, None, now - worker.began)
+        final = self._attempt_over(job, error, now - worker.began)
         if self._ready:
             self._engage()
         return [(job, error, final)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cuelight.errors import RateLimited, TaskCancelled
 from cuelight.pools._board import Board
@@ -76,7 +76,15 @@ class CrewState:
         """Give the worker the next task; without one it is idle, or leaves if all is over."""
         job = self.helpers.take() if worker.helps else self._pop()
         if job is not None:
-            self._begin(worker, job)
+            self.board.move(job, _IN_FLIGHT)
+            job.worker, job.runner = worker.worker_id, worker
+            if not job.began:
+                job.began = time.time()
+            worker.job = job
+            worker.began = now = self.clock()
+            worker.deadline = due = now + self.config.task_timeout_seconds
+            if due < self._armed:
+                self._arm(due)
         elif worker.helps:
             self._discard(worker)
             self._leaving = [*(one for one in self._leaving if one.is_alive()), worker]
@@ -92,17 +100,6 @@ class CrewState:
             if job.status is _PENDING:  # else it was cancelled, or a helper has it
                 return job
         return None
-
-    def _begin(self, worker: Worker, job: Job) -> None:
-        self.board.move(job, _IN_FLIGHT)
-        job.worker, job.runner = worker.worker_id, worker
-        if not job.began:
-            job.began = time.time()
-        worker.job = job
-        worker.began = now = self.clock()
-        worker.deadline = due = now + self.config.task_timeout_seconds
-        if due < self._armed:
-            self._arm(due)
 
     def _engage(self) -> None:
         """A task is ready: have a thread look, unless one is on its way."""
@@ -149,17 +146,12 @@ class CrewState:
         self.helpers.threads.discard(worker)
         self.helpers.unpark(worker)
 
-    def _attempt_over(self, job: Job, error: Exception | None, value: Any, seconds: float) -> bool:
-        """An attempt has ended. Returns whether it has failed for good: then the task is still in flight."""
+    def _attempt_over(self, job: Job, error: Exception, seconds: float) -> bool:
+        """An attempt has failed. Returns whether that is for good: then the task is still in flight."""
         config = self.config
         job.runner = None
-        measured = config.enable_instrumentation
         job.ran += seconds
-        self.total_ran += seconds if measured else 0.0
-        if error is None:
-            job.result, job.error = value, None
-            self._end(job, TaskStatus.COMPLETED)
-            return False
+        self.total_ran += seconds
         delay = retry_delay(
             error, job.retries, config.max_retries, config.backoff_base_seconds, config.backoff_max_seconds
         )
@@ -168,7 +160,7 @@ class CrewState:
             return True
         if not is_a(error, RateLimited):
             job.retries += 1
-            self.retries += measured
+            self.retries += 1
         self._try_again(job, delay)
         return False
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from cuelight._fork import forks
 from cuelight._text import safe_repr
+from cuelight.actors import handling
 from cuelight.errors import DeadlockError, TaskNotFound
 from cuelight.pools._attempts import Kind, is_async, name_of
 from cuelight.pools._blocking_map import stream
@@ -149,8 +151,10 @@ class WorkerPool:
             task_name = check_text("task_name", task_name)
         if type(priority) is not int:
             priority = check_priority(priority)
-        job = Job(task_name, task_fn, args, {} if kwargs is None else dict(kwargs), priority, submission_context())
-        self._crew.submit(job)
+        context = copy_context() if handling.get() is None else submission_context()
+        job = Job(task_name, task_fn, args, {} if kwargs is None else dict(kwargs), priority, context)
+        crew = self._current if self._generation == forks.generation else self._crew
+        crew.submit(job)
         return job.id
 
     def submit_again(self, call: FailedCall, task_id: str) -> None:
@@ -218,8 +222,9 @@ class WorkerPool:
             TaskNotFound: there is no such task, or it was forgotten (`keep_results`).
             DeadlockError: a task asks for its own result.
         """
-        check_wait(timeout)
-        crew = self._crew
+        if timeout is not None:
+            check_wait(timeout)
+        crew = self._current if self._generation == forks.generation else self._crew
         job = crew.board.jobs.get(task_id)
         if job is None:
             raise TaskNotFound(
@@ -303,7 +308,7 @@ class WorkerPool:
         crew = self._crew
         with crew.lock:
             counts = dict(crew.board.counts)
-            ran, retries = crew.total_ran, crew.retries
+            ran, retries = (crew.total_ran, crew.retries) if self.config.enable_instrumentation else (0.0, 0)
             workers, abandoned, replaced = len(crew.threads), crew.abandoned, crew.replaced
         completed, failed = counts["completed"], counts["failed"]
         tried = completed + failed

@@ -235,7 +235,7 @@ def test_a_process_that_dies_is_an_attempt(tmp_path: Path) -> None:
 
 def test_a_process_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    with WorkerPool(config(1, max_retries=0, task_timeout_seconds=0.5), kind="process") as pool:
+    with WorkerPool(config(1, max_retries=0, task_timeout_seconds=2), kind="process") as pool:
         result = pool.get_task_result(pool.submit_task("slow", jobs.sleep_marked, (str(mark), 60)), timeout=10)
         assert isinstance(result.error, TaskTimedOut)
         assert "its process was killed" in str(result.error)

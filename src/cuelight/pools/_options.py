@@ -84,21 +84,6 @@ def check_timeout(timeout: Any) -> float | None:
     return None if timeout == math.inf else float(timeout)
 
 
-def check_wait(timeout: Any) -> None:
-    """Seconds that somebody waits for something, or None for as long as it takes.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is not a number.
-    """
-    if timeout is None:
-        return
-    if not isinstance(timeout, int | float):
-        raise TypeError(f"timeout={safe_repr(timeout)}: give seconds, or None for as long as it takes")
-    if math.isnan(timeout):
-        raise ValueError("timeout=nan: give seconds, or None for as long as it takes")
-
-
 class PoolOptions(msgspec.Struct, frozen=True):
     """How a pool works; see `AsyncWorkerPool`."""
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from cuelight._checks import check_seconds
 from cuelight._fork import forks
 from cuelight._text import safe_repr
 from cuelight.actors import handling
@@ -19,7 +20,7 @@ from cuelight.pools._contexts import submission_context
 from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
 from cuelight.pools._job import Job
 from cuelight.pools._map_source import count_items
-from cuelight.pools._options import check_priority, check_text, check_wait, check_whole
+from cuelight.pools._options import check_priority, check_text, check_whole
 from cuelight.pools._progress import Progress, Reporter
 from cuelight.pools._reports import report_failure
 from cuelight.pools._results import TaskMetrics, TaskResult
@@ -223,7 +224,7 @@ class WorkerPool:
             DeadlockError: a task asks for its own result.
         """
         if timeout is not None:
-            check_wait(timeout)
+            check_seconds("get_task_result(timeout)", timeout)
         crew = self._current if self._generation == forks.generation else self._crew
         job = crew.board.jobs.get(task_id)
         if job is None:
@@ -249,7 +250,8 @@ class WorkerPool:
             ValueError: `return_when` is none of these.
             DeadlockError: a task of the pool waits for all tasks, so for itself.
         """
-        check_wait(timeout)
+        if timeout is not None:
+            check_seconds("wait_for_all(timeout)", timeout)
         board = self._crew.board
         conditions: dict[str, Callable[[], bool]] = {
             "ALL_COMPLETED": lambda: not board.open,
@@ -308,7 +310,9 @@ class WorkerPool:
         crew = self._crew
         with crew.lock:
             counts = dict(crew.board.counts)
-            ran, retries = (crew.total_ran, crew.retries) if self.config.enable_instrumentation else (0.0, 0)
+            measured = self.config.enable_instrumentation
+            ran: float = crew.total_ran if measured else 0.0
+            retries: int = crew.retries if measured else 0
             workers, abandoned, replaced = len(crew.threads), crew.abandoned, crew.replaced
         completed, failed = counts["completed"], counts["failed"]
         tried = completed + failed

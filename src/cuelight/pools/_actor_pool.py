@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from cuelight._fork import forks
 from cuelight.actors import Answerable, ChildSpec, Ref, Reply, child
 from cuelight.actors._ref import TELLS_PER_YIELD
 from cuelight.actors._reply import Asked, handling
@@ -89,6 +90,7 @@ class ActorPool(PoolBlock, Generic[M]):
         self._queue: deque[Envelope] = deque()
         self._next_turn = count().__next__
         self._closed = self._pumping = False
+        self._generation = forks.generation
 
     # Its life.
 
@@ -209,6 +211,11 @@ class ActorPool(PoolBlock, Generic[M]):
     def _running(self) -> Cell:
         if self._home is None:
             raise PoolClosed(f"the actor pool {self.name!r} is not running: use `async with`, or await start()")
+        if self._generation != forks.generation:
+            raise PoolClosed(
+                f"the members of the actor pool {self.name!r} are in the process that has forked this one: make a new "
+                f"pool here"
+            )
         return self._home
 
     # Messages.

@@ -169,6 +169,9 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosed(f"the pool {self.name!r} was shut down and takes no more work: make a new one")
+        self._check_process()
+
+    def _check_process(self) -> None:
         if self._generation != forks.generation:
             if self._crews or self._stack is not None:
                 raise PoolClosed(
@@ -189,6 +192,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
             wait: return only when the last worker has ended. Cancelled meanwhile, the shutdown goes on.
             cancel: cancel everything, also what runs, instead of finishing it.
         """
+        self._check_process()
         self._closed = True
         crews = list(self._crews)
         if cancel:
@@ -202,6 +206,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
 
     async def drain(self) -> None:
         """Wait until everything that was given to the pool is done. A checkpoint."""
+        self._check_process()
         for crew in list(self._crews):
             crew.check_from_outside("all its tasks")
             await crew.drained()
@@ -362,6 +367,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
 
     async def wait_for_room(self) -> None:
         """Wait until one more task may be submitted. A checkpoint."""
+        self._check_process()
         if self.crew is not None:
             await self.crew.room()
 

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from cuelight._text import describe_error
 from cuelight.pools import _child
@@ -85,6 +86,19 @@ def _new_region() -> int:
     return fd
 
 
+_links: Final[WeakSet[ProcessLink]] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: worker processes are those of the other one, and end with it, not with this."""
+    for link in list(_links):
+        link.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 class ProcessLink:
     """One worker process, from its start to its end.
 
@@ -92,6 +106,7 @@ class ProcessLink:
 
     Attributes:
         values: what the items of a chunk returned, if the process has sent that as a whole: every one has succeeded.
+        is_of_parent: this process was forked, and the worker process is that of its parent.
     """
 
     def __init__(self) -> None:
@@ -108,6 +123,7 @@ class ProcessLink:
                 "a worker process is loading this program for a function of it, and that starts worker processes: "
                 "put what the program does under `if __name__ == '__main__':`"
             )
+        self.is_of_parent = False
         self._lock = threading.Lock()
         self._frames = Frames()
         self._records = bytearray()
@@ -131,6 +147,14 @@ class ProcessLink:
         self._words = memoryview(self._region)[:DATA].cast("Q")
         self._connection.setblocking(False)
         self.pid = self._process.pid
+        _links.add(self)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process: let go of it, and do nothing to it."""
+        self.is_of_parent = True
+        self._process.returncode = 0  # nobody waits for it here, and nobody is warned that it still runs
+        self._connection.close()
+        self._lifeline.close()  # else it would live as long as this process
 
     @staticmethod
     def _start(*descriptors: int) -> subprocess.Popen[bytes]:

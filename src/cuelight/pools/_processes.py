@@ -223,6 +223,8 @@ class ProcessExecutor:
         """End the process; one that runs a call, or takes longer than `close_timeout`, is killed. A checkpoint."""
         self._closed = True
         link = self._link
+        if link is not None and link.is_of_parent:
+            link = self._link = None
         if link is None or self._busy:
             if link is not None:
                 link.kill()  # whoever awaits the call will see it, and let go of the process
@@ -240,6 +242,8 @@ class ProcessExecutor:
 
     async def _deliver(self, frame: bytes) -> Answer:
         """Have a process answer. One that dies before it has begun is replaced, once."""
+        if self._link is not None and self._link.is_of_parent:
+            self._link, self._busy = None, False
         if self._busy:
             raise RuntimeError(f"the executor {self.name!r} runs one call at a time: await the first, or make another")
         self._busy = True

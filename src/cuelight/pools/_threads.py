@@ -16,6 +16,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
 from cuelight.coordination._parties import here
@@ -80,6 +81,7 @@ class ThreadExecutor:
         self._thread: _Thread | None = None
         self._current: _Call | None = None
         self._closed = False
+        self._generation = forks.generation
 
     @property
     def party(self) -> Any:
@@ -123,7 +125,7 @@ class ThreadExecutor:
         backend = current_backend()
         await backend.checkpoint()
         thread, self._thread = self._thread, None
-        if thread is None:
+        if thread is None or self._generation != forks.generation:
             return
         ended = backend.waiter()
         thread.close(None if self._current is not None else (backend, ended))
@@ -134,6 +136,9 @@ class ThreadExecutor:
     async def _perform(self, call: _Call) -> list[Outcome]:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
+        if self._generation != forks.generation:  # its thread, and what it was doing, are in the other process
+            self._generation, self._thread, self._current, self.abandoned = forks.generation, None, None, 0
+            self._lock = threading.Lock()
         if self._current is not None:
             raise RuntimeError(f"the executor {self.name!r} runs one call at a time: await the first, or make another")
         call.backend = backend = current_backend()

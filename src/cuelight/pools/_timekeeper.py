@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -15,11 +17,20 @@ from cuelight.supervision import ActorSystem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Timekeeper"]
+__all__ = ["Timekeeper", "load_event_loop"]
 
 _PAUSE: Final = 1.0  # seconds before it begins anew
 
 log = get_log("cuelight.pools")
+
+
+def load_event_loop() -> None:
+    """Import what a timekeeper will need, in the thread that makes a pool.
+
+    If it was imported with the first task, and another thread forked meanwhile, the import would never end in the child.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("anyio._backends._asyncio")
 
 
 class _Look(Message):

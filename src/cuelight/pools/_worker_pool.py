@@ -27,6 +27,7 @@ from cuelight.pools._results import TaskMetrics, TaskResult
 from cuelight.pools._thread_crew import Crew, Worker
 from cuelight.pools._thread_worker import current_worker
 from cuelight.pools._threads import full_name
+from cuelight.pools._timekeeper import load_event_loop
 from cuelight.pools._worker_pool_config import WorkerPoolConfig
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class WorkerPool:
         self._checked: object = None
         self._generation = forks.generation
         self._current = self._new_crew()
+        load_event_loop()
 
     def _new_crew(self) -> Crew:
         new_caller = _no_process if self.kind == "thread" else _new_process

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
+import threading
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
+from weakref import WeakSet
 
 from cuelight.tasks._dead_letter_entry import DeadLetterEntry, failure_of, nowhere, unknown
 from cuelight.tasks._dead_letter_sources import Kept, Letters
@@ -22,6 +25,11 @@ class ReturnableLetters(Kept):
     def __init__(self, keep: int) -> None:
         super().__init__(keep)
         self._ways_back: dict[str, WayBack] = {}
+        _kept.add(self)
+
+    def unlock(self) -> None:
+        """In a forked process: whoever had the lock is in the other one."""
+        self._lock = threading.RLock()
 
     @property
     def way_back(self) -> bool:  # type: ignore[override]  # of a view all letters have one, or none
@@ -59,6 +67,18 @@ class ReturnableLetters(Kept):
     def _forget(self, letter_id: str) -> bool:
         self._ways_back.pop(letter_id, None)
         return super()._forget(letter_id)
+
+
+_kept: Final[WeakSet[ReturnableLetters]] = WeakSet()
+
+
+def _unlock_all() -> None:
+    for letters in list(_kept):
+        letters.unlock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_all)
 
 
 class AddsLetters:

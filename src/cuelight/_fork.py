@@ -20,14 +20,24 @@ class Forks:
         generation: how many forks lie between this process and the first one that has loaded this module.
     """
 
-    __slots__ = ("generation",)
+    __slots__ = ("_pid", "generation")
 
     def __init__(self) -> None:
         self.generation = 0
+        self._pid = os.getpid()
 
     def count(self) -> None:
         """This is a new process."""
         self.generation += 1
+        self._pid = os.getpid()
+
+    def is_old(self, generation: int) -> bool:
+        """Whether something of this generation was made in another process.
+
+        True also in the moment after a fork in which the finalisers of the threads run that were left behind, before
+        anything can be counted.
+        """
+        return generation != self.generation or os.getpid() != self._pid
 
 
 forks: Final = Forks()

@@ -156,7 +156,7 @@ class Crew(CrewState):
     def dropped(self) -> None:
         """Nobody can reach the pool any more: close. Called by the collector, in any thread, whatever that holds."""
         keeper = self.keeper
-        if keeper is not None and self._generation == forks.generation:
+        if keeper is not None and not forks.is_old(self._generation):
             keeper.call(self.close)
 
     def join(self) -> None:

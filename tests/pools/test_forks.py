@@ -38,7 +38,9 @@ def run(program: str, folder: Path | None = None) -> list[str]:
     command = [sys.executable, "-W", "always", "-W", "ignore::DeprecationWarning", "-c", HEAD + program]
     if folder is not None:  # processes import functions of the program, which `-c` has not
         path = folder / "program.py"
-        path.write_text(HEAD + "def main():\n" + program.replace("\n", "\n    ") + "\nif __name__ == '__main__': main()")
+        path.write_text(
+            HEAD + "def main():\n" + program.replace("\n", "\n    ") + "\nif __name__ == '__main__': main()"
+        )
         command = [sys.executable, "-W", "always", "-W", "ignore::DeprecationWarning", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert (done.stderr, done.returncode) == ("", 0)
@@ -111,7 +113,8 @@ pool.shutdown()
 def test_a_forked_process_ends_without_a_word_and_leaves_the_workers_of_its_parent_alone(tmp_path: Path) -> None:
     program = """
 import gc
-pool, processes = WorkerPool(WorkerPoolConfig(max_workers=2)), WorkerPool(WorkerPoolConfig(max_workers=1), kind="process")
+pool = WorkerPool(WorkerPoolConfig(max_workers=2))
+processes = WorkerPool(WorkerPoolConfig(max_workers=1), kind="process")
 print(pool.get_task_result(pool.submit_task("x", len, ("abc",))).result)
 pid = processes.get_task_result(processes.submit_task("x", os.getpid)).result
 sys.stdout.flush()

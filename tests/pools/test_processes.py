@@ -363,7 +363,7 @@ async def test_a_process_that_does_not_end_in_time_is_killed() -> None:
 
 
 def test_a_bad_time_out_is_refused() -> None:
-    with pytest.raises(ValueError, match="close_timeout=-1"):
+    with pytest.raises(ValueError, match="close_timeout\\): -1"):
         ProcessExecutor("pet", close_timeout=-1)
 
 

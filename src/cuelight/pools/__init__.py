@@ -7,6 +7,7 @@ from cuelight.pools._dead_letters import FailedCall, provide_dead_letters
 from cuelight.pools._executor import Executor, Outcome
 from cuelight.pools._map import Map, MapStream, Results
 from cuelight.pools._process_link import RemoteTraceback
+from cuelight.pools._process_start import freeze_support
 from cuelight.pools._processes import ProcessExecutor
 from cuelight.pools._progress import Progress
 from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
@@ -44,6 +45,7 @@ __all__ = [
     "WorkerPoolConfig",
     "broadcast",
     "by_key",
+    "freeze_support",
     "least_loaded",
     "may_wait",
     "provide_dead_letters",

@@ -35,6 +35,8 @@ from cuelight.pools._submission import Detached, Submission, Submitted
 from cuelight.supervision import ActorSystem
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from cuelight.pools._dead_letters import DeadLetterQueue
     from cuelight.pools._executor import Executor
     from cuelight.pools._progress import Progress
@@ -73,6 +75,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         max_restarts: int = 10,
         keep_metrics: int = 1000,
         executor: Callable[[str], Executor] | None = None,
+        executable: str | PathLike[str] | None = None,
         dead_letters: DeadLetterQueue | None = None,
     ) -> None:
         """Set up a pool.
@@ -93,6 +96,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
             max_restarts: crashes of workers themselves that are allowed within 5 seconds.
             keep_metrics: how many tasks `metrics` remembers.
             executor: makes what runs plain functions, given the name of a worker; for executors of your own.
+            executable: the Python interpreter of worker processes; by default the one that runs this program.
             dead_letters: where tasks go that have failed for good; by default a queue of its own, which keeps the
                 last 1,000.
 
@@ -110,7 +114,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
             max_crashes=max_crashes,
             max_restarts=max_restarts,
             keep_metrics=keep_metrics,
-            make_executor=executor or make_executor(kind),
+            make_executor=executor or make_executor(kind, executable),
         )
         self._system = system
         self._ledger = Ledger(keep_metrics)

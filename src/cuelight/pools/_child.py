@@ -47,8 +47,12 @@ REGION = 65536  # bytes; what does not fit goes through the socket
 SOURCE, LOADING = "__cuelight_source__", "__cuelight_loading__"  # marks in the stand-in for `__main__`
 READ = 65536  # bytes at once; malloc has such pieces at hand
 
+RUN_MODULE = "run_module"
+
 Source = tuple[str, str]
-"""Where the parent's `__main__` came from: ("init_main_from_path", path) or ("init_main_from_name", module)."""
+"""Where the parent's `__main__` came from: ("init_main_from_path", path) or ("init_main_from_name", module), as
+`multiprocessing` has it, or (RUN_MODULE, module and path in two lines) for a `__main__.py`, which that would not load.
+"""
 
 
 class Frames:
@@ -122,8 +126,11 @@ def _sibling(name: str) -> Any:
     """A module beside this one, loaded as this one is: by its path, without the package, and when it is needed."""
     module = _siblings.get(name)
     if module is None:
-        from importlib import util  # noqa: PLC0415 - few calls need it
+        from importlib import import_module, util  # noqa: PLC0415 - few calls need it
 
+        if __package__:  # in a frozen program, which has no files
+            places = {"_sent_errors.py": "cuelight.pools._sent_errors", "../_text.py": "cuelight._text"}
+            return import_module(places[name])
         label = "cuelight_" + os.path.basename(name).strip("_").removesuffix(".py")
         spec = util.spec_from_file_location(label, os.path.join(os.path.dirname(__file__), name))
         assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - it lies beside this file
@@ -153,10 +160,26 @@ class _Main:
         stand_in = vars(sys.modules["__main__"])
         stand_in[LOADING] = True
         try:
-            spawn.prepare(dict([self.source]))
+            if self.source[0] == RUN_MODULE:
+                self._run_module(*self.source[1].split("\n"))
+            else:
+                spawn.prepare(dict([self.source]))
         finally:
             del stand_in[LOADING]
         self.source = None
+
+    @staticmethod
+    def _run_module(name: str, path: str) -> None:
+        import runpy  # noqa: PLC0415 - few calls need it
+        import types  # noqa: PLC0415 - likewise
+
+        module = types.ModuleType("__mp_main__")
+        if name == "__main__":  # of a folder
+            content = runpy.run_path(path, run_name="__mp_main__")
+        else:
+            content = runpy.run_module(name, run_name="__mp_main__", alter_sys=True)
+        vars(module).update(content)
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 
 
 def _load(content: bytes, main: _Main) -> Any:
@@ -277,9 +300,13 @@ def _wait_for_end(lifeline: int) -> None:  # pragma: no cover - in another proce
     os.killpg(0, signal.SIGKILL)
 
 
-def main() -> None:  # pragma: no cover - in another process
-    """Be a worker process. The arguments of the program are three file descriptors."""
-    connection_fd, region_fd, lifeline = map(int, sys.argv[1:])
+def main(descriptors: list[str] | None = None) -> None:  # pragma: no cover - in another process
+    """Be a worker process.
+
+    Args:
+        descriptors: three file descriptors; by default the arguments of the program.
+    """
+    connection_fd, region_fd, lifeline = map(int, sys.argv[1:] if descriptors is None else descriptors)
     _die_with_parent(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     for stream in (sys.stdout, sys.stderr):

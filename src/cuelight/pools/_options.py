@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from cuelight._text import safe_repr
+from cuelight.pools._process_start import check_executable
 from cuelight.pools._processes import ProcessExecutor
 from cuelight.pools._threads import ThreadExecutor
 
@@ -113,6 +115,15 @@ class PoolOptions(msgspec.Struct, frozen=True):
         check_timeout(self.timeout)
 
 
-def make_executor(kind: Kind | None) -> Callable[[str], Executor]:
-    """What makes the executor of a worker."""
-    return ProcessExecutor if kind == "process" else ThreadExecutor
+def make_executor(kind: Kind | None, executable: Any = None) -> Callable[[str], Executor]:
+    """What makes the executor of a worker.
+
+    Raises:
+        TypeError: the executable is no path.
+        ValueError: there is no such file, or no process for it.
+    """
+    if executable is None:
+        return ProcessExecutor if kind == "process" else ThreadExecutor
+    if kind != "process":
+        raise ValueError(f"executable={safe_repr(executable)} is for worker processes: give kind='process', too")
+    return partial(ProcessExecutor, executable=check_executable(executable))

@@ -27,8 +27,9 @@ class ProcessCaller:
         killed: somebody has called `kill`; no call is begun until this is taken back.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, executable: str | None = None) -> None:
         self.name = name
+        self._executable = executable
         self.killed = False
         self._link: ProcessLink | None = None
 
@@ -62,7 +63,7 @@ class ProcessCaller:
 
     def _exchange(self, frame: bytes) -> Answer:
         if self._link is None:
-            self._link = ProcessLink()
+            self._link = ProcessLink(self._executable)
         link = self._link
         try:
             if self.killed:

@@ -17,20 +17,13 @@ from cuelight._text import describe_error
 from cuelight.pools import _child
 from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, RECORD, VALUES, WRITTEN, Frames
 from cuelight.pools._failures import as_failure, without_our_frame
+from cuelight.pools._process_start import command, main_source
 from cuelight.pools._sent_errors import load
 
 if TYPE_CHECKING:
     from cuelight.pools._executor import Outcome
 
 __all__ = ["ProcessLink", "RemoteTraceback", "encode_call", "encode_chunk"]
-
-_BOOT = """\
-from importlib import util
-spec = util.spec_from_file_location("cuelight_child", {path!r})
-child = util.module_from_spec(spec)
-spec.loader.exec_module(child)
-child.main()
-"""
 
 
 class RemoteTraceback(Exception):
@@ -54,24 +47,11 @@ def encode_chunk(chunk: tuple[Any, list[Any]]) -> bytes:
     return _frame(_child.CHUNK, pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL))
 
 
-def _main_source() -> _child.Source | None:
-    """Where our `__main__` came from, so that a worker process can load it should a call need it."""
-    main = sys.modules["__main__"]
-    if _child.SOURCE in vars(main):  # this is a worker process, which has not needed it
-        source: _child.Source | None = vars(main)[_child.SOURCE]
-        return source
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return ("init_main_from_name", spec.name)
-    path = getattr(main, "__file__", None)
-    return None if path is None else ("init_main_from_path", os.path.abspath(path))
-
-
 def _setup() -> bytes:
     # Classes of `__main__` have this name in a worker process, and so in what it sends back.
     sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
     path = [entry or os.getcwd() for entry in sys.path]
-    return _frame(_child.SETUP, pickle.dumps((path, sys.argv, _main_source()), pickle.HIGHEST_PROTOCOL))
+    return _frame(_child.SETUP, pickle.dumps((path, sys.argv, main_source()), pickle.HIGHEST_PROTOCOL))
 
 
 def _new_region() -> int:
@@ -109,11 +89,15 @@ class ProcessLink:
         is_of_parent: this process was forked, and the worker process is that of its parent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, executable: str | None = None) -> None:
         """Start the process; it says nothing until it has a call.
 
+        Args:
+            executable: the Python interpreter; by default the one that runs this program.
+
         Raises:
-            RuntimeError: this process is itself loading the main module for a call; or there are no process groups.
+            RuntimeError: this process is itself loading the main module for a call; or this program is frozen, and not
+                prepared for that; or there are no process groups.
             OSError: the process could not be started.
         """
         if sys.platform == "win32":
@@ -123,6 +107,7 @@ class ProcessLink:
                 "a worker process is loading this program for a function of it, and that starts worker processes: "
                 "put what the program does under `if __name__ == '__main__':`"
             )
+        command(executable, ())  # refused before anything is made
         self.is_of_parent = False
         self._lock = threading.Lock()
         self._frames = Frames()
@@ -134,7 +119,7 @@ class ProcessLink:
         self._lifeline = os.fdopen(ours, "wb", buffering=0)
         region = _new_region()
         try:
-            self._process = self._start(theirs.fileno(), region, lifeline)
+            self._process = self._start(executable, theirs.fileno(), region, lifeline)
             self._region = mmap.mmap(region, 0)
         except BaseException:
             self._connection.close()
@@ -157,11 +142,9 @@ class ProcessLink:
         self._lifeline.close()  # else it would live as long as this process
 
     @staticmethod
-    def _start(*descriptors: int) -> subprocess.Popen[bytes]:
-        flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()  # -O, -W, -X, ...
-        boot = _BOOT.format(path=_child.__file__)
+    def _start(executable: str | None, *descriptors: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - our own interpreter
-            [sys.executable, *flags, "-c", boot, *map(str, descriptors)],
+            command(executable, descriptors),
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
             process_group=0,

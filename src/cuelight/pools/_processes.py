@@ -10,6 +10,7 @@ The invariants:
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.to_thread
 
+from cuelight._checks import check_seconds
 from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.errors import PoolClosed, WorkerDied, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._child import UNLOADABLE
 from cuelight.pools._executor import Successes
 from cuelight.pools._process_link import ProcessLink, encode_call, encode_chunk
+from cuelight.pools._process_start import check_executable, check_importable, main_source
 from cuelight.pools._threads import full_name, tamed
 
 if TYPE_CHECKING:
@@ -56,7 +59,14 @@ class Answer:
     @classmethod
     def of(cls, link: ProcessLink, kind: bytes) -> Answer:
         """The answer of a process that lives."""
-        return cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
+        answer = cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
+        if not answer.loaded and main_source() is None:
+            for _, error in answer.outcomes:
+                error.add_note(
+                    "if this is about something of the main program: worker processes cannot import that, because it "
+                    "was typed in, or came from standard input or `-c`; define it in a module"
+                )
+        return answer
 
     @classmethod
     def of_dead(cls, link: ProcessLink) -> Answer:
@@ -70,6 +80,7 @@ def call_frame(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     Raises:
         pickle.PicklingError: the function or an argument cannot be pickled; it says which.
     """
+    check_importable(function)
     try:
         return encode_call((function, args, kwargs))
     except BaseException as error:
@@ -118,19 +129,23 @@ class ProcessExecutor:
     An exception of a call has a `RemoteTraceback` as its cause. It needs POSIX: process groups.
     """
 
-    def __init__(self, name: str, *, close_timeout: float = 5.0) -> None:
+    def __init__(
+        self, name: str, *, close_timeout: float = 5.0, executable: str | os.PathLike[str] | None = None
+    ) -> None:
         """Set up an executor; its process starts with the first call.
 
         Args:
             name: for error messages.
             close_timeout: seconds that an idle process may take to end before it is killed.
+            executable: the Python interpreter of the process; by default the one that runs this program.
 
         Raises:
-            ValueError: the time-out is negative or not a number.
+            ValueError: the time-out is negative or not a number, or there is no such interpreter.
+            TypeError: an argument is of a wrong type.
         """
-        if not close_timeout >= 0:
-            raise ValueError(f"close_timeout={close_timeout!r}: give seconds, 0 or more")
+        check_seconds("ProcessExecutor(close_timeout)", close_timeout, 0)
         self.name = name
+        self._executable = check_executable(executable)
         self.abandoned = 0
         self.replaced = 0
         self._close_timeout = close_timeout
@@ -188,6 +203,7 @@ class ProcessExecutor:
         outcomes: list[Outcome] = []
         while len(outcomes) < len(items) or not items:
             rest = list(items[len(outcomes) :])
+            check_importable(function)
             try:
                 frame = encode_chunk((function, rest))
             except BaseException as error:
@@ -259,7 +275,9 @@ class ProcessExecutor:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
         if self._link is None:
-            self._link = ProcessLink()  # a millisecond or two, as event loops themselves start processes
+            self._link = ProcessLink(
+                self._executable
+            )  # a millisecond or two, as event loops themselves start processes
         link = self._link
         try:
             try:

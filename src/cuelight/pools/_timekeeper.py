@@ -27,7 +27,8 @@ log = get_log("cuelight.pools")
 def load_event_loop() -> None:
     """Import what a timekeeper will need, in the thread that makes a pool.
 
-    If it was imported with the first task, and another thread forked meanwhile, the import would never end in the child.
+    If it was imported with the first task, and another thread forked meanwhile, the import would never end in the
+    child.
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("anyio._backends._asyncio")

@@ -21,6 +21,7 @@ from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
 from cuelight.pools._job import Job
 from cuelight.pools._map_source import count_items
 from cuelight.pools._options import check_priority, check_text, check_whole
+from cuelight.pools._process_start import check_executable
 from cuelight.pools._progress import Progress, Reporter
 from cuelight.pools._reports import report_failure
 from cuelight.pools._results import TaskMetrics, TaskResult
@@ -31,6 +32,7 @@ from cuelight.pools._timekeeper import load_event_loop
 from cuelight.pools._worker_pool_config import WorkerPoolConfig
 
 if TYPE_CHECKING:
+    from os import PathLike
     from types import TracebackType
 
     from cuelight.pools._dead_letters import DeadLetterQueue
@@ -66,6 +68,7 @@ class WorkerPool:
         name: str = "pool",
         kind: Kind = "thread",
         keep_results: int | None = None,
+        executable: str | PathLike[str] | None = None,
         dead_letters: DeadLetterQueue | None = None,
     ) -> None:
         """Set up a pool; nothing is started before the first task.
@@ -75,6 +78,7 @@ class WorkerPool:
             name: the first part of identifiers and names of threads.
             kind: "thread", or "process": each worker has a process, where functions, arguments and results are pickled.
             keep_results: how many tasks that have ended are remembered; by default all, until the pool is dropped.
+            executable: the Python interpreter of worker processes; by default the one that runs this program.
             dead_letters: where tasks go that have failed for good; by default a queue of its own, which keeps the
                 last 1,000.
 
@@ -94,6 +98,9 @@ class WorkerPool:
         self.config = WorkerPoolConfig(**{field.name: getattr(config, field.name) for field in fields(config)})
         self.name, self.kind = check_text("name", name), kind
         self._keep = keep_results
+        if executable is not None and kind != "process":
+            raise ValueError(f"executable={safe_repr(executable)} is for worker processes: give kind='process', too")
+        self._executable = check_executable(executable)
         self._letters = DeadLetterBox(self, dead_letters)
         self._checked: object = None
         self._generation = forks.generation
@@ -101,7 +108,7 @@ class WorkerPool:
         load_event_loop()
 
     def _new_crew(self) -> Crew:
-        new_caller = _no_process if self.kind == "thread" else _new_process
+        new_caller = _no_process if self.kind == "thread" else partial(_new_process, self._executable)
         report = partial(_report, self.name, self.config.enable_instrumentation, self._letters)
         crew = Crew(self.name, self.config, new_caller, self._keep, self._backend_options, report)
         weakref.finalize(self, crew.dropped).atexit = False  # a pool that was dropped ends after its last task
@@ -399,7 +406,7 @@ def _no_process(_: str) -> None:
     return None
 
 
-def _new_process(name: str) -> ProcessCaller:
+def _new_process(executable: str | None, name: str) -> ProcessCaller:
     from cuelight.pools._process_call import ProcessCaller  # noqa: PLC0415 - threads do without
 
-    return ProcessCaller(name)
+    return ProcessCaller(name, executable)

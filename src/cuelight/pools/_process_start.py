@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from cuelight._text import safe_repr
@@ -117,7 +116,8 @@ def main_source() -> _child.Source | None:
 @functools.cache
 def _is_guarded(path: str) -> bool:
     try:
-        return "__name__" in Path(path).read_text(encoding="utf-8", errors="replace")
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return "__name__" in file.read()
     except OSError:
         return False
 

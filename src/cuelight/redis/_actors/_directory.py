@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from cuelight.errors import StoreRefused
 from cuelight.redis._actors._frames import FORMAT
-from cuelight.redis._client import Script, Server
+from cuelight.redis._client import ROUND_TRIP, Script, Server
 
 __all__ = ["Beat", "Directory", "ENTRIES_AT_ONCE", "Entry"]
 
@@ -162,9 +162,9 @@ class Directory:
             raise LookupError(self.identity)
         return None if _text(said[0]) == "ok" else _text(said[1])
 
-    async def resolve(self, name: str) -> tuple[tuple[str, int, str] | None, list[str]]:
+    async def resolve(self, name: str, timeout: float) -> tuple[tuple[str, int, str] | None, list[str]]:
         """The address behind a name; or None, and names that there are."""
-        said = await self.server.run(_RESOLVE, (self._members, self._names), (name,))
+        said = await self.server.run(_RESOLVE, (self._members, self._names), (name,), timeout=max(timeout, ROUND_TRIP))
         if said[0]:
             identity, serial, path = _text(said[0]).split(" ", 2)
             return (identity, int(serial), path), []

@@ -277,7 +277,7 @@ class RedisNode:
         deadline, pause = anyio.current_time() + timeout, 0.01
         while True:
             membership = self._member()
-            address, names = await membership.directory.resolve(name)
+            address, names = await membership.directory.resolve(name, deadline - anyio.current_time())
             if address is not None:
                 return membership.ref_at(address)
             left = deadline - anyio.current_time()

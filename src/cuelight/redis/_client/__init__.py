@@ -6,7 +6,7 @@ from cuelight.redis._client._dedicated import Dedicated
 from cuelight.redis._client._plugged import PluggedServer, use_coredis, use_redis_py
 from cuelight.redis._client._publishing import publishing_command
 from cuelight.redis._client._script import Script
-from cuelight.redis._client._server import Argument, Server, Subscription
+from cuelight.redis._client._server import ROUND_TRIP, Argument, Server, Subscription
 from cuelight.redis._client._shared import DEFAULT_URL, server_for
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Dedicated",
     "Pipeline",
     "PluggedServer",
+    "ROUND_TRIP",
     "RedisClient",
     "Script",
     "Server",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -43,12 +44,25 @@ class BlockingServer:
         for pool in pools:
             pool.disconnect()
 
-    def call(self, command: Sequence[Any]) -> Any:
+    def call(self, command: Sequence[Any], timeout: float | None = None) -> Any:
         """Send one command once; its reply, or an exception of redis-py's raised.
+
+        Args:
+            command: its name and arguments.
+            timeout: seconds that the caller has, connecting included; None for those of the settings at each step.
 
         Raises:
             redis.RedisError, OSError, StoreRefused: what went wrong.
         """
+        if timeout is None:
+            return self._call(command)
+        _limit.deadline = time.monotonic() + timeout
+        try:
+            return self._call(command)
+        finally:
+            _limit.deadline = None
+
+    def _call(self, command: Sequence[Any]) -> Any:
         if self._settings.kind == "cluster":
             return self._call_cluster(command)
         if self._settings.kind == "sentinel":
@@ -69,9 +83,10 @@ class BlockingServer:
             user, secret = settings.sentinel
             options |= {"db": 0, "username": user, "password": secret, "credential_provider": None}
         if isinstance(address, str):
-            options |= {"connection_class": redis.UnixDomainSocketConnection, "path": address}
+            options |= {"connection_class": _UnixConnection, "path": address}
         else:
-            options |= {"host": address[0], "port": address[1]}
+            kind = _Connection if settings.tls is None else _SSLConnection
+            options |= {"connection_class": kind, "host": address[0], "port": address[1]}
         pool: redis.ConnectionPool = cast("Any", redis.ConnectionPool)(**options)
         return pool
 
@@ -86,9 +101,12 @@ class BlockingServer:
         try:
             if address not in self._checked:
                 self._check(connection, address)
+            _set_time(connection)
             connection.send_packed_command([pack_all(commands)])
             for _ in commands:
                 reply = _read(connection)
+            if _limit.deadline is not None:
+                connection.update_current_socket_timeout(self._settings.timeout)
         except BaseException:
             connection.disconnect()  # else the reply that is missing would be the next one's
             raise
@@ -115,6 +133,7 @@ class BlockingServer:
                 pool = self._pool(sentinel)
                 connection: Any = pool.get_connection()
                 try:
+                    _set_time(connection)
                     connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._settings.service)
                     found = _read(connection)
                 finally:
@@ -132,6 +151,7 @@ class BlockingServer:
         raise no_primary(self._settings.service, said)
 
     def _check(self, connection: Any, address: Address) -> None:
+        _set_time(connection)
         connection.send_packed_command([pack_all([("HELLO",), ("INFO", "memory")])])
         check_version(connection.read_response())
         warn_of_eviction(_read(connection), self._settings.name)
@@ -190,6 +210,67 @@ class BlockingServer:
         except (OSError, redis_errors.RedisError):
             self._map = None
             raise
+
+
+class _Limit(threading.local):
+    """Until when the command of this thread must be over; None if its caller has not said."""
+
+    deadline: float | None = None
+
+
+_limit: Final = _Limit()
+
+_LEAST: Final = 0.001
+
+
+def _time_left() -> float | None:
+    """Seconds.
+
+    Raises:
+        redis.TimeoutError: there are none.
+    """
+    if _limit.deadline is None:
+        return None
+    left = _limit.deadline - time.monotonic()
+    if left < _LEAST:
+        raise redis_errors.TimeoutError("there was no reply within the time that the caller had left")
+    return left
+
+
+def _set_time(connection: Any) -> None:
+    """Have a connection that is made wait no longer than its caller does."""
+    left = _time_left()
+    if left is not None:
+        connection.update_current_socket_timeout(min(left, connection.socket_timeout))
+
+
+class _Limited:
+    """Connects, and logs in, within the time that the caller of the command has left."""
+
+    def connect(self) -> None:
+        """Connect, if it is not connected."""
+        left, connection, make = _time_left(), cast("Any", self), cast("Any", super())
+        if left is None:
+            make.connect()
+            return
+        kept = connection.socket_timeout, connection.socket_connect_timeout
+        connection.socket_timeout, connection.socket_connect_timeout = (min(left, seconds) for seconds in kept)
+        try:
+            make.connect()
+        finally:
+            connection.socket_timeout, connection.socket_connect_timeout = kept
+
+
+class _Connection(_Limited, redis.Connection):
+    """Over TCP."""
+
+
+class _SSLConnection(_Limited, redis.SSLConnection):
+    """Over TLS."""
+
+
+class _UnixConnection(_Limited, redis.UnixDomainSocketConnection):
+    """Over a Unix socket."""
 
 
 def _read(connection: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from redis.backoff import NoBackoff
-from redis.connection import SSLConnection, parse_url
+from redis.connection import parse_url
 from redis.credentials import CredentialProvider
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
@@ -131,7 +131,7 @@ class Settings:
         else:
             options |= {"username": self.username, "password": self.password}
         if self.tls is not None:
-            options |= {"connection_class": SSLConnection, **self.tls}
+            options |= self.tls
         return options
 
 

@@ -7,6 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -22,6 +23,9 @@ __all__ = ["Away", "Calls", "Delivery"]
 
 _PATIENCE: Final = 1.0
 """Seconds that the end of a request waits for the server, before it leaves the rest to the background."""
+
+_SLOW: Final = 0.25
+"""Seconds without an answer after which the end of a request does not wait for the server."""
 
 _RECENT: Final = 90.0
 """Seconds for which the server remembers what it has answered."""
@@ -55,8 +59,13 @@ class Calls:
         self.away = False
         self._keep_at = -math.inf  # when the server is to be asked to keep recent answers longer
 
-    async def run(self, script: Script, fields: dict[str, Any]) -> dict[str, Any]:
+    async def run(self, script: Script, fields: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Run a script. A checkpoint.
+
+        Args:
+            script: one of `scripts`.
+            fields: what is asked.
+            timeout: seconds that the caller has; None for those of the client.
 
         Raises:
             StoreRefused: what is there is of another kind, or of a version from the future.
@@ -69,9 +78,11 @@ class Calls:
         if self._clock is not None:
             fields["now"] = self._clock()
         try:
-            answer = unpack(await self._server.run(script, self._keys, (plan.packed, pack(fields))))
-        except StoreUnavailable:
-            self.away = True
+            answer = unpack(await self._server.run(script, self._keys, (plan.packed, pack(fields)), timeout=timeout))
+        except BaseException as error:
+            # Whoever is cancelled after a wait need not wait again until the server has heard of that.
+            if isinstance(error, StoreUnavailable) or time.monotonic() - began > _SLOW:
+                self.away = True
             raise
         self.away = False
         if fields["keep"]:
@@ -82,13 +93,13 @@ class Calls:
             raise self._refused(answer)
         return answer
 
-    async def run_or_not(self, script: Script, fields: dict[str, Any]) -> dict[str, Any]:
+    async def run_or_not(self, script: Script, fields: dict[str, Any], timeout: float | None) -> dict[str, Any]:
         """The same for a request that can do without.
 
         Raises:
             Away: the server is away, and there is another way.
         """
-        answer = await self._outage.reach(self.run(script, fields))
+        answer = await self._outage.reach(partial(self.run, script, fields), timeout)
         if answer is None:
             self.away = True
             raise Away

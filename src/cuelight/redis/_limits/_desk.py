@@ -24,7 +24,7 @@ import anyio
 from cuelight._log import get_log
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot
-from cuelight.redis._client import Server, Subscription, publishing_command
+from cuelight.redis._client import ROUND_TRIP, Server, Subscription, publishing_command
 from cuelight.redis._limits._calls import Calls, Delivery
 from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._outage import Outage
@@ -101,7 +101,15 @@ class Desk:
         """Whether anybody waits, holds a permit, or has something undelivered."""
         return bool(self._entering or self._held or not self._delivery.over)
 
-    async def ask(self, name: str, costs: Sequence[int], wait: int, at_most: int | None = None) -> dict[str, Any]:
+    async def ask(
+        self,
+        name: str,
+        costs: Sequence[int],
+        wait: int,
+        *,
+        at_most: int | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
         """Ask once for a request to be let through; asking again is harmless. A checkpoint."""
         got: list[str] = []
         if len(self._got) >= _GOT:
@@ -119,7 +127,7 @@ class Desk:
         if self._listening is not None:
             fields["word"] = self._word
         try:
-            answer = await self._calls.run_or_not(self._calls.scripts.ask, fields)
+            answer = await self._calls.run_or_not(self._calls.scripts.ask, fields, timeout)
         except BaseException:
             self._got += got
             raise
@@ -151,11 +159,12 @@ class Desk:
         waiting = self._entering[name] = _Waiting()  # from now on: what it is told may overtake the answer
         try:
             while True:
-                patience = EVER
+                patience, limit = EVER, None
                 if timeout is not None and timeout * MICROSECONDS < EVER:
-                    patience = max(0, round((began + timeout - time.monotonic()) * MICROSECONDS))
+                    left = began + timeout - time.monotonic()
+                    patience, limit = max(0, round(left * MICROSECONDS)), max(left, ROUND_TRIP)
                 waiting.reachable = self._listening is not None
-                answer = await self.ask(name, costs, patience, at_most)
+                answer = await self.ask(name, costs, patience, at_most=at_most, timeout=limit)
                 if answer["granted"]:
                     return self._let_through(name, answer, time.monotonic() - began if waiting.queued else None)
                 if not answer["queued"]:
@@ -167,7 +176,7 @@ class Desk:
                     self.refused += 1
                     await self._delivery.send(partial(self._leave, name, costs))
                     raise TooLate(answer["wait"])
-                await self._wait(waiting, answer["wait"], patience)
+                await self._wait(waiting, answer["wait"], patience, limit)
         except BaseException as error:
             await self._withdraw(error, name, costs)
             raise
@@ -209,11 +218,11 @@ class Desk:
             self._beat()
         return Charge(name, answer["costs"], answer["tickets"], waited, not self._calls.plan.permits)
 
-    async def _wait(self, waiting: _Waiting, wait: int, patience: int) -> None:
+    async def _wait(self, waiting: _Waiting, wait: int, patience: int, limit: float | None) -> None:
         longest = self._lease * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret
         if wait > _SHORT and not waiting.reachable:
             try:
-                await self._listen()
+                await self._listen(limit)
             except StoreUnavailable:
                 longest = _DEAF  # whether it can be reached again is for the next look to say
             else:
@@ -266,14 +275,17 @@ class Desk:
 
     # Life.
 
-    async def _listen(self) -> None:
-        async with self._listener:
-            if self._word is None:
-                self._word = await publishing_command(self._server)
-            if self._listening is None:
-                self._listening = await self._server.subscribe(
-                    self._calls.plan.channel(self._calls.party), self._hear, self._tell_all
-                )
+    async def _listen(self, limit: float | None) -> None:
+        with anyio.move_on_after(limit):
+            async with self._listener:
+                if self._word is None:
+                    self._word = await publishing_command(self._server)
+                if self._listening is None:
+                    self._listening = await self._server.subscribe(
+                        self._calls.plan.channel(self._calls.party), self._hear, self._tell_all
+                    )
+            return
+        raise StoreUnavailable(f"{self._server.name} did not begin to tell of changes within {limit:.3g} s")
 
     def _hear(self, message: bytes) -> None:
         for name in message.decode("ascii", "replace").split():

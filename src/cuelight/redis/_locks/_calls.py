@@ -50,15 +50,16 @@ class Lowering:
     Attributes:
         left: the weight that stays; 0 gives it back wholly.
         until: when there is no use in it any more, by the clock of leases.
+        sure: whether the server is known to have something of it.
         over: whether it is sent no more.
         outcome: 1 if it was held, 0 if not any more, 2 if it left the line; None if that is not known.
         waiting: whom to wake when it is over: a loop, and what to call there.
     """
 
-    __slots__ = ("left", "outcome", "over", "ticket", "until", "waiting")
+    __slots__ = ("left", "outcome", "over", "sure", "ticket", "until", "waiting")
 
-    def __init__(self, ticket: Ticket, left: int, until: float) -> None:
-        self.ticket, self.left, self.until = ticket, left, until
+    def __init__(self, ticket: Ticket, left: int, until: float, sure: bool) -> None:
+        self.ticket, self.left, self.until, self.sure = ticket, left, until, sure
         self.outcome: int | None = None
         self.over = False
         self.waiting: Any = None

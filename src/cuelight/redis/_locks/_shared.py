@@ -106,14 +106,18 @@ class SharedCore(Core):
         slot = _slots.take(self.names.tag)
         return Ticket(f"{client_name()}/{slot}", slot, next_number(), weight=weight, first=first, terms=terms)
 
-    def give_back(self, ticket: Ticket, left: int, until: float) -> Lowering:
+    def give_back(self, ticket: Ticket, left: int, until: float, *, sure: bool = True) -> Lowering:
         """Have the server told that no more than `left` of a ticket is held; somebody must send it."""
-        lowering = Lowering(ticket, left, until)
+        lowering = Lowering(ticket, left, until, sure)
         if ticket.member.startswith(f"{client_name()}/"):
             self.pending.append(lowering)
         else:  # a fork has only a copy of it
             lowering.over = True
         return lowering
+
+    def owes(self) -> bool:
+        """Whether anything is to be given back that the server is known to have."""
+        return any(lowering.sure for lowering in list(self.pending))
 
     def outgoing(self) -> list[Lowering]:
         """What is to be sent: for the one who sends it, and then calls `settle` or `unsent`."""
@@ -213,11 +217,11 @@ class SharedCore(Core):
         flat += own
         return flat
 
-    async def ask(self, op: str, own: Sequence[Argument] = ()) -> Any:
+    async def ask(self, op: str, own: Sequence[Argument] = (), timeout: float | None = None) -> Any:
         """Call the script, and have it do what is pending. A checkpoint."""
         batch = self.outgoing()
         try:
-            reply = await self.server.run(LEASE, self.names.keys, self.arguments(op, batch, own))
+            reply = await self.server.run(LEASE, self.names.keys, self.arguments(op, batch, own), timeout=timeout)
         except BaseException as error:
             self.unsent(batch)
             if isinstance(error, ResponseError):
@@ -226,11 +230,11 @@ class SharedCore(Core):
         self.settle(batch, reply[0])
         return reply
 
-    def ask_blocking(self, op: str, own: Sequence[Argument] = ()) -> Any:
+    def ask_blocking(self, op: str, own: Sequence[Argument] = (), timeout: float | None = None) -> Any:
         """The same in a thread without a loop."""
         batch = self.outgoing()
         try:
-            reply = self.server.run_blocking(LEASE, self.names.keys, self.arguments(op, batch, own))
+            reply = self.server.run_blocking(LEASE, self.names.keys, self.arguments(op, batch, own), timeout=timeout)
         except BaseException as error:
             self.unsent(batch)
             if isinstance(error, ResponseError):
@@ -252,9 +256,9 @@ class SharedCore(Core):
         """The server has no knowledge of it."""
         _slots.put(self.names.tag, ticket.slot)
 
-    async def acquire(self, ticket: Ticket, wait: bool) -> Answer:
+    async def acquire(self, ticket: Ticket, wait: bool, timeout: float | None) -> Answer:
         """Ask for it once."""
-        return Answer(await self.ask("acquire", ticket.arguments(wait)))
+        return Answer(await self.ask("acquire", ticket.arguments(wait), timeout))
 
     async def renew(self, tickets: list[Ticket]) -> list[int]:
         """Renew leases; 1 for each that is held, else 0."""

@@ -13,10 +13,11 @@ from typing import Any, Final, cast
 import redis
 from redis import exceptions as redis_errors
 
+from cuelight._text import describe_error
 from cuelight.redis._client._connect import check_version, of_login, warn_of_eviction
-from cuelight.redis._client._sentinel import no_primary
+from cuelight.redis._client._sentinel import no_primary, primary_of
 from cuelight.redis._client._settings import Address, Settings, place
-from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, redirection
+from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, keys_of, redirection, slots_of
 from cuelight.redis._client._wire import pack_all
 
 __all__ = ["BlockingServer"]
@@ -145,7 +146,7 @@ class BlockingServer:
                 said.append(f"{place(sentinel)}: {error}")
                 continue
             if isinstance(found, list):
-                self._primary = address = found[0].decode(), int(found[1])
+                self._primary = address = primary_of(found, place(sentinel))
                 return address
             said.append(f"{place(sentinel)}: {found or f'does not know {self._settings.service!r}'}")
         raise no_primary(self._settings.service, said)
@@ -153,7 +154,7 @@ class BlockingServer:
     def _check(self, connection: Any, address: Address) -> None:
         _set_time(connection)
         connection.send_packed_command([pack_all([("HELLO",), ("INFO", "memory")])])
-        check_version(connection.read_response())
+        check_version(_read(connection))
         warn_of_eviction(_read(connection), self._settings.name)
         self._checked.add(address)
 
@@ -172,7 +173,7 @@ class BlockingServer:
                 if isinstance(slots, Exception) or isinstance(table, Exception):
                     raise slots if isinstance(slots, Exception) else table
                 if slots:
-                    self._map, self._keys = SlotMap(slots, address), KeyTable(table)
+                    self._map, self._keys = slots_of(slots, address), keys_of(table, address)
                     break
                 last = redis_errors.ConnectionError(f"{place(address)}: it knows no slots yet")
             else:
@@ -244,8 +245,18 @@ def _set_time(connection: Any) -> None:
         connection.update_current_socket_timeout(min(left, connection.socket_timeout))
 
 
-class _Limited:
-    """Connects, and logs in, within the time that the caller of the command has left."""
+class _Careful:
+    """Connects, and logs in, within the time that the caller of the command has left; reads whatever comes."""
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """As redis-py does, which raises anything when what came is none."""
+        make = cast("Any", super())
+        try:
+            return make.read_response(*args, **options)
+        except redis_errors.RedisError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise redis_errors.InvalidResponse(f"what came is not RESP: {describe_error(error)}") from error
 
     def connect(self) -> None:
         """Connect, if it is not connected."""
@@ -261,15 +272,15 @@ class _Limited:
             connection.socket_timeout, connection.socket_connect_timeout = kept
 
 
-class _Connection(_Limited, redis.Connection):
+class _Connection(_Careful, redis.Connection):
     """Over TCP."""
 
 
-class _SSLConnection(_Limited, redis.SSLConnection):
+class _SSLConnection(_Careful, redis.SSLConnection):
     """Over TLS."""
 
 
-class _UnixConnection(_Limited, redis.UnixDomainSocketConnection):
+class _UnixConnection(_Careful, redis.UnixDomainSocketConnection):
     """Over a Unix socket."""
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -21,6 +20,7 @@ from typing import Any, Final
 import anyio
 from redis import exceptions as redis_errors
 
+from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, UnexpectedCancellation
 from cuelight.mailbox import Backend, loop_time
 from cuelight.redis._client._connect import Opened, open_wire
@@ -45,7 +45,7 @@ class Pause:
     def next(self) -> float:
         """Seconds."""
         self._length = min(1.0, max(0.05, 2 * self._length))
-        return self._length * (1 - random.random() / 2)  # noqa: S311 - to spread attempts, not to hide anything
+        return self._length * (1 - spread.random() / 2)
 
 
 class Wires:

@@ -17,12 +17,29 @@ from cuelight.redis._client._node import Pause
 from cuelight.redis._client._script import Script
 from cuelight.redis._client._server import Argument
 
-__all__ = ["call_within", "late", "run_patiently", "run_patiently_blocking", "shorter"]
+__all__ = ["answer_time", "call_within", "late", "run_patiently", "run_patiently_blocking", "shorter"]
 
 Call = Callable[[Sequence[Any]], Awaitable[Any]]
 
 LEAST: Final = 0.05
 """Seconds that an attempt has at least."""
+
+
+ROUND_TRIP: Final = 0.25
+"""Seconds that the server has for an answer, however short the time-out of a caller is."""
+
+AT_ONCE: Final = 1.0
+"""The same for a caller that does not wait for others: its time-out is 0, which says nothing of the network."""
+
+
+def answer_time(timeout: float, left: float) -> float:
+    """Seconds that the server has for an answer to a caller who is to wait for others as well.
+
+    Args:
+        timeout: that the caller gave.
+        left: what is left of it.
+    """
+    return max(left, ROUND_TRIP if timeout else AT_ONCE)
 
 
 async def run_patiently(

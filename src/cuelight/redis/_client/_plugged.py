@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import anyio
 from redis import exceptions as redis_errors
 
-from cuelight._text import safe_str
+from cuelight._text import safe_str, type_name
 from cuelight.mailbox import running_loop
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._faults import translated
@@ -49,13 +49,16 @@ def use_redis_py(client: Any, *, timeout: float = 5.0) -> PluggedServer:
     pool = getattr(client, "connection_pool", None)
     options: dict[str, Any] = dict(getattr(pool, "connection_kwargs", {}))
     if pool is None or not ({"host", "path"} & options.keys()):
-        raise ValueError(f"{client!r:.200}: give a redis.asyncio.Redis of one server, or RedisClient(url) instead")
+        raise ValueError(
+            f"the {type_name(client)} does not do: give a redis.asyncio.Redis of one server, or "
+            "RedisClient(url) instead"
+        )
 
     async def send(command: Sequence[Any]) -> Any:
         connection = await pool.get_connection()
         try:
             if int(connection.protocol) != 3:
-                raise ValueError(f"{client!r:.200} speaks RESP{connection.protocol}: make it with protocol=3")
+                raise ValueError(f"the {type_name(client)} speaks RESP{connection.protocol}: make it with protocol=3")
             await connection.send_command(*command)
             return await connection.read_response(disable_decoding=True)
         except redis_errors.ResponseError as error:
@@ -93,11 +96,14 @@ def use_coredis(client: Any, *, timeout: float = 5.0) -> PluggedServer:
     options: dict[str, Any] = dict(getattr(pool, "connection_kwargs", {}))
     if location is None or options.get("ssl_context") is not None:
         raise ValueError(
-            f"{client!r:.200}: give a coredis.Redis of one server without TLS, or RedisClient(url) instead"
+            f"the {type_name(client)} does not do: give a coredis.Redis of one server without TLS, or "
+            "RedisClient(url) instead"
         )
     policy = type(client.retry_policy).__name__
     if policy != "NoRetryPolicy":
-        raise ValueError(f"{client!r:.200} sends again what was lost ({policy}): give it retry_policy=NoRetryPolicy()")
+        raise ValueError(
+            f"the {type_name(client)} sends again what was lost ({policy}): give it retry_policy=NoRetryPolicy()"
+        )
 
     async def send(command: Sequence[Any]) -> Any:
         name, *arguments = command

@@ -7,18 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from cuelight.redis._client._script import Script
 
-__all__ = ["Argument", "ROUND_TRIP", "Server", "Subscription"]
+__all__ = ["Argument", "Server", "Subscription"]
 
 Argument = bytes | str | int | float
 """What a command is made of."""
-
-
-ROUND_TRIP: Final = 0.25
-"""Seconds that locks, limiters and nodes give the server for one answer, however short the time-out of a caller is."""
 
 
 class Subscription(Protocol):

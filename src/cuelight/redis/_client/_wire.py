@@ -30,7 +30,7 @@ import hiredis
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
 
-from cuelight._text import safe_str
+from cuelight._text import describe_error, safe_repr, safe_str
 from cuelight.errors import CuelightError
 from cuelight.mailbox import Backend, Slot, new_slot
 
@@ -194,10 +194,10 @@ class Wire:
                 slot = waiting.popleft()
                 if not slot.done():
                     slot.set_result(reply)
-        except hiredis.ProtocolError as error:
-            self.end(redis_errors.InvalidResponse(f"what came is not RESP: {error}"))
         except IndexError:
-            self.end(redis_errors.ConnectionError(f"a reply that nobody asked for: {reply!r:.200}"))
+            self.end(redis_errors.ConnectionError(f"a reply that nobody asked for: {safe_repr(reply)}"))
+        except Exception as error:  # whatever it is, the replies that follow cannot be told apart any more
+            self.end(redis_errors.InvalidResponse(f"what came is not RESP: {describe_error(error)}"))
         else:
             self._answered += before - len(waiting)
 
@@ -365,7 +365,10 @@ def _plain(argument: Any) -> Any:
 
 def reply_error(text: str) -> Exception:
     """The exception of redis-py for an error reply."""
-    return _parse_error(text)
+    try:
+        return _parse_error(text)
+    except Exception:  # such as MOVED to nowhere
+        return redis_errors.ResponseError(text)
 
 
 def fresh(error: E) -> E:

@@ -13,7 +13,6 @@ The invariants:
 from __future__ import annotations
 
 import contextvars
-import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,9 +21,11 @@ from typing import Any, Final
 import anyio
 
 from cuelight._log import get_log
+from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot
-from cuelight.redis._client import ROUND_TRIP, Server, Subscription, publishing_command
+from cuelight.redis._client import Server, Subscription, answer_time, publishing_command
+from cuelight.redis._limits._answers import Answer
 from cuelight.redis._limits._calls import Calls, Delivery
 from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._outage import Outage
@@ -109,7 +110,7 @@ class Desk:
         *,
         at_most: int | None = None,
         timeout: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Ask once for a request to be let through; asking again is harmless. A checkpoint."""
         got: list[str] = []
         if len(self._got) >= _GOT:
@@ -138,11 +139,11 @@ class Desk:
             self._known = True
         return answer
 
-    async def steer(self, **fields: Any) -> dict[str, Any]:
+    async def steer(self, **fields: Any) -> Answer:
         """Pause, resume, change limits, or tell what a service says is left. A checkpoint."""
         return await self._calls.run(self._calls.scripts.steer, {"version": self._calls.plan.version, **fields})
 
-    async def look(self, costs: Sequence[int]) -> dict[str, Any]:
+    async def look(self, costs: Sequence[int]) -> Answer:
         """What is left, and when such a request could go. A checkpoint."""
         return await self._calls.run(self._calls.scripts.look, {"costs": costs, "version": self._calls.plan.version})
 
@@ -162,7 +163,7 @@ class Desk:
                 patience, limit = EVER, None
                 if timeout is not None and timeout * MICROSECONDS < EVER:
                     left = began + timeout - time.monotonic()
-                    patience, limit = max(0, round(left * MICROSECONDS)), max(left, ROUND_TRIP)
+                    patience, limit = max(0, round(left * MICROSECONDS)), answer_time(timeout, left)
                 waiting.reachable = self._listening is not None
                 answer = await self.ask(name, costs, patience, at_most=at_most, timeout=limit)
                 if answer["granted"]:
@@ -185,7 +186,7 @@ class Desk:
             self.waiting -= waiting.queued
             self._stir()
 
-    async def attempt(self, costs: list[int]) -> dict[str, Any]:
+    async def attempt(self, costs: list[int]) -> Answer:
         """Let a request through at once or not at all. A checkpoint."""
         self._number += 1
         name = f"{self._calls.party}:{self._number}"
@@ -207,7 +208,7 @@ class Desk:
         elif not isinstance(error, TooLate | StoreRefused | ValueError):
             await self._delivery.send(partial(self._leave, name, costs))
 
-    def _let_through(self, name: str, answer: dict[str, Any], waited: float | None) -> Charge:
+    def _let_through(self, name: str, answer: Answer, waited: float | None) -> Charge:
         self._got.append(name)
         self.admitted += 1
         if waited is not None:
@@ -219,7 +220,7 @@ class Desk:
         return Charge(name, answer["costs"], answer["tickets"], waited, not self._calls.plan.permits)
 
     async def _wait(self, waiting: _Waiting, wait: int, patience: int, limit: float | None) -> None:
-        longest = self._lease * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret
+        longest = self._lease * spread.uniform(0.9, 1.0)
         if wait > _SHORT and not waiting.reachable:
             try:
                 await self._listen(limit)

@@ -84,11 +84,11 @@ class RedisClaim(BaseLock):
         Raises:
             StoreUnavailable: the server cannot be reached.
         """
-        return stated(await self._core.ask("look"))
+        return self._core.read("look", stated, await self._core.ask("look"))
 
     def state_blocking(self) -> LockState:
         """As `state`, but blocks the thread."""
-        return stated(_blocking(self._core, "look"))
+        return self._core.read("look", stated, _blocking(self._core, "look"))
 
     # Taking it.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-import random
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -23,6 +22,7 @@ from cuelight._log import get_log
 from cuelight._text import safe_str
 from cuelight.coordination._endings import reap
 from cuelight.coordination._parties import party_ended
+from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import call_in_loop, current_backend, has_ended, loop_time, running_loop
 from cuelight.redis._locks._terms import now
@@ -50,7 +50,7 @@ ENDING_IN_DOUBT: Final = 0.1
 
 def pause(round_: int) -> float:
     """Seconds before something is tried again that failed some times."""
-    return min(0.5, 0.02 * 2.0 ** min(round_, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    return min(0.5, 0.02 * 2.0 ** min(round_, 10)) * spread.uniform(0.5, 1.0)
 
 
 def loop_has_ended(loop: Any) -> bool:

@@ -23,7 +23,7 @@ from cuelight._log import get_log
 from cuelight.coordination._parties import describe, whoever
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
-from cuelight.redis._client import ROUND_TRIP
+from cuelight.redis._client import answer_time
 from cuelight.redis._locks._calls import LEASE, Answer
 from cuelight.redis._locks._ears import Ear, Hint, TaskHint, ThreadHint
 from cuelight.redis._locks._keeper import Keeper, loop_has_ended, pause
@@ -74,7 +74,7 @@ class _Errand:
 
     def limit(self) -> float | None:
         """Seconds that a call of the server may take; None for those of the client."""
-        return None if self.timeout is None else max(self.left(), ROUND_TRIP)
+        return None if self.timeout is None else answer_time(self.timeout, self.left())
 
     def begin(self) -> None:
         """Before each call."""
@@ -307,7 +307,8 @@ def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
 def _ask_once(errand: _Errand, wait: bool) -> Answer:
     errand.begin()
     if running_loop() is None:
-        return Answer(errand.core.ask_blocking("acquire", errand.ticket.arguments(wait), errand.limit()))
+        core = errand.core
+        return core.read("acquire", Answer, core.ask_blocking("acquire", errand.ticket.arguments(wait), errand.limit()))
     return the_thread.call(errand.core.acquire, errand.ticket, wait, errand.limit())
 
 

@@ -82,7 +82,7 @@ class Calls:
             fields["now"] = self._clock()
         try:
             reply = await self._server.run(script, self._keys, (plan.packed, pack(fields)), timeout=timeout)
-        except ResponseError as error:
+        except (ResponseError, StoreRefused) as error:
             raise self._broken(error) from error
         except BaseException as error:
             # Whoever is cancelled after a wait need not wait again until the server has heard of that.
@@ -131,9 +131,11 @@ class Calls:
             )
         return StoreRefused(f"{where} is no state of a limiter: something else wrote to its key; {self._way_out}")
 
-    def _broken(self, error: ResponseError) -> StoreRefused:
-        where = f"{self.plan.tag} on {self._server.name}"
-        return StoreRefused(f"the state of the limiter {where} is not to be used: {safe_str(error)}; {self._way_out}")
+    def _broken(self, error: Exception) -> StoreRefused:
+        where, text = f"{self.plan.tag} on {self._server.name}", safe_str(error)
+        if "script" not in text:
+            return StoreRefused(f"a call of the limiter {where} was refused: {text}")
+        return StoreRefused(f"the state of the limiter {where} is not to be used: {text}; {self._way_out}")
 
     @property
     def _way_out(self) -> str:

@@ -230,7 +230,7 @@ class SharedCore(Core):
             done = self.read(op, partial(outcomes, size=len(batch)), reply)
         except BaseException as error:
             self.unsent(batch)
-            if isinstance(error, ResponseError):
+            if isinstance(error, ResponseError | StoreRefused):
                 raise self._translated(error) from error
             raise
         self.settle(batch, done)
@@ -244,7 +244,7 @@ class SharedCore(Core):
             done = self.read(op, partial(outcomes, size=len(batch)), reply)
         except BaseException as error:
             self.unsent(batch)
-            if isinstance(error, ResponseError):
+            if isinstance(error, ResponseError | StoreRefused):
                 raise self._translated(error) from error
             raise
         self.settle(batch, done)
@@ -258,9 +258,9 @@ class SharedCore(Core):
         """
         return read_reply(self.server.name, f"{op!r} of {self.thing}", read, reply)
 
-    def _translated(self, error: ResponseError) -> Exception:
+    def _translated(self, error: ResponseError | StoreRefused) -> Exception:
         text = safe_str(error)
-        if "BADARG" in text:
+        if "BADARG" in text or (isinstance(error, StoreRefused) and self.thing in text):
             return error
         if "script" not in text and "CORRUPT" not in text and "FUTURE" not in text:
             return StoreRefused(f"{self.server.name} refused a call of {self.thing}: {text}")

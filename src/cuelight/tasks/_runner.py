@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from cuelight.errors import LeaseLost, Rejected, TaskCancelled, TaskFailed, TaskTimedOut
-from cuelight.tasks._codec import encode
 from cuelight.tasks._context import TaskContext, running_task
 from cuelight.tasks._handling import Given
 from cuelight.tasks._outcome import Released, failure, said
@@ -136,7 +135,7 @@ class Runner:
         try:
             value = await self._call(lease, handler, context, timeout)
             if not isinstance(lease, Given):
-                data = encode(value, f"the result of {handler.name}")
+                data = handler.encode(value)
         except BaseException as raised:  # settled, and looked at below
             error = raised
         if timeout is not None:

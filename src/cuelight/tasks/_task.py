@@ -136,7 +136,9 @@ class Task:
     Attributes:
         task_id: its identity; a queue takes each only once. A random UUID by default.
         task_type: which function or handler runs it.
-        payload: what to work on: a value that msgspec encodes. It comes back as plain values (dict, list, str, ...).
+        payload: what to work on. It comes back as it was: None, bool, int of 64 bits, float, str, bytes, bytearray,
+            datetime, date, time, timedelta, UUID, Decimal, and list, tuple, set, frozenset and dict of these, nested at
+            most 100 levels deep. Other types are refused.
         priority: the most urgent goes first.
         deadline: when it is too late to start it, in seconds since the epoch; None or 0 for never. Among tasks of one
             priority the earliest deadline goes first.

@@ -53,8 +53,8 @@ OfArguments: TypeAlias = _Lambda[T] | Callable[..., T]
 class TaskOptions(TypedDict, total=False):
     """What can be said of all tasks of a function; the fields of `Task` say what each means.
 
-    `limits` and `unique` may be functions of the arguments. `unique=True` is one key for each set of arguments, as a worker
-    gets them: neither the order of a dict nor a default that is spelled out makes another.
+    `limits` and `unique` may be functions of the arguments. `unique=True` is one key for each set of arguments, as a
+    worker gets them: neither the order of a dict nor a default that is spelled out makes another.
     """
 
     priority: TaskPriority | int

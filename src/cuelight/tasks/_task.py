@@ -95,7 +95,7 @@ class Counts(msgspec.Struct):
         timeouts: it ran longer than its time-out.
         crashes: its worker died, or lost its lease.
         rate_limited: it was told to come back later; never too often.
-        released: its worker gave it back unstarted or was shut down; never too often.
+        released: its worker gave it back unstarted, was shut down, or had no function that fits; never too often.
     """
 
     errors: int = 0
@@ -109,7 +109,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """One attempt that did not succeed.
 
     Attributes:
-        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected" or "cancelled".
+        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "cancelled" or "mismatch": the
+            arguments did not fit the function that the worker has.
         worker: who ran it.
         at: when it ended, in seconds since the epoch.
         elapsed: seconds that it ran.

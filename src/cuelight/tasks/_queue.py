@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 import msgspec
 
 from cuelight._log import get_log
-from cuelight._text import safe_str
+from cuelight._text import format_traceback, safe_str
 from cuelight.errors import PoolClosed, QueueFull, TaskTimedOut, control_error
 from cuelight.pools import TaskStatus
 from cuelight.tasks._blocking_queue import BlockingTaskQueue
@@ -331,4 +331,5 @@ def _failed(life: Life, held: Held, error: BaseException | str | None, delay: fl
         kind = "timeout"
     pause, key = pause_of(cause) if kind == "rate_limited" else (0.0, None)
     seconds = pause if delay is None else delay
-    return life.finish(held, kind, delay=seconds, error=said(cause), traceback=trace_of(error), pause_key=key)
+    trace = trace_of(error) or format_traceback(error, 2000)  # it may have been made and not raised
+    return life.finish(held, kind, delay=seconds, error=said(cause), traceback=trace, pause_key=key)

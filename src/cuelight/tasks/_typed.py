@@ -26,7 +26,7 @@ from uuid import UUID
 import msgspec
 from msgspec import inspect as kinds
 
-from cuelight.tasks._packing import PLAIN, Unstorable, pack, pack_dict, pack_time, too_deep
+from cuelight.tasks._packing import PLAIN, Unstorable, encode_native, pack, pack_dict, pack_time, too_deep
 
 __all__ = ["Packer", "advice_on", "packer_of"]
 
@@ -220,6 +220,8 @@ def _pack_pairs(key_of: Packer, part_of: Packer, value: Any, room: int) -> Any:
 def _pack_collection(item: Packer | list[Packer], value: Any, room: int) -> Any:
     if not issubclass(type(value), _COLLECTIONS):
         return _pack_scalar((), value, room)
+    if issubclass(type(value), set | frozenset):  # the same arguments are to be the same bytes
+        value = sorted(value, key=_order_of)
     if PLAIN.issuperset(map(type, value)):
         return value
     if not room:
@@ -234,6 +236,14 @@ def _pack_collection(item: Packer | list[Packer], value: Any, room: int) -> Any:
         except Unstorable as error:
             raise error.at(f"[{index}]") from None
     return packed
+
+
+def _order_of(value: Any) -> bytes:
+    """An order for the items of a set, the same in every process."""
+    try:
+        return encode_native(value)
+    except Unstorable:  # it is refused afterwards, with the way to it
+        return b""
 
 
 def _refuse_disguise(value: Any, classes: tuple[type, ...]) -> None:

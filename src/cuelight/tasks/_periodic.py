@@ -112,8 +112,8 @@ def _refuse_long_steps(line: str, fields: list[str]) -> None:
             if step is not None and step > values:
                 way = f": use every({step * seconds}, ...) for that" if seconds else ""
                 raise ValueError(
-                    f"cron {line!r}: {term!r} is not every {step} {name}, for the step is longer than the {values} {name} "
-                    f"that there are{way}"
+                    f"cron {line!r}: {term!r} is not every {step} {name}, for the step is longer than the {values} "
+                    f"{name} that there are{way}"
                 )
 
 

@@ -64,14 +64,16 @@ class Call:
         except BaseException:
             self.abandoned = True
             raise
-        return self._outcome()
+        return self.outcome()
 
-    def answer_blocking(self) -> Any:
-        """The same for a thread."""
-        self._woken.wait()  # type: ignore[union-attr]
-        return self._outcome()
+    def wait_blocking(self, timeout: float | None) -> bool:
+        """Wait in a thread until there is an answer; False if the time was over before."""
+        event: Any = self._woken
+        self.abandoned = not event.wait(timeout)
+        return not self.abandoned
 
-    def _outcome(self) -> Any:
+    def outcome(self) -> Any:
+        """The result or the error, once there is an answer."""
         if self.error is not None:
             raise self.error
         return self.result
@@ -255,6 +257,8 @@ class Writer:
             book.begin()
             now = self._clock()
             for call in calls:
+                if call.abandoned:  # while another process had the lock
+                    continue
                 book.changed = False
                 try:
                     call.result = getattr(steps, call.step)(now, *call.args)

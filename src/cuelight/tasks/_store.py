@@ -255,9 +255,12 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 class Store(Protocol):
     """Where the tasks of one queue are kept.
 
-    All methods may be called from any event loop of any thread once `open` has returned, and raise
+    All methods may be called from any event loop of any thread once `open` has returned. They raise
     `StoreUnavailable` when the outcome is unknown (the same call may be made again, see the nonces) and `PoolClosed`
     after `close`.
+
+    A caller may limit how long a step takes, see `_step_timeout.py`. A store that waits for something outside of this
+    process raises `StoreUnavailable` when that time is over.
     """
 
     durable: bool

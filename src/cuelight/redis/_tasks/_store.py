@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -47,10 +47,11 @@ from cuelight.tasks._checks import (
 )
 from cuelight.tasks._clock import SteadyClock
 from cuelight.tasks._rows import STATES
+from cuelight.tasks._step_timeout import time_for_step
 from cuelight.tasks._transitions import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from cuelight.redis._client import Argument, Server
 
@@ -115,6 +116,7 @@ class RedisStore:
                 raise ValueError(f"RedisStore({name}={value!r}): give a name")
         self._url = server if isinstance(server, str) else None
         self._server: Server = RedisClient(server) if isinstance(server, str) else server
+        self._own_timeout = _timeout_of(self._server)
         self._queue = queue
         self._keys: list[Argument] = list(steps.keys_of(prefix, queue))
         self._channel = steps.channel_of(prefix, queue)
@@ -140,9 +142,10 @@ class RedisStore:
             StoreRefused: a key is of another type, what is kept is of a newer version, or the server wants credentials.
             StoreUnavailable: the server cannot be reached.
         """
-        await steps.check_keys(self._server, self._keys)
-        self._publish = await publishing_command(self._server)
-        await self._send(Call(steps.ASK, ["size", False]))
+        with self._in_time("open"):
+            await steps.check_keys(self._server, self._keys)
+            self._publish = await publishing_command(self._server)
+            await self._send(Call(steps.ASK, ["size", False]))
         self._is_open = True
         self._hints.open()
 
@@ -186,7 +189,24 @@ class RedisStore:
         return reply
 
     async def _send(self, call: Call) -> steps.Reply:
-        return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
+        seconds = time_for_step()
+        if seconds is None or seconds >= self._own_timeout:
+            return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
+        with self._in_time(call.script.name):
+            return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
+
+    @contextmanager
+    def _in_time(self, step: str) -> Generator[None]:
+        """Let what is done in the block take no longer than the caller of the step allows.
+
+        Raises:
+            StoreUnavailable: it would have.
+        """
+        seconds = time_for_step()
+        with anyio.move_on_after(seconds) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise StoreUnavailable(f"{self!r}: there was no answer to {step!r} within {seconds:g} s")
 
     async def _step(self, call: Call) -> steps.Reply:
         """A step after which its caller may wait for what comes."""
@@ -389,6 +409,12 @@ class RedisStore:
         except StoreUnavailable:
             if self._is_open:
                 raise
+
+
+def _timeout_of(server: Server) -> float:
+    """Seconds after which a call of a server fails by itself; 0 if that is not known."""
+    settings = server._settings if isinstance(server, RedisClient) else None
+    return 0.0 if settings is None else settings.timeout + settings.connect_timeout
 
 
 def _states(outcomes: Sequence[int]) -> list[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -13,13 +12,14 @@ import anyio
 import msgspec
 
 from cuelight._log import get_log
-from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
+from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.redis._client import RedisClient, publishing_command
 from cuelight.redis._tasks import _steps as steps
 from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, snapshots_of
 from cuelight.redis._tasks._hints import Hints
+from cuelight.redis._tasks._server_steps import Steps
 from cuelight.redis._tasks._steps import Call
 from cuelight.redis._tasks._together import Together
 from cuelight.tasks import (
@@ -45,15 +45,13 @@ from cuelight.tasks._checks import (
     check_record,
     check_set_limit,
 )
-from cuelight.tasks._clock import SteadyClock
 from cuelight.tasks._rows import STATES
-from cuelight.tasks._step_timeout import time_for_step
 from cuelight.tasks._transitions import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from cuelight.redis._client import Argument, Server
+    from cuelight.redis._client import Server
 
 __all__ = ["RedisStore"]
 
@@ -66,7 +64,7 @@ _DRIFT: Final = 0.001
 """Seconds by which a reply that was under way for long may set back what we take for the time of the server."""
 
 
-class RedisStore:
+class RedisStore(Steps):
     """Keeps the tasks of one queue on a Redis (6.2 or newer) or Valkey server, for any number of processes.
 
     Each step is one script on the server, which takes effect wholly or not at all, by the clock of the server. A call
@@ -111,29 +109,10 @@ class RedisStore:
         Raises:
             ValueError: a name is empty, or the URL is none.
         """
-        for name, value in {"queue": queue, "prefix": prefix}.items():
-            if not value:
-                raise ValueError(f"RedisStore({name}={value!r}): give a name")
-        self._url = server if isinstance(server, str) else None
-        self._server: Server = RedisClient(server) if isinstance(server, str) else server
-        self._own_timeout = _timeout_of(self._server)
-        self._queue = queue
-        self._keys: list[Argument] = list(steps.keys_of(prefix, queue))
-        self._channel = steps.channel_of(prefix, queue)
-        self._clock = None if clock is None else SteadyClock(clock)
-        self._ahead = time.time() - time.monotonic()  # of our monotonic clock
-        self._publish = "PUBLISH"
+        super().__init__(server, queue, prefix, clock)
         self._hints = Hints(self._channel, self._arm)
-        self._is_open = False
         self._adds: WeakKeyDictionary[Any, Together] = WeakKeyDictionary()  # by loop
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
-
-    def __repr__(self) -> str:
-        return f"RedisStore({self._server.name!r}, queue={self._queue!r})"
-
-    def now(self) -> float:
-        """The clock of the server, in seconds since the epoch, as the last answers told it."""
-        return time.monotonic() + self._ahead if self._clock is None else self._clock()
 
     async def open(self) -> None:
         """Look whether the server is there, and what is kept is ours. A checkpoint.
@@ -170,43 +149,6 @@ class RedisStore:
                     await mine.aclose()
 
     # How a step is made
-
-    def _check_open(self) -> None:
-        if not self._is_open:
-            raise PoolClosed(f"{self!r} is not open: await open() first, or again")
-
-    def _arguments(self, call: Call) -> list[Argument]:
-        now = "" if self._clock is None else repr(self._clock())
-        return steps.arguments_of(call, now, self._channel, self._publish)
-
-    def _took(self, raw: Any) -> steps.Reply:
-        reply = steps.reply_of(raw, self._server.name, str(self._keys[0]))
-        ahead = reply.now - time.monotonic()
-        known = (
-            self._is_open and abs(ahead - self._ahead) < 1.0
-        )  # else the clock was set, or is heard for the first time
-        self._ahead = max(ahead, self._ahead - _DRIFT) if known else ahead
-        return reply
-
-    async def _send(self, call: Call) -> steps.Reply:
-        seconds = time_for_step()
-        if seconds is None or seconds >= self._own_timeout:
-            return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
-        with self._in_time(call.script.name):
-            return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
-
-    @contextmanager
-    def _in_time(self, step: str) -> Generator[None]:
-        """Let what is done in the block take no longer than the caller of the step allows.
-
-        Raises:
-            StoreUnavailable: it would have.
-        """
-        seconds = time_for_step()
-        with anyio.move_on_after(seconds) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise StoreUnavailable(f"{self!r}: there was no answer to {step!r} within {seconds:g} s")
 
     async def _step(self, call: Call) -> steps.Reply:
         """A step after which its caller may wait for what comes."""
@@ -409,12 +351,6 @@ class RedisStore:
         except StoreUnavailable:
             if self._is_open:
                 raise
-
-
-def _timeout_of(server: Server) -> float:
-    """Seconds after which a call of a server fails by itself; 0 if that is not known."""
-    settings = server._settings if isinstance(server, RedisClient) else None
-    return 0.0 if settings is None else settings.timeout + settings.connect_timeout
 
 
 def _states(outcomes: Sequence[int]) -> list[str]:

@@ -14,10 +14,13 @@ import msgspec
 from cuelight.tasks._book import Book
 from cuelight.tasks._checks import (
     check_beat,
+    check_control,
     check_exchange,
+    check_ids,
     check_pause,
     check_query,
     check_record,
+    check_schedule,
     check_set_limit,
     queue_closed,
 )
@@ -219,6 +222,7 @@ class Engine:
 
     def cancel(self, now: float, ids: Sequence[str]) -> list[str]:
         """See `Store.cancel`."""
+        check_ids(ids)
         rows = self.book.rows(ids)
         return [self._cancel(rows.get(task_id), now) for task_id in ids]
 
@@ -243,6 +247,7 @@ class Engine:
 
     def control(self, now: float, paused: bool | None, closed: bool | None) -> None:
         """See `Store.control`."""
+        check_control(paused, closed)
         book = self.book
         wanted = (book.paused if paused is None else paused, book.closed if closed is None else closed)
         if wanted != (book.paused, book.closed):
@@ -278,7 +283,7 @@ class Engine:
 
     def put_schedule(self, now: float, schedule: Schedule) -> None:
         """See `Store.put_schedule`."""
-        check_record(schedule.record)
+        check_schedule(schedule)
         old = self.book.schedule(schedule.name)
         due = old.due if old is not None and old.spec == schedule.spec else schedule.due
         record = msgspec.structs.replace(schedule.record)
@@ -300,6 +305,7 @@ class Engine:
 
     def get(self, now: float, ids: Sequence[str]) -> list[Snapshot | None]:
         """See `Store.get`."""
+        check_ids(ids)
         rows = self.book.rows(ids, payload=True)
         return [snapshot(rows[task_id]) if task_id in rows else None for task_id in ids]
 
@@ -315,6 +321,7 @@ class Engine:
 
     def replay(self, now: float, ids: Sequence[str]) -> list[bool]:
         """See `Store.replay`."""
+        check_ids(ids)
         rows = self.book.rows(ids, payload=True)
         return [self._replay(rows.get(task_id), now) for task_id in ids]
 
@@ -346,6 +353,7 @@ class Engine:
 
     def purge(self, now: float, ids: Sequence[str]) -> int:
         """See `Store.purge`."""
+        check_ids(ids)
         rows = [row for row in self.book.rows(ids).values() if row.state > IN_FLIGHT]
         for row in rows:
             self.remove(row)

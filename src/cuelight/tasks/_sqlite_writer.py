@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from cuelight.errors import CuelightError, PoolClosed
+from cuelight._text import safe_str
+from cuelight.errors import CuelightError, PoolClosed, StoreRefused
 from cuelight.mailbox._backend import Backend, Waiter, current_backend
 from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
@@ -262,7 +263,7 @@ class Writer:
                 book.changed = False
                 try:
                     call.result = getattr(steps, call.step)(now, *call.args)
-                except (CuelightError, ValueError) as error:
+                except (CuelightError, ValueError, TypeError) as error:
                     if book.changed:
                         raise
                     call.error = error  # refused, and nothing was written
@@ -296,9 +297,14 @@ class Writer:
 
 
 def _for_caller(error: Exception, path: str) -> Exception:
-    """What was wrong with the file is `StoreUnavailable`; what was wrong with the step stays as it is."""
-    if not isinstance(error, sqlite3.Error | _Busy) or isinstance(error, _WRONG_STEP):
+    """What was wrong with the file is `StoreUnavailable`, what SQLite does not take `StoreRefused` or `ValueError`."""
+    if isinstance(error, UnicodeEncodeError | OverflowError):
+        wrapped: Exception = ValueError(f"SQLiteStore({path!r}): a value cannot be stored: {safe_str(error)}")
+    elif isinstance(error, _WRONG_STEP):
+        wrapped = StoreRefused(f"SQLiteStore({path!r}): the step cannot be made: {safe_str(error)}")
+    elif isinstance(error, sqlite3.Error | _Busy):
+        wrapped = unavailable(error, path)
+    else:
         return error
-    wrapped = unavailable(error, path)
     wrapped.__cause__ = error
     return wrapped

@@ -251,16 +251,6 @@ async def test_scripts_that_the_server_has_forgotten_are_sent_again(desk: Desk, 
     assert await desk.finish(lease) == "completed"
 
 
-async def test_a_text_that_is_no_text_is_refused_where_it_is_given(desk: Desk) -> None:
-    with pytest.raises(ValueError, match=r"Record\('\\ud800'\) cannot be stored"):
-        await desk.add("\ud800")
-    with pytest.raises(ValueError, match=r"priority=9007199254740992\): give a number below 2\*\*53"):
-        await desk.add("a", priority=2**53)
-    with pytest.raises(ValueError, match="cannot be sent"):
-        await desk.store.cancel(["\ud800"])
-    assert (await desk.store.size()).pending == 0
-
-
 async def test_results_and_payloads_are_any_bytes(desk: Desk) -> None:
     everything = bytes(range(256)) * 300
     await desk.add("a", "b", payload=everything)

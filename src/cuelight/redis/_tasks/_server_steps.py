@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+from redis.exceptions import DataError, RedisError
 
-from cuelight.errors import PoolClosed, StoreUnavailable
+from cuelight._text import safe_str
+from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.redis._client import RedisClient
 from cuelight.redis._tasks import _steps as steps
 from cuelight.tasks._clock import SteadyClock
@@ -69,11 +71,27 @@ class Steps:
         return reply
 
     async def _send(self, call: Call) -> steps.Reply:
-        seconds = time_for_step()
-        if seconds is None or seconds >= self._own_timeout:
-            return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
-        with self._in_time(call.script.name):
-            return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
+        arguments, seconds = self._arguments(call), time_for_step()
+        try:
+            if seconds is None or seconds >= self._own_timeout:
+                return self._took(await self._server.run(call.script, self._keys, arguments))
+            with self._in_time(call.script.name):
+                return self._took(await self._server.run(call.script, self._keys, arguments))
+        except RedisError as error:
+            raise self._failed(call, error) from error
+
+    def _send_blocking(self, call: Call) -> steps.Reply:
+        arguments = self._arguments(call)
+        try:
+            return self._took(self._server.run_blocking(call.script, self._keys, arguments))
+        except RedisError as error:
+            raise self._failed(call, error) from error
+
+    def _failed(self, call: Call, error: RedisError) -> Exception:
+        """The error for what could not be sent, or what the server could not run to its end."""
+        if isinstance(error, DataError):
+            return TypeError(f"{self!r}: the step {call.script.name!r} cannot be sent: {safe_str(error)}")
+        return StoreRefused(f"{self!r}: the step {call.script.name!r} failed on the server: {safe_str(error)}")
 
     @contextmanager
     def _in_time(self, step: str) -> Generator[None]:

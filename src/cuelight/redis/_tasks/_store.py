@@ -39,10 +39,13 @@ from cuelight.tasks import (
 )
 from cuelight.tasks._checks import (
     check_beat,
+    check_control,
     check_exchange,
+    check_ids,
     check_pause,
     check_query,
     check_record,
+    check_schedule,
     check_set_limit,
 )
 from cuelight.tasks._rows import STATES
@@ -58,6 +61,8 @@ __all__ = ["RedisStore"]
 log = get_log("cuelight.tasks")
 
 _KIND: Final = {kind: number for number, kind in enumerate(KINDS)}
+_AT_ONCE: Final = 1000
+"""Tasks that one step of the server takes by their identifiers."""
 _LEAVING: Final = 1.0
 """Seconds that closing waits for the server."""
 _DRIFT: Final = 0.001
@@ -163,6 +168,10 @@ class RedisStore(Steps):
         nonce = f"{self._nonce}:{next(self._numbers)}"
         return (await self._step(Call(steps.CHANGE, [which, nonce, args], blobs))).answer
 
+    async def _each(self, which: str, ids: Sequence[str]) -> list[Any]:
+        """A step for many tasks, in several if they are very many: a server does nothing else meanwhile."""
+        return [await self._change(which, some) for some in _slices(ids)]
+
     async def _arm(self, kind: str, version: int, stirred: int) -> bool:
         reply = await self._send(Call(steps.ARM, [kind, version, stirred]))
         if not reply.answer:
@@ -243,7 +252,7 @@ class RedisStore(Steps):
         for pair in leases:
             asked.extend(pair)
         call = Call(steps.BEAT, asked)
-        reply = self._took(self._server.run_blocking(call.script, self._keys, self._arguments(call)))
+        reply = self._send_blocking(call)
         self._hints.saw(reply, claimed=True)
         answer = Beat([], [])
         for pair, state in zip(leases, reply.answer, strict=True):
@@ -262,7 +271,8 @@ class RedisStore(Steps):
     # What people do
 
     async def cancel(self, ids: Sequence[str]) -> list[str]:
-        return list(await self._change("cancel", list(ids)))
+        answers: list[list[str]] = await self._each("cancel", ids)
+        return [outcome for some in answers for outcome in some]
 
     async def unpark(self, types: Sequence[str]) -> int:
         number = after = 0
@@ -272,6 +282,8 @@ class RedisStore(Steps):
         return number
 
     async def control(self, *, paused: bool | None = None, closed: bool | None = None) -> None:
+        self._check_open()
+        check_control(paused, closed)
         await self._change("control", *(-1 if wanted is None else int(wanted) for wanted in (paused, closed)))
 
     async def set_limit(self, limit: Limit | None, key: str) -> None:
@@ -286,7 +298,7 @@ class RedisStore(Steps):
 
     async def put_schedule(self, schedule: Schedule) -> None:
         self._check_open()
-        check_record(schedule.record)
+        check_schedule(schedule)
         record = schedule.record
         card, _ = card_of(record, record.nonce)
         blob = card_of(_without_nonce(record), "")[1]
@@ -307,9 +319,12 @@ class RedisStore(Steps):
         return bool(await self._change("fire", name, due, next_due))
 
     async def get(self, ids: Sequence[str]) -> list[Snapshot | None]:
-        reply = await self._step(Call(steps.ASK, ["get", list(ids)]))
-        found = snapshots_of(reply.parts)
-        return [next(found) if there else None for there in reply.answer]
+        snapshots: list[Snapshot | None] = []
+        for some in _slices(ids):
+            reply = await self._step(Call(steps.ASK, ["get", some]))
+            found = snapshots_of(reply.parts)
+            snapshots.extend(next(found) if there else None for there in reply.answer)
+        return snapshots
 
     async def size(self) -> Size:
         sizes, paused, closed = (await self._step(Call(steps.ASK, ["size", False]))).answer
@@ -333,13 +348,15 @@ class RedisStore(Steps):
         return found
 
     async def replay(self, ids: Sequence[str]) -> list[bool]:
-        return list(await self._change("replay", list(ids)))
+        answers: list[list[bool]] = await self._each("replay", ids)
+        return [outcome for some in answers for outcome in some]
 
     async def edit(self, task_id: str, payload: bytes) -> bool:
         return bool(await self._change("edit", task_id, blobs=[payload]))
 
     async def purge(self, ids: Sequence[str]) -> int:
-        return int(await self._change("purge", list(ids)))
+        answers: list[int] = await self._each("purge", ids)
+        return sum(answers)
 
     def version(self) -> int:
         return self._hints.version
@@ -351,6 +368,11 @@ class RedisStore(Steps):
         except StoreUnavailable:
             if self._is_open:
                 raise
+
+
+def _slices(ids: Sequence[str]) -> list[list[str]]:
+    check_ids(ids)
+    return [list(ids[at : at + _AT_ONCE]) for at in range(0, max(1, len(ids)), _AT_ONCE)]
 
 
 def _states(outcomes: Sequence[int]) -> list[str]:

@@ -118,7 +118,10 @@ class Model:
         for task in list(self.tasks.values()):
             if task.state in WAITING and task.record.deadline <= self.now:
                 self._end(task, "dead_letter", "expired")
-            elif task.state in ("completed", "cancelled") and task.due < self.now:
+
+    def forget_over(self) -> None:
+        for task in list(self.tasks.values()):
+            if task.state in ("completed", "cancelled") and task.due < self.now:
                 del self.tasks[task.record.id]
 
     # What workers do

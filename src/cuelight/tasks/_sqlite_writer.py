@@ -276,6 +276,9 @@ class Writer:
             raise
         if changed:
             self._changes.notify()
+        if book.stale:  # a read has seen it, and must not write
+            book.stale = False
+            self._calls.put(Call("forget", blocking=True))
 
     def _end(self, error: Exception, closers: list[Call]) -> None:
         with self._lock:

@@ -8,7 +8,7 @@ The invariants, which `tests/tasks/stores/test_store_model.py` asserts in the sa
 1. A task is in exactly one state: pending, scheduled, in_flight, parked, completed, cancelled or dead_letter.
    A pending task may wait for one of its limits; it is pending all the same.
 2. A task that was added is never lost: it leaves the store only when its time to live is over after it was completed
-   or cancelled, or when its dead letter is purged.
+   or cancelled, or when its dead letter is purged. Once its time is over no step sees it any more.
 3. Each claim of a task raises its epoch by one. A step that carries another epoch than the task's, or for a task that
    is not in flight, is refused and changes nothing. The same step made again with the same epoch is accepted again
    and changes nothing: an answer may get lost.

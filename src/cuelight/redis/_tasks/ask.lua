@@ -20,7 +20,11 @@ end
 function questions.size()
   local sizes = {}
   for index, key in ipairs({READY, DELAYED, PARKS, LEASES, DONE, CANCELS, DEAD}) do
-    sizes[index] = redis.call('ZCARD', key)
+    if key == DONE or key == CANCELS then
+      sizes[index] = redis.call('ZCOUNT', key, exact(now), '+inf') -- without those whose time to live is over
+    else
+      sizes[index] = redis.call('ZCARD', key)
+    end
   end
   return {sizes, meta.paused == 1, meta.closed == 1}
 end

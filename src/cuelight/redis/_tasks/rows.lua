@@ -2,6 +2,7 @@
 
 local cache, dirty, forgotten = {}, {}, {}
 local condemn, stray -- of tasks that cannot be read, see `tasks.lua`
+local remove
 
 -- Whether it is one: what is not damaged as a whole is not damaged.
 local function sound(row, id)
@@ -26,6 +27,9 @@ local function load(ids)
         local readable, row = pcall(unpacked, raw)
         if readable and sound(row, id) then
           cache[id] = row
+          if row[STATE] > IN_FLIGHT and row[STATE] ~= DEAD_LETTER and row[DUE] < now then
+            remove(row) -- its time to live is over
+          end
         else
           condemn(id, 'its row in the store cannot be read')
         end

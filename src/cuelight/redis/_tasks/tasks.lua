@@ -5,7 +5,7 @@ local NAMES = {
   [0] = 'done', 'error', 'timeout', 'crash', 'rate_limited', 'released', 'rejected', 'cancelled', 'unknown',
 }
 local IS_DONE, IS_CRASH, IS_RATE_LIMITED, IS_REJECTED, IS_CANCELLED, IS_UNKNOWN = 0, 3, 4, 6, 7, 8
-local holder_of, hold, shift, apply, expire, tell, fate_of, crash, insert, remove, answered, remember
+local holder_of, hold, shift, apply, expire, tell, fate_of, crash, insert, answered, remember
 
 do
   local COUNTED = {[1] = 1, [2] = 2, [3] = 3, [4] = 4, [5] = 5} -- kind -> which count of a story

@@ -205,8 +205,8 @@ class Model:
             self._end(task, "completed")
         elif task.cancelling or kind == "cancelled":
             self._end(task, "cancelled")
-        elif kind == "rejected":
-            self._end(task, "dead_letter", "rejected")
+        elif kind in ("rejected", "undecodable"):
+            self._end(task, "dead_letter", kind)
         elif kind == "unknown":
             task.state, task.due = "parked", 0.0
         elif reason and getattr(task.counts, name) >= max(1, getattr(task.record, budget)):

@@ -275,7 +275,7 @@ class Life:
             held = Held(task_of(lease), lease.epoch, self.store.now())
         except ValueError as error:
             log.error("the task %s is given up: %s", lease.record.id, error)  # noqa: TRY400 - it says all
-            await self._exchange(self._refusal(lease, "rejected", str(error)))
+            await self._exchange(self._refusal(lease, "undecodable", str(error)))
             return None, 0.0
         self.held[lease.record.id] = held
         self._keep(lease, began)

@@ -22,7 +22,10 @@ The invariants, which `tests/tasks/stores/test_store_model.py` asserts in the sa
    A limit that is overridden holds for what starts after that; a task that costs more than the new burst starts when
    all before it is paid off.
 7. A task whose deadline has come is not claimed: it is dead-lettered as "expired".
-8. A task is dead-lettered when errors reach `max(1, max_retries)`, timeouts `max(1, max_timeouts)`, or crashes
+8. Whatever cannot be read costs only itself. A task of which a part cannot be read is a dead letter, "undecodable",
+   with what is left of it: the part that cannot be read is its payload or its result. Of a limit, what can be found is
+   found out again. Periodic work is shown with the spec "undecodable", and is due never.
+9. A task is dead-lettered when errors reach `max(1, max_retries)`, timeouts `max(1, max_timeouts)`, or crashes
    `max(1, max_crashes)` ("quarantined").
 """
 
@@ -123,8 +126,8 @@ class Finish(msgspec.Struct, frozen=True):
         epoch: of the lease.
         kind: "done" completes it. "error" and "timeout" count and are tried again after `delay`, or dead-lettered when
             the budget is spent. "crash" (its process died) likewise, at once. "rate_limited" and "released" count and
-            are tried again after `delay`, always. "rejected" dead-letters it at once. "cancelled" ends it as
-            cancelled. "unknown" parks it.
+            are tried again after `delay`, always. "rejected" dead-letters it at once, and so does "undecodable": its
+            payload cannot be read. "cancelled" ends it as cancelled. "unknown" parks it.
         result: for "done".
         delay: seconds before it is tried again.
         attempt: for the history, which keeps the last 20; None for "done" and "unknown". The store makes one of the
@@ -197,7 +200,8 @@ class Snapshot(msgspec.Struct, kw_only=True):
         sequence: its place among its like.
         worker: who has it, or had it last.
         due: when its delay or its lease ends, or when its result is forgotten, in seconds since the epoch.
-        reason: why it is a dead letter: "errors", "timeouts", "quarantined", "expired", "rejected" or "shed".
+        reason: why it is a dead letter: "errors", "timeouts", "quarantined", "expired", "rejected", "shed" or
+            "undecodable".
         ended: when it was completed, cancelled or dead-lettered, in seconds since the epoch; 0 before that.
         cancelling: somebody wants it cancelled.
     """

@@ -109,7 +109,7 @@ class Attempt(msgspec.Struct, frozen=True):
     """One attempt that did not succeed.
 
     Attributes:
-        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected" or "cancelled".
+        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "undecodable" or "cancelled".
         worker: who ran it.
         at: when it ended, in seconds since the epoch.
         elapsed: seconds that it ran.

@@ -41,6 +41,7 @@ KINDS = st.sampled_from(
         "rate_limited",
         "released",
         "rejected",
+        "undecodable",
         "cancelled",
         "unknown",
     ]

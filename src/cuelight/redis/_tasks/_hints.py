@@ -112,7 +112,11 @@ class Hints:
         self._stirs.notify()
 
     def _on_message(self, message: bytes) -> None:
-        version, stirred = map(int, message.split())
+        try:
+            version, stirred = map(int, message.split())
+        except ValueError:  # not by any step
+            self._notify()
+            return
         if version < self._seen[0]:
             self._notify()  # an old one, or the server has lost some: the next look will tell
         else:

@@ -79,6 +79,10 @@ class Steps:
                 return self._took(await self._server.run(call.script, self._keys, arguments))
         except RedisError as error:
             raise self._failed(call, error) from error
+        except StoreRefused as error:
+            if "WRONGTYPE" in str(error):
+                await steps.check_keys(self._server, self._keys)  # says which
+            raise
 
     def _send_blocking(self, call: Call) -> steps.Reply:
         arguments = self._arguments(call)

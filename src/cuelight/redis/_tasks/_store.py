@@ -17,14 +17,13 @@ from cuelight.mailbox import running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.redis._client import RedisClient, publishing_command
 from cuelight.redis._tasks import _steps as steps
-from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, snapshots_of
+from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, shown, snapshots_of
 from cuelight.redis._tasks._hints import Hints
 from cuelight.redis._tasks._server_steps import Steps
 from cuelight.redis._tasks._steps import Call
 from cuelight.redis._tasks._together import Together
 from cuelight.tasks import (
     Added,
-    Attempt,
     Beat,
     Bound,
     Claim,
@@ -233,17 +232,27 @@ class RedisStore(Steps):
             else:
                 exchange.leases.append(lease)
         if unreadable:
-            await self._reject(unreadable, claim.worker)
+            await self._condemn(unreadable)
         return exchange
 
-    async def _reject(self, unreadable: Sequence[Unreadable], worker: str) -> None:
+    async def _condemn(self, unreadable: Sequence[Unreadable]) -> None:
         """Dead-letter what nobody can run; the same claim made again would find it again."""
-        finishes: list[Finish] = []
         for one in unreadable:
-            log.error("%r: %s: it is a dead letter now", self, one)
-            attempt = Attempt("rejected", worker, self.now(), error=str(one))
-            finishes.append(Finish(one.id, one.epoch, "rejected", attempt=attempt))
-        await self.exchange(finishes)
+            log.error("%r: a task is a dead letter now, %s", self, one)
+        parts, whys = [one.part for one in unreadable], [one.why for one in unreadable]
+        await self._change("condemn", parts, whys, blobs=[one.row for one in unreadable])
+
+    async def _snapshots(self, call: Call) -> tuple[list[Snapshot], Any]:
+        """The tasks in the answer to a question, and what else it says. What cannot be read is a dead letter first."""
+        reply = await self._step(call)
+        found = list(snapshots_of(reply.parts))
+        unreadable = [one for one in found if isinstance(one, Unreadable)]
+        if unreadable:
+            await self._condemn(unreadable)
+            reply = await self._step(call)
+            found = list(snapshots_of(reply.parts))
+        snapshots = [one if isinstance(one, Snapshot) else shown(one) for one in found]
+        return snapshots, reply.answer
 
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
         self._check_open()
@@ -321,9 +330,9 @@ class RedisStore(Steps):
     async def get(self, ids: Sequence[str]) -> list[Snapshot | None]:
         snapshots: list[Snapshot | None] = []
         for some in _slices(ids):
-            reply = await self._step(Call(steps.ASK, ["get", some]))
-            found = snapshots_of(reply.parts)
-            snapshots.extend(next(found) if there else None for there in reply.answer)
+            found, answer = await self._snapshots(Call(steps.ASK, ["get", some]))
+            rest = iter(found)
+            snapshots.extend(next(rest) if there else None for there in answer)
         return snapshots
 
     async def size(self) -> Size:
@@ -342,9 +351,8 @@ class RedisStore(Steps):
             for name in ("type", "reason", "ended_before"):
                 if getattr(query, name) is not None:
                     asked[name] = getattr(query, name)
-            reply = await self._step(Call(steps.ASK, ["find", asked]))
-            found.extend(snapshots_of(reply.parts))
-            after = reply.answer
+            some, after = await self._snapshots(Call(steps.ASK, ["find", asked]))
+            found.extend(some)
         return found
 
     async def replay(self, ids: Sequence[str]) -> list[bool]:

@@ -232,7 +232,7 @@ class StoreUnavailable(CuelightError):
 
 
 class StoreRefused(CuelightError):
-    """The server answered and will go on to refuse until somebody changes something; nothing was done.
+    """The server, or the file, will go on to refuse until somebody changes something; nothing was done.
 
     Credentials or rights, a replica that must not be written, memory that is full, a key of another type, data or a
     server of a version that does not fit: the message says which.

@@ -39,8 +39,8 @@ class DeadLetterEntry(msgspec.Struct, frozen=True, kw_only=True):
         source: where it failed: the last worker of a task, the path of an actor, or what `add` was told.
         task_type: the type of the task, or the class of the message.
         payload: the payload of the task, or the message.
-        reason: why it was given up. Of tasks "errors", "timeouts", "expired", "quarantined", "rejected" or "shed", of
-            messages one of `Reason`, else what `add` was told.
+        reason: why it was given up. Of tasks "errors", "timeouts", "expired", "quarantined", "rejected", "shed" or
+            "undecodable", of messages one of `Reason`, else what `add` was told.
         error: type and message of the last exception; "" if there was none.
         traceback: where it was raised.
         history: the attempts, oldest first.

@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from itertools import count
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from cuelight._checks import check_seconds
 from cuelight._fork import forks
 from cuelight.actors import Answerable, ChildSpec, Ref, Reply, child
 from cuelight.actors._ref import TELLS_PER_YIELD
@@ -275,18 +277,23 @@ class ActorPool(PoolBlock, Generic[M]):
             ValueError: the rule chose several members, as `broadcast` does: use `ask_all`.
             ActorNotFound: no member is alive.
             PoolClosed: the pool is not running.
+            TypeError, ValueError: the time-out is no number of seconds.
+            RuntimeError: the pool lives in the event loop of another thread.
         """
+        if timeout is not None:
+            check_seconds("ask(timeout)", timeout)
         home = self._open()
         if self._may_wait:
             envelope = self._envelope(home, message, home.runtime.ask_timeout if timeout is None else timeout)
             self._post(envelope)
-            assert envelope.reply is not None  # noqa: S101 - it was not told
-            return envelope.reply
+            reply = envelope.reply
+            assert reply is not None  # noqa: S101 - it was not told
+            reply.sent()
+            return reply
         chosen = self._chosen(message)
         if len(chosen) != 1:
             raise ValueError(f"ask() has one answer, and {len(chosen)} members were chosen: use ask_all()")
-        reply: Reply[Any] = Ref[Any](chosen[0].cell).ask(message, timeout)
-        return reply
+        return Ref[Any](chosen[0].cell).ask(message, timeout)
 
     async def ask_all(self, message: Answerable[M, R], timeout: float | None = None) -> list[R]:
         """Send a request to all members, whatever the rule, and wait for all answers.
@@ -298,6 +305,7 @@ class ActorPool(PoolBlock, Generic[M]):
         Raises:
             AskError: one of them failed; the other requests are cancelled.
             PoolClosed: the pool is not running.
+            TypeError, ValueError: the time-out is no number of seconds.
         """
         self._open()
         replies: list[Reply[Any]] = [Ref[Any](seat.cell).ask(message, timeout) for seat in self.seats]
@@ -312,6 +320,8 @@ class ActorPool(PoolBlock, Generic[M]):
         home = self._running()
         if self._closed:
             raise PoolClosed(f"the actor pool {self.name!r} was shut down: make a new one")
+        if get_ident() != home.runtime.thread:
+            raise home.runtime.wrong_thread(home)
         return home
 
     def _chosen(self, message: Any) -> list[Seat]:

@@ -21,13 +21,15 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from cuelight._checks import check_seconds
 from cuelight._fork import forks
+from cuelight._text import safe_repr
 from cuelight.actors import Answerable, ChildSpec, Ref, Reply, child
 from cuelight.actors._ref import TELLS_PER_YIELD
 from cuelight.actors._reply import Asked, handling
-from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed
+from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, ends_the_program
 from cuelight.pools._bell import Bell
 from cuelight.pools._block import PoolBlock
 from cuelight.pools._envelope import Envelope
+from cuelight.pools._failures import as_failure
 from cuelight.pools._options import check_whole
 from cuelight.pools._routing import Routing, pull
 from cuelight.pools._troupe import ActorPoolStats, Seat, Troupe
@@ -328,7 +330,14 @@ class ActorPool(PoolBlock, Generic[M]):
         seats = self.seats
         if not seats:
             raise ActorNotFound(f"no member of the actor pool {self.name!r} is alive: resize() starts new ones")
-        return [seats[at] for at in self._routing(seats, message, self._next_turn())]
+        positions = self._routing(seats, message, self._next_turn())
+        try:
+            return [seats[at] for at in positions]
+        except (IndexError, TypeError) as error:
+            raise ValueError(
+                f"the rule of the actor pool {self.name!r} returned {safe_repr(positions)}: return a sequence with the "
+                f"positions of members, 0 to {len(seats) - 1}"
+            ) from error
 
     # Waiting in the pool.
 
@@ -352,8 +361,12 @@ class ActorPool(PoolBlock, Generic[M]):
             envelope = queue[0]
             try:
                 chosen = self._chosen(envelope.asked.message)
-            except Exception as error:  # whoever sent it hears what is wrong with it; the next may be better
-                envelope.asked.fail(error)
+            except BaseException as error:  # its sender hears what is wrong with it; the next may be better
+                fatal = ends_the_program(error)
+                envelope.asked.fail(as_failure(f"the rule of the actor pool {self.name!r}", error))
+                if fatal:
+                    self._pump_soon()
+                    raise
                 continue
             if not chosen:
                 self._pump_when_restarted()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from cuelight.actors import Reason, Reply
 from cuelight.actors._reply import DONE, Asked, Sender, Unheard, background_work, handling
 from cuelight.errors import ActorCrashed, Interrupted, NotStarted, NotStartedTimeout, ReplyError
+from cuelight.pools._failures import is_a
 from cuelight.pools._waiting import waiting
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Envelope:
     def untouched(self) -> bool:
         """Whether a member that has ended gave it back, so that another can have it."""
         error = self.asked.error
-        lost = isinstance(error, NotStarted) and not isinstance(error, NotStartedTimeout)
+        lost = error is not None and is_a(error, NotStarted) and not is_a(error, NotStartedTimeout)
         return lost and not self.given_up and self.cell is not None and self.cell.closed
 
     def renew(self, home: Cell) -> None:
@@ -112,20 +113,22 @@ class Envelope:
         error, cell = self.asked.error, self.asked.cell
         reason = self._reason(error, cell)
         if reason is not None:
-            cause = error.__cause__ if isinstance(error, ActorCrashed) else error
+            cause = error.__cause__ if error is not None and is_a(error, ActorCrashed) else error
             cell.runtime.dead_letters.add(self.asked.message, cell, reason, cause)
 
     def _reason(self, error: BaseException | None, cell: Cell) -> Reason | None:
-        if isinstance(error, ReplyError):
+        if error is None:
+            return None
+        if is_a(error, ReplyError):
             return "refused"
-        if isinstance(error, ActorCrashed):
+        if is_a(error, ActorCrashed):
             return "crashed" if cell.options.redeliver <= 1 else None  # one that is redelivered is laid to rest there
-        if isinstance(error, NotStarted):
+        if is_a(error, NotStarted):
             return "stopped" if cell.closed or cell.dead else "unhandled"
-        if error is not None and not isinstance(error, Interrupted):
+        if not is_a(error, Interrupted):
             return "unhandled"  # the rule did not know what to do with it
         # A loop of its own that takes the next message has done with the last: nobody wanted a reply.
-        return "interrupted" if isinstance(error, Interrupted) and not cell.table.own_run else None
+        return "interrupted" if not cell.table.own_run else None
 
 
 class PooledReply(Reply[Any]):

@@ -510,7 +510,17 @@ async def test_a_member_that_waits_for_its_own_pool_in_a_circle_is_told() -> Non
         assert "an answer of the actor pool 'actors'" in str(caught.value.__cause__)
 
 
-@pytest.mark.parametrize(("options", "text"), [({"size": 0}, "size=0"), ({"capacity": 0}, "capacity=0")])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"size": 0}, "size=0"),
+        ({"capacity": 0}, "capacity=0"),
+        ({"capacity": math.nan}, "capacity=nan"),
+        ({"max_restarts": math.nan}, "max_restarts=nan"),
+        ({"max_restarts": -1}, "max_restarts=-1"),
+        ({"within": math.nan}, "within=nan"),
+    ],
+)
 def test_bad_options_are_named(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         ActorPool(child(Worker, []), **options)

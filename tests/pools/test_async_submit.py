@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import anyio
@@ -384,6 +385,8 @@ async def test_several_tasks_may_wait_for_one_submission() -> None:
         ({"kind": "fibre"}, "kind='fibre'"),
         ({"timeout": 0}, "timeout=0"),
         ({"timeout": "soon"}, "timeout='soon'"),
+        ({"timeout": math.nan}, "timeout=nan"),
+        ({"max_restarts": math.nan}, "max_restarts=nan"),
         ({"max_pending": 0}, "max_pending=0"),
         ({"retries": -1}, "retries=-1"),
         ({"max_crashes": 0}, "max_crashes=0"),

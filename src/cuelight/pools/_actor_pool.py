@@ -30,10 +30,10 @@ from cuelight.pools._bell import Bell
 from cuelight.pools._block import PoolBlock
 from cuelight.pools._envelope import Envelope
 from cuelight.pools._failures import as_failure
-from cuelight.pools._options import check_whole
+from cuelight.pools._options import check_restarts, check_whole
 from cuelight.pools._routing import Routing, pull
 from cuelight.pools._troupe import ActorPoolStats, Seat, Troupe
-from cuelight.supervision import ActorSystem
+from cuelight.supervision import ActorSystem, RestartLimit
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell
@@ -87,7 +87,8 @@ class ActorPool(PoolBlock, Generic[M]):
         self._routing, self._capacity = routing, capacity
         self._may_wait: bool = getattr(routing, "__may_wait__", False)
         self._system, self._own = system, system is None
-        self._limits = (max_restarts, within)
+        check_restarts(max_restarts)
+        self._limit = RestartLimit(max_restarts, within)
         self._home: Cell | None = None
         self.seats: list[Seat] = []
         self._at: dict[Cell, Seat] = {}
@@ -124,7 +125,7 @@ class ActorPool(PoolBlock, Generic[M]):
             raise ValueError(f"the actor pool {self.name!r} has no system: give it one, or use `async with`")
         if self._home is not None:
             raise PoolClosed(f"the actor pool {self.name!r} was started before: make a new one")
-        home = await system.spawn(child(Troupe, self, *self._limits).with_options(name=self.name, shutdown=math.inf))
+        home = await system.spawn(child(Troupe, self, self._limit).with_options(name=self.name, shutdown=math.inf))
         self._home = home._cell
         self._bell = Bell(system.backend)
         self._home.bonds_made().call_when_ended(lambda _exit: self._ended())

@@ -23,6 +23,7 @@ __all__ = [
     "Default",
     "PoolOptions",
     "check_priority",
+    "check_restarts",
     "check_text",
     "check_timeout",
     "check_whole",
@@ -73,6 +74,15 @@ def check_text(what: str, text: Any) -> str:
     return str.__str__(text)
 
 
+def check_restarts(restarts: Any) -> float:
+    """How many restarts are allowed: a whole number from 0 up, or infinity.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return restarts if restarts == math.inf else check_whole("max_restarts", restarts, 0)
+
+
 def check_timeout(timeout: Any) -> float | None:
     """Seconds, or None for no limit.
 
@@ -112,6 +122,7 @@ class PoolOptions(msgspec.Struct, frozen=True):
             raise ValueError(
                 f"kind={safe_repr(self.kind)}: give 'thread', 'process', or None for async and plain functions"
             )
+        check_restarts(self.max_restarts)
         check_timeout(self.timeout)
 
 

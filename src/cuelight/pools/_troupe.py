@@ -64,9 +64,9 @@ class Seat:
 class Troupe(Supervisor):
     """The supervisor of the members."""
 
-    def __init__(self, pool: ActorPool[Any], max_restarts: int, within: float) -> None:
+    def __init__(self, pool: ActorPool[Any], limit: RestartLimit) -> None:
         self._pool = pool
-        self._limit = RestartLimit(max_restarts, within)
+        self._limit = limit
 
     def plan(self) -> Plan:
         return Plan(limit=self._limit, backoff=self.backoff)

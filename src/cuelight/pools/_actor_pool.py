@@ -24,7 +24,7 @@ from cuelight._fork import forks
 from cuelight._text import safe_repr
 from cuelight.actors import Answerable, ChildSpec, Ref, Reply, child
 from cuelight.actors._ref import TELLS_PER_YIELD
-from cuelight.actors._reply import Asked, handling
+from cuelight.actors._reply import Asked, background_work, handling
 from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, ends_the_program
 from cuelight.pools._bell import Bell
 from cuelight.pools._block import PoolBlock
@@ -243,7 +243,7 @@ class ActorPool(PoolBlock, Generic[M]):
                 f"capacity, or more members"
             )
         else:
-            self._post(self._envelope(home, message, math.inf, told=True))
+            self._post(Envelope(Asked(message, home, math.inf), self, told=True))
 
     async def tell(self, message: M) -> None:
         """Send a message; wait for room if there is none. A checkpoint only then, and every so often.
@@ -262,7 +262,7 @@ class ActorPool(PoolBlock, Generic[M]):
         while len(self._queue) >= self._capacity:
             await self._bell.wait()
             home = self._open()
-        self._post(self._envelope(home, message, math.inf, told=True))
+        self._post(Envelope(Asked(message, home, math.inf), self, told=True))
         runtime = home.runtime
         runtime.told += 1
         if runtime.told >= TELLS_PER_YIELD:
@@ -287,12 +287,18 @@ class ActorPool(PoolBlock, Generic[M]):
             check_seconds("ask(timeout)", timeout)
         home = self._open()
         if self._may_wait:
-            envelope = self._envelope(home, message, home.runtime.ask_timeout if timeout is None else timeout)
+            asked = Asked(message, home, home.runtime.ask_timeout if timeout is None else timeout)
+            asker = handling.get()
+            if asker is not None and isinstance(asker.running, Asked):
+                asked.due = asker.running.due
+            envelope = Envelope(asked, self, told=False)
             self._post(envelope)
-            reply = envelope.reply
-            assert reply is not None  # noqa: S101 - it was not told
-            reply.sent()
-            return reply
+            sender = background_work.get() if asker is None else asker
+            reply: Any = envelope.reply
+            if sender is not None and not envelope.stale:
+                sender.has_sent(reply)  # it withdraws it at its end
+            pooled: Reply[R] = reply
+            return pooled
         chosen = self._chosen(message)
         if len(chosen) != 1:
             raise ValueError(f"ask() has one answer, and {len(chosen)} members were chosen: use ask_all()")
@@ -341,13 +347,6 @@ class ActorPool(PoolBlock, Generic[M]):
             ) from error
 
     # Waiting in the pool.
-
-    def _envelope(self, home: Cell, message: Any, timeout: float, *, told: bool = False) -> Envelope:
-        asked = Asked(message, home, timeout)
-        asker = handling.get()
-        if not told and asker is not None and isinstance(asker.running, Asked):
-            asked.due = asker.running.due
-        return Envelope(asked, self, told=told)
 
     def _post(self, envelope: Envelope) -> None:
         self._queue.append(envelope)

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cuelight.actors import Reason, Reply
-from cuelight.actors._reply import DONE, Asked, Sender, Unheard, background_work, handling
+from cuelight.actors._reply import DONE, Asked, Sender, Unheard, handling
 from cuelight.errors import ActorCrashed, Interrupted, NotStarted, NotStartedTimeout, ReplyError
 from cuelight.pools._failures import is_a
 from cuelight.pools._waiting import waiting
@@ -155,14 +155,6 @@ class PooledReply(Reply[Any]):
         """Whether a task waits for it."""
         return self._waiter is not None
 
-    def sent(self) -> None:
-        """It is on its way: have the turn, or the background work, that has sent it withdraw it at its end."""
-        asker = handling.get()
-        sender = background_work.get() if asker is None else asker
-        if sender is not None and not self._envelope.stale:
-            as_asked: Any = self
-            sender.has_sent(as_asked)
-
     def hear(self) -> None:
         """Somebody knows of the answer, or wants none."""
         unheard, self.unheard = self.unheard, False
@@ -194,7 +186,8 @@ class PooledReply(Reply[Any]):
 
     def wake(self) -> None:
         """The answer is there."""
-        self._forget_sender()
+        if self.sender is not None:
+            self._forget_sender()
         if self.unheard is True:
             asked = self._envelope.asked
             self.unheard = Unheard(asked.message, asked.cell.path)
@@ -202,7 +195,10 @@ class PooledReply(Reply[Any]):
             self._waiter.wake()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        self.hear()
+        if self.unheard is True:
+            self.unheard = False
+        elif self.unheard:
+            self.hear()
         envelope = self._envelope
         asked = envelope.asked
         if asked.state != DONE:

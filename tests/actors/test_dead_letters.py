@@ -5,7 +5,6 @@ import logging
 import threading
 import tracemalloc
 from collections import deque
-from functools import partial
 from typing import Any
 
 import anyio
@@ -95,7 +94,7 @@ async def test_a_subscriber_of_dead_letters_in_another_loop_costs_no_other(caplo
             ref = await system.spawn(Plain)
             await ref.stop()
             bad, good = system.dead_letters.subscribe(), system.dead_letters.subscribe()
-            tasks.start_soon(anyio.to_thread.run_sync, partial(anyio.run, receive, bad))
+            tasks.start_soon(anyio.to_thread.run_sync, lambda: anyio.run(receive, bad))
             await waiting.wait()
             await ref.tell(Put(1))
             assert good.receive_nowait().message == Put(1)

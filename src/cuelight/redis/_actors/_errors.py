@@ -16,7 +16,6 @@ import sys
 from types import MemberDescriptorType
 from typing import Any, Final
 
-from cuelight import errors
 from cuelight._text import describe_error, safe_str, shortened, type_name
 from cuelight.errors import CuelightError, ReplyError, ends_the_program
 from cuelight.redis._actors._frames import LONGEST, Raised
@@ -97,7 +96,7 @@ def _loaded(path: str) -> type[Any] | None:
         found = vars(found).get(name) if found is not None and hasattr(found, "__dict__") else None
     if not isinstance(found, type) or not issubclass(found, Exception) or issubclass(found, BaseExceptionGroup):
         return None
-    known = module in {builtins.__name__, errors.__name__} or issubclass(found, ReplyError)
+    known = module in {builtins.__name__, CuelightError.__module__} or issubclass(found, ReplyError)
     return found if known and path_of(found) == path else None
 
 

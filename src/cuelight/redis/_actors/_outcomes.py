@@ -94,7 +94,7 @@ def _refusal(error: Exception) -> ReplyError:
     """A refusal as itself; if that cannot be, a plain one that names its class."""
     if isinstance(error, ReplyError):
         return error
-    refusal = ReplyError(str(error))
+    refusal = ReplyError(safe_str(error, 2 * LONGEST))
     for note in getattr(error, "__notes__", ()):
         refusal.add_note(note)
     refusal.__cause__ = error.__cause__

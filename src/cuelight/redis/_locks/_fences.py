@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cuelight.redis._client import Argument, Server
+from cuelight.tasks._checks import check_text
 
 __all__ = ["fence_key", "fenced_set", "fenced_set_blocking"]
 
@@ -28,8 +29,10 @@ def fence_key(key: str) -> str:
         key: of the value.
 
     Raises:
-        ValueError: the key has braces, but no hash tag, so that nothing else can be in its slot.
+        ValueError: the key has braces, but no hash tag, so that nothing else can be in its slot; or it is
+            no Unicode text.
     """
+    check_text("fence_key", key=key)
     opening = key.find("{")
     closing = key.find("}", opening + 1)
     if opening >= 0 and closing > opening + 1:

@@ -211,9 +211,10 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
     async def observe(self, headers: Mapping[str, str]) -> None:
         """Learn from the headers of an answer, for all processes: to be called for each answer, whatever its status.
 
-        `Retry-After` (seconds or a date) and `retry-after-ms` pause everything. `x-ratelimit-remaining-tokens`,
-        `vendor-ratelimit-tokens-remaining` and their like lower what is left of the limit of that name (`requests`
-        if they name none) to what the service says, and never raise it. A checkpoint, if there is anything to learn.
+        `Retry-After` (seconds or a date) and `retry-after-ms` pause everything, for a day at most.
+        `x-ratelimit-remaining-tokens`, `vendor-ratelimit-tokens-remaining` and their like lower what is left of the
+        limit of that name (`requests` if they name none) to what the service says, and never raise it.
+        A checkpoint, if there is anything to learn.
 
         Args:
             headers: names, in upper or lower case, and values. What is not understood is left alone.

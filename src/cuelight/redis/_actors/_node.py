@@ -98,9 +98,9 @@ class RedisNode:
             TypeError: something in `messages` can never travel.
         """
         if not lease >= 0.2:
-            raise ValueError(f"lease={lease!r}: give 0.2 seconds or more (default 10)")
+            raise ValueError(f"lease={safe_repr(lease)}: give 0.2 seconds or more (default 10)")
         if not 1 <= max_message <= INBOX:
-            raise ValueError(f"max_message={max_message!r}: give bytes, from 1 to {INBOX}")
+            raise ValueError(f"max_message={safe_repr(max_message)}: give bytes, from 1 to {INBOX}")
         if not re.fullmatch(r"[^\s{}]{1,100}", cluster):
             raise ValueError(f"cluster={safe_repr(cluster)}: give up to 100 characters without braces and white space")
         check_text("RedisNode", cluster=cluster)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 
+from cuelight._text import safe_repr
 from cuelight.coordination import Admission, RateLimitConfig, RateLimiter
 from cuelight.coordination._limit_headers import read_headers
 from cuelight.coordination._limit_line import jittered
@@ -198,12 +199,12 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         for name, config in limits.items():
             check_named(name, config)
             if name not in self._plan.names:
-                raise TypeError(f"{name}={config!r}: {self!r} has no limit of this name; make another limiter")
+                raise TypeError(f"{name}={safe_repr(config)}: {self!r} has no limit of this name; make another limiter")
         if concurrency is not None:
             check_whole("concurrency", concurrency, 1)
             if not self._plan.permits:
                 raise ValueError(
-                    f"concurrency={concurrency!r}: {self!r} does not count what is under way; make another"
+                    f"concurrency={safe_repr(concurrency)}: {self!r} does not count what is under way; make another"
                 )
         await self._desk().look([0] * len(self._plan.names))  # for the limits that others have set
         await self._change(limits, concurrency or self._plan.permits)

@@ -13,6 +13,7 @@ from cuelight.errors import PoolClosed, QueueFull, TaskTimedOut, control_error
 from cuelight.pools import TaskStatus
 from cuelight.tasks._blocking_queue import BlockingTaskQueue
 from cuelight.tasks._codec import decode, encode, record_of
+from cuelight.tasks._context import running_task
 from cuelight.tasks._failures import QUIET, Failure
 from cuelight.tasks._function import TaskFunction
 from cuelight.tasks._outcome import kind_of, pause_of, said, trace_of
@@ -21,6 +22,7 @@ from cuelight.tasks._queue_life import Held, Life
 from cuelight.tasks._store import Added, Finish, Record
 from cuelight.tasks._task import Task
 from cuelight.tasks._task_handle import TaskHandle
+from cuelight.tasks._waiting import resting
 from cuelight.tasks._watch import FOREVER, SOON
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ class TaskQueue(QueueAdmin):
         self, life: Life, ticket: int, records: Sequence[Record], outcomes: dict[int, Added]
     ) -> None:
         """Add what was not, first come, first served."""
-        with life.line.joined(ticket):
+        with resting(running_task.get()), life.line.joined(ticket):
             while True:
                 await life.line.until_first(ticket)
                 version = life.store.version()

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from cuelight._checks import check_seconds
+from cuelight.errors import DeadlockError
 from cuelight.tasks._codec import task_of
+from cuelight.tasks._context import running_task
 from cuelight.tasks._dead_letter_queue import DeadLetterQueue
 from cuelight.tasks._queue_base import QueueBase
 from cuelight.tasks._schedules import Cron, Every, ScheduleChanges, declared, is_changed, updated
@@ -128,7 +131,19 @@ class QueueAdmin(QueueBase):
 
         Returns:
             Whether it is so; False if the time was over before.
+
+        Raises:
+            DeadlockError: a task of this queue would wait for itself.
+            ValueError: the time is not a number.
         """
+        if timeout is not None:
+            check_seconds("drain(timeout)", timeout)
+        running = running_task.get()
+        if timeout is None and running is not None and running.is_of(self.store):
+            raise DeadlockError(
+                f"{running!r} waits until its own queue is drained, and would wait for ever: wait for the handles of "
+                f"other tasks, or give a timeout"
+            )
         life = await self._ready()
         clock, store = life.backend.time, life.store
         until = clock() + (inf if timeout is None else timeout)

@@ -66,7 +66,7 @@ class Runner:
         cut: why it was cut off; empty if it was not.
     """
 
-    __slots__ = ("_clean", "_scope", "_shift", "context", "cut", "handler", "lease", "timeout")
+    __slots__ = ("_clean", "_scope", "_shift", "_task", "context", "cut", "handler", "lease", "timeout")
 
     lease: Lease
     context: TaskContext
@@ -76,13 +76,14 @@ class Runner:
         self._shift = shift
         self._scope = anyio.CancelScope()
         self._clean = tuple(copy_context().values())
+        self._task = shift.backend.current_task()
         self.cut = ""
         self.timeout: float | None = None
 
     async def run(self) -> None:
         """Run what the shift has, until it is over."""
         try:
-            while self._is_clean():
+            while self._is_clean() and not self._shift.has_too_many_runners:
                 with anyio.CancelScope() as self._scope:
                     await self._serve()
         finally:
@@ -95,6 +96,8 @@ class Runner:
             lease = shift.take()
             if lease is None:
                 self._forget()
+                if shift.has_too_many_runners:
+                    return
                 await shift.park()
                 budget = BUDGET
                 continue
@@ -142,8 +145,10 @@ class Runner:
         timeout = record.timeout if record.timeout is not None else shift.options.timeout
         deadline = None if timeout is None else shift.store.now() + timeout
         self.lease, self.handler, self.timeout, self.cut = lease, handler, timeout, ""
-        self.context = context = TaskContext(lease, shift, deadline)
-        shift.running[record.id, lease.epoch] = self
+        self.context = context = TaskContext(lease, shift, deadline, self._task)
+        if record.id in shift.running:  # its lease was lost, and it has not ended
+            shift.outdated.append(shift.running[record.id])
+        shift.running[record.id] = self
         token = running_task.set(context)
         value: Any = None
         data, error = b"", None
@@ -158,7 +163,12 @@ class Runner:
             self._scope.deadline = inf
         running_task.reset(token)
         context.end(cancelled=error is not None)  # a thread that was left behind looks
-        del shift.running[record.id, lease.epoch]
+        if shift.running.get(record.id) is self:
+            del shift.running[record.id]
+        else:
+            shift.outdated.remove(self)
+        if shift.resting:
+            shift.attempt_over(self)
         elapsed = shift.backend.time() - began
         if error is None:
             finish = None if self._is_lost() else Finish(record.id, lease.epoch, "done", data)

@@ -58,6 +58,7 @@ __all__ = [
     "Unknown",
     "UnknownTimeout",
     "WorkerDied",
+    "consists_of",
     "control_error",
     "ends_the_program",
 ]
@@ -234,7 +235,7 @@ class StoreUnavailable(CuelightError):
 
 
 class StoreRefused(CuelightError):
-    """The server answered and will go on to refuse until somebody changes something; nothing was done.
+    """The server, or the file, will go on to refuse until somebody changes something; nothing was done.
 
     Credentials or rights, a replica that must not be written, memory that is full, a key of another type, data or a
     server of a version that does not fit: the message says which.
@@ -294,6 +295,11 @@ def control_error(error: BaseException, *kinds: type[E]) -> E | None:
         found.append(leaf)
     first: E | None = found[0] if found else None  # type: ignore[assignment] # it is of one of the kinds
     return first
+
+
+def consists_of(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Whether `error` is an exception of one of `kinds`, or a group, nested or not, that holds only such."""
+    return all(isinstance(leaf, kinds) for leaf in _leaves(error))
 
 
 def ends_the_program(error: BaseException) -> bool:

@@ -118,7 +118,10 @@ class Model:
         for task in list(self.tasks.values()):
             if task.state in WAITING and task.record.deadline <= self.now:
                 self._end(task, "dead_letter", "expired")
-            elif task.state in ("completed", "cancelled") and task.due < self.now:
+
+    def forget_over(self) -> None:
+        for task in list(self.tasks.values()):
+            if task.state in ("completed", "cancelled") and task.due < self.now:
                 del self.tasks[task.record.id]
 
     # What workers do
@@ -202,8 +205,8 @@ class Model:
             self._end(task, "completed")
         elif task.cancelling or kind == "cancelled":
             self._end(task, "cancelled")
-        elif kind == "rejected":
-            self._end(task, "dead_letter", "rejected")
+        elif kind in ("rejected", "undecodable"):
+            self._end(task, "dead_letter", kind)
         elif kind == "unknown":
             task.state, task.due = "parked", 0.0
         elif reason and getattr(task.counts, name) >= max(1, getattr(task.record, budget)):

@@ -119,6 +119,9 @@ def blocking() -> None:
         assert_type(queue.send(add, 1, 2).result(5), int)
         assert_type(queue.handle("x", add).result(), int)
         assert_type(queue.dequeue(), Task | None)
+        assert_type(queue.cancel("x"), str)
+        assert_type(queue.cancel(["x", "y"]), dict[str, str])
+        queue.cancel(5)  # rejected
         queue.send(greet, 5)  # rejected
         greet.bind(queue)  # rejected
         queue.ack(5)  # rejected

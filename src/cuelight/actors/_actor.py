@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from cuelight._checks import check_finite
+from cuelight._text import safe_repr
 from cuelight.actors._background import Background
 from cuelight.actors._bonds import LinkedExit
 from cuelight.actors._exits import Exit, Start, Terminated
@@ -13,6 +14,7 @@ from cuelight.actors._handlers import HandlerTable, check_handlers
 from cuelight.actors._port import ReplyPort, defer, stash
 from cuelight.actors._ref import Ref
 from cuelight.actors._reply import Reply
+from cuelight.actors._spec import ChildSpec
 from cuelight.actors._timers import ActorTimer
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from cuelight.actors._groups import Group
     from cuelight.actors._inbox import Inbox
     from cuelight.actors._runtime import Runtime
-    from cuelight.actors._spec import ChildSpec
 
 __all__ = ["Actor", "FunctionActor"]
 
@@ -156,8 +157,12 @@ class Actor(Generic[M]):
         """Start a child and do not wait; a failed start is handled by its supervisor. Not a checkpoint.
 
         Raises:
+            TypeError: this is no spec.
             NameTaken: the spec has a name that a live actor has.
         """
+        given: Any = spec
+        if not isinstance(given, ChildSpec):
+            raise TypeError(f"spawn_nowait({safe_repr(given)}): give child(...), a spec that says how to start it")
         return Ref(self._cell.runtime.family_made(self._cell).adopt(spec))
 
     @property
@@ -344,6 +349,20 @@ class Actor(Generic[M]):
             check_finite(f"spend({unit})", amount)
         self._cell.keeper.spend(amounts)
 
+
+def _refused(name: str) -> Callable[[Any, Any], None]:
+    def refuse(self: Any, _: Any) -> None:
+        raise AttributeError(
+            f"{type(self).__name__}.{name} is what every actor has and cannot be set: give your attribute another name"
+        )
+
+    return refuse
+
+
+# At run time only: for type checkers the properties stay without setters.
+for _name, _value in list(vars(Actor).items()):
+    if isinstance(_value, property):
+        setattr(Actor, _name, _value.setter(_refused(_name)))
 
 Actor.__table__ = HandlerTable(Actor, Actor)
 

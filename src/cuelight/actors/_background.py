@@ -10,7 +10,7 @@ import anyio
 
 from cuelight.actors._cell import withdraw
 from cuelight.actors._reply import background_work, handling
-from cuelight.errors import SystemClosed, ends_the_program
+from cuelight.errors import ends_the_program
 from cuelight.mailbox import coroutine_of
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ class Background:
 
     def __init__(self, cell: Cell, work: Awaitable[Any], done: Callable[[Any, BaseException | None], None]) -> None:
         try:
+            cell.runtime.check_thread(cell)
             cell.must_live("background tasks")
-        except SystemClosed:
+        except RuntimeError:
             if isinstance(work, Coroutine):
                 work.close()
             raise
@@ -38,7 +39,6 @@ class Background:
         self._task: Any = None
         self.cancelled = False
         self.sent: dict[Asked, None] | None = None
-        cell.runtime.check_thread(cell)
         cell.bonds_made().background[self] = None
         cell.runtime.background[self] = None
         context = copy_context()

@@ -22,7 +22,14 @@ from cuelight.actors._fates import Fates
 from cuelight.actors._reply import Asked, Reply
 from cuelight.actors._stream import StreamSlot
 from cuelight.actors._waits import holdings, let_go
-from cuelight.errors import ReplyError, SystemClosed, UnexpectedCancellation, control_error, ends_the_program
+from cuelight.errors import (
+    ReplyError,
+    SystemClosed,
+    UnexpectedCancellation,
+    consists_of,
+    control_error,
+    ends_the_program,
+)
 from cuelight.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -439,7 +446,7 @@ class Cell(Fates):
 
         Ends the whole system if the error is to end the program.
         """
-        if isinstance(error, self.runtime.backend.cancelled):
+        if consists_of(error, self.runtime.backend.cancelled):
             failure = UnexpectedCancellation(f"{self.path} awaited something that somebody else had cancelled")
             failure.__cause__ = error
             return failure

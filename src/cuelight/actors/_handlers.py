@@ -72,7 +72,7 @@ class HandlerTable:
 
     def __init__(self, cls: type[Any], base: type[Any]) -> None:
         self.name = cls.__name__
-        self.calls = _marked(cls)
+        self.calls = _marked(cls, base)
         self.streaming = {kind for kind, call in self.calls.items() if inspect.isasyncgenfunction(call)}
         self.async_calls = {kind: call for kind, call in self.calls.items() if inspect.iscoroutinefunction(call)}
         others = self.calls.keys() - self.async_calls.keys() - self.streaming
@@ -102,8 +102,12 @@ class HandlerTable:
         return None
 
 
-def _marked(cls: type[Any]) -> dict[type[Any], Callable[..., Any]]:
-    """The handlers of a class, those it inherits included; a method that is overridden stays a handler."""
+def _marked(cls: type[Any], base: type[Any]) -> dict[type[Any], Callable[..., Any]]:
+    """The handlers of a class, those it inherits included; a method that is overridden stays a handler.
+
+    Raises:
+        TypeError: a handler has the name of something that every actor has, or cannot be called with a message.
+    """
     names: dict[type[Any], str] = {}
     for owner in reversed(cls.__mro__):
         own: dict[type[Any], str] = {}
@@ -116,8 +120,28 @@ def _marked(cls: type[Any]) -> dict[type[Any], Callable[..., Any]]:
                     f"{owner.__name__} handles {kind.__name__} twice, in {own[kind]} and {name}: keep one of them"
                 )
             own[kind] = name
+            if name in vars(base):
+                raise TypeError(
+                    f"{owner.__name__}.{name} handles {kind.__name__} and hides {base.__name__}.{name}, which every "
+                    f"actor has: give the method another name"
+                )
+            _check_handler(owner, name, value)
         names.update(own)
     return {kind: getattr(cls, name) for kind, name in names.items()}
+
+
+def _check_handler(owner: type[Any], name: str, function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a kind that does not say
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"{owner.__name__}.{name}{signature} cannot handle a message: it must take one argument besides self, the "
+            f"message"
+        ) from None
 
 
 def _check_hook(cls: type[Any], hook: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from cuelight._text import safe_repr
 from cuelight.actors._reply import DONE, Asked
-from cuelight.errors import Interrupted, control_error
+from cuelight.errors import Interrupted, consists_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -98,10 +98,9 @@ class StreamSlot(Asked):
         except backend.cancelled:
             raise
         except BaseException as error:
-            if control_error(error, GeneratorExit, backend.cancelled) is not None:
+            if consists_of(error, GeneratorExit, backend.cancelled):
                 return
-            self.fail(self.cell.as_failure(error))
-            self.cell.runtime.stream_failed(self.cell, self.message, error)
+            self.cell.runtime.stream_failed(self.cell, self.message, self.cell.as_failure(error))
 
 
 class Stream(AsyncIterator[R], Generic[R]):

@@ -19,7 +19,7 @@ from cuelight.actors._cell import BURYING, STARTING, Cell
 from cuelight.actors._exits import Crashed, Exit, Killed, Start, WasRestarted
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked, handling
 from cuelight.actors._stream import StreamSlot
-from cuelight.errors import ChannelClosed, ReplyError, control_error
+from cuelight.errors import ChannelClosed, ReplyError, consists_of, control_error
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -204,6 +204,7 @@ class TaskCell(Cell):
                     return exit_
             items = self.items
             if not items:
+                item = value = None  # an idle actor keeps no message alive
                 await self._lie_down()
                 self.waiter = None
                 if self.retired and self.asleep:
@@ -233,8 +234,7 @@ class TaskCell(Cell):
                 if self._is_ours(error):
                     raise
                 self.running = None
-                exit_ = self.failed(error, item)
-                if exit_ is not None:
+                if (exit_ := self.failed(error, item)) is not None:
                     return exit_
             if self.cut:
                 return None
@@ -245,7 +245,7 @@ class TaskCell(Cell):
                 await checkpoint()
 
     def failed(self, error: BaseException, item: Any) -> Exit | None:
-        if self.cut and control_error(error, self.runtime.backend.cancelled, GeneratorExit) is not None:
+        if self.cut and consists_of(error, self.runtime.backend.cancelled, GeneratorExit):
             # A task group wraps cancellations, and what generators raise that are closed meanwhile.
             self.cut_off(item, self.why_cut)
             return None
@@ -349,7 +349,11 @@ class TaskCell(Cell):
     def cancel_turn(self) -> None:
         if self.scope is not None and (self.running is not None or self.table.own_run or self.state == STARTING):
             forced = None if self.bonds is None else self.bonds.exit_forced
-            self._cancel(self.scope, "the actor is being ended" if forced is None else f"it {forced.describe()}")
+            if forced is None:
+                why = "the actor is being ended"
+            else:
+                why = f"it {'was ' if isinstance(forced, Killed) else ''}{forced.describe()}"
+            self._cancel(self.scope, why)
 
     def hurry(self) -> None:
         if self.scope is not None:

@@ -80,6 +80,7 @@ class Children:
         "_records",
         "_stopping",
         "_sweeping",
+        "_to_stop",
         "_undecided",
         "owner",
         "regroup",
@@ -97,6 +98,7 @@ class Children:
         self._undecided: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._closing = False
         self._stopping: Cell | None = None
+        self._to_stop: list[Cell] = []
         self._sweeping = False
         self._looks: list[Any] = []
         self._ledger: Ledger | None = None
@@ -370,6 +372,7 @@ class Children:
 
     def _close(self) -> None:
         self._closing = True
+        self._to_stop = list(self._cells)  # emptied from its end; some of them may end by themselves meanwhile
         for look in self._looks:
             look.cancel()
         if self.regroup is not None:
@@ -403,9 +406,11 @@ class Children:
                     self._stop(cell)
         else:
             self._sweeping = True
-            while self._cells and self._stopping is None:
-                self._stopping = next(reversed(self._cells))
-                self._stop(self._stopping)
+            while self._to_stop and self._stopping is None:
+                cell = self._to_stop.pop()
+                if cell in self._cells:
+                    self._stopping = cell
+                    self._stop(cell)
             self._sweeping = False
         if not self._cells and self.owner is not None:
             self.runtime.post(self.owner.part_ended)

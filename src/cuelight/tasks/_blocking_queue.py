@@ -112,9 +112,15 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
                 yield snapshot.record.id, function.read_result(snapshot.result)
             after = page[-1].sequence
 
-    def cancel(self, task_id: str) -> str:
+    @overload
+    def cancel(self, task_id: str) -> str: ...  # type: ignore[overload-overlap]  # a str comes first
+    @overload
+    def cancel(self, task_id: Iterable[str]) -> dict[str, str]: ...
+    def cancel(self, task_id: str | Iterable[str]) -> str | dict[str, str]:
         """As `TaskQueue.cancel`."""
-        return self._call(self._handle.cancel, task_id)
+        queue: Any = self._handle
+        outcomes: str | dict[str, str] = self._call(queue.cancel, task_id)
+        return outcomes
 
     def purge(self, task_ids: Iterable[str] | str) -> int:
         """As `TaskQueue.purge`."""

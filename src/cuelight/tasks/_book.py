@@ -38,10 +38,6 @@ class Book(Protocol):
 
     # Tasks
 
-    def taken(self, records: Sequence[Record]) -> dict[str, str]:
-        """Which of the ids are there already, each with the nonce of its record."""
-        ...
-
     def new(self, record: Record) -> Row:
         """A row with the next sequence; it is in the book once it is saved."""
         ...
@@ -96,8 +92,12 @@ class Book(Protocol):
         """Parked tasks of these types, by sequence."""
         ...
 
-    def find(self, query: Query) -> list[Row]:
-        """Tasks that fulfil a query, with payloads, by sequence."""
+    def find(self, query: Query, now: float) -> list[Row]:
+        """Tasks that fulfil a query, with payloads, by sequence; without results whose time ended before now."""
+        ...
+
+    def over(self, now: float) -> tuple[int, int]:
+        """How many completed and how many cancelled tasks are there still though their time ended before now."""
         ...
 
     def next_due(self) -> float:

@@ -2,45 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
+from typing import Final
 
+from cuelight._text import safe_repr
 from cuelight.errors import PoolClosed
 from cuelight.tasks._rows import STATES
-from cuelight.tasks._store import Claim, Finish, Query, Record
+from cuelight.tasks._store import Claim, Finish, Query, Record, Schedule
 from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit
 from cuelight.tasks._transitions import check_finish
 
 __all__ = [
+    "EXACT",
+    "FAR",
     "check_beat",
+    "check_control",
     "check_exchange",
+    "check_ids",
     "check_pause",
     "check_query",
     "check_record",
+    "check_schedule",
     "check_set_limit",
+    "check_text",
+    "ids_given",
     "queue_closed",
 ]
+
+
+EXACT: Final = 2**53
+"""Whole numbers below this are the same in every store: one of them counts in doubles."""
+
+FAR: Final = 1e13
+"""Seconds since the epoch (of 300,000 years) that no clock shows: what claims to be later is no time."""
 
 
 def check_record(record: Record) -> None:
     """Refuse a record that no store can keep.
 
     Raises:
-        ValueError: it has no id, two limits with one key, or a time that is no number.
+        ValueError: it has no id, two limits with one key, a time that is no number, a number that is too large, or a
+            text that is no Unicode.
     """
     if not record.id or "\0" in record.id:
-        raise ValueError(f"Record(id={record.id!r}): give the task an id, without NUL characters")
+        raise ValueError(f"Record(id={safe_repr(record.id)}): give the task an id, without NUL characters")
+    if not (record.id.isascii() and record.type.isascii() and record.nonce.isascii()):
+        check_text("Record", id=record.id, type=record.type, nonce=record.nonce)
+    if record.unique is not None or record.tenant is not None:
+        check_text(f"Record({safe_repr(record.id)})", unique=record.unique or "", tenant=record.tenant or "")
+    if not (-EXACT < record.priority < EXACT and record.max_retries < EXACT):
+        numbers = f"priority={record.priority!r}, max_retries={record.max_retries!r}"
+        raise ValueError(f"Record({safe_repr(record.id)}, {numbers}): give numbers below 2**53")
     if len(record.limits) > 1:
         keys = [limit.key for limit in record.limits]
         if len(keys) != len(set(keys)):
-            raise ValueError(f"Record({record.id!r}, limits={keys}): give each limit a key of its own")
+            raise ValueError(f"Record({safe_repr(record.id)}, limits={keys}): give each limit a key of its own")
+    for limit in record.limits:
+        check_text(f"Record({safe_repr(record.id)}, limits=...)", key=limit.key)
     if not (record.deadline == record.deadline and record.due == record.due and record.delay == record.delay):
-        raise ValueError(f"Record({record.id!r}): deadline, due and delay must be numbers, not NaN")
+        raise ValueError(f"Record({safe_repr(record.id)}): deadline, due and delay must be numbers, not NaN")
     if not LIGHTEST <= record.weight <= HEAVIEST or (record.tenant is None and record.weight != 1):
         way_out = "1 without a tenant" if record.tenant is None else f"{LIGHTEST:g} to {HEAVIEST:g}"
-        raise ValueError(f"Record({record.id!r}, tenant={record.tenant!r}, weight={record.weight!r}): give {way_out}")
+        raise ValueError(
+            f"Record({safe_repr(record.id)}, tenant={record.tenant!r}, weight={record.weight!r}): give {way_out}"
+        )
     if not record.result_ttl >= 0:
-        raise ValueError(f"Record({record.id!r}, result_ttl={record.result_ttl!r}): give seconds, 0 or more")
+        raise ValueError(f"Record({safe_repr(record.id)}, result_ttl={record.result_ttl!r}): give seconds, 0 or more")
+
+
+def check_text(where: str, **texts: str) -> None:
+    """Refuse a text that cannot be stored.
+
+    Raises:
+        ValueError: it has half a surrogate pair in it.
+    """
+    for name, text in texts.items():
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{where}: {name}={safe_repr(text)} is no Unicode text: {error.reason}") from None
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Refuse what are no identifiers of tasks.
+
+    Raises:
+        TypeError: it is one string, or one of them is no string.
+        ValueError: one of them is no Unicode text.
+    """
+    if isinstance(ids, str):
+        raise TypeError(f"{safe_repr(ids)}: give a list of identifiers, such as [{safe_repr(ids)}]")
+    for task_id in ids:
+        if not isinstance(task_id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"{safe_repr(task_id)} is no identifier of a task: give strings")
+        check_text("task", id=task_id)
+
+
+def ids_given(ids: Iterable[str]) -> list[str]:
+    """The identifiers that somebody gave, each once.
+
+    Raises:
+        TypeError: one of them is no string, or they cannot be iterated over.
+    """
+    try:
+        given = list(ids)
+    except TypeError:
+        raise TypeError(f"{safe_repr(ids)}: give the identifier of a task, or a list of them") from None
+    check_ids(given)
+    return list(dict.fromkeys(given))
 
 
 def check_exchange(finishes: Sequence[Finish], claim: Claim | None) -> None:
@@ -51,6 +122,10 @@ def check_exchange(finishes: Sequence[Finish], claim: Claim | None) -> None:
     """
     for finish in finishes:
         check_finish(finish)
+        attempt = finish.attempt
+        if attempt is not None:
+            where = f"Finish({safe_repr(finish.id)}, attempt=...)"
+            check_text(where, worker=attempt.worker, error=attempt.error, traceback=attempt.traceback)
     if claim is not None and not claim.lease > 0:
         raise ValueError(f"Claim(lease={claim.lease!r}): give seconds, more than 0")
 
@@ -69,8 +144,9 @@ def check_set_limit(limit: Limit | None, key: str) -> None:
     """Refuse to override a limit with one of another key.
 
     Raises:
-        ValueError: it is so.
+        ValueError: it is so, or the key is no text.
     """
+    check_text("set_limit", key=key)
     if limit is not None and limit.key != key:
         raise ValueError(f"set_limit({limit!r}, {key!r}): the limit must have this key")
 
@@ -79,10 +155,34 @@ def check_pause(key: str, seconds: float) -> None:
     """Refuse a pause that has no length.
 
     Raises:
-        ValueError: it is so.
+        ValueError: it is so, or the key is no text.
     """
+    check_text("pause_limit", key=key)
     if not 0 <= seconds < inf:
         raise ValueError(f"pause_limit({key!r}, {seconds!r}): give seconds, 0 or more")
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Refuse periodic work that no store can keep.
+
+    Raises:
+        ValueError: its name or its record cannot be stored, or it is due at no time.
+    """
+    check_text("Schedule", name=schedule.name, spec=schedule.spec)
+    if not -FAR < schedule.due < FAR:
+        raise ValueError(f"Schedule({schedule.name!r}, due={schedule.due!r}): give seconds since the epoch")
+    check_record(schedule.record)
+
+
+def check_control(paused: bool | None, closed: bool | None) -> None:
+    """Refuse switches that are neither on nor off.
+
+    Raises:
+        TypeError: it is so.
+    """
+    for name, value in {"paused": paused, "closed": closed}.items():
+        if not (value is None or value is True or value is False):
+            raise TypeError(f"control({name}={safe_repr(value)}): give True, False or None")
 
 
 def check_query(query: Query) -> None:

@@ -130,10 +130,6 @@ class MemoryBook:
 
     # Tasks
 
-    def taken(self, records: Sequence[Record]) -> dict[str, str]:
-        tasks = self._tasks
-        return {record.id: tasks[record.id].record.nonce for record in records if record.id in tasks}
-
     def new(self, record: Record) -> Row:
         self._sequence += 1
         return _Row(seq=self._sequence, record=record)
@@ -251,19 +247,26 @@ class MemoryBook:
     def parked(self, types: Sequence[str]) -> list[Row]:
         return [row for _, row in sorted(self._few[PARKED].items()) if row.record.type in types]
 
-    def find(self, query: Query) -> list[Row]:
+    def find(self, query: Query, now: float) -> list[Row]:
         few = self._few.get(STATES.index(query.state)) if query.state is not None else None
         if few is not None:
-            wanted = (row for row in few.values() if row.seq > query.after and _fits(row, query))
+            wanted = (row for row in few.values() if row.seq > query.after and _fits(row, query, now))
             return list(heapq.nsmallest(query.limit, wanted, key=attrgetter("seq")))
         found: list[Row] = []
         rows = self._by_sequence
         for index in range(bisect_right(rows, query.after, key=attrgetter("seq")), len(rows)):
             if len(found) >= query.limit:
                 break
-            if rows[index].state != _GONE and _fits(rows[index], query):
+            if rows[index].state != _GONE and _fits(rows[index], query, now):
                 found.append(rows[index])
         return found
+
+    def over(self, now: float) -> tuple[int, int]:
+        before = -1
+        while before != len(self._tasks):
+            before = len(self._tasks)
+            self.forget(now, 1000)
+        return 0, 0
 
     def next_due(self) -> float:
         tops = (self._top_due(SCHEDULED), self._top_due(IN_FLIGHT), self._deadlines.top(), self._gates_due.top())
@@ -395,9 +398,10 @@ def _mine(row: Row) -> _Row:
     return row
 
 
-def _fits(row: Row, query: Query) -> bool:
+def _fits(row: Row, query: Query, now: float) -> bool:
     return (
-        (query.state is None or STATES[row.state] == query.state)
+        not (row.state in (COMPLETED, CANCELLED) and row.due is not None and row.due < now)
+        and (query.state is None or STATES[row.state] == query.state)
         and (query.type is None or row.record.type == query.type)
         and (query.reason is None or row.reason == query.reason)
         and (query.ended_before is None or 0 < row.ended < query.ended_before)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
 
 from cuelight._checks import check_seconds
 from cuelight.errors import DeadlockError
+from cuelight.tasks._checks import ids_given
 from cuelight.tasks._codec import task_of
 from cuelight.tasks._context import running_task
 from cuelight.tasks._dead_letter_queue import DeadLetterQueue
@@ -64,15 +65,30 @@ class QueueAdmin(QueueBase):
         """
         return _Results(self, function)
 
-    async def cancel(self, task_id: str) -> str:
-        """Cancel a task. A checkpoint.
+    @overload
+    async def cancel(self, task_id: str) -> str: ...  # type: ignore[overload-overlap]  # a str comes first
+    @overload
+    async def cancel(self, task_id: Iterable[str]) -> dict[str, str]: ...
+    async def cancel(self, task_id: str | Iterable[str]) -> str | dict[str, str]:
+        """Cancel a task, or many at once. A checkpoint.
+
+        Args:
+            task_id: the identifier of a task, or many of them. Many are one step of the store; over Redis, one for
+                each thousand.
 
         Returns:
             "cancelled" if it is; "cancelling" if a worker runs it, which will learn of it within a second; "finished"
-            if it was over before; "unknown" if it is not there.
+            if it was over before; "unknown" if it is not there. For many a dict of these, by their identifiers.
+
+        Raises:
+            TypeError: an identifier is no string.
         """
         life = await self._ready()
-        return (await life.patiently(lambda: life.store.cancel([task_id])))[0]
+        if isinstance(task_id, str):
+            return (await life.patiently(lambda: life.store.cancel([task_id])))[0]
+        ids = ids_given(task_id)
+        outcomes = await life.patiently(lambda: life.store.cancel(ids)) if ids else []
+        return dict(zip(ids, outcomes, strict=True))
 
     async def purge(self, task_ids: Iterable[str] | str) -> int:
         """Forget tasks that are over for good. A checkpoint.
@@ -84,7 +100,7 @@ class QueueAdmin(QueueBase):
             How many are forgotten. If the store was away in between, those it forgot then are not counted.
         """
         life = await self._ready()
-        ids = [task_ids] if isinstance(task_ids, str) else list(task_ids)
+        ids = [task_ids] if isinstance(task_ids, str) else ids_given(task_ids)
         return await life.patiently(lambda: life.store.purge(ids))
 
     @property

@@ -82,7 +82,7 @@ class QueueBase:
             overflow: what `enqueue` does when so many wait: "wait" for room, "reject" with `QueueFull`, or
                 "shed_lowest": the least urgent task becomes a dead letter.
             lease: seconds after which the tasks that this handle has dequeued go to somebody else if its process dies.
-            patience: seconds for which a store that is away is tried.
+            patience: seconds for which a call tries a store that is away; then it raises `StoreUnavailable`.
             on_lost: called in the loop with a task that this handle had dequeued, and whose lease was lost.
             on_cancel: called in the loop with a task that this handle has dequeued, and that somebody wants cancelled.
             heartbeat: what renews leases: a "thread", or the "loop", for tests with a virtual clock.

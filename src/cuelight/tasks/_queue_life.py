@@ -34,6 +34,7 @@ from cuelight.tasks._codec import task_of
 from cuelight.tasks._keeper import Keeper
 from cuelight.tasks._line import Line
 from cuelight.tasks._opened import close_store, open_store
+from cuelight.tasks._step_timeout import STEP_TIMEOUT
 from cuelight.tasks._store import Beat, Claim, Exchange, Finish, Lease, Store
 from cuelight.tasks._task import Attempt, Task
 
@@ -199,22 +200,31 @@ class Life:
         self._numbers += 1
         return f"{self.worker}:{self._numbers}"
 
-    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+    async def patiently(self, step: Callable[[], Awaitable[T]], *, waits: bool = False) -> T:
         """Take a step of the store that has the same effect when it is taken twice, and again if the store is away.
+
+        Args:
+            step: the step.
+            waits: it may take any time when all is well, so that patience begins to count when it fails.
 
         Raises:
             StoreUnavailable: it was away for longer than `patience`.
         """
-        give_up, failures = 0.0, 0
+        left, failures = self.patience, 0
+        give_up = 0.0 if waits else self.backend.time() + left
         while True:
+            token = STEP_TIMEOUT.set(left)
             try:
                 return await step()
             except StoreUnavailable:
                 delay = BACKOFF.delay(failures, random.random())  # noqa: S311 - no secret
                 give_up = give_up or self.backend.time() + self.patience
                 failures += 1
-                if self.backend.time() + delay > give_up:
+                left = give_up - self.backend.time() - delay
+                if left < 0:
                     raise
+            finally:
+                STEP_TIMEOUT.reset(token)
             await anyio.sleep(delay)
             self.check()
 
@@ -228,7 +238,7 @@ class Life:
         with anyio.CancelScope() as scope:
             self._waits.add(scope)
             try:
-                await self.patiently(lambda: self.store.changed(since, timeout))
+                await self.patiently(lambda: self.store.changed(since, timeout), waits=True)
             finally:
                 self._waits.discard(scope)
         self.check()
@@ -265,7 +275,7 @@ class Life:
             held = Held(task_of(lease), lease.epoch, self.store.now())
         except ValueError as error:
             log.error("the task %s is given up: %s", lease.record.id, error)  # noqa: TRY400 - it says all
-            await self._exchange(self._refusal(lease, "rejected", str(error)))
+            await self._exchange(self._refusal(lease, "undecodable", str(error)))
             return None, 0.0
         except BaseException:  # no memory, no stack left: nobody here can have it
             self._unheard.append(claim)

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from cuelight.errors import PoolClosed
+import anyio
+
+from cuelight.errors import PoolClosed, StoreUnavailable
 from cuelight.mailbox._backend import yield_now
 from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
+from cuelight.tasks._step_timeout import time_for_step
 from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Query, Record, Schedule, Size, Snapshot
 from cuelight.tasks._task import Limit
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["SQLiteStore"]
 
 _BUSY: Final = 10.0
+_SPARE: Final = 1.0
+"""Seconds that a transaction may take after it has the lock."""
 
 
 def _call(step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> Call:
@@ -106,7 +111,7 @@ class SQLiteStore:
                 writer, self._changes = None, Changes(self._poke)
             if writer is None or not writer.take(call):
                 self._writer = self._started(call)
-        await call.answer()
+        await self._answer(call)
 
     def _started(self, call: Call) -> Writer:
         from cuelight.tasks._sqlite_writer import Writer  # noqa: PLC0415 - as above
@@ -152,11 +157,25 @@ class SQLiteStore:
     async def _step(self, step: str, *args: Any, reads: bool = False) -> Any:
         call = _call(step, args, reads=reads)
         self._submit(call)
-        return await call.answer()
+        return await self._answer(call)
 
     def _submit(self, call: Call) -> None:
         if not self._running().take(call):
             raise PoolClosed(f"{self!r} is closed: open() it again")
+
+    async def _answer(self, call: Call) -> Any:
+        """The answer to a call, or an error when it has taken longer than the caller allows."""
+        seconds = time_for_step()
+        if seconds is None or seconds > self._busy_timeout + _SPARE:  # the writer gives up sooner
+            return await call.answer()
+        with anyio.move_on_after(seconds):
+            return await call.answer()
+        raise self._late(seconds)
+
+    def _late(self, seconds: float) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self!r}: there was no answer within {seconds:g} s: another process holds its lock, or the disk is slow"
+        )
 
     async def add(self, records: Sequence[Record], bound: Bound | None = None) -> list[Added]:
         added: list[Added] = await self._step("add", records, bound)
@@ -169,7 +188,10 @@ class SQLiteStore:
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
         call = _call("beat", (worker, leases, lease), reads=lease is None, blocking=True)
         self._submit(call)
-        beat: Beat = call.answer_blocking()
+        seconds = time_for_step()
+        if not call.wait_blocking(seconds):
+            raise self._late(seconds or 0.0)
+        beat: Beat = call.outcome()
         return beat
 
     async def save(

@@ -17,6 +17,7 @@ import msgspec
 from cuelight.tasks._rows import CANCELLED, COMPLETED, STATES, Gate, Lane, Row, Story
 from cuelight.tasks._sqlite_statements import (
     CLAIMED,
+    COUNT_OVER,
     DELETE,
     DUE,
     EXPIRED,
@@ -29,6 +30,7 @@ from cuelight.tasks._sqlite_statements import (
     LAST,
     MAKE_LAST,
     NEXT_DUE,
+    NOT_OVER,
     OVER,
     PARKED_TYPES,
     READY,
@@ -55,11 +57,15 @@ _decode_leases: Final = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 
 
 class SQLiteBook:
-    """See `Book`."""
+    """See `Book`.
+
+    Attributes:
+        stale: somebody has seen that there are results to forget; whoever sees to that clears it.
+    """
 
     def __init__(self, connection: sqlite3.Connection, queue: int) -> None:
         self.sizes = [0] * len(STATES)
-        self.paused = self.closed = self.changed = False
+        self.paused = self.closed = self.changed = self.stale = False
         self._connection = connection
         self._run = connection.execute
         self._queue = queue
@@ -122,10 +128,6 @@ class SQLiteBook:
             many(SAVE_GATE, [self._gate_values(gate) for gate in gates.values()])
 
     # Tasks
-
-    def taken(self, records: Sequence[Record]) -> dict[str, str]:
-        rows = self.rows([record.id for record in records])
-        return {task_id: row.record.nonce for task_id, row in rows.items()}
 
     def new(self, record: Record) -> Row:
         if self._sequence is None:
@@ -211,10 +213,10 @@ class SQLiteBook:
     def parked(self, types: Sequence[str]) -> list[Row]:
         return self._rows(PARKED_TYPES, self._queue, _json(types))
 
-    def find(self, query: Query) -> list[Row]:
+    def find(self, query: Query, now: float) -> list[Row]:
         # Where most tasks are in other states, an index leads to the few; all others are read in their order.
-        source, conditions, values = SELECT_ALL, ["queue = ?", "tasks.seq > ?"], list[Any]()
-        values += [self._queue, query.after]
+        source, conditions = SELECT_ALL, ["queue = ?", "tasks.seq > ?", NOT_OVER]
+        values: list[Any] = [self._queue, query.after, now]
         if query.state is not None:
             conditions.append(f"state = {STATES.index(query.state)}")
             if query.state == "in_flight":
@@ -232,6 +234,12 @@ class SQLiteBook:
                 values.append(value)
         where = " AND ".join(conditions)
         return self._rows(f"{source} {JOIN} WHERE {where} ORDER BY tasks.seq LIMIT ?", *values, query.limit)
+
+    def over(self, now: float) -> tuple[int, int]:
+        self.flush()
+        completed, cancelled = self._run(COUNT_OVER, (self._queue, now) * 2).fetchone()
+        self.stale = bool(completed or cancelled)
+        return completed, cancelled
 
     def next_due(self) -> float:
         self.flush()

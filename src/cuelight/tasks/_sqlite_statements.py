@@ -9,6 +9,7 @@ from typing import Final
 
 __all__ = [
     "CLAIMED",
+    "COUNT_OVER",
     "DELETE",
     "DUE",
     "EXPIRED",
@@ -21,6 +22,7 @@ __all__ = [
     "LAST",
     "MAKE_LAST",
     "NEXT_DUE",
+    "NOT_OVER",
     "OVER",
     "PARKED_TYPES",
     "READY",
@@ -65,6 +67,10 @@ FIRST_LANE: Final = """SELECT id, keys, waits_on, priority, deadline, turn, seq 
 GATES_DUE: Final = """SELECT key FROM gates WHERE queue = ? AND due IS NOT NULL AND due <= ? ORDER BY due LIMIT ?"""
 OVER: Final = """SELECT seq FROM tasks INDEXED BY tasks_due
     WHERE queue = ? AND state = ? AND due IS NOT NULL AND due < ? ORDER BY due LIMIT ?"""
+NOT_OVER: Final = "(state NOT IN (4, 5) OR due >= ?)"
+COUNT_OVER: Final = """SELECT
+    (SELECT count(*) FROM tasks INDEXED BY tasks_due WHERE queue = ? AND state = 4 AND due IS NOT NULL AND due < ?),
+    (SELECT count(*) FROM tasks INDEXED BY tasks_due WHERE queue = ? AND state = 5 AND due IS NOT NULL AND due < ?)"""
 DELETE: Final = (
     "DELETE FROM tasks WHERE seq = ?",
     "DELETE FROM bodies WHERE seq = ?",

@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from cuelight.errors import CuelightError, PoolClosed
+from cuelight._text import safe_str
+from cuelight.errors import CuelightError, PoolClosed, StoreRefused
 from cuelight.mailbox._backend import Backend, Waiter, current_backend
 from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
@@ -64,14 +65,16 @@ class Call:
         except BaseException:
             self.abandoned = True
             raise
-        return self._outcome()
+        return self.outcome()
 
-    def answer_blocking(self) -> Any:
-        """The same for a thread."""
-        self._woken.wait()  # type: ignore[union-attr]
-        return self._outcome()
+    def wait_blocking(self, timeout: float | None) -> bool:
+        """Wait in a thread until there is an answer; False if the time was over before."""
+        event: Any = self._woken
+        self.abandoned = not event.wait(timeout)
+        return not self.abandoned
 
-    def _outcome(self) -> Any:
+    def outcome(self) -> Any:
+        """The result or the error, once there is an answer."""
         if self.error is not None:
             raise self.error
         return self.result
@@ -255,10 +258,12 @@ class Writer:
             book.begin()
             now = self._clock()
             for call in calls:
+                if call.abandoned:  # while another process had the lock
+                    continue
                 book.changed = False
                 try:
                     call.result = getattr(steps, call.step)(now, *call.args)
-                except (CuelightError, ValueError) as error:
+                except (CuelightError, ValueError, TypeError) as error:
                     if book.changed:
                         raise
                     call.error = error  # refused, and nothing was written
@@ -271,6 +276,9 @@ class Writer:
             raise
         if changed:
             self._changes.notify()
+        if book.stale:  # a read has seen it, and must not write
+            book.stale = False
+            self._calls.put(Call("forget", blocking=True))
 
     def _end(self, error: Exception, closers: list[Call]) -> None:
         with self._lock:
@@ -292,9 +300,14 @@ class Writer:
 
 
 def _for_caller(error: Exception, path: str) -> Exception:
-    """What was wrong with the file is `StoreUnavailable`; what was wrong with the step stays as it is."""
-    if not isinstance(error, sqlite3.Error | _Busy) or isinstance(error, _WRONG_STEP):
+    """What was wrong with the file is `StoreUnavailable`, what SQLite does not take `StoreRefused` or `ValueError`."""
+    if isinstance(error, UnicodeEncodeError | OverflowError):
+        wrapped: Exception = ValueError(f"SQLiteStore({path!r}): a value cannot be stored: {safe_str(error)}")
+    elif isinstance(error, _WRONG_STEP):
+        wrapped = StoreRefused(f"SQLiteStore({path!r}): the step cannot be made: {safe_str(error)}")
+    elif isinstance(error, sqlite3.Error | _Busy):
+        wrapped = unavailable(error, path)
+    else:
         return error
-    wrapped = unavailable(error, path)
     wrapped.__cause__ = error
     return wrapped

@@ -8,7 +8,7 @@ The invariants, which `tests/tasks/stores/test_store_model.py` asserts in the sa
 1. A task is in exactly one state: pending, scheduled, in_flight, parked, completed, cancelled or dead_letter.
    A pending task may wait for one of its limits; it is pending all the same.
 2. A task that was added is never lost: it leaves the store only when its time to live is over after it was completed
-   or cancelled, or when its dead letter is purged.
+   or cancelled, or when its dead letter is purged. Once its time is over no step sees it any more.
 3. Each claim of a task raises its epoch by one. A step that carries another epoch than the task's, or for a task that
    is not in flight, is refused and changes nothing. The same step made again with the same epoch is accepted again
    and changes nothing: an answer may get lost.
@@ -22,7 +22,10 @@ The invariants, which `tests/tasks/stores/test_store_model.py` asserts in the sa
    A limit that is overridden holds for what starts after that; a task that costs more than the new burst starts when
    all before it is paid off.
 7. A task whose deadline has come is not claimed: it is dead-lettered as "expired".
-8. A task is dead-lettered when errors reach `max(1, max_retries)`, timeouts `max(1, max_timeouts)`, or crashes
+8. Whatever cannot be read costs only itself. A task of which a part cannot be read is a dead letter, "undecodable",
+   with what is left of it: the part that cannot be read is its payload or its result. Of a limit, what can be found is
+   found out again. Periodic work is shown with the spec "undecodable", and is due never.
+9. A task is dead-lettered when errors reach `max(1, max_retries)`, timeouts `max(1, max_timeouts)`, or crashes
    `max(1, max_crashes)` ("quarantined").
 """
 
@@ -123,8 +126,8 @@ class Finish(msgspec.Struct, frozen=True):
         epoch: of the lease.
         kind: "done" completes it. "error" and "timeout" count and are tried again after `delay`, or dead-lettered when
             the budget is spent. "crash" (its process died) likewise, at once. "rate_limited" and "released" count and
-            are tried again after `delay`, always. "rejected" dead-letters it at once. "cancelled" ends it as
-            cancelled. "unknown" parks it.
+            are tried again after `delay`, always. "rejected" dead-letters it at once, and so does "undecodable": its
+            payload cannot be read. "cancelled" ends it as cancelled. "unknown" parks it.
         result: for "done".
         delay: seconds before it is tried again.
         attempt: for the history, which keeps the last 20; None for "done" and "unknown". The store makes one of the
@@ -198,7 +201,8 @@ class Snapshot(msgspec.Struct, kw_only=True):
         sequence: its place among its like.
         worker: who has it, or had it last.
         due: when its delay or its lease ends, or when its result is forgotten, in seconds since the epoch.
-        reason: why it is a dead letter: "errors", "timeouts", "quarantined", "expired", "rejected" or "shed".
+        reason: why it is a dead letter: "errors", "timeouts", "quarantined", "expired", "rejected", "shed" or
+            "undecodable".
         ended: when it was completed, cancelled or dead-lettered, in seconds since the epoch; 0 before that.
         cancelling: somebody wants it cancelled.
     """
@@ -256,9 +260,12 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 class Store(Protocol):
     """Where the tasks of one queue are kept.
 
-    All methods may be called from any event loop of any thread once `open` has returned, and raise
+    All methods may be called from any event loop of any thread once `open` has returned. They raise
     `StoreUnavailable` when the outcome is unknown (the same call may be made again, see the nonces) and `PoolClosed`
     after `close`.
+
+    A caller may limit how long a step takes, see `_step_timeout.py`. A store that waits for something outside of this
+    process raises `StoreUnavailable` when that time is over.
     """
 
     durable: bool

@@ -109,8 +109,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """One attempt that did not succeed.
 
     Attributes:
-        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "cancelled" or "mismatch": the
-            arguments did not fit the function that the worker has.
+        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "undecodable", "cancelled" or
+            "mismatch": the arguments did not fit the function that the worker has.
         worker: who ran it.
         at: when it ended, in seconds since the epoch.
         elapsed: seconds that it ran.

@@ -34,8 +34,11 @@ KINDS: Final = (
     "rejected",
     "cancelled",
     "unknown",
+    "undecodable",
 )
+"""Scripts and files know them by their numbers: new ones come last."""
 CRASH: Final = "crash"
+_GIVEN_UP: Final = ("rejected", "undecodable")
 _RETRIED_ALWAYS: Final = ("rate_limited", "released")
 _COUNTED: Final = {
     "error": "errors",
@@ -87,8 +90,8 @@ def fate_of(row: Row, kind: str, delay: float, now: float) -> Fate:
         return Fate(COMPLETED)
     if row.cancelling or kind == "cancelled":
         return Fate(CANCELLED)
-    if kind == "rejected":
-        return Fate(DEAD_LETTER, reason="rejected")
+    if kind in _GIVEN_UP:
+        return Fate(DEAD_LETTER, reason=kind)
     if kind == "unknown":
         return Fate(PARKED)
     if kind not in _RETRIED_ALWAYS and _spent(row, kind):

@@ -160,11 +160,11 @@ class TaskWorker:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         ref, self._ref = self._ref, None
         scope, self._scope = self._scope, None
         if ref is None or scope is None:
-            return None
+            return
         self._leaving = True
         swallowed: bool | None = False
         try:
@@ -178,7 +178,6 @@ class TaskWorker:
             swallowed = scope.__exit__(kind, error, trace)
         if self._died is not None and (swallowed or error is None):
             raise self._died
-        return swallowed
 
     async def run(self) -> None:
         """Work until this is cancelled, or the queue's system ends. A checkpoint.

@@ -358,4 +358,4 @@ async def test_a_payload_that_no_queue_has_stored_is_given_up(
     assert found.task_id == "good"
     assert "odd is given up" in caplog.text
     letters = await queue.store.find(Query(state="dead_letter"))
-    assert [(letter.record.id, letter.reason) for letter in letters] == [("odd", "rejected")]
+    assert [(letter.record.id, letter.reason) for letter in letters] == [("odd", "undecodable")]

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight.errors import PoolClosed, StoreUnavailable
+from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.tasks import Claim, Record, SQLiteStore
 from cuelight.tasks import _sqlite_schema as schema
 
@@ -184,20 +184,20 @@ async def test_a_lock_that_is_never_released_ends_in_an_error(path: Path, store:
 async def test_a_call_that_fails_takes_no_other_with_it(path: Path, store: SQLiteStore) -> None:
     errors: list[BaseException] = []
 
-    async def add(name: str, priority: int) -> None:
+    async def add(name: str, payload: Any) -> None:
         try:
-            await store.add([Record(id=name, type="t", priority=priority)])
-        except OverflowError as error:
+            await store.add([Record(id=name, type="t", payload=payload)])
+        except StoreRefused as error:
             errors.append(error)
 
     with locked(path) as other:
         async with anyio.create_task_group() as group:
             group.start_soon(store.size)  # the writer now waits for the lock, and all that follow are one group
             for name in "abc":
-                group.start_soon(add, name, 2)
-            group.start_soon(add, "wrong", 2**80)
+                group.start_soon(add, name, b"")
+            group.start_soon(add, "wrong", "text")
             for name in "def":
-                group.start_soon(add, name, 2)
+                group.start_soon(add, name, b"")
             await anyio.wait_all_tasks_blocked()
             other.execute("ROLLBACK")
     assert len(errors) == 1

@@ -41,6 +41,7 @@ KINDS = st.sampled_from(
         "rate_limited",
         "released",
         "rejected",
+        "undecodable",
         "cancelled",
         "unknown",
     ]
@@ -196,6 +197,7 @@ class StoreMachine(RuleBasedStateMachine):
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.model.now = self.clock.now
+        self.model.forget_over()
 
     @rule(what=st.sampled_from(["cancel", "cancel", "replay", "replay", "edit", "purge", "save"]), back=RECENT)
     def handle_one(self, what: str, back: int) -> None:

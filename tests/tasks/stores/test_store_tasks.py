@@ -219,6 +219,19 @@ async def test_a_rejected_task_is_a_dead_letter_at_once(desk: Desk) -> None:
     assert (there.reason, there.history[-1].error) == ("rejected", "no")
 
 
+async def test_a_task_whose_payload_cannot_be_read_is_a_dead_letter_at_once(desk: Desk) -> None:
+    await desk.add("a", max_retries=9)
+    (lease,) = await desk.claim()
+    assert await desk.finish(lease, "undecodable", delay=9.0) == "dead_letter"
+    there = await desk.snapshot("a")
+    assert (there.reason, there.counts.errors, [attempt.kind for attempt in there.history]) == (
+        "undecodable",
+        0,
+        ["undecodable"],
+    )
+    assert await desk.finish(lease, "undecodable") == "dead_letter", "the answer may have been lost"
+
+
 async def test_a_task_of_unknown_type_is_parked_until_somebody_knows_it(desk: Desk) -> None:
     await desk.add("a", "c", type="new")
     await desk.add("b", type="other", priority=3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Used:
 
 
 @asynccontextmanager
-async def working(functions: Any, concurrency: int = 1, **options: Any) -> AsyncIterator[TaskQueue]:
+async def working(functions: Any, concurrency: int = 1, **options: Any) -> AsyncGenerator[TaskQueue]:
     async with open_queue() as queue, new_worker(queue, functions, concurrency=concurrency, **options) as worker:
         Used.queue, Used.worker = queue, worker
         yield queue
@@ -156,7 +156,7 @@ async def test_a_task_that_would_wait_for_itself_is_told_so_with_the_way() -> No
             await (await queue.send(myself)).result(100)
         one = await queue.send(each_other.with_options(task_id="one"), "two")
         two = await queue.send(each_other.with_options(task_id="two"), "one")
-        errors = []
+        errors: list[str] = []
         for handle in (one, two):
             with pytest.raises(TaskFailed) as raised:
                 await handle.result(100)
@@ -274,7 +274,7 @@ async def test_very_many_tasks_that_wait_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("cuelight.tasks._shift.MOST_RESTING", 3)
     async with working([nested]) as queue:
         assert await (await queue.send(nested, 3)).result(100) == 3
-        with pytest.raises(TaskFailed, match="3 tasks of .* do so already"):
+        with pytest.raises(TaskFailed, match=r"3 tasks of .* do so already"):
             await (await queue.send(nested, 4)).result(100)
 
 
@@ -312,15 +312,17 @@ def plain_holder() -> int:
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_plain_functions_that_wait_in_threads_give_up_their_threads_too(tmp_path: Path) -> None:
     PATH[:] = [tmp_path / "tasks.db"]
-    functions = [plain_inner, plain_outer, plain_book, plain_holder]
-    async with TaskQueue(SQLiteStore(PATH[0], synchronous="OFF")) as queue:
-        async with TaskWorker(queue, functions, threads=1) as worker:
-            handles = [await queue.send(plain_outer, 2) for _ in range(3)]
-            assert [await handle.result(60) for handle in handles] == [5, 5, 5]
-            with pytest.raises(TaskFailed, match=r"DeadlockError: .*lock 'of threads'.*the result of plain book"):
-                await (await queue.send(plain_holder)).result(60)
-            assert not blocked
-            assert worker._shift is not None
-            assert not worker._shift.resting
-            executors = worker._shift.executors
-            assert executors._permits.value - executors._owed == 1
+    functions: Any = [plain_inner, plain_outer, plain_book, plain_holder]
+    async with (
+        TaskQueue(SQLiteStore(PATH[0], synchronous="OFF")) as queue,
+        TaskWorker(queue, functions, threads=1) as worker,
+    ):
+        handles = [await queue.send(plain_outer, 2) for _ in range(3)]
+        assert [await handle.result(60) for handle in handles] == [5, 5, 5]
+        with pytest.raises(TaskFailed, match=r"DeadlockError: .*lock 'of threads'.*the result of plain book"):
+            await (await queue.send(plain_holder)).result(60)
+        assert not blocked
+        assert worker._shift is not None
+        assert not worker._shift.resting
+        executors = worker._shift.executors
+        assert executors._permits.value - executors._owed == 1

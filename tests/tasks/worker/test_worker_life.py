@@ -166,15 +166,14 @@ async def shielded(function: Any, *args: Any) -> None:
 
 
 async def test_the_end_of_the_system_ends_the_worker_first_and_then_the_queue() -> None:
-    gate = Gate()
-    async with anyio.create_task_group() as group, open_queue(shutdown_timeout=30) as queue:
-        store = queue.store
+    gate, store, workers = Gate(), loop_store(), list[TaskWorker]()
+    async with anyio.create_task_group() as group, open_queue(store, shutdown_timeout=30) as queue:
         await fill(queue, 3)
-        worker = new_worker(queue, {"gate": gate.pass_through}, concurrency=2)
-        group.start_soon(worker.run)
+        workers.append(new_worker(queue, {"gate": gate.pass_through}, concurrency=2))
+        group.start_soon(workers[0].run)
         await settle()
         gate.opened.set()
-    assert worker.stats().succeeded in {2, 3}
+    assert workers[0].stats().succeeded in {2, 3}
     await store.open()
     size = await store.size()
     assert (size.in_flight, size.completed + size.pending) == (0, 3)

@@ -25,7 +25,7 @@ from cuelight.redis._actors._directory import Directory
 from cuelight.redis._actors._membership import Membership
 from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
-from cuelight.redis._client import RedisClient, Server, publishing_command
+from cuelight.redis._client import RedisClient, Server, answer_time, publishing_command
 
 __all__ = ["NodeStatistics", "RedisNode"]
 
@@ -277,7 +277,8 @@ class RedisNode:
         deadline, pause = anyio.current_time() + timeout, 0.01
         while True:
             membership = self._member()
-            address, names = await membership.directory.resolve(name)
+            limit = answer_time(timeout, deadline - anyio.current_time())
+            address, names = await membership.directory.resolve(name, limit)
             if address is not None:
                 return membership.ref_at(address)
             left = deadline - anyio.current_time()

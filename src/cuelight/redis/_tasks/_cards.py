@@ -14,10 +14,21 @@ from typing import Any, Final
 
 import msgspec
 
+from cuelight._text import safe_str
 from cuelight.tasks import Attempt, Counts, Lease, Limit, Record, Schedule, Snapshot
-from cuelight.tasks._rows import STATES
+from cuelight.tasks._rows import DEAD_LETTER, STATES
 
-__all__ = ["Unreadable", "card_of", "leases_of", "limit_card", "schedule_of", "snapshots_of", "tag_of"]
+__all__ = [
+    "UNDECODABLE",
+    "Unreadable",
+    "card_of",
+    "leases_of",
+    "limit_card",
+    "schedule_of",
+    "shown",
+    "snapshots_of",
+    "tag_of",
+]
 
 _LENGTH: Final = struct.Struct(">I")
 _EXACT: Final = 2**53
@@ -54,7 +65,7 @@ class _Row(msgspec.Struct, array_like=True):
     unique: str | bool
     unique_for: float
     ttl: float
-    limits: Any
+    limits: msgspec.Raw
     created: float
     turn: float = 0.0
     tenant: str | bool = False
@@ -76,17 +87,25 @@ _decode_row: Final = msgspec.msgpack.Decoder(_Row).decode
 _decode_story: Final = msgspec.msgpack.Decoder(_Story).decode
 
 
+_BROKEN: Final = (msgspec.MsgspecError, struct.error, ValueError, OverflowError, RecursionError, IndexError)
+"""What decoders raise for bytes that nobody has written: deep nesting, too, and text that is no Unicode."""
+
+UNDECODABLE: Final = "undecodable"
+
+
 class Unreadable(Exception):
-    """The record of a task cannot be read.
+    """A part of a task cannot be read.
 
     Attributes:
-        id: the task.
-        epoch: of its last claim.
+        part: which: "row", "record" or "story" (what attempts have left behind).
+        row: the row of the task, as it is kept.
+        why: a sentence without the name of the task.
     """
 
-    def __init__(self, task_id: str, epoch: int) -> None:
-        super().__init__(f"the record of {task_id!r} in the store cannot be read")
-        self.id, self.epoch = task_id, epoch
+    def __init__(self, part: str, row: bytes, error: Exception) -> None:
+        what = "what its attempts left behind" if part == "story" else f"its {part} in the store"
+        self.part, self.row, self.why = part, row, f"{what} cannot be read ({safe_str(error, 200)})"
+        super().__init__(self.why)
 
 
 def tag_of(prefix: str, queue: str) -> str:
@@ -138,14 +157,32 @@ def card_of(record: Record, nonce: str) -> tuple[msgspec.Raw, bytes]:
     return card, b"".join((_LENGTH.pack(len(head)), head, record.payload))
 
 
-def _record_of(row: _Row, blob: bytes) -> Record:
+def _row_of(raw: bytes) -> _Row:
+    try:
+        return _decode_row(raw)
+    except _BROKEN as error:
+        raise Unreadable("row", raw, error) from error
+
+
+def _record_of(row: _Row, raw: bytes, blob: bytes) -> Record:
     try:
         end = _LENGTH.size + _LENGTH.unpack_from(blob)[0]
         record = _decode_record(blob[_LENGTH.size : end])
-    except (msgspec.MsgspecError, struct.error) as error:
-        raise Unreadable(row.id, row.epoch) from error
+    except _BROKEN as error:
+        raise Unreadable("record", raw, error) from error
+    if record.type != row.type:
+        raise Unreadable("row", raw, ValueError(f"its type is {row.type!r}, and that of its record {record.type!r}"))
     record.id, record.created, record.deadline, record.payload = row.id, row.created, row.deadline, blob[end:]
     return record
+
+
+def _story_of(row: _Row, raw: bytes, story: bytes) -> _Story:
+    if not row.has & STORY:
+        return _Story()
+    try:
+        return _decode_story(story)
+    except _BROKEN as error:
+        raise Unreadable("story", raw, error) from error
 
 
 def _counts(story: _Story) -> Counts:
@@ -154,47 +191,82 @@ def _counts(story: _Story) -> Counts:
 
 def leases_of(parts: Sequence[bytes]) -> Iterator[Lease | Unreadable]:
     """The leases in the reply to a claim, each as its row, record, story and checkpoint."""
-    for at in range(0, len(parts), 4):
-        row = _decode_row(parts[at])
+    for at in range(0, len(parts) - 3, 4):
+        raw = parts[at]
         try:
-            record = _record_of(row, parts[at + 1])
+            row = _row_of(raw)
+            record, story = _record_of(row, raw, parts[at + 1]), _story_of(row, raw, parts[at + 2])
         except Unreadable as error:
             yield error
             continue
-        counts = _counts(_decode_story(parts[at + 2])) if row.has & STORY else Counts()
-        yield Lease(record, row.epoch, row.due, counts, parts[at + 3] if row.has & CHECKPOINT else None)
+        yield Lease(record, row.epoch, row.due, _counts(story), parts[at + 3] if row.has & CHECKPOINT else None)
 
 
-def snapshots_of(parts: Sequence[bytes]) -> Iterator[Snapshot]:
-    """The tasks in a reply, each as its row, record, story, checkpoint, progress and result."""
-    for at in range(0, len(parts), 6):
-        row = _decode_row(parts[at])
-        story = _decode_story(parts[at + 2]) if row.has & STORY else _Story()
+def snapshots_of(parts: Sequence[bytes]) -> Iterator[Snapshot | Unreadable]:
+    """The tasks in a reply, each as its row, record, story, checkpoint, progress and result.
+
+    A dead letter is shown with what can be read of it: it says itself that the rest cannot.
+    """
+    for at in range(0, len(parts) - 5, 6):
         try:
-            record = _record_of(row, parts[at + 1])
-        except Unreadable:  # people should see that there is something
-            record = Record(id=row.id, type=row.type, created=row.created, payload=parts[at + 1])
-        yield Snapshot(
-            record=record,
-            state=STATES[row.state],
-            sequence=row.seq,
-            epoch=row.epoch,
-            worker=row.worker,
-            due=0.0 if row.due == inf else row.due,
-            reason=row.reason,
-            ended=row.ended,
-            cancelling=bool(row.cancelling),
-            counts=_counts(story),
-            history=story.history,
-            checkpoint=parts[at + 3] if row.has & CHECKPOINT else None,
-            progress=parts[at + 4] if row.has & PROGRESS else None,
-            result=parts[at + 5] if row.has & RESULT else None,
-        )
+            yield _snapshot_of(parts[at : at + 6])
+        except Unreadable as error:
+            yield error
 
 
-def schedule_of(name: str, spec: str, due: float, row: bytes, blob: bytes) -> Schedule:
-    """Periodic work; the nonce of its record is in the row alone, for what it makes has none."""
-    card = _decode_row(row)
-    record = _record_of(card, blob)
+def _snapshot_of(parts: Sequence[bytes]) -> Snapshot:
+    raw, blob = parts[:2]
+    row = _row_of(raw)
+    dead = row.state == DEAD_LETTER
+    try:
+        record = _record_of(row, raw, blob)
+    except Unreadable:
+        if not dead:
+            raise
+        record = Record(id=row.id, type=row.type, created=row.created, payload=blob)
+    try:
+        story = _story_of(row, raw, parts[2])
+    except Unreadable:
+        if not dead:
+            raise
+        story = _Story()
+    try:
+        state = STATES[row.state]
+    except IndexError as error:
+        raise Unreadable("row", raw, error) from error
+    return Snapshot(
+        record=record,
+        state=state,
+        sequence=row.seq,
+        epoch=row.epoch,
+        worker=row.worker,
+        due=0.0 if row.due == inf else row.due,
+        reason=row.reason,
+        ended=row.ended,
+        cancelling=bool(row.cancelling),
+        counts=_counts(story),
+        history=story.history,
+        checkpoint=parts[3] if row.has & CHECKPOINT else None,
+        progress=parts[4] if row.has & PROGRESS else None,
+        result=parts[5] if row.has & RESULT else None,
+    )
+
+
+def shown(unreadable: Unreadable) -> Snapshot:
+    """What people see of a task that is no dead letter yet though it cannot be read."""
+    record = Record(id="", type="", payload=unreadable.row)
+    return Snapshot(record=record, state="dead_letter", reason=UNDECODABLE, sequence=0, epoch=0, counts=Counts())
+
+
+def schedule_of(name: str, spec: str | bool, due: float, row: bytes, blob: bytes) -> Schedule:
+    """Periodic work; the nonce of its record is in the row alone, for what it makes has none.
+
+    What cannot be read is shown with the spec "undecodable", due never, and with all that there is for a payload.
+    """
+    try:
+        card = _row_of(row)
+        record = _record_of(card, row, blob)
+    except Unreadable:
+        return Schedule(name=name, spec=UNDECODABLE, due=inf, record=Record(id=name, type="", payload=blob))
     record.nonce = card.nonce
-    return Schedule(name=name, spec=spec, due=float(due), record=record)
+    return Schedule(name=name, spec=str(spec), due=float(due), record=record)

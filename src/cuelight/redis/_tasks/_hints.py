@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.tasks._changes import Changes
+from cuelight.tasks._step_timeout import time_for_step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -110,7 +112,11 @@ class Hints:
         self._stirs.notify()
 
     def _on_message(self, message: bytes) -> None:
-        version, stirred = map(int, message.split())
+        try:
+            version, stirred = map(int, message.split())
+        except ValueError:  # not by any step
+            self._notify()
+            return
         if version < self._seen[0]:
             self._notify()  # an old one, or the server has lost some: the next look will tell
         else:
@@ -129,12 +135,18 @@ class Hints:
             await yield_now()
             return
         hungry = self._hungry == since and self._read != since
-        ear = await self._listen(server, hungry=hungry)
+        # A server that is away takes longer to say so than the caller may want to wait.
+        with anyio.move_on_after(timeout):
+            ear = await self._listen(server, hungry=hungry)
+            await self._wait(ear, since, stirs, began + timeout, hungry=hungry)
+
+    async def _wait(self, ear: _Ear, since: int, stirs: int, until: float, *, hungry: bool) -> None:
+        began = loop_time()
         while self.version == since and not self._closed:
             looked = max(began, ear.looked)
             if loop_time() - looked >= LOOK or not (hungry or self._marked == self._seen[0]):
                 await self._look(ear, hungry=hungry)
-            left = began + timeout - loop_time()
+            left = until - loop_time()
             if left <= 0 or self.version != since:
                 break
             if hungry:
@@ -158,7 +170,11 @@ class Hints:
         async with ear.lock:
             if ear.subscription is not None:  # others have begun to wait meanwhile
                 return ear
-            subscription = await server.subscribe(self._channel, self._on_message, self._notify)
+            subscription: Subscription | None = None
+            with anyio.move_on_after(seconds := time_for_step()):
+                subscription = await server.subscribe(self._channel, self._on_message, self._notify)
+            if subscription is None:
+                raise StoreUnavailable(f"{server.name} did not begin to listen to {self._channel!r} in {seconds:g} s")
             try:
                 await self._look(ear, hungry=hungry)
             except BaseException:

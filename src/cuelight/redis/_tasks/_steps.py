@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from cuelight._text import safe_str
 from cuelight.errors import StoreRefused
 from cuelight.redis._client import Script
 from cuelight.redis._tasks._cards import tag_of
@@ -34,7 +35,8 @@ __all__ = [
     "reply_of",
 ]
 
-_PRELUDE: Final = ("book.lua", "rows.lua", "tenants.lua", "close.lua", "lanes.lua", "tasks.lua")
+_PRELUDE: Final = ("book.lua", "rows.lua", "tenants.lua", "lanes.lua", "tasks.lua")
+_END: Final = ("damage.lua", "reply.lua")
 
 
 _CONSTANTS: Final = re.compile(
@@ -59,7 +61,9 @@ def inlined(text: str) -> str:
 
 
 def _script(name: str) -> Script:
-    text = "\n".join(files("cuelight.redis._tasks").joinpath(part).read_text("utf-8") for part in (*_PRELUDE, name))
+    text = "\n".join(
+        files("cuelight.redis._tasks").joinpath(part).read_text("utf-8") for part in (*_PRELUDE, name, *_END)
+    )
     return Script(inlined(text), name.removesuffix(".lua"))
 
 
@@ -83,7 +87,7 @@ _KINDS: Final = {
 """The keys in the order of `book.lua`, and of which type each is."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder().decode
+_decode: Final = msgspec.msgpack.Decoder(tuple[float, int, int, Any]).decode
 
 
 class Call(NamedTuple):
@@ -140,9 +144,16 @@ def reply_of(raw: list[bytes], server: str, meta: str) -> Reply:
     """What came back.
 
     Raises:
-        StoreRefused: another version has written there, or a part of the queue is gone.
+        StoreRefused: another version has written there, a part of the queue is gone, or the answer cannot be read.
         PoolClosed: the queue takes no tasks.
     """
+    try:
+        return _reply_of(raw, server, meta)
+    except (msgspec.MsgspecError, ValueError, TypeError, IndexError, RecursionError) as error:
+        raise StoreRefused(f"{server}: its answer about {meta} cannot be read: {safe_str(error)}") from error
+
+
+def _reply_of(raw: list[bytes], server: str, meta: str) -> Reply:
     status = raw[0]
     if status == b"closed":
         raise queue_closed()
@@ -155,6 +166,11 @@ def reply_of(raw: list[bytes], server: str, meta: str) -> Reply:
         raise StoreRefused(
             f"{server}: {meta} is gone and tasks are there: the server has evicted it "
             "(set maxmemory-policy noeviction), or somebody has deleted it"
+        )
+    if status == b"damaged":
+        raise StoreRefused(
+            f"{server}: the field {raw[1].decode()!r} of {meta} is damaged, no queue has written that: set it to what "
+            "it was, or delete the field"
         )
     now, version, stirred, answer = _decode(raw[1])
     return Reply(now, version, stirred, answer, raw[2:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -13,18 +12,18 @@ import anyio
 import msgspec
 
 from cuelight._log import get_log
-from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
+from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.redis._client import RedisClient, publishing_command
 from cuelight.redis._tasks import _steps as steps
-from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, snapshots_of
+from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, shown, snapshots_of
 from cuelight.redis._tasks._hints import Hints
+from cuelight.redis._tasks._server_steps import Steps
 from cuelight.redis._tasks._steps import Call
 from cuelight.redis._tasks._together import Together
 from cuelight.tasks import (
     Added,
-    Attempt,
     Beat,
     Bound,
     Claim,
@@ -39,33 +38,37 @@ from cuelight.tasks import (
 )
 from cuelight.tasks._checks import (
     check_beat,
+    check_control,
     check_exchange,
+    check_ids,
     check_pause,
     check_query,
     check_record,
+    check_schedule,
     check_set_limit,
 )
-from cuelight.tasks._clock import SteadyClock
 from cuelight.tasks._rows import STATES
 from cuelight.tasks._transitions import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cuelight.redis._client import Argument, Server
+    from cuelight.redis._client import Server
 
 __all__ = ["RedisStore"]
 
 log = get_log("cuelight.tasks")
 
 _KIND: Final = {kind: number for number, kind in enumerate(KINDS)}
+_AT_ONCE: Final = 1000
+"""Tasks that one step of the server takes by their identifiers."""
 _LEAVING: Final = 1.0
 """Seconds that closing waits for the server."""
 _DRIFT: Final = 0.001
 """Seconds by which a reply that was under way for long may set back what we take for the time of the server."""
 
 
-class RedisStore:
+class RedisStore(Steps):
     """Keeps the tasks of one queue on a Redis (6.2 or newer) or Valkey server, for any number of processes.
 
     Each step is one script on the server, which takes effect wholly or not at all, by the clock of the server. A call
@@ -110,28 +113,10 @@ class RedisStore:
         Raises:
             ValueError: a name is empty, or the URL is none.
         """
-        for name, value in {"queue": queue, "prefix": prefix}.items():
-            if not value:
-                raise ValueError(f"RedisStore({name}={value!r}): give a name")
-        self._url = server if isinstance(server, str) else None
-        self._server: Server = RedisClient(server) if isinstance(server, str) else server
-        self._queue = queue
-        self._keys: list[Argument] = list(steps.keys_of(prefix, queue))
-        self._channel = steps.channel_of(prefix, queue)
-        self._clock = None if clock is None else SteadyClock(clock)
-        self._ahead = time.time() - time.monotonic()  # of our monotonic clock
-        self._publish = "PUBLISH"
+        super().__init__(server, queue, prefix, clock)
         self._hints = Hints(self._channel, self._arm)
-        self._is_open = False
         self._adds: WeakKeyDictionary[Any, Together] = WeakKeyDictionary()  # by loop
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
-
-    def __repr__(self) -> str:
-        return f"RedisStore({self._server.name!r}, queue={self._queue!r})"
-
-    def now(self) -> float:
-        """The clock of the server, in seconds since the epoch, as the last answers told it."""
-        return time.monotonic() + self._ahead if self._clock is None else self._clock()
 
     async def open(self) -> None:
         """Look whether the server is there, and what is kept is ours. A checkpoint.
@@ -140,9 +125,10 @@ class RedisStore:
             StoreRefused: a key is of another type, what is kept is of a newer version, or the server wants credentials.
             StoreUnavailable: the server cannot be reached.
         """
-        await steps.check_keys(self._server, self._keys)
-        self._publish = await publishing_command(self._server)
-        await self._send(Call(steps.ASK, ["size", False]))
+        with self._in_time("open"):
+            await steps.check_keys(self._server, self._keys)
+            self._publish = await publishing_command(self._server)
+            await self._send(Call(steps.ASK, ["size", False]))
         self._is_open = True
         self._hints.open()
 
@@ -168,26 +154,6 @@ class RedisStore:
 
     # How a step is made
 
-    def _check_open(self) -> None:
-        if not self._is_open:
-            raise PoolClosed(f"{self!r} is not open: await open() first, or again")
-
-    def _arguments(self, call: Call) -> list[Argument]:
-        now = "" if self._clock is None else repr(self._clock())
-        return steps.arguments_of(call, now, self._channel, self._publish)
-
-    def _took(self, raw: Any) -> steps.Reply:
-        reply = steps.reply_of(raw, self._server.name, str(self._keys[0]))
-        ahead = reply.now - time.monotonic()
-        known = (
-            self._is_open and abs(ahead - self._ahead) < 1.0
-        )  # else the clock was set, or is heard for the first time
-        self._ahead = max(ahead, self._ahead - _DRIFT) if known else ahead
-        return reply
-
-    async def _send(self, call: Call) -> steps.Reply:
-        return self._took(await self._server.run(call.script, self._keys, self._arguments(call)))
-
     async def _step(self, call: Call) -> steps.Reply:
         """A step after which its caller may wait for what comes."""
         self._check_open()
@@ -200,6 +166,10 @@ class RedisStore:
         """A step that answers the same when it is sent again."""
         nonce = f"{self._nonce}:{next(self._numbers)}"
         return (await self._step(Call(steps.CHANGE, [which, nonce, args], blobs))).answer
+
+    async def _each(self, which: str, ids: Sequence[str]) -> list[Any]:
+        """A step for many tasks, in several if they are very many: a server does nothing else meanwhile."""
+        return [await self._change(which, some) for some in _slices(ids)]
 
     async def _arm(self, kind: str, version: int, stirred: int) -> bool:
         reply = await self._send(Call(steps.ARM, [kind, version, stirred]))
@@ -262,17 +232,27 @@ class RedisStore:
             else:
                 exchange.leases.append(lease)
         if unreadable:
-            await self._reject(unreadable, claim.worker)
+            await self._condemn(unreadable)
         return exchange
 
-    async def _reject(self, unreadable: Sequence[Unreadable], worker: str) -> None:
+    async def _condemn(self, unreadable: Sequence[Unreadable]) -> None:
         """Dead-letter what nobody can run; the same claim made again would find it again."""
-        finishes: list[Finish] = []
         for one in unreadable:
-            log.error("%r: %s: it is a dead letter now", self, one)
-            attempt = Attempt("rejected", worker, self.now(), error=str(one))
-            finishes.append(Finish(one.id, one.epoch, "rejected", attempt=attempt))
-        await self.exchange(finishes)
+            log.error("%r: a task is a dead letter now, %s", self, one)
+        parts, whys = [one.part for one in unreadable], [one.why for one in unreadable]
+        await self._change("condemn", parts, whys, blobs=[one.row for one in unreadable])
+
+    async def _snapshots(self, call: Call) -> tuple[list[Snapshot], Any]:
+        """The tasks in the answer to a question, and what else it says. What cannot be read is a dead letter first."""
+        reply = await self._step(call)
+        found = list(snapshots_of(reply.parts))
+        unreadable = [one for one in found if isinstance(one, Unreadable)]
+        if unreadable:
+            await self._condemn(unreadable)
+            reply = await self._step(call)
+            found = list(snapshots_of(reply.parts))
+        snapshots = [one if isinstance(one, Snapshot) else shown(one) for one in found]
+        return snapshots, reply.answer
 
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
         self._check_open()
@@ -281,7 +261,7 @@ class RedisStore:
         for pair in leases:
             asked.extend(pair)
         call = Call(steps.BEAT, asked)
-        reply = self._took(self._server.run_blocking(call.script, self._keys, self._arguments(call)))
+        reply = self._send_blocking(call)
         self._hints.saw(reply, claimed=True)
         answer = Beat([], [])
         for pair, state in zip(leases, reply.answer, strict=True):
@@ -300,7 +280,8 @@ class RedisStore:
     # What people do
 
     async def cancel(self, ids: Sequence[str]) -> list[str]:
-        return list(await self._change("cancel", list(ids)))
+        answers: list[list[str]] = await self._each("cancel", ids)
+        return [outcome for some in answers for outcome in some]
 
     async def unpark(self, types: Sequence[str]) -> int:
         number = after = 0
@@ -310,6 +291,8 @@ class RedisStore:
         return number
 
     async def control(self, *, paused: bool | None = None, closed: bool | None = None) -> None:
+        self._check_open()
+        check_control(paused, closed)
         await self._change("control", *(-1 if wanted is None else int(wanted) for wanted in (paused, closed)))
 
     async def set_limit(self, limit: Limit | None, key: str) -> None:
@@ -324,7 +307,7 @@ class RedisStore:
 
     async def put_schedule(self, schedule: Schedule) -> None:
         self._check_open()
-        check_record(schedule.record)
+        check_schedule(schedule)
         record = schedule.record
         card, _ = card_of(record, record.nonce)
         blob = card_of(_without_nonce(record), "")[1]
@@ -345,9 +328,12 @@ class RedisStore:
         return bool(await self._change("fire", name, due, next_due))
 
     async def get(self, ids: Sequence[str]) -> list[Snapshot | None]:
-        reply = await self._step(Call(steps.ASK, ["get", list(ids)]))
-        found = snapshots_of(reply.parts)
-        return [next(found) if there else None for there in reply.answer]
+        snapshots: list[Snapshot | None] = []
+        for some in _slices(ids):
+            found, answer = await self._snapshots(Call(steps.ASK, ["get", some]))
+            rest = iter(found)
+            snapshots.extend(next(rest) if there else None for there in answer)
+        return snapshots
 
     async def size(self) -> Size:
         sizes, paused, closed = (await self._step(Call(steps.ASK, ["size", False]))).answer
@@ -365,19 +351,20 @@ class RedisStore:
             for name in ("type", "reason", "ended_before"):
                 if getattr(query, name) is not None:
                     asked[name] = getattr(query, name)
-            reply = await self._step(Call(steps.ASK, ["find", asked]))
-            found.extend(snapshots_of(reply.parts))
-            after = reply.answer
+            some, after = await self._snapshots(Call(steps.ASK, ["find", asked]))
+            found.extend(some)
         return found
 
     async def replay(self, ids: Sequence[str]) -> list[bool]:
-        return list(await self._change("replay", list(ids)))
+        answers: list[list[bool]] = await self._each("replay", ids)
+        return [outcome for some in answers for outcome in some]
 
     async def edit(self, task_id: str, payload: bytes) -> bool:
         return bool(await self._change("edit", task_id, blobs=[payload]))
 
     async def purge(self, ids: Sequence[str]) -> int:
-        return int(await self._change("purge", list(ids)))
+        answers: list[int] = await self._each("purge", ids)
+        return sum(answers)
 
     def version(self) -> int:
         return self._hints.version
@@ -389,6 +376,11 @@ class RedisStore:
         except StoreUnavailable:
             if self._is_open:
                 raise
+
+
+def _slices(ids: Sequence[str]) -> list[list[str]]:
+    check_ids(ids)
+    return [list(ids[at : at + _AT_ONCE]) for at in range(0, max(1, len(ids)), _AT_ONCE)]
 
 
 def _states(outcomes: Sequence[int]) -> list[str]:

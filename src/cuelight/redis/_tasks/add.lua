@@ -2,11 +2,12 @@
 -- `ended`; most is -1 for no bound. Bytes: the record of each. Answer: pairs of an outcome and an id.
 
 local asked = unpacked(ARGV[4])
-if meta.closed == 1 then
+if meta.closed ~= 0 then
   return {'closed', ''}
 end
 
-local answer, waiting, bound = {}, 0, asked[2]
+local waiting, bound = 0, asked[2]
+answer = {}
 if bound >= 0 then
   waiting = count(READY) + count(DELAYED) + count(PARKS)
 end
@@ -36,7 +37,7 @@ local function keep_order()
 end
 
 local function last_waiting()
-  while true do
+  for _ = 1, MOST_DROPPED do
     write_zset(WAITS)
     local member = redis.call('ZREVRANGE', WAITS, 0, 0)[1]
     local row = member and row_of(string.sub(member, PLACE + 1))
@@ -66,12 +67,14 @@ end
 
 local function outcome_of(row, blob)
   local there = row_of(row[ID])
-  if there then
+  if broken[row[ID]] then
+    return 'duplicate', row[ID] -- of one that cannot be read
+  elseif there then
     return (row[NONCE] ~= '' and row[NONCE] == there[NONCE]) and 'added' or 'duplicate', row[ID]
   end
-  local holder = row[UNIQUE] and holder_of(row[UNIQUE])
-  if holder and holder[2] > now then
-    return 'duplicate', holder[1]
+  local holder = row[UNIQUE] and held_by(row[UNIQUE])
+  if holder then
+    return 'duplicate', holder
   end
   if not room_for(row) then
     return 'full', row[ID]
@@ -94,5 +97,3 @@ load(ids)
 for index, row in ipairs(asked[1]) do
   answer[2 * index - 1], answer[2 * index] = outcome_of(row, ARGV[4 + index])
 end
-close_step()
-return {'', head(answer)}

@@ -20,9 +20,13 @@ end
 function questions.size()
   local sizes = {}
   for index, key in ipairs({READY, DELAYED, PARKS, LEASES, DONE, CANCELS, DEAD}) do
-    sizes[index] = redis.call('ZCARD', key)
+    if key == DONE or key == CANCELS then
+      sizes[index] = redis.call('ZCOUNT', key, exact(now), '+inf') -- without those whose time to live is over
+    else
+      sizes[index] = redis.call('ZCARD', key)
+    end
   end
-  return {sizes, meta.paused == 1, meta.closed == 1}
+  return {sizes, meta.paused ~= 0, meta.closed ~= 0}
 end
 
 local function of_index(query, after)
@@ -37,19 +41,22 @@ local function of_index(query, after)
   elseif query.state ~= PARKED and query.state ~= DEAD_LETTER then
     key = SEQUENCES
   end
-  local ids = redis.call('ZRANGEBYSCORE', key, '(' .. exact(after), '+inf', 'LIMIT', 0, LOOKED_AT)
+  local found = redis.call('ZRANGEBYSCORE', key, '(' .. exact(after), '+inf', 'WITHSCORES', 'LIMIT', 0, LOOKED_AT)
+  local ids, last = {}, after
+  for index = 1, #found, 2 do
+    ids[#ids + 1], last = found[index], tonumber(found[index + 1])
+  end
   load(ids)
-  return ids, #ids < LOOKED_AT
+  return ids, #ids < LOOKED_AT, last
 end
 
 -- A query, its state a number or -1 -> where to go on; -1 if all were seen.
 function questions.find(query)
-  local ids, seen_all = of_index(query, query.after)
-  local found, last = {}, query.after
+  local ids, seen_all, last = of_index(query, query.after)
+  local found = {}
   for _, id in ipairs(ids) do
     local row = cache[id]
     if row and row[SEQ] > query.after then
-      last = row[SEQ]
       if (query.state < 0 or row[STATE] == query.state)
         and (not query.type or row[TYPE] == query.type)
         and (not query.reason or row[REASON] == query.reason)
@@ -64,23 +71,38 @@ function questions.find(query)
   return seen_all and -1 or last, found
 end
 
--- For each its name, spec and due time; behind the reply: row and record of each.
+-- For each its name, spec and due time; behind the reply: row and record of each. The spec of one that cannot be read is
+-- false, and its record all that there is.
 function questions.schedules()
   local answer, rest = {}, {}
   local there = redis.call('HGETALL', SCHEDULES)
   for index = 1, #there, 2 do
-    local kept = unpacked(there[index + 1])
-    answer[#answer + 1] = {there[index], kept[1], kept[2]}
-    rest[#rest + 1] = pack(kept[3])
-    rest[#rest + 1] = kept[4]
+    local name, raw = there[index], there[index + 1]
+    local readable, kept = pcall(unpacked, raw)
+    if readable and type(kept) == 'table' and type(kept[1]) == 'string' and readable_name(kept[1]) == kept[1]
+      and type(kept[2]) == 'number' and type(kept[3]) == 'table' and type(kept[4]) == 'string' then
+      answer[#answer + 1] = {name, kept[1], kept[2]}
+      rest[#rest + 1] = pack(kept[3])
+      rest[#rest + 1] = kept[4]
+    else
+      local readable_name = readable_name(name)
+      if readable_name ~= name then
+        put(SCHEDULES, name, false)
+        put(SCHEDULES, readable_name, raw)
+      end
+      answer[#answer + 1] = {readable_name, false, 0}
+      rest[#rest + 1] = ''
+      rest[#rest + 1] = raw
+    end
   end
   return answer, nil, rest
 end
 
-local answer, found, rest = questions[asked[1]](asked[2])
-close_step()
-local reply = {'', head(answer)}
-for _, value in ipairs(rest or {}) do
-  reply[#reply + 1] = value
+kinds = ALL
+
+-- Again when what cannot be read has become a dead letter, so that it is seen.
+function again()
+  answer, shown, rest = questions[asked[1]](asked[2])
 end
-return reply_with(reply, found or {}, ALL)
+
+again()

@@ -2,7 +2,8 @@
 -- each lease 0 if it is held, 1 if somebody wants the task cancelled, 2 if it is lost.
 
 local asked = unpacked(ARGV[4])
-local worker, seconds, ids, answer = asked[1], asked[2], {}, {}
+local worker, seconds, ids = asked[1], asked[2], {}
+answer = {}
 for index = 3, #asked, 2 do
   ids[#ids + 1] = asked[index]
 end
@@ -24,5 +25,3 @@ for index, id in ipairs(ids) do
   end
 end
 changed = sooner or stirs
-close_step()
-return {'', head(answer)}

@@ -4,7 +4,8 @@
 --   1 meta       hash  format, sequence, lanes: counters; version, stirred: how often anything has changed, and how often
 --                      something may have become claimable; time: the latest that a step has seen; hungry, watched:
 --                      somebody waits to be told; paused, closed, sheds; overrides: how many; resting: its keys have
---                      a time to live; rested: when that began last; floor, top: see `tenants.lua`
+--                      a time to live; rested: when that began last; floor, top: see `tenants.lua`; checked, cursor:
+--                      when the parts were compared last, and how far they were gone through, see `damage.lua`
 --   2 rows       hash  id -> a task as an array, see the names below; elements behind them are kept as they are
 --   3 blobs      hash  "b"id -> record, "s"id -> story, "c"id -> checkpoint, "p"id -> progress, "r"id -> result
 --   4 side       hash  "g"key -> limit, "i"number -> lane, "k"keys -> number of a lane, "u"key -> holder of a unique
@@ -28,9 +29,10 @@
 -- ARGV: 1 the time in seconds since the epoch, "" for the time of the server; 2 the channel for hints, 3 the command
 -- that publishes; 4 the arguments of the step (msgpack), then what is bytes in them.
 --
--- Reply: "" and a head (msgpack: now, version, stirred, answer), then what is bytes; or a word that says what is wrong.
+-- Reply: "" and a head (msgpack: now, version, stirred, answer), then what is bytes; or a word that says what is wrong
+-- with the whole queue, and which part of it. What is wrong with a part costs that part, see `damage.lua`.
 --
--- 1. Nothing is written before `close_step`, but where an order must be read that the same step has changed; and
+-- 1. Nothing is written before the end of a step, `reply.lua`, but where an order must be read that the same step has changed; and
 --    what a step may refuse it refuses before it changes anything: a script takes nothing back.
 -- 2. A task is in `rows`, in `sequences`, and in the one zset of its state.
 
@@ -45,6 +47,11 @@ local TURNS, GATES, ENDS, TENANTS = KEYS[16], KEYS[17], KEYS[18], KEYS[19]
 local FORMAT = 1
 local QUIET, THROTTLE, AGES = 86400, 60, 3000000000 -- seconds; what is kept for ages is kept for ever
 local INF = 1/0
+local EXACT = 9007199254740992 -- whole numbers below this are exact
+local GO_ON = 1 -- for `checked`: the parts are to be gone through at once
+local LATEST = 40000000000000 -- seconds since the epoch: what claims to be later is no time
+local LANES = 90000000000000 -- more than there will be
+local STEPS = 100 -- more than there are ways in which an attempt is settled, see `tasks.lua`
 local ID, SEQ, STATE, EPOCH, DUE, WORKER, SETTLED, STEP, ENDED, REASON = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 local CANCELLING, LANE, HAS, TYPE, NONCE, PRIORITY, DEADLINE, RETRIES, TIMEOUTS = 11, 12, 13, 14, 15, 16, 17, 18, 19
 local CRASHES, UNIQUE, UNIQUE_FOR, TTL, LIMITS, CREATED = 20, 21, 22, 23, 24, 25
@@ -64,18 +71,34 @@ end
 
 -- Meta
 
-local meta, meta_fresh = {}, {}
+local meta_fresh, meta = {}, { -- made at its full size, which is faster
+  format = 0, sequence = 0, lanes = 0, version = 0, stirred = 0, hungry = 0, watched = 0, paused = 0, closed = 0, sheds = 0,
+  overrides = 0, resting = 0, time = 0, rested = 0, floor = 0, top = 0,
+}
 do
-  local names = {
-    'format', 'sequence', 'lanes', 'version', 'stirred', 'time', 'hungry', 'watched', 'paused', 'closed', 'sheds',
-    'overrides', 'resting', 'rested', 'floor', 'top',
+  local names = { -- the whole numbers, then the others
+    'format', 'sequence', 'lanes', 'version', 'stirred', 'hungry', 'watched', 'paused', 'closed', 'sheds', 'overrides',
+    'resting', 'time', 'rested', 'floor', 'top',
   }
-  for index, value in ipairs(redis.call('HMGET', META, unpack(names))) do
-    meta[names[index]] = tonumber(value or 0)
+  local values, sum, damaged = redis.call('HMGET', META, unpack(names)), 0, false
+  for index = 1, 16 do
+    if values[index] then
+      local number = tonumber(values[index]) or -1
+      meta[names[index]], sum = number, sum + number
+      damaged = damaged or number < 0 or (index < 13 and number % 1 ~= 0)
+    end
   end
-end
-if meta.format > FORMAT then
-  return {'future', exact(meta.format)}
+  if meta.format > FORMAT then
+    return {'future', exact(meta.format)}
+  end
+  if damaged or not (sum < EXACT) or meta.lanes >= LANES then
+    for index, name in ipairs(names) do
+      local number = tonumber(values[index] or 0) or -1
+      if not (0 <= number and number < EXACT) or (index < 13 and number % 1 ~= 0) or (name == 'lanes' and number >= LANES) then
+        return {'damaged', name}
+      end
+    end
+  end
 end
 if meta.format < FORMAT and redis.call('EXISTS', ROWS, READY, SEQUENCES) > 0 then
   return {'broken', ''}

@@ -95,9 +95,19 @@ end
 
 -- A schedule is {spec, due, row, record, due that was fired last}.
 
+local function unpacked_schedule(raw)
+  local kept = unpacked(raw)
+  return '' <= kept[1] and -LATEST < kept[2] and kept[2] < LATEST and '' <= kept[3][ID] and 0 <= kept[3][ENDED]
+    and -LATEST < kept[3][DUE] and (not kept[3][UNIQUE] or '' <= kept[3][UNIQUE]) and '' <= kept[4] and kept
+end
+
+-- nil if there is none, or it cannot be read.
 local function schedule_named(name)
   local raw = read(SCHEDULES, name)
-  return raw and unpacked(raw)
+  if raw then
+    local readable, kept = pcall(unpacked_schedule, raw)
+    return readable and kept or nil
+  end
 end
 
 function changes.put_schedule(name, spec, due_at, row)
@@ -110,7 +120,7 @@ function changes.put_schedule(name, spec, due_at, row)
 end
 
 function changes.remove_schedule(name)
-  if not schedule_named(name) then
+  if not read(SCHEDULES, name) then
     return false
   end
   put(SCHEDULES, name, false)
@@ -122,16 +132,20 @@ function changes.fire(name, due_at, next_due)
   local there = schedule_named(name)
   if not there or there[2] ~= due_at then
     return false
-  elseif meta.closed == 1 then
+  elseif meta.closed ~= 0 then
     return nil
   end
   local row, delay = there[3], there[3][ENDED]
   row[ID], row[NONCE], row[CREATED] = string.format('%s@%.3f', row[ID], due_at), '', now
-  local holder = row[UNIQUE] and holder_of(row[UNIQUE])
-  if not row_of(row[ID]) and not (holder and holder[2] > now) then
+  if not row_of(row[ID]) and not (row[UNIQUE] and held_by(row[UNIQUE])) then
     row[ENDED] = 0
     if delay > 0 then
       row[DUE] = (row[DUE] ~= 0 and row[DUE] or now) + delay
+    end
+    row[SEQ], row[STATE] = 1, PENDING
+    local readable, is_sound = pcall(sound, row, row[ID])
+    if not (readable and is_sound) then
+      return false
     end
     insert(row, there[4])
   end
@@ -147,7 +161,8 @@ local function replay(row)
   end
   row[REASON], row[ENDED] = '', 0
   if bit.band(row[HAS], STORY) > 0 then
-    keep_blob(row, 's', STORY, pack({0, 0, 0, 0, 0, story_of(row)[6]}))
+    local story = story_of(row)
+    keep_blob(row, 's', STORY, story and pack({0, 0, 0, 0, 0, story[6]}))
   end
   keep_blob(row, 'p', PROGRESS, nil)
   if row[DEADLINE] <= now then
@@ -155,8 +170,7 @@ local function replay(row)
     row[TURN] = math.min(row[TURN] or 0, virtual_of(row))
   end
   if row[UNIQUE] and row[UNIQUE_FOR] < 0 then
-    local holder = holder_of(row[UNIQUE])
-    if not holder or holder[2] <= now then
+    if not held_by(row[UNIQUE]) then
       hold(row[UNIQUE], row[ID], INF)
     end
   end
@@ -195,23 +209,42 @@ function changes.purge(ids)
   return number
 end
 
+-- Tasks that the client cannot read, behind this their rows; each with what it cannot read, "row", "record" or "story", and
+-- why. One whose row is another one by now is left alone.
+function changes.condemn(parts, whys)
+  for index, part in ipairs(parts) do
+    local raw = ARGV[4 + index]
+    local readable, id = pcall(function()
+      local id = unpacked(raw)[ID]
+      local stored = redis.call('HGET', ROWS, id)
+      return (stored == raw or pack(unpacked(stored)) == raw) and id
+    end)
+    local row = readable and id and row_of(id)
+    if row and part == 'row' then
+      cache[id] = false
+      broken[#broken + 1] = {'row', id, raw, whys[index]}
+    elseif row and row[STATE] ~= DEAD_LETTER then
+      give_up(row, whys[index], part == 'story' and read(BLOBS, 's' .. id))
+    end
+  end
+  return true
+end
+
 -- Nobody uses the queue here any more.
 function changes.leave()
   return true
 end
 
-if nonce ~= '' then
-  local before_this = answered(nonce)
-  if before_this then
-    return {'', head(before_this[1])}
+local before_this = nonce ~= '' and answered(nonce)
+if before_this then
+  answer = before_this[1]
+else
+  answer = changes[asked[1]](unpack(asked[3], 1, 4))
+  if answer == nil then
+    return {'closed', ''}
   end
+  if nonce ~= '' then
+    remember(nonce, answer)
+  end
+  tidy = asked[1] == 'save' and 'idle' or 'now'
 end
-local answer = changes[asked[1]](unpack(asked[3], 1, 4))
-if answer == nil then
-  return {'closed', ''}
-end
-if nonce ~= '' then
-  remember(nonce, answer)
-end
-close_step(nil, asked[1] == 'save' and 'idle' or 'now')
-return {'', head(answer)}

@@ -22,6 +22,10 @@ local function settled(finish)
     attempt = {kind = NAMES[kind], worker = row[WORKER], at = now}
   end
   local story = tell(row, kind, attempt)
+  if story == false then
+    give_up(row)
+    return row[STATE]
+  end
   local state, ends, reason = fate_of(row, kind, finish[4], story)
   if state == COMPLETED or state == CANCELLED then
     keep_blob(row, 'c', CHECKPOINT, nil)
@@ -54,24 +58,29 @@ end
 
 local function forget()
   for _, key in ipairs({DONE, CANCELS}) do
-    for _, id in ipairs(due(key, SWEEP, '(')) do
-      zdrop(key, id)
-      forget_task(id)
+    local ids = due(key, SWEEP, '(')
+    load(ids) -- which removes them
+    for _, id in ipairs(ids) do
+      if cache[id] or not forgotten[id] then
+        stray(key, id, id)
+      end
     end
   end
   for _, field in ipairs(due(ENDS, 2 * SWEEP, '(')) do
     zdrop(ENDS, field)
-    put(SIDE, field, false)
+    if string.find(field, '^[ucn]') then
+      put(SIDE, field, false)
+    end
   end
 end
 
 -- Whether something may be left.
 local function sweep()
-  local most = sweep_tasks(LEASES, function(row) return row[STATE] == IN_FLIGHT end, crash)
-  most = math.max(most, sweep_tasks(DELAYED, function(row) return row[STATE] == SCHEDULED end, function(row)
+  local most = sweep_tasks(LEASES, function(row) return row[STATE] == IN_FLIGHT and row[DUE] <= now end, crash)
+  most = math.max(most, sweep_tasks(DELAYED, function(row) return row[STATE] == SCHEDULED and row[DUE] <= now end, function(row)
     shift(row, PENDING)
   end))
-  most = math.max(most, sweep_tasks(DEADLINES, function(row) return row[STATE] < IN_FLIGHT end, expire))
+  most = math.max(most, sweep_tasks(DEADLINES, function(row) return row[STATE] < IN_FLIGHT and row[DEADLINE] <= now end, expire))
   local opened = due(GATES, SWEEP)
   for _, key in ipairs(opened) do
     settle(key)
@@ -86,7 +95,7 @@ local in_vain, plain, next_plain, more = 0, {}, 1, true
 
 -- The next pending task without limits. Those before it are pending no more.
 local function next_row(most)
-  while true do
+  for _ = 1, 2 * MOST_LEASES + MOST_DROPPED do
     if next_plain > #plain then
       if not more then
         return nil
@@ -133,6 +142,10 @@ local function give_first(lane)
   if not row then -- its tasks are gone: not by any step
     drop_lane(lane)
     return false
+  end
+  if lane[HEAD][4] ~= row[SEQ] then -- as above
+    lane[HEAD] = head_of(row)
+    save_lane(lane)
   end
   if row[DEADLINE] > now then
     if refused(lane, row) then
@@ -200,10 +213,17 @@ local function give_again(pairs_given)
   keep_claim()
 end
 
+-- What an earlier claim with this nonce was given.
+local function given_before()
+  local raw = read(SIDE, 'c' .. claim[2])
+  local readable, there = pcall(unpacked, raw or '')
+  return raw and readable and type(there) == 'table' and there or nil
+end
+
 local function serve()
-  local before_this = read(SIDE, 'c' .. claim[2])
+  local before_this = given_before()
   if before_this then
-    give_again(unpacked(before_this))
+    give_again(before_this)
     return next_due()
   end
   local unfinished, most = sweep(), math.min(claim[3], MOST_LEASES)
@@ -229,6 +249,19 @@ end
 if claim then
   wake_at = serve()
 end
-close_step(hungry and 'hungry' or nil, hungry and #given == 0 and 'idle' or nil)
+answer, shown, kinds = {outcomes, wake_at, hungry}, given, {'b', 's', 'c'}
+wanting, tidy = hungry and 'hungry' or nil, hungry and #given == 0 and 'idle' or nil
 
-return reply_with({'', head({outcomes, wake_at, hungry})}, given, {'b', 's', 'c'})
+-- A claim that finds nothing looks for damage, once a minute. There may be something to claim when it has found some.
+if hungry and #given == 0 and #finishes == 0 then
+  local checked = tonumber(redis.call('HGET', META, 'checked') or now) or 0
+  checks = not (checked <= now and now < checked + THROTTLE)
+  if checked == now then
+    set('checked', now)
+  end
+end
+if claim then
+  function again()
+    answer, wanting, tidy = {outcomes, now, false}, nil, nil
+  end
+end

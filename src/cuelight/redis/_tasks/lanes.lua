@@ -8,27 +8,38 @@
 --
 -- A limit of a task is {key, max_concurrent, rate, per, burst, cost}, false for what is not limited.
 
-local OVERRIDE, NUMBER, HEAD = 4, 1, 4 -- of a gate; of a lane
-local gate_of, save_gate, lane_of, drop_lane, first_lane, first_in, settle, left, entered, refused, start, ended,
-  pause_limit
+local RUNNING, OVERRIDE, NUMBER, HEAD = 1, 4, 1, 4 -- of a gate; of a lane
+local MOST_DROPPED = 1000 -- members without tasks: whatever is there, no step goes on for ever
+local gate_of, save_gate, lane_of, lane_numbered, drop_lane, save_lane, first_lane, first_in, settle, left, entered, refused,
+  start, ended, pause_limit
+local gates = {} -- by key
 
 do
   local KEY, MOST, RATE, PER, BURST, COST = 1, 2, 3, 4, 5, 6
 
   -- Gates: {running, tat, closed, override, waiting, due}; due is -1 for never.
 
-  local RUNNING, TAT, SHUT, WAITING, LOOK = 1, 2, 3, 5, 6
-  local gates = {}
+  local TAT, SHUT, WAITING, LOOK = 2, 3, 5, 6
 
   function gate_of(key)
     local gate = gates[key]
     if not gate then
       local raw = read(SIDE, 'g' .. key)
-      local readable, there = pcall(unpacked, raw or '')
-      if not (raw and readable and type(there) == 'table') then
-        there = {0, 0, 0, false, false, -1}
+      if raw then
+        local readable, there = pcall(function()
+          local gate = unpacked(raw)
+          return 0 <= gate[RUNNING] and gate[RUNNING] < EXACT and -LATEST < gate[TAT] and gate[TAT] < LATEST
+            and -LATEST < gate[SHUT] and gate[SHUT] < LATEST and -2 < gate[LOOK] and gate[LOOK] <= INF
+            and (not gate[OVERRIDE] or sound_limit(gate[OVERRIDE])) and gate
+        end)
+        gate = readable and there
+        if not gate then -- nothing is started until it was made again
+          gate = {0, 0, INF, false, false, -1}
+          broken[#broken + 1] = {'gate', key}
+        end
+      else
+        gate = {0, 0, 0, false, false, -1}
       end
-      gate = there
       gates[key] = gate
     end
     return gate
@@ -91,10 +102,10 @@ do
     return turn_prefix(lane[WAITS_ON]) .. place_at(head[1], head[2], head[3], head[4]) .. string.format('%.0f', lane[NUMBER])
   end
 
-  -- The first task in a lane. A member without its task is dropped.
+  -- The first task in a lane. A member without its task is dropped. The next claim goes on when there are very many.
   function first_in(number)
     local prefix = lane_prefix(number)
-    while true do
+    for _ = 1, MOST_DROPPED do
       write_zset(READY)
       local found = redis.call('ZRANGEBYLEX', READY, '[' .. prefix .. '0', '(' .. prefix .. '2', 'LIMIT', 0, 1)[1]
       if not found then
@@ -117,7 +128,7 @@ do
     return keys
   end
 
-  local function save_lane(lane)
+  function save_lane(lane)
     local number, turn = lane[NUMBER], turn_of(lane)
     if turns[number] and turns[number] ~= turn then
       zdrop(TURNS, turns[number])
@@ -128,11 +139,16 @@ do
   end
 
   -- nil if there is none. One that cannot be read is made again of its first task.
-  local function lane_numbered(number)
+  function lane_numbered(number)
     local lane = lanes[number]
-    if not lane then
-      local readable, there = pcall(unpacked, read(SIDE, string.format('i%.0f', number)) or '')
-      if readable and type(there) == 'table' and there[NUMBER] == number then
+    if not lane and number % 1 == 0 and 0 < number and number < LANES then
+      local readable, there = pcall(function()
+        local lane = unpacked(read(SIDE, string.format('i%.0f', number)))
+        local head = lane[HEAD]
+        return lane[NUMBER] == number and joined(lane[LIMIT_KEYS]) ~= '' and '' <= lane[WAITS_ON]
+          and (not head or -INF <= head[1] and -INF <= head[2] and 0 <= head[3] and 0 <= head[4]) and lane
+      end)
+      if readable and there then
         lane = there
         turns[number] = lane[HEAD] and turn_of(lane)
       else
@@ -150,7 +166,14 @@ do
   function lane_of(row)
     local keys = keys_of(row)
     local name = 'k' .. joined(keys)
-    local lane = lane_numbered(tonumber(read(SIDE, name) or 0))
+    local number = tonumber(read(SIDE, name) or 0) or 0
+    local lane = lanes[number]
+    if not lane then
+      lane = lane_numbered(number)
+      if lane and 'k' .. joined(lane[LIMIT_KEYS]) ~= name then -- that of others: not by any step
+        lane = nil
+      end
+    end
     if not lane then
       set('lanes', meta.lanes + 1)
       lane = {meta.lanes, keys, '', false}
@@ -172,13 +195,13 @@ do
 
   function first_lane(waits_on)
     local prefix = turn_prefix(waits_on)
-    while true do
+    for _ = 1, MOST_DROPPED do
       write_zset(TURNS)
       local turn = redis.call('ZRANGEBYLEX', TURNS, '[' .. prefix .. '0', '(' .. prefix .. '2', 'LIMIT', 0, 1)[1]
       if not turn then
         return nil
       end
-      local lane = lane_numbered(tonumber(string.sub(turn, #prefix + PLACE + 1)))
+      local lane = lane_numbered(tonumber(string.sub(turn, #prefix + PLACE + 1)) or 0)
       if lane and turns[lane[NUMBER]] == turn then
         return lane
       end
@@ -187,8 +210,6 @@ do
   end
 
   -- What happens to them
-
-
 
   local function settle_all(lane)
     for _, key in ipairs(lane[LIMIT_KEYS]) do
@@ -214,6 +235,9 @@ do
 
   -- Ask the first lane that waits on a limit for work if the limit admits its first task, or note when to.
   settle = function(key)
+    if key == '' then -- no limit has this key, and no lane waits on it: not by any step
+      return drop_gate(key)
+    end
     local gate, lane, first = gate_of(key), first_lane(key), nil
     if lane then
       first = first_in(lane[NUMBER])
@@ -238,6 +262,11 @@ do
         if limit[KEY] == key then
           own = limit
         end
+      end
+      if not own then -- the lane waits for what is none of its limits: not by any step
+        lane[WAITS_ON] = ''
+        save_lane(lane)
+        return settle(key)
       end
       gate[WAITING], stirs = true, true
       local at = opens(gate, own)
@@ -290,7 +319,7 @@ do
   function ended(row)
     for _, limit in ipairs(row[LIMITS]) do
       local gate = gate_of(limit[KEY])
-      gate[RUNNING] = gate[RUNNING] - 1
+      gate[RUNNING] = math.max(0, gate[RUNNING] - 1)
       save_gate(limit[KEY], gate)
       settle(limit[KEY])
     end

@@ -1,12 +1,62 @@
 -- Tasks
 
 local cache, dirty, forgotten = {}, {}, {}
-local condemn, stray -- of tasks that cannot be read, see `tasks.lua`
+local remove -- forget a task that is over
+local broken = {} -- what was found to be damaged, in a list, and the ids of tasks that cannot be read; see `damage.lua`
 
--- Whether it is one: what is not damaged as a whole is not damaged.
+-- A member of a zset whose task is not where the member says.
+local function stray(key, member, id)
+  zdrop(key, member)
+  broken[#broken + 1] = {'stray', key, id}
+end
+
+-- A limit of a task, or what overrides it. As all that begins with `sound` it is called protected, because it raises for
+-- what has another type: Lua compares only numbers with numbers and strings with strings.
+local function sound_limit(limit)
+  local most, rate, burst = limit[2], limit[3], limit[5]
+  return '' < limit[1] and (not most or 0 < most) and (not rate or 0 < rate) and 0 < limit[4]
+    and (not burst or 0 < burst) and 0 <= limit[6]
+end
+
+-- Whether a row is one that a step may have written, as far as scripts look at it; the rest is the client's business. Each
+-- look costs all tasks: one comparison for each field, and one for the sum of those that are not negative.
 local function sound(row, id)
-  return type(row) == 'table' and row[ID] == id and type(row[SEQ]) == 'number' and type(row[TTL]) == 'number'
-    and HOME[row[STATE]] ~= nil
+  local state, due, turn, limits = row[STATE], row[DUE], row[TURN] or 0, row[LIMITS]
+  local seq, epoch, lane, has, priority, ended = row[SEQ], row[EPOCH], row[LANE], row[HAS], row[PRIORITY], row[ENDED]
+  if not (row[ID] == id and HOME[state] and 0 < seq and 0 <= epoch and 0 <= lane and 0 <= has and 0 <= turn
+    and seq + epoch + has + turn < EXACT and lane < LANES and seq % 1 == 0 and lane % 1 == 0 and 0 <= row[STEP]
+    and row[STEP] < STEPS and -LATEST < due and (due < LATEST or state > IN_FLIGHT) and -LATEST < ended
+    and ended < LATEST and -EXACT < priority and priority < EXACT and row[DEADLINE] <= INF and row[RETRIES] < EXACT
+    and row[TIMEOUTS] < EXACT and row[CRASHES] < EXACT and 0 <= row[TTL]
+    and (not row[UNIQUE] or '' <= row[UNIQUE] and row[UNIQUE_FOR] <= INF)) then
+    return false
+  end
+  if limits == false then
+    return row[LANE] == 0
+  end
+  for index = 1, #limits do
+    if not sound_limit(limits[index]) then
+      return false
+    end
+  end
+  return 0 < #limits and (0 < row[LANE]) == (state == PENDING)
+end
+
+-- Raises if one of them cannot be read.
+local function take(found, ids, first)
+  for index = 1, #found do
+    local raw, id = found[index], ids[first + index - 1]
+    if raw and not cache[id] then
+      local row = unpacked(raw)
+      if not sound(row, id) then
+        error('')
+      end
+      cache[id] = row
+      if row[STATE] > IN_FLIGHT and row[STATE] ~= DEAD_LETTER and row[DUE] < now then
+        remove(row) -- its time to live is over
+      end
+    end
+  end
 end
 
 local function load(ids)
@@ -18,16 +68,12 @@ local function load(ids)
     end
   end
   for first = 1, #wanted, 1000 do
-    local last = math.min(first + 999, #wanted)
-    local found = redis.call('HMGET', ROWS, unpack(wanted, first, last))
-    for index = first, last do
-      local raw, id = found[index - first + 1], wanted[index]
-      if raw then
-        local readable, row = pcall(unpacked, raw)
-        if readable and sound(row, id) then
-          cache[id] = row
-        else
-          condemn(id, 'its row in the store cannot be read')
+    local found = redis.call('HMGET', ROWS, unpack(wanted, first, math.min(first + 999, #wanted)))
+    if not pcall(take, found, wanted, first) then -- one by one
+      for index, raw in ipairs(found) do
+        local id = wanted[first + index - 1]
+        if raw and not forgotten[id] and not pcall(take, {raw}, {id}, 1) then
+          broken[#broken + 1], broken[id] = {'row', id, raw}, true
         end
       end
     end
@@ -98,15 +144,21 @@ local function forget_task(id)
   end
 end
 
+-- What attempts have left behind: five counts, and the last attempts. nil if it cannot be read.
 local function story_of(row)
   if bit.band(row[HAS], STORY) == 0 then
     return {0, 0, 0, 0, 0, {}}
   end
-  local readable, story = pcall(unpacked, read(BLOBS, 's' .. row[ID]))
-  if readable and type(story) == 'table' and type(story[6]) == 'table' then
-    return story
-  end
-  return {0, 0, 0, 0, 0, {{kind = 'crash', at = now, error = 'its story in the store cannot be read'}}}
+  local readable, story = pcall(function()
+    local story = unpacked(read(BLOBS, 's' .. row[ID]))
+    for index = 1, 5 do
+      if not (0 <= story[index] and story[index] < EXACT) then
+        return nil
+      end
+    end
+    return #story[6] >= 0 and type(story[6]) == 'table' and story
+  end)
+  return readable and story or nil
 end
 
 local function keep_blob(row, kind, flag, value)

@@ -2,22 +2,56 @@
 
 local KINDS = 7 -- states, in the number that says how an attempt was settled
 local NAMES = {
-  [0] = 'done', 'error', 'timeout', 'crash', 'rate_limited', 'released', 'rejected', 'cancelled', 'unknown',
+  [0] = 'done', 'error', 'timeout', 'crash', 'rate_limited', 'released', 'rejected', 'cancelled', 'unknown', 'undecodable',
 }
-local IS_DONE, IS_CRASH, IS_RATE_LIMITED, IS_REJECTED, IS_CANCELLED, IS_UNKNOWN = 0, 3, 4, 6, 7, 8
-local holder_of, hold, shift, apply, expire, tell, fate_of, crash, insert, remove, answered, remember
+local IS_DONE, IS_CRASH, IS_RATE_LIMITED, IS_REJECTED, IS_CANCELLED, IS_UNKNOWN, IS_UNDECODABLE = 0, 3, 4, 6, 7, 8, 9
+local readable_name, holder_of, held_by, hold, shift, apply, expire, tell, fate_of, give_up, crash, insert, answered, remember
 
 do
   local COUNTED = {[1] = 1, [2] = 2, [3] = 3, [4] = 4, [5] = 5} -- kind -> which count of a story
   local SPENT = {[1] = {RETRIES, 'errors'}, [2] = {TIMEOUTS, 'timeouts'}, [3] = {CRASHES, 'quarantined'}}
   local HISTORY = 20
 
+  -- A name for what has one that is no valid UTF-8, which the client cannot read.
+  function readable_name(name)
+    if not string.find(name, '[\128-\255]') then
+      return name
+    end
+    local left = name
+    for _, sequence in ipairs({
+      '[\240][\144-\191][\128-\191][\128-\191]', '[\241-\243][\128-\191][\128-\191][\128-\191]',
+      '[\244][\128-\143][\128-\191][\128-\191]', '[\224][\160-\191][\128-\191]', '[\225-\236\238\239][\128-\191][\128-\191]',
+      '[\237][\128-\159][\128-\191]', '[\194-\223][\128-\191]',
+    }) do
+      left = string.gsub(left, sequence, 'x')
+    end
+    if not string.find(left, '[\128-\255]') then
+      return name
+    end
+    return 'undecodable-' .. string.gsub(name, '.', function(byte) return string.format('%02x', string.byte(byte)) end)
+  end
+
   -- Unique keys: {id, until}
 
   function holder_of(key)
     local raw = read(SIDE, 'u' .. key)
-    local readable, holder = pcall(unpacked, raw or '')
-    return raw and readable and type(holder) == 'table' and holder or nil
+    if raw then
+      local readable, holder = pcall(function()
+        local holder = unpacked(raw)
+        return '' <= holder[1] and (holder[2] < LATEST or holder[2] == INF) and holder
+      end)
+      return readable and holder or nil
+    end
+  end
+
+  -- The task that holds a key now: until it is over, or for a time.
+  function held_by(key)
+    local holder = holder_of(key)
+    if holder and holder[2] == INF then
+      local row = row_of(holder[1])
+      return row and row[STATE] <= IN_FLIGHT and row[UNIQUE] == key and holder[1] or nil
+    end
+    return holder and holder[2] > now and readable_name(holder[1]) or nil
   end
 
   function hold(key, id, ends)
@@ -75,12 +109,15 @@ do
     apply(row, DEAD_LETTER, 0, 'expired')
   end
 
-  -- One more attempt that did not succeed.
+  -- One more attempt that did not succeed. False if those before cannot be read.
   function tell(row, kind, attempt)
     if not attempt and not COUNTED[kind] then
       return
     end
     local story = story_of(row)
+    if not story then
+      return false
+    end
     if COUNTED[kind] then
       story[COUNTED[kind]] = story[COUNTED[kind]] + 1
     end
@@ -103,6 +140,8 @@ do
       return CANCELLED, 0
     elseif kind == IS_REJECTED then
       return DEAD_LETTER, 0, 'rejected'
+    elseif kind == IS_UNDECODABLE then
+      return DEAD_LETTER, 0, 'undecodable'
     elseif kind == IS_UNKNOWN then
       return PARKED, 0
     end
@@ -115,9 +154,23 @@ do
     return SCHEDULED, now + delay
   end
 
+  -- A task of which a part cannot be read, `raw`, is a dead letter. Of whose attempts nothing is known may have failed any
+  -- number of times.
+  function give_up(row, why, raw)
+    local attempt = {kind = 'undecodable', worker = row[WORKER], at = now, error = why or 'its attempts cannot be read'}
+    keep_blob(row, 'r', RESULT, raw or (not why and read(BLOBS, 's' .. row[ID])) or nil)
+    keep_blob(row, 's', STORY, pack({0, 0, 0, 0, 0, {attempt}}))
+    apply(row, DEAD_LETTER, 0, 'undecodable')
+  end
+
   function crash(row)
     local attempt = {kind = 'crash', worker = row[WORKER], at = now, elapsed = 0, error = 'the lease ran out'}
-    apply(row, fate_of(row, IS_CRASH, 0, tell(row, IS_CRASH, attempt)))
+    local story = tell(row, IS_CRASH, attempt)
+    if story then
+      apply(row, fate_of(row, IS_CRASH, 0, story))
+    else
+      give_up(row)
+    end
   end
 
   function insert(row, blob)
@@ -149,54 +202,20 @@ do
     forget_task(row[ID])
   end
 
-  -- A task whose row cannot be read is a dead letter from now on, by its name and with what is left of it: its record,
-  -- and its limits, of which it may have held a place. Its epoch is above all that were given before.
-  condemn = function(id, why)
-    local blob = read(BLOBS, 'b' .. id)
-    local readable, record = pcall(function()
-      return unpacked(string.sub(blob, 5, 4 + struct.unpack('>I4', blob)))
-    end)
-    record = readable and type(record) == 'table' and record or {}
-    local held = redis.call('ZSCORE', LEASES, id)
-    for _, key in ipairs({DELAYED, LEASES, PARKS, DEAD, DONE, CANCELS, DEADLINES}) do
-      zdrop(key, id)
-    end
-    local row = {
-      id, tonumber(redis.call('ZSCORE', SEQUENCES, id) or next_sequence()), DEAD_LETTER, math.floor(now), 0, '', 0, 0, now,
-      'rejected', 0, 0, 0, record.type or '', '', 2, INF, 3, 3, 3, false, -1, 3600, false, now,
-    }
-    cache[id] = row
-    zput(SEQUENCES, id, row[SEQ])
-    enter(row)
-    keep_blob(row, 's', STORY, pack({0, 0, 0, 0, 0, {{kind = 'rejected', at = now, error = why}}}))
-    save(row)
-    if held then
-      local limits = {}
-      for index, limit in ipairs(type(record.limits) == 'table' and record.limits or {}) do
-        limits[index] = {limit.key}
-      end
-      ended({[LIMITS] = limits})
-    end
-  end
-
-  -- A member of a zset whose task is not where the member says. Drops it; what has lost only its row is condemned.
-  function stray(key, member, id)
-    zdrop(key, member)
-    if not cache[id] and read(BLOBS, 'b' .. id) then
-      condemn(id, 'its row in the store is gone')
-    end
-  end
-
   -- Steps whose answers would be others if they were made again remember what they have answered.
 
   function answered(nonce)
     local raw = read(SIDE, 'n' .. nonce)
-    if raw then
-      return unpacked(raw)
-    end
+    local readable, there = pcall(unpacked, raw or '')
+    return raw and readable and type(there) == 'table' and there or nil
   end
 
   function remember(nonce, answer)
     keep_until('n' .. nonce, pack({answer}), now + 60)
   end
 end
+
+-- What the script will answer, see `reply.lua`.
+
+local answer, shown, kinds, rest, wanting, tidy = nil, {}, {}, {}, nil, nil
+local checks, again = false, nil -- whether to look for damage; what to do when some was found and seen to

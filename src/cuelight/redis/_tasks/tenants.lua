@@ -17,8 +17,14 @@ do
 
   local function load_lines()
     if not lines then
-      local readable, there = pcall(unpacked, shared() and read(SIDE, 't') or '')
-      lines = readable and type(there) == 'table' and there or {}
+      local readable, there = pcall(function()
+        local there = unpacked(shared() and read(SIDE, 't') or '')
+        for line, virtual in pairs(there) do
+          there[line] = '' <= line and 0 <= virtual and virtual < EXACT and virtual or nil
+        end
+        return there
+      end)
+      lines = readable and there or {}
     end
   end
 
@@ -29,7 +35,8 @@ do
 
   local function end_of(member)
     local fresh = scores[TENANTS] and scores[TENANTS][member]
-    return fresh or tonumber(redis.call('ZSCORE', TENANTS, member) or 0)
+    local ends = fresh or tonumber(redis.call('ZSCORE', TENANTS, member) or 0)
+    return ends < EXACT and ends or 0
   end
 
   function turn_of_new(row)

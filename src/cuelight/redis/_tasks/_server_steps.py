@@ -1,0 +1,117 @@
+"""How the steps of a store reach its server, in what time, and by which clock."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from redis.exceptions import DataError, RedisError
+
+from cuelight._text import safe_str
+from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
+from cuelight.redis._client import RedisClient
+from cuelight.redis._tasks import _steps as steps
+from cuelight.tasks._clock import SteadyClock
+from cuelight.tasks._step_timeout import time_for_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from cuelight.redis._client import Argument, Server
+    from cuelight.redis._tasks._steps import Call
+
+__all__ = ["Steps"]
+
+_DRIFT: Final = 0.001
+"""Seconds by which a reply that was under way for long may set back what we take for the time of the server."""
+
+
+class Steps:
+    """The part of a store that knows the server and the keys."""
+
+    def __init__(self, server: Server | str, queue: str, prefix: str, clock: Callable[[], float] | None) -> None:
+        for name, value in {"queue": queue, "prefix": prefix}.items():
+            if not value:
+                raise ValueError(f"RedisStore({name}={value!r}): give a name")
+        self._url = server if isinstance(server, str) else None
+        self._server: Server = RedisClient(server) if isinstance(server, str) else server
+        self._own_timeout = _timeout_of(self._server)
+        self._queue = queue
+        self._keys: list[Argument] = list(steps.keys_of(prefix, queue))
+        self._channel = steps.channel_of(prefix, queue)
+        self._clock = None if clock is None else SteadyClock(clock)
+        self._ahead = time.time() - time.monotonic()  # of our monotonic clock
+        self._publish = "PUBLISH"
+        self._is_open = False
+
+    def __repr__(self) -> str:
+        return f"RedisStore({self._server.name!r}, queue={self._queue!r})"
+
+    def now(self) -> float:
+        """The clock of the server, in seconds since the epoch, as the last answers told it."""
+        return time.monotonic() + self._ahead if self._clock is None else self._clock()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise PoolClosed(f"{self!r} is not open: await open() first, or again")
+
+    def _arguments(self, call: Call) -> list[Argument]:
+        now = "" if self._clock is None else repr(self._clock())
+        return steps.arguments_of(call, now, self._channel, self._publish)
+
+    def _took(self, raw: Any) -> steps.Reply:
+        reply = steps.reply_of(raw, self._server.name, str(self._keys[0]))
+        ahead = reply.now - time.monotonic()
+        known = (
+            self._is_open and abs(ahead - self._ahead) < 1.0
+        )  # else the clock was set, or is heard for the first time
+        self._ahead = max(ahead, self._ahead - _DRIFT) if known else ahead
+        return reply
+
+    async def _send(self, call: Call) -> steps.Reply:
+        arguments, seconds = self._arguments(call), time_for_step()
+        try:
+            if seconds is None or seconds >= self._own_timeout:
+                return self._took(await self._server.run(call.script, self._keys, arguments))
+            with self._in_time(call.script.name):
+                return self._took(await self._server.run(call.script, self._keys, arguments))
+        except RedisError as error:
+            raise self._failed(call, error) from error
+        except StoreRefused as error:
+            if "WRONGTYPE" in str(error):
+                await steps.check_keys(self._server, self._keys)  # says which
+            raise
+
+    def _send_blocking(self, call: Call) -> steps.Reply:
+        arguments = self._arguments(call)
+        try:
+            return self._took(self._server.run_blocking(call.script, self._keys, arguments))
+        except RedisError as error:
+            raise self._failed(call, error) from error
+
+    def _failed(self, call: Call, error: RedisError) -> Exception:
+        """The error for what could not be sent, or what the server could not run to its end."""
+        if isinstance(error, DataError):
+            return TypeError(f"{self!r}: the step {call.script.name!r} cannot be sent: {safe_str(error)}")
+        return StoreRefused(f"{self!r}: the step {call.script.name!r} failed on the server: {safe_str(error)}")
+
+    @contextmanager
+    def _in_time(self, step: str) -> Generator[None]:
+        """Let what is done in the block take no longer than the caller of the step allows.
+
+        Raises:
+            StoreUnavailable: it would have.
+        """
+        seconds = time_for_step()
+        with anyio.move_on_after(seconds) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise StoreUnavailable(f"{self!r}: there was no answer to {step!r} within {seconds:g} s")
+
+
+def _timeout_of(server: Server) -> float:
+    """Seconds after which a call of a server fails by itself; 0 if that is not known."""
+    settings = server._settings if isinstance(server, RedisClient) else None
+    return 0.0 if settings is None else settings.timeout + settings.connect_timeout

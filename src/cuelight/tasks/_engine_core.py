@@ -1,0 +1,75 @@
+"""What moves a task in a store, over a book that keeps its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cuelight.tasks._book import Book
+from cuelight.tasks._lanes import Lanes
+from cuelight.tasks._rows import CANCELLED, COMPLETED, DEAD_LETTER, IN_FLIGHT, PENDING, Row
+from cuelight.tasks._transitions import Fate
+
+__all__ = ["EngineCore", "is_over"]
+
+
+class EngineCore:
+    """The part of an engine that all steps are made of."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self.lanes = Lanes(book)
+
+    def shift(self, row: Row, state: int, now: float, due: float | None = None) -> None:
+        """Bring a task into another state, with all that follows for its limits and its unique key."""
+        book, old, lane_left = self.book, row.state, row.lane
+        book.sizes[old] -= 1
+        book.sizes[state] += 1
+        row.state, row.due, row.lane = state, due, 0
+        limits = row.record.limits
+        if limits and state == PENDING:
+            lane = self.lanes.lane_of(row)
+            row.lane = lane.id
+            book.save(row)
+            self.lanes.entered(lane, row, now)
+        else:
+            book.save(row)
+        if lane_left > 0 and old == PENDING:
+            self.lanes.left(lane_left, row, now)
+        if limits and old == IN_FLIGHT:
+            self.lanes.ended(row, now)
+
+    def apply(self, row: Row, fate: Fate, now: float) -> None:
+        """Let a task have its fate."""
+        if fate.state <= IN_FLIGHT:
+            self.shift(row, fate.state, now, fate.due or None)
+            return
+        row.ended, row.reason, row.cancelling = now, fate.reason, False
+        if row.record.unique is not None and row.record.unique_for is None:
+            self.book.let_go(row.record.unique, row.record.id)
+        self.shift(row, fate.state, now, None if fate.state == DEAD_LETTER else now + row.record.result_ttl)
+
+    def expire(self, row: Row, now: float) -> None:
+        """Its deadline has passed before it was started."""
+        self.apply(row, Fate(DEAD_LETTER, reason="expired"), now)
+
+    def remove(self, row: Row) -> None:
+        """Forget a task that is over."""
+        self.book.sizes[row.state] -= 1
+        self.book.delete(row)
+
+    def known(self, ids: Sequence[str], now: float, *, payload: bool = False) -> dict[str, Row]:
+        """Tasks by their ids, without those whose time to live is over: they wait only for somebody to remove them."""
+        rows = self.book.rows(ids, payload=payload)
+        return {task_id: row for task_id, row in rows.items() if not is_over(row, now)}
+
+    def remove_over(self, ids: Sequence[str], now: float) -> dict[str, Row]:
+        """The same, and remove those for good."""
+        rows = self.book.rows(ids)
+        for task_id in [task_id for task_id, row in rows.items() if is_over(row, now)]:
+            self.remove(rows.pop(task_id))
+        return rows
+
+
+def is_over(row: Row, now: float) -> bool:
+    """Whether the time to live of a result has ended."""
+    return row.state in (COMPLETED, CANCELLED) and row.due is not None and row.due < now

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from math import inf
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
@@ -28,6 +29,9 @@ __all__ = ["QueueBase", "WhenFull"]
 
 WhenFull = Literal["wait", "reject", "shed_lowest"]
 """What `enqueue` does when the queue is full: wait for room, raise `QueueFull`, or give up the least urgent task."""
+
+
+_IN_OTHER_THREADS = "make another TaskQueue over the same store for this one, with `async with` in a loop and with `with` in blocking code"
 
 
 class _Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +94,7 @@ class QueueBase:
         Raises:
             ValueError: a value makes no sense; the message says which.
             SystemClosed: the system does not run.
+            RuntimeError: the system lives in the loop of another thread.
         """
         self._options = _Options(
             max_length=max_length,
@@ -113,6 +118,11 @@ class QueueBase:
         if not system._open:
             raise SystemClosed(
                 f"the system {system.name!r} is not running: make the queue inside its `async with` block"
+            )
+        if get_ident() != system.thread:
+            raise RuntimeError(
+                f"the system {system.name!r} lives in the event loop of another thread, so the task queue "
+                f"{self.name!r} cannot be made here: {_IN_OTHER_THREADS}"
             )
         options = self._options
         life = Life(
@@ -139,6 +149,15 @@ class QueueBase:
             )
         return self._state
 
+    def _here(self) -> tuple[ActorSystem, Ref[Any], Life, Watch]:
+        """The same, in the thread to which it all belongs."""
+        state = self._opened()
+        if get_ident() != state[2].thread:
+            raise RuntimeError(
+                f"the task queue {self.name!r} lives in the event loop of another thread: {_IN_OTHER_THREADS}"
+            )
+        return state
+
     @property
     def system(self) -> ActorSystem:
         """The system that it lives in.
@@ -154,8 +173,9 @@ class QueueBase:
 
         Raises:
             PoolClosed: it is not open.
+            RuntimeError: this is not the thread of its loop.
         """
-        return self._opened()[2]
+        return self._here()[2]
 
     @property
     def watch(self) -> Watch:
@@ -163,8 +183,9 @@ class QueueBase:
 
         Raises:
             PoolClosed: it is not open.
+            RuntimeError: this is not the thread of its loop.
         """
-        return self._opened()[3]
+        return self._here()[3]
 
     async def ready(self) -> None:
         """Wait until the store is open. All methods do so by themselves. A checkpoint only before that.

@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
@@ -97,6 +98,7 @@ class Life:
     ) -> None:
         self.store, self.name, self.lease, self.patience = store, name, lease, patience
         self.backend = current_backend()
+        self.thread = get_ident()
         self.worker = f"{name}:{uuid4().hex}"
         self.held: dict[str, Held] = {}
         self.line = Line(self.backend.waiter)  # of producers that wait for room

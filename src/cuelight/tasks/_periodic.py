@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
-from cuelight._text import safe_str
+from cuelight._text import safe_repr, safe_str
 
 __all__ = ["cron_spec", "due_after_change", "every_spec", "is_same_period", "latest_due", "next_due", "shifted"]
 
@@ -59,7 +59,10 @@ def every_spec(seconds: float) -> str:
 
     Raises:
         ValueError: the period is shorter, endless or not a number.
+        TypeError: it is no number.
     """
+    if not isinstance(seconds, int | float):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        raise TypeError(f"every({safe_repr(seconds)}): give a number of seconds")
     if not SHORTEST <= seconds < math.inf:
         raise ValueError(f"every({seconds!r}): give a period of {SHORTEST:g} seconds or more")
     return f"every {float(seconds)!r}"

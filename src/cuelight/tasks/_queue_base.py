@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import anyio
 import msgspec
 
+from cuelight._checks import check_seconds
+from cuelight._text import safe_repr
 from cuelight.actors import Ref, child
 from cuelight.errors import PoolClosed, SystemClosed
-from cuelight.supervision import ActorSystem
+from cuelight.supervision import ActorSystem, BlockingSystem
+from cuelight.tasks._arguments import check_callback, check_store, string_given
 from cuelight.tasks._memory import MemoryStore
 from cuelight.tasks._options import Heartbeat
 from cuelight.tasks._queue_actor import QueueActor
@@ -31,7 +34,9 @@ WhenFull = Literal["wait", "reject", "shed_lowest"]
 """What `enqueue` does when the queue is full: wait for room, raise `QueueFull`, or give up the least urgent task."""
 
 
-_IN_OTHER_THREADS = "make another TaskQueue over the same store for this one, with `async with` in a loop and with `with` in blocking code"
+_IN_OTHER_THREADS = (
+    "make another TaskQueue over the same store for this thread, with `async with` if it runs a loop, else with `with`"
+)
 
 
 class _Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,16 +51,19 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: Heartbeat
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length={self.max_length!r}: give 1 or more, or None for any number")
-        if self.overflow not in {"wait", "reject", "shed_lowest"}:
-            raise ValueError(f"overflow={self.overflow!r}: give 'wait', 'reject' or 'shed_lowest'")
-        if not 0 < self.lease < inf:
+        most: Any = self.max_length
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise ValueError(f"max_length={safe_repr(most)}: give a whole number, 1 or more, or None for any number")
+        if self.overflow not in ("wait", "reject", "shed_lowest"):
+            raise ValueError(f"overflow={safe_repr(self.overflow)}: give 'wait', 'reject' or 'shed_lowest'")
+        if not 0 < check_seconds("lease", self.lease) < inf:
             raise ValueError(f"lease={self.lease!r}: give more than 0 seconds")
-        if self.heartbeat not in {"thread", "loop"}:
-            raise ValueError(f"heartbeat={self.heartbeat!r}: give 'thread' or 'loop'")
-        if not self.patience >= 0:
+        if self.heartbeat not in ("thread", "loop"):
+            raise ValueError(f"heartbeat={safe_repr(self.heartbeat)}: give 'thread' or 'loop'")
+        if not check_seconds("TaskQueue(patience)", self.patience) >= 0:
             raise ValueError(f"patience={self.patience!r}: give seconds, 0 or more")
+        check_callback("TaskQueue(on_lost)", self.on_lost)
+        check_callback("TaskQueue(on_cancel)", self.on_cancel)
 
 
 class QueueBase:
@@ -93,6 +101,7 @@ class QueueBase:
 
         Raises:
             ValueError: a value makes no sense; the message says which.
+            TypeError: it has the wrong type.
             SystemClosed: the system does not run.
             RuntimeError: the system lives in the loop of another thread.
         """
@@ -105,7 +114,9 @@ class QueueBase:
             on_cancel=on_cancel,
             heartbeat=heartbeat,
         )
-        self.name = name
+        self.name = string_given("TaskQueue(name)", name)
+        if store is not None:
+            check_store("TaskQueue(store)", store)
         self.store: Store = MemoryStore() if store is None else store
         self._bound = None if max_length is None else Bound(max_length, shed=overflow == "shed_lowest")
         self._state: tuple[ActorSystem, Ref[Any], Life, Watch] | None = None
@@ -115,6 +126,11 @@ class QueueBase:
             self._begin(system)
 
     def _begin(self, system: ActorSystem) -> Ref[Any]:
+        given: Any = system
+        if isinstance(given, BlockingSystem):
+            raise TypeError(f"TaskQueue(system={given!r}): in blocking code use `with TaskQueue(store) as queue:`")
+        if not isinstance(given, ActorSystem):
+            raise TypeError(f"TaskQueue(system={safe_repr(given)}): give a running ActorSystem, or leave it out")
         if not system._open:
             raise SystemClosed(
                 f"the system {system.name!r} is not running: make the queue inside its `async with` block"

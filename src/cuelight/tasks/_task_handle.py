@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
+from cuelight._checks import check_seconds
 from cuelight.errors import TaskCancelled, TaskExpired, TaskFailed, TaskNotFound, TaskQuarantined, TaskTimedOut
 from cuelight.pools import TaskStatus
 from cuelight.tasks._codec import decode, task_of
@@ -116,7 +117,7 @@ class TaskHandle(Generic[R_co]):
         return _Updates(self)
 
     async def _until(self, wanted: Callable[[Snapshot | None], bool], timeout: float | None = None) -> Snapshot:
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and check_seconds("result(timeout)", timeout) <= 0:
             now = await self._snapshot()
             if wanted(now):
                 return now

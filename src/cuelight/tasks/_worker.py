@@ -11,15 +11,18 @@ import anyio
 import msgspec
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr
 from cuelight.actors import Actor, Crashed, ShutDown, child
 from cuelight.actors._reply import handling
 from cuelight.errors import PoolClosed, TaskFailed, WorkerDied
 from cuelight.pools import TaskResult
+from cuelight.tasks._arguments import check_task
 from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._codec import decode
 from cuelight.tasks._context import running_task
 from cuelight.tasks._handling import Given
 from cuelight.tasks._options import Tally, WorkerStats, options_of
+from cuelight.tasks._queue_base import QueueBase
 from cuelight.tasks._shift import FLUSH, Shift
 
 if TYPE_CHECKING:
@@ -98,6 +101,8 @@ class TaskWorker:
                 f"queue={given!r}: a worker needs an async TaskQueue, `async with TaskQueue(store) as queue:`, and "
                 "runs in its loop; a blocking program starts workers as programs of their own"
             )
+        if given is not None and not isinstance(given, QueueBase):
+            raise TypeError(f"TaskWorker(queue={safe_repr(given)}): give a TaskQueue, and then the handlers")
         self._queue = queue
         self._options = options_of(
             handlers,
@@ -202,9 +207,12 @@ class TaskWorker:
             The result, with the error if it failed; None if no task was there to be claimed.
 
         Raises:
+            TypeError: it is no task.
             PoolClosed: there is no queue to claim from.
             StoreUnavailable: the store did not answer the claim for as long as a lease lasts.
         """
+        if task is not None:
+            check_task("process_one", task)
         given = None if task is None else Given.of(task)
         if task is None:
             await self._must_have_queue().ready()

@@ -98,6 +98,7 @@ class Shift:
             clock=self.backend.time if looped else time.monotonic,
         )
         self._group: TaskGroup | None = None
+        self._interrupted: BaseException | None = None
         self._opened = False
         self._idle: list[Waiter] = []
         self._runners = self._roused = 0
@@ -344,6 +345,17 @@ class Shift:
 
     # The shift.
 
+    def interrupt(self, error: BaseException) -> None:
+        """A task has raised `KeyboardInterrupt`: the shift is over, and raises it."""
+        self._interrupted = error if self._interrupted is None else self._interrupted
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+
+    def _raise_interrupt(self) -> None:
+        interrupted, self._interrupted = self._interrupted, None
+        if interrupted is not None:
+            raise interrupted
+
     async def run(self, until: Callable[[], Awaitable[object]]) -> None:
         """Work until `until` returns, then let what runs end. A checkpoint.
 
@@ -351,6 +363,9 @@ class Shift:
 
         Args:
             until: waits for the end of the shift.
+
+        Raises:
+            BaseException: a `KeyboardInterrupt` that a task has raised, maybe in a group.
         """
         gentle = False
         runs[self] = None
@@ -367,6 +382,7 @@ class Shift:
             runs.pop(self, None)
             with anyio.CancelScope(shield=True):
                 await self._close(gentle=gentle)
+        self._raise_interrupt()
 
     async def _begin(self) -> None:
         assert self._group is not None  # noqa: S101 - it was entered
@@ -443,4 +459,5 @@ class Shift:
                 self.finishes.clear()  # no store has heard of it
             with anyio.CancelScope(shield=True):
                 await self._close(gentle=True)
+        self._raise_interrupt()
         return settled[0] if settled else None

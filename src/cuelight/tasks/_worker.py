@@ -98,8 +98,8 @@ class TaskWorker:
         given: Any = queue
         if isinstance(given, BlockingFace):
             raise TypeError(
-                f"queue={given!r}: a worker needs an async TaskQueue, `async with TaskQueue(store) as queue:`, and "
-                "runs in its loop; a blocking program starts workers as programs of their own"
+                f"queue={safe_repr(queue)}: a worker needs an async TaskQueue, `async with TaskQueue(store) as "
+                "queue:`, and runs in its loop; a blocking program starts workers as programs of their own"
             )
         if given is not None and not isinstance(given, QueueBase):
             raise TypeError(f"TaskWorker(queue={safe_repr(given)}): give a TaskQueue, and then the handlers")
@@ -232,7 +232,7 @@ class TaskWorker:
             task_id=lease.record.id,
             success=done,
             result=value if done else None,
-            error=None if done else error or TaskFailed("it did not succeed"),
+            error=None if done else TaskFailed("it did not succeed") if error is None else error,
             elapsed_ms=elapsed * 1000,
             task_name=lease.record.type,
             worker_id=self.worker_id,

@@ -13,9 +13,9 @@ from typing import Final
 from urllib.parse import quote
 
 from cuelight._text import safe_str
-from cuelight.errors import StoreUnavailable
+from cuelight.errors import StoreRefused, StoreUnavailable
 
-__all__ = ["SCRIPTS", "SYNCHRONOUS", "connect", "is_busy", "migrate", "unavailable"]
+__all__ = ["SCRIPTS", "SYNCHRONOUS", "connect", "is_busy", "migrate", "queue_number", "unavailable"]
 
 SYNCHRONOUS: Final = ("FULL", "NORMAL", "EXTRA", "OFF")
 _OLDEST: Final = (3, 37, 0)  # the first with STRICT tables
@@ -91,6 +91,10 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (queue, line, tenant)
         ) STRICT, WITHOUT ROWID""",
         """CREATE INDEX turns_until ON turns (queue, line, until)""",
+    ),
+    (  # tasks that no step leaves behind: in no state, or in one that should end and never will
+        """CREATE INDEX tasks_odd ON tasks (queue)
+            WHERE state < 0 OR state > 6 OR (due IS NULL AND state IN (1, 3, 4, 5))""",
     ),
 )
 """What brings a file from one version to the next. A script that was released never changes; new ones follow it."""
@@ -175,6 +179,35 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
     if version < len(SCRIPTS):
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")
         connection.execute(f"PRAGMA user_version = {len(SCRIPTS)}")
+
+
+def queue_number(connection: sqlite3.Connection, name: str, path: str) -> int:
+    """The number of a queue; a new one if there is none of this name. In a transaction that the caller has begun.
+
+    Raises:
+        StoreRefused: tasks are there whose queue is not: it may be this one.
+    """
+    find = "SELECT id FROM queues WHERE name = ?"
+    found = connection.execute(find, (name,)).fetchone()
+    if found is None:
+        owner = _owner_after(connection, 0)
+        while owner is not None:
+            if connection.execute("SELECT 1 FROM queues WHERE id = ?", (owner,)).fetchone() is None:
+                raise StoreRefused(
+                    f"SQLiteStore({path!r}, queue={name!r}): the file has tasks of queue {owner}, and another "
+                    "program has removed its name from the table `queues`: put it back, or delete these tasks"
+                )
+            owner = _owner_after(connection, owner)
+        connection.execute("INSERT INTO queues (name) VALUES (?)", (name,))
+        found = connection.execute(find, (name,)).fetchone()
+    number: int = found[0]
+    return number
+
+
+def _owner_after(connection: sqlite3.Connection, owner: int) -> int | None:
+    following: int | None
+    (following,) = connection.execute("SELECT min(queue) FROM tasks WHERE queue > ?", (owner,)).fetchone()
+    return following
 
 
 def is_busy(error: BaseException) -> bool:

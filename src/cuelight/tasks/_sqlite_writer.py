@@ -27,7 +27,9 @@ from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
 from cuelight.tasks._engine import Engine
 from cuelight.tasks._sqlite_book import SQLiteBook
-from cuelight.tasks._sqlite_schema import connect, is_busy, migrate, unavailable
+from cuelight.tasks._sqlite_mending import Mending
+from cuelight.tasks._sqlite_rows import is_garbled, readable_text
+from cuelight.tasks._sqlite_schema import connect, is_busy, migrate, queue_number, unavailable
 
 __all__ = ["Call", "Writer"]
 
@@ -172,8 +174,7 @@ class Writer:
         self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
         try:
             migrate(connection, self._path)
-            connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (self._queue_name,))
-            (number,) = connection.execute("SELECT id FROM queues WHERE name = ?", (self._queue_name,)).fetchone()
+            number = queue_number(connection, self._queue_name, self._path)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -181,6 +182,7 @@ class Writer:
             raise
         self._book = SQLiteBook(connection, number)
         self._steps = Engine(self._book)
+        self._steps.claims.mend = Mending(connection, number, self._book, self._steps).look
 
     def _patiently(self, step: Callable[[], Any]) -> Any:
         """Do what may find the file locked by another process."""
@@ -238,6 +240,9 @@ class Writer:
             for call in calls:
                 call.error = _for_caller(error, self._path)
         except Exception as error:
+            if self._reads_garbled_text(error):
+                self._serve(calls)
+                return
             if len(calls) == 1:
                 calls[0].error = _for_caller(error, self._path)
             else:
@@ -246,6 +251,14 @@ class Writer:
                     self._serve([call])
                 return
         _answer(calls)
+
+    def _reads_garbled_text(self, error: Exception) -> bool:
+        """Whether a text of the file was no Unicode; from now on such texts are read as far as they can be."""
+        connection = self._connection
+        if connection is None or connection.text_factory is readable_text or not is_garbled(error):
+            return False
+        connection.text_factory = readable_text
+        return True
 
     def _transaction(self, calls: list[Call]) -> None:
         connection, book, steps = self._connection, self._book, self._steps

@@ -101,7 +101,7 @@ async def test_a_file_of_a_newer_version_is_refused(path: Path, store: SQLiteSto
     await store.close()
     with closing(sqlite3.connect(path)) as other:
         other.execute(f"PRAGMA user_version = {len(schema.SCRIPTS) + 1}")
-    with pytest.raises(ValueError, match="the file has version 3, and this release of cuelight knows versions up to 2"):
+    with pytest.raises(ValueError, match="the file has version 4, and this release of cuelight knows versions up to 3"):
         await store.open()
 
 

@@ -17,7 +17,21 @@ import anyio
 
 from bench._actors import ADD, TOTAL, Async, Plain, unbounded
 from bench._harness import OURS, Result, reason, run_in
-from cuelight import Actor, ActorSystem, ChildSpec, Message, Ref, Request, Start, child, on
+from cuelight import (
+    Actor,
+    ActorSystem,
+    Backoff,
+    ChildSpec,
+    Message,
+    Ref,
+    Request,
+    Start,
+    WhichChildren,
+    child,
+    on,
+    one_for_all,
+    supervisor,
+)
 
 MILLION = 1_000_000
 MANY = 100_000
@@ -162,6 +176,52 @@ async def plain_tree(system: ActorSystem) -> None:
     await ref.stop()
 
 
+class Crash(Message):
+    """Have the actor crash."""
+
+
+class Fragile(Actor[Crash]):
+    @on(Crash)
+    def crash(self, message: Crash) -> None:
+        raise ValueError
+
+
+def restarted_together(count: int) -> Run:
+    async def run(system: ActorSystem) -> None:
+        spec = supervisor(*[child(Fragile) for _ in range(count)], strategy=one_for_all, backoff=Backoff(minimum=0))
+        top = await system.spawn(spec)
+        refs = [info.ref for info in await top.ask(WhichChildren())]
+        logging.disable(logging.CRITICAL)
+        refs[0].tell_nowait(Crash())
+        await system.wait_until_idle()
+        assert all(ref._cell.incarnation == 2 for ref in refs)
+
+    return run
+
+
+def picked_in_turn(count: int) -> Run:
+    async def run(system: ActorSystem) -> None:
+        group = system.group("all")
+        for _ in range(count):
+            group.join(await system.spawn(Plain))
+        for _ in range(2 * count):
+            group.pick()
+
+    return run
+
+
+def cancelled_waits(count: int) -> Run:
+    async def run(system: ActorSystem) -> None:
+        ref = await system.spawn(Plain)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(count):
+                tasks.start_soon(ref.ended)
+            await anyio.sleep(0.1)
+            tasks.cancel_scope.cancel()
+
+    return run
+
+
 RUNS: dict[str, Run] = {
     "a million tells to one actor, def": million_tells(Plain),
     "a million tells to one actor, async": million_tells(Async),
@@ -172,6 +232,14 @@ RUNS: dict[str, Run] = {
     "a chain of 1,000 that ask, async": chain_of_asks,
     "a tree 1,000 deep, def": plain_tree,
     "a tree 1,000 deep, async": async_tree,
+} | {
+    f"{count:,} {what}": make(count)
+    for what, make in (
+        ("restarted together", restarted_together),
+        ("members of a group, picked in turn", picked_in_turn),
+        ("tasks that wait for an end, cancelled", cancelled_waits),
+    )
+    for count in (10_000, 20_000, 40_000)  # to see that the time grows as the number does
 }
 
 

@@ -5,13 +5,15 @@ out` for each finding, and exits with 1 when there is one.
 """
 
 import ast
+import io
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "cuelight"
-SRC_LINES = 420
+SRC_LINES = 560  # of code
 TEST_LINES = 700
 FUNCTION_LINES = 50
 CRASHES = {"exit_.error", "self.error"}  # what actors raised
@@ -42,12 +44,26 @@ class Module:
 
 def check_file_length(module: Module) -> Iterator[Finding]:
     limit = SRC_LINES if module.path.parts[0] == "src" else TEST_LINES
-    lines = len(module.source.splitlines())
+    lines = code_lines(module)
     if lines > limit:
         yield module.finding(
-            limit,
-            f"the file has {lines} lines, the limit is {limit}: give one of its subjects its own file",
+            1,
+            f"the file has {lines} lines of code, the limit is {limit}: give one of its subjects its own file",
         )
+
+
+def code_lines(module: Module) -> int:
+    """Lines that hold code: no blank lines, comments or docstrings."""
+    docstrings: set[int] = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(module.source).readline):
+        if token.type not in layout:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
 
 
 def check_function_length(module: Module) -> Iterator[Finding]:

@@ -29,11 +29,12 @@ def test_a_tidy_house_has_no_findings(tmp_path: Path) -> None:
     assert _lines(tmp_path, files) == []
 
 
-@pytest.mark.parametrize(("name", "limit"), [("src/cuelight/_a.py", 420), ("tests/test_a.py", 700)])
+@pytest.mark.parametrize(("name", "limit"), [("src/cuelight/_a.py", 560), ("tests/test_a.py", 700)])
 def test_a_long_file_is_found(tmp_path: Path, name: str, limit: int) -> None:
-    assert _lines(tmp_path, {name: "x = 1\n" * limit}) == []
-    (line,) = _lines(tmp_path, {name: "x = 1\n" * (limit + 1)})
-    assert line.startswith(f"{name}:{limit}: the file has {limit + 1} lines")
+    around = '"""Says\nwhat it is."""\n\n# Why.\n'
+    assert _lines(tmp_path, {name: around + "x = 1\n" * limit}) == []
+    (line,) = _lines(tmp_path, {name: around + "x = 1\n" * (limit + 1)})
+    assert line.startswith(f"{name}:1: the file has {limit + 1} lines of code")
 
 
 def test_a_long_function_is_found_without_counting_its_docstring(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final
 
 __all__ = ["describe_error", "error_lines", "format_traceback", "safe_repr", "safe_str", "shortened", "type_name"]
@@ -83,10 +84,17 @@ def error_lines(error: BaseException) -> list[str]:
     return lines
 
 
-def format_traceback(error: BaseException, limit: int = TRACEBACK_LIMIT) -> str:
-    """The traceback of an exception with its causes, cut in the middle to `limit` characters."""
+def format_traceback(error: BaseException, limit: int = TRACEBACK_LIMIT, start: TracebackType | None = None) -> str:
+    """The traceback of an exception with its causes, cut in the middle to `limit` characters.
+
+    Args:
+        error: the exception.
+        limit: characters.
+        start: the frame of its traceback to begin with; the first one by default.
+    """
+    at = error.__traceback__ if start is None else start
     try:
-        lines = traceback.TracebackException(type(error), error, error.__traceback__, limit=-_FRAMES).format()
+        lines = traceback.TracebackException(type(error), error, at, limit=-_FRAMES).format()
         text = "".join(lines)
     except BaseException as raised:  # groups that are nested too deep, sources that cannot be read, hostile notes
         _repost_interrupt(raised)

@@ -42,6 +42,7 @@ __all__ = [
     "Rejected",
     "ReplyError",
     "RestartLimitExceeded",
+    "ShutdownTimeout",
     "StartError",
     "StashFull",
     "StoreRefused",
@@ -57,6 +58,7 @@ __all__ = [
     "Unknown",
     "UnknownTimeout",
     "WorkerDied",
+    "consists_of",
     "control_error",
     "ends_the_program",
 ]
@@ -99,6 +101,14 @@ class NameTaken(CuelightError, ValueError):
 
 class SystemClosed(CuelightError, RuntimeError):
     """The actor system is not running: it has not been entered, is shutting down or has ended."""
+
+
+class ShutdownTimeout(CuelightError, TimeoutError):
+    """Actors went on although they were cancelled, so the block of their system was left without them.
+
+    The message says which they are. Their handlers swallow cancellations, or shield themselves from them for longer
+    than the system waits.
+    """
 
 
 class StashFull(CuelightError):
@@ -282,6 +292,11 @@ def control_error(error: BaseException, *kinds: type[E]) -> E | None:
         found.append(leaf)
     first: E | None = found[0] if found else None  # type: ignore[assignment] # it is of one of the kinds
     return first
+
+
+def consists_of(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Whether `error` is an exception of one of `kinds`, or a group, nested or not, that holds only such."""
+    return all(isinstance(leaf, kinds) for leaf in _leaves(error))
 
 
 def ends_the_program(error: BaseException) -> bool:

@@ -155,13 +155,10 @@ async def test_background_work_natively_cancelled_sends_nothing(anyio_backend_na
 
 
 async def test_background_work_that_raises_what_ends_a_process_ends_the_system() -> None:
-    class Exit(BaseException):
-        pass
-
     async def leave() -> None:
-        raise Exit
+        raise SystemExit(3)
 
-    with pytest.raises(Exit):
+    with pytest.raises(SystemExit):
         async with ActorSystem() as system:
             ref = await _piper(system, [])
             await ref.ask(Pipe(lambda me: me.pipe_to_self(leave(), Put)))

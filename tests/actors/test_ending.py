@@ -441,7 +441,7 @@ class AsyncDeadlyHooks(DeadlyHooks):
         return DeadlyHooks.stopped(self, why)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize(
     ("kind", "where"),
     [

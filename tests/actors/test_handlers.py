@@ -4,6 +4,7 @@
 # pyright: reportUnusedClass=false, reportIncompatibleMethodOverride=false
 
 from collections.abc import AsyncIterator
+from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -239,7 +240,7 @@ def test_a_base_class_may_be_abstract() -> None:
 
 def test_what_a_class_needs_is_known() -> None:
     table = Both.__table__
-    assert table.suspending >= {Base, Ask}
+    assert table.async_calls.keys() >= {Base, Ask}
     assert Numbers in table.streaming
     assert not table.plain
     assert PlainBoth.__table__.plain
@@ -256,3 +257,105 @@ def test_messages_are_frozen_tagged_values() -> None:
     assert Numbers().__chunk__() is not None
     assert repr(child(Plain)) == "<child Plain>"
     assert repr(child(Plain).with_options(name="x")) == "<child Plain named 'x'>"
+
+
+def _none(self: Any) -> None: ...
+
+
+def _nothing() -> None: ...
+
+
+def _two(self: Any, message: Any, more: Any) -> None: ...
+
+
+def _one(self: Any, message: Any, more: int = 1) -> None: ...
+
+
+def test_a_handler_must_not_hide_what_every_actor_has() -> None:
+    for name in ("run", "started", "stopped", "restarting", "watch", "stop", "name", "spawn"):
+        with pytest.raises(TypeError, match=rf"Odd.{name} handles Base and hides Actor.{name}"):
+            type("Odd", (Actor,), {name: _marked(_one)})
+
+
+def test_a_handler_must_take_a_message() -> None:
+    for function in (_none, _nothing, _two):
+        with pytest.raises(TypeError, match="cannot handle a message: it must take one argument besides self"):
+            type("Odd", (Actor,), {"handler": _marked(function)})
+    for function in (_one, Unsigned()):
+        type("Fine", (Actor,), {"handler": _marked(function)})
+
+
+def _marked(function: Any) -> Any:
+    """As `@on(Base)`, on a copy."""
+    if isinstance(function, Unsigned):
+        return on(Base)(function)
+    copy: Any = FunctionType(function.__code__, function.__globals__, argdefs=function.__defaults__)
+    return on(Base)(copy)
+
+
+class Unsigned:
+    """A callable that does not say how it is called."""
+
+    @property
+    def __signature__(self) -> Any:
+        raise ValueError("no signature")
+
+    def __call__(self, *args: Any) -> None: ...
+
+
+def test_what_every_actor_has_cannot_be_set() -> None:
+    class Named(Actor[Base], abstract=True):
+        pass
+
+    actor = object.__new__(Named)
+    for name in ("name", "path", "ref", "system", "inbox", "children", "remaining", "spent"):
+        with pytest.raises(AttributeError, match=rf"Named.{name} is what every actor has and cannot be set"):
+            setattr(actor, name, "mine")
+
+
+async def _takes_no_inbox() -> None: ...
+
+
+async def _takes_an_inbox(inbox: Any, start: int, *, step: int = 1) -> None: ...
+
+
+async def test_the_function_of_an_actor_is_checked_when_it_is_spawned() -> None:
+    loose: Any = _takes_no_inbox
+    wrong: Any = _takes_an_inbox
+    async with ActorSystem() as system:
+        with pytest.raises(TypeError, match=r"cannot start _takes_no_inbox\(\).* as an actor: it is called with"):
+            await system.spawn(loose)
+        with pytest.raises(TypeError, match="missing a required argument: 'start'"):
+            await system.spawn(wrong)
+        with pytest.raises(TypeError, match="got an unexpected keyword argument 'stride'"):
+            child(wrong, 1, stride=2)
+        ref: Any = await system.spawn(_takes_an_inbox, 1, step=2)
+        await ref.ended()
+        assert not system.root.family or not list(system.root.family.children())
+
+
+async def test_a_message_of_a_class_that_was_defined_twice_is_told_so() -> None:
+    twin: Any = type("Put", (Message,), {"__annotations__": {"item": int}, "__module__": "reloaded"})
+    async with ActorSystem() as system:
+        ref: Any = await system.spawn(Plain)
+        with pytest.raises(
+            NotStarted, match=r"it handles another class of that name, of the module helpers.players: was its"
+        ):
+            await ref.ask(twin(1))
+
+
+async def test_messages_without_a_handler_are_warned_of_a_few_times(caplog: pytest.LogCaptureFixture) -> None:
+    class Other(Message):
+        pass
+
+    async with ActorSystem() as system:
+        ref: Any = await system.spawn(Plain)
+        with caplog.at_level("WARNING"):
+            for _ in range(20):
+                await ref.tell(Other())
+            await wait_until_idle(system)
+        assert system.dead_letters.counts["unhandled"] == 20
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 5
+    assert "has no handler for" in warnings[0].getMessage()
+    assert "add one with @on(...)" in warnings[0].getMessage()

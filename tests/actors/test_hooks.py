@@ -190,7 +190,7 @@ async def test_a_hook_at_the_end_that_overruns_is_cancelled(hook: str, caplog: p
         assert await ref.ask(Get()) == []
         await ref.stop()
     assert (
-        f"the {hook} hook of {ref.path} failed and was ignored: TimeoutError('it was cancelled after 2" in caplog.text
+        f"the {hook} hook of {ref.path} failed and was ignored: TimeoutError: it was cancelled after 2" in caplog.text
     )
 
 

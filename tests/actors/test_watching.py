@@ -187,7 +187,7 @@ async def test_ended_and_exits_tell_who_is_no_actor() -> None:
         with anyio.move_on_after(0.01):
             await select(ref.exits, other.exits)
         assert ref._cell.bonds is not None
-        assert ref._cell.bonds.when_ended == []
+        assert not ref._cell.bonds.when_ended
         tasks.start_soon(wait)
         tasks.start_soon(pick)
         await settle()

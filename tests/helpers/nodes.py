@@ -285,10 +285,10 @@ def cluster_name() -> str:
     return uuid4().hex
 
 
-def node(cluster: str, *, url: str = "", **options: Any) -> RedisNode:
+def node(cluster: str, *, url: str = "", redis: Any = None, **options: Any) -> RedisNode:
     """A node that knows all messages of this module."""
     options = {"messages": [sys.modules[__name__]], "lease": 5.0, **options}
-    return RedisNode(url or shared_server().url, cluster=cluster, **options)
+    return RedisNode(redis or url or shared_server().url, cluster=cluster, **options)
 
 
 @asynccontextmanager

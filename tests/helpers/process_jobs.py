@@ -75,6 +75,7 @@ class Picky(Exception):
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
+        self.one, self.two = one, two
 
 
 class Silent(Exception):
@@ -88,6 +89,58 @@ class Carrier(Exception):
     def __init__(self) -> None:
         super().__init__("carries a function")
         self.function = lambda: 1
+
+
+class Keyword(Exception):
+    late: str
+
+    def __init__(self, *, code: int = 500) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+class Slotted(Exception):
+    __slots__ = ("empty", "place")
+    place: int
+
+
+class OwnPickling(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__("own")
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OwnPickling, (self.code,)
+
+
+class Group(ExceptionGroup[Exception]):
+    label: str
+
+
+class Prefix(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(f"prefix: {text}")
+
+
+class Liar(Exception):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ValueError, ("I am another",)
+
+
+class Refuser(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __setstate__(self, state: Any) -> None:
+        raise LookupError("no")
+
+
+class HomeSick(Exception):
+    """Can be unpickled only in the process where it was raised."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnlyThere, (os.getpid(),)
 
 
 class Sour:
@@ -118,28 +171,50 @@ def refuse(what: str) -> None:
 
 
 def raise_it(kind: str) -> None:
-    match kind:
-        case "picky":
-            raise Picky(1, 2)
-        case "silent":
-            raise Silent
-        case "carrier":
-            raise Carrier
-        case "group":
-            raise ExceptionGroup("two", [KeyError("a"), ValueError("b")])
-        case "noted":
-            error = ValueError("noted")
-            error.add_note("look here")
-            raise error
-        case "exit":
-            sys.exit(3)
-        case "chained":
-            try:
-                refuse("cause")
-            except LookupError as cause:
-                raise ValueError("effect") from cause
-        case _:
-            raise ZeroDivisionError(kind)
+    if kind == "exit":
+        sys.exit(3)
+    if kind == "chained":
+        try:
+            refuse("cause")
+        except LookupError as cause:
+            raise ValueError("effect") from cause
+    raise _errors().get(kind) or ZeroDivisionError(kind)
+
+
+def _errors() -> dict[str, BaseException]:
+    class Local(Exception):
+        pass
+
+    noted = ValueError("noted")
+    noted.add_note("look here")
+    keyword = Keyword(code=404)
+    keyword.late, keyword.__cause__ = "set later", KeyError("k")
+    keyword.add_note("a note")
+    slotted = Slotted("slotted")
+    slotted.place = 7
+    group = Group("group", [Picky(3, 4), ExceptionGroup("inner", [Keyword(code=1)])])
+    group.label = "labelled"
+    circle, other = ValueError("circle"), KeyError("other")
+    circle.__cause__, other.__cause__ = other, circle
+    return {
+        "picky": Picky(1, 2),
+        "silent": Silent(),
+        "carrier": Carrier(),
+        "group": ExceptionGroup("two", [KeyError("a"), ValueError("b")]),
+        "noted": noted,
+        "keyword": keyword,
+        "slotted": slotted,
+        "own pickling": OwnPickling(5),
+        "nested": group,
+        "prefix": Prefix("x"),
+        "circle": circle,
+        "missing": FileNotFoundError(2, "not there", "there.txt"),
+        "local": Local("local"),
+        "liar": Liar("liar"),
+        "refuser": Refuser("refuser"),
+        "needs_main": HomeSick("far away"),
+        "crowd": ExceptionGroup("crowd", [ValueError(number) for number in range(2000)]),
+    }
 
 
 def unpicklable_result(_: Any = None) -> Any:

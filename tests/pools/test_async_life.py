@@ -11,7 +11,14 @@ import anyio
 import pytest
 
 from cuelight import ActorSystem, RestartLimitExceeded
-from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskQuarantined, WorkerDied
+from cuelight.errors import (
+    PoolClosed,
+    TaskCancelled,
+    TaskFailed,
+    TaskQuarantined,
+    UnexpectedCancellation,
+    WorkerDied,
+)
 from cuelight.pools import AsyncWorkerPool, Submission
 from cuelight.pools._crew import Crew
 from cuelight.pools._pool_worker import PoolWorker
@@ -30,7 +37,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
 
 
-class Accident(BaseException):
+class Accident(SystemExit):
     """Something that no pool may swallow."""
 
 
@@ -157,11 +164,11 @@ async def test_a_worker_whose_own_code_crashes_is_restarted(monkeypatch: pytest.
 
 
 async def test_a_crew_that_is_beyond_hope_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(self: PoolWorker) -> bool:
+    async def broken(self: PoolWorker, called: bool) -> None:
         await anyio.lowlevel.checkpoint()
         raise RuntimeError("harness")
 
-    monkeypatch.setattr(PoolWorker, "_work", broken)
+    monkeypatch.setattr(PoolWorker, "_serve", broken)
     tasks: list[Any] = []
     with pytest.raises(ExceptionGroup) as caught:
         async with AsyncWorkerPool(2, max_restarts=2) as pool:
@@ -171,7 +178,7 @@ async def test_a_crew_that_is_beyond_hope_leaves_nobody_waiting(monkeypatch: pyt
     assert [type((await task).error) for task in tasks] == [TaskCancelled] * 5
 
 
-async def test_what_is_no_exception_ends_the_whole_pool() -> None:
+async def test_what_ends_the_program_ends_the_whole_pool() -> None:
     async def explode() -> None:
         await anyio.sleep(0.5)
         raise Accident
@@ -187,7 +194,7 @@ async def test_what_is_no_exception_ends_the_whole_pool() -> None:
 
 
 @pytest.mark.parametrize("function", [slow, float])
-async def test_what_a_source_raises_and_is_no_exception_ends_the_whole_pool(function: Any) -> None:
+async def test_a_source_that_ends_the_program_ends_the_whole_pool(function: Any) -> None:
     def source() -> Iterator[float]:
         yield 0.0
         raise Accident
@@ -215,22 +222,42 @@ async def test_the_task_that_ended_the_pool_says_so() -> None:
     assert isinstance(error.__cause__, Accident)
 
 
-async def test_a_function_that_cancels_itself_has_an_error(anyio_backend_name: str) -> None:
-    async def odd() -> None:
-        await anyio.lowlevel.checkpoint()
-        raise asyncio.CancelledError
+class Odd(BaseException):
+    """No `Exception`, and nothing that ends programs."""
 
-    if anyio_backend_name == "trio":  # where nobody can cancel himself: it is as bad as any that is no Exception
-        with pytest.raises(asyncio.CancelledError):
-            async with AsyncWorkerPool(1) as pool:
-                await pool.submit(odd)
+
+@pytest.mark.parametrize("odd", [Odd, GeneratorExit, asyncio.CancelledError, StopIteration, StopAsyncIteration])
+async def test_what_is_no_exception_costs_its_own_task(odd: type[BaseException]) -> None:
+    async def fail(_: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise odd("odd")
+
+    def fail_plainly(_: int) -> None:
+        raise odd("odd")
+
+    async with AsyncWorkerPool(1) as pool:
+        for function in (fail, fail_plainly):
+            results = [await pool.submit(function, 1), *await pool.map(function, range(3))]
+            for result in results:
+                assert isinstance(result.error, Exception)
+                assert isinstance(result.error, odd) or isinstance(result.error.__cause__, odd)
+                assert isinstance(result.error, UnexpectedCancellation) is (odd is asyncio.CancelledError)
+        assert (await pool.submit(slow)).success
+        assert pool.stats().failed == 8
+
+
+async def test_a_function_that_cancels_its_own_task_has_failed(anyio_backend_name: str) -> None:
+    async def cancel_itself() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await anyio.sleep(1)
+
+    if anyio_backend_name == "trio":  # where no task can be cancelled by itself
         return
     async with AsyncWorkerPool(1) as pool:
-        result = await pool.submit(odd)
-        assert isinstance(result.error, TaskCancelled)
-        assert isinstance(result.error.__cause__, asyncio.CancelledError)
-        assert [type(one.error) for one in await pool.map(lambda _: odd(), range(2))] == [TaskCancelled] * 2
-        assert (await pool.submit(slow)).result == "done"
+        assert isinstance((await pool.submit(cancel_itself)).error, UnexpectedCancellation)
+        assert (await pool.submit(slow)).success
 
 
 async def test_a_pool_grows_and_shrinks_while_it_runs() -> None:
@@ -353,20 +380,6 @@ async def test_a_system_is_awake_while_its_pool_works() -> None:
         await wait_until_idle(system)
         assert task.done
         assert system.is_idle
-
-
-async def test_tasks_run_in_the_context_in_which_the_pool_was_entered() -> None:
-    from contextvars import ContextVar
-
-    who: ContextVar[str] = ContextVar("who", default="nobody")
-
-    async def ask() -> str:
-        return who.get()
-
-    who.set("host")
-    async with AsyncWorkerPool(1) as pool:
-        who.set("guest")
-        assert (await pool.submit(ask)).result == "host"
 
 
 async def test_tasks_may_submit_tasks() -> None:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cuelight.pools import AsyncWorkerPool, WorkerPool
 from cuelight.pools._child import CALL, CHUNK, DATA, FRAME, REGION, SETUP, Frames
 
 PROGRAM = """
@@ -97,10 +99,132 @@ def test_functions_of_modules_do_not_load_the_main_program(tmp_path: Path) -> No
     assert (done.stdout, done.stderr) == ("4\n", "")
 
 
-def test_a_function_that_nobody_can_import_is_an_error_that_names_it() -> None:
-    done = python("-c", f"{PROGRAM}\nanyio.run(run, double, Point(4))")
+REFUSED = "double cannot be sent to a worker process, which cannot import it: the program was typed in"
+NO_PROCESS = "import cuelight.pools._process_link as links\nlinks.subprocess = None  # none can be started\n"
+
+
+@pytest.mark.parametrize("how", ["-c", "-", "-i"])
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_function_of_a_program_without_a_file_is_refused_before_anything_starts(how: str, blocking: bool) -> None:
+    call = "anyio.run(run, double, Point(4))"
+    if blocking:
+        call = """
+from cuelight import WorkerPool
+pool = WorkerPool(kind="process")
+raise pool.get_task_result(pool.submit_task("x", double, (Point(4),))).error
+"""
+    text = f"{PROGRAM}\n{NO_PROCESS}\n{call}\n"
+    if how == "-i":  # a line that is not indented ends a block there only after an empty one
+        text = "\n".join(["exec('''", text.replace('"', "'"), "''', globals())", ""])
+    command = [sys.executable, how] if how != "-c" else [sys.executable, "-c", text]
+    done = subprocess.run(
+        command, input=None if how == "-c" else text, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert REFUSED in done.stderr
+
+
+def test_what_else_of_a_program_without_a_file_cannot_be_found_says_so() -> None:
+    done = python("-c", f"{PROGRAM}\nanyio.run(run, abs, Point(4))")
     assert done.returncode == 1
-    assert "Can't get attribute 'double'" in done.stderr or "has no attribute 'double'" in done.stderr
+    assert "if this is about something of the main program" in done.stderr
+
+
+def _package(folder: Path, main: str, *, guarded: bool = True) -> None:
+    write(folder, main, guarded=guarded).rename(folder / "__main__.py")
+    (folder / "__init__.py").touch()
+
+
+def test_functions_of_the_main_module_of_a_package_work_if_it_has_a_guard(tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    _package(folder, "from . import __name__ as name; print(name, anyio.run(run, double, Point(4)) == Point(8))")
+    done = python("-m", "package", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("package True\n", "")
+    _package(folder, "print(anyio.run(run, double, Point(4)) == Point(8))")
+    done = python(folder)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+    _package(folder, NO_PROCESS + "anyio.run(run, double, Point(4))", guarded=False)
+    done = python("-m", "package", cwd=tmp_path)
+    assert "it has no `if __name__ == '__main__':`" in done.stderr
+    assert "double cannot be sent to a worker process" in done.stderr
+
+
+FROZEN = """
+import sys, os
+with open({log!r}, "a") as log:
+    print(os.getpid(), *sys.argv[1:2], file=log)
+assert len(open({log!r}).readlines()) < 9, "started again and again"
+sys.frozen, sys.executable = True, {app!r}
+"""
+
+
+def _freeze(folder: Path, main: str) -> tuple[Path, Path]:
+    """What PyInstaller and its like make: a program that is its own interpreter."""
+    app, log = folder / "app", folder / "log"
+    program = write(folder, main)
+    program.write_text(FROZEN.format(log=str(log), app=str(app)) + program.read_text())
+    app.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n')
+    app.chmod(0o755)
+    return app, log
+
+
+def test_a_frozen_program_has_worker_processes_if_it_says_so(tmp_path: Path) -> None:
+    main = "from cuelight import freeze_support; freeze_support(); print(anyio.run(run, double, Point(4)) == Point(8))"
+    app, log = _freeze(tmp_path, main)
+    done = subprocess.run([app], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert len(log.read_text().splitlines()) == 2
+    assert "--cuelight-worker" in log.read_text()
+
+
+def test_errors_of_a_frozen_program_come_back_as_themselves(tmp_path: Path) -> None:
+    main = """from cuelight import freeze_support; freeze_support()
+    try:
+        anyio.run(run, double, 4)
+    except AttributeError as error:
+        print(error.name, "in double" in str(error.__cause__))
+"""
+    app, _ = _freeze(tmp_path, main)
+    done = subprocess.run([app], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr) == ("x True\n", "")
+
+
+def test_a_frozen_program_that_does_not_say_so_is_refused_and_not_started_again(tmp_path: Path) -> None:
+    app, log = _freeze(tmp_path, "anyio.run(run, double, Point(4))")
+    done = subprocess.run([app], capture_output=True, text=True, timeout=30, check=False)
+    assert "call cuelight.freeze_support() first thing" in done.stderr
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_frozen_program_may_name_an_interpreter(tmp_path: Path) -> None:
+    main = f"""
+    from cuelight import AsyncWorkerPool, WorkerPool
+    async def main():
+        async with AsyncWorkerPool(1, kind="process", executable={sys.executable!r}) as pool:
+            print((await pool.submit(abs, -4)).unwrap())
+    anyio.run(main)
+    with WorkerPool(kind="process", executable={sys.executable!r}) as pool:
+        print(pool.get_task_result(pool.submit_task("x", abs, (-5,))).unwrap())
+    import multiprocessing
+    multiprocessing.set_executable({sys.executable!r})
+    import multiprocessing.spawn
+    print(anyio.run(run, abs, -6))
+"""
+    app, log = _freeze(tmp_path, main)
+    done = subprocess.run([app], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr) == ("4\n5\n6\n", "")
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_an_interpreter_that_is_none_is_refused_where_it_is_given(tmp_path: Path) -> None:
+    nothing: Any = 5
+    for make in (AsyncWorkerPool, WorkerPool):
+        with pytest.raises(ValueError, match="there is no such file"):
+            make(kind="process", executable=tmp_path / "python")
+        with pytest.raises(TypeError, match="give the path of a Python interpreter"):
+            make(kind="process", executable=nothing)
+        with pytest.raises(ValueError, match="give kind='process', too"):
+            make(kind="thread", executable=sys.executable)
 
 
 def test_what_a_worker_process_prints_comes_out_here(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight.errors import PoolClosed
+from cuelight.errors import PoolClosed, TaskFailed
 from cuelight.pools import Executor, ThreadExecutor
 
 LEVEL: contextvars.ContextVar[int] = contextvars.ContextVar("LEVEL", default=0)
@@ -74,8 +74,10 @@ async def test_a_cancellation_that_a_function_raises_is_no_cancellation_here() -
     def stop() -> None:
         raise GeneratorExit
 
-    with pytest.raises(RuntimeError, match=r"stop raised GeneratorExit, but nobody"):
+    with pytest.raises(TaskFailed, match=r"stop raised GeneratorExit"):
         await executor.run(stop, (), {})
+    with pytest.raises(RuntimeError, match="next raised StopIteration"):
+        await executor.run(next, (iter(()),), {})
     await executor.aclose()
 
 

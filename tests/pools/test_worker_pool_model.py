@@ -59,9 +59,7 @@ def test_each_task_ends_once_and_threads_take_them_in_order(plans: list[Plan], w
     starts: list[int] = []
     gate = threading.Event()
     entered = threading.Semaphore(0)
-    config = WorkerPoolConfig(
-        max_workers=workers, max_retries=max_retries, backoff_base_seconds=0, enable_instrumentation=False
-    )
+    config = WorkerPoolConfig(max_workers=workers, max_retries=max_retries, backoff_base_seconds=0)
 
     def hold() -> None:
         entered.release()

@@ -113,7 +113,7 @@ def test_a_thread_that_cannot_be_replaced_at_once_is_replaced_later(
         start(thread)
 
     gate = threading.Event()
-    monkeypatch.setattr("cuelight.pools._thread_crew._NO_THREAD", 0.01)
+    monkeypatch.setattr("cuelight.pools._thread_state.NO_THREAD", 0.01)
     monkeypatch.setattr(threading.Thread, "start", fail_second)
     limits = config(1, task_timeout_seconds=0.05, max_retries=0)
     with caplog.at_level(logging.ERROR, "cuelight.pools"), WorkerPool(limits) as pool:
@@ -235,7 +235,7 @@ def test_a_process_that_dies_is_an_attempt(tmp_path: Path) -> None:
 
 def test_a_process_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    with WorkerPool(config(1, max_retries=0, task_timeout_seconds=0.5), kind="process") as pool:
+    with WorkerPool(config(1, max_retries=0, task_timeout_seconds=2), kind="process") as pool:
         result = pool.get_task_result(pool.submit_task("slow", jobs.sleep_marked, (str(mark), 60)), timeout=10)
         assert isinstance(result.error, TaskTimedOut)
         assert "its process was killed" in str(result.error)

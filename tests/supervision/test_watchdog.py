@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from cuelight import Actor, ActorSystem, Message, Request, on
+from cuelight import Actor, ActorSystem, Message, Request, StreamRequest, on
 from cuelight.supervision._watchdog import Watchdog
 from helpers import BACKENDS, Backend
 
@@ -127,3 +128,68 @@ def test_only_what_runs_for_long_is_reported(reports: Reports) -> None:
     runtime.cells.clear()
     dog.look(10.0)
     dog.stop()
+
+
+class Steps(StreamRequest[int]):
+    until: Any
+
+
+class Blocking(Actor[Block | Steps]):
+    """Has `async def` handlers: they can block the loop, too."""
+
+    @on(Block)
+    async def block_in_a_coroutine(self, message: Block) -> None:
+        self.right_here(message.until)
+
+    def right_here(self, until: Any) -> None:
+        assert until.wait(30)
+
+    @on(Steps)
+    async def steps(self, message: Steps) -> AsyncIterator[int]:
+        yield 1
+        await self.between_two_chunks(message.until)
+        yield 2
+
+    async def between_two_chunks(self, until: anyio.Event) -> None:
+        await until.wait()
+
+
+async def test_a_coroutine_that_blocks_the_loop_is_reported_with_the_line_of_the_user(reports: Reports) -> None:
+    async with ActorSystem("demo", slow_after=0.05) as system:
+        ref = await system.spawn(Blocking)
+        await ref.tell(Block(reports.came))
+        await system.wait_until_idle()
+    (text,) = reports.texts
+    assert "in block_in_a_coroutine" in text
+    assert "in right_here" in text
+
+
+async def test_a_stream_handler_that_takes_too_long_is_reported_with_the_line_of_the_user(reports: Reports) -> None:
+    async with ActorSystem("demo", slow_after=0.05) as system:
+        ref = await system.spawn(Blocking)
+        until = anyio.Event()
+        async with ref.stream(Steps(until)) as stream:
+            async for chunk in stream:
+                if chunk == 1:
+                    await anyio.to_thread.run_sync(reports.came.wait, 30)
+                    until.set()
+    (text,) = reports.texts
+    assert "in steps" in text
+    assert "in between_two_chunks" in text
+
+
+def test_the_watchdog_goes_on_after_a_look_that_failed(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = threading.Semaphore(0)
+
+    def fail(self: Watchdog, now: float) -> None:
+        looks.release()
+        raise ValueError("cannot look")
+
+    monkeypatch.setattr(Watchdog, "look", fail)
+    runtime: Any = None
+    watchdog = Watchdog(runtime, 0.01)
+    watchdog.start()
+    for _ in range(3):
+        assert looks.acquire(timeout=30)
+    watchdog.stop()
+    assert "an internal error of Cuelight in looking for slow handlers" in reports.texts[0]

@@ -29,7 +29,7 @@ from cuelight.actors._runtime import Runtime
 from cuelight.actors._spec import BackoffPolicy, ChildSpec, Options, Restart, child
 from cuelight.actors._stream import Stream
 from cuelight.actors._timers import ActorTimer
-from cuelight.actors._waits import blocked, find_circle, holdings, name_of, show_circle
+from cuelight.actors._waits import blocked, code_of_waits, find_circle, holdings, name_of, show_circle
 
 __all__ = [
     "Actor",
@@ -72,6 +72,7 @@ __all__ = [
     "WasRestarted",
     "blocked",
     "child",
+    "code_of_waits",
     "find_circle",
     "handling",
     "holdings",

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
+from cuelight._checks import check_finite
+from cuelight._text import safe_repr
 from cuelight.actors._background import Background
 from cuelight.actors._bonds import LinkedExit
 from cuelight.actors._exits import Exit, Start, Terminated
 from cuelight.actors._handlers import HandlerTable, check_handlers
 from cuelight.actors._port import ReplyPort, defer, stash
 from cuelight.actors._ref import Ref
+from cuelight.actors._reply import Reply
+from cuelight.actors._spec import ChildSpec
 from cuelight.actors._timers import ActorTimer
 
 if TYPE_CHECKING:
@@ -18,7 +22,6 @@ if TYPE_CHECKING:
     from cuelight.actors._groups import Group
     from cuelight.actors._inbox import Inbox
     from cuelight.actors._runtime import Runtime
-    from cuelight.actors._spec import ChildSpec
 
 __all__ = ["Actor", "FunctionActor"]
 
@@ -154,8 +157,12 @@ class Actor(Generic[M]):
         """Start a child and do not wait; a failed start is handled by its supervisor. Not a checkpoint.
 
         Raises:
+            TypeError: this is no spec.
             NameTaken: the spec has a name that a live actor has.
         """
+        given: Any = spec
+        if not isinstance(given, ChildSpec):
+            raise TypeError(f"spawn_nowait({safe_repr(given)}): give child(...), a spec that says how to start it")
         return Ref(self._cell.runtime.family_made(self._cell).adopt(spec))
 
     @property
@@ -220,9 +227,12 @@ class Actor(Generic[M]):
         """Tell itself a message after `delay` seconds, if the incarnation still lives.
 
         Args:
-            delay: seconds.
+            delay: seconds; `math.inf` never sends it.
             message: what to tell.
             key: a timer with the same key that is still running is replaced.
+
+        Raises:
+            TypeError, ValueError: the delay is no number of seconds.
         """
         return ActorTimer(self._cell, key, message, delay, None)
 
@@ -235,9 +245,10 @@ class Actor(Generic[M]):
             key: a timer with the same key that is still running is replaced.
 
         Raises:
-            ValueError: the period is not more than 0.
+            TypeError, ValueError: the period is no number of seconds above 0.
         """
-        if not period > 0:
+        checked: Any = period
+        if isinstance(checked, int | float) and not checked > 0:
             raise ValueError(f"every({period!r}): a period is more than 0 seconds")
         return ActorTimer(self._cell, key, message, period, period)
 
@@ -277,8 +288,11 @@ class Actor(Generic[M]):
     ) -> Background:
         """Do long work beside the messages; its result comes back as a message. It ends with the incarnation.
 
+        If the handler has deferred its reply before, the work serves that request: it is cancelled when the asker
+        stops waiting.
+
         Args:
-            work: a coroutine, or another awaitable.
+            work: a coroutine, or another awaitable, such as the `Reply` of an ask.
             to_message: makes a message of the result.
             on_error: makes a message of an exception; without it an exception crashes the incarnation.
 
@@ -287,18 +301,24 @@ class Actor(Generic[M]):
         """
         cell = self._cell
 
-        def done(result: Any, error: Exception | None) -> None:
+        def done(result: Any, error: BaseException | None) -> None:
             try:
                 if error is None:
                     cell.put_or_drop(to_message(result))
-                elif on_error is not None:
+                elif on_error is not None and isinstance(error, Exception):
                     cell.put_or_drop(on_error(error))
                 else:
                     cell.fail_with(error)
-            except Exception as raised:
-                cell.fail_with(raised)
+            except BaseException as raised:
+                cell.fail_with(cell.as_failure(raised))
 
-        return Background(cell, work, done)
+        if isinstance(work, Reply):
+            _ = work.detach()  # it ends with the work now, not with this handler
+        background = Background(cell, work, done)
+        serving = None if cell.bonds is None else cell.bonds.served_now()
+        if serving is not None:
+            serving.append(background)
+        return background
 
     # Ending.
 
@@ -306,14 +326,43 @@ class Actor(Generic[M]):
         """Have itself finish its queue and end. Not a checkpoint."""
         self._cell.stop()
 
+    @property
+    def spent(self) -> dict[str, float]:
+        """What was charged so far to the budgets of the supervisors above, by unit; of each unit to the nearest one."""
+        spent: dict[str, float] = {}
+        cell: Cell | None = self._cell
+        while cell is not None:
+            spent = cell.keeper.spent() | spent
+            cell = cell.parent
+        return spent
+
     def spend(self, **amounts: float) -> None:
         """Charge the budgets of the supervisors above, as in `self.spend(tokens=1200, usd=0.02)`.
 
         Args:
-            **amounts: what was spent, by unit.
+            **amounts: what was spent, by unit; less than 0 gives back.
+
+        Raises:
+            TypeError, ValueError: an amount is not a finite number.
         """
+        for unit, amount in amounts.items():
+            check_finite(f"spend({unit})", amount)
         self._cell.keeper.spend(amounts)
 
+
+def _refused(name: str) -> Callable[[Any, Any], None]:
+    def refuse(self: Any, _: Any) -> None:
+        raise AttributeError(
+            f"{type(self).__name__}.{name} is what every actor has and cannot be set: give your attribute another name"
+        )
+
+    return refuse
+
+
+# At run time only: for type checkers the properties stay without setters.
+for _name, _value in list(vars(Actor).items()):
+    if isinstance(_value, property):
+        setattr(Actor, _name, _value.setter(_refused(_name)))
 
 Actor.__table__ = HandlerTable(Actor, Actor)
 

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from cuelight.actors._reply import handling
-from cuelight.errors import SystemClosed
+from cuelight.actors._cell import withdraw
+from cuelight.actors._reply import background_work, handling
+from cuelight.errors import ends_the_program
+from cuelight.mailbox import coroutine_of
 
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
+    from cuelight.actors._reply import Asked
 
 __all__ = ["Background"]
 
@@ -20,24 +23,44 @@ __all__ = ["Background"]
 class Background:
     """A task bound to an incarnation: cancelled and awaited when that ends."""
 
-    __slots__ = ("_cell", "_scope", "_work", "cancelled")
+    __slots__ = ("_cell", "_scope", "_task", "_work", "cancelled", "sent")
 
-    def __init__(self, cell: Cell, work: Awaitable[Any], done: Callable[[Any, Exception | None], None]) -> None:
+    def __init__(self, cell: Cell, work: Awaitable[Any], done: Callable[[Any, BaseException | None], None]) -> None:
         try:
+            cell.runtime.check_thread(cell)
             cell.must_live("background tasks")
-        except SystemClosed:
+        except RuntimeError:
             if isinstance(work, Coroutine):
                 work.close()
             raise
         self._cell = cell
         self._work = work
         self._scope: anyio.CancelScope | None = None
+        self._task: Any = None
         self.cancelled = False
+        self.sent: dict[Asked, None] | None = None
         cell.bonds_made().background[self] = None
+        cell.runtime.background[self] = None
         context = copy_context()
         context.run(handling.set, None)  # it keeps nobody from the mail, and inherits no deadline
+        context.run(background_work.set, self)
         cell.runtime.awake += 1
         cell.runtime.backend.spawn(self._run, done, context=context, name=f"{cell.path} background")
+
+    @property
+    def path(self) -> str:
+        """The path of its actor, and that this is not the actor itself."""
+        return f"background work of {self._cell.path}"
+
+    @property
+    def task(self) -> Any:
+        """The task that runs it, once that has begun."""
+        return self._task
+
+    @property
+    def coroutine(self) -> Any:
+        """The coroutine of that task."""
+        return coroutine_of(self._task)
 
     def cancel(self) -> None:
         """Cancel the work; nothing comes of it."""
@@ -45,24 +68,49 @@ class Background:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def _run(self, done: Callable[[Any, Exception | None], None]) -> None:
+    def has_sent(self, asked: Asked) -> None:
+        """Remember a request, to withdraw it if it is still open when the work ends."""
+        if self._cell.runtime.backend.current_task() is self._task:
+            if self.sent is None:
+                self.sent = {}
+            self.sent[asked] = None
+            asked.sender = self
+
+    async def _run(self, done: Callable[[Any, BaseException | None], None]) -> None:
         cell = self._cell
+        self._task = cell.runtime.backend.current_task()
         result, error = None, None
+        try:
+            result, error = await self._attempt()
+        finally:
+            cell.bonds_made().background.pop(self, None)
+            cell.runtime.background.pop(self, None)
+            sent, self.sent = self.sent, None
+            withdraw(sent, cell.runtime, cut_off=self.cancelled or error is not None)
+            try:
+                if not self.cancelled:
+                    done(result, error)
+            except BaseException as raised:
+                cell.runtime.internal_error(raised)
+            cell.runtime.dozed()
+            cell.part_ended()
+
+    async def _attempt(self) -> tuple[Any, BaseException | None]:
+        """What the work returned, or what it raised; neither if it was cancelled."""
+        cell = self._cell
         try:
             with anyio.CancelScope() as self._scope:
                 if self.cancelled:
                     self._scope.cancel()
-                result = await self._work
-        except Exception as raised:
-            error = raised
-        except cell.runtime.backend.cancelled:
-            self.cancelled = True
+                return await self._work, None
         except BaseException as raised:
-            self.cancelled = True
-            cell.abort_if_fatal(raised)
-            cell.fail_with(raised)
-        cell.bonds_made().background.pop(self, None)
-        if not self.cancelled:
-            done(result, error)
-        cell.runtime.dozed()
-        cell.part_ended()
+            backend = cell.runtime.backend
+            if isinstance(raised, backend.cancelled) and (self.cancelled or backend.cancellation_pending()):
+                self.cancelled = True
+                return None, None
+            if ends_the_program(raised):
+                self.cancelled = True
+                cell.fail_with(cell.as_failure(raised))
+                return None, None
+            return None, cell.as_failure(raised)
+        return None, None

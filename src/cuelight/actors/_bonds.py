@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cuelight.actors._exits import Crashed, Exit, Terminated
 from cuelight.actors._ref import Ref
+from cuelight.actors._reply import ASIDE
 from cuelight.errors import CuelightError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
     from cuelight.actors._exits import Killed
     from cuelight.actors._groups import Group
+    from cuelight.actors._reply import Asked
     from cuelight.actors._timers import ActorTimer
     from cuelight.mailbox import Waiter
 
@@ -39,25 +41,31 @@ class Bonds:
     __slots__ = (
         "background",
         "cell",
+        "deferred",
+        "deferred_now",
         "error_log",
         "exit_forced",
         "groups",
+        "keyed_timers",
         "links",
         "retry",
-        "starting",
         "stash",
         "timers",
         "watched",
         "watchers",
         "when_ended",
+        "when_started",
     )
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         # Of the incarnation.
         self.exit_forced: Killed | Crashed | None = None
-        self.timers: dict[object, ActorTimer] = {}
+        self.timers: dict[ActorTimer, None] = {}
+        self.keyed_timers: dict[int, list[ActorTimer]] = {}  # by the hashes of their keys
         self.background: dict[Background, None] = {}
+        self.deferred: dict[Asked, list[Background]] = {}  # with the work that serves each of them
+        self.deferred_now: Asked | None = None  # by the handler that runs, or by one before it
         self.watched: dict[Cell, None] = {}
         # Of the cell.
         self.stash: deque[Any] = deque()
@@ -65,8 +73,8 @@ class Bonds:
         self.error_log: list[BaseException] = []
         self.links: dict[Cell, None] = {}
         self.watchers: dict[Cell, None] = {}
-        self.when_ended: list[Waiter | Callable[[Exit], object]] = []
-        self.starting: list[Callable[[], object]] = []
+        self.when_ended: dict[Waiter | Callable[[Exit], object], None] = {}
+        self.when_started: dict[Callable[[], object], None] = {}
         self.groups: dict[Group[Any], None] = {}
 
     @property
@@ -74,23 +82,42 @@ class Bonds:
         """Whether background tasks still run."""
         return bool(self.background)
 
+    def call_when_ended(self, callback: Waiter | Callable[[Exit], object]) -> None:
+        """Call `callback(exit)`, or wake a waiter, when the cell has ended for good."""
+        self.when_ended[callback] = None
+
+    def call_when_started(self, callback: Callable[[], object]) -> None:
+        """Call `callback()` once, when the next incarnation is up or never will be."""
+        self.when_started[callback] = None
+
     def has_started(self) -> None:
         """The incarnation is up, or never will be: tell those who wait for that."""
-        starting, self.starting = self.starting, []
-        for tell in starting:
-            tell()
+        when_started, self.when_started = self.when_started, {}
+        for tell in when_started:
+            try:
+                tell()
+            except BaseException as error:
+                self.cell.runtime.internal_error(error)
 
     def end_incarnation(self) -> None:
         """End what is bound to the incarnation. Background tasks are cancelled and end a little later."""
-        for timer in list(self.timers.values()):
+        for timer in list(self.timers):
             timer.cancel()
         for task in list(self.background):
             task.cancel()
+        deferred, self.deferred, self.deferred_now = self.deferred, {}, None
+        for asked in deferred:
+            self.cell.deserted(asked)
         for other in self.watched:
             if other.bonds is not None:
                 other.bonds.watchers.pop(self.cell, None)
         self.watched.clear()
         self.unstash()
+
+    def served_now(self) -> list[Background] | None:
+        """The work that serves the request whose reply the running handler has deferred; None if it has not."""
+        asked, running = self.deferred_now, self.cell.running
+        return self.deferred.get(asked) if asked is not None and (running is ASIDE or running is asked) else None
 
     def unstash(self) -> None:
         """Put the stash back in front of the mail, oldest first."""
@@ -134,8 +161,12 @@ class Bonds:
                 other.bonds.links.pop(cell, None)
             if exit_.abnormal:
                 other.fail_with(LinkedExit.of(cell, exit_))
-        for waiting in self.when_ended:
-            if callable(waiting):
-                waiting(exit_)
-            else:
-                waiting.wake()
+        when_ended, self.when_ended = self.when_ended, {}
+        for waiting in when_ended:
+            try:
+                if callable(waiting):
+                    waiting(exit_)
+                else:
+                    waiting.wake()
+            except BaseException as error:
+                cell.runtime.internal_error(error)

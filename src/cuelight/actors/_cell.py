@@ -15,23 +15,32 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from cuelight.actors._exits import Crashed, Exit, Killed, ShutDown, Start, Stopped, Terminated
 from cuelight.actors._fates import Fates
 from cuelight.actors._reply import Asked, Reply
+from cuelight.actors._stream import StreamSlot
 from cuelight.actors._waits import holdings, let_go
-from cuelight.errors import SystemClosed
+from cuelight.errors import (
+    ReplyError,
+    SystemClosed,
+    UnexpectedCancellation,
+    consists_of,
+    control_error,
+    ends_the_program,
+)
 from cuelight.mailbox import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from cuelight.actors._actor import Actor
     from cuelight.actors._bonds import Bonds
     from cuelight.actors._family import Family
     from cuelight.actors._handlers import HandlerTable
+    from cuelight.actors._runtime import Runtime
     from cuelight.actors._spec import ChildSpec, Options
 
 __all__ = ["Cell"]
@@ -62,6 +71,7 @@ class Cell(Fates):
         "parent",
         "restarts",
         "running",
+        "sent",
         "serial",
         "signals",
         "sponsored",
@@ -80,7 +90,7 @@ class Cell(Fates):
         self.factory, self.args, self.kwargs, self.options = spec.factory, spec.args, spec.kwargs, options
         self.label = spec.name
         self.serial = runtime.next_serial()
-        self.context: Context = copy_context()
+        self.context: Context = runtime.context.copy()
         self.actor: Actor[Any] | None = None
         self.state = STARTING
         self.signals = 0
@@ -91,6 +101,7 @@ class Cell(Fates):
         self.running: Any = None
         self.exit: Exit | None = None
         self.asks: dict[Asked, None] | None = None
+        self.sent: dict[Asked, None] | None = None
         self.family: Family | None = None
         self.bonds: Bonds | None = None
 
@@ -110,6 +121,10 @@ class Cell(Fates):
             names.append(cell.name)
             cell = cell.parent
         return "/" + "/".join(reversed(names))
+
+    @property
+    def kind(self) -> str:
+        return self.table.name
 
     @property
     def over(self) -> bool:
@@ -161,14 +176,14 @@ class Cell(Fates):
         self.incarnation += 1
         if self.state == STARTING:
             self.state = LIVE
-        if self.bonds is not None and self.bonds.starting:
+        if self.bonds is not None and self.bonds.when_started:
             self.bonds.has_started()
         self.keeper.has_started(self)
 
     def has_not_started(self, error: BaseException) -> None:
         """The constructor or the `started` hook raised: there is no actor whose other hooks could be called."""
         self.actor = None
-        self.incarnation_over(Crashed(error))
+        self.incarnation_over(Crashed(self.as_failure(error)))
 
     def restart(self, why: Start) -> None:
         """Begin the next incarnation; called by the family once the one before is over."""
@@ -276,6 +291,8 @@ class Cell(Fates):
 
     def attend(self) -> Exit | None:
         """See to signals, control messages and waiting senders. Returns an exit if the incarnation must end."""
+        if self.sent and not self.table.own_run:
+            self.withdraw_asks()  # of the turn that has just ended
         signals = self.signals
         if signals & (KILL | FAIL):
             self.signals = signals & (STOP | FROM_ABOVE)
@@ -295,6 +312,42 @@ class Cell(Fates):
         if signals & STOP and not self.items:
             return self._stopped()
         return None
+
+    # Requests that this actor has sent.
+
+    def has_sent(self, asked: Asked) -> None:
+        """Remember a request, to withdraw it if it is still open when the turn that sent it ends."""
+        if self.runs(self.runtime.backend.current_task()):
+            sent = self.sent
+            if sent is None:
+                sent = self.sent = {}
+            sent[asked] = None
+            asked.sender = self
+            self.attention = True  # the next look at it is at the end of this turn
+
+    def withdraw_asks(self, *, cut_off: bool = False) -> None:
+        """Withdraw the open requests of a turn that has ended.
+
+        Args:
+            cut_off: it did not end by itself, so that nobody is to blame for an answer that was not awaited.
+        """
+        sent, self.sent = self.sent, None
+        withdraw(sent, self.runtime, cut_off=cut_off)
+
+    def _why_unhandled(self, item: Any) -> str:
+        table, kind = self.table, type(self.content(item))
+        call = table.calls.get(kind) or table.find(kind)
+        if call is not None and kind in table.streaming:
+            return "it is answered with a stream: use stream() instead"
+        if call is not None and isinstance(item, StreamSlot):
+            return "it has one answer, not a stream: use ask() instead"
+        for other in table.calls:
+            if other.__qualname__ == kind.__qualname__:
+                return (
+                    f"it handles another class of that name, of the module {other.__module__}: was its module loaded "
+                    f"twice, or reloaded?"
+                )
+        return "add one with @on(...)"
 
     def _stopped(self) -> Exit:
         return ShutDown() if self.signals & FROM_ABOVE else Stopped()
@@ -323,6 +376,8 @@ class Cell(Fates):
         self.state = ENDING
         self.asleep = 0
         self.control = None  # it watches nobody any more
+        if self.sent:
+            self.withdraw_asks(cut_off=True)
         if holdings and exit_.abnormal:
             let_go(self)
         if self.bonds is not None:
@@ -366,8 +421,10 @@ class Cell(Fates):
         self.close()
         items, self.items, self.control = self.items, None, None
         self.actor = None
+        if self.sent:
+            self.withdraw_asks(cut_off=True)  # of its `stopped` hook
         if holdings:
-            let_go(self)  # what its `stopped` hook has not given back
+            let_go(self)  # what that has not given back
         for item in items or ():
             if not self.stale(item) and not isinstance(item, Terminated):
                 self.dropped(item, "stopped")
@@ -380,12 +437,31 @@ class Cell(Fates):
         self.keeper.buried(self)
 
     def abort_if_fatal(self, error: BaseException) -> None:
-        """End the whole system with an error that is no `Exception`, as with `KeyboardInterrupt`."""
-        fatal: BaseException | None = None if isinstance(error, Exception) else error
-        if isinstance(fatal, BaseExceptionGroup):
-            _, fatal = fatal.split((Exception, self.runtime.backend.cancelled))
-        if fatal is not None:
+        """End the whole system if somebody wants to end the program: `KeyboardInterrupt`, `SystemExit`."""
+        if ends_the_program(error):
             self.runtime.abort(error)
+
+    def as_failure(self, error: BaseException) -> BaseException:
+        """What user code raised, as the failure of this actor: a cancellation that nobody meant for it is wrapped.
+
+        Ends the whole system if the error is to end the program.
+        """
+        if consists_of(error, self.runtime.backend.cancelled):
+            failure = UnexpectedCancellation(f"{self.path} awaited something that somebody else had cancelled")
+            failure.__cause__ = error
+            return failure
+        self.abort_if_fatal(error)
+        return error
+
+    def failed(self, error: BaseException, item: Any) -> Exit | None:
+        """A handler raised. Returns how the incarnation ends; None if the handler only refused its request."""
+        refusal = control_error(error, ReplyError)
+        if refusal is None:
+            return self.crash(self.as_failure(error), item)
+        if self.sent:
+            self.withdraw_asks(cut_off=True)
+        self.refused(refusal, item)
+        return None
 
     def must_live(self, what: str) -> None:
         """Check that something can still be bound to this incarnation.
@@ -401,3 +477,15 @@ class Cell(Fates):
         if self.bonds is None:
             self.bonds = self.runtime.new_bonds(self)
         return self.bonds
+
+
+def withdraw(sent: dict[Asked, None] | None, runtime: Runtime, *, cut_off: bool) -> None:
+    """Withdraw the requests that a turn, or background work, has sent and that are still open."""
+    for asked in sent or ():
+        asked.sender = None
+        if cut_off:
+            asked.hear()
+        try:
+            asked.withdraw()
+        except BaseException as error:
+            runtime.internal_error(error)

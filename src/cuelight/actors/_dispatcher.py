@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from contextvars import copy_context
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
@@ -16,11 +17,13 @@ from cuelight.actors._dead_letters import DeadLetters
 from cuelight.actors._plain_cell import PlainCell
 from cuelight.actors._reply import Asked
 from cuelight.actors._timers import Alarms, Later
+from cuelight.errors import ends_the_program
 from cuelight.mailbox import Waiter, current_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cuelight.actors._background import Background
     from cuelight.actors._cell import Cell
     from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import Backend
@@ -58,8 +61,12 @@ class Dispatcher:
         self._open = False
         self._ended: Waiter | None = None
         self._dispatching = False
-        self._idle_waiters: list[Waiter] = []
+        self._idle_waiters: dict[Waiter, None] = {}
+        self._abandoned = False
         self.tasks: dict[TaskCell, None] = {}
+        self.background: dict[Background, None] = {}
+        self.longest_hook = math.inf
+        """Seconds that a hook may take at most; finite once the time of the shutdown is over."""
         self._warm: dict[TaskCell, None] = {}
         self._cooling: dict[TaskCell, None] = {}
         self._sweeping = False
@@ -69,7 +76,9 @@ class Dispatcher:
     def open_runtime(self) -> None:
         """Bind to the running loop and start the dispatcher."""
         self.backend: Backend = current_backend()
-        self.alarms = Alarms(self.backend)
+        self.thread = get_ident()
+        self.context = copy_context()
+        self.alarms = Alarms(self.backend, self.internal_error)
         self.dead_letters = DeadLetters(self._keep_dead_letters, self.backend.time)
         self._open = self._dispatching = True
         self.backend.spawn(self._dispatch, context=copy_context(), name="cuelight dispatcher")
@@ -104,45 +113,100 @@ class Dispatcher:
 
     async def _dispatch(self) -> None:
         try:
-            while self._open or self._ready or self._events:
+            while (self._open and not (self._abandoned and self.over)) or self._ready or self._events:
                 try:
                     self._pass()
                     if self._ready or self._events:
                         await self.backend.checkpoint()
-                    elif self._open:
+                    elif self._open and not (self._abandoned and self.over):
                         if self._idle_waiters and self.is_idle:
                             self._tell_idle()
                         self._parked = waiter = self.backend.waiter()
                         await waiter
-                except Exception:
-                    log.exception("an internal error of Cuelight; please report it")
-                except BaseException as error:
+                except self.backend.cancelled as error:
                     self.abort(error)
-                    if self.backend.name == "trio" and isinstance(error, self.backend.cancelled):
-                        return  # trio itself is ending; after a native cancellation actors are still to be ended
+                    if self.backend.name == "trio":
+                        return  # trio itself is ending
+                    # Somebody cancels all tasks of the loop, as asyncio.run does at its end. Actors are still to be
+                    # ended; after that nobody may be left to leave the block of the system.
+                    self._abandoned = True
         finally:
             self._parked = None
             self._dispatching = False
             if self._ended is not None:
                 self._ended.wake()
+            elif self._abandoned:
+                self._open = False
+                self.alarms.close()
+                self.dead_letters.close()
+                self.abandoned()
+
+    def abandoned(self) -> None:
+        """The loop is being ended and the block of the system was never left: end what is not a task of the loop."""
+        raise NotImplementedError
 
     def _pass(self) -> None:
         events, ready = self._events, self._ready
         self.inline = 0
         while events:
             function, args = events.popleft()
-            function(*args)
+            try:
+                function(*args)
+            except BaseException as error:
+                self.internal_error(error)
         for _ in range(TURNS_PER_PASS):
             if not ready:
                 break
             cell = ready.popleft()
             self.turning = cell
-            if cell.context.run(cell.turn):
-                ready.append(cell)
+            try:
+                if cell.context.run(cell.turn):
+                    ready.append(cell)
+            except BaseException as error:  # not of a handler: a turn catches those
+                self._turn_failed(cell, error)
             if events:
                 break
         self.turning = None
         self.inline = INLINE_ASKS_PER_PASS
+
+    def _turn_failed(self, cell: PlainCell, error: BaseException) -> None:
+        self.internal_error(error)
+        self.dozed()
+        try:
+            cell.incarnation_over(cell.crash(error, cell.running))
+        except BaseException as raised:
+            self.internal_error(raised)
+
+    @property
+    def over(self) -> bool:
+        """Whether every actor has ended."""
+        raise NotImplementedError
+
+    def internal_error(self, error: BaseException) -> None:
+        """Something raised where nothing may: report it and go on."""
+        log.error("an internal error of Cuelight; please report it", error=error)
+        if ends_the_program(error):
+            self.abort(error)
+
+    def check_thread(self, used: Cell | str = "the actor system") -> None:
+        """Check that the code runs in the thread of this system's event loop.
+
+        Args:
+            used: the actor that it uses, or what else in words.
+
+        Raises:
+            RuntimeError: it does not.
+        """
+        if get_ident() != self.thread:
+            raise self.wrong_thread(used)
+
+    def wrong_thread(self, used: Cell | str) -> RuntimeError:
+        """The error of code that uses an actor in another thread than that of its event loop."""
+        name = used if isinstance(used, str) else used.path
+        return RuntimeError(
+            f"{name} lives in the event loop of another thread: use tell_threadsafe() here, or the blocking refs of "
+            f"ActorSystem.blocking()"
+        )
 
     def is_inline(self, cell: Cell) -> bool:
         """Whether the handler of this plain cell runs inside an ask."""
@@ -187,18 +251,18 @@ class Dispatcher:
 
         Timers that have not rung yet do not count. A checkpoint.
         """
+        self.check_thread()
         await self.backend.checkpoint()
         while not self.is_idle:
             waiter = self.backend.waiter()
-            self._idle_waiters.append(waiter)
+            self._idle_waiters[waiter] = None
             try:
                 await waiter
             finally:
-                if waiter in self._idle_waiters:
-                    self._idle_waiters.remove(waiter)
+                self._idle_waiters.pop(waiter, None)
 
     def _tell_idle(self) -> None:
-        waiters, self._idle_waiters = self._idle_waiters, []
+        waiters, self._idle_waiters = self._idle_waiters, {}
         for waiter in waiters:
             waiter.wake()
 

@@ -63,6 +63,10 @@ class Family(Protocol):
         """Kill all children; tell the owner when none is left."""
         ...
 
+    def spent(self) -> dict[str, float]:
+        """What was charged to the budget of this family, by unit; empty if it has none."""
+        ...
+
     def spend(self, amounts: dict[str, float]) -> None:
         """Charge budgets of this family and of those above it."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from cuelight._text import describe_error
+from cuelight._text import describe_error, safe_repr
 from cuelight.actors._exits import Crashed, Exit, Terminated
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, Asked
 from cuelight.errors import (
@@ -42,6 +42,13 @@ class Fates(Mailbox):
         """The place of the actor in the tree."""
         raise NotImplementedError
 
+    @property
+    def kind(self) -> str:
+        """The name of the class of the actor."""
+        raise NotImplementedError
+
+    bonds: Bonds | None
+
     def bonds_made(self) -> Bonds:
         """Its bonds, made at first use."""
         raise NotImplementedError
@@ -52,7 +59,8 @@ class Fates(Mailbox):
         """An item was refused or dropped: fail the ask, or make a dead letter."""
         if isinstance(item, Asked):
             if item.state == QUEUED:
-                item.fail(NotStarted(f"{self.path} did not take {item.message!r}: {self._why_refused(reason)}"))
+                shown = safe_repr(item.message)
+                item.fail(NotStarted(f"{self.path} did not take {shown}: {self._why_refused(reason)}"))
         else:
             self.runtime.dead_letters.add(item, self, reason)
 
@@ -77,33 +85,71 @@ class Fates(Mailbox):
 
     def given_up(self, ask: Asked) -> None:
         """An asker waits no more: queued, the request is dropped; running, its handler is cancelled."""
+        shown = safe_repr(ask.message)
         if ask.state == QUEUED:
-            ask.fail(NotStarted(f"the request {ask.message!r} was cancelled before {self.path} handled it"))
+            ask.fail(NotStarted(f"the request {shown} was cancelled before {self.path} handled it"))
             self.note_stale()
         else:
-            ask.fail(Interrupted(f"the request {ask.message!r} was cancelled while {self.path} handled it"))
-            self.cancel_running(ask)
+            ask.fail(Interrupted(f"the request {shown} was cancelled while {self.path} handled it"))
+            self._stop_handling(ask)
 
     def overdue(self, ask: Asked) -> None:
         """The deadline of a request has passed."""
-        text = f"{self.path} did not answer {ask.message!r} in time"
+        text = f"{self.path} did not answer {safe_repr(ask.message)} in time"
         if ask.state == QUEUED:
             ask.fail(NotStartedTimeout(f"{text}: it had not begun; {len(self)} messages are in its mailbox"))
             self.note_stale()
+        elif self._is_deferred(ask):
+            ask.fail(InterruptedTimeout(f"{text}: its handler deferred the reply and has not sent it"))
+            self._stop_handling(ask)
         else:
             ask.fail(InterruptedTimeout(f"{text}: its handler was running and has been cancelled"))
-            self.cancel_running(ask)
+            self._stop_handling(ask)
+
+    # Deferred replies.
+
+    def _is_deferred(self, ask: Asked) -> bool:
+        return self.bonds is not None and ask in self.bonds.deferred
+
+    def _stop_handling(self, ask: Asked) -> None:
+        """Nobody waits for this request any more: cancel its handler, or the work that serves it."""
+        self.cancel_running(ask)
+        if self.bonds is not None:
+            for work in self.bonds.deferred.pop(ask, ()):
+                work.cancel()
+
+    def reply_settled(self, ask: Asked) -> None:
+        """A deferred reply was sent, refused or dropped."""
+        if self.bonds is not None:
+            self.bonds.deferred.pop(ask, None)
+
+    def deserted(self, ask: Asked) -> None:
+        """The incarnation that deferred a reply has ended without it."""
+        exit_, shown = self.exit, safe_repr(ask.message)
+        if isinstance(exit_, Crashed):
+            failure: Interrupted = ActorCrashed(
+                f"{self.path} {exit_.describe()}, before it sent the reply to {shown} that it had deferred"
+            )
+            failure.__cause__ = exit_.error
+        else:
+            how = "ended" if exit_ is None else exit_.describe()
+            failure = Interrupted(f"{self.path} was {how} before it sent the reply to {shown} that it had deferred")
+        ask.fail(failure)
 
     # Putting, for those who cannot wait, and for those who do.
 
     def put_or_drop(self, message: Any) -> bool:
         """Tell without waiting; without room it is a dead letter. Returns whether it was accepted."""
+        reason = "mailbox_full"
         try:
             accepted = self.put(message)
         except MailboxFull:
             accepted = False
+        except BaseException as error:
+            accepted, reason = False, "policy_failed"
+            self.runtime.policy_failed(self, error)
         if not accepted:
-            self.dropped(message, "mailbox_full")
+            self.dropped(message, reason)
             return False
         items = self.items
         return items is not None and len(items) > 0 and items[-1] is message and not self.closed
@@ -130,9 +176,11 @@ class Fates(Mailbox):
     def drop_terminated(self, ref: Ref[Any]) -> None:
         """Forget a `Terminated` of this actor that waits to be handled."""
         for lane in (self.control, self.items):
-            if lane:
-                for item in [one for one in lane if isinstance(one, Terminated) and one.ref == ref]:
-                    lane.remove(item)
+            for _ in range(len(lane or ())):  # in place, and without comparing messages of users
+                assert lane is not None  # noqa: S101 - it has a length
+                item = lane.popleft()
+                if not (isinstance(item, Terminated) and item.ref == ref):
+                    lane.append(item)
 
     # Failing.
 
@@ -147,7 +195,7 @@ class Fates(Mailbox):
         if self.options.redeliver > 1 and self.bonds_made().try_again(item, error):
             return exit_
         if isinstance(item, Asked):
-            failure = ActorCrashed(f"{self.path} crashed on {message!r}: {describe_error(error)}")
+            failure = ActorCrashed(f"{self.path} crashed on {safe_repr(message)}: {describe_error(error)}")
             failure.__cause__ = error
             item.fail(failure)
         elif self.options.redeliver <= 1:
@@ -165,13 +213,19 @@ class Fates(Mailbox):
         """No handler takes this message."""
         message = self.content(item)
         if isinstance(item, Asked):
-            item.fail(NotStarted(f"{self.path} has no handler for {message!r}: add one with @on(...)"))
+            item.fail(NotStarted(f"{self.path} has no handler for {safe_repr(message)}: {self._why_unhandled(item)}"))
         else:
             self.runtime.dead_letters.add(message, self, "unhandled")
+            self.runtime.report_unhandled(self.path, self.kind, message, self._why_unhandled(item))
+
+    def _why_unhandled(self, item: Any) -> str:
+        """What to do about a message that has no handler."""
+        raise NotImplementedError
 
     def cut_off(self, item: Any, why: str) -> None:
         """The handler of this item was cancelled."""
         if isinstance(item, Asked):
-            item.fail(Interrupted(f"{self.path} was interrupted while it handled {item.message!r}: {why}"))
+            shown = safe_repr(item.message)
+            item.fail(Interrupted(f"{self.path} was interrupted while it handled {shown}: {why}"))
         elif item is not None and item is not ASIDE and not isinstance(item, Terminated):
             self.runtime.dead_letters.add(item, self, "interrupted")

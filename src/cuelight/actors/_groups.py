@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cuelight.actors._ref import Ref
@@ -25,6 +26,7 @@ class Group(Generic[M]):
         self._runtime = runtime
         self.name = name
         self._members: dict[Cell, None] = {}
+        self._turns: OrderedDict[Cell, None] = OrderedDict()  # the one that `pick` returns next comes first
 
     def __len__(self) -> int:
         return len(self._members)
@@ -41,7 +43,7 @@ class Group(Generic[M]):
         """Add an actor. Twice is once; one that has ended is not added."""
         cell = ref._cell
         if ref.alive:
-            self._members[cell] = None
+            self._members[cell] = self._turns[cell] = None
             cell.bonds_made().groups[self] = None
 
     def leave(self, ref: Ref[M]) -> None:
@@ -54,9 +56,11 @@ class Group(Generic[M]):
     def discard(self, cell: Cell) -> None:
         """A member has ended."""
         self._members.pop(cell, None)
+        self._turns.pop(cell, None)
 
     def broadcast(self, message: M) -> int:
         """Tell all members, without waiting; what finds no room becomes a dead letter. Returns how many have it."""
+        self._runtime.check_thread(f"the group {self.name!r}")
         return sum(cell.put_or_drop(message) for cell in list(self._members))
 
     def pick(self) -> Ref[M]:
@@ -65,8 +69,7 @@ class Group(Generic[M]):
         Raises:
             ActorNotFound: the group is empty.
         """
-        for cell in self._members:
-            del self._members[cell]
-            self._members[cell] = None
+        for cell in self._turns:
+            self._turns.move_to_end(cell)
             return Ref(cell)
         raise ActorNotFound(f"the group {self.name!r} is empty: join() an actor first")

@@ -60,20 +60,23 @@ class HandlerTable:
 
     Attributes:
         calls: message class to handler; classes met later (subclasses) are added as they come.
-        suspending: the message classes whose handler is `async def`.
+        async_calls: the part of `calls` whose handler is `async def`.
+        plain_calls: the part of it whose handler is `def`.
         streaming: the message classes whose handler is an async generator.
         plain: nothing of the class can suspend, so no task is ever needed.
         own_run: the class overrides `run`.
         hooks: which of `started`, `stopped`, `restarting` the class overrides.
     """
 
-    __slots__ = ("calls", "hooks", "name", "own_run", "plain", "streaming", "suspending")
+    __slots__ = ("async_calls", "calls", "hooks", "name", "own_run", "plain", "plain_calls", "streaming")
 
     def __init__(self, cls: type[Any], base: type[Any]) -> None:
         self.name = cls.__name__
-        self.calls = _marked(cls)
+        self.calls = _marked(cls, base)
         self.streaming = {kind for kind, call in self.calls.items() if inspect.isasyncgenfunction(call)}
-        self.suspending = {kind for kind, call in self.calls.items() if inspect.iscoroutinefunction(call)}
+        self.async_calls = {kind: call for kind, call in self.calls.items() if inspect.iscoroutinefunction(call)}
+        others = self.calls.keys() - self.async_calls.keys() - self.streaming
+        self.plain_calls = {kind: self.calls[kind] for kind in others}
         self.own_run = cls.run is not base.run
         self.hooks = frozenset(hook for hook in HOOKS if getattr(cls, hook) is not getattr(base, hook))
         for hook in self.hooks:
@@ -81,7 +84,7 @@ class HandlerTable:
         self.plain = not (
             self.own_run
             or self.streaming
-            or self.suspending
+            or self.async_calls
             or any(inspect.iscoroutinefunction(getattr(cls, hook)) for hook in self.hooks)
         )
 
@@ -91,15 +94,20 @@ class HandlerTable:
             call = self.calls.get(base)
             if call is not None:
                 self.calls[kind] = call
-                for kinds in (self.suspending, self.streaming):
-                    if base in kinds:
-                        kinds.add(kind)
+                if base in self.streaming:
+                    self.streaming.add(kind)
+                else:
+                    (self.async_calls if base in self.async_calls else self.plain_calls)[kind] = call
                 return call
         return None
 
 
-def _marked(cls: type[Any]) -> dict[type[Any], Callable[..., Any]]:
-    """The handlers of a class, those it inherits included; a method that is overridden stays a handler."""
+def _marked(cls: type[Any], base: type[Any]) -> dict[type[Any], Callable[..., Any]]:
+    """The handlers of a class, those it inherits included; a method that is overridden stays a handler.
+
+    Raises:
+        TypeError: a handler has the name of something that every actor has, or cannot be called with a message.
+    """
     names: dict[type[Any], str] = {}
     for owner in reversed(cls.__mro__):
         own: dict[type[Any], str] = {}
@@ -112,8 +120,28 @@ def _marked(cls: type[Any]) -> dict[type[Any], Callable[..., Any]]:
                     f"{owner.__name__} handles {kind.__name__} twice, in {own[kind]} and {name}: keep one of them"
                 )
             own[kind] = name
+            if name in vars(base):
+                raise TypeError(
+                    f"{owner.__name__}.{name} handles {kind.__name__} and hides {base.__name__}.{name}, which every "
+                    f"actor has: give the method another name"
+                )
+            _check_handler(owner, name, value)
         names.update(own)
     return {kind: getattr(cls, name) for kind, name in names.items()}
+
+
+def _check_handler(owner: type[Any], name: str, function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a kind that does not say
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"{owner.__name__}.{name}{signature} cannot handle a message: it must take one argument besides self, the "
+            f"message"
+        ) from None
 
 
 def _check_hook(cls: type[Any], hook: str) -> None:

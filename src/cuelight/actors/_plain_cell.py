@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cuelight.actors._cell import BURYING, STARTING, Cell
 from cuelight.actors._exits import Exit, Start, WasRestarted
 from cuelight.actors._reply import DONE, QUEUED, RUNNING, Answered, Asked, Reply, handling
-from cuelight.errors import ReplyError
+from cuelight.actors._stream import StreamSlot
+from cuelight.errors import ReplyError, control_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,8 @@ __all__ = ["PlainCell"]
 
 BUDGET = 128
 """Messages that one actor handles before another has its turn."""
+
+BUDGET_RANGE = range(BUDGET)
 
 NESTED_STARTS = 20
 """Starts inside each other's hooks before the next one waits for the dispatcher."""
@@ -47,7 +50,6 @@ class PlainCell(Cell):
             else:
                 self.construct()
         except BaseException as error:
-            self.abort_if_fatal(error)
             self.has_not_started(error)
             return
         self.has_started()
@@ -61,8 +63,9 @@ class PlainCell(Cell):
         if type(why) is WasRestarted and self.actor is not None:
             try:
                 self.actor.restarting(why.after)
-            except Exception as error:
+            except BaseException as error:
                 self.runtime.hook_failed(self, "restarting", error)
+                self.abort_if_fatal(error)
         self.construct().started(why)
 
     def woken(self) -> None:
@@ -71,25 +74,24 @@ class PlainCell(Cell):
 
     def turn(self) -> bool:
         """Handle some messages. Returns whether there are more. It runs in the cell's context."""
-        if handling.get() is not self:  # it is, from the first time on
+        if not self.handled and handling.get() is not self:  # it is, from the first time on
             handling.set(self)
         actor, calls = self.actor, self.table.calls
-        for _ in range(BUDGET):
+        handled = 0  # `self.handled` is brought up to date at the end: adding to it costs as much as a look-up
+        for handled in BUDGET_RANGE:
             if self.attention:
                 exit_ = self.attend()
                 if exit_ is not None:
-                    self.running = None
-                    self.runtime.dozed()
-                    self.incarnation_over(exit_)
+                    self._turn_over(handled, exit_)
                     return False
             items = self.items
             if not items:
+                self.handled += handled
                 self.running = self.items = None
                 self.asleep = 1 if self.attention else INLINE  # nobody overtakes those that wait in line
                 self.runtime.dozed()
                 return False
-            item = items.popleft()
-            self.running = item
+            self.running = item = items.popleft()
             kind: type[Any] = type(item)
             call = calls.get(kind)
             try:
@@ -103,27 +105,32 @@ class PlainCell(Cell):
                 else:
                     self._handle_rest(item)
             except BaseException as error:
-                exit_ = self._refusal_or_crash(error, item)
+                exit_ = self.failed(error, item)
                 if exit_ is not None:
-                    self.running = None
-                    self.runtime.dozed()
-                    self.incarnation_over(exit_)
+                    self._turn_over(handled, exit_)
                     return False
-            self.handled += 1
+        self.handled += BUDGET
         self.running = None
         return True
 
+    def _turn_over(self, handled: int, exit_: Exit) -> None:
+        """The turn ends with the incarnation."""
+        self.handled += handled
+        self.running = None
+        self.runtime.dozed()
+        self.incarnation_over(exit_)
+
     def _handle_rest(self, item: Any) -> None:
         message = item
-        asked = type(item) is Asked
+        asked = isinstance(item, Asked)
         if asked:
             if item.state == DONE:
-                self.stales -= 1
+                self.stales = max(0, self.stales - 1)
                 return
             message = item.message
         kind: type[Any] = type(message)
         call: Callable[..., Any] | None = self.table.calls.get(kind) or self.table.find(kind)
-        if call is None:
+        if call is None or isinstance(item, StreamSlot):
             self.unhandled(item)
         elif asked:
             item.state = RUNNING
@@ -132,13 +139,6 @@ class PlainCell(Cell):
                 item.succeed(value)
         else:
             call(self.actor, message)
-
-    def _refusal_or_crash(self, error: BaseException, item: Any) -> Exit | None:
-        if isinstance(error, ReplyError):
-            self.refused(error, item)
-            return None
-        self.abort_if_fatal(error)
-        return self.crash(error, item)
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
         """Run a handler in the asker's stead: the cell is idle, and a `def` handler cannot suspend."""
@@ -155,17 +155,20 @@ class PlainCell(Cell):
         return reply
 
     def _answer(self, message: Any, call: Callable[..., Any]) -> tuple[Reply[Any], Exit | None]:
-        if handling.get() is not self:  # it is, from the first time on
+        if not self.handled and handling.get() is not self:  # it is, from the first time on
             handling.set(self)
         self.running = message
         try:
             value = call(self.actor, message)
-        except ReplyError as refusal:
-            return Answered(None, refusal), None
         except BaseException as error:
-            self.abort_if_fatal(error)
-            asked: Asked = Asked(message, self, self.runtime.inline_patience())
-            return asked, self.crash(error, asked)
+            slot = self.running
+            refusal = control_error(error, ReplyError) if slot is message else None
+            if refusal is not None:
+                if self.sent:
+                    self.withdraw_asks(cut_off=True)
+                return Answered(None, refusal), None
+            asked: Asked = slot if type(slot) is Asked else Asked(message, self, self.runtime.inline_patience())
+            return asked, self.failed(error, asked)
         finally:
             slot, self.running = self.running, None
         if slot is not message:  # the handler deferred its reply, or stashed the request

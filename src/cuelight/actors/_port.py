@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import safe_repr
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked
+from cuelight.actors._stream import StreamSlot
 from cuelight.errors import Interrupted, ReplyError, StashFull
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ __all__ = ["ReplyPort", "defer", "stash"]
 
 
 class ReplyPort:
-    """The answering end of a deferred reply. Dropped unused, it fails the ask."""
+    """The answering end of a deferred reply. It fails the ask when it is dropped unused, and when its actor ends."""
 
     __slots__ = ("_asked",)
 
@@ -28,17 +30,23 @@ class ReplyPort:
 
     def send(self, value: Any) -> None:
         """Answer. A late answer is counted in `system.late_replies` and dropped."""
+        self._asked.cell.reply_settled(self._asked)
         self._asked.succeed(value)
 
     def refuse(self, error: ReplyError) -> None:
         """Answer with a refusal."""
+        self._asked.cell.reply_settled(self._asked)
         self._asked.fail(error)
 
     def __del__(self) -> None:
         asked = self._asked
+        asked.cell.reply_settled(asked)
         if asked.state != DONE:
-            error = Interrupted(f"{asked.cell.path} deferred the reply to {asked.message!r} and dropped it")
-            asked.cell.runtime.call_threadsafe(asked.fail, error)
+            error = Interrupted(f"{asked.cell.path} deferred the reply to {safe_repr(asked.message)} and dropped it")
+            try:
+                asked.cell.runtime.call_threadsafe(asked.fail, error)
+            except RuntimeError:
+                pass  # the loop has ended, and the asker with it
 
 
 def take_running(cell: Cell, verb: str) -> Any:
@@ -58,19 +66,26 @@ def take_running(cell: Cell, verb: str) -> Any:
 
 def defer(cell: Cell) -> ReplyPort:
     """Take over the reply of the request being handled."""
+    if isinstance(cell.running, StreamSlot):
+        raise RuntimeError(f"{cell.path} cannot defer a reply: a stream handler yields its answers")  # noqa: TRY004
     item = take_running(cell, "defer a reply")
     if isinstance(item, Asked):
+        bonds = cell.bonds_made()
+        bonds.deferred[item] = []
+        bonds.deferred_now = item
         return ReplyPort(item)
     cell.running = item
-    raise RuntimeError(f"{cell.path} cannot defer a reply: {item!r} was told, not asked")
+    raise RuntimeError(f"{cell.path} cannot defer a reply: {safe_repr(item)} was told, not asked")
 
 
 def stash(cell: Cell) -> None:
     """Put the message being handled aside."""
-    waiting = cell.bonds_made().stash
+    bonds = cell.bonds_made()
+    waiting = bonds.stash
     if len(waiting) >= cell.options.capacity:
         raise StashFull(f"the stash of {cell.path} holds {len(waiting)} messages: unstash(), or give it more capacity")
     item = take_running(cell, "stash")
+    bonds.deferred_now = None
     if isinstance(item, Asked):
         item.state = QUEUED
     waiting.append(item)

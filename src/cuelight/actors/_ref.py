@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from cuelight._checks import check_seconds
 from cuelight.actors._cell import DEAD, OVER, STARTING, Cell
 from cuelight.actors._exits import Exit
 from cuelight.actors._messages import Answerable, Streams
 from cuelight.actors._plain_cell import INLINE
-from cuelight.actors._reply import ASIDE, Asked, Reply, handling
+from cuelight.actors._reply import ASIDE, Asked, Reply, background_work, handling
 from cuelight.actors._stream import Stream, StreamSlot
 from cuelight.errors import MailboxFull
 from cuelight.mailbox import NOT_READY
@@ -39,6 +41,7 @@ class ActorStatistics(msgspec.Struct, frozen=True):
         restarts: restarts since it was last healthy.
         children: live children.
         running: the message that is being handled, or None.
+        spent: what was charged to the budget of a supervisor, by unit; empty without a budget.
     """
 
     state: str
@@ -48,6 +51,7 @@ class ActorStatistics(msgspec.Struct, frozen=True):
     restarts: int
     children: int
     running: Any
+    spent: dict[str, float]
 
 
 class Ref(Generic[M_contra]):
@@ -69,9 +73,17 @@ class Ref(Generic[M_contra]):
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to wait or to fail.
+            RuntimeError: the actor lives in the event loop of another thread.
         """
         cell = self._cell
-        if not cell.put(message):
+        items = cell.items
+        if get_ident() != cell.runtime.thread:
+            raise cell.runtime.wrong_thread(cell)
+        if items is not None and len(items) < cell.limit:  # what `put` comes to: a call costs as much as the rest
+            items.append(message)
+            if cell.asleep:
+                cell.woken()
+        elif not cell.put(message):
             raise MailboxFull(
                 f"the mailbox of {cell.path} is full ({len(cell)} messages): await tell() to wait for room, "
                 f"give it more capacity, or an overflow policy"
@@ -84,8 +96,21 @@ class Ref(Generic[M_contra]):
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to fail.
+            RuntimeError: the actor lives in the event loop of another thread.
         """
         cell = self._cell
+        items = cell.items
+        if get_ident() != cell.runtime.thread:
+            raise cell.runtime.wrong_thread(cell)
+        if items is not None:  # what `put` comes to: a call costs as much as the rest
+            queued = len(items)
+            if queued < cell.limit:
+                items.append(message)
+                if cell.asleep:
+                    cell.woken()
+                if queued % TELLS_PER_YIELD == TELLS_PER_YIELD - 1:
+                    await cell.runtime.backend.checkpoint()
+                return
         if not cell.put(message):
             await cell.wait_for_room(message)
         else:
@@ -119,9 +144,15 @@ class Ref(Generic[M_contra]):
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to fail.
+            TypeError, ValueError: the time-out is no number of seconds.
+            RuntimeError: the actor lives in the event loop of another thread.
         """
         cell = self._cell
         runtime = cell.runtime
+        if get_ident() != runtime.thread:
+            raise runtime.wrong_thread(cell)
+        if timeout is not None:
+            check_seconds("ask(timeout)", timeout)
         if cell.asleep == INLINE and runtime.inline > 0:
             call = cell.table.calls.get(type(message))
             if call is not None:
@@ -136,6 +167,10 @@ class Ref(Generic[M_contra]):
             asked.due = asker.running.due
         if not cell.put(asked):
             cell.line_up(asked)
+        asked.unheard = True
+        sender = background_work.get() if asker is None else asker
+        if sender is not None:
+            sender.has_sent(asked)
         return asked
 
     def stream(self, message: Streams[M_contra, R], timeout: float | None = None) -> Stream[R]:
@@ -149,11 +184,21 @@ class Ref(Generic[M_contra]):
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to fail.
+            TypeError, ValueError: the time-out is no number of seconds.
+            RuntimeError: the actor lives in the event loop of another thread.
         """
         cell = self._cell
+        if get_ident() != cell.runtime.thread:
+            raise cell.runtime.wrong_thread(cell)
+        if timeout is not None:
+            check_seconds("stream(timeout)", timeout)
         slot = StreamSlot(message, cell, cell.runtime.ask_timeout if timeout is None else timeout)
         if not cell.put(slot):
             cell.line_up(slot)
+        asker = handling.get()
+        sender = background_work.get() if asker is None else asker
+        if sender is not None:
+            sender.has_sent(slot)
         return Stream(slot)
 
     # Ending.
@@ -166,8 +211,15 @@ class Ref(Generic[M_contra]):
 
         Args:
             timeout: seconds after which it is killed; None waits as long as it takes.
+
+        Raises:
+            TypeError, ValueError: the time-out is no number of seconds.
         """
         cell = self._cell
+        if timeout is not None:
+            check_seconds("stop(timeout)", timeout)
+        if get_ident() != cell.runtime.thread:
+            raise cell.runtime.wrong_thread(cell)
         incarnation = cell.incarnation + (cell.state == STARTING)
         cell.stop()
         if cell.state != DEAD and handling.get() is not cell:
@@ -188,6 +240,8 @@ class Ref(Generic[M_contra]):
             why: shown in its exit.
         """
         cell = self._cell
+        if get_ident() != cell.runtime.thread:
+            raise cell.runtime.wrong_thread(cell)
         incarnation = cell.incarnation + (cell.state == STARTING)
         cell.kill(why)
         if cell.state != DEAD and handling.get() is not cell:
@@ -198,8 +252,13 @@ class Ref(Generic[M_contra]):
         cell = self._cell
         while cell.state != DEAD and cell.incarnation <= incarnation:
             waiter = cell.runtime.backend.waiter()
-            cell.bonds_made().starting.append(waiter.wake)
-            await waiter
+            wake = waiter.wake
+            bonds = cell.bonds_made()
+            bonds.call_when_started(wake)
+            try:
+                await waiter
+            finally:
+                bonds.when_started.pop(wake, None)
 
     def interrupt(self, why: str = "interrupted") -> bool:
         """Cancel the handler that runs, not the actor; an asker gets `Interrupted`. Not a checkpoint.
@@ -210,21 +269,21 @@ class Ref(Generic[M_contra]):
         Returns:
             Whether a handler was running that can be cancelled.
         """
+        self._cell.runtime.check_thread(self._cell)
         return self._cell.interrupt(why)
 
     async def ended(self) -> Exit:
         """Wait until the actor has ended for good; returns why. A checkpoint unless it has."""
         cell = self._cell
         if cell.state != DEAD:
+            cell.runtime.check_thread(cell)
             waiter = cell.runtime.backend.waiter()
-            waiting = cell.bonds_made().when_ended
-            waiting.append(waiter)
+            bonds = cell.bonds_made()
+            bonds.call_when_ended(waiter)
             try:
                 await waiter
-            except BaseException:
-                if waiter in waiting:
-                    waiting.remove(waiter)
-                raise
+            finally:
+                bonds.when_ended.pop(waiter, None)
         assert cell.exit is not None  # noqa: S101 - it is dead
         return cell.exit
 
@@ -257,11 +316,12 @@ class Ref(Generic[M_contra]):
         return ActorStatistics(
             state=STATES[cell.state],
             queued=len(cell),
-            waiting_senders=len(cell.senders or ()),
+            waiting_senders=sum(not cell.waits_in_vain(sender) for sender in cell.senders or ()),
             handled=cell.handled,
             restarts=cell.restarts,
             children=0 if cell.family is None else sum(1 for _ in cell.family.children()),
             running=None if running is None or running is ASIDE else cell.content(running),
+            spent={} if cell.family is None else cell.family.spent(),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -297,13 +357,13 @@ class Exits:
                 waiter.set_result(exit_)
 
         self._callbacks[waiter] = claim
-        self._cell.bonds_made().when_ended.append(claim)
+        self._cell.bonds_made().call_when_ended(claim)
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:
         """The select is over."""
         claim = self._callbacks.pop(waiter, None)
-        if self._cell.bonds is not None and claim in self._cell.bonds.when_ended:
-            self._cell.bonds.when_ended.remove(claim)
+        if self._cell.bonds is not None and claim is not None:
+            self._cell.bonds.when_ended.pop(claim, None)
 
     def case_put_back(self, item: Any, /) -> bool:
         """An exit stays an exit: nothing was taken."""

@@ -5,16 +5,19 @@ Invariants:
 2. Whoever stops waiting (cancelled or overdue) reaches the callee: queued, it is never handled; running, its
    handler is cancelled.
 3. An actor's handler never waits, through asks, for itself.
+4. A request ends with the turn that sent it, unless it was detached.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+import warnings
 from collections.abc import Generator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
+from cuelight._text import safe_repr
 from cuelight.actors._waits import blocked, code_of_asks, find_circle, name_of, show_circle
 from cuelight.errors import DeadlockError
 from cuelight.mailbox import running_task
@@ -42,6 +45,21 @@ handling: ContextVar[Cell | None] = ContextVar("cuelight_handling", default=None
 """The cell whose handler the running code belongs to; None outside of handlers."""
 
 
+background_work: ContextVar[Sender | None] = ContextVar("cuelight_background_work", default=None)
+"""The background work of an actor that the running code belongs to; None elsewhere."""
+
+
+class Sender(Protocol):
+    """Code that sends requests and withdraws at its end those that are still open: a turn, or background work."""
+
+    sent: dict[Asked, None] | None
+    """The open requests."""
+
+    def has_sent(self, asked: Asked) -> None:
+        """Remember a request, if the code that runs now is the sender's own, not that of a task that it started."""
+        ...
+
+
 class Reply(Generic[R]):
     """What `ask` returns: await it for the answer. The request is on its way already.
 
@@ -60,6 +78,14 @@ class Reply(Generic[R]):
 
     def cancel(self) -> None:
         """Give the request up: queued, it is dropped; running, its handler is cancelled. Harmless when done."""
+
+    def detach(self) -> Self:
+        """Keep the request when the handler that sent it ends, and give it its own time-out. Returns the reply itself.
+
+        Without this, a handler, a hook or the work of `pipe_to_self` that ends withdraws the requests that it has
+        sent. Nobody but the task that awaits the reply withdraws a detached one.
+        """
+        return self
 
     def __await__(self) -> Generator[Any, Any, R]:
         """Wait for the answer. A checkpoint only if it is not there yet.
@@ -87,10 +113,33 @@ class Answered(Reply[R]):
         self.error = error
 
 
+class Unheard:
+    """Warns when a request is forgotten that was answered, or failed, before anybody awaited it.
+
+    It is made only then, because a finalizer of each request would cost as much as all else that one does.
+    """
+
+    __slots__ = ("_message", "_path", "heard")
+
+    def __init__(self, message: Any, path: str) -> None:
+        self._message, self._path = message, path
+        self.heard = False
+
+    def __del__(self) -> None:
+        if not self.heard:
+            warnings.warn(
+                f"the answer to {safe_repr(self._message)}, which {self._path} was asked, was never awaited: await the "
+                f"ask, or tell the actor instead",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+
 class Asked(Reply[Any]):
     """A request on its way, and the place for its answer. It travels through the mailbox in the message's stead."""
 
-    __slots__ = ("cell", "due", "message", "state", "timed", "timeout", "waiter")
+    __slots__ = ("cell", "due", "message", "sender", "state", "timed", "timeout", "unheard", "waiter")
 
     def __init__(self, message: Any, cell: Cell, timeout: float) -> None:
         self.message = message
@@ -101,10 +150,19 @@ class Asked(Reply[Any]):
         self.error = None
         self.waiter: Waiter | None = None
         self.timed = False
+        self.sender: Sender | None = None  # withdraws it at the end
+        self.unheard: bool | Unheard = False  # whether somebody should await it, and nobody has
 
     @property
     def done(self) -> bool:
+        self.hear()
         return self.state == DONE
+
+    def hear(self) -> None:
+        """Somebody knows of the answer, or wants none."""
+        unheard, self.unheard = self.unheard, False
+        if isinstance(unheard, Unheard):
+            unheard.heard = True
 
     def succeed(self, value: Any) -> None:
         """Complete it with the handler's return value."""
@@ -122,16 +180,37 @@ class Asked(Reply[Any]):
 
     def _complete(self) -> None:
         self.state = DONE
+        if self.unheard is True:
+            self.unheard = Unheard(self.message, self.cell.path)
         if self.timed:
             self.timed = False
             self.cell.runtime.alarms.remove(self.due, self)
+        sender = self.sender
+        if sender is not None:
+            self.sender = None
+            if sender.sent is not None:
+                sender.sent.pop(self, None)
         waiter = self.waiter
         if waiter is not None:
             waiter.wake()
 
     def cancel(self) -> None:
+        self.hear()
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Give it up, as its sender has ended; if nobody has awaited it, that is still a mistake."""
         if self.state != DONE:
             self.cell.given_up(self)
+
+    def detach(self) -> Self:
+        self.hear()
+        sender, self.sender = self.sender, None
+        if sender is not None and sender.sent is not None:
+            sender.sent.pop(self, None)
+        if not self.timed:
+            self.due = 0.0
+        return self
 
     def ring(self) -> None:
         """The deadline has passed."""
@@ -151,6 +230,10 @@ class Asked(Reply[Any]):
                 runtime.alarms.add(self.due, self)
 
     def __await__(self) -> Generator[Any, Any, Any]:
+        if self.unheard is True:
+            self.unheard = False
+        elif self.unheard:
+            self.hear()
         if self.state != DONE:
             if self.waiter is not None:
                 raise RuntimeError("this reply is awaited already: one task may await it")

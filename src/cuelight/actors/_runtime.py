@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 from itertools import count
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from cuelight._log import get_log
+from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.actors._actor import Actor, FunctionActor
 from cuelight.actors._bonds import Bonds
 from cuelight.actors._cell import DEAD, Cell
@@ -19,14 +21,15 @@ from cuelight.actors._groups import Group
 from cuelight.actors._inbox import Inbox
 from cuelight.actors._plain_cell import PlainCell
 from cuelight.actors._ref import Ref
-from cuelight.actors._spec import ChildSpec
+from cuelight.actors._spec import ChildSpec, check_function
 from cuelight.actors._task_cell import TaskCell
-from cuelight.errors import ActorNotFound, NameTaken, StartError, SystemClosed
+from cuelight.errors import ActorNotFound, NameTaken, StartError, SystemClosed, ends_the_program
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cuelight.actors._family import Family
+    from cuelight.actors._fates import Fates
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._node import Node
 
@@ -36,6 +39,11 @@ M = TypeVar("M")
 P = ParamSpec("P")
 
 log = get_log("cuelight")
+
+WARNINGS_PER_KIND = 5
+"""Warnings of messages without a handler, for each class of actors and of messages."""
+
+KINDS_OF_WARNINGS = 1000
 
 
 class Runtime(Dispatcher):
@@ -48,6 +56,7 @@ class Runtime(Dispatcher):
         self._node = node
         self.alive = 0
         self.next_serial: Callable[[], int] = count(1).__next__
+        self._unhandled: dict[tuple[str, str], int] = {}
         self._names: dict[str, Cell] = {}
         self._groups: dict[str, Group[Any]] = {}
 
@@ -81,27 +90,33 @@ class Runtime(Dispatcher):
         """
         if not self._open:
             raise SystemClosed("the actor system is not running: spawn inside its `async with` block")
+        if get_ident() != self.thread:
+            raise self.wrong_thread("the actor system")
         if spec.name is not None:
             taken = self._names.get(spec.name)
             if taken is not None:
                 raise NameTaken(f"{taken.path} has the name {spec.name!r} already")
-        table = self._table_of(spec.factory)
+        table = self._table_of(spec)
         cell = (PlainCell if table.plain and isinstance(spec.factory, type) else TaskCell)(keeper, spec, table)
         if spec.name is not None:
             self._names[spec.name] = cell
         self.alive += 1
         return cell
 
-    def _table_of(self, factory: Any) -> HandlerTable:
+    def _table_of(self, spec: ChildSpec[Any]) -> HandlerTable:
+        factory = spec.factory
         if isinstance(factory, type):
             if issubclass(factory, Actor):
                 return factory.__table__
             raise TypeError(f"{factory.__name__} is not an Actor: subclass Actor, or give an async function")
         if inspect.iscoroutinefunction(factory):
+            check_function(factory, spec.args, spec.kwargs or {})
             return FunctionActor.__table__
         if callable(factory):
             return Actor.__table__
-        raise TypeError(f"cannot spawn {factory!r}: give an Actor class, a function, or child(...), not an instance")
+        raise TypeError(
+            f"cannot spawn {safe_repr(factory)}: give an Actor class, a function, or child(...), not an instance"
+        )
 
     def adapt(self, cell: Cell, factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Actor[Any]:
         """An actor made by a function, or of a function."""
@@ -109,7 +124,7 @@ class Runtime(Dispatcher):
             return FunctionActor(factory, args, kwargs)
         actor = factory(*args, **kwargs)
         if not isinstance(actor, Actor):
-            raise TypeError(f"{factory!r} returned {actor!r}, not an Actor")
+            raise TypeError(f"{safe_repr(factory)} returned {safe_repr(actor)}, not an Actor")
         cell.table = type(actor).__table__
         return actor
 
@@ -154,17 +169,20 @@ class Runtime(Dispatcher):
             await self._until_started(cell)
         if not cell.incarnation and cell.exit is not None:
             error = cell.exit.error if isinstance(cell.exit, Crashed) else None
-            why = cell.exit.describe() if error is None else f"{type(error).__name__}: {error}"
+            why = cell.exit.describe() if error is None else describe_error(error)
             raise StartError(f"{cell.path} did not start: {why}") from error
         return Ref(cell)
 
     async def _until_started(self, cell: Cell) -> None:
         waiter = self.backend.waiter()
-        cell.bonds_made().starting.append(waiter.wake)
+        wake = waiter.wake
+        bonds = cell.bonds_made()
+        bonds.call_when_started(wake)
         try:
             await waiter
         except BaseException:
-            cell.kill("whoever spawned it was cancelled while it started")
+            bonds.when_started.pop(wake, None)
+            cell.kill("the code that spawned it was cancelled while it started")
             raise
 
     def inbox_of(self, cell: Cell) -> Inbox[Any]:
@@ -260,4 +278,42 @@ class Runtime(Dispatcher):
 
     def hook_failed(self, cell: Cell, hook: str, error: BaseException) -> None:
         """A `stopped` or `restarting` hook raised: nobody else can be told."""
-        log.error("the %s hook of %s failed and was ignored: %r", hook, cell.path, error, error=error)
+        log.error(
+            "the %s hook of %s failed and was ignored: %s",
+            hook,
+            cell.path,
+            describe_error(error),
+            error=error,
+            kind=("hook", hook, cell.table.name),
+        )
+
+    def stream_failed(self, cell: Cell, message: Any, error: BaseException) -> None:
+        """The generator of a stream handler raised while it was closed."""
+        log.error(
+            "the stream handler of %s for %s failed in its cleanup, after its stream had ended: %s",
+            cell.path,
+            safe_repr(message),
+            describe_error(error),
+            error=error,
+            kind=("stream", cell.table.name, type_name(message)),
+        )
+
+    def policy_failed(self, cell: Fates, error: BaseException) -> None:
+        """The overflow policy of a mailbox raised, and nobody waits for the message: a timer or a thread sent it."""
+        log.error(
+            "the overflow policy of %s raised, so the message is a dead letter: %s",
+            cell.path,
+            describe_error(error),
+            error=error,
+            kind=("policy", cell.options.overflow),
+        )
+        if ends_the_program(error):
+            self.abort(error)
+
+    def report_unhandled(self, path: str, actor: str, message: Any, advice: str) -> None:
+        """Warn of a message without a handler, for the first few of each kind of actor and message."""
+        kind = (actor, type_name(message))
+        seen = self._unhandled.get(kind, 0)
+        if seen < WARNINGS_PER_KIND and (seen or len(self._unhandled) < KINDS_OF_WARNINGS):
+            self._unhandled[kind] = seen + 1
+            log.warning("%s has no handler for %s, which is a dead letter: %s", path, safe_repr(message), advice)

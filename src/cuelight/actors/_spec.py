@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Awaitable, Callable
 from typing import (
@@ -16,9 +17,11 @@ from typing import (
     TypeVar,
     overload,
 )
+from weakref import WeakKeyDictionary
 
 import msgspec
 
+from cuelight._text import safe_repr
 from cuelight.mailbox import Overflow, checked_overflow, wait
 
 if TYPE_CHECKING:
@@ -49,6 +52,24 @@ class BackoffPolicy(Protocol):
         ...
 
 
+class RestartLimitPolicy(Protocol):
+    """How many restarts are allowed; `RestartLimit` is the one there is."""
+
+    @property
+    def max_restarts(self) -> int:
+        """The number, for reports."""
+        ...
+
+    @property
+    def within(self) -> float:
+        """The window in seconds, for reports."""
+        ...
+
+    def count(self, history: tuple[float, ...], now: float) -> tuple[tuple[float, ...], bool]:
+        """Count one more restart; returns the new history, and whether the restart is allowed."""
+        ...
+
+
 class Options(msgspec.Struct, frozen=True):
     """How a child is kept. Shared by all children that are spawned without options of their own.
 
@@ -61,6 +82,9 @@ class Options(msgspec.Struct, frozen=True):
         redeliver: how many incarnations one message may crash before it is quarantined; 0 and 1 never run a
             message again.
         significant: whether its end may end its supervisor (see `auto_shutdown`).
+        restart_limit: how many restarts it may have, as a `RestartLimit`. One more and it stays ended, while its
+            supervisor and its siblings go on. None counts its restarts towards the limit of the supervisor, which
+            ends with one too many.
     """
 
     restart: Restart = "transient"
@@ -70,6 +94,7 @@ class Options(msgspec.Struct, frozen=True):
     backoff: BackoffPolicy | None = None
     redeliver: int = 0
     significant: bool = False
+    restart_limit: RestartLimitPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.restart not in RESTARTS:
@@ -82,6 +107,8 @@ class Options(msgspec.Struct, frozen=True):
                 f"capacity={capacity!r}: a mailbox holds 1 message or more; give a whole number (default 1000)"
             )
         checked_overflow(self.overflow)
+        if self.restart_limit is not None and not callable(getattr(self.restart_limit, "count", None)):
+            raise TypeError(f"restart_limit={safe_repr(self.restart_limit)}: give a RestartLimit, or None")
         if self.redeliver < 0:
             raise ValueError(f"redeliver={self.redeliver!r}: give the number of incarnations, 0 or more")
         if self.significant and self.restart == "permanent":
@@ -138,6 +165,31 @@ class ChildSpec(Generic[M]):
         return f"<child {shown}{f' named {self.name!r}' if self.name else ''}>"
 
 
+def check_function(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Check that an async function can be the loop of an actor: called with its inbox, then with these arguments.
+
+    Raises:
+        TypeError: it cannot be called so.
+    """
+    try:
+        signature = _signatures.get(function)
+        if signature is None:
+            signature = _signatures[function] = inspect.signature(function)
+    except (TypeError, ValueError):  # a callable of a kind that does not say, or cannot be kept
+        return
+    try:
+        signature.bind(None, *args, **kwargs)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", "the function")
+        raise TypeError(
+            f"cannot start {name}{signature} as an actor: it is called with its inbox and then with the arguments "
+            f"that were given for it, but {error}. Write `async def {name}(inbox, ...)`"
+        ) from None
+
+
+_signatures: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()
+
+
 @overload
 def child(factory: Callable[P, Actor[M]], /, *args: P.args, **kwargs: P.kwargs) -> ChildSpec[M]: ...
 @overload
@@ -157,5 +209,7 @@ def child(factory: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ChildSpe
         TypeError: `factory` cannot be called.
     """
     if not callable(factory):
-        raise TypeError(f"child({factory!r}): give an Actor class, or a function, not an instance")
+        raise TypeError(f"child({safe_repr(factory)}): give an Actor class, or a function, not an instance")
+    if inspect.iscoroutinefunction(factory):
+        check_function(factory, args, kwargs)
     return ChildSpec(factory, args, kwargs or None)

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from cuelight._text import safe_repr
 from cuelight.actors._reply import DONE, Asked
-from cuelight.errors import Interrupted
+from cuelight.errors import Interrupted, consists_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -83,7 +84,23 @@ class StreamSlot(Asked):
                     self.writer = None
             self.succeed(None)
         finally:
+            await self._close(chunks)
+
+    async def _close(self, chunks: AsyncGenerator[Any, None]) -> None:
+        """Close a generator whose reader has left, or that is being cancelled; harmless at its end.
+
+        Closing raises `GeneratorExit` at its `yield`, which a task group there wraps. What its cleanup raises besides
+        is reported: the stream has ended already, and nobody waits for it.
+        """
+        backend = self.cell.runtime.backend
+        try:
             await chunks.aclose()
+        except backend.cancelled:
+            raise
+        except BaseException as error:
+            if consists_of(error, GeneratorExit, backend.cancelled):
+                return
+            self.cell.runtime.stream_failed(self.cell, self.message, self.cell.as_failure(error))
 
 
 class Stream(AsyncIterator[R], Generic[R]):
@@ -124,6 +141,14 @@ class Stream(AsyncIterator[R], Generic[R]):
             slot.writer.wake()
         return chunk
 
+    def detach(self) -> Self:
+        """Keep the stream when the handler that opened it ends. Returns the stream itself.
+
+        Without this, a handler, a hook or the work of `pipe_to_self` that ends closes the streams that it has opened.
+        """
+        _ = self._slot.detach()
+        return self
+
     async def aclose(self) -> None:
         """Give the stream up: its handler is cancelled. Harmless at its end. Not a checkpoint."""
         self._give_up()
@@ -133,7 +158,7 @@ class Stream(AsyncIterator[R], Generic[R]):
         slot.chunks.clear()
         if slot.state != DONE:
             slot.cancel()
-            slot.error = Interrupted(f"the stream of {slot.message!r} was closed by its reader")
+            slot.error = Interrupted(f"the stream of {safe_repr(slot.message)} was closed by its reader")
 
     async def __aenter__(self) -> Self:
         return self
@@ -144,5 +169,9 @@ class Stream(AsyncIterator[R], Generic[R]):
         self._give_up()
 
     def __del__(self) -> None:
-        if self._slot.state != DONE:
-            self._slot.cell.runtime.call_threadsafe(self._slot.cancel)
+        slot = self._slot
+        if slot.state != DONE:
+            try:
+                slot.cell.runtime.call_threadsafe(slot.cancel)
+            except RuntimeError:
+                pass  # the loop has ended, and the handler with it

@@ -10,6 +10,7 @@ any handler costs nothing per message.
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -18,8 +19,7 @@ from cuelight.actors._cell import BURYING, STARTING, Cell
 from cuelight.actors._exits import Crashed, Exit, Killed, Start, WasRestarted
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked, handling
 from cuelight.actors._stream import StreamSlot
-from cuelight.errors import ChannelClosed, ReplyError
-from cuelight.mailbox import coroutine_of
+from cuelight.errors import ChannelClosed, ReplyError, consists_of, control_error
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -47,11 +47,12 @@ class Wakeable(Protocol):
 class TaskCell(Cell):
     """An actor with `async def` handlers or hooks, or a `run` of its own."""
 
-    __slots__ = ("coroutine", "cut", "inbox", "retired", "scope", "turn_scope", "waiter", "why_cut")
+    __slots__ = ("coroutine", "cut", "inbox", "retired", "scope", "task", "turn_scope", "waiter", "why_cut")
 
     def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
         Cell.__init__(self, keeper, spec, table)
         self.coroutine: Coroutine[Any, Any, None] | None = None
+        self.task: Any = None  # the one that runs the coroutine, once it has begun
         self.scope: anyio.CancelScope | None = None  # of the task
         self.turn_scope: anyio.CancelScope | None = None  # of what an interrupt cancels
         self.waiter: Wakeable | None = None
@@ -69,7 +70,6 @@ class TaskCell(Cell):
         try:
             self.construct()
         except BaseException as error:
-            self.abort_if_fatal(error)
             self.has_not_started(error)
             return
         self.has_started()
@@ -100,16 +100,18 @@ class TaskCell(Cell):
     async def _main(self, why: Start | None) -> None:
         handling.set(self)
         exit_: Exit | None
+        self.task = self.runtime.backend.current_task()
         self.runtime.tasks[self] = None
         try:
             exit_ = await self._live(why)
-        except self.runtime.backend.cancelled:
-            exit_ = Killed("its task was cancelled from outside")
         except BaseException as error:
-            self.abort_if_fatal(error)
             item, self.running = self.running, None
-            exit_ = self.crash(error, item)
-        self.scope = self.turn_scope = self.waiter = self.coroutine = None
+            if self._is_ours(error):
+                exit_ = Killed("its task was cancelled from outside")
+                self.cut_off(item, "its task was cancelled from outside")
+            else:
+                exit_ = self.crash(self.as_failure(error), item)
+        self.scope = self.turn_scope = self.waiter = self.coroutine = self.task = None
         self.runtime.tasks.pop(self, None)
         if exit_ is not None:
             self.runtime.forget_warm(self)
@@ -140,6 +142,8 @@ class TaskCell(Cell):
             if exit_ is not None or not self.cut:
                 return exit_
             item, self.running = self.running, None
+            if self.sent:
+                self.withdraw_asks(cut_off=True)
             if scope.cancelled_caught:
                 self.cut_off(item, self.why_cut)
             else:  # it got to its end before the cancellation reached it
@@ -147,6 +151,7 @@ class TaskCell(Cell):
 
     async def _come_up(self, why: Start) -> Exit | None:
         try:
+            self.cut = False
             with anyio.CancelScope() as scope:
                 self.scope = scope
                 if type(why) is WasRestarted and self.actor is not None:
@@ -154,9 +159,11 @@ class TaskCell(Cell):
                 started = self.construct().started(why)
                 if inspect.isawaitable(started):
                     await started
-        except Exception as error:
+        except BaseException as error:
+            if self._is_ours(error):
+                raise
             self.actor = None
-            return Crashed(error)
+            return Crashed(self.as_failure(error))
         if scope.cancelled_caught:
             self.actor = None
             return self.attend() or Killed(self.why_cut)
@@ -172,10 +179,13 @@ class TaskCell(Cell):
             if self.items:
                 self.woken()
             await actor.run()
-        except Exception as error:
-            if not (isinstance(error, ChannelClosed) and self.closed):  # that is how a loop hears that it is to stop
+        except BaseException as error:
+            if self._is_ours(error):
+                raise
+            # A closed mailbox is how a loop hears that it is to stop, also one in a task group.
+            if not (self.closed and control_error(error, ChannelClosed)):
                 item, self.running = self.running, None
-                return self.crash(error, item)
+                return self.crash(self.as_failure(error), item)
         item, self.running = self.running, None
         if isinstance(item, Asked):
             self.cut_off(item, "its run ended without a reply")
@@ -183,9 +193,9 @@ class TaskCell(Cell):
 
     async def _serve(self) -> Exit | None:  # noqa: C901, PLR0912 - a call for each message costs as much as one
         """Handle mail until the incarnation is over (an exit), the task retires or the scope was used (None)."""
-        actor, calls, suspending, streaming = self.actor, self.table.calls, self.table.suspending, self.table.streaming
+        actor, async_calls, plain_calls = self.actor, self.table.async_calls, self.table.plain_calls
         checkpoint = self.runtime.backend.checkpoint
-        budget = BUDGET
+        pause_at = self.handled + BUDGET
         while True:
             if self.attention:
                 exit_ = self.attend()
@@ -194,45 +204,57 @@ class TaskCell(Cell):
                     return exit_
             items = self.items
             if not items:
+                item = value = None  # an idle actor keeps no message alive
                 await self._lie_down()
                 self.waiter = None
                 if self.retired and self.asleep:
                     return None
-                budget = BUDGET
+                pause_at = self.handled + BUDGET
                 continue
             self.running = item = items.popleft()
             kind: type[Any] = type(item)
-            call = calls.get(kind)
+            call = async_calls.get(kind)
             try:
-                if call is None:
-                    if kind is Asked and item.state == QUEUED and (kind := type(item.message)) in suspending:
-                        item.state = RUNNING
-                        if not item.timed:
-                            item.start_clock()
-                        value = await calls[kind](actor, item.message)
-                        if self.running is item:
-                            item.succeed(value)
-                    else:
-                        await self._handle_rest(actor, item)
-                elif kind in suspending:
+                if call is not None:
                     await call(actor, item)
-                elif streaming and kind in streaming:
-                    self.unhandled(item)
-                else:
+                elif (call := plain_calls.get(kind)) is not None:
                     call(actor, item)
-            except Exception as error:
+                elif (
+                    kind is Asked and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
+                ):
+                    item.state = RUNNING
+                    if not item.timed:
+                        item.start_clock()
+                    value = await call(actor, item.message)
+                    if self.running is item:
+                        item.succeed(value)
+                else:
+                    await self._handle_rest(actor, item)
+            except BaseException as error:
+                if self._is_ours(error):
+                    raise
                 self.running = None
-                if not isinstance(error, ReplyError):
-                    return self.crash(error, item)
-                self.refused(error, item)
+                if (exit_ := self.failed(error, item)) is not None:
+                    return exit_
             if self.cut:
                 return None
-            self.handled += 1
-            budget -= 1
-            if not budget:
+            self.handled = handled = self.handled + 1
+            if handled >= pause_at:
                 self.running = None
-                budget = BUDGET
+                pause_at = handled + BUDGET
                 await checkpoint()
+
+    def failed(self, error: BaseException, item: Any) -> Exit | None:
+        if self.cut and consists_of(error, self.runtime.backend.cancelled, GeneratorExit):
+            # A task group wraps cancellations, and what generators raise that are closed meanwhile.
+            self.cut_off(item, self.why_cut)
+            return None
+        return Cell.failed(self, error, item)
+
+    def _is_ours(self, error: BaseException) -> bool:
+        """Whether this is the cancellation of this task, by its system or from outside, and no failure of user code."""
+        backend = self.runtime.backend
+        return isinstance(error, backend.cancelled) and (self.cut or backend.cancellation_pending())
 
     def _lie_down(self) -> Waiter:
         """Get ready to sleep until there is something to do, or the task has lingered long enough."""
@@ -261,21 +283,18 @@ class TaskCell(Cell):
             message = item.message
         kind: type[Any] = type(message)
         call = self.table.calls.get(kind) or self.table.find(kind)
-        if call is None:
+        if call is None or (kind in self.table.streaming) != isinstance(item, StreamSlot):
             self.unhandled(item)
-        elif kind in self.table.streaming:
-            if isinstance(item, StreamSlot):
-                item.state = RUNNING
-                await item.feed(call(actor, message))
-            else:
-                self.unhandled(item)
+        elif isinstance(item, StreamSlot):
+            item.state = RUNNING
+            await item.feed(call(actor, message))
         elif asked:
             item.state = RUNNING
             item.start_clock()
-            value = await call(actor, message) if kind in self.table.suspending else call(actor, message)
+            value = await call(actor, message) if kind in self.table.async_calls else call(actor, message)
             if self.running is item:
                 item.succeed(value)
-        elif kind in self.table.suspending:
+        elif kind in self.table.async_calls:
             await call(actor, message)
         else:
             call(actor, message)
@@ -285,22 +304,31 @@ class TaskCell(Cell):
         item = self.running
         if item is None or self.content(item) is not message:
             item = message
+        outside, self.sent = self.sent, None  # what the handler sends ends with it, and nothing else
         with anyio.CancelScope() as scope:
             self.turn_scope = scope
             try:
-                kind: type[Any] = type(item)
-                if kind in self.table.suspending:
-                    await self.table.calls[kind](self.actor, item)
-                else:
-                    await self._handle_rest(self.actor, item)
-            except ReplyError as error:
-                self.refused(error, item)
+                await self._handle_rest(self.actor, item)
+            except BaseException as error:
+                refusal = control_error(error, ReplyError)
+                if refusal is None:
+                    raise
+                self.refused(refusal, item)
             finally:
                 self.turn_scope = None
+                if self.sent:
+                    self.withdraw_asks(cut_off=sys.exception() is not None)
+                self.sent = outside
         if scope.cancelled_caught:
+            self.cut = False
             self.cut_off(item, self.why_cut)
         if self.running is item:
             self.running = None
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether what its task runs was cancelled, by a kill or because a hook took too long."""
+        return self.cut or (self.scope is not None and self.scope.cancel_called)
 
     @property
     def idle(self) -> bool:
@@ -320,7 +348,12 @@ class TaskCell(Cell):
 
     def cancel_turn(self) -> None:
         if self.scope is not None and (self.running is not None or self.table.own_run or self.state == STARTING):
-            self._cancel(self.scope, "the actor is being ended")
+            forced = None if self.bonds is None else self.bonds.exit_forced
+            if forced is None:
+                why = "the actor is being ended"
+            else:
+                why = f"it {'was ' if isinstance(forced, Killed) else ''}{forced.describe()}"
+            self._cancel(self.scope, why)
 
     def hurry(self) -> None:
         if self.scope is not None:
@@ -337,25 +370,30 @@ class TaskCell(Cell):
         return self.running is not None and not (self.table.own_run and self.running is ASIDE)
 
     def runs(self, task: Any) -> bool:
-        return self.coroutine is not None and coroutine_of(task) is self.coroutine
+        return task is not None and task is self.task
 
     # Ending.
 
     async def _hook(self, name: str, argument: object) -> None:
         """Run a hook of the old incarnation, within the time that a stop may take."""
+        outside = self.scope
         try:
-            with anyio.move_on_after(self.options.shutdown) as scope:
+            with anyio.move_on_after(min(self.options.shutdown, self.runtime.longest_hook)) as scope:
                 self.scope = scope
                 result = getattr(self.actor, name)(argument)
                 if inspect.isawaitable(result):
                     await result
-        except Exception as error:
-            self.runtime.hook_failed(self, name, error)
+        except BaseException as error:
+            if self._is_ours(error):
+                raise
+            self.runtime.hook_failed(self, name, self.as_failure(error))
         else:
             if not scope.cancelled_caught:
                 return
             overrun = TimeoutError(f"it was cancelled after {self.options.shutdown} s (shutdown), or by a kill")
             self.runtime.hook_failed(self, name, overrun)
+        finally:
+            self.scope = outside
 
     def bury(self, exit_: Exit) -> None:
         if self.actor is None or "stopped" not in self.table.hooks:
@@ -366,10 +404,14 @@ class TaskCell(Cell):
 
     async def _last_words(self, exit_: Exit) -> None:
         handling.set(self)
+        self.task = self.runtime.backend.current_task()
+        self.cut = False
+        self.runtime.tasks[self] = None
         try:
             await self._hook("stopped", exit_)
         except BaseException as error:
             self.runtime.hook_failed(self, "stopped", error)
-            self.abort_if_fatal(error)
+        self.runtime.tasks.pop(self, None)
+        self.coroutine = self.task = None
         self.runtime.dozed()
         self.settle(exit_)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Protocol
+
+from cuelight._checks import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cuelight.actors._bonds import Bonds
     from cuelight.actors._cell import Cell
     from cuelight.mailbox import Backend
 
@@ -31,12 +35,23 @@ class Entry(Protocol):
 
 
 class Alarms:
-    """Entries by due time. Entries that are due at the same time share a place in the heap."""
+    """Entries by due time. Entries that are due at the same time share a place in the heap.
 
-    __slots__ = ("_armed", "_backend", "_due", "_empty", "_heap")
+    An entry that raises when it rings is reported, and keeps no other entry from ringing.
+    """
 
-    def __init__(self, backend: Backend) -> None:
+    __slots__ = ("_armed", "_backend", "_closed", "_due", "_empty", "_failed", "_heap")
+
+    def __init__(self, backend: Backend, failed: Callable[[BaseException], object]) -> None:
+        """Set it up.
+
+        Args:
+            backend: the event loop.
+            failed: called with what an entry raised.
+        """
         self._backend = backend
+        self._failed = failed
+        self._closed = False
         self._due: dict[float, dict[Entry, None]] = {}
         self._heap: list[float] = []
         self._armed: float | None = None
@@ -46,7 +61,9 @@ class Alarms:
         return sum(map(len, self._due.values()))
 
     def add(self, due: float, entry: Entry) -> None:
-        """Have `entry.ring()` called at the loop's time `due`."""
+        """Have `entry.ring()` called at the loop's time `due`, which must not be NaN. Nothing happens after `close`."""
+        if self._closed or due == math.inf:
+            return
         bucket = self._due.get(due)
         if bucket is not None:
             if not bucket:
@@ -76,7 +93,16 @@ class Alarms:
 
     def _ring(self) -> None:
         self._armed = None
-        now = self._backend.time() + TOLERANCE
+        try:
+            self._ring_due(self._backend.time() + TOLERANCE)
+        except BaseException as error:  # the clock of the loop raised
+            self._failed(error)
+        heap = self._heap
+        if heap and (self._armed is None or heap[0] < self._armed):
+            self._armed = heap[0]
+            self._backend.set_alarm(heap[0], self._ring)
+
+    def _ring_due(self, now: float) -> None:
         while self._heap and (self._heap[0] <= now or not self._due[self._heap[0]]):
             bucket = self._due[self._heap[0]]
             if not bucket:
@@ -86,14 +112,14 @@ class Alarms:
             for entry in list(bucket):
                 if entry in bucket:  # one that rang before may have cancelled it
                     del bucket[entry]
-                    entry.ring()
-        heap = self._heap
-        if heap and (self._armed is None or heap[0] < self._armed):
-            self._armed = heap[0]
-            self._backend.set_alarm(heap[0], self._ring)
+                    try:
+                        entry.ring()
+                    except BaseException as error:
+                        self._failed(error)
 
     def close(self) -> None:
-        """Forget all entries."""
+        """Forget all entries, and take no more."""
+        self._closed = True
         self._due.clear()
         self._heap.clear()
         self._empty = 0
@@ -122,30 +148,44 @@ class Later:
 class ActorTimer:
     """A message that an actor sends itself later, once or again and again, while its incarnation lives."""
 
-    __slots__ = ("_cell", "_due", "_key", "_message", "_period")
+    __slots__ = ("_cell", "_due", "_hash", "_key", "_message", "_period")
 
     def __init__(self, cell: Cell, key: object, message: Any, delay: float, period: float | None) -> None:
+        check_seconds("after(delay)" if period is None else "every(period)", delay, finite=period is not None)
+        cell.runtime.check_thread(cell)
         cell.must_live("timers")
         self._cell, self._message, self._period = cell, message, period
-        self._key = self if key is None else key
+        # Hashing and comparing keys runs code of users, so it is done here and never again.
+        self._key, self._hash = key, 0 if key is None else hash(key)
         self._due = cell.runtime.backend.time() + delay
-        timers = cell.bonds_made().timers
-        earlier = timers.get(self._key)
-        if earlier is not None:
-            earlier.cancel()
-        timers[self._key] = self
+        bonds = cell.bonds_made()
+        if key is not None:
+            alike = bonds.keyed_timers.get(self._hash, ())
+            earlier = next((timer for timer in alike if timer._key is key or timer._key == key), None)
+            if earlier is not None:
+                earlier.cancel()
+            bonds.keyed_timers.setdefault(self._hash, []).append(self)
+        bonds.timers[self] = None
         cell.runtime.alarms.add(self._due, self)
+
+    def _forget(self, bonds: Bonds) -> None:
+        bonds.timers.pop(self, None)
+        alike = None if self._key is None else bonds.keyed_timers.get(self._hash)
+        if alike is not None:
+            alike[:] = [timer for timer in alike if timer is not self]
+            if not alike:
+                del bonds.keyed_timers[self._hash]
 
     @property
     def active(self) -> bool:
         """Whether it will send its message (again)."""
         bonds = self._cell.bonds
-        return bonds is not None and bonds.timers.get(self._key) is self
+        return bonds is not None and self in bonds.timers
 
     def cancel(self) -> None:
         """Send nothing any more. A message that is in the mailbox already stays there. Harmless when over."""
         if self.active and self._cell.bonds is not None:
-            del self._cell.bonds.timers[self._key]
+            self._forget(self._cell.bonds)
             self._cell.runtime.alarms.remove(self._due, self)
 
     def ring(self) -> None:
@@ -153,7 +193,7 @@ class ActorTimer:
         cell = self._cell
         if self._period is None:
             if cell.bonds is not None:
-                cell.bonds.timers.pop(self._key, None)
+                self._forget(cell.bonds)
         else:
             # Periods that were missed, as after a blocked loop, are skipped: no burst, no drift.
             now = cell.runtime.backend.time()

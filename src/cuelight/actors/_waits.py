@@ -14,11 +14,12 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from types import CodeType
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from cuelight.mailbox import coroutine_of, loop_of
+from cuelight.mailbox import awaited_by, coroutine_of, frame_of, loop_of
 
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
@@ -28,6 +29,7 @@ __all__ = [
     "Wait",
     "blocked",
     "code_of_asks",
+    "code_of_waits",
     "find_circle",
     "holdings",
     "let_go",
@@ -65,6 +67,9 @@ holdings: Final[dict[Any, Holdings]] = {}
 
 code_of_asks: Final[set[CodeType]] = set()
 """The code in which an asker is while it awaits an answer."""
+
+code_of_waits: Final[dict[CodeType, Callable[[Mapping[str, Any], Any], Wait]]] = {}
+"""Code in which a task or a thread is while it waits for something else, and how to see that wait in its variables."""
 
 Step = tuple[Any, str | None]
 """A node, and through which thing the one before waits for it; None for an ask."""
@@ -141,9 +146,7 @@ def _waits_of(node: Any, loop: Any) -> list[Step]:
         for place in (node, loop):
             for wait in blocked.get(place, ()):
                 steps += [(blocker, wait.thing) for blocker in wait.blockers()]
-        asked = _asked_by(node)
-        if asked is not None:
-            steps.append((asked, None))
+        steps += _seen_in_frames(node)
     return steps
 
 
@@ -152,13 +155,30 @@ def _loop_of(node: Any) -> Any:
     return loop_of(node) if runtime is None else runtime.backend.loop
 
 
-def _asked_by(task: Any) -> Cell | None:
-    """The actor whose answer a task awaits. Seen from outside, so that asks need not be entered anywhere for it."""
-    step = coroutine_of(task)
+def _seen_in_frames(node: Any) -> list[Step]:
+    """What a task or a thread waits for. Seen from outside, so that its wait need not be entered anywhere."""
+    steps: list[Step] = []
+    for frame in _frames_of(node):
+        code = frame.f_code
+        if code in code_of_asks:
+            steps.append((frame.f_locals["self"].cell, None))
+        elif code in code_of_waits:
+            wait = code_of_waits[code](frame.f_locals, node)
+            steps += [(blocker, wait.thing) for blocker in wait.blockers()]
+    return steps
+
+
+def _frames_of(node: Any) -> Iterator[FrameType]:
+    """The frames of a task, from the outermost coroutine on; or of a thread, from the innermost on."""
+    step = coroutine_of(node)
     while step is not None:
-        frame = getattr(step, "gi_frame", None)
-        if frame is not None and frame.f_code in code_of_asks:
-            cell: Cell = frame.f_locals["self"].cell
-            return cell
-        step = getattr(step, "cr_await", None)
-    return None
+        frame = frame_of(step)
+        if frame is not None:
+            yield frame
+        step = awaited_by(step)
+    ident = getattr(node, "ident", None)
+    if ident is not None and code_of_waits:
+        frame = sys._current_frames().get(ident)
+        while frame is not None:
+            yield frame
+            frame = frame.f_back

@@ -21,7 +21,6 @@ Invariants:
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from typing import Final
 
 from cuelight.coordination._limit_meter import EVER, SECOND, LimiterStatistics, Meter
 from cuelight.coordination._limit_waiter import Line, Waiter, plus, sleep
+from cuelight.coordination._spread import spread
 from cuelight.mailbox import Slot, new_slot, running_loop, running_task
 
 __all__ = ["YIELD", "Limiter", "jittered"]
@@ -357,7 +357,7 @@ def jittered(seconds: float, jitter: float) -> float:
     for name, value in {"seconds": seconds, "jitter": jitter}.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"pause_for({name}={value!r}): give a number, 0 or more")
-    return seconds * (1 + jitter * random.random())  # noqa: S311 - not a secret
+    return seconds * (1 + jitter * spread.random())
 
 
 def _nanoseconds(clock: Callable[[], float]) -> int:

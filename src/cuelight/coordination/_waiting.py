@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
+from cuelight._fork import forks
 from cuelight.actors import Cell, blocked, find_circle, handling, show_circle
 from cuelight.coordination._core import GRANTED, WAITING, Core, Ticket
 from cuelight.coordination._endings import collect_dead, monitor, now, reap, report, watch
@@ -85,15 +86,18 @@ class _Waiting(Ticket):
 class ThreadWaiting(_Waiting):
     """A thread sleeps on a lock of its own."""
 
-    __slots__ = ("_sleep", "blocks_loop")
+    __slots__ = ("_generation", "_sleep", "blocks_loop")
 
     def __init__(self, core: Core, owner: Any, weight: int) -> None:
         _Waiting.__init__(self, core, owner, weight)
         self.blocks_loop = running_loop() is not None
+        self._generation = forks.generation
         self._sleep = threading.Lock()
         self._sleep.acquire()
 
     def wake(self) -> bool:
+        if forks.is_old(self._generation):
+            return False  # the thread is in the process that has forked this one
         if self._sleep.locked():
             self.granted()
             self._sleep.release()

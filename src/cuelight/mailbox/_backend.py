@@ -7,6 +7,7 @@ await its end (the actor system does), and catch every exception inside it.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from asyncio import events as _events
@@ -14,6 +15,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
+
+from cuelight.mailbox._tasks import asyncio_task
 
 if TYPE_CHECKING:
     import trio
@@ -55,6 +58,16 @@ class Backend(Protocol):
     time: Callable[[], float]
     waiter: Callable[[], Waiter]
     """Makes a new place to sleep for the current task."""
+    current_task: Callable[[], Any]
+    """The task that runs now; None in a callback of asyncio. Only in the loop's own thread."""
+
+    def cancellation_pending(self) -> bool:
+        """Whether the current task was cancelled by somebody, natively or by a scope around it.
+
+        A cancellation that was caught by a scope of the library itself is not seen on asyncio: who owns the scope
+        knows of it. Only in a task of the loop.
+        """
+        ...
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
@@ -80,6 +93,10 @@ class Backend(Protocol):
         Raises:
             RuntimeError: the loop has ended.
         """
+        ...
+
+    def abandon(self, task: Any) -> None:
+        """Let the program end although this task, which was cancelled, goes on. Trio cannot do that."""
         ...
 
 
@@ -110,6 +127,11 @@ class AsyncioBackend:
         plain = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
         self.time: Callable[[], float] = time.monotonic if plain else loop.time
         self.waiter: Callable[[], Waiter] = partial(_AsyncioWaiter, loop)
+        self.current_task: Callable[[], Any] = partial(asyncio_task, loop)
+
+    def cancellation_pending(self) -> bool:
+        task: asyncio.Task[Any] | None = self.current_task()
+        return task is not None and task.cancelling() > 0
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
@@ -134,6 +156,11 @@ class AsyncioBackend:
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         self.loop.call_soon_threadsafe(function, *args)
+
+    def abandon(self, task: Any) -> None:
+        # Else the end of asyncio.run cancels it once more and waits for it.
+        asyncio._unregister_task(task)
+        task._log_destroy_pending = False
 
 
 class _TrioWaiter:
@@ -178,12 +205,16 @@ class TrioBackend:
         self.time: Callable[[], float] = trio.lowlevel.current_clock().current_time
         self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.waiter: Callable[[], Waiter] = partial(_TrioWaiter, trio.lowlevel)
+        self.current_task: Callable[[], Any] = trio.lowlevel.current_task
         self.loop: Any = trio.lowlevel.current_root_task()
         self._token = trio.lowlevel.current_trio_token()
         self._ring: Callable[[], None] | None = None
         self._when = 0.0
         self._alarm_scope: trio.CancelScope | None = None
         self._alarm_task = False
+
+    def cancellation_pending(self) -> bool:
+        return bool(self._trio.current_effective_deadline() == -math.inf)
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
@@ -224,6 +255,9 @@ class TrioBackend:
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         self._token.run_sync_soon(function, *args)
+
+    def abandon(self, task: Any) -> None:
+        """Nothing to do: trio waits for every task."""
 
 
 def current_backend() -> Backend:

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 from cuelight.errors import ChannelClosed
 from cuelight.mailbox._backend import Slot, slot_maker
 from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow, Waiting
-from cuelight.mailbox._overflow import Overflow, checked_overflow, wait
+from cuelight.mailbox._overflow import Overflow, checked_overflow, checked_position, policy_name, wait
 
 __all__ = ["RESERVE", "ChannelCore", "ChannelStatistics"]
 
@@ -120,15 +120,12 @@ class ChannelCore(Generic[T]):
     def _make_room(self, item: T) -> bool:
         """Ask the overflow policy; False when the sender has to wait."""
         buffer = self._buffer
-        position = self._overflow(buffer, item)
+        position = checked_position(self._overflow(buffer, item), len(buffer), self)
         if position is None:
             return False
-        if not 0 <= position <= len(buffer):
-            message = f"the overflow policy of {self!r} said {position}: no position in 0..{len(buffer)}"
-            raise ValueError(message)
         fresh = position == len(buffer)
         if self._on_dropped is not None:
-            self._on_dropped(item if fresh else buffer[position], getattr(self._overflow, "__name__", "overflow"))
+            self._on_dropped(item if fresh else buffer[position], policy_name(self._overflow))
         self._sent += 1
         self._dropped += 1
         if not fresh:

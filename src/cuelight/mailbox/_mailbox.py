@@ -17,7 +17,7 @@ from collections import deque
 from typing import Any
 
 from cuelight.mailbox._backend import Waiter
-from cuelight.mailbox._overflow import Overflow
+from cuelight.mailbox._overflow import Overflow, checked_position, policy_name
 
 __all__ = ["Mailbox", "WaitingSender"]
 
@@ -25,13 +25,16 @@ SOME_STALE = 64
 
 
 class WaitingSender:
-    """A sender that waits for room: first parked, then promised a place, which it fills when it wakes."""
+    """A sender that waits for room: first parked, then promised a place, which it fills when it wakes.
 
-    __slots__ = ("promised", "waiter")
+    One that was cancelled stays in the line for a while: taking it out at once would cost a walk along the line.
+    """
+
+    __slots__ = ("cancelled", "promised", "waiter")
 
     def __init__(self, waiter: Waiter) -> None:
         self.waiter = waiter
-        self.promised = False
+        self.promised = self.cancelled = False
 
 
 class Mailbox:
@@ -119,9 +122,14 @@ class Mailbox:
             if self.senders:
                 return False
             position = self.overflow([self.content(one) for one in items], self.content(item))
+            position = checked_position(position, len(items), self)
+            ended: bool = self.closed  # perhaps by the policy itself
+            if ended or self.items is not items:
+                self.dropped(item, "stopped")
+                return True
             if position is None:
                 return False
-            reason = getattr(self.overflow, "__name__", "overflow")
+            reason = policy_name(self.overflow)
             if position >= len(items):
                 self.dropped(item, reason)
                 return True
@@ -144,11 +152,15 @@ class Mailbox:
         self.stales = 0
         for lane in (self.items, self.senders):
             if lane:
-                fresh = [item for item in lane if type(item) is WaitingSender or not self.stale(item)]
+                fresh = [item for item in lane if not self.waits_in_vain(item)]
                 if len(fresh) < len(lane):
                     lane.clear()
                     lane.extend(fresh)
         self.admit()
+
+    def waits_in_vain(self, item: Any) -> bool:
+        """Whether an item or a sender in a line is of no use any more."""
+        return item.cancelled if type(item) is WaitingSender else self.stale(item)
 
     def line_up(self, sender: Any) -> None:
         """Let a sender (a `WaitingSender`, or an item that needs nobody to be woken) wait for room."""
@@ -162,8 +174,12 @@ class Mailbox:
         """A waiting sender was cancelled: give up its place in the line, or the place it was promised."""
         if sender.promised:
             self.promised -= 1
-        elif self.senders is not None and sender in self.senders:
-            self.senders.remove(sender)
+        else:
+            sender.cancelled = True
+            self.note_stale()
+            while self.senders and self.waits_in_vain(self.senders[-1]):
+                self.senders.pop()
+                self.stales = max(0, self.stales - 1)
         self.admit()
 
     def redeem(self, sender: WaitingSender, item: Any) -> None:
@@ -191,11 +207,13 @@ class Mailbox:
             items = self.items
             while senders and len(items) + self.promised < self.capacity:
                 sender = senders.popleft()
-                if type(sender) is WaitingSender:
+                if self.waits_in_vain(sender):
+                    self.stales = max(0, self.stales - 1)
+                elif type(sender) is WaitingSender:
                     sender.promised = True
                     self.promised += 1
                     sender.waiter.wake()
-                elif not self.stale(sender):
+                else:
                     items.append(sender)
                     if self.asleep:
                         self.woken()

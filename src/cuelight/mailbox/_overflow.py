@@ -16,9 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeAlias, TypeVar
 
+from cuelight._text import safe_repr
 from cuelight.errors import MailboxFull
 
-__all__ = ["Overflow", "checked_overflow", "coalesce", "drop_newest", "drop_oldest", "fail", "wait"]
+__all__ = [
+    "Overflow",
+    "checked_overflow",
+    "checked_position",
+    "coalesce",
+    "drop_newest",
+    "drop_oldest",
+    "fail",
+    "policy_name",
+    "wait",
+]
 
 T = TypeVar("T")
 
@@ -38,6 +49,31 @@ def checked_overflow(overflow: Overflow[T]) -> Overflow[T]:
         )
         raise TypeError(message)
     return overflow
+
+
+def checked_position(position: object, size: int, owner: object) -> int | None:
+    """What an overflow policy said, if it makes sense.
+
+    Args:
+        position: what it returned.
+        size: how many items wait.
+        owner: whose policy it is, for the error.
+
+    Raises:
+        ValueError: it is neither None nor a position of the buffer with the new item behind it.
+    """
+    if position is None or (isinstance(position, int) and 0 <= position <= size):
+        return position
+    raise ValueError(f"the overflow policy of {owner!r} said {safe_repr(position)}: no position in 0..{size}")
+
+
+def policy_name(overflow: Overflow[T]) -> str:
+    """The name of a policy, as reasons of dead letters have it; `overflow` if it has none."""
+    try:
+        name: object = getattr(overflow, "__name__", None)
+    except Exception:  # an object of a class of the user
+        return "overflow"
+    return name if type(name) is str else "overflow"
 
 
 def wait(buffer: Sequence[object], item: object) -> None:

@@ -10,18 +10,23 @@ from any thread, unless they say otherwise.
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import sys
 import threading
 from asyncio import events as _events
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import CodeType, FrameType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 __all__ = [
     "asyncio_task",
+    "awaited_by",
     "call_in_loop",
     "coroutine_of",
+    "drivers",
+    "frame_of",
     "has_ended",
     "in_trio_task",
     "loop_of",
@@ -125,9 +130,44 @@ def place_of(task: Any) -> str | None:
     """Where a task is now, as `file:line`: the innermost frame of its coroutines. None if that cannot be seen."""
     step, frame = coroutine_of(task), None
     while step is not None:
-        frame = getattr(step, "cr_frame", None) or getattr(step, "gi_frame", None) or frame
-        step = getattr(step, "cr_await", None)
+        frame = frame_of(step) or frame
+        step = awaited_by(step)
     return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def frame_of(step: Any) -> FrameType | None:
+    """The frame of a coroutine or generator; None for what has none, or has ended."""
+    return getattr(step, "cr_frame", None) or getattr(step, "gi_frame", None)
+
+
+def awaited_by(step: Any) -> Any:
+    """The coroutine or generator that a coroutine or generator awaits; None if it is the innermost one."""
+    awaited = getattr(step, "cr_await", None) or getattr(step, "gi_yieldfrom", None)
+    if type(awaited) is _Wrapper:
+        return next(iter(gc.get_referents(awaited)), None)  # it has no attribute for what it wraps
+    frame = frame_of(step)
+    if awaited is None and frame is not None:
+        look = drivers.get(frame.f_code)
+        return None if look is None else look(frame.f_locals)
+    return awaited
+
+
+async def _coroutine() -> None:
+    """What `__await__` of a coroutine wraps."""
+
+
+def _wrapper_type() -> type[Any]:
+    coroutine = _coroutine()
+    try:
+        return type(coroutine.__await__())
+    finally:
+        coroutine.close()
+
+
+_Wrapper: Final = _wrapper_type()
+
+drivers: Final[dict[CodeType, Callable[[Mapping[str, Any]], Any]]] = {}
+"""Code that advances a coroutine by hand instead of awaiting it, and how to find that coroutine in its variables."""
 
 
 def call_in_loop(loop: Any, function: Callable[..., object], *args: object) -> bool:

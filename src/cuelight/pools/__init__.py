@@ -3,9 +3,11 @@
 from cuelight.pools._actor_pool import ActorPool
 from cuelight.pools._async_pool import AsyncWorkerPool
 from cuelight.pools._attempts import Kind
+from cuelight.pools._dead_letters import FailedCall, provide_dead_letters
 from cuelight.pools._executor import Executor, Outcome
 from cuelight.pools._map import Map, MapStream, Results
 from cuelight.pools._process_link import RemoteTraceback
+from cuelight.pools._process_start import freeze_support
 from cuelight.pools._processes import ProcessExecutor
 from cuelight.pools._progress import Progress
 from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
@@ -13,13 +15,15 @@ from cuelight.pools._routing import Member, Routing, broadcast, by_key, least_lo
 from cuelight.pools._submission import Submission
 from cuelight.pools._threads import ThreadExecutor
 from cuelight.pools._troupe import ActorPoolStats
-from cuelight.pools._worker_pool import ReturnWhen, WorkerPool, WorkerPoolConfig
+from cuelight.pools._worker_pool import ReturnWhen, WorkerPool
+from cuelight.pools._worker_pool_config import WorkerPoolConfig
 
 __all__ = [
     "ActorPool",
     "ActorPoolStats",
     "AsyncWorkerPool",
     "Executor",
+    "FailedCall",
     "Kind",
     "Map",
     "MapStream",
@@ -41,8 +45,10 @@ __all__ = [
     "WorkerPoolConfig",
     "broadcast",
     "by_key",
+    "freeze_support",
     "least_loaded",
     "may_wait",
+    "provide_dead_letters",
     "pull",
     "round_robin",
 ]

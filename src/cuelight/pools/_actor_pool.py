@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from cuelight._fork import forks
 from cuelight.actors import Answerable, ChildSpec, Ref, Reply, child
 from cuelight.actors._ref import TELLS_PER_YIELD
 from cuelight.actors._reply import Asked, handling
@@ -84,11 +85,12 @@ class ActorPool(PoolBlock, Generic[M]):
         self._system, self._own = system, system is None
         self._limits = (max_restarts, within)
         self._home: Cell | None = None
-        self._seats: list[Seat] = []
+        self.seats: list[Seat] = []
         self._at: dict[Cell, Seat] = {}
         self._queue: deque[Envelope] = deque()
         self._next_turn = count().__next__
         self._closed = self._pumping = False
+        self._generation = forks.generation
 
     # Its life.
 
@@ -121,7 +123,7 @@ class ActorPool(PoolBlock, Generic[M]):
         home = await system.spawn(child(Troupe, self, *self._limits).with_options(name=self.name, shutdown=math.inf))
         self._home = home._cell
         self._bell = Bell(system.backend)
-        self._home.bonds_made().when_ended.append(lambda _exit: self._ended())
+        self._home.bonds_made().call_when_ended(lambda _exit: self._ended())
         self._seat(home._cell)
 
     def members_to_be(self) -> Iterable[ChildSpec[M]]:
@@ -134,25 +136,25 @@ class ActorPool(PoolBlock, Generic[M]):
             self._seat(self._home)
 
     def _seat(self, home: Cell) -> None:
-        self._seats.clear()
+        self.seats.clear()
         for cell in () if home.family is None else tuple(home.family.children()):
             self._add(cell)
         self._pump()
 
     def _add(self, cell: Cell) -> None:
-        taken = {seat.name for seat in self._seats}
+        taken = {seat.name for seat in self.seats}
         name = next(name for name in map(str, count()) if name not in taken)
         seat = Seat(name, cell, self._pump_soon)
-        self._seats.append(seat)
-        self._seats.sort(key=lambda one: int(one.name))
+        self.seats.append(seat)
+        self.seats.sort(key=lambda one: int(one.name))
         self._at[cell] = seat
-        cell.bonds_made().when_ended.append(lambda _exit: self._lost(cell))
+        cell.bonds_made().call_when_ended(lambda _exit: self._lost(cell))
 
     def _lost(self, cell: Cell) -> None:
         """A member has ended for good."""
         seat = self._at.pop(cell, None)
-        if seat in self._seats:
-            self._seats.remove(seat)
+        if seat in self.seats:
+            self.seats.remove(seat)
         self._pump_soon()
 
     def _ended(self) -> None:
@@ -198,17 +200,22 @@ class ActorPool(PoolBlock, Generic[M]):
         """
         home = self._running()
         self._size = check_whole("size", size, 1)
-        for seat in self._seats[size:]:
+        for seat in self.seats[size:]:
             seat.cell.stop()
-        del self._seats[size:]
+        del self.seats[size:]
         family = home.runtime.family_made(home)
-        while len(self._seats) < size:
+        while len(self.seats) < size:
             self._add(family.adopt(self._spec))
         self._pump()
 
     def _running(self) -> Cell:
         if self._home is None:
             raise PoolClosed(f"the actor pool {self.name!r} is not running: use `async with`, or await start()")
+        if self._generation != forks.generation:
+            raise PoolClosed(
+                f"the members of the actor pool {self.name!r} are in the process that has forked this one: make a new "
+                f"pool here"
+            )
         return self._home
 
     # Messages.
@@ -293,7 +300,7 @@ class ActorPool(PoolBlock, Generic[M]):
             PoolClosed: the pool is not running.
         """
         self._open()
-        replies: list[Reply[Any]] = [Ref[Any](seat.cell).ask(message, timeout) for seat in self._seats]
+        replies: list[Reply[Any]] = [Ref[Any](seat.cell).ask(message, timeout) for seat in self.seats]
         try:
             return [await reply for reply in replies]
         except BaseException:
@@ -308,7 +315,7 @@ class ActorPool(PoolBlock, Generic[M]):
         return home
 
     def _chosen(self, message: Any) -> list[Seat]:
-        seats = self._seats
+        seats = self.seats
         if not seats:
             raise ActorNotFound(f"no member of the actor pool {self.name!r} is alive: resize() starts new ones")
         return [seats[at] for at in self._routing(seats, message, self._next_turn())]
@@ -320,7 +327,7 @@ class ActorPool(PoolBlock, Generic[M]):
         asker = handling.get()
         if not told and asker is not None and isinstance(asker.running, Asked):
             asked.due = asker.running.due
-        return Envelope(asked, self._done, told=told)
+        return Envelope(asked, self, told=told)
 
     def _post(self, envelope: Envelope) -> None:
         self._queue.append(envelope)
@@ -331,7 +338,7 @@ class ActorPool(PoolBlock, Generic[M]):
         """Give what waits to those who are free."""
         self._pumping = False
         queue = self._queue
-        while queue and self._seats:
+        while queue and self.seats:
             envelope = queue[0]
             try:
                 chosen = self._chosen(envelope.asked.message)
@@ -353,12 +360,12 @@ class ActorPool(PoolBlock, Generic[M]):
             self._home.runtime.post(self._pump)
 
     def _pump_when_restarted(self) -> None:
-        for seat in self._seats:
+        for seat in self.seats:
             if not (seat.live or seat.cell.dead or seat.expected):
                 seat.expected = True
-                seat.cell.bonds_made().starting.append(seat.returned)
+                seat.cell.bonds_made().call_when_started(seat.returned)
 
-    def _done(self, envelope: Envelope) -> None:
+    def done(self, envelope: Envelope) -> None:
         """The slot of an envelope is done, in the queue or with a member."""
         seat = None if envelope.cell is None else self._at.get(envelope.cell)
         if seat is not None:
@@ -391,8 +398,8 @@ class ActorPool(PoolBlock, Generic[M]):
     @property
     def members(self) -> tuple[Ref[M], ...]:
         """The live members, in the order of their places."""
-        return tuple(Ref(seat.cell) for seat in self._seats)
+        return tuple(Ref(seat.cell) for seat in self.seats)
 
     def stats(self) -> ActorPoolStats:
         """What the pool and its members are doing now."""
-        return ActorPoolStats(len(self._queue), {seat.name: Ref(seat.cell).statistics() for seat in self._seats})
+        return ActorPoolStats(len(self._queue), {seat.name: Ref(seat.cell).statistics() for seat in self.seats})

@@ -10,18 +10,34 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
 
+from cuelight._fork import forks
 from cuelight.errors import PoolClosed
 from cuelight.pools._attempts import Kind, check_kind, name_of
 from cuelight.pools._block import PoolBlock
+from cuelight.pools._contexts import submission_context
 from cuelight.pools._crew import Crew
+from cuelight.pools._dead_letters import DeadLetterBox
 from cuelight.pools._ledger import Ledger
 from cuelight.pools._map import Map
-from cuelight.pools._map_run import MapRequest
-from cuelight.pools._options import DEFAULT, Default, PoolOptions, check_timeout, check_whole, make_executor
+from cuelight.pools._map_request import MapRequest
+from cuelight.pools._options import (
+    DEFAULT,
+    Default,
+    PoolOptions,
+    check_priority,
+    check_text,
+    check_timeout,
+    check_whole,
+    make_executor,
+)
+from cuelight.pools._pool_letters import PoolLetters
 from cuelight.pools._submission import Detached, Submission, Submitted
 from cuelight.supervision import ActorSystem
 
 if TYPE_CHECKING:
+    from os import PathLike
+
+    from cuelight.pools._dead_letters import DeadLetterQueue
     from cuelight.pools._executor import Executor
     from cuelight.pools._progress import Progress
     from cuelight.pools._results import PoolStats, TaskMetrics
@@ -32,7 +48,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncWorkerPool(PoolBlock):
+class AsyncWorkerPool(PoolLetters, PoolBlock):
     """Workers that pull: `async with AsyncWorkerPool(8) as pool: results = await pool.map(fetch, urls)`.
 
     The workers are actors under a supervisor. They are hired when there is work for them, and one that dies costs
@@ -41,9 +57,8 @@ class AsyncWorkerPool(PoolBlock):
     Without a block, `await pool.map(...)` and `await pool.submit(...)` work too: each has workers of its own, for as
     long as it is awaited.
 
-    All methods belong to the loop that the pool was entered in. Functions run in the context (`contextvars`) in which
-    the pool was entered, and those of one worker share it. A function that waits for another task of the same pool
-    holds a worker meanwhile: with all workers waiting so, nothing goes on.
+    All methods belong to the loop that the pool was entered in. Each task, and each item of a map, runs in a copy of
+    the context (`contextvars`) in which `submit` or `map` was called. Worker processes see no context.
     """
 
     def __init__(
@@ -60,6 +75,8 @@ class AsyncWorkerPool(PoolBlock):
         max_restarts: int = 10,
         keep_metrics: int = 1000,
         executor: Callable[[str], Executor] | None = None,
+        executable: str | PathLike[str] | None = None,
+        dead_letters: DeadLetterQueue | None = None,
     ) -> None:
         """Set up a pool.
 
@@ -79,11 +96,15 @@ class AsyncWorkerPool(PoolBlock):
             max_restarts: crashes of workers themselves that are allowed within 5 seconds.
             keep_metrics: how many tasks `metrics` remembers.
             executor: makes what runs plain functions, given the name of a worker; for executors of your own.
+            executable: the Python interpreter of worker processes; by default the one that runs this program.
+            dead_letters: where tasks go that have failed for good; by default a queue of its own, which keeps the
+                last 1,000.
 
         Raises:
             ValueError: a value makes no sense; the message says which.
+            TypeError: the name is no string, or the queue keeps no letters of others.
         """
-        self.name = name
+        self.name = check_text("name", name)
         self._options = PoolOptions(
             max_workers=max_workers,
             kind=kind,
@@ -93,10 +114,12 @@ class AsyncWorkerPool(PoolBlock):
             max_crashes=max_crashes,
             max_restarts=max_restarts,
             keep_metrics=keep_metrics,
-            make_executor=executor or make_executor(kind),
+            make_executor=executor or make_executor(kind, executable),
         )
         self._system = system
         self._ledger = Ledger(keep_metrics)
+        self._letters = DeadLetterBox(self, dead_letters)
+        self._generation = forks.generation
         self._crew: Crew | None = None
         self._crews: dict[Crew, None] = {}
         self._closed = False
@@ -117,9 +140,9 @@ class AsyncWorkerPool(PoolBlock):
         return self
 
     def _new_crew(self, system: ActorSystem) -> Crew:
-        crew = Crew(self.name, self._options, self._ledger, system)
+        crew = Crew(self.name, self._options, self._ledger, self._letters, system)
         self._crews[crew] = None
-        crew.cell.bonds_made().when_ended.append(lambda _exit: self._crews.pop(crew, None))
+        crew.cell.bonds_made().call_when_ended(lambda _exit: self._crews.pop(crew, None))
         return crew
 
     @property
@@ -150,6 +173,16 @@ class AsyncWorkerPool(PoolBlock):
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosed(f"the pool {self.name!r} was shut down and takes no more work: make a new one")
+        self._check_process()
+
+    def _check_process(self) -> None:
+        if self._generation != forks.generation:
+            if self._crews or self._stack is not None:
+                raise PoolClosed(
+                    f"the workers of the pool {self.name!r} are in the process that has forked this one: make a new "
+                    f"pool here"
+                )
+            self._generation = forks.generation
 
     async def _end(self, *, now: bool) -> None:
         await self.shutdown(cancel=now)
@@ -163,6 +196,7 @@ class AsyncWorkerPool(PoolBlock):
             wait: return only when the last worker has ended. Cancelled meanwhile, the shutdown goes on.
             cancel: cancel everything, also what runs, instead of finishing it.
         """
+        self._check_process()
         self._closed = True
         crews = list(self._crews)
         if cancel:
@@ -171,11 +205,14 @@ class AsyncWorkerPool(PoolBlock):
             crew.close()
         if wait:
             for crew in crews:
+                crew.check_from_outside("the end of the pool")
                 await crew.ended()
 
     async def drain(self) -> None:
         """Wait until everything that was given to the pool is done. A checkpoint."""
+        self._check_process()
         for crew in list(self._crews):
+            crew.check_from_outside("all its tasks")
             await crew.drained()
 
     # Work.
@@ -232,15 +269,19 @@ class AsyncWorkerPool(PoolBlock):
         """
         self._check_open()
         in_loop = check_kind(fn, self._options.kind)
-        limit = self._options.timeout if isinstance(timeout, Default) else check_timeout(timeout)
-        named = task_id if task_id is not None else f"{self.name}-{self._next_id()}"
+        limit = self._options.timeout if type(timeout) is Default else check_timeout(timeout)
+        named = f"{self.name}-{self._next_id()}" if task_id is None else check_text("task_id", task_id)
+        if type(priority) is not int:
+            priority = check_priority(priority)
+        context = submission_context()
 
         def make(crew: Crew) -> Submitted:
             crew.check_room()
-            task = Submitted(crew, named, fn, args, kwargs, in_loop=in_loop, priority=priority, timeout=limit)
+            task = Submitted(crew, named, fn, args, kwargs, context, in_loop=in_loop, priority=priority, timeout=limit)
+            crew.enter(task)
             self._ledger.totals.submitted += 1
             crew.pending += 1
-            crew.enter(task)
+            crew.call()
             return task
 
         crew = self.crew
@@ -321,14 +362,16 @@ class AsyncWorkerPool(PoolBlock):
             ordered=ordered,
             chunk_size=chunk_size,
             buffer=buffer,
-            timeout=self._options.timeout if isinstance(timeout, Default) else check_timeout(timeout),
-            priority=priority,
+            timeout=self._options.timeout if type(timeout) is Default else check_timeout(timeout),
+            priority=priority if type(priority) is int else check_priority(priority),
             progress=progress,
+            context=submission_context(),
         )
         return Map(self, request)
 
     async def wait_for_room(self) -> None:
         """Wait until one more task may be submitted. A checkpoint."""
+        self._check_process()
         if self.crew is not None:
             await self.crew.room()
 

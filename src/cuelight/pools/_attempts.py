@@ -5,16 +5,29 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Generator
-from types import CoroutineType
-from typing import Any, Literal
+from types import CoroutineType, FunctionType
+from typing import Any, Final, Literal
 
-from cuelight._text import safe_str
-from cuelight.errors import Rejected, TaskQuarantined, WorkerDied
+from cuelight._text import safe_repr, safe_str
+from cuelight.errors import RateLimited, TaskQuarantined, WorkerDied
+from cuelight.pools._failures import is_a, is_final, rate_limit_delay
 
-__all__ = ["Kind", "Tries", "Unawaited", "check_kind", "holding_coroutines", "is_async", "name_of", "verdict"]
+__all__ = [
+    "Kind",
+    "Tries",
+    "Unawaited",
+    "check_kind",
+    "holding_coroutine",
+    "holding_coroutines",
+    "is_async",
+    "name_of",
+    "verdict",
+]
 
 Kind = Literal["thread", "process"]
 """What runs plain functions; async functions always run in the loop."""
+
+_NAME_LENGTH: Final = 200
 
 
 class Tries:
@@ -24,18 +37,24 @@ class Tries:
         errors: those that raised or took too long.
         crashes: those whose worker died.
         elapsed_ms: milliseconds that all of them ran.
+        delay: seconds until the next one, if the last one was told to come later; None if it comes at once.
     """
 
-    __slots__ = ("crashes", "elapsed_ms", "errors")
+    __slots__ = ("crashes", "delay", "elapsed_ms", "errors")
 
     def __init__(self) -> None:
         self.errors = self.crashes = 0
         self.elapsed_ms = 0.0
+        self.delay: float | None = None
 
 
 def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -> Exception | None:
     """Returns the error that the task ends with, or None, counted, if it is to be tried again."""
-    if isinstance(error, WorkerDied):
+    tries.delay = None
+    if is_a(error, RateLimited):
+        tries.delay = rate_limit_delay(error)  # type: ignore[arg-type]  # looked at by its type
+        return None
+    if is_a(error, WorkerDied):
         crashes = tries.crashes + 1
         if crashes >= max_crashes:
             quarantined = TaskQuarantined(
@@ -45,7 +64,7 @@ def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -
             return quarantined
         tries.crashes = crashes
         return None
-    if tries.errors >= retries or isinstance(error, Rejected):
+    if tries.errors >= retries or is_final(error):
         return error
     tries.errors += 1
     return None
@@ -53,6 +72,8 @@ def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it makes a coroutine, as far as can be seen without a call."""
+    if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.iscoroutinefunction(function):
@@ -84,20 +105,46 @@ class Unawaited:
 def holding_coroutines(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, but a coroutine that it returns comes as `Unawaited`."""
 
-    @functools.wraps(function, updated=())
     def call(*args: Any, **kwargs: Any) -> Any:
         value: Any = function(*args, **kwargs)
-        return Unawaited(value) if isinstance(value, CoroutineType) else value
+        return Unawaited(value) if type(value) is CoroutineType else value
 
+    call.held_function = function  # type: ignore[attr-defined]  # its name is looked up when somebody asks
     return call
 
 
+def holding_coroutine(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As `holding_coroutines`, for a function of one argument, in less time."""
+
+    def call(item: Any) -> Any:
+        value: Any = function(item)
+        return Unawaited(value) if type(value) is CoroutineType else value
+
+    call.held_function = function  # type: ignore[attr-defined]
+    return call
+
+
+_made: tuple[Any, Any] = holding_coroutines(len), holding_coroutine(len)
+_HOLDING: Final = frozenset(made.__code__ for made in _made)
+
+
 def name_of(function: Callable[..., Any]) -> str:
-    """The name of a function, for people."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    name: str | None = getattr(function, "__qualname__", None)
-    return name or type(function).__qualname__
+    """The name of a function, for people. Never raises: the function may be an object of any kind."""
+    if type(function) is FunctionType and function.__code__ not in _HOLDING:
+        return function.__qualname__
+    try:
+        inner: Any = function
+        while True:
+            if isinstance(inner, functools.partial):
+                inner = inner.func
+            elif type(inner) is FunctionType and inner.__code__ in _HOLDING:
+                inner = inner.__dict__["held_function"]
+            else:
+                break
+        name: object = getattr(inner, "__qualname__", None) or type(inner).__qualname__
+        return safe_str(name, _NAME_LENGTH)
+    except Exception:
+        return "a function"
 
 
 def check_kind(function: Callable[..., Any], kind: Kind | None) -> bool:
@@ -107,7 +154,7 @@ def check_kind(function: Callable[..., Any], kind: Kind | None) -> bool:
         TypeError: it cannot be called, or is async and the pool runs plain functions only.
     """
     if not callable(function):
-        raise TypeError(f"{function!r} cannot be called: give a function, and its arguments after it")
+        raise TypeError(f"{safe_repr(function)} cannot be called: give a function, and its arguments after it")
     in_loop = is_async(function)
     if in_loop and kind is not None:
         raise TypeError(

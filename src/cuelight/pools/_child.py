@@ -1,7 +1,7 @@
 """What runs in a worker process, and what is said on the way to it and back.
 
 Imports the standard library alone, and the process loads this file without its package: so it starts in milliseconds,
-and imports what a call needs with the call.
+and imports what a call needs with the call. What errors need is loaded with the first error, in the same way.
 
 One socket connects the two. A frame is a kind, a length and that many bytes. The parent sends one call and then only
 waits; the child answers with frames of kind PART and one of kind END, or one of kind UNLOADABLE. Their bytes are
@@ -47,8 +47,12 @@ REGION = 65536  # bytes; what does not fit goes through the socket
 SOURCE, LOADING = "__cuelight_source__", "__cuelight_loading__"  # marks in the stand-in for `__main__`
 READ = 65536  # bytes at once; malloc has such pieces at hand
 
+RUN_MODULE = "run_module"
+
 Source = tuple[str, str]
-"""Where the parent's `__main__` came from: ("init_main_from_path", path) or ("init_main_from_name", module)."""
+"""Where the parent's `__main__` came from: ("init_main_from_path", path) or ("init_main_from_name", module), as
+`multiprocessing` has it, or (RUN_MODULE, module and path in two lines) for a `__main__.py`, which that would not load.
+"""
 
 
 class Frames:
@@ -94,39 +98,50 @@ def _receive(connection: socket.socket, frames: Frames) -> tuple[bytes, bytes] |
 def _success(value: object) -> bytes:
     try:
         pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:
+    except BaseException as error:
         return _unpicklable(value, error)
     return RECORD.pack(True, len(pickled)) + pickled
 
 
-def _unpicklable(value: object, error: Exception) -> bytes:
-    named = f"{type(value).__module__}.{type(value).__qualname__}"
+def _unpicklable(value: object, error: BaseException) -> bytes:
+    cls = type(value)
+    named = f"{type.__getattribute__(cls, '__module__')}.{type.__getattribute__(cls, '__qualname__')}"
     advice = "return plain data, or a picklable object"
-    return _failure(pickle.PicklingError(f"the result, a {named}, cannot be pickled: {_told(error)}; {advice}"))
+    told = _sibling("../_text.py").describe_error(error)
+    return _failure(pickle.PicklingError(f"the result, a {named}, cannot be pickled: {told}; {advice}"))
 
 
 def _failure(error: BaseException) -> bytes:
-    """The error itself, if it can be pickled, and in any case what it says and where it was raised."""
-    import traceback  # noqa: PLC0415 - costs more than all else here, and few need it
-
+    """The error, and where it was raised. Never raises, but for want of memory."""
+    errors, texts = _sibling("_sent_errors.py"), _sibling("../_text.py")
     trace = error.__traceback__
     if trace is not None:
         error = error.with_traceback(trace.tb_next)  # without the frame of this file
-    text = "".join(traceback.format_exception(error))
-    try:
-        pickled = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
-    except Exception:
-        pickled = b""  # the parent makes do with what it says
-    record = pickle.dumps((pickled, _told(error), text), pickle.HIGHEST_PROTOCOL)
+    report = errors.dump(error, texts.describe_error), texts.format_traceback(error)
+    record = pickle.dumps(report, pickle.HIGHEST_PROTOCOL)
     return RECORD.pack(False, len(record)) + record
 
 
-def _told(error: BaseException) -> str:
-    try:
-        said = str(error)
-    except Exception:
-        said = "(it cannot be printed)"
-    return f"{type(error).__qualname__}: {said}"
+def _sibling(name: str) -> Any:
+    """A module beside this one, loaded as this one is: by its path, without the package, and when it is needed."""
+    module = _siblings.get(name)
+    if module is None:
+        from importlib import import_module, util  # noqa: PLC0415 - few calls need it
+
+        if __package__:  # in a frozen program, which has no files
+            places = {"_sent_errors.py": "cuelight.pools._sent_errors", "../_text.py": "cuelight._text"}
+            return import_module(places[name])
+        label = "cuelight_" + os.path.basename(name).strip("_").removesuffix(".py")
+        spec = util.spec_from_file_location(label, os.path.join(os.path.dirname(__file__), name))
+        assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - it lies beside this file
+        module = util.module_from_spec(spec)
+        sys.modules[label] = module
+        spec.loader.exec_module(module)
+        _siblings[name] = module
+    return module
+
+
+_siblings: dict[str, Any] = {}
 
 
 # Calls.
@@ -145,10 +160,26 @@ class _Main:
         stand_in = vars(sys.modules["__main__"])
         stand_in[LOADING] = True
         try:
-            spawn.prepare(dict([self.source]))
+            if self.source[0] == RUN_MODULE:
+                self._run_module(*self.source[1].split("\n"))
+            else:
+                spawn.prepare(dict([self.source]))
         finally:
             del stand_in[LOADING]
         self.source = None
+
+    @staticmethod
+    def _run_module(name: str, path: str) -> None:
+        import runpy  # noqa: PLC0415 - few calls need it
+        import types  # noqa: PLC0415 - likewise
+
+        module = types.ModuleType("__mp_main__")
+        if name == "__main__":  # of a folder
+            content = runpy.run_path(path, run_name="__mp_main__")
+        else:
+            content = runpy.run_module(name, run_name="__mp_main__", alter_sys=True)
+        vars(module).update(content)
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 
 
 def _load(content: bytes, main: _Main) -> Any:
@@ -185,7 +216,7 @@ def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, 
         else:
             try:
                 record = dumps(value, protocol)
-            except Exception as error:
+            except BaseException as error:
                 record = _unpicklable(value, error)
             else:
                 length = len(record)
@@ -203,10 +234,17 @@ def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, 
         words[WRITTEN] = 0  # before the base: the old records must not count from there
         words[BASE] = index + 1
         position = DATA
-    if values is not None and ATOMS.issuperset(map(type, values)):
+    if values is not None and _are_atoms(values):
         _send(connection, VALUES, dumps(values, protocol))
     else:
         _send(connection, END, region[DATA:position])
+
+
+def _are_atoms(values: list[Any]) -> bool:
+    try:
+        return ATOMS.issuperset(map(type, values))
+    except BaseException:  # a class that cannot be hashed, because its metaclass says so
+        return False
 
 
 def serve(connection: socket.socket, region: mmap.mmap) -> None:
@@ -262,9 +300,13 @@ def _wait_for_end(lifeline: int) -> None:  # pragma: no cover - in another proce
     os.killpg(0, signal.SIGKILL)
 
 
-def main() -> None:  # pragma: no cover - in another process
-    """Be a worker process. The arguments of the program are three file descriptors."""
-    connection_fd, region_fd, lifeline = map(int, sys.argv[1:])
+def main(descriptors: list[str] | None = None) -> None:  # pragma: no cover - in another process
+    """Be a worker process.
+
+    Args:
+        descriptors: three file descriptors; by default the arguments of the program.
+    """
+    connection_fd, region_fd, lifeline = map(int, sys.argv[1:] if descriptors is None else descriptors)
     _die_with_parent(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     for stream in (sys.stdout, sys.stderr):

@@ -6,26 +6,30 @@ Invariants:
    A worker that was called and took something calls the next, so a burst wakes no more workers than it needs.
 3. There are never more workers than `size`; after a `resize` the surplus leave when their task is over.
 4. Every task that was accepted ends: in a result, or as cancelled when the crew ends.
+5. A worker whose work waits for other work of a pool does not count; as many helpers may come instead.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from contextvars import copy_context
 from heapq import heapify, heappop, heappush
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight.actors import Cell, ChildSpec, Exit, Ref, Runtime, Start, child
-from cuelight.errors import PoolClosed, PoolFull, SystemClosed
+from cuelight.errors import DeadlockError, PoolClosed, PoolFull, SystemClosed
 from cuelight.pools._attempts import Tries, verdict
 from cuelight.pools._bell import Bell
+from cuelight.pools._crew_helpers import Helpers, current_place
 from cuelight.pools._pool_worker import CALL, PoolWorker
+from cuelight.pools._reports import report_failure
 from cuelight.pools._results import TaskResult
+from cuelight.pools._threads import full_name
 from cuelight.supervision import DynamicSupervisor
 
 if TYPE_CHECKING:
+    from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
     from cuelight.pools._ledger import Ledger
     from cuelight.pools._options import PoolOptions
 
@@ -43,10 +47,30 @@ class Work(Protocol):
     """Whether it is in the heap."""
     held: bool
     """Whether a drain waits for it."""
+    crew: Crew
+    """Whose work it is."""
 
     @property
     def ready(self) -> bool:
         """Whether a worker could take something now."""
+        ...
+
+    @property
+    def thing(self) -> str:
+        """What it is, for people who are told of a deadlock."""
+        ...
+
+    @property
+    def way_out(self) -> str:
+        """What these people can do about it."""
+        ...
+
+    def runners(self) -> list[Any] | None:
+        """The nodes in the graph of waits that run it; None if it waits for a worker."""
+        ...
+
+    def occupants(self) -> list[Any]:
+        """The nodes of which one must end before it can begin; none if a place is free."""
         ...
 
     async def serve(self, worker: PoolWorker) -> None:
@@ -65,8 +89,10 @@ class Work(Protocol):
 class Crew:
     """One supervised group of workers, in one system."""
 
-    def __init__(self, name: str, options: PoolOptions, ledger: Ledger, runtime: Runtime) -> None:
-        self.name, self.options, self.ledger, self.runtime = name, options, ledger, runtime
+    def __init__(
+        self, name: str, options: PoolOptions, ledger: Ledger, letters: DeadLetterBox, runtime: Runtime
+    ) -> None:
+        self.name, self.options, self.ledger, self.letters, self.runtime = name, options, ledger, letters, runtime
         self.size = options.max_workers
         self.heap: list[tuple[int, int, Work]] = []
         self.works: dict[Work, None] = {}
@@ -74,6 +100,7 @@ class Crew:
         self.workers: dict[Cell, PoolWorker | None] = {}
         self.idle: dict[Cell, None] = {}
         self.called: Cell | None = None
+        self.helpers = Helpers()
         self.closed = False
         self.over = False
         self._leaving: set[Cell] = set()
@@ -84,15 +111,16 @@ class Crew:
         self._when_done = Bell(runtime.backend)
         self._when_room = Bell(runtime.backend)
         self.thread = get_ident()
-        self._context = copy_context()
+        # Workers do not belong to whoever gives work; the work itself runs in the context of whoever gave it.
+        self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
-        self.cell = runtime.family_made(runtime.root).adopt(spec)
+        self.cell = self._context.run(runtime.family_made(runtime.root).adopt, spec)
         self.cell.label = name  # shown in paths, and taken from nobody: several pools may have one name
 
     # What waits.
 
     def enter(self, work: Work) -> None:
-        """Take work in.
+        """Take work in; `call` has workers look at it.
 
         Raises:
             PoolClosed: the pool is shutting down.
@@ -104,7 +132,9 @@ class Crew:
         self.works[work] = None
         work.held = True
         self.hold()
-        self.line_up(work)
+        if not work.listed:
+            work.listed = True
+            heappush(self.heap, (work.priority, work.serial, work))
 
     def check_room(self) -> None:
         """Check that one more task may wait.
@@ -127,6 +157,8 @@ class Crew:
 
     def finished(self, work: Work) -> None:
         """This work is over."""
+        if self.helpers.awaited:
+            self.helpers.settled(work)
         if work in self.works:
             del self.works[work]
             if work.held:
@@ -163,6 +195,8 @@ class Crew:
         if cell is not None:
             self.called = cell
             cell.put(CALL)
+        elif self.helpers.parked and self.helpers.wants(self):
+            self._hire(helps=True)
 
     def _find(self) -> Cell | None:
         """An idle worker, or a new one; None if all are busy, and there may be no more."""
@@ -170,19 +204,20 @@ class Crew:
             cell, _ = self.idle.popitem()
             if not cell.closed:  # else it is on its way out
                 return cell
-        return self._hire() if len(self.workers) < self.size else None
+        return self._hire() if len(self.workers) - len(self.helpers.cells) < self.size else None
 
-    def _hire(self) -> Cell | None:
+    def _hire(self, *, helps: bool = False) -> Cell | None:
         try:
             family = self.runtime.family_made(self.cell)
         except SystemClosed:
             return None  # the supervisor is ending, and settles what waits; or it restarts, and calls again
-        # Not in the context of whoever gave work: its variables are none of the other tasks' business.
-        cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self,)))
+        cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self, helps)))
         self._hired += 1
         cell.label = f"{self.name}-{self._hired}"
         self.workers[cell] = None
-        cell.bonds_made().when_ended.append(lambda _exit: self.gone(cell))
+        if helps:
+            self.helpers.cells[cell] = None
+        cell.bonds_made().call_when_ended(lambda _exit: self.gone(cell))
         return cell
 
     def rest(self, cell: Cell) -> None:
@@ -200,7 +235,9 @@ class Crew:
     def unavailable(self, cell: Cell) -> None:
         """A worker cannot take anything for now: its incarnation is over."""
         self.answered(cell)
-        if cell in self.workers:
+        worker = self.workers.get(cell)
+        if worker is not None:
+            self.helpers.worker_is_over(worker)
             self.workers[cell] = None
         self.call()
 
@@ -208,18 +245,19 @@ class Crew:
         """A worker has ended for good."""
         self.answered(cell)
         self.workers.pop(cell, None)
+        self.helpers.cells.pop(cell, None)
         self._leaving.discard(cell)
         self.call()
 
     def resize(self, size: int) -> None:
         """Have so many workers at most. Surplus workers finish what they do."""
         self.size = size
-        surplus = len(self.workers) - len(self._leaving) - size
+        surplus = len(self.workers) - len(self.helpers.cells) - len(self._leaving) - size
         # Idle ones first, the youngest first.
         for cell in [*reversed(self.idle), *reversed([one for one in self.workers if one not in self.idle])]:
             if surplus <= 0:
                 break
-            if cell not in self._leaving:
+            if cell not in self._leaving and cell not in self.helpers.cells:
                 self._leaving.add(cell)
                 self.idle.pop(cell, None)
                 surplus -= 1
@@ -230,6 +268,13 @@ class Crew:
     def busy(self) -> int:
         """Workers that run something now."""
         return sum(1 for worker in self.workers.values() if worker is not None and worker.busy)
+
+    def occupants(self) -> list[Any]:
+        """The nodes that keep all places, in the graph of waits; none if a place is free."""
+        busy = [worker for worker in self.workers.values() if worker is not None and worker.busy and not worker.waits]
+        if len(busy) < self.size or self.helpers.wants(self):
+            return []
+        return [node for worker in busy for node in worker.nodes()[-1:]]
 
     # What becomes of attempts.
 
@@ -253,6 +298,13 @@ class Crew:
         )
         self.ledger.enter(made, retries)
         return made
+
+    def report(self, result: TaskResult[Any], call: FailedCall, tries: Tries | None) -> None:
+        """A task has failed for good: log it and make it a dead letter, before anybody gets its result."""
+        task_type = full_name(call.function)
+        retries = 0 if tries is None else tries.errors + tries.crashes
+        report_failure(self.name, result, task_type, retries)
+        self.letters.add(call, result, task_type)
 
     # Idleness and the end.
 
@@ -279,8 +331,36 @@ class Crew:
     async def room(self) -> None:
         """Wait until one more task may wait."""
         await self.runtime.backend.checkpoint()
+        place = current_place.get()
+        worker = None if place is None else place.worker
+        if worker is not None and worker.crew is self:
+            await self._room_for(worker)
+            return
         while self.pending >= self.options.max_pending and not self.over:
             await self._when_room.wait()
+
+    async def _room_for(self, worker: PoolWorker) -> None:
+        """Work of this crew waits for room, and gives its place to whoever makes some."""
+        helpers = self.helpers
+        while self.pending >= self.options.max_pending and not self.over:
+            helpers.park(worker)
+            helpers.room_wanted += 1
+            self.call()
+            try:
+                await self._when_room.wait()
+            finally:
+                helpers.room_wanted -= 1
+                helpers.unpark(worker)
+
+    def check_from_outside(self, what: str) -> None:
+        """Check that what waits for everything is none of it.
+
+        Raises:
+            DeadlockError: it is work of this crew.
+        """
+        place = current_place.get()
+        if place is not None and place.worker is not None and place.worker.crew is self:
+            raise DeadlockError(f"a task of the pool {self.name!r} waits for {what}, so for itself")
 
     def one_less(self) -> None:
         """A task does not wait any more."""

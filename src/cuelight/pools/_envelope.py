@@ -5,27 +5,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight.actors import Reason, Reply
 from cuelight.actors._reply import DONE, Asked, handling
 from cuelight.errors import ActorCrashed, Interrupted, NotStarted, NotStartedTimeout, ReplyError
+from cuelight.pools._waiting import waiting
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell
     from cuelight.mailbox import Waiter
+    from cuelight.pools._troupe import Seat
 
 __all__ = ["Envelope", "PooledReply"]
+
+
+class Members(Protocol):
+    """The pool, as a message sees it."""
+
+    name: str
+    seats: list[Seat]
+
+    def done(self, envelope: Envelope) -> None:
+        """The slot of an envelope is done, in the queue or with a member."""
+        ...
 
 
 class Envelope:
     """A message and its slot. It is told (through `wake`, in the stead of an asker) when a member is done with it."""
 
-    __slots__ = ("_done", "asked", "cell", "given_up", "reply")
+    __slots__ = ("_pool", "asked", "cell", "given_up", "reply")
 
-    def __init__(self, asked: Asked, done: Callable[[Envelope], object], *, told: bool) -> None:
-        self._done = done
+    def __init__(self, asked: Asked, pool: Members, *, told: bool) -> None:
+        self._pool = pool
         self.cell: Cell | None = None
         self.given_up = False
         self.reply = None if told else PooledReply(self)
@@ -38,7 +51,7 @@ class Envelope:
 
     def wake(self) -> None:
         """The slot is done."""
-        self._done(self)
+        self._pool.done(self)
 
     def give_to(self, cell: Cell) -> None:
         """Put it into the mailbox of a member."""
@@ -67,6 +80,29 @@ class Envelope:
         self._watch(asked)
         if self.reply is not None and self.reply.awaited:
             asked.start_clock()
+
+    # In the graph of waits.
+
+    @property
+    def thing(self) -> str:
+        """What it is, for people who are told of a deadlock."""
+        return f"an answer of the actor pool {self._pool.name!r}"
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a deadlock."""
+        return "Tell instead of ask, or ask from a background task (pipe_to_self)"
+
+    def runners(self) -> list[Any] | None:
+        """The member that has it; None if it waits for one."""
+        if self.stale:
+            return []
+        return None if self.cell is None else [self.cell]
+
+    def occupants(self) -> list[Any]:
+        """The members of which one must be free before it goes to one; none if one is, or will be for sure."""
+        seats = self._pool.seats
+        return [] if any(seat.ready or not seat.live for seat in seats) else [seat.cell for seat in seats]
 
     def settle(self) -> None:
         """It is done with: wake the asker, or make a dead letter of a failure that nobody else would hear of."""
@@ -126,20 +162,20 @@ class PooledReply(Reply[Any]):
             if self._waiter is not None:
                 raise RuntimeError("this reply is awaited already: one task may await it")
             asker = handling.get()
-            if asker is not None and asker.waits_in_asks():
-                asked._enter_graph(asker)
-            else:
+            if asker is not None and not asker.waits_in_asks():
                 asker = None
             if not asked.timed:
                 asked.start_clock()
             waiter = self._waiter = asked.cell.runtime.backend.waiter()
             try:
-                yield from waiter.__await__()
+                if asker is None:
+                    yield from waiter.__await__()
+                else:
+                    with waiting(envelope, [asker]):
+                        yield from waiter.__await__()
             except BaseException:
                 self.cancel()
                 raise
             finally:
                 self._waiter = None
-                if asker is not None and asker.asks is not None:
-                    asker.asks.pop(asked, None)
         return envelope.asked.outcome()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from cuelight._text import describe_error
-from cuelight.errors import RateLimited, Rejected, TaskFailed
+from cuelight.errors import RateLimited
+from cuelight.pools._dead_letters import FailedCall
+from cuelight.pools._failures import is_a, is_final, rate_limit_delay, without_our_frame
 from cuelight.pools._results import TaskMetrics, TaskResult, TaskStatus
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
+    from contextvars import Context
 
-__all__ = ["Job", "as_failure", "retry_delay"]
+    from cuelight.pools._thread_worker import Worker
+
+__all__ = ["Job", "retry_delay"]
 
 
 class Job:
@@ -23,9 +26,11 @@ class Job:
     Attributes:
         sequence: its place among its like; it keeps that when it is tried again.
         kept: whether `wait_for_all` and the metrics know it.
+        listed: whether it is in the heap of what waits for a thread.
         began: when its first attempt began, in seconds since the epoch; 0 before.
         ended: when it ended, likewise; None before.
         ran: seconds that its attempts ran.
+        runner: the thread that runs it now.
         waiters: batons of those who wait for it.
     """
 
@@ -39,32 +44,42 @@ class Job:
         "id",
         "kept",
         "kwargs",
+        "listed",
         "name",
         "outcome",
         "priority",
         "ran",
         "result",
         "retries",
+        "runner",
         "sequence",
         "status",
         "waiters",
         "worker",
     )
 
-    def __init__(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], priority: int
+    def __init__(  # noqa: PLR0917 - made for each task
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        priority: int,
+        context: Context,
     ) -> None:
         self.name, self.function, self.args, self.kwargs, self.priority = name, function, args, kwargs, priority
+        self.context = context
         self.id = ""
         self.sequence = 0
         self.kept = True
-        self.context = copy_context()
+        self.listed = False
         self.status = TaskStatus.PENDING
         self.result: Any = None
         self.error: Exception | None = None
         self.began, self.ran = 0.0, 0.0
         self.ended: float | None = None
         self.retries = 0
+        self.runner: Worker | None = None
         self.worker: str | None = None
         self.waiters: tuple[threading.Lock, ...] = ()
         self.outcome: TaskResult[Any] | None = None
@@ -72,39 +87,47 @@ class Job:
     def attempt(self) -> tuple[bool, Any]:
         """Call the function in this thread; whether it returned, and what it returned or raised."""
         try:
-            # An attempt that was left behind may still be inside of the context.
-            context = self.context.copy() if self.retries else self.context
-            return True, context.run(self.function, *self.args, **self.kwargs)
+            # A copy: the next attempt begins with the context as it was, and this one may be left behind inside of it.
+            return True, self.context.copy().run(self.function, *self.args, **self.kwargs)
         except BaseException as error:
-            trace = error.__traceback__
-            if trace is not None:
-                error.__traceback__ = trace.tb_next  # our own frame holds the error: a circle
-            return False, error
+            return False, without_our_frame(error)
 
-    def end(self) -> None:
-        """Nothing changes any more, and nothing of the call is kept."""
-        self.ended = time.time()
+    def let_go(self) -> object:
+        """Keep nothing of the call of a task that has ended.
+
+        Returns:
+            What is to be dropped outside of the lock, because to drop it may run code of users.
+        """
+        spent = self.function, self.args, self.kwargs, self.context
         del self.function, self.args, self.kwargs, self.context
+        return spent
 
-    def taken_result(self) -> TaskResult[Any]:
-        """The outcome of a task that has ended."""
+    def call(self) -> FailedCall:
+        """What a dead letter keeps of it, while it has not ended."""
+        return FailedCall(self.function, self.args, self.kwargs, self.name, self.priority)
+
+    def taken_result(self, *, metrics: bool = True) -> TaskResult[Any]:
+        """The outcome of a task that has ended.
+
+        Args:
+            metrics: whether it has metrics.
+        """
         if self.outcome is None:
-            metrics = self.metrics()
             self.outcome = TaskResult(
                 task_id=self.id,
                 success=self.status is TaskStatus.COMPLETED,
                 result=self.result,
                 error=self.error,
-                elapsed_ms=metrics.execution_time_ms,
+                elapsed_ms=self.ran * 1000,
                 task_name=self.name,
                 worker_id=self.worker or "",
                 timestamp=self.ended or 0.0,
-                metrics=metrics,
+                metrics=self.metrics() if metrics else None,
             )
         return self.outcome
 
     def metrics(self) -> TaskMetrics:
-        """How it runs, or ran; a copy."""
+        """How it runs, or ran. Not under the lock, for the text of an error is code of users."""
         error = self.error
         return TaskMetrics(
             task_id=self.id,
@@ -119,16 +142,7 @@ class Job:
         )
 
 
-def as_failure(name: str, error: BaseException) -> Exception:
-    """The error of a task for this one: what ends programs must not end the pool, nor whoever reads the result."""
-    if isinstance(error, Exception):
-        return error
-    failure = TaskFailed(f"the task {name!r} raised {describe_error(error)}")
-    failure.__cause__ = error
-    return failure
-
-
-def retry_delay(error: BaseException, retries: int, most: int, base: float, maximum: float) -> float | None:
+def retry_delay(error: Exception, retries: int, most: int, base: float, maximum: float) -> float | None:
     """Seconds before the next attempt; None if the task is to be given up.
 
     `min(maximum, base * 2**retries)`, without jitter, so that a run can be repeated.
@@ -140,13 +154,9 @@ def retry_delay(error: BaseException, retries: int, most: int, base: float, maxi
         base: seconds before the first retry.
         maximum: seconds at most.
     """
-    if isinstance(error, RateLimited):
-        return error.retry_after
-    if retries >= most or not isinstance(error, Exception) or isinstance(error, Rejected):
-        return None
-    from pickle import PicklingError  # noqa: PLC0415 - only failures need it
-
-    if isinstance(error, PicklingError):  # another attempt would end in the same way
+    if is_a(error, RateLimited):
+        return rate_limit_delay(error)  # type: ignore[arg-type]  # looked at by its type
+    if retries >= most or is_final(error):
         return None
     # 2.0**1024 overflows; no delay needs so many doublings.
     return min(maximum, base * 2.0 ** min(retries, 1000)) if base else 0.0

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._text import describe_error
 from cuelight.errors import TaskCancelled
+from cuelight.pools._failures import is_a
 from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
 
 if TYPE_CHECKING:
     from cuelight.pools._executor import Executor
 
-__all__ = ["Ledger"]
+__all__ = ["COMPLETED", "Ledger"]
 
+COMPLETED = TaskStatus.COMPLETED
 
 Line = tuple[str, int, int, str, TaskStatus, float, float, str, int, str | None]
 """What is kept of a task: identifier, number of the first, count, name, status, end, milliseconds, worker, retries and
@@ -30,13 +32,15 @@ class Ledger:
 
     Attributes:
         totals: the counts. What is true only now (workers, pending) is filled in by the pool.
+        note: adds a line.
     """
 
     def __init__(self, keep: int) -> None:
         self.totals = PoolStats()
         self._keep = keep
-        self._executors: dict[Executor, None] = {}
+        self._executors: dict[int, Executor] = {}  # by identity: what they are equal to is for users to say
         self._lines: deque[Line] = deque(maxlen=keep)
+        self.note = self._lines.append
 
     def enter(self, result: TaskResult[Any], retries: int = 0) -> None:
         """A task has ended."""
@@ -47,7 +51,7 @@ class Ledger:
             totals.completed += 1
         else:
             text = describe_error(error)
-            if isinstance(error, TaskCancelled):
+            if is_a(error, TaskCancelled):
                 status = TaskStatus.CANCELLED
                 totals.cancelled += 1
             else:
@@ -62,32 +66,28 @@ class Ledger:
     def enter_many(  # noqa: PLR0917 - the columns of a line
         self, task_id: str, first: int, items: int, name: str, ended: float, ms: float, worker: str
     ) -> None:
-        """So many consecutive items of a map have succeeded; 0 stands for one, with an identifier of its own."""
+        """So many consecutive items of a map have succeeded."""
         totals = self.totals
-        totals.completed += items or 1
-        totals.total_elapsed_ms += ms * (items or 1)
-        self._lines.append((task_id, first, items, name, TaskStatus.COMPLETED, ended, ms, worker, 0, None))
+        totals.completed += items
+        totals.total_elapsed_ms += ms * items
+        self.note((task_id, first, items, name, COMPLETED, ended, ms, worker, 0, None))
 
     def hired(self, executor: Executor) -> None:
         """A thread or process has come to be."""
-        self._executors[executor] = None
+        self._executors[id(executor)] = executor
 
     def retired(self, executor: Executor) -> None:
         """It was let go. Threads that it has abandoned are counted until they end."""
-        if not executor.abandoned:
-            self._strike(executor)
-
-    def _strike(self, executor: Executor) -> None:
-        if self._executors.pop(executor, self) is None:
-            self.totals.replaced += executor.replaced
+        if not _count(executor, "abandoned") and self._executors.pop(id(executor), None) is not None:
+            self.totals.replaced += _count(executor, "replaced")
 
     def stats(self) -> PoolStats:
         """A copy of the totals."""
-        executors = list(self._executors)
+        executors = list(self._executors.values())
         return replace(
             self.totals,
-            abandoned=sum(executor.abandoned for executor in executors),
-            replaced=self.totals.replaced + sum(executor.replaced for executor in executors),
+            abandoned=sum(_count(executor, "abandoned") for executor in executors),
+            replaced=self.totals.replaced + sum(_count(executor, "replaced") for executor in executors),
         )
 
     def metrics(self) -> dict[str, TaskMetrics]:
@@ -102,3 +102,11 @@ class Ledger:
             if len(latest_first) >= self._keep:
                 break
         return {line.task_id: line for line in reversed(latest_first[: self._keep])}
+
+
+def _count(executor: Executor, name: str) -> int:
+    """What an executor has counted; 0 if one of a user does not count."""
+    try:
+        return int(getattr(executor, name))
+    except Exception:
+        return 0

@@ -11,8 +11,10 @@ import anyio
 
 from cuelight.errors import PoolClosed
 from cuelight.pools._attempts import name_of
+from cuelight.pools._crew_helpers import place_given_away
+from cuelight.pools._map_request import MapRequest
 from cuelight.pools._map_results import Gathered, Streamed
-from cuelight.pools._map_run import MapRequest, MapRun
+from cuelight.pools._map_run import MapRun
 from cuelight.pools._results import TaskResult
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ class Map(Generic[R]):
             except BaseException:
                 run.cancel()
                 with anyio.CancelScope(shield=True):
-                    await run.settled()
+                    await run.until_over()
                 raise
             if run.failure is not None:
                 raise run.failure
@@ -151,7 +153,8 @@ class MapStream(AsyncIterator[TaskResult[R]]):
                 raise anyio.BusyResourceError("reading from")
             store.waiter = run.waiter()
             try:
-                await store.waiter
+                with place_given_away(run):
+                    await store.waiter
             except BaseException:
                 await self._leave()
                 raise
@@ -169,7 +172,7 @@ class MapStream(AsyncIterator[TaskResult[R]]):
         self._run.abandon()
         self._store.clear()
         with anyio.CancelScope(shield=True):
-            await self._run.settled()
+            await self._run.until_over()
         if self._run.failure is not None and self._run.failure is not before:
             raise self._run.failure
 
@@ -177,7 +180,7 @@ class MapStream(AsyncIterator[TaskResult[R]]):
         self._run.unheard = True
         self._run.abandon()
         with anyio.CancelScope(shield=True):
-            await self._run.settled()
+            await self._run.until_over()
 
     async def __aenter__(self) -> Self:
         return self

@@ -93,13 +93,17 @@ class Streamed:
         """Hand it out, once those before it were, if order matters."""
         if not self._ordered:
             self._out.append(result)
-        else:
+        elif index == self._next:
+            self._out.append(result)
+            self._next = index + 1
             early = self._early
-            early[index] = result
-            while self._next in early:
+            while early and self._next in early:
                 self._out.append(early.pop(self._next))
                 self._next += 1
-        self._wake()
+        else:
+            self._early[index] = result
+        if self.waiter is not None:
+            self.waiter.wake()
 
     def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
         """Hand them out."""
@@ -125,7 +129,10 @@ class Streamed:
             return None
         result = self._out.popleft()
         self._read += 1
-        before, self.limit = self.limit, max(self.limit, self._read + self._run.window)
-        if self.limit > before and not self._run.ready:
-            self._run.refresh()
+        run = self._run
+        limit = self._read + run.window
+        if limit > self.limit:
+            self.limit = limit
+            if not run.ready:
+                run.refresh()
         return result

@@ -11,27 +11,33 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Sized
 from threading import get_ident
 from time import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from cuelight._log import get_log
-from cuelight.errors import TaskCancelled
-from cuelight.pools._attempts import Tries, holding_coroutines, name_of
+from cuelight.actors import code_of_waits
+from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
+from cuelight.pools._attempts import Tries, holding_coroutine, name_of
 from cuelight.pools._bell import Bell
 from cuelight.pools._chunks import Chunks
+from cuelight.pools._crew_helpers import current_place, place_given_away
+from cuelight.pools._dead_letters import FailedCall
+from cuelight.pools._failures import is_a
+from cuelight.pools._ledger import COMPLETED
+from cuelight.pools._map_request import MapPlace, MapRequest, map_failure
 from cuelight.pools._map_results import Store
-from cuelight.pools._map_source import source_of
+from cuelight.pools._map_source import SyncSource, count_items, source_of
 from cuelight.pools._map_work import Taken, serve_in_executor, serve_in_loop
 from cuelight.pools._pool_worker import Cut
-from cuelight.pools._progress import Progress, Reporter
+from cuelight.pools._progress import Reporter
 from cuelight.pools._results import TaskResult
+from cuelight.pools._waiting import OUTSIDE, PoolWait
 
 if TYPE_CHECKING:
+    from cuelight.actors._timers import Later
     from cuelight.mailbox import Waiter
     from cuelight.pools._crew import Crew
     from cuelight.pools._pool_worker import PoolWorker
@@ -39,21 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["MapRequest", "MapRun"]
 
 log = get_log("cuelight")
-
-
-class MapRequest(msgspec.Struct, frozen=True):
-    """What `AsyncWorkerPool.map` was asked for."""
-
-    function: Callable[[Any], Any]
-    items: Any
-    task_id: str
-    in_loop: bool
-    ordered: bool
-    chunk_size: int | None
-    buffer: int | None
-    timeout: float | None
-    priority: int
-    progress: Progress | bool | None
 
 
 class MapRun:
@@ -67,22 +58,28 @@ class MapRun:
         self.crew, self._request, self.store = crew, request, store
         self.function, self.in_loop, self.timeout = request.function, request.in_loop, request.timeout
         process = crew.options.kind == "process"
-        self.plain_function = request.function if process else holding_coroutines(request.function)
+        self.plain_function = request.function if process else holding_coroutine(request.function)
         self.name, self.task_id = name_of(request.function), request.task_id
-        self.source = source_of(request.items)
-        total = len(request.items) if isinstance(request.items, Sized) else None
+        self.context = request.context
+        self.source = source_of(request.items, self.context)
+        total = self.context.run(count_items, request.items)
         self.reporter = None if request.progress in (None, False) else Reporter(request.progress, total, self.name)
         self.chunks = Chunks(1 if request.timeout is not None else request.chunk_size, total)
+        self.totals, self._note, self._put = crew.ledger.totals, crew.ledger.note, store.put
         self.taken = 0
         self.running = 0
         self.exhausted = self.ended = self._over = False
         self.again: deque[Taken] = deque()
+        self.delayed: dict[int, Later] = {}
         self.tries: dict[int, Tries] = {}
         self._workers: dict[PoolWorker, None] = {}
         self._bell = Bell(crew.runtime.backend)
         crew.enter(self)
         store.opened(self)
-        self.source.start(crew, self)
+        try:
+            self.source.start(crew, self)
+        except CuelightError as error:  # the crew is ending, or being restarted
+            self.fail(error)
         self.refresh()
 
     # Its state.
@@ -103,7 +100,7 @@ class MapRun:
         """Look again whether workers can take something, and whether it is over."""
         if not (self.ended or self.exhausted):
             room = self.store.limit - self.taken
-            if room > 0 or self.running:
+            if room > 0 or self.running or self.delayed:
                 self._hold()
             else:
                 self._let_go()  # it waits for its reader alone
@@ -112,7 +109,7 @@ class MapRun:
         else:
             self._hold()
             self._set_ready(bool(self.again))
-            if not (self.running or self.again or self.source.busy or self._over):
+            if not (self.running or self.again or self.delayed or self.source.busy or self._over):
                 self._finish()
 
     def _set_ready(self, ready: bool) -> None:
@@ -135,18 +132,46 @@ class MapRun:
 
     def _finish(self) -> None:
         self._over = True
-        if self.reporter is not None:
-            self.reporter.close()
         self.crew.finished(self)
         self.store.closed()
+        self._bell.ring()
         if self.unheard and self.failure is not None:
             log.error("a map of %s was left, and then its source failed: %r", self.name, self.failure)
-        self._bell.ring()
+        if self.reporter is not None:
+            self.reporter.close()
 
     async def settled(self) -> None:
         """Wait until it is over."""
+        if not self._over:
+            with place_given_away(self):
+                await self.until_over()
+
+    async def until_over(self) -> None:
+        """As `settled`, for a map that was cancelled: nobody can be in its way."""
         while not self._over:
             await self._bell.wait()
+
+    # In the graph of waits.
+
+    @property
+    def thing(self) -> str:
+        """What it is, for people who are told of a deadlock."""
+        return f"map of {self.name!r} of the pool {self.crew.name!r}"
+
+    def runners(self) -> list[Any] | None:
+        """The nodes that run items of it; None if it waits for a worker."""
+        if self._workers:
+            return [node for worker in self._workers for node in worker.nodes()]
+        return None if self.ready else []
+
+    def occupants(self) -> list[Any]:
+        """The nodes of which one must end before it can begin."""
+        return self.crew.occupants()
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a deadlock."""
+        return OUTSIDE
 
     def waiter(self) -> Waiter:
         """A place for its reader to sleep."""
@@ -163,7 +188,12 @@ class MapRun:
 
     def fail(self, error: BaseException) -> None:
         """End the map as a whole: its source or its progress callback raised."""
-        self.end(error)
+        self.end(map_failure(self.name, error))
+
+    def lost(self, items: int, error: BaseException) -> None:
+        """The results of items that were taken could not be entered: the map ends, rather than wait for them."""
+        self.running -= items
+        self.fail(error)
 
     def abandon(self) -> None:
         """End the map: nobody wants more results. Called from any thread, as the garbage collector may."""
@@ -186,6 +216,9 @@ class MapRun:
         if not self.ended:
             self.ended = True
             self.again.clear()
+            for later in self.delayed.values():
+                later.cancel()
+            self.delayed.clear()
             for worker in list(self._workers):
                 worker.stop_task(Cut.CANCELLED)
             self.source.close(self)
@@ -198,13 +231,22 @@ class MapRun:
     async def serve(self, worker: PoolWorker) -> None:
         """Have a worker do items until there are none, or something more urgent."""
         self._workers[worker] = None
+        place = MapPlace(worker)
+        context = self.context.copy()
+        context.run(current_place.set, place)
         try:
             if self.in_loop:
-                await serve_in_loop(self, worker)
+                await serve_in_loop(self, worker, context)
             else:
-                await serve_in_executor(self, worker)
+                await serve_in_executor(self, worker, context)
         finally:
+            place.worker = None
             del self._workers[worker]
+
+    @property
+    def endless_room(self) -> bool:
+        """Whether a worker may take items without a look at anything but the source."""
+        return self.store.limit == math.inf and type(self.source) is SyncSource
 
     def take(self) -> Taken | None:
         """The next item; None if there is none just now."""
@@ -213,24 +255,30 @@ class MapRun:
         else:
             try:
                 item = self.source.next()
-            except StopIteration:
-                self.exhausted = True
-                self.refresh()
+                if self.ended:  # by its own source
+                    self.source.close(self)
+                    return None
+            except BaseException as error:
+                self.source_over(error)
                 return None
-            except Exception as error:
-                self.exhausted = True
-                self.fail(error)
-                return None
-            if self.ended:  # by its own source
-                self.source.close(self)
-                return None
-            taken = (self.taken, item)
-            self.taken += 1
-            self.crew.ledger.totals.submitted += 1
+            index = self.taken
+            taken = (index, item)
+            self.taken = index + 1
+            self.totals.submitted += 1
         self.running += 1
         if self.taken >= self.store.limit or not self.source.has_items:
             self.refresh()
         return taken
+
+    def source_over(self, error: BaseException) -> None:
+        """There are no more items: the source has ended, or failed."""
+        self.exhausted = True
+        if is_a(error, StopIteration):
+            self.refresh()
+            return
+        self.fail(error)
+        if ends_the_program(error):
+            raise error
 
     def take_many(self, most: int) -> tuple[int, list[Any]]:
         """Up to so many items, and the number of the first; no items if there are none just now."""
@@ -245,15 +293,14 @@ class MapRun:
                 items += self.source.next_many(most - 1)
             except BaseException as error:
                 self.exhausted = True
-                self.running -= 1
-                if not isinstance(error, Exception):
+                self.lost(1, error)
+                if ends_the_program(error):
                     raise
-                self.fail(error)
                 return 0, []
             more = len(items) - 1
             self.running += more
             self.taken += more
-            self.crew.ledger.totals.submitted += more
+            self.totals.submitted += more
             if self.ended:  # by its own source
                 self.source.close(self)
             self.refresh()
@@ -277,27 +324,47 @@ class MapRun:
                 tries = self.tries[index] = Tries()
             error = crew.failed(tries, error, ms)
             if error is None:
-                self.again.append(taken)
+                if tries.delay is None:
+                    self.again.append(taken)
+                else:
+                    self.delayed[index] = crew.runtime.later(tries.delay, self._delay_is_over, taken)
                 self.refresh()
                 return
         if tries is not None:
             self.tries.pop(index, None)
-        result = crew.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, tries, ms)
+        try:
+            result = crew.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, tries, ms)
+            if error is not None and not is_a(error, TaskCancelled):
+                call = FailedCall(self.function, (taken[1],), {}, self.name, self.priority, self.timeout)
+                crew.report(result, call, tries)
+        except BaseException as broken:  # for want of memory
+            self.fail(broken)
+            raise
         if not self.ended:
             self.store.put(index, result)
             self.report(1)
         if self.exhausted or not self.ready:
             self.refresh()
 
+    def _delay_is_over(self, taken: Taken) -> None:
+        del self.delayed[taken[0]]
+        self.again.append(taken)
+        self.refresh()
+
     def settle_one(self, index: int, value: Any, worker: str, ms: float) -> None:
         """An item has succeeded, at its first attempt. As `settle`, in less time."""
         self.running -= 1
         now = time()
-        result: TaskResult[Any] = TaskResult(
-            f"{self.task_id}-{index}", True, value, None, ms, self.name, worker, now, None
-        )
-        self.crew.ledger.enter_many(result.task_id, 0, 0, self.name, now, ms, worker)
-        self.store.put(index, result)
+        task_id = f"{self.task_id}-{index}"
+        try:
+            totals = self.totals
+            totals.completed += 1
+            totals.total_elapsed_ms += ms
+            self._note((task_id, 0, 0, self.name, COMPLETED, now, ms, worker, 0, None))
+            self._put(index, TaskResult(task_id, True, value, None, ms, self.name, worker, now, None))
+        except BaseException as broken:  # for want of memory
+            self.fail(broken)
+            raise
         if self.reporter is not None:
             self.report(1)
         if self.exhausted or not self.ready:
@@ -307,13 +374,18 @@ class MapRun:
         """The items from number `first` on have succeeded, each in `ms` milliseconds."""
         prefix, name, label, now = self.task_id, self.name, worker.label, time()
         self.running -= len(values)
-        results = [
-            TaskResult(f"{prefix}-{index}", True, value, None, ms, name, label, now, None)
-            for index, value in enumerate(values, first)
-        ]
-        self.crew.ledger.enter_many(prefix, first, len(values), name, now, ms, label)
+        try:
+            results = [
+                TaskResult(f"{prefix}-{index}", True, value, None, ms, name, label, now, None)
+                for index, value in enumerate(values, first)
+            ]
+            self.crew.ledger.enter_many(prefix, first, len(values), name, now, ms, label)
+            if not self.ended:
+                self.store.put_many(first, results)
+        except BaseException as broken:  # for want of memory
+            self.fail(broken)
+            raise
         if not self.ended:
-            self.store.put_many(first, results)
             self.report(len(values))
         if self.exhausted or not self.ready:
             self.refresh()
@@ -322,7 +394,11 @@ class MapRun:
         """Tell how far it is, if somebody wants to know."""
         if self.reporter is not None:
             try:
-                for _ in range(items):
-                    self.reporter.advance()
-            except Exception as error:
+                self.context.copy().run(self.reporter.advance, items)  # it may end the map, whose source is closed then
+            except BaseException as error:
                 self.fail(error)
+                if ends_the_program(error):
+                    raise
+
+
+code_of_waits[MapRun.until_over.__code__] = lambda variables, node: PoolWait(variables["self"], [node])

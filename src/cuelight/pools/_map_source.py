@@ -10,23 +10,32 @@ group, which belong to one task.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sized
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
+from cuelight._text import safe_repr
 from cuelight.actors import Cell, ChildSpec, Inbox, Options
-from cuelight.errors import TaskCancelled
+from cuelight.errors import TaskCancelled, ends_the_program
+from cuelight.pools._contexts import Abandoned, in_context
+from cuelight.pools._failures import is_a, told_to_end
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from cuelight.mailbox import Waiter
     from cuelight.pools._crew import Crew
 
-__all__ = ["END", "AsyncSource", "Sink", "Source", "SyncSource", "source_of"]
+__all__ = ["END", "AsyncSource", "Sink", "Source", "SyncSource", "close_generator", "count_items", "source_of"]
 
 END = object()
 """There are no more items."""
+
+CLOSE_LIMIT: Final = 10.0
+"""Seconds that an async generator may take to close before it is cancelled."""
 
 
 class Sink(Protocol):
@@ -41,35 +50,54 @@ class Sink(Protocol):
         ...
 
 
-class SyncSource:
-    """A plain iterable. It is read in the loop, by whichever worker is idle."""
+_WITHOUT_CODE: Final = frozenset({type(iter([])), type(iter(())), type(iter(range(1))), type(iter(""))})
+"""Iterators that run no code of users, so that it does not matter in which context they are advanced."""
 
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._iterator: Iterator[Any] = iter(items)
-        self.next: Callable[[], Any] = self._iterator.__next__
+
+class SyncSource:
+    """A plain iterable. It is read in the loop, in the context of the map, by whichever worker is idle."""
+
+    def __init__(self, items: Iterable[Any], context: Context) -> None:
+        self._iterator: Iterator[Any] = context.run(iter, items)
+        self._context = context
+        following: Callable[[], Any] = self._iterator.__next__
+        self.next = following if type(self._iterator) in _WITHOUT_CODE else partial(context.run, following)
         self.has_items = True
         self.busy = False
 
     def next_many(self, most: int) -> list[Any]:
         """Up to so many items. Fewer does not mean that there are no more."""
-        return list(islice(self._iterator, most))
+        return self._context.run(list, islice(self._iterator, most))
 
     def start(self, crew: Crew, sink: Sink) -> None:
         """Nothing needs to be started."""
 
     def close(self, sink: Sink) -> None:
         """Read no more; a generator is closed."""
-        iterator: Any = self._iterator
         self.next = _end
-        # One that runs is ending its own map; it is closed once it has yielded.
-        if isinstance(iterator, Generator) and not getattr(iterator, "gi_running", False):
-            try:
-                iterator.close()
-            except Exception as error:
-                sink.fail(error)
+        try:
+            if getattr(self._iterator, "gi_running", False):
+                return  # it is ending its own map, and is closed once it has yielded
+            self._context.run(close_generator, self._iterator)
+        except BaseException as error:
+            sink.fail(error)
 
     def wanted(self, room: int) -> None:
         """Nothing is read ahead."""
+
+
+def close_generator(iterator: Any) -> None:
+    """Close a source that is a generator, and does not run."""
+    if isinstance(iterator, Generator) and not getattr(iterator, "gi_running", False):
+        iterator.close()
+
+
+def count_items(items: Any) -> int | None:
+    """How many items there are, if their source says that. A source that cannot count is read all the same."""
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except Exception:
+        return None
 
 
 def _end() -> Any:
@@ -79,8 +107,8 @@ def _end() -> Any:
 class AsyncSource:
     """An async iterable, read by an actor of its own, only when workers want items."""
 
-    def __init__(self, items: AsyncIterable[Any]) -> None:
-        self._items = items
+    def __init__(self, items: AsyncIterable[Any], context: Context) -> None:
+        self._items, self._context = items, context
         self._ahead: deque[Any] = deque()
         self._cell: Cell | None = None
         self._waiter: Waiter | None = None
@@ -112,11 +140,11 @@ class AsyncSource:
         return items
 
     def start(self, crew: Crew, sink: Sink) -> None:
-        """Begin to read."""
-        self.busy = True
+        """Begin to read, in the context of the map."""
         family = crew.runtime.family_made(crew.cell)
+        self.busy = True
         self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
-        self._cell.bonds_made().when_ended.append(lambda _exit: self._over(sink))
+        self._cell.bonds_made().call_when_ended(lambda _exit: self._over(sink))
 
     def wanted(self, room: int) -> None:
         """Read so far ahead."""
@@ -128,8 +156,12 @@ class AsyncSource:
             self._waiter.wake()
 
     async def _read(self, _inbox: Inbox[Any], crew: Crew, sink: Sink) -> None:
-        iterator = aiter(self._items)
+        await in_context(self._context, self._read_all(crew, sink))
+
+    async def _read_all(self, crew: Crew, sink: Sink) -> None:
+        iterator: Any = None
         try:
+            iterator = aiter(self._items)
             while True:
                 while len(self._ahead) >= self._room:
                     self._waiter = crew.runtime.backend.waiter()
@@ -141,15 +173,31 @@ class AsyncSource:
                     break
                 self._ahead.append(item)
                 sink.refresh()
-        except Exception as error:
-            sink.fail(error)
+        except BaseException as error:
+            self._failed(error, sink)
         finally:
-            if isinstance(iterator, AsyncGenerator):
-                try:
-                    with anyio.CancelScope(shield=True):
-                        await iterator.aclose()
-                except Exception as error:
-                    sink.fail(error)
+            await self._close(iterator, sink)
+
+    def _failed(self, error: BaseException, sink: Sink) -> None:
+        """The source raised something, unless its reader was told to end."""
+        if ends_the_program(error):
+            sink.fail(error)
+            raise error
+        if not is_a(error, Exception) and (is_a(error, Abandoned) or told_to_end()):
+            raise error
+        sink.fail(error)
+
+    async def _close(self, iterator: Any, sink: Sink) -> None:
+        try:
+            if not isinstance(iterator, AsyncGenerator):
+                return
+            with anyio.move_on_after(CLOSE_LIMIT, shield=True) as scope:
+                await iterator.aclose()
+        except BaseException as error:
+            self._failed(error, sink)
+        else:
+            if scope.cancelled_caught:
+                sink.fail(TimeoutError(f"the source of the map took longer than {CLOSE_LIMIT:g} s to close: cut off"))
 
     def _over(self, sink: Sink) -> None:
         self.busy = False
@@ -171,15 +219,18 @@ READER = Options(restart="temporary")
 Source = SyncSource | AsyncSource
 
 
-def source_of(items: Any) -> Source:
+def source_of(items: Any, context: Context) -> Source:
     """The source for what was given to `map`.
+
+    Args:
+        items: what was given.
+        context: where code of users runs that the source consists of.
 
     Raises:
         TypeError: it cannot be iterated.
     """
     if isinstance(items, AsyncIterable):
-        return AsyncSource(items)
-    try:
-        return SyncSource(items)
-    except TypeError:
-        raise TypeError(f"map over {items!r}: give an iterable or an async iterable of items") from None
+        return AsyncSource(items, context)
+    if not isinstance(items, Iterable) and not hasattr(type(items), "__getitem__"):
+        raise TypeError(f"map over {safe_repr(items)}: give an iterable or an async iterable of items")
+    return SyncSource(items, context)

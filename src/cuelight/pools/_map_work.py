@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Generator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import safe_repr
 from cuelight.pools._attempts import Unawaited
+from cuelight.pools._contexts import AWAY, Calls, in_context
 from cuelight.pools._executor import Successes
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from cuelight.pools._executor import Outcome
     from cuelight.pools._map_run import MapRun
     from cuelight.pools._pool_worker import PoolWorker
@@ -24,62 +30,91 @@ Taken = tuple[int, Any]
 """The number of an item, and the item."""
 
 
-async def serve_in_loop(run: MapRun, worker: PoolWorker) -> None:
-    """Await the function for one item after another, while the map is what is to be done next."""
-    function, timeout, take, settle_one = run.function, run.timeout, run.take, run.settle_one
+@types.coroutine
+def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much as one
+    run: MapRun, worker: PoolWorker, context: Context
+) -> Generator[Any, Any, None]:
+    """Await the function for one item after another, while the map is what is to be done next.
+
+    Each item has a copy of the context, so that what one item sets is not there for the next.
+    """
+    timeout, take, settle_one = run.timeout, run.take, run.settle_one
     heap, checkpoint, cell, label = run.crew.heap, run.crew.runtime.backend.checkpoint, worker.cell, worker.label
-    budget, helped = ITEMS_PER_YIELD, False
-    while run.ready and heap[0][2] is run and worker.cut is None and not cell.attention:
-        taken = take()
-        if taken is None:
-            return
-        if not helped:
-            helped = True
-            run.crew.call()
-        value: Any = None
-        error: Exception | None = None
-        fatal: BaseException | None = None
-        began = perf_counter()
-        if timeout is not None:
-            worker.start_clock(timeout)
-        try:
-            value = await function(taken[1])
-        except Exception as raised:
-            error = raised
-        except BaseException as raised:
-            error, fatal = worker.caught(raised)
-        if timeout is not None:
-            worker.stop_clock()
-        if worker.cut is not None:
-            error = worker.cut_short(error, timeout)
-        ms = (perf_counter() - began) * 1000
-        if error is None and not run.tries and not run.ended:
-            settle_one(taken[0], value, label, ms)
-        else:
-            run.settle(taken, worker, value, error, fatal, ms)
-            if fatal is not None:
-                raise fatal
-        budget -= 1
-        if not budget:
-            budget = ITEMS_PER_YIELD
-            await checkpoint()
+    budget, helped, quick, totals = ITEMS_PER_YIELD, False, run.endless_room, run.totals
+    taken: Taken | None = None
+    calls = Calls(run.function)
+    try:
+        while run.ready and (heap[0][2] is run or worker.goes_on_with(run)) and not (worker.cut or cell.attention):
+            if quick and not run.again:  # as `take`, in less time
+                try:
+                    item = run.source.next()
+                    if run.ended:  # by its own source
+                        return run.source.close(run)
+                except BaseException as error:
+                    return run.source_over(error)
+                taken = (run.taken, item)
+                run.taken += 1
+                run.running += 1
+                totals.submitted += 1
+            else:
+                taken = take()
+                if taken is None:
+                    return None
+            if not helped:
+                helped = True
+                run.crew.call()
+            began = perf_counter()
+            if timeout is not None:
+                worker.start_clock(timeout)
+            advance = context.copy().run
+            trap = advance(calls.send, taken[1])
+            if trap is not AWAY:
+                yield from calls.wait(advance, trap)
+            if timeout is not None:
+                worker.stop_clock()
+            ms = (perf_counter() - began) * 1000
+            done, taken = taken, None
+            if calls.error is None and worker.cut is None and not (run.tries or run.ended):  # type: ignore[redundant-expr]
+                settle_one(done[0], calls.value, label, ms)
+            else:
+                _settle(run, worker, done, calls, ms)
+            budget -= 1
+            if not budget:
+                budget = ITEMS_PER_YIELD
+                yield from checkpoint()  # type: ignore[misc]  # a coroutine on both loops
+    except BaseException as error:
+        if taken is not None and not isinstance(error, GeneratorExit):
+            run.lost(1, error)
+        raise
+    finally:
+        calls.close()
 
 
-async def serve_in_executor(run: MapRun, worker: PoolWorker) -> None:
+def _settle(run: MapRun, worker: PoolWorker, taken: Taken, calls: Calls, ms: float) -> None:
+    """Enter what came of an item that was not simply a success."""
+    error, fatal = (None, None) if calls.error is None else worker.sort_out(run.name, calls.error)
+    if worker.cut is not None:
+        error = worker.cut_short(error, run.timeout)
+    run.settle(taken, worker, None if calls.error is not None else calls.value, error, fatal, ms)
+    if fatal is not None:
+        raise fatal
+
+
+async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -> None:
     """Hand one chunk after another to the worker's executor, while the map is what is to be done next.
 
     A chunk is settled while the executor has the next one: posted, it comes when this worker waits for that.
     """
-    heap, chunks, post = run.crew.heap, run.chunks, run.crew.runtime.post
+    chunks, post = run.chunks, run.crew.runtime.post
     done = Done(run, worker)
     try:
-        while run.ready and heap[0][2] is run and worker.goes_on and not run.in_loop:
+        while run.ready and worker.goes_on_with(run) and worker.goes_on and not run.in_loop:
             first, items = run.take_many(chunks.next(run.taken, run.crew.size))
             if not items:
                 return
             run.crew.call()
             began = perf_counter()
-            outcomes, fatal = await _attempt(run, worker, items)
+            outcomes, fatal = await _attempt(run, worker, context, items)
             ms = (perf_counter() - began) * 1000
             chunks.took(len(items), ms)
             done.settle()
@@ -104,48 +139,77 @@ class Done:
             return
         first, items, outcomes, fatal, each = self.chunk
         self.chunk = None
-        run = self._run
-        if type(outcomes) is Successes:
-            if not run.tries:
-                run.settle_many(first, outcomes, self._worker, each)
+        run, left = self._run, len(items)
+        try:
+            if type(outcomes) is Successes:
+                if not run.tries:
+                    left = 0
+                    run.settle_many(first, outcomes, self._worker, each)
+                    return
+                outcomes = [(True, value) for value in outcomes]
+            elif not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator costs more
+                left = 0
+                run.settle_many(first, [value for _, value in outcomes], self._worker, each)
                 return
-            outcomes = [(True, value) for value in outcomes]
-        elif not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator costs more
-            run.settle_many(first, [value for _, value in outcomes], self._worker, each)
-            return
-        for index, (fine, outcome) in enumerate(outcomes, first):
-            value, error = (outcome, None) if fine else (None, outcome)
-            run.settle((index, items[index - first]), self._worker, value, error, fatal, each)
+            for index, (fine, outcome) in enumerate(outcomes, first):
+                value, error = (outcome, None) if fine else (None, outcome)
+                left -= 1
+                run.settle((index, items[index - first]), self._worker, value, error, fatal, each)
+        except BaseException as error:
+            run.lost(left, error)
+            raise
 
 
 async def _attempt(
-    run: MapRun, worker: PoolWorker, items: list[Any]
+    run: MapRun, worker: PoolWorker, context: Context, items: list[Any]
 ) -> tuple[Successes | list[Outcome], BaseException | None]:
     """Run items in the worker's thread or process: an outcome for each, and what must not vanish."""
 
     async def call() -> Successes | list[Outcome]:
+        executor: Any = worker.executor
         if len(items) > 1:
-            executor: Any = worker.executor
             run_many: Any = getattr(executor, "run_many", executor.run_chunk)
-            outcomes: Successes | list[Outcome] = await run_many(run.plain_function, items)
-            return outcomes
-        value = await worker.executor.run(run.plain_function, (items[0],), {})
-        if isinstance(value, Unawaited):  # from now on the function is called in the loop
+            return _checked(await run_many(run.plain_function, items), len(items), worker.label)
+        value = await executor.run(run.plain_function, (items[0],), {})
+        if type(value) is Unawaited:  # from now on the function is called in the loop
             run.in_loop = True
             value = await value
         return [(True, value)]
 
-    outcomes, error, fatal = await worker.attempt(call, run.timeout)
+    outcomes, error, fatal = await worker.attempt(run.name, in_context(context.copy(), call()), run.timeout)
     if error is not None:
         return [(False, error)] * len(items), fatal
     if type(outcomes) is Successes:
         return outcomes, fatal
     for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is Unawaited]:
         value = outcomes[at][1]
-        if isinstance(value, Unawaited):
+        if type(value) is Unawaited:
             text = f"{run.name} returned a coroutine, but not for every item: make it an `async def`"
             outcomes[at] = (False, TypeError(text))
-        elif not isinstance(value, Exception):
-            error, fatal = worker.caught(value)
+        else:
+            error, bomb = worker.sort_out(run.name, value)
             outcomes[at] = (False, error)
+            fatal = bomb or fatal
     return outcomes, fatal
+
+
+def _checked(given: Any, items: int, worker: str) -> Successes | list[Outcome]:
+    """What an executor has made of a chunk.
+
+    Raises:
+        TypeError: that is not one outcome for each item. Executors may be of users.
+    """
+    if type(given) is Successes and len(given) == items:
+        return given
+    if isinstance(given, list) and len(given) == items and all([_is_outcome(one) for one in given]):  # noqa: C419
+        return given
+    raise TypeError(
+        f"the executor of {worker} returned {safe_repr(given)} for a chunk of {items} items: return a list with one "
+        f"outcome for each, (True, value) or (False, exception)"
+    )
+
+
+def _is_outcome(one: Any) -> bool:
+    if type(one) is not tuple or len(one) != 2:
+        return False
+    return one[0] is True or (one[0] is False and issubclass(type(one[1]), BaseException))

@@ -16,25 +16,42 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from cuelight._log import get_log
 from cuelight._text import describe_error
 from cuelight.actors import Actor, Message
-from cuelight.errors import ChannelClosed, TaskCancelled, TaskFailed, TaskTimedOut, WorkerDied
+from cuelight.errors import (
+    ChannelClosed,
+    TaskCancelled,
+    TaskFailed,
+    TaskTimedOut,
+    WorkerDied,
+    ends_the_program,
+)
+from cuelight.mailbox import running_task
+from cuelight.pools._contexts import Abandoned, Calls
+from cuelight.pools._failures import as_failure, forget_cancellation, is_a, split_cancellation, told_to_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextvars import Context
 
     from cuelight.actors import Cell
-    from cuelight.pools._crew import Crew
+    from cuelight.pools._crew import Crew, Work
     from cuelight.pools._executor import Executor
 
 __all__ = ["CALL", "Cut", "PoolWorker"]
 
 TOLERANCE = 1e-6
 """Seconds by which an alarm may be early: loops round."""
+
+_CLOSE: Final = 15.0
+"""Seconds that an executor may take to close; our own need less."""
+
+log = get_log("cuelight.pools")
 
 
 class Call(Message):
@@ -52,10 +69,18 @@ class Cut(Enum):
 
 
 class PoolWorker(Actor[Call]):
-    """One of the crew."""
+    """One of the crew.
 
-    def __init__(self, crew: Crew) -> None:
-        self.crew = crew
+    Attributes:
+        helps: it does only what work of pools waits for, and leaves when there is nothing of that.
+        waits: how often its work waits for other work of pools now.
+        task: its task.
+    """
+
+    def __init__(self, crew: Crew, helps: bool = False) -> None:
+        self.crew, self.helps = crew, helps
+        self.waits = 0
+        self.task: Any = None
         self.cell: Cell = self._cell
         self.label = self._cell.name
         self.cut: Cut | None = None
@@ -63,6 +88,7 @@ class PoolWorker(Actor[Call]):
         self._caught: BaseException | None = None
         self._scope: anyio.CancelScope | None = None
         self._executor: Executor | None = None
+        self._calls: Calls | None = None
         self._due = math.inf
         self._alarm: Any = None
         self._alarm_due = math.inf
@@ -70,40 +96,43 @@ class PoolWorker(Actor[Call]):
     async def run(self) -> None:
         crew, cell = self.crew, self.cell
         crew.workers[cell] = self
+        self.task = running_task()
+        called = self.helps
         try:
             while True:
-                crew.rest(cell)
-                await self.inbox.receive()
-                self.inbox.reply(None)  # the call is not what it works on
-                crew.answered(cell)
-                while await self._work():
-                    pass
+                self.cut = self._caught = None
+                with anyio.CancelScope() as self._scope:
+                    await self._serve(called)
+                if self.helps and self.cut is None:
+                    return
+                called = True  # the scope was used: there may be more to do
         except ChannelClosed:
             pass  # it is to stop
+        except GeneratorExit:
+            self._executor = None  # the event loop has ended, so its end cannot be awaited
+            raise
         finally:
             if self._alarm is not None:
                 self._alarm.cancel()
+            if self._calls is not None:
+                self._calls.close()
             crew.unavailable(cell)
             await self._let_go()
 
-    async def _let_go(self) -> None:
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await executor.aclose()
-            finally:
-                self.crew.ledger.retired(executor)
-
-    async def _work(self) -> bool:
-        """Do what there is. Returns whether the scope was used, so that there may be more."""
-        self.cut = self._caught = None
-        crew = self.crew
-        with anyio.CancelScope() as self._scope:
+    async def _serve(self, called: bool) -> None:
+        """Wait for calls and do what there is, until the scope was used, or there is nothing for a helper."""
+        crew, cell, inbox = self.crew, self.cell, self.inbox
+        while True:
+            if not called:
+                crew.rest(cell)
+                await inbox.receive()
+                inbox.reply(None)  # the call is not what it works on
+                crew.answered(cell)
+            called = False
             self.busy = True
             try:
                 while self.goes_on:
-                    work = crew.top()
+                    work = self._next()
                     if work is None:
                         break
                     await work.serve(self)
@@ -112,7 +141,41 @@ class PoolWorker(Actor[Call]):
             finally:
                 self.busy = False
                 self._due = math.inf
-        return self.cut is not None
+            if self.cut is not None or self.helps:
+                return
+
+    def _next(self) -> Work | None:
+        crew = self.crew
+        if not self.helps:
+            return crew.top()
+        return crew.helpers.next(crew) if crew.helpers.stays() else None
+
+    def goes_on_with(self, work: Work) -> bool:
+        """Whether it may do more of this, now that it has done some."""
+        if self.helps:
+            return self._next() is work
+        return self.crew.heap[0][2] is work
+
+    def nodes(self) -> list[Any]:
+        """Who it is in the graph of waits: its task, and then its thread if that runs something."""
+        party = getattr(self._executor, "party", None)
+        return [self.task] if party is None else [self.task, party]
+
+    async def _let_go(self) -> None:
+        executor, self._executor = self._executor, None
+        if executor is None:
+            return
+        try:
+            with anyio.move_on_after(_CLOSE, shield=True) as scope:
+                await executor.aclose()
+            if scope.cancelled_caught:
+                log.error("%s: its executor took longer than %g s to close and was cut off", self.label, _CLOSE)
+        except BaseException as error:  # an executor of a user may raise anything
+            log.exception("%s: its executor could not be closed", self.label)
+            if ends_the_program(error):
+                raise
+        finally:
+            self.crew.ledger.retired(executor)
 
     @property
     def goes_on(self) -> bool:
@@ -161,9 +224,9 @@ class PoolWorker(Actor[Call]):
         return self._executor
 
     async def attempt(
-        self, call: Callable[[], Awaitable[Any]], timeout: float | None
+        self, name: str, work: Awaitable[Any], timeout: float | None
     ) -> tuple[Any, Exception | None, BaseException | None]:
-        """Run something once, for at most so many seconds.
+        """Await something once, for at most so many seconds.
 
         Returns:
             What it returned, or its error; and an exception that must not vanish, to be raised once the books are
@@ -173,45 +236,64 @@ class PoolWorker(Actor[Call]):
         if timeout is not None:
             self.start_clock(timeout)
         try:
-            value = await call()
-        except Exception as raised:
-            error = raised
+            value = await work
         except BaseException as raised:
-            error, fatal = self.caught(raised)
+            error, fatal = self.sort_out(name, raised)
         if timeout is not None:
             self.stop_clock()
         if self.cut is not None:
             error = self.cut_short(error, timeout)
         return value, error, fatal
 
-    def caught(self, raised: BaseException) -> tuple[Exception, BaseException | None]:
-        """Sort out what is no `Exception`: a cut, the end of this worker, a function that cancels itself, or a bomb.
+    async def attempt_in(
+        self,
+        name: str,
+        context: Context,
+        function: Callable[[PoolWorker], Any],
+        timeout: float | None,
+    ) -> tuple[Any, Exception | None, BaseException | None]:
+        """Await `function(self)` once, in a context, for at most so many seconds. Returns what `attempt` does."""
+        calls = self._calls
+        if calls is None:
+            calls = self._calls = Calls(function)
+        if timeout is not None:
+            self.start_clock(timeout)
+        await calls.perform(context, function, self)
+        if timeout is not None:
+            self.stop_clock()
+        value, raised, calls.value, calls.error = calls.value, calls.error, None, None
+        if raised is None and self.cut is None:
+            return value, None, None
+        error, fatal = (None, None) if raised is None else self.sort_out(name, raised)
+        if self.cut is not None:
+            error = self.cut_short(error, timeout)
+        return value, error, fatal
+
+    def sort_out(self, name: str, raised: BaseException) -> tuple[Exception, BaseException | None]:
+        """What an attempt raised: a failure, its being stopped, the end of this worker, or the end of the program.
 
         Returns:
             The error of the task, and what ends this worker, if anything does.
         """
-        cancelled = self.crew.runtime.backend.cancelled
-        cancellation: BaseException | None = raised if isinstance(raised, cancelled) else None
-        rest: BaseException | None = None if cancellation is raised else raised
-        if isinstance(raised, BaseExceptionGroup):
-            group: BaseExceptionGroup[BaseException] = raised
-            cancellation, rest = group.split(cancelled)
-        if rest is not None and not isinstance(rest, Exception):
-            failed = TaskFailed(f"it raised {describe_error(raised)}, which ends the whole system")
+        if is_a(raised, Exception):
+            return as_failure(name, raised), None
+        if ends_the_program(raised):
+            failed = TaskFailed(f"{name} raised {describe_error(raised)}, which ends the whole system")
             failed.__cause__ = raised
             return failed, raised
+        cancellation, rest = split_cancellation(raised, self.crew.runtime.backend.cancelled)
         if self.cut is not None:
             self._caught = cancellation
-            return TaskCancelled("it was stopped") if rest is None else rest, None
-        if anyio.current_effective_deadline() == -math.inf:
+            return TaskCancelled("it was stopped") if rest is None else as_failure(name, rest), None
+        if is_a(raised, Abandoned) or (cancellation is not None and told_to_end()):
             return WorkerDied(f"{self.label} was ended while it ran this task"), raised
-        own = TaskCancelled("it raised the error of a cancellation that nobody asked for")
-        own.__cause__ = raised
-        return own, None
+        if cancellation is not None:
+            forget_cancellation()
+        return as_failure(name, raised), None
 
     def may_retry(self, error: Exception, fatal: BaseException | None) -> bool:
         """Whether another attempt at the task makes sense: nobody cancelled it, and it did not end the system."""
-        return self.cut is not Cut.CANCELLED and (fatal is None or isinstance(error, WorkerDied))
+        return self.cut is not Cut.CANCELLED and (fatal is None or is_a(error, WorkerDied))
 
     def cut_short(self, error: Exception | None, timeout: float | None) -> Exception:
         """The error of a task that was stopped; what it raised meanwhile is the cause."""
@@ -220,6 +302,6 @@ class PoolWorker(Actor[Call]):
             short = TaskTimedOut(f"it took longer than its time-out, {timeout:g} s, and was stopped")
         else:
             short = TaskCancelled("it was cancelled while it ran")
-        if error is not None and not isinstance(error, TaskCancelled):
+        if error is not None and not is_a(error, TaskCancelled):
             short.__cause__ = error
         return short

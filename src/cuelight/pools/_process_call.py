@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import select
 from typing import TYPE_CHECKING, Any, Final
 
+from cuelight.pools._failures import without_our_frame
 from cuelight.pools._process_link import ProcessLink
 from cuelight.pools._processes import Answer, call_frame, died
 from cuelight.pools._threads import full_name
@@ -27,8 +27,9 @@ class ProcessCaller:
         killed: somebody has called `kill`; no call is begun until this is taken back.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, executable: str | None = None) -> None:
         self.name = name
+        self._executable = executable
         self.killed = False
         self._link: ProcessLink | None = None
 
@@ -39,8 +40,8 @@ class ProcessCaller:
             answer = self._exchange(frame)
             if answer.death is not None and not answer.begun and not self.killed:
                 answer = self._exchange(frame)  # it died before it began
-        except (OSError, RuntimeError, pickle.PicklingError) as error:
-            return False, error  # no process, or nothing that could be sent
+        except BaseException as error:
+            return False, without_our_frame(error)  # no process, or nothing that could be sent
         return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
 
     def kill(self) -> None:
@@ -62,7 +63,7 @@ class ProcessCaller:
 
     def _exchange(self, frame: bytes) -> Answer:
         if self._link is None:
-            self._link = ProcessLink()
+            self._link = ProcessLink(self._executable)
         link = self._link
         try:
             if self.killed:

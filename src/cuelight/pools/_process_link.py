@@ -10,24 +10,20 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from cuelight._text import describe_error
 from cuelight.pools import _child
 from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, RECORD, VALUES, WRITTEN, Frames
+from cuelight.pools._failures import as_failure, without_our_frame
+from cuelight.pools._process_start import command, main_source
+from cuelight.pools._sent_errors import load
 
 if TYPE_CHECKING:
     from cuelight.pools._executor import Outcome
 
 __all__ = ["ProcessLink", "RemoteTraceback", "encode_call", "encode_chunk"]
-
-_BOOT = """\
-from importlib import util
-spec = util.spec_from_file_location("cuelight_child", {path!r})
-child = util.module_from_spec(spec)
-spec.loader.exec_module(child)
-child.main()
-"""
 
 
 class RemoteTraceback(Exception):
@@ -51,24 +47,11 @@ def encode_chunk(chunk: tuple[Any, list[Any]]) -> bytes:
     return _frame(_child.CHUNK, pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL))
 
 
-def _main_source() -> _child.Source | None:
-    """Where our `__main__` came from, so that a worker process can load it should a call need it."""
-    main = sys.modules["__main__"]
-    if _child.SOURCE in vars(main):  # this is a worker process, which has not needed it
-        source: _child.Source | None = vars(main)[_child.SOURCE]
-        return source
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return ("init_main_from_name", spec.name)
-    path = getattr(main, "__file__", None)
-    return None if path is None else ("init_main_from_path", os.path.abspath(path))
-
-
 def _setup() -> bytes:
     # Classes of `__main__` have this name in a worker process, and so in what it sends back.
     sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
     path = [entry or os.getcwd() for entry in sys.path]
-    return _frame(_child.SETUP, pickle.dumps((path, sys.argv, _main_source()), pickle.HIGHEST_PROTOCOL))
+    return _frame(_child.SETUP, pickle.dumps((path, sys.argv, main_source()), pickle.HIGHEST_PROTOCOL))
 
 
 def _new_region() -> int:
@@ -83,6 +66,19 @@ def _new_region() -> int:
     return fd
 
 
+_links: Final[WeakSet[ProcessLink]] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: worker processes are those of the other one, and end with it, not with this."""
+    for link in list(_links):
+        link.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 class ProcessLink:
     """One worker process, from its start to its end.
 
@@ -90,13 +86,18 @@ class ProcessLink:
 
     Attributes:
         values: what the items of a chunk returned, if the process has sent that as a whole: every one has succeeded.
+        is_of_parent: this process was forked, and the worker process is that of its parent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, executable: str | None = None) -> None:
         """Start the process; it says nothing until it has a call.
 
+        Args:
+            executable: the Python interpreter; by default the one that runs this program.
+
         Raises:
-            RuntimeError: this process is itself loading the main module for a call; or there are no process groups.
+            RuntimeError: this process is itself loading the main module for a call; or this program is frozen, and not
+                prepared for that; or there are no process groups.
             OSError: the process could not be started.
         """
         if sys.platform == "win32":
@@ -106,6 +107,8 @@ class ProcessLink:
                 "a worker process is loading this program for a function of it, and that starts worker processes: "
                 "put what the program does under `if __name__ == '__main__':`"
             )
+        command(executable, ())  # refused before anything is made
+        self.is_of_parent = False
         self._lock = threading.Lock()
         self._frames = Frames()
         self._records = bytearray()
@@ -116,7 +119,7 @@ class ProcessLink:
         self._lifeline = os.fdopen(ours, "wb", buffering=0)
         region = _new_region()
         try:
-            self._process = self._start(theirs.fileno(), region, lifeline)
+            self._process = self._start(executable, theirs.fileno(), region, lifeline)
             self._region = mmap.mmap(region, 0)
         except BaseException:
             self._connection.close()
@@ -129,13 +132,19 @@ class ProcessLink:
         self._words = memoryview(self._region)[:DATA].cast("Q")
         self._connection.setblocking(False)
         self.pid = self._process.pid
+        _links.add(self)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process: let go of it, and do nothing to it."""
+        self.is_of_parent = True
+        self._process.returncode = 0  # nobody waits for it here, and nobody is warned that it still runs
+        self._connection.close()
+        self._lifeline.close()  # else it would live as long as this process
 
     @staticmethod
-    def _start(*descriptors: int) -> subprocess.Popen[bytes]:
-        flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()  # -O, -W, -X, ...
-        boot = _BOOT.format(path=_child.__file__)
+    def _start(executable: str | None, *descriptors: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - our own interpreter
-            [sys.executable, *flags, "-c", boot, *map(str, descriptors)],
+            command(executable, descriptors),
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
             process_group=0,
@@ -279,25 +288,32 @@ def _decode(records: bytes | bytearray) -> list[Outcome]:
             position = start + length
             try:
                 value = loads(view[start:position])
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # code of users runs here
                 reason = f"the result cannot be unpickled here: {describe_error(error)}"
                 outcomes.append((False, pickle.UnpicklingError(reason)))
+                outcomes[-1][1].__cause__ = without_our_frame(error)
             else:
                 outcomes.append((True, value) if succeeded else (False, _revive(*value)))
     return outcomes
 
 
-def _revive(pickled: bytes, told: str, text: str) -> BaseException:
-    """The error that a call raised, or a stand-in if it cannot be had."""
-    found: object = None
-    if pickled:
-        try:
-            found = pickle.loads(pickled)  # noqa: S301 - as above
-        except Exception:
-            found = None  # a class whose constructor takes something else than its `args`
-    if isinstance(found, BaseException):
-        error = found
-    else:
-        error = RuntimeError(f"{told} (in a worker process; the exception itself cannot be pickled)")
-    error.__cause__ = RemoteTraceback(text)
-    return error
+def _revive(report: list[tuple[Any, ...]], text: str) -> Exception:
+    """The error that a call raised, for this process: nothing that a worker process does ends it.
+
+    Where it was raised becomes the last of its causes.
+    """
+    error = load(report, describe_error)
+    failure = as_failure("a function in a worker process", error)
+    last, seen = error, {id(error)}
+    while (cause := last.__cause__) is not None:
+        if id(cause) in seen:
+            last = error  # a circle has no last one
+            break
+        last = cause
+        seen.add(id(last))
+    suppressed = last.__suppress_context__
+    last.__cause__ = RemoteTraceback(text)
+    last.__suppress_context__ = suppressed
+    return failure

@@ -10,6 +10,7 @@ The invariants:
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import anyio.to_thread
 
-from cuelight._text import describe_error
-from cuelight.errors import PoolClosed, WorkerDied
+from cuelight._checks import check_seconds
+from cuelight._text import describe_error, safe_repr, type_name
+from cuelight.errors import PoolClosed, WorkerDied, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._child import UNLOADABLE
 from cuelight.pools._executor import Successes
 from cuelight.pools._process_link import ProcessLink, encode_call, encode_chunk
+from cuelight.pools._process_start import check_executable, check_importable, main_source
 from cuelight.pools._threads import full_name, tamed
 
 if TYPE_CHECKING:
@@ -56,7 +59,14 @@ class Answer:
     @classmethod
     def of(cls, link: ProcessLink, kind: bytes) -> Answer:
         """The answer of a process that lives."""
-        return cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
+        answer = cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
+        if not answer.loaded and main_source() is None:
+            for _, error in answer.outcomes:
+                error.add_note(
+                    "if this is about something of the main program: worker processes cannot import that, because it "
+                    "was typed in, or came from standard input or `-c`; define it in a module"
+                )
+        return answer
 
     @classmethod
     def of_dead(cls, link: ProcessLink) -> Answer:
@@ -70,9 +80,12 @@ def call_frame(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     Raises:
         pickle.PicklingError: the function or an argument cannot be pickled; it says which.
     """
+    check_importable(function)
     try:
         return encode_call((function, args, kwargs))
-    except Exception as error:
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
         what = _unpicklable(function, args, kwargs)
         raise pickle.PicklingError(f"{what}: {describe_error(error)}") from error
 
@@ -83,17 +96,17 @@ def _unpicklable(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         return f"{name} cannot be sent to a worker process; define it at the top level of a module"
     for place, value in [*enumerate(args), *kwargs.items()]:
         if not _can_pickle(value):
-            label = f"argument {place + 1}" if isinstance(place, int) else f"argument {place!r}"
-            return (
-                f"{label} of {name}, a {type(value).__qualname__}, cannot be sent to a worker process; give plain data"
-            )
+            label = f"argument {place + 1}" if isinstance(place, int) else f"argument {safe_repr(place)}"
+            return f"{label} of {name}, a {type_name(value)}, cannot be sent to a worker process; give plain data"
     return f"the arguments of {name} cannot be sent to a worker process; give plain data"
 
 
 def _can_pickle(value: object) -> bool:
     try:
         pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
         return False  # why it cannot is told by the first attempt
     return True
 
@@ -116,19 +129,23 @@ class ProcessExecutor:
     An exception of a call has a `RemoteTraceback` as its cause. It needs POSIX: process groups.
     """
 
-    def __init__(self, name: str, *, close_timeout: float = 5.0) -> None:
+    def __init__(
+        self, name: str, *, close_timeout: float = 5.0, executable: str | os.PathLike[str] | None = None
+    ) -> None:
         """Set up an executor; its process starts with the first call.
 
         Args:
             name: for error messages.
             close_timeout: seconds that an idle process may take to end before it is killed.
+            executable: the Python interpreter of the process; by default the one that runs this program.
 
         Raises:
-            ValueError: the time-out is negative or not a number.
+            ValueError: the time-out is negative or not a number, or there is no such interpreter.
+            TypeError: an argument is of a wrong type.
         """
-        if not close_timeout >= 0:
-            raise ValueError(f"close_timeout={close_timeout!r}: give seconds, 0 or more")
+        check_seconds("ProcessExecutor(close_timeout)", close_timeout, 0)
         self.name = name
+        self._executable = check_executable(executable)
         self.abandoned = 0
         self.replaced = 0
         self._close_timeout = close_timeout
@@ -160,7 +177,7 @@ class ProcessExecutor:
         if succeeded:
             return value
         try:
-            raise tamed(value, function, current_backend().cancelled)
+            raise tamed(value, function)
         finally:
             del value, answer  # the traceback would hold itself
 
@@ -186,9 +203,12 @@ class ProcessExecutor:
         outcomes: list[Outcome] = []
         while len(outcomes) < len(items) or not items:
             rest = list(items[len(outcomes) :])
+            check_importable(function)
             try:
                 frame = encode_chunk((function, rest))
-            except Exception:
+            except BaseException as error:
+                if ends_the_program(error):
+                    raise
                 if not _can_pickle(function):
                     call_frame(function, (), {})
                 return outcomes + [await self._run_item(function, item) for item in rest]
@@ -219,6 +239,8 @@ class ProcessExecutor:
         """End the process; one that runs a call, or takes longer than `close_timeout`, is killed. A checkpoint."""
         self._closed = True
         link = self._link
+        if link is not None and link.is_of_parent:
+            link = self._link = None
         if link is None or self._busy:
             if link is not None:
                 link.kill()  # whoever awaits the call will see it, and let go of the process
@@ -236,6 +258,8 @@ class ProcessExecutor:
 
     async def _deliver(self, frame: bytes) -> Answer:
         """Have a process answer. One that dies before it has begun is replaced, once."""
+        if self._link is not None and self._link.is_of_parent:
+            self._link, self._busy = None, False
         if self._busy:
             raise RuntimeError(f"the executor {self.name!r} runs one call at a time: await the first, or make another")
         self._busy = True
@@ -251,7 +275,9 @@ class ProcessExecutor:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
         if self._link is None:
-            self._link = ProcessLink()  # a millisecond or two, as event loops themselves start processes
+            self._link = ProcessLink(
+                self._executable
+            )  # a millisecond or two, as event loops themselves start processes
         link = self._link
         try:
             try:

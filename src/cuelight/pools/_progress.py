@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from cuelight._log import get_log
+from cuelight._text import safe_repr
+from cuelight.errors import ends_the_program
+from cuelight.pools._attempts import is_async
+
 __all__ = ["Progress", "Reporter"]
 
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with how many items are done, and how many there are (None if that is not known)."""
+
+log = get_log("cuelight.pools")
 
 
 class Reporter:
@@ -39,17 +46,23 @@ class Reporter:
                 ) from error
             self._bar = tqdm(total=total, desc=name)
             self._tell: Progress = lambda done, total: self._bar.update()  # noqa: ARG005
-        elif callable(progress):
+        elif callable(progress) and not is_async(progress):
             self._tell = progress
         else:
-            raise TypeError(f"progress={progress!r}: give a callback (done, total), or True for a bar")
+            raise TypeError(f"progress={safe_repr(progress)}: give a plain callback (done, total), or True for a bar")
 
-    def advance(self) -> None:
-        """One more item is done."""
-        self._done += 1
-        self._tell(self._done, self._total)
+    def advance(self, items: int = 1) -> None:
+        """So many more items are done: tell of each."""
+        for _ in range(items):
+            self._done += 1
+            self._tell(self._done, self._total)
 
     def close(self) -> None:
-        """Nothing more will be done."""
+        """Nothing more will be done. Does not raise, for there is nobody left to be told."""
         if self._bar is not None:
-            self._bar.close()
+            try:
+                self._bar.close()
+            except BaseException as error:
+                log.exception("a progress bar could not be closed")
+                if ends_the_program(error):
+                    raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Generic, TypeVar
+
+from cuelight._text import safe_repr
 
 __all__ = ["PoolStats", "TaskMetrics", "TaskResult", "TaskStatus"]
 
@@ -63,7 +65,7 @@ class TaskMetrics:
     error_message: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False, repr=False)
 class TaskResult(Generic[R]):
     """The outcome of one task: a result or an error, never both.
 
@@ -77,22 +79,62 @@ class TaskResult(Generic[R]):
         worker_id: who ran it.
         timestamp: when it ended, in seconds since the epoch.
         metrics: how it ran, where the pool keeps that.
+        duration_ms: the same as `elapsed_ms`.
     """
 
     task_id: str
-    success: bool = False
-    result: R | None = None
-    error: Exception | None = None
-    elapsed_ms: float = 0.0
-    task_name: str = ""
-    worker_id: str = ""
-    timestamp: float = field(default_factory=time.time)
-    metrics: TaskMetrics | None = None
+    success: bool
+    result: R | None
+    error: Exception | None
+    elapsed_ms: float
+    task_name: str
+    worker_id: str
+    timestamp: float
+    metrics: TaskMetrics | None
+    duration_ms: float = field(init=False)
 
-    @property
-    def duration_ms(self) -> float:
-        """Milliseconds that it ran: `elapsed_ms` under the name that task workers use."""
-        return self.elapsed_ms
+    def __init__(  # noqa: PLR0917 - made for each task: keywords would cost more than the rest
+        self,
+        task_id: str,
+        success: bool = False,
+        result: R | None = None,
+        error: Exception | None = None,
+        elapsed_ms: float | None = None,
+        task_name: str = "",
+        worker_id: str = "",
+        timestamp: float | None = None,
+        metrics: TaskMetrics | None = None,
+        *,
+        duration_ms: float | None = None,
+    ) -> None:
+        """Make a result.
+
+        Args:
+            task_id: its identifier.
+            success: whether it succeeded.
+            result: what it returned.
+            error: the exception that it raised.
+            elapsed_ms: milliseconds that it ran; 0 by default.
+            task_name: its name, for people.
+            worker_id: who ran it.
+            timestamp: when it ended, in seconds since the epoch; now by default.
+            metrics: how it ran.
+            duration_ms: another name of `elapsed_ms`.
+
+        Raises:
+            ValueError: `elapsed_ms` and `duration_ms` were given, and differ.
+        """
+        if elapsed_ms is None or duration_ms is not None:
+            elapsed_ms = _milliseconds(elapsed_ms, duration_ms)
+        self.task_id = task_id
+        self.success = success
+        self.result = result
+        self.error = error
+        self.elapsed_ms = elapsed_ms
+        self.task_name = task_name
+        self.worker_id = worker_id
+        self.timestamp = time.time() if timestamp is None else timestamp
+        self.metrics = metrics
 
     def unwrap(self) -> R:
         """What it returned.
@@ -103,6 +145,24 @@ class TaskResult(Generic[R]):
         if self.error is not None:
             raise self.error
         return self.result  # type: ignore[return-value]  # R may be None itself
+
+    def __repr__(self) -> str:
+        shown = {one.name: getattr(self, one.name) for one in fields(self)}
+        parts = [f"{name}={safe_repr(value)}" for name, value in shown.items() if name != "duration_ms"]
+        return f"TaskResult({', '.join(parts)})"
+
+
+def _milliseconds(elapsed_ms: float | None, duration_ms: float | None) -> float:
+    if elapsed_ms is None:
+        return 0.0 if duration_ms is None else duration_ms
+    if duration_ms is not None and duration_ms != elapsed_ms:
+        raise ValueError(
+            f"elapsed_ms={elapsed_ms!r} and duration_ms={duration_ms!r} are two names of one value: give one of them"
+        )
+    return elapsed_ms
+
+
+TaskResult.duration_ms = TaskResult.elapsed_ms  # type: ignore[misc]  # one slot under two names
 
 
 @dataclass(slots=True)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
+from cuelight.actors import code_of_waits
 from cuelight.errors import TaskCancelled
 from cuelight.pools._attempts import Tries, Unawaited, holding_coroutines, name_of
 from cuelight.pools._bell import Bell
+from cuelight.pools._crew_helpers import current_place, place_given_away, waits_alone
+from cuelight.pools._dead_letters import FailedCall
+from cuelight.pools._failures import as_failure, is_a
 from cuelight.pools._pool_worker import Cut
+from cuelight.pools._results import TaskResult
+from cuelight.pools._waiting import OUTSIDE, PoolWait
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from cuelight.actors._timers import Later
     from cuelight.pools._crew import Crew
     from cuelight.pools._pool_worker import PoolWorker
-    from cuelight.pools._results import TaskResult
 
 __all__ = ["Detached", "Submission", "Submitted"]
 
@@ -73,28 +80,31 @@ class Submitted(Submission[Any]):
         "_args",
         "_began",
         "_bell",
-        "_crew",
+        "_context",
         "_function",
         "_in_loop",
         "_kwargs",
+        "_later",
         "_timeout",
         "_tries",
-        "_worker",
+        "crew",
         "held",
         "listed",
         "name",
         "priority",
         "ready",
         "serial",
+        "worker",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made for each task
         self,
         crew: Crew,
         task_id: str,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        context: Context,
         *,
         in_loop: bool,
         priority: int,
@@ -105,12 +115,14 @@ class Submitted(Submission[Any]):
         self.priority, self.serial = priority, 0
         self.listed = self.held = False
         self.ready = True
-        self._crew = crew
+        self.crew = crew
         self._function: Callable[..., Any] = function
         self._args, self._kwargs = args, kwargs
         self._in_loop, self._timeout = in_loop, timeout
+        self._context = context
         self._tries: Tries | None = None
-        self._worker: PoolWorker | None = None
+        self.worker: PoolWorker | None = None
+        self._later: Later | None = None
         self._began = 0.0
         self._bell: Bell | None = None
 
@@ -118,70 +130,144 @@ class Submitted(Submission[Any]):
 
     async def serve(self, worker: PoolWorker) -> None:
         """Run it once. It is done then, or waits to be tried again."""
-        crew = self._crew
+        crew = self.crew
         self.ready = False
         crew.one_less()
         crew.call()  # there may be more
-        self._worker = worker
+        self.worker = worker
         self._began = perf_counter()
-        value, error, fatal = await worker.attempt(self._call, self._timeout)
-        ms = (perf_counter() - self._began) * 1000
-        self._worker = None
-        if error is not None and worker.may_retry(error, fatal):
-            self._tries = self._tries or Tries()
-            error = crew.failed(self._tries, error, ms)
-            if error is None:
-                self.ready = True
-                crew.pending += 1
-                crew.line_up(self)
-        if not self.ready:
+        try:
+            # A copy: the next attempt begins with the context as it was.
+            value, error, fatal = await worker.attempt_in(self.name, self._context.copy(), self._call, self._timeout)
+            ms = (perf_counter() - self._began) * 1000
+            self.worker = None
+            if error is not None and worker.may_retry(error, fatal):
+                self._tries = self._tries or Tries()
+                error = crew.failed(self._tries, error, ms)
+                if error is None:
+                    self._try_again(self._tries.delay)
+                    return
             self._settle(value, error, worker.label, ms)
+        except BaseException as broken:
+            self._break(broken)
+            raise
         if fatal is not None:
             raise fatal
 
-    async def _call(self) -> Any:
+    def _try_again(self, delay: float | None) -> None:
+        """Wait for a worker again, from now on or after some seconds."""
+        self.crew.pending += 1
+        if delay is not None:
+            self._later = self.crew.runtime.later(delay, self._delay_is_over)
+        else:
+            self.ready = True
+            self.crew.line_up(self)
+
+    def _delay_is_over(self) -> None:
+        self._later = None
+        self.ready = True
+        self.crew.line_up(self)
+
+    def _call(self, worker: PoolWorker) -> Awaitable[Any]:
+        current_place.set(self)  # in the context of the task
         if self._in_loop:
-            return await self._function(*self._args, **self._kwargs)
-        assert self._worker is not None  # noqa: S101 - it is being served
-        function = self._function if self._crew.options.kind == "process" else holding_coroutines(self._function)
-        value: Any = await self._worker.executor.run(function, self._args, self._kwargs)
-        return await value if isinstance(value, Unawaited) else value
+            made: Awaitable[Any] = self._function(*self._args, **self._kwargs)
+            return made
+        return self._call_in_executor(worker)
+
+    async def _call_in_executor(self, worker: PoolWorker) -> Any:
+        function = self._function if self.crew.options.kind == "process" else holding_coroutines(self._function)
+        value: Any = await worker.executor.run(function, self._args, self._kwargs)
+        return await value if type(value) is Unawaited else value
 
     def _settle(self, value: Any, error: Exception | None, worker: str, ms: float) -> None:
-        crew = self._crew
-        self._result = crew.result(self.task_id, self.name, worker, value, error, self._tries, ms)
+        result = self.crew.result(self.task_id, self.name, worker, value, error, self._tries, ms)
+        if error is not None and not is_a(error, TaskCancelled):
+            call = FailedCall(self._function, self._args, self._kwargs, self.name, self.priority, self._timeout)
+            self.crew.report(result, call, self._tries)
+        self._done(result)
+
+    def _done(self, result: TaskResult[Any]) -> None:
+        self._result = result
         self._function, self._args, self._kwargs = _over, (), {}  # a handle that is kept keeps no arguments
+        self._context = _EMPTY
         if self._bell is not None:
             self._bell.ring()
-        crew.finished(self)
+        self.crew.finished(self)
+
+    def _break(self, error: BaseException) -> None:
+        """The pool's own code has failed, for want of memory perhaps: whoever waits is not left waiting."""
+        self.worker = None
+        if self._result is None:
+            if self._waits_for_worker():
+                self.crew.one_less()
+            self._done(TaskResult(self.task_id, error=as_failure(self.name, error), task_name=self.name))
 
     # As a handle.
 
     def cancel(self) -> bool:
         if self._result is not None:
             return False
-        if self._worker is not None and not self._crew.over:
-            self._worker.stop_task(Cut.CANCELLED)
+        if self.worker is not None and not self.crew.over:
+            self.worker.stop_task(Cut.CANCELLED)
         elif not self.drop("it was cancelled before it ran"):
             self._settle(None, TaskCancelled("its worker ended while it ran"), "", 0.0)
         return True
 
     def drop(self, why: str) -> bool:
         """Cancel it if it waits. Returns whether it did."""
-        if not self.ready:
+        if not self._waits_for_worker():
             return False
-        self.ready = False
-        self._crew.note_stale()
-        self._crew.one_less()
+        self.crew.note_stale()
+        self.crew.one_less()
         self._settle(None, TaskCancelled(why), "", 0.0)
         return True
 
+    def _waits_for_worker(self) -> bool:
+        """Whether it waits for a worker, or for the time when it may; from now on it does not."""
+        waited = self.ready or self._later is not None
+        self.ready = False
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        return waited
+
     async def wait(self) -> TaskResult[Any]:
+        if self._result is not None:
+            return self._result
+        if waits_alone():
+            return await self._until_done()
+        with place_given_away(self):
+            return await self._until_done()
+
+    async def _until_done(self) -> TaskResult[Any]:
         while self._result is None:
             if self._bell is None:
-                self._bell = Bell(self._crew.runtime.backend)
+                self._bell = Bell(self.crew.runtime.backend)
             await self._bell.wait()
         return self._result
+
+    # In the graph of waits.
+
+    @property
+    def thing(self) -> str:
+        """What it is, for people who are told of a deadlock."""
+        return f"task {self.name!r} ({self.task_id}) of the pool {self.crew.name!r}"
+
+    def runners(self) -> list[Any] | None:
+        """The nodes that run it; None if it waits for a worker."""
+        if self.worker is not None:
+            return self.worker.nodes()
+        return None if self.ready else []
+
+    def occupants(self) -> list[Any]:
+        """The nodes of which one must end before it can begin."""
+        return self.crew.occupants()
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a deadlock."""
+        return OUTSIDE
 
     async def _wait_or_cancel(self) -> TaskResult[Any]:
         try:
@@ -189,15 +275,21 @@ class Submitted(Submission[Any]):
         except BaseException:
             if self.cancel():
                 with anyio.CancelScope(shield=True):
-                    await self.wait()
+                    await self._until_done()
             raise
 
     def __await__(self) -> Generator[Any, Any, TaskResult[Any]]:
         return self._wait_or_cancel().__await__()
 
 
+code_of_waits[Submitted._until_done.__code__] = lambda variables, node: PoolWait(variables["self"], [node])
+
+
 def _over() -> None:
     """Stands in for the function of a task that is done."""
+
+
+_EMPTY = Context()
 
 
 class Detached(Submission[Any]):

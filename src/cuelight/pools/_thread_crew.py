@@ -6,10 +6,13 @@ The invariants, which `tests/pools/test_worker_pool_model.py` asserts in the sam
    not left behind.
 2. Threads take tasks in the order of (priority, sequence), and while one is ready no thread is idle, or one is on its
    way to look.
-3. There are at most `max_workers` threads, those left behind not counted.
+3. There are at most `max_workers` threads, those left behind not counted, and helpers, of which there are at most as
+   many as threads that wait for another task meanwhile.
 4. What a thread that was left behind still does changes nothing.
 5. Once the crew is closed and the last task has ended, every thread ends, except those left behind; they end when their
    call does.
+6. A failure is logged and made a dead letter before the task ends, outside of the lock; meanwhile the task is still in
+   flight, and nothing else ends it.
 """
 
 from __future__ import annotations
@@ -17,88 +20,56 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
+from contextlib import contextmanager
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
-from cuelight.errors import PoolClosed, RateLimited, TaskCancelled, TaskFailed, TaskTimedOut
-from cuelight.pools._board import Board
-from cuelight.pools._job import Job, as_failure, retry_delay
+from cuelight.actors import code_of_waits
+from cuelight.coordination._parties import here
+from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
+from cuelight.pools._failures import as_failure
 from cuelight.pools._results import TaskStatus
+from cuelight.pools._thread_helpers import AwaitedJob
+from cuelight.pools._thread_state import CrewState
+from cuelight.pools._thread_worker import Worker, current_worker
 from cuelight.pools._timekeeper import Timekeeper
+from cuelight.pools._waiting import PoolWait, blocked, check, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
+    from cuelight.pools._job import Job
     from cuelight.pools._process_call import ProcessCaller
-    from cuelight.pools._worker_pool import WorkerPoolConfig
+    from cuelight.pools._worker_pool_config import WorkerPoolConfig
 
 __all__ = ["Crew", "Worker"]
 
 log = get_log("cuelight.pools")
 
-_PENDING, _IN_FLIGHT, _SCHEDULED = TaskStatus.PENDING, TaskStatus.IN_FLIGHT, TaskStatus.SCHEDULED
-_NO_THREAD = 1.0  # seconds before it is tried again to start a thread when the system had none to give
+_left_to_parents: Final[list[Crew]] = []
+
+_PENDING, _SCHEDULED = TaskStatus.PENDING, TaskStatus.SCHEDULED
 
 
-class Worker(threading.Thread):
-    """A thread. Its fields change under the lock of the crew.
-
-    Attributes:
-        job: what it runs.
-        deadline: until when that may run, by the clock of the crew.
-        abandoned: it was left behind with its call.
-        overdue: its process was killed because the call took too long.
-        baton: it waits for this when it is idle.
-    """
-
-    def __init__(self, crew: Crew, name: str, caller: ProcessCaller | None) -> None:
-        super().__init__(name=name, daemon=True)
-        self.crew, self.caller = crew, caller
-        self.worker_id = name
-        self.job: Job | None = None
-        self.began, self.deadline = 0.0, math.inf
-        self.abandoned = self.overdue = False
-        self.baton = threading.Lock()
-        self.baton.acquire()
-
-    def run(self) -> None:
-        self.crew.serve(self)
-
-    def attempt(self, job: Job) -> tuple[bool, Any]:
-        """Call the function: here, or in the worker's process."""
-        return job.attempt() if self.caller is None else self.caller.call(job.function, job.args, job.kwargs)
-
-
-class Crew:
+class Crew(CrewState):
     """Tasks and threads. Policies and timers are elsewhere; this is who has what."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one pool makes it
         self,
         name: str,
         config: WorkerPoolConfig,
         new_caller: Callable[[str], ProcessCaller | None],
         keep: int | None,
         backend_options: dict[str, Any] | None,
+        report: Callable[[Job, Exception], object],
     ) -> None:
-        self.name, self.config = name, config
-        self.board = Board(keep)
-        self.lock = self.board.lock
-        self.retries, self.total_ran, self.replaced, self.abandoned = 0, 0.0, 0, 0
-        self.threads: set[Worker] = set()
-        self.idle: list[Worker] = []
-        self.closed = self.over = False
-        self._new_caller, self._options = new_caller, backend_options
-        self._sequence = self._hired = 0
-        self._waking = False
-        self._leaving: list[Worker] = []
-        self._ready: list[tuple[int, int, Job]] = []
-        self._delayed: list[tuple[float, int, Job]] = []
-        self._clock: Callable[[], float] = time.monotonic
-        self._armed = math.inf
-        self._keeper: Timekeeper | None = None
+        super().__init__(name, config, new_caller, keep)
+        self._options, self._report, self._logged = backend_options, report, config.enable_instrumentation
+        self._sequence = 0
+        self._generation = forks.generation
         self._starting = threading.Lock()
 
     # From outside.
@@ -106,35 +77,46 @@ class Crew:
     def start(self) -> None:
         """Start what keeps time, once."""
         with self._starting:
-            if self._keeper is None and not self.closed:
+            if self.keeper is None and not self.closed:
                 keeper = Timekeeper(self.name, self.tick, self._options)
-                self._clock = keeper.clock
-                self._keeper = keeper
+                self.clock = keeper.clock
+                self.keeper = keeper
 
     def submit(self, job: Job) -> None:
         """Take a task.
 
         Raises:
             PoolClosed: the crew takes no more.
+            DeadlockError: a signal handler or a finaliser has interrupted the crew itself.
             RuntimeError: there is no thread, and none can be started.
         """
-        if self._keeper is None:
+        if self.board.is_inside():
+            self.board.check_free()
+        if self.keeper is None:
             self.start()
-        with self.lock:
-            if self.closed:
-                raise PoolClosed(f"the pool {self.name!r} was shut down: it takes no task ({job.name!r})")
-            self._sequence = job.sequence = self._sequence + 1
-            job.id = f"{self.name}-{job.sequence}"
-            engaged = not self.threads
-            if engaged:
-                self._hire()  # before the task is there: if that fails, it is not
-            heappush(self._ready, (job.priority, job.sequence, job))
-            self.board.enter(job)
-            if not engaged:
-                self._engage()
+        try:
+            with self.lock:
+                if self.closed:
+                    raise PoolClosed(f"the pool {self.name!r} was shut down: it takes no task ({job.name!r})")
+                self._sequence = job.sequence = self._sequence + 1
+                engaged = not self.threads
+                if engaged:
+                    self._hire()  # before the task is there: if that fails, it is not
+                self.board.enter(job, f"{self.name}-{job.sequence}")
+                job.listed = True
+                heappush(self._ready, (job.priority, job.sequence, job))
+                if not (engaged or self._waking):
+                    self._engage()
+        except BaseException:  # an interrupt, perhaps in the midst of that
+            if job.id:
+                self.cancel([job])
+            raise
 
     def cancel(self, jobs: Iterable[Job] | None = None) -> int:
         """End those of these tasks (by default of all) that do not run; how many."""
+        if self.board.is_inside():
+            threading.Thread(target=self.cancel, args=(jobs,), daemon=True).start()  # after the step under way
+            return self.board.waiting
         cancelled = 0
         with self.lock:
             every = jobs is None
@@ -147,19 +129,34 @@ class Crew:
             if every:
                 self._ready.clear()
                 self._delayed.clear()
+            spent = self.board.take_spent()
+        del spent
         return cancelled
 
     def close(self) -> None:
         """Take no more tasks; the threads end after the last one. May be called twice."""
+        if self.board.is_inside():
+            threading.Thread(target=self.close, daemon=True).start()  # after the step under way
+            return
         with self._starting, self.lock:
             self.closed = True
             if not self.board.unfinished and not self.over:
                 self._wind_up()
 
+    def inherit(self, other: Self) -> Self:
+        """In a forked process: take over what is remembered of the crew of the other process, whose threads are there.
+
+        Its tasks that have not ended are its own: here they are cancelled.
+        """
+        _left_to_parents.append(other)  # its threads and its event loop must not be let go of here
+        self._sequence, self.closed, self.over = other._sequence, other.closed, other.closed
+        self.board.inherit(other.board)
+        return self
+
     def dropped(self) -> None:
         """Nobody can reach the pool any more: close. Called by the collector, in any thread, whatever that holds."""
-        keeper = self._keeper
-        if keeper is not None:
+        keeper = self.keeper
+        if keeper is not None and not forks.is_old(self._generation):
             keeper.call(self.close)
 
     def join(self) -> None:
@@ -169,8 +166,8 @@ class Crew:
             leaving = self._leaving
         for worker in leaving:
             worker.join()
-        if self._keeper is not None:
-            self._keeper.join()
+        if self.keeper is not None:
+            self.keeper.join()
 
     # A thread's life.
 
@@ -192,195 +189,124 @@ class Crew:
         """The next task, for a worker that somebody woke or hired; None when all is over."""
         while True:
             with self.lock:
-                self._waking = False
+                if not worker.helps:
+                    self._waking = False
                 job = self._take(worker)
                 if job is not None:
                     if self._ready:
                         self._engage()  # it wakes the next: so a crowd of small tasks wakes few
                     return job
-                if self.over:
+                if self.over or worker.helps:
                     return None
             worker.baton.acquire()
 
     def _exchange(self, worker: Worker, job: Job, succeeded: bool, value: Any) -> Job | None:
-        """Hand in the outcome of one task and take the next, in one step."""
-        now = self._clock()
+        """Hand in the outcome of one task and take the next."""
+        now = self.clock()
+        board, final = self.board, False
+        error = None if succeeded else as_failure(f"the task {job.name!r}", value)
         with self.lock:
             if worker.abandoned:
                 self.abandoned -= 1
                 return None
-            worker.job = None
             if worker.overdue:
                 worker.overdue = False
                 if worker.caller is not None:
                     worker.caller.killed = False
                 self.replaced += 1
-                succeeded, value = False, self._too_long(job, "its process was killed")
-            note = self._attempt_over(job, succeeded, value, now - worker.began)
-            following = self._take(worker)
-            over = self.over
-        if note is not None and self.config.enable_instrumentation:
-            log.log(*note)
-        if following is not None or over:
+                error = self._too_long(job, "its process was killed")
+            if error is None:
+                job.ran += now - worker.began
+                self.total_ran += now - worker.began
+                job.result, job.error = value, None
+                self._end(job, TaskStatus.COMPLETED)
+            else:
+                final = self._attempt_over(job, error, now - worker.began)
+            if final:
+                worker.deadline = math.inf  # the attempt is over, but not the task
+                following = None
+            else:
+                worker.job = None
+                following = self._take(worker)
+            spent, board.spent = board.spent, []
+        del spent
+        if error is None:
+            if self._logged and log.is_enabled_for(logging.DEBUG):
+                log.debug("%s: the task %s (%s) completed", self.name, job.name, job.id)
+        elif final:
+            following = self._give_up(job, error, worker)
+        else:
+            self._log_retry(job, error)
+        if following is not None or self.over or worker.helps:
             return following
         worker.baton.acquire()
         return self._next(worker)
+
+    def _give_up(self, job: Job, error: Exception, worker: Worker | None) -> Job | None:
+        """Report a failure, and then end its task. Returns what the worker does next."""
+        self._report(job, error)
+        with self.lock:
+            self._fail(job, error)
+            following = None
+            if worker is not None:
+                worker.job = None
+                following = self._take(worker)
+            spent = self.board.take_spent()
+        del spent
+        return following
 
     def _crashed(self, worker: Worker, error: BaseException) -> None:
         """Something in the harness itself failed: it costs one attempt and one thread."""
         log.error("%s: the thread %s failed and is replaced", self.name, worker.worker_id, error=error)
         with self.lock:
-            self._waking = False  # it may have been this one
+            if not worker.helps:
+                self._waking = False  # it may have been this one
             job, worker.job = worker.job, None
             if worker.abandoned:
                 self.abandoned -= 1
                 return
-            self.threads.discard(worker)
+            self._discard(worker)
             self.replaced += 1
-            if job is not None:
-                failure = TaskFailed(f"the thread of the task {job.name!r} failed: {describe_error(error)}")
-                failure.__cause__ = error
-                self._fail(job, failure)
             if self._ready:
                 self._engage()
-
-    # Under the lock: who has what.
-
-    def _take(self, worker: Worker) -> Job | None:
-        """Give the worker the next task; without one it is idle, or leaves if all is over."""
-        ready = self._ready
-        while ready:
-            job = heappop(ready)[2]
-            if job.status is not _PENDING:
-                continue  # cancelled
-            self.board.move(job, _IN_FLIGHT)
-            job.worker = worker.worker_id
-            if not job.began:
-                job.began = time.time()
-            worker.job = job
-            worker.began = now = self._clock()
-            worker.deadline = due = now + self.config.task_timeout_seconds
-            if due < self._armed:
-                self._arm(due)
-            return job
-        if not self.over:
-            self.idle.append(worker)
-        return None
-
-    def _engage(self) -> None:
-        """A task is ready: have a thread look, unless one is on its way."""
-        if self._waking:
-            return
-        if self.idle:
-            self._waking = True
-            self.idle.pop().baton.release()
-        elif len(self.threads) < self.config.max_workers:
-            try:
-                self._hire()
-            except RuntimeError:
-                log.exception("%s: no thread can be started; there are %d", self.name, len(self.threads))
-                self._arm(min(self._armed, self._clock() + _NO_THREAD))
-
-    def _hire(self) -> None:
-        self._hired += 1
-        name = f"{self.name}-worker-{self._hired}"
-        worker = Worker(self, name, self._new_caller(name))
-        self.threads.add(worker)
-        try:
-            worker.start()
-        except BaseException:
-            if not worker.is_alive():
-                self.threads.discard(worker)
-            raise
-        self._waking = True
-
-    def _attempt_over(self, job: Job, succeeded: bool, value: Any, seconds: float) -> tuple[Any, ...] | None:
-        """An attempt has ended; what to log."""
-        job.ran += seconds
-        self.total_ran += seconds
-        if succeeded:
-            job.result, job.error = value, None
-            self._end(job, TaskStatus.COMPLETED)
-            return (logging.DEBUG, "%s: the task %s (%s) completed", self.name, job.name, job.id)
-        config = self.config
-        error = as_failure(job.name, value)
-        delay = retry_delay(
-            value, job.retries, config.max_retries, config.backoff_base_seconds, config.backoff_max_seconds
-        )
-        if delay is None:
-            retries = job.retries
-            self._fail(job, error)
-            return (logging.WARNING, "%s: %s failed after %d retries: %r", self.name, job.name, retries, error)
-        if not isinstance(error, RateLimited):
-            job.retries += 1
-            self.retries += 1
-        job.error = error
-        self._try_again(job, delay)
-        return (logging.INFO, "%s: %s is tried again in %g s: %r", self.name, job.name, delay, error)
-
-    def _try_again(self, job: Job, delay: float) -> None:
-        if delay:
-            self.board.move(job, _SCHEDULED)
-            due = self._clock() + delay
-            heappush(self._delayed, (due, job.sequence, job))
-            if due < self._armed:
-                self._arm(due)
-        else:
-            self.board.move(job, _PENDING)
-            heappush(self._ready, (job.priority, job.sequence, job))
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        job.error = error
-        self._end(job, TaskStatus.CANCELLED if isinstance(error, TaskCancelled) else TaskStatus.FAILED)
-
-    def _end(self, job: Job, status: TaskStatus) -> None:
-        self.board.end(job, status)
-        if self.closed and not self.board.unfinished:
-            self._wind_up()
-
-    def _wind_up(self) -> None:
-        """The last task has ended: send everybody home."""
-        self.over = True
-        self._leaving = [*self.threads]
-        self.threads.clear()
-        for worker in self.idle:
-            worker.baton.release()
-        self.idle.clear()
-        if self._keeper is not None:
-            self._keeper.stop()
+        if job is not None and job.ended is None:
+            failure = TaskFailed(f"the thread of the task {job.name!r} failed: {describe_error(error)}")
+            failure.__cause__ = error
+            self._give_up(job, failure, None)
 
     # Time.
 
-    def _arm(self, due: float) -> None:
-        self._armed = due
-        if self._keeper is not None:
-            self._keeper.look()
-
     def tick(self, now: float) -> float:
         """Do what is due, in the thread that keeps time; when the next is, `math.inf` for never."""
-        notes: list[tuple[Any, ...]] = []
+        overdue: list[tuple[Job, TaskTimedOut, bool]] = []
         with self.lock:
             while self._delayed and self._delayed[0][0] <= now:
                 job = heappop(self._delayed)[2]
                 if job.status is _SCHEDULED:
                     self.board.move(job, _PENDING)
-                    heappush(self._ready, (job.priority, job.sequence, job))
+                    self._push(job)
                     self._engage()
             for worker in [worker for worker in self.threads if worker.job is not None and worker.deadline <= now]:
-                notes += self._overdue(worker, now)
+                overdue += self._overdue(worker, now)
             if self._ready and not self.threads:
                 self._engage()
-            self._armed = due = min(
-                self._delayed[0][0] if self._delayed else math.inf,
-                min((worker.deadline for worker in self.threads if worker.job is not None), default=math.inf),
-                now + _NO_THREAD if self._ready and not self.threads else math.inf,
-            )
-        if self.config.enable_instrumentation:
-            for note in notes:
-                log.log(*note)
+            trouble, self._trouble = self._trouble, None
+            abandoned = self.abandoned
+        if trouble is not None:
+            error, threads = trouble
+            log.error("%s: no thread can be started; there are %d", self.name, threads, error=error)
+        for job, late, final in overdue:
+            if self.config.enable_instrumentation:
+                log.warning("%s: %s; %d such threads still run", self.name, late, abandoned)
+            if final:
+                self._give_up(job, late, None)
+            else:
+                self._log_retry(job, late)
+        with self.lock:
+            self._armed = due = self._next_due(now)
         return due
 
-    def _overdue(self, worker: Worker, now: float) -> list[tuple[Any, ...]]:
+    def _overdue(self, worker: Worker, now: float) -> list[tuple[Job, TaskTimedOut, bool]]:
         """An attempt has run too long: end its process, or leave its thread behind."""
         job = worker.job
         assert job is not None  # noqa: S101 - the caller looked
@@ -390,16 +316,64 @@ class Crew:
             worker.caller.kill()  # the thread will notice
             return []
         worker.abandoned, worker.job = True, None
-        self.threads.discard(worker)
+        self._discard(worker)
         self.abandoned += 1
         self.replaced += 1
         error = self._too_long(job, "a thread cannot be stopped: it was left behind, and may run on")
-        note = (logging.WARNING, "%s: %s; %d such threads still run", self.name, error, self.abandoned)
-        over = self._attempt_over(job, succeeded=False, value=error, seconds=now - worker.began)
+        final = self._attempt_over(job, error, now - worker.began)
         if self._ready:
             self._engage()
-        return [note] if over is None else [note, over]
+        return [(job, error, final)]
 
     def _too_long(self, job: Job, what: str) -> TaskTimedOut:
         seconds = self.config.task_timeout_seconds
         return TaskTimedOut(f"the task {job.name!r} ran longer than task_timeout_seconds={seconds:g}; {what}")
+
+    def _log_retry(self, job: Job, error: Exception) -> None:
+        if self.config.enable_instrumentation:
+            log.info("%s: the task %s (%s) is tried again: %s", self.name, job.name, job.id, describe_error(error))
+
+    # Waiting.
+
+    def wait(self, job: Job, timeout: float | None) -> bool:
+        """Block until a task has ended; whether it has.
+
+        Raises:
+            DeadlockError: the task waits, through whomever, for the caller; or a signal handler has called.
+        """
+        self.board.check_free()
+        if job.ended is not None:
+            return True
+        me = current_worker()
+        if me is None:
+            if blocked:
+                check(PoolWait(AwaitedJob(self, job), [here.me]), [here.me])
+            return self.board.wait_for(job, timeout)
+        with self._in_place_of(me, job), waiting(AwaitedJob(self, job), [here.me]):
+            return self.board.wait_for(job, timeout)
+
+    @staticmethod
+    def seen_wait(variables: Mapping[str, Any], node: Any) -> PoolWait:
+        """The wait of a thread that is inside of `wait`."""
+        return PoolWait(AwaitedJob(variables["self"], variables["job"]), [node])
+
+    @contextmanager
+    def _in_place_of(self, worker: Worker, job: Job) -> Generator[None]:
+        """Have a helper run what is waited for meanwhile, if no thread is free."""
+        home = worker.crew
+        assert isinstance(home, Crew)  # noqa: S101 - every worker has one
+        with home.lock:
+            home.helpers.park(worker)
+        with self.lock:
+            self.helpers.expect(job)
+            self.engage_helper()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.helpers.expect_no_more(job)
+            with home.lock:
+                home.helpers.unpark(worker)
+
+
+code_of_waits[Crew.wait.__code__] = Crew.seen_wait

@@ -16,10 +16,14 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from cuelight._fork import forks
 from cuelight._log import get_log
-from cuelight.errors import PoolClosed
+from cuelight._text import describe_error
+from cuelight.coordination._parties import here
+from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._attempts import name_of
+from cuelight.pools._failures import as_failure, is_a
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,18 +37,28 @@ log = get_log("cuelight.pools")
 
 
 def full_name(function: Callable[..., Any]) -> str:
-    """The module and the name of a function, for people."""
-    name, module = name_of(function), getattr(function, "__module__", None)
-    return name if module is None or isinstance(function, partial) else f"{module}.{name}"
+    """The module and the name of a function, for people. Never raises."""
+    name = name_of(function)
+    try:
+        module: object = getattr(function, "__module__", None)
+        named = type(module) is str and not isinstance(function, partial)
+    except Exception:
+        named, module = False, None
+    return f"{module}.{name}" if named else name
 
 
-def tamed(error: BaseException, function: Callable[..., Any], cancelled: type[BaseException]) -> BaseException:
-    """The error to raise in the loop for this one: a foreign cancellation would end a task that nobody cancelled."""
-    if not isinstance(error, (cancelled, GeneratorExit)):
+def tamed(error: BaseException, function: Callable[..., Any]) -> BaseException:
+    """The error to raise in the loop for what a function raised elsewhere.
+
+    A foreign cancellation or `GeneratorExit` would end a task that nobody cancelled. What ends programs stays as it is.
+    """
+    if is_a(error, StopIteration):
+        stand_in = RuntimeError(f"{full_name(function)} raised {describe_error(error)}")
+        stand_in.__cause__ = error
+        return stand_in
+    if is_a(error, Exception) or ends_the_program(error):
         return error
-    stand_in = RuntimeError(f"{full_name(function)} raised {type(error).__name__}, but nobody has cancelled it")
-    stand_in.__cause__ = error
-    return stand_in
+    return as_failure(full_name(function), error)
 
 
 class ThreadExecutor:
@@ -67,6 +81,13 @@ class ThreadExecutor:
         self._thread: _Thread | None = None
         self._current: _Call | None = None
         self._closed = False
+        self._generation = forks.generation
+
+    @property
+    def party(self) -> Any:
+        """Who its thread is for locks and in the graph of waits, while it runs a call; None otherwise."""
+        thread = self._thread
+        return None if thread is None or self._current is None else thread.party
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function in the thread and return its result. A checkpoint.
@@ -83,7 +104,7 @@ class ThreadExecutor:
         if succeeded:
             return value
         try:
-            raise tamed(value, function, call.backend.cancelled)
+            raise tamed(value, function)
         finally:
             del value, call  # the traceback would hold itself
 
@@ -104,7 +125,7 @@ class ThreadExecutor:
         backend = current_backend()
         await backend.checkpoint()
         thread, self._thread = self._thread, None
-        if thread is None:
+        if thread is None or self._generation != forks.generation:
             return
         ended = backend.waiter()
         thread.close(None if self._current is not None else (backend, ended))
@@ -115,6 +136,9 @@ class ThreadExecutor:
     async def _perform(self, call: _Call) -> list[Outcome]:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
+        if self._generation != forks.generation:  # its thread, and what it was doing, are in the other process
+            self._generation, self._thread, self._current, self.abandoned = forks.generation, None, None, 0
+            self._lock = threading.Lock()
         if self._current is not None:
             raise RuntimeError(f"the executor {self.name!r} runs one call at a time: await the first, or make another")
         call.backend = backend = current_backend()
@@ -219,11 +243,15 @@ class _Chunk(_Call):
         self.items = items
 
     def run(self) -> None:
+        function, copy, enter = self.function, self.context.copy, self.outcomes.append
         for item in self.items:
             if self.unwanted:
                 return
-            # A copy for each: what one item sets is not there for the next, wherever that runs.
-            self.attempt(self.context.copy(), (item,), {})
+            try:
+                # A copy for each: what one item sets is not there for the next, wherever that runs.
+                enter((True, copy().run(function, item)))
+            except BaseException as error:
+                enter((False, error))
 
 
 class _Thread(threading.Thread):
@@ -233,9 +261,11 @@ class _Thread(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._tell: tuple[Backend, Waiter] | None = None
+        self.party: Any = None
         self.start()
 
     def run(self) -> None:
+        self.party = here.me
         while (call := self.calls.get()) is not None:
             call()
             del call  # it holds arguments and results

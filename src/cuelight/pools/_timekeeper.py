@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -15,11 +17,21 @@ from cuelight.supervision import ActorSystem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Timekeeper"]
+__all__ = ["Timekeeper", "load_event_loop"]
 
 _PAUSE: Final = 1.0  # seconds before it begins anew
 
 log = get_log("cuelight.pools")
+
+
+def load_event_loop() -> None:
+    """Import what a timekeeper will need, in the thread that makes a pool.
+
+    If it was imported with the first task, and another thread forked meanwhile, the import would never end in the
+    child.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("anyio._backends._asyncio")
 
 
 class _Look(Message):
@@ -75,8 +87,12 @@ class Timekeeper:
         self._system: ActorSystem
         self._stop: anyio.Event
         self._thread = threading.Thread(target=self._live, name=f"{name}-timekeeper", daemon=True)
-        self._thread.start()
-        self._running.wait()
+        try:
+            self._thread.start()
+            self._running.wait()
+        except BaseException:  # an interrupt: nobody knows it, so nobody would end it
+            self.stop()
+            raise
         if self._failure is not None:
             raise self._failure
 
@@ -90,7 +106,8 @@ class Timekeeper:
     def stop(self) -> None:
         """End it soon. From any thread; may be called twice."""
         self._ended.set()
-        self.call(lambda: self._stop.set())
+        if self._running.is_set() and self._failure is None:  # else it looks when it runs
+            self.call(lambda: self._stop.set())
 
     def call(self, function: Callable[[], object]) -> None:
         """Call a function soon, in the thread of the system. From any thread; nothing happens once it has ended."""
@@ -121,6 +138,6 @@ class Timekeeper:
             self._system, self._stop = system, anyio.Event()
             self.clock = system.backend.time
             self._warden = await system.spawn(_Warden, self._tick, self.clock)
-            self._running.set()
+            self._running.set()  # before it looks whether it was stopped meanwhile
             if not self._ended.is_set():
                 await self._stop.wait()

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-import math
-import threading
 import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
+from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from cuelight._checks import check_seconds
+from cuelight._fork import forks
+from cuelight._text import safe_repr
+from cuelight.actors import handling
 from cuelight.errors import DeadlockError, TaskNotFound
-from cuelight.pools._attempts import Kind, is_async
+from cuelight.pools._attempts import Kind, is_async, name_of
+from cuelight.pools._blocking_map import stream
+from cuelight.pools._contexts import submission_context
+from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
 from cuelight.pools._job import Job
+from cuelight.pools._map_source import count_items
+from cuelight.pools._options import check_priority, check_text, check_whole
+from cuelight.pools._process_start import check_executable
 from cuelight.pools._progress import Progress, Reporter
-from cuelight.pools._results import TaskMetrics, TaskResult, TaskStatus
+from cuelight.pools._reports import report_failure
+from cuelight.pools._results import TaskMetrics, TaskResult
 from cuelight.pools._thread_crew import Crew, Worker
+from cuelight.pools._thread_worker import current_worker
+from cuelight.pools._threads import full_name
+from cuelight.pools._timekeeper import load_event_loop
+from cuelight.pools._worker_pool_config import WorkerPoolConfig
 
 if TYPE_CHECKING:
+    from os import PathLike
     from types import TracebackType
 
+    from cuelight.pools._dead_letters import DeadLetterQueue
     from cuelight.pools._process_call import ProcessCaller
 
 __all__ = ["ReturnWhen", "WorkerPool", "WorkerPoolConfig"]
@@ -31,53 +47,11 @@ ReturnWhen = Literal["ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"]
 """What `WorkerPool.wait_for_all` waits for."""
 
 
-@dataclass
-class WorkerPoolConfig:
-    """How a `WorkerPool` works.
-
-    Attributes:
-        max_workers: threads at most; they start when there is something to do.
-        task_timeout_seconds: seconds that one attempt may run; `math.inf` for as long as it takes.
-        max_retries: attempts after the first. An attempt that took too long counts.
-        backoff_base_seconds: seconds before the first retry; they double with each.
-        backoff_max_seconds: seconds before a retry at most.
-        enable_instrumentation: write log lines, as "cuelight.pools": a task completed (debug), is tried again (info),
-            failed or took too long (warning). Metrics are kept in any case.
-    """
-
-    max_workers: int = 50
-    task_timeout_seconds: float = 180.0
-    max_retries: int = 3
-    backoff_base_seconds: float = 1.0
-    backoff_max_seconds: float = 60.0
-    enable_instrumentation: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value makes no sense; the message says which.
-        """
-        for field, least in {"max_workers": 1, "max_retries": 0}.items():
-            count: Any = getattr(self, field)
-            if not isinstance(count, int) or count < least:
-                raise ValueError(f"WorkerPoolConfig({field}={count!r}): give a whole number, {least} or more")
-        for field in ("backoff_base_seconds", "backoff_max_seconds"):
-            delay: float = getattr(self, field)
-            if not 0 <= delay < math.inf:
-                raise ValueError(f"WorkerPoolConfig({field}={delay!r}): give seconds, 0 or more")
-        if not self.task_timeout_seconds > 0:
-            raise ValueError(
-                f"WorkerPoolConfig(task_timeout_seconds={self.task_timeout_seconds!r}): give more than 0 seconds, "
-                f"or math.inf for no time-out"
-            )
-
-
 class WorkerPool:
     """Runs plain functions in threads, with retries, time-outs and metrics: `with WorkerPool(config) as pool:`.
 
-    All methods may be called from any thread, those of tasks included; but a task that waits for another keeps its
-    worker, so tasks that wait for tasks need more workers than may wait at once.
+    All methods may be called from any thread, those of tasks included. A task that waits for another one of the pool
+    gives its place to it. Each task runs in a copy of the context (`contextvars`) in which it was submitted.
 
     Leaving the block waits until all tasks have ended; leaving it by an exception cancels those that do not run yet.
     A thread cannot be stopped: an attempt that takes too long is given up and its thread left behind, while a fresh one
@@ -94,6 +68,8 @@ class WorkerPool:
         name: str = "pool",
         kind: Kind = "thread",
         keep_results: int | None = None,
+        executable: str | PathLike[str] | None = None,
+        dead_letters: DeadLetterQueue | None = None,
     ) -> None:
         """Set up a pool; nothing is started before the first task.
 
@@ -102,24 +78,49 @@ class WorkerPool:
             name: the first part of identifiers and names of threads.
             kind: "thread", or "process": each worker has a process, where functions, arguments and results are pickled.
             keep_results: how many tasks that have ended are remembered; by default all, until the pool is dropped.
+            executable: the Python interpreter of worker processes; by default the one that runs this program.
+            dead_letters: where tasks go that have failed for good; by default a queue of its own, which keeps the
+                last 1,000.
 
         Raises:
-            TypeError: the config is none.
+            TypeError: the config is none, or the queue keeps no letters of others.
             ValueError: a value makes no sense; the message says which.
         """
         config = WorkerPoolConfig() if config is None else config
         if not isinstance(config, WorkerPoolConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"WorkerPool({config!r}): give a WorkerPoolConfig, such as WorkerPoolConfig(max_workers=8)")
-        if kind not in {"thread", "process"}:
-            raise ValueError(f"WorkerPool(kind={kind!r}): give 'thread' or 'process'")
-        if keep_results is not None and keep_results < 1:
-            raise ValueError(f"WorkerPool(keep_results={keep_results!r}): give 1 or more, or None for all")
+            raise TypeError(
+                f"WorkerPool({safe_repr(config)}): give a WorkerPoolConfig, such as WorkerPoolConfig(max_workers=8)"
+            )
+        if kind not in ("thread", "process"):
+            raise ValueError(f"WorkerPool(kind={safe_repr(kind)}): give 'thread' or 'process'")
+        if keep_results is not None:
+            check_whole("keep_results", keep_results, 1)
         self.config = WorkerPoolConfig(**{field.name: getattr(config, field.name) for field in fields(config)})
-        self.name, self.kind = name, kind
-        new_caller = _no_process if kind == "thread" else _new_process
-        self._crew = Crew(name, self.config, new_caller, keep_results, self._backend_options)
+        self.name, self.kind = check_text("name", name), kind
+        self._keep = keep_results
+        if executable is not None and kind != "process":
+            raise ValueError(f"executable={safe_repr(executable)} is for worker processes: give kind='process', too")
+        self._executable = check_executable(executable)
+        self._letters = DeadLetterBox(self, dead_letters)
         self._checked: object = None
-        weakref.finalize(self, self._crew.dropped).atexit = False  # a pool that was dropped ends after its last task
+        self._generation = forks.generation
+        self._current = self._new_crew()
+        load_event_loop()
+
+    def _new_crew(self) -> Crew:
+        new_caller = _no_process if self.kind == "thread" else partial(_new_process, self._executable)
+        report = partial(_report, self.name, self.config.enable_instrumentation, self._letters)
+        crew = Crew(self.name, self.config, new_caller, self._keep, self._backend_options, report)
+        weakref.finalize(self, crew.dropped).atexit = False  # a pool that was dropped ends after its last task
+        return crew
+
+    @property
+    def _crew(self) -> Crew:
+        """Its tasks and threads. In a forked process it begins anew: the threads are those of the other process."""
+        if self._generation != forks.generation:
+            self._generation = forks.generation
+            self._current = self._new_crew().inherit(self._current)
+        return self._current
 
     # Tasks.
 
@@ -150,14 +151,25 @@ class WorkerPool:
         Raises:
             PoolClosed: the pool was shut down. It is a RuntimeError.
             TypeError: the function cannot be called or is async, or the arguments are no tuple.
+            DeadlockError: a signal handler or a finaliser has interrupted the pool itself.
         """
         if task_fn is not self._checked:
             self._check(task_fn)
         if type(args) is not tuple:
             args = _as_tuple(args)
-        job = Job(task_name, task_fn, args, dict(kwargs) if kwargs else {}, priority)
-        self._crew.submit(job)
+        if type(task_name) is not str:
+            task_name = check_text("task_name", task_name)
+        if type(priority) is not int:
+            priority = check_priority(priority)
+        context = copy_context() if handling.get() is None else submission_context()
+        job = Job(task_name, task_fn, args, {} if kwargs is None else dict(kwargs), priority, context)
+        crew = self._current if self._generation == forks.generation else self._crew
+        crew.submit(job)
         return job.id
+
+    def submit_again(self, call: FailedCall, task_id: str) -> None:
+        """Submit what a dead letter has kept, as `DeadLetterQueue.replay` does. It gets a new identifier."""
+        self.submit_task(call.name, call.function, call.args, call.kwargs, priority=call.priority)
 
     def map(
         self,
@@ -188,44 +200,19 @@ class WorkerPool:
             ValueError: the buffer is less than 1.
         """
         self._check(fn)
-        if buffer is not None and buffer < 1:
-            raise ValueError(f"map(buffer={buffer!r}): give 1 or more")
         source = iter(items)
         reporter = None
         if progress is not None and progress is not False:
-            reporter = Reporter(progress, len(items) if isinstance(items, Sized) else None, self.name)
-        return self._stream(fn, source, priority, buffer or 4 * self.config.max_workers, reporter)
-
-    def _stream(
-        self, fn: Callable[[T], R], source: Iterator[T], priority: int, buffer: int, reporter: Reporter | None
-    ) -> Iterator[TaskResult[R]]:
-        crew, name = self._crew, getattr(fn, "__name__", repr(fn))
-        waiting: deque[Job] = deque()
-        more = True
-        try:
-            while more or waiting:
-                while more and len(waiting) < buffer:
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        more = False
-                        break
-                    job = Job(name, fn, (item,), {}, priority)
-                    job.kept = False
-                    crew.submit(job)
-                    waiting.append(job)
-                if waiting:
-                    self._wait(waiting[0], None)
-                    result: TaskResult[R] = waiting.popleft().taken_result()
-                    if reporter is not None:
-                        reporter.advance()
-                    yield result
-        finally:
-            crew.cancel(waiting)
-            if reporter is not None:
-                reporter.close()
-            if isinstance(source, Generator):
-                source.close()
+            reporter = Reporter(progress, count_items(items), self.name)
+        return stream(
+            self._crew,
+            fn,
+            source,
+            submission_context(),
+            priority=check_priority(priority),
+            buffer=4 * self.config.max_workers if buffer is None else check_whole("buffer", buffer, 1),
+            reporter=reporter,
+        )
 
     def abort_pending_tasks(self) -> int:
         """Cancel all tasks that do not run now, those that wait for a retry included; how many there were."""
@@ -245,12 +232,17 @@ class WorkerPool:
             TaskNotFound: there is no such task, or it was forgotten (`keep_results`).
             DeadlockError: a task asks for its own result.
         """
-        job = self._crew.board.jobs.get(task_id)
+        if timeout is not None:
+            check_seconds("get_task_result(timeout)", timeout)
+        crew = self._current if self._generation == forks.generation else self._crew
+        job = crew.board.jobs.get(task_id)
         if job is None:
-            raise TaskNotFound(f"the pool {self.name!r} knows no task {task_id!r}: give what submit_task returned")
-        if job.ended is None and not self._wait(job, timeout):
+            raise TaskNotFound(
+                f"the pool {self.name!r} knows no task {safe_repr(task_id)}: give what submit_task returned"
+            )
+        if job.ended is None and not crew.wait(job, timeout):
             raise TimeoutError(f"the task {job.name!r} ({task_id}) had not ended after {timeout} s: it is {job.status}")
-        return job.taken_result()
+        return job.taken_result(metrics=self.config.enable_instrumentation)
 
     def wait_for_all(
         self, timeout: float | None = None, return_when: ReturnWhen = "ALL_COMPLETED"
@@ -267,6 +259,8 @@ class WorkerPool:
             ValueError: `return_when` is none of these.
             DeadlockError: a task of the pool waits for all tasks, so for itself.
         """
+        if timeout is not None:
+            check_seconds("wait_for_all(timeout)", timeout)
         board = self._crew.board
         conditions: dict[str, Callable[[], bool]] = {
             "ALL_COMPLETED": lambda: not board.open,
@@ -274,29 +268,41 @@ class WorkerPool:
             "FIRST_EXCEPTION": lambda: not board.open or board.failures > 0,
         }
         if return_when not in conditions:
-            raise ValueError(f"wait_for_all(return_when={return_when!r}): give one of {', '.join(conditions)}")
+            raise ValueError(f"wait_for_all(return_when={safe_repr(return_when)}): give one of {', '.join(conditions)}")
         if self._worker() is not None:
             raise DeadlockError(f"a task of the pool {self.name!r} waits for all its tasks, so for itself")
+        board.check_free()
         board.wait_until(conditions[return_when], timeout)
         with board.lock:
             ended = [job for job in board.jobs.values() if job.ended is not None]
-        return [job.taken_result() for job in ended]
+        metrics = self.config.enable_instrumentation
+        return [job.taken_result(metrics=metrics) for job in ended]
 
-    def _wait(self, job: Job, timeout: float | None) -> bool:
-        worker = self._worker()
-        if worker is not None and worker.job is job:
-            raise DeadlockError(f"the task {job.name!r} of the pool {self.name!r} waits for its own result")
-        return self._crew.board.wait_for(job, timeout)
+    @property
+    def dead_letters(self) -> DeadLetterQueue:
+        """Tasks that have failed for good, with their errors: to look at, edit, replay and purge.
+
+        `replay` submits a task again. In blocking code use it in a block: `with pool.dead_letters as letters:`.
+        """
+        return self._letters.queue
 
     # Metrics.
 
     def get_metrics(self) -> dict[str, TaskMetrics]:
-        """How each task runs or ran, by identifier, in the order of submission; a copy."""
+        """How each task runs or ran, by identifier, in the order of submission; a copy.
+
+        Empty with `enable_instrumentation=False`.
+        """
+        if not self.config.enable_instrumentation:
+            return {}
         with self._crew.lock:
-            return {task_id: job.metrics() for task_id, job in self._crew.board.jobs.items()}
+            jobs = list(self._crew.board.jobs.values())
+        return {job.id: job.metrics() for job in jobs}
 
     def get_summary_metrics(self) -> dict[str, Any]:
         """Totals of the pool, all taken at the same moment.
+
+        With `enable_instrumentation=False` nothing is measured: the time and the retries stay 0.
 
         Returns:
             total_tasks: submitted; each of them is one of the next five.
@@ -313,17 +319,19 @@ class WorkerPool:
         crew = self._crew
         with crew.lock:
             counts = dict(crew.board.counts)
-            ran, retries = crew.total_ran, crew.retries
+            measured = self.config.enable_instrumentation
+            ran: float = crew.total_ran if measured else 0.0
+            retries: int = crew.retries if measured else 0
             workers, abandoned, replaced = len(crew.threads), crew.abandoned, crew.replaced
-        completed, failed = counts[TaskStatus.COMPLETED], counts[TaskStatus.FAILED]
+        completed, failed = counts["completed"], counts["failed"]
         tried = completed + failed
         return {
             "total_tasks": sum(counts.values()),
             "completed": completed,
             "failed": failed,
-            "cancelled": counts[TaskStatus.CANCELLED],
-            "pending": counts[TaskStatus.PENDING] + counts[TaskStatus.SCHEDULED],
-            "running": counts[TaskStatus.IN_FLIGHT],
+            "cancelled": counts["cancelled"],
+            "pending": counts["pending"] + counts["scheduled"],
+            "running": counts["in_flight"],
             "avg_execution_time_ms": ran * 1000 / tried if tried else 0.0,
             "total_retries": retries,
             "success_rate": completed / tried if tried else 0.0,
@@ -350,6 +358,7 @@ class WorkerPool:
         if cancel_futures:
             self._crew.cancel()
         if wait:
+            self._crew.board.check_free()
             self._crew.join()
 
     def __enter__(self) -> Self:
@@ -362,28 +371,42 @@ class WorkerPool:
 
     def _worker(self) -> Worker | None:
         """The worker of this pool whose task has called."""
-        thread = threading.current_thread()
-        return thread if isinstance(thread, Worker) and thread.crew is self._crew else None
+        worker = current_worker()
+        return worker if worker is not None and worker.crew is self._crew else None
 
     def _check(self, function: Callable[..., Any]) -> None:
         if not callable(function):
-            raise TypeError(f"{function!r} cannot be called: give a function, and its arguments as a tuple after it")
+            raise TypeError(
+                f"{safe_repr(function)} cannot be called: give a function, and its arguments as a tuple after it"
+            )
         if is_async(function):
-            raise TypeError(f"{function!r} is an async function, and this pool blocks: give it to an AsyncWorkerPool")
+            raise TypeError(
+                f"{name_of(function)} is an async function, and this pool blocks: give it to an AsyncWorkerPool"
+            )
         self._checked = function
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:
     if isinstance(args, list | tuple):
         return tuple(args)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    raise TypeError(f"args={args!r}: give a tuple of arguments, such as ({args!r},)")
+    shown = safe_repr(args)
+    raise TypeError(f"args={shown}: give a tuple of arguments, such as ({shown},)")
+
+
+def _report(pool: str, logged: bool, letters: DeadLetterBox, job: Job, error: Exception) -> None:
+    """Log a task that has failed for good, and make it a dead letter. It has not ended yet."""
+    result: TaskResult[Any] = TaskResult(job.id, error=error, task_name=job.name, worker_id=job.worker or "")
+    task_type = full_name(job.function)
+    if logged:
+        report_failure(pool, result, task_type, job.retries)
+    letters.add(job.call(), result, task_type)
 
 
 def _no_process(_: str) -> None:
     return None
 
 
-def _new_process(name: str) -> ProcessCaller:
+def _new_process(executable: str | None, name: str) -> ProcessCaller:
     from cuelight.pools._process_call import ProcessCaller  # noqa: PLC0415 - threads do without
 
-    return ProcessCaller(name)
+    return ProcessCaller(name, executable)

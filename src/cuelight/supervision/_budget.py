@@ -55,6 +55,16 @@ class Ledger:
         self._entries: deque[tuple[float, dict[str, float]]] = deque()
         self._sums: dict[str, float] = dict.fromkeys(budget.limits, 0.0)
 
+    def spent(self, now: float) -> dict[str, float]:
+        """What counts at this time, by unit: what was spent within the window of the budget."""
+        self._forget(now)
+        return dict(self._sums)
+
+    def _forget(self, now: float) -> None:
+        while self._entries and self._entries[0][0] < now - self._budget.within:
+            for unit, amount in self._entries.popleft()[1].items():
+                self._sums[unit] -= amount
+
     def charge(self, amounts: dict[str, float], now: float) -> BudgetExceeded | None:
         """Book amounts by unit; units without a limit are ignored. Returns the error once a limit is exceeded."""
         mine = {unit: amount for unit, amount in amounts.items() if unit in self._sums}
@@ -62,9 +72,7 @@ class Ledger:
             self._sums[unit] += amount
         if self._budget.within < math.inf:
             self._entries.append((now, mine))
-            while self._entries and self._entries[0][0] < now - self._budget.within:
-                for unit, amount in self._entries.popleft()[1].items():
-                    self._sums[unit] -= amount
+            self._forget(now)
         for unit, limit in self._budget.limits.items():
             if self._sums[unit] > limit:
                 window = f" within {self._budget.within} s" if self._budget.within < math.inf else ""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from cuelight._text import safe_str
+from cuelight._checks import check_seconds
+from cuelight._text import describe_error, safe_repr, safe_str
 from cuelight.actors import Cell, ChildSpec, Crashed, Exit, Killed, Runtime, ShutDown, Spawned, WasRestarted
-from cuelight.errors import BudgetExceeded, CuelightError, MaxChildren, RestartLimitExceeded
+from cuelight.errors import BudgetExceeded, CuelightError, MaxChildren, RestartLimitExceeded, ends_the_program
 from cuelight.supervision._backoff import Backoff
 from cuelight.supervision._budget import Budget, Ledger, resident_memory
 from cuelight.supervision._limit import RestartLimit
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from cuelight.actors import BackoffPolicy
+    from cuelight.actors._spec import RestartLimitPolicy
 
 __all__ = ["DEFAULT_PLAN", "AutoShutdown", "Children", "Plan"]
 
@@ -55,9 +57,10 @@ DEFAULT_PLAN = Plan()
 class Record:
     """What a family remembers of a child that has crashed at least once."""
 
-    __slots__ = ("exit", "restarts", "since", "timer")
+    __slots__ = ("exit", "history", "restarts", "since", "timer")
 
     def __init__(self) -> None:
+        self.history: tuple[float, ...] = ()  # of a child with a limit of its own
         self.restarts = 0
         self.since: float | None = None
         self.timer: Any = None
@@ -77,6 +80,7 @@ class Children:
         "_records",
         "_stopping",
         "_sweeping",
+        "_to_stop",
         "_undecided",
         "owner",
         "regroup",
@@ -94,6 +98,7 @@ class Children:
         self._undecided: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._closing = False
         self._stopping: Cell | None = None
+        self._to_stop: list[Cell] = []
         self._sweeping = False
         self._looks: list[Any] = []
         self._ledger: Ledger | None = None
@@ -154,12 +159,14 @@ class Children:
     def bury(self, cell: Cell, exit_: Exit) -> None:
         """End a child for good."""
         record = self._records.get(cell)
-        if not (record is not None and record.exit is exit_) and not self._start_failed(cell):
+        if record is not None:
+            self._forget_timer(cell)
+            self._records.pop(cell, None)
+        cell.bury(exit_)
+        reported = record is not None and record.exit is exit_
+        if isinstance(exit_, Crashed) and not (reported or self._start_failed(cell)):
             why = ", for its supervisor is stopping" if self._closing else ""
             self.report(cell, exit_, f"it is not restarted{why}")
-        self._forget_timer(cell)
-        self._records.pop(cell, None)
-        cell.bury(exit_)
 
     def _forget_timer(self, cell: Cell) -> None:
         record = self._records.get(cell)
@@ -201,27 +208,32 @@ class Children:
         record = self._records.get(cell)
         if record is None:
             record = self._records[cell] = Record()
+        record.exit = exit_
+        try:
+            self._count_or_restart(cell, exit_, record, now)
+        except BaseException as error:  # a back-off, a limit or a strategy of the user's
+            self._policy_failed(cell, exit_, error)
+
+    def _count_or_restart(self, cell: Cell, exit_: Exit, record: Record, now: float) -> None:
         backoff: BackoffPolicy = cell.options.backoff or self._plan.backoff
         if record.since is not None and now - record.since >= backoff.healthy_after:
             record.restarts = 0
-        record.exit = exit_
         counted = not (cell.options.redeliver > 1 and isinstance(exit_, Crashed) and exit_.message is not None)
+        limit: RestartLimitPolicy = self._plan.limit
+        own = cell.options.restart_limit
         if counted:
-            self._history, allowed = self._plan.limit.count(self._history, now)
+            if own is not None:
+                record.history, allowed = own.count(record.history, now)
+            else:
+                self._history, allowed = limit.count(self._history, now)
             if not allowed:
                 self._exhausted(cell, exit_)
                 return
+        limit, used = (limit, self._history) if own is None else (own, record.history)
         delay = backoff.delay(record.restarts, random.random())  # noqa: S311 - jitter, not a secret
-        record.restarts += 1
+        check_seconds(f"the delay of {safe_repr(backoff)}", delay, 0.0, finite=True)
         affected = self._affected(cell)
-        limit = self._plan.limit
-        others = f", together with {len(affected) - 1} others" if len(affected) > 1 else ""
-        self.report(
-            cell,
-            exit_,
-            f"restart in {delay:.2f} s{others}: number {record.restarts} since it was last healthy; "
-            f"{len(self._history)} of at most {limit.max_restarts} restarts within {limit.within:g} s are used",
-        )
+        record.restarts += 1
         self.runtime.restarting += 1
         if len(affected) == 1:
             record.timer = self.runtime.later(delay, self._restart, cell)
@@ -230,6 +242,24 @@ class Children:
                 self._forget_timer(other)  # the group restart takes over
             self.regroup = Regroup(self, affected, delay)
             self.regroup.begin()
+        others = f", together with {len(affected) - 1} others" if len(affected) > 1 else ""
+        self.report(
+            cell,
+            exit_,
+            f"restart in {delay:.2f} s{others}: number {record.restarts} since it was last healthy; "
+            f"{len(used)} of at most {limit.max_restarts} restarts within {limit.within:g} s are used",
+        )
+
+    def _policy_failed(self, cell: Cell, exit_: Exit, error: BaseException) -> None:
+        """A policy raised, so nobody can say what to do with the child: the supervisor fails with that."""
+        failure = CuelightError(
+            f"{cell.path} {exit_.describe()}, and a restart policy of its supervisor raised {describe_error(error)}"
+        )
+        failure.__cause__ = error
+        self.report(cell, exit_, f"no restart: a policy raised {describe_error(error)}")
+        self.escalate(failure)
+        if ends_the_program(error):
+            self.runtime.abort(error)
 
     def _affected(self, cell: Cell) -> list[Cell]:
         """Whom the strategy says, and those whom a group restart that failed has left behind."""
@@ -282,6 +312,13 @@ class Children:
         self.runtime.post(self._decide, cell, exit_)
 
     def _exhausted(self, cell: Cell, exit_: Exit) -> None:
+        own = cell.options.restart_limit
+        if own is not None:
+            advice = "its option restart_limit changes that"
+            more = f"more than {own.max_restarts} restarts within {own.within:g} s"
+            self.report(cell, exit_, f"it stays ended, and its supervisor goes on: {more} ({advice})")
+            self.bury(cell, exit_)
+            return
         limit = self._plan.limit
         error = RestartLimitExceeded(
             f"{cell.path} {exit_.describe()}; more than {limit.max_restarts} restarts within {limit.within:g} s, "
@@ -289,8 +326,8 @@ class Children:
         )
         if isinstance(exit_, Crashed):
             error.__cause__ = exit_.error
-        self.report(cell, exit_, f"no restart: {len(self._history)} within {limit.within:g} s are too many")
         self.escalate(error)
+        self.report(cell, exit_, f"no restart: {len(self._history)} within {limit.within:g} s are too many")
 
     def escalate(self, error: CuelightError) -> None:
         """This family is beyond hope: the owner's incarnation ends with it."""
@@ -318,6 +355,9 @@ class Children:
         elif not self._closing:
             self._looks = [self.runtime.later(MEMORY_PERIOD, self._look_at_memory, limit)]
 
+    def spent(self) -> dict[str, float]:
+        return {} if self._ledger is None else self._ledger.spent(self.runtime.backend.time())
+
     def spend(self, amounts: dict[str, float]) -> None:
         family: Any = self
         while family is not None:
@@ -332,6 +372,7 @@ class Children:
 
     def _close(self) -> None:
         self._closing = True
+        self._to_stop = list(self._cells)  # emptied from its end; some of them may end by themselves meanwhile
         for look in self._looks:
             look.cancel()
         if self.regroup is not None:
@@ -365,9 +406,11 @@ class Children:
                     self._stop(cell)
         else:
             self._sweeping = True
-            while self._cells and self._stopping is None:
-                self._stopping = next(reversed(self._cells))
-                self._stop(self._stopping)
+            while self._to_stop and self._stopping is None:
+                cell = self._to_stop.pop()
+                if cell in self._cells:
+                    self._stopping = cell
+                    self._stop(cell)
             self._sweeping = False
         if not self._cells and self.owner is not None:
             self.runtime.post(self.owner.part_ended)
@@ -379,7 +422,7 @@ class Children:
             cell.shut_down()
         if not cell.dead and cell.options.shutdown < float("inf"):  # most actors are idle, and have ended by now
             timer = self.runtime.later(cell.options.shutdown, self._overdue, cell)
-            cell.bonds_made().when_ended.append(lambda _: timer.cancel())
+            cell.bonds_made().call_when_ended(lambda _: timer.cancel())
 
     def _overdue(self, cell: Cell) -> None:
         if cell.dead:

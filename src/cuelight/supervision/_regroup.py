@@ -16,26 +16,28 @@ __all__ = ["Regroup"]
 class Regroup:
     """One group restart of one family."""
 
-    __slots__ = ("_affected", "_at", "_delay", "_family", "_starting", "_timer")
+    __slots__ = ("_affected", "_delay", "_ended", "_family", "_running", "_starting", "_timer")
 
     def __init__(self, family: Children, affected: list[Cell], delay: float) -> None:
         self._family = family
-        self._affected = affected
+        self._affected = set(affected)  # those that are still to be started
+        # The lists are emptied from their ends, and may hold children that have gone meanwhile.
+        self._running = list(affected)
+        self._ended = affected[::-1]
         self._delay = delay
         self._starting: Cell | None = None
-        self._at = len(affected)
         self._timer: Any = None
 
     def begin(self) -> None:
         """Stop the last of those still running; when none is left, set the timer for the start."""
         self.abandon()  # two children may have ended in one moment
-        while self._at:
-            cell = self._affected[self._at - 1]
-            if not cell.over:
+        while self._running:
+            cell = self._running[-1]
+            if cell in self._affected and not cell.over:
                 self._timer = self._family.runtime.later(cell.options.shutdown, cell.cancel_turn)
                 cell.recycle()
                 return
-            self._at -= 1
+            self._running.pop()
         self._timer = self._family.runtime.later(self._delay, self._start_next)
 
     def heard(self, cell: Cell, exit_: Exit) -> bool:
@@ -53,8 +55,7 @@ class Regroup:
             self._family.report(cell, exit_, "it ended while its group was being stopped for a restart")
             step = self.begin
         if stays_ended:
-            self._affected.remove(cell)
-            self._at = min(self._at, len(self._affected))
+            self._affected.discard(cell)
             self._family.bury(cell, exit_)
         self._family.runtime.post(self._if_current, step)
         return True
@@ -64,26 +65,25 @@ class Regroup:
             step()
 
     def _start_next(self) -> None:
-        if self._affected:
-            self._starting = self._affected[0]
-            self._family.restart(self._starting)
-        else:
-            self._family.regrouped()
+        while self._ended:
+            cell = self._ended.pop()
+            if cell in self._affected:
+                self._starting = cell
+                self._family.restart(cell)
+                return
+        self._family.regrouped()
 
     def has_started(self, cell: Cell) -> None:
         """A child is up: the next one."""
         if self._starting is cell:
             self._starting = None
-            self._affected.remove(cell)
+            self._affected.discard(cell)
             self._family.runtime.post(self._if_current, self._start_next)
 
     def gone(self, cell: Cell) -> None:
         """A child was stopped or killed by somebody else meanwhile."""
-        if cell in self._affected and self._starting is not cell:
-            position = self._affected.index(cell)
-            del self._affected[position]
-            if position < self._at:
-                self._at -= 1
+        if self._starting is not cell:
+            self._affected.discard(cell)
 
     def abandon(self) -> None:
         """Forget the timer: the family is being closed, or the next step is due now."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Ref, ReplyPort, Request, Start, child, on
 from cuelight.errors import ActorNotFound, CuelightError, ReplyError, StartError
 from cuelight.supervision._backoff import Backoff
@@ -117,6 +118,11 @@ class Supervisor(Actor[SupervisorMessage]):
 
     async def started(self, why: Start) -> None:
         for spec in self.specs():
+            given: Any = spec
+            if not isinstance(given, ChildSpec):
+                raise TypeError(
+                    f"{type(self).__name__}.specs gave {safe_repr(given)}: give specs, as child(...) makes them"
+                )
             if spec.options.significant and self.plan().auto_shutdown == "never":
                 raise ValueError(f"{spec!r} is significant: set auto_shutdown of {type(self).__name__}")
             await self.spawn(spec)
@@ -127,14 +133,17 @@ class Supervisor(Actor[SupervisorMessage]):
         try:
             ref = self._adopt(message.spec)
         except (CuelightError, TypeError) as error:
-            raise Refused(str(error)) from error
+            raise Refused(safe_str(error)) from error
         cell = ref._cell
         if not cell.incarnation:
             port = self.defer_reply()
-            cell.bonds_made().starting.append(lambda: self._answer_start(cell, port))
+            cell.bonds_made().call_when_started(lambda: self._answer_start(cell, port))
         return ref
 
     def _adopt(self, spec: ChildSpec[Any]) -> Ref[Any]:
+        given: Any = spec
+        if not isinstance(given, ChildSpec):
+            raise TypeError(f"StartChild({safe_repr(given)}): give a spec, as child(...) makes one")
         cell = self._cell.runtime.family_made(self._cell).adopt(spec, sponsored=True)
         if isinstance(cell.exit, Crashed):
             raise StartError(f"{cell.path} did not start: {cell.exit.describe()}") from cell.exit.error
@@ -155,7 +164,7 @@ class Supervisor(Actor[SupervisorMessage]):
         cell.shut_down()
         if not cell.dead:
             port = self.defer_reply()
-            cell.bonds_made().when_ended.append(lambda _exit: port.send(None))
+            cell.bonds_made().call_when_ended(lambda _exit: port.send(None))
 
     @on(RestartChild)
     def restart_child(self, message: RestartChild) -> None:
@@ -175,11 +184,14 @@ class Supervisor(Actor[SupervisorMessage]):
     def _child(self, wanted: str | Ref[Any]) -> Cell:
         family = self._cell.family
         cells = () if family is None else tuple(family.children())
-        for cell in cells:
-            if wanted in (cell.name, Ref(cell)):
-                return cell
+        given: Any = wanted
+        if isinstance(given, str | Ref):  # whatever else it is, comparing it would run code of the one who asks
+            for cell in cells:
+                if given in (cell.name, Ref(cell)):
+                    return cell
         known = ", ".join(cell.name for cell in cells) or "none"
-        raise Refused(f"{self.path} has no child {wanted!r}; its children: {known}") from ActorNotFound(str(wanted))
+        shown = safe_repr(wanted)
+        raise Refused(f"{self.path} has no child {shown}; its children: {known}") from ActorNotFound(shown)
 
 
 class _Declared(Supervisor):
@@ -216,10 +228,16 @@ def supervisor(
         budget: what its subtree may spend.
 
     Raises:
+        TypeError: a child is no spec.
         ValueError: a value makes no sense; the message says which.
     """
     if auto_shutdown not in ("never", "any_significant", "all_significant"):
         raise ValueError(f"auto_shutdown={auto_shutdown!r} is not 'never', 'any_significant' or 'all_significant'")
+    for spec in children:
+        given: Any = spec
+        if not isinstance(given, ChildSpec):
+            name = getattr(given, "__name__", "...")
+            raise TypeError(f"supervisor({safe_repr(given)}): give child({name}), a spec that says how to start it")
     plan = Plan(
         strategy=strategy,
         limit=RestartLimit(max_restarts, within),

@@ -8,24 +8,34 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from cuelight._log import flush_logs, get_log
 from cuelight._text import describe_error
 from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Exit, Runtime, Spawned
-from cuelight.errors import SystemClosed
+from cuelight.actors._timers import Later
+from cuelight.errors import ShutdownTimeout, SystemClosed, ends_the_program
 from cuelight.supervision._backoff import Backoff
 from cuelight.supervision._blocking import BlockingSystem
 from cuelight.supervision._children import Children, Plan
 from cuelight.supervision._limit import RestartLimit
 from cuelight.supervision._strategies import Strategy, one_for_one
 from cuelight.supervision._supervisor import Supervisor
-from cuelight.supervision._watchdog import Watchdog
+from cuelight.supervision._watchdog import Watchdog, awaiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors import Family, Node
+    from cuelight.actors import Background, Family, Node
+    from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import Waiter
 
 __all__ = ["ActorSystem"]
+
+log = get_log("cuelight")
+
+LAST_RESORT = 5.0
+"""Seconds that actors have to end after `shutdown_timeout`, when everything was cancelled."""
+
+STUCK_SHOWN = 10
 
 
 class _Root(Actor[Any]):
@@ -52,6 +62,10 @@ class _Keeper:
 
     def give_up(self, cell: Cell, exit_: Exit) -> None:
         """The root is never restarted."""
+
+    def spent(self) -> dict[str, float]:
+        """There is no budget above the root."""
+        return {}
 
 
 class ActorSystem(Runtime):
@@ -107,6 +121,8 @@ class ActorSystem(Runtime):
         self._root_done: Waiter | None = None
         self._failure: BaseException | None = None
         self._closing = False
+        self._stuck = False
+        self._last_resort: Later | None = None
         self._watchdog = None if slow_after is None else Watchdog(self, slow_after)
 
     # The tree.
@@ -126,6 +142,16 @@ class ActorSystem(Runtime):
             self._scope.cancel()
         if self._root_done is not None:
             self._root_done.wake()
+        if self._abandoned:
+            self._wake()
+
+    @property
+    def over(self) -> bool:
+        return self.root.dead
+
+    def abandoned(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.stop()
 
     def abort(self, error: BaseException) -> None:
         if self._failure is None:
@@ -140,12 +166,12 @@ class ActorSystem(Runtime):
         while self.root.family is not None and not self.root.family.empty:
             waiter = self.backend.waiter()
             last = next(reversed(tuple(self.root.family.children())))
-            last.bonds_made().when_ended.append(waiter)
+            last.bonds_made().call_when_ended(waiter)
             try:
                 await waiter
             finally:
-                if last.bonds is not None and waiter in last.bonds.when_ended:
-                    last.bonds.when_ended.remove(waiter)
+                if last.bonds is not None:
+                    last.bonds.when_ended.pop(waiter, None)
 
     # The block.
 
@@ -185,6 +211,7 @@ class ActorSystem(Runtime):
                 if self._watchdog is not None:
                     self._watchdog.stop()
                 await self.close_runtime()
+                flush_logs()
         finally:
             swallowed = scope.__exit__(kind, error, trace)
         if lost is not None and error is None:
@@ -196,26 +223,26 @@ class ActorSystem(Runtime):
     def _raise_failure(self, error: BaseException | None) -> None:
         failure = self._failure
         assert failure is not None  # noqa: S101 - the caller looked
-        if not isinstance(failure, Exception):
+        if ends_the_program(failure) or isinstance(failure, self.backend.cancelled):
             raise failure
-        both = [failure] if error is None or not isinstance(error, Exception) else [error, failure]
-        raise ExceptionGroup(f"the actor system {self.name!r} failed", both) from None
+        both: list[BaseException] = [failure] if not isinstance(error, Exception) else [error, failure]
+        raise BaseExceptionGroup(f"the actor system {self.name!r} failed", both) from None
 
     async def _shut_down(self, *, gently: bool) -> BaseException | None:
         """End every actor. Returns a native cancellation that came meanwhile."""
-        deadline = self.later(self._shutdown_timeout, self.root.kill, "the system's shutdown_timeout is over")
+        deadline = self.later(self._shutdown_timeout, self._kill_all)
         if self._failure is None and not gently:
             self.root.kill("the block of the system was left by an exception")
         lost: BaseException | None = None
         draining = gently and self._failure is None
-        while not self.root.dead:
+        while not (self.root.dead or self._stuck):
             try:
                 if draining:
                     with anyio.move_on_after(self._shutdown_timeout / 2):
                         await self.wait_until_idle()
                     draining = False
                 self.root.shut_down()
-                if not self.root.dead:
+                if not (self.over or self._stuck):
                     self._root_done = self.backend.waiter()
                     await self._root_done
             except self.backend.cancelled as error:
@@ -224,7 +251,43 @@ class ActorSystem(Runtime):
                 draining = False
                 self.root.kill("the task of the system was cancelled")
         deadline.cancel()
+        if self._last_resort is not None:
+            self._last_resort.cancel()
         return lost
+
+    def _kill_all(self) -> None:
+        """The time of the shutdown is over: kill what is left, and give that some time to end."""
+        self.longest_hook = LAST_RESORT
+        self.root.kill("the system's shutdown_timeout is over")
+        self._last_resort = self.later(LAST_RESORT, self._look_for_progress, self.alive)
+
+    def _look_for_progress(self, alive: int) -> None:
+        """Wait as long as actors end, or `stopped` hooks have time left."""
+        in_hooks = any(not cell.cut_short for cell in self.tasks)
+        if self.alive < alive or in_hooks:
+            self._last_resort = self.later(LAST_RESORT, self._look_for_progress, self.alive)
+        elif not self.root.dead:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Handlers go on although they were cancelled: leave the block without them."""
+        stuck: list[TaskCell | Background] = [*self.tasks, *self.background]
+        self._stuck = True
+        paths = ", ".join(cell.path for cell in stuck[:STUCK_SHOWN]) or "an actor"
+        more = f" and {len(stuck) - STUCK_SHOWN} more" if len(stuck) > STUCK_SHOWN else ""
+        failure = ShutdownTimeout(
+            f"{paths}{more} did not end within {LAST_RESORT:g} s after being cancelled, so the block of the system was "
+            f"left without waiting any longer: handlers must not swallow cancellations"
+        )
+        if self._failure is None:
+            self._failure = failure
+        for cell in stuck[:STUCK_SHOWN]:
+            where = "".join(awaiting(cell.coroutine))
+            log.error("%s goes on although it was cancelled. It stands at:\n%s", cell.path, where)
+        for cell in stuck:
+            self.backend.abandon(cell.task)
+        if self._root_done is not None:
+            self._root_done.wake()
 
     async def _leave_cluster(self) -> BaseException | None:
         """Every actor has ended, so nobody needs the node. Returns a native cancellation that came meanwhile."""

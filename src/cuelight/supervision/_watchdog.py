@@ -9,6 +9,8 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr
+from cuelight.actors._stream import StreamSlot
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell, Runtime
@@ -17,7 +19,7 @@ __all__ = ["Watchdog"]
 
 log = get_log("cuelight.slow")
 
-SHOWN = 300
+FEED = StreamSlot.feed.__code__
 
 
 class Watchdog:
@@ -40,7 +42,7 @@ class Watchdog:
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop_thread = 0
-        self._seen: dict[Cell, tuple[int, float, bool]] = {}
+        self._seen: dict[Cell, Seen] = {}
 
     def start(self) -> None:
         """Begin to watch the current thread's loop."""
@@ -56,24 +58,28 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._end.wait(self._slow_after / 2):
-            self.look(time.monotonic())
+            try:
+                self.look(time.monotonic())
+            except BaseException:
+                log.exception("an internal error of Cuelight in looking for slow handlers; please report it")
 
     def look(self, now: float) -> None:
         """Compare what runs with what ran at the last look."""
-        seen: dict[Cell, tuple[int, float, bool]] = {}
+        seen: dict[Cell, Seen] = {}
         for cell in self._runtime.busy_cells():
-            handled, since, reported = self._seen.get(cell, (-1, now, False))
-            if handled != cell.handled:
-                since, reported = now, False
-            if not reported and now - since >= self._slow_after:
-                reported = True
-                self._report(cell, now - since)
-            seen[cell] = (cell.handled, since, reported)
+            running = cell.running
+            before = self._seen.get(cell)
+            if before is None or before.handled != cell.handled or before.running is not running:
+                before = Seen(cell.handled, running, now)
+            seen[cell] = before
+            if not before.reported and now - before.since >= self._slow_after:
+                before.reported = True
+                self._report(cell, now - before.since)
         self._seen = seen
 
     def _report(self, cell: Cell, seconds: float) -> None:
         running = cell.running
-        message = repr(None if running is None else cell.content(running))[:SHOWN]
+        message = safe_repr(None if running is None else cell.content(running))
         log.warning(
             "%s has been handling %s for %.1f s, and %d messages wait (slow_after=%g). It stands at:\n%s",
             cell.path,
@@ -85,21 +91,35 @@ class Watchdog:
         )
 
     def _where(self, cell: Cell) -> str:
-        if self._runtime.turning is cell:
+        if self._runtime.turning is cell or getattr(getattr(cell, "coroutine", None), "cr_running", False):
+            # It blocks the loop now: the thread stands in its code.
             frame = sys._current_frames().get(self._loop_thread)
             return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
-        return "".join(awaiting(cell))
+        return "".join(awaiting(getattr(cell, "coroutine", None)))
 
 
-def awaiting(cell: Cell) -> list[str]:
-    """Where the coroutine of a cell's task stands: one line for each await, outermost first."""
+class Seen:
+    """What a cell was handling when it was looked at, and since when."""
+
+    __slots__ = ("handled", "reported", "running", "since")
+
+    def __init__(self, handled: int, running: Any, since: float) -> None:
+        self.handled, self.running, self.since = handled, running, since
+        self.reported = False
+
+
+def awaiting(coroutine: Any) -> list[str]:
+    """Where a coroutine stands: one line for each await, outermost first."""
     lines: list[str] = []
-    at: Any = getattr(cell, "coroutine", None)
+    at = coroutine
     while at is not None:
         frame = getattr(at, "cr_frame", None) or getattr(at, "gi_frame", None) or getattr(at, "ag_frame", None)
         if frame is None:
             break
         code = frame.f_code
         lines.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n')
+        if code is FEED:  # what it awaits does not say which generator it belongs to
+            at = frame.f_locals["chunks"]
+            continue
         at = getattr(at, "cr_await", None) or getattr(at, "gi_yieldfrom", None) or getattr(at, "ag_await", None)
     return lines or ["  (not awaiting anything that can be shown)\n"]

@@ -11,6 +11,7 @@ from cuelight.tasks._options import WorkerStats
 from cuelight.tasks._queue import TaskQueue
 from cuelight.tasks._queue_base import WhenFull
 from cuelight.tasks._scheduler import BlockingTaskScheduler, TaskScheduler
+from cuelight.tasks._schedules import Cron, Every, ScheduleChanges
 from cuelight.tasks._sqlite import SQLiteStore
 from cuelight.tasks._store import (
     Added,
@@ -46,8 +47,10 @@ __all__ = [
     "Bound",
     "Claim",
     "Counts",
+    "Cron",
     "DeadLetterEntry",
     "DeadLetterQueue",
+    "Every",
     "Exchange",
     "Finish",
     "Lease",
@@ -60,6 +63,7 @@ __all__ = [
     "ReplayReport",
     "SQLiteStore",
     "Schedule",
+    "ScheduleChanges",
     "SchedulingStrategy",
     "SendOptions",
     "Size",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cuelight.supervision import ActorSystem
     from cuelight.tasks._function import TaskFunction
     from cuelight.tasks._queue import TaskQueue
+    from cuelight.tasks._schedules import Cron, Every, ScheduleChanges
     from cuelight.tasks._store import Schedule, Size, Snapshot
     from cuelight.tasks._task import Limit, Task
     from cuelight.tasks._task_handle import TaskHandle
@@ -178,6 +179,10 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
     def cron(self, line: str, what: Task | TaskFunction[..., Any], *, tz: str = "UTC", name: str | None = None) -> str:
         """As `TaskQueue.cron`."""
         return self._call(self._handle.cron, line, what, tz=tz, name=name)
+
+    def sync_schedules(self, schedules: Iterable[Every | Cron]) -> ScheduleChanges:
+        """As `TaskQueue.sync_schedules`."""
+        return self._call(self._handle.sync_schedules, schedules)
 
     def remove_schedule(self, name: str) -> bool:
         """As `TaskQueue.remove_schedule`."""

@@ -2,7 +2,8 @@
 
 Invariants:
 
-1. Each due time of a schedule is fired by one worker of all; due times that were missed are caught up once.
+1. Each due time of a schedule is fired by one worker of all; due times that were missed are caught up once. A clock
+   that is set back does not put periodic work off for as long.
 2. A task that was parked is unparked while a worker that knows its type is there, also if that came first.
 3. A task that was claimed ahead and not begun within a second goes back to the queue.
 """
@@ -16,12 +17,15 @@ import time
 import traceback
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import anyio
 
 from cuelight._log import get_log
-from cuelight.errors import StoreUnavailable
-from cuelight.tasks._periodic import next_due
+from cuelight._text import safe_repr
+from cuelight.errors import PoolClosed, StoreUnavailable
+from cuelight.tasks._periodic import latest_due, next_due
+from cuelight.tasks._schedules import moved_back
 from cuelight.tasks._store import Query
 
 if TYPE_CHECKING:
@@ -58,6 +62,7 @@ class Chores:
         self._asked: float | None = None
         self._reported = False
         self._unreadable: set[str] = set()
+        self._latest = float("inf")  # when schedules were read last; at first the clock may have been set back before
 
     @property
     def of_leases(self) -> tuple[Chore, ...]:
@@ -123,25 +128,39 @@ class Chores:
         """Fire what is due. Returns when something is due next, in seconds since the epoch."""
         store = self._shift.store
         soonest = float("inf")
-        for schedule in await store.schedules():
-            now = store.now()
-            if schedule.due > now:
-                soonest = min(soonest, schedule.due)
-                continue
-            after = self._next(schedule, now)
-            if after is not None:
-                await store.fire(schedule.name, schedule.due, after)
-                soonest = min(soonest, after)
+        set_back = store.now() < self._latest
+        schedules = await store.schedules()
+        self._latest = store.now()
+        for schedule in schedules:
+            try:
+                soonest = min(soonest, await self._fire_one(schedule, store.now(), set_back=set_back))
+            except (StoreUnavailable, PoolClosed):
+                self._latest = float("inf") if set_back else self._latest
+                raise
+            except Exception as error:  # whatever it is, the others are fired
+                if schedule.name not in self._unreadable:
+                    self._unreadable.add(schedule.name)
+                    log.error("the schedule %s cannot be fired", safe_repr(schedule.name), error=error, kind="schedule")
         return soonest
 
-    def _next(self, schedule: Schedule, now: float) -> float | None:
-        try:
-            return next_due(schedule.spec, now, schedule.due)
-        except (ValueError, ImportError) as error:
-            if schedule.name not in self._unreadable:
-                self._unreadable.add(schedule.name)
-                log.error("the schedule %r cannot be fired: %s", schedule.name, error)  # noqa: TRY400 - it says all
-            return None
+    async def _fire_one(self, schedule: Schedule, now: float, *, set_back: bool) -> float:
+        """Fire a schedule if it is due. Returns when it is due next.
+
+        Raises:
+            ValueError: its spec makes no sense.
+            ImportError: it is a cron line, and cronsim is not installed.
+        """
+        store = self._shift.store
+        if schedule.due > now:
+            if not set_back or schedule.due <= latest_due(schedule.spec, now):
+                return schedule.due
+            moved = moved_back(schedule, now, uuid4().hex[:6])
+            log.warning("the clock was set back: the schedule %s is due in %g s", moved.name, moved.due - now)
+            await store.put_schedule(moved)
+            return moved.due
+        after = next_due(schedule.spec, now, schedule.due)
+        await store.fire(schedule.name, schedule.due, after)
+        return after
 
     # A blocked loop.
 

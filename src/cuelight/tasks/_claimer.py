@@ -14,7 +14,6 @@ Invariants:
 
 from __future__ import annotations
 
-import logging
 import random
 import uuid
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ import anyio
 from cuelight._log import get_log
 from cuelight.errors import PoolClosed, StoreUnavailable
 from cuelight.supervision import Backoff
+from cuelight.tasks._failures import QUIET
 from cuelight.tasks._store import Claim, Exchange, Finish
 
 if TYPE_CHECKING:
@@ -246,16 +246,19 @@ class Claimer:
         self._shift.tally.last_claim = self._shift.store.now()
 
     def _settled(self, finishes: Sequence[Finish], answer: Exchange) -> None:
-        worker = self._shift.options.worker_id
+        shift = self._shift
+        worker, failures = shift.options.worker_id, shift.failures
         for finish, state in zip(finishes, answer.accepted, strict=True):
             if finish.kind == "done" and state:
                 continue
+            failed = failures.pop((finish.id, finish.epoch), None)
+            attempt = finish.attempt
             if not state:
-                self._shift.tally.lease_lost += 1
+                shift.tally.lease_lost += 1
                 log.warning("%s: lease_lost: the finish (%s) of %s was refused", worker, finish.kind, finish.id)
-            elif finish.attempt is not None and finish.kind not in {"released", "rate_limited", "cancelled"}:
-                level = logging.ERROR if state == "dead_letter" else logging.WARNING
-                log.log(level, "%s: %s of %s, now %s: %s", worker, finish.kind, finish.id, state, finish.attempt.error)
+            elif failed is not None and attempt is not None and attempt.kind not in QUIET:
+                text = f"{attempt.error}\n{attempt.traceback}".rstrip()
+                failed.report(log, worker=worker, queue=shift.queue, kind=attempt.kind, state=state, text=text)
 
     # A store that is away, or fails.
 
@@ -294,6 +297,7 @@ class Claimer:
                 finishes[0].kind,
                 finishes[0].id,
             )
+            self._shift.failures.pop((finishes[0].id, finishes[0].epoch), None)
             finishes = ()
         self._shift.finishes[:0] = finishes
         self._odd += 1

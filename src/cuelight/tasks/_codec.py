@@ -1,72 +1,26 @@
-"""Between what people hold (`Task`, any value) and what a store keeps (`Record`, bytes).
+"""Between what people hold (`Task`) and what a store keeps (`Record`).
 
-The invariants:
-
-1. What was encoded decodes to the same plain value: what msgspec has no type for on the wire (a tuple, a dataclass)
-   comes back as a list or a dict, and is made whole again by whoever knows the type.
-2. A record is made only of a task in which every value makes sense: a mistake is raised at the producer, never in a
-   store or a worker.
+Invariant: a record is made only of a task in which every value makes sense. A mistake is raised at the producer, never
+in a store or a worker.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from math import inf
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from cuelight.pools import TaskStatus
 from cuelight.tasks._store import Lease, Record
 from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit, Task, TaskPriority
+from cuelight.tasks._values import decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cuelight.tasks._store import Snapshot
 
 __all__ = ["decode", "encode", "record_of", "task_of"]
 
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder()
-
 _PRIORITIES = tuple(TaskPriority)
-
-
-def encode(value: Any, what: str = "the value") -> bytes:
-    """The bytes of a value.
-
-    Args:
-        value: what msgspec encodes: None, bool, int of 64 bits, float, str, bytes, datetime, list, tuple, set, dict,
-            dataclass, `msgspec.Struct`, enum, UUID, Decimal, in any depth.
-        what: what it is, for the error.
-
-    Raises:
-        TypeError: it cannot be encoded; the message says which part.
-    """
-    try:
-        return _ENCODER.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        # ValueError has UnicodeEncodeError in it, for half a surrogate pair.
-        where, part = _culprit(value, what)
-        raise TypeError(
-            f"{where} cannot be stored ({part}: {error}): give plain values, dataclasses or msgspec structs, "
-            f"or a name by which the task finds it again (a path, a key)"
-        ) from error
-
-
-def decode(data: bytes) -> Any:
-    """The value of what `encode` made; None for no bytes at all.
-
-    Raises:
-        ValueError: these bytes are no such value.
-    """
-    if not data:
-        return None
-    try:
-        return _DECODER.decode(data)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{bytes(data[:40])!r} is not what a task queue stores: {error}") from error
+_LAST = len(_PRIORITIES) - 1
 
 
 def record_of(task: Task, nonce: str) -> Record:
@@ -120,7 +74,7 @@ def task_of(kept: Lease | Snapshot) -> Task:
         task_id=record.id,
         task_type=record.type,
         payload=decode(record.payload),
-        priority=_PRIORITIES[record.priority],
+        priority=_PRIORITIES[min(max(record.priority, 0), _LAST)],  # a later version may know others
         deadline=None if record.deadline == inf else record.deadline,
         max_retries=record.max_retries,
         retry_count=kept.counts.errors,
@@ -236,33 +190,3 @@ def _check_weight(task: Task) -> None:
         raise ValueError(f"tenant_weight={weight!r}: give {LIGHTEST:g} to {HEAVIEST:g}")
     if weight != 1 and task.tenant is None:
         raise ValueError(f"tenant_weight={weight!r} without tenant: give the tenant that has this weight")
-
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value is made of, with the way to it. Keys of a dict are parts too."""
-    whole: Any = value
-    if isinstance(value, dict):
-        yield from ((f"[{key!r}]", part) for key, part in whole.items())
-        yield from ((f" (key {key!r})", key) for key in whole)
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from ((f"[{index}]", part) for index, part in enumerate(whole))
-    elif isinstance(value, msgspec.Struct):
-        yield from ((f".{name}", getattr(value, name)) for name in value.__struct_fields__)
-    elif dataclasses.is_dataclass(value):
-        yield from ((f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value))
-
-
-def _culprit(value: Any, where: str) -> tuple[str, str]:
-    """Which part of a value cannot be encoded: the way to it, and its type."""
-    seen: set[int] = set()
-    while id(value) not in seen:
-        seen.add(id(value))
-        for way, part in _parts(value):
-            try:
-                _ENCODER.encode(part)
-            except (TypeError, ValueError, OverflowError, RecursionError):
-                where, value = where + way, part
-                break
-        else:
-            return where, f"of type {type(value).__qualname__}"
-    return where, "it contains itself"

@@ -24,6 +24,7 @@ __all__ = [
     "deliver",
     "failure_of",
     "last_failure",
+    "nowhere",
     "tell_once",
     "unknown",
 ]
@@ -58,6 +59,10 @@ class DeadLetterEntry(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[Attempt, ...] = ()
     dead_at: float = 0.0
     counts: Counts = msgspec.field(default_factory=Counts)
+
+    def with_id(self, letter_id: str) -> Self:
+        """The same letter under another identity."""
+        return msgspec.structs.replace(self, id=letter_id)
 
 
 class ReplayReport(msgspec.Struct):
@@ -182,6 +187,14 @@ def failure_of(
 def last_failure(history: Sequence[Attempt]) -> tuple[str, str]:
     """Error and traceback of the last attempt that has one."""
     return next(((attempt.error, attempt.traceback) for attempt in reversed(history) if attempt.error), ("", ""))
+
+
+def nowhere() -> str:
+    """What is wrong with a replay of letters that came from nowhere in particular."""
+    return (
+        "where are these dead letters to go? Say so in replay(..., to=...) or DeadLetterQueue(to=...): "
+        "a function, which gets the letter, or a ref, which is told its payload"
+    )
 
 
 def unknown(letter_id: str) -> TaskNotFound:

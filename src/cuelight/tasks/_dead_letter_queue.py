@@ -22,6 +22,7 @@ import msgspec
 
 from cuelight.actors import Ref
 from cuelight.errors import PoolClosed, TaskNotFound
+from cuelight.pools import provide_dead_letters
 from cuelight.supervision import ActorSystem, BlockingSystem
 from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
 from cuelight.tasks._dead_letter_entry import (
@@ -32,10 +33,12 @@ from cuelight.tasks._dead_letter_entry import (
     Which,
     deliver,
     failure_of,
+    nowhere,
     unknown,
 )
 from cuelight.tasks._dead_letter_pages import Each, Pages
-from cuelight.tasks._dead_letter_sources import PAGE, ActorLetters, Kept, StoreLetters
+from cuelight.tasks._dead_letter_sources import PAGE, ActorLetters, StoreLetters
+from cuelight.tasks._dead_letter_ways import AddsLetters, ReturnableLetters
 from cuelight.tasks._task import Attempt
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ Entries: TypeAlias = list[DeadLetterEntry]
 """Inside of the classes `list` is a method."""
 
 
-class DeadLetterQueue:
+class DeadLetterQueue(AddsLetters):
     """What was given up, with the reason: `dlq = DeadLetterQueue()`.
 
     There are three kinds, which look the same:
@@ -82,7 +85,7 @@ class DeadLetterQueue:
         Raises:
             ValueError: `keep` is less than 1.
         """
-        self._letters: Letters = Kept(keep) if store is None else StoreLetters(store)
+        self._letters: Letters = ReturnableLetters(keep) if store is None else StoreLetters(store)
         self._to = to
         self._owns = owns_store
         self._opened = not owns_store
@@ -319,8 +322,7 @@ class DeadLetterQueue:
     def _target(self, to: Target | None) -> Target | None:
         to = self._to if to is None else to
         if to is None and not self._letters.way_back:
-            message = "where are these dead letters to go? Say so in replay(..., to=...) or DeadLetterQueue(to=...)"
-            raise ValueError(f"{message}: a function, which gets the letter, or a ref, which is told its payload")
+            raise ValueError(nowhere())
         given: Any = to
         if given is not None and not isinstance(given, Ref) and not callable(given):
             raise TypeError(f"to={given!r}: give a function, or the ref of an actor")
@@ -403,3 +405,6 @@ class DeadLetterQueue:
     ) -> bool | None:
         face, self._face = self._face, None
         return None if face is None else face.__exit__(kind, error, trace)
+
+
+provide_dead_letters(DeadLetterQueue)

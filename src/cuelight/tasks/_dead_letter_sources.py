@@ -42,8 +42,10 @@ PAGE: Final = 100
 class Letters(Protocol):
     """Where dead letters are kept."""
 
-    way_back: bool
-    """Whether a letter can go back to where it came from."""
+    @property
+    def way_back(self) -> bool:
+        """Whether a letter can go back to where it came from."""
+        ...
 
     @property
     def dropped(self) -> int:
@@ -109,7 +111,7 @@ class Kept:
             raise ValueError(f"keep={keep!r}: give the number of dead letters to keep, 1 or more")
         self._keep = keep
         self._dropped = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a payload that is dropped may run code of users, which adds letters
         self._letters: dict[int, DeadLetterEntry] = {}
         self._order: list[int] = []  # the sequences, sorted
         self._by_id: dict[str, int] = {}

@@ -24,7 +24,7 @@ from typing import (
 import msgspec
 
 from cuelight.tasks._blocking import BlockingFace
-from cuelight.tasks._codec import decode, encode, record_of
+from cuelight.tasks._codec import decode, record_of
 from cuelight.tasks._parameters import Arguments, Parameters, brief
 from cuelight.tasks._task import Limit, Task, TaskPriority
 
@@ -53,7 +53,8 @@ OfArguments: TypeAlias = _Lambda[T] | Callable[..., T]
 class TaskOptions(TypedDict, total=False):
     """What can be said of all tasks of a function; the fields of `Task` say what each means.
 
-    `limits` and `unique` may be functions of the arguments. `unique=True` is one key for each set of arguments.
+    `limits` and `unique` may be functions of the arguments. `unique=True` is one key for each set of arguments, as a
+    worker gets them: neither the order of a dict nor a default that is spelled out makes another.
     """
 
     priority: TaskPriority | int
@@ -150,9 +151,7 @@ class TaskFunction(Generic[P, R_co]):
         if callable(unique):
             unique = unique(*args, **kwargs)
         elif unique is True:
-            from hashlib import sha256  # noqa: PLC0415 - loads OpenSSL, and few need it
-
-            unique = f"{self.name}:{sha256(encode(payload)).hexdigest()}"
+            unique = self._parameters.unique_key(payload)
         if callable(limits):
             limits = limits(*args, **kwargs)
         fields["unique"] = None if unique is False else unique
@@ -187,18 +186,27 @@ class TaskFunction(Generic[P, R_co]):
         """The arguments of a task that waits, each of the type that its annotation says.
 
         Args:
-            payload: `{"args": [...], "kwargs": {...}}`, of plain values.
+            payload: `{"args": [...], "kwargs": {...}}`.
 
         Raises:
             TypeError: the payload does not fit the signature.
         """
         return self._parameters.unpack(payload)
 
+    def encode_result(self, value: Any) -> bytes:
+        """The bytes of what the function returned, for a store.
+
+        Raises:
+            TypeError: a part of it cannot be stored, or would not come back as it is.
+        """
+        return self._parameters.encode_result(value)
+
     def read_result(self, data: bytes | None) -> R_co:
         """What the function returned, of the type that its annotation says.
 
         Raises:
             TypeError: it returned something else.
+            ValueError: these bytes are no result of a task.
         """
         value = None if data is None else decode(data)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,16 @@ class Handler:
         arguments: makes its arguments of a lease; raises TypeError or ValueError if the payload does not fit.
         in_loop: whether it is async.
         name: for people.
+        encode: makes the bytes of a result; raises TypeError if it cannot be stored.
     """
 
-    __slots__ = ("arguments", "function", "in_loop", "name")
+    __slots__ = ("arguments", "encode", "function", "in_loop", "name")
 
     def __init__(self, function: Callable[..., Any], arguments: Callable[[Lease], Arguments], name: str) -> None:
         self.function, self.arguments, self.name = function, arguments, name
         given: Any = function
         self.in_loop = given.is_async if isinstance(given, TaskFunction) else is_async(function)
+        self.encode: Callable[[Any], bytes] = partial(encode, what=f"the result of {name}")
 
 
 class Table:
@@ -114,7 +117,9 @@ def _handler_of(task_type: Any, function: Any) -> Handler:
     task_function: Any = function  # pyright: ignore[reportUnknownVariableType]
     # A plain one may go to a process, and is pickled by its name; its bare function could not be.
     called = task_function.function if task_function.is_async else task_function
-    return Handler(called, lambda lease: task_function.call_with(_payload_of(lease)), task_function.name)
+    handler = Handler(called, lambda lease: task_function.call_with(_payload_of(lease)), task_function.name)
+    handler.encode = task_function.encode_result
+    return handler
 
 
 def _payload_of(lease: Lease) -> Any:

@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from cuelight.supervision import Backoff
 from cuelight.tasks._handling import Handlers, Table, table_of
+from cuelight.tasks._outcome import RETRIES
 
 if TYPE_CHECKING:
     from cuelight.pools._attempts import Kind
+    from cuelight.supervision import Backoff
     from cuelight.tasks._store import Finish
 
 __all__ = ["Heartbeat", "Tally", "WorkerOptions", "WorkerStats", "options_of"]
 
 Heartbeat = Literal["thread", "loop"]
-
-RETRIES = Backoff(minimum=1.0, maximum=300.0, jitter=0.2)
-"""The delays before tasks that failed are tried again: 1, 2, 4 ... 300 seconds."""
 
 THREADS = 32
 
@@ -58,7 +56,7 @@ class WorkerStats:
         failed: that raised, timed out, lost their process or could not be called.
         cancelled: whose task was cancelled.
         rate_limited: that were told to come back later.
-        released: tasks given back, begun or not.
+        released: tasks given back, begun or not, and those whose arguments did not fit.
         unknown: tasks parked because no handler knows their type.
         lease_lost: attempts that were cut off, or whose finish was refused, because somebody else may have the task.
         running: attempts under way now.

@@ -1,50 +1,65 @@
-"""What follows from how an attempt ended: pure functions from an exception to a `Finish`."""
+"""What follows from how an attempt ended: pure functions from an exception to a `Finish`. They never raise."""
 
 from __future__ import annotations
 
-import traceback
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from cuelight.errors import RateLimited, Rejected, TaskCancelled, TaskTimedOut, WorkerDied
+from cuelight._log import get_log
+from cuelight._text import error_lines, format_traceback, safe_repr
+from cuelight.errors import RateLimited, Rejected, control_error
+from cuelight.supervision import Backoff
 from cuelight.tasks._store import Finish
 from cuelight.tasks._task import Attempt
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from cuelight.supervision import Backoff
     from cuelight.tasks._store import Lease
 
-__all__ = ["Released", "failure", "kind_of", "said", "trace_of"]
+__all__ = ["MISMATCH", "RETRIES", "Released", "failure", "kind_of", "pause_of", "said", "trace_of"]
+
+log = get_log("cuelight.tasks")
 
 LONGEST_DELAY: Final = 366 * 86400.0
 """Seconds: a service that says "never" is asked again after a year."""
 
+RETRIES: Final = Backoff(minimum=1.0, maximum=300.0, jitter=0.2)
+"""The delays before tasks that failed are tried again: 1, 2, 4 ... 300 seconds."""
+
 ERROR_LENGTH: Final = 2000
 TRACEBACK_LENGTH: Final = 8000
+
+MISMATCH: Final = "mismatch"
+"""The kind of an attempt for which the arguments did not fit; for a store the task was released."""
 
 
 class Released(Exception):
     """The worker gave the task back: it was shut down, or did not come to start it."""
 
 
-_KINDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (RateLimited, "rate_limited"),
-    (Rejected, "rejected"),
-    (TaskTimedOut, "timeout"),
-    (TaskCancelled, "cancelled"),
-    (WorkerDied, "crash"),
-    (Released, "released"),
-)
+def kind_of(error: Exception) -> tuple[str, Exception]:
+    """How an attempt ended that raised this, and the exception that says so: the first of a group of its like."""
+    control = control_error(error, RateLimited, Rejected)
+    if isinstance(control, Rejected):
+        return "rejected", control
+    if isinstance(control, RateLimited):
+        return "rate_limited", control
+    return "error", error
 
 
-def kind_of(error: BaseException) -> str:
-    """The kind of an attempt that ended with this error."""
-    return next((kind for cause, kind in _KINDS if isinstance(error, cause)), "error")
+def pause_of(error: BaseException) -> tuple[float, str | None]:
+    """For how many seconds `RateLimited` pauses, and which limit. A subclass may have anything in their place."""
+    given: Any = error
+    try:
+        seconds, key = float(given.retry_after), given.key
+    except Exception:
+        return RETRIES.minimum, None
+    return (min(seconds, LONGEST_DELAY) if seconds >= 0 else RETRIES.minimum), key if type(key) is str and key else None
 
 
 def failure(
     lease: Lease,
+    kind: str,
     error: BaseException,
     *,
     worker: str,
@@ -52,37 +67,50 @@ def failure(
     elapsed: float,
     backoff: Backoff,
     jitter: float,
+    delay: float = 0.0,
     where: BaseException | None = None,
 ) -> Finish:
     """How to finish an attempt that did not succeed.
 
     Args:
         lease: of the attempt.
-        error: how it ended.
+        kind: how it ended, see `Attempt.kind`.
+        error: what it raised, or why it was cut off.
         worker: who ran it.
         at: when it ended, in seconds since the epoch.
         elapsed: seconds that it ran.
         backoff: the delays before errors and time-outs are tried again.
         jitter: a random number in [0, 1).
+        delay: seconds before it is tried again, for the other kinds.
         where: the exception whose traceback to keep; `error` by default.
     """
-    kind = kind_of(error)
-    delay, pause_key = 0.0, None
-    if isinstance(error, RateLimited):
-        delay, pause_key = min(error.retry_after, LONGEST_DELAY), error.key
+    pause_key = None
+    if kind == "rate_limited":
+        delay, pause_key = pause_of(error)
     elif kind in {"error", "timeout"}:
-        delay = backoff.delay(lease.counts.errors + lease.counts.timeouts, jitter)
+        delay = _delay_of(backoff, lease.counts.errors + lease.counts.timeouts, jitter)
     attempt = Attempt(kind, worker, at, elapsed, said(error), trace_of(error if where is None else where))
-    return Finish(lease.record.id, lease.epoch, kind, delay=delay, attempt=attempt, pause_key=pause_key)
+    finish = "released" if kind == MISMATCH else kind
+    return Finish(lease.record.id, lease.epoch, finish, delay=delay, attempt=attempt, pause_key=pause_key)
+
+
+def _delay_of(backoff: Backoff, failures: int, jitter: float) -> float:
+    """A delay. `backoff` may be of a class of the user's own."""
+    try:
+        delay = float(backoff.delay(failures, jitter))
+        if 0 <= delay <= LONGEST_DELAY:
+            return delay
+    except Exception as error:
+        failed: Exception = error
+    else:
+        failed = ValueError(f"delay() returned {delay!r}, which is no number of seconds")
+    log.error("%s failed: the default back-off is used", safe_repr(backoff), error=failed, kind="backoff")
+    return RETRIES.delay(failures, jitter)
 
 
 def said(error: BaseException) -> str:
-    """The type and the message of an exception, in characters that every store takes."""
-    try:
-        text = "".join(traceback.format_exception_only(error)).strip()
-    except Exception:
-        text = type(error).__name__
-    return _clipped(text, ERROR_LENGTH)
+    """The type and the message of an exception, and of those in a group, in characters that every store takes."""
+    return _clipped("\n".join(error_lines(error)), ERROR_LENGTH)
 
 
 def trace_of(error: BaseException) -> str:
@@ -91,20 +119,15 @@ def trace_of(error: BaseException) -> str:
     # The frames of the worker, which come first, say nothing of the task.
     while at is not None and at.tb_next is not None and _is_ours(at):
         at = at.tb_next
-    try:
-        lines = [] if at is None else traceback.format_exception(type(error), error, at)
-    except Exception:  # an exception may be as broken as any other code
-        return ""
-    return _clipped("".join(lines), TRACEBACK_LENGTH)
+    return "" if at is None else _clipped(format_traceback(error, start=at), TRACEBACK_LENGTH)
 
 
 def _is_ours(at: TracebackType) -> bool:
-    return str(at.tb_frame.f_globals.get("__name__", "")).startswith("cuelight.")
+    module = at.tb_frame.f_globals.get("__name__")
+    return type(module) is str and module.startswith("cuelight.")
 
 
 def _clipped(text: str, most: int) -> str:
-    # Half a surrogate pair, as file names may have, cannot be stored.
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}\n... {len(text) - most} characters ...\n{text[-(most // 2) :]}"

@@ -2,8 +2,8 @@
 
 The invariants:
 
-1. What `pack` returns consists of plain values, and `unpack` takes it: a call that cannot be made is refused where it
-   was written, not in a worker.
+1. `unpack` takes what `pack` returns, and gives what was given: a call that cannot be made, or would change a value, is
+   refused where it was written, not in a worker.
 2. A payload names its arguments wherever the signature lets it, so a function whose parameters were put into another
    order still takes the payloads that wait for it. A payload that does not fit is refused with the reason.
 """
@@ -11,20 +11,28 @@ The invariants:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, NoReturn, get_origin, get_type_hints
 
 import msgspec
 
-from cuelight.tasks._codec import decode, encode
+from cuelight._text import safe_repr, safe_str
+from cuelight.tasks._packing import DEEPEST, PLAIN, Unstorable, encode_native
+from cuelight.tasks._typed import Packer, advice_on, packer_of
+from cuelight.tasks._unique_key import unique_key
+from cuelight.tasks._values import decode
 
-__all__ = ["Arguments", "Parameters", "brief"]
+__all__ = ["ArgumentMismatch", "Arguments", "Parameters", "brief"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class ArgumentMismatch(TypeError):
+    """A stored call does not fit the function: another version of the function made it, or somebody by hand."""
 
 
 class _Call(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,6 +67,7 @@ class Parameters:
         self._required = {p.name for p in given if p.default is p.empty and p.name in self._named}
         self._rest = next((p.name for p in given if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
         self._more = next((p.name for p in given if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+        self._packers: dict[str, Packer] = {}
         with suppress(NameError):  # a name that comes later in its module: looked up at the first call
             self._types  # noqa: B018 - a wrong annotation is to be found here
 
@@ -76,7 +85,9 @@ class Parameters:
                 msgspec.msgpack.Decoder(hint)
             except TypeError as error:
                 what = "its result" if name == "return" else f"its parameter {name!r}"
-                raise TypeError(f"{self._name}: {what} cannot be read from a store: {error}") from error
+                raise TypeError(
+                    f"{self._name}: {what} cannot be read from a store: {error}{advice_on(hint)}"
+                ) from error
         return hints
 
     @cached_property
@@ -87,6 +98,11 @@ class Parameters:
         ]
         renamed = {f"p{index}": name for index, name in enumerate(self._named)}
         return msgspec.defstruct("Arguments", fields, rename=renamed.get, forbid_unknown_fields=True)
+
+    @property
+    def signature(self) -> str:
+        """The signature in words."""
+        return safe_str(self._signature, 500)
 
     @property
     def returns(self) -> Any:
@@ -109,7 +125,10 @@ class Parameters:
         try:
             named, rest, more = self._sort(args, kwargs)
         except TypeError as error:
-            raise TypeError(f"{self._name}: {error}; it takes {self._signature}") from None
+            raise TypeError(f"{self._name}: {error}; it takes {self.signature}") from None
+        sent = (named, rest, more)
+        if not PLAIN.issuperset(map(type, (*named.values(), *rest, *more.values()))):
+            named, rest, more = self._packed(named, rest, more)
         ahead = self._positional if rest else self._positional[: self._only_positional]
         plain: dict[str, Any] = {
             "args": [*(named[name] for name in ahead if name in named), *rest],
@@ -117,22 +136,77 @@ class Parameters:
         }
         try:
             # Not the values themselves: nobody may change them after this, and a worker gets what was checked.
-            payload: dict[str, Any] = decode(encode(plain))
-        except TypeError:
-            for name, value in self._one_by_one(named, rest, more):
-                encode(value, f"{self._name}: the argument {name}")
-            raise
+            payload: dict[str, Any] = decode(encode_native(plain))
+        except (Unstorable, ValueError):
+            self._blame_for_storage(self._one_by_one(named, rest, more))
         try:
             self._convert(payload["args"], payload["kwargs"])
         except (TypeError, msgspec.ValidationError):
-            self._blame(named, rest, more)
+            self._blame(self._one_by_one(*sent), self._one_by_one(named, rest, more))
         return payload
+
+    def _packed(
+        self, named: dict[str, Any], rest: list[Any], more: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+        """The arguments, each packed by its annotation."""
+        packed: list[Any] = []
+        for name, value in self._one_by_one(named, rest, more):
+            try:
+                packed.append(self._packer_of(self._parameter_of(name))(value, DEEPEST))
+            except Unstorable as error:
+                raise error.refuse(f"{self._name}: the argument {name}") from None
+        first, second = len(named), len(named) + len(rest)
+        return (
+            dict(zip(named, packed[:first], strict=True)),
+            packed[first:second],
+            dict(zip(more, packed[second:], strict=True)),
+        )
+
+    def _parameter_of(self, name: str) -> str:
+        """The parameter that an argument is for."""
+        return name if name in self._named else str(self._rest if name.startswith("*") else self._more)
+
+    def _packer_of(self, parameter: str) -> Packer:
+        """The packer of a parameter, or of "return"."""
+        packer = self._packers.get(parameter)
+        if packer is None:
+            packer = self._packers[parameter] = packer_of(self._types.get(parameter, Any))
+        return packer
+
+    def encode_result(self, value: Any) -> bytes:
+        """The bytes of what the function returned.
+
+        Raises:
+            TypeError: a part of it cannot be stored, or would not come back as it is.
+        """
+        try:
+            return encode_native(value if type(value) in PLAIN else self._packer_of("return")(value, DEEPEST))
+        except Unstorable as error:
+            raise error.refuse(f"the result of {self._name}") from None
+
+    def unique_key(self, payload: dict[str, Any]) -> str:
+        """The key of a payload that `pack` made: the same for all calls with these arguments."""
+        args, kwargs = self._convert(payload["args"], payload["kwargs"])
+        bound = self._signature.bind(*args, **kwargs)
+        return unique_key(self._name, {**self._defaults(bound.arguments), **bound.arguments})
+
+    def _defaults(self, given: Container[str]) -> dict[str, Any]:
+        """The defaults of parameters for which nothing was given, as a worker would get them if they had been."""
+        found: dict[str, Any] = {}
+        for name in self._named:
+            if name not in given:
+                default = self._signature.parameters[name].default
+                with suppress(Unstorable, ValueError, TypeError):  # a sentinel: nobody can give it
+                    packed = self._packer_of(name)(default, DEEPEST)
+                    found[name] = msgspec.convert(decode(encode_native(packed)), self._types.get(name, Any))
+        return found
 
     def unpack(self, payload: Any) -> Arguments:
         """The call of a payload, with each argument of the type that its annotation says.
 
         Raises:
-            TypeError: the payload does not fit the signature.
+            ArgumentMismatch: the payload does not fit the signature.
+            TypeError: it is no call at all.
         """
         self._resolve()
         try:
@@ -144,9 +218,10 @@ class Parameters:
         try:
             return self._convert(call.args, call.kwargs)
         except (TypeError, msgspec.ValidationError) as error:
-            reason = str(error)
-        raise TypeError(
-            f"{self._name}: {brief(payload)} does not fit {self._signature}: {reason}; "
+            reason = safe_str(error)
+        sent = ", ".join([*map(brief, call.args), *(f"{name}={brief(value)}" for name, value in call.kwargs.items())])
+        raise ArgumentMismatch(
+            f"{self._name}: the task was sent as ({sent}) and does not fit {self.signature}: {reason}; "
             "it was made for another version of the function, or by hand"
         )
 
@@ -203,25 +278,40 @@ class Parameters:
             *more.items(),
         ]
 
-    def _blame(self, named: dict[str, Any], rest: list[Any], more: dict[str, Any]) -> NoReturn:
+    def _blame_for_storage(self, arguments: list[tuple[str, Any]]) -> NoReturn:
+        """Say which argument cannot be stored.
+
+        Raises:
+            TypeError: always.
+        """
+        for name, value in arguments:
+            try:
+                decode(encode_native(value))
+            except Unstorable as error:
+                raise error.refuse(f"{self._name}: the argument {name}") from None
+            except ValueError as error:  # such as a dataclass as a key
+                raise TypeError(
+                    f"{self._name}: the argument {name} cannot be stored: it could not be read again: {error}"
+                ) from None
+        raise TypeError(f"{self._name}: the arguments cannot be stored")  # pragma: no cover - one is wrong
+
+    def _blame(self, given: list[tuple[str, Any]], packed: list[tuple[str, Any]]) -> NoReturn:
         """Say which argument is wrong.
 
         Raises:
             TypeError: always.
         """
-        for name, value in self._one_by_one(named, rest, more):
-            where = name if name in self._named else self._rest if name.startswith("*") else self._more
-            hint = self._types.get(str(where), Any)
+        for (name, value), (_, stored) in zip(given, packed, strict=True):
+            hint = self._types.get(self._parameter_of(name), Any)
             try:
-                msgspec.convert(decode(encode(value)), hint)
+                msgspec.convert(decode(encode_native(stored)), hint)
             except msgspec.ValidationError as error:
                 raise TypeError(
                     f"{self._name}: {name}={brief(value)} is no {inspect.formatannotation(hint)}: {error}"
                 ) from None
-        raise TypeError(f"{self._name}: the arguments do not fit {self._signature}")  # pragma: no cover - one is wrong
+        raise TypeError(f"{self._name}: the arguments do not fit {self.signature}")  # pragma: no cover - one is wrong
 
 
 def brief(value: Any) -> str:
-    """A value for a message: not more than 100 characters of it."""
-    shown = repr(value)
-    return shown if len(shown) <= 100 else f"{shown[:97]}..."
+    """A value for a message: not much more than 100 characters of it."""
+    return safe_repr(value, 100)

@@ -15,14 +15,40 @@ repeats. A line of six fields begins with seconds, and always goes by real time.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["cron_spec", "every_spec", "next_due"]
+from cuelight._text import safe_str
 
-SHORTEST = 0.01
+__all__ = ["cron_spec", "due_after_change", "every_spec", "is_same_period", "latest_due", "next_due", "shifted"]
+
+SHORTEST: Final = 0.01
 """Seconds: below that a period is a mistake, and firing would be all that a worker does."""
+
+SAME_DAY: Final = 25 * 3600.0
+"""Seconds: a due time that is later than it should be by less than this may have been done today."""
+
+_ALIASES: Final = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+_FIELDS: Final = (
+    ("seconds", 60, 1),
+    ("minutes", 60, 60),
+    ("hours", 24, 3600),
+    ("days of the month", 31, 86400),
+    ("months", 12, 0),
+    ("days of the week", 7, 86400),
+)
+"""Name, how many values there are, and seconds of one."""
 
 
 def every_spec(seconds: float) -> str:
@@ -43,16 +69,52 @@ def cron_spec(line: str, tz: str = "UTC") -> str:
     """The spec of work that is due when a cron line says so.
 
     Args:
-        line: five fields (minute, hour, day, month, weekday), or six with the seconds first; also `L`, `LW`, `MON#1`.
+        line: five fields (minute, hour, day, month, weekday), or six with the seconds first; also `L`, `LW`, `MON#1`,
+            and `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly`.
         tz: the time zone that the line is about: "UTC", "Europe/Berlin".
 
     Raises:
         ValueError: the line or the time zone makes no sense, or the line is never due; the message says which.
         ImportError: cronsim is not installed.
     """
-    spec = f"cron {tz} {line}"
+    text: Any = line
+    if not isinstance(text, str):
+        raise ValueError(f"cron {line!r}: give a string: '30 9 * * MON-FRI'")  # noqa: TRY004 - as for other lines
+    fields = text.strip()
+    if fields.startswith("@"):
+        known = _ALIASES.get(fields.lower())
+        if known is None:
+            there = ", ".join(sorted(_ALIASES))
+            start = "; what is to run when a program starts can be sent then" if fields.lower() == "@reboot" else ""
+            raise ValueError(f"cron {line!r}: there is no such name: there are {there}{start}")
+        fields = known
+    _refuse_long_steps(line, fields.split())
+    spec = f"cron {tz} {fields}"
     next_due(spec, 0.0)
     return spec
+
+
+def _refuse_long_steps(line: str, fields: list[str]) -> None:
+    """`*/90` in the field of minutes is not every 90 minutes: it is minute 0 of each hour.
+
+    Raises:
+        ValueError: a step is longer than its range.
+    """
+    if len(fields) not in {5, 6}:
+        return
+    for (name, size, seconds), field in zip(_FIELDS[-len(fields) :], fields, strict=True):
+        for term in field.split(","):
+            match = re.fullmatch(r"(\*|(\d{1,2})(?:-(\d{1,2}))?)/(\d{1,9})", term)
+            if match is None:
+                continue
+            first, last, step = (None if text is None else int(text) for text in match.group(2, 3, 4))
+            values = size if first is None else (last if last is not None else size) - first + 1
+            if step is not None and step > values:
+                way = f": use every({step * seconds}, ...) for that" if seconds else ""
+                raise ValueError(
+                    f"cron {line!r}: {term!r} is not every {step} {name}, for the step is longer than the {values} "
+                    f"{name} that there are{way}"
+                )
 
 
 def next_due(spec: str, after: float, anchor: float | None = None) -> float:
@@ -67,13 +129,89 @@ def next_due(spec: str, after: float, anchor: float | None = None) -> float:
         ValueError: the spec makes no sense; the message says why.
         ImportError: it is a cron line, and cronsim is not installed.
     """
-    kind, _, rest = spec.partition(" ")
+    if not math.isfinite(after):
+        raise ValueError(f"{spec!r} after {after!r}: give a moment in seconds since the epoch")
+    kind, rest = _parts(spec)
     if kind == "every":
-        return _next_period(float(rest), after, after if anchor is None else anchor)
+        return _next_period(
+            _period(spec, rest), after, anchor if anchor is not None and math.isfinite(anchor) else after
+        )
     if kind == "cron":
         tz, _, line = rest.partition(" ")
         return _next_cron(line, tz, after)
     raise ValueError(f"{spec!r} is no schedule: make one with every_spec(seconds) or cron_spec(line)")
+
+
+def due_after_change(spec: str, now: float, old_spec: str, old_due: float) -> float:
+    """When work is due whose spec has changed. What was due already stays due, and is caught up.
+
+    A period that changes goes on from the last time: programs of two versions that take turns in setting their own
+    periods must not put the work off for ever.
+    """
+    if is_same_period(spec, old_spec) or old_due <= now:
+        return old_due
+    (kind, rest), (old_kind, old_rest) = _parts(spec), _parts(old_spec)
+    if kind == old_kind == "every":
+        try:
+            period, old_period = _period(spec, rest), _period(old_spec, old_rest)
+        except ValueError:  # the old one is damaged
+            return next_due(spec, now)
+        return min(old_due - old_period, now) + period
+    return next_due(spec, now)
+
+
+def is_same_period(one: str, other: str) -> bool:
+    """Whether two specs say the same, but for how often their clock was set back."""
+    return _parts(one) == _parts(other)
+
+
+def latest_due(spec: str, now: float) -> float:
+    """The latest due time that work can have whose last due time is over.
+
+    A due time after that was computed before the clock was set back. Work at fixed times of the day may be later by
+    a day: what was done at nine is not to be done again because it is nine again.
+
+    Raises:
+        ValueError: the spec makes no sense.
+        ImportError: it is a cron line, and cronsim is not installed.
+    """
+    kind, rest = _parts(spec)
+    if kind == "every":
+        return now + _period(spec, rest) + 1.0
+    return next_due(spec, now) + (0.5 if _goes_by_real_time(rest.partition(" ")[2]) else SAME_DAY)
+
+
+def shifted(spec: str, mark: str) -> str:
+    """The same spec after the clock was set back: another text, so that a store takes a new due time for it.
+
+    Args:
+        spec: before.
+        mark: some characters that no such spec has had.
+    """
+    kind, rest = _parts(spec)
+    return f"{kind}~{mark} {rest}"
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    """The kind of a spec, and the rest, without the mark of a clock that was set back."""
+    kind, _, rest = spec.partition(" ")
+    return kind.partition("~")[0], rest
+
+
+def _period(spec: str, text: str) -> float:
+    try:
+        period = float(text)
+    except ValueError:
+        period = 0.0
+    if not SHORTEST <= period < math.inf:
+        raise ValueError(f"{spec!r} is no schedule: its period is to be {SHORTEST:g} seconds or more")
+    return period
+
+
+def _goes_by_real_time(line: str) -> bool:
+    """Whether cronsim takes a line so: its minutes or hours begin with a star, or it has seconds."""
+    fields = line.split()
+    return len(fields) == 6 or any(field.startswith("*") for field in fields[:2])
 
 
 def _next_period(period: float, after: float, anchor: float) -> float:
@@ -89,7 +227,11 @@ def _next_cron(line: str, tz: str, after: float) -> float:
         zone = ZoneInfo(tz)
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"cron {line!r}: there is no time zone {tz!r}: give one such as 'Europe/Berlin'") from error
-    for moment in _moments(line, datetime.fromtimestamp(after, zone)):
+    try:
+        start = datetime.fromtimestamp(after, zone)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"cron {line!r} after {after!r}: no calendar has that moment") from error
+    for moment in _moments(line, start):
         due: float = moment.timestamp()
         # Asked in the second of two hours, the line may answer with the first.
         if due > after:
@@ -104,8 +246,9 @@ def _moments(line: str, start: datetime) -> Iterator[datetime]:
     except ImportError as error:
         raise ImportError("cron lines need the extra `cron`: pip install 'cuelight[cron]'") from error
     try:
-        return iter(cronsim.CronSim(line, start))
-    except cronsim.CronSimError as error:
+        yield from cronsim.CronSim(line, start)
+    except Exception as error:  # its own errors, and what its asserts and the calendar raise
+        reason = safe_str(error).lower() if isinstance(error, cronsim.CronSimError) else "it makes no sense"
         raise ValueError(
-            f"cron {line!r}: {str(error).lower()}; give minute, hour, day, month and weekday: '30 9 * * MON-FRI'"
+            f"cron {line!r}: {reason}; give minute, hour, day, month and weekday: '30 9 * * MON-FRI'"
         ) from error

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from cuelight._text import safe_str
-from cuelight.errors import PoolClosed, QueueFull, RateLimited, Rejected, TaskTimedOut
+from cuelight._log import get_log
+from cuelight._text import format_traceback, safe_str
+from cuelight.errors import PoolClosed, QueueFull, TaskTimedOut, control_error
 from cuelight.pools import TaskStatus
 from cuelight.tasks._blocking_queue import BlockingTaskQueue
 from cuelight.tasks._codec import decode, encode, record_of
+from cuelight.tasks._failures import QUIET, Failure
 from cuelight.tasks._function import TaskFunction
+from cuelight.tasks._outcome import kind_of, pause_of, said, trace_of
 from cuelight.tasks._queue_admin import QueueAdmin
 from cuelight.tasks._queue_life import Held, Life
 from cuelight.tasks._store import Added, Finish, Record
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["TaskQueue"]
+
+log = get_log("cuelight.tasks")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -237,7 +241,15 @@ class TaskQueue(QueueAdmin):
         life, held = await self._held(task)
         if held is None:
             return False
-        return await self._settle(life, held, _failed(life, held, error, delay)) in {"pending", "scheduled"}
+        finish = _failed(life, held, error, delay)
+        state = await self._settle(life, held, finish)
+        if state and finish.kind not in QUIET:
+            text, raised = (safe_str(error), None) if isinstance(error, str) else ("", error)
+            failed = Failure.of_task(held.task)
+            failed.report(
+                log, worker=life.worker, queue=self.name, kind=finish.kind, state=state, text=text, error=raised
+            )
+        return state in {"pending", "scheduled"}
 
     async def extend(self, task: Task | str, seconds: float | None = None) -> bool:
         """Renew the lease of a task now. There is no need to: all leases of a handle are renewed in time.
@@ -312,16 +324,12 @@ def _plain(data: bytes | None) -> Any:
 
 def _failed(life: Life, held: Held, error: BaseException | str | None, delay: float | None) -> Finish:
     """How an attempt ended, by its error."""
-    kind, key = "error", None
-    if isinstance(error, RateLimited):
-        kind, key = "rate_limited", error.key
-        delay = error.retry_after if delay is None else delay
-    elif isinstance(error, Rejected):
-        kind = "rejected"
-    elif isinstance(error, TaskTimedOut):
+    if not isinstance(error, BaseException):
+        return life.finish(held, "error", delay=delay or 0.0, error="" if error is None else safe_str(error))
+    kind, cause = ("error", error) if not isinstance(error, Exception) else kind_of(error)
+    if kind == "error" and control_error(error, TaskTimedOut) is not None:
         kind = "timeout"
-    said, where = "" if error is None else safe_str(error), ""
-    if isinstance(error, BaseException):
-        said = "".join(traceback.format_exception_only(error)).strip()
-        where = "".join(traceback.format_exception(error))
-    return life.finish(held, kind, delay=delay or 0.0, error=said, traceback=where, pause_key=key)
+    pause, key = pause_of(cause) if kind == "rate_limited" else (0.0, None)
+    seconds = pause if delay is None else delay
+    trace = trace_of(error) or format_traceback(error, 2000)  # it may have been made and not raised
+    return life.finish(held, kind, delay=seconds, error=said(cause), traceback=trace, pause_key=key)

@@ -7,11 +7,17 @@ from collections.abc import AsyncIterator, Iterable
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+<<<<<<< HEAD
+import msgspec
+
+from cuelight.tasks._codec import task_of
+=======
 from cuelight.tasks._checks import ids_given
 from cuelight.tasks._codec import record_of, task_of
+>>>>>>> task-stores~1
 from cuelight.tasks._dead_letter_queue import DeadLetterQueue
-from cuelight.tasks._periodic import cron_spec, every_spec, next_due
 from cuelight.tasks._queue_base import QueueBase
+from cuelight.tasks._schedules import Cron, Every, ScheduleChanges, declared, is_changed, updated
 from cuelight.tasks._store import Claim, Query, Schedule, Size, Snapshot
 from cuelight.tasks._task import Limit, Task
 from cuelight.tasks._watch import FOREVER, SOON
@@ -181,20 +187,23 @@ class QueueAdmin(QueueBase):
     async def every(self, seconds: float, what: Task | TaskFunction[..., Any], *, name: str | None = None) -> str:
         """Enqueue a task every so many seconds, first in so many, for as long as a worker of any process runs.
 
-        Saying it again, as when a program starts anew, changes nothing but the task; other `seconds` begin anew.
+        Saying it again, as when a program starts anew, changes nothing but the options of the task. Other `seconds`
+        count from the last time.
 
         Args:
             seconds: the period.
             what: the task; a function is called without arguments, for others give `function.task(...)`.
-            name: by which it is removed, unique in the queue; the name of the task type by default.
+            name: by which it is replaced and removed, unique in the queue; the name of the task type by default.
 
         Returns:
             The name.
 
         Raises:
-            ValueError: the period makes no sense, the task has a deadline or no type.
+            ValueError: the period makes no sense, the task has a deadline or no type, or no name was given and a
+                schedule with the same type has other arguments.
+            TypeError: it is no task.
         """
-        return await self._put_schedule(every_spec(seconds), what, name)
+        return await self._put_schedule(Every(seconds, what, name=name))
 
     async def cron(
         self, line: str, what: Task | TaskFunction[..., Any], *, tz: str = "UTC", name: str | None = None
@@ -202,7 +211,7 @@ class QueueAdmin(QueueBase):
         """Enqueue a task when a cron line says so, for as long as a worker of any process runs.
 
         Args:
-            line: "30 9 * * MON-FRI": minute, hour, day, month, weekday. It needs the extra `cron`.
+            line: "30 9 * * MON-FRI": minute, hour, day, month, weekday; or "@daily". It needs the extra `cron`.
             what: as for `every`.
             tz: the time zone of the line: "Europe/Berlin".
             name: as for `every`.
@@ -211,29 +220,55 @@ class QueueAdmin(QueueBase):
             The name.
 
         Raises:
-            ValueError: the line makes no sense, the task has a deadline or no type.
+            ValueError: as for `every`, or the line makes no sense.
+            TypeError: it is no task.
             ImportError: the extra `cron` is not installed.
         """
-        return await self._put_schedule(cron_spec(line, tz), what, name)
+        return await self._put_schedule(Cron(line, what, tz=tz, name=name))
 
-    async def _put_schedule(self, spec: str, what: Task | TaskFunction[..., Any], name: str | None) -> str:
-        task = what if isinstance(what, Task) else what.task()
-        known = task.task_type if name is None else name
-        if not known:
-            raise ValueError("periodic work without a name: give the task a task_type, or the schedule a name")
-        if task.deadline:
-            raise ValueError(
-                f"the periodic task {known!r} has a deadline, which passes once: give it a timeout instead"
-            )
-        task_id, task.task_id = task.task_id, known  # the time is appended to it each time
-        try:
-            record = record_of(task, "")
-        finally:
-            task.task_id = task_id
+    async def _put_schedule(self, entry: Every | Cron) -> str:
+        periodic = entry.periodic()
         life = await self._ready()
-        schedule = Schedule(name=known, spec=spec, due=next_due(spec, life.store.now()), record=record)
+        there = {schedule.name: schedule for schedule in await life.patiently(life.store.schedules)}
+        schedule = updated(periodic, there.get(periodic.name), life.store.now())
         await life.patiently(lambda: life.store.put_schedule(schedule))
-        return known
+        return periodic.name
+
+    async def sync_schedules(self, schedules: Iterable[Every | Cron]) -> ScheduleChanges:
+        """Have exactly these schedules in the queue: add, change and remove what differs. A checkpoint.
+
+        `await queue.sync_schedules([Every(60, poll), Cron("@daily", report.task("all"), name="all reports")])` when a
+        program starts keeps the queue as the program says, whatever an earlier version of it said. Due times stay as
+        they are where the time of a schedule has not changed. Each schedule is one step; when this is cut off, calling
+        it again does the rest.
+
+        Args:
+            schedules: all that the queue is to have, also those of other programs that use it; none removes all.
+
+        Returns:
+            What was done.
+
+        Raises:
+            ValueError: one of them makes no sense, or two have one name; nothing was done.
+            TypeError: one of them is no schedule; nothing was done.
+            ImportError: there is a cron line, and the extra `cron` is not installed; nothing was done.
+        """
+        wanted = declared(schedules)
+        life = await self._ready()
+        store, changes = life.store, ScheduleChanges()
+        there = {schedule.name: schedule for schedule in await life.patiently(store.schedules)}
+        for name, periodic in wanted.items():
+            before = there.get(name)
+            after = updated(msgspec.structs.replace(periodic, is_named=True), before, store.now())
+            if before is not None and not is_changed(after, before):
+                changes.unchanged.append(name)
+                continue
+            await life.patiently(lambda: store.put_schedule(after))  # noqa: B023 - awaited here
+            (changes.added if before is None else changes.changed).append(name)
+        for name in sorted(there.keys() - wanted.keys()):
+            await life.patiently(lambda: store.remove_schedule(name))  # noqa: B023 - awaited here
+            changes.removed.append(name)
+        return changes
 
     async def remove_schedule(self, name: str) -> bool:
         """Forget periodic work. False if there is none of this name (any more). A checkpoint."""

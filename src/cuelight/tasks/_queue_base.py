@@ -126,7 +126,7 @@ class QueueBase:
         )
         ref: Ref[Any] = Ref(system.family_made(system.root).adopt(child(QueueActor, life)))
         # Also where its `stopped` hook is not called, as when it never started.
-        ref._cell.bonds_made().when_ended.append(lambda _: life.end())
+        ref._cell.bonds_made().call_when_ended(lambda _: life.end())
         life.ref = ref
         self._state = system, ref, life, Watch(life)
         return ref

@@ -266,8 +266,8 @@ class Life:
 
         Cancelled, it has claimed nothing, or gives it back.
         """
-        began = self._clock()
-        answer = await self._exchange(Claim(self.worker, self.new_nonce(), 1, self.lease))
+        began, claim = self._clock(), Claim(self.worker, self.new_nonce(), 1, self.lease)
+        answer = await self._exchange(claim)
         if not answer.leases:
             return None, answer.wake_at - self.store.now()
         lease = answer.leases[0]
@@ -277,6 +277,10 @@ class Life:
             log.error("the task %s is given up: %s", lease.record.id, error)  # noqa: TRY400 - it says all
             await self._exchange(self._refusal(lease, "undecodable", str(error)))
             return None, 0.0
+        except BaseException:  # no memory, no stack left: nobody here can have it
+            self._unheard.append(claim)
+            self._hear()
+            raise
         self.held[lease.record.id] = held
         self._keep(lease, began)
         return held.task, 0.0

@@ -15,15 +15,29 @@ from __future__ import annotations
 import random
 from contextvars import copy_context
 from math import inf
+from operator import is_
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from cuelight.errors import LeaseLost, Rejected, TaskCancelled, TaskFailed, TaskTimedOut
-from cuelight.tasks._codec import encode
+from cuelight._log import get_log
+from cuelight._text import type_name
+from cuelight.errors import (
+    LeaseLost,
+    Rejected,
+    TaskCancelled,
+    TaskFailed,
+    TaskTimedOut,
+    UnexpectedCancellation,
+    WorkerDied,
+)
+from cuelight.mailbox import running_task as running_task_of_loop
 from cuelight.tasks._context import TaskContext, running_task
+from cuelight.tasks._failures import QUIET, Failure
 from cuelight.tasks._handling import Given
-from cuelight.tasks._outcome import Released, failure, said
+from cuelight.tasks._mismatch import Mismatch, verdict_on
+from cuelight.tasks._outcome import MISMATCH, Released, failure, kind_of, said
+from cuelight.tasks._parameters import ArgumentMismatch
 from cuelight.tasks._store import Finish
 
 if TYPE_CHECKING:
@@ -32,6 +46,8 @@ if TYPE_CHECKING:
     from cuelight.tasks._store import Lease
 
 __all__ = ["CANCELLED", "LOST", "Runner", "SHUT_DOWN"]
+
+log = get_log("cuelight.tasks")
 
 LOST: Final = "its lease was lost"
 CANCELLED: Final = "somebody cancelled the task"
@@ -59,7 +75,7 @@ class Runner:
     def __init__(self, shift: Shift) -> None:
         self._shift = shift
         self._scope = anyio.CancelScope()
-        self._clean = copy_context()
+        self._clean = tuple(copy_context().values())
         self.cut = ""
         self.timeout: float | None = None
 
@@ -99,10 +115,9 @@ class Runner:
         return self.cut is LOST
 
     def _is_clean(self) -> bool:
-        try:
-            return copy_context() == self._clean
-        except Exception:  # values that cannot be compared, and so were changed
-            return False
+        # Values are not compared: that would call code of users, and equal values may be another request's.
+        now = copy_context()
+        return len(now) == len(self._clean) and all(map(is_, now.values(), self._clean))
 
     def cut_off(self, why: str) -> None:
         """Cancel what runs. The first reason counts, but a lease that was lost is lost."""
@@ -136,7 +151,7 @@ class Runner:
         try:
             value = await self._call(lease, handler, context, timeout)
             if not isinstance(lease, Given):
-                data = encode(value, f"the result of {handler.name}")
+                data = handler.encode(value)
         except BaseException as raised:  # settled, and looked at below
             error = raised
         if timeout is not None:
@@ -157,6 +172,10 @@ class Runner:
     async def _call(self, lease: Lease, handler: Handler, context: TaskContext, timeout: float | None) -> Any:
         try:
             args, kwargs = handler.arguments(lease)
+        except ArgumentMismatch as error:
+            if isinstance(lease, Given):
+                raise
+            raise await verdict_on(self._shift.store, lease, error) from error
         except Exception as error:
             raise Rejected(f"{handler.name} cannot be called with this payload: {said(error)}") from error
         if not handler.in_loop:
@@ -172,43 +191,72 @@ class Runner:
         onwards, rest = _split(error, (self._shift.backend.cancelled, KeyboardInterrupt))
         if onwards is not None and not ours and not _must_go_on(onwards):
             onwards = None  # the task awaited something that somebody else cancelled
-        cause = self._cause(error, ours=ours, onwards=onwards)
+            _take_back_cancellation()
+        kind, cause = self._cause(error, ours=ours, onwards=onwards)
         finish = None
         if self.cut is not LOST:
             finish = failure(
                 self.lease,
+                kind,
                 cause,
                 worker=self._shift.options.worker_id,
                 at=self._shift.store.now(),
                 elapsed=elapsed,
                 backoff=self._shift.options.backoff,
                 jitter=random.random(),  # noqa: S311 - no secret
+                delay=cause.delay if isinstance(cause, Mismatch) else 0.0,
                 where=rest or error,
             )
+            self._note(kind, cause)
         self._shift.settle(self.lease, finish, elapsed, None, cause)
         if onwards is not None:
             raise onwards
 
-    def _cause(self, error: BaseException, *, ours: bool, onwards: BaseException | None) -> Exception:
-        """Why the attempt did not succeed, as one exception."""
+    def _note(self, kind: str, cause: Exception) -> None:
+        """Have the log say that it failed: when the store has said what becomes of it, or now if it is in none."""
+        shift, lease = self._shift, self.lease
+        failed = Failure.of(lease, self.handler.name)
+        if not isinstance(lease, Given):
+            shift.failures[lease.record.id, lease.epoch] = failed
+        elif kind not in QUIET:
+            worker = shift.options.worker_id
+            failed.report(log, worker=worker, queue=shift.queue, kind=kind, state="with its caller", error=cause)
+
+    def _cause(self, error: BaseException, *, ours: bool, onwards: BaseException | None) -> tuple[str, Exception]:
+        """How the attempt ended and why, as one exception."""
+        cause: Exception
         if self.cut is LOST:
-            cause: Exception = LeaseLost(LOST)
+            kind, cause = "lost", LeaseLost(LOST)
         elif self.cut is CANCELLED:
-            cause = TaskCancelled(CANCELLED)
+            kind, cause = "cancelled", TaskCancelled(CANCELLED)
         elif self.cut is SHUT_DOWN or (onwards is not None and not ours):
-            cause = Released(SHUT_DOWN)
+            kind, cause = "released", Released(SHUT_DOWN)
         elif ours:
-            fate = ""
-            if not self.handler.in_loop:
-                process = self._shift.executors.kind == "process"
-                fate = "; its process was killed" if process else "; its thread was abandoned and may still run"
-            cause = TaskTimedOut(f"it ran longer than {self.timeout:g} s{fate}")
+            kind, cause = "timeout", TaskTimedOut(f"it ran longer than {self.timeout:g} s{self._left_behind()}")
         elif isinstance(error, Exception):
-            return error
+            return self._kind_of(error)
+        elif isinstance(error, self._shift.backend.cancelled):
+            raised = type_name(error)
+            text = f"{self.handler.name} awaited something that somebody else has cancelled ({raised})"
+            kind, cause = "error", UnexpectedCancellation(text)
         else:
-            cause = TaskFailed(f"the task raised {said(error)}, which ends no worker")
+            kind, cause = "error", TaskFailed(f"the task raised {said(error)}, which ends no worker")
         cause.__cause__ = error if isinstance(error, Exception) or onwards is None else None
-        return cause
+        return kind, cause
+
+    def _kind_of(self, error: Exception) -> tuple[str, Exception]:
+        """How an attempt ended that raised this. Only what a process says of itself is a crash."""
+        if isinstance(error, Mismatch):
+            return MISMATCH, error
+        if isinstance(error, WorkerDied) and not self.handler.in_loop and self._shift.executors.kind == "process":
+            return "crash", error
+        return kind_of(error)
+
+    def _left_behind(self) -> str:
+        if self.handler.in_loop:
+            return ""
+        process = self._shift.executors.kind == "process"
+        return "; its process was killed" if process else "; its thread was abandoned and may still run"
 
 
 def _split(
@@ -216,7 +264,7 @@ def _split(
 ) -> tuple[BaseException | None, BaseException | None]:
     if isinstance(error, BaseExceptionGroup):
         group: BaseExceptionGroup[BaseException] = error  # pyright: ignore[reportUnknownVariableType]
-        return group.split(kinds)
+        return BaseExceptionGroup.split(group, kinds)  # not what a subclass made of it
     return (error, None) if isinstance(error, kinds) else (None, error)
 
 
@@ -225,3 +273,11 @@ def _must_go_on(error: BaseException) -> bool:
     if _split(error, (KeyboardInterrupt,))[0] is not None:
         return True
     return anyio.current_effective_deadline() == -inf
+
+
+def _take_back_cancellation() -> None:
+    """Somebody may have called `Task.cancel` on the task of this runner, which goes on."""
+    task: Any = running_task_of_loop()
+    if hasattr(task, "uncancel"):  # trio has no such cancellations
+        while task.cancelling():
+            task.uncancel()

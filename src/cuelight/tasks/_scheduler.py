@@ -277,7 +277,7 @@ class _Watch:
             raise ValueError(f"ref={ref!r}: this actor has ended, so register a worker that lives")
         self._table, self._worker_id = table, worker_id
         self._cell, self._thread = ref._cell, get_ident()
-        self._cell.bonds_made().when_ended.append(self._ended)
+        self._cell.bonds_made().call_when_ended(self._ended)
 
     def _ended(self, exit_: Exit) -> None:
         if self._table.unregister(self._worker_id, only=self):
@@ -294,7 +294,7 @@ class _Watch:
     def _withdraw(self) -> None:
         bonds = self._cell.bonds
         if bonds is not None and self._ended in bonds.when_ended and not self._cell.dead:
-            bonds.when_ended.remove(self._ended)
+            bonds.when_ended.pop(self._ended, None)
 
 
 def _named(strategy: str) -> AssignStrategy:

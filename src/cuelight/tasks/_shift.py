@@ -26,6 +26,7 @@ from cuelight.mailbox import current_backend
 from cuelight.tasks._chores import Chores
 from cuelight.tasks._claimer import Claimer
 from cuelight.tasks._executors import Executors
+from cuelight.tasks._failures import Failure
 from cuelight.tasks._handling import Given, Handler
 from cuelight.tasks._keeper import Keeper
 from cuelight.tasks._opened import close_store, open_store
@@ -62,13 +63,14 @@ Settled = tuple["Lease", Finish | None, float, Any, Exception | None]
 class Shift:
     """What one worker has while it works. Belongs to one loop."""
 
-    def __init__(self, store: Store, options: WorkerOptions, tally: Tally) -> None:
-        self.store, self.options, self.tally = store, options, tally
+    def __init__(self, store: Store, options: WorkerOptions, tally: Tally, queue: str = "") -> None:
+        self.store, self.options, self.tally, self.queue = store, options, tally, queue
         self.backend = current_backend()
         self.portal: BlockingPortal | None = None
         self.running: dict[tuple[str, int], Runner] = {}
         self.waiting: deque[Lease] = deque()
         self.finishes: list[Finish] = []
+        self.failures: dict[tuple[str, int], Failure] = {}  # of finishes that the store has not answered
         self.draining = False
         self.taken = 0
         self.on_settled: Callable[[Settled], object] | None = None
@@ -201,6 +203,7 @@ class Shift:
         options = self.options
         finish = failure(
             lease,
+            "cancelled" if isinstance(why, TaskCancelled) else "released",
             why,
             worker=options.worker_id,
             at=self.store.now(),

@@ -183,7 +183,8 @@ class Schedule(msgspec.Struct, kw_only=True):
         name: unique in the queue.
         spec: opaque to the store: a period or a cron line.
         due: when it fires next, in seconds since the epoch.
-        record: the task that it makes; its id gets "@" and the due time appended, its `created` is when it fires.
+        record: the task that it makes; its id gets "@" and the due time appended, its `created` is when it fires. The
+            id is the name, with a mark after it when the clock was set back.
     """
 
     name: str

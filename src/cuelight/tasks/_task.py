@@ -95,7 +95,7 @@ class Counts(msgspec.Struct):
         timeouts: it ran longer than its time-out.
         crashes: its worker died, or lost its lease.
         rate_limited: it was told to come back later; never too often.
-        released: its worker gave it back unstarted or was shut down; never too often.
+        released: its worker gave it back unstarted, was shut down, or had no function that fits; never too often.
     """
 
     errors: int = 0
@@ -109,7 +109,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """One attempt that did not succeed.
 
     Attributes:
-        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "undecodable" or "cancelled".
+        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "undecodable", "cancelled" or
+            "mismatch": the arguments did not fit the function that the worker has.
         worker: who ran it.
         at: when it ended, in seconds since the epoch.
         elapsed: seconds that it ran.
@@ -136,7 +137,9 @@ class Task:
     Attributes:
         task_id: its identity; a queue takes each only once. A random UUID by default.
         task_type: which function or handler runs it.
-        payload: what to work on: a value that msgspec encodes. It comes back as plain values (dict, list, str, ...).
+        payload: what to work on. It comes back as it was: None, bool, int of 64 bits, float, str, bytes, bytearray,
+            datetime, date, time, timedelta, UUID, Decimal, and list, tuple, set, frozenset and dict of these, nested at
+            most 100 levels deep. Other types are refused.
         priority: the most urgent goes first.
         deadline: when it is too late to start it, in seconds since the epoch; None or 0 for never. Among tasks of one
             priority the earliest deadline goes first.

@@ -171,7 +171,8 @@ class TaskWorker:
         if task is None:
             await self._must_have_queue().ready()
         store: Any = self._must_have_queue().store if task is None else _Nowhere()
-        shift = Shift(store, msgspec.structs.replace(self._options, slots=1), self._tally)
+        name = "" if self._queue is None else self._queue.name
+        shift = Shift(store, msgspec.structs.replace(self._options, slots=1), self._tally, name)
         with _unwrapped_interrupt():
             settled = await shift.once(given)
         if task is not None and given is not None and given.checkpoint is not None:
@@ -212,7 +213,9 @@ class TaskWorker:
 
     async def _work(self, actor: _WorkerActor) -> None:
         """One shift, in the actor."""
-        shift = self._shift = Shift(self._must_have_queue().store, self._options, self._tally)
+        shift = self._shift = Shift(
+            self._must_have_queue().store, self._options, self._tally, self._must_have_queue().name
+        )
         try:
             with _unwrapped_interrupt():
                 await shift.run(actor.told_to_stop)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from cuelight._text import safe_repr
 from cuelight.actors import Actor
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def crash_once(
     Raises:
         ValueError: the class has no handler for that kind of message.
     """
-    calls = actor.__table__.calls
-    original = calls.get(kind) or actor.__table__.find(kind)
+    table = actor.__table__
+    original = table.calls.get(kind) or table.find(kind)
     if original is None:
         raise ValueError(f"{actor.__name__} has no handler for {kind.__name__}")
     handler: Any = original
@@ -47,7 +48,7 @@ def crash_once(
         nonlocal left
         if left:
             left -= 1
-            raise error or InjectedCrash(f"{actor.__name__} on {message!r}")
+            raise error or InjectedCrash(f"{actor.__name__} on {safe_repr(message)}")
 
     async def streaming(self: Any, message: Any) -> Any:
         crash_if_due(message)
@@ -67,11 +68,14 @@ def crash_once(
         replacement = streaming
     elif inspect.iscoroutinefunction(handler):
         replacement = suspending
-    calls[kind] = replacement
+    views = [calls for calls in (table.calls, table.async_calls, table.plain_calls) if kind in calls]
+    for calls in views:
+        calls[kind] = replacement
     try:
         yield
     finally:
-        calls[kind] = original
+        for calls in views:
+            calls[kind] = original
 
 
 async def wait_until_idle(system: ActorSystem) -> None:

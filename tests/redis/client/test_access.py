@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import redis
 import trustme
@@ -18,10 +19,11 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import NoPermissionError
 
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.redis import RedisClient, Script
+from cuelight.redis import RedisClient, Script, use_coredis, use_redis_py
 from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._client._connect import check_version
 from cuelight.redis._client._settings import settings_of
+from helpers.players import outcome
 from helpers.redis_servers import RedisServer, redis_binary, shared_server, valkey_binary
 from helpers.tcp_proxy import TcpProxy
 
@@ -178,7 +180,7 @@ async def test_tls_shows_the_certificate_of_the_client_and_keeps_to_what_the_url
         ("http://localhost", "is no URL of Redis: give redis://"),
         ("redis://user:secret@host:port", "[Pp]ort"),
         ("redis://user:secret@host:99999", "[Pp]ort"),
-        ("redis://user:secret@host/jobs", "'jobs' is not the number of a database"),
+        ("redis://user:secret@host/jobs", "/jobs.* not the number of a database"),
         ("redis://host?db=x", "Invalid value for 'db'"),
         ("redis://host?db=-1", "counted from 0"),
         ("redis://host?sockettimeout=3", "the option 'sockettimeout' is not known; there are"),
@@ -323,3 +325,115 @@ async def test_one_address_has_one_client_in_a_process() -> None:
 
 def test_a_script_is_shown_by_its_name_and_not_by_its_text() -> None:
     assert repr(Script("return 1", "one")) == "Script('one', e0e1f9fa)"
+
+
+PIECES = ("mysecret", "mytoken")
+"""Of a password: none of them may be shown."""
+
+
+def secret_urls() -> list[str]:
+    """Every place for a password that has a character in it which means something in a URL."""
+    places = (
+        "redis://:{}@host/0",
+        "redis://user:{}@host:7000",
+        "redis://{}@host",
+        "redis://:{}",
+        "redis://host:{}",
+        "redis://host:{}/0",
+        "rediss://user:{}@host?ssl_cert_reqs=maybe",
+        "redis://user:{}@host:port",
+        "redis://user:{}@host/jobs",
+        "redis://user:{}@host?option=1",
+        "redis://user:{}@[::1",
+        "redis://host?password={}",
+        "redis://host?password={}&option=1",
+        "redis://host?sentinel_password={}&db=x",
+        "unix://user:{}@/tmp/socket?db=1",
+        "unix://user:{}@?db=1",
+        "redis+sentinel://user:{}@a:1,b:2/main",
+        "redis+sentinel://user:{}@a:1",
+        "redis+cluster://user:{}@a:1,b:2/3",
+        "http://user:{}@host",
+        "user:{}@host",
+    )
+    between = (
+        "",
+        "/",
+        "?",
+        "#",
+        "@",
+        ":",
+        ",",
+        "&",
+        "=",
+        "%",
+        "%ZZ",
+        "[",
+        "]",
+        " ",
+        "\\",
+        "?x=",
+        "/1@",
+        "\u2100",
+        "\udc80",
+    )
+    written = [f"{between_pieces}".join(PIECES) for between_pieces in between]
+    written += [f"123{one}".join(("", PIECES[0])) for one in between]
+    before_a_host = [place for place in places if "@" in place.partition("?")[0]]
+    # Elsewhere what follows an @ is a host, and what follows a slash after a port is a database.
+    odd = [one for one in written if "@" not in one and not one.startswith("123")]
+    return [place.format(one) for place in places for one in (written if place in before_a_host else odd)]
+
+
+def everything_said(error: BaseException) -> str:
+    """All texts of an error and of those that came before it."""
+    said, seen = "", set[int]()
+    while id(error) not in seen:
+        seen.add(id(error))
+        said += f"{error!s} {error!r} {error.args!r} {getattr(error, '__notes__', '')!r}\n"
+        error = error.__cause__ or error.__context__ or error
+    return said
+
+
+def test_no_part_of_a_password_is_shown_however_it_is_written() -> None:
+    for url in secret_urls():
+        try:
+            client = RedisClient(url)
+        except ValueError as error:
+            said = everything_said(error)
+        else:
+            said = f"{client!r} {client.name} {client._settings!r}"
+            client.close()
+        assert not any(piece in said for piece in PIECES), (url, said)
+
+
+async def test_no_part_of_a_password_is_shown_when_a_server_is_away_or_refuses_it(
+    guarded: RedisServer, unused: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for port in (guarded.port, unused):
+        async with RedisClient(f"redis://user:mysecret%2Fmytoken@127.0.0.1:{port}", timeout=1) as client:
+            said = ""
+            for call in (
+                lambda client=client: client.execute("GET", "k"),
+                lambda client=client: anyio.to_thread.run_sync(client.execute_blocking, "GET", "k"),
+                lambda client=client: client.subscribe("ch", lambda _: None, lambda: None),
+                lambda client=client: client.get("k"),
+            ):
+                error = await outcome(call())
+                assert isinstance(error, StoreRefused | StoreUnavailable | redis.RedisError)
+                said += everything_said(error)
+            assert not any(piece in said + caplog.text for piece in PIECES), said
+
+
+@pytest.mark.parametrize("use", [use_redis_py, use_coredis])
+def test_a_client_that_does_not_fit_is_refused_without_what_it_knows(use: Callable[[Any], Any]) -> None:
+    class Odd:
+        connection_pool = None
+
+        def __repr__(self) -> str:
+            return "password=mysecret"
+
+    with pytest.raises(ValueError, match="the Odd does not do: give a") as refused:
+        use(Odd())
+    assert "mysecret" not in everything_said(refused.value)

@@ -96,10 +96,17 @@ class Late:
         self._client, self.go = client, anyio.Event()
         self.name = client.name
 
-    async def run(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[Argument] = (),
+        args: Sequence[Argument] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         if script.name == "beat":
             await self.go.wait()
-        return await self._client.run(script, keys, args)
+        return await self._client.run(script, keys, args, timeout=timeout)
 
 
 async def test_a_beat_that_comes_late_brings_no_permit_back(client: RedisClient) -> None:

@@ -13,7 +13,8 @@ from cuelight.coordination._gcra import Bucket
 from cuelight.coordination._limit_meter import Meter
 from cuelight.coordination._window import WindowCounter, WindowLog
 from cuelight.redis import RedisClient
-from cuelight.redis._limits._plan import ALGORITHMS, Algorithm, Plan, bucket_row, pack, row_of, scripts_of, unpack
+from cuelight.redis._limits._answers import unpack
+from cuelight.redis._limits._plan import ALGORITHMS, Algorithm, Plan, bucket_row, pack, row_of, scripts_of
 from helpers.redis_servers import RedisServer, redis_binary, shared_server
 
 METERS: dict[Algorithm, Callable[[RateLimitConfig], Meter]] = {
@@ -40,7 +41,7 @@ class Table:
         fields = {"now": self.now, "version": 0, **fields}
         keys = self.plan.keys(self.party)
         answer = self.client.run_blocking(getattr(self.scripts, script), keys, [self.plan.packed, pack(fields)])
-        return unpack(answer)
+        return {**unpack(script, len(self.plan.names), answer)}
 
     def ask(self, *costs: int, wait: int = 0, name: str | None = None) -> dict[str, Any]:
         self.number += 1

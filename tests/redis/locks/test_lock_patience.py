@@ -187,7 +187,10 @@ async def test_a_state_of_which_a_key_was_deleted_is_refused_by_name() -> None:
     where = over_redis()
     async with RedisClient(where["redis_url"]) as client:
         holder, lock = RedisLock("it", server=client, prefix=where["prefix"]), RedisLock("it", **where)
-        for key, what in ((3, "CORRUPT member .*: none, not q"), (2, "CORRUPT line: 1 wait in it, and it is empty")):
+        for key, what in (
+            (3, "CORRUPT member .*: (none|x), not q"),
+            (2, "CORRUPT line: 1 wait in it, and it is empty"),
+        ):
             await holder.acquire()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(outcome, lock.acquire())

@@ -307,7 +307,7 @@ async def test_schedules_are_kept_by_name(queue: TaskQueue) -> None:
     assert (first.name, second.name) == ("greet", "mornings")
     assert first.record.max_retries == 9
     assert first.due > time.time() + 3500
-    await queue.every(3600, Task(task_type="greet"))
+    await queue.every(3600, Task(task_type="greet"), name="greet")
     again = next(one for one in await queue.schedules() if one.name == "greet")
     assert again.due == first.due, "said again it keeps its time"
     assert await queue.remove_schedule("greet")

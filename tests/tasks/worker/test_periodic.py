@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight.tasks import Record, Schedule
-from cuelight.tasks._periodic import cron_spec, every_spec, next_due
+from cuelight.mailbox import current_backend
+from cuelight.tasks import MemoryStore, Record, Schedule, Task
+from cuelight.tasks._periodic import cron_spec, due_after_change, every_spec, latest_due, next_due
 from helpers.workers import EPOCH, Faulty, loop_store, new_worker, open_queue
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -168,3 +170,148 @@ async def test_a_store_that_fails_now_and_then_fires_no_due_time_twice(how: str)
         await anyio.sleep(110)
         faulty.fails = None
     assert len(ticks.times) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("*/90 * * * *", r"'\*/90' is not every 90 minutes, .*: use every\(5400, \.\.\.\) for that"),
+        ("0 */36 * * *", r"'\*/36' is not every 36 hours, .*: use every\(129600, \.\.\.\)"),
+        ("*/120 * * * * *", r"is not every 120 seconds"),
+        ("0 0 */40 * *", r"is not every 40 days of the month"),
+        ("0 0 1 */13 *", r"is not every 13 months, for the step is longer than the 12 months that there are$"),
+        ("0 0 * * */8", r"is not every 8 days of the week"),
+        ("0-10/20 * * * *", r"'0-10/20' is not every 20 minutes, for the step is longer than the 11 minutes"),
+        ("1,5/58 * * * *", r"'5/58' is not every 58 minutes"),
+    ],
+)
+def test_a_step_that_is_longer_than_its_range_is_refused_with_the_way_out(line: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        cron_spec(line)
+
+
+@pytest.mark.parametrize("line", ["*/60 * * * *", "0 */24 * * *", "0 0 */31 * *", "0 0 1 */12 *", "0-10/11 * * * *"])
+def test_a_step_as_long_as_its_range_is_taken(line: str) -> None:
+    assert next_due(cron_spec(line), 0.0) > 0
+
+
+@pytest.mark.parametrize(
+    ("alias", "line"),
+    [
+        ("@yearly", "0 0 1 1 *"),
+        ("@annually", "0 0 1 1 *"),
+        ("@monthly", "0 0 1 * *"),
+        ("@weekly", "0 0 * * 0"),
+        ("@daily", "0 0 * * *"),
+        ("@midnight", "0 0 * * *"),
+        ("@hourly", "0 * * * *"),
+        (" @Daily ", "0 0 * * *"),
+    ],
+)
+def test_the_names_of_usual_lines_are_taken(alias: str, line: str) -> None:
+    assert cron_spec(alias, "Europe/Berlin") == cron_spec(line, "Europe/Berlin")
+
+
+def test_an_unknown_name_of_a_line_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="there is no such name: there are @annually, @daily, "):
+        cron_spec("@fortnightly")
+    with pytest.raises(ValueError, match="what is to run when a program starts can be sent then"):
+        cron_spec("@reboot")
+    with pytest.raises(ValueError, match="give a string"):
+        cron_spec(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+specs = (
+    st.text(max_size=20)
+    | st.floats().map(lambda period: f"every {period!r}")
+    | st.text(max_size=10).map(lambda text: f"every {text}")
+    | st.text(alphabet="0123456789*/,-#LWMONFRISUATJE ", max_size=30).map(lambda line: f"cron UTC {line}")
+    | st.lists(st.text(alphabet="0123456789*/,-#LW", min_size=1, max_size=6), min_size=5, max_size=6).map(
+        lambda fields: f"cron UTC {' '.join(fields)}"
+    )
+    | st.text(max_size=20).map(lambda zone: f"cron {zone} 0 9 * * *")
+)
+moments = st.floats() | st.floats(0, 4e9)
+
+
+@given(specs, moments, moments)
+def test_whatever_a_store_says_of_a_schedule_is_a_due_time_or_refused(spec: str, after: float, anchor: float) -> None:
+    with suppress(ValueError):
+        assert next_due(spec, after, anchor) > after
+    with suppress(ValueError):
+        assert latest_due(spec, after) > after
+    with suppress(ValueError):
+        due_after_change("every 60.0", after, spec, anchor)
+
+
+@pytest.mark.parametrize("spec", ["every 0.0", "every -1.0", "every nan", "every inf", "every x", "every"])
+def test_a_period_in_a_store_that_makes_no_sense_is_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match="is no schedule: its period"):
+        next_due(spec, EPOCH)
+
+
+class Wall:
+    """A clock that can be set."""
+
+    def __init__(self) -> None:
+        loop_time = current_backend().time
+        self.offset = 0.0
+        self.store = MemoryStore(clock=lambda: EPOCH + loop_time() + self.offset)
+
+
+@pytest.mark.parametrize("spec", ["every 60.0", "cron UTC * * * * *"])
+async def test_a_clock_that_is_set_back_does_not_silence_periodic_work_for_as_long(
+    spec: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ticks, wall = Ticks(), Wall()
+    async with open_queue(wall.store) as queue, new_worker(queue, {"tick": ticks.tick}):
+        await queue.store.put_schedule(schedule(spec, next_due(spec, EPOCH)))
+        await anyio.sleep(600)
+        before = len(ticks.times)
+        assert before in {9, 10}
+        wall.offset = -3600.0
+        await anyio.sleep(600)
+        assert len(ticks.times) - before >= 8, "not silent, and what comes again is no duplicate"
+        assert max(after - one for one, after in zip(ticks.times, ticks.times[1:], strict=False)) <= 125
+        [now] = await queue.store.schedules()
+        assert now.name == "s"
+        # Saying it again, as when the program starts anew, keeps all that.
+        await queue.every(60, Task(task_type="tick", payload=None), name="s")
+    assert sum("the clock was set back" in record.message for record in caplog.records) == 1
+
+
+async def test_a_clock_that_was_set_back_before_the_worker_started_is_noticed() -> None:
+    ticks, wall = Ticks(), Wall()
+    async with open_queue(wall.store) as queue:
+        await queue.store.put_schedule(schedule("every 60.0", EPOCH + 7 * 86400.0))
+        async with new_worker(queue, {"tick": ticks.tick}):
+            await anyio.sleep(200)
+    assert ticks.times == pytest.approx([60, 120, 180], abs=0.3)
+
+
+async def test_work_at_a_fixed_time_is_not_done_again_because_the_clock_was_set_back_an_hour() -> None:
+    ticks, wall = Ticks(), Wall()
+    spec = cron_spec("0 14 * * *")  # the epoch of these tests is 13:46:40
+    async with open_queue(wall.store) as queue, new_worker(queue, {"tick": ticks.tick}):
+        await queue.store.put_schedule(schedule(spec, next_due(spec, EPOCH)))
+        await anyio.sleep(900)
+        assert len(ticks.times) == 1
+        wall.offset = -1000.0
+        await anyio.sleep(1200)
+        assert len(ticks.times) == 1, "it was 14:00 again"
+        wall.offset = -3 * 86400.0
+        await anyio.sleep(100)
+        [now] = await queue.store.schedules()
+        assert now.due - queue.store.now() < 86400, "three days are no reason to wait for three days"
+
+
+async def test_a_schedule_that_cannot_be_fired_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    ticks = Ticks()
+    async with open_queue() as queue, new_worker(queue, {"tick": ticks.tick}):
+        for name, spec in {"a": "every 0.0", "b": "every x", "c": "cron UTC 5L/2", "d": "cron Mars 0 9 * * *"}.items():
+            await queue.store.put_schedule(schedule(spec, EPOCH, name))
+        await queue.store.put_schedule(schedule("every 10.0", EPOCH + 10))
+        await anyio.sleep(95)
+    assert len(ticks.times) == 9
+    for name in "abcd":
+        assert sum(f"the schedule '{name}' cannot be fired" in record.message for record in caplog.records) == 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
+from cuelight._text import safe_repr
 from cuelight.errors import StoreRefused
 from cuelight.redis._actors._frames import FORMAT
-from cuelight.redis._client import Script, Server
+from cuelight.redis._client import Argument, Script, Server, read_reply
 
 __all__ = ["Beat", "Directory", "ENTRIES_AT_ONCE", "Entry"]
 
@@ -20,7 +22,15 @@ _RECEIVE: Final = Script.load(_PACKAGE, "receive.lua")
 _EXPOSE: Final = Script.load(_PACKAGE, "expose.lua")
 _RESOLVE: Final = Script.load(_PACKAGE, "resolve.lua")
 
+T = TypeVar("T")
+
 ENTRIES_AT_ONCE: Final = 16
+
+LARGEST: Final = (1 << 63) - 1
+"""The greatest serial that fits into a frame."""
+
+LONGEST: Final = 1000
+"""Characters that are shown of an entry that is none of ours."""
 
 
 class Beat(NamedTuple):
@@ -69,17 +79,20 @@ class Directory:
         self._ttl = max(60_000, 10 * self._lease)
         self.channel = self._channel(identity)
 
-    def _node(self, identity: str) -> str:
-        return f"{self._tag}:node:{identity}"
+    def _node(self, identity: str) -> bytes:
+        return _bytes(f"{self._tag}:node:{identity}")
 
-    def _stream(self, identity: str) -> str:
-        return f"{self._tag}:inbox:{identity}"
+    def _stream(self, identity: str) -> bytes:
+        return _bytes(f"{self._tag}:inbox:{identity}")
 
-    def _lost(self, identity: str) -> str:
-        return f"{self._tag}:lost:{identity}"
+    def _lost(self, identity: str) -> bytes:
+        return _bytes(f"{self._tag}:lost:{identity}")
 
     def _channel(self, identity: str) -> str:
         return f"{self._tag}:wake:{identity}"
+
+    def _read(self, asked: str, read: Callable[[Any], T], reply: Any) -> T:
+        return read_reply(self.server.name, f"{asked} of the cluster {self.cluster!r}", read, reply)
 
     async def join(self, about: str) -> None:
         """Enter the cluster.
@@ -88,10 +101,11 @@ class Directory:
             StoreRefused: it was made by a version of this library that lays out its keys otherwise.
         """
         keys = (self._format, self._members, self._node(self.identity))
-        said = await self.server.run(_JOIN, keys, (self.identity, self._lease, self._ttl, FORMAT, about))
-        if _text(said[0]) != "ok":
+        reply = await self.server.run(_JOIN, keys, (self.identity, self._lease, self._ttl, FORMAT, about))
+        said, found = self._read("join", _said, reply)
+        if said != "ok":
             raise StoreRefused(
-                f"the cluster {self.cluster!r} in {self.server.name} has format {_text(said[1])}, this version speaks "
+                f"the cluster {self.cluster!r} in {self.server.name} has format {found}, this version speaks "
                 f"{FORMAT}: run one version, or give the cluster another name"
             )
 
@@ -104,16 +118,13 @@ class Directory:
             self._node(self.identity),
             self._stream(self.identity),
         )
-        said = self.server.run_blocking(_BEAT, keys, (self.identity, self._lease, self._ttl, *others))
-        if not said[0]:
-            return Beat(False, [], [], None)
-        soonest = None if int(said[3]) < 0 else int(said[3]) / 1000
-        return Beat(True, [_text(one) for one in said[1]], [_text(one) for one in said[2]], soonest)
+        args: tuple[Argument, ...] = (self.identity, self._lease, self._ttl, *map(_bytes, others))
+        return self._read("beat", _beat, self.server.run_blocking(_BEAT, keys, args))
 
-    def _burial(self, identity: str, *, force: bool) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
-        keys = (self._format, self._members, self._names)
+    def _burial(self, identity: str, *, force: bool) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
+        keys: tuple[Argument, ...] = (self._format, self._members, self._names)
         own = (self._node(identity), self._stream(identity), self._lost(identity))
-        return keys + own, (identity, int(force), self._ttl)
+        return keys + own, (_bytes(identity), int(force), self._ttl)
 
     def bury(self, identity: str) -> bool:
         """End the membership of a node whose lease has run out. Returns whether it is none now. Blocks."""
@@ -130,7 +141,8 @@ class Directory:
         It is written down of all members who had sent something, and kept for longer than they can be members without
         hearing that the node is gone: no entry says that nothing of ours ever came there.
         """
-        return int(await self.server.execute("HGET", self._lost(identity), self.identity) or 0)
+        reply = await self.server.execute("HGET", self._lost(identity), self.identity)
+        return self._read(f"what {identity} had read", int, reply or 0)
 
     async def forget(self, identity: str) -> None:
         """What a node had read of ours is known."""
@@ -139,15 +151,16 @@ class Directory:
     async def send(self, target: str, number: int, payload: bytes) -> str:
         """Put a batch into an inbox; says `ok`, `full`, `gone` or `expelled`."""
         keys = (self._members, self._node(target), self._stream(target))
-        args = (self.identity, target, number, FORMAT, payload, self._inbox, self._ttl)
-        return _text(await self.server.run(_SEND, keys, (*args, self._publish, self._channel(target))))
+        args = (self.identity, _bytes(target), number, FORMAT, payload, self._inbox, self._ttl)
+        reply = await self.server.run(_SEND, keys, (*args, self._publish, self._channel(target)))
+        return self._read("send", _sent, reply)
 
     async def receive(self, last: str, total: int) -> list[Entry] | None:
         """What came after an entry, which is dealt with; None if this node is no member any more."""
         keys = (self._members, self._node(self.identity), self._stream(self.identity))
         args = (self.identity, last, _after(last), total, ENTRIES_AT_ONCE)
-        said = await self.server.run(_RECEIVE, keys, args)
-        return None if said == 0 else [_entry(one) for one in said]
+        reply = await self.server.run(_RECEIVE, keys, args)
+        return None if reply == 0 else self._read("receive", lambda it: [_entry(one) for one in it], reply)
 
     async def expose(self, name: str, serial: int, path: str, *, give: bool = True) -> str | None:
         """Give a name, or take it back; who has it, if it is taken.
@@ -157,18 +170,47 @@ class Directory:
         """
         keys = (self._members, self._names, self._node(self.identity))
         value = f"{self.identity} {serial} {path}"
-        said = await self.server.run(_EXPOSE, keys, (self.identity, name, value, self._ttl, int(give)))
-        if _text(said[0]) == "expelled":
+        reply = await self.server.run(_EXPOSE, keys, (self.identity, name, value, self._ttl, int(give)))
+        said, owner = self._read("expose", _said, reply)
+        if said == "expelled":
             raise LookupError(self.identity)
-        return None if _text(said[0]) == "ok" else _text(said[1])
+        return None if said == "ok" else owner
 
-    async def resolve(self, name: str) -> tuple[tuple[str, int, str] | None, list[str]]:
+    async def resolve(self, name: str, limit: float) -> tuple[tuple[str, int, str] | None, list[str]]:
         """The address behind a name; or None, and names that there are."""
-        said = await self.server.run(_RESOLVE, (self._members, self._names), (name,))
-        if said[0]:
-            identity, serial, path = _text(said[0]).split(" ", 2)
-            return (identity, int(serial), path), []
-        return None, [_text(one) for one in said[1]]
+        keys = (self._members, self._names)
+        reply = await self.server.run(_RESOLVE, keys, (name,), timeout=limit)
+        return self._read(f"resolve {safe_repr(name)}", _resolved, reply)
+
+
+def _beat(reply: Any) -> Beat:
+    if not reply[0]:
+        return Beat(False, [], [], None)
+    _, gone, expired, soonest = reply
+    return Beat(True, _texts(gone), _texts(expired), None if int(soonest) < 0 else int(soonest) / 1000)
+
+
+def _said(reply: Any) -> tuple[str, str]:
+    """The first word, and what follows."""
+    return _text(reply[0]), " ".join(_texts(reply[1:]))
+
+
+def _sent(reply: Any) -> str:
+    said = _text(reply)
+    if said not in {"ok", "full", "gone", "expelled"}:
+        raise ValueError(said)
+    return said
+
+
+def _resolved(reply: Any) -> tuple[tuple[str, int, str] | None, list[str]]:
+    return (_address(reply[0]), []) if reply[0] else (None, _texts(reply[1]))
+
+
+def _address(value: Any) -> tuple[str, int, str]:
+    identity, serial, path = bytes(value).decode().split(" ", 2)
+    if not (identity and path and 0 < int(serial) <= LARGEST):
+        raise ValueError(f"{serial} is the serial of no actor")
+    return identity, int(serial), path
 
 
 def _after(last: str) -> str:
@@ -178,13 +220,23 @@ def _after(last: str) -> str:
 
 def _entry(raw: Any) -> Entry:
     identity, fields = _text(raw[0]), raw[1]
+    if not re.fullmatch(r"\d{1,20}-\d{1,20}", identity):
+        raise ValueError(f"{identity} is the name of no entry")
     try:
         _, sender, _, _, _, total, _, form, _, payload = fields
-        return Entry(identity, _text(sender), int(total), _text(form), payload)
-    except ValueError:  # somebody else has put it there
-        return Entry(identity, "nobody", 0, "none", repr(fields).encode())
+        return Entry(identity, bytes(sender).decode(), int(total), _text(form), payload)
+    except (TypeError, ValueError):  # somebody else has put it there
+        return Entry(identity, "nobody", 0, "none", safe_repr(fields, LONGEST).encode())
+
+
+def _texts(values: Any) -> list[str]:
+    return [_text(value) for value in values]
 
 
 def _text(value: Any) -> str:
-    """A string, from a server that was told to decode them or not to."""
-    return value if isinstance(value, str) else bytes(value).decode()
+    """A string; what is no UTF-8 keeps its bytes, so that `_bytes` gives them back."""
+    return value if isinstance(value, str) else bytes(value).decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

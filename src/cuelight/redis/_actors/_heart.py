@@ -9,13 +9,13 @@ Invariants:
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from cuelight._log import get_log
+from cuelight.coordination._spread import spread
 from cuelight.redis._actors._directory import Directory
 
 __all__ = ["Heart"]
@@ -88,7 +88,7 @@ class Heart:
                 if not self._away and not self._closed.is_set():
                     log.warning("%s cannot renew its lease, and goes on trying: %s", self._directory.identity, error)
                 self._away = True
-                pause = self._lease / BEATS * random.uniform(0.3, 0.6)  # noqa: S311 - no secret
+                pause = self._lease / BEATS * spread.uniform(0.3, 0.6)
 
     def _beat(self) -> float:
         """Renew, and tell what came of it. Returns the seconds until the next time."""

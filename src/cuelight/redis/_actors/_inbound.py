@@ -39,7 +39,7 @@ class Inbound:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self.asks: dict[int, Asked] = {}
-        self._watched: dict[int, tuple[list[Any], Callable[[Exit], None]]] = {}
+        self._watched: dict[int, tuple[Cell, Callable[[Exit], None]]] = {}
 
     # Messages.
 
@@ -150,9 +150,8 @@ class Inbound:
                 self._watched.pop(frame.to, None)
                 self._peer.send(ended_frame(frame.to, exit_))
 
-            waiting = cell.bonds_made().when_ended
-            waiting.append(ended)
-            self._watched[frame.to] = waiting, ended
+            cell.bonds_made().call_when_ended(ended)
+            self._watched[frame.to] = cell, ended
 
     def signal(self, frame: Signal) -> None:
         """Stop, kill or interrupt an actor."""
@@ -167,7 +166,7 @@ class Inbound:
         else:
             cell.kill(frame.why)
         if cell.state != DEAD:
-            cell.bonds_made().starting.append(partial(self._up, cell, frame.to))
+            cell.bonds_made().call_when_started(partial(self._up, cell, frame.to))
 
     def _up(self, cell: Cell, serial: int) -> None:
         if cell.state != DEAD:
@@ -192,8 +191,9 @@ class Inbound:
         asks, self.asks = self.asks, {}
         for asked in asks.values():
             asked.cancel()
-        for waiting, ended in self._watched.values():
-            waiting.remove(ended)
+        for cell, ended in self._watched.values():
+            if cell.bonds is not None:
+                cell.bonds.when_ended.pop(ended, None)
         self._watched.clear()
 
 

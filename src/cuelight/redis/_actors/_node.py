@@ -25,7 +25,7 @@ from cuelight.redis._actors._directory import Directory
 from cuelight.redis._actors._membership import Membership
 from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
-from cuelight.redis._client import RedisClient, Server, publishing_command
+from cuelight.redis._client import RedisClient, Server, answer_time, publishing_command
 
 __all__ = ["NodeStatistics", "RedisNode"]
 
@@ -238,7 +238,7 @@ class RedisNode:
         if cell.state == DEAD:
             self._ended(name, cell)
             raise ActorNotFound(f"{cell.path} has ended: expose an actor that lives")
-        cell.bonds_made().when_ended.append(lambda exit_: self._ended(name, cell, exit_))
+        cell.bonds_made().call_when_ended(lambda exit_: self._ended(name, cell, exit_))
 
     def _ended(self, name: str, cell: Cell, _: Exit | None = None) -> None:
         if self._names.get(name) is cell:
@@ -277,7 +277,8 @@ class RedisNode:
         deadline, pause = anyio.current_time() + timeout, 0.01
         while True:
             membership = self._member()
-            address, names = await membership.directory.resolve(name)
+            limit = answer_time(timeout, deadline - anyio.current_time())
+            address, names = await membership.directory.resolve(name, limit)
             if address is not None:
                 return membership.ref_at(address)
             left = deadline - anyio.current_time()

@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +16,7 @@ from anyio.lowlevel import checkpoint
 from redis.exceptions import ResponseError
 
 from cuelight._log import get_log
+from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis._actors._frames import Ask, Credit, Frame, Open, batch_of
 from cuelight.redis._actors._inbound import Inbound
@@ -149,4 +149,4 @@ class Peer:
                 self.membership.expelled("the server says so")
                 return
             pause = min(pause * 2, 0.1 if said == "full" else 0.5)
-            await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            await anyio.sleep(pause * spread.uniform(0.5, 1.0))

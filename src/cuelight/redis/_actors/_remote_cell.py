@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
+from cuelight._text import safe_repr
 from cuelight.actors import Actor, Cell, Exit, Reply, Start
 from cuelight.actors._bonds import Bonds
 from cuelight.actors._cell import DEAD, LIVE
@@ -46,10 +47,11 @@ GRACE: Final = 1.0
 class RemoteCell(Cell):
     """An actor elsewhere: its mailbox is a window on the wire."""
 
-    __slots__ = ("peer", "there")
+    __slots__ = ("in_flight", "peer", "there")
 
     def __init__(self, peer: Peer, serial: int, path: str) -> None:
         Mailbox.__init__(self, WINDOW, wait)
+        self.in_flight: deque[Any] | None = None  # `items` stays None: mail that a ref finds there it may append to
         self.peer = peer
         self.there = path
         self.serial = serial
@@ -58,10 +60,13 @@ class RemoteCell(Cell):
         self.table, self.options = Actor.__table__, DEFAULTS
         self.factory, self.args, self.kwargs = Actor, (), None
         self.context, self.state = Context(), LIVE
-        self.parent = self.actor = self.running = self.exit = self.asks = self.family = self.bonds = None
+        self.parent = self.actor = self.running = self.exit = self.asks = self.sent = self.family = self.bonds = None
         self.keeper = _NOBODY
         self.signals = self.restarts = self.incarnation = self.handled = 0
         self.sponsored = False
+
+    def __len__(self) -> int:
+        return len(self.in_flight or ())
 
     @property
     def path(self) -> str:
@@ -75,7 +80,7 @@ class RemoteCell(Cell):
             self.dropped(item, "stopped")
             return True
         coded = self.peer.membership.coder.message(self.content(item))
-        if len(self.items or ()) >= self.limit:
+        if len(self) >= self.limit:
             return False
         self._transmit(item, coded)
         return True
@@ -103,30 +108,32 @@ class RemoteCell(Cell):
         """Forget requests that wait in line for nobody. Those under way stay until they are confirmed."""
         self.stales = 0
         waiting = self.senders or ()
-        self.senders = deque(one for one in waiting if type(one) is WaitingSender or not self.stale(one))
+        self.senders = deque(one for one in waiting if not self.waits_in_vain(one))
         self.admit()
 
     def admit(self) -> None:
         senders = self.senders
-        while senders and not self.closed and len(self.items or ()) + self.promised < self.capacity:
+        while senders and not self.closed and len(self) + self.promised < self.capacity:
             if self.promised:
                 break  # one has a place and is about to fill it: trio would wake two in any order
             sender = senders.popleft()
-            if type(sender) is WaitingSender:
+            if self.waits_in_vain(sender):
+                self.stales = max(0, self.stales - 1)
+            elif type(sender) is WaitingSender:
                 sender.promised = True
                 self.promised += 1
                 sender.waiter.wake()
-            elif not self.stale(sender):
+            else:
                 self._transmit(sender, self.peer.membership.coder.message(self.content(sender)))
         if not self.closed:
             self._set_limit()
 
     def _transmit(self, item: Any, coded: tuple[str, bytes]) -> None:
         name, body = coded
-        if self.items is None:
-            self.items = deque()
+        if self.in_flight is None:
+            self.in_flight = deque()
             self.peer.keep(self)
-        self.items.append(item)
+        self.in_flight.append(item)
         frame: Frame
         if isinstance(item, Asked):
             item.state = RUNNING  # nobody here can say more, until the other side does
@@ -148,17 +155,17 @@ class RemoteCell(Cell):
 
     def credited(self, count: int) -> None:
         """So many messages have arrived in the mailbox."""
-        items = self.items
-        for _ in range(min(count, len(items or ()))):
-            assert items is not None  # noqa: S101 - it has a length
-            items.popleft()
+        in_flight = self.in_flight
+        for _ in range(min(count, len(self))):
+            assert in_flight is not None  # noqa: S101 - it has a length
+            in_flight.popleft()
         if self.senders:
             self.admit()
         self._let_go()
 
     def _let_go(self) -> None:
-        if not self.items:
-            self.items = None
+        if not self.in_flight:
+            self.in_flight = None
             if self.bonds is None:
                 self.peer.forget(self)
 
@@ -170,7 +177,11 @@ class RemoteCell(Cell):
             super().given_up(ask)
             return
         self.peer.send(Cancel(flight.number, False))
-        ask.fail(Unknown(f"the request {ask.message!r} was cancelled; whether {self.path} had begun it is not known"))
+        ask.fail(
+            Unknown(
+                f"the request {safe_repr(ask.message)} was cancelled; whether {self.path} had begun it is not known"
+            )
+        )
 
     def overdue(self, ask: Asked) -> None:
         flight = self.peer.membership.flights.of(ask)
@@ -186,8 +197,8 @@ class RemoteCell(Cell):
             self.peer.membership.flights.end(ask)
             ask.fail(
                 UnknownTimeout(
-                    f"{self.path} did not answer {ask.message!r} in time, and its node did not say within {GRACE:g} s "
-                    f"how far it was"
+                    f"{self.path} did not answer {safe_repr(ask.message)} in time, and its node did not say within "
+                    f"{GRACE:g} s how far it was"
                 )
             )
 
@@ -215,8 +226,8 @@ class RemoteCell(Cell):
     def lost(self, exit_: Exit) -> None:
         """Its node was lost: what it has not confirmed may never have reached it."""
         self.end(exit_)
-        items, self.items = self.items, None
-        for item in items or ():
+        in_flight, self.in_flight = self.in_flight, None
+        for item in in_flight or ():
             if not isinstance(item, Asked):
                 self.runtime.dead_letters.add(item, self, "node_lost")
 

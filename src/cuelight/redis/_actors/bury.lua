@@ -20,6 +20,13 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if force ~= '1' and tonumber(score) > now then
   return 0
 end
+-- Keys of this node that somebody else has made something else must not keep it among the members.
+for index, kind in pairs({[4] = 'hash', [6] = 'hash'}) do
+  local found = redis.call('TYPE', KEYS[index]).ok
+  if found ~= kind and found ~= 'none' then
+    redis.call('DEL', KEYS[index])
+  end
+end
 local fields = redis.call('HGETALL', KEYS[4])
 local node = {}
 for index = 1, #fields, 2 do

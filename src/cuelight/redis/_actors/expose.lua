@@ -17,8 +17,8 @@ if not redis.call('ZSCORE', KEYS[1], identity) then
   return {'expelled'}
 end
 if present and present ~= value then
-  local owner = string.match(present, '^%S+')
-  if redis.call('ZSCORE', KEYS[1], owner) then
+  local owner = string.match(present, '^(%S+) %d+ ') -- nobody has a name of which the address was damaged
+  if owner and redis.call('ZSCORE', KEYS[1], owner) then
     return {'taken', present}
   end
 end

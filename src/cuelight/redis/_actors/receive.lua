@@ -10,21 +10,28 @@
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return 0
 end
-local done = tonumber(redis.call('HGET', KEYS[2], 'out') or '0')
-if tonumber(ARGV[4]) > done then
+-- A count that somebody else has damaged counts as none: it must not keep a node from its mail.
+local function count(text)
+  local found = tonumber(text or '0')
+  return found and found >= 0 and found < 2 ^ 53 and found or 0 -- no nan either
+end
+
+local node = redis.call('HMGET', KEYS[2], 'in', 'out')
+local total = math.min(count(ARGV[4]), count(node[1])) -- an entry may have been forged
+if total > count(node[2]) then
   redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
-  redis.call('HSET', KEYS[2], 'out', ARGV[4])
+  redis.call('HSET', KEYS[2], 'out', string.format('%.0f', total))
 end
 local entries = redis.call('XRANGE', KEYS[3], '(' .. ARGV[2], '+', 'COUNT', ARGV[5])
 if #entries < tonumber(ARGV[5]) then
   redis.call('HSET', KEYS[2], 'asleep', '1')
 end
 for _, entry in ipairs(entries) do
-  local sender, number = entry[2][2], entry[2][4]
-  if tonumber(number) then -- else somebody else has put it there
+  local sender, number = entry[2][2], count(entry[2][4])
+  if number > 0 then -- else somebody else has put it there
     local read = redis.call('HGET', KEYS[2], 'read:' .. sender)
-    if not read or tonumber(read) < tonumber(number) then
-      redis.call('HSET', KEYS[2], 'read:' .. sender, number)
+    if count(read) < number then
+      redis.call('HSET', KEYS[2], 'read:' .. sender, string.format('%.0f', number))
     end
   end
 end

@@ -5,8 +5,11 @@
 --
 -- Returns {value} if a member has it, else {false, up to 1,000 names that there are}.
 local present = redis.call('HGET', KEYS[2], ARGV[1])
-if present and redis.call('ZSCORE', KEYS[1], string.match(present, '^%S+')) then
-  return {present}
+if present then
+  local owner = string.match(present, '^(%S+) %d+ ')
+  if not owner or redis.call('ZSCORE', KEYS[1], owner) then
+    return {present} -- the caller refuses what is no address
+  end
 end
 local names, known = {}, redis.call('HKEYS', KEYS[2])
 for index = 1, math.min(#known, 1000) do

@@ -8,6 +8,12 @@
 --         live of keys in ms, command to publish with, channel of the target
 --
 -- Returns "ok", "full" (nothing was done), "gone" (the target is no member) or "expelled" (the sender is none).
+-- A count that somebody else has damaged counts as none: it must not keep a node from its mail.
+local function count(text)
+  local found = tonumber(text or '0')
+  return found and found >= 0 and found < 2 ^ 53 and found or 0 -- no nan either
+end
+
 local sender, target, number, payload = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]
 if not redis.call('ZSCORE', KEYS[1], sender) then
   return 'expelled'
@@ -16,10 +22,10 @@ if not redis.call('ZSCORE', KEYS[1], target) then
   return 'gone'
 end
 local node = redis.call('HMGET', KEYS[2], 'sent:' .. sender, 'in', 'out', 'asleep')
-if tonumber(node[1] or '0') >= number then
+if count(node[1]) >= number then
   return 'ok'
 end
-local total, done = tonumber(node[2] or '0'), tonumber(node[3] or '0')
+local total, done = count(node[2]), count(node[3])
 if total > done and total - done + #payload > tonumber(ARGV[6]) then
   return 'full'
 end

@@ -3,6 +3,8 @@
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._commands import Pipeline
 from cuelight.redis._client._dedicated import Dedicated
+from cuelight.redis._client._faults import read_reply
+from cuelight.redis._client._patience import answer_time
 from cuelight.redis._client._plugged import PluggedServer, use_coredis, use_redis_py
 from cuelight.redis._client._publishing import publishing_command
 from cuelight.redis._client._script import Script
@@ -19,7 +21,9 @@ __all__ = [
     "Script",
     "Server",
     "Subscription",
+    "answer_time",
     "publishing_command",
+    "read_reply",
     "server_for",
     "use_coredis",
     "use_redis_py",

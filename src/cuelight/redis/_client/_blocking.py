@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import redis
 from redis import exceptions as redis_errors
 
+from cuelight._text import describe_error
 from cuelight.redis._client._connect import check_version, of_login, warn_of_eviction
-from cuelight.redis._client._sentinel import no_primary
+from cuelight.redis._client._sentinel import no_primary, primary_of
 from cuelight.redis._client._settings import Address, Settings, place
-from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, redirection
+from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, keys_of, redirection, slots_of
 from cuelight.redis._client._wire import pack_all
 
 __all__ = ["BlockingServer"]
@@ -43,12 +45,25 @@ class BlockingServer:
         for pool in pools:
             pool.disconnect()
 
-    def call(self, command: Sequence[Any]) -> Any:
+    def call(self, command: Sequence[Any], timeout: float | None = None) -> Any:
         """Send one command once; its reply, or an exception of redis-py's raised.
+
+        Args:
+            command: its name and arguments.
+            timeout: seconds that the caller has, connecting included; None for those of the settings at each step.
 
         Raises:
             redis.RedisError, OSError, StoreRefused: what went wrong.
         """
+        if timeout is None:
+            return self._call(command)
+        _limit.deadline = time.monotonic() + timeout
+        try:
+            return self._call(command)
+        finally:
+            _limit.deadline = None
+
+    def _call(self, command: Sequence[Any]) -> Any:
         if self._settings.kind == "cluster":
             return self._call_cluster(command)
         if self._settings.kind == "sentinel":
@@ -69,9 +84,10 @@ class BlockingServer:
             user, secret = settings.sentinel
             options |= {"db": 0, "username": user, "password": secret, "credential_provider": None}
         if isinstance(address, str):
-            options |= {"connection_class": redis.UnixDomainSocketConnection, "path": address}
+            options |= {"connection_class": _UnixConnection, "path": address}
         else:
-            options |= {"host": address[0], "port": address[1]}
+            kind = _Connection if settings.tls is None else _SSLConnection
+            options |= {"connection_class": kind, "host": address[0], "port": address[1]}
         pool: redis.ConnectionPool = cast("Any", redis.ConnectionPool)(**options)
         return pool
 
@@ -86,9 +102,12 @@ class BlockingServer:
         try:
             if address not in self._checked:
                 self._check(connection, address)
+            _set_time(connection)
             connection.send_packed_command([pack_all(commands)])
             for _ in commands:
                 reply = _read(connection)
+            if _limit.deadline is not None:
+                connection.update_current_socket_timeout(self._settings.timeout)
         except BaseException:
             connection.disconnect()  # else the reply that is missing would be the next one's
             raise
@@ -115,6 +134,7 @@ class BlockingServer:
                 pool = self._pool(sentinel)
                 connection: Any = pool.get_connection()
                 try:
+                    _set_time(connection)
                     connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._settings.service)
                     found = _read(connection)
                 finally:
@@ -126,14 +146,15 @@ class BlockingServer:
                 said.append(f"{place(sentinel)}: {error}")
                 continue
             if isinstance(found, list):
-                self._primary = address = found[0].decode(), int(found[1])
+                self._primary = address = primary_of(found, place(sentinel))
                 return address
             said.append(f"{place(sentinel)}: {found or f'does not know {self._settings.service!r}'}")
         raise no_primary(self._settings.service, said)
 
     def _check(self, connection: Any, address: Address) -> None:
+        _set_time(connection)
         connection.send_packed_command([pack_all([("HELLO",), ("INFO", "memory")])])
-        check_version(connection.read_response())
+        check_version(_read(connection))
         warn_of_eviction(_read(connection), self._settings.name)
         self._checked.add(address)
 
@@ -152,7 +173,7 @@ class BlockingServer:
                 if isinstance(slots, Exception) or isinstance(table, Exception):
                     raise slots if isinstance(slots, Exception) else table
                 if slots:
-                    self._map, self._keys = SlotMap(slots, address), KeyTable(table)
+                    self._map, self._keys = slots_of(slots, address), keys_of(table, address)
                     break
                 last = redis_errors.ConnectionError(f"{place(address)}: it knows no slots yet")
             else:
@@ -190,6 +211,77 @@ class BlockingServer:
         except (OSError, redis_errors.RedisError):
             self._map = None
             raise
+
+
+class _Limit(threading.local):
+    """Until when the command of this thread must be over; None if its caller has not said."""
+
+    deadline: float | None = None
+
+
+_limit: Final = _Limit()
+
+_LEAST: Final = 0.001
+
+
+def _time_left() -> float | None:
+    """Seconds.
+
+    Raises:
+        redis.TimeoutError: there are none.
+    """
+    if _limit.deadline is None:
+        return None
+    left = _limit.deadline - time.monotonic()
+    if left < _LEAST:
+        raise redis_errors.TimeoutError("there was no reply within the time that the caller had left")
+    return left
+
+
+def _set_time(connection: Any) -> None:
+    """Have a connection that is made wait no longer than its caller does."""
+    left = _time_left()
+    if left is not None:
+        connection.update_current_socket_timeout(min(left, connection.socket_timeout))
+
+
+class _Careful:
+    """Connects, and logs in, within the time that the caller of the command has left; reads whatever comes."""
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """As redis-py does, which raises anything when what came is none."""
+        make = cast("Any", super())
+        try:
+            return make.read_response(*args, **options)
+        except redis_errors.RedisError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise redis_errors.InvalidResponse(f"what came is not RESP: {describe_error(error)}") from error
+
+    def connect(self) -> None:
+        """Connect, if it is not connected."""
+        left, connection, make = _time_left(), cast("Any", self), cast("Any", super())
+        if left is None:
+            make.connect()
+            return
+        kept = connection.socket_timeout, connection.socket_connect_timeout
+        connection.socket_timeout, connection.socket_connect_timeout = (min(left, seconds) for seconds in kept)
+        try:
+            make.connect()
+        finally:
+            connection.socket_timeout, connection.socket_connect_timeout = kept
+
+
+class _Connection(_Careful, redis.Connection):
+    """Over TCP."""
+
+
+class _SSLConnection(_Careful, redis.SSLConnection):
+    """Over TLS."""
+
+
+class _UnixConnection(_Careful, redis.UnixDomainSocketConnection):
+    """Over a Unix socket."""
 
 
 def _read(connection: Any) -> Any:

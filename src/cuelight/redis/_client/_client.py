@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,8 +19,8 @@ from cuelight.redis._client._cluster import ClusterRoute
 from cuelight.redis._client._commands import Commands, in_transaction, of_transaction
 from cuelight.redis._client._dedicated import Dedicated
 from cuelight.redis._client._faults import translated
-from cuelight.redis._client._node import Pause, closed_error
-from cuelight.redis._client._patience import run_patiently
+from cuelight.redis._client._node import closed_error
+from cuelight.redis._client._patience import call_within, run_patiently, run_patiently_blocking, shorter
 from cuelight.redis._client._push import Listener
 from cuelight.redis._client._route import Route, SentinelRoute, SingleRoute
 from cuelight.redis._client._settings import settings_of
@@ -183,10 +183,14 @@ class RedisClient(Commands):
             return of_transaction(await route.call_block(in_transaction(commands)))
         return await route.call_block(commands)
 
-    async def execute(self, *command: Argument) -> Any:
+    async def execute(self, *command: Argument, timeout: float | None = None) -> Any:
         """Run one command once, and return its reply as the server sent it. A checkpoint.
 
         What is lost on the way is not sent again: nobody knows whether it took effect.
+
+        Args:
+            command: its name and arguments.
+            timeout: seconds that the caller has, connecting included; None leaves it to the client's own.
 
         Raises:
             StoreUnavailable: the server could not be reached or did not answer in time.
@@ -195,20 +199,29 @@ class RedisClient(Commands):
             ValueError: the command cannot be sent over a connection that others use.
         """
         try:
-            reply = await self._call(command)
+            reply = await (self._call(command) if timeout is None else call_within(self._call, command, timeout))
         except redis_errors.RedisError as error:
             raise translated(error, self._name) from error
         if isinstance(reply, Exception):
             raise translated(reply, self._name) from reply
         return reply
 
-    async def run(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[Argument] = (),
+        args: Sequence[Argument] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """Run a script, and again within the time-out when its reply was lost. A checkpoint.
 
         Args:
             script: one that changes nothing more when it is run again with the same arguments.
             keys: in a cluster, all in one slot.
             args: the others.
+            timeout: seconds that the caller has for all attempts, connecting included; None leaves it to the client's
+                own, and a longer one does not lengthen that.
 
         Raises:
             StoreUnavailable: there was no reply within the time-out.
@@ -216,39 +229,57 @@ class RedisClient(Commands):
             redis.ResponseError: what the script said.
         """
         return await run_patiently(
-            self._call, script, keys, args, name=self._name, timeout=self._settings.timeout, ended=lambda: self._closed
+            self._call,
+            script,
+            keys,
+            args,
+            name=self._name,
+            timeout=self._settings.timeout,
+            limit=timeout,
+            ended=self._is_closed,
         )
 
-    def execute_blocking(self, *command: Argument) -> Any:
+    def _is_closed(self) -> bool:
+        return self._closed
+
+    def execute_blocking(self, *command: Argument, timeout: float | None = None) -> Any:
         """As `execute`, on a connection of the calling thread, which blocks."""
         try:
             if self._closed:
                 raise closed_error()
-            reply = self._blocking_server.call(command)
+            reply = self._blocking_server.call(command, None if timeout is None else shorter(timeout, math.inf))
         except (OSError, redis_errors.RedisError) as error:
             raise translated(error, self._name) from error
         if isinstance(reply, Exception):
             raise translated(reply, self._name) from reply
         return reply
 
-    def run_blocking(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+    def run_blocking(
+        self,
+        script: Script,
+        keys: Sequence[Argument] = (),
+        args: Sequence[Argument] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """As `run`, on a connection of the calling thread, which blocks."""
-        tail = (len(keys), *keys, *args)
-        deadline, pause = time.monotonic() + self._settings.timeout, Pause()
-        while True:
-            try:
-                try:
-                    return self.execute_blocking("EVALSHA", script.sha, *tail)
-                except redis_errors.NoScriptError:
-                    return self.execute_blocking("EVAL", script.text, *tail)
-            except StoreUnavailable:
-                left = deadline - time.monotonic()
-                if left <= 0 or self._closed:
-                    raise
-                time.sleep(min(pause.next(), left))
+        return run_patiently_blocking(
+            self.execute_blocking,
+            script,
+            keys,
+            args,
+            name=self._name,
+            timeout=shorter(timeout, self._settings.timeout),
+            ended=self._is_closed,
+        )
 
     async def subscribe(
-        self, channel: str, on_message: Callable[[bytes], None], on_gap: Callable[[], None]
+        self,
+        channel: str,
+        on_message: Callable[[bytes], None],
+        on_gap: Callable[[], None],
+        *,
+        timeout: float | None = None,
     ) -> Subscription:
         """Listen to a channel in the running loop. A checkpoint; returns when the server has begun to listen.
 
@@ -256,6 +287,7 @@ class RedisClient(Commands):
             channel: with the hash tag of the keys that it belongs to: in a cluster it is a sharded channel.
             on_message: called in the loop with what was published; must neither block nor raise.
             on_gap: called in the loop after the connection was lost and is there again: messages may be missing.
+            timeout: seconds that the caller has; None leaves it to the client's own.
 
         Raises:
             StoreUnavailable: the server did not begin to listen within the time-out.
@@ -263,8 +295,9 @@ class RedisClient(Commands):
         """
         listener = Listener(running_loop(), on_message, on_gap)
         trouble: Exception | None = None
+        seconds = shorter(timeout, self._settings.timeout)
         try:
-            with anyio.move_on_after(self._settings.timeout):
+            with anyio.move_on_after(seconds):
                 line = await self._route().line_of(channel)
                 line.listen(channel.encode(), listener)
                 await listener.settled.wait()
@@ -279,7 +312,6 @@ class RedisClient(Commands):
             raise translated(listener.error, self._name) from listener.error
         if not listener.settled.is_set():
             reason = f": {trouble}" if trouble else ""
-            seconds = self._settings.timeout
             raise StoreUnavailable(f"{self._name} did not begin to listen to {channel!r} within {seconds:g} s{reason}")
         return listener
 

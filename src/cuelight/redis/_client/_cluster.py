@@ -18,7 +18,7 @@ from cuelight.redis._client._node import Node
 from cuelight.redis._client._push import PushLine
 from cuelight.redis._client._route import Route
 from cuelight.redis._client._settings import Address, Settings, place
-from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, redirection, slot_of_key
+from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, keys_of, redirection, slot_of_key, slots_of
 
 __all__ = ["ClusterRoute"]
 
@@ -79,7 +79,7 @@ class ClusterRoute(Route):
                 continue
             if replies[0]:
                 self._sharded = node.version >= (7, 0)
-                return SlotMap(replies[0], address), self._keys or KeyTable(replies[1])
+                return slots_of(replies[0], address), self._keys or keys_of(replies[1], address)
             said.append(f"{place(address)}: it knows no slots yet")
         raise redis_errors.ConnectionError(f"no server of the cluster knows its slots: {'; '.join(said)}")
 

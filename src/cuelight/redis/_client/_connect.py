@@ -16,6 +16,7 @@ from cuelight._log import get_log
 from cuelight._text import safe_str
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import Backend, current_backend
+from cuelight.redis._client._faults import read_reply
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._wire import AsyncioWire, Wire, pack_all
 
@@ -191,14 +192,18 @@ def check_version(hello: dict[bytes, Any]) -> tuple[int, int]:
         hello: what it answered to HELLO.
 
     Raises:
-        StoreRefused: it is too old.
+        StoreRefused: it is too old, or no such server.
     """
-    server, version = hello[b"server"].decode(), hello[b"version"].decode()
+    server, version = read_reply("the server", "HELLO", _name_and_version, hello)
     numbers = re.match(r"(\d+)\.(\d+)", version)
     found = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     if numbers and found < OLDEST.get(server, (0, 0)):
         raise StoreRefused(f"the server is {server} {version}, which is too old: {_needed()}")
     return found
+
+
+def _name_and_version(hello: dict[bytes, Any]) -> tuple[str, str]:
+    return hello[b"server"].decode(), hello[b"version"].decode()
 
 
 def _needed() -> str:

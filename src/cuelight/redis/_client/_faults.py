@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from redis import exceptions as redis_errors
 
-from cuelight._text import safe_str
+from cuelight._text import describe_error, safe_repr, safe_str
 from cuelight.errors import StoreRefused, StoreUnavailable
 
-__all__ = ["refusal", "translated"]
+__all__ = ["read_reply", "refusal", "translated"]
+
+T = TypeVar("T")
+
+_ODD: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a reply raises if it is none that was expected."""
 
 _REFUSALS: Final = {
     "CROSSSLOT": "give the keys of one call the same hash tag",
@@ -55,6 +61,27 @@ def translated(error: Exception, server: str) -> Exception:
     if isinstance(error, redis_errors.ResponseError) and _code(error) not in _PASSING:
         return error
     return StoreUnavailable(f"{server} is not to be reached: {_text(error) or type(error).__name__}")
+
+
+def read_reply(server: str, asked: str, read: Callable[[Any], T], reply: Any) -> T:
+    """Make something of a reply.
+
+    Args:
+        server: where it came from, for the message.
+        asked: what it answers, for the message.
+        read: takes the reply apart.
+        reply: as it came.
+
+    Raises:
+        StoreRefused: it is not what such a call is answered with.
+    """
+    try:
+        return read(reply)
+    except _ODD as error:
+        raise StoreRefused(
+            f"{server} answered {asked} with what no server of Redis or Valkey says, or what another version said: "
+            f"{safe_repr(reply)} ({describe_error(error)})"
+        ) from error
 
 
 def _code(error: Exception) -> str:

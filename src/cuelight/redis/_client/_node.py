@@ -2,14 +2,17 @@
 
 The invariants:
 
-1. At most one connection is shared at a time; who finds it broken makes the next, and others wait for that.
-2. After a failure the next attempt waits, longer each time, at random: those who come meanwhile wait with it.
-3. A connection on which a command blocked is used again only after its reply has come.
+1. At most one connection is shared at a time. Whoever finds it broken starts one attempt to connect, for all that wait.
+2. An attempt goes on when its callers give up, so callers in a hurry do not keep a slow server from ever being reached.
+   When it fails, it fails for all that wait.
+3. After a failure the next attempt waits, longer each time, at random: those who come meanwhile wait with it.
+4. A connection on which a command blocked is used again only after its reply has come.
 """
 
 from __future__ import annotations
 
-import random
+import asyncio
+import contextvars
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -17,11 +20,12 @@ from typing import Any, Final
 import anyio
 from redis import exceptions as redis_errors
 
-from cuelight.errors import StoreRefused
-from cuelight.mailbox import loop_time
+from cuelight.coordination._spread import spread
+from cuelight.errors import StoreRefused, UnexpectedCancellation
+from cuelight.mailbox import Backend, loop_time
 from cuelight.redis._client._connect import Opened, open_wire
 from cuelight.redis._client._settings import Address, Settings
-from cuelight.redis._client._wire import Wire, pack, pack_all
+from cuelight.redis._client._wire import Wire, fresh, pack, pack_all
 
 __all__ = ["Node", "Pause", "Wires"]
 
@@ -41,14 +45,16 @@ class Pause:
     def next(self) -> float:
         """Seconds."""
         self._length = min(1.0, max(0.05, 2 * self._length))
-        return self._length * (1 - random.random() / 2)  # noqa: S311 - to spread attempts, not to hide anything
+        return self._length * (1 - spread.random() / 2)
 
 
 class Wires:
     """All connections that a client has in one loop, to end them with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
         self.all: set[Wire] = set()
+        self.attempts: set[anyio.CancelScope] = set()
         self.ended = False
 
     def add(self, wire: Wire) -> None:
@@ -66,6 +72,8 @@ class Wires:
     def end(self) -> list[Wire]:
         """End them; returns which were there, to wait for."""
         self.ended = True
+        for attempt in list(self.attempts):
+            attempt.cancel()
         ended = list(self.all)
         for wire in ended:
             wire.end(closed_error())
@@ -75,6 +83,31 @@ class Wires:
 def closed_error() -> redis_errors.ConnectionError:
     """What commands of a closed client fail with."""
     return redis_errors.ConnectionError("the client was closed")
+
+
+class _Attempt:
+    """One attempt to connect, which any number of tasks wait for.
+
+    Attributes:
+        over: set when it has succeeded or failed.
+        wire: the connection, if it succeeded.
+        error: why it failed.
+    """
+
+    __slots__ = ("error", "over", "wire")
+
+    def __init__(self) -> None:
+        self.over = anyio.Event()
+        self.wire: Wire | None = None
+        self.error: BaseException | None = None
+
+    async def result(self) -> Wire:
+        """Wait for the connection."""
+        await self.over.wait()
+        if self.wire is not None:
+            return self.wire
+        assert self.error is not None  # noqa: S101 - it is over
+        raise fresh(self.error)
 
 
 class Node:
@@ -96,7 +129,7 @@ class Node:
         self._settings, self._wires, self._address = settings, wires, address
         self.wire: Wire | None = None
         self.version = (0, 0)
-        self._lock = anyio.Lock()
+        self._attempt: _Attempt | None = None
         self._idle: list[Wire] = []
         self._pause = Pause()
         self._not_before = 0.0
@@ -118,22 +151,36 @@ class Node:
         """The shared connection, made if it is not there."""
         if self.wire is not None and self.wire.error is None:
             return self.wire
-        async with self._lock:
-            if self.wire is not None and self.wire.error is None:
-                return self.wire  # somebody else made it meanwhile
-            self.wire = await self._attempt()
-            return self.wire
+        attempt = self._attempt
+        if attempt is None:
+            if self._wires.ended:
+                raise closed_error()
+            attempt = self._attempt = _Attempt()
+            # In a context of its own: what is special to the first caller must not stay with the connection.
+            self._wires.backend.spawn(
+                self._connect, attempt, context=contextvars.Context(), name="cuelight redis connects"
+            )
+        return await attempt.result()
 
-    async def _attempt(self) -> Wire:
-        await anyio.sleep(max(0.0, self._not_before - loop_time()))
+    async def _connect(self, attempt: _Attempt) -> None:
+        attempt.error = closed_error()
+        scope = anyio.CancelScope()
+        self._wires.attempts.add(scope)
         try:
-            opened = await self.open()
-        except Exception:
+            with scope:
+                await anyio.sleep(max(0.0, self._not_before - loop_time()))
+                attempt.wire = self.wire = (await self.open()).wire
+                self._pause.reset()
+                self._not_before = 0.0
+        except BaseException as error:  # also what a credential provider raises: it is for those who wait
+            if _is_being_cancelled(error):  # the loop ends
+                raise
+            attempt.error = _as_error(error)
             self._not_before = loop_time() + self._pause.next()
-            raise
-        self._pause.reset()
-        self._not_before = 0.0
-        return opened.wire
+        finally:
+            self._wires.attempts.discard(scope)
+            self._attempt = None
+            attempt.over.set()
 
     async def open(self, *, watched: bool = True, on_push: Callable[[Any], bool] | None = None) -> Opened:
         """A connection of one's own; it ends with the loop at the latest."""
@@ -199,3 +246,21 @@ class Node:
         """End the shared connection: the next command makes a new one."""
         assert self.wire is not None  # noqa: S101 - it replied
         self.wire.end(error)
+
+
+def _is_being_cancelled(error: BaseException) -> bool:
+    """Whether `error` is the cancellation of the running task, and not of something that it awaited."""
+    if not isinstance(error, anyio.get_cancelled_exc_class()):
+        return False
+    if not isinstance(error, asyncio.CancelledError):
+        return True
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _as_error(error: BaseException) -> BaseException:
+    if not isinstance(error, asyncio.CancelledError):
+        return error
+    failure = UnexpectedCancellation("what the connection waited for was cancelled by somebody else")
+    failure.__cause__ = error
+    return failure

@@ -16,11 +16,11 @@ from urllib.parse import quote, urlencode
 import anyio
 from redis import exceptions as redis_errors
 
-from cuelight._text import safe_str
+from cuelight._text import safe_str, type_name
 from cuelight.mailbox import running_loop
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._faults import translated
-from cuelight.redis._client._patience import run_patiently
+from cuelight.redis._client._patience import call_within, late, run_patiently
 from cuelight.redis._client._wire import reply_error
 from cuelight.redis._client._words import MAY_BLOCK, blocking_time, kind_of, refuse
 
@@ -49,13 +49,16 @@ def use_redis_py(client: Any, *, timeout: float = 5.0) -> PluggedServer:
     pool = getattr(client, "connection_pool", None)
     options: dict[str, Any] = dict(getattr(pool, "connection_kwargs", {}))
     if pool is None or not ({"host", "path"} & options.keys()):
-        raise ValueError(f"{client!r:.200}: give a redis.asyncio.Redis of one server, or RedisClient(url) instead")
+        raise ValueError(
+            f"the {type_name(client)} does not do: give a redis.asyncio.Redis of one server, or "
+            "RedisClient(url) instead"
+        )
 
     async def send(command: Sequence[Any]) -> Any:
         connection = await pool.get_connection()
         try:
             if int(connection.protocol) != 3:
-                raise ValueError(f"{client!r:.200} speaks RESP{connection.protocol}: make it with protocol=3")
+                raise ValueError(f"the {type_name(client)} speaks RESP{connection.protocol}: make it with protocol=3")
             await connection.send_command(*command)
             return await connection.read_response(disable_decoding=True)
         except redis_errors.ResponseError as error:
@@ -93,11 +96,14 @@ def use_coredis(client: Any, *, timeout: float = 5.0) -> PluggedServer:
     options: dict[str, Any] = dict(getattr(pool, "connection_kwargs", {}))
     if location is None or options.get("ssl_context") is not None:
         raise ValueError(
-            f"{client!r:.200}: give a coredis.Redis of one server without TLS, or RedisClient(url) instead"
+            f"the {type_name(client)} does not do: give a coredis.Redis of one server without TLS, or "
+            "RedisClient(url) instead"
         )
     policy = type(client.retry_policy).__name__
     if policy != "NoRetryPolicy":
-        raise ValueError(f"{client!r:.200} sends again what was lost ({policy}): give it retry_policy=NoRetryPolicy()")
+        raise ValueError(
+            f"the {type_name(client)} sends again what was lost ({policy}): give it retry_policy=NoRetryPolicy()"
+        )
 
     async def send(command: Sequence[Any]) -> Any:
         name, *arguments = command
@@ -149,37 +155,63 @@ class PluggedServer:
                 return await self._send(command)
             except OSError as error:  # of what they ask for credentials: what happens to connections they wrap
                 return redis_errors.ConnectionError(safe_str(error))
-        return redis_errors.TimeoutError(f"there was no reply within {(seconds or 0.0) + self._timeout:g} s")
+        return late((seconds or 0.0) + self._timeout)
 
-    async def execute(self, *command: Argument) -> Any:
+    async def execute(self, *command: Argument, timeout: float | None = None) -> Any:
         """Run one command once. A checkpoint."""
         try:
-            reply = await self._call(command)
+            reply = await (self._call(command) if timeout is None else call_within(self._call, command, timeout))
         except redis_errors.RedisError as error:
             raise translated(error, self.name) from error
         if isinstance(reply, Exception):
             raise translated(reply, self.name) from reply
         return reply
 
-    async def run(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[Argument] = (),
+        args: Sequence[Argument] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """Run a script, and again within the time-out when its reply was lost. A checkpoint."""
         return await run_patiently(
-            self._call, script, keys, args, name=self.name, timeout=self._timeout, ended=lambda: self._closed
+            self._call,
+            script,
+            keys,
+            args,
+            name=self.name,
+            timeout=self._timeout,
+            limit=timeout,
+            ended=lambda: self._closed,
         )
 
-    def execute_blocking(self, *command: Argument) -> Any:
+    def execute_blocking(self, *command: Argument, timeout: float | None = None) -> Any:
         """As `execute`, on a connection of the calling thread, which blocks."""
-        return self._beside.execute_blocking(*command)
+        return self._beside.execute_blocking(*command, timeout=timeout)
 
-    def run_blocking(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+    def run_blocking(
+        self,
+        script: Script,
+        keys: Sequence[Argument] = (),
+        args: Sequence[Argument] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """As `run`, on a connection of the calling thread, which blocks."""
-        return self._beside.run_blocking(script, keys, args)
+        return self._beside.run_blocking(script, keys, args, timeout=timeout)
 
     async def subscribe(
-        self, channel: str, on_message: Callable[[bytes], None], on_gap: Callable[[], None]
+        self,
+        channel: str,
+        on_message: Callable[[bytes], None],
+        on_gap: Callable[[], None],
+        *,
+        timeout: float | None = None,
     ) -> Subscription:
         """Listen to a channel in the running loop. A checkpoint."""
-        return await self._beside.subscribe(channel, on_message, on_gap)
+        return await self._beside.subscribe(channel, on_message, on_gap, timeout=timeout)
 
     async def publish(self, channel: str, message: bytes) -> None:
         """Publish to a channel. A checkpoint."""

@@ -248,13 +248,17 @@ class PushLine:
 
     def _on_push(self, push: Any) -> bool:
         """Deliver a message; whether it was the reply to a command of ours."""
-        kind = push[0]
+        match push:
+            case [bytes(kind), bytes(name), *rest]:
+                pass
+            case _:
+                return False  # it is none of those that were asked for
         if kind in {b"message", b"smessage"}:
-            topic = self.topics.get(push[1])
+            topic = self.topics.get(name) if rest else None
             for listener in tuple(topic.listeners) if topic is not None else ():
-                listener.deliver(push[2])
+                listener.deliver(rest[0])
             return False
-        if kind == b"sunsubscribe" and self._wire is not None and push[1] in self._there:
+        if kind == b"sunsubscribe" and self._wire is not None and name in self._there:
             # Nobody here asked for that: the slot has gone to another server.
             self._wire.end(redis_errors.ConnectionError("a slot moved"))
             return False

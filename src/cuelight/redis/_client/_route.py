@@ -38,7 +38,7 @@ class Route:
         self.loop: Any = running_loop()
         self._settings, self._on_end = settings, on_end
         self._backend = current_backend()
-        self.wires = Wires()
+        self.wires = Wires(self._backend)
         self._ended = False
         self._watchers: list[Callable[[], object]] = []
         self._group: anyio.abc.TaskGroup | None = None

@@ -9,10 +9,11 @@ import anyio
 from redis import exceptions as redis_errors
 
 from cuelight.redis._client._connect import open_wire
+from cuelight.redis._client._faults import read_reply
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._wire import pack
 
-__all__ = ["find_primary", "no_primary"]
+__all__ = ["find_primary", "no_primary", "primary_of"]
 
 
 async def find_primary(settings: Settings) -> Address:
@@ -36,7 +37,7 @@ async def find_primary(settings: Settings) -> Address:
         elif found is None:
             said.append(f"{place(sentinel)}: does not know {settings.service!r}")
         else:
-            return found[0].decode(), int(found[1])
+            return primary_of(found, place(sentinel))
     raise no_primary(settings.service, said)
 
 
@@ -48,6 +49,19 @@ def no_primary(service: str, said: Sequence[str]) -> redis_errors.ConnectionErro
         said: what each of them said.
     """
     return redis_errors.ConnectionError(f"no sentinel knows the primary of {service!r}: {'; '.join(said)}")
+
+
+def primary_of(reply: Any, sentinel: str) -> Address:
+    """The address in the reply of a sentinel.
+
+    Args:
+        reply: as it came.
+        sentinel: where from, for the message.
+
+    Raises:
+        StoreRefused: there is none in it.
+    """
+    return read_reply(sentinel, "SENTINEL GET-MASTER-ADDR-BY-NAME", lambda it: (it[0].decode(), int(it[1])), reply)
 
 
 async def _ask(settings: Settings, sentinel: Address) -> Any:

@@ -31,6 +31,9 @@ class Server(Protocol):
     All methods may be called from any event loop of any thread, the blocking ones from any thread that runs no loop.
     Replies are as the server sends them (RESP3): bytes, int, float, bool, None, list (of a set, too), dict.
 
+    `timeout` is the time that a caller has left, in seconds, for connecting and all attempts together. A server has a
+    time-out of its own, and goes by the shorter one. When it is over, the call raises `StoreUnavailable`.
+
     What they raise is one of three:
 
     * `StoreUnavailable`: the server could not be reached or did not answer in time: what was asked may have taken
@@ -45,14 +48,21 @@ class Server(Protocol):
         """Where it is, for messages: host, port and database, without credentials."""
         ...
 
-    async def execute(self, *command: Argument) -> Any:
+    async def execute(self, *command: Argument, timeout: float | None = None) -> Any:
         """Run one command once. A checkpoint.
 
         What is lost on the way is not sent again: nobody knows whether it took effect.
         """
         ...
 
-    async def run(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[Argument] = (),
+        args: Sequence[Argument] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """Run a script. A checkpoint.
 
         A script must be made so that running it again with the same arguments changes nothing more: it is sent again,
@@ -60,16 +70,28 @@ class Server(Protocol):
         """
         ...
 
-    def execute_blocking(self, *command: Argument) -> Any:
+    def execute_blocking(self, *command: Argument, timeout: float | None = None) -> Any:
         """As `execute`, on a connection of the calling thread, which blocks."""
         ...
 
-    def run_blocking(self, script: Script, keys: Sequence[Argument] = (), args: Sequence[Argument] = ()) -> Any:
+    def run_blocking(
+        self,
+        script: Script,
+        keys: Sequence[Argument] = (),
+        args: Sequence[Argument] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Any:
         """As `run`, on a connection of the calling thread, which blocks."""
         ...
 
     async def subscribe(
-        self, channel: str, on_message: Callable[[bytes], None], on_gap: Callable[[], None]
+        self,
+        channel: str,
+        on_message: Callable[[bytes], None],
+        on_gap: Callable[[], None],
+        *,
+        timeout: float | None = None,
     ) -> Subscription:
         """Listen to a channel in the running loop. A checkpoint; returns when the server has begun to listen.
 
@@ -77,6 +99,7 @@ class Server(Protocol):
             channel: with the hash tag of the keys that it belongs to: in a cluster it is a sharded channel.
             on_message: called in the loop with what was published; must neither block nor raise.
             on_gap: called in the loop after the connection was lost and is there again: messages may be missing.
+            timeout: see above.
         """
         ...
 

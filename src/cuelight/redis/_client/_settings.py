@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from redis.backoff import NoBackoff
-from redis.connection import SSLConnection, parse_url
+from redis.connection import parse_url
 from redis.credentials import CredentialProvider
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
+
+from cuelight._text import safe_repr, safe_str
 
 __all__ = ["Address", "Settings", "place", "settings_of"]
 
@@ -41,6 +44,7 @@ _FORMS: Final = (
     "give redis://[user:password@]host[:port][/db], rediss:// for TLS, unix://[user:password@]/path[?db=0], "
     "redis+sentinel://host:port,host:port/service[/db] or redis+cluster://host:port,host:port"
 )
+_ESCAPES: Final = "in a user or a password, write %2F for a slash, %3F for a question mark, %23 for # and %40 for @"
 _TLS: Final = frozenset(
     {
         "ssl_ca_certs",
@@ -131,7 +135,7 @@ class Settings:
         else:
             options |= {"username": self.username, "password": self.password}
         if self.tls is not None:
-            options |= {"connection_class": SSLConnection, **self.tls}
+            options |= self.tls
         return options
 
 
@@ -163,13 +167,18 @@ def settings_of(
     kind, addresses, service, options = _parts(url)
     unknown = sorted(options.keys() - _KNOWN)
     if unknown:
-        raise ValueError(f"{_safe(url)}: the option {unknown[0]!r} is not known; there are {', '.join(sorted(_KNOWN))}")
+        raise ValueError(
+            f"{_safe(url)}: the option {safe_repr(unknown[0])} is not known; there are {', '.join(sorted(_KNOWN))}"
+        )
     if int(options.get("protocol", 3)) != 3:
         raise ValueError(f"{_safe(url)}: protocol={options['protocol']}: only 3 is spoken here; leave it out")
     user = username if username is not None else options.get("username")
     secret = password if password is not None else options.get("password")
     if credential_provider is not None and (user is not None or secret is not None):
         raise ValueError(f"{_safe(url)}: give a user and a password, or a credential_provider, not both")
+    for what, text in {"user": user, "password": secret}.items():
+        if text is not None and not _is_text(text):
+            raise ValueError(f"{_safe(url)}: the {what} has half a surrogate pair in it, which cannot be sent")
     db = _database(url, kind, options.get("db", 0))
     tls = {name: value for name, value in options.items() if name in _TLS} if _is_tls(url) else None
     if tls is None and options.keys() & _TLS:
@@ -201,6 +210,7 @@ def _parts(url: str) -> tuple[Kind, tuple[Address, ...], str, dict[str, Any]]:
     if not found or scheme.lower() not in _SCHEMES:
         raise ValueError(f"{_safe(url)} is no URL of Redis: {_FORMS}")
     kind, base = _SCHEMES[scheme.lower()]
+    _check_escapes(url, rest)
     if base == "unix":
         options = _parsed(url, url)
         if not options.get("path"):
@@ -218,30 +228,56 @@ def _parts(url: str) -> tuple[Kind, tuple[Address, ...], str, dict[str, Any]]:
     if kind == "single" and len(addresses) > 1:
         raise ValueError(f"{_safe(url)} names several servers: begin it with redis+sentinel or redis+cluster")
     if path.strip("/") and not path.strip("/").isdecimal():
-        raise ValueError(f"{_safe(url)}: {path!r} is not the number of a database: {_FORMS}")
+        raise ValueError(f"{_safe(url)}: what follows the host is not the number of a database: {_FORMS}")
     options = _parsed(url, f"{base}://{login}{at}h/{path}" + (f"?{query}" if query else ""))
     options.pop("host", None)
     return kind, addresses, unquote(service), options
 
 
+def _check_escapes(url: str, rest: str) -> None:
+    """Refuse a URL of which a part of the password would be taken for something else.
+
+    What stands before the last @ is a user and a password, unless that @ is in the value of an option.
+
+    Raises:
+        ValueError: there is one.
+    """
+    bare, _, query = rest.partition("?")
+    place = bare.partition("#")[0]
+    if not place.startswith("/"):  # the path of a socket may have an @ in it
+        place = place.partition("/")[0]
+    names = [option.partition("=")[0] for option in query.split("&")] if "@" in query else []
+    if bare.count("@") > place.count("@") or not _KNOWN.issuperset(names):
+        raise ValueError(f"{_safe(url)}: {_ESCAPES}")
+
+
 def _parsed(url: str, part: str) -> dict[str, Any]:
+    problem = ""
+    options: dict[str, Any] = {}
     try:
         options = dict(_parse_url(part))
         if "ssl_min_version" in options:  # redis-py 7 leaves it a text
             options["ssl_min_version"] = ssl.TLSVersion(int(options["ssl_min_version"]))
-    except ValueError as error:
-        raise ValueError(f"{_safe(url)}: {error}") from None
+    except ValueError as error:  # some of its texts repeat the password, so those are not passed on
+        problem = (
+            safe_str(error) if safe_str(error).startswith("Invalid value for '") else f"it cannot be read: {_FORMS}"
+        )
+    if problem:
+        raise ValueError(f"{_safe(url)}: {problem}")
     options.pop("connection_class", None)
     return options
 
 
 def _address(url: str, text: str, kind: Kind) -> Address:
+    host, port = None, None
     try:
         parts = urlsplit(f"//{text}")
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{_safe(url)}: {error}") from None
-    return unquote(parts.hostname or "localhost"), port or (26379 if kind == "sentinel" else 6379)
+        host, port, readable = parts.hostname, parts.port, True
+    except ValueError:
+        readable = False
+    if not readable:
+        raise ValueError(f"{_safe(url)}: the host or the port of a server cannot be read; {_ESCAPES}")
+    return unquote(host or "localhost"), port or (26379 if kind == "sentinel" else 6379)
 
 
 def _database(url: str, kind: Kind, db: Any) -> int:
@@ -260,15 +296,32 @@ def _seconds(name: str, given: float | None, written: Any, default: float) -> fl
     return value
 
 
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_tls(url: str) -> bool:
     return url.lower().startswith(("rediss", "valkeys"))
 
 
 def _safe(url: object) -> str:
-    """A URL as it may be shown."""
+    """A URL as it may be shown: no part of it can be one of a password, however it is written."""
     scheme, found, rest = str(url).partition("://")
-    bare = rest.rpartition("@")[2].partition("?")[0]
-    return repr(f"{scheme}{found}{bare}" if found else str(url).rpartition("@")[2])
+    if not found:
+        scheme, rest = "", str(url)
+    login, _, place = rest.rpartition("@")
+    if "?" in login or "#" in login:  # the @ may be that of an option
+        return safe_repr(f"{scheme}{found}...")
+    place = re.split("[?#]", place)[0]
+    hosts, slash, path = place.partition("/")
+    odd = re.search(r":[^:,\]]*[^:,\]\d][^:,\]]*|^:", hosts)  # a port that is none
+    if odd is not None:
+        return safe_repr(f"{scheme}{found}{hosts[: odd.start()]}:...")
+    return safe_repr(f"{scheme}{found}{hosts}{slash}{path}")
 
 
 def _context(url: str, options: Mapping[str, Any]) -> ssl.SSLContext:

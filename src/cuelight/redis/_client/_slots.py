@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from cuelight.redis._client._settings import Address
+from cuelight.redis._client._faults import read_reply
+from cuelight.redis._client._settings import Address, place
 
-__all__ = ["KeyTable", "SlotMap", "concerns_all", "redirection", "slot_of_key"]
+__all__ = ["KeyTable", "SlotMap", "concerns_all", "keys_of", "redirection", "slot_of_key", "slots_of"]
 
 _EVERYWHERE: Final = frozenset({"FLUSHALL", "FLUSHDB", "SCRIPT FLUSH", "SCRIPT LOAD"})
 
@@ -84,6 +85,8 @@ class SlotMap:
         """
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for first, last, primary, *_ in reply:
+            if not 0 <= first <= last < REDIS_CLUSTER_HASH_SLOTS:
+                raise ValueError(f"slots {first} to {last}")
             owner = _address(primary[0], primary[1], asked)
             self._owners[first : last + 1] = [owner] * (last + 1 - first)
         self.primaries: tuple[Address, ...] = tuple(dict.fromkeys(one for one in self._owners if one is not None))
@@ -91,6 +94,24 @@ class SlotMap:
     def owner(self, slot: int | None) -> Address | None:
         """Who has a slot; for None anyone. None if nobody has it."""
         return self.primaries[0] if slot is None else self._owners[slot]
+
+
+def slots_of(reply: Any, asked: Address) -> SlotMap:
+    """What a server says to CLUSTER SLOTS.
+
+    Raises:
+        StoreRefused: it makes no sense.
+    """
+    return read_reply(place(asked), "CLUSTER SLOTS", lambda it: SlotMap(it, asked), reply)
+
+
+def keys_of(reply: Any, asked: Address) -> KeyTable:
+    """What a server says to COMMAND.
+
+    Raises:
+        StoreRefused: it makes no sense.
+    """
+    return read_reply(place(asked), "COMMAND", KeyTable, reply)
 
 
 def redirection(error: Any, asked: Address) -> Address:

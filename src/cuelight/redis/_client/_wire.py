@@ -23,17 +23,20 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import hiredis
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
 
-from cuelight._text import safe_str
+from cuelight._text import describe_error, safe_repr, safe_str
+from cuelight.errors import CuelightError
 from cuelight.mailbox import Backend, Slot, new_slot
 
-__all__ = ["AsyncioWire", "Block", "Wire", "pack", "pack_all", "reply_error"]
+__all__ = ["AsyncioWire", "Block", "Wire", "fresh", "pack", "pack_all", "reply_error"]
+
+E = TypeVar("E", bound=BaseException)
 
 BUFFER: Final = 1 << 20
 """Bytes that wait to be sent; who comes then waits until they are gone."""
@@ -191,10 +194,10 @@ class Wire:
                 slot = waiting.popleft()
                 if not slot.done():
                     slot.set_result(reply)
-        except hiredis.ProtocolError as error:
-            self.end(redis_errors.InvalidResponse(f"what came is not RESP: {error}"))
         except IndexError:
-            self.end(redis_errors.ConnectionError(f"a reply that nobody asked for: {reply!r:.200}"))
+            self.end(redis_errors.ConnectionError(f"a reply that nobody asked for: {safe_repr(reply)}"))
+        except Exception as error:  # whatever it is, the replies that follow cannot be told apart any more
+            self.end(redis_errors.InvalidResponse(f"what came is not RESP: {describe_error(error)}"))
         else:
             self._answered += before - len(waiting)
 
@@ -211,7 +214,7 @@ class Wire:
         waiting, self._waiting = self._waiting, deque()
         for slot in waiting:
             if not slot.done():
-                slot.set_result(_fresh(error))
+                slot.set_result(fresh(error))
         self._make_room()
         self._abort()
         self.on_end(self)
@@ -362,12 +365,20 @@ def _plain(argument: Any) -> Any:
 
 def reply_error(text: str) -> Exception:
     """The exception of redis-py for an error reply."""
-    return _parse_error(text)
+    try:
+        return _parse_error(text)
+    except Exception:  # such as MOVED to nowhere
+        return redis_errors.ResponseError(text)
 
 
-def _fresh(error: Exception) -> Exception:
+def fresh(error: E) -> E:
     """One like it: an exception that is raised in several tasks would collect the traces of all."""
-    return type(error)(*error.args)
+    if not isinstance(error, redis_errors.RedisError | CuelightError):
+        return error  # of a user: its class may be made of anything
+    copy = type(error)(*error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 _PING: Final = pack(("PING",))

@@ -7,21 +7,28 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import anyio
+from redis.exceptions import ResponseError
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr, safe_str
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import current_backend, loop_time
-from cuelight.redis._client import Script, Server
+from cuelight.redis._client import Script, Server, read_reply
+from cuelight.redis._limits._answers import Answer, unpack
 from cuelight.redis._limits._outage import Outage
-from cuelight.redis._limits._plan import Plan, Scripts, pack, scripts_of, unpack
+from cuelight.redis._limits._plan import Plan, Scripts, pack, scripts_of
 
 __all__ = ["Away", "Calls", "Delivery"]
 
 _PATIENCE: Final = 1.0
 """Seconds that the end of a request waits for the server, before it leaves the rest to the background."""
+
+_SLOW: Final = 0.25
+"""Seconds without an answer after which the end of a request does not wait for the server."""
 
 _RECENT: Final = 90.0
 """Seconds for which the server remembers what it has answered."""
@@ -55,8 +62,13 @@ class Calls:
         self.away = False
         self._keep_at = -math.inf  # when the server is to be asked to keep recent answers longer
 
-    async def run(self, script: Script, fields: dict[str, Any]) -> dict[str, Any]:
+    async def run(self, script: Script, fields: dict[str, Any], timeout: float | None = None) -> Answer:
         """Run a script. A checkpoint.
+
+        Args:
+            script: one of `scripts`.
+            fields: what is asked.
+            timeout: seconds that the caller has; None for those of the client.
 
         Raises:
             StoreRefused: what is there is of another kind, or of a version from the future.
@@ -69,47 +81,65 @@ class Calls:
         if self._clock is not None:
             fields["now"] = self._clock()
         try:
-            answer = unpack(await self._server.run(script, self._keys, (plan.packed, pack(fields))))
-        except StoreUnavailable:
-            self.away = True
+            reply = await self._server.run(script, self._keys, (plan.packed, pack(fields)), timeout=timeout)
+        except (ResponseError, StoreRefused) as error:
+            raise self._broken(error) from error
+        except BaseException as error:
+            # Whoever is cancelled after a wait need not wait again until the server has heard of that.
+            if isinstance(error, StoreUnavailable) or time.monotonic() - began > _SLOW:
+                self.away = True
             raise
+        asked, size = f"{script.name!r} of {plan.tag}", len(plan.names)
+        answer = read_reply(self._server.name, asked, partial(unpack, script.name, size), reply)
         self.away = False
         if fields["keep"]:
             self._keep_at = began + _RECENT / 4
         if "rows" in answer:
-            plan.learn(answer["rows"], answer["permits"], answer["version"], answer.get("numbers"))
+            read_reply(self._server.name, asked, plan.learn_from, answer)
         if "error" in answer:
             raise self._refused(answer)
         return answer
 
-    async def run_or_not(self, script: Script, fields: dict[str, Any]) -> dict[str, Any]:
+    async def run_or_not(self, script: Script, fields: dict[str, Any], timeout: float | None) -> Answer:
         """The same for a request that can do without.
 
         Raises:
             Away: the server is away, and there is another way.
         """
-        answer = await self._outage.reach(self.run(script, fields))
+        answer = await self._outage.reach(partial(self.run, script, fields), timeout)
         if answer is None:
             self.away = True
             raise Away
         return answer
 
-    def _refused(self, answer: dict[str, Any]) -> Exception:
+    def _refused(self, answer: Answer) -> Exception:
         where, error = f"{self.plan.tag} on {self._server.name}", answer["error"]
         if error == "cost":
-            index: int = answer["limit"] - 1
+            index: int = answer.get("limit", 1) - 1
             name, most = self.plan.names[index], self.plan.most(index)
             return ValueError(f"{name}: the limits were changed, and never let more than {most} through at once now")
         if error == "other":
             return StoreRefused(
-                f"{where} is in use as a limiter of {answer['of']!r}, and this one is of {self.plan.kind!r}: give it "
-                "another name, or stop using the other one for as long as its longest window"
+                f"{where} is in use as a limiter of {safe_repr(answer.get('of'))}, and this one is of "
+                f"{self.plan.kind!r}: give it another name, or stop using the other one for as long as its longest "
+                "window"
             )
         if error == "future":
             return StoreRefused(
-                f"{where} is of format {answer['format']}, which this version of cuelight does not know: update it here"
+                f"{where} is of format {safe_repr(answer.get('format'))}, which this version of cuelight does not "
+                "know: update it here"
             )
-        return StoreRefused(f"{where} is no state of a limiter: something else wrote to its key")
+        return StoreRefused(f"{where} is no state of a limiter: something else wrote to its key; {self._way_out}")
+
+    def _broken(self, error: Exception) -> StoreRefused:
+        where, text = f"{self.plan.tag} on {self._server.name}", safe_str(error)
+        if "script" not in text:
+            return StoreRefused(f"a call of the limiter {where} was refused: {text}")
+        return StoreRefused(f"the state of the limiter {where} is not to be used: {text}; {self._way_out}")
+
+    @property
+    def _way_out(self) -> str:
+        return f"delete the keys that begin with {self.plan.tag}, or give the limiter another name"
 
 
 class Delivery:

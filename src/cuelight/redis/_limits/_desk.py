@@ -13,7 +13,6 @@ The invariants:
 from __future__ import annotations
 
 import contextvars
-import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,9 +21,11 @@ from typing import Any, Final
 import anyio
 
 from cuelight._log import get_log
+from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot
-from cuelight.redis._client import Server, Subscription, publishing_command
+from cuelight.redis._client import Server, Subscription, answer_time, publishing_command
+from cuelight.redis._limits._answers import Answer
 from cuelight.redis._limits._calls import Calls, Delivery
 from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._outage import Outage
@@ -101,7 +102,15 @@ class Desk:
         """Whether anybody waits, holds a permit, or has something undelivered."""
         return bool(self._entering or self._held or not self._delivery.over)
 
-    async def ask(self, name: str, costs: Sequence[int], wait: int, at_most: int | None = None) -> dict[str, Any]:
+    async def ask(
+        self,
+        name: str,
+        costs: Sequence[int],
+        wait: int,
+        *,
+        at_most: int | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
         """Ask once for a request to be let through; asking again is harmless. A checkpoint."""
         got: list[str] = []
         if len(self._got) >= _GOT:
@@ -119,7 +128,7 @@ class Desk:
         if self._listening is not None:
             fields["word"] = self._word
         try:
-            answer = await self._calls.run_or_not(self._calls.scripts.ask, fields)
+            answer = await self._calls.run_or_not(self._calls.scripts.ask, fields, timeout)
         except BaseException:
             self._got += got
             raise
@@ -130,11 +139,11 @@ class Desk:
             self._known = True
         return answer
 
-    async def steer(self, **fields: Any) -> dict[str, Any]:
+    async def steer(self, **fields: Any) -> Answer:
         """Pause, resume, change limits, or tell what a service says is left. A checkpoint."""
         return await self._calls.run(self._calls.scripts.steer, {"version": self._calls.plan.version, **fields})
 
-    async def look(self, costs: Sequence[int]) -> dict[str, Any]:
+    async def look(self, costs: Sequence[int]) -> Answer:
         """What is left, and when such a request could go. A checkpoint."""
         return await self._calls.run(self._calls.scripts.look, {"costs": costs, "version": self._calls.plan.version})
 
@@ -151,11 +160,12 @@ class Desk:
         waiting = self._entering[name] = _Waiting()  # from now on: what it is told may overtake the answer
         try:
             while True:
-                patience = EVER
+                patience, limit = EVER, None
                 if timeout is not None and timeout * MICROSECONDS < EVER:
-                    patience = max(0, round((began + timeout - time.monotonic()) * MICROSECONDS))
+                    left = began + timeout - time.monotonic()
+                    patience, limit = max(0, round(left * MICROSECONDS)), answer_time(timeout, left)
                 waiting.reachable = self._listening is not None
-                answer = await self.ask(name, costs, patience, at_most)
+                answer = await self.ask(name, costs, patience, at_most=at_most, timeout=limit)
                 if answer["granted"]:
                     return self._let_through(name, answer, time.monotonic() - began if waiting.queued else None)
                 if not answer["queued"]:
@@ -167,7 +177,7 @@ class Desk:
                     self.refused += 1
                     await self._delivery.send(partial(self._leave, name, costs))
                     raise TooLate(answer["wait"])
-                await self._wait(waiting, answer["wait"], patience)
+                await self._wait(waiting, answer["wait"], patience, limit)
         except BaseException as error:
             await self._withdraw(error, name, costs)
             raise
@@ -176,7 +186,7 @@ class Desk:
             self.waiting -= waiting.queued
             self._stir()
 
-    async def attempt(self, costs: list[int]) -> dict[str, Any]:
+    async def attempt(self, costs: list[int]) -> Answer:
         """Let a request through at once or not at all. A checkpoint."""
         self._number += 1
         name = f"{self._calls.party}:{self._number}"
@@ -198,7 +208,7 @@ class Desk:
         elif not isinstance(error, TooLate | StoreRefused | ValueError):
             await self._delivery.send(partial(self._leave, name, costs))
 
-    def _let_through(self, name: str, answer: dict[str, Any], waited: float | None) -> Charge:
+    def _let_through(self, name: str, answer: Answer, waited: float | None) -> Charge:
         self._got.append(name)
         self.admitted += 1
         if waited is not None:
@@ -209,11 +219,11 @@ class Desk:
             self._beat()
         return Charge(name, answer["costs"], answer["tickets"], waited, not self._calls.plan.permits)
 
-    async def _wait(self, waiting: _Waiting, wait: int, patience: int) -> None:
-        longest = self._lease * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret
+    async def _wait(self, waiting: _Waiting, wait: int, patience: int, limit: float | None) -> None:
+        longest = self._lease * spread.uniform(0.9, 1.0)
         if wait > _SHORT and not waiting.reachable:
             try:
-                await self._listen()
+                await self._listen(limit)
             except StoreUnavailable:
                 longest = _DEAF  # whether it can be reached again is for the next look to say
             else:
@@ -266,14 +276,17 @@ class Desk:
 
     # Life.
 
-    async def _listen(self) -> None:
-        async with self._listener:
-            if self._word is None:
-                self._word = await publishing_command(self._server)
-            if self._listening is None:
-                self._listening = await self._server.subscribe(
-                    self._calls.plan.channel(self._calls.party), self._hear, self._tell_all
-                )
+    async def _listen(self, limit: float | None) -> None:
+        with anyio.move_on_after(limit):
+            async with self._listener:
+                if self._word is None:
+                    self._word = await publishing_command(self._server)
+                if self._listening is None:
+                    self._listening = await self._server.subscribe(
+                        self._calls.plan.channel(self._calls.party), self._hear, self._tell_all
+                    )
+            return
+        raise StoreUnavailable(f"{self._server.name} did not begin to tell of changes within {limit:.3g} s")
 
     def _hear(self, message: bytes) -> None:
         for name in message.decode("ascii", "replace").split():

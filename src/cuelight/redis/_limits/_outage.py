@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final, Literal, TypeVar, get_args
 
 import anyio
@@ -45,17 +45,22 @@ class Outage:
         self._name, self._patience = name, patience
         self._again = 0.0
 
-    async def reach(self, call: Awaitable[T]) -> T | None:
+    async def reach(self, call: Callable[[float | None], Awaitable[T]], timeout: float | None) -> T | None:
         """Make a call that waits for nothing but the server; None if that is away, and there is another way.
+
+        Args:
+            call: makes it, within so many seconds or those of the client.
+            timeout: seconds that the caller has. When they are over before the server is taken to be away, this one
+                goes without it, and others go on asking.
 
         Raises:
             StoreUnavailable: it is away, and the mode is "closed".
         """
         if self.mode == "closed":
-            return await call
-        with anyio.move_on_after(self._patience):
+            return await call(timeout)
+        with anyio.move_on_after(self._patience if timeout is None else min(self._patience, timeout)):
             try:
-                result = await call
+                result = await call(None)
             except StoreUnavailable:
                 pass
             else:
@@ -63,6 +68,8 @@ class Outage:
                     log.warning("limiter %s: its server is back", self._name)
                 self.away = False
                 return result
+        if timeout is not None and timeout < self._patience:
+            return None
         if not self.away:
             log.warning("limiter %s: its server is away, requests are %s", self._name, _SAID[self.mode])
         self.away, self._again = True, time.monotonic() + _AGAIN

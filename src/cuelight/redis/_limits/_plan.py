@@ -11,8 +11,9 @@ import msgspec
 
 from cuelight.coordination import RateLimitConfig
 from cuelight.redis._client import Script
+from cuelight.redis._limits._answers import Answer
 
-__all__ = ["ALGORITHMS", "Algorithm", "Plan", "Scripts", "most_of", "pack", "row_of", "scripts_of", "unpack"]
+__all__ = ["ALGORITHMS", "Algorithm", "Plan", "Scripts", "most_of", "pack", "row_of", "scripts_of"]
 
 Algorithm = Literal["token_bucket", "sliding_window", "sliding_counter"]
 
@@ -164,6 +165,22 @@ class Plan:
         """Others have set these limits for all."""
         self.rows, self.permits, self.version, self.numbers = [*map(tuple, rows)], permits, version, numbers
 
+    def learn_from(self, answer: Answer) -> None:
+        """The server has said what limits there are.
+
+        Raises:
+            LookupError, TypeError, ValueError: they cannot be those of this limiter.
+        """
+        rows, numbers = answer["rows"], answer.get("numbers")
+        width = 3 if self.algorithm == "token_bucket" else 2
+        if len(rows) != len(self.names) or any(len(row) != width or min(row) < 1 for row in rows):
+            raise ValueError(f"rows {rows}")
+        if answer["permits"] < 0 or (numbers is not None and len(numbers) != len(rows)):
+            raise ValueError(f"permits {answer['permits']}, numbers {numbers}")
+        for most, window, burst in numbers or ():
+            RateLimitConfig(most, window, burst or None)  # for its errors
+        self.learn(rows, answer["permits"], answer["version"], numbers)
+
     def keys(self, party: str) -> list[str]:
         """The keys of a call by this party, in the order in which the scripts know them."""
         tag = self.tag
@@ -195,9 +212,3 @@ def checked(what: str, text: object) -> str:
 def pack(fields: Mapping[str, Any]) -> bytes:
     """Arguments for a script."""
     return msgspec.msgpack.encode(fields)
-
-
-def unpack(answer: bytes) -> dict[str, Any]:
-    """What a script answered."""
-    decoded: dict[str, Any] = msgspec.msgpack.decode(answer)
-    return decoded or {}  # Lua has one kind of empty table

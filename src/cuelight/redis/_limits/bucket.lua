@@ -8,6 +8,7 @@ function meter.step(i)
     limits[i] = {-EVER, row[1], row[2]}
     return
   end
+  check(limit[1] + limit[2] + limit[3], min(limit[2], limit[3]))
   limit[1] = max(-EVER, limit[1] - elapsed * limit[3])
   if limit[2] ~= row[1] or limit[3] ~= row[2] then
     -- Another limit than before: what is owed stays owed, in units.

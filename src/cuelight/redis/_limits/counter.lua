@@ -26,6 +26,7 @@ function meter.step(i)
     limits[i] = {floor(now / window), 0, 0, window}
     return
   end
+  check(limit[1] + limit[2] + limit[3] + limit[4], limit[4])
   roll(limit, limit[4])
   if limit[4] ~= window then
     -- Another window than before: what counts now counts as let through in the new one.

@@ -13,6 +13,7 @@ function meter.step(i)
     call('DEL', key)
     return
   end
+  check(limit[1], 1)
   if went_back then
     for _, entry in ipairs(call('ZRANGEBYSCORE', key, '(' .. whole(now), '+inf')) do
       call('ZADD', key, whole(now), entry)

@@ -19,7 +19,7 @@
 -- Times are whole microseconds of this server. Where it matters (what is owed, pauses) they are counted from the last
 -- step, so that a clock that was set back makes nothing wait for it. All numbers are whole and below 2^53.
 
-local FORMAT, EVER, LATE, RECENT, OVERRIDE = 1, 2 ^ 52, 10000, 90000, 30 * 86400000
+local FORMAT, EVER, LATE, RECENT, OVERRIDE, HUGE = 1, 2 ^ 52, 10000, 90000, 30 * 86400000, 2 ^ 60
 local pack, read = cmsgpack.pack, cmsgpack.unpack
 local call, max, min, ceil, floor = redis.call, math.max, math.min, math.ceil, math.floor
 local plan, op = read(ARGV[1]), read(ARGV[2])
@@ -46,6 +46,13 @@ if raw then
   if value.of ~= plan[1] then
     return pack({error = 'other', of = value.of})
   end
+  -- A sum tells of any that is no number, not finite, or absurd: one that is nan would let everything through.
+  local good, sum = pcall(function()
+    return value.at + value.pause + value.waiting + value.entries + value.turn + value.version + #value.limits
+  end)
+  if not good or not (sum > -HUGE and sum < HUGE) or value.waiting < 0 or value.entries < 0 then
+    return pack({error = 'corrupt'})
+  end
   state = value
 else
   -- pause: how long it lasts, less than 0 when it is over; waiting: how many; entries: how many
@@ -62,6 +69,20 @@ if state.own then
   rows, permits = state.own[1], state.own[2]
 end
 local limits = state.limits
+
+-- Refuse numbers that are none, by their sum, and one that must be 1 or more.
+local function check(sum, least)
+  if not (sum > -HUGE and sum < HUGE and least >= 1) then
+    error('CORRUPT limit')
+  end
+end
+
+if state.own then
+  check(permits, permits + 1)
+  for i = 1, #plan[2] do
+    check(rows[i][1] + rows[i][2] + (rows[i][3] or 1), min(rows[i][1], rows[i][2], rows[i][3] or 1))
+  end
+end
 local elapsed = now - state.at
 local went_back = elapsed < 0
 elapsed = max(0, elapsed)

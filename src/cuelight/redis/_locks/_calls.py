@@ -14,7 +14,18 @@ from cuelight.redis._client import Argument, Script
 from cuelight.redis._locks._names import describe_member
 from cuelight.redis._locks._terms import Terms
 
-__all__ = ["Answer", "LEASE", "LockMember", "LockState", "Lowering", "Ticket", "renewal", "stated"]
+__all__ = [
+    "Answer",
+    "LEASE",
+    "LockMember",
+    "LockState",
+    "Lowering",
+    "Ticket",
+    "outcomes",
+    "renewal",
+    "renewals",
+    "stated",
+]
 
 LEASE: Final = Script.load("cuelight.redis._locks", "lease.lua")
 
@@ -50,15 +61,16 @@ class Lowering:
     Attributes:
         left: the weight that stays; 0 gives it back wholly.
         until: when there is no use in it any more, by the clock of leases.
+        sure: whether the server is known to have something of it.
         over: whether it is sent no more.
         outcome: 1 if it was held, 0 if not any more, 2 if it left the line; None if that is not known.
         waiting: whom to wake when it is over: a loop, and what to call there.
     """
 
-    __slots__ = ("left", "outcome", "over", "ticket", "until", "waiting")
+    __slots__ = ("left", "outcome", "over", "sure", "ticket", "until", "waiting")
 
-    def __init__(self, ticket: Ticket, left: int, until: float) -> None:
-        self.ticket, self.left, self.until = ticket, left, until
+    def __init__(self, ticket: Ticket, left: int, until: float, sure: bool) -> None:
+        self.ticket, self.left, self.until, self.sure = ticket, left, until, sure
         self.outcome: int | None = None
         self.over = False
         self.waiting: Any = None
@@ -75,20 +87,49 @@ class Answer:
         wait: seconds until a look is worth the while.
         place: in the line; -1 outside of it.
         holder: a member that holds it.
-        outcomes: of the lowerings that went with it.
     """
 
-    __slots__ = ("capacity", "fence", "gone", "granted", "holder", "outcomes", "place", "wait")
+    __slots__ = ("capacity", "fence", "gone", "granted", "holder", "place", "wait")
 
     def __init__(self, reply: Sequence[Any]) -> None:
-        self.outcomes: list[int] = reply[0]
+        """Read it.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError: it is none.
+        """
         code: int = reply[1]
+        if code not in _CODES:
+            raise ValueError(f"code {code!r}")
         self.granted, self.gone = code == 1, code == -1
         self.fence = int(reply[2]) if code == 1 else 0
         self.capacity = int(reply[2]) if code == -2 else 0
         self.wait: float = reply[3] / 1000 if code == 0 else 0.0
-        self.place: int = reply[4] if code == 0 else -1
+        self.place: int = reply[4] + 0 if code == 0 else -1
         self.holder: str = reply[5].decode() if code == 0 else ""
+
+
+_CODES: Final = frozenset({-2, -1, 0, 1})
+
+
+def outcomes(reply: Sequence[Any], size: int) -> list[int]:
+    """What became of lowerings that went with a call.
+
+    Raises:
+        LookupError, TypeError, ValueError: it does not say.
+    """
+    found: list[int] = reply[0]
+    if len(found) != size:
+        raise ValueError(f"{len(found)} outcomes of {size}")
+    return found
+
+
+def renewals(reply: Sequence[Any], size: int) -> list[int]:
+    """What `renew` answered: 1 for each lease that is held, else 0.
+
+    Raises:
+        LookupError, TypeError, ValueError: it does not say.
+    """
+    return outcomes(reply[1:], size)
 
 
 def renewal(tickets: Iterable[Ticket]) -> tuple[Argument, ...]:
@@ -136,7 +177,11 @@ class LockState(msgspec.Struct, frozen=True):
 
 
 def stated(reply: Sequence[Any]) -> LockState:
-    """What `look` answered."""
+    """What `look` answered.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: it makes no sense.
+    """
     _, capacity, used, expired, fence, _, holders, waiters = reply
     return LockState(
         capacity=int(capacity),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from cuelight.redis._locks._shared import SharedCore
 
 __all__ = ["Hold", "RedisClaim", "not_held"]
+
+
+PATIENCE: Final = 1.0
+"""Seconds that the end of a block waits for the server, before it leaves the rest to the background."""
 
 
 class RedisClaim(BaseLock):
@@ -80,11 +84,11 @@ class RedisClaim(BaseLock):
         Raises:
             StoreUnavailable: the server cannot be reached.
         """
-        return stated(await self._core.ask("look"))
+        return self._core.read("look", stated, await self._core.ask("look"))
 
     def state_blocking(self) -> LockState:
         """As `state`, but blocks the thread."""
-        return stated(_blocking(self._core, "look"))
+        return self._core.read("look", stated, _blocking(self._core, "look"))
 
     # Taking it.
 
@@ -175,7 +179,7 @@ class RedisClaim(BaseLock):
             keeper_here().flush(core)
             return
         try:
-            core.ask_blocking("lower")
+            core.ask_blocking("lower", timeout=PATIENCE)
         finally:
             the_thread.flush(core)
 
@@ -191,7 +195,7 @@ class RedisClaim(BaseLock):
         lowering = self._end(lease)
         try:
             if not lowering.over:
-                _blocking(core, "lower")
+                _blocking(core, "lower", PATIENCE)
         except FAILURES:  # the thread goes on trying
             the_thread.flush(core)
         except BaseException:
@@ -208,14 +212,14 @@ class RedisClaim(BaseLock):
         lowering = self._end(lease)
         release(core, lease.weight)
         try:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(PATIENCE, shield=True):
                 await core.ask("lower")
                 await _settled(core, lowering)
         except FAILURES:
-            keeper_here().flush(core)
-        except BaseException:
-            keeper_here().flush(core)
-            raise
+            pass
+        finally:
+            if not lowering.over:
+                keeper_here().flush(core)
         return held and lowering.outcome != 0
 
     # Blocks.
@@ -312,10 +316,10 @@ def not_held(core: SharedCore, me: Any) -> LockNotHeld:
     )
 
 
-def _blocking(core: SharedCore, op: str) -> Any:
+def _blocking(core: SharedCore, op: str, timeout: float | None = None) -> Any:
     if running_loop() is None:
-        return core.ask_blocking(op)
-    return the_thread.call(core.ask, op)
+        return core.ask_blocking(op, timeout=timeout)
+    return the_thread.call(core.ask, op, (), timeout)
 
 
 async def _settled(core: SharedCore, lowering: Lowering) -> None:

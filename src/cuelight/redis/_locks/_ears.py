@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
+from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import await_until, loop_time, new_slot
 
 if TYPE_CHECKING:
@@ -41,11 +42,18 @@ class Ear:
         """Whether it hears."""
         return self._subscription is not None
 
-    async def listen(self) -> None:
-        """Begin to hear. A checkpoint."""
-        async with self._lock:
-            if self._subscription is None:
-                self._subscription = await self._server.subscribe(self._channel, self._on_message, self._on_gap)
+    async def listen(self, timeout: float | None = None) -> None:
+        """Begin to hear. A checkpoint.
+
+        Raises:
+            StoreUnavailable: the server did not begin to tell within so many seconds.
+        """
+        with anyio.move_on_after(timeout):
+            async with self._lock:
+                if self._subscription is None:
+                    self._subscription = await self._server.subscribe(self._channel, self._on_message, self._on_gap)
+            return
+        raise StoreUnavailable(f"{self._server.name} did not begin to tell of changes within {timeout:.3g} s")
 
     def close(self) -> None:
         """Hear no more; from any thread."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from cuelight.errors import LeaseLost
-from cuelight.redis._client import Script
+from redis.exceptions import ResponseError
+
+from cuelight._text import safe_repr, safe_str
+from cuelight.errors import LeaseLost, StoreRefused
+from cuelight.redis._client import Script, read_reply
 from cuelight.redis._locks._lease import Lease
 
 if TYPE_CHECKING:
@@ -53,10 +56,15 @@ async def fenced_set(
     Raises:
         LeaseLost: somebody with a greater token was there before, or the lease is over. Nothing was changed.
         StoreUnavailable: the server cannot be reached.
+        StoreRefused: the server refuses, or what it has in the place of a token is none.
         ValueError: the token or the time makes no sense.
     """
     keys, args = _call(key, value, fence, ttl)
-    _judge(key, fence, await server.run(_FENCE, keys, args))
+    try:
+        reply = await server.run(_FENCE, keys, args)
+    except ResponseError as error:
+        raise _refused(server, key, error) from error
+    _judge(server, key, fence, reply)
 
 
 def fenced_set_blocking(
@@ -64,7 +72,11 @@ def fenced_set_blocking(
 ) -> None:
     """As `fenced_set`, but blocks the thread: for threads without an event loop."""
     keys, args = _call(key, value, fence, ttl)
-    _judge(key, fence, server.run_blocking(_FENCE, keys, args))
+    try:
+        reply = server.run_blocking(_FENCE, keys, args)
+    except ResponseError as error:
+        raise _refused(server, key, error) from error
+    _judge(server, key, fence, reply)
 
 
 def _call(
@@ -80,10 +92,18 @@ def _call(
     return (key, fence_key(key)), (token, value, 0 if ttl is None else round(ttl * 1000))
 
 
-def _judge(key: str, fence: int | Lease, reply: Any) -> None:
-    if reply[0] != 1:
+def _refused(server: Server, key: str, error: ResponseError) -> StoreRefused:
+    return StoreRefused(
+        f"{server.name} did not set {safe_repr(key)}: {safe_str(error)}. What is at {safe_repr(fence_key(key))} is no "
+        f"fencing token: something else wrote to that key"
+    )
+
+
+def _judge(server: Server, key: str, fence: int | Lease, reply: Any) -> None:
+    done, known = read_reply(server.name, f"the setting of {safe_repr(key)}", lambda it: (it[0], int(it[1])), reply)
+    if done != 1:
         raise LeaseLost(
-            f"{key!r} was set under fence {int(reply[1])} already, which is greater than {_token(fence)}: somebody "
+            f"{safe_repr(key)} was set under fence {known} already, which is greater than {_token(fence)}: somebody "
             f"else holds the lock now, or did since. Nothing was changed"
         )
 

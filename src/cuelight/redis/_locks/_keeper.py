@@ -13,17 +13,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-import random
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from redis.exceptions import ResponseError
 
 from cuelight._log import get_log
+from cuelight._text import safe_str
 from cuelight.coordination._endings import reap
 from cuelight.coordination._parties import party_ended
+from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.mailbox import call_in_loop, current_backend, has_ended, running_loop
+from cuelight.mailbox import call_in_loop, current_backend, has_ended, loop_time, running_loop
 from cuelight.redis._locks._terms import now
 
 if TYPE_CHECKING:
@@ -40,9 +41,16 @@ FAILURES: Final = (StoreUnavailable, StoreRefused, ResponseError)
 """What a call of the server may end with."""
 
 
+ENDING: Final = 0.5
+"""Seconds for which a program that ends tries to give back what it holds."""
+
+ENDING_IN_DOUBT: Final = 0.1
+"""The same for what it has asked for, and the server has never answered."""
+
+
 def pause(round_: int) -> float:
     """Seconds before something is tried again that failed some times."""
-    return min(0.5, 0.02 * 2.0 ** min(round_, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    return min(0.5, 0.02 * 2.0 ** min(round_, 10)) * spread.uniform(0.5, 1.0)
 
 
 def loop_has_ended(loop: Any) -> bool:
@@ -66,8 +74,8 @@ class Keeper:
         self._elsewhere = elsewhere
         self._leases: dict[Lease, SharedCore] = {}
         self._next = math.inf
-        self._flushing: set[SharedCore] = set()
-        self.ending = False  # the program ends: what cannot be given back at once is left to its lease
+        self._flushing: dict[SharedCore, anyio.CancelScope | None] = {}
+        self._ending = False
 
     @property
     def idle(self) -> bool:
@@ -103,6 +111,14 @@ class Keeper:
 
     # The rest runs in the loop.
 
+    def end_soon(self) -> None:
+        """The program ends: what cannot be given back at once is left to its lease."""
+        if not self._ending:
+            self._ending = True
+            for scope in self._flushing.values():
+                if scope is not None:
+                    scope.deadline = loop_time() + ENDING
+
     def _arm(self) -> None:
         due = math.inf
         for lease in list(self._leases):
@@ -135,7 +151,10 @@ class Keeper:
             renewed = await core.renew([lease.ticket for lease in leases])
         except Exception as error:
             log.warning(
-                "leases on %s could not be renewed, %.1f s are left: %s", core.thing, leases[0].remaining(), error
+                "leases on %s could not be renewed, %.1f s are left: %s",
+                core.thing,
+                leases[0].remaining(),
+                safe_str(error),
             )
             for lease in leases:
                 lease.renewing = False
@@ -155,27 +174,38 @@ class Keeper:
         if loop_has_ended(self.loop):
             self._elsewhere(core)
         elif core.pending and core not in self._flushing:
-            self._flushing.add(core)
+            self._flushing[core] = None
             self._backend.spawn(
                 self._flush, core, context=contextvars.Context(), name=f"cuelight release of {core.thing}"
             )
 
     async def _flush(self, core: SharedCore) -> None:
-        failures = 0
         try:
-            while core.pending:
-                try:
-                    await core.ask("lower")
-                    failures = 0
-                except Exception as error:
-                    if not failures:
-                        log.warning("%s could not be given back yet: %s", core.thing, error)
-                    if self.ending:
-                        core.forsake()
-                        return
-                    failures += 1
-                    await anyio.sleep(pause(failures))
+            deadline = math.inf
+            if self._ending:
+                deadline = loop_time() + (ENDING if core.owes() else ENDING_IN_DOUBT)
+            with anyio.CancelScope(deadline=deadline) as self._flushing[core]:
+                await self._send(core)
+                return
+            if core.owes():
+                log.warning("%s could not be given back: the program ends. Its lease will run out", core.thing)
+            core.forsake()
         finally:
-            self._flushing.discard(core)
+            self._flushing.pop(core, None)
             if core.pending:  # this loop ends
                 self._elsewhere(core)
+
+    async def _send(self, core: SharedCore) -> None:
+        failures = 0
+        while core.pending:
+            try:
+                await core.ask("lower")
+                failures = 0
+            except Exception as error:
+                if not failures and core.owes():
+                    log.warning("%s could not be given back yet: %s", core.thing, safe_str(error))
+                if self._ending:
+                    core.forsake()
+                    return
+                failures += 1
+                await anyio.sleep(pause(failures))

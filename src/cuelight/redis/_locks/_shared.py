@@ -15,18 +15,21 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from redis.exceptions import ResponseError
 
+from cuelight._text import safe_str
 from cuelight.coordination._core import Core
 from cuelight.coordination._endings import forget, monitor, now
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import call_in_loop
-from cuelight.redis._locks._calls import LEASE, Answer, Lowering, Ticket, renewal
+from cuelight.redis._client import read_reply
+from cuelight.redis._locks._calls import LEASE, Answer, Lowering, Ticket, outcomes, renewal, renewals
 from cuelight.redis._locks._names import Names, client_name
 from cuelight.redis._locks._terms import Terms
 from cuelight.redis._locks._terms import now as clock
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from cuelight.redis._locks._lease import Lease
 
 __all__ = ["SharedCore", "shared_core"]
+
+T = TypeVar("T")
 
 next_number: Final = count(1).__next__
 
@@ -106,14 +111,18 @@ class SharedCore(Core):
         slot = _slots.take(self.names.tag)
         return Ticket(f"{client_name()}/{slot}", slot, next_number(), weight=weight, first=first, terms=terms)
 
-    def give_back(self, ticket: Ticket, left: int, until: float) -> Lowering:
+    def give_back(self, ticket: Ticket, left: int, until: float, *, sure: bool = True) -> Lowering:
         """Have the server told that no more than `left` of a ticket is held; somebody must send it."""
-        lowering = Lowering(ticket, left, until)
+        lowering = Lowering(ticket, left, until, sure)
         if ticket.member.startswith(f"{client_name()}/"):
             self.pending.append(lowering)
         else:  # a fork has only a copy of it
             lowering.over = True
         return lowering
+
+    def owes(self) -> bool:
+        """Whether anything is to be given back that the server is known to have."""
+        return any(lowering.sure for lowering in list(self.pending))
 
     def outgoing(self) -> list[Lowering]:
         """What is to be sent: for the one who sends it, and then calls `settle` or `unsent`."""
@@ -213,36 +222,48 @@ class SharedCore(Core):
         flat += own
         return flat
 
-    async def ask(self, op: str, own: Sequence[Argument] = ()) -> Any:
+    async def ask(self, op: str, own: Sequence[Argument] = (), timeout: float | None = None) -> Any:
         """Call the script, and have it do what is pending. A checkpoint."""
         batch = self.outgoing()
         try:
-            reply = await self.server.run(LEASE, self.names.keys, self.arguments(op, batch, own))
+            reply = await self.server.run(LEASE, self.names.keys, self.arguments(op, batch, own), timeout=timeout)
+            done = self.read(op, partial(outcomes, size=len(batch)), reply)
         except BaseException as error:
             self.unsent(batch)
-            if isinstance(error, ResponseError):
+            if isinstance(error, ResponseError | StoreRefused):
                 raise self._translated(error) from error
             raise
-        self.settle(batch, reply[0])
+        self.settle(batch, done)
         return reply
 
-    def ask_blocking(self, op: str, own: Sequence[Argument] = ()) -> Any:
+    def ask_blocking(self, op: str, own: Sequence[Argument] = (), timeout: float | None = None) -> Any:
         """The same in a thread without a loop."""
         batch = self.outgoing()
         try:
-            reply = self.server.run_blocking(LEASE, self.names.keys, self.arguments(op, batch, own))
+            reply = self.server.run_blocking(LEASE, self.names.keys, self.arguments(op, batch, own), timeout=timeout)
+            done = self.read(op, partial(outcomes, size=len(batch)), reply)
         except BaseException as error:
             self.unsent(batch)
-            if isinstance(error, ResponseError):
+            if isinstance(error, ResponseError | StoreRefused):
                 raise self._translated(error) from error
             raise
-        self.settle(batch, reply[0])
+        self.settle(batch, done)
         return reply
 
-    def _translated(self, error: ResponseError) -> Exception:
-        text = str(error)
-        if "FUTURE" not in text and "CORRUPT" not in text:
+    def read(self, op: str, read: Callable[[Any], T], reply: Any) -> T:
+        """What the script said.
+
+        Raises:
+            StoreRefused: it makes no sense.
+        """
+        return read_reply(self.server.name, f"{op!r} of {self.thing}", read, reply)
+
+    def _translated(self, error: ResponseError | StoreRefused) -> Exception:
+        text = safe_str(error)
+        if "BADARG" in text or (isinstance(error, StoreRefused) and self.thing in text):
             return error
+        if "script" not in text and "CORRUPT" not in text and "FUTURE" not in text:
+            return StoreRefused(f"{self.server.name} refused a call of {self.thing}: {text}")
         return StoreRefused(
             f"the state of {self.thing} on {self.server.name} is not to be used: {text}. It was written by a newer "
             f"version, or by something else: delete {self.names.keys[0]} and its neighbours, or use another prefix"
@@ -252,15 +273,14 @@ class SharedCore(Core):
         """The server has no knowledge of it."""
         _slots.put(self.names.tag, ticket.slot)
 
-    async def acquire(self, ticket: Ticket, wait: bool) -> Answer:
+    async def acquire(self, ticket: Ticket, wait: bool, timeout: float | None) -> Answer:
         """Ask for it once."""
-        return Answer(await self.ask("acquire", ticket.arguments(wait)))
+        return self.read("acquire", Answer, await self.ask("acquire", ticket.arguments(wait), timeout))
 
     async def renew(self, tickets: list[Ticket]) -> list[int]:
         """Renew leases; 1 for each that is held, else 0."""
         reply = await self.ask("renew", renewal(tickets))
-        renewed: list[int] = reply[1]
-        return renewed
+        return self.read("renew", partial(renewals, size=len(tickets)), reply)
 
 
 _cores: Final[WeakValueDictionary[tuple[Server, str], SharedCore]] = WeakValueDictionary()

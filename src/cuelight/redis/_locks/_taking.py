@@ -17,10 +17,13 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from cuelight._log import get_log
 from cuelight.coordination._parties import describe, whoever
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
+from cuelight.redis._client import answer_time
 from cuelight.redis._locks._calls import LEASE, Answer
 from cuelight.redis._locks._ears import Ear, Hint, TaskHint, ThreadHint
 from cuelight.redis._locks._keeper import Keeper, loop_has_ended, pause
@@ -68,6 +71,10 @@ class _Errand:
     def left(self) -> float:
         """Seconds that are left."""
         return self._deadline - self._clock()
+
+    def limit(self) -> float | None:
+        """Seconds that a call of the server may take; None for those of the client."""
+        return None if self.timeout is None else answer_time(self.timeout, self.left())
 
     def begin(self) -> None:
         """Before each call."""
@@ -162,7 +169,7 @@ class _Errand:
         if answer is not None and self._answered and not answer.granted and answer.place < 0:
             self.core.drop_ticket(self.ticket)
         else:
-            self.core.give_back(self.ticket, 0, now() + self.terms.lease)
+            self.core.give_back(self.ticket, 0, now() + self.terms.lease, sure=answer is not None)
 
     def ear(self, loop: Any) -> Ear:
         """The ear of a loop."""
@@ -208,7 +215,7 @@ async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | Non
         while True:
             try:
                 errand.begin()
-                answer = await core.acquire(errand.ticket, errand.left() > 0)
+                answer = await core.acquire(errand.ticket, errand.left() > 0, errand.limit())
                 if errand.granted(answer):
                     if errand.stale():
                         continue
@@ -218,7 +225,7 @@ async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | Non
                 if errand.left() <= 0:
                     raise errand.late()
                 if not ear.open:
-                    await ear.listen()
+                    await ear.listen(errand.limit())
                     continue
             except StoreUnavailable as error:
                 errand.failed(error)
@@ -258,7 +265,7 @@ def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | 
                     if errand.left() <= 0:
                         raise errand.late()
                     if not ear.open:
-                        the_thread.call(ear.listen)
+                        the_thread.call(ear.listen, errand.limit())
                         continue
                 except StoreUnavailable as error:
                     errand.failed(error)
@@ -279,7 +286,7 @@ def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
         StoreUnavailable: the server cannot be reached.
         StoreRefused: it refuses.
     """
-    errand = _Errand(core, terms, weight, 0, clock=time.monotonic, since=0)
+    errand = _Errand(core, terms, weight, None, clock=time.monotonic, since=0)
     with the_thread as of_threads:
         keeper = of_threads if running_loop() is None else keeper_here()
         try:
@@ -300,8 +307,9 @@ def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
 def _ask_once(errand: _Errand, wait: bool) -> Answer:
     errand.begin()
     if running_loop() is None:
-        return Answer(errand.core.ask_blocking("acquire", errand.ticket.arguments(wait)))
-    return the_thread.call(errand.core.acquire, errand.ticket, wait)
+        core = errand.core
+        return core.read("acquire", Answer, core.ask_blocking("acquire", errand.ticket.arguments(wait), errand.limit()))
+    return the_thread.call(errand.core.acquire, errand.ticket, wait, errand.limit())
 
 
 async def _confirm(errand: _Errand) -> None:
@@ -309,13 +317,20 @@ async def _confirm(errand: _Errand) -> None:
 
     Raises:
         StoreRefused: there are not so many.
+        StoreUnavailable: the server does not answer in time.
     """
     core, wanted = errand.core, errand.terms.wait_replicas
     server: Any = core.server
     arguments = core.arguments("acquire", (), errand.ticket.arguments(False))
-    async with server.dedicated() as connection:
-        await connection.execute("EVAL", LEASE.text, len(core.names.keys), *core.names.keys, *arguments)
-        known = await connection.execute("WAIT", wanted, round(min(1.0, errand.terms.lease / 3) * 1000))
+    known = -1
+    with anyio.move_on_after(errand.limit()):
+        async with server.dedicated() as connection:
+            await connection.execute("EVAL", LEASE.text, len(core.names.keys), *core.names.keys, *arguments)
+            known = await connection.execute("WAIT", wanted, round(min(1.0, errand.terms.lease / 3) * 1000))
+    if known < 0:
+        raise StoreUnavailable(
+            f"{core.server.name} did not say in time how many replicas know of the grant of {core.thing}"
+        )
     if known < wanted:
         raise StoreRefused(
             f"{known} replicas of {core.server.name} know of the grant of {core.thing}, wait_replicas={wanted}: it was "

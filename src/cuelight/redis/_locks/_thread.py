@@ -91,8 +91,10 @@ class LoopThread:
             keeper.loop.call_soon_threadsafe(self._flush, keeper, core)
 
     def _flush(self, keeper: Keeper, core: SharedCore) -> None:
-        keeper.flush(core)
-        self.__exit__()
+        try:
+            keeper.flush(core)
+        finally:
+            self.__exit__()
 
     def _started(self) -> Keeper:
         if self._keeper is not None:
@@ -119,7 +121,7 @@ class LoopThread:
                 pass
             self._nudge.clear()
             if self._ending:
-                keeper.ending = True
+                keeper.end_soon()
                 _let_go_of_the_dead(keeper)
             with self._lock:
                 idle = not self._needed and keeper.idle

@@ -6,7 +6,7 @@
 
 local token, life = tonumber(ARGV[1]), tonumber(ARGV[3])
 if not token or token < 1 or not life or life < 0 then return redis.error_reply('BADARG token or time to live') end
-local known = tonumber(redis.call('GET', KEYS[2]) or 0)
+local known = tonumber(string.match(redis.call('GET', KEYS[2]) or '0', '^%d+$')) -- no nan, and no 1e300
 if not known then return redis.error_reply('CORRUPT fence at ' .. KEYS[2]) end
 if token < known then return { 0, string.format('%.0f', known) } end
 for index, text in ipairs({ ARGV[2], ARGV[1] }) do

@@ -32,7 +32,7 @@
 -- 4. Any call may be repeated with the same arguments, and then says the same.
 
 local state, held, line, members, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local FORMAT, CLAIM, MEMORY, TTL, FRESH, LAST = 1, 1000, 60000, 7200000, 1800000, 1099511627776
+local FORMAT, CLAIM, MEMORY, TTL, FRESH, LAST, EXACT = 1, 1000, 60000, 7200000, 1800000, 1099511627776, 2 ^ 53
 local call, format, match, sub, tonumber, max =
   redis.call, string.format, string.match, string.sub, tonumber, math.max
 
@@ -47,7 +47,7 @@ local packed = call('GET', state)
 
 local head, places, from, pruned, member, ends, at, s, n, last =
   match(packed or '', '^(1:(%d+):%d+:%d+:(%d+):%d+:(%d+))|([^|]*)|(%d+)|()([hd]):(%d+):%d+:%d+:%d+:%d+:(%d+)$')
-if head and now < tonumber(pruned) and (s == 'd' or now < tonumber(ends)) then
+if head and now < tonumber(pruned) and (s == 'd' or now < tonumber(ends)) and tonumber(last) < EXACT then
   local new, answer
   if op == 'lower' and ARGV[4] == '1' and ARGV[5] == member and ARGV[6] == n and ARGV[7] == '0' then
     new, answer = sub(packed, 1, at - 1) .. 'd' .. sub(packed, at + 1), { { 1 } }
@@ -117,6 +117,10 @@ if packed then
     return redis.error_reply('CORRUPT state: ' .. sub(packed, 1, 100))
   end
   kept, used, fence, seq, notbefore = tonumber(c), tonumber(u), tonumber(f), tonumber(q), tonumber(d)
+  -- Beyond that, one more is the same number: two would get one fence.
+  if max(kept, used, fence, seq, notbefore, alone and max(alone.n, alone.w, alone.ends, alone.delay) or 0) >= EXACT then
+    return redis.error_reply('CORRUPT state: ' .. sub(packed, 1, 100))
+  end
   expired, waiting, refresh, prune = tonumber(e), tonumber(w), tonumber(r), tonumber(p)
 end
 
@@ -138,9 +142,12 @@ local function read(member)
   local packed = call('HGET', members, member)
   if not packed then return nil end
   local s, n, w, lease, alive, delay, f = match(packed, '^(%a):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)$')
-  if not s then error('CORRUPT member ' .. member .. ': ' .. packed) end
-  return { s = s, n = tonumber(n), w = tonumber(w), lease = tonumber(lease), alive = tonumber(alive),
-           delay = tonumber(delay), fence = tonumber(f) }
+  local one = s and { s = s, n = tonumber(n), w = tonumber(w), lease = tonumber(lease), alive = tonumber(alive),
+                      delay = tonumber(delay), fence = tonumber(f) }
+  if not one or max(one.n, one.w, one.lease, one.alive, one.delay, one.fence) >= EXACT then
+    error('CORRUPT member ' .. member .. ': ' .. sub(packed, 1, 100))
+  end
+  return one
 end
 
 -- One that is held or waits. It must be in `members` as such, unless keys were evicted or deleted: what would not change

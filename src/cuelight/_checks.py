@@ -1,0 +1,49 @@
+"""Checks of arguments: each raises a clear error where the mistake was made."""
+
+from __future__ import annotations
+
+import math
+
+from cuelight._text import safe_repr
+
+__all__ = ["check_finite", "check_seconds"]
+
+
+def check_finite(call: str, number: object) -> None:
+    """Check that an argument is a finite number.
+
+    Args:
+        call: how the argument was given, as `spend(tokens)`; shown in the error.
+        number: the argument.
+
+    Raises:
+        TypeError: it is no `int` or `float`.
+        ValueError: it is infinite or not a number (NaN).
+    """
+    if not isinstance(number, int | float):
+        raise TypeError(f"{call}: {safe_repr(number)} is no number: give an int or a float")
+    if not math.isfinite(number):
+        raise ValueError(f"{call}: {number!r} is not a finite number")
+
+
+def check_seconds(call: str, seconds: object, least: float = -math.inf, *, finite: bool = False) -> float:
+    """The seconds, if they are a number that a clock can be compared with.
+
+    Args:
+        call: how the argument was given, as `after(delay)`; shown in the error.
+        seconds: the argument.
+        least: the smallest value that makes sense.
+        finite: refuse infinity.
+
+    Raises:
+        TypeError: it is no `int` or `float`.
+        ValueError: it is not a number (NaN), too small, or infinite where that makes no sense.
+    """
+    if not isinstance(seconds, int | float):
+        raise TypeError(f"{call}: {safe_repr(seconds)} is no number of seconds: give an int or a float")
+    if not least <= seconds <= math.inf:
+        wanted = "a number of seconds" if least == -math.inf else f"{least:g} seconds or more"
+        raise ValueError(f"{call}: {seconds!r} is not {wanted}")
+    if finite and seconds == math.inf:
+        raise ValueError(f"{call}: {seconds!r} is not a finite number of seconds")
+    return seconds

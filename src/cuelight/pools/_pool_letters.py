@@ -1,0 +1,53 @@
+"""The dead letters of an async pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuelight.pools._crew import Crew
+    from cuelight.pools._dead_letters import DeadLetterBox, DeadLetterQueue, FailedCall
+    from cuelight.pools._submission import Submission
+
+__all__ = ["PoolLetters"]
+
+
+class PoolLetters:
+    """What a pool can do about tasks that have failed for good."""
+
+    name: str
+    _letters: DeadLetterBox
+
+    if TYPE_CHECKING:
+        submit: Callable[..., Submission[Any]]
+
+        @property
+        def crew(self) -> Crew | None: ...
+
+    @property
+    def dead_letters(self) -> DeadLetterQueue:
+        """Tasks that have failed for good, with their errors: to look at, edit, replay and purge.
+
+        `replay` submits a task again; use it in the loop of the pool.
+        """
+        return self._letters.queue
+
+    def submit_again(self, call: FailedCall, task_id: str) -> Submission[Any] | None:
+        """Submit what a dead letter has kept, as `DeadLetterQueue.replay` does.
+
+        Returns:
+            What is to be awaited so that it runs; None if it runs anyway.
+
+        Raises:
+            RuntimeError: this is not the loop of the pool.
+        """
+        crew = self.crew
+        if crew is not None and crew.thread != get_ident():
+            raise RuntimeError(f"the pool {self.name!r} belongs to the event loop of another thread: replay it there")
+        function = partial(call.function, *call.args, **call.kwargs) if call.kwargs else call.function
+        args = () if call.kwargs else call.args
+        task = self.submit(function, *args, task_id=task_id, priority=call.priority, timeout=call.timeout)
+        return task if crew is None else None

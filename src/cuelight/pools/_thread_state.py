@@ -1,0 +1,209 @@
+"""Who has what in a blocking pool: its tasks and its threads. Every method is called under the lock of the pool."""
+
+from __future__ import annotations
+
+import math
+import time
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from cuelight.errors import RateLimited, TaskCancelled
+from cuelight.pools._board import Board
+from cuelight.pools._failures import is_a
+from cuelight.pools._job import Job, retry_delay
+from cuelight.pools._results import TaskStatus
+from cuelight.pools._thread_helpers import Helpers
+from cuelight.pools._thread_worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cuelight.pools._process_call import ProcessCaller
+    from cuelight.pools._timekeeper import Timekeeper
+    from cuelight.pools._worker_pool_config import WorkerPoolConfig
+
+__all__ = ["CrewState"]
+
+_PENDING, _IN_FLIGHT, _SCHEDULED = TaskStatus.PENDING, TaskStatus.IN_FLIGHT, TaskStatus.SCHEDULED
+
+NO_THREAD = 1.0
+"""Seconds before it is tried again to start a thread when the system had none to give."""
+
+
+class CrewState:
+    """Tasks and threads. `Crew` adds the lock, the life of a thread, and time."""
+
+    def __init__(
+        self,
+        name: str,
+        config: WorkerPoolConfig,
+        new_caller: Callable[[str], ProcessCaller | None],
+        keep: int | None,
+    ) -> None:
+        self.name, self.config = name, config
+        self.board = Board(keep)
+        self.lock = self.board.lock
+        self.retries: int = 0
+        self.replaced: int = 0
+        self.abandoned: int = 0
+        self.total_ran = 0.0
+        self.threads: set[Worker] = set()
+        self.idle: list[Worker] = []
+        self.helpers = Helpers()
+        self.closed = self.over = False
+        self.clock: Callable[[], float] = time.monotonic
+        self.keeper: Timekeeper | None = None
+        self._new_caller = new_caller
+        self._hired = 0
+        self._waking = False
+        self._leaving: list[Worker] = []
+        self._ready: list[tuple[int, int, Job]] = []
+        self._delayed: list[tuple[float, int, Job]] = []
+        self._armed = math.inf
+        self._trouble: tuple[RuntimeError, int] | None = None
+
+    def serve(self, worker: Worker) -> None:
+        """Run task after task in this thread. Not under the lock."""
+        raise NotImplementedError
+
+    def _push(self, job: Job) -> None:
+        """A task waits for a thread."""
+        if not job.listed:
+            job.listed = True
+            heappush(self._ready, (job.priority, job.sequence, job))
+
+    def _take(self, worker: Worker) -> Job | None:
+        """Give the worker the next task; without one it is idle, or leaves if all is over."""
+        job = self.helpers.take() if worker.helps else self._pop()
+        if job is not None:
+            self.board.move(job, _IN_FLIGHT)
+            job.worker, job.runner = worker.worker_id, worker
+            if not job.began:
+                job.began = time.time()
+            worker.job = job
+            worker.began = now = self.clock()
+            worker.deadline = due = now + self.config.task_timeout_seconds
+            if due < self._armed:
+                self._arm(due)
+        elif worker.helps:
+            self._discard(worker)
+            self._leaving = [*(one for one in self._leaving if one.is_alive()), worker]
+        elif not self.over:
+            self.idle.append(worker)
+        return job
+
+    def _pop(self) -> Job | None:
+        ready = self._ready
+        while ready:
+            job = heappop(ready)[2]
+            job.listed = False
+            if job.status is _PENDING:  # else it was cancelled, or a helper has it
+                return job
+        return None
+
+    def _engage(self) -> None:
+        """A task is ready: have a thread look, unless one is on its way."""
+        if self._waking:
+            return
+        if self.idle:
+            self._waking = True
+            self.idle.pop().baton.release()
+        elif len(self.threads) - len(self.helpers.threads) < self.config.max_workers:
+            self._try_to_hire()
+        elif self.helpers.awaited:
+            self.engage_helper()
+
+    def engage_helper(self) -> None:
+        """Have a helper come, if there is something for one."""
+        if self.helpers.wanted:
+            self._try_to_hire(helps=True)
+
+    def _try_to_hire(self, *, helps: bool = False) -> None:
+        try:
+            self._hire(helps=helps)
+        except RuntimeError as error:
+            self._trouble = error, len(self.threads)  # it is logged outside of the lock
+            self._arm(min(self._armed, self.clock() + NO_THREAD))
+
+    def _hire(self, *, helps: bool = False) -> None:
+        self._hired += 1
+        name = f"{self.name}-worker-{self._hired}"
+        worker = Worker(self, name, self._new_caller(name), helps=helps)
+        try:
+            self.threads.add(worker)
+            if helps:
+                self.helpers.threads.add(worker)
+            worker.start()
+        except BaseException:
+            if not worker.is_alive():
+                self._discard(worker)
+            raise
+        if not helps:
+            self._waking = True
+
+    def _discard(self, worker: Worker) -> None:
+        self.threads.discard(worker)
+        self.helpers.threads.discard(worker)
+        self.helpers.unpark(worker)
+
+    def _attempt_over(self, job: Job, error: Exception, seconds: float) -> bool:
+        """An attempt has failed. Returns whether that is for good: then the task is still in flight."""
+        config = self.config
+        job.runner = None
+        job.ran += seconds
+        self.total_ran += seconds
+        delay = retry_delay(
+            error, job.retries, config.max_retries, config.backoff_base_seconds, config.backoff_max_seconds
+        )
+        job.error = error
+        if delay is None:
+            return True
+        if not is_a(error, RateLimited):
+            job.retries += 1
+            self.retries += 1
+        self._try_again(job, delay)
+        return False
+
+    def _try_again(self, job: Job, delay: float) -> None:
+        if delay:
+            self.board.move(job, _SCHEDULED)
+            due = self.clock() + delay
+            heappush(self._delayed, (due, job.sequence, job))
+            if due < self._armed:
+                self._arm(due)
+        else:
+            self.board.move(job, _PENDING)
+            self._push(job)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        job.error = error
+        self._end(job, TaskStatus.CANCELLED if is_a(error, TaskCancelled) else TaskStatus.FAILED)
+
+    def _end(self, job: Job, status: TaskStatus) -> None:
+        self.board.end(job, status)
+        if self.closed and not self.board.unfinished:
+            self._wind_up()
+
+    def _wind_up(self) -> None:
+        """The last task has ended: send everybody home."""
+        self.over = True
+        self._leaving += self.threads
+        self.threads.clear()
+        for worker in self.idle:
+            worker.baton.release()
+        self.idle.clear()
+        if self.keeper is not None:
+            self.keeper.stop()
+
+    def _arm(self, due: float) -> None:
+        """Have time looked at when something is due."""
+        self._armed = due
+        if self.keeper is not None:
+            self.keeper.look()
+
+    def _next_due(self, now: float) -> float:
+        return min(
+            self._delayed[0][0] if self._delayed else math.inf,
+            min((worker.deadline for worker in self.threads if worker.job is not None), default=math.inf),
+            now + NO_THREAD if self._ready and not self.threads else math.inf,
+        )

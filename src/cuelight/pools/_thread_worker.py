@@ -1,0 +1,64 @@
+"""A thread of a blocking pool."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cuelight.coordination._parties import here
+
+if TYPE_CHECKING:
+    from cuelight.pools._job import Job
+    from cuelight.pools._process_call import ProcessCaller
+
+__all__ = ["Worker", "current_worker"]
+
+
+class Employer(Protocol):
+    """The crew, as a thread sees it."""
+
+    def serve(self, worker: Worker) -> None:
+        """Run task after task in this thread."""
+        ...
+
+
+class Worker(threading.Thread):
+    """A thread. Its fields change under the lock of the crew.
+
+    Attributes:
+        job: what it runs.
+        deadline: until when that may run, by the clock of the crew.
+        abandoned: it was left behind with its call.
+        overdue: its process was killed because the call took too long.
+        helps: it runs only what a task of a pool waits for, in the place of a thread that waits.
+        parked: it waits for another task; one helper may take its place.
+        baton: it waits for this when it is idle.
+        party: who it is for locks, and in the graph of waits; None before it runs.
+    """
+
+    def __init__(self, crew: Employer, name: str, caller: ProcessCaller | None, *, helps: bool = False) -> None:
+        super().__init__(name=name, daemon=True)
+        self.crew, self.caller = crew, caller
+        self.worker_id = name
+        self.job: Job | None = None
+        self.began, self.deadline = 0.0, math.inf
+        self.abandoned = self.overdue = self.parked = False
+        self.helps = helps
+        self.baton = threading.Lock()
+        self.baton.acquire()
+        self.party: Any = None
+
+    def run(self) -> None:
+        self.party = here.me
+        self.crew.serve(self)
+
+    def attempt(self, job: Job) -> tuple[bool, Any]:
+        """Call the function: here, or in the worker's process."""
+        return job.attempt() if self.caller is None else self.caller.call(job.function, job.args, job.kwargs)
+
+
+def current_worker() -> Worker | None:
+    """The worker whose task has called, of whichever pool; None if none has."""
+    thread = threading.current_thread()
+    return thread if isinstance(thread, Worker) else None

@@ -1,0 +1,217 @@
+"""Periodic work as programs declare it, and what follows for the schedules that a store has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cuelight._text import safe_repr
+from cuelight.tasks._codec import record_of
+from cuelight.tasks._function import TaskFunction
+from cuelight.tasks._periodic import cron_spec, due_after_change, every_spec, is_same_period, next_due, shifted
+from cuelight.tasks._store import Schedule
+from cuelight.tasks._task import Task
+from cuelight.tasks._values import decode
+
+if TYPE_CHECKING:
+    from cuelight.tasks._store import Record
+
+__all__ = ["Cron", "Every", "Periodic", "ScheduleChanges", "declared", "is_changed", "moved_back", "named", "updated"]
+
+
+class Periodic(msgspec.Struct, frozen=True):
+    """Periodic work without its due time.
+
+    Attributes:
+        name: unique in the queue.
+        spec: when.
+        record: the task that it makes.
+        is_named: whether somebody gave it the name; else it is the type of the task.
+    """
+
+    name: str
+    spec: str
+    record: Record
+    is_named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """A task that is enqueued every so many seconds, for `TaskQueue.sync_schedules`.
+
+    Attributes:
+        seconds: the period.
+        what: the task; a function is called without arguments, for others give `function.task(...)`.
+        name: unique in the queue; the name of the task type by default.
+    """
+
+    seconds: float
+    what: Task | TaskFunction[..., Any]
+    name: str | None = field(default=None, kw_only=True)
+
+    def periodic(self) -> Periodic:
+        """What it declares.
+
+        Raises:
+            ValueError: the period makes no sense, the task has a deadline or no type.
+            TypeError: it is no task.
+        """
+        return named(every_spec(self.seconds), self.what, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """A task that is enqueued when a cron line says so, for `TaskQueue.sync_schedules`.
+
+    Attributes:
+        line: "30 9 * * MON-FRI": minute, hour, day, month, weekday; or "@daily". It needs the extra `cron`.
+        what: as for `Every`.
+        tz: the time zone of the line: "Europe/Berlin".
+        name: as for `Every`.
+    """
+
+    line: str
+    what: Task | TaskFunction[..., Any]
+    tz: str = field(default="UTC", kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
+
+    def periodic(self) -> Periodic:
+        """What it declares.
+
+        Raises:
+            ValueError: the line makes no sense, the task has a deadline or no type.
+            TypeError: it is no task.
+            ImportError: the extra `cron` is not installed.
+        """
+        return named(cron_spec(self.line, self.tz), self.what, self.name)
+
+
+class ScheduleChanges(msgspec.Struct):
+    """What `sync_schedules` did, by the names of the schedules.
+
+    Attributes:
+        added: that were not there.
+        changed: whose time or task is another one.
+        removed: that were not in the list.
+        unchanged: the others.
+    """
+
+    added: list[str] = msgspec.field(default_factory=list[str])
+    changed: list[str] = msgspec.field(default_factory=list[str])
+    removed: list[str] = msgspec.field(default_factory=list[str])
+    unchanged: list[str] = msgspec.field(default_factory=list[str])
+
+
+def named(spec: str, what: Task | TaskFunction[..., Any], name: str | None) -> Periodic:
+    """Periodic work under its name.
+
+    Raises:
+        ValueError: the task has a deadline, or neither it nor the work has a name.
+        TypeError: it is no task.
+    """
+    given: Any = what
+    if isinstance(given, TaskFunction):
+        task: Task = given.task()  # pyright: ignore[reportUnknownMemberType]
+    elif isinstance(given, Task):
+        task = given
+    else:
+        raise TypeError(
+            f"{safe_repr(given)} is no task: give a function that is decorated with @task, `function.task(...)`, or "
+            f"a Task"
+        )
+    known = task.task_type if name is None else name
+    if not isinstance(known, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        raise TypeError(f"name={safe_repr(known)}: give a string")
+    if not known:
+        raise ValueError("periodic work without a name: give the task a task_type, or the schedule a name")
+    if task.deadline:
+        raise ValueError(f"the periodic task {known!r} has a deadline, which passes once: give it a timeout instead")
+    task_id, task.task_id = task.task_id, known  # the time is appended to it each time
+    try:
+        return Periodic(known, spec, record_of(task, ""), name is not None)
+    finally:
+        task.task_id = task_id
+
+
+def declared(entries: Iterable[Every | Cron]) -> dict[str, Periodic]:
+    """Periodic work by its names.
+
+    Raises:
+        TypeError: one of them is something else.
+        ValueError: two have one name, or one of them makes no sense.
+    """
+    found: dict[str, Periodic] = {}
+    for entry in entries:
+        given: Any = entry
+        if not isinstance(given, Every | Cron):
+            raise TypeError(
+                f"{safe_repr(given)} is no schedule: give Every(seconds, task) or Cron(line, task), in a list"
+            )
+        periodic = given.periodic()
+        if periodic.name in found:
+            raise ValueError(
+                f"two schedules are named {periodic.name!r}, the type of their tasks by default: give each a name "
+                f"of its own, as in {type(given).__name__}(..., name='...')"
+            )
+        found[periodic.name] = periodic
+    return found
+
+
+def updated(periodic: Periodic, there: Schedule | None, now: float) -> Schedule:
+    """The schedule that a store is to have, given the one that it has under this name.
+
+    Raises:
+        ValueError: that one is for other work, and nobody has said that it is to be replaced.
+    """
+    if there is None:
+        spec = periodic.spec
+        return Schedule(name=periodic.name, spec=spec, due=next_due(spec, now), record=periodic.record)
+    if not periodic.is_named and not _is_same_work(periodic.record, there.record):
+        raise ValueError(
+            f"there is a schedule {periodic.name!r} already, of the task type {there.record.type!r} with other "
+            f"arguments: give this one a name of its own, or name={periodic.name!r} to replace that one"
+        )
+    # A store keeps the due time as long as the text of the spec is the same, and the identities go on as they were.
+    spec = there.spec if is_same_period(periodic.spec, there.spec) else periodic.spec
+    due = due_after_change(spec, now, there.spec, there.due)
+    record = msgspec.structs.replace(periodic.record, id=there.record.id)
+    return Schedule(name=periodic.name, spec=spec, due=due, record=record)
+
+
+def is_changed(after: Schedule, before: Schedule) -> bool:
+    """Whether a store has to be told. When a task was made does not matter, nor how its arguments are written."""
+    if after.spec != before.spec or not _is_same_work(after.record, before.record):
+        return True
+    ignored: dict[str, Any] = {"created": 0.0, "payload": b"", "nonce": ""}
+    one = msgspec.structs.replace(after.record, **ignored)
+    return one != msgspec.structs.replace(before.record, **ignored)
+
+
+def moved_back(schedule: Schedule, now: float, mark: str) -> Schedule:
+    """A schedule whose due time was computed before the clock was set back, due as soon as it can be.
+
+    Its tasks get another name before the "@": times that come again would otherwise give identities that are taken.
+
+    Args:
+        schedule: before.
+        now: in seconds since the epoch.
+        mark: some characters that no such schedule has had.
+    """
+    record = msgspec.structs.replace(schedule.record, id=f"{schedule.name}~{mark}")
+    due = next_due(schedule.spec, now)
+    return msgspec.structs.replace(schedule, spec=shifted(schedule.spec, mark), due=due, record=record)
+
+
+def _is_same_work(one: Record, other: Record) -> bool:
+    """Whether two records call the same function with the same arguments."""
+    if one.type != other.type:
+        return False
+    if one.payload == other.payload:
+        return True
+    try:
+        return bool(decode(one.payload) == decode(other.payload))
+    except ValueError:  # the one in the store is damaged
+        return False

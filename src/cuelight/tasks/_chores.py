@@ -140,7 +140,7 @@ class Chores:
             except Exception as error:  # whatever it is, the others are fired
                 if schedule.name not in self._unreadable:
                     self._unreadable.add(schedule.name)
-                    log.error("the schedule %s cannot be fired", safe_repr(schedule.name), error=error, kind="schedule")
+                    log.error("the schedule %s cannot be fired", safe_repr(schedule.name), error=error, kind="schedule")  # noqa: TRY400
         return soonest
 
     async def _fire_one(self, schedule: Schedule, now: float, *, set_back: bool) -> float:

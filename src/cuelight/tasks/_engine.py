@@ -175,7 +175,7 @@ class Engine(EngineAdmin):
     def fire(self, now: float, name: str, due: float, next_due: float) -> bool:
         """See `Store.fire`."""
         schedule = self.book.schedule(name)
-        if schedule is None or schedule.due != due:
+        if schedule is None or schedule.due != due or due == inf:  # one that cannot be read is due never
             return False
         self._check_open()
         record = msgspec.structs.replace(schedule.record, id=f"{schedule.record.id}@{due:.3f}", nonce="", created=now)

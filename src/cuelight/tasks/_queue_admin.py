@@ -7,14 +7,10 @@ from collections.abc import AsyncIterator, Iterable
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-<<<<<<< HEAD
 import msgspec
 
-from cuelight.tasks._codec import task_of
-=======
 from cuelight.tasks._checks import ids_given
-from cuelight.tasks._codec import record_of, task_of
->>>>>>> task-stores~1
+from cuelight.tasks._codec import task_of
 from cuelight.tasks._dead_letter_queue import DeadLetterQueue
 from cuelight.tasks._queue_base import QueueBase
 from cuelight.tasks._schedules import Cron, Every, ScheduleChanges, declared, is_changed, updated

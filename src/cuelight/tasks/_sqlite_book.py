@@ -10,15 +10,22 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from math import inf
-from typing import Any, Final
-
-import msgspec
+from typing import Any
 
 from cuelight.errors import StoreRefused
 from cuelight.tasks._checks import EXACT
-from cuelight.tasks._rows import CANCELLED, COMPLETED, IN_FLIGHT, SCHEDULED, STATES, Lane, Row
+from cuelight.tasks._rows import CANCELLED, COMPLETED, IN_FLIGHT, STATES, Lane, Row
 from cuelight.tasks._sqlite_limits import SQLiteLimits
-from cuelight.tasks._sqlite_rows import LATEST, body_of, json_of, leases_of, rows_of, schedules_of
+from cuelight.tasks._sqlite_rows import (
+    LATEST,
+    body_of,
+    encode,
+    json_of,
+    leases_of,
+    renamed_seq,
+    rows_of,
+    schedules_of,
+)
 from cuelight.tasks._sqlite_statements import (
     BEYOND,
     CLAIMED,
@@ -37,6 +44,8 @@ from cuelight.tasks._sqlite_statements import (
     NOT_OVER,
     ODD,
     OVER,
+    PARKED_AFTER,
+    PARKED_TYPE,
     PARKED_TYPES,
     PENDING_IN,
     READY,
@@ -53,8 +62,6 @@ from cuelight.tasks._store import Query, Record, Schedule
 
 __all__ = ["SQLiteBook"]
 
-_encode: Final = msgspec.msgpack.encode
-
 
 class SQLiteBook(SQLiteLimits):
     """See `Book`.
@@ -63,7 +70,8 @@ class SQLiteBook(SQLiteLimits):
         stale: somebody has seen that there are results to forget; whoever sees to that clears it.
     """
 
-    def __init__(self, connection: sqlite3.Connection, queue: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, queue: int, where: str) -> None:
+        self._where = where
         super().__init__(connection, queue)
         self.sizes = [0] * len(STATES)
         self.paused = self.closed = self.stale = False
@@ -85,12 +93,12 @@ class SQLiteBook(SQLiteLimits):
         ).fetchone()
         if row is None:
             raise StoreRefused(
-                f"the file has no queue {self._queue} any more: another program has removed its row from the table "
-                "`queues`; put it back, or open the queue anew"
+                f"{self._where}: the file has no queue {self._queue} any more: another program has removed its row "
+                "from the table `queues`; put it back, or open the queue anew"
             )
         self.paused, self.closed, self.sizes = bool(row[0]), bool(row[1]), list(row[2:9])
         self._sizes_before = self.sizes.copy()
-        if min(self.sizes) < 0:
+        if min(self.sizes) < 0 or max(self.sizes) > EXACT:
             self.recount()
         self.turns.begin(*row[9:])
 
@@ -135,11 +143,19 @@ class SQLiteBook(SQLiteLimits):
     # Tasks
 
     def new(self, record: Record) -> Row:
-        if self._sequence is None:
+        seq = self._sequence
+        if seq is None:
             # Behind all that is there, also if another program has put it there.
-            self._sequence = max(at for (at,) in self._run(SEQUENCES) if at is not None and 0 <= at < EXACT)
-        self._sequence += 1
-        return Row(seq=self._sequence, record=record)
+            seq = max(at for (at,) in self._run(SEQUENCES) if at is not None and 0 <= at < EXACT)
+        self._sequence = seq + 1
+        return Row(seq=seq + 1, record=record)
+
+    def renumber(self, seq: int) -> None:
+        """Put a task behind all others, where a number is none that a task can have."""
+        fresh = self.new(Record(id="", type="")).seq
+        for table in ("tasks", "bodies", "stories"):
+            self._run(f"UPDATE OR IGNORE {table} SET seq = ? WHERE seq = ?", (fresh, seq))  # noqa: S608
+        self.changed = True
 
     def insert(self, row: Row) -> None:
         self.changed = True
@@ -170,7 +186,19 @@ class SQLiteBook(SQLiteLimits):
         self.flush()
         wanted = (self._queue, json_of(ids))
         found = rows_of(self._run(ROWS_ALL if payload else ROWS, wanted), self._columns)
-        return {row.record.id: row for row in found}
+        rows = {row.record.id: row for row in found}
+        if len(rows) < len(ids):
+            self._add_renamed(ids, rows)
+        return rows
+
+    def _add_renamed(self, ids: Sequence[str], rows: dict[str, Row]) -> None:
+        """Add those whose ids in the file are none: they are shown under others, which nobody may have written yet."""
+        for task_id in ids:
+            seq = renamed_seq(task_id) if task_id not in rows else None
+            if seq is not None:
+                for row in self._rows(f"{SELECT_ALL} {JOIN} WHERE tasks.seq = ? AND queue = ?", seq, self._queue):
+                    if row.record.id == task_id:
+                        rows[task_id] = row
 
     def _columns(self, seq: int) -> Sequence[Any]:
         columns: Sequence[Any] = self._run("SELECT type, priority FROM tasks WHERE seq = ?", (seq,)).fetchone()
@@ -182,7 +210,7 @@ class SQLiteBook(SQLiteLimits):
 
     def save_story(self, row: Row) -> None:
         self.changed = True
-        self._run("INSERT OR REPLACE INTO stories VALUES (?, ?)", (row.seq, _encode(row.story)))
+        self._run("INSERT OR REPLACE INTO stories VALUES (?, ?)", (row.seq, encode(row.story)))
 
     def save_record(self, row: Row) -> None:
         self.changed = True
@@ -242,7 +270,15 @@ class SQLiteBook(SQLiteLimits):
         return next(iter(self._rows(LAST, self._queue)), None)
 
     def parked(self, types: Sequence[str]) -> list[Row]:
-        return self._rows(PARKED_TYPES, self._queue, json_of(types))
+        rows = self._rows(PARKED_TYPES, self._queue, json_of([kind for kind in types if "\0" not in kind]))
+        for kind in types:
+            if "\0" in kind:  # where `json_each` ends a text
+                rows += self._rows(PARKED_TYPE, self._queue, kind)
+        return rows
+
+    def parked_after(self, seq: int, most: int) -> list[Row]:
+        """Parked tasks in their order."""
+        return self._rows(PARKED_AFTER, self._queue, seq, most)
 
     def find(self, query: Query, now: float) -> list[Row]:
         # Where most tasks are in other states, an index leads to the few; all others are read in their order.
@@ -275,9 +311,6 @@ class SQLiteBook(SQLiteLimits):
     def next_due(self) -> float:
         self.flush()
         times = self._run(NEXT_DUE, (self._queue,) * 4).fetchone()
-        for state, at in ((SCHEDULED, times[0]), (IN_FLIGHT, times[1])):
-            if (at is None) != (self.sizes[state] == 0):  # drain would wait for ever, or not at all
-                self.suspicious = True
         return min((at for at in times if at is not None), default=inf)
 
     def _rows(self, statement: str, *values: Any) -> list[Row]:
@@ -323,7 +356,7 @@ class SQLiteBook(SQLiteLimits):
         return [(rows[seq], epoch) for seq, epoch in leases if seq in rows]
 
     def remember(self, nonce: str, rows: Sequence[Row], until: float) -> None:
-        leases = _encode([(row.seq, row.epoch) for row in rows])
+        leases = encode([(row.seq, row.epoch) for row in rows])
         self._run("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", (self._queue, nonce, until, leases))
 
     def forget(self, now: float, most: int) -> None:
@@ -346,7 +379,7 @@ class SQLiteBook(SQLiteLimits):
 
     def save_schedule(self, schedule: Schedule) -> None:
         self.changed = True
-        values = (self._queue, schedule.name, schedule.spec, schedule.due, _encode(schedule.record))
+        values = (self._queue, schedule.name, schedule.spec, schedule.due, encode(schedule.record))
         self._run("INSERT OR REPLACE INTO schedules VALUES (?, ?, ?, ?, ?)", values)
 
     def drop_schedule(self, name: str) -> None:

@@ -4,8 +4,9 @@ What a question meets that cannot be read is seen to where it is met. This is fo
 finds, numbers that say something else than the tasks do, lanes that wait for nothing.
 
 1. It is looked for when a claim has found nothing, once a minute, or at once where something looks wrong.
-2. Each look asks for what should not be there by an index that holds only that, and goes through some hundred lanes and
-   limits, from where it stopped the last time: it costs the same however many tasks there are.
+2. The first look, and one where the counts of tasks cannot be true, goes through all tasks. The others ask indexes, and
+   go through some hundred lanes, limits and parked tasks, from where they stopped the last time: they cost the same
+   however many tasks there are.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any, Final
 
 from cuelight._log import get_log
 from cuelight.tasks._engine import Engine
-from cuelight.tasks._rows import COMPLETED, IN_FLIGHT, PENDING, SCHEDULED, order_of
+from cuelight.tasks._rows import COMPLETED, IN_FLIGHT, PARKED, PENDING, SCHEDULED, order_of
 from cuelight.tasks._sqlite_book import SQLiteBook
 from cuelight.tasks._sqlite_rows import LATEST
-from cuelight.tasks._sqlite_statements import LANES, NEXT_LANE, NEXT_WAIT
+from cuelight.tasks._sqlite_schema import orphaned
+from cuelight.tasks._sqlite_statements import ADOPT, FIRST_OWNER, LANES, NEXT_LANE, NEXT_WAIT, UNLISTED, WAITING
 
 __all__ = ["Mending"]
 
@@ -30,7 +32,6 @@ _SOONEST: Final = 1.0
 _SOME: Final = 200
 _MANY: Final = 2000
 """Tasks in flight, of which all are looked at to count those of a limit."""
-_FIRST: Final = -(2**63)
 
 
 class Mending:
@@ -40,7 +41,9 @@ class Mending:
         self._run = connection.execute
         self._queue, self._book, self._engine = queue, book, engine
         self._last = -inf
-        self._lane, self._owner, self._limit = _FIRST, 0, ""  # where it goes on
+        self._lane: float = -inf  # where it goes on
+        self._owner, self._limit, self._parked = 0, "", 0
+        self._book.suspicious = True  # nobody knows what was done to the file before
 
     def look(self, now: float) -> bool:
         """Look for damage, if it is time to. Whether anything was changed."""
@@ -50,8 +53,11 @@ class Mending:
         self._last = now
         changed, self._book.changed = self._book.changed, False
         suspicious, self._book.suspicious = self._book.suspicious, False
-        self._place_tasks(now)
-        if suspicious or self._book.suspicious or self._book.changed:
+        self._adopt_tasks()
+        self._place_late_tasks(now)
+        self._see_to_parked()
+        if suspicious or self._book.suspicious or self._counts_of_none():
+            self._place_odd_tasks(now)
             self._book.recount()
         if self._book.sizes[PENDING]:
             self._place_pending(now)
@@ -60,7 +66,35 @@ class Mending:
         mended, self._book.changed = self._book.changed, changed or self._book.changed
         return mended
 
-    def _place_tasks(self, now: float) -> None:
+    def _adopt_tasks(self) -> None:
+        """Tasks of a queue that is none, and those that no page of a listing shows."""
+        for owner in orphaned(self._run):
+            if self._run("SELECT count(*) FROM queues").fetchone() == (1,):
+                for statement in ADOPT:
+                    self._run(statement, (self._queue, owner))
+                self._book.suspicious = True
+            else:
+                log.error("the file has tasks of queue %d, which its table `queues` does not have", owner)
+        for (seq,) in self._run(UNLISTED, (self._queue, _SOME)).fetchall():
+            self._book.renumber(seq)
+
+    def _counts_of_none(self) -> bool:
+        """Whether there are tasks in a state in which there should be none, or none where there should be some."""
+        self._book.flush()
+        there = self._run(WAITING, (-self._queue, *(self._queue,) * 4)).fetchone()
+        return any(bool(self._book.sizes[state]) != bool(there[state]) for state in range(COMPLETED))
+
+    def _see_to_parked(self) -> None:
+        """Parked tasks that would not come back when somebody knows their type."""
+        rows = self._book.parked_after(self._parked, _SOME) if self._book.sizes[PARKED] else []
+        self._parked = rows[-1].seq if len(rows) == _SOME else 0
+        for row in rows:
+            if row.damage is None:
+                self._run(
+                    "UPDATE tasks SET type = ? WHERE seq = ? AND type <> ?", (row.record.type, row.seq, row.record.type)
+                )
+
+    def _place_odd_tasks(self, now: float) -> None:
         """Tasks in no state, and those whose state should end and that never will."""
         for row in self._book.odd(_SOME):
             if row.damage is not None:
@@ -68,6 +102,9 @@ class Mending:
             elif row.state >= COMPLETED:
                 row.due = now + row.record.result_ttl
                 self._book.save(row)
+
+    def _place_late_tasks(self, now: float) -> None:
+        """Tasks that wait for a time that is none."""
         for state in (SCHEDULED, IN_FLIGHT):
             for row in self._book.beyond(state, LATEST, _SOME):
                 if row.damage is not None:
@@ -78,16 +115,21 @@ class Mending:
         for _ in range(_SOME):
             found = self._run(NEXT_LANE, (self._lane,)).fetchone()
             if found is None:
-                self._lane = _FIRST
+                self._lane = -inf
                 return
-            (self._lane,) = found
-            if not self._is_lane(self._lane):
-                for row in self._book.pending_in(self._lane, _SOME):
+            lane = self._lane = found[0]
+            if self._holds_ours(lane):
+                for row in self._book.pending_in(lane, _SOME):
                     self._engine.shift(row, PENDING, now)
 
-    def _is_lane(self, lane: int) -> bool:
-        query = "SELECT 1 FROM queues WHERE id = -?" if lane < 0 else "SELECT 1 FROM lanes WHERE id = ?"
-        return self._run(query, (lane,)).fetchone() is not None
+    def _holds_ours(self, lane: int) -> bool:
+        """Whether a lane is none of this queue, and has tasks of it (of a lane of another queue, as the first)."""
+        owner = (-lane,) if lane < 0 else self._run("SELECT queue FROM lanes WHERE id = ?", (lane,)).fetchone()
+        if owner is None or owner[0] == self._queue:
+            return owner is None
+        if self._run("SELECT 1 FROM queues WHERE id = ?", (min(owner[0], 2**63 - 1),)).fetchone() is None:
+            return True
+        return bool(self._run(FIRST_OWNER, (lane,)).fetchone() == (self._queue,))
 
     def _see_to_lanes(self) -> None:
         """Lanes whose first task is another one than they say, or none."""

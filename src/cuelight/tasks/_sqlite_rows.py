@@ -9,11 +9,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
-from cuelight._text import safe_str
+from cuelight._text import safe_str, type_name
 from cuelight.tasks._checks import EXACT, FAR
 from cuelight.tasks._rows import DEAD_LETTER, IN_FLIGHT, SCHEDULED, STATES, Damage, Row, Story
 from cuelight.tasks._store import Record, Schedule
@@ -25,6 +25,7 @@ __all__ = [
     "UNDECODABLE",
     "Garbled",
     "body_of",
+    "encode",
     "is_garbled",
     "json_of",
     "keys_of",
@@ -32,6 +33,7 @@ __all__ = [
     "limit_of",
     "lines_of",
     "readable_text",
+    "renamed_seq",
     "rows_of",
     "schedules_of",
 ]
@@ -40,16 +42,16 @@ LATEST: Final = 4 * FAR
 """Seconds since the epoch that no time of a task can be: what was given as a time is below `FAR`."""
 UNDECODABLE: Final = "undecodable"
 _BROKEN: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
+_DIGITS: Final = 19
+_EARLIEST: Final = -LATEST
 _STEPS: Final = len(KINDS) * len(STATES)
 
-_encode: Final = msgspec.msgpack.encode
 _decode_record: Final = msgspec.msgpack.Decoder(Record).decode
 _decode_story: Final = msgspec.msgpack.Decoder(Story).decode
 _decode_limit: Final = msgspec.msgpack.Decoder(Limit).decode
 _decode_keys: Final = msgspec.json.Decoder(tuple[str, ...]).decode
 _decode_leases: Final = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 _decode_lines: Final = msgspec.json.Decoder(dict[str, float]).decode
-_row_of_columns: Final = cast("Callable[..., Row]", Row)  # its fields come in the order of the columns
 
 
 class Garbled(str):
@@ -61,6 +63,17 @@ class Garbled(str):
 
     __slots__ = ("raw",)
     raw: bytes
+
+
+def _encodable(value: Any) -> str:
+    """What an encoder makes of a `Garbled`, which is nothing that it knows."""
+    if isinstance(value, Garbled):
+        return str(value)
+    raise TypeError(f"a {type_name(value)} cannot be encoded")
+
+
+encode: Final = msgspec.msgpack.Encoder(enc_hook=_encodable).encode
+_SOUND: Final = encode(Record(id="", type=""))
 
 
 def readable_text(raw: bytes) -> str:
@@ -81,7 +94,7 @@ def json_of(values: Sequence[Any]) -> str:
 def body_of(row: Row) -> tuple[int, bytes, bytes]:
     """What is kept of a record: its task, the record without its payload, and that."""
     meta = msgspec.structs.replace(row.record, id="", payload=b"")
-    return (row.seq, _encode(meta), row.record.payload)
+    return (row.seq, encode(meta), row.record.payload)
 
 
 def rows_of(found: Iterable[Sequence[Any]], columns: Callable[[int], Sequence[Any]]) -> list[Row]:
@@ -95,30 +108,35 @@ def rows_of(found: Iterable[Sequence[Any]], columns: Callable[[int], Sequence[An
 
 
 def _row_of(values: Sequence[Any]) -> Row | None:
-    """None if a part of it cannot be read."""
+    """None if a part of it cannot be read, or is not as a step may have left it; SQLite sees to the types."""
+    name, deadline, meta, raw_story, seq, state, lane, due, epoch, *others = values
+    worker, settled, step, ended, reason, cancelling, payload, result, turn = others
     try:
-        record = _decode_record(values[2])
-        record.id, record.deadline, record.payload = values[0], values[1], values[15]
-        story = None if values[3] is None else _decode_story(values[3])
-        row = _row_of_columns(values[4], record, *values[5:15], story, values[16], values[17])
+        record = _decode_record(meta)
+        record.id, record.deadline, record.payload = name, deadline, payload
+        story = None if raw_story is None else _decode_story(raw_story)
     except _BROKEN:
         return None
-    return row if _is_sound(values) and record.payload is not None else None
-
-
-def _is_sound(values: Sequence[Any]) -> bool:
-    """Whether the columns of a row are as a step may have left them; SQLite sees to their types."""
-    state, due = values[5], values[7]
-    return (
-        0 <= state < len(STATES)
-        and 0 <= (values[8] | values[10]) < EXACT  # epoch and settled
-        and 0 <= values[11] < _STEPS
-        and -LATEST < values[12] < LATEST
-        and 0.0 <= values[17] < EXACT
-        and (due is not None or state not in (SCHEDULED, IN_FLIGHT))
-        and (due is None or (due > -LATEST and (due < LATEST or state > IN_FLIGHT)))
-        and type(values[0]) is str
-    )
+    if (
+        0 <= state <= DEAD_LETTER
+        and 0 <= epoch | settled < EXACT
+        and 0 <= step < _STEPS
+        and _EARLIEST < ended < LATEST
+        and 0.0 <= turn < EXACT
+        and (
+            state not in (SCHEDULED, IN_FLIGHT)
+            if due is None
+            else due > _EARLIEST and (due < LATEST or state > IN_FLIGHT)
+        )
+        and payload is not None
+        and record.result_ttl >= 0
+        and type(name) is str
+        and "\0" not in name
+    ):
+        return Row(
+            seq, record, state, lane, due, epoch, worker, settled, step, ended, reason, cancelling, story, result, turn
+        )
+    return None
 
 
 def _damaged(values: Sequence[Any], columns: Callable[[int], Sequence[Any]]) -> Row:
@@ -126,30 +144,45 @@ def _damaged(values: Sequence[Any], columns: Callable[[int], Sequence[Any]]) -> 
     name, deadline, meta, raw_story, seq, state, lane, due = values[:8]
     row = Row(seq=seq, record=Record(id=name, type=""), state=state, lane=lane, result=values[16])
     part, why, raw = "record", "its payload in the file is gone", b""
-    if _is_sound(values):
+    if _makes_sense(values):
         row.due, row.epoch, row.worker, row.settled, row.step, row.ended = due, *values[8:13]
         row.reason, row.cancelling, row.turn = values[13], bool(values[14]), values[17]
     else:
-        part, why, raw = "row", "its row in the file makes no sense", _encode([*values[4:15], values[17]])
+        part, why, raw = "row", "its row in the file makes no sense", encode([*values[4:15], values[17]])
     try:
         row.story = None if raw_story is None else _decode_story(raw_story)
     except _BROKEN as error:
-        part, raw = "story", raw_story
+        part, raw = "story", raw_story or b""
         why = f"what its attempts left behind cannot be read ({safe_str(error, 200)})"
     try:
         row.record = _decode_record(meta)
+        if not row.record.result_ttl >= 0:
+            raise ValueError(f"result_ttl={row.record.result_ttl!r}")
     except _BROKEN as error:
         kind, priority = columns(seq)
         row.record = Record(id="", type=kind, priority=priority)
         part, raw = "record", meta or b""
         gone = meta is None
         why = "its record in the file is gone" if gone else f"its record cannot be read ({safe_str(error, 200)})"
-    unplaced, garbled = not 0 <= state < len(STATES), type(name) is not str
+    unplaced, garbled = not 0 <= state < len(STATES), type(name) is not str or "\0" in name
     row.state = DEAD_LETTER if unplaced else state
-    row.record.id = f"{UNDECODABLE}-{seq}-{name}" if garbled else name
+    row.record.id = f"{UNDECODABLE}-{seq}-{name}".replace("\0", "") if garbled else name
     row.record.deadline, row.record.payload = deadline, values[15] or b""
     row.damage = Damage(part, why, raw, renamed=garbled, unplaced=unplaced)
     return row
+
+
+def renamed_seq(task_id: str) -> int | None:
+    """The number of a task that `rows_of` may have named so."""
+    if not task_id.startswith(UNDECODABLE):
+        return None
+    number = task_id.removeprefix(UNDECODABLE + "-").partition("-")[0]
+    return int(number) if number.isdecimal() and len(number) < _DIGITS else None
+
+
+def _makes_sense(values: Sequence[Any]) -> bool:
+    """Whether the columns of a row are sound: a row with a record of which nothing is wrong would be read."""
+    return _row_of(("id", 0.0, _SOUND, None, *values[4:15], b"", None, values[17])) is not None
 
 
 def keys_of(text: str) -> tuple[str, ...] | None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable, Iterator
+from math import inf
 from typing import Final
 from urllib.parse import quote
 
 from cuelight._text import safe_str
 from cuelight.errors import StoreRefused, StoreUnavailable
 
-__all__ = ["SCRIPTS", "SYNCHRONOUS", "connect", "is_busy", "migrate", "queue_number", "unavailable"]
+__all__ = ["SCRIPTS", "SYNCHRONOUS", "connect", "is_busy", "migrate", "orphaned", "queue_number", "unavailable"]
 
 SYNCHRONOUS: Final = ("FULL", "NORMAL", "EXTRA", "OFF")
 _OLDEST: Final = (3, 37, 0)  # the first with STRICT tables
@@ -91,10 +93,6 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (queue, line, tenant)
         ) STRICT, WITHOUT ROWID""",
         """CREATE INDEX turns_until ON turns (queue, line, until)""",
-    ),
-    (  # tasks that no step leaves behind: in no state, or in one that should end and never will
-        """CREATE INDEX tasks_odd ON tasks (queue)
-            WHERE state < 0 OR state > 6 OR (due IS NULL AND state IN (1, 3, 4, 5))""",
     ),
 )
 """What brings a file from one version to the next. A script that was released never changes; new ones follow it."""
@@ -190,24 +188,26 @@ def queue_number(connection: sqlite3.Connection, name: str, path: str) -> int:
     find = "SELECT id FROM queues WHERE name = ?"
     found = connection.execute(find, (name,)).fetchone()
     if found is None:
-        owner = _owner_after(connection, 0)
-        while owner is not None:
-            if connection.execute("SELECT 1 FROM queues WHERE id = ?", (owner,)).fetchone() is None:
-                raise StoreRefused(
-                    f"SQLiteStore({path!r}, queue={name!r}): the file has tasks of queue {owner}, and another "
-                    "program has removed its name from the table `queues`: put it back, or delete these tasks"
-                )
-            owner = _owner_after(connection, owner)
+        for owner in orphaned(connection.execute):
+            raise StoreRefused(
+                f"SQLiteStore({path!r}, queue={name!r}): the file has tasks of queue {owner}, and another "
+                "program has removed its name from the table `queues`: put it back, or delete these tasks"
+            )
         connection.execute("INSERT INTO queues (name) VALUES (?)", (name,))
         found = connection.execute(find, (name,)).fetchone()
     number: int = found[0]
     return number
 
 
-def _owner_after(connection: sqlite3.Connection, owner: int) -> int | None:
-    following: int | None
-    (following,) = connection.execute("SELECT min(queue) FROM tasks WHERE queue > ?", (owner,)).fetchone()
-    return following
+def orphaned(run: Callable[..., sqlite3.Cursor]) -> Iterator[int]:
+    """The queues of tasks that are no queues, which no step leaves behind."""
+    owner = -inf
+    while True:
+        (owner,) = run("SELECT min(queue) FROM tasks WHERE queue > ?", (owner,)).fetchone()
+        if owner is None:
+            return
+        if run("SELECT 1 FROM queues WHERE id = ?", (owner,)).fetchone() is None:
+            yield owner
 
 
 def is_busy(error: BaseException) -> bool:
@@ -231,9 +231,14 @@ def _not_usable(error: sqlite3.Error, path: str) -> Exception:
             return unavailable(error, path)
 
 
-def unavailable(error: BaseException, path: str) -> StoreUnavailable:
+def unavailable(error: BaseException, path: str) -> StoreUnavailable | StoreRefused:
     """The error for a step that could not be made, with a way out."""
     match _code(error):
+        case sqlite3.SQLITE_ERROR:  # a table, a column or an index is not there
+            return StoreRefused(
+                f"SQLiteStore({path!r}): {safe_str(error)}: another program has changed the tables of the file; "
+                "restore them from a backup, or give the queue a new file"
+            )
         case sqlite3.SQLITE_FULL:
             advice = "the disk is full; make room, then try again"
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:

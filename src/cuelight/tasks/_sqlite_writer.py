@@ -180,7 +180,7 @@ class Writer:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        self._book = SQLiteBook(connection, number)
+        self._book = SQLiteBook(connection, number, f"SQLiteStore({self._path!r}, queue={self._queue_name!r})")
         self._steps = Engine(self._book)
         self._steps.claims.mend = Mending(connection, number, self._book, self._steps).look
 

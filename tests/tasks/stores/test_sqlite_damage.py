@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ import pytest
 
 from cuelight.errors import StoreRefused
 from cuelight.tasks import Limit, Record, SQLiteStore, TaskQueue, TaskWorker
-from helpers.damage import DEEP, FINAL, IDS, RAW, VALUES, fill, run_out, wrong
+from helpers.damage import FINAL, IDS, RAW, VALUES, fill, run_out, wrong
 from helpers.stores import Desk, HandClock
 
 Damage = Callable[[sqlite3.Connection], object]
@@ -76,7 +76,13 @@ def table_cells(file: sqlite3.Connection, table: str, key: str, owner: str | Non
         where = f"{key} = '{value}'" if isinstance(value, str) else f"{key} = {value}"
         damaged = [name] if name in IDS else []
         for column, kind in column_types(file, table).items():
+            if (table, column) == ("queues", "name"):
+                continue  # then it is another queue
             for damage in BY_TYPE[kind]:
+                if column in ("tat", "closed", "due") and damage == 1e13:
+                    continue  # that may be true
+                if name in FINAL and column == "state" and damage == 3:
+                    continue  # with a long lease
                 yield f"{table} {name or value}, {column}: {damage!r:.40}", damaged, put(table, column, damage, where)
         yield f"{table} {name or value}: gone", damaged, run(f"DELETE FROM {table} WHERE {where}")
 
@@ -208,7 +214,10 @@ async def try_cell(template: Path, path: Path, cell: Cell, *, header: bool, whil
         problems = [] if header and str(path) in str(error) else [f"{error!r}"]
     else:
         with anyio.fail_after(20):
-            problems = wrong(await run_out(store, clock), damaged, header=header)
+            try:
+                problems = wrong(await run_out(store, clock), damaged, header=header, deleted=name.endswith(": gone"))
+            except Exception as error:
+                problems = [f"{error!r:.300}"]
         await store.close()
     for file_of_it in path.parent.glob(f"{path.name}*"):
         file_of_it.unlink()
@@ -225,7 +234,7 @@ def try_all(
             all_cells = list(cells(file))
         problems: list[str] = []
         for number, cell in enumerate(all_cells):
-            if number % step == 0 or "plain0" in cell[1]:
+            if number % step == 0:
                 open_before = (number // step) % 2 == 0
                 problems += await try_cell(template, folder / "q.db", cell, header=header, while_open=open_before)
         return problems
@@ -233,7 +242,7 @@ def try_all(
     assert anyio.run(run_all) == []
 
 
-@pytest.mark.parametrize(("cells", "step"), [(task_cells, 11), (body_cells, 13), (limit_cells, 1), (other_cells, 2)])
+@pytest.mark.parametrize(("cells", "step"), [(task_cells, 37), (body_cells, 41), (limit_cells, 7), (other_cells, 7)])
 def test_whatever_is_damaged_in_a_file_costs_only_what_it_belongs_to(
     cells: Callable[[sqlite3.Connection], Iterator[Cell]], step: int, tmp_path: Path, stress: bool
 ) -> None:
@@ -242,3 +251,165 @@ def test_whatever_is_damaged_in_a_file_costs_only_what_it_belongs_to(
 
 def test_what_holds_a_file_together_is_refused_by_name_when_it_is_damaged(tmp_path: Path, stress: bool) -> None:
     try_all(header_cells, tmp_path, 1 if stress else 3, header=True)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    clock = HandClock()
+    store = SQLiteStore(tmp_path / "q.db", synchronous="OFF", clock=clock)
+    await store.open()
+    yield Desk(store, clock)
+    await store.close()
+
+
+@pytest.fixture
+def spoil(tmp_path: Path) -> Callable[..., None]:
+    """Run statements as another program does."""
+
+    def run_statements(*statements: str) -> None:
+        with closing(sqlite3.connect(tmp_path / "q.db", isolation_level=None)) as file:
+            run(*statements)(file)
+
+    return run_statements
+
+
+def of(table: str, task_id: str, change: str) -> str:
+    """What changes the row of a task in a table."""
+    return f"UPDATE {table} SET {change} WHERE seq = (SELECT seq FROM tasks WHERE id = '{task_id}')"
+
+
+async def test_a_worker_of_a_file_runs_the_others_whatever_is_damaged_of_one(
+    tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    ran: list[str] = []
+
+    async def handle(payload: str) -> None:
+        ran.append(payload)
+
+    store = SQLiteStore(tmp_path / "q.db", synchronous="OFF")
+    await store.open()
+    ids = [f"bad{number}" for number in range(5)]
+    await store.add([Record(id=name, type="t", payload=msgspec.msgpack.encode(name)) for name in [*ids, "good"]])
+    spoil(
+        of("bodies", "bad0", "meta = x'c1'"),
+        "DELETE FROM bodies WHERE seq = (SELECT seq FROM tasks WHERE id = 'bad1')",
+        of("tasks", "bad2", "epoch = -1"),
+        of("tasks", "bad3", "state = 99"),
+        "INSERT INTO stories SELECT seq, x'91919191' FROM tasks WHERE id = 'bad4'",
+    )
+    async with TaskQueue(store) as tasks:
+        async with TaskWorker(tasks, {"t": handle}) as worker:
+            with anyio.fail_after(20):
+                while (await tasks.size()).dead_letter < 5 or not ran:
+                    await store.changed(store.version(), 0.5)
+                await tasks.drain()
+            assert not worker.stats().away
+        letters = await tasks.dead_letters.list(reason="undecodable")
+        assert sorted(letter.id for letter in letters) == ids
+        assert ran == ["good"]
+
+
+async def test_what_is_kept_of_a_damaged_row_of_a_file_is_all_there_is(desk: Desk, spoil: Callable[..., None]) -> None:
+    limits = (Limit("k", max_concurrent=1),)
+    await desk.add("a", payload=b"\xa1p", limits=limits, unique="u", tenant="T", priority=1, max_retries=7)
+    (lease,) = await desk.claim()
+    await desk.store.save("a", lease.epoch, checkpoint=b"\x05")
+    spoil(of("tasks", "a", "step = -7"))
+    desk.clock.advance(100)
+    assert await desk.claim_ids() == []
+    letter = await desk.snapshot("a")
+    assert (letter.state, letter.reason) == ("dead_letter", "undecodable")
+    assert -7 in msgspec.msgpack.decode(letter.result or b"")
+    assert (letter.record.payload, letter.record.limits, letter.checkpoint) == (b"\xa1p", limits, b"\x05")
+    assert letter.history[0].error == "its row in the file makes no sense"
+    assert await desk.add("b", unique="u") == ["added"], "its unique key is free"
+    assert await desk.store.replay(["a"]) == [True]
+    again = (await desk.claim(9))[0]
+    assert (again.record.id, again.record.priority, again.record.max_retries, again.record.tenant) == ("a", 1, 7, "T")
+    assert (again.record.payload, again.checkpoint) == (b"\xa1p", b"\x05")
+
+
+async def test_a_record_of_a_file_that_cannot_be_read_keeps_its_bytes(desk: Desk, spoil: Callable[..., None]) -> None:
+    await desk.add("a", "b", payload=b"\xa1p")
+    spoil(of("bodies", "a", "meta = x'c1ff'"))
+    assert await desk.claim_ids() == ["b"]
+    letter = await desk.snapshot("a")
+    assert (letter.state, letter.reason, letter.result) == ("dead_letter", "undecodable", b"\xc1\xff")
+    assert (letter.record.type, letter.record.payload) == ("t", b"\xa1p")
+    assert "its record cannot be read" in letter.history[0].error
+
+
+async def test_a_limit_of_a_file_that_cannot_be_read_is_counted_again(desk: Desk, spoil: Callable[..., None]) -> None:
+    await desk.add("a", "b", "c", limits=(Limit("k", max_concurrent=2),))
+    a, _ = await desk.claim(9)
+    spoil("UPDATE gates SET running = -3, override = x'c1'")
+    assert await desk.claim_ids() == []
+    assert await desk.claim_ids() == []
+    await desk.finish(a)
+    assert await desk.claim_ids() == ["c"]
+
+
+async def test_a_schedule_of_a_file_that_cannot_be_read_is_listed_and_can_be_replaced(
+    desk: Desk, spoil: Callable[..., None]
+) -> None:
+    await fill(desk.store, desk.clock)
+    spoil("UPDATE schedules SET record = x'c1'")
+    (shown,) = await desk.store.schedules()
+    assert (shown.name, shown.spec, shown.due, shown.record.payload) == ("s", "undecodable", float("inf"), b"\xc1")
+    assert not await desk.store.fire("s", shown.due, 1.0)
+    shown.spec, shown.due = "every 5.0", desk.clock() + 5
+    await desk.store.put_schedule(shown)
+    assert [schedule.spec for schedule in await desk.store.schedules()] == ["every 5.0"]
+    spoil("UPDATE schedules SET due = 1e300")
+    assert await desk.store.remove_schedule("s")
+    assert await desk.store.schedules() == []
+
+
+async def test_counts_of_a_file_that_say_something_else_than_its_tasks_are_made_again(
+    desk: Desk, spoil: Callable[..., None]
+) -> None:
+    await desk.add("a", "b", "c", "d")
+    spoil("DELETE FROM tasks WHERE id = 'a'", "UPDATE queues SET completed = 77")
+    assert await desk.claim_ids() == ["b", "c", "d"]
+    desk.clock.advance(1.5)
+    assert await desk.claim_ids() == []
+    size = await desk.store.size()
+    assert (size.pending, size.in_flight, size.completed) == (0, 3, 0)
+    spoil("DELETE FROM tasks")
+    desk.clock.advance(100)
+    assert await desk.claim_ids() == []
+    assert (await desk.store.size()).in_flight == 0
+
+
+async def test_a_task_with_a_nul_in_its_type_can_be_unparked(desk: Desk) -> None:
+    await desk.add("a", type="t\0u")
+    (lease,) = await desk.claim()
+    await desk.finish(lease, "unknown")
+    assert await desk.store.unpark(["other", "t\0u"]) == 1
+    assert await desk.claim_ids() == ["a"]
+
+
+async def test_a_file_with_tasks_of_a_queue_without_a_name_is_refused(desk: Desk, tmp_path: Path) -> None:
+    await desk.add("a")
+    with closing(sqlite3.connect(tmp_path / "q.db", isolation_level=None)) as file:
+        file.execute("DELETE FROM queues")
+    with pytest.raises(StoreRefused, match=r"q\.db.*put it back"):
+        await desk.store.size()
+    other = SQLiteStore(tmp_path / "q.db")
+    with pytest.raises(StoreRefused, match=r"q\.db.*the file has tasks of queue 1.*put it back"):
+        await other.open()
+    with closing(sqlite3.connect(tmp_path / "q.db", isolation_level=None)) as file:
+        file.execute("INSERT INTO queues (id, name) VALUES (1, 'default')")
+    assert await desk.claim_ids() == ["a"]
+
+
+async def test_tasks_of_a_queue_that_is_none_come_back_to_the_only_one_there_is(
+    desk: Desk, spoil: Callable[..., None]
+) -> None:
+    await desk.add("a", "b", limits=(Limit("k", max_concurrent=2),))
+    spoil("UPDATE tasks SET queue = 77", "UPDATE lanes SET queue = 77", "UPDATE tasks SET seq = -5 WHERE id = 'b'")
+    for _ in range(3):
+        await desk.claim_ids()
+        desk.clock.advance(70)
+    assert await desk.claim_ids() == ["a"]
+    assert await desk.state("b") == "dead_letter"

@@ -168,10 +168,10 @@ class ThreadEnd(Generic[T]):
     def _in_loop(self, call: _Call, step: Callable[[], object]) -> None:
         try:
             self._backend.call_threadsafe(step)
-        except RuntimeError:
+        except RuntimeError as error:
             # The loop has ended, so nobody else touches the call any more.
             if not call.settled:
-                call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended"))
+                call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended: {error}"))
 
     def _abandon(self, call: _Call, queue: OrderedDict[Any, Any]) -> None:
         if not call.settled:

@@ -137,10 +137,10 @@ class Chores:
             except (StoreUnavailable, PoolClosed):
                 self._latest = float("inf") if set_back else self._latest
                 raise
-            except Exception as error:  # whatever it is, the others are fired
+            except Exception:  # whatever it is, the others are fired
                 if schedule.name not in self._unreadable:
                     self._unreadable.add(schedule.name)
-                    log.error("the schedule %s cannot be fired", safe_repr(schedule.name), error=error, kind="schedule")  # noqa: TRY400
+                    log.exception("the schedule %s cannot be fired", safe_repr(schedule.name), kind="schedule")
         return soonest
 
     async def _fire_one(self, schedule: Schedule, now: float, *, set_back: bool) -> float:

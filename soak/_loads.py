@@ -103,17 +103,17 @@ class Busy(Actor[Crash | Answer | Refuse | Count | Tick]):
         """Nothing."""
 
 
-@task(name="soak.sound", result_ttl=0.5)
+@task(name="soak.sound", result_ttl=10)
 async def sound(number: int) -> int:
     return number
 
 
-@task(name="soak.flaky", result_ttl=0.5, max_retries=1)
+@task(name="soak.flaky", result_ttl=10, max_retries=1)
 async def flaky(number: int) -> int:
     raise ValueError(f"flaky {number}")
 
 
-@task(name="soak.rejected", result_ttl=0.5)
+@task(name="soak.rejected", result_ttl=10)
 async def rejected(number: int) -> int:
     raise Rejected(f"no {number}")
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import anyio
 
-from cuelight._text import describe_error
+from cuelight._text import describe_error, type_name
 from helpers.redis_servers import RedisServer
 from soak._balance import Balance, Excess, balance, excesses
 from soak._loads import Load, Loads
@@ -90,7 +90,10 @@ async def _run(  # noqa: PLR0917 - it is called here only
                 with anyio.fail_after(60):
                     await load()
             except Exception as error:
-                verdict.errors[f"{name}: {describe_error(error, 200)}"] += 1
+                kind = f"{name}: {type_name(error)}"
+                if kind not in verdict.errors:
+                    say(f"{name}: {describe_error(error, 300)}")
+                verdict.errors[kind] += 1
                 await anyio.sleep(0.01)
             verdict.rounds[name] += 1
             done += 1

@@ -1,5 +1,9 @@
 """Names and prefixes of locks, limiters and values may be any text: none is another's, and none is more than a name."""
 
+# Things of all kinds are made in one way.
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -121,6 +125,6 @@ def test_a_name_that_is_no_unicode_text_is_refused_where_it_is_given(kind: str, 
 def test_limits_and_fenced_keys_that_are_no_unicode_text_are_refused() -> None:
     limits: dict[str, Any] = {HALF: MANY}
     with pytest.raises(ValueError, match=r"limit='caf\\udce9' is no Unicode text"):
-        RedisRateLimiter("it", server=None, **limits)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        RedisRateLimiter("it", server=None, **limits)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"key='caf\\udce9' is no Unicode text"):
         fence_key(HALF)

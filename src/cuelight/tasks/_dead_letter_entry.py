@@ -159,9 +159,10 @@ Target: TypeAlias = Ref[Any] | Callable[[DeadLetterEntry], Any]
 
 def attempt_of(error: BaseException | str, *, worker: str = "", at: float = 0.0) -> Attempt:
     """An exception, or its text, as an attempt that failed."""
-    if isinstance(error, str):
-        return Attempt(kind="error", worker=worker, at=at, error=error)
-    return Attempt(kind="error", worker=worker, at=at, error=said(error), traceback=trace_of(error))
+    given: Any = error
+    if issubclass(type(error), str):  # `isinstance` asks an exception for its `__class__`, which may raise
+        return Attempt(kind="error", worker=worker, at=at, error=given)
+    return Attempt(kind="error", worker=worker, at=at, error=said(given), traceback=trace_of(given))
 
 
 def failure_of(

@@ -190,6 +190,9 @@ class MemoryBook:
     def save_record(self, row: Row) -> None:
         self.changed = True
 
+    def condemned(self, row: Row) -> None:
+        """Nothing is damaged in memory."""
+
     def delete(self, row: Row) -> None:
         mine = _mine(row)
         self.changed = True
@@ -274,8 +277,8 @@ class MemoryBook:
 
     # Limits
 
-    def lane(self, lane: int) -> Lane:
-        return self._lanes[lane]
+    def lane(self, lane: int) -> Lane | None:
+        return self._lanes.get(lane)
 
     def lane_of(self, keys: tuple[str, ...]) -> Lane:
         lane = self._lanes_by_keys.get(keys)
@@ -315,6 +318,9 @@ class MemoryBook:
         if gate is None:
             gate = self._gates[key] = Gate(key)
         return gate
+
+    def running(self) -> dict[str, int]:
+        return {key: gate.running for key, gate in self._gates.items()}
 
     def save_gate(self, gate: Gate) -> None:
         self.changed = True

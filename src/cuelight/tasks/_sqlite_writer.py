@@ -20,16 +20,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from cuelight._log import get_log
 from cuelight._text import safe_str
-from cuelight.errors import CuelightError, PoolClosed, StoreRefused
+from cuelight.errors import CuelightError, PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.mailbox._backend import Backend, Waiter, current_backend
+from cuelight.tasks import _sqlite_schema as schema
 from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
 from cuelight.tasks._engine import Engine
 from cuelight.tasks._sqlite_book import SQLiteBook
-from cuelight.tasks._sqlite_schema import connect, is_busy, migrate, unavailable
+from cuelight.tasks._sqlite_file import Moved, OpenFile
+from cuelight.tasks._sqlite_mending import Mending
+from cuelight.tasks._sqlite_rows import is_garbled, readable_text
+from cuelight.tasks._sqlite_schema import connect, is_busy, migrate, queue_number, too_new, unavailable, version_of
 
 __all__ = ["Call", "Writer"]
+
+log = get_log("cuelight.tasks")
 
 _POLL: Final = 0.005  # seconds between two looks at what other processes did, while somebody waits for that
 _GROUP: Final = 256  # steps in one transaction
@@ -124,8 +131,11 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         self._book: SQLiteBook | None = None
         self._steps: Engine | None = None
+        self._files: OpenFile | None = None
         self._data_version = 0
-        self._thread = threading.Thread(target=self._work, name=f"cuelight store {path}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, name=f"cuelight store {readable_text(os.fsencode(path))}", daemon=True
+        )
 
     def start(self) -> None:
         """Start the thread."""
@@ -172,15 +182,17 @@ class Writer:
         self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
         try:
             migrate(connection, self._path)
-            connection.execute("INSERT OR IGNORE INTO queues (name) VALUES (?)", (self._queue_name,))
-            (number,) = connection.execute("SELECT id FROM queues WHERE name = ?", (self._queue_name,)).fetchone()
+            number = queue_number(connection, self._queue_name, self._path)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        self._book = SQLiteBook(connection, number)
+        self._files = OpenFile(self._path)
+        self._data_version = 0
+        self._book = SQLiteBook(connection, number, f"SQLiteStore({self._path!r}, queue={self._queue_name!r})")
         self._steps = Engine(self._book)
+        self._steps.claims.mend = Mending(connection, number, self._book, self._steps).look
 
     def _patiently(self, step: Callable[[], Any]) -> Any:
         """Do what may find the file locked by another process."""
@@ -220,24 +232,39 @@ class Writer:
         assert self._connection is not None  # noqa: S101 - it was opened before the first call
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         if version != self._data_version:
+            release = version_of(self._connection)
+            if release > len(schema.SCRIPTS):
+                raise StoreRefused(too_new(release, self._path))
             self._data_version = version
             self._changes.notify()
 
     def _look_if_possible(self) -> None:
+        if self._connection is None or self._files is None:
+            return
         try:
             self._look_at_others()
-        except sqlite3.Error:
+        except (sqlite3.Error, StoreRefused):
             pass  # whatever is wrong with the file, the next step is told; a look has nobody to tell
+        if self._files.is_moved():
+            self._changes.notify()
 
     def _serve(self, calls: list[Call]) -> None:
         if not calls:
             return
         try:
+            if self._connection is None:
+                self._open_again()
             self._transaction(calls)
-        except _Busy as error:
+        except (_Busy, StoreUnavailable) as error:
             for call in calls:
                 call.error = _for_caller(error, self._path)
+        except Moved as moved:
+            self._go_on(moved, calls)
+            return
         except Exception as error:
+            if self._reads_garbled_text(error):
+                self._serve(calls)
+                return
             if len(calls) == 1:
                 calls[0].error = _for_caller(error, self._path)
             else:
@@ -247,13 +274,63 @@ class Writer:
                 return
         _answer(calls)
 
+    def _go_on(self, moved: Moved, calls: list[Call]) -> None:
+        """Serve the calls from the file that is at the path now."""
+        assert self._connection is not None and self._files is not None  # noqa: PT018, S101
+        log.error("SQLiteStore(%r) is opened anew while it is used: %s", self._path, moved, kind="moved")
+        connection, self._connection = self._connection, None
+        try:
+            self._files.leave(connection)
+        except (sqlite3.Error, OSError) as error:
+            log.error("SQLiteStore(%r): what the old file had cannot be written to it", self._path, error=error)  # noqa: TRY400
+        connection.close()
+        self._serve(calls)
+
+    def _open_again(self) -> None:
+        """Open the file that is at the path now.
+
+        Raises:
+            StoreUnavailable: another process held it for too long; or it has just been replaced again.
+            StoreRefused: it cannot be used.
+        """
+        try:
+            self._open()
+            assert self._files is not None  # noqa: S101 - that is what opening does
+            self._files.check()
+        except Moved as moved:
+            self._drop_connection()
+            raise StoreUnavailable(f"SQLiteStore({self._path!r}): {moved}, time and again") from moved
+        except Exception as error:
+            self._drop_connection()
+            if isinstance(error, CuelightError | _Busy):
+                raise
+            raise StoreRefused(safe_str(error)) from error
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _reads_garbled_text(self, error: Exception) -> bool:
+        """Whether a text of the file was no Unicode; from now on such texts are read as far as they can be."""
+        connection = self._connection
+        if connection is None or connection.text_factory is readable_text or not is_garbled(error):
+            return False
+        connection.text_factory = readable_text
+        return True
+
     def _transaction(self, calls: list[Call]) -> None:
-        connection, book, steps = self._connection, self._book, self._steps
-        assert connection is not None and book is not None and steps is not None  # noqa: PT018, S101
+        connection, book, steps, files = self._connection, self._book, self._steps, self._files
+        assert connection and book and steps and files  # noqa: PT018, S101
         begin = "BEGIN" if all(call.reads for call in calls) else "BEGIN IMMEDIATE"
-        self._patiently(lambda: connection.execute(begin))
+        try:
+            self._patiently(lambda: connection.execute(begin))
+        except CuelightError:
+            files.check()  # that may be the reason
+            raise
         changed = False
         try:
+            files.check()
             self._look_at_others()
             book.begin()
             now = self._clock()
@@ -283,9 +360,12 @@ class Writer:
     def _end(self, error: Exception, closers: list[Call]) -> None:
         with self._lock:
             self.ended = True
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._connection is not None and self._files is not None and self._files.is_moved():
+            try:
+                self._files.leave(self._connection)
+            except (sqlite3.Error, OSError) as failure:
+                log.error("SQLiteStore(%r): the old file cannot be left as it should be", self._path, error=failure)  # noqa: TRY400
+        self._drop_connection()
         left: list[Call] = []
         while not self._calls.empty():
             call = self._calls.get_nowait()

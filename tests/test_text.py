@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import pytest
 
 from cuelight._text import describe_error, error_lines, format_traceback, safe_repr, safe_str, type_name
+from cuelight.errors import consists_of, control_error, ends_the_program
 
 
 class Unprintable(Exception):
@@ -102,6 +103,21 @@ def test_a_group_whose_members_cannot_be_read_is_one_line() -> None:
             raise ValueError("closed")
 
     assert error_lines(Closed("several", [ValueError("x")])) == ["Closed: several (1 sub-exception)"]
+
+
+def test_an_exception_is_not_asked_for_its_class() -> None:
+    def refuse(self: object) -> NoReturn:
+        raise ValueError("no class")
+
+    lying: Any = type("Lying", (Exception,), {"__class__": property(refuse)})
+    group: Any = ExceptionGroup("two", [lying(), lying()])
+    assert error_lines(group) == ["ExceptionGroup: two (2 sub-exceptions)", "  Lying", "  Lying"]
+    assert "Lying" in format_traceback(group)
+    for error in (lying(), group):
+        assert not ends_the_program(error)
+        assert not consists_of(error, ValueError)
+        assert control_error(error, ValueError) is None
+    assert control_error(lying(), lying) is not None
 
 
 def raised_by_many_frames(depth: int) -> Exception:

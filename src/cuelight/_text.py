@@ -76,7 +76,7 @@ def error_lines(error: BaseException) -> list[str]:
             lines.append(f"... and {len(pending) + 1} more")
             break
         lines.append("  " * depth + describe_error(one))
-        if isinstance(one, BaseExceptionGroup):
+        if issubclass(type(one), BaseExceptionGroup):  # `isinstance` asks for its `__class__`, which may raise
             if depth < _GROUP_DEPTH:
                 pending += [(inner, depth + 1) for inner in reversed(_members(one))]
             else:

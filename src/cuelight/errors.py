@@ -220,7 +220,10 @@ class TaskQuarantined(TaskFailed):
 
 
 class WorkerDied(CuelightError):
-    """The process of a worker died under a task: killed, out of memory, or `os._exit`."""
+    """The process of a worker died under a task: killed, out of memory, or `os._exit`.
+
+    It also leaves the block of a `TaskWorker` whose actor was killed or given up by its supervisor.
+    """
 
 
 class LeaseLost(CuelightError):
@@ -286,8 +289,8 @@ def control_error(error: BaseException, *kinds: type[E]) -> E | None:
     """
     found: list[BaseException] = []
     for leaf in _leaves(error):
-        kind = next((kind for kind in kinds if isinstance(leaf, kind)), None)
-        if kind is None or (found and not isinstance(found[0], kind)):
+        kind = next((kind for kind in kinds if issubclass(type(leaf), kind)), None)
+        if kind is None or (found and not issubclass(type(found[0]), kind)):
             return None
         found.append(leaf)
     first: E | None = found[0] if found else None  # type: ignore[assignment] # it is of one of the kinds
@@ -296,21 +299,24 @@ def control_error(error: BaseException, *kinds: type[E]) -> E | None:
 
 def consists_of(error: BaseException, *kinds: type[BaseException]) -> bool:
     """Whether `error` is an exception of one of `kinds`, or a group, nested or not, that holds only such."""
-    return all(isinstance(leaf, kinds) for leaf in _leaves(error))
+    return all(issubclass(type(leaf), kinds) for leaf in _leaves(error))
 
 
 def ends_the_program(error: BaseException) -> bool:
     """Whether `error` is `KeyboardInterrupt` or `SystemExit`, or a group that holds one of them."""
-    return any(isinstance(leaf, KeyboardInterrupt | SystemExit) for leaf in _leaves(error))
+    return any(issubclass(type(leaf), (KeyboardInterrupt, SystemExit)) for leaf in _leaves(error))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions in a group, in order, however deep it is nested; an exception that is no group itself."""
+    """The exceptions in a group, in order, however deep it is nested; an exception that is no group itself.
+
+    Its type alone is looked at, here and above: `isinstance` asks an object for its `__class__`, which may raise.
+    """
     pending = [error]
     while pending:
         one = pending.pop()
         group: Any = one
-        if isinstance(group, BaseExceptionGroup):
+        if issubclass(type(one), BaseExceptionGroup):
             pending += reversed(_EXCEPTIONS(group))
         else:
             yield one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
@@ -395,3 +396,33 @@ async def test_tasks_may_submit_tasks() -> None:
         _ = pool.submit(tree, 6)
         await pool.drain()
         assert pool.stats().completed == 7
+
+
+async def test_a_pool_refuses_the_calls_of_other_threads() -> None:
+    async with ActorSystem() as system, AsyncWorkerPool(2) as pool:
+        errors: list[Any] = []
+
+        async def read(results: Any) -> None:
+            async for _ in results:
+                pass
+
+        def elsewhere() -> None:
+            for call in (
+                lambda: pool.submit(slow),
+                lambda: pool.map(slow, [1]).__await__().send(None),
+                lambda: read(pool.map(slow, [1])).send(None),
+                lambda: AsyncWorkerPool(2, system=system).submit(slow),
+            ):
+                try:
+                    call()
+                except RuntimeError as error:
+                    errors.append(str(error))
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert len(errors) == 4
+        assert all("event loop of another thread" in error for error in errors)
+        assert (await pool.submit(slow)).result == "done"
+    assert pool.stats().submitted == 1
+    assert_no_orphans(system)

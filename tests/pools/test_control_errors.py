@@ -19,11 +19,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> Backend:
     return virtual_backend(request.param)
 
 
+def bare(error: Exception) -> Exception:
+    return error
+
+
 def nested(error: Exception) -> Exception:
     return ExceptionGroup("outer", [ExceptionGroup("inner", [error])])
 
 
-@pytest.mark.parametrize("wrap", [lambda error: error, nested])
+@pytest.mark.parametrize("wrap", [bare, nested])
 async def test_a_rejection_is_final_also_in_groups(wrap: Callable[[Exception], Exception]) -> None:
     calls: list[int] = []
     rejected = Rejected("bad card")
@@ -51,7 +55,7 @@ async def test_a_group_with_anything_else_is_an_ordinary_failure() -> None:
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("wrap", [lambda error: error, nested])
+@pytest.mark.parametrize("wrap", [bare, nested])
 @pytest.mark.parametrize("kind", [None, "thread"])
 async def test_a_rate_limit_is_no_attempt_and_holds_no_worker(
     wrap: Callable[[Exception], Exception], kind: Any

@@ -14,7 +14,8 @@ from cuelight.pools import AsyncWorkerPool, FailedCall, WorkerPool, WorkerPoolCo
 
 
 def config(**options: Any) -> WorkerPoolConfig:
-    return WorkerPoolConfig(**({"max_workers": 2, "max_retries": 0, "backoff_base_seconds": 0.0} | options))
+    given: dict[str, Any] = {"max_workers": 2, "max_retries": 0, "backoff_base_seconds": 0.0} | options
+    return WorkerPoolConfig(**given)
 
 
 class Line:

@@ -70,6 +70,23 @@ async def test_a_plain_function_that_returns_a_coroutine_is_awaited() -> None:
         assert len(results.values) + len(results.errors) == 400
 
 
+def leave_early(number: int = 0) -> None:
+    raise GeneratorExit
+
+
+async def test_errors_of_plain_functions_name_the_function_of_the_user() -> None:
+    for kind in (None, "thread", "process"):
+        async with AsyncWorkerPool(1, kind=kind) as pool:
+            results = [await pool.submit(leave_early), await pool.submit(functools.partial(leave_early, number=2))]
+            results += await pool.map(leave_early, [1, 2, 3], chunk_size=3)
+            for result in results:
+                assert isinstance(result.error, TaskFailed)
+                assert ("leave_early" in str(result.error)) is (kind != "process")
+            assert "cuelight." not in "".join(str(result.error) for result in results)
+            letters = await pool.dead_letters.list(limit=10)
+            assert {letter.task_type for letter in letters} == {f"{__name__}.leave_early"}
+
+
 async def test_a_thread_that_takes_too_long_is_abandoned() -> None:
     gate = threading.Event()
 

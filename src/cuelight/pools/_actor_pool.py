@@ -16,16 +16,20 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from itertools import count
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from cuelight._checks import check_seconds
 from cuelight._fork import forks
+from cuelight._text import safe_repr
 from cuelight.actors import Answerable, ChildSpec, Ref, Reply, child
 from cuelight.actors._ref import TELLS_PER_YIELD
 from cuelight.actors._reply import Asked, handling
-from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed
+from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, ends_the_program
 from cuelight.pools._bell import Bell
 from cuelight.pools._block import PoolBlock
 from cuelight.pools._envelope import Envelope
+from cuelight.pools._failures import as_failure
 from cuelight.pools._options import check_whole
 from cuelight.pools._routing import Routing, pull
 from cuelight.pools._troupe import ActorPoolStats, Seat, Troupe
@@ -275,18 +279,23 @@ class ActorPool(PoolBlock, Generic[M]):
             ValueError: the rule chose several members, as `broadcast` does: use `ask_all`.
             ActorNotFound: no member is alive.
             PoolClosed: the pool is not running.
+            TypeError, ValueError: the time-out is no number of seconds.
+            RuntimeError: the pool lives in the event loop of another thread.
         """
+        if timeout is not None:
+            check_seconds("ask(timeout)", timeout)
         home = self._open()
         if self._may_wait:
             envelope = self._envelope(home, message, home.runtime.ask_timeout if timeout is None else timeout)
             self._post(envelope)
-            assert envelope.reply is not None  # noqa: S101 - it was not told
-            return envelope.reply
+            reply = envelope.reply
+            assert reply is not None  # noqa: S101 - it was not told
+            reply.sent()
+            return reply
         chosen = self._chosen(message)
         if len(chosen) != 1:
             raise ValueError(f"ask() has one answer, and {len(chosen)} members were chosen: use ask_all()")
-        reply: Reply[Any] = Ref[Any](chosen[0].cell).ask(message, timeout)
-        return reply
+        return Ref[Any](chosen[0].cell).ask(message, timeout)
 
     async def ask_all(self, message: Answerable[M, R], timeout: float | None = None) -> list[R]:
         """Send a request to all members, whatever the rule, and wait for all answers.
@@ -298,6 +307,7 @@ class ActorPool(PoolBlock, Generic[M]):
         Raises:
             AskError: one of them failed; the other requests are cancelled.
             PoolClosed: the pool is not running.
+            TypeError, ValueError: the time-out is no number of seconds.
         """
         self._open()
         replies: list[Reply[Any]] = [Ref[Any](seat.cell).ask(message, timeout) for seat in self.seats]
@@ -312,13 +322,22 @@ class ActorPool(PoolBlock, Generic[M]):
         home = self._running()
         if self._closed:
             raise PoolClosed(f"the actor pool {self.name!r} was shut down: make a new one")
+        if get_ident() != home.runtime.thread:
+            raise home.runtime.wrong_thread(home)
         return home
 
     def _chosen(self, message: Any) -> list[Seat]:
         seats = self.seats
         if not seats:
             raise ActorNotFound(f"no member of the actor pool {self.name!r} is alive: resize() starts new ones")
-        return [seats[at] for at in self._routing(seats, message, self._next_turn())]
+        positions = self._routing(seats, message, self._next_turn())
+        try:
+            return [seats[at] for at in positions]
+        except (IndexError, TypeError) as error:
+            raise ValueError(
+                f"the rule of the actor pool {self.name!r} returned {safe_repr(positions)}: return a sequence with the "
+                f"positions of members, 0 to {len(seats) - 1}"
+            ) from error
 
     # Waiting in the pool.
 
@@ -342,8 +361,12 @@ class ActorPool(PoolBlock, Generic[M]):
             envelope = queue[0]
             try:
                 chosen = self._chosen(envelope.asked.message)
-            except Exception as error:  # whoever sent it hears what is wrong with it; the next may be better
-                envelope.asked.fail(error)
+            except BaseException as error:  # its sender hears what is wrong with it; the next may be better
+                fatal = ends_the_program(error)
+                envelope.asked.fail(as_failure(f"the rule of the actor pool {self.name!r}", error))
+                if fatal:
+                    self._pump_soon()
+                    raise
                 continue
             if not chosen:
                 self._pump_when_restarted()

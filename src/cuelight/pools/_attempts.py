@@ -22,6 +22,7 @@ __all__ = [
     "is_async",
     "name_of",
     "verdict",
+    "what_is_called",
 ]
 
 Kind = Literal["thread", "process"]
@@ -128,19 +129,24 @@ _made: tuple[Any, Any] = holding_coroutines(len), holding_coroutine(len)
 _HOLDING: Final = frozenset(made.__code__ for made in _made)
 
 
+def what_is_called(function: Any) -> Any:
+    """The function itself, without `functools.partial` and what was wrapped around it here."""
+    inner = function
+    while True:
+        if isinstance(inner, functools.partial):
+            inner = inner.func
+        elif type(inner) is FunctionType and inner.__code__ in _HOLDING:
+            inner = inner.__dict__["held_function"]
+        else:
+            return inner
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """The name of a function, for people. Never raises: the function may be an object of any kind."""
     if type(function) is FunctionType and function.__code__ not in _HOLDING:
         return function.__qualname__
     try:
-        inner: Any = function
-        while True:
-            if isinstance(inner, functools.partial):
-                inner = inner.func
-            elif type(inner) is FunctionType and inner.__code__ in _HOLDING:
-                inner = inner.__dict__["held_function"]
-            else:
-                break
+        inner: Any = what_is_called(function)
         name: object = getattr(inner, "__qualname__", None) or type(inner).__qualname__
         return safe_str(name, _NAME_LENGTH)
     except Exception:

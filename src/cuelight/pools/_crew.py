@@ -110,7 +110,7 @@ class Crew:
         self._open = 0
         self._when_done = Bell(runtime.backend)
         self._when_room = Bell(runtime.backend)
-        self.thread = get_ident()
+        self.thread = runtime.thread
         # Workers do not belong to whoever gives work; the work itself runs in the context of whoever gave it.
         self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
@@ -124,7 +124,10 @@ class Crew:
 
         Raises:
             PoolClosed: the pool is shutting down.
+            RuntimeError: this is not the loop of the pool.
         """
+        if get_ident() != self.thread:
+            raise self.wrong_thread()
         if self.closed or self.over:
             raise PoolClosed(f"the pool {self.name!r} was shut down and takes no more work")
         self._serial += 1
@@ -135,6 +138,13 @@ class Crew:
         if not work.listed:
             work.listed = True
             heappush(self.heap, (work.priority, work.serial, work))
+
+    def wrong_thread(self) -> RuntimeError:
+        """The error of code that uses the pool in another thread than that of its event loop."""
+        return RuntimeError(
+            f"the pool {self.name!r} belongs to the event loop of another thread: use it there (from a thread of anyio "
+            f"with anyio.from_thread.run), or use a WorkerPool, which all threads may use"
+        )
 
     def check_room(self) -> None:
         """Check that one more task may wait.

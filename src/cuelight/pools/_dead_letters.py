@@ -20,6 +20,7 @@ from cuelight.errors import (
     TaskQuarantined,
     TaskTimedOut,
     WorkerDied,
+    ends_the_program,
 )
 from cuelight.pools._failures import is_a
 
@@ -116,7 +117,7 @@ class DeadLetterBox:
         return queue
 
     def add(self, call: FailedCall, result: TaskResult[Any], task_type: str) -> None:
-        """Keep a task that has failed for good. Never raises."""
+        """Keep a task that has failed for good. Never raises, but for what ends programs."""
         error = result.error
         try:
             sink: Any = self.queue
@@ -129,7 +130,9 @@ class DeadLetterBox:
                 letter_id=result.task_id,
                 way_back=self._submit_again,
             )
-        except Exception:  # for want of memory; or the queue was given, and is of a class of users
+        except BaseException as raised:  # for want of memory; or the queue was given, and is of a class of users
+            if ends_the_program(raised):
+                raise
             log.exception("%s: no dead letter could be made of %s", self._name, result.task_id)
 
     def _submit_again(self, letter: Any) -> Any:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cuelight.actors import Reason, Reply
-from cuelight.actors._reply import DONE, Asked, handling
+from cuelight.actors._reply import DONE, Asked, Sender, Unheard, background_work, handling
 from cuelight.errors import ActorCrashed, Interrupted, NotStarted, NotStartedTimeout, ReplyError
+from cuelight.pools._failures import is_a
 from cuelight.pools._waiting import waiting
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Envelope:
     def untouched(self) -> bool:
         """Whether a member that has ended gave it back, so that another can have it."""
         error = self.asked.error
-        lost = isinstance(error, NotStarted) and not isinstance(error, NotStartedTimeout)
+        lost = error is not None and is_a(error, NotStarted) and not is_a(error, NotStartedTimeout)
         return lost and not self.given_up and self.cell is not None and self.cell.closed
 
     def renew(self, home: Cell) -> None:
@@ -112,33 +113,41 @@ class Envelope:
         error, cell = self.asked.error, self.asked.cell
         reason = self._reason(error, cell)
         if reason is not None:
-            cause = error.__cause__ if isinstance(error, ActorCrashed) else error
+            cause = error.__cause__ if error is not None and is_a(error, ActorCrashed) else error
             cell.runtime.dead_letters.add(self.asked.message, cell, reason, cause)
 
     def _reason(self, error: BaseException | None, cell: Cell) -> Reason | None:
-        if isinstance(error, ReplyError):
+        if error is None:
+            return None
+        if is_a(error, ReplyError):
             return "refused"
-        if isinstance(error, ActorCrashed):
+        if is_a(error, ActorCrashed):
             return "crashed" if cell.options.redeliver <= 1 else None  # one that is redelivered is laid to rest there
-        if isinstance(error, NotStarted):
+        if is_a(error, NotStarted):
             return "stopped" if cell.closed or cell.dead else "unhandled"
-        if error is not None and not isinstance(error, Interrupted):
+        if not is_a(error, Interrupted):
             return "unhandled"  # the rule did not know what to do with it
         # A loop of its own that takes the next message has done with the last: nobody wanted a reply.
-        return "interrupted" if isinstance(error, Interrupted) and not cell.table.own_run else None
+        return "interrupted" if not cell.table.own_run else None
 
 
 class PooledReply(Reply[Any]):
-    """What `ask` of a pool returns while the request waits for a member; it follows the request to whoever has it."""
+    """What `ask` of a pool returns while the request waits for a member; it follows the request to whoever has it.
 
-    __slots__ = ("_envelope", "_waiter")
+    The turn that has sent it remembers it as it remembers an `Asked`, and withdraws it at its end.
+    """
+
+    __slots__ = ("_envelope", "_waiter", "sender", "unheard")
 
     def __init__(self, envelope: Envelope) -> None:
         self._envelope = envelope
         self._waiter: Waiter | None = None
+        self.sender: Sender | None = None
+        self.unheard: bool | Unheard = True
 
     @property
     def done(self) -> bool:
+        self.hear()
         return self._envelope.stale
 
     @property
@@ -146,16 +155,54 @@ class PooledReply(Reply[Any]):
         """Whether a task waits for it."""
         return self._waiter is not None
 
+    def sent(self) -> None:
+        """It is on its way: have the turn, or the background work, that has sent it withdraw it at its end."""
+        asker = handling.get()
+        sender = background_work.get() if asker is None else asker
+        if sender is not None and not self._envelope.stale:
+            as_asked: Any = self
+            sender.has_sent(as_asked)
+
+    def hear(self) -> None:
+        """Somebody knows of the answer, or wants none."""
+        unheard, self.unheard = self.unheard, False
+        if isinstance(unheard, Unheard):
+            unheard.heard = True
+
     def cancel(self) -> None:
+        self.hear()
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Give it up, as its sender has ended; if nobody has awaited it, that is still a mistake."""
         self._envelope.given_up = True
         self._envelope.asked.cancel()
 
+    def detach(self) -> Self:
+        self.hear()
+        self._forget_sender()
+        asked = self._envelope.asked
+        if not asked.timed:
+            asked.due = 0.0
+        return self
+
+    def _forget_sender(self) -> None:
+        sender, self.sender = self.sender, None
+        if sender is not None and sender.sent is not None:
+            requests: dict[Any, None] = sender.sent
+            requests.pop(self, None)
+
     def wake(self) -> None:
         """The answer is there."""
+        self._forget_sender()
+        if self.unheard is True:
+            asked = self._envelope.asked
+            self.unheard = Unheard(asked.message, asked.cell.path)
         if self._waiter is not None:
             self._waiter.wake()
 
     def __await__(self) -> Generator[Any, Any, Any]:
+        self.hear()
         envelope = self._envelope
         asked = envelope.asked
         if asked.state != DONE:

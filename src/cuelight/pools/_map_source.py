@@ -96,7 +96,9 @@ def count_items(items: Any) -> int | None:
     """How many items there are, if their source says that. A source that cannot count is read all the same."""
     try:
         return len(items) if isinstance(items, Sized) else None
-    except Exception:
+    except BaseException as error:
+        if ends_the_program(error):
+            raise
         return None
 
 

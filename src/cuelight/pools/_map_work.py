@@ -14,6 +14,7 @@ from cuelight._text import safe_repr
 from cuelight.pools._attempts import Unawaited
 from cuelight.pools._contexts import AWAY, Calls, in_context
 from cuelight.pools._executor import Successes
+from cuelight.pools._failures import is_a
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -83,7 +84,7 @@ def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much a
                 budget = ITEMS_PER_YIELD
                 yield from checkpoint()  # type: ignore[misc]  # a coroutine on both loops
     except BaseException as error:
-        if taken is not None and not isinstance(error, GeneratorExit):
+        if taken is not None and not is_a(error, GeneratorExit):
             run.lost(1, error)
         raise
     finally:

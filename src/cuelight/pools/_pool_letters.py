@@ -46,7 +46,7 @@ class PoolLetters:
         """
         crew = self.crew
         if crew is not None and crew.thread != get_ident():
-            raise RuntimeError(f"the pool {self.name!r} belongs to the event loop of another thread: replay it there")
+            raise crew.wrong_thread()
         function = partial(call.function, *call.args, **call.kwargs) if call.kwargs else call.function
         args = () if call.kwargs else call.args
         task = self.submit(function, *args, task_id=task_id, priority=call.priority, timeout=call.timeout)

@@ -78,7 +78,7 @@ def by_key(key: Callable[[Any], Any]) -> Routing:
     from hashlib import blake2b  # noqa: PLC0415 - loads OpenSSL, and few need it
 
     def route(members: Sequence[Member], message: Any, turn: int) -> Sequence[int]:
-        digest = blake2b(repr(key(message)).encode(), digest_size=16)
+        digest = blake2b(repr(key(message)).encode("utf-8", "surrogatepass"), digest_size=16)
 
         def bid(at: int) -> bytes:
             mine = digest.copy()

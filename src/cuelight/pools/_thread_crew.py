@@ -244,7 +244,10 @@ class Crew(CrewState):
 
     def _give_up(self, job: Job, error: Exception, worker: Worker | None) -> Job | None:
         """Report a failure, and then end its task. Returns what the worker does next."""
-        self._report(job, error)
+        try:
+            self._report(job, error)
+        except BaseException:  # a queue of dead letters of a user: here nothing ends the program
+            log.exception("%s: the failure of the task %s could not be reported", self.name, job.id)
         with self.lock:
             self._fail(job, error)
             following = None

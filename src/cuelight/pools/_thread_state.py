@@ -46,7 +46,7 @@ class CrewState:
         self.retries: int = 0
         self.replaced: int = 0
         self.abandoned: int = 0
-        self.total_ran = 0.0
+        self.total_ran: float = 0.0
         self.threads: set[Worker] = set()
         self.idle: list[Worker] = []
         self.helpers = Helpers()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from contextvars import Context, copy_context
-from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from cuelight._text import describe_error
 from cuelight.coordination._parties import here
 from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.mailbox import current_backend
-from cuelight.pools._attempts import name_of
+from cuelight.pools._attempts import name_of, what_is_called
 from cuelight.pools._failures import as_failure, is_a
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ def full_name(function: Callable[..., Any]) -> str:
     """The module and the name of a function, for people. Never raises."""
     name = name_of(function)
     try:
-        module: object = getattr(function, "__module__", None)
-        named = type(module) is str and not isinstance(function, partial)
+        module: object = getattr(what_is_called(function), "__module__", None)
+        named = type(module) is str
     except Exception:
         named, module = False, None
     return f"{module}.{name}" if named else name

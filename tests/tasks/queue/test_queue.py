@@ -332,12 +332,12 @@ async def test_a_schedule_that_makes_no_sense_is_refused(queue: TaskQueue) -> No
 @pytest.mark.parametrize("timeout", [-1, math.nan])
 async def test_a_wrong_time_to_wait_is_refused(queue: TaskQueue, timeout: float) -> None:
     await queue.enqueue(Task())
-    with pytest.raises(ValueError, match="timeout="):
+    with pytest.raises(ValueError, match="timeout"):
         await queue.dequeue(timeout)
     found = await taken(queue)
-    with pytest.raises(ValueError, match="delay="):
+    with pytest.raises(ValueError, match="delay"):
         await queue.nack(found, delay=timeout)
-    with pytest.raises(ValueError, match="seconds="):
+    with pytest.raises(ValueError, match="seconds"):
         await queue.extend(found, timeout)
 
 

@@ -103,8 +103,6 @@ class SQLiteStore:
             TypeError: the path or the name of the queue is no path or text.
         """
         self._path = _absolute(path)
-        if not isinstance(queue, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise TypeError(f"SQLiteStore(queue={safe_repr(queue)}): give the name of a queue as text")
         check_text(f"SQLiteStore({self._path!r})", queue=queue)
         from cuelight.tasks._sqlite_schema import SYNCHRONOUS  # noqa: PLC0415 - as above
 

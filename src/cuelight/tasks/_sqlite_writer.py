@@ -66,7 +66,7 @@ class Call:
         self.step, self.args, self.reads = step, args, reads
         self.abandoned = False
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._thread = 0 if blocking else threading.get_ident()
         self._backend: Backend | None = None if blocking else current_backend()
         self._woken: threading.Event | Waiter = threading.Event() if self._backend is None else self._backend.waiter()
@@ -304,7 +304,7 @@ class Writer:
         except Moved as moved:
             self._go_on(moved, calls)
             return
-        except Exception as error:
+        except BaseException as error:  # a clock may raise anything; it is for the caller
             if self._reads_garbled_text(error):
                 self._serve(calls)
                 return
@@ -359,7 +359,7 @@ class Writer:
                 raise
             raise StoreRefused(safe_str(error)) from error
 
-    def _reads_garbled_text(self, error: Exception) -> bool:
+    def _reads_garbled_text(self, error: BaseException) -> bool:
         """Whether a text of the file was no Unicode; from now on such texts are read as far as they can be."""
         connection = self._connection
         if connection is None or connection.text_factory is readable_text or not is_garbled(error):
@@ -443,7 +443,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
-def _for_caller(error: Exception, path: str) -> Exception:
+def _for_caller(error: BaseException, path: str) -> BaseException:
     """What was wrong with the file is `StoreUnavailable`, what SQLite does not take `StoreRefused` or `ValueError`."""
     if isinstance(error, UnicodeEncodeError | OverflowError):
         wrapped: Exception = ValueError(f"SQLiteStore({path!r}): a value cannot be stored: {safe_str(error)}")

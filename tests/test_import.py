@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+import cuelight
+
 EXTRAS = ("cronsim", "hiredis", "redis", "rich", "tqdm", "trio", "uvloop")
 """Options, which need not be installed."""
 
@@ -35,3 +39,21 @@ def test_the_import_loads_no_extra_and_nothing_that_only_some_programs_need() ->
     before = _loaded("import anyio, asyncio, msgspec")  # what they load is theirs, and differs from version to version
     assert not before.intersection(EXTRAS)
     assert not (_loaded("import cuelight") - before).intersection(EXTRAS + COSTLY)
+
+
+def test_locks_over_redis_are_found_at_the_root_and_loaded_at_first_use() -> None:
+    assert {"DistributedLock", "RedisLock"} <= set(dir(cuelight))
+    assert not _loaded("import cuelight\nfrom cuelight import *\ndir(cuelight)").intersection(EXTRAS)
+    assert "redis" in _loaded("from cuelight import RedisLock")
+    from cuelight import DistributedLock, RedisLock
+    from cuelight.redis import RedisLock as Original
+
+    assert RedisLock is Original
+    assert DistributedLock is Original
+    assert vars(cuelight)["RedisLock"] is Original, "it is looked for once"
+
+
+def test_a_name_that_the_root_does_not_have_is_no_attribute() -> None:
+    assert not hasattr(cuelight, "RedisLocks")
+    with pytest.raises(AttributeError, match="module 'cuelight' has no attribute 'Nothing'"):
+        _ = cuelight.Nothing  # type: ignore[attr-defined]  # pyright: ignore

@@ -1,5 +1,7 @@
 """Cuelight: actors, supervision, channels, worker pools and durable tasks for Python, on asyncio and trio."""
 
+from typing import TYPE_CHECKING, Any
+
 from cuelight.actors import (
     Actor,
     ActorStatistics,
@@ -184,6 +186,10 @@ from cuelight.tasks import (
     task,
 )
 
+if TYPE_CHECKING:
+    from cuelight.redis import DistributedLock as DistributedLock
+    from cuelight.redis import RedisLock as RedisLock
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -358,3 +364,20 @@ __all__ = [
     "task",
     "wait",
 ]
+
+_OVER_REDIS = ("DistributedLock", "RedisLock")
+"""Names of `cuelight.redis` that are found here too. Few programs need them, so they are loaded at first use;
+`from cuelight import *` leaves them out."""
+
+if not TYPE_CHECKING:  # else type checkers would find any name here
+
+    def __getattr__(name: str) -> Any:
+        if name not in _OVER_REDIS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import cuelight.redis  # noqa: PLC0415 - at first use
+
+        found = globals()[name] = getattr(cuelight.redis, name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_OVER_REDIS})

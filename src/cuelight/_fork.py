@@ -8,6 +8,7 @@ waits for any of them.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Final
 
 __all__ = ["Forks", "forks"]
@@ -20,16 +21,18 @@ class Forks:
         generation: how many forks lie between this process and the first one that has loaded this module.
     """
 
-    __slots__ = ("_pid", "generation")
+    __slots__ = ("_pid", "_thread", "generation")
 
     def __init__(self) -> None:
         self.generation = 0
         self._pid = os.getpid()
+        self._thread = threading.get_ident()
 
     def count(self) -> None:
         """This is a new process."""
         self.generation += 1
         self._pid = os.getpid()
+        self._thread = threading.get_ident()
 
     def is_old(self, generation: int) -> bool:
         """Whether something of this generation was made in another process.
@@ -38,6 +41,15 @@ class Forks:
         anything can be counted.
         """
         return generation != self.generation or os.getpid() != self._pid
+
+    def has_ended(self, thread: int, generation: int) -> bool:
+        """Whether a thread of this generation does not run in this process: another thread than it has forked.
+
+        Args:
+            thread: its identifier, as of `threading.get_ident`.
+            generation: the one in which it was started.
+        """
+        return self.is_old(generation) and thread != self._thread
 
 
 forks: Final = Forks()

@@ -220,7 +220,10 @@ class TaskQuarantined(TaskFailed):
 
 
 class WorkerDied(CuelightError):
-    """The process of a worker died under a task: killed, out of memory, or `os._exit`."""
+    """The process of a worker died under a task: killed, out of memory, or `os._exit`.
+
+    It also leaves the block of a `TaskWorker` whose actor was killed or given up by its supervisor.
+    """
 
 
 class LeaseLost(CuelightError):

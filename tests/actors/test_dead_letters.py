@@ -8,10 +8,12 @@ from collections import deque
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from cuelight import ActorSystem, ChannelClosed, child
+from cuelight import ActorSystem, Channel, ChannelClosed, child
 from cuelight.testing import real_time, wait_until_idle
 from helpers import Backend, run_on
 from helpers.players import Busy, Get, Hold, Plain, Put, Wait, outcome, settle
@@ -52,6 +54,55 @@ async def test_a_subscription_gets_dead_letters_and_drops_the_oldest(caplog: pyt
         with pytest.raises(ChannelClosed):
             every.receive_nowait()
     assert "dead letter (stopped)" in caplog.text
+
+
+async def test_an_overflow_policy_that_raises_costs_what_could_not_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    def raises(channel: Any, item: Any) -> Any:
+        raise ZeroDivisionError
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(child(Busy).with_options(capacity=1, overflow=raises))
+        await ref.tell(Hold())
+        await settle()
+        ref.tell_nowait(Put("fits"))
+        with pytest.raises(ZeroDivisionError):
+            ref.tell_nowait(Put("told"))
+        ref.tell_threadsafe(Put("not told"))
+        await settle()
+        assert [(each.message, each.reason) for each in system.dead_letters] == [(Put("not told"), "policy_failed")]
+        ref.interrupt()
+        await settle()
+        assert await ref.ask(Get()) == ["cut", "fits"]
+    assert "overflow policy" in caplog.text
+
+
+async def test_a_subscriber_of_dead_letters_in_another_loop_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    foreign: list[tuple[anyio.CancelScope, anyio.lowlevel.EventLoopToken]] = []
+    waiting = anyio.Event()
+    token = anyio.lowlevel.current_token()
+
+    async def receive(channel: Channel[Any]) -> None:
+        with anyio.CancelScope() as scope:
+            foreign.append((scope, anyio.lowlevel.current_token()))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(channel.receive)
+                await anyio.wait_all_tasks_blocked()
+                anyio.from_thread.run_sync(waiting.set, token=token)
+
+    async with anyio.create_task_group() as tasks:
+        async with ActorSystem() as system:
+            ref = await system.spawn(Plain)
+            await ref.stop()
+            bad, good = system.dead_letters.subscribe(), system.dead_letters.subscribe()
+            tasks.start_soon(anyio.to_thread.run_sync, lambda: anyio.run(receive, bad))
+            await waiting.wait()
+            await ref.tell(Put(1))
+            assert good.receive_nowait().message == Put(1)
+        with pytest.raises(ChannelClosed):
+            good.receive_nowait()
+        scope, other = foreign[0]
+        anyio.from_thread.run_sync(scope.cancel, token=other)
+    assert "a subscriber of dead letters was not told" in caplog.text
 
 
 async def test_statistics_say_what_an_actor_does() -> None:

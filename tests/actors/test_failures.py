@@ -435,3 +435,27 @@ async def test_a_stream_of_what_is_no_stream_and_the_reverse_say_what_to_call() 
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
+
+
+class Interruption(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [GeneratorExit, Interruption, StopIteration, StopAsyncIteration])
+async def test_what_is_no_exception_is_a_failure_of_the_handler(error: type[BaseException]) -> None:
+    class Go(Request[int]):
+        fail: bool
+
+    class Fails(Actor[Go]):
+        @on(Go)
+        async def go(self, message: Go) -> int:
+            if message.fail:
+                raise error
+            return 1
+
+    async with ActorSystem(backoff=Backoff(0, 0)) as system:
+        ref = await system.spawn(Fails)
+        with pytest.raises(ActorCrashed):
+            await ref.ask(Go(fail=True))
+        assert await ref.ask(Go(fail=False)) == 1
+        assert ref.statistics().restarts == 1

@@ -127,7 +127,7 @@ async def test_every_wants_a_period_of_more_than_nothing() -> None:
     async with ActorSystem() as system:
         actor: Any = (await system.spawn(Clocked))._cell.actor
         for period in (0, -1, float("nan")):
-            with pytest.raises(ValueError, match="a period is more than 0 seconds"):
+            with pytest.raises(ValueError, match=r"a period is more than 0 seconds|not a number of seconds"):
                 actor.every(period, Put(1))
 
 
@@ -171,3 +171,27 @@ async def test_alarms_that_are_taken_back_leave_nothing_behind() -> None:
     alarms.close()
     await anyio.sleep(5)
     assert rung == [2]
+
+
+async def test_times_that_are_no_numbers_are_refused_where_they_are_given() -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(Clocked)
+        actor: Any = ref._cell.actor
+        wrong: list[Any] = [float("nan"), "1", None]
+        for seconds in wrong:
+            error = ValueError if isinstance(seconds, float) else TypeError
+            with pytest.raises(error, match=r"after\(delay\)"):
+                actor.after(seconds, Put(1))
+            with pytest.raises(error, match=r"every\("):
+                actor.every(seconds, Put(1))
+            if seconds is not None:
+                with pytest.raises(error, match=r"ask\(timeout\)"):
+                    await ref.ask(Get(), timeout=seconds)
+                with pytest.raises(error, match=r"stream\(timeout\)"):
+                    actor.ref.stream(Get(), timeout=seconds)
+                with pytest.raises(error, match=r"stop\(timeout\)"):
+                    await ref.stop(timeout=seconds)
+        with pytest.raises(ValueError, match="finite"):
+            actor.every(float("inf"), Put(1))
+        assert await ref.ask(Get(), timeout=1) == []  # deadlines hold still
+        assert len(system.alarms) == 0

@@ -4,6 +4,8 @@ import gc
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -183,3 +185,127 @@ def test_threads_share_the_limiters_and_no_key_is_let_through_too_often() -> Non
     assert set(total.values()) == {1}
     assert len(total) > 2_000
     assert users.statistics().forgotten > 500
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.7, 0.3])
+@pytest.mark.parametrize("in_use", [0, 500])
+def test_keys_that_come_once_leave_few_idle_keys_behind(share: float, in_use: int) -> None:
+    """Whoever comes with another address each time does not make the memory of the limiter grow."""
+    chance = random.Random(1)
+    users = keyed(Clock())
+    for number in range(in_use):
+        assert users[f"in use {number}"].try_acquire().allowed
+    most = 0
+    for number in range(20_000):
+        _ = users[f"once {number}" if chance.random() < share else "often"]
+        most = max(most, len(users))
+    assert most <= 3 * in_use + 100
+    assert not any(users[f"in use {number}"].try_acquire().allowed for number in range(in_use)), "none was forgotten"
+
+
+def test_each_look_up_looks_at_four_keys_at_most() -> None:
+    looks = [0]
+
+    class Looked(AsyncTokenBucket):
+        def _retire(self, revive: Any) -> bool:
+            looks[0] += 1
+            return super()._retire(revive)
+
+    users = KeyedLimiter[int, Looked](lambda _: Looked(ONE, clock=Clock()))
+    for number in range(5_000):
+        before = looks[0]
+        _ = users[number]
+        assert looks[0] - before <= 4
+
+
+class Contrary:
+    """A key that raises when it is compared, and has the hash of others."""
+
+    raises = False
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        if Contrary.raises:
+            raise ValueError("not comparable")
+        return self is other
+
+
+@pytest.fixture
+def comparable() -> Iterator[None]:
+    yield
+    Contrary.raises = False
+
+
+@pytest.mark.usefixtures("comparable")
+def test_a_key_that_cannot_be_compared_costs_no_limit(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    users = KeyedLimiter[object, AsyncTokenBucket](lambda _: AsyncTokenBucket(ONE, clock=clock))
+    keys = [Contrary() for _ in range(5)]
+    for key in keys:
+        assert users[key].try_acquire().allowed
+    assert users["ann"].try_acquire().allowed
+    Contrary.raises = True
+    with pytest.raises(ValueError, match="not comparable"):
+        _ = users[Contrary()]
+    clock.now = 5
+    users.forget_idle()
+    assert "is idle is not known: it is kept" in caplog.text
+    for _ in range(300):
+        assert not users["ann"].try_acquire().allowed, "others are looked up as before"
+    Contrary.raises = False
+    assert not any(users[key].try_acquire().allowed for key in keys), "nobody's limit was forgotten"
+    assert len(users) == 6
+    clock.now = 20
+    assert users.forget_idle() == 6
+    users.forget_idle()
+    assert len(users) == 0
+
+
+def test_a_key_that_cannot_be_compared_when_it_is_forgotten_is_looked_at_again() -> None:
+    clock = Clock()
+    users = KeyedLimiter[object, AsyncTokenBucket](lambda _: AsyncTokenBucket(ONE, clock=clock))
+    keys = [Contrary() for _ in range(3)]
+    held = [users[key] for key in keys]
+    kept = users._kept
+
+    class Refusing(dict[Any, Any]):
+        def __delitem__(self, key: object) -> None:
+            raise ValueError("not comparable")
+
+    limiters, users._limiters = users._limiters, Refusing(users._limiters)
+    assert users.forget_idle() == 0
+    users._limiters = limiters
+    assert held[0].try_acquire().allowed
+    assert len(kept) <= 3
+    users.forget_idle()
+    assert not users[keys[0]].try_acquire().allowed
+    assert len(users) == 1
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_a_clock_that_raises_costs_no_other_key(ending: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    error: list[BaseException] = []
+
+    def broken() -> float:
+        if error:
+            raise error[0]
+        return 0.0
+
+    clocks: dict[str, Any] = {"broken": broken}
+    users = KeyedLimiter[str, AsyncTokenBucket](lambda key: AsyncTokenBucket(ONE, clock=clocks.get(key, lambda: 0.0)))
+    assert users["broken"].try_acquire().allowed
+    assert users["ann"].try_acquire().allowed
+    error.append(GeneratorExit("no time"))
+    for _ in range(300):
+        assert not users["ann"].try_acquire().allowed
+    with pytest.raises(GeneratorExit):
+        users["broken"].try_acquire()
+    assert "the limiter of 'broken' is idle is not known" in caplog.text
+    error[0] = ending()
+    with pytest.raises(ending):
+        users.forget_idle()
+    error.clear()
+    assert not users["broken"].try_acquire().allowed
+    assert len(users) == 2

@@ -362,9 +362,63 @@ def test_a_date_in_a_header_is_seconds_from_now() -> None:
     assert 290 < seconds <= 300
 
 
-@given(st.text(max_size=40))
+DAY = 86_400
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Retry-After": "999999999"},
+        {"retry-after-ms": "999999999999999"},
+        {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"},
+    ],
+)
+async def test_no_header_pauses_for_more_than_a_day(headers: dict[str, str]) -> None:
+    assert read_headers(headers) == (DAY, {})
+    limiter = both()
+    limiter.observe(headers)
+    assert DAY <= limiter.retry_after() <= 1.1 * DAY + 1
+
+
+@pytest.mark.parametrize("digits", [16, 400, 5_000, 1_000_000])
+async def test_headers_with_numbers_that_nobody_means_are_left_alone(digits: int) -> None:
+    number = "9" * digits
+    limiter = both()
+    before = limiter.remaining()
+    for value in (
+        number,
+        f"{number}.{number}",
+        f"Wed, 21 Oct {number} 07:28:00 GMT",
+        f"Wed, 21 Oct 2015 {number}:28:00",
+    ):
+        assert read_headers({"retry-after": value, "retry-after-ms": value}) == (None, {})
+        limiter.observe({"x-ratelimit-remaining-requests": value, "retry-after": value})
+    assert limiter.remaining() == before
+    assert limiter.retry_after() == 0
+
+
+def test_headers_may_be_bytes_and_what_is_no_text_is_left_alone() -> None:
+    odd: Any = {b"Retry-After": b"7", b"x-ratelimit-remaining-tokens": b"5", "x-ratelimit-remaining": None, 7: 8}
+    assert read_headers(odd) == (7.0, {"tokens": 5})
+
+
+DATES = st.builds(
+    "{}, {} {} {} {}:{}:{} {}".format,
+    st.sampled_from(["Wed", "Xxx"]),
+    *(st.integers(-1, 10**6) | st.integers() for _ in range(1)),
+    st.sampled_from(["Oct", "Feb", "Foo"]),
+    *(st.integers(-1, 10**5) for _ in range(4)),
+    st.sampled_from(["GMT", "-0000", "+9999", "-99999999", "EST", ""]),
+)
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[0-9]{0,30}\.?[0-9]{0,30}", fullmatch=True) | DATES)
 def test_no_header_is_an_accident(value: str) -> None:
-    read_headers({"retry-after": value, "retry-after-ms": value, "x-ratelimit-remaining": value, value: value})
+    seconds, remaining = read_headers(
+        {"retry-after": value, "retry-after-ms": value, "x-ratelimit-remaining": value, value: value}
+    )
+    assert seconds is None or 0 <= seconds <= DAY
+    assert all(0 <= left < 10**15 for left in remaining.values())
 
 
 # As a decorator; bad input.

@@ -146,13 +146,14 @@ async def _work(desk: Desk, clock: HandClock, seen: Seen) -> None:
             return
 
 
-def wrong(seen: Seen, damaged: Sequence[str], *, header: bool = False) -> list[str]:
+def wrong(seen: Seen, damaged: Sequence[str], *, header: bool = False, deleted: bool = False) -> list[str]:
     """What is not as it should be.
 
     Args:
         seen: what became of the queue.
         damaged: tasks whose own parts were damaged: they ran, or are dead letters, under this name or another.
         header: it was the record of the queue itself that was damaged, which may be refused.
+        deleted: the damaged task was deleted altogether.
     """
     if seen.refused:
         return [] if (header and ":tasks:" in seen.refused) or ".db" in seen.refused else [f"refused: {seen.refused}"]
@@ -170,8 +171,8 @@ def wrong(seen: Seen, damaged: Sequence[str], *, header: bool = False) -> list[s
             found.append(f"{name} did not run, and is {state} {seen.reasons.get(name)}")
     strangers = [name for name in seen.states if name not in IDS]
     missing = [name for name in IDS if name not in seen.states]
-    missing = [name for name in missing if name not in damaged or not (name in FINAL or name in seen.ran)]
-    if len(strangers) != len(missing) or set(missing) - set(damaged):
+    lost = [name for name in missing if name not in damaged or not (deleted or name in FINAL or name in seen.ran)]
+    if not len(lost) <= len(strangers) <= len(missing) or set(missing) - set(damaged):
         found.append(f"missing {missing}, others {strangers}")
     found += [
         f"{name} is {seen.states[name]}"

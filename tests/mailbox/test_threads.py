@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -316,3 +317,13 @@ async def test_a_time_out_that_comes_too_late_returns_the_item(monkeypatch: pyte
 
     monkeypatch.setattr(end._backend, "call_threadsafe", late)
     assert await _in_thread(lambda: end.receive(timeout=0)) == 1
+
+
+async def test_a_time_limit_of_a_thread_must_be_a_number() -> None:
+    end = Channel[int](1).from_thread()
+    wrong: Any = "1"
+    for timeout, error in ((math.nan, ValueError), (wrong, TypeError)):
+        with pytest.raises(error, match="timeout"):
+            await _in_thread(partial(end.receive, timeout))
+        with pytest.raises(error, match="timeout"):
+            await _in_thread(partial(end.send, 1, timeout))

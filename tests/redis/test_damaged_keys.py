@@ -1,5 +1,9 @@
 """Keys of locks and limiters that somebody else has damaged: that costs the one lock or limiter, which is named."""
 
+# What is in keys may be anything.
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import math
@@ -338,6 +342,7 @@ def numbers_gone_wrong(value: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("kind", LIMITERS)
 async def test_a_number_that_is_none_never_switches_a_limit_off(kind: str) -> None:
+    direct: Any
     with RedisServer() as running, redis.Redis(port=running.port) as direct:
         async with RedisClient(running.url) as server:
             await KINDS[kind].prepare(server)

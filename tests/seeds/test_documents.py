@@ -223,7 +223,7 @@ async with manager.acquire("file_edit:main.py"):
 """
 
 REDIS_LOCK = """
-from cuelight.redis import RedisLock
+from cuelight import RedisLock
 
 # Distributed lock across processes/servers
 lock = RedisLock("shared_resource", redis_url="redis://localhost:6379")
@@ -234,8 +234,7 @@ with lock:
 """
 
 DISTRIBUTED_LOCK_MANAGER = """
-from cuelight import LockManager
-from cuelight.redis import DistributedLock
+from cuelight import DistributedLock, LockManager
 
 manager = LockManager()
 async with manager.acquire("file_edit:main.py"):

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator
+from typing import Self
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from cuelight import Actor, ActorSystem, Message, NotStarted, Request, Stopped, StreamRequest, SystemClosed, child, on
+from cuelight import (
+    Actor,
+    ActorSystem,
+    Message,
+    NotStarted,
+    Request,
+    ShutdownTimeout,
+    Stopped,
+    StreamRequest,
+    SystemClosed,
+    UnexpectedCancellation,
+    child,
+    on,
+)
+from cuelight.supervision import _blocking
 
 
 class Add(Message):
@@ -87,3 +103,101 @@ def test_an_exception_leaves_a_blocking_block() -> None:
     with pytest.raises(ZeroDivisionError), ActorSystem.blocking() as system:
         system.spawn(Counter)
         raise ZeroDivisionError
+
+
+class Block(Message):
+    until: threading.Event
+
+
+class Blocker(Actor[Block]):
+    @on(Block)
+    def block(self, message: Block) -> None:
+        message.until.wait()
+
+
+def test_calls_that_wait_are_told_that_a_blocking_block_is_left() -> None:
+    outcomes: list[BaseException] = []
+    waiting = threading.Event()
+
+    async def wait() -> None:
+        waiting.set()
+        await anyio.sleep_forever()
+
+    def work() -> None:
+        try:
+            system.call(wait)
+        except BaseException as error:
+            outcomes.append(error)
+
+    with ActorSystem.blocking() as system:
+        caller = threading.Thread(target=work)
+        caller.start()
+        assert waiting.wait(10)
+    caller.join(10)
+    assert [type(error) for error in outcomes] == [SystemClosed]
+    assert "while this call waited" in str(outcomes[0])
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_blocking_system_whose_actor_ends_it_says_so(backend: str) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught, ActorSystem.blocking(backend=backend) as system:
+        system.call(system.system.abort, ZeroDivisionError())
+        with pytest.raises(SystemClosed):
+            system.call(anyio.sleep_forever)
+        with pytest.raises(SystemClosed, match="has ended"):
+            while True:
+                system.call(anyio.lowlevel.checkpoint)
+    assert caught.group_contains(ZeroDivisionError)
+
+
+def test_a_blocking_system_refuses_a_call_from_its_own_loop_and_a_second_block() -> None:
+    with ActorSystem.blocking() as system:
+        with pytest.raises(RuntimeError, match="use `await`"):
+            system.call(lambda: system.call(list))
+        with pytest.raises(RuntimeError, match="another `with` block"), system:
+            pytest.fail("entered twice")
+    with system:
+        assert system.call(list) == []
+
+
+def test_a_stray_cancellation_of_a_blocking_call_is_an_error_of_that_call() -> None:
+    async def awaits_cancelled() -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    with ActorSystem.blocking() as system:
+        with pytest.raises(UnexpectedCancellation):
+            system.call(awaits_cancelled)
+        assert system.call(list) == []
+
+
+def test_a_blocking_block_is_left_although_a_handler_blocks_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_blocking, "UNRESPONSIVE", 0.2)
+    until = threading.Event()
+    try:
+        with (
+            pytest.raises(ShutdownTimeout, match=r"until\.wait"),
+            ActorSystem.blocking(shutdown_timeout=0.1, slow_after=None) as system,
+        ):
+            system.spawn(Blocker).ref.tell_threadsafe(Block(until))
+        with pytest.raises(KeyError), ActorSystem.blocking(shutdown_timeout=0.1, slow_after=None) as system:
+            system.spawn(Blocker).ref.tell_threadsafe(Block(until))
+            raise KeyError
+    finally:
+        until.set()
+
+
+class Failing(ActorSystem):
+    async def __aenter__(self) -> Self:
+        raise ZeroDivisionError
+
+
+def test_a_blocking_system_that_cannot_start_says_why_and_leaves_no_thread() -> None:
+    with pytest.raises(ZeroDivisionError), Failing.blocking():
+        pytest.fail("entered")
+    with pytest.raises(ValueError, match="ask_timeout"), ActorSystem.blocking(ask_timeout=0):
+        pytest.fail("entered")
+    with pytest.raises(LookupError), ActorSystem.blocking(backend="nothing"):
+        pytest.fail("entered")
+    assert not [thread for thread in threading.enumerate() if thread.name == "cuelight actor system"]

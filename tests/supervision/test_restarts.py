@@ -20,6 +20,7 @@ from cuelight import (
     Killed,
     Ref,
     Request,
+    RestartLimit,
     RestartLimitExceeded,
     Start,
     WasRestarted,
@@ -360,3 +361,27 @@ async def test_a_parent_whose_children_crash_too_often_crashes() -> None:
         await wait_until_idle(system)
         assert parent.alive
         assert parent.statistics().restarts == 1
+
+
+async def test_a_child_with_a_limit_of_its_own_ends_alone(caplog: pytest.LogCaptureFixture) -> None:
+    log: Log = []
+    async with ActorSystem(max_restarts=1, within=60, backoff=NOW) as system:
+        bad = await system.spawn(member("bad", log, restart_limit=RestartLimit(2, 60)))
+        good = await system.spawn(member("good", log))
+        for _ in range(3):
+            await bad.tell(Crash())
+            await wait_until_idle(system)
+        assert not bad.alive
+        exit_ = await bad.ended()
+        assert isinstance(exit_, Crashed)
+        assert log.count("+bad") == 3
+        await good.tell(Crash())  # the limit of the top has lost nothing
+        await wait_until_idle(system)
+        assert await good.ask(Get()) == 0
+    assert "it stays ended, and its supervisor goes on: more than 2 restarts within 60 s" in caplog.text
+    assert_no_orphans(system)
+
+
+def test_a_limit_of_its_own_must_be_one() -> None:
+    with pytest.raises(TypeError, match="restart_limit=3: give a RestartLimit"):
+        child(Member, "a", []).with_options(restart_limit=3)

@@ -18,6 +18,7 @@ from cuelight import (
     ChildSpec,
     Crashed,
     DynamicSupervisor,
+    Interrupted,
     MaxChildren,
     Message,
     NameTaken,
@@ -194,10 +195,28 @@ class Spend(Message):
     tokens: float
 
 
-class Spender(Actor[Spend]):
+class Spent(Request[dict[str, float]]):
+    pass
+
+
+class SpendAndAnswer(Request[str]):
+    tokens: float
+
+
+class Spender(Actor[Spend | Spent | SpendAndAnswer]):
     @on(Spend)
     def use(self, message: Spend) -> None:
         self.spend(tokens=message.tokens)
+
+    @on(Spent)
+    def say(self, message: Spent) -> dict[str, float]:
+        return self.spent
+
+    @on(SpendAndAnswer)
+    async def work(self, message: SpendAndAnswer) -> str:
+        self.spend(tokens=message.tokens)
+        await anyio.sleep(1)
+        return "never"
 
 
 async def test_a_budget_ends_its_subtree_and_no_other() -> None:
@@ -222,6 +241,56 @@ async def test_a_budget_ends_its_subtree_and_no_other() -> None:
         assert await other.ask(Get()) == 0
         assert "-a" in log
     assert_no_orphans(system)
+
+
+async def test_what_was_spent_can_be_read_and_is_named_when_it_was_too_much() -> None:
+    async with ActorSystem() as system:
+        spec = child(Spender).with_options(name="spender")
+        session = await system.spawn(supervisor(spec, budget=Budget(tokens=100)))
+        spender = system.find("spender")
+        actor: Any = spender._cell.actor
+        assert await spender.ask(Spent()) == {"tokens": 0}
+        await spender.tell(Spend(60))
+        assert await spender.ask(Spent()) == {"tokens": 60}
+        assert session.statistics().spent == {"tokens": 60}
+        assert spender.statistics().spent == {}
+        for amount, error in ((math.nan, ValueError), (math.inf, ValueError), ("much", TypeError)):
+            with pytest.raises(error, match=r"spend\(tokens\)"):
+                actor.spend(tokens=amount)
+        with pytest.raises(Interrupted, match="spent 120 of at most 100 tokens"):
+            await spender.ask(SpendAndAnswer(60))
+    assert_no_orphans(system)
+
+
+def test_a_supervisor_refuses_what_is_no_spec() -> None:
+    wrong: Any = Spender
+    with pytest.raises(TypeError, match=r"give child\(Spender\), a spec"):
+        supervisor(wrong)
+
+
+async def test_requests_to_a_supervisor_about_what_is_no_child_are_refused() -> None:
+    class Hostile:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError
+
+        __hash__ = object.__hash__
+
+    async with ActorSystem() as system:
+        dynamic = await system.spawn(DynamicSupervisor)
+        other = await system.spawn(Spender)
+        given: list[Any] = [Spender, Hostile(), "nobody", other, 5]
+        for wrong in given:
+            for request in (StopChild(wrong), RestartChild(wrong)):
+                with pytest.raises(ReplyError):
+                    await dynamic.ask(request)
+        for wrong in given[:2]:
+            with pytest.raises(ReplyError, match="spec"):
+                await dynamic.ask(StartChild(wrong))
+        assert await dynamic.ask(WhichChildren()) == []
+        assert dynamic.statistics().restarts == 0
 
 
 @pytest.mark.parametrize(("budget", "text"), [(Budget(wall=30), "lived for 30 s"), (Budget(memory=1), "bytes")])

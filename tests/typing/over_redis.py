@@ -5,6 +5,7 @@ It is not called redis.py: the checkers would take it for the library of that na
 
 from typing import Any, assert_type
 
+import cuelight
 from cuelight import (
     Actor,
     ActorSystem,
@@ -119,9 +120,12 @@ async def locking(lock: RedisLock, client: RedisClient) -> None:
     assert_type(lock.statistics(), LockStatistics)
     assert_type(fence_key("key"), str)
     anything: BaseLock = lock
+    of_the_root: cuelight.DistributedLock = cuelight.RedisLock("name", redis_url="redis://localhost")
+    assert_type(of_the_root, RedisLock)
+    cuelight.RedisLocks  # rejected
     distributed: DistributedLock = RedisLock("name", "redis://localhost", lease=5, on_loss="flag")
     RedisLock("name", server=client, on_loss=lambda lost: print(lost.fence))
-    print(anything, distributed)
+    print(anything, distributed, of_the_root)
     RedisLock()  # rejected
     RedisLock("name", client)  # rejected
     RedisLock("name", on_loss="ignore")  # rejected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from cuelight._checks import check_finite
+from cuelight._checks import check_finite, check_seconds
 from cuelight._text import safe_repr
 from cuelight.actors._background import Background
 from cuelight.actors._bonds import LinkedExit
@@ -234,6 +234,7 @@ class Actor(Generic[M]):
         Raises:
             TypeError, ValueError: the delay is no number of seconds.
         """
+        check_seconds("after(delay)", delay)
         return ActorTimer(self._cell, key, message, delay, None)
 
     def every(self, period: float, message: M, *, key: object = None) -> ActorTimer:
@@ -247,8 +248,7 @@ class Actor(Generic[M]):
         Raises:
             TypeError, ValueError: the period is no number of seconds above 0.
         """
-        checked: Any = period
-        if isinstance(checked, int | float) and not checked > 0:
+        if not check_seconds("every(period)", period, finite=True) > 0:
             raise ValueError(f"every({period!r}): a period is more than 0 seconds")
         return ActorTimer(self._cell, key, message, period, period)
 

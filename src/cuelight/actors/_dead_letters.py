@@ -26,6 +26,7 @@ Reason = Literal[
     "drop_newest",
     "coalesce_by_key",
     "mailbox_full",
+    "policy_failed",
     "node_lost",
     "undecodable",
     "unsendable",
@@ -35,7 +36,8 @@ Reason = Literal[
 `stopped`: its actor had ended, or ended before it came to the message. `unhandled`: no handler takes it. `crashed`:
 its handler raised. `interrupted`: its handler was cancelled. `refused`: its handler raised `ReplyError` and nobody had
 asked. `quarantined`: it crashed as many incarnations as it may. `mailbox_full`: there was no room, and whoever sent it
-(a timer, another thread, a group) could not wait. Between nodes: `node_lost`: the node of its actor was lost before it
+(a timer, another thread, a group) could not wait. `policy_failed`: the overflow policy of its actor raised, and the
+sender could not be told. Between nodes: `node_lost`: the node of its actor was lost before it
 said that it has the message. `undecodable`: what came is no message that this node knows. `unsendable`: the message
 cannot travel, and whoever sent it (a timer, another thread, a group) could not be told.
 """
@@ -124,10 +126,16 @@ class DeadLetters:
         if self._subscribers:
             self._subscribers = [channel for channel in self._subscribers if not channel.closed]
             for channel in self._subscribers:
-                channel.send_nowait(letter)
+                try:
+                    channel.send_nowait(letter)
+                except Exception:  # as when somebody receives from it in the loop of another thread
+                    log.exception("a subscriber of dead letters was not told of one", kind="subscriber")
 
     def close(self) -> None:
         """End all subscriptions; what is in their channels stays."""
-        for channel in self._subscribers:
-            channel.close()
-        self._subscribers.clear()
+        subscribers, self._subscribers = self._subscribers, []
+        for channel in subscribers:
+            try:
+                channel.close()
+            except Exception:
+                log.exception("a subscriber of dead letters was not told that the system has ended", kind="subscriber")

@@ -6,8 +6,6 @@ import math
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cuelight._checks import check_seconds
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -151,7 +149,6 @@ class ActorTimer:
     __slots__ = ("_cell", "_due", "_hash", "_key", "_message", "_period")
 
     def __init__(self, cell: Cell, key: object, message: Any, delay: float, period: float | None) -> None:
-        check_seconds("after(delay)" if period is None else "every(period)", delay, finite=period is not None)
         cell.runtime.check_thread(cell)
         cell.must_live("timers")
         self._cell, self._message, self._period = cell, message, period

@@ -7,15 +7,22 @@ Invariants:
    again, before anything is charged.
 3. The lock of a limiter is never waited for with the lock here held; the other way round it may be.
 4. No key costs a task or a timer. Each look-up looks at no more than four keys besides its own.
+5. However many keys come once and never again, idle keys are few: twice as many as those that are not, and 100 more.
+6. Keys, clocks and limiters that raise cost the look-up of their own key, and nobody's limit.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from threading import RLock
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from weakref import ReferenceType, WeakValueDictionary, ref
+
+from cuelight._log import get_log
+from cuelight._text import safe_repr
+from cuelight.errors import ends_the_program
 
 __all__ = ["KeyedLimiter", "KeyedStatistics"]
 
@@ -35,7 +42,9 @@ _LOOKS: Final = 4
 """Keys that each look-up looks at, to see whether they are idle."""
 
 _REST: Final = 64
-"""Look-ups at least between two rounds."""
+"""Look-ups at least between two rounds. Else they are 5/4 of the keys that were not idle in the last one."""
+
+log = get_log("cuelight")
 
 
 class KeyedStatistics(NamedTuple):
@@ -59,7 +68,19 @@ class KeyedLimiter(Generic[K, L]):
     included. It may be used from several event loops and threads at once.
     """
 
-    __slots__ = ("_forgotten", "_kept", "_lock", "_made", "_make", "_new", "_old", "_rest")
+    __slots__ = (
+        "_ahead",
+        "_forgotten",
+        "_in_use",
+        "_kept",
+        "_limiters",
+        "_lock",
+        "_made",
+        "_make",
+        "_queue",
+        "_rest",
+        "_retiring",
+    )
 
     def __init__(self, make: Callable[[K], L]) -> None:
         """Make one that knows no keys.
@@ -69,10 +90,13 @@ class KeyedLimiter(Generic[K, L]):
         """
         self._make = make
         self._lock = RLock()  # a limiter may be used after all in the middle of a look at it, by a task that ends
-        # Keys are looked at in rounds: those that were not looked at in this round, and those that were, or are new.
-        self._old: dict[K, L] = {}
-        self._new: dict[K, L] = {}
+        self._limiters: dict[K, L] = {}
+        self._queue: deque[K] = deque()  # each key that is remembered, once; those at its front are looked at next
         self._kept: WeakValueDictionary[K, L] = WeakValueDictionary()  # forgotten, but somebody may still hold them
+        self._retiring: L | None = None  # it is being looked at, and has not been used meanwhile
+        # Keys are looked at in rounds, between which nothing is.
+        self._ahead = 0  # keys that are still to be looked at in this round
+        self._in_use = 0  # keys of this round that were not idle
         self._rest = 0  # look-ups until the next round
         self._made = self._forgotten = 0
 
@@ -85,52 +109,83 @@ class KeyedLimiter(Generic[K, L]):
         made: L | None = None
         while True:
             with self._lock:
-                limiter = self._find(key, made)
+                limiter = self._limiters.get(key)
+                if limiter is None:
+                    limiter = self._remembered(key, made)
                 if limiter is not None:
                     self._look(limiter)
                     return limiter
             made = self._make(key)  # without the lock: this is the user's code
 
-    def _find(self, key: K, made: L | None) -> L | None:
-        limiter = self._new.get(key)
-        if limiter is not None:
-            return limiter
-        limiter = self._old.pop(key, None)
+    def _remembered(self, key: K, made: L | None) -> L | None:
+        """A limiter that is new, or that was forgotten while somebody held it."""
+        limiter = self._kept.get(key)
         if limiter is None:
-            limiter = self._kept.pop(key, None)
-            if limiter is not None:
-                self._forgotten -= 1
-            elif made is None:
-                return None
-            else:
-                limiter = made
-                self._made += 1
-        self._new[key] = limiter
+            limiter = made
+        if limiter is None:
+            return None
+        self._limiters[key] = limiter
+        self._queue.append(key)
+        if self._kept.pop(key, None) is None:
+            self._made += 1
+        else:
+            self._forgotten -= 1
         return limiter
 
     def _look(self, spared: L | None) -> None:
-        if not self._old:
+        """Look at the next keys, if a round is due."""
+        if not self._ahead:
             self._rest -= 1
             if self._rest > 0:
                 return
-            self._old, self._new = self._new, {}
-            self._rest = max(_REST, len(self._old))
-        for _ in range(min(_LOOKS, len(self._old))):
-            key, limiter = self._old.popitem()
-            # Weakly: a limiter that nobody holds is to go at once, not when circles are collected.
-            if limiter is not spared and limiter._retire(partial(self._revive, key, ref(limiter))):
-                self._kept[key] = limiter
-                self._forgotten += 1
-            else:
-                self._new[key] = limiter
+            self._ahead, self._in_use = len(self._queue), 0
+        queue = self._queue
+        for _ in range(min(_LOOKS, self._ahead)):
+            self._ahead -= 1
+            key = queue.popleft()
+            try:
+                self._retiring = limiter = self._limiters.get(key)
+                if limiter is None:  # a key whose comparison raised may be in the queue twice
+                    continue
+                # Weakly: a limiter that nobody holds is to go at once, not when circles are collected.
+                if (
+                    limiter is not spared
+                    and limiter._retire(partial(self._revive, key, ref(limiter)))
+                    and self._forget(key, limiter)
+                ):
+                    continue
+            except BaseException as error:  # keys and clocks are code of users
+                if ends_the_program(error):
+                    queue.append(key)
+                    raise
+                log.exception("whether the limiter of %s is idle is not known: it is kept", safe_repr(key))
+            queue.append(key)
+            self._in_use += 1
+        self._retiring = None
+        if not self._ahead:
+            self._rest = max(_REST, self._in_use + self._in_use // 4)
+
+    def _forget(self, key: K, limiter: L) -> bool:
+        """Forget a limiter that is idle; False if it was used meanwhile."""
+        self._kept[key] = limiter
+        if self._retiring is None:
+            del self._kept[key]
+            return False
+        del self._limiters[key]
+        self._retiring = None
+        self._forgotten += 1
+        return True
 
     def _revive(self, key: K, forgotten: ReferenceType[L]) -> None:
         """Somebody held a limiter that was forgotten, and uses it: the lock of the limiter is held."""
         with self._lock:
             limiter = forgotten()
-            if limiter is not None and self._kept.pop(key, None) is not None:
-                self._new[key] = limiter
-                self._forgotten -= 1
+            if limiter is None:
+                return
+            if limiter is self._retiring:
+                self._retiring = None
+            elif key in self._kept:
+                self._remembered(key, limiter)
 
     def forget_idle(self) -> int:
         """Look at all keys now and forget the idle ones; it takes some microseconds for each key.
@@ -140,14 +195,13 @@ class KeyedLimiter(Generic[K, L]):
         """
         with self._lock:
             before = self._forgotten
-            self._new.update(self._old)
-            self._old, self._new = self._new, {}
-            while self._old:
+            self._ahead, self._in_use = len(self._queue), 0
+            while self._ahead:
                 self._look(None)
             return self._forgotten - before
 
     def __len__(self) -> int:
-        return len(self._old) + len(self._new)
+        return len(self._limiters)
 
     def __repr__(self) -> str:
         return f"<KeyedLimiter {len(self)} keys>"

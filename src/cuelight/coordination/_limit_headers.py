@@ -5,19 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = ["Headers", "read_headers"]
 
 # x-ratelimit-remaining-tokens, vendor-ratelimit-input-tokens-remaining, ratelimit-remaining
 _REMAINING = re.compile(r"(?:[a-z]+-)?ratelimit-(?:remaining(?:-(?P<last>[a-z-]+))?|(?P<first>[a-z-]+)-remaining)")
 
+LONGEST_PAUSE: Final = 86_400.0
+"""Seconds for which a header pauses a limiter at most: a day. Nobody means more, and nobody should wait for it."""
+
+_LONGEST_DATE: Final = 100
+"""Characters."""
+
 
 class Headers(NamedTuple):
     """What was understood.
 
     Attributes:
-        retry_after: seconds; None if nothing was said.
+        retry_after: seconds, a day at most; None if nothing was said.
         remaining: how much is left, by the name of the limit.
     """
 
@@ -31,31 +37,39 @@ def read_headers(headers: Mapping[str, str]) -> Headers:
     Args:
         headers: names, in upper or lower case, and values.
     """
-    given = {name.lower(): value.strip() for name, value in headers.items()}
+    given = {_text(name).lower(): _text(value).strip() for name, value in headers.items()}
     remaining: dict[str, int] = {}
     for name, value in given.items():
-        if (match := _REMAINING.fullmatch(name)) and value.isascii() and value.isdigit():
+        if (match := _REMAINING.fullmatch(name)) and re.fullmatch(r"[0-9]{1,15}", value):
             remaining[(match["last"] or match["first"] or "requests").replace("-", "_")] = int(value)
-    milliseconds = _number(given.get("retry-after-ms", ""))
-    if milliseconds is not None:
-        return Headers(milliseconds / 1000, remaining)
-    return Headers(_seconds(given.get("retry-after", "")), remaining)
+    seconds = _number(given.get("retry-after-ms", ""))
+    seconds = _seconds(given.get("retry-after", "")) if seconds is None else seconds / 1000
+    return Headers(None if seconds is None else min(seconds, LONGEST_PAUSE), remaining)
+
+
+def _text(part: object) -> str:
+    """A name or a value; some libraries give bytes."""
+    if isinstance(part, bytes):
+        return part.decode("latin-1")
+    return part if isinstance(part, str) else ""
 
 
 def _number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text) else None
+    return float(text) if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text) else None
 
 
 def _seconds(text: str) -> float | None:
     """Of `120`, `0.5` or a date; never negative."""
     if (number := _number(text)) is not None:
         return number
+    if not text or len(text) > _LONGEST_DATE:
+        return None
     from email.utils import parsedate_to_datetime  # noqa: PLC0415 - costs milliseconds, and few services send a date
 
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+        if when.tzinfo is None:  # "-0000": universal time, from nowhere in particular
+            when = when.replace(tzinfo=UTC)
+        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    except Exception:  # numbers out of range raise several errors
         return None
-    if when.tzinfo is None:  # "-0000": universal time, from nowhere in particular
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())

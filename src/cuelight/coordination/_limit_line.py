@@ -28,6 +28,7 @@ from functools import partial
 from threading import Lock
 from typing import Final
 
+from cuelight._text import safe_repr
 from cuelight.coordination._limit_meter import EVER, SECOND, LimiterStatistics, Meter
 from cuelight.coordination._limit_waiter import Line, Waiter, plus, sleep
 from cuelight.coordination._spread import spread
@@ -317,7 +318,7 @@ class Limiter:
             ValueError: it is no finite number.
         """
         if not math.isfinite(when):
-            raise ValueError(f"pause_until({when!r}): give a time of this limiter's clock, in seconds")
+            raise ValueError(f"pause_until({safe_repr(when)}): give a time of this limiter's clock, in seconds")
         with self._step():
             self._not_before = max(self._not_before, round(when * SECOND))
 
@@ -356,7 +357,7 @@ def jittered(seconds: float, jitter: float) -> float:
     """
     for name, value in {"seconds": seconds, "jitter": jitter}.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"pause_for({name}={value!r}): give a number, 0 or more")
+            raise ValueError(f"pause_for({name}={safe_repr(value)}): give a number, 0 or more")
     return seconds * (1 + jitter * spread.random())
 
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
+from cuelight._text import safe_repr
+
 __all__ = [
     "EVER",
     "Decision",
@@ -209,9 +211,9 @@ def check_whole(name: str, value: object, least: int = 0) -> int:
         ValueError: it is less.
     """
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: give a whole number; for parts of one, count in a smaller unit")
+        raise TypeError(f"{name}={safe_repr(value)}: give a whole number; for parts of one, count in a smaller unit")
     if value < least:
-        raise ValueError(f"{name}={value!r}: give {least} or more")
+        raise ValueError(f"{name}={safe_repr(value)}: give {least} or more")
     return value
 
 
@@ -223,9 +225,9 @@ def check_positive(name: str, value: object, least: float = 0.0) -> None:
         ValueError: it is not more than 0, less than `least`, or infinite.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: give a number")
+        raise TypeError(f"{name}={safe_repr(value)}: give a number")
     if not 0 < value < math.inf or value < least:
-        raise ValueError(f"{name}={value!r}: give more than {least:g}, and less than infinity")
+        raise ValueError(f"{name}={safe_repr(value)}: give more than {least:g}, and less than infinity")
 
 
 def check_timeout(timeout: float | None) -> None:
@@ -235,4 +237,4 @@ def check_timeout(timeout: float | None) -> None:
         ValueError: it is negative or not a number.
     """
     if timeout is not None and not timeout >= 0:
-        raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait as long as it takes")
+        raise ValueError(f"timeout={safe_repr(timeout)}: give seconds, 0 or more, or None to wait as long as it takes")

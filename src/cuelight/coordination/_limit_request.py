@@ -9,6 +9,7 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 
+from cuelight._text import safe_repr
 from cuelight.coordination._gcra import Bucket
 from cuelight.coordination._limit_headers import read_headers
 from cuelight.coordination._limit_line import YIELD, Limiter
@@ -222,7 +223,7 @@ class RateLimiter(Limiter, Requesting):
         for name, config in limits.items():
             check_named(name, config)
             if name not in self._configs:
-                raise TypeError(f"{name}={config!r}: {self!r} has no limit of this name; make another limiter")
+                raise TypeError(f"{name}={safe_repr(config)}: {self!r} has no limit of this name; make another limiter")
         if concurrency is not None:
             check_whole("concurrency", concurrency, 1)
         with self._step() as now:
@@ -237,9 +238,9 @@ class RateLimiter(Limiter, Requesting):
     def observe(self, headers: Mapping[str, str]) -> None:
         """Learn from the headers of an answer: to be called for each answer, whatever its status.
 
-        `Retry-After` (seconds or a date) and `retry-after-ms` pause everything. `x-ratelimit-remaining-tokens`,
-        `vendor-ratelimit-tokens-remaining` and their like lower what is left of the limit of that name (`requests`
-        if they name none) to what the service says, and never raise it.
+        `Retry-After` (seconds or a date) and `retry-after-ms` pause everything, for a day at most.
+        `x-ratelimit-remaining-tokens`, `vendor-ratelimit-tokens-remaining` and their like lower what is left of the
+        limit of that name (`requests` if they name none) to what the service says, and never raise it.
 
         Args:
             headers: names, in upper or lower case, and values. What is not understood is left alone.
@@ -343,7 +344,7 @@ def check_limits(
         ValueError: there is no limit at all, the algorithm is not known, or the concurrency not 1 or more.
     """
     if algorithm not in _METERS:
-        raise ValueError(f"algorithm={algorithm!r}: it is one of {', '.join(_METERS)}")
+        raise ValueError(f"algorithm={safe_repr(algorithm)}: it is one of {', '.join(_METERS)}")
     if not limits and concurrency is None:
         kind = type(limiter).__name__
         raise ValueError(f"{kind}() limits nothing: give limits by name, such as requests=RateLimitConfig(5, 1)")
@@ -364,7 +365,7 @@ def order_costs(limiter: object, names: Sequence[str], given: Mapping[str, int],
     """
     for name in given:
         if name not in names:
-            raise TypeError(f"{name}={given[name]!r}: {limiter!r} has no limit of this name")
+            raise TypeError(f"{name}={safe_repr(given[name])}: {limiter!r} has no limit of this name")
     return [check_whole(name, given.get(name, usual.get(name, 0))) for name in names]
 
 
@@ -376,7 +377,7 @@ def check_costs(limiter: object, names: Iterable[str], costs: Iterable[int], mos
     """
     for name, cost, limit in zip(names, costs, most, strict=False):
         if cost > limit:
-            raise ValueError(f"{name}={cost!r}: {limiter!r} never lets more than {limit} through at once")
+            raise ValueError(f"{name}={safe_repr(cost)}: {limiter!r} never lets more than {limit} through at once")
 
 
 def check_named(name: str, config: object) -> None:
@@ -386,4 +387,6 @@ def check_named(name: str, config: object) -> None:
         TypeError: it is none.
     """
     if not isinstance(config, RateLimitConfig):
-        raise TypeError(f"{name}={config!r}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
+        raise TypeError(
+            f"{name}={safe_repr(config)}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)"
+        )

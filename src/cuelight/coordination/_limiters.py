@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+from cuelight._text import safe_repr
 from cuelight.coordination._gcra import Bucket
 from cuelight.coordination._limit_line import YIELD, Limiter
 from cuelight.coordination._limit_meter import (
@@ -47,7 +48,7 @@ def check_config(config: object) -> None:
         TypeError: it is none.
     """
     if not isinstance(config, RateLimitConfig):
-        raise TypeError(f"{config!r}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
+        raise TypeError(f"{safe_repr(config)}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
 
 
 def check_cost(limiter: object, cost: int, most: int) -> None:
@@ -59,7 +60,9 @@ def check_cost(limiter: object, cost: int, most: int) -> None:
     """
     check_whole("cost", cost)
     if cost > most:
-        raise ValueError(f"cost={cost!r}: {limiter!r} never lets more than {most} through at once; raise its burst")
+        raise ValueError(
+            f"cost={safe_repr(cost)}: {limiter!r} never lets more than {most} through at once; raise its burst"
+        )
 
 
 def bucket_config(rate: RateLimitConfig | float, capacity: int | None) -> RateLimitConfig:
@@ -72,7 +75,9 @@ def bucket_config(rate: RateLimitConfig | float, capacity: int | None) -> RateLi
     if not isinstance(rate, RateLimitConfig):
         return from_rate(rate, capacity)
     if capacity is not None:
-        raise TypeError(f"capacity={capacity!r}: the limit says it, as RateLimitConfig(burst_size={capacity!r})")
+        raise TypeError(
+            f"capacity={safe_repr(capacity)}: the limit says it, as RateLimitConfig(burst_size={safe_repr(capacity)})"
+        )
     return rate
 
 
@@ -98,10 +103,12 @@ def window_config(limit: RateLimitConfig | int, window_seconds: float | None = N
     """
     if not isinstance(limit, RateLimitConfig):
         if window_seconds is None:
-            raise TypeError(f"AsyncSlidingWindow({limit!r}): say in how many seconds, or give a RateLimitConfig")
+            raise TypeError(
+                f"AsyncSlidingWindow({safe_repr(limit)}): say in how many seconds, or give a RateLimitConfig"
+            )
         limit = RateLimitConfig(limit, window_seconds)
     elif window_seconds is not None:
-        raise TypeError(f"window_seconds={window_seconds!r}: the limit says it already")
+        raise TypeError(f"window_seconds={safe_repr(window_seconds)}: the limit says it already")
     if limit.burst_size not in {None, limit.max_requests}:
         raise ValueError(
             f"burst_size={limit.burst_size!r}: a sliding window lets max_requests through at once; "
@@ -176,7 +183,9 @@ def check_function(function: object, limiter: object) -> None:
         TypeError: it is not an `async def` function.
     """
     if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"{limiter!r} decorates `async def` functions, and {function!r} is none: acquire inside of it")
+        raise TypeError(
+            f"{limiter!r} decorates `async def` functions, and {safe_repr(function)} is none: acquire inside of it"
+        )
 
 
 class SingleLimiter(Limiter, Paced):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol, Self
 from weakref import WeakValueDictionary
 
+from cuelight._text import safe_repr
 from cuelight.coordination._endings import now
 from cuelight.coordination._locks import BaseLock, LocalLock
 from cuelight.errors import LeaseLost
@@ -67,11 +68,11 @@ class Acquisition:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
         while self._held:
             try:
                 self._held.pop().__exit__(kind, error, trace)
-            except Exception as failed:
+            except BaseException as failed:  # the others are given back all the same
                 errors.append(failed)
         _raise(errors)
 
@@ -90,11 +91,11 @@ class Acquisition:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
         while self._held:
             try:
                 await self._held.pop().__aexit__(kind, error, trace)
-            except Exception as failed:
+            except BaseException as failed:  # the others are given back all the same
                 errors.append(failed)
         _raise(errors)
 
@@ -103,12 +104,16 @@ class Acquisition:
             raise RuntimeError(f"these locks are held through this object already: {self.names}; ask for another one")
 
 
-def _raise(errors: list[Exception]) -> None:
-    lost = [error for error in errors if isinstance(error, LeaseLost)]
-    if len(errors) == 1 or (lost and len(lost) == len(errors)):  # one outage takes all leases: say so once
-        raise errors[0]
-    if errors:
-        raise ExceptionGroup("several locks could not be released", errors)
+def _raise(errors: list[BaseException]) -> None:
+    failures = [error for error in errors if isinstance(error, Exception)]
+    for error in errors:
+        if not isinstance(error, Exception):  # a cancellation, or what ends the program
+            raise error
+    lost = [error for error in failures if isinstance(error, LeaseLost)]
+    if len(failures) == 1 or (lost and len(lost) == len(failures)):  # one outage takes all leases: say so once
+        raise failures[0]
+    if failures:
+        raise ExceptionGroup("several locks could not be released", failures)
 
 
 class LockManager:
@@ -143,7 +148,7 @@ class LockManager:
             TypeError: the name is no text.
         """
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"the name of a lock is a str, not {name!r}")
+            raise TypeError(f"the name of a lock is a str, not {safe_repr(name)}")
         with self._lock:
             lock = self._locks.get(name)
             if lock is None:
@@ -192,9 +197,11 @@ class LockManager:
             ValueError: the time-out is negative or not a number.
         """
         if isinstance(names, str):
-            raise TypeError(f"acquire_all({names!r}) wants several names, as a list; for one there is acquire")
+            raise TypeError(f"acquire_all({safe_repr(names)}) wants several names, as a list; for one there is acquire")
         if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait as long as it takes")
+            raise ValueError(
+                f"timeout={safe_repr(timeout)}: give seconds, 0 or more, or None to wait as long as it takes"
+            )
         return Acquisition([self.get_lock(name) for name in sorted(set(names))], timeout)
 
     @property

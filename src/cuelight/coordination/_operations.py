@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import safe_repr
 from cuelight.actors import Cell
 from cuelight.coordination._core import DOWNGRADED, GRANTED
 from cuelight.coordination._endings import enter_holding, forget, monitor, now, reap
@@ -170,5 +171,5 @@ def _seconds(timeout: float | None) -> float:
     if timeout is None:
         return math.inf
     if not timeout >= 0:
-        raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more, or None to wait as long as it takes")
+        raise ValueError(f"timeout={safe_repr(timeout)}: give seconds, 0 or more, or None to wait as long as it takes")
     return timeout

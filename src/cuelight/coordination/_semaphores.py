@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Self
 
+from cuelight._text import safe_repr
 from cuelight.coordination._block import Block
 from cuelight.coordination._core import Core
 from cuelight.coordination._locks import BaseLock, Claim, next_name
@@ -124,7 +125,9 @@ class LocalSemaphore(BaseSemaphore):
 
     def __init__(self, max_concurrent: int = 1, *, name: str | None = None, debug: bool | None = None) -> None:
         if max_concurrent < 1 or max_concurrent != int(max_concurrent):
-            raise ValueError(f"max_concurrent={max_concurrent!r}: a semaphore has 1 place or more, as a whole number")
+            raise ValueError(
+                f"max_concurrent={safe_repr(max_concurrent)}: a semaphore has 1 place or more, as a whole number"
+            )
         self._name = name if name is not None else f"semaphore-{next_name()}"
         self._core = Core(
             f"semaphore {self._name!r}",
@@ -176,7 +179,7 @@ class LocalSemaphore(BaseSemaphore):
     def _places(self, weight: int) -> int:
         if weight != 1 and not (0 < weight <= self._core.capacity and weight == int(weight)):
             raise ValueError(
-                f"weight={weight!r}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
+                f"weight={safe_repr(weight)}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
                 f"{self._core.capacity}, or give it more"
             )
         return weight

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+import threading
 import time
 from asyncio import events as _events
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from cuelight._fork import forks
 from cuelight.mailbox._tasks import asyncio_task
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ __all__ = [
     "slot_maker",
     "yield_now",
 ]
+
+LOST_LOOP: Final = "this process is a fork of the one that runs the event loop, and no thread runs it here"
 
 
 class Waiter(Protocol):
@@ -91,7 +95,7 @@ class Backend(Protocol):
         """Run `function(*args)` in the loop soon; callable from any thread.
 
         Raises:
-            RuntimeError: the loop has ended.
+            RuntimeError: the loop has ended, or runs in the process of which this one is a fork.
         """
         ...
 
@@ -122,6 +126,7 @@ class AsyncioBackend:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Any = loop
+        self._thread, self._generation = threading.get_ident(), forks.generation
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         plain = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
@@ -155,6 +160,8 @@ class AsyncioBackend:
             self._alarm = None
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
+        if forks.has_ended(self._thread, self._generation):
+            raise RuntimeError(LOST_LOOP)
         self.loop.call_soon_threadsafe(function, *args)
 
     def abandon(self, task: Any) -> None:
@@ -208,6 +215,7 @@ class TrioBackend:
         self.current_task: Callable[[], Any] = trio.lowlevel.current_task
         self.loop: Any = trio.lowlevel.current_root_task()
         self._token = trio.lowlevel.current_trio_token()
+        self._thread, self._generation = threading.get_ident(), forks.generation
         self._ring: Callable[[], None] | None = None
         self._when = 0.0
         self._alarm_scope: trio.CancelScope | None = None
@@ -254,6 +262,8 @@ class TrioBackend:
             ring()
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
+        if forks.has_ended(self._thread, self._generation):
+            raise RuntimeError(LOST_LOOP)
         self._token.run_sync_soon(function, *args)
 
     def abandon(self, task: Any) -> None:

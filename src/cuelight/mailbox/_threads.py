@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from cuelight._checks import check_seconds
 from cuelight.errors import ChannelClosed
 from cuelight.mailbox._backend import current_backend
 from cuelight.mailbox._case import CLOSED, NOT_READY
@@ -138,6 +139,8 @@ class ThreadEnd(Generic[T]):
         if threading.get_ident() == self._loop_thread and _in_a_loop():
             message = "the event loop's own thread must not block: use the channel's own methods here"
             raise RuntimeError(message)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         try:
             self._sleep(call, start, queue, timeout)
         except BaseException:
@@ -168,10 +171,10 @@ class ThreadEnd(Generic[T]):
     def _in_loop(self, call: _Call, step: Callable[[], object]) -> None:
         try:
             self._backend.call_threadsafe(step)
-        except RuntimeError:
+        except RuntimeError as error:
             # The loop has ended, so nobody else touches the call any more.
             if not call.settled:
-                call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended"))
+                call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended: {error}"))
 
     def _abandon(self, call: _Call, queue: OrderedDict[Any, Any]) -> None:
         if not call.settled:

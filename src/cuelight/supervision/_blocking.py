@@ -2,63 +2,321 @@
 
 from __future__ import annotations
 
+import atexit
+import concurrent.futures
+import sys
+import threading
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, overload
 
-import anyio.from_thread
+import anyio
+from anyio.from_thread import BlockingPortal
 
+from cuelight._fork import forks
+from cuelight._log import get_log
 from cuelight.actors import Actor, Answerable, ChildSpec, Exit, Inbox, Ref, Streams
-from cuelight.errors import SystemClosed
+from cuelight.errors import ShutdownTimeout, SystemClosed, UnexpectedCancellation
+from cuelight.mailbox import current_backend
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from cuelight.mailbox import Backend
     from cuelight.supervision._system import ActorSystem
 
 __all__ = ["BlockingRef", "BlockingSystem"]
+
+log = get_log("cuelight")
 
 M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
 R = TypeVar("R")
 P = ParamSpec("P")
 
+UNRESPONSIVE: Final = 5.0
+"""Seconds after which a loop that shuts down and does not respond is taken for blocked."""
+
+ExitInfo = tuple[type[BaseException] | None, BaseException | None, "TracebackType | None"]
+
+
+class _SystemThread:
+    """A thread that runs an event loop with an actor system in it.
+
+    The methods are called from other threads. An interrupt (Ctrl-C) may come at any moment of each of them, so nothing
+    depends on a step that follows another: the thread ends when it is told to, however far its start has come. It is a
+    daemon thread, so that a blocked loop cannot keep the program from ending. Systems whose blocks were not left are
+    ended when the program ends.
+    """
+
+    running: Final[set[_SystemThread]] = set()
+
+    def __init__(self, make: Callable[[], ActorSystem], backend: str, options: dict[str, Any] | None) -> None:
+        self._make, self._backend_name, self._options = make, backend, options
+        self._generation = forks.generation
+        self._lock = threading.Lock()  # for the next five
+        self._exit_info: ExitInfo | None = None  # set when the thread is told to end
+        self._backend: Backend | None = None  # of the loop, once it runs
+        self._leave: anyio.Event | None = None
+        self._starting: anyio.CancelScope | None = None
+        self._system: ActorSystem | None = None
+        self.portal: BlockingPortal | None = None
+        self.ready: concurrent.futures.Future[ActorSystem] = concurrent.futures.Future()
+        self.outcome: concurrent.futures.Future[bool | None] = concurrent.futures.Future()
+        self.thread = threading.Thread(target=self._run, name="cuelight actor system", daemon=True)
+
+    @property
+    def forked(self) -> bool:
+        """Whether the thread runs in the parent of this process, and so not here."""
+        return forks.is_old(self._generation)
+
+    def start(self) -> ActorSystem:
+        self.running.add(self)
+        self.thread.start()
+        return self.ready.result()
+
+    def end(self, exit_info: ExitInfo = (None, None, None)) -> bool | None:
+        """Leave the block of the system, and wait for the thread.
+
+        Raises:
+            ShutdownTimeout: the loop is blocked. The thread was left behind.
+            BaseException: what leaving the block raised.
+        """
+        self._tell(exit_info)
+        try:
+            self._join(self._system.shutdown_timeout if self._system is not None else 0.0)
+        except ShutdownTimeout as blocked:
+            self.running.discard(self)
+            if exit_info[1] is None:
+                raise
+            log.error("%s", blocked)  # noqa: TRY400 - the exception of the block goes on
+            return None
+        except BaseException:  # interrupted: kill the actors that were to end in good order
+            self._post(self._kill)
+            self._wait_or_log()
+            raise
+        finally:
+            self.running.discard(self)
+        return self.outcome.result()
+
+    def abort(self) -> None:
+        """End the thread whose start has failed or was interrupted."""
+        try:
+            self._tell((SystemExit, SystemExit(), None))
+            self._wait_or_log()
+        finally:
+            self.running.discard(self)
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Run a function in the loop, and wait for its result. See `BlockingSystem.call`."""
+        if self.forked:
+            raise SystemClosed(
+                "this process is a fork of the one that runs the actor system, and has no event loop for it: make a "
+                "system in this process"
+            )
+        if threading.current_thread() is self.thread:
+            raise RuntimeError("this is the thread of the event loop, which a blocking call would block: use `await`")
+        assert self.portal is not None  # noqa: S101 - the system is ready
+        try:
+            future = self.portal.start_task_soon(self._run_call, function, args)
+        except RuntimeError as error:
+            raise SystemClosed("the actor system has ended") from error
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            if not future.cancelled():
+                raise
+            raise SystemClosed("the actor system has ended while this call waited") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def _run_call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        assert self._backend is not None  # noqa: S101 - set before
+        try:
+            result: Any = function(*args)
+            return await result if isinstance(result, Awaitable) else result  # pyright: ignore[reportUnknownVariableType]
+        except self._backend.cancelled as error:
+            if self._backend.cancellation_pending():
+                raise
+            raise UnexpectedCancellation("what the call awaited was cancelled by somebody else") from error
+
+    def _tell(self, exit_info: ExitInfo) -> None:
+        with self._lock:
+            if self._exit_info is None:
+                self._exit_info = exit_info
+        self._post(self._heed)
+
+    def _heed(self) -> None:
+        """In the loop: the block is to be left."""
+        if self._leave is not None:
+            self._leave.set()
+        if self._starting is not None:
+            self._starting.cancel()
+
+    def _kill(self) -> None:
+        if self._system is not None:
+            self._system.root.kill("the block of the system was left by an interrupt")
+
+    def _post(self, function: Callable[[], object]) -> bool:
+        """Have the loop call a function, without waiting for it. False if no loop is running."""
+        with self._lock:
+            backend = self._backend
+        if backend is None:
+            return False
+        try:
+            backend.call_threadsafe(function)
+        except RuntimeError:  # the loop has ended
+            return False
+        return True
+
+    def _join(self, patience: float) -> None:
+        """Wait for the thread, for as long as its loop responds.
+
+        Raises:
+            ShutdownTimeout: it does not.
+        """
+        if not self._is_alive(patience):
+            return
+        while True:
+            answered = threading.Event()
+            if self._post(answered.set):
+                answered.wait(UNRESPONSIVE)
+            if not self._is_alive(UNRESPONSIVE if answered.is_set() else 0.0):
+                return
+            if not answered.is_set() and not self._is_alive(UNRESPONSIVE):
+                return
+            if not answered.is_set():
+                frame = sys._current_frames().get(self.thread.ident or 0)
+                where = "".join(traceback.format_stack(frame)[-3:]) if frame is not None else "(unknown)"
+                raise ShutdownTimeout(
+                    f"the event loop of the actor system has not responded for {UNRESPONSIVE:g} s, so the block was "
+                    f"left without it: something blocks its thread, at\n{where}"
+                )
+
+    def _wait_or_log(self) -> None:
+        """Wait for the thread while an exception is under way, which goes on if the loop is blocked."""
+        try:
+            self._join(0.0)
+        except ShutdownTimeout as blocked:
+            log.error("%s", blocked)  # noqa: TRY400
+
+    def _is_alive(self, patience: float) -> bool:
+        """Whether it still runs after some seconds. A thread whose start was interrupted ends by itself."""
+        if self.thread.ident is None:
+            return False
+        self.thread.join(min(patience, threading.TIMEOUT_MAX))
+        return self.thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._live, backend=self._backend_name, backend_options=self._options)
+        except BaseException as error:
+            if not self.outcome.done():
+                self.outcome.set_exception(error)
+        finally:
+            if not self.outcome.done():
+                self.outcome.set_result(None)
+            if not self.ready.done():
+                self.ready.set_exception(self.outcome.exception() or SystemClosed("the start was interrupted"))
+
+    async def _live(self) -> None:
+        self._leave = anyio.Event()
+        async with BlockingPortal() as portal:
+            self.portal = portal
+            with self._lock:
+                self._backend = current_backend()
+                told = self._exit_info is not None
+            if not told:
+                await self._run_system()
+            await portal.stop(cancel_remaining=True)  # nobody waits for what is called in the last moment
+
+    async def _run_system(self) -> None:
+        """Enter the block of the system, and leave it when that is asked for or the system fails. Sets the outcome."""
+        assert self._backend is not None  # noqa: S101 - set before
+        assert self._leave is not None  # noqa: S101 - made before
+        try:
+            manager = self._make()
+            with anyio.CancelScope() as starting:
+                self._starting = starting
+                self._system = await manager.__aenter__()
+                self._starting = None
+                self.ready.set_result(self._system)
+                try:
+                    await self._leave.wait()
+                except BaseException as error:
+                    if not await manager.__aexit__(type(error), error, error.__traceback__):
+                        raise
+                else:
+                    assert self._exit_info is not None  # noqa: S101 - set before the event
+                    self.outcome.set_result(await manager.__aexit__(*self._exit_info))
+        except BaseException as error:
+            if isinstance(error, self._backend.cancelled):
+                raise
+            self.outcome.set_exception(error)
+
+
+def _end_all() -> None:
+    """The program ends: end what nobody has left, so that its hooks run."""
+    for thread in list(_SystemThread.running):
+        if not thread.forked:
+            try:
+                thread.end((SystemExit, SystemExit(), None))
+            except Exception:
+                log.exception("an actor system failed when the program ended")
+
+
+atexit.register(_end_all)
+
 
 class BlockingSystem:
     """An actor system with an event loop in a thread of its own; made by `ActorSystem.blocking()`.
 
-    Its methods may be called from any thread. Leaving the `with` block ends all actors as the async block does.
+    Its methods may be called from any thread. Leaving the `with` block ends all actors as the async block does, and
+    cancels calls of other threads that still wait. A first interrupt (Ctrl-C) ends the block at any moment, also while
+    it is entered or left. In a process that was forked inside of the block, each call raises `SystemClosed`.
     """
 
     def __init__(self, make: Callable[[], ActorSystem], backend: str, backend_options: dict[str, Any] | None) -> None:
         self._make, self._backend, self._options = make, backend, backend_options
-        self._stack = ExitStack()
-        self._portal: anyio.from_thread.BlockingPortal | None = None
+        self._thread: _SystemThread | None = None
         self._system: ActorSystem | None = None
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            portal = stack.enter_context(anyio.from_thread.start_blocking_portal(self._backend, self._options))
-            self._system = stack.enter_context(portal.wrap_async_context_manager(self._make()))
-            self._portal = portal
-            self._stack = stack.pop_all()
+        if self._thread is not None and not self._thread.forked:
+            raise RuntimeError("this actor system is in use by another `with` block: make one for each")
+        thread = _SystemThread(self._make, self._backend, self._options)
+        try:
+            self._thread = thread
+            self._system = thread.start()
+        except BaseException:
+            self._thread = None
+            thread.abort()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        self._portal = None
-        return self._stack.__exit__(kind, error, trace)
+        thread, self._thread = self._thread, None
+        if thread is None or thread.forked:
+            return None
+        return thread.end((kind, error, trace))
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a function, or an async function, in the loop, and wait for its result.
 
+        A call that is interrupted (`KeyboardInterrupt`) is cancelled.
+
         Raises:
-            SystemClosed: the block has not been entered, or was left.
+            SystemClosed: the block has not been entered, or was left, also while the call waited; or this process is
+                a fork of the one that runs the system.
+            RuntimeError: the caller is the thread of the loop itself.
         """
-        if self._portal is None:
+        thread = self._thread
+        if thread is None:
             raise SystemClosed("the actor system is not running: use it inside its `with` block")
-        return self._portal.call(function, *args)
+        return thread.call(function, args)
 
     @property
     def system(self) -> ActorSystem:

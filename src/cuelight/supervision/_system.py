@@ -114,7 +114,7 @@ class ActorSystem(Runtime):
                 raise ValueError(f"{what}={seconds!r}: give more than 0 seconds")
         super().__init__(ask_timeout=ask_timeout, keep_dead_letters=keep_dead_letters, node=node)
         self.name = name
-        self._shutdown_timeout = shutdown_timeout
+        self.shutdown_timeout = shutdown_timeout
         self._plan = Plan(strategy=strategy, limit=RestartLimit(max_restarts, within), backoff=backoff or Backoff())
         self._default = Plan()
         self._scope: anyio.CancelScope | None = None
@@ -230,7 +230,7 @@ class ActorSystem(Runtime):
 
     async def _shut_down(self, *, gently: bool) -> BaseException | None:
         """End every actor. Returns a native cancellation that came meanwhile."""
-        deadline = self.later(self._shutdown_timeout, self._kill_all)
+        deadline = self.later(self.shutdown_timeout, self._kill_all)
         if self._failure is None and not gently:
             self.root.kill("the block of the system was left by an exception")
         lost: BaseException | None = None
@@ -238,7 +238,7 @@ class ActorSystem(Runtime):
         while not (self.root.dead or self._stuck):
             try:
                 if draining:
-                    with anyio.move_on_after(self._shutdown_timeout / 2):
+                    with anyio.move_on_after(self.shutdown_timeout / 2):
                         await self.wait_until_idle()
                     draining = False
                 self.root.shut_down()

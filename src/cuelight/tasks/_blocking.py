@@ -8,6 +8,7 @@ The invariants:
 3. Once the block was left no call waits: calls that were under way are cut off and raise `PoolClosed`, and so do later
    ones.
 4. A thread that runs an event loop is refused, because to block it would stop everything else in that loop.
+5. In a process that was forked, whose copy of the face has no loop, each call raises `PoolClosed` at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 import anyio
 
+from cuelight._fork import forks
 from cuelight.errors import PoolClosed, SystemClosed
 from cuelight.mailbox import current_backend
 from cuelight.supervision import ActorSystem, BlockingSystem
@@ -62,6 +64,7 @@ class BlockingFace(Generic[H]):
         self._backend, self._options = backend, backend_options
         self._stack = ExitStack()
         self._system: BlockingSystem | None = None
+        self._generation = forks.generation
         self._made: list[H] = []
         self._calls: set[_Call] = set()  # those under way; only touched in the loop
         self._all_ended: anyio.Event | None = None  # in the loop too: for whoever waits for them to end
@@ -70,6 +73,7 @@ class BlockingFace(Generic[H]):
         _refuse_in_a_loop(f"`with` around {type(self).__name__}")
         if self._system is not None:
             raise PoolClosed(f"{type(self).__name__} is in use by another `with` block: make one for each")
+        self._generation = forks.generation
         with ExitStack() as stack:
             system = self._given or stack.enter_context(
                 ActorSystem.blocking(self._name, backend=self._backend, backend_options=self._options)
@@ -86,6 +90,8 @@ class BlockingFace(Generic[H]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         self._system = None
+        if forks.is_old(self._generation):  # all that is to be ended lives in another process
+            return None
         return self._stack.__exit__(kind, error, trace)
 
     async def _begin(self) -> None:
@@ -101,7 +107,7 @@ class BlockingFace(Generic[H]):
         Raises:
             PoolClosed: the block was not entered, or was left.
         """
-        if self._system is None:
+        if self._system is None or forks.is_old(self._generation):
             raise self._closed()
         return self._made[0]
 
@@ -155,11 +161,13 @@ class BlockingFace(Generic[H]):
     def _perform(self, run: Callable[[], Awaitable[R]]) -> R:
         _refuse_in_a_loop(f"a blocking call of {type(self).__name__}")
         system = self._system
-        if system is None:
+        if system is None or forks.is_old(self._generation):
             raise self._closed()
         call = _Call()
         try:
             answer = system.call(self._run, call, run)
+        except SystemClosed as error:
+            raise self._closed() from error
         except RuntimeError as error:
             if self._system is None and call.scope is None:
                 raise self._closed() from error  # the block was left before the call began
@@ -206,6 +214,11 @@ class BlockingFace(Generic[H]):
 
     def _closed(self) -> PoolClosed:
         name = type(self).__name__
+        if forks.is_old(self._generation):
+            return PoolClosed(
+                f"this process is a fork of the one that entered the block of {name}, and has no event loop for it: "
+                f"make another one in this process, over a store of its own"
+            )
         return PoolClosed(f"{name} is closed: use it inside its `with` block, and end the threads that use it before")
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from cuelight.coordination._parties import here
 from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
 from cuelight.tasks._store import Query
+from cuelight.tasks._waiting import blocking_thread
 
 if TYPE_CHECKING:
     from cuelight.pools import TaskStatus
@@ -209,7 +211,11 @@ class BlockingTaskHandle(Generic[R_co]):
 
     def result(self, timeout: float | None = None) -> R_co:
         """As `TaskHandle.result`."""
-        return self._face._call(self._handle.result, timeout)
+        token = blocking_thread.set(here.me)
+        try:
+            return self._face._call(self._handle.result, timeout)
+        finally:
+            blocking_thread.reset(token)
 
     def status(self) -> TaskStatus:
         """As `TaskHandle.status`."""

@@ -62,6 +62,10 @@ class Book(Protocol):
         """Write the record, which must have its payload."""
         ...
 
+    def condemned(self, row: Row) -> None:
+        """A damaged task has become a dead letter, and was saved: write what else has changed of it."""
+        ...
+
     def delete(self, row: Row) -> None:
         """Forget a task."""
         ...
@@ -106,8 +110,8 @@ class Book(Protocol):
 
     # Limits
 
-    def lane(self, lane: int) -> Lane:
-        """A lane that is there."""
+    def lane(self, lane: int) -> Lane | None:
+        """A lane; None if it is not there, which no step leaves behind."""
         ...
 
     def lane_of(self, keys: tuple[str, ...]) -> Lane:
@@ -128,6 +132,10 @@ class Book(Protocol):
 
     def gate(self, key: str) -> Gate:
         """A limit; a new one if it is not there."""
+        ...
+
+    def running(self) -> dict[str, int]:
+        """How many tasks are in flight, by the keys of their limits: counted anew, where that may be wrong."""
         ...
 
     def save_gate(self, gate: Gate) -> None:

@@ -182,7 +182,7 @@ class Chores:
                 "It stands at:\n%s",
                 self._shift.options.worker_id,
                 now - self._asked,
-                len(self._shift.running),
+                self._shift.busy,
                 stack,
             )
 

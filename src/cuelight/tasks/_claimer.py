@@ -100,6 +100,11 @@ class Claimer:
         if self._parked:
             self._parked.pop().wake()
 
+    def look(self) -> None:
+        """There is room that nobody has expected: claim."""
+        self._look = True
+        self.wake()
+
     async def run(self) -> None:
         """Exchange for ever; may run twice at once. Cancelled, it leaves what was not answered to `flush`."""
         errand: Errand | None = None

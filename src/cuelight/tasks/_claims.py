@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -35,6 +35,8 @@ class Claims:
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._book, self._lanes = engine, engine.book, engine.lanes
+        self.mend: Callable[[float], bool] | None = None
+        """Looks for damage when a claim has found nothing; whether it has changed anything."""
 
     def serve(self, claim: Claim, now: float) -> tuple[list[Lease], float]:
         """The leases, and when something may be claimable next."""
@@ -47,12 +49,16 @@ class Claims:
             unfinished |= self._pick(claim, now, given)
             if given:
                 self._book.remember(claim.nonce, given, now + claim.lease)
+            elif not unfinished and self.mend is not None:
+                unfinished = self.mend(now)
         self._book.turns.settle(self._book.sizes[PENDING])
         return [_lease(row) for row in given], now if unfinished else self._book.next_due()
 
     def _given_again(self, claim: Claim, given: Sequence[tuple[Row, int]], now: float) -> list[Lease]:
         held, until = (IN_FLIGHT, claim.worker), now + claim.lease
-        rows = [row for row, epoch in given if (row.state, row.worker) == held and row.epoch == epoch]
+        rows = [
+            row for row, epoch in given if (row.state, row.worker) == held and row.epoch == epoch and row.damage is None
+        ]
         for row in rows:
             row.due = max(row.due or 0.0, until)
             self._book.save(row)
@@ -67,7 +73,7 @@ class Claims:
             self.crash(row, now)
         woken = book.due(SCHEDULED, now, _SWEEP)
         for row in woken:
-            self._engine.shift(row, PENDING, now)
+            self._engine.wake(row, now)
         expired = book.expired(now, _SWEEP)
         for row in expired:
             self._engine.expire(row, now)
@@ -79,6 +85,9 @@ class Claims:
 
     def crash(self, row: Row, now: float) -> None:
         """Its lease ran out."""
+        if row.damage is not None:
+            self._engine.condemn(row, row.damage, now)
+            return
         attempt = Attempt(CRASH, row.worker, now, error="the lease ran out")
         row.story = count(row.story, CRASH, attempt)
         self._book.save_story(row)
@@ -96,8 +105,9 @@ class Claims:
             elif row is not None:
                 given_one = self._give(row, claim, now, given)
                 row = None
-            else:  # pragma: no cover - a lane without a first task is dropped at once
-                raise AssertionError(f"an empty lane: {lane}")
+            else:  # no step leaves a lane without a first task
+                given_one = self._give_first(cast("Lane", lane), claim, now, given)
+                lane = book.first_lane("")
             in_vain += not given_one
             if len(given) == claim.most:
                 return False
@@ -106,17 +116,24 @@ class Claims:
 
     def _give_first(self, lane: Lane, claim: Claim, now: float, given: list[Row]) -> bool:
         row = self._book.head(lane)
-        if row is None:  # pragma: no cover - a lane without tasks is dropped at once
-            raise AssertionError(f"the lane {lane.keys} is empty")
-        if row.record.deadline > now:
+        if row is None:  # its tasks are gone: not by any step
+            self._book.drop_lane(lane)
+            return False
+        if lane.head != order_of(row) and row.damage is None:  # nor this
+            lane.head = order_of(row)
+            self._book.save_lane(lane)
+        if row.record.deadline > now and row.damage is None:
             if self._lanes.refused(lane, row, now):
                 return False
             self._lanes.start(row, now)
         return self._give(row, claim, now, given)
 
     def _give(self, row: Row, claim: Claim, now: float, given: list[Row]) -> bool:
-        if row.record.deadline <= now:  # more of them than one claim sweeps
+        if row.damage is not None or row.record.deadline <= now:  # more of these than one claim sweeps
             self._engine.expire(row, now)
+            return False
+        if row.lane <= 0 and row.record.limits:  # another program has put it there
+            self._engine.shift(row, PENDING, now)
             return False
         row.epoch += 1
         row.worker = claim.worker

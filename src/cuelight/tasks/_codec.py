@@ -6,9 +6,11 @@ in a store or a worker.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import safe_repr
 from cuelight.pools import TaskStatus
 from cuelight.tasks._store import Lease, Record
 from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit, Task, TaskPriority
@@ -17,7 +19,7 @@ from cuelight.tasks._values import decode, encode
 if TYPE_CHECKING:
     from cuelight.tasks._store import Snapshot
 
-__all__ = ["decode", "encode", "record_of", "task_of"]
+__all__ = ["decode", "encode", "limits_of", "record_of", "task_of"]
 
 _PRIORITIES = tuple(TaskPriority)
 _LAST = len(_PRIORITIES) - 1
@@ -37,7 +39,7 @@ def record_of(task: Task, nonce: str) -> Record:
     deadline = task.deadline
     limits = task.limits
     if limits.__class__ is not tuple:
-        limits = tuple(limits)
+        limits = limits_of(limits)
     if not _is_usual(task):
         _check(task, limits)
     return Record(
@@ -96,6 +98,19 @@ def task_of(kept: Lease | Snapshot) -> Task:
     )
 
 
+def limits_of(limits: Any) -> tuple[Any, ...]:
+    """Limits as they were given, in a tuple.
+
+    Raises:
+        TypeError: they cannot be iterated over.
+    """
+    if isinstance(limits, Limit):
+        return (limits,)
+    if not isinstance(limits, Iterable) or isinstance(limits, str):
+        raise TypeError(f"limits={safe_repr(limits)}: give Limit objects, such as (Limit('openai', max_concurrent=5),)")
+    return tuple(limits)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
 def _is_usual(task: Task) -> bool:
     """Whether the task is surely fine, at the price of a glance: whatever is seldom given was not."""
     return (
@@ -128,18 +143,22 @@ def _check(task: Task, limits: tuple[Limit, ...]) -> None:
     """
     _check_names(task)
     if task.priority not in _PRIORITIES:
-        raise ValueError(f"priority={task.priority!r}: give a TaskPriority, or 0 (most urgent) to {_PRIORITIES[-1]:d}")
+        raise ValueError(
+            f"priority={safe_repr(task.priority)}: give a TaskPriority, or 0 (most urgent) to {_PRIORITIES[-1]:d}"
+        )
     for name in ("max_retries", "max_timeouts", "max_crashes"):
         times = getattr(task, name)
         if not isinstance(times, int) or isinstance(times, bool):
-            raise TypeError(f"{name}={times!r}: give a whole number")
+            raise TypeError(f"{name}={safe_repr(times)}: give a whole number")
         if times < 0:
-            raise ValueError(f"{name}={times!r}: give 0 or more")
+            raise ValueError(f"{name}={safe_repr(times)}: give 0 or more")
     _check_times(task)
     _check_weight(task)
     for limit in limits:
         if not isinstance(limit, Limit):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise TypeError(f"limits has {limit!r}: give Limit objects, such as Limit('openai', max_concurrent=5)")
+            raise TypeError(
+                f"limits has {safe_repr(limit)}: give Limit objects, such as Limit('openai', max_concurrent=5)"
+            )
     keys = [limit.key for limit in limits]
     if len(set(keys)) < len(keys):
         raise ValueError(f"limits have the same key twice ({', '.join(keys)}): give each key once")
@@ -154,7 +173,7 @@ def _check_names(task: Task) -> None:
     }
     for name, value in names.items():
         if not isinstance(value, str) and not (name in ("unique", "tenant") and value is None):
-            raise TypeError(f"{name}={value!r}: give a string")
+            raise TypeError(f"{name}={safe_repr(value)}: give a string")
         if value == "" and name != "task_type":
             raise ValueError(f"{name}='': give it some characters, or leave it out")
 
@@ -174,19 +193,19 @@ def _check_times(task: Task) -> None:
         if value is None and optional:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise TypeError(f"{name}={value!r}: give {out}")
+            raise TypeError(f"{name}={safe_repr(value)}: give {out}")
         endless = value == inf and name in {"deadline", "result_ttl"}
         if not least <= value <= inf or (value == inf and not endless) or (positive and value == 0):
-            raise ValueError(f"{name}={value!r}: give {out}")
+            raise ValueError(f"{name}={safe_repr(value)}: give {out}")
     if task.unique_for is not None and task.unique is None:
-        raise ValueError(f"unique_for={task.unique_for!r} without unique: give the key that is to be unique")
+        raise ValueError(f"unique_for={safe_repr(task.unique_for)} without unique: give the key that is to be unique")
 
 
 def _check_weight(task: Task) -> None:
     weight: Any = task.tenant_weight
     if not isinstance(weight, int | float) or isinstance(weight, bool):
-        raise TypeError(f"tenant_weight={weight!r}: give a number, {LIGHTEST:g} to {HEAVIEST:g}")
+        raise TypeError(f"tenant_weight={safe_repr(weight)}: give a number, {LIGHTEST:g} to {HEAVIEST:g}")
     if not LIGHTEST <= weight <= HEAVIEST:
-        raise ValueError(f"tenant_weight={weight!r}: give {LIGHTEST:g} to {HEAVIEST:g}")
+        raise ValueError(f"tenant_weight={safe_repr(weight)}: give {LIGHTEST:g} to {HEAVIEST:g}")
     if weight != 1 and task.tenant is None:
-        raise ValueError(f"tenant_weight={weight!r} without tenant: give the tenant that has this weight")
+        raise ValueError(f"tenant_weight={safe_repr(weight)} without tenant: give the tenant that has this weight")

@@ -37,6 +37,21 @@ class Desk(Protocol):
 
     portal: BlockingPortal | None
 
+    def rest(self, context: TaskContext) -> bool:
+        """A task begins to wait for another one: it holds no slot meanwhile. From any thread.
+
+        Returns:
+            Whether it held one.
+
+        Raises:
+            DeadlockError: very many tasks wait already.
+        """
+        ...
+
+    def resume(self, context: TaskContext) -> None:
+        """It goes on. From any thread."""
+        ...
+
     async def save(self, lease: Lease, progress: bytes | None, checkpoint: bytes | None) -> bool:
         """Keep what a running attempt has. False if it is stale."""
         ...
@@ -49,18 +64,36 @@ class TaskContext:
         deadline: when this attempt is cut off by its time-out, in seconds since the epoch; None for never.
         cancelled: whether it was cut off: its time-out or its lease is over, it was cancelled, or the worker is being
             shut down. An async function is cancelled then; a thread cannot be, so long work in one should look.
+        node: for the graph of waits: the task or the thread that runs it.
     """
 
-    __slots__ = ("_desk", "_lease", "_over", "cancelled", "deadline")
+    __slots__ = ("_desk", "_lease", "_over", "cancelled", "deadline", "node")
 
-    def __init__(self, lease: Lease, desk: Desk | None, deadline: float | None = None) -> None:
-        self._lease, self._desk, self.deadline = lease, desk, deadline
+    def __init__(self, lease: Lease, desk: Desk | None, deadline: float | None = None, node: Any = None) -> None:
+        self._lease, self._desk, self.deadline, self.node = lease, desk, deadline, node
         self.cancelled = self._over = False
 
     def end(self, *, cancelled: bool) -> None:
         """For the worker: the attempt has ended, or its lease is lost."""
         self._over = True
         self.cancelled = self.cancelled or cancelled
+
+    def rest(self) -> bool:
+        """For waits inside the task: it gives up its slot. False if it has none, or has ended.
+
+        Raises:
+            DeadlockError: very many tasks of its worker wait already.
+        """
+        return self._desk is not None and not self._over and self._desk.rest(self)
+
+    def resume(self) -> None:
+        """For waits inside the task: it goes on."""
+        if self._desk is not None:
+            self._desk.resume(self)
+
+    def is_of(self, store: object) -> bool:
+        """Whether it is a task of this store."""
+        return self._desk is not None and getattr(self._desk, "store", None) is store
 
     @property
     def task_id(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeAlias, TypedDict, cast
 
 import msgspec
 
+from cuelight._text import safe_repr
 from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, MailboxFull, TaskNotFound
 from cuelight.tasks._outcome import said, trace_of
@@ -110,12 +111,18 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         Raises:
             TypeError: there is no such condition, or a value has the wrong type.
+            ValueError: a time is not a number.
         """
+        for name in ("since", "before"):
+            if which.get(name) != which.get(name):
+                raise ValueError(f"{name}=nan: give seconds since the epoch")
         try:
             return msgspec.convert(which, cls)
         except msgspec.ValidationError as error:
             names = ", ".join(cls.__struct_fields__)
-            raise TypeError(f"{which!r} are no conditions on dead letters ({error}): there are {names}") from None
+            raise TypeError(
+                f"{safe_repr(which)} are no conditions on dead letters ({error}): there are {names}"
+            ) from None
 
     def takes(self, letter: DeadLetterEntry) -> bool:
         """Whether a letter is meant."""
@@ -201,7 +208,7 @@ def nowhere() -> str:
 def unknown(letter_id: str) -> TaskNotFound:
     """The error about an identity that no dead letter has."""
     return TaskNotFound(
-        f"there is no dead letter {letter_id!r}: it was replayed, purged or crowded out, or never there"
+        f"there is no dead letter {safe_repr(letter_id)}: it was replayed, purged or crowded out, or never there"
     )
 
 
@@ -219,7 +226,7 @@ async def deliver(letter: DeadLetterEntry, target: Target) -> None:
         return
     ref = cast(Any, target)
     if not ref.alive:
-        raise ActorNotFound(f"{ref!r} has ended: give the ref of an actor that lives")
+        raise ActorNotFound(f"{safe_repr(ref)} has ended: give the ref of an actor that lives")
     await tell_once(ref, letter.payload)
 
 

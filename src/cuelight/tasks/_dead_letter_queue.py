@@ -20,10 +20,13 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
+from cuelight._checks import check_seconds
+from cuelight._text import describe_error, safe_repr
 from cuelight.actors import Ref
 from cuelight.errors import PoolClosed, TaskNotFound
 from cuelight.pools import provide_dead_letters
 from cuelight.supervision import ActorSystem, BlockingSystem
+from cuelight.tasks._arguments import check_number, check_store
 from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
 from cuelight.tasks._dead_letter_entry import (
     Choice,
@@ -84,7 +87,11 @@ class DeadLetterQueue(AddsLetters):
 
         Raises:
             ValueError: `keep` is less than 1.
+            TypeError: it is no store.
         """
+        if store is not None:
+            check_store("DeadLetterQueue(store)", store)
+        check_number("keep", keep)
         self._letters: Letters = ReturnableLetters(keep) if store is None else StoreLetters(store)
         self._to = to
         self._owns = owns_store
@@ -109,6 +116,9 @@ class DeadLetterQueue(AddsLetters):
         Raises:
             SystemClosed: the system is not running.
         """
+        given: Any = system
+        if not isinstance(given, ActorSystem | BlockingSystem):
+            raise TypeError(f"DeadLetterQueue.of({safe_repr(given)}): give an ActorSystem")
         dead_letters = cls(to=to, keep=keep)
         if isinstance(system, BlockingSystem):
             dead_letters._home = system
@@ -170,8 +180,7 @@ class DeadLetterQueue(AddsLetters):
         Raises:
             ValueError: `limit` is less than 1.
         """
-        if limit < 1:
-            raise ValueError(f"limit={limit!r}: give 1 or more")
+        check_number("limit", limit)
         choice = Choice.of(which)
         await self._ready()
         return await self._letters.page(choice, after, limit)
@@ -263,7 +272,7 @@ class DeadLetterQueue(AddsLetters):
             StoreUnavailable: the store is away. What was replayed stays replayed; call it again for the rest.
         """
         for name, number in {"rate": rate, "limit": limit}.items():
-            if number is not None and not 0 < number < inf:
+            if number is not None and not 0 < check_seconds(name, number) < inf:
                 raise ValueError(f"{name}={number!r}: give more than 0, or None")
         target = self._target(to)
         choice = Choice.of(which)
@@ -325,7 +334,7 @@ class DeadLetterQueue(AddsLetters):
             raise ValueError(nowhere())
         given: Any = to
         if given is not None and not isinstance(given, Ref) and not callable(given):
-            raise TypeError(f"to={given!r}: give a function, or the ref of an actor")
+            raise TypeError(f"to={safe_repr(given)}: give a function, or the ref of an actor")
         return to
 
     async def _replay_some(self, letters: Entries, target: Target | None, report: ReplayReport) -> None:
@@ -338,7 +347,7 @@ class DeadLetterQueue(AddsLetters):
             if error is None:
                 report.replayed += 1
             else:
-                report.add_failure(letter.id, f"{type(error).__name__}: {error}")
+                report.add_failure(letter.id, describe_error(error))
 
     async def _replay_one(self, letter: DeadLetterEntry, target: Target | None) -> Exception | None:
         """Replay a letter. Returns why it could not be; what the store raises leaves it."""

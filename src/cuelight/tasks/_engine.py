@@ -41,7 +41,7 @@ class Engine(EngineAdmin):
 
     def __init__(self, book: Book) -> None:
         super().__init__(book)
-        self._claims = Claims(self)
+        self.claims = Claims(self)
 
     # What producers do
 
@@ -115,7 +115,7 @@ class Engine(EngineAdmin):
             accepted = [self._settle(finish, rows.get(finish.id), now) for finish in finishes]
         if claim is None:
             return Exchange(accepted, [])
-        leases, wake_at = self._claims.serve(claim, now)
+        leases, wake_at = self.claims.serve(claim, now)
         return Exchange(accepted, leases, wake_at)
 
     def _settle(self, finish: Finish, row: Row | None, now: float) -> str:
@@ -124,6 +124,9 @@ class Engine(EngineAdmin):
         if row.state != IN_FLIGHT or row.epoch != finish.epoch:
             return "" if is_over(row, now) else settled_before(row, finish) or ""
         kind, attempt = finish.kind, finish.attempt
+        if row.damage is not None and not (kind == "done" and row.damage.part == "story"):
+            self.condemn(row, row.damage, now)
+            return STATES[DEAD_LETTER]
         if attempt is None and kind not in ("done", "unknown"):
             attempt = Attempt(kind, row.worker, now)
         before, row.story = row.story, count(row.story, kind, attempt)
@@ -159,7 +162,7 @@ class Engine(EngineAdmin):
     def keep(self, now: float, task_id: str, epoch: int, progress: bytes | None, checkpoint: bytes | None) -> bool:
         """See `Store.save`."""
         row = self.book.rows([task_id]).get(task_id)
-        if row is None or row.state != IN_FLIGHT or row.epoch != epoch:
+        if row is None or row.state != IN_FLIGHT or row.epoch != epoch or row.damage is not None:
             return False
         row.story = Story() if row.story is None else msgspec.structs.replace(row.story)
         if progress is not None:
@@ -172,7 +175,7 @@ class Engine(EngineAdmin):
     def fire(self, now: float, name: str, due: float, next_due: float) -> bool:
         """See `Store.fire`."""
         schedule = self.book.schedule(name)
-        if schedule is None or schedule.due != due:
+        if schedule is None or schedule.due != due or due == inf:  # one that cannot be read is due never
             return False
         self._check_open()
         record = msgspec.structs.replace(schedule.record, id=f"{schedule.record.id}@{due:.3f}", nonce="", created=now)

@@ -131,6 +131,7 @@ class EngineAdmin(EngineCore):
     def replay(self, now: float, ids: Sequence[str]) -> list[bool]:
         """See `Store.replay`."""
         check_ids(ids)
+        self.remove_over(ids, now)
         rows = self.known(ids, now, payload=True)
         return [self._replay(rows.get(task_id), now) for task_id in ids]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cuelight.tasks._book import Book
 from cuelight.tasks._lanes import Lanes
-from cuelight.tasks._rows import CANCELLED, COMPLETED, DEAD_LETTER, IN_FLIGHT, PENDING, Row
+from cuelight.tasks._rows import CANCELLED, COMPLETED, DEAD_LETTER, IN_FLIGHT, PENDING, Damage, Row, Story
+from cuelight.tasks._task import Attempt
 from cuelight.tasks._transitions import Fate
 
 __all__ = ["EngineCore", "is_over"]
@@ -50,7 +51,35 @@ class EngineCore:
 
     def expire(self, row: Row, now: float) -> None:
         """Its deadline has passed before it was started."""
-        self.apply(row, Fate(DEAD_LETTER, reason="expired"), now)
+        if row.damage is not None:
+            self.condemn(row, row.damage, now)
+        else:
+            self.apply(row, Fate(DEAD_LETTER, reason="expired"), now)
+
+    def wake(self, row: Row, now: float) -> None:
+        """Its delay is over."""
+        if row.damage is not None:
+            self.condemn(row, row.damage, now)
+        else:
+            self.shift(row, PENDING, now)
+
+    def condemn(self, row: Row, damage: Damage, now: float) -> None:
+        """Make a dead letter of a task of which a part cannot be read, with what is left of it."""
+        held = row.state == IN_FLIGHT and damage.part == "record"
+        checkpoint = None if row.story is None else row.story.checkpoint
+        attempt = Attempt("undecodable", row.worker, now, error=damage.why)
+        row.story = Story(history=(attempt,), checkpoint=checkpoint)
+        row.result = damage.raw
+        row.epoch = max(row.epoch, int(now))  # above all that were given before, also where it cannot be read
+        if damage.unplaced:
+            row.ended, row.reason, row.due = now, "undecodable", None
+            self.book.save(row)
+        else:
+            self.apply(row, Fate(DEAD_LETTER, reason="undecodable"), now)
+        self.book.save_story(row)
+        self.book.condemned(row)
+        if held:  # nobody knows which limits it had
+            self.lanes.recount(now)
 
     def remove(self, row: Row) -> None:
         """Forget a task that is over."""
@@ -65,8 +94,11 @@ class EngineCore:
     def remove_over(self, ids: Sequence[str], now: float) -> dict[str, Row]:
         """The same, and remove those for good."""
         rows = self.book.rows(ids)
-        for task_id in [task_id for task_id, row in rows.items() if is_over(row, now)]:
-            self.remove(rows.pop(task_id))
+        for task_id, row in list(rows.items()):
+            if is_over(row, now):
+                self.remove(rows.pop(task_id))
+            elif row.damage is not None and row.damage.unplaced:
+                self.condemn(row, row.damage, now)
         return rows
 
 

@@ -7,15 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from cuelight.coordination._parties import here
 from cuelight.pools import ProcessExecutor, ThreadExecutor
+from cuelight.pools._attempts import name_of
 from cuelight.tasks._handling import Handler, call_in_process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cuelight.pools import Executor
     from cuelight.pools._attempts import Kind
     from cuelight.tasks._context import TaskContext
 
 __all__ = ["Executors"]
+
+
+class _InThread:
+    """A function that says in which thread it runs. It has the name of the function, for people."""
+
+    def __init__(self, context: TaskContext, function: Callable[..., Any]) -> None:
+        self._context, self._function = context, function
+        self.__qualname__ = name_of(function)
+        self.__module__ = getattr(function, "__module__", "")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._context.node = here.me
+        return self._function(*args, **kwargs)
 
 
 class Executors:
@@ -31,6 +48,7 @@ class Executors:
         """
         self.kind, self._name = kind, name
         self._permits = anyio.Semaphore(most)
+        self._owed = 0  # places that were lent and are taken back before somebody gives one back
         self._free: list[Executor] = []
         self._all: list[Executor] = []
 
@@ -68,18 +86,38 @@ class Executors:
             WorkerDied: its process died.
             Exception: what the function raised.
         """
-        async with self._permits:
+        await self._permits.acquire()
+        try:
             executor = self._free.pop() if self._free else self._new()
             if timeout is not None:
                 scope.deadline = anyio.current_time() + timeout
             try:
                 if self.kind == "process":
                     return await executor.run(call_in_process, (context, handler.function, args, kwargs), {})
-                value = await executor.run(handler.function, args, kwargs)
+                value = await executor.run(_InThread(context, handler.function), args, kwargs)
             finally:
                 self._free.append(executor)
+        finally:
+            self._give_back()
         # A plain function may make a coroutine: `lambda task: handle(task)`.
         return await value if inspect.isawaitable(value) else value
+
+    def lend(self) -> None:
+        """A call waits for another task: one more may begin in its place."""
+        self._permits.release()
+
+    def take_back(self) -> None:
+        """It goes on, or has ended."""
+        try:
+            self._permits.acquire_nowait()
+        except anyio.WouldBlock:
+            self._owed += 1  # the next call that ends pays
+
+    def _give_back(self) -> None:
+        if self._owed:
+            self._owed -= 1
+        else:
+            self._permits.release()
 
     def _new(self) -> Executor:
         make = ProcessExecutor if self.kind == "process" else ThreadExecutor

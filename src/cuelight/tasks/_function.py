@@ -23,8 +23,9 @@ from typing import (
 
 import msgspec
 
+from cuelight._text import safe_repr
 from cuelight.tasks._blocking import BlockingFace
-from cuelight.tasks._codec import decode, record_of
+from cuelight.tasks._codec import decode, limits_of, record_of
 from cuelight.tasks._parameters import Arguments, Parameters, brief
 from cuelight.tasks._task import Limit, Task, TaskPriority
 
@@ -100,6 +101,9 @@ class TaskFunction(Generic[P, R_co]):
     def __init__(
         self, function: Callable[P, Any], name: str | None, queue: TaskQueue | None, options: SendOptions
     ) -> None:
+        given: Any = name
+        if given is not None and not isinstance(given, str):
+            raise TypeError(f"@task(name={safe_repr(given)}): give a string")
         self.name = _name_of(function) if name is None else name
         if not self.name:
             raise ValueError(f"@task(name=''): give {brief(function)} a name, or leave it out")
@@ -291,8 +295,11 @@ def task(
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        if not callable(function):
-            raise TypeError(f"@task on {function!r}: decorate a function")
+        if isinstance(function, TaskFunction):
+            raise TypeError(f"@task on {function!r}: that is a task function; `with_options` gives it other options")
+        given: Any = function
+        if not callable(given) or isinstance(given, type):
+            raise TypeError(f"@task on {safe_repr(function)}: decorate a function")
         return _kind_of(function)(function, name, queue, options)
 
     return decorate if function is None else decorate(function)
@@ -312,7 +319,9 @@ def _name_of(function: Callable[..., Any]) -> str:
 def _async_queue(queue: TaskQueue | None) -> TaskQueue | None:
     given: Any = queue
     if isinstance(given, BlockingFace):
-        raise TypeError(f"{given!r} is a blocking queue: send with `queue.send(function, ...)`")
+        raise TypeError(f"{safe_repr(queue)} is a blocking queue: send with `queue.send(function, ...)`")
+    if given is not None and not callable(getattr(given, "send", None)):
+        raise TypeError(f"{safe_repr(given)} is no queue to send to: give a TaskQueue")
     return queue
 
 
@@ -342,7 +351,7 @@ def _checked(options: SendOptions, name: str) -> SendOptions:
 
 
 def _tuple_of(limits: Limits) -> tuple[Limit, ...]:
-    return (limits,) if isinstance(limits, Limit) else tuple(limits)
+    return (limits,) if isinstance(limits, Limit) else limits_of(limits)
 
 
 def _find(module: str, qualname: str) -> Any:

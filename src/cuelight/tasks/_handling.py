@@ -7,6 +7,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from cuelight._text import safe_repr
 from cuelight.pools._attempts import is_async, name_of
 from cuelight.tasks._codec import decode, encode, task_of
 from cuelight.tasks._context import TaskContext, running_task
@@ -90,17 +91,19 @@ def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
         plain = [function for _, function in pairs if not isinstance(function, TaskFunction)]
         if plain:
             raise TypeError(
-                f"handlers has {plain[0]!r}, which is no task function: decorate it with @task, "
+                f"handlers has {safe_repr(plain[0])}, which is no task function: decorate it with @task, "
                 f"or give a mapping, {{task_type: function}}"
             )
     else:
-        raise TypeError(f"handlers={given!r}: give a list of task functions, or a mapping, {{task_type: function}}")
+        raise TypeError(
+            f"handlers={safe_repr(given)}: give a list of task functions, or a mapping, {{task_type: function}}"
+        )
     for task_type, function in pairs:
         if task_type in by_type:
             raise ValueError(f"two handlers are named {task_type!r}: give one of them another name, @task(name=...)")
         by_type[task_type] = _handler_of(task_type, function)
     if handler is not None and not callable(handler):
-        raise TypeError(f"handler={handler!r}: give a function that takes a Task")
+        raise TypeError(f"handler={safe_repr(handler)}: give a function that takes a Task")
     fallback = None if handler is None else Handler(handler, _whole_task, name_of(handler))
     if not by_type and fallback is None:
         raise ValueError("a worker without handlers does nothing: TaskWorker(queue, [function]) or handler=function")
@@ -109,9 +112,9 @@ def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
 
 def _handler_of(task_type: Any, function: Any) -> Handler:
     if not isinstance(task_type, str):
-        raise TypeError(f"handlers has the task type {task_type!r}: give a string")
+        raise TypeError(f"handlers has the task type {safe_repr(task_type)}: give a string")
     if not callable(function):
-        raise TypeError(f"handlers[{task_type!r}] is {function!r}, which cannot be called: give a function")
+        raise TypeError(f"handlers[{task_type!r}] is {safe_repr(function)}, which cannot be called: give a function")
     if not isinstance(function, TaskFunction):
         return Handler(function, _payload, name_of(function))
     task_function: Any = function  # pyright: ignore[reportUnknownVariableType]

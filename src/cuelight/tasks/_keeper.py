@@ -18,6 +18,8 @@ from collections.abc import Callable
 from typing import Final
 
 from cuelight._log import get_log
+from cuelight._text import describe_error
+from cuelight.errors import ends_the_program
 from cuelight.tasks._store import Beat, Store
 
 __all__ = ["Keeper"]
@@ -125,7 +127,9 @@ class Keeper:
         renew = self._away > 0 or began - self._renewed >= self._lease / 3 - self._every / 2
         try:
             beat = self._store.beat(self._worker, list(held), self._lease if renew else None)
-        except Exception as error:  # whatever it is, the leases run on, and so must this
+        except BaseException as error:  # whatever it is, the leases run on, and so must this
+            if self._thread is None and ends_the_program(error):
+                raise
             self._missed(error)
             self.expire()
             # The jitter keeps the workers of a fleet from coming back all at once.
@@ -148,9 +152,9 @@ class Keeper:
         if lost:
             self._tell(Beat(lost, []))
 
-    def _missed(self, error: Exception) -> None:
+    def _missed(self, error: BaseException) -> None:
         if not self._away and not self._closed:
-            log.warning("%s cannot renew its leases, and goes on trying: %r", self._worker, error)
+            log.warning("%s cannot renew its leases, and goes on trying: %s", self._worker, describe_error(error))
         self._away += 1
 
     def _tell(self, beat: Beat) -> None:
@@ -161,7 +165,9 @@ class Keeper:
         self._told.update(cancelled)
         try:
             self._notify(Beat(lost, cancelled))
-        except Exception:
+        except BaseException as error:
+            if self._thread is None and ends_the_program(error):
+                raise
             log.exception("%s could not tell of lost or cancelled tasks", self._worker)
 
     def _run(self) -> None:

@@ -43,7 +43,7 @@ class Lanes:
     def left(self, lane_id: int, row: Row, now: float) -> None:
         """A task is pending no more, and was saved."""
         lane = self._book.lane(lane_id)
-        if lane.head is None or lane.head[-1] != row.seq:
+        if lane is None or lane.head is None or lane.head[-1] != row.seq:
             return
         head = self._book.head(lane)
         if head is None:
@@ -76,7 +76,7 @@ class Lanes:
         """Give back the places of a task that is in flight no more."""
         for limit in row.record.limits:
             gate = self._book.gate(limit.key)
-            gate.running -= 1
+            gate.running = max(0, gate.running - 1)
             self._book.save_gate(gate)
             self.settle(limit.key, now)
 
@@ -87,8 +87,13 @@ class Lanes:
     def settle(self, key: str, now: float) -> None:
         """Ask the first lane that waits on a limit for work if the limit admits its first task, or note when to."""
         gate = self._book.gate(key)
-        lane = self._book.first_lane(key)
-        if lane is None:
+        lane, own = self._book.first_lane(key), None
+        while lane is not None:
+            own = self._limit_of_first(lane, key)
+            if own is not None:
+                break
+            lane = self._book.first_lane(key)
+        if lane is None or own is None:
             gate.waiting = False
             gate.due = forget_at(gate)
             if gate.due is not None and gate.due <= now:
@@ -96,15 +101,30 @@ class Lanes:
                 return
         else:
             gate.waiting = True
-            at = opens(gate, self._limit_of_first(lane, key))
+            at = opens(gate, own)
             gate.due = at if now < at < inf else None
             if at <= now:
                 lane.waits_on = ""
                 self._book.save_lane(lane)
         self._book.save_gate(gate)
 
-    def _limit_of_first(self, lane: Lane, key: str) -> Limit:
+    def _limit_of_first(self, lane: Lane, key: str) -> Limit | None:
+        """None for a lane that cannot wait here, which no step leaves behind: it does not any more."""
         head = self._book.head(lane)
-        if head is None:  # pragma: no cover - a lane without tasks is dropped at once
-            raise AssertionError(f"the lane {lane.keys} is empty")
-        return next(limit for limit in head.record.limits if limit.key == key)
+        if head is None:
+            self._book.drop_lane(lane)
+            return None
+        own = next((limit for limit in head.record.limits if limit.key == key), None)
+        if own is None:
+            lane.waits_on, lane.head = "", lane.head or order_of(head)
+            self._book.save_lane(lane)
+        return own
+
+    def recount(self, now: float) -> None:
+        """Count the tasks in flight anew, for all limits that may be wrong."""
+        running = self._book.running()
+        for key in running:
+            gate = self._book.gate(key)
+            gate.running = running[key]
+            self._book.save_gate(gate)
+            self.settle(key, now)

@@ -1,11 +1,13 @@
 """Stores that several handles use: opened for the first, closed after the last.
 
 Invariant: between `open_store` and `close_store` of one user no other user's `close_store` closes the store. They may
-live in different loops, in different threads.
+live in different loops, in different threads. What the users in another process do does not count: one that was forked
+begins without users.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +34,17 @@ class _Use(msgspec.Struct):
 
 _uses: dict[int, _Use] = {}
 _lock = threading.Lock()
+
+
+def _forget_other_process() -> None:
+    """This process was forked: its parent's users are not here, and may have held the lock."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _uses.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_process)
 
 
 async def open_store(store: Store) -> None:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from cuelight._checks import check_seconds
+from cuelight._text import safe_repr
+from cuelight.tasks._arguments import string_given
 from cuelight.tasks._handling import Handlers, Table, table_of
 from cuelight.tasks._outcome import RETRIES
 
@@ -133,19 +136,24 @@ def options_of(
     numbers: dict[str, Any] = {"concurrency": concurrency, "threads": 1 if threads is None else threads}
     for name, number in numbers.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"{name}={number!r}: give a whole number, 1 or more")
-    if not 0 < lease < inf:
+            raise ValueError(f"{name}={safe_repr(number)}: give a whole number, 1 or more")
+    if not 0 < check_seconds("TaskWorker(lease)", lease) < inf:
         raise ValueError(f"lease={lease!r}: give more than 0 seconds, such as 15")
-    if timeout is not None and not 0 < timeout < inf:
+    if timeout is not None and not 0 < check_seconds("TaskWorker(timeout)", timeout) < inf:
         raise ValueError(f"timeout={timeout!r}: give more than 0 seconds, or None for as long as it takes")
-    if not 0 <= shutdown_timeout < inf:
+    if not 0 <= check_seconds("TaskWorker(shutdown_timeout)", shutdown_timeout) < inf:
         raise ValueError(f"shutdown_timeout={shutdown_timeout!r}: give seconds, 0 or more")
     for name, value, choices in (
         ("kind", kind, (None, "thread", "process")),
         ("heartbeat", heartbeat, ("thread", "loop")),
     ):
         if value not in choices:
-            raise ValueError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}")
+            raise ValueError(f"{name}={safe_repr(value)}: give one of {', '.join(map(repr, choices))}")
+    if worker_id is not None:
+        string_given("TaskWorker(worker_id)", worker_id)
+    delays: Any = backoff
+    if delays is not None and not callable(getattr(delays, "delay", None)):
+        raise TypeError(f"TaskWorker(backoff={safe_repr(delays)}): give a Backoff, such as Backoff(maximum=60)")
     if worker_id == "":
         raise ValueError("worker_id='': give it some characters, or leave it out")
     table = table_of(handlers, handler)

@@ -1,4 +1,7 @@
-"""What follows from how an attempt ended: pure functions from an exception to a `Finish`. They never raise."""
+"""What follows from how an attempt ended: pure functions from an exception to a `Finish`.
+
+They raise nothing but `KeyboardInterrupt`.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,9 @@ def pause_of(error: BaseException) -> tuple[float, str | None]:
     given: Any = error
     try:
         seconds, key = float(given.retry_after), given.key
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # no more than a time is at stake
         return RETRIES.minimum, None
     return (min(seconds, LONGEST_DELAY) if seconds >= 0 else RETRIES.minimum), key if type(key) is str and key else None
 
@@ -100,10 +105,12 @@ def _delay_of(backoff: Backoff, failures: int, jitter: float) -> float:
         delay = float(backoff.delay(failures, jitter))
         if 0 <= delay <= LONGEST_DELAY:
             return delay
-    except Exception as error:
-        failed: Exception = error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # no more than a delay is at stake
+        failed: BaseException = error
     else:
-        failed = ValueError(f"delay() returned {delay!r}, which is no number of seconds")
+        failed = ValueError(f"delay() returned {safe_repr(delay)}, which is no number of seconds")
     log.error("%s failed: the default back-off is used", safe_repr(backoff), error=failed, kind="backoff")
     return RETRIES.delay(failures, jitter)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
-from cuelight._text import safe_str
+from cuelight._text import safe_repr, safe_str
 
 __all__ = ["cron_spec", "due_after_change", "every_spec", "is_same_period", "latest_due", "next_due", "shifted"]
 
@@ -59,7 +59,10 @@ def every_spec(seconds: float) -> str:
 
     Raises:
         ValueError: the period is shorter, endless or not a number.
+        TypeError: it is no number.
     """
+    if not isinstance(seconds, int | float):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        raise TypeError(f"every({safe_repr(seconds)}): give a number of seconds")
     if not SHORTEST <= seconds < math.inf:
         raise ValueError(f"every({seconds!r}): give a period of {SHORTEST:g} seconds or more")
     return f"every {float(seconds)!r}"
@@ -79,14 +82,14 @@ def cron_spec(line: str, tz: str = "UTC") -> str:
     """
     text: Any = line
     if not isinstance(text, str):
-        raise ValueError(f"cron {line!r}: give a string: '30 9 * * MON-FRI'")  # noqa: TRY004 - as for other lines
+        raise ValueError(f"cron {safe_repr(line)}: give a string: '30 9 * * MON-FRI'")  # noqa: TRY004 - as for other lines
     fields = text.strip()
     if fields.startswith("@"):
         known = _ALIASES.get(fields.lower())
         if known is None:
             there = ", ".join(sorted(_ALIASES))
             start = "; what is to run when a program starts can be sent then" if fields.lower() == "@reboot" else ""
-            raise ValueError(f"cron {line!r}: there is no such name: there are {there}{start}")
+            raise ValueError(f"cron {safe_repr(line)}: there is no such name: there are {there}{start}")
         fields = known
     _refuse_long_steps(line, fields.split())
     spec = f"cron {tz} {fields}"
@@ -112,8 +115,8 @@ def _refuse_long_steps(line: str, fields: list[str]) -> None:
             if step is not None and step > values:
                 way = f": use every({step * seconds}, ...) for that" if seconds else ""
                 raise ValueError(
-                    f"cron {line!r}: {term!r} is not every {step} {name}, for the step is longer than the {values} "
-                    f"{name} that there are{way}"
+                    f"cron {safe_repr(line)}: {safe_repr(term)} is not every {step} {name}, for the step is "
+                    f"longer than the {values} {name} that there are{way}"
                 )
 
 
@@ -130,7 +133,7 @@ def next_due(spec: str, after: float, anchor: float | None = None) -> float:
         ImportError: it is a cron line, and cronsim is not installed.
     """
     if not math.isfinite(after):
-        raise ValueError(f"{spec!r} after {after!r}: give a moment in seconds since the epoch")
+        raise ValueError(f"{safe_repr(spec)} after {safe_repr(after)}: give a moment in seconds since the epoch")
     kind, rest = _parts(spec)
     if kind == "every":
         return _next_period(
@@ -139,7 +142,7 @@ def next_due(spec: str, after: float, anchor: float | None = None) -> float:
     if kind == "cron":
         tz, _, line = rest.partition(" ")
         return _next_cron(line, tz, after)
-    raise ValueError(f"{spec!r} is no schedule: make one with every_spec(seconds) or cron_spec(line)")
+    raise ValueError(f"{safe_repr(spec)} is no schedule: make one with every_spec(seconds) or cron_spec(line)")
 
 
 def due_after_change(spec: str, now: float, old_spec: str, old_due: float) -> float:
@@ -204,7 +207,7 @@ def _period(spec: str, text: str) -> float:
     except ValueError:
         period = 0.0
     if not SHORTEST <= period < math.inf:
-        raise ValueError(f"{spec!r} is no schedule: its period is to be {SHORTEST:g} seconds or more")
+        raise ValueError(f"{safe_repr(spec)} is no schedule: its period is to be {SHORTEST:g} seconds or more")
     return period
 
 
@@ -226,17 +229,19 @@ def _next_cron(line: str, tz: str, after: float) -> float:
     try:
         zone = ZoneInfo(tz)
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"cron {line!r}: there is no time zone {tz!r}: give one such as 'Europe/Berlin'") from error
+        raise ValueError(
+            f"cron {safe_repr(line)}: there is no time zone {safe_repr(tz)}: give one such as 'Europe/Berlin'"
+        ) from error
     try:
         start = datetime.fromtimestamp(after, zone)
     except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"cron {line!r} after {after!r}: no calendar has that moment") from error
+        raise ValueError(f"cron {safe_repr(line)} after {safe_repr(after)}: no calendar has that moment") from error
     for moment in _moments(line, start):
         due: float = moment.timestamp()
         # Asked in the second of two hours, the line may answer with the first.
         if due > after:
             return due
-    raise ValueError(f"cron {line!r} is never due: no day has that date within 50 years")
+    raise ValueError(f"cron {safe_repr(line)} is never due: no day has that date within 50 years")
 
 
 def _moments(line: str, start: datetime) -> Iterator[datetime]:
@@ -250,5 +255,5 @@ def _moments(line: str, start: datetime) -> Iterator[datetime]:
     except Exception as error:  # its own errors, and what its asserts and the calendar raise
         reason = safe_str(error).lower() if isinstance(error, cronsim.CronSimError) else "it makes no sense"
         raise ValueError(
-            f"cron {line!r}: {reason}; give minute, hour, day, month and weekday: '30 9 * * MON-FRI'"
+            f"cron {safe_repr(line)}: {reason}; give minute, hour, day, month and weekday: '30 9 * * MON-FRI'"
         ) from error

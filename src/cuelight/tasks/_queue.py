@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import msgspec
 
+from cuelight._checks import check_seconds
 from cuelight._log import get_log
-from cuelight._text import format_traceback, safe_str
+from cuelight._text import format_traceback, safe_repr, safe_str
 from cuelight.errors import PoolClosed, QueueFull, TaskTimedOut, control_error
 from cuelight.pools import TaskStatus
+from cuelight.tasks._arguments import check_function, check_task, id_given, items_given, string_given
 from cuelight.tasks._blocking_queue import BlockingTaskQueue
 from cuelight.tasks._codec import decode, encode, record_of
+from cuelight.tasks._context import running_task
 from cuelight.tasks._failures import QUIET, Failure
 from cuelight.tasks._function import TaskFunction
 from cuelight.tasks._outcome import kind_of, pause_of, said, trace_of
@@ -21,6 +24,7 @@ from cuelight.tasks._queue_life import Held, Life
 from cuelight.tasks._store import Added, Finish, Record
 from cuelight.tasks._task import Task
 from cuelight.tasks._task_handle import TaskHandle
+from cuelight.tasks._waiting import resting
 from cuelight.tasks._watch import FOREVER, SOON
 
 if TYPE_CHECKING:
@@ -74,6 +78,7 @@ class TaskQueue(QueueAdmin):
             TypeError: a field has the wrong type, or the payload cannot be stored.
             PoolClosed: the queue takes no more tasks.
         """
+        check_task("enqueue", task)
         return (await self._add([task]))[0].outcome == "added"
 
     async def enqueue_many(self, tasks: Iterable[Task]) -> list[bool]:
@@ -92,7 +97,10 @@ class TaskQueue(QueueAdmin):
             TypeError: a field has the wrong type, or a payload cannot be stored.
             PoolClosed: the queue takes no more tasks.
         """
-        return [added.outcome == "added" for added in await self._add(list(tasks))]
+        given = items_given("enqueue_many", tasks, "a list of Tasks")
+        for task in given:
+            check_task("enqueue_many", task)
+        return [added.outcome == "added" for added in await self._add(given)]
 
     async def send(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Put a task into the queue that calls a function with these arguments. A checkpoint.
@@ -104,6 +112,7 @@ class TaskQueue(QueueAdmin):
             TypeError: an argument is missing, too many, of the wrong type, or cannot be stored.
             QueueFull: as for `enqueue`, like whatever else that raises.
         """
+        check_function("send", function)
         added = (await self._add([function.task(*args, **kwargs)]))[0]
         return TaskHandle(self, added.id, function.read_result, is_new=added.outcome == "added")
 
@@ -117,7 +126,13 @@ class TaskQueue(QueueAdmin):
         Args:
             task_id: of the task.
             function: what it calls, for the type of the result; without it that is a plain value.
+
+        Raises:
+            TypeError: the identifier is no string, or the function no task function.
         """
+        string_given("handle", task_id)
+        if function is not None:
+            check_function("handle", function)
         return TaskHandle(self, task_id, _plain if function is None else function.read_result)
 
     async def _add(self, tasks: Sequence[Task]) -> list[Added]:
@@ -142,7 +157,7 @@ class TaskQueue(QueueAdmin):
         self, life: Life, ticket: int, records: Sequence[Record], outcomes: dict[int, Added]
     ) -> None:
         """Add what was not, first come, first served."""
-        with life.line.joined(ticket):
+        with resting(running_task.get()), life.line.joined(ticket):
             while True:
                 await life.line.until_first(ticket)
                 version = life.store.version()
@@ -180,8 +195,7 @@ class TaskQueue(QueueAdmin):
         Raises:
             ValueError: the time is negative or not a number.
         """
-        if not timeout >= 0:
-            raise ValueError(f"dequeue(timeout={timeout!r}): give seconds, 0 or more")
+        check_seconds("dequeue(timeout)", timeout, 0)
         life = await self._ready()
         clock = life.backend.time
         until = clock() + timeout
@@ -210,7 +224,7 @@ class TaskQueue(QueueAdmin):
             StoreUnavailable: the store was away for too long; the task is still this handle's.
         """
         data = encode(result, "result")
-        life, held = await self._held(task)
+        life, held = await self._held("ack", task)
         if held is None:
             return False
         return await self._settle(life, held, Finish(held.task.task_id, held.epoch, result=data)) != ""
@@ -234,11 +248,14 @@ class TaskQueue(QueueAdmin):
 
         Raises:
             ValueError: the delay is negative or not a number.
+            TypeError: an argument has the wrong type.
             StoreUnavailable: the store was away for too long; the task is still this handle's.
         """
-        if delay is not None and not 0 <= delay < float("inf"):
-            raise ValueError(f"nack(delay={delay!r}): give seconds, 0 or more")
-        life, held = await self._held(task)
+        if delay is not None:
+            check_seconds("nack(delay)", delay, 0, finite=True)
+        if not (error is None or isinstance(error, BaseException | str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"nack(error={safe_repr(error)}): give an exception, a text, or None")
+        life, held = await self._held("nack", task)
         if held is None:
             return False
         finish = _failed(life, held, error, delay)
@@ -267,9 +284,10 @@ class TaskQueue(QueueAdmin):
             ValueError: the time is not more than 0.
         """
         renewed = self._options.lease if seconds is None else seconds
-        if not renewed > 0:
-            raise ValueError(f"extend(seconds={seconds!r}): give more than 0 seconds")
-        life, held = await self._held(task)
+        check_seconds("extend(seconds)", renewed, 0, finite=True)
+        if not renewed:
+            raise ValueError("extend(seconds=0): give more than 0 seconds")
+        life, held = await self._held("extend", task)
         if held is None:
             return False
         return await life.renew(held, renewed)
@@ -306,9 +324,9 @@ class TaskQueue(QueueAdmin):
 
     # Inside.
 
-    async def _held(self, task: Task | str) -> tuple[Life, Held | None]:
+    async def _held(self, call: str, task: Task | str) -> tuple[Life, Held | None]:
         life = await self._ready()
-        return life, life.held.get(task.task_id if isinstance(task, Task) else task)
+        return life, life.held.get(id_given(call, task))
 
     async def _settle(self, life: Life, held: Held, finish: Finish) -> str:
         state = await life.settle(held, finish)

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
 
+from cuelight._checks import check_seconds
+from cuelight.errors import DeadlockError
+from cuelight.tasks._arguments import check_function, check_limit, check_query, items_given, string_given
 from cuelight.tasks._checks import ids_given
 from cuelight.tasks._codec import task_of
+from cuelight.tasks._context import running_task
 from cuelight.tasks._dead_letter_queue import DeadLetterQueue
 from cuelight.tasks._queue_base import QueueBase
 from cuelight.tasks._schedules import Cron, Every, ScheduleChanges, declared, is_changed, updated
@@ -51,6 +55,7 @@ class QueueAdmin(QueueBase):
 
     async def find(self, query: Query) -> list[Snapshot]:
         """Tasks that fulfil a query, as the store has them. A checkpoint."""
+        check_query("find", query)
         life = await self._ready()
         return await life.patiently(lambda: life.store.find(query))
 
@@ -60,6 +65,7 @@ class QueueAdmin(QueueBase):
         It reads a page of tasks at a time, so that there may be any number; each page is a checkpoint. The loop over
         them may be left at any time.
         """
+        check_function("results", function)
         return _Results(self, function)
 
     @overload
@@ -144,7 +150,19 @@ class QueueAdmin(QueueBase):
 
         Returns:
             Whether it is so; False if the time was over before.
+
+        Raises:
+            DeadlockError: a task of this queue would wait for itself.
+            ValueError: the time is not a number.
         """
+        if timeout is not None:
+            check_seconds("drain(timeout)", timeout)
+        running = running_task.get()
+        if timeout is None and running is not None and running.is_of(self.store):
+            raise DeadlockError(
+                f"{running!r} waits until its own queue is drained, and would wait for ever: wait for the handles of "
+                f"other tasks, or give a timeout"
+            )
         life = await self._ready()
         clock, store = life.backend.time, life.store
         until = clock() + (inf if timeout is None else timeout)
@@ -165,16 +183,20 @@ class QueueAdmin(QueueBase):
 
     async def set_limit(self, limit: Limit) -> None:
         """Override what all tasks say of the limit with this key, also those that are there. A checkpoint."""
+        check_limit("set_limit", limit)
         life = await self._ready()
         await life.patiently(lambda: life.store.set_limit(limit, limit.key))
 
     async def clear_limit(self, key: str) -> None:
         """Undo `set_limit`: what each task says holds again. A checkpoint."""
+        string_given("clear_limit(key)", key)
         life = await self._ready()
         await life.patiently(lambda: life.store.set_limit(None, key))
 
     async def pause_limit(self, key: str, seconds: float) -> None:
         """Start no task that has this limit for so many seconds, in any process. A checkpoint."""
+        string_given("pause_limit(key)", key)
+        check_seconds("pause_limit(seconds)", seconds, 0, finite=True)
         life = await self._ready()
         await life.patiently(lambda: life.store.pause_limit(key, seconds))
 
@@ -249,7 +271,7 @@ class QueueAdmin(QueueBase):
             TypeError: one of them is no schedule; nothing was done.
             ImportError: there is a cron line, and the extra `cron` is not installed; nothing was done.
         """
-        wanted = declared(schedules)
+        wanted = declared(items_given("sync_schedules", schedules, "a list of Every and Cron"))
         life = await self._ready()
         store, changes = life.store, ScheduleChanges()
         there = {schedule.name: schedule for schedule in await life.patiently(store.schedules)}
@@ -268,6 +290,7 @@ class QueueAdmin(QueueBase):
 
     async def remove_schedule(self, name: str) -> bool:
         """Forget periodic work. False if there is none of this name (any more). A checkpoint."""
+        string_given("remove_schedule(name)", name)
         life = await self._ready()
         return await life.patiently(lambda: life.store.remove_schedule(name))
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from math import inf
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
 import msgspec
 
+from cuelight._checks import check_seconds
+from cuelight._text import safe_repr
 from cuelight.actors import Ref, child
 from cuelight.errors import PoolClosed, SystemClosed
-from cuelight.supervision import ActorSystem
+from cuelight.supervision import ActorSystem, BlockingSystem
+from cuelight.tasks._arguments import check_callback, check_store, string_given
 from cuelight.tasks._memory import MemoryStore
 from cuelight.tasks._options import Heartbeat
 from cuelight.tasks._queue_actor import QueueActor
@@ -30,6 +34,11 @@ WhenFull = Literal["wait", "reject", "shed_lowest"]
 """What `enqueue` does when the queue is full: wait for room, raise `QueueFull`, or give up the least urgent task."""
 
 
+_IN_OTHER_THREADS = (
+    "make another TaskQueue over the same store for this thread, with `async with` if it runs a loop, else with `with`"
+)
+
+
 class _Options(msgspec.Struct, frozen=True, kw_only=True):
     """What a handle was given, to be looked at once."""
 
@@ -42,16 +51,19 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: Heartbeat
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length={self.max_length!r}: give 1 or more, or None for any number")
-        if self.overflow not in {"wait", "reject", "shed_lowest"}:
-            raise ValueError(f"overflow={self.overflow!r}: give 'wait', 'reject' or 'shed_lowest'")
-        if not 0 < self.lease < inf:
+        most: Any = self.max_length
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise ValueError(f"max_length={safe_repr(most)}: give a whole number, 1 or more, or None for any number")
+        if self.overflow not in ("wait", "reject", "shed_lowest"):
+            raise ValueError(f"overflow={safe_repr(self.overflow)}: give 'wait', 'reject' or 'shed_lowest'")
+        if not 0 < check_seconds("lease", self.lease) < inf:
             raise ValueError(f"lease={self.lease!r}: give more than 0 seconds")
-        if self.heartbeat not in {"thread", "loop"}:
-            raise ValueError(f"heartbeat={self.heartbeat!r}: give 'thread' or 'loop'")
-        if not self.patience >= 0:
+        if self.heartbeat not in ("thread", "loop"):
+            raise ValueError(f"heartbeat={safe_repr(self.heartbeat)}: give 'thread' or 'loop'")
+        if not check_seconds("TaskQueue(patience)", self.patience) >= 0:
             raise ValueError(f"patience={self.patience!r}: give seconds, 0 or more")
+        check_callback("TaskQueue(on_lost)", self.on_lost)
+        check_callback("TaskQueue(on_cancel)", self.on_cancel)
 
 
 class QueueBase:
@@ -89,7 +101,9 @@ class QueueBase:
 
         Raises:
             ValueError: a value makes no sense; the message says which.
+            TypeError: it has the wrong type.
             SystemClosed: the system does not run.
+            RuntimeError: the system lives in the loop of another thread.
         """
         self._options = _Options(
             max_length=max_length,
@@ -100,7 +114,9 @@ class QueueBase:
             on_cancel=on_cancel,
             heartbeat=heartbeat,
         )
-        self.name = name
+        self.name = string_given("TaskQueue(name)", name)
+        if store is not None:
+            check_store("TaskQueue(store)", store)
         self.store: Store = MemoryStore() if store is None else store
         self._bound = None if max_length is None else Bound(max_length, shed=overflow == "shed_lowest")
         self._state: tuple[ActorSystem, Ref[Any], Life, Watch] | None = None
@@ -110,9 +126,19 @@ class QueueBase:
             self._begin(system)
 
     def _begin(self, system: ActorSystem) -> Ref[Any]:
+        given: Any = system
+        if isinstance(given, BlockingSystem):
+            raise TypeError(f"TaskQueue(system={given!r}): in blocking code use `with TaskQueue(store) as queue:`")
+        if not isinstance(given, ActorSystem):
+            raise TypeError(f"TaskQueue(system={safe_repr(given)}): give a running ActorSystem, or leave it out")
         if not system._open:
             raise SystemClosed(
                 f"the system {system.name!r} is not running: make the queue inside its `async with` block"
+            )
+        if get_ident() != system.thread:
+            raise RuntimeError(
+                f"the system {system.name!r} lives in the event loop of another thread, so the task queue "
+                f"{self.name!r} cannot be made here: {_IN_OTHER_THREADS}"
             )
         options = self._options
         life = Life(
@@ -139,6 +165,15 @@ class QueueBase:
             )
         return self._state
 
+    def _here(self) -> tuple[ActorSystem, Ref[Any], Life, Watch]:
+        """The same, in the thread to which it all belongs."""
+        state = self._opened()
+        if get_ident() != state[2].thread:
+            raise RuntimeError(
+                f"the task queue {self.name!r} lives in the event loop of another thread: {_IN_OTHER_THREADS}"
+            )
+        return state
+
     @property
     def system(self) -> ActorSystem:
         """The system that it lives in.
@@ -154,8 +189,9 @@ class QueueBase:
 
         Raises:
             PoolClosed: it is not open.
+            RuntimeError: this is not the thread of its loop.
         """
-        return self._opened()[2]
+        return self._here()[2]
 
     @property
     def watch(self) -> Watch:
@@ -163,8 +199,9 @@ class QueueBase:
 
         Raises:
             PoolClosed: it is not open.
+            RuntimeError: this is not the thread of its loop.
         """
-        return self._opened()[3]
+        return self._here()[3]
 
     async def ready(self) -> None:
         """Wait until the store is open. All methods do so by themselves. A checkpoint only before that.

@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
@@ -26,8 +27,9 @@ import anyio.to_thread
 import msgspec
 
 from cuelight._log import get_log
+from cuelight._text import describe_error, safe_repr
 from cuelight.actors import Message
-from cuelight.errors import PoolClosed, StoreUnavailable
+from cuelight.errors import PoolClosed, StoreUnavailable, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.supervision import Backoff
 from cuelight.tasks._codec import task_of
@@ -97,6 +99,7 @@ class Life:
     ) -> None:
         self.store, self.name, self.lease, self.patience = store, name, lease, patience
         self.backend = current_backend()
+        self.thread = get_ident()
         self.worker = f"{name}:{uuid4().hex}"
         self.held: dict[str, Held] = {}
         self.line = Line(self.backend.waiter)  # of producers that wait for room
@@ -125,7 +128,7 @@ class Life:
         try:
             await self.patiently(lambda: open_store(self.store))
         except Exception as error:
-            log.error("the queue %r cannot open its store: %r", self.name, error)  # noqa: TRY400 - each call raises it
+            log.error("the queue %r cannot open its store: %s", self.name, describe_error(error))  # noqa: TRY400 - each call raises it
             self._error = error
             self.end()
         else:
@@ -274,7 +277,7 @@ class Life:
         try:
             held = Held(task_of(lease), lease.epoch, self.store.now())
         except ValueError as error:
-            log.error("the task %s is given up: %s", lease.record.id, error)  # noqa: TRY400 - it says all
+            log.error("the task %s is given up: %s", lease.record.id, describe_error(error))  # noqa: TRY400
             await self._exchange(self._refusal(lease, "undecodable", str(error)))
             return None, 0.0
         except BaseException:  # no memory, no stack left: nobody here can have it
@@ -410,5 +413,7 @@ class Life:
             return
         try:
             consumer(task)
-        except Exception:
-            log.exception("%r failed on the task %s", consumer, task.task_id)
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
+            log.exception("%s failed on the task %s", safe_repr(consumer), task.task_id)

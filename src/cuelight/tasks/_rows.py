@@ -20,6 +20,7 @@ __all__ = [
     "PENDING",
     "SCHEDULED",
     "STATES",
+    "Damage",
     "Gate",
     "Lane",
     "Order",
@@ -55,6 +56,24 @@ class Story(msgspec.Struct, array_like=True):
     progress: bytes | None = None
 
 
+class Damage(msgspec.Struct, frozen=True):
+    """What of a task cannot be read, where a row may be damaged.
+
+    Attributes:
+        part: "record", "story" or "row".
+        why: a sentence without the name of the task.
+        raw: what is there.
+        renamed: its id was no text, so that it has another one now.
+        unplaced: its state is none, so that it is counted nowhere.
+    """
+
+    part: str
+    why: str
+    raw: bytes = b""
+    renamed: bool = False
+    unplaced: bool = False
+
+
 class Row(msgspec.Struct, eq=False):
     """A task in a store.
 
@@ -65,6 +84,7 @@ class Row(msgspec.Struct, eq=False):
         step: what that finish was and what became of it, see `Settled`.
         story: None for a task to which nothing has happened.
         turn: when it is its turn among tasks of its priority and deadline, see `_turns.py`.
+        damage: what of it cannot be read; the rest is as far as it can be, with defaults.
     """
 
     seq: int
@@ -82,6 +102,7 @@ class Row(msgspec.Struct, eq=False):
     story: Story | None = None
     result: bytes | None = None
     turn: float = 0.0
+    damage: Damage | None = None
 
 
 class Lane(msgspec.Struct, eq=False):

@@ -3,7 +3,8 @@
 Invariants:
 
 1. A lease that was begun is settled once: with a finish, or, when the lease was lost, without one.
-2. Nothing that a task raises gets out, but `KeyboardInterrupt` and the cancellation of the runner itself.
+2. Nothing that a task raises gets out, but `KeyboardInterrupt`, which ends the shift, and the cancellation of the
+   runner itself.
 3. A handler that is cut off is cancelled at once, and its attempt is counted by why it was cut off: lost, cancelled,
    timed out or released. One that completes in spite of it is done, unless its lease was lost.
 4. One cancel scope serves many leases and is replaced once it was used, so the power to cancel costs nothing per task.
@@ -30,6 +31,7 @@ from cuelight.errors import (
     TaskTimedOut,
     UnexpectedCancellation,
     WorkerDied,
+    _leaves,
 )
 from cuelight.mailbox import running_task as running_task_of_loop
 from cuelight.tasks._context import TaskContext, running_task
@@ -66,7 +68,7 @@ class Runner:
         cut: why it was cut off; empty if it was not.
     """
 
-    __slots__ = ("_clean", "_scope", "_shift", "context", "cut", "handler", "lease", "timeout")
+    __slots__ = ("_clean", "_scope", "_shift", "_task", "context", "cut", "handler", "lease", "timeout")
 
     lease: Lease
     context: TaskContext
@@ -76,17 +78,26 @@ class Runner:
         self._shift = shift
         self._scope = anyio.CancelScope()
         self._clean = tuple(copy_context().values())
+        self._task = shift.backend.current_task()
         self.cut = ""
         self.timeout: float | None = None
 
     async def run(self) -> None:
         """Run what the shift has, until it is over."""
         try:
-            while self._is_clean():
+            while self._is_clean() and not self._shift.has_too_many_runners:
                 with anyio.CancelScope() as self._scope:
                     await self._serve()
+        except BaseException as error:
+            self._hand_over(error)
         finally:
             self._shift.runner_ended()
+
+    def _hand_over(self, error: BaseException) -> None:
+        """Have the shift end with an interrupt: raised here, it would end the event loop of asyncio at once."""
+        if _split(error, (KeyboardInterrupt,))[0] is None:
+            raise error
+        self._shift.interrupt(error)
 
     async def _serve(self) -> None:
         """Run leases until the scope was used, or the context of the runner was changed."""
@@ -95,6 +106,8 @@ class Runner:
             lease = shift.take()
             if lease is None:
                 self._forget()
+                if shift.has_too_many_runners:
+                    return
                 await shift.park()
                 budget = BUDGET
                 continue
@@ -130,8 +143,11 @@ class Runner:
 
     async def once(self, lease: Lease) -> None:
         """Run one lease only."""
-        with anyio.CancelScope() as self._scope:
-            await self.attempt(lease)
+        try:
+            with anyio.CancelScope() as self._scope:
+                await self.attempt(lease)
+        except BaseException as error:
+            self._hand_over(error)
 
     async def attempt(self, lease: Lease) -> None:
         """Run one lease, and settle it."""
@@ -142,8 +158,10 @@ class Runner:
         timeout = record.timeout if record.timeout is not None else shift.options.timeout
         deadline = None if timeout is None else shift.store.now() + timeout
         self.lease, self.handler, self.timeout, self.cut = lease, handler, timeout, ""
-        self.context = context = TaskContext(lease, shift, deadline)
-        shift.running[record.id, lease.epoch] = self
+        self.context = context = TaskContext(lease, shift, deadline, self._task)
+        if record.id in shift.running:  # its lease was lost, and it has not ended
+            shift.outdated.append(shift.running[record.id])
+        shift.running[record.id] = self
         token = running_task.set(context)
         value: Any = None
         data, error = b"", None
@@ -158,7 +176,12 @@ class Runner:
             self._scope.deadline = inf
         running_task.reset(token)
         context.end(cancelled=error is not None)  # a thread that was left behind looks
-        del shift.running[record.id, lease.epoch]
+        if shift.running.get(record.id) is self:
+            del shift.running[record.id]
+        else:
+            shift.outdated.remove(self)
+        if shift.resting:
+            shift.attempt_over(self)
         elapsed = shift.backend.time() - began
         if error is None:
             finish = None if self._is_lost() else Finish(record.id, lease.epoch, "done", data)
@@ -195,22 +218,30 @@ class Runner:
         kind, cause = self._cause(error, ours=ours, onwards=onwards)
         finish = None
         if self.cut is not LOST:
-            finish = failure(
-                self.lease,
-                kind,
-                cause,
-                worker=self._shift.options.worker_id,
-                at=self._shift.store.now(),
-                elapsed=elapsed,
-                backoff=self._shift.options.backoff,
-                jitter=random.random(),  # noqa: S311 - no secret
-                delay=cause.delay if isinstance(cause, Mismatch) else 0.0,
-                where=rest or error,
-            )
+            where = error if rest is None else rest
+            try:
+                finish = self._finish(kind, cause, elapsed, where)
+            except KeyboardInterrupt as interrupt:  # out of a back-off, say
+                kind, cause, onwards = "released", Released(SHUT_DOWN), interrupt
+                finish = self._finish(kind, cause, elapsed, where)
             self._note(kind, cause)
         self._shift.settle(self.lease, finish, elapsed, None, cause)
         if onwards is not None:
             raise onwards
+
+    def _finish(self, kind: str, cause: Exception, elapsed: float, where: BaseException) -> Finish:
+        return failure(
+            self.lease,
+            kind,
+            cause,
+            worker=self._shift.options.worker_id,
+            at=self._shift.store.now(),
+            elapsed=elapsed,
+            backoff=self._shift.options.backoff,
+            jitter=random.random(),  # noqa: S311 - no secret
+            delay=cause.delay if isinstance(cause, Mismatch) else 0.0,
+            where=where,
+        )
 
     def _note(self, kind: str, cause: Exception) -> None:
         """Have the log say that it failed: when the store has said what becomes of it, or now if it is in none."""
@@ -262,10 +293,16 @@ class Runner:
 def _split(
     error: BaseException, kinds: tuple[type[BaseException], ...]
 ) -> tuple[BaseException | None, BaseException | None]:
-    if isinstance(error, BaseExceptionGroup):
-        group: BaseExceptionGroup[BaseException] = error  # pyright: ignore[reportUnknownVariableType]
-        return BaseExceptionGroup.split(group, kinds)  # not what a subclass made of it
-    return (error, None) if isinstance(error, kinds) else (None, error)
+    """What is of these kinds in an exception, and what is not. Nothing of a group is called, however deep it is."""
+    if not isinstance(error, BaseExceptionGroup):
+        return (error, None) if isinstance(error, kinds) else (None, error)
+    parts: tuple[list[BaseException], list[BaseException]] = [], []
+    for leaf in _leaves(error):  # pyright: ignore[reportUnknownArgumentType]
+        parts[not isinstance(leaf, kinds)].append(leaf)
+    if not parts[0]:
+        return None, error  # pyright: ignore[reportUnknownVariableType]
+    onwards, rest = (BaseExceptionGroup("in a task", part) if part else None for part in parts)
+    return onwards, rest
 
 
 def _must_go_on(error: BaseException) -> bool:

@@ -19,10 +19,11 @@ import dataclasses
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr
 from cuelight.tasks._strategies import (
     STRATEGIES,
     Assignments,
@@ -189,7 +190,7 @@ class _Table:
     def __init__(self, strategy: SchedulingStrategy | str | AssignStrategy, key: Callable[[Task], str | None]) -> None:
         self._choose = strategy if callable(strategy) else _named(strategy)
         self._key = key
-        self._lock = Lock()
+        self._lock = RLock()  # a strategy may look at the workers
         self._workers: dict[str, WorkerInfo] = {}
         self._order: list[str] = []  # the identifiers, sorted
         self._preferred: dict[str, str] = {}
@@ -241,7 +242,9 @@ class _Table:
             chosen = self._choose(eligible, task, Assignments(self._last, self._preferred, capable, key))
             if all(worker.worker_id != chosen for worker in eligible):
                 names = ", ".join(worker.worker_id for worker in eligible)
-                raise ValueError(f"the strategy {self._choose!r} returned {chosen!r}: return one of {names}")
+                raise ValueError(
+                    f"the strategy {safe_repr(self._choose)} returned {safe_repr(chosen)}: return one of {names}"
+                )
             self._workers[chosen].current_load += 1
             self._last = chosen
             return chosen
@@ -274,7 +277,7 @@ class _Watch:
 
     def __init__(self, table: _Table, worker_id: str, ref: Ref[Any]) -> None:
         if not ref.alive:
-            raise ValueError(f"ref={ref!r}: this actor has ended, so register a worker that lives")
+            raise ValueError(f"ref={safe_repr(ref)}: this actor has ended, so register a worker that lives")
         self._table, self._worker_id = table, worker_id
         self._cell, self._thread = ref._cell, get_ident()
         self._cell.bonds_made().call_when_ended(self._ended)
@@ -302,7 +305,7 @@ def _named(strategy: str) -> AssignStrategy:
         return STRATEGIES[SchedulingStrategy(strategy)]
     except ValueError:
         names = ", ".join(repr(str(name)) for name in SchedulingStrategy)
-        raise ValueError(f"strategy={strategy!r}: give a SchedulingStrategy, {names} or a function") from None
+        raise ValueError(f"strategy={safe_repr(strategy)}: give a SchedulingStrategy, {names} or a function") from None
 
 
 def _described(worker: WorkerInfo | str, capabilities: Sequence[str] | None, max_concurrent: int) -> WorkerInfo:
@@ -312,7 +315,9 @@ def _described(worker: WorkerInfo | str, capabilities: Sequence[str] | None, max
         given: Any = [] if capabilities is None else capabilities
         worker = WorkerInfo(worker, given, max_concurrent)
     elif capabilities is not None or max_concurrent != 10:
-        raise ValueError(f"register_worker({worker!r}, ...): say capabilities and max_concurrent in the WorkerInfo")
+        raise ValueError(
+            f"register_worker({safe_repr(worker)}, ...): say capabilities and max_concurrent in the WorkerInfo"
+        )
     _check(worker)
     worker.capabilities = list(worker.capabilities)
     return worker
@@ -327,13 +332,15 @@ def _check(worker: WorkerInfo) -> None:
         "current_load": (worker.current_load, 0),
     }
     if not isinstance(name, str):
-        raise TypeError(f"worker_id={name!r}: give a string, or a WorkerInfo")
+        raise TypeError(f"worker_id={safe_repr(name)}: give a string, or a WorkerInfo")
     if not name:
         raise ValueError("worker_id='': give it some characters, for '' means that nobody is eligible")
     if abilities.__class__ not in {list, tuple, set, frozenset} or not all(isinstance(one, str) for one in abilities):
-        raise TypeError(f"capabilities={abilities!r} of {name!r}: give a list of task types, such as ['resize']")
+        raise TypeError(
+            f"capabilities={safe_repr(abilities)} of {safe_repr(name)}: give a list of task types, such as ['resize']"
+        )
     for what, (number, least) in numbers.items():
         if not isinstance(number, int) or isinstance(number, bool):
-            raise TypeError(f"{what}={number!r} of {name!r}: give a whole number")
+            raise TypeError(f"{what}={safe_repr(number)} of {safe_repr(name)}: give a whole number")
         if number < least:
-            raise ValueError(f"{what}={number!r} of {name!r}: give {least} or more")
+            raise ValueError(f"{what}={safe_repr(number)} of {safe_repr(name)}: give {least} or more")

@@ -46,11 +46,18 @@ class Every:
         seconds: the period.
         what: the task; a function is called without arguments, for others give `function.task(...)`.
         name: unique in the queue; the name of the task type by default.
+
+    Raises:
+        ValueError: the period makes no sense, the task has a deadline or no type.
+        TypeError: it is no task.
     """
 
     seconds: float
     what: Task | TaskFunction[..., Any]
     name: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.periodic()
 
     def periodic(self) -> Periodic:
         """What it declares.
@@ -71,12 +78,20 @@ class Cron:
         what: as for `Every`.
         tz: the time zone of the line: "Europe/Berlin".
         name: as for `Every`.
+
+    Raises:
+        ValueError: the line makes no sense, the task has a deadline or no type.
+        TypeError: it is no task.
+        ImportError: the extra `cron` is not installed.
     """
 
     line: str
     what: Task | TaskFunction[..., Any]
     tz: str = field(default="UTC", kw_only=True)
     name: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.periodic()
 
     def periodic(self) -> Periodic:
         """What it declares.

@@ -12,8 +12,10 @@ Invariants:
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -21,7 +23,7 @@ import anyio.to_thread
 from anyio.from_thread import BlockingPortal
 
 from cuelight._log import get_log
-from cuelight.errors import TaskCancelled, TaskFailed
+from cuelight.errors import DeadlockError, TaskCancelled, TaskFailed
 from cuelight.mailbox import current_backend
 from cuelight.tasks._chores import Chores
 from cuelight.tasks._claimer import Claimer
@@ -33,6 +35,7 @@ from cuelight.tasks._opened import close_store, open_store
 from cuelight.tasks._outcome import Released, failure
 from cuelight.tasks._runner import CANCELLED, LOST, SHUT_DOWN, Runner
 from cuelight.tasks._store import Finish
+from cuelight.tasks._waiting import runs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from cuelight.mailbox import Waiter
+    from cuelight.tasks._context import TaskContext
     from cuelight.tasks._options import Tally, WorkerOptions
     from cuelight.tasks._store import Beat, Lease, Store
 
@@ -56,6 +60,9 @@ FLUSH: Final = 5.0
 KILLED_FLUSH: Final = 1.0
 """The same when it was killed."""
 
+MOST_RESTING: Final = 10_000
+"""Tasks of one worker that may wait for others at the same time. Each has its place in memory, and a lease."""
+
 Settled = tuple["Lease", Finish | None, float, Any, Exception | None]
 """The lease, how it was finished (None: lost), seconds, what it returned and what it raised."""
 
@@ -67,7 +74,11 @@ class Shift:
         self.store, self.options, self.tally, self.queue = store, options, tally, queue
         self.backend = current_backend()
         self.portal: BlockingPortal | None = None
-        self.running: dict[tuple[str, int], Runner] = {}
+        self.running: dict[str, Runner] = {}
+        self.outdated: list[Runner] = []  # that run what another one runs again by now
+        self.resting: dict[TaskContext, int] = {}  # tasks that wait for others, and in how many places
+        self._had_waits = False
+        self._thread = threading.get_ident()
         self.waiting: deque[Lease] = deque()
         self.finishes: list[Finish] = []
         self.failures: dict[tuple[str, int], Failure] = {}  # of finishes that the store has not answered
@@ -87,6 +98,7 @@ class Shift:
             clock=self.backend.time if looped else time.monotonic,
         )
         self._group: TaskGroup | None = None
+        self._interrupted: BaseException | None = None
         self._opened = False
         self._idle: list[Waiter] = []
         self._runners = self._roused = 0
@@ -98,7 +110,12 @@ class Shift:
     @property
     def room(self) -> int:
         """How many leases could be begun now."""
-        return self.options.slots - len(self.running) - len(self.waiting)
+        return self.options.slots + len(self.resting) - len(self.running) - len(self.outdated) - len(self.waiting)
+
+    @property
+    def busy(self) -> int:
+        """How many attempts are under way."""
+        return len(self.running) + len(self.outdated)
 
     def feed(self, leases: Sequence[Lease], since: float) -> None:
         """Begin what was claimed, as far as there are slots; the rest waits. `since`: when the claim was sent."""
@@ -115,6 +132,8 @@ class Shift:
         """The next lease for a runner."""
         if not self.waiting or self.draining:
             return None
+        if self._had_waits and self.busy - len(self.resting) >= self.options.slots:
+            return None
         lease = self.waiting.popleft()
         self.taken += 1
         if self.waiting:
@@ -127,7 +146,7 @@ class Shift:
         while self._roused < wanted:
             if self._idle:
                 self._idle.pop().wake()
-            elif self._runners < self.options.slots and self._group is not None:
+            elif self._runners < self.options.slots + len(self.resting) and self._group is not None:
                 self._runners += 1
                 self._group.start_soon(self._new_runner, name=f"{self.options.worker_id} runner")
             else:
@@ -152,6 +171,11 @@ class Shift:
             raise
         self._roused -= 1
 
+    @property
+    def has_too_many_runners(self) -> bool:
+        """Whether a runner that is idle is one too many, because tasks that waited go on."""
+        return self._had_waits and self._runners > self.options.slots + len(self.resting)
+
     def runner_ended(self) -> None:
         """A runner has ended; if there is something to run another takes its place."""
         self._runners -= 1
@@ -163,7 +187,15 @@ class Shift:
         handler = self.options.table.find(lease.record.type)
         if handler is None:
             kind = lease.record.type
-            if kind not in self._unknown:
+            if isinstance(lease, Given):
+                log.error(
+                    "%s knows no task type %r: the task %s is with its caller",
+                    self.options.worker_id,
+                    kind,
+                    lease.record.id,
+                    extra={"task_id": lease.record.id, "task_type": kind, "worker_id": self.options.worker_id},
+                )
+            elif kind not in self._unknown:
                 self._unknown.add(kind)
                 log.warning(
                     "%s knows no task type %r: such tasks are parked until a worker starts that does",
@@ -177,6 +209,66 @@ class Shift:
             self._end(lease, finish)
         return handler
 
+    # Tasks that wait for others.
+
+    def node_of(self, task_id: str) -> Any:
+        """Who runs a task, as a node of the graph of waits; None if it does not run here. From any thread."""
+        runner = self.running.get(task_id)
+        context = None if runner is None else getattr(runner, "context", None)
+        return None if context is None else context.node
+
+    def rest(self, context: TaskContext) -> bool:
+        """A task begins to wait for another one: its slot is free meanwhile. From any thread.
+
+        Raises:
+            DeadlockError: very many wait already.
+        """
+        if len(self.resting) >= MOST_RESTING and context not in self.resting:
+            raise DeadlockError(
+                f"{context!r} cannot wait for another task: {MOST_RESTING} tasks of {self.options.worker_id} do so "
+                f"already. Send what is next at the end of a task, instead of waiting for it"
+            )
+        if threading.get_ident() == self._thread:
+            self._rest(context)
+        else:
+            self.backend.call_threadsafe(self._rest, context)
+        return True
+
+    def resume(self, context: TaskContext) -> None:
+        """It goes on. From any thread."""
+        if threading.get_ident() == self._thread:
+            self._resume(context)
+        else:
+            with suppress(RuntimeError):  # the loop has ended, and with it the worker
+                self.backend.call_threadsafe(self._resume, context)
+
+    def _rest(self, context: TaskContext) -> None:
+        runner = self.running.get(context.task_id)
+        if runner is None or getattr(runner, "context", None) is not context:
+            return  # it has ended meanwhile
+        self._had_waits = True
+        before = self.resting.get(context, 0)
+        self.resting[context] = before + 1
+        if not before:
+            if not runner.handler.in_loop:
+                self.executors.lend()
+            self._rouse()
+            self.claimer.look()
+
+    def _resume(self, context: TaskContext) -> None:
+        left = self.resting.pop(context, 0) - 1
+        if left > 0:
+            self.resting[context] = left
+        elif left == 0:
+            runner = self.running.get(context.task_id)
+            if runner is not None and getattr(runner, "context", None) is context and not runner.handler.in_loop:
+                self.executors.take_back()
+
+    def attempt_over(self, runner: Runner) -> None:
+        """An attempt has ended; what it waited for does not count any more."""
+        if self.resting.pop(runner.context, 0) and not runner.handler.in_loop:
+            self.executors.take_back()
+
     # Leases out.
 
     def settle(self, lease: Lease, finish: Finish | None, elapsed: float, value: Any, error: Exception | None) -> None:
@@ -185,7 +277,7 @@ class Shift:
         if self.on_settled is not None:
             self.on_settled((lease, finish, elapsed, value, error))
         self._end(lease, finish)
-        if self._when_idle is not None and not self.running:
+        if self._when_idle is not None and not self.busy:
             self._when_idle.wake()
 
     def _end(self, lease: Lease, finish: Finish | None) -> None:
@@ -229,7 +321,7 @@ class Shift:
         """The keeper has heard of leases."""
         for why, keys in ((LOST, beat.lost), (CANCELLED, beat.cancelled)):
             for key in keys:
-                runner = self.running.get(key)
+                runner = self._runner_of(*key)
                 if runner is not None:
                     if why is LOST:
                         log.warning(
@@ -241,6 +333,12 @@ class Shift:
                     runner.cut_off(why)
                 else:
                     self._forget_waiting(key, why)
+
+    def _runner_of(self, task_id: str, epoch: int) -> Runner | None:
+        runner = self.running.get(task_id)
+        if runner is not None and runner.lease.epoch == epoch:
+            return runner
+        return next((one for one in self.outdated if (one.lease.record.id, one.lease.epoch) == (task_id, epoch)), None)
 
     def _forget_waiting(self, key: tuple[str, int], why: str) -> None:
         for lease in self.waiting:
@@ -255,6 +353,17 @@ class Shift:
 
     # The shift.
 
+    def interrupt(self, error: BaseException) -> None:
+        """A task has raised `KeyboardInterrupt`: the shift is over, and raises it."""
+        self._interrupted = error if self._interrupted is None else self._interrupted
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+
+    def _raise_interrupt(self) -> None:
+        interrupted, self._interrupted = self._interrupted, None
+        if interrupted is not None:
+            raise interrupted
+
     async def run(self, until: Callable[[], Awaitable[object]]) -> None:
         """Work until `until` returns, then let what runs end. A checkpoint.
 
@@ -262,8 +371,12 @@ class Shift:
 
         Args:
             until: waits for the end of the shift.
+
+        Raises:
+            BaseException: a `KeyboardInterrupt` that a task has raised, maybe in a group.
         """
         gentle = False
+        runs[self] = None
         try:
             async with BlockingPortal() as portal, anyio.create_task_group() as group:
                 self.portal, self._group = portal, group
@@ -274,8 +387,10 @@ class Shift:
                 group.cancel_scope.cancel()
                 await portal.stop(cancel_remaining=True)
         finally:
+            runs.pop(self, None)
             with anyio.CancelScope(shield=True):
                 await self._close(gentle=gentle)
+        self._raise_interrupt()
 
     async def _begin(self) -> None:
         assert self._group is not None  # noqa: S101 - it was entered
@@ -296,12 +411,12 @@ class Shift:
         self.claimer.wake()
         with anyio.move_on_after(self.options.shutdown_timeout):
             await self._until_idle()
-        for runner in tuple(self.running.values()):
+        for runner in (*self.running.values(), *self.outdated):
             runner.cut_off(SHUT_DOWN)
         await self._until_idle()
 
     async def _until_idle(self) -> None:
-        while self.running:
+        while self.busy:
             self._when_idle = self.backend.waiter()
             await self._when_idle
         self._when_idle = None
@@ -333,6 +448,7 @@ class Shift:
         """
         settled: list[Settled] = []
         self.on_settled = settled.append
+        runs[self] = None
         try:
             if lease is None:
                 await self._open()
@@ -345,9 +461,11 @@ class Shift:
                         group.start_soon(Runner(self).once, lease)
                     beside.cancel_scope.cancel()
         finally:
+            runs.pop(self, None)
             self.on_settled = None  # a traceback holds this shift, and would hold itself through it
             if isinstance(lease, Given):
                 self.finishes.clear()  # no store has heard of it
             with anyio.CancelScope(shield=True):
                 await self._close(gentle=True)
+        self._raise_interrupt()
         return settled[0] if settled else None

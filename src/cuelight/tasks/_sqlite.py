@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from cuelight._text import safe_repr
 from cuelight.errors import PoolClosed, StoreUnavailable
 from cuelight.mailbox._backend import yield_now
 from cuelight.tasks._changes import Changes
+from cuelight.tasks._checks import check_text
 from cuelight.tasks._clock import SteadyClock
 from cuelight.tasks._step_timeout import time_for_step
 from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Query, Record, Schedule, Size, Snapshot
@@ -28,10 +30,33 @@ _SPARE: Final = 1.0
 """Seconds that a transaction may take after it has the lock."""
 
 
+_opening: Final = threading.Lock()
+"""Of all stores: a fork waits for it, so that a child never finds it held by a thread that it does not have."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+
+
 def _call(step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> Call:
     from cuelight.tasks._sqlite_writer import Call  # noqa: PLC0415 - sqlite3 is loaded by those who have such a store
 
     return Call(step, args, reads=reads, blocking=blocking)
+
+
+def _absolute(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"SQLiteStore({safe_repr(path)}): give the path of a file") from None
+    if not text or text == ":memory:" or text.startswith("file:"):
+        raise ValueError(f"SQLiteStore({text!r}): give the path of a file; without one use MemoryStore()")
+    if "\0" in text:
+        raise ValueError(f"SQLiteStore({text!r}): a path has no NUL characters")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"SQLiteStore({text!r}): this is no path: {error.reason}") from None
+    return os.path.abspath(text)
 
 
 class SQLiteStore:
@@ -43,6 +68,9 @@ class SQLiteStore:
     A call that is cancelled while it waits may take effect all the same, wholly or not at all. The same call may then
     be made again: records and claims carry a nonce, and finishes an epoch.
 
+    A file that is deleted or replaced while it is open is noticed before the next step: nothing is acknowledged that
+    goes to a file without a name. If another file is renamed to its name, the store goes on with that one.
+
     The file must be on a local disk: locks of network file systems cannot be trusted. A store that was opened before a
     `fork` belongs to the parent process; the child has to `open` it again.
     """
@@ -52,7 +80,7 @@ class SQLiteStore:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         *,
         queue: str = "default",
         synchronous: str = "FULL",
@@ -62,7 +90,8 @@ class SQLiteStore:
         """Name the file; nothing happens before `open`.
 
         Args:
-            path: the file. It is made if it is not there, its folder is not.
+            path: the file; a relative path is looked up from the folder that is current now. The file is made if it is
+                not there, for this user alone; its folder is not.
             queue: which queue in it.
             synchronous: "FULL" syncs the disk before each acknowledgement. "NORMAL" may lose the last of them when the
                 power fails, not when a process is killed. "EXTRA" and "OFF" are those of SQLite.
@@ -71,10 +100,10 @@ class SQLiteStore:
 
         Raises:
             ValueError: an argument is none of those.
+            TypeError: the path or the name of the queue is no path or text.
         """
-        self._path = os.fspath(path)
-        if not self._path or self._path == ":memory:" or self._path.startswith("file:"):
-            raise ValueError(f"SQLiteStore({self._path!r}): give the path of a file; without one use MemoryStore()")
+        self._path = _absolute(path)
+        check_text(f"SQLiteStore({self._path!r})", queue=queue)
         from cuelight.tasks._sqlite_schema import SYNCHRONOUS  # noqa: PLC0415 - as above
 
         if synchronous not in SYNCHRONOUS:
@@ -84,7 +113,6 @@ class SQLiteStore:
         self._queue, self._synchronous, self._busy_timeout = queue, synchronous, busy_timeout
         self._clock = SteadyClock(clock)
         self._changes = Changes(self._poke)
-        self._lock = threading.Lock()
         self._writer: Writer | None = None
 
     def __repr__(self) -> str:
@@ -104,7 +132,7 @@ class SQLiteStore:
             StoreUnavailable: other processes held it for too long, or the disk failed.
         """
         call = _call("size", reads=True)
-        with self._lock:
+        with _opening:
             writer = self._writer
             if writer is not None and writer.pid != os.getpid():
                 writer.abandon()

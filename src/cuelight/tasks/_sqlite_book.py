@@ -8,76 +8,78 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
-from typing import Any, Final, cast
+from typing import Any
 
-import msgspec
-
-from cuelight.tasks._rows import CANCELLED, COMPLETED, STATES, Gate, Lane, Row, Story
+from cuelight.errors import StoreRefused
+from cuelight.tasks._checks import EXACT
+from cuelight.tasks._rows import CANCELLED, COMPLETED, IN_FLIGHT, STATES, Lane, Row
+from cuelight.tasks._sqlite_limits import SQLiteLimits
+from cuelight.tasks._sqlite_rows import (
+    LATEST,
+    body_of,
+    encode,
+    json_of,
+    leases_of,
+    renamed_seq,
+    rows_of,
+    schedules_of,
+)
 from cuelight.tasks._sqlite_statements import (
+    BEYOND,
     CLAIMED,
     COUNT_OVER,
     DELETE,
     DUE,
     EXPIRED,
-    FIRST_LANE,
     FORGET_CLAIMS,
     FORGET_UNIQUES,
-    GATES_DUE,
+    HOLDER,
     INSERT,
     JOIN,
     LAST,
     MAKE_LAST,
     NEXT_DUE,
     NOT_OVER,
+    ODD,
     OVER,
+    PARKED_AFTER,
+    PARKED_TYPE,
     PARKED_TYPES,
+    PENDING_IN,
     READY,
     ROWS,
     ROWS_ALL,
-    SAVE_GATE,
     SELECT_ALL,
+    SEQUENCES,
+    UNFINISHED,
     UPDATE,
     UPDATE_ALIKE,
 )
 from cuelight.tasks._sqlite_turns import SQLiteTurns
 from cuelight.tasks._store import Query, Record, Schedule
-from cuelight.tasks._task import Limit
 
 __all__ = ["SQLiteBook"]
 
-_encode: Final = msgspec.msgpack.encode
-_decode_record: Final = msgspec.msgpack.Decoder(Record).decode
-_decode_story: Final = msgspec.msgpack.Decoder(Story).decode
-_decode_limit: Final = msgspec.msgpack.Decoder(Limit).decode
-_decode_keys: Final = msgspec.json.Decoder(tuple[str, ...]).decode
-_new_row: Final = cast("Callable[..., Row]", Row)  # its fields come in the order of the columns
-_decode_leases: Final = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 
-
-class SQLiteBook:
+class SQLiteBook(SQLiteLimits):
     """See `Book`.
 
     Attributes:
         stale: somebody has seen that there are results to forget; whoever sees to that clears it.
     """
 
-    def __init__(self, connection: sqlite3.Connection, queue: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, queue: int, where: str) -> None:
+        self._where = where
+        super().__init__(connection, queue)
         self.sizes = [0] * len(STATES)
-        self.paused = self.closed = self.changed = self.stale = False
-        self._connection = connection
-        self._run = connection.execute
-        self._queue = queue
+        self.paused = self.closed = self.stale = False
         self._sizes_before: list[int] = []
         self.turns = SQLiteTurns(connection, queue)
         self._sequence: int | None = None
         self._fresh: list[Row] = []
         self._dirty: dict[int, Row] = {}
-        self._gates: dict[str, Gate] = {}
-        self._dirty_gates: dict[str, Gate] = {}
-        self._lanes: dict[int, Lane] = {}
-        self._lanes_by_keys: dict[tuple[str, ...], Lane] = {}
 
     def begin(self) -> None:
         """Read what each step needs."""
@@ -89,16 +91,23 @@ class SQLiteBook:
             floor, top, lines FROM queues WHERE id = ?""",
             (self._queue,),
         ).fetchone()
+        if row is None:
+            raise StoreRefused(
+                f"{self._where}: the file has no queue {self._queue} any more: another program has removed its row "
+                "from the table `queues`; put it back, or open the queue anew"
+            )
         self.paused, self.closed, self.sizes = bool(row[0]), bool(row[1]), list(row[2:9])
-        self.turns.begin(*row[9:])
         self._sizes_before = self.sizes.copy()
+        if min(self.sizes) < 0 or max(self.sizes) > EXACT:
+            self.recount()
+        self.turns.begin(*row[9:])
 
     def end(self) -> None:
         """Write what is left."""
         self.flush()
         self.turns.end()
         if self._sequence is not None:
-            self._run("UPDATE file SET sequence = ?", (self._sequence,))
+            self._run("INSERT OR REPLACE INTO file VALUES (1, ?)", (self._sequence,))
         if self.sizes != self._sizes_before:
             self._run(
                 """UPDATE queues SET pending = ?, scheduled = ?, parked = ?, in_flight = ?, completed = ?,
@@ -112,7 +121,7 @@ class SQLiteBook:
         if self._fresh:
             rows, self._fresh = self._fresh, []
             many(INSERT, [self._new_values(row) for row in rows])
-            many("INSERT INTO bodies VALUES (?, ?, ?)", [_body(row) for row in rows])
+            many("INSERT OR REPLACE INTO bodies VALUES (?, ?, ?)", [body_of(row) for row in rows])
         if self._dirty:
             dirty, self._dirty = self._dirty, {}
             # Most of a batch become the same: one statement for all that do costs a third.
@@ -122,18 +131,31 @@ class SQLiteBook:
             many(UPDATE, [(*values, seqs[0]) for values, seqs in alike.items() if len(seqs) == 1])
             for values, seqs in alike.items():
                 if len(seqs) > 1:
-                    self._run(UPDATE_ALIKE, (*values, _json(seqs)))
-        if self._dirty_gates:
-            gates, self._dirty_gates = self._dirty_gates, {}
-            many(SAVE_GATE, [self._gate_values(gate) for gate in gates.values()])
+                    self._run(UPDATE_ALIKE, (*values, json_of(seqs)))
+        super().flush()
+
+    def recount(self) -> None:
+        """Count the tasks in each state: somebody else has changed what is there."""
+        self.flush()
+        counted = dict(self._run("SELECT state, count(*) FROM tasks WHERE queue = ? GROUP BY state", (self._queue,)))
+        self.sizes = [counted.get(state, 0) for state in range(len(STATES))]
 
     # Tasks
 
     def new(self, record: Record) -> Row:
-        if self._sequence is None:
-            (self._sequence,) = self._run("SELECT sequence FROM file").fetchone()
-        self._sequence = (self._sequence or 0) + 1
-        return Row(seq=self._sequence, record=record)
+        seq = self._sequence
+        if seq is None:
+            # Behind all that is there, also if another program has put it there.
+            seq = max(at for (at,) in self._run(SEQUENCES) if at is not None and 0 <= at < EXACT)
+        self._sequence = seq + 1
+        return Row(seq=seq + 1, record=record)
+
+    def renumber(self, seq: int) -> None:
+        """Put a task behind all others, where a number is none that a task can have."""
+        fresh = self.new(Record(id="", type="")).seq
+        for table in ("tasks", "bodies", "stories"):
+            self._run(f"UPDATE OR IGNORE {table} SET seq = ? WHERE seq = ?", (fresh, seq))  # noqa: S608
+        self.changed = True
 
     def insert(self, row: Row) -> None:
         self.changed = True
@@ -162,9 +184,25 @@ class SQLiteBook:
 
     def rows(self, ids: Sequence[str], *, payload: bool = False) -> dict[str, Row]:
         self.flush()
-        wanted = (self._queue, _json(ids))
-        found = (_row(values) for values in self._run(ROWS_ALL if payload else ROWS, wanted))
-        return {row.record.id: row for row in found}
+        wanted = (self._queue, json_of(ids))
+        found = rows_of(self._run(ROWS_ALL if payload else ROWS, wanted), self._columns)
+        rows = {row.record.id: row for row in found}
+        if len(rows) < len(ids):
+            self._add_renamed(ids, rows)
+        return rows
+
+    def _add_renamed(self, ids: Sequence[str], rows: dict[str, Row]) -> None:
+        """Add those whose ids in the file are none: they are shown under others, which nobody may have written yet."""
+        for task_id in ids:
+            seq = renamed_seq(task_id) if task_id not in rows else None
+            if seq is not None:
+                for row in self._rows(f"{SELECT_ALL} {JOIN} WHERE tasks.seq = ? AND queue = ?", seq, self._queue):
+                    if row.record.id == task_id:
+                        rows[task_id] = row
+
+    def _columns(self, seq: int) -> Sequence[Any]:
+        columns: Sequence[Any] = self._run("SELECT type, priority FROM tasks WHERE seq = ?", (seq,)).fetchone()
+        return columns
 
     def save(self, row: Row) -> None:
         self.changed = True
@@ -172,13 +210,22 @@ class SQLiteBook:
 
     def save_story(self, row: Row) -> None:
         self.changed = True
-        self._run("INSERT OR REPLACE INTO stories VALUES (?, ?)", (row.seq, _encode(row.story)))
+        self._run("INSERT OR REPLACE INTO stories VALUES (?, ?)", (row.seq, encode(row.story)))
 
     def save_record(self, row: Row) -> None:
         self.changed = True
-        seq, meta, payload = _body(row)
-        self._run("UPDATE bodies SET meta = ?, payload = ? WHERE seq = ?", (meta, payload, seq))
+        seq, meta, payload = body_of(row)
+        if row.damage is not None and row.damage.part == "record":  # it stays as it is
+            self._run("UPDATE bodies SET payload = ? WHERE seq = ?", (payload, seq))
+        else:
+            self._run("UPDATE bodies SET meta = ?, payload = ? WHERE seq = ?", (meta, payload, seq))
         self._run("UPDATE tasks SET deadline = ?, turn = ? WHERE seq = ?", (row.record.deadline, row.turn, seq))
+
+    def condemned(self, row: Row) -> None:
+        if row.damage is not None and row.damage.renamed:
+            self._run("UPDATE tasks SET id = ? WHERE seq = ?", (row.record.id, row.seq))
+        if row.damage is not None and row.damage.unplaced:
+            self.recount()
 
     def delete(self, row: Row) -> None:
         self.changed = True
@@ -206,12 +253,32 @@ class SQLiteBook:
     def expired(self, now: float, most: int) -> list[Row]:
         return self._rows(EXPIRED, self._queue, now, most)
 
+    def odd(self, most: int) -> list[Row]:
+        """Tasks that no step leaves behind, and no other question finds."""
+        return self._rows(ODD, self._queue, most)
+
+    def beyond(self, state: int, at: float, most: int) -> list[Row]:
+        """Tasks in a state whose `due` is not before a time."""
+        return self._rows(BEYOND, self._queue, state, at, most)
+
+    def pending_in(self, lane: int, most: int) -> list[Row]:
+        """Pending tasks of this queue in a lane."""
+        return self._rows(PENDING_IN, lane, self._queue, most)
+
     def last(self) -> Row | None:
         self._run(MAKE_LAST)
         return next(iter(self._rows(LAST, self._queue)), None)
 
     def parked(self, types: Sequence[str]) -> list[Row]:
-        return self._rows(PARKED_TYPES, self._queue, _json(types))
+        rows = self._rows(PARKED_TYPES, self._queue, json_of([kind for kind in types if "\0" not in kind]))
+        for kind in types:
+            if "\0" in kind:  # where `json_each` ends a text
+                rows += self._rows(PARKED_TYPE, self._queue, kind)
+        return rows
+
+    def parked_after(self, seq: int, most: int) -> list[Row]:
+        """Parked tasks in their order."""
+        return self._rows(PARKED_AFTER, self._queue, seq, most)
 
     def find(self, query: Query, now: float) -> list[Row]:
         # Where most tasks are in other states, an index leads to the few; all others are read in their order.
@@ -243,95 +310,31 @@ class SQLiteBook:
 
     def next_due(self) -> float:
         self.flush()
-        return min((at for at in self._run(NEXT_DUE, (self._queue,) * 4).fetchone() if at is not None), default=inf)
+        times = self._run(NEXT_DUE, (self._queue,) * 4).fetchone()
+        return min((at for at in times if at is not None), default=inf)
 
     def _rows(self, statement: str, *values: Any) -> list[Row]:
         self.flush()
-        return [_row(found) for found in self._run(statement, values)]
+        return rows_of(self._run(statement, values), self._columns)
 
-    # Limits
-
-    def lane(self, lane: int) -> Lane:
-        there = self._lanes.get(lane)
-        if there is None:
-            query = "SELECT id, keys, waits_on, priority, deadline, turn, seq FROM lanes WHERE id = ?"
-            there = self._lane(self._run(query, (lane,)).fetchone())
-        return there
-
-    def _lane(self, values: Any) -> Lane:
-        there = self._lanes.get(values[0])
-        if there is None:
-            there = Lane(values[0], _decode_keys(values[1]), values[2], tuple(values[3:7]))
-            self._lanes[there.id] = self._lanes_by_keys[there.keys] = there
-        return there
-
-    def lane_of(self, keys: tuple[str, ...]) -> Lane:
-        there = self._lanes_by_keys.get(keys)
-        if there is None:
-            text = _json(keys)
-            query = "SELECT id, keys, waits_on, priority, deadline, turn, seq FROM lanes WHERE queue = ? AND keys = ?"
-            values = self._run(query, (self._queue, text)).fetchone()
-            if values is not None:
-                return self._lane(values)
-            (number,) = self._run(
-                "INSERT INTO lanes (queue, keys) VALUES (?, ?) RETURNING id", (self._queue, text)
-            ).fetchone()
-            there = self._lanes[number] = self._lanes_by_keys[keys] = Lane(number, keys)
-        return there
-
-    def save_lane(self, lane: Lane) -> None:
-        self.changed = True
-        head = lane.head or (None, None, None, None)
-        statement = "UPDATE lanes SET waits_on = ?, priority = ?, deadline = ?, turn = ?, seq = ? WHERE id = ?"
-        self._run(statement, (lane.waits_on, *head, lane.id))
-
-    def drop_lane(self, lane: Lane) -> None:
-        self.changed = True
-        del self._lanes[lane.id], self._lanes_by_keys[lane.keys]
-        self._run("DELETE FROM lanes WHERE id = ?", (lane.id,))
-
-    def first_lane(self, waits_on: str) -> Lane | None:
-        values = self._run(FIRST_LANE, (self._queue, waits_on)).fetchone()
-        return None if values is None else self._lane(values)
-
-    def gate(self, key: str) -> Gate:
-        gate = self._gates.get(key)
-        if gate is None:
-            query = "SELECT running, tat, closed, override, waiting, due FROM gates WHERE queue = ? AND key = ?"
-            values = self._run(query, (self._queue, key)).fetchone()
-            if values is None:
-                gate = Gate(key)
-            else:
-                override = None if values[3] is None else _decode_limit(values[3])
-                running, tat, closed, _, waiting, due = values
-                gate = Gate(key, running, tat, closed, override, bool(waiting), due)
-            self._gates[key] = gate
-        return gate
-
-    def save_gate(self, gate: Gate) -> None:
-        self.changed = True
-        self._dirty_gates[gate.key] = gate
-
-    def _gate_values(self, gate: Gate) -> tuple[Any, ...]:
-        override = None if gate.override is None else _encode(gate.override)
-        return (self._queue, gate.key, gate.running, gate.tat, gate.closed, override, gate.waiting, gate.due)
-
-    def drop_gate(self, gate: Gate) -> None:
-        self.changed = True
-        self._gates.pop(gate.key, None)
-        self._dirty_gates.pop(gate.key, None)
-        self._run("DELETE FROM gates WHERE queue = ? AND key = ?", (self._queue, gate.key))
-
-    def gates_due(self, now: float, most: int) -> list[Gate]:
-        self.flush()
-        return [self.gate(key) for (key,) in self._run(GATES_DUE, (self._queue, now, most)).fetchall()]
+    def running(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for row in self._rows(DUE, self._queue, IN_FLIGHT, inf, -1):
+            for limit in row.record.limits:
+                found[limit.key] = found.get(limit.key, 0) + 1
+        return found
 
     # Unique keys, claims, schedules
 
     def holder(self, key: str, now: float) -> str | None:
-        query = "SELECT id FROM uniques WHERE queue = ? AND key = ? AND until > ?"
-        found = self._run(query, (self._queue, key, now)).fetchone()
-        return None if found is None else found[0]
+        found = self._run(HOLDER, (self._queue, key, now)).fetchone()
+        if found is None or LATEST <= found[1] < inf:  # that is no time
+            return None
+        if found[1] == inf:
+            self.flush()
+            if self._run(UNFINISHED, (self._queue, found[0])).fetchone() is None:
+                return None  # it would hold the key for ever
+        return str(found[0])
 
     def hold(self, key: str, task_id: str, until: float) -> None:
         self.changed = True
@@ -346,12 +349,14 @@ class SQLiteBook:
         found = self._run(query, (self._queue, nonce)).fetchone()
         if found is None:
             return None
-        leases = _decode_leases(found[0])
-        rows = {row.seq: row for row in self._rows(CLAIMED, _json([seq for seq, _ in leases]))}
+        leases = leases_of(found[0])
+        if leases is None:
+            return None
+        rows = {row.seq: row for row in self._rows(CLAIMED, json_of([seq for seq, _ in leases]))}
         return [(rows[seq], epoch) for seq, epoch in leases if seq in rows]
 
     def remember(self, nonce: str, rows: Sequence[Row], until: float) -> None:
-        leases = _encode([(row.seq, row.epoch) for row in rows])
+        leases = encode([(row.seq, row.epoch) for row in rows])
         self._run("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", (self._queue, nonce, until, leases))
 
     def forget(self, now: float, most: int) -> None:
@@ -366,15 +371,15 @@ class SQLiteBook:
 
     def schedules(self) -> list[Schedule]:
         query = "SELECT name, spec, due, record FROM schedules WHERE queue = ? ORDER BY due, name"
-        return list(_schedules(self._run(query, (self._queue,))))
+        return list(schedules_of(self._run(query, (self._queue,))))
 
     def schedule(self, name: str) -> Schedule | None:
         query = "SELECT name, spec, due, record FROM schedules WHERE queue = ? AND name = ?"
-        return next(iter(_schedules(self._run(query, (self._queue, name)))), None)
+        return next(iter(schedules_of(self._run(query, (self._queue, name)))), None)
 
     def save_schedule(self, schedule: Schedule) -> None:
         self.changed = True
-        values = (self._queue, schedule.name, schedule.spec, schedule.due, _encode(schedule.record))
+        values = (self._queue, schedule.name, schedule.spec, schedule.due, encode(schedule.record))
         self._run("INSERT OR REPLACE INTO schedules VALUES (?, ?, ?, ?, ?)", values)
 
     def drop_schedule(self, name: str) -> None:
@@ -385,24 +390,3 @@ class SQLiteBook:
         self.changed = True
         statement = "UPDATE queues SET paused = ?, closed = ? WHERE id = ?"
         self._run(statement, (self.paused, self.closed, self._queue))
-
-
-def _schedules(found: Iterable[Any]) -> Iterator[Schedule]:
-    for name, spec, due, record in found:
-        yield Schedule(name=name, spec=spec, due=due, record=_decode_record(record))
-
-
-def _json(values: Sequence[Any]) -> str:
-    return msgspec.json.encode(values).decode()
-
-
-def _body(row: Row) -> tuple[int, bytes, bytes]:
-    meta = msgspec.structs.replace(row.record, id="", payload=b"")
-    return (row.seq, _encode(meta), row.record.payload)
-
-
-def _row(values: tuple[Any, ...]) -> Row:
-    record = _decode_record(values[2])
-    record.id, record.deadline, record.payload = values[0], values[1], values[15]
-    story = None if values[3] is None else _decode_story(values[3])
-    return _new_row(values[4], record, *values[5:15], story, values[16], values[17])

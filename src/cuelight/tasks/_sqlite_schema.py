@@ -9,17 +9,35 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from math import inf
 from typing import Final
-from urllib.parse import quote
 
 from cuelight._text import safe_str
-from cuelight.errors import StoreUnavailable
+from cuelight.errors import StoreRefused, StoreUnavailable
+from cuelight.tasks._sqlite_file import make_private, uri_of
 
-__all__ = ["SCRIPTS", "SYNCHRONOUS", "connect", "is_busy", "migrate", "unavailable"]
+__all__ = [
+    "SCRIPTS",
+    "SYNCHRONOUS",
+    "connect",
+    "is_busy",
+    "migrate",
+    "orphaned",
+    "queue_number",
+    "too_new",
+    "unavailable",
+    "version_of",
+]
 
 SYNCHRONOUS: Final = ("FULL", "NORMAL", "EXTRA", "OFF")
 _OLDEST: Final = (3, 37, 0)  # the first with STRICT tables
 _APPLICATION: Final = 0x43554531  # "CUE1": tells the file from those of others
+
+_opening: Final = threading.Lock()  # a fork waits for it: no child finds it held by a thread that it does not have
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 
 SCRIPTS: tuple[tuple[str, ...], ...] = (
     (
@@ -97,7 +115,7 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
 
 
 def connect(path: str, synchronous: str) -> sqlite3.Connection:
-    """Open the file, or make it. Lock waits are the caller's business: `is_busy`.
+    """Open the file at an absolute path, or make it. Lock waits are the caller's business: `is_busy`.
 
     Raises:
         FileNotFoundError: its folder is not there.
@@ -113,15 +131,21 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
             f"SQLiteStore({path!r}): this Python has SQLite {sqlite3.sqlite_version}, and the store needs {needed}; "
             "use a newer build of Python"
         )
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"SQLiteStore({path!r}): there is no folder {folder!r}; make it first")
     if os.path.isdir(path):
         raise IsADirectoryError(f"SQLiteStore({path!r}): this is a folder; name a file in it")
+    with _opening:
+        make_private(path)
+        return _connect(path, synchronous)
+
+
+def _connect(path: str, synchronous: str) -> sqlite3.Connection:
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(
-            f"file:{quote(os.path.abspath(path))}?mode=rwc",
+            uri_of(path, "rwc"),
             uri=True,
             timeout=0.0,
             isolation_level=None,
@@ -163,18 +187,61 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
     Raises:
         ValueError: the file is of a newer version.
     """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = version_of(connection)
     if version > len(SCRIPTS):
-        raise ValueError(
-            f"SQLiteStore({path!r}): the file has version {version}, and this release of cuelight knows versions up "
-            f"to {len(SCRIPTS)}; use the release that wrote it, or a newer one"
-        )
+        raise ValueError(too_new(version, path))
     for script in SCRIPTS[version:]:
         for statement in script:
             connection.execute(statement)
     if version < len(SCRIPTS):
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")
         connection.execute(f"PRAGMA user_version = {len(SCRIPTS)}")
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """The number of scripts that were run over the file."""
+    version: int
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return version
+
+
+def too_new(version: int, path: str) -> str:
+    """What to say of a file that a newer release has migrated."""
+    return (
+        f"SQLiteStore({path!r}): the file has version {version}, and this release of cuelight knows versions up to "
+        f"{len(SCRIPTS)}; use the release that wrote it, or a newer one"
+    )
+
+
+def queue_number(connection: sqlite3.Connection, name: str, path: str) -> int:
+    """The number of a queue; a new one if there is none of this name. In a transaction that the caller has begun.
+
+    Raises:
+        StoreRefused: tasks are there whose queue is not: it may be this one.
+    """
+    find = "SELECT id FROM queues WHERE name = ?"
+    found = connection.execute(find, (name,)).fetchone()
+    if found is None:
+        for owner in orphaned(connection.execute):
+            raise StoreRefused(
+                f"SQLiteStore({path!r}, queue={name!r}): the file has tasks of queue {owner}, and another "
+                "program has removed its name from the table `queues`: put it back, or delete these tasks"
+            )
+        connection.execute("INSERT INTO queues (name) VALUES (?)", (name,))
+        found = connection.execute(find, (name,)).fetchone()
+    number: int = found[0]
+    return number
+
+
+def orphaned(run: Callable[..., sqlite3.Cursor]) -> Iterator[int]:
+    """The queues of tasks that are no queues, which no step leaves behind."""
+    owner = -inf
+    while True:
+        (owner,) = run("SELECT min(queue) FROM tasks WHERE queue > ?", (owner,)).fetchone()
+        if owner is None:
+            return
+        if run("SELECT 1 FROM queues WHERE id = ?", (owner,)).fetchone() is None:
+            yield owner
 
 
 def is_busy(error: BaseException) -> bool:
@@ -198,9 +265,14 @@ def _not_usable(error: sqlite3.Error, path: str) -> Exception:
             return unavailable(error, path)
 
 
-def unavailable(error: BaseException, path: str) -> StoreUnavailable:
+def unavailable(error: BaseException, path: str) -> StoreUnavailable | StoreRefused:
     """The error for a step that could not be made, with a way out."""
     match _code(error):
+        case sqlite3.SQLITE_ERROR:  # a table, a column or an index is not there
+            return StoreRefused(
+                f"SQLiteStore({path!r}): {safe_str(error)}: another program has changed the tables of the file; "
+                "restore them from a backup, or give the queue a new file"
+            )
         case sqlite3.SQLITE_FULL:
             advice = "the disk is full; make room, then try again"
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:

@@ -6,6 +6,8 @@ import sqlite3
 
 import msgspec
 
+from cuelight.tasks._checks import EXACT
+from cuelight.tasks._sqlite_rows import lines_of
 from cuelight.tasks._turns import Turns
 
 __all__ = ["SQLiteTurns"]
@@ -23,8 +25,9 @@ class SQLiteTurns(Turns):
     def begin(self, floor: float, top: float, lines: str | None) -> None:
         """Take what the row of the queue says."""
         self._before = (floor, top, lines)
-        self.floor, self.top = floor, top
-        self.lines = {} if lines is None else msgspec.json.decode(lines, type=dict[str, float])
+        sound = 0.0 <= floor <= top < EXACT
+        self.floor, self.top = (floor, top) if sound else (0.0, 0.0)
+        self.lines = lines_of(lines) if sound else {}
 
     def end(self) -> None:
         """Write what has changed."""
@@ -36,7 +39,7 @@ class SQLiteTurns(Turns):
     def end_of(self, line: str, tenant: str) -> float:
         query = "SELECT until FROM turns WHERE queue = ? AND line = ? AND tenant = ?"
         found = self._run(query, (self._queue, line, tenant)).fetchone()
-        return 0.0 if found is None else found[0]
+        return found[0] if found is not None and 0 <= found[0] < EXACT else 0.0
 
     def keep(self, line: str, tenant: str, end: float) -> None:
         self._run("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?)", (self._queue, line, tenant, end))

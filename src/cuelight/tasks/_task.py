@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
+from cuelight._text import safe_repr
 from cuelight.coordination import RateLimitConfig
 from cuelight.pools import TaskStatus
 
@@ -54,12 +55,22 @@ class Limit(msgspec.Struct, frozen=True):
     cost: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.key:
+        key: Any = self.key
+        if not isinstance(key, str):
+            raise TypeError(f"Limit(key={safe_repr(key)}): give a string, such as 'openai' or 'user:7'")
+        if not key:
             raise ValueError("Limit(key=''): give the limit a key, such as 'openai' or 'user:7'")
+        most_at_once: Any = self.max_concurrent
+        if most_at_once is not None and not isinstance(most_at_once, int):
+            raise TypeError(f"Limit({key!r}, max_concurrent={safe_repr(most_at_once)}): give a whole number, or None")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise ValueError(f"Limit({self.key!r}, max_concurrent={self.max_concurrent!r}): give 1 or more, or None")
-        amounts = {"rate": self.rate, "per": self.per, "burst": self.burst}
+        amounts: dict[str, Any] = {"rate": self.rate, "per": self.per, "burst": self.burst, "cost": self.cost}
         for name, value in amounts.items():
+            if value is not None and not isinstance(value, int | float):
+                raise TypeError(f"Limit({key!r}, {name}={safe_repr(value)}): give a number")
+            if name == "cost":
+                continue
             if value is not None and not 0 < value < inf:
                 raise ValueError(f"Limit({self.key!r}, {name}={value!r}): give more than 0")
         most = self.burst if self.burst is not None else self.rate
@@ -83,7 +94,9 @@ class Limit(msgspec.Struct, frozen=True):
             ValueError: as `Limit(...)` does.
         """
         if not isinstance(config, RateLimitConfig):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise TypeError(f"{config!r}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
+            raise TypeError(
+                f"{safe_repr(config)}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)"
+            )
         return cls(key, max_concurrent, config.max_requests, config.window_seconds, config.burst_size, cost)
 
 
@@ -187,17 +200,29 @@ class Task:
     checkpoint: Any = None
 
 
-class QueueEntry(NamedTuple):
+class _Place(NamedTuple):
+    priority: int
+    deadline: float
+    turn: float
+    sequence: int
+    task_id: str
+
+
+class QueueEntry(_Place):
     """The place of a task in a queue: entries are claimed in the order in which they compare.
+
+    `MemoryStore` has them in its heaps; the other stores have the same order.
 
     Attributes:
         priority: the smaller first.
         deadline: the earlier first, in seconds since the epoch; `math.inf` for none.
+        turn: among tasks of equal priority and deadline, the turn of the tenant; 0 without tenants.
         sequence: the order of arrival.
         task_id: whose place it is.
     """
 
-    priority: int
-    deadline: float
-    sequence: int
-    task_id: str = ""
+    __slots__ = ()
+
+    def __new__(cls, priority: int, deadline: float, sequence: int, task_id: str = "", turn: float = 0.0) -> Self:
+        """Make an entry."""
+        return super().__new__(cls, priority, deadline, turn, sequence, task_id)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 
+from cuelight._checks import check_seconds
 from cuelight.errors import TaskCancelled, TaskExpired, TaskFailed, TaskNotFound, TaskQuarantined, TaskTimedOut
 from cuelight.pools import TaskStatus
 from cuelight.tasks._codec import decode, task_of
+from cuelight.tasks._waiting import is_nested, waiting_for_task
 
 if TYPE_CHECKING:
     from cuelight.tasks._queue import TaskQueue
@@ -55,6 +57,9 @@ class TaskHandle(Generic[R_co]):
     async def result(self, timeout: float | None = None) -> R_co:
         """Wait until the task is over, and return what it returned. A checkpoint.
 
+        A task of a worker that waits here for another one holds no slot of its worker meanwhile. *A function that runs
+        in a process cannot give up its own.*
+
         Args:
             timeout: seconds to wait; None for as long as it takes. The task goes on when they are over.
 
@@ -64,6 +69,8 @@ class TaskHandle(Generic[R_co]):
             TaskNotFound: there is no such task (any more): it was purged, or its `result_ttl` is over.
             TimeoutError: it was not over in time.
             TypeError: it returned something else than its annotation says.
+            ValueError: what is stored is no result of a task.
+            DeadlockError: the running task or handler would wait for itself, through whomever.
             PoolClosed: the queue was closed first.
             StoreUnavailable: the store was away for too long.
         """
@@ -110,17 +117,25 @@ class TaskHandle(Generic[R_co]):
         return _Updates(self)
 
     async def _until(self, wanted: Callable[[Snapshot | None], bool], timeout: float | None = None) -> Snapshot:
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and check_seconds("result(timeout)", timeout) <= 0:
             now = await self._snapshot()
             if wanted(now):
                 return now
         else:
             with anyio.move_on_after(inf if timeout is None else timeout):
-                found = await self._queue.watch.until(self.task_id, wanted)
+                found = await (self._wait(wanted) if is_nested() else self._queue.watch.until(self.task_id, wanted))
                 if found is None:
                     raise self._missing()
                 return found
         raise TimeoutError(f"the task {self.task_id} is not over after {timeout} s; it goes on")
+
+    async def _wait(self, wanted: Callable[[Snapshot | None], bool]) -> Snapshot | None:
+        """Wait inside a task or a handler, which others may wait for."""
+        now = await self._snapshot()
+        if wanted(now):
+            return now
+        with waiting_for_task(self._queue.store, self.task_id, now.record.type):
+            return await self._queue.watch.until(self.task_id, wanted)
 
     async def _snapshot(self) -> Snapshot:
         found = await self._queue.snapshot(self.task_id)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import msgspec
 
-from cuelight.actors import Actor, child
+from cuelight._log import get_log
+from cuelight._text import safe_repr
+from cuelight.actors import Actor, Crashed, ShutDown, child
 from cuelight.actors._reply import handling
-from cuelight.errors import PoolClosed, TaskFailed
+from cuelight.errors import PoolClosed, TaskFailed, WorkerDied
 from cuelight.pools import TaskResult
+from cuelight.tasks._arguments import check_task
 from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._codec import decode
+from cuelight.tasks._context import running_task
 from cuelight.tasks._handling import Given
 from cuelight.tasks._options import Tally, WorkerStats, options_of
+from cuelight.tasks._queue_base import QueueBase
 from cuelight.tasks._shift import FLUSH, Shift
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import TracebackType
 
-    from cuelight.actors import Ref
+    from cuelight.actors import Exit, Ref
     from cuelight.pools._attempts import Kind
     from cuelight.supervision import Backoff
     from cuelight.tasks._handling import Handlers
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
     from cuelight.tasks._task import Task
 
 __all__ = ["TaskWorker"]
+
+log = get_log("cuelight.tasks")
 
 
 class TaskWorker:
@@ -43,7 +51,8 @@ class TaskWorker:
 
     The worker is an actor in the queue's system. However the block is left, or `run` cancelled, nothing new is begun,
     what runs has `shutdown_timeout` seconds to end, and the rest is cancelled and given back, which costs no attempt.
-    An exception that leaves the block gives all back at once.
+    An exception that leaves the block gives all back at once. If the actor is killed, or given up by its supervisor,
+    the block is cancelled, and `WorkerDied` leaves it.
 
     Async functions run in the event loop; plain ones in threads, or in processes. What a task raises ends up in its
     history: `Rejected` gives it up, `RateLimited` has it come back later, and neither that nor `SystemExit` ends the
@@ -89,9 +98,11 @@ class TaskWorker:
         given: Any = queue
         if isinstance(given, BlockingFace):
             raise TypeError(
-                f"queue={given!r}: a worker needs an async TaskQueue, `async with TaskQueue(store) as queue:`, and "
-                "runs in its loop; a blocking program starts workers as programs of their own"
+                f"queue={safe_repr(queue)}: a worker needs an async TaskQueue, `async with TaskQueue(store) as "
+                "queue:`, and runs in its loop; a blocking program starts workers as programs of their own"
             )
+        if given is not None and not isinstance(given, QueueBase):
+            raise TypeError(f"TaskWorker(queue={safe_repr(given)}): give a TaskQueue, and then the handlers")
         self._queue = queue
         self._options = options_of(
             handlers,
@@ -109,7 +120,10 @@ class TaskWorker:
         self._tally = Tally()
         self._shift: Shift | None = None
         self._ref: Ref[Any] | None = None
-        self._entered = False
+        self._entered = self._leaving = False
+        self._scope: anyio.CancelScope | None = None  # of the block
+        self._died: WorkerDied | None = None
+        self._context = copy_context()
 
     @property
     def worker_id(self) -> str:
@@ -120,22 +134,44 @@ class TaskWorker:
         queue = self._must_have_queue()
         if self._entered:
             raise RuntimeError(f"the worker {self.worker_id!r} works already: make another, or leave its block first")
-        self._entered = True
+        self._entered, self._leaving, self._died = True, False, None
+        self._context = copy_context()
         spec = child(_WorkerActor, self).with_options(shutdown=self._options.shutdown_timeout + FLUSH + 1.0)
         try:
             await queue.ready()
-            self._ref = await queue.system.spawn(spec)
+            self._ref = ref = await queue.system.spawn(spec)
         except BaseException:
             self._entered = False
             raise
+        self._scope = anyio.CancelScope()
+        self._scope.__enter__()
+        if ref.alive:
+            ref._cell.bonds_made().call_when_ended(self._ended)
+        elif ref._cell.exit is not None:
+            self._ended(ref._cell.exit)
         return self
+
+    def _ended(self, exit_: Exit) -> None:
+        """The actor has ended for good. If nobody asked for that, the block must not go on as if it worked."""
+        system = self._must_have_queue().system
+        if self._leaving or isinstance(exit_, ShutDown) or system._closing or system._failure is not None:
+            return
+        self._died = WorkerDied(f"the worker {self.worker_id!r} has ended, {exit_.describe()}: it takes no more tasks")
+        if isinstance(exit_, Crashed):
+            self._died.__cause__ = exit_.error
+        if self._scope is not None:
+            self._scope.cancel()
+        log.error("%s", self._died, extra={"worker_id": self.worker_id, "queue": self._must_have_queue().name})
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ref, self._ref = self._ref, None
-        if ref is None:
+        scope, self._scope = self._scope, None
+        if ref is None or scope is None:
             return
+        self._leaving = True
+        swallowed: bool | None = False
         try:
             with anyio.CancelScope(shield=True):
                 if isinstance(error, Exception):
@@ -144,9 +180,16 @@ class TaskWorker:
                     await ref.stop()
         finally:
             self._entered = False
+            swallowed = scope.__exit__(kind, error, trace)
+        if self._died is not None and (swallowed or error is None):
+            raise self._died
 
     async def run(self) -> None:
-        """Work until this is cancelled, or the queue's system ends. A checkpoint."""
+        """Work until this is cancelled, or the queue's system ends. A checkpoint.
+
+        Raises:
+            WorkerDied: the actor of the worker was killed, or given up by its supervisor.
+        """
         async with self:
             if self._ref is not None:
                 await self._ref.ended()
@@ -164,9 +207,12 @@ class TaskWorker:
             The result, with the error if it failed; None if no task was there to be claimed.
 
         Raises:
+            TypeError: it is no task.
             PoolClosed: there is no queue to claim from.
             StoreUnavailable: the store did not answer the claim for as long as a lease lasts.
         """
+        if task is not None:
+            check_task("process_one", task)
         given = None if task is None else Given.of(task)
         if task is None:
             await self._must_have_queue().ready()
@@ -186,7 +232,7 @@ class TaskWorker:
             task_id=lease.record.id,
             success=done,
             result=value if done else None,
-            error=None if done else error or TaskFailed("it did not succeed"),
+            error=None if done else TaskFailed("it did not succeed") if error is None else error,
             elapsed_ms=elapsed * 1000,
             task_name=lease.record.type,
             worker_id=self.worker_id,
@@ -197,7 +243,7 @@ class TaskWorker:
         shift, tally = self._shift, self._tally
         now = WorkerStats(**{name: getattr(tally, name) for name in WorkerStats.__dataclass_fields__})
         if shift is not None:
-            now.running, now.waiting, now.unsent = len(shift.running), len(shift.waiting), shift.claimer.unsent
+            now.running, now.waiting, now.unsent = shift.busy, len(shift.waiting), shift.claimer.unsent
             now.abandoned, now.replaced = shift.executors.abandoned, shift.executors.replaced
         return now
 
@@ -248,8 +294,12 @@ class _WorkerActor(Actor[Any]):
         self._worker = worker
 
     async def run(self) -> None:
-        # Tasks are not messages of this actor: what they ask for does not wait on its behalf.
+        # Tasks find the context in which the worker was started, also after a restart.
+        for variable, value in self._worker._context.items():
+            variable.set(value)
+        # They are not messages of this actor: what they ask for does not wait on its behalf.
         handling.set(None)
+        running_task.set(None)
         await self._worker._work(self)
 
     async def told_to_stop(self) -> None:

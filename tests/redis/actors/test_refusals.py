@@ -22,10 +22,8 @@ from cuelight import (
     MessageRefused,
     NotStarted,
     Ref,
-    ReplyError,
     Request,
     StreamRequest,
-    child,
     on,
 )
 from cuelight.redis import RedisClient, RedisNode, RemoteError, Undecoded
@@ -306,19 +304,3 @@ def test_types_that_can_never_travel_are_refused_at_once() -> None:
 
     with pytest.raises(TypeError, match="Bad cannot travel"):
         RedisNode(messages=[Bad])
-
-
-async def test_a_refusal_whose_class_asks_for_more_than_its_text_still_comes_back() -> None:
-    class Refuser(Actor[Total]):
-        @on(Total)
-        def get(self, message: Total) -> int:
-            raise _Unlisted("for reasons")
-
-    async with pair() as (here, there):
-        await there.expose(await there.spawn(child(Refuser)), "refuser")
-        with pytest.raises(ReplyError, match="_Unlisted: for reasons"):
-            await (await here.resolve("refuser")).ask(Total())
-
-
-class _Unlisted(ReplyError):
-    pass

@@ -249,7 +249,7 @@ async def test_what_makes_no_sense_is_refused_with_the_way_out() -> None:
         await dlq.replay_all(to=print, rate=0)
     with pytest.raises(ValueError, match="limit=-1: give more than 0, or None"):
         await dlq.replay_all(to=print, limit=-1)
-    with pytest.raises(ValueError, match="keep=0: give the number"):
+    with pytest.raises(ValueError, match="keep=0: give 1 or more"):
         DeadLetterQueue(keep=0)
     with pytest.raises(ValueError, match="id='l0': there is a dead letter with this identity"):
         await dlq.add(letter_id="l0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -113,17 +114,18 @@ async def test_sync_schedules_adds_changes_and_removes(queue: TaskQueue) -> None
 
 async def test_a_set_with_a_mistake_in_it_changes_nothing(queue: TaskQueue) -> None:
     await queue.every(60, poll)
-    mistakes: list[tuple[list[Any], type[Exception], str]] = [
-        ([Every(60, greet.task("Ann")), Every(60, greet.task("Ben"))], ValueError, "two schedules are named 'greet'"),
-        ([Every(60, greet.task("Ann")), Every(math.nan, poll)], ValueError, r"every\(nan\)"),
-        ([Every(60, greet.task("Ann")), Cron("61 * * * *", poll)], ValueError, "bad minute"),
-        ([Every(60, greet.task("Ann")), greet], TypeError, r"give Every\(seconds, task\) or Cron\(line, task\)"),
-        ([Every(60, print)], TypeError, "decorated with @task"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        ([Every(60, Task())], ValueError, "without a name"),
+    any_every: Any = Every
+    mistakes: list[tuple[Callable[[], list[Any]], type[Exception], str]] = [
+        (lambda: [Every(60, greet.task("Ben"))], ValueError, "two schedules are named 'greet'"),
+        (lambda: [Every(math.nan, poll)], ValueError, r"every\(nan\)"),
+        (lambda: [Cron("61 * * * *", poll)], ValueError, "bad minute"),
+        (lambda: [greet], TypeError, r"give Every\(seconds, task\) or Cron\(line, task\)"),
+        (lambda: [any_every(60, print)], TypeError, "decorated with @task"),
+        (lambda: [Every(60, Task())], ValueError, "without a name"),
     ]
-    for schedules, kind, message in mistakes:
+    for wrong, kind, message in mistakes:
         with pytest.raises(kind, match=message):
-            await queue.sync_schedules(schedules)
+            await queue.sync_schedules([Every(60, greet.task("Ann")), *wrong()])
         assert list(await by_name(queue)) == ["poll"]
 
 

@@ -125,7 +125,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(
     await store.close()
     with monkeypatch.context() as patch:
         patch.setattr(schema, "SCRIPTS", (*schema.SCRIPTS, ("DELETE FROM tasks", "SELECT * FROM nowhere")))
-        with pytest.raises(StoreUnavailable, match="nowhere"):
+        with pytest.raises(StoreRefused, match="nowhere"):
             await store.open()
     await store.open()
     assert (await store.size()).pending == 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 import anyio
 import pytest
 
+from cuelight.errors import WorkerDied
 from cuelight.tasks import Beat, Claim, Finish, Store, Task, TaskWorker
 from cuelight.tasks._codec import encode
 from helpers.workers import Faulty, Wrapped, loop_store, new_worker, open_queue, snapshot, until
@@ -256,7 +258,8 @@ async def test_a_worker_that_is_ended_at_any_call_of_the_store_leaves_nothing_in
             worker = new_worker(queue, {"note": note}, concurrency=2)
             with anyio.move_on_after(30) as scope:
                 interrupt.end = scope.cancel if end == "cancel" else partial(kill, worker)
-                await worker.run()
+                with suppress(WorkerDied):
+                    await worker.run()
             interrupt.end = None
             size = await queue.size()
             assert (size.in_flight, size.dead_letter) == (0, 0), k

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import pytest
 
-from cuelight.errors import PoolClosed
+from cuelight.errors import PoolClosed, RestartLimitExceeded, WorkerDied
 from cuelight.supervision import ActorSystem
 from cuelight.tasks import Task, TaskQueue, TaskWorker, _chores
 from helpers.workers import loop_store, new_worker, open_queue, snapshot, until
@@ -165,33 +166,115 @@ async def shielded(function: Any, *args: Any) -> None:
 
 
 async def test_the_end_of_the_system_ends_the_worker_first_and_then_the_queue() -> None:
-    gate = Gate()
-    async with open_queue(shutdown_timeout=30) as queue:
-        store = queue.store
+    gate, store, workers = Gate(), loop_store(), list[TaskWorker]()
+    async with anyio.create_task_group() as group, open_queue(store, shutdown_timeout=30) as queue:
         await fill(queue, 3)
-        worker = new_worker(queue, {"gate": gate.pass_through}, concurrency=2)
-        await worker.__aenter__()
+        workers.append(new_worker(queue, {"gate": gate.pass_through}, concurrency=2))
+        group.start_soon(workers[0].run)
         await settle()
         gate.opened.set()
-    assert worker.stats().succeeded in {2, 3}
+    assert workers[0].stats().succeeded in {2, 3}
     await store.open()
     size = await store.size()
     assert (size.in_flight, size.completed + size.pending) == (0, 3)
 
 
-async def test_killing_the_worker_gives_all_back_at_once() -> None:
+async def test_killing_the_worker_gives_all_back_at_once_and_its_block_hears_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     gate = Gate()
     async with open_queue() as queue:
         await fill(queue, 3)
-        worker = new_worker(queue, {"gate": gate.pass_through})
-        await worker.__aenter__()
-        await settle()
-        ref = worker._ref
-        assert ref is not None
-        await ref.kill()
+        worker = new_worker(queue, {"gate": gate.pass_through}, worker_id="w")
+        with pytest.raises(WorkerDied, match=r"the worker 'w' has ended, killed \(no more\): it takes no more tasks"):
+            async with worker:
+                await settle()
+                ref = worker._ref
+                assert ref is not None
+                await ref.kill("no more")
+                await anyio.sleep(1000)
+        assert anyio.current_time() < 100, "the block was cancelled"
         size = await queue.size()
         assert (size.pending, size.in_flight, len(gate.cut)) == (3, 0, 3)
-        await worker.__aexit__(None, None, None)
+        assert repr(worker) == "<TaskWorker w: off>"
+        [record] = [record for record in caplog.records if "has ended, killed" in record.getMessage()]
+        assert (record.levelname, getattr(record, "worker_id", "")) == ("ERROR", "w")
+        gate.opened.set()
+        async with worker:  # and it can be started again
+            assert await queue.drain(100)
+
+
+async def test_a_worker_that_runs_says_that_it_was_killed() -> None:
+    async with open_queue() as queue, anyio.create_task_group() as group:
+        worker = new_worker(queue, handler=print)
+
+        async def kill() -> None:
+            while worker._ref is None:
+                await anyio.lowlevel.checkpoint()
+            await worker._ref.kill()
+
+        group.start_soon(kill)
+        with pytest.raises(WorkerDied):
+            await worker.run()
+
+
+async def test_an_error_of_the_block_of_a_worker_that_was_killed_is_what_leaves_it() -> None:
+    async with open_queue() as queue:
+        with pytest.raises(ValueError, match="of the block"):
+            async with new_worker(queue, handler=print) as worker:
+                assert worker._ref is not None
+                await worker._ref.kill()
+                raise ValueError("of the block")
+
+
+async def test_a_block_that_is_cancelled_from_outside_says_nothing_of_its_worker() -> None:
+    async with open_queue() as queue:
+        with anyio.CancelScope() as scope:
+            async with new_worker(queue, handler=print) as worker:
+                assert worker._ref is not None
+                scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await worker._ref.kill()
+                await anyio.sleep(1)
+        assert scope.cancelled_caught
+
+
+async def test_a_worker_that_crashes_too_often_fails_the_system_that_it_lives_in() -> None:
+    with pytest.raises(ExceptionGroup) as raised:
+        async with open_queue() as queue, new_worker(queue, handler=print) as worker:
+            for _ in range(10):
+                assert worker._ref is not None
+                worker._ref._cell.fail_with(RuntimeError("arranged"))
+                await anyio.sleep(1)
+    assert raised.group_contains(RestartLimitExceeded)
+
+
+async def test_tasks_find_the_context_in_which_their_worker_was_started_and_not_that_of_a_producer() -> None:
+    request: ContextVar[str] = ContextVar("request", default="nobody's")
+
+    async def look(_: Any) -> str:
+        return request.get()
+
+    def look_in_thread(_: Any) -> str:
+        return request.get()
+
+    async def send(queue: TaskQueue, whose: str, kind: str) -> str:
+        request.set(whose)
+        mine = Task(task_type=kind)
+        await queue.enqueue(mine)
+        return str(await queue.handle(mine.task_id).result())
+
+    async with open_queue() as queue:
+        request.set("the worker's")
+        async with new_worker(queue, {"async": look, "thread": look_in_thread}) as worker:
+            request.set("nobody's")
+            for kind in ("async", "thread"):
+                for whose in ("a", "b"):
+                    assert await send(queue, whose, kind) == "the worker's"
+            assert worker._ref is not None
+            worker._ref._cell.fail_with(RuntimeError("arranged"))  # it is restarted
+            await anyio.sleep(1)
+            assert await send(queue, "c", "async") == "the worker's"
 
 
 async def test_a_worker_can_be_entered_again_after_its_block_but_not_twice_at_once() -> None:

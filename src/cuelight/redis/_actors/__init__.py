@@ -1,7 +1,8 @@
 """Actors across processes and machines: a node joins a cluster, gives names to actors, and refs to names."""
 
+from cuelight.redis._actors._errors import RemoteError
 from cuelight.redis._actors._membership import Undecoded
 from cuelight.redis._actors._node import NodeStatistics, RedisNode
-from cuelight.redis._actors._outcomes import NodeLost, RemoteError
+from cuelight.redis._actors._outcomes import NodeLost
 
 __all__ = ["NodeLost", "NodeStatistics", "RedisNode", "RemoteError", "Undecoded"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
+from cuelight._text import safe_repr
 from cuelight.actors._reply import Asked
 from cuelight.actors._stream import StreamSlot
 from cuelight.errors import NotStarted, Unknown
@@ -87,7 +88,8 @@ class Flights:
         for flight in [one for one in self._by_number.values() if one.cell.peer.identity == identity]:
             ask, cell = flight.ask, flight.cell
             self.end(ask)
+            message = safe_repr(ask.message)
             if flight.batch is None or (read is not None and flight.batch > read):
-                ask.fail(NotStarted(f"{cell.path} never saw {ask.message!r}: {why}"))
+                ask.fail(NotStarted(f"{cell.path} never saw {message}: {why}"))
             else:
-                ask.fail(Unknown(f"{cell.path} may have handled {ask.message!r}, wholly, in part or not at all: {why}"))
+                ask.fail(Unknown(f"{cell.path} may have handled {message}, wholly, in part or not at all: {why}"))

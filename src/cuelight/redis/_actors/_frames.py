@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from cuelight._text import shortened
+
 __all__ = [
     "Ask",
     "Batch",
@@ -19,20 +21,50 @@ __all__ = [
     "FORMAT",
     "Fail",
     "Frame",
+    "LONGEST",
     "Link",
     "More",
     "Open",
+    "Raised",
     "Reply",
     "Signal",
     "Tell",
     "Up",
     "Watch",
+    "addressee_of",
     "batch_of",
+    "encode_frames",
     "frames_of",
 ]
 
 FORMAT: Final = 1
 """Of frames and of the keys in the server. Another number is refused, never guessed at."""
+
+
+LONGEST: Final = 4000
+"""Characters of one text in a frame that says how something failed."""
+
+
+class Raised(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An exception. Whoever does not know its class, or cannot read its fields, makes a `RemoteError` of the rest.
+
+    Attributes:
+        kind: the name of its class, for people.
+        text: its text.
+        name: under which a node finds the class; "" if the exception cannot come back as itself.
+        body: its arguments and fields, as `cuelight.tasks` stores values.
+        notes: what was added to it with `add_note`.
+        why: why it cannot come back as itself; "" if it can.
+        cause: its cause.
+    """
+
+    kind: str
+    text: str
+    name: str = ""
+    body: bytes = b""
+    notes: tuple[str, ...] = ()
+    why: str = ""
+    cause: Raised | None = None
 
 
 class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -74,12 +106,13 @@ class Reply(Frame, frozen=True, tag=4):
 
 
 class Fail(Frame, frozen=True, tag=5):
-    """No answer: the class of the error, its text, and the class and text of what caused it."""
+    """No answer: the class of the error and its text, what caused it, and the refusal if it is one."""
 
     number: int
     error: str
     text: str
-    cause: tuple[str, str] | None = None
+    cause: Raised | None = None
+    refusal: Raised | None = None
 
 
 class Chunk(Frame, frozen=True, tag=6):
@@ -117,12 +150,12 @@ class Watch(Frame, frozen=True, tag=10):
 
 
 class Ended(Frame, frozen=True, tag=11):
-    """An actor has ended: the class of its exit, and the text of that."""
+    """An actor has ended: the class of its exit, the text of that, and the exception on which it crashed."""
 
     of: int
     exit: str
     why: str
-    error: tuple[str, str] | None = None
+    error: Raised | None = None
 
 
 class Up(Frame, frozen=True, tag=12):
@@ -156,16 +189,61 @@ _raw: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _single: Final = msgspec.msgpack.Decoder(Batch.__args__[0])  # type: ignore[attr-defined]
 
 
+_number: Final = msgspec.msgpack.Decoder(int)
+
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are nothing that it knows."""
+
+
 def batch_of(frames: list[Any]) -> bytes:
     """A batch as bytes."""
     return _encoder.encode(frames)
+
+
+def encode_frames(frames: list[Any]) -> tuple[bytes, list[tuple[Any, Exception]]]:
+    """A batch as bytes, and those of its frames that cannot be encoded, with the reason.
+
+    Text that cannot be encoded, because it holds half a surrogate pair, is sent with escapes.
+    """
+    try:
+        return _encoder.encode(frames), []
+    except Exception:
+        return _encode_each(frames)
+
+
+def _encode_each(frames: list[Any]) -> tuple[bytes, list[tuple[Any, Exception]]]:
+    """One frame that cannot be encoded costs itself, not the batch."""
+    parts: list[msgspec.Raw] = []
+    bad: list[tuple[Any, Exception]] = []
+    for frame in frames:
+        try:
+            parts.append(msgspec.Raw(_encoder.encode(frame)))
+        except UnicodeEncodeError:
+            try:
+                parts.append(msgspec.Raw(_encoder.encode(_escaped(frame))))
+            except Exception as error:
+                bad.append((frame, error))
+        except Exception as error:
+            bad.append((frame, error))
+    return _encoder.encode(parts), bad
+
+
+def _escaped(value: Any) -> Any:
+    """A frame, or a part of one, in which each text can be encoded."""
+    if isinstance(value, str):
+        return shortened(value, len(value))
+    if isinstance(value, tuple):
+        return tuple(map(_escaped, value))  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+    if isinstance(value, Frame | Raised):
+        return type(value)(*(_escaped(getattr(value, name)) for name in value.__struct_fields__))
+    return value
 
 
 def frames_of(payload: bytes) -> tuple[list[Any], list[tuple[bytes, Exception]]]:
     """The frames of a batch, and those parts of it that are none, with the reason."""
     try:
         return _decoder.decode(payload), []
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         return _salvage(payload, error)
 
 
@@ -175,11 +253,27 @@ def _salvage(payload: bytes, error: Exception) -> tuple[list[Any], list[tuple[by
     bad: list[tuple[bytes, Exception]] = []
     try:
         parts = _raw.decode(payload)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return [], [(payload, error)]
     for part in parts:
         try:
             frames.append(_single.decode(part))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        except UNREADABLE as problem:
             bad.append((bytes(part), problem))
     return frames, bad
+
+
+def addressee_of(part: bytes) -> tuple[int, int, int]:
+    """The tag of a frame that cannot be read, and the two numbers behind it; 0 for each that is none."""
+    numbers: list[int] = []
+    try:
+        parts = _raw.decode(part)[:3]
+    except UNREADABLE:
+        parts = []
+    for one in parts:
+        try:
+            numbers.append(_number.decode(one))
+        except UNREADABLE:
+            numbers.append(0)
+    tag, first, second = [*numbers, 0, 0, 0][:3]
+    return tag, first, second

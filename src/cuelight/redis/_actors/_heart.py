@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from cuelight._log import get_log
+from cuelight._text import safe_str
 from cuelight.coordination._spread import spread
 from cuelight.redis._actors._directory import Directory
 
@@ -84,9 +85,11 @@ class Heart:
         while not self._closed.wait(pause):
             try:
                 pause = self._beat()
-            except Exception as error:  # whatever it is, the lease runs on, and so must this
+            except BaseException as error:  # whatever it is, the lease runs on, and so must this
                 if not self._away and not self._closed.is_set():
-                    log.warning("%s cannot renew its lease, and goes on trying: %s", self._directory.identity, error)
+                    log.warning(
+                        "%s cannot renew its lease, and goes on trying: %s", self._directory.identity, safe_str(error)
+                    )
                 self._away = True
                 pause = self._lease / BEATS * spread.uniform(0.3, 0.6)
 

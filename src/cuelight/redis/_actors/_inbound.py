@@ -22,7 +22,7 @@ from cuelight.actors import Cell, Exit
 from cuelight.actors._cell import DEAD
 from cuelight.actors._reply import Asked
 from cuelight.actors._stream import StreamSlot
-from cuelight.errors import MessageRefused, NotStarted
+from cuelight.errors import MessageRefused, NotStarted, ends_the_program
 from cuelight.mailbox import WaitingSender
 from cuelight.redis._actors._frames import Ask, Cancel, Chunk, Link, More, Open, Reply, Signal, Tell, Up, Watch
 from cuelight.redis._actors._outcomes import ended_frame, fail_frame, unsendable
@@ -62,7 +62,9 @@ class Inbound:
             if not cell.put(message):
                 _Entering.line_up(cell, message, credit)
                 return
-        except Exception as error:  # an overflow policy refuses by raising, whatever it likes
+        except BaseException as error:  # an overflow policy refuses by raising, whatever it likes
+            if ends_the_program(error):
+                raise
             membership.runtime.dead_letters.add(message, cell, "mailbox_full", error)
         credit()
 
@@ -70,6 +72,10 @@ class Inbound:
 
     def ask(self, frame: Ask) -> None:
         """Put a request into the mailbox."""
+        if frame.left is not None and not frame.left >= 0:
+            self._peer.credit(frame.to)
+            self._refuse(frame.number, NotStarted(f"{frame.left!r} is no time that a request may take"))
+            return
         self._request(frame, lambda message, cell: Asked(message, cell, math.inf if frame.left is None else frame.left))
 
     def open(self, frame: Open) -> None:
@@ -96,7 +102,9 @@ class Inbound:
         try:
             if not cell.put(asked):
                 cell.line_up(asked)
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             refusal = NotStarted(f"{cell.path} did not take {safe_repr(message)}: {safe_str(error)}")
             refusal.__cause__ = error
             asked.fail(refusal)
@@ -143,12 +151,13 @@ class Inbound:
         """Tell the other node when an actor ends; at once if it has."""
         cell = self._peer.membership.exported(frame.to)
         if cell is None:
-            self._peer.send(ended_frame(frame.to, self._peer.membership.gone_actor(frame.to).exit))
+            exit_ = self._peer.membership.gone_actor(frame.to).exit
+            self._peer.send(ended_frame(frame.to, exit_, self._peer.membership.registry))
         else:
 
             def ended(exit_: Exit) -> None:
                 self._watched.pop(frame.to, None)
-                self._peer.send(ended_frame(frame.to, exit_))
+                self._peer.send(ended_frame(frame.to, exit_, self._peer.membership.registry))
 
             cell.bonds_made().call_when_ended(ended)
             self._watched[frame.to] = cell, ended

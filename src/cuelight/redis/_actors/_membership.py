@@ -23,15 +23,15 @@ from anyio.lowlevel import checkpoint
 from redis.exceptions import ResponseError
 
 from cuelight._log import get_log
-from cuelight._text import describe_error
+from cuelight._text import describe_error, safe_repr
 from cuelight.actors import Cell, Exit, Ref, Runtime, Stopped
 from cuelight.actors._cell import DEAD
-from cuelight.errors import MessageRefused, StoreRefused, StoreUnavailable
+from cuelight.errors import MessageRefused, NotStarted, StoreRefused, StoreUnavailable, ends_the_program
 from cuelight.redis._actors import _frames as frames
-from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, Directory, Entry
+from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, LARGEST, Directory, Entry
 from cuelight.redis._actors._flights import Flights
 from cuelight.redis._actors._heart import Heart
-from cuelight.redis._actors._outcomes import NodeLost
+from cuelight.redis._actors._outcomes import NodeLost, fail_frame
 from cuelight.redis._actors._peer import Peer
 from cuelight.redis._actors._registry import Address, Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
@@ -299,6 +299,8 @@ class Membership:
     def ref_at(self, address: Address) -> Ref[Any]:
         """The ref of an address."""
         identity, serial, _ = address
+        if not (identity and 0 < serial <= LARGEST):
+            raise ValueError(f"{safe_repr(address)} is the address of no actor")
         own = self._exported.get(serial) if identity == self.identity else None
         return Ref(self.cell_at(address) if own is None else own)
 
@@ -373,12 +375,33 @@ class Membership:
         for part, problem in bad:
             refusal = MessageRefused(f"what came is no frame: {problem}")
             self.refuse("frame", part, _Gone(self.identity, Stopped()), entry.sender, refusal)
+            self._guarded(partial(self._answer_for, peer, part, refusal), part)
         self.received += len(good)
         for frame in good:
-            try:
-                _HANDLERS[type(frame)](peer, frame)
-            except Exception:
-                log.exception("an internal error of Cuelight in dealing with %r; please report it", frame)
+            self._guarded(partial(_HANDLERS[type(frame)], peer, frame), frame)
+
+    def _guarded(self, step: Callable[[], None], what: Any) -> None:
+        """Deal with one frame, such that the others are dealt with too, whatever this one does."""
+        try:
+            step()
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
+            log.exception("an internal error of Cuelight in dealing with %r; please report it", what)
+
+    def _answer_for(self, peer: Peer, part: bytes, error: MessageRefused) -> None:
+        """Tell who waits for a frame that cannot be read, as far as its beginning says who that is."""
+        tag, first, second = frames.addressee_of(part)
+        match _TAGS.get(tag):
+            case "tell":
+                peer.credit(first)
+            case "ask":
+                peer.credit(first)
+                peer.send(fail_frame(second, NotStarted(f"the request could not be read: {error}"), self.registry))
+            case "answer":
+                peer.outbound.unreadable(first, error)
+            case _:
+                pass
 
     def refuse(self, kind: str, body: bytes, addressee: Any, sender: str, error: MessageRefused) -> None:
         """Count something that is no message, and make a dead letter of it."""
@@ -402,3 +425,16 @@ _HANDLERS: Final[dict[type[Any], Callable[[Peer, Any], None]]] = {
     frames.Ended: lambda peer, frame: peer.outbound.ended(frame),
     frames.Up: lambda peer, frame: peer.outbound.up(frame),
 }
+
+_TAGS: Final = {
+    frame.__struct_config__.tag: role
+    for frame, role in (
+        (frames.Tell, "tell"),
+        (frames.Ask, "ask"),
+        (frames.Open, "ask"),
+        (frames.Reply, "answer"),
+        (frames.Fail, "answer"),
+        (frames.Chunk, "answer"),
+    )
+}
+"""What frames are about that concern somebody who waits."""

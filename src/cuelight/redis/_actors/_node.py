@@ -18,6 +18,7 @@ import anyio
 import msgspec
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr
 from cuelight.actors import Cell, Exit, Ref, Runtime
 from cuelight.actors._cell import DEAD
 from cuelight.errors import ActorNotFound, NameTaken, StoreUnavailable
@@ -26,6 +27,7 @@ from cuelight.redis._actors._membership import Membership
 from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
 from cuelight.redis._client import RedisClient, Server, answer_time, publishing_command
+from cuelight.tasks._checks import check_text
 
 __all__ = ["NodeStatistics", "RedisNode"]
 
@@ -96,11 +98,12 @@ class RedisNode:
             TypeError: something in `messages` can never travel.
         """
         if not lease >= 0.2:
-            raise ValueError(f"lease={lease!r}: give 0.2 seconds or more (default 10)")
+            raise ValueError(f"lease={safe_repr(lease)}: give 0.2 seconds or more (default 10)")
         if not 1 <= max_message <= INBOX:
-            raise ValueError(f"max_message={max_message!r}: give bytes, from 1 to {INBOX}")
+            raise ValueError(f"max_message={safe_repr(max_message)}: give bytes, from 1 to {INBOX}")
         if not re.fullmatch(r"[^\s{}]{1,100}", cluster):
-            raise ValueError(f"cluster={cluster!r}: give up to 100 characters without braces and white space")
+            raise ValueError(f"cluster={safe_repr(cluster)}: give up to 100 characters without braces and white space")
+        check_text("RedisNode", cluster=cluster)
         self._registry = Registry(messages, max_message)
         self._own = isinstance(redis, str)
         self._server: Any = _client(redis, lease) if isinstance(redis, str) else redis
@@ -216,8 +219,7 @@ class RedisNode:
     async def expose(self, ref: Ref[Any], name: str) -> None:
         """See `ActorSystem.expose`."""
         cell = ref._cell
-        if not 1 <= len(name) <= LONGEST_NAME:
-            raise ValueError(f"{name!r} is no name: give 1 to {LONGEST_NAME} characters")
+        _check_name(name)
         if isinstance(cell, RemoteCell) or cell.runtime is not self._runtime:
             raise ValueError(f"{cell.path} is not an actor of this system: expose it where it lives")
         if cell.state == DEAD:
@@ -233,7 +235,7 @@ class RedisNode:
             raise
         if taken is not None:
             identity, _, path = taken.split(" ", 2)
-            raise NameTaken(f"{path}@{identity} has the name {name!r} already")
+            raise NameTaken(f"{path}@{identity} has the name {safe_repr(name)} already")
         self._names[name] = cell
         if cell.state == DEAD:
             self._ended(name, cell)
@@ -265,13 +267,16 @@ class RedisNode:
         """See `ActorSystem.unexpose`."""
         cell = self._names.get(name)
         if cell is None:
-            raise ActorNotFound(f"this node has given nobody the name {name!r}; it has given {_listed(self._names)}")
+            raise ActorNotFound(
+                f"this node has given nobody the name {safe_repr(name)}; it has given {_listed(self._names)}"
+            )
         await self._take_back(name, cell)
         if self._names.get(name) is cell:
             del self._names[name]
 
     async def resolve(self, name: str, timeout: float) -> Ref[Any]:
         """See `ActorSystem.resolve`."""
+        _check_name(name)
         if not timeout >= 0:
             raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more")
         deadline, pause = anyio.current_time() + timeout, 0.01
@@ -285,7 +290,9 @@ class RedisNode:
             if left <= 0:
                 near = difflib.get_close_matches(name, names, 3)
                 hint = f"is it {_listed(near)}?" if near else f"there are {_listed(names[:10])}"
-                raise ActorNotFound(f"no live actor of the cluster {self._cluster!r} has the name {name!r}; {hint}")
+                raise ActorNotFound(
+                    f"no live actor of the cluster {self._cluster!r} has the name {safe_repr(name)}; {hint}"
+                )
             pause = min(pause * 1.5, 0.25)
             await anyio.sleep(min(pause, left))
 
@@ -350,5 +357,11 @@ def _client(url: str, lease: float) -> RedisClient:
     return RedisClient(url, timeout=None if "socket_timeout=" in url else max(1.0, min(5.0, lease / 2)))
 
 
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME:  # type: ignore[redundant-expr]  # pyright: ignore
+        raise ValueError(f"{safe_repr(name)} is no name: give 1 to {LONGEST_NAME} characters")
+    check_text("the name of an actor", name=name)
+
+
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, sorted(names))) or "none"
+    return ", ".join(map(safe_repr, sorted(names))) or "none"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cuelight._text import safe_repr
 from cuelight.errors import Interrupted, MessageRefused
 from cuelight.redis._actors._frames import Cancel, Chunk, Credit, Ended, Fail, Reply, Up
 from cuelight.redis._actors._outcomes import error_of, exit_of
@@ -67,9 +68,18 @@ class Outbound:
         else:
             flight.give(chunk)
 
+    def unreadable(self, number: int, error: MessageRefused) -> None:
+        """An answer came, and could not be read."""
+        membership = self._peer.membership
+        flight = membership.flights.numbered(number)
+        if flight is not None and flight.cell.peer is self._peer:
+            membership.flights.end(flight.ask)
+            self._peer.send(Cancel(number, False))
+            self._unreadable(flight, error)
+
     def _unreadable(self, flight: Flight, error: MessageRefused) -> None:
         self._peer.membership.refused += 1
-        text = f"{flight.cell.path} answered {flight.ask.message!r}, and the answer was refused here: {error}"
+        text = f"{flight.cell.path} answered {safe_repr(flight.ask.message)}, and the answer was refused here: {error}"
         failure = Interrupted(text)
         failure.__cause__ = error
         flight.ask.fail(failure)
@@ -86,7 +96,7 @@ class Outbound:
         """An actor has ended."""
         cell = self._peer.membership.known(self._peer.identity, frame.of)
         if cell is not None:
-            cell.end(exit_of(frame))
+            cell.end(exit_of(frame, self._peer.membership.registry))
 
     def up(self, frame: Up) -> None:
         """A later incarnation of an actor is up."""

@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from cuelight._log import get_log
 from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.redis._actors._frames import Ask, Credit, Frame, Open, batch_of
+from cuelight.redis._actors._frames import Ask, Credit, Frame, Open, Tell, encode_frames
 from cuelight.redis._actors._inbound import Inbound
 from cuelight.redis._actors._outbound import Outbound
 from cuelight.redis._actors._remote_cell import WINDOW, RemoteCell
@@ -105,8 +105,10 @@ class Peer:
         try:
             while (self._out or self._credits) and not self.lost:
                 await checkpoint()  # what is sent in the same pass goes along
-                frames = self._take()
-                await self._deliver(batch_of(frames))
+                payload, bad = encode_frames(self._take())
+                for frame, error in bad:
+                    self._refuse(frame, error)
+                await self._deliver(payload)
         finally:
             self.flushing = False
         self.membership.went_quiet()
@@ -128,6 +130,14 @@ class Peer:
                     flight.batch = self._number
         self.membership.sent += len(frames)
         return frames
+
+    def _refuse(self, frame: Frame, error: Exception) -> None:
+        """A frame cannot be encoded: it costs what it was part of, and nothing else."""
+        log.error("a %s for %s cannot be encoded and is not sent: %s", type(frame).__name__, self.identity, error)
+        if isinstance(frame, Tell | Ask | Open):
+            cell = self.membership.known(self.identity, frame.to)
+            if cell is not None:
+                cell.unsendable(error)
 
     async def _deliver(self, payload: bytes) -> None:
         """Have a batch in the inbox of the peer, however long that takes; or find that one of both is gone."""

@@ -17,13 +17,14 @@ from typing import Any, Final, TypeVar, get_args, get_origin
 
 import msgspec
 
-from cuelight._text import safe_str
+from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Message, Ref, Request, StreamRequest
-from cuelight.errors import MessageRefused, ReplyError
+from cuelight.errors import MessageRefused, ReplyError, ends_the_program
+from cuelight.redis._actors._errors import ErrorTypes, path_of
 
 __all__ = ["Address", "Registry"]
 
-KINDS: Final = (Message, Request, StreamRequest, ReplyError)
+KINDS: Final = (Message, Request, StreamRequest, Exception)
 
 Address = tuple[str, int, str]
 """The identity of a node, the serial of an actor there, and its path."""
@@ -46,11 +47,15 @@ class Registry:
         self._max = max_message
         self._names: dict[type[Any], str] = {}
         self._classes: dict[str, type[Any]] = {}
+        self.errors = ErrorTypes()
         for source in sources:
             for kind in _classes_of(source):
                 self._add(kind)
 
     def _add(self, kind: type[Any]) -> None:
+        if issubclass(kind, Exception) and not issubclass(kind, ReplyError):
+            self.errors.add(kind, path_of(kind))
+            return
         name = _name_of(kind)
         other = self._classes.setdefault(name, kind)
         if other is not kind:
@@ -59,21 +64,15 @@ class Registry:
                 f"own, as in `class {kind.__name__}(..., tag='other-name')`"
             )
         self._names[kind] = name
-        if not issubclass(kind, ReplyError):
-            try:
-                msgspec.msgpack.Decoder(kind)
-                msgspec.msgpack.Decoder(answer_type(kind))
-            except (TypeError, NameError, ValueError) as error:
-                raise TypeError(f"{_place(kind)} cannot travel: {error}") from error
-
-    def error_class(self, name: str) -> type[Any] | None:
-        """The registered refusal of this name."""
-        kind = self._classes.get(name)
-        return kind if kind is not None and issubclass(kind, ReplyError) else None
-
-    def name(self, kind: type[Any]) -> str | None:
-        """The name of a registered type."""
-        return self._names.get(kind)
+        if issubclass(kind, ReplyError):
+            self.errors.add(kind, name)
+            return
+        try:
+            name.encode()
+            msgspec.msgpack.Decoder(kind)
+            msgspec.msgpack.Decoder(answer_type(kind))
+        except (TypeError, NameError, ValueError) as error:
+            raise TypeError(f"{_place(kind)} cannot travel: {error}") from error
 
     def coder(self, address_of: Callable[[Ref[Any]], Address], ref_at: Callable[[Address], Ref[Any]]) -> Coder:
         """What encodes and decodes for one membership, whose refs and addresses these functions turn round."""
@@ -119,8 +118,10 @@ class Coder:
         """
         try:
             body = self._encoder.encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise MessageRefused(f"{_place(type(value))} cannot travel: {error}") from error
+        except BaseException as error:  # time zones and the like are code of users
+            if ends_the_program(error):
+                raise
+            raise MessageRefused(f"{_place(type(value))} cannot travel: {safe_str(error)}") from error
         if len(body) > self._max:
             raise MessageRefused(
                 f"{_place(type(value))} has {len(body)} bytes, more than max_message={self._max}: send less at once, "
@@ -160,7 +161,9 @@ class Coder:
         try:
             return decoder.decode(body)
         # A message's own __post_init__ may raise whatever it likes: what came is as useless for it.
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_program(error):
+                raise
             raise MessageRefused(f"what came is no {what}: {safe_str(error)}") from error
 
     def _encode_other(self, value: Any) -> Any:
@@ -182,12 +185,13 @@ def _classes_of(source: Any) -> Iterable[type[Any]]:
             if inspect.isclass(kind) and issubclass(kind, KINDS) and kind.__module__ == source.__name__
         ]
         if not found:
-            raise TypeError(f"messages: the module {source.__name__} defines no message, request or ReplyError")
+            raise TypeError(f"messages: the module {source.__name__} defines no message, request or exception")
         return found
     if inspect.isclass(source) and issubclass(source, KINDS) and source not in KINDS[:3]:
         return [source]
     raise TypeError(
-        f"messages: {source!r} is no subclass of Message, Request, StreamRequest or ReplyError, and no module with some"
+        f"messages: {safe_repr(source)} is no subclass of Message, Request, StreamRequest or Exception, and no module "
+        f"with some"
     )
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from cuelight._text import safe_repr
+from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Actor, Cell, Exit, Reply, Start
 from cuelight.actors._bonds import Bonds
 from cuelight.actors._cell import DEAD, LIVE
@@ -28,7 +28,7 @@ from cuelight.actors._reply import RUNNING, Asked
 from cuelight.actors._spec import DEFAULTS
 from cuelight.actors._stream import WINDOW as CHUNKS
 from cuelight.actors._stream import StreamSlot
-from cuelight.errors import MessageRefused, Unknown, UnknownTimeout
+from cuelight.errors import MessageRefused, NotStarted, Unknown, UnknownTimeout
 from cuelight.mailbox import Mailbox, WaitingSender, wait
 from cuelight.redis._actors._frames import Ask, Cancel, Frame, Link, More, Open, Signal, Tell, Watch
 
@@ -162,6 +162,19 @@ class RemoteCell(Cell):
         if self.senders:
             self.admit()
         self._let_go()
+
+    def unsendable(self, error: Exception) -> None:
+        """The first of the messages under way was not sent after all, for its frame cannot be encoded.
+
+        That happens for an address that makes no sense, so to all messages for this actor, in their order.
+        """
+        item = self.in_flight[0] if self.in_flight else None
+        if isinstance(item, Asked):
+            self.peer.membership.flights.end(item)
+            item.fail(NotStarted(f"{safe_repr(item.message)} could not be sent to {self.path}: {safe_str(error)}"))
+        elif item is not None:
+            self.runtime.dead_letters.add(item, self, "unsendable", error)
+        self.credited(1)
 
     def _let_go(self) -> None:
         if not self.in_flight:

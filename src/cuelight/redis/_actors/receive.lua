@@ -5,8 +5,9 @@
 -- ARGV    identity, id of the last entry that was dealt with ("0-0": none), the id after it, bytes that had come with
 --         it, how many entries at most
 --
--- Returns 0 if this node is no member any more, else the entries. Sent again, it returns the same ones, or more. If
--- there were fewer than asked for, the next that comes is told on the channel of the node.
+-- Returns 0 if this node is no member any more, or if its keys were damaged or deleted so that mail is lost: it must
+-- join anew, which tells those who wait for it. Else the entries. Sent again, it returns the same ones, or more. If there
+-- were fewer than asked for, the next that comes is told on the channel of the node.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return 0
 end
@@ -16,13 +17,32 @@ local function count(text)
   return found and found >= 0 and found < 2 ^ 53 and found or 0 -- no nan either
 end
 
-local node = redis.call('HMGET', KEYS[2], 'in', 'out')
-local total = math.min(count(ARGV[4]), count(node[1])) -- an entry may have been forged
+-- Whether a key was made something else.
+local function is_damaged(answer)
+  if type(answer) == 'table' and answer.err then
+    if string.find(answer.err, 'WRONGTYPE', 1, true) then
+      return true
+    end
+    error(answer.err)
+  end
+end
+
+local node = redis.pcall('HMGET', KEYS[2], 'in', 'out')
+if is_damaged(node) then
+  return 0
+end
+local came = count(node[1])
+local total = math.min(count(ARGV[4]), came) -- an entry may have been forged
 if total > count(node[2]) then
-  redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
+  if is_damaged(redis.pcall('XTRIM', KEYS[3], 'MINID', ARGV[3])) then
+    return 0
+  end
   redis.call('HSET', KEYS[2], 'out', string.format('%.0f', total))
 end
-local entries = redis.call('XRANGE', KEYS[3], '(' .. ARGV[2], '+', 'COUNT', ARGV[5])
+local entries = redis.pcall('XRANGE', KEYS[3], '(' .. ARGV[2], '+', 'COUNT', ARGV[5])
+if is_damaged(entries) or (#entries == 0 and came > count(ARGV[4])) then
+  return 0
+end
 if #entries < tonumber(ARGV[5]) then
   redis.call('HSET', KEYS[2], 'asleep', '1')
 end

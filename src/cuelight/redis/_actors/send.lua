@@ -33,7 +33,7 @@ local after = string.format('%.0f', total + #payload)
 redis.call('XADD', KEYS[3], '*', 's', sender, 'q', ARGV[3], 't', after, 'v', ARGV[4], 'p', payload)
 redis.call('HSET', KEYS[2], 'sent:' .. sender, ARGV[3], 'in', after, 'asleep', '0')
 redis.call('PEXPIRE', KEYS[3], ARGV[7])
-if node[4] == '1' then
+if node[4] ~= '0' then
   redis.call(ARGV[8], ARGV[9], '')
 end
 return 'ok'

@@ -10,6 +10,7 @@ from typing import Any, Final
 import anyio
 from redis import exceptions as redis_errors
 
+from cuelight._text import safe_repr
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time
 from cuelight.redis._client._faults import translated
@@ -170,7 +171,7 @@ def shorter(timeout: float | None, own: float) -> float:
     if timeout is None:
         return own
     if not timeout >= 0:
-        raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more, or None for the client's own")
+        raise ValueError(f"timeout={safe_repr(timeout)}: give seconds, 0 or more, or None for the client's own")
     return min(timeout, own)
 
 

@@ -17,7 +17,7 @@ import anyio
 from redis import exceptions as redis_errors
 
 from cuelight._log import get_log
-from cuelight.errors import StoreRefused
+from cuelight.errors import StoreRefused, ends_the_program
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client._connect import Opened
 from cuelight.redis._client._faults import refusal
@@ -93,8 +93,10 @@ class Listener:
 def _guard(call: Callable[..., None], *args: object) -> None:
     try:
         call(*args)
-    except Exception:
+    except BaseException as error:
         log.exception("a listener of a channel raised an error")
+        if ends_the_program(error):
+            raise
 
 
 class PushLine:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Generic, TypedDict, TypeVar
 
+from cuelight._text import safe_repr
 from cuelight.coordination import LimiterStatistics, RateLimitConfig
 from cuelight.coordination._limit_line import Limiter, jittered
 from cuelight.coordination._limit_meter import check_positive
@@ -82,7 +83,7 @@ class RedisLimiter(Generic[L]):
         check_positive("lease", lease, 0.1)
         check_positive("local_share", share)
         if share > 1:
-            raise ValueError(f"local_share={share!r}: give a share of the limits, at most 1")
+            raise ValueError(f"local_share={safe_repr(share)}: give a share of the limits, at most 1")
         self._given = dict(limits)
         self._lease, self._clock = lease, options.get("_clock")
         rows = {limit: row_of(algorithm, config) for limit, config in limits.items()}

@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeVar, get_args
 import anyio
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr
 from cuelight.coordination._limit_meter import check_positive
 from cuelight.errors import StoreUnavailable
 
@@ -39,7 +40,7 @@ class Outage:
 
     def __init__(self, name: str, mode: OnOutage, patience: float) -> None:
         if mode not in _CHOICES:
-            raise ValueError(f"on_outage={mode!r}: it is one of {', '.join(_CHOICES)}")
+            raise ValueError(f"on_outage={safe_repr(mode)}: it is one of {', '.join(_CHOICES)}")
         check_positive("outage_after", patience)
         self.mode, self.away = mode, False
         self._name, self._patience = name, patience

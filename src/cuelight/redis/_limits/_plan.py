@@ -9,9 +9,11 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
+from cuelight._text import safe_repr
 from cuelight.coordination import RateLimitConfig
 from cuelight.redis._client import Script
 from cuelight.redis._limits._answers import Answer
+from cuelight.tasks._checks import check_text
 
 __all__ = ["ALGORITHMS", "Algorithm", "Plan", "Scripts", "most_of", "pack", "row_of", "scripts_of"]
 
@@ -148,6 +150,8 @@ class Plan:
         lease: float = 10.0,
     ) -> None:
         self.names = (*limits,)
+        for limit in limits:
+            check_text("a limiter", limit=limit)
         self.algorithm: Algorithm = algorithm
         self.tag = f"{{{checked('prefix', prefix)}:limits:{checked('name', name)}}}"
         self.kind = " ".join((algorithm, *self.names))
@@ -199,12 +203,13 @@ def checked(what: str, text: object) -> str:
 
     Raises:
         TypeError: it is no text.
-        ValueError: it is empty or too long.
+        ValueError: it is empty or too long, or no Unicode text.
     """
     if not isinstance(text, str):
-        raise TypeError(f"{what}={text!r}: the {what} of a limiter is a str")
+        raise TypeError(f"{what}={safe_repr(text)}: the {what} of a limiter is a str")
     if not 0 < len(text) <= _LONGEST:
         raise ValueError(f"{what}={text[:40]!r}: give 1 to {_LONGEST} characters, not {len(text)}")
+    check_text("a limiter", **{what: text})
     text = text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
     return text.replace(":", "%3A") if what == "prefix" else text
 

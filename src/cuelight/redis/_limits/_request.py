@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
 
+from cuelight._text import safe_repr
 from cuelight.coordination import Admission, RateLimitConfig, RateLimiter
 from cuelight.coordination._limit_headers import read_headers
 from cuelight.coordination._limit_line import jittered
@@ -198,12 +199,12 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         for name, config in limits.items():
             check_named(name, config)
             if name not in self._plan.names:
-                raise TypeError(f"{name}={config!r}: {self!r} has no limit of this name; make another limiter")
+                raise TypeError(f"{name}={safe_repr(config)}: {self!r} has no limit of this name; make another limiter")
         if concurrency is not None:
             check_whole("concurrency", concurrency, 1)
             if not self._plan.permits:
                 raise ValueError(
-                    f"concurrency={concurrency!r}: {self!r} does not count what is under way; make another"
+                    f"concurrency={safe_repr(concurrency)}: {self!r} does not count what is under way; make another"
                 )
         await self._desk().look([0] * len(self._plan.names))  # for the limits that others have set
         await self._change(limits, concurrency or self._plan.permits)
@@ -211,9 +212,10 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
     async def observe(self, headers: Mapping[str, str]) -> None:
         """Learn from the headers of an answer, for all processes: to be called for each answer, whatever its status.
 
-        `Retry-After` (seconds or a date) and `retry-after-ms` pause everything. `x-ratelimit-remaining-tokens`,
-        `vendor-ratelimit-tokens-remaining` and their like lower what is left of the limit of that name (`requests`
-        if they name none) to what the service says, and never raise it. A checkpoint, if there is anything to learn.
+        `Retry-After` (seconds or a date) and `retry-after-ms` pause everything, for a day at most.
+        `x-ratelimit-remaining-tokens`, `vendor-ratelimit-tokens-remaining` and their like lower what is left of the
+        limit of that name (`requests` if they name none) to what the service says, and never raise it.
+        A checkpoint, if there is anything to learn.
 
         Args:
             headers: names, in upper or lower case, and values. What is not understood is left alone.

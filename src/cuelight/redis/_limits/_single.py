@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Unpack
 
+from cuelight._text import safe_repr
 from cuelight.coordination import AsyncLeakyBucket, AsyncSlidingWindow, AsyncTokenBucket, Decision, RateLimitConfig
 from cuelight.coordination._limit_line import YIELD
 from cuelight.coordination._limit_meter import check_timeout, check_whole
@@ -53,7 +54,9 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         if chunk is not None:
             check_whole("chunk", chunk, 1)
             if chunk > self._plan.most(0):
-                raise ValueError(f"chunk={chunk!r}: {self!r} never lets more than {self._plan.most(0)} through at once")
+                raise ValueError(
+                    f"chunk={safe_repr(chunk)}: {self!r} never lets more than {self._plan.most(0)} through at once"
+                )
         self._chunk = chunk
         self._stocks: dict[Desk, Stock] = {}
 

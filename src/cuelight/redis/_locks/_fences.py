@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cuelight.redis._client import Argument, Server
+from cuelight.tasks._checks import check_text
 
 __all__ = ["fence_key", "fenced_set", "fenced_set_blocking"]
 
@@ -28,14 +29,16 @@ def fence_key(key: str) -> str:
         key: of the value.
 
     Raises:
-        ValueError: the key has braces, but no hash tag, so that nothing else can be in its slot.
+        ValueError: the key has braces, but no hash tag, so that nothing else can be in its slot; or it is
+            no Unicode text.
     """
+    check_text("fence_key", key=key)
     opening = key.find("{")
     closing = key.find("}", opening + 1)
     if opening >= 0 and closing > opening + 1:
         return f"{key}:fence"
     if not key or "}" in key:
-        raise ValueError(f"key={key!r}: give it no braces, or a hash tag such as '{{order:17}}:total'")
+        raise ValueError(f"key={safe_repr(key)}: give it no braces, or a hash tag such as '{{order:17}}:total'")
     return f"{{{key}}}:fence"
 
 
@@ -85,10 +88,10 @@ def _call(
     if isinstance(fence, Lease):
         fence.check()
     if ttl is not None and not ttl >= 0.001:
-        raise ValueError(f"ttl={ttl!r}: give seconds, 0.001 or more, or None to keep it")
+        raise ValueError(f"ttl={safe_repr(ttl)}: give seconds, 0.001 or more, or None to keep it")
     token = _token(fence)
     if token < 1:
-        raise ValueError(f"fence={fence!r}: give the fencing token of a lease, which is 1 or more")
+        raise ValueError(f"fence={safe_repr(fence)}: give the fencing token of a lease, which is 1 or more")
     return (key, fence_key(key)), (token, value, 0 if ttl is None else round(ttl * 1000))
 
 

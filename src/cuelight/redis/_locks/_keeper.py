@@ -130,10 +130,10 @@ class Keeper:
     def _ring(self) -> None:
         at = now()
         due: dict[SharedCore, list[Lease]] = {}
+        lost: list[Lease] = []
         for lease, core in self.leases():
             if at >= lease.until:
-                self.drop(lease)
-                lease.lose("it could not be renewed in time")
+                lost.append(lease)
             elif party_ended(lease.owner):
                 reap(core)
             elif not lease.renewing and lease.renew_at <= at + lease.ticket.terms.lease / 20:
@@ -143,10 +143,25 @@ class Keeper:
             self._backend.spawn(
                 self._renew, core, leases, context=contextvars.Context(), name=f"cuelight lease of {core.thing}"
             )
+        self._lose(lost, "it could not be renewed in time")
+
+    def _lose(self, lost: list[Lease], reason: str) -> None:
+        """Tell those who hold what was lost, when everything else is done: `on_loss` is code of users."""
+        for lease in lost:
+            self.drop(lease)
         self._arm()
+        ending: BaseException | None = None
+        for lease in lost:
+            try:
+                lease.lose(reason)
+            except BaseException as error:  # it ends the program, when all were told
+                ending = error
+        if ending is not None:
+            raise ending
 
     async def _renew(self, core: SharedCore, leases: list[Lease]) -> None:
         asked = now()
+        lost: list[Lease] = []
         try:
             renewed = await core.renew([lease.ticket for lease in leases])
         except Exception as error:
@@ -165,9 +180,8 @@ class Keeper:
                 if held:
                     lease.renewed(asked)
                 elif lease in self._leases:
-                    self.drop(lease)
-                    lease.lose("the server gave it to others, or has lost it")
-        self._arm()
+                    lost.append(lease)
+        self._lose(lost, "the server gave it to others, or has lost it")
 
     def flush(self, core: SharedCore) -> None:
         """Have sent what is to be given back."""

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight._log import get_log
-from cuelight.errors import LeaseLost
+from cuelight.errors import LeaseLost, ends_the_program
 from cuelight.redis._locks._terms import now
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Lease:
             except BaseException as error:
                 log.exception("on_loss of %s failed", self.name)
                 # `sys.exit` ends the loop that it is called in: that of a user, but not that of all threads.
-                if not isinstance(error, Exception) and not self.home.ours:
+                if ends_the_program(error) and not self.home.ours:
                     raise
 
     def disown(self, reason: str) -> None:

@@ -8,6 +8,9 @@ import secrets
 import socket
 from typing import Final
 
+from cuelight._text import safe_repr
+from cuelight.tasks._checks import check_text
+
 __all__ = ["Names", "client_name", "describe_member", "names_of"]
 
 LONGEST: Final = 512
@@ -35,13 +38,14 @@ def names_of(prefix: str, kind: str, name: str) -> Names:
 
     Raises:
         TypeError: the name or the prefix is no text.
-        ValueError: it is empty or too long.
+        ValueError: it is empty or too long, or no Unicode text.
     """
     for what, text in {"name": name, "prefix": prefix}.items():
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"{what}={text!r}: the {what} of a lock is a str")
+            raise TypeError(f"{what}={safe_repr(text)}: the {what} of a lock is a str")
         if not 0 < len(text) <= LONGEST:
             raise ValueError(f"{what}={text[:40]!r}: give 1 to {LONGEST} characters, not {len(text)}")
+        check_text("a lock", **{what: text})
     return Names(f"{_escaped(prefix).replace(':', '%3A')}:{kind}:{_escaped(name)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from cuelight._text import safe_repr
 from cuelight.coordination import BaseSemaphore, LockStatistics
 from cuelight.coordination._operations import release
 from cuelight.coordination._order import debug_by_default
@@ -69,7 +70,9 @@ class RedisSemaphore(BaseSemaphore):
         debug: bool | None = None,
     ) -> None:
         if max_concurrent < 1 or max_concurrent != int(max_concurrent):
-            raise ValueError(f"max_concurrent={max_concurrent!r}: a semaphore has 1 place or more, as a whole number")
+            raise ValueError(
+                f"max_concurrent={safe_repr(max_concurrent)}: a semaphore has 1 place or more, as a whole number"
+            )
         self._name = name
         self._terms = Terms(lease, on_loss, lock_delay, wait_replicas)
         self._core = shared_core(
@@ -168,7 +171,7 @@ class RedisSemaphore(BaseSemaphore):
             return self._one
         if not (0 < weight <= self._core.capacity and weight == int(weight)):
             raise ValueError(
-                f"weight={weight!r}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
+                f"weight={safe_repr(weight)}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
                 f"{self._core.capacity}, or give it more"
             )
         return RedisClaim(self._core, weight, self._name, self._terms)

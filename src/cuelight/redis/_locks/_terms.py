@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from cuelight.redis._locks._lease import Lease
 
+from cuelight._text import safe_repr
+
 __all__ = ["OnLoss", "Terms", "now"]
 
 OnLoss = Literal["cancel", "flag"] | Callable[["Lease"], object]
@@ -45,13 +47,15 @@ class Terms:
             ValueError: one of them makes no sense.
         """
         if not SHORTEST <= lease <= LONGEST:
-            raise ValueError(f"lease={lease!r}: give seconds, {SHORTEST:g} to {LONGEST:g}; it is renewed while held")
-        if on_loss not in {"cancel", "flag"} and not callable(on_loss):
-            raise ValueError(f"on_loss={on_loss!r}: give 'cancel', 'flag' or a function of the lease")
+            raise ValueError(
+                f"lease={safe_repr(lease)}: give seconds, {SHORTEST:g} to {LONGEST:g}; it is renewed while held"
+            )
+        if not callable(on_loss) and on_loss not in ("cancel", "flag"):
+            raise ValueError(f"on_loss={safe_repr(on_loss)}: give 'cancel', 'flag' or a function of the lease")
         if not 0 <= lock_delay <= LONGEST:
-            raise ValueError(f"lock_delay={lock_delay!r}: give seconds, 0 to {LONGEST:g}")
+            raise ValueError(f"lock_delay={safe_repr(lock_delay)}: give seconds, 0 to {LONGEST:g}")
         if wait_replicas < 0 or wait_replicas != int(wait_replicas):
-            raise ValueError(f"wait_replicas={wait_replicas!r}: give a number of replicas, 0 or more")
+            raise ValueError(f"wait_replicas={safe_repr(wait_replicas)}: give a number of replicas, 0 or more")
         self.lease, self.on_loss, self.delay, self.wait_replicas = lease, on_loss, lock_delay, wait_replicas
         self.lease_ms, self.delay_ms = max(1, round(lease * 1000)), round(lock_delay * 1000)
 

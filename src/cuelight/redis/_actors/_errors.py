@@ -1,0 +1,227 @@
+"""Exceptions as they travel, and back: with their arguments and fields, and without pickle or imports.
+
+Invariants:
+1. An exception comes back as itself, with the arguments and fields that it had, or as a wrapper that names its class.
+   No field ever has a default in the place of the value that it had.
+2. Nothing here raises, whatever an exception is made of, and whatever comes.
+"""
+
+# What exceptions of users are made of is Any here.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import builtins
+import sys
+from types import MemberDescriptorType
+from typing import Any, Final
+
+from cuelight._text import describe_error, safe_str, shortened, type_name
+from cuelight.errors import CuelightError, ReplyError, ends_the_program
+from cuelight.redis._actors._frames import LONGEST, Raised
+from cuelight.tasks._values import decode, encode
+
+__all__ = ["ErrorTypes", "RemoteError", "cause_of", "path_of", "raised_of", "restored"]
+
+CAUSES: Final = 8
+"""Causes that travel: the cause of an error, the cause of that, and so on."""
+
+NOTES: Final = 10
+"""Notes that travel with an exception."""
+
+LARGEST: Final = 64 * 1024
+"""Bytes that the arguments and fields of an exception may have."""
+
+LEFT_OUT: Final = frozenset({"__notes__", "obj"})
+"""Fields that do not travel: notes do so on their own, and `AttributeError.obj` may be anything."""
+
+
+class RemoteError(CuelightError):
+    """An exception of another node that cannot come back as itself; a note says why.
+
+    Attributes:
+        kind: the name of its class there.
+        text: its text.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        """Say what was raised.
+
+        Args:
+            kind: the name of its class.
+            text: its text.
+        """
+        super().__init__(f"{kind}: {text}")
+        self.kind, self.text = kind, text
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str]]:
+        return type(self), (self.kind, self.text)
+
+
+class ErrorTypes:
+    """The classes of exceptions that come back as themselves: registered, built in, and each `ReplyError`."""
+
+    def __init__(self) -> None:
+        self._names: dict[type[Any], str] = {}
+        self._classes: dict[str, type[Any]] = {}
+
+    def add(self, kind: type[Any], name: str) -> None:
+        """Register a class under a name."""
+        self._names[kind] = name
+        self._classes[name] = kind
+
+    def name(self, kind: type[Any]) -> str:
+        """Under which a class travels; "" if it does not."""
+        name = self._names.get(kind)
+        if name is not None:
+            return name
+        path = path_of(kind)
+        return path if _loaded(path) is kind else ""
+
+    def find(self, name: str) -> type[Any] | None:
+        """The class of a name; None if this node knows none."""
+        return self._classes.get(name) or _loaded(name)
+
+
+def path_of(kind: type[Any]) -> str:
+    """The module and the name of a class in it."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _loaded(path: str) -> type[Any] | None:
+    """A class that is built in or ours, or a `ReplyError`, of a module that is loaded. Nothing is imported."""
+    module, _, names = path.partition(":")
+    found: Any = sys.modules.get(module)
+    for name in names.split("."):
+        found = vars(found).get(name) if found is not None and hasattr(found, "__dict__") else None
+    if not isinstance(found, type) or not issubclass(found, Exception) or issubclass(found, BaseExceptionGroup):
+        return None
+    known = module in {builtins.__name__, CuelightError.__module__} or issubclass(found, ReplyError)
+    return found if known and path_of(found) == path else None
+
+
+def raised_of(error: BaseException, types: ErrorTypes, causes: int = CAUSES) -> Raised:
+    """An exception as it travels."""
+    notes, cause = _notes_of(error), cause_of(error)
+    raised = raised_of(cause, types, causes - 1) if cause is not None and causes else None
+    if type(error) is RemoteError:
+        return Raised(shortened(error.kind, LONGEST), shortened(error.text, LONGEST), notes=notes, cause=raised)
+    kind, text = type_name(error), safe_str(error)[:LONGEST]
+    name, body, why = "", b"", f"{kind} is no exception that travels"
+    try:
+        name = types.name(type(error))
+        if name:
+            body, why = _body_of(error), ""
+        elif issubclass(type(error), Exception):
+            why = f"{path_of(type(error))} is not registered with its node: RedisNode(..., messages=[...]) takes it"
+    except BaseException as problem:  # properties, metaclasses and values of users
+        if ends_the_program(problem):
+            raise
+        name, why = "", f"it cannot travel with its fields: {describe_error(problem, 500)}"
+    return Raised(shortened(kind, LONGEST), text, name, body, notes, shortened(why, LONGEST), raised)
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """Its cause, whatever a subclass made of `__cause__`."""
+    return _CAUSE(error)  # type: ignore[no-any-return]
+
+
+_CAUSE: Any = BaseException.__dict__["__cause__"].__get__
+_ARGS: Any = BaseException.__dict__["args"].__get__
+_DICT: Any = BaseException.__dict__["__dict__"].__get__
+
+
+def _notes_of(error: BaseException) -> tuple[str, ...]:
+    notes: Any = _DICT(error).get("__notes__")
+    return tuple(safe_str(note, LONGEST // 4) for note in notes[:NOTES]) if type(notes) is list else ()
+
+
+def _body_of(error: BaseException) -> bytes:
+    """The arguments and fields of an exception.
+
+    Raises:
+        TypeError: one of them cannot travel.
+        ValueError: they are too large.
+    """
+    values = {"args": _ARGS(error), "fields": _fields_of(error)}
+    try:
+        body = encode(values, "")
+    except TypeError:
+        body = encode(_escaped(values), "")
+    if len(body) > LARGEST:
+        raise ValueError(f"its arguments and fields have {len(body)} bytes, more than {LARGEST}")
+    return body
+
+
+def _fields_of(error: BaseException) -> dict[str, Any]:
+    fields = {name: value for name, value in _DICT(error).items() if name not in LEFT_OUT}
+    for kind in type(error).__mro__:
+        if kind is BaseException:
+            break
+        for name, slot in vars(kind).items():
+            if isinstance(slot, MemberDescriptorType) and name not in LEFT_OUT:
+                try:
+                    value = slot.__get__(error)
+                except AttributeError:  # never set
+                    continue
+                if value is not None or kind.__module__ != builtins.__name__:
+                    fields[name] = value
+    return fields
+
+
+def _escaped(value: Any, room: int = 20) -> Any:
+    """A value in which each text can be encoded."""
+    kind = type(value)
+    if kind is str:
+        return shortened(value, len(value))
+    if kind is dict and room:
+        return {_escaped(key, room - 1): _escaped(part, room - 1) for key, part in value.items()}
+    if kind in {list, tuple} and room:
+        return kind(_escaped(part, room - 1) for part in value)
+    return value
+
+
+def restored(raised: Raised, types: ErrorTypes) -> Exception:
+    """The exception of what came: itself, or a `RemoteError` with a note that says why."""
+    error: Exception | None = None
+    why = raised.why
+    if raised.name:
+        try:
+            kind = types.find(raised.name)
+            why = f"{raised.name} is not known to this node: RedisNode(..., messages=[...]) takes it"
+            error = None if kind is None else _remade(kind, raised.body)
+        except BaseException as problem:  # fields that make no sense, and hooks of classes
+            if ends_the_program(problem):
+                raise
+            why = f"its fields could not be read here: {describe_error(problem, 500)}"
+    if error is None:
+        error = RemoteError(raised.kind, raised.text)
+        if why:
+            error.add_note(why)
+    for note in raised.notes[:NOTES]:
+        error.add_note(note)
+    if raised.cause is not None:
+        error.__cause__ = restored(raised.cause, types)
+    return error
+
+
+def _remade(kind: type[Any], body: bytes) -> Exception:
+    values = decode(body)
+    args, fields = values["args"], values["fields"]
+    base: Any = kind
+    while base.__module__ != builtins.__name__:
+        base = base.__base__  # the one that lays out its memory
+    # Only what is built in is called, and never a constructor of a user: it may ask for other arguments.
+    error: Any = base.__new__(kind, *args)
+    base.__init__(error, *args)
+    for name, value in fields.items():
+        slot = next((vars(one)[name] for one in kind.__mro__ if name in vars(one)), None)
+        if isinstance(slot, MemberDescriptorType):
+            try:
+                slot.__set__(error, value)
+            except (AttributeError, TypeError):
+                if not slot.__get__(error) == value:
+                    raise
+        else:
+            _DICT(error)[str(name)] = value
+    return error  # type: ignore[no-any-return]

@@ -1,0 +1,169 @@
+"""Checks of what a queue is given: each raises an error that names the value and what to give instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from cuelight._text import safe_repr
+from cuelight.tasks._function import TaskFunction
+from cuelight.tasks._store import Query
+from cuelight.tasks._task import Limit, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "check_callback",
+    "check_function",
+    "check_limit",
+    "check_number",
+    "check_query",
+    "check_store",
+    "check_task",
+    "id_given",
+    "items_given",
+    "string_given",
+]
+
+
+def check_task(call: str, task: object) -> None:
+    """Check that something is a task, at the places that take nothing else.
+
+    Args:
+        call: the name of the method; shown in the error.
+        task: what it was given.
+
+    Raises:
+        TypeError: it is no task.
+    """
+    if isinstance(task, Task):
+        return
+    shown = f"{call}({safe_repr(task)})"
+    if isinstance(task, TaskFunction):
+        name = task.__name__
+        raise TypeError(
+            f"{shown}: that is a task function: `queue.send({name}, ...)` sends it with its arguments, and "
+            f"`{name}.task(...)` makes a Task of it"
+        )
+    if isinstance(task, list | tuple):
+        raise TypeError(f"{shown}: give one Task; `enqueue_many` takes several")
+    if callable(task) and not isinstance(task, type):
+        raise TypeError(f"{shown}: give a Task; to send a function decorate it with @task, and give it to `queue.send`")
+    raise TypeError(f"{shown}: give a Task, such as Task(task_type='greet', payload='Ann')")
+
+
+def check_function(call: str, function: object) -> None:
+    """Check that something is a task function.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(function, TaskFunction):
+        return
+    shown = f"{call}({safe_repr(function)})"
+    if isinstance(function, Task):
+        raise TypeError(f"{shown}: give a function that is decorated with @task; `enqueue` takes a Task")
+    if isinstance(function, str):
+        raise TypeError(
+            f"{shown}: give the function itself, decorated with @task; `enqueue(Task(task_type=..., payload=...))` "
+            f"needs no function"
+        )
+    if callable(function):
+        raise TypeError(f"{shown}: that is no task function: decorate it with @task")
+    raise TypeError(f"{shown}: give a function that is decorated with @task, and its arguments after it")
+
+
+def id_given(call: str, task: object) -> str:
+    """The identifier of a task that is given as itself or by its identifier.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(task, Task):
+        return task.task_id
+    if isinstance(task, str):
+        return task
+    raise TypeError(f"{call}({safe_repr(task)}): give the Task, or its identifier")
+
+
+def string_given(call: str, text: object) -> str:
+    """The string that was given.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(text, Task):
+        raise TypeError(f"{call}: {safe_repr(text)} is a Task: give its identifier, `task.task_id`")
+    if not isinstance(text, str):
+        raise TypeError(f"{call}: {safe_repr(text)} is no string")
+    return text
+
+
+def items_given(call: str, items: Iterable[Any], wanted: str) -> list[Any]:
+    """The items of something that can be iterated over.
+
+    Raises:
+        TypeError: it cannot, or is one item.
+    """
+    given: Any = items
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+        raise TypeError(f"{call}({safe_repr(given)}): give {wanted}")
+    return list(given)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def check_limit(call: str, limit: object) -> None:
+    """Check that something is a limit.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(limit, Limit):
+        raise TypeError(f"{call}({safe_repr(limit)}): give a Limit, such as Limit('openai', max_concurrent=5)")
+
+
+def check_number(call: str, number: object) -> None:
+    """Check that something is a number of things.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is less than 1.
+    """
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"{call}={safe_repr(number)}: give a whole number")
+    if number < 1:
+        raise ValueError(f"{call}={number!r}: give 1 or more")
+
+
+def check_query(call: str, query: object) -> None:
+    """Check that something is a query.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(query, Query):
+        raise TypeError(f"{call}({safe_repr(query)}): give a Query, such as Query(state='pending')")
+
+
+def check_store(call: str, store: object) -> None:
+    """Check that something is a store of tasks.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if callable(getattr(store, "exchange", None)) and callable(getattr(store, "open", None)):
+        return
+    way = "give a store, such as SQLiteStore('tasks.db') or MemoryStore()"
+    if getattr(store, "store", None) is not None:
+        way += "; the one of a queue is `queue.store`"
+    raise TypeError(f"{call}: {safe_repr(store)} is no store of tasks: {way}")
+
+
+def check_callback(call: str, function: Callable[..., object] | None) -> None:
+    """Check that something is a function, or None.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if function is not None and not callable(function):
+        raise TypeError(f"{call}: {safe_repr(function)} is no function of a Task")

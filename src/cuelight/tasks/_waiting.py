@@ -1,0 +1,157 @@
+"""Tasks that wait for what other tasks do: they give up their slot meanwhile, and are in the graph of who waits for
+whom.
+
+Invariants:
+
+1. A task that waits for the result of another holds no slot of its worker, so that the worker can run the other one.
+   When it goes on it holds one again; the worker begins nothing new as long as it runs more than it has slots.
+2. A task or a handler of an actor that would wait for itself, through whomever, gets `DeadlockError` instead.
+3. When a wait is over, however it ended, nothing of it is left.
+"""
+
+# Nodes are tasks of either library, threads and cells: no annotation could say more.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from uuid import UUID
+
+import anyio
+
+from cuelight.actors import blocked, find_circle, handling, name_of, show_circle
+from cuelight.coordination._endings import monitor
+from cuelight.coordination._parties import here, whoever
+from cuelight.errors import DeadlockError
+from cuelight.mailbox import coroutine_of
+from cuelight.tasks._context import running_task
+
+if TYPE_CHECKING:
+    from cuelight.tasks._context import TaskContext
+    from cuelight.tasks._store import Store
+
+__all__ = ["Runs", "blocking_thread", "is_nested", "resting", "runs", "waiting_for_task"]
+
+
+class Runs(Protocol):
+    """What runs tasks in this process."""
+
+    store: Store
+
+    def node_of(self, task_id: str) -> Any:
+        """Who runs a task here, as a node of the graph of waits; None if it does not run here. From any thread."""
+        ...
+
+
+runs: Final[dict[Runs, None]] = {}
+"""All that run tasks in this process now."""
+
+blocking_thread: ContextVar[Any] = ContextVar("cuelight_blocking_thread", default=None)
+"""The thread that waits for the running code, where that serves a blocking call in another loop."""
+
+
+class ResultWait:
+    """A wait for a task, in the graph."""
+
+    __slots__ = ("_store", "_task_id", "thing")
+
+    def __init__(self, store: Store, task_id: str, name: str) -> None:
+        self._task_id = task_id
+        # A random identity is the same task whichever handle of a store one has; others may be in several queues.
+        self._store = None if _is_random(task_id) else store
+        self.thing = f"the result of {name or 'the task'} ({task_id})"
+
+    def blockers(self) -> Iterable[Any]:
+        """Who runs it now, in this process. Nobody is known before it runs, or if another process has it."""
+        found = [run.node_of(self._task_id) for run in tuple(runs) if self._store in {None, run.store}]
+        return [node for node in found if node is not None]
+
+
+def is_nested() -> bool:
+    """Whether the running code belongs to a task of a worker, or to a handler of an actor."""
+    return running_task.get() is not None or handling.get() is not None
+
+
+@contextmanager
+def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
+    """Wait for a task inside the block, on behalf of the running task or handler.
+
+    Raises:
+        DeadlockError: it would wait for itself.
+    """
+    context = running_task.get()
+    wait, nodes = ResultWait(store, task_id, name), _nodes(context)
+    try:
+        with monitor:
+            for node in nodes:
+                blocked.setdefault(node, []).append(wait)
+            way = find_circle(nodes, [(blocker, wait.thing) for blocker in wait.blockers()])
+            if way is not None:
+                circle = show_circle(nodes, way)
+                raise DeadlockError(
+                    f"{name_of(nodes[0])} waits for {wait.thing} and would wait for ever, because each waits for the "
+                    f"next: {circle}. Return, and let somebody else wait for both; or give back what it holds first"
+                )
+        with resting(context):
+            yield
+    finally:
+        with monitor:
+            for node in nodes:
+                waits = blocked.get(node, [])
+                if wait in waits:
+                    waits.remove(wait)
+                if not waits:
+                    blocked.pop(node, None)
+
+
+@contextmanager
+def resting(context: TaskContext | None) -> Generator[None]:
+    """Have the running task hold no slot of its worker inside the block.
+
+    Raises:
+        DeadlockError: very many tasks of the worker wait already.
+    """
+    if context is None or not context.rest():
+        yield
+        return
+    try:
+        yield
+    finally:
+        context.resume()
+
+
+def _nodes(context: TaskContext | None) -> list[Any]:
+    """Who is held up: whoever runs, and the task of a worker or the actor whose handler waits for that."""
+    thread = blocking_thread.get()
+    if thread is not None:
+        return [thread]
+    nodes = [whoever()]
+    node = None if context is None else context.node
+    if node is not None and node not in nodes and (node is here.me or _waits_for_me(coroutine_of(node))):
+        nodes.append(node)
+    cell = handling.get()
+    is_new = cell is not None and cell not in nodes and cell.waits_in_asks()
+    if is_new and _waits_for_me(getattr(cell, "coroutine", None)):
+        nodes.append(cell)
+    return nodes
+
+
+def _waits_for_me(coroutine: Any) -> bool:
+    """Whether a coroutine is that of the running task, or of one that waits for it in a task group, however deep."""
+    if coroutine is None:
+        return False
+    tasks = {task.id: task for task in anyio.get_running_tasks()}
+    task: anyio.TaskInfo | None = anyio.get_current_task()
+    while task is not None and task.coro is not coroutine:
+        task = tasks.get(task.parent_id) if task.parent_id is not None else None
+    return task is not None
+
+
+def _is_random(task_id: str) -> bool:
+    try:
+        return UUID(task_id).version == 4
+    except ValueError:
+        return False

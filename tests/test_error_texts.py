@@ -74,6 +74,8 @@ class Names:
             if last.startswith("_"):
                 yield f"{name}() is private"
             for parameter in PARAMETER.findall(arguments):
+                if last[0].isupper():  # a class may inherit them
+                    known = self.everything
                 if parameter not in known and "**" not in known:
                     yield f"{name}() has no parameter {parameter}"
         for parameter in PARAMETER.findall(CALL.sub("", text)):

@@ -41,6 +41,10 @@ async def until(condition: Callable[[], Any]) -> None:
             await anyio.sleep(0.002)
 
 
+def _nothing() -> None:
+    pass
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs: one that nobody has waited for yet does not."""
     try:
@@ -258,6 +262,7 @@ async def test_a_death_in_the_middle_of_a_large_call_is_not_an_attempt() -> None
 
 
 async def test_a_process_that_cannot_start_is_tried_twice_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cuelight.pools._process_start._set_for_multiprocessing", _nothing)
     monkeypatch.setattr("sys.executable", "/bin/false")
     async with a_process() as executor:
         with pytest.raises(WorkerDied, match=r"ended with exit status 1 before it began"):
@@ -272,6 +277,7 @@ async def test_a_program_that_is_not_there_is_an_error(monkeypatch: pytest.Monke
     before = descriptors()
     async with a_process() as executor:
         with monkeypatch.context() as patch:
+            patch.setattr("cuelight.pools._process_start._set_for_multiprocessing", _nothing)
             patch.setattr("sys.executable", "/nowhere/python")
             with pytest.raises(FileNotFoundError):
                 await executor.run(jobs.same, (1,), {})

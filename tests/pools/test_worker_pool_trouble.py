@@ -24,6 +24,10 @@ from cuelight.pools._timekeeper import Timekeeper
 from helpers import process_jobs as jobs
 
 
+def _nothing() -> None:
+    pass
+
+
 def config(max_workers: int = 2, **options: Any) -> WorkerPoolConfig:
     return WorkerPoolConfig(max_workers=max_workers, **options)
 
@@ -248,6 +252,7 @@ def test_a_process_that_takes_too_long_is_killed(tmp_path: Path) -> None:
 def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(config(1, max_retries=0), kind="process") as pool:
         with monkeypatch.context() as patch:
+            patch.setattr("cuelight.pools._process_start._set_for_multiprocessing", _nothing)
             patch.setattr("sys.executable", "/nowhere/python")
             assert isinstance(pool.get_task_result(pool.submit_task("x", len, ("",))).error, FileNotFoundError)
             patch.setattr("sys.executable", "/bin/false")

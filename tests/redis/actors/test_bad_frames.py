@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 import anyio
@@ -32,6 +33,7 @@ from cuelight.redis._actors._frames import (
     encode_frames,
     frames_of,
 )
+from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import WINDOW
 from helpers.nodes import Add, Count, Echo, Plain, Player, Slow, Total, inside, node_of, pair, until
 from helpers.redis_servers import shared_server
@@ -301,9 +303,42 @@ async def test_a_message_that_is_nested_too_deep_is_refused_where_it_is_sent() -
 
 def test_one_frame_that_cannot_be_encoded_costs_itself_and_not_its_batch() -> None:
     good, bad = Reply(1, b"x"), Tell(2**70, "Add", b"")
-    payload, refused = encode_frames([good, bad, Signal(1, "kill", "caf\udce9"), good])
+    worse = Signal(2**70, "kill", "caf\udce9")
+    payload, refused = encode_frames([good, bad, Signal(1, "kill", "caf\udce9"), worse, good])
     assert frames_of(payload) == ([good, Signal(1, "kill", r"caf\udce9"), good], [])
-    assert [frame for frame, _ in refused] == [bad]
+    assert [frame for frame, _ in refused] == [bad, worse]
+
+
+class Zone(tzinfo):
+    """Ends the program when it is asked."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        raise SystemExit(3)
+
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime | None) -> str:
+        return "odd"
+
+
+class Ends(Message):
+    at: Any = None
+
+    def __post_init__(self) -> None:
+        if self.at == "read":
+            raise KeyboardInterrupt
+
+
+def test_code_of_users_that_ends_the_program_does_so_when_messages_are_encoded_and_decoded() -> None:
+    def never(_: Any) -> Any:
+        raise AssertionError
+
+    coder = Registry([Ends], 1000).coder(never, never)
+    with pytest.raises(SystemExit):
+        coder.message(Ends(datetime(2026, 1, 1, tzinfo=Zone())))
+    with pytest.raises(KeyboardInterrupt):
+        coder.read("Ends", msgspec.msgpack.encode({"type": "Ends", "at": "read"}))
 
 
 TEXT = st.text(st.characters(), max_size=5)  # with surrogates

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight import Actor, ActorSystem, Interrupted, Message, MessageRefused, NotStarted, Ref, Request, child, on
-from cuelight.errors import AskError
+from cuelight.errors import AskError, ends_the_program
 from cuelight.redis import RedisClient
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors import _membership
@@ -35,7 +35,7 @@ from cuelight.redis._actors._frames import (
 )
 from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import WINDOW
-from helpers.nodes import Add, Count, Echo, Plain, Player, Slow, Total, inside, node_of, pair, until
+from helpers.nodes import Add, Count, Echo, Plain, Player, Slow, Total, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import shared_server
 
 DEEP = b"\x91" * 200_000 + b"\xc0"
@@ -339,6 +339,29 @@ def test_code_of_users_that_ends_the_program_does_so_when_messages_are_encoded_a
         coder.message(Ends(datetime(2026, 1, 1, tzinfo=Zone())))
     with pytest.raises(KeyboardInterrupt):
         coder.read("Ends", msgspec.msgpack.encode({"type": "Ends", "at": "read"}))
+
+
+async def test_an_overflow_policy_that_ends_the_program_ends_the_system_for_remote_senders_too() -> None:
+    def overflow(*_: Any) -> Any:
+        raise SystemExit(3)
+
+    ended: list[BaseException] = []
+    cluster = cluster_name()
+    async with ActorSystem("here", node=node(cluster)) as here:
+        try:
+            async with ActorSystem("there", node=node(cluster)) as there:
+                own = await there.spawn(child(Player).with_options(capacity=1, overflow=overflow))
+                await there.expose(own, "actor")
+                ref = await here.resolve("actor")
+                async with anyio.create_task_group() as group:
+                    group.start_soon(under_way, ref, list[Any]())
+                    await until(lambda: own.statistics().running is not None)
+                    for _ in range(3):
+                        await ref.tell(Add(1))
+                    await anyio.sleep_forever()
+        except BaseException as error:
+            ended.append(error)
+    assert ends_the_program(ended[0])
 
 
 TEXT = st.text(st.characters(), max_size=5)  # with surrogates

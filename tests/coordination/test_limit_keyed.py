@@ -284,6 +284,40 @@ def test_a_key_that_cannot_be_compared_when_it_is_forgotten_is_looked_at_again()
     assert len(users) == 1
 
 
+class Handed:
+    """A limiter that keeps what it is to call before it is used again."""
+
+    def __init__(self) -> None:
+        self.revive: Any = None
+        self.at_once = False
+
+    def _retire(self, revive: Any) -> bool:
+        self.revive = revive
+        if self.at_once:
+            revive()
+        return True
+
+
+def test_a_limiter_that_is_used_in_the_moment_in_which_it_is_forgotten_is_remembered() -> None:
+    users = KeyedLimiter[int, Handed](lambda _: Handed())
+    users[7].at_once = True
+    assert users.forget_idle() == 0
+    assert users.statistics() == (1, 1, 0)
+    users[7].at_once = False
+    revive = users[7].revive
+    assert users.forget_idle() == 1
+    revive()  # nobody has held it
+    assert users.statistics() == (0, 1, 1)
+
+
+def test_a_key_that_is_to_be_looked_at_twice_is_looked_at_once() -> None:
+    users = keyed(Clock())
+    _ = users["ann"]
+    users._queue.append("ann")
+    assert users.forget_idle() == 1
+    assert len(users._queue) == 0
+
+
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
 def test_a_clock_that_raises_costs_no_other_key(ending: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
     error: list[BaseException] = []

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight import Actor, ActorSystem, Interrupted, Message, MessageRefused, NotStarted, Ref, Request, child, on
-from cuelight.errors import AskError
+from cuelight.errors import AskError, ends_the_program
 from cuelight.redis import RedisClient
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors import _membership
@@ -32,8 +33,9 @@ from cuelight.redis._actors._frames import (
     encode_frames,
     frames_of,
 )
+from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import WINDOW
-from helpers.nodes import Add, Count, Echo, Plain, Player, Slow, Total, inside, node_of, pair, until
+from helpers.nodes import Add, Count, Echo, Plain, Player, Slow, Total, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import shared_server
 
 DEEP = b"\x91" * 200_000 + b"\xc0"
@@ -301,9 +303,65 @@ async def test_a_message_that_is_nested_too_deep_is_refused_where_it_is_sent() -
 
 def test_one_frame_that_cannot_be_encoded_costs_itself_and_not_its_batch() -> None:
     good, bad = Reply(1, b"x"), Tell(2**70, "Add", b"")
-    payload, refused = encode_frames([good, bad, Signal(1, "kill", "caf\udce9"), good])
+    worse = Signal(2**70, "kill", "caf\udce9")
+    payload, refused = encode_frames([good, bad, Signal(1, "kill", "caf\udce9"), worse, good])
     assert frames_of(payload) == ([good, Signal(1, "kill", r"caf\udce9"), good], [])
-    assert [frame for frame, _ in refused] == [bad]
+    assert [frame for frame, _ in refused] == [bad, worse]
+
+
+class Zone(tzinfo):
+    """Ends the program when it is asked."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        raise SystemExit(3)
+
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime | None) -> str:
+        return "odd"
+
+
+class Ends(Message):
+    at: Any = None
+
+    def __post_init__(self) -> None:
+        if self.at == "read":
+            raise KeyboardInterrupt
+
+
+def test_code_of_users_that_ends_the_program_does_so_when_messages_are_encoded_and_decoded() -> None:
+    def never(_: Any) -> Any:
+        raise AssertionError
+
+    coder = Registry([Ends], 1000).coder(never, never)
+    with pytest.raises(SystemExit):
+        coder.message(Ends(datetime(2026, 1, 1, tzinfo=Zone())))
+    with pytest.raises(KeyboardInterrupt):
+        coder.read("Ends", msgspec.msgpack.encode({"type": "Ends", "at": "read"}))
+
+
+async def test_an_overflow_policy_that_ends_the_program_ends_the_system_for_remote_senders_too() -> None:
+    def overflow(*_: Any) -> Any:
+        raise SystemExit(3)
+
+    ended: list[BaseException] = []
+    cluster = cluster_name()
+    async with ActorSystem("here", node=node(cluster)) as here:
+        try:
+            async with ActorSystem("there", node=node(cluster)) as there:
+                own = await there.spawn(child(Player).with_options(capacity=1, overflow=overflow))
+                await there.expose(own, "actor")
+                ref = await here.resolve("actor")
+                async with anyio.create_task_group() as group:
+                    group.start_soon(under_way, ref, list[Any]())
+                    await until(lambda: own.statistics().running is not None)
+                    for _ in range(3):
+                        await ref.tell(Add(1))
+                    await anyio.sleep_forever()
+        except BaseException as error:
+            ended.append(error)
+    assert ends_the_program(ended[0])
 
 
 TEXT = st.text(st.characters(), max_size=5)  # with surrogates

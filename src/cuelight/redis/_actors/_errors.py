@@ -217,11 +217,7 @@ def _remade(kind: type[Any], body: bytes) -> Exception:
     for name, value in fields.items():
         slot = next((vars(one)[name] for one in kind.__mro__ if name in vars(one)), None)
         if isinstance(slot, MemberDescriptorType):
-            try:
-                slot.__set__(error, value)
-            except (AttributeError, TypeError):
-                if not slot.__get__(error) == value:
-                    raise
+            slot.__set__(error, value)
         else:
             _DICT(error)[str(name)] = value
     return error  # type: ignore[no-any-return]

@@ -133,6 +133,11 @@ class Membership:
             except Exception as error:  # of the client that was plugged in, most likely
                 log.exception("%s failed", self.identity)
                 self.expelled(f"it failed with {describe_error(error)}")
+            except BaseException as error:
+                if not ends_the_program(error):
+                    raise
+                self.runtime.abort(error)  # it came out of code of users, and ends the system in order
+                self.expelled(f"it failed with {describe_error(error)}")
             finally:
                 self._tasks -= 1
                 self._quiet.set()

@@ -197,4 +197,4 @@ def check_query(query: Query) -> None:
 
 def queue_closed() -> PoolClosed:
     """The error of a queue that takes no tasks."""
-    return PoolClosed("the queue is closed to new tasks: open it again with control(closed=False)")
+    return PoolClosed("the queue is closed to new tasks: `queue.reopen()` opens it again")

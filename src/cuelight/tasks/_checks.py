@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Final
 
+from msgspec.structs import replace
+
 from cuelight._text import safe_repr
 from cuelight.errors import PoolClosed
 from cuelight.tasks._rows import STATES
@@ -45,6 +47,8 @@ def check_record(record: Record) -> None:
         ValueError: it has no id, two limits with one key, a time that is no number, a number that is too large, or a
             text that is no Unicode.
     """
+    if not (type(record.id) is type(record.type) is str) or record.unique is not None or record.limits:
+        _use_plain_texts(record)
     if not record.id or "\0" in record.id:
         raise ValueError(f"Record(id={safe_repr(record.id)}): give the task an id, without NUL characters")
     if not (record.id.isascii() and record.type.isascii() and record.nonce.isascii()):
@@ -71,13 +75,37 @@ def check_record(record: Record) -> None:
         raise ValueError(f"Record({safe_repr(record.id)}, result_ttl={record.result_ttl!r}): give seconds, 0 or more")
 
 
+def _use_plain_texts(record: Record) -> None:
+    """Replace texts of subclasses, which may hash and compare as they like, by what they are as `str`.
+
+    Raises:
+        TypeError: one of them is no text.
+    """
+    record.id, record.type = _plain("id", record.id), _plain("type", record.type)
+    if record.unique is not None:
+        record.unique = _plain("unique", record.unique)
+    if any(type(limit.key) is not str for limit in record.limits):
+        record.limits = tuple(replace(limit, key=_plain("key", limit.key)) for limit in record.limits)
+
+
+def _plain(name: str, text: str) -> str:
+    if type(text) is str:
+        return text
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        raise TypeError(f"Record({name}={safe_repr(text)}): give text")
+    return str.__str__(text)
+
+
 def check_text(where: str, **texts: str) -> None:
     """Refuse a text that cannot be stored.
 
     Raises:
+        TypeError: it is no text.
         ValueError: it has half a surrogate pair in it.
     """
     for name, text in texts.items():
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"{where}: {name}={safe_repr(text)}: give text")
         if not text.isascii():
             try:
                 text.encode()

@@ -30,6 +30,13 @@ _SPARE: Final = 1.0
 """Seconds that a transaction may take after it has the lock."""
 
 
+_opening: Final = threading.Lock()
+"""Of all stores: a fork waits for it, so that a child never finds it held by a thread that it does not have."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+
+
 def _call(step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> Call:
     from cuelight.tasks._sqlite_writer import Call  # noqa: PLC0415 - sqlite3 is loaded by those who have such a store
 
@@ -96,8 +103,6 @@ class SQLiteStore:
             TypeError: the path or the name of the queue is no path or text.
         """
         self._path = _absolute(path)
-        if not isinstance(queue, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise TypeError(f"SQLiteStore(queue={safe_repr(queue)}): give the name of a queue as text")
         check_text(f"SQLiteStore({self._path!r})", queue=queue)
         from cuelight.tasks._sqlite_schema import SYNCHRONOUS  # noqa: PLC0415 - as above
 
@@ -108,7 +113,6 @@ class SQLiteStore:
         self._queue, self._synchronous, self._busy_timeout = queue, synchronous, busy_timeout
         self._clock = SteadyClock(clock)
         self._changes = Changes(self._poke)
-        self._lock = threading.Lock()
         self._writer: Writer | None = None
 
     def __repr__(self) -> str:
@@ -128,7 +132,7 @@ class SQLiteStore:
             StoreUnavailable: other processes held it for too long, or the disk failed.
         """
         call = _call("size", reads=True)
-        with self._lock:
+        with _opening:
             writer = self._writer
             if writer is not None and writer.pid != os.getpid():
                 writer.abandon()

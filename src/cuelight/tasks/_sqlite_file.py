@@ -22,7 +22,7 @@ from urllib.parse import quote
 from cuelight._log import get_log
 from cuelight.errors import StoreRefused, StoreUnavailable
 
-__all__ = ["Moved", "OpenFile", "make_private", "uri_of"]
+__all__ = ["Moved", "OpenFile", "gone", "make_private", "uri_of"]
 
 log = get_log("cuelight.tasks")
 
@@ -57,10 +57,7 @@ class OpenFile:
         try:
             there = os.stat(self._raw)
         except OSError as error:
-            raise StoreUnavailable(
-                f"SQLiteStore({self._path!r}): the file was deleted or renamed while it was open ({error.strerror}): "
-                "put it back under this name, or close the store and open it again, which makes a new file"
-            ) from error
+            raise gone(self._path) from error
         if (there.st_dev, there.st_ino) != self._file:
             raise Moved("another file is in its place")
         if self._log_file is not None and _identity(self._log) != self._log_file:
@@ -108,6 +105,14 @@ class OpenFile:
             except OSError:
                 pass
         connection.execute("ROLLBACK")
+
+
+def gone(path: str) -> StoreUnavailable:
+    """The error for a file that is not there any more."""
+    return StoreUnavailable(
+        f"SQLiteStore({path!r}): the file was deleted or renamed while it was open: put it back under this name, or "
+        "close the store and open it again, which makes a new file"
+    )
 
 
 def _identity(path: bytes) -> _Identity | None:

@@ -238,6 +238,6 @@ def schedules_of(found: Iterable[Sequence[Any]]) -> Iterator[Schedule]:
         yield Schedule(name=str(name), spec=spec, due=due, record=record)
 
 
-def is_garbled(error: Exception) -> bool:
+def is_garbled(error: BaseException) -> bool:
     """Whether a text of the file is no Unicode."""
     return isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in safe_str(error)

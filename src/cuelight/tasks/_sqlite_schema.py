@@ -35,7 +35,9 @@ SYNCHRONOUS: Final = ("FULL", "NORMAL", "EXTRA", "OFF")
 _OLDEST: Final = (3, 37, 0)  # the first with STRICT tables
 _APPLICATION: Final = 0x43554531  # "CUE1": tells the file from those of others
 
-_opening: Final = threading.Lock()
+_opening: Final = threading.Lock()  # a fork waits for it: no child finds it held by a thread that it does not have
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 
 SCRIPTS: tuple[tuple[str, ...], ...] = (
     (

@@ -7,6 +7,9 @@ that one sync of the disk serves all of them.
 2. An answer is given after the commit.
 3. A step that fails is made again alone, and so are those that were in its transaction: it takes no neighbour with it.
 4. Other processes are waited for with a deadline, never for ever.
+5. A fork waits until the threads are between two transactions, and closes their files, which they open again at the
+   next step. A child that inherits a file of SQLite believes that it has the locks of its parent, and one that inherits
+   a mutex of SQLite, in the hands of a thread that it does not have, waits for ever.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
 from cuelight.tasks._engine import Engine
 from cuelight.tasks._sqlite_book import SQLiteBook
-from cuelight.tasks._sqlite_file import Moved, OpenFile
+from cuelight.tasks._sqlite_file import Moved, OpenFile, gone
 from cuelight.tasks._sqlite_mending import Mending
 from cuelight.tasks._sqlite_rows import is_garbled, readable_text
 from cuelight.tasks._sqlite_schema import connect, is_busy, migrate, queue_number, too_new, unavailable, version_of
@@ -42,6 +45,9 @@ _POLL: Final = 0.005  # seconds between two looks at what other processes did, w
 _GROUP: Final = 256  # steps in one transaction
 _NAPS: Final = (0.0002, 0.001, 0.004)  # seconds between attempts to get the lock, times a random factor
 _WRONG_STEP: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InterfaceError)
+_writers: set[Writer] = set()
+_held: list[Writer] = []
+_FORK: Final = 1.0  # seconds that a fork waits for all stores
 _abandoned: list[object] = []  # of a parent process: to close them here would be to touch its files
 
 
@@ -60,7 +66,7 @@ class Call:
         self.step, self.args, self.reads = step, args, reads
         self.abandoned = False
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._thread = 0 if blocking else threading.get_ident()
         self._backend: Backend | None = None if blocking else current_backend()
         self._woken: threading.Event | Waiter = threading.Event() if self._backend is None else self._backend.waiter()
@@ -128,6 +134,8 @@ class Writer:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self.ended = False
+        self._in_use = threading.Lock()  # while the thread may be inside SQLite
+        self._forks = 0
         self._connection: sqlite3.Connection | None = None
         self._book: SQLiteBook | None = None
         self._steps: Engine | None = None
@@ -139,6 +147,7 @@ class Writer:
 
     def start(self) -> None:
         """Start the thread."""
+        _writers.add(self)
         self._thread.start()
 
     def take(self, call: Call) -> bool:
@@ -166,17 +175,42 @@ class Writer:
         error: Exception = PoolClosed(f"SQLiteStore({self._path!r}) is closed: open() it again")
         closers: list[Call] = []
         try:
-            self._open()
+            with self._in_use:
+                self._open()
             while not closers:
                 calls = self._gather()
                 closers = [call for call in calls if call.step == self.CLOSE]
-                self._serve([call for call in calls if call.step != self.CLOSE and not call.abandoned])
+                with self._in_use:
+                    self._serve([call for call in calls if call.step != self.CLOSE and not call.abandoned])
         except Exception as failure:  # nobody else is there to see it
             error = failure
         finally:
             self._end(error, closers)
 
+    def hold_for_fork(self, deadline: float) -> bool:
+        """Keep the thread out of SQLite and close its file; False if it is inside for too long.
+
+        In the thread that forks. `release_after_fork` lets it go on.
+        """
+        if not self._in_use.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return False
+        self._forks += 1
+        self._close_connection()
+        return True
+
+    def release_after_fork(self) -> None:
+        """Let the thread go on, after `hold_for_fork`."""
+        self._in_use.release()
+
     def _open(self) -> None:
+        while True:
+            try:
+                self._open_file()
+            except Moved:  # by a fork, while it waited for another process
+                continue
+            return
+
+    def _open_file(self) -> None:
         connection = self._patiently(lambda: connect(self._path, self._synchronous))
         self._connection = connection
         self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
@@ -207,7 +241,14 @@ class Writer:
                 if time.monotonic() >= deadline:
                     raise _Busy(f"locked by another process for {self._busy_timeout:g} s") from error
             # A crowd that naps in step would meet again and again.
-            time.sleep(_NAPS[min(naps // 4, len(_NAPS) - 1)] * random.uniform(0.5, 1.5))  # noqa: S311
+            forks = self._forks
+            self._in_use.release()
+            try:
+                time.sleep(_NAPS[min(naps // 4, len(_NAPS) - 1)] * random.uniform(0.5, 1.5))  # noqa: S311
+            finally:
+                self._in_use.acquire()
+            if self._forks != forks:
+                raise Moved("this process was forked")
             naps += 1
 
     def _gather(self) -> list[Call]:
@@ -239,12 +280,14 @@ class Writer:
             self._changes.notify()
 
     def _look_if_possible(self) -> None:
-        if self._connection is None or self._files is None:
-            return
-        try:
-            self._look_at_others()
-        except (sqlite3.Error, StoreRefused):
-            pass  # whatever is wrong with the file, the next step is told; a look has nobody to tell
+        with self._in_use:
+            if self._connection is None or self._files is None:
+                self._changes.notify()  # nobody has looked since a fork: the next step opens the file again
+                return
+            try:
+                self._look_at_others()
+            except (sqlite3.Error, StoreRefused):
+                pass  # whatever is wrong with the file, the next step is told; a look has nobody to tell
         if self._files.is_moved():
             self._changes.notify()
 
@@ -261,7 +304,7 @@ class Writer:
         except Moved as moved:
             self._go_on(moved, calls)
             return
-        except Exception as error:
+        except BaseException as error:  # a clock may raise anything; it is for the caller
             if self._reads_garbled_text(error):
                 self._serve(calls)
                 return
@@ -276,15 +319,23 @@ class Writer:
 
     def _go_on(self, moved: Moved, calls: list[Call]) -> None:
         """Serve the calls from the file that is at the path now."""
-        assert self._connection is not None and self._files is not None  # noqa: PT018, S101
-        log.error("SQLiteStore(%r) is opened anew while it is used: %s", self._path, moved, kind="moved")
+        if self._connection is not None:
+            log.error("SQLiteStore(%r) is opened anew while it is used: %s", self._path, moved, kind="moved")
+            self._close_connection(moved=True)
+        self._serve(calls)
+
+    def _close_connection(self, *, moved: bool = False) -> None:
+        """Close the file; before, write what its log has to it, if there is another one at the path now."""
         connection, self._connection = self._connection, None
+        if connection is None:
+            return
         try:
-            self._files.leave(connection)
+            if self._files is not None and (moved or self._files.is_moved()):
+                self._files.leave(connection)
         except (sqlite3.Error, OSError) as error:
             log.error("SQLiteStore(%r): what the old file had cannot be written to it", self._path, error=error)  # noqa: TRY400
-        connection.close()
-        self._serve(calls)
+        finally:
+            connection.close()
 
     def _open_again(self) -> None:
         """Open the file that is at the path now.
@@ -293,25 +344,22 @@ class Writer:
             StoreUnavailable: another process held it for too long; or it has just been replaced again.
             StoreRefused: it cannot be used.
         """
+        if not os.path.exists(self._path):
+            raise gone(self._path)
         try:
             self._open()
             assert self._files is not None  # noqa: S101 - that is what opening does
             self._files.check()
         except Moved as moved:
-            self._drop_connection()
+            self._close_connection()
             raise StoreUnavailable(f"SQLiteStore({self._path!r}): {moved}, time and again") from moved
         except Exception as error:
-            self._drop_connection()
+            self._close_connection()
             if isinstance(error, CuelightError | _Busy):
                 raise
             raise StoreRefused(safe_str(error)) from error
 
-    def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def _reads_garbled_text(self, error: Exception) -> bool:
+    def _reads_garbled_text(self, error: BaseException) -> bool:
         """Whether a text of the file was no Unicode; from now on such texts are read as far as they can be."""
         connection = self._connection
         if connection is None or connection.text_factory is readable_text or not is_garbled(error):
@@ -360,12 +408,9 @@ class Writer:
     def _end(self, error: Exception, closers: list[Call]) -> None:
         with self._lock:
             self.ended = True
-        if self._connection is not None and self._files is not None and self._files.is_moved():
-            try:
-                self._files.leave(self._connection)
-            except (sqlite3.Error, OSError) as failure:
-                log.error("SQLiteStore(%r): the old file cannot be left as it should be", self._path, error=failure)  # noqa: TRY400
-        self._drop_connection()
+        with self._in_use:
+            self._close_connection()
+        _writers.discard(self)
         left: list[Call] = []
         while not self._calls.empty():
             call = self._calls.get_nowait()
@@ -379,7 +424,26 @@ class Writer:
         _answer([*(call for call in left if call.step != self.CLOSE), *closers])
 
 
-def _for_caller(error: Exception, path: str) -> Exception:
+def _before_fork() -> None:
+    deadline = time.monotonic() + _FORK
+    _held.extend(writer for writer in list(_writers) if writer.hold_for_fork(deadline))
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().release_after_fork()
+
+
+def _in_child() -> None:
+    _after_fork()
+    _writers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
+def _for_caller(error: BaseException, path: str) -> BaseException:
     """What was wrong with the file is `StoreUnavailable`, what SQLite does not take `StoreRefused` or `ValueError`."""
     if isinstance(error, UnicodeEncodeError | OverflowError):
         wrapped: Exception = ValueError(f"SQLiteStore({path!r}): a value cannot be stored: {safe_str(error)}")

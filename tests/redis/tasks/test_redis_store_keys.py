@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import inf
 
 import msgspec
@@ -294,3 +295,22 @@ async def test_one_claim_gives_at_most_a_thousand_and_says_that_there_is_more(de
     exchange = await desk.exchange([], 1200)
     assert len(exchange.leases) == 500
     assert exchange.wake_at == START + 15
+
+
+async def test_a_claim_over_redis_costs_the_same_however_many_tasks_wait(desk: Desk, client: RedisClient) -> None:
+    async def commands() -> int:
+        stats = await client.execute("INFO", "commandstats")
+        calls = re.findall(r"cmdstat_(z\w+|h\w+):calls=(\d+)", stats.decode())
+        return sum(int(number) for _, number in calls)
+
+    async def cost() -> int:
+        before = await commands()
+        assert len(await desk.claim(10)) == 10
+        return await commands() - before
+
+    await desk.add(*(f"a{number}" for number in range(20)))
+    await cost()
+    few = await cost()
+    for start in range(0, 5000, 500):
+        await desk.add(*(f"b{number}" for number in range(start, start + 500)))
+    assert await cost() <= few + 2

@@ -149,8 +149,11 @@ async def test_a_file_that_cannot_be_made_anew_says_why(path: Path, store: SQLit
     with pytest.raises(StoreRefused, match="belongs to something else"):
         await store.add([record("b")])
     os.unlink(path)
-    await store.add([record("c")])
-    assert (await store.size()).pending == 1
+    with pytest.raises(StoreUnavailable, match="deleted or renamed"):
+        await store.add([record("b")])
+    await store.close()
+    await store.open()
+    assert (await store.size()).pending == 0
 
 
 async def test_several_stores_of_a_file_go_on_with_the_one_that_replaces_it(path: Path, store: SQLiteStore) -> None:

@@ -33,7 +33,7 @@ class Interrupter:
     def __init__(self, moment: int) -> None:
         self.left = moment
         self.where = ""
-        self._before = ""
+        self._before: str = ""
         self._codes: dict[Any, bytes] = {}
 
     def __enter__(self) -> Interrupter:
@@ -49,7 +49,8 @@ class Interrupter:
             self._before = "RESUME"
         elif event == "opcode":
             code = self._codes.get(frame.f_code) or self._codes.setdefault(frame.f_code, frame.f_code.co_code)
-            before, self._before = self._before, dis.opname[code[frame.f_lasti]]
+            at: int = frame.f_lasti
+            before, self._before = self._before, dis.opname[code[at]]
             if before in CHECKED and not is_left_out(frame):
                 self._tick(frame)
         elif event == "return":

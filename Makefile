@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test check bench kill9 chaos docs stress clean
+.PHONY: help .venv demo test check bench kill9 chaos soak docs stress clean
 
 help:
 	@echo "make demo    run the example report (ARGS=... are passed on)"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench   the benchmarks against other libraries (ARGS=... are passed on)"
 	@echo "make kill9   what queues over Redis lose when workers or the server are killed, ours and the peers'"
 	@echo "make chaos   kill and freeze real workers of a durable queue, and count what was lost (ARGS=... are passed on)"
+	@echo "make soak    run everything for a while, and check that nothing leaks (ARGS=... are passed on)"
 	@echo "make docs    the documentation, into site/"
 	@echo "make clean   remove what was made, the environment too"
 
@@ -73,6 +74,9 @@ kill9: build/bench/.installed $(QUEUE_PEERS)
 
 chaos: .venv/.installed-dev
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
+soak: .venv/.installed-dev
+	PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
 
 docs: .venv/.installed-docs
 	$(BIN)/zensical build --clean --strict

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from cuelight import AsyncWorkerPool, DeadLetterQueue, TaskResult, WorkerPool, WorkerPoolConfig
+from cuelight import AsyncWorkerPool, TaskResult, WorkerPool, WorkerPoolConfig
 
 
 def show(result: TaskResult[Any]) -> str:
@@ -77,18 +77,18 @@ def flaky(order: int) -> str:
 def without_a_loop() -> None:
     print("Blocking code has a pool of its own, which tries again by itself:")
     config = WorkerPoolConfig(max_workers=2, max_retries=2, backoff_base_seconds=0.01)
-    with WorkerPool(config) as pool, DeadLetterQueue(to=lambda letter: flaky(letter.payload)) as dead_letters:
-        orders = {pool.submit_task(f"order {number}", flaky, (number,)): number for number in (1, 13)}
+    with WorkerPool(config) as pool, pool.dead_letters as dead_letters:
+        for number in (1, 13):
+            pool.submit_task(f"order {number}", flaky, (number,))
         for result in pool.wait_for_all():  # in the order of submission
             print(f"    {result.task_name}: {show(result)}")
-            if result.error is not None:
-                dead_letters.add(orders[result.task_id], error=result.error, task_type="order")
         print(f"    attempts after the first: {pool.get_summary_metrics()['total_retries']}")
 
-        for letter in dead_letters:  # kept with the error, to be edited, replayed or purged
-            print(f"    dead letter: order {letter.payload}, {letter.error}")
-            dead_letters.edit(letter.id, 1)
-        print(f"    replayed: {dead_letters.replay_all().replayed}")
+        for letter in dead_letters:  # what failed for good is kept, to be edited, replayed or purged
+            print(f"    dead letter: {letter.payload.name}, {letter.error}")
+            dead_letters.edit(letter.id, letter.payload.with_args(1))
+        print(f"    replayed: {dead_letters.replay_all().replayed}")  # that submits it again
+        print(f"    its result now: {show(pool.wait_for_all()[-1])}")
 
 
 async def main() -> None:

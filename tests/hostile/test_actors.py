@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from cuelight import (
@@ -823,3 +824,18 @@ async def a_case_of_select(system: ActorSystem, case: Case) -> None:
         assert await select(channel) == (0, 1)  # the select that failed has left nothing there
     if case.ends_the_program:
         raise SystemExit
+
+
+# Threads.
+
+
+@place("ActorSystem.call_threadsafe(function)", cases=CALLED)
+async def a_function_that_a_thread_has_called(system: ActorSystem, case: Case) -> None:
+    called = anyio.Event()
+
+    def act() -> None:
+        called.set()
+        case.act()
+
+    await anyio.to_thread.run_sync(system.call_threadsafe, act)
+    await called.wait()

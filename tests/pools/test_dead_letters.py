@@ -83,7 +83,7 @@ async def test_a_dead_letter_is_edited_before_it_is_replayed_and_keeps_what_went
     await pool.map(check, ["tell", "4711"])
     [letter] = await pool.dead_letters.list()
     call: FailedCall = letter.payload
-    await pool.dead_letters.edit(letter.id, FailedCall(call.function, ("4712",), {}, call.name))
+    await pool.dead_letters.edit(letter.id, call.with_args("4712"))
     await pool.dead_letters.replay(letter.id)
     [again] = await pool.dead_letters.list()
     assert again.error == "ValueError: '4712' is no word"
@@ -194,7 +194,7 @@ def test_a_task_of_a_blocking_pool_that_has_failed_for_good_is_a_dead_letter(kin
             [letter] = letters.list()
             assert (letter.id, letter.task_type, letter.payload.name) == (failed, "builtins.int", "seven")
             assert letter.payload.args == ("seven",)
-            letters.edit(letter.id, FailedCall(int, ("7",), {}, "seven"))
+            letters.edit(letter.id, letter.payload.with_args("7"))
             letters.replay(letter.id)
             assert letters.count() == 0
         results = pool.wait_for_all(timeout=20)

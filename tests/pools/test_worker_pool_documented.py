@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
 import threading
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,3 +189,33 @@ def test_the_fields_of_a_result_and_its_metrics() -> None:
     assert metrics.end_time is not None
     assert 0 < metrics.start_time <= metrics.end_time == result.timestamp
     assert metrics.execution_time_ms == result.elapsed_ms == result.duration_ms
+
+
+def test_a_result_is_made_with_the_fields_of_each_document() -> None:
+    error = ValueError("x")
+    blocking = TaskResult[int](
+        task_id="a", task_name="n", success=False, result=None, error=error, metrics=TaskMetrics(task_id="a")
+    )
+    pool = TaskResult(task_id="a", success=True, result=1, error=None, elapsed_ms=2.5)
+    worker = TaskResult(
+        task_id="a", worker_id="w", success=True, result=1, error=None, duration_ms=2.5, timestamp=pool.timestamp
+    )
+    assert pool == replace(worker, worker_id="")
+    assert pool.elapsed_ms == pool.duration_ms == worker.elapsed_ms == worker.duration_ms == 2.5
+    assert blocking.elapsed_ms == 0
+    for result in (blocking, pool, worker, pickle.loads(pickle.dumps(worker)), copy.copy(worker)):
+        shown = asdict(result)
+        assert {"elapsed_ms", "duration_ms", "metrics", "timestamp", "worker_id", "task_name"} <= shown.keys()
+        assert shown["elapsed_ms"] == shown["duration_ms"] == result.elapsed_ms
+        assert result == replace(result)
+    assert asdict(blocking)["metrics"]["task_id"] == "a"
+    with pytest.raises(ValueError, match="two names of one value"):
+        TaskResult(task_id="a", elapsed_ms=1.0, duration_ms=2.0)
+
+
+def test_the_documented_test_suite_runs() -> None:
+    root = Path(__file__).parent.parent.parent
+    command = [sys.executable, "-W", "error", "-m", "unittest", "tests.test_concurrency", "-v"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("... ok") >= 15

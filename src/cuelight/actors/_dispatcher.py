@@ -215,11 +215,21 @@ class Dispatcher:
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         """Run a function in the loop soon, from any thread; nothing happens once the system has ended.
 
+        What the function raises is logged.
+
         Raises:
-            RuntimeError: the loop has ended.
+            RuntimeError: the loop has ended, or runs in the process of which this one is a fork.
         """
         if self._open:
-            self.backend.call_threadsafe(function, *args)
+            self.backend.call_threadsafe(self._call_for_thread, function, args)
+
+    def _call_for_thread(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+        try:
+            function(*args)
+        except BaseException as error:  # it would end a run of trio
+            log.exception("a function that was given to call_threadsafe raised", kind="call_threadsafe")
+            if ends_the_program(error):
+                self.abort(error)
 
     def busy_cells(self) -> list[Cell]:
         """The cells whose handlers run now; callable from any thread."""

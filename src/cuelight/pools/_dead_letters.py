@@ -52,6 +52,10 @@ class FailedCall(msgspec.Struct, frozen=True):
     priority: int = 2
     timeout: float | None = None
 
+    def with_args(self, *args: Any, **kwargs: Any) -> FailedCall:
+        """The same call with other arguments, for `DeadLetterQueue.edit`."""
+        return msgspec.structs.replace(self, args=args, kwargs=kwargs)
+
 
 class DeadLetterSink(Protocol):
     """Where dead letters go: a `DeadLetterQueue` that keeps them in memory."""

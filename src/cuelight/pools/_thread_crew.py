@@ -31,6 +31,7 @@ from cuelight.actors import code_of_waits
 from cuelight.coordination._parties import here
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
+from cuelight.pools._interrupts import InterruptsHeld
 from cuelight.pools._results import TaskStatus
 from cuelight.pools._thread_helpers import AwaitedJob
 from cuelight.pools._thread_state import CrewState
@@ -76,7 +77,7 @@ class Crew(CrewState):
 
     def start(self) -> None:
         """Start what keeps time, once."""
-        with self._starting:
+        with InterruptsHeld(), self._starting:
             if self.keeper is None and not self.closed:
                 keeper = Timekeeper(self.name, self.tick, self._options)
                 self.clock = keeper.clock
@@ -118,7 +119,7 @@ class Crew(CrewState):
             threading.Thread(target=self.cancel, args=(jobs,), daemon=True).start()  # after the step under way
             return self.board.waiting
         cancelled = 0
-        with self.lock:
+        with InterruptsHeld(), self.lock:
             every = jobs is None
             if jobs is None:
                 jobs = [entry[2] for entry in (*self._ready, *self._delayed)]
@@ -138,7 +139,7 @@ class Crew(CrewState):
         if self.board.is_inside():
             threading.Thread(target=self.close, daemon=True).start()  # after the step under way
             return
-        with self._starting, self.lock:
+        with InterruptsHeld(), self._starting, self.lock:
             self.closed = True
             if not self.board.unfinished and not self.over:
                 self._wind_up()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cuelight.errors import RateLimited, TaskCancelled
 from cuelight.pools._board import Board
 from cuelight.pools._failures import is_a
+from cuelight.pools._interrupts import InterruptsHeld
 from cuelight.pools._job import Job, retry_delay
 from cuelight.pools._results import TaskStatus
 from cuelight.pools._thread_helpers import Helpers
@@ -106,8 +107,10 @@ class CrewState:
         if self._waking:
             return
         if self.idle:
+            worker = self.idle[-1]
+            worker.baton.release()
+            del self.idle[-1]  # no call in between, so that no interrupt comes before it was woken
             self._waking = True
-            self.idle.pop().baton.release()
         elif len(self.threads) - len(self.helpers.threads) < self.config.max_workers:
             self._try_to_hire()
         elif self.helpers.awaited:
@@ -126,20 +129,20 @@ class CrewState:
             self._arm(min(self._armed, self.clock() + NO_THREAD))
 
     def _hire(self, *, helps: bool = False) -> None:
-        self._hired += 1
-        name = f"{self.name}-worker-{self._hired}"
-        worker = Worker(self, name, self._new_caller(name), helps=helps)
-        try:
+        with InterruptsHeld():
+            self._hired += 1
+            name = f"{self.name}-worker-{self._hired}"
+            worker = Worker(self, name, self._new_caller(name), helps=helps)
             self.threads.add(worker)
             if helps:
                 self.helpers.threads.add(worker)
-            worker.start()
-        except BaseException:
-            if not worker.is_alive():
+            try:
+                worker.start()
+            except BaseException:
                 self._discard(worker)
-            raise
-        if not helps:
-            self._waking = True
+                raise
+            if not helps:
+                self._waking = True
 
     def _discard(self, worker: Worker) -> None:
         self.threads.discard(worker)
@@ -189,8 +192,9 @@ class CrewState:
         self.over = True
         self._leaving += self.threads
         self.threads.clear()
-        for worker in self.idle:
-            worker.baton.release()
+        for worker in self._leaving:
+            if worker.baton.locked():  # it waits for that, or looks again once it is through
+                worker.baton.release()
         self.idle.clear()
         if self.keeper is not None:
             self.keeper.stop()

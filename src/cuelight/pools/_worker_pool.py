@@ -111,7 +111,8 @@ class WorkerPool:
         new_caller = _no_process if self.kind == "thread" else partial(_new_process, self._executable)
         report = partial(_report, self.name, self.config.enable_instrumentation, self._letters)
         crew = Crew(self.name, self.config, new_caller, self._keep, self._backend_options, report)
-        weakref.finalize(self, crew.dropped).atexit = False  # a pool that was dropped ends after its last task
+        self._when_dropped = weakref.finalize(self, crew.dropped)  # a pool that was dropped ends after its last task
+        self._when_dropped.atexit = False
         return crew
 
     @property
@@ -355,6 +356,7 @@ class WorkerPool:
         if wait and self._worker() is not None:
             raise DeadlockError(f"a task waits for the end of its pool {self.name!r}: shutdown(wait=False) does not")
         self._crew.close()
+        self._when_dropped.detach()
         if cancel_futures:
             self._crew.cancel()
         if wait:

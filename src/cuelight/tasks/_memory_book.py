@@ -27,14 +27,16 @@ from cuelight.tasks._rows import (
     Gate,
     Lane,
     Row,
-    order_of,
 )
 from cuelight.tasks._store import Query, Record, Schedule
+from cuelight.tasks._task import QueueEntry
 from cuelight.tasks._turns import Turns
 
 __all__ = ["MemoryBook"]
 
 _GONE: Final = -1
+_tuple: Any = tuple
+_new_entry: Final = _tuple.__new__  # faster than the constructor, and there is an entry for each task
 _FEW: Final = (PARKED, IN_FLIGHT, DEAD_LETTER)  # states that are asked for while most tasks are in others
 
 
@@ -82,7 +84,7 @@ class _Heap:
 
 
 def _is_pending(entry: Any) -> bool:
-    return bool(entry[5].place == entry[4])
+    return bool(entry[2].place == entry[1])
 
 
 def _is_waiting(entry: Any) -> bool:
@@ -162,7 +164,9 @@ class MemoryBook:
         if state == PENDING:
             mine.place = next(self._ticket)
             heap = self._lane_tasks[mine.lane] if mine.lane else self._plain
-            heap.push((*order_of(mine), mine.place, mine))
+            record = mine.record
+            place = (record.priority, record.deadline, mine.turn, mine.seq, record.id)
+            heap.push((_new_entry(QueueEntry, place), mine.place, mine))
         elif mine.due is not None:
             self._push_due(mine, mine.due)
         if state > PARKED:
@@ -206,11 +210,11 @@ class MemoryBook:
 
     def heads(self, hint: int) -> Iterator[Row]:
         while (entry := self._plain.top()) is not None:
-            yield entry[5]
+            yield entry[2]
 
     def head(self, lane: Lane) -> Row | None:
         entry = self._lane_tasks[lane.id].top()
-        return None if entry is None else entry[5]
+        return None if entry is None else entry[2]
 
     def due(self, state: int, now: float, most: int) -> list[Row]:
         heap, found = self._due[state], list[_Row]()

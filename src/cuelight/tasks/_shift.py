@@ -187,7 +187,15 @@ class Shift:
         handler = self.options.table.find(lease.record.type)
         if handler is None:
             kind = lease.record.type
-            if kind not in self._unknown:
+            if isinstance(lease, Given):
+                log.error(
+                    "%s knows no task type %r: the task %s is with its caller",
+                    self.options.worker_id,
+                    kind,
+                    lease.record.id,
+                    extra={"task_id": lease.record.id, "task_type": kind, "worker_id": self.options.worker_id},
+                )
+            elif kind not in self._unknown:
                 self._unknown.add(kind)
                 log.warning(
                     "%s knows no task type %r: such tasks are parked until a worker starts that does",

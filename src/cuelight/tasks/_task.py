@@ -200,17 +200,29 @@ class Task:
     checkpoint: Any = None
 
 
-class QueueEntry(NamedTuple):
+class _Place(NamedTuple):
+    priority: int
+    deadline: float
+    turn: float
+    sequence: int
+    task_id: str
+
+
+class QueueEntry(_Place):
     """The place of a task in a queue: entries are claimed in the order in which they compare.
+
+    `MemoryStore` has them in its heaps; the other stores have the same order.
 
     Attributes:
         priority: the smaller first.
         deadline: the earlier first, in seconds since the epoch; `math.inf` for none.
+        turn: among tasks of equal priority and deadline, the turn of the tenant; 0 without tenants.
         sequence: the order of arrival.
         task_id: whose place it is.
     """
 
-    priority: int
-    deadline: float
-    sequence: int
-    task_id: str = ""
+    __slots__ = ()
+
+    def __new__(cls, priority: int, deadline: float, sequence: int, task_id: str = "", turn: float = 0.0) -> Self:
+        """Make an entry."""
+        return super().__new__(cls, priority, deadline, turn, sequence, task_id)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from heapq import heappop, heappush
+from typing import Any
 
 import anyio
 import pytest
@@ -359,3 +360,19 @@ async def test_a_payload_that_no_queue_has_stored_is_given_up(
     assert "odd is given up" in caplog.text
     letters = await queue.store.find(Query(state="dead_letter"))
     assert [(letter.record.id, letter.reason) for letter in letters] == [("odd", "undecodable")]
+
+
+async def test_a_memory_store_compares_queue_entries() -> None:
+    async with TaskQueue() as queue:
+        tasks = [Task(priority=TaskPriority(number % 3), deadline=(None, 4e9)[number % 2]) for number in range(12)]
+        await queue.enqueue_many(tasks)
+        store: Any = queue.store
+        entries: list[QueueEntry] = sorted(entry for entry, _, _ in store._book._plain.entries)
+        assert {type(entry) for entry in entries} == {QueueEntry}
+        expected = [
+            QueueEntry(one.priority, one.deadline or math.inf, number, one.task_id) for number, one in enumerate(tasks)
+        ]
+        assert [entry.task_id for entry in entries] == [entry.task_id for entry in sorted(expected)]
+        assert [(await taken(queue)).task_id for _ in tasks] == [entry.task_id for entry in entries]
+    assert QueueEntry(2, math.inf, 7) < QueueEntry(2, math.inf, 8) < QueueEntry(2, math.inf, 1, turn=1.0)
+    assert QueueEntry(2, 1.0, 7, "a")._replace(priority=1) == QueueEntry(1, 1.0, 7, "a")

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cuelight.tasks import task
 from cuelight.tasks._packing import DEEPEST
 from cuelight.tasks._values import decode, encode
 from helpers.task_values import BERLIN, values
@@ -235,3 +236,25 @@ def test_no_memory_is_no_fault_of_the_bytes(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_identity_is_kept_as_an_identity() -> None:
     back = cast("dict[str, Any]", decode(encode({"id": UUID(int=5), "day": date(2026, 1, 2)})))
     assert back == {"id": UUID(int=5), "day": date(2026, 1, 2)}
+
+
+@task(name="fuzzed")
+def fuzzed(
+    numbers: list[int], /, when: datetime | None = None, *more: UUID, **rest: dict[str, Decimal]
+) -> list[Decimal]:
+    return [Decimal(number) for number in numbers]
+
+
+@given(tokens | deep | extensions | damaged())
+def test_whatever_the_bytes_are_they_are_a_result_or_refused(data: bytes) -> None:
+    with suppress(ValueError, TypeError):
+        result = fuzzed.read_result(data)
+        assert all(isinstance(one, Decimal) for one in result)
+
+
+@given(st.fixed_dictionaries({"args": values, "kwargs": values}) | values)
+def test_whatever_the_payload_is_it_is_a_call_or_refused(payload: Any) -> None:
+    with suppress(ValueError, TypeError):
+        args, kwargs = fuzzed.call_with(payload)
+        assert isinstance(args[0], list)
+        assert all(isinstance(value, dict) for name, value in kwargs.items() if name != "when")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -253,13 +254,13 @@ def _is_being_cancelled(error: BaseException) -> bool:
     if not isinstance(error, anyio.get_cancelled_exc_class()):
         return False
     if not isinstance(error, asyncio.CancelledError):
-        return True
+        return anyio.current_effective_deadline() == -math.inf
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 def _as_error(error: BaseException) -> BaseException:
-    if not isinstance(error, asyncio.CancelledError):
+    if not isinstance(error, anyio.get_cancelled_exc_class()):
         return error
     failure = UnexpectedCancellation("what the connection waited for was cancelled by somebody else")
     failure.__cause__ = error

@@ -317,7 +317,7 @@ class SQLiteBook(SQLiteLimits):
         self.flush()
         return rows_of(self._run(statement, values), self._columns)
 
-    def running(self) -> dict[str, int]:
+    def in_flight(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for row in self._rows(DUE, self._queue, IN_FLIGHT, inf, -1):
             for limit in row.record.limits:

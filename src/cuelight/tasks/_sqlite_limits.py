@@ -120,11 +120,16 @@ class SQLiteLimits:
             return Gate(key, running, tat, closed, limit, bool(waiting), due)
         log.error("the limit %r cannot be read, and is counted again", key)
         self.suspicious = True
-        return Gate(key, self.running().get(key, 0), override=limit)
+        return Gate(key, self.in_flight().get(key, 0), override=limit)
 
-    def running(self) -> dict[str, int]:
+    def in_flight(self) -> dict[str, int]:
         """How many tasks are in flight, by the keys of their limits."""
         raise NotImplementedError
+
+    def running(self) -> dict[str, int]:
+        self.flush()
+        query = "SELECT key FROM gates WHERE queue = ? AND running <> 0"
+        return {str(key): 0 for (key,) in self._run(query, (self._queue,))} | self.in_flight()
 
     def save_gate(self, gate: Gate) -> None:
         self.changed = True

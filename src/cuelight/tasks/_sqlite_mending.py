@@ -154,7 +154,7 @@ class Mending:
 
     def _see_to_limits(self, now: float) -> None:
         """Limits that lanes wait on: whether they let nobody through, by what runs and by the time."""
-        running = self._book.running() if self._book.sizes[IN_FLIGHT] <= _MANY else None
+        running = self._book.in_flight() if self._book.sizes[IN_FLIGHT] <= _MANY else None
         for _ in range(_SOME):
             found: Any = self._run(NEXT_WAIT, (self._queue, self._limit)).fetchone()
             if found is None:

@@ -253,6 +253,103 @@ def test_what_holds_a_file_together_is_refused_by_name_when_it_is_damaged(tmp_pa
     try_all(header_cells, tmp_path, 1 if stress else 3, header=True)
 
 
+OF_LANES: Final = "(SELECT lane FROM tasks WHERE id = 'limited0')"
+
+
+@pytest.mark.parametrize("while_open", [False, True])
+@pytest.mark.parametrize(
+    ("damaged", "statements"),
+    [
+        ((), [f"UPDATE lanes SET keys = '[\"x\"]' WHERE id = {OF_LANES}"]),
+        ((), [f"UPDATE lanes SET keys = '{{' WHERE id = {OF_LANES}"]),
+        (
+            (),
+            [
+                f"INSERT INTO lanes (queue, keys) SELECT queue, '[1]' FROM lanes WHERE id = {OF_LANES}",
+                "UPDATE tasks SET lane = (SELECT max(id) FROM lanes) WHERE id LIKE 'limited%'",
+            ],
+        ),
+        ((), [f"UPDATE lanes SET waits_on = 'm' WHERE id = {OF_LANES}"]),
+        ((), ["UPDATE lanes SET waits_on = 'nowhere'"]),
+        ((), ["UPDATE lanes SET waits_on = 'o'", "UPDATE gates SET waiting = 1"]),
+        ((), ["UPDATE lanes SET queue = 77"]),
+        ((), ["DELETE FROM lanes"]),
+        ((), ["UPDATE tasks SET lane = -1 WHERE id LIKE 'limited%'"]),
+        ((), ["UPDATE tasks SET lane = 77 WHERE state = 0"]),
+        ((), ["UPDATE tasks SET lane = -77 WHERE state = 0"]),
+        (("parked",), ["UPDATE tasks SET type = 'x' WHERE id = 'parked'"]),
+        ((), ["UPDATE tasks SET due = NULL WHERE state = 4"]),
+        (("later",), ["UPDATE tasks SET due = NULL WHERE id = 'later'"]),
+        (("later",), ["UPDATE tasks SET due = 1e300 WHERE id = 'later'"]),
+        (("flight",), ["UPDATE tasks SET due = 1e300 WHERE id = 'flight'"]),
+        (("flight",), ["UPDATE tasks SET due = NULL WHERE id = 'flight'", "UPDATE gates SET running = 9"]),
+        ((), ["UPDATE gates SET running = 9, waiting = 1, due = NULL"]),
+        ((), ["UPDATE gates SET override = x'c1', running = -1"]),
+        (("limited0",), ["DELETE FROM bodies WHERE seq = (SELECT seq FROM tasks WHERE id = 'limited0')"]),
+        (
+            ("limited0", "limited1"),
+            [
+                "UPDATE bodies SET meta = x'c1' WHERE seq IN (SELECT seq FROM tasks WHERE id LIKE 'limited%')",
+                "UPDATE lanes SET waits_on = 'k'",
+            ],
+        ),
+        (("flight",), ["UPDATE bodies SET meta = x'c1' WHERE seq = (SELECT seq FROM tasks WHERE id = 'flight')"]),
+        (("flight",), ["INSERT INTO stories SELECT seq, x'c1' FROM tasks WHERE id = 'flight'"]),
+        (("plain0", "plain1"), ["UPDATE tasks SET id = CAST(x'ff' || seq AS TEXT) WHERE id LIKE 'plain%'"]),
+        (("dead", "done"), ["UPDATE tasks SET id = CAST(x'ff' || seq AS TEXT) WHERE id LIKE 'd%'"]),
+    ],
+)
+async def test_damage_that_no_question_meets_is_looked_for(
+    damaged: Sequence[str], statements: Sequence[str], while_open: bool, tmp_path: Path
+) -> None:
+    await make(tmp_path / "template.db")
+    cell = ("it", damaged, run(*statements))
+    assert await try_cell(tmp_path / "template.db", tmp_path / "q.db", cell, header=False, while_open=while_open) == []
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_lane_whose_limits_cannot_be_read_gets_those_of_its_tasks(
+    others: int, desk: Desk, spoil: Callable[..., None], tmp_path: Path
+) -> None:
+    await desk.add("a", "b", limits=(Limit("k", max_concurrent=1),))
+    (a,) = await desk.claim()
+    spoil("UPDATE lanes SET keys = '[\"x\"]', priority = 7")
+    if others:
+        await desk.add("c", limits=(Limit("k", max_concurrent=1),))
+    assert await desk.claim_ids() == []
+    with closing(sqlite3.connect(tmp_path / "q.db")) as file:
+        assert file.execute("SELECT keys FROM lanes").fetchall() == [('["k"]',)]
+    await desk.finish(a)
+    desk.clock.advance(70)
+    for name in "bc"[: 1 + others]:
+        (lease,) = await desk.claim(9)
+        assert lease.record.id == name
+        await desk.finish(lease)
+    assert (await desk.store.size()).pending == 0
+
+
+async def test_a_task_in_flight_whose_attempts_cannot_be_read_may_end(desk: Desk, spoil: Callable[..., None]) -> None:
+    await desk.add("a", "b", limits=(Limit("k", max_concurrent=2),))
+    a, b = await desk.claim(2)
+    spoil(
+        "INSERT INTO stories SELECT seq, x'c1' FROM tasks WHERE id = 'a'",
+        of("bodies", "b", "meta = x'c1'"),
+    )
+    assert await desk.finish(a) == "completed"
+    assert await desk.finish(b) == "dead_letter"
+    await desk.add("c", "d", limits=(Limit("k", max_concurrent=2),))
+    assert await desk.claim_ids() == ["c", "d"], "no place of the limit is lost"
+
+
+async def test_tasks_of_a_queue_that_is_none_are_told_of_where_they_may_be_of_several(
+    desk: Desk, spoil: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    await desk.add("a")
+    spoil("INSERT INTO queues (name) VALUES ('other')", "UPDATE tasks SET queue = 77, lane = -77")
+    assert await desk.claim_ids() == []
+    assert "the file has tasks of queue 77, which its table `queues` does not have" in caplog.text
+
+
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     clock = HandClock()

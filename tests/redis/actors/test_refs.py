@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from cuelight import (
+    Actor,
     ActorCrashed,
     ActorSystem,
     Crashed,
@@ -21,9 +22,11 @@ from cuelight import (
     NotStartedTimeout,
     Ref,
     ReplyError,
+    Request,
     Stopped,
     Unknown,
     child,
+    on,
 )
 from helpers.nodes import (
     Add,
@@ -128,6 +131,47 @@ async def test_cancelling_a_remote_ask_drops_it_or_cancels_its_handler() -> None
 
 async def _await(reply: Any) -> None:
     await reply
+
+
+class FanOut(Request[list[str]]):
+    refs: list[Any]
+    detach: bool = False
+
+
+class Orchestrator(Actor[FanOut]):
+    """Asks several actors at once, and awaits their answers in turn."""
+
+    @on(FanOut)
+    async def ask_all(self, message: FanOut) -> list[str]:
+        replies = [ref.ask(Slow(60, str(number))) for number, ref in enumerate(message.refs)]
+        if message.detach:
+            replies = [reply.detach() for reply in replies]
+        return [await reply for reply in replies]
+
+
+async def test_a_handler_that_ends_withdraws_what_it_has_asked_of_other_nodes() -> None:
+    logs = [Log() for _ in range(3)]
+    async with pair() as (here, there):
+        refs: list[Ref[Any]] = []
+        for number, log in enumerate(logs):
+            own = await there.spawn(Player, log)
+            await there.expose(own, f"player {number}")
+            refs.append(await here.resolve(f"player {number}"))
+        orchestrator = await here.spawn(Orchestrator)
+        reply = orchestrator.ask(FanOut(refs))
+        await until(lambda: all(len(log.lines) == 1 for log in logs))
+        reply.cancel()
+        await until(lambda: all(log.lines[-1].startswith("cancelled") for log in logs))
+        for ref in refs:
+            assert await ref.ask(Total()) == 0
+        detached = orchestrator.ask(FanOut(refs, detach=True))
+        await until(lambda: all(len(log.lines) == 3 for log in logs))
+        detached.cancel()  # it awaits the first, so that one goes with it
+        await until(lambda: logs[0].lines[-1].startswith("cancelled"))
+        assert await orchestrator.ask(FanOut([])) == []
+        assert [log.lines[-1] for log in logs[1:]] == ["begin 1", "begin 2"]
+        for ref in refs:
+            ref.interrupt()
 
 
 async def test_a_remote_ask_that_is_given_up_is_unknown_and_its_handler_is_cancelled() -> None:

@@ -13,6 +13,7 @@ import anyio.from_thread
 import anyio.to_thread
 import pytest
 
+from cuelight._fork import forks
 from cuelight.errors import ChannelClosed, MailboxFull
 from cuelight.mailbox import Channel, ThreadEnd, _threads, fail
 from helpers import Backend, run_on
@@ -327,3 +328,23 @@ async def test_a_time_limit_of_a_thread_must_be_a_number() -> None:
             await _in_thread(partial(end.receive, timeout))
         with pytest.raises(error, match="timeout"):
             await _in_thread(partial(end.send, 1, timeout))
+
+
+async def test_a_thread_of_a_forked_process_is_told_that_the_loop_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = Channel[int](1).from_thread()
+    with monkeypatch.context() as patched:
+        patched.setattr(forks, "generation", forks.generation + 1)
+        patched.setattr(forks, "_thread", 0)
+        for call in (partial(end.receive, 5), partial(end.send, 1)):
+            error = await anyio.to_thread.run_sync(_outcome, call)
+            assert isinstance(error, ChannelClosed)
+            assert "this process is a fork" in str(error)
+    await _in_thread(partial(end.send, 1))
+    assert await _in_thread(end.receive) == 1
+
+
+def _outcome(call: Callable[[], object]) -> object:
+    try:
+        return call()
+    except Exception as error:
+        return error

@@ -16,6 +16,7 @@ from cuelight import (
     ChildSpec,
     Killed,
     Message,
+    Request,
     Start,
     StopChild,
     child,
@@ -25,6 +26,7 @@ from cuelight import (
     run,
     supervisor,
 )
+from cuelight.actors._plain_cell import PlainCell
 from cuelight.testing import assert_no_orphans, wait_until_idle
 from helpers.crew import Crash, Log, Member, Note, Sleep
 
@@ -279,3 +281,72 @@ async def test_a_crash_is_reported_also_while_the_system_ends(caplog: pytest.Log
     assert "its supervisor is stopping" in record.getMessage()
     assert system.dead_letters.counts == {"crashed": 1}
     assert_no_orphans(system)
+
+
+async def test_a_fault_of_the_library_in_the_turn_of_an_actor_costs_that_incarnation(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sum(Request[int]):
+        number: int
+
+    class Adder(Actor[Sum]):
+        total = 0
+
+        @on(Sum)
+        def add(self, message: Sum) -> int:
+            self.total += message.number
+            return self.total
+
+    turn = PlainCell.turn
+    faults = [RuntimeError("a fault")]
+
+    def broken(cell: PlainCell) -> bool:
+        if faults and cell.path == hit.path:
+            raise faults.pop()
+        return turn(cell)
+
+    async with ActorSystem(backoff=Backoff(0, 0)) as system:
+        hit, other = await system.spawn(Adder), await system.spawn(Adder)
+        monkeypatch.setattr(PlainCell, "turn", broken)
+        await hit.tell(Sum(1))
+        await other.tell(Sum(1))
+        await wait_until_idle(system)
+        assert await other.ask(Sum(1)) == 2
+        assert await hit.ask(Sum(1)) == 2  # a new incarnation; its mail was kept
+        assert hit.statistics().restarts == 1
+    assert "an internal error of Cuelight" in caplog.text
+    assert_no_orphans(system)
+
+
+async def test_callbacks_of_the_library_that_raise_are_reported_and_cost_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    called: list[str] = []
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    def hears(_: object) -> None:
+        called.append("ended")
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(Member, "a", [])
+        cell: Any = ref._cell
+        bonds = cell.bonds_made()
+        bonds.call_when_ended(fails)
+        bonds.call_when_ended(hears)
+        system.post(fails)
+        await ref.stop()
+        await wait_until_idle(system)
+    assert called == ["ended"]
+    assert caplog.text.count("an internal error of Cuelight") == 2
+
+
+async def test_a_fault_that_ends_programs_ends_the_system() -> None:
+    def ends() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        async with ActorSystem() as system:
+            system.post(ends)
+            await anyio.sleep_forever()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncIterator
-from typing import Self
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -25,6 +26,7 @@ from cuelight import (
     child,
     on,
 )
+from cuelight._fork import forks
 from cuelight.supervision import _blocking
 
 
@@ -201,3 +203,150 @@ def test_a_blocking_system_that_cannot_start_says_why_and_leaves_no_thread() -> 
     with pytest.raises(LookupError), ActorSystem.blocking(backend="nothing"):
         pytest.fail("entered")
     assert not [thread for thread in threading.enumerate() if thread.name == "cuelight actor system"]
+
+
+class Lasting(Actor[Add]):
+    """Handles a message until it is cancelled, and says so."""
+
+    def __init__(self, ends: list[str]) -> None:
+        self.ends = ends
+
+    @on(Add)
+    async def add(self, message: Add) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.ends.append("cancelled")
+
+    async def stopped(self, why: object) -> None:
+        self.ends.append("stopped")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_interrupt_while_a_blocking_block_is_left_kills_what_was_to_end_in_good_order(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join = threading.Thread.join
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        if interrupts and thread.name == "cuelight actor system":
+            raise interrupts.pop()
+        join(thread, timeout)
+
+    ends: list[str] = []
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ActorSystem.blocking(backend=backend, shutdown_timeout=1000, slow_after=None) as system,
+    ):
+        system.spawn(Lasting, ends).tell(Add(1))
+        system.call(anyio.wait_all_tasks_blocked)
+        monkeypatch.setattr(threading.Thread, "join", interrupted)
+    assert ends == ["cancelled", "stopped"]
+    assert not _blocking._SystemThread.running
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_an_interrupt_while_a_blocking_block_is_entered_ends_its_thread(
+    started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = threading.Event()
+
+    class Slow(ActorSystem):
+        async def __aenter__(self) -> Self:
+            inside.set()
+            if not started:
+                await anyio.sleep_forever()
+            return await super().__aenter__()
+
+    system = Slow.blocking()
+
+    def start(thread: Any) -> ActorSystem:
+        thread.running.add(thread)
+        thread.thread.start()
+        inside.wait(10)
+        if started:
+            thread.ready.result()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_blocking._SystemThread, "start", start)
+    with pytest.raises(KeyboardInterrupt), system:
+        pytest.fail("entered")
+    assert not _blocking._SystemThread.running
+    assert not [thread for thread in threading.enumerate() if thread.name == "cuelight actor system"]
+
+
+def test_an_interrupt_before_the_thread_of_a_blocking_system_has_started_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(thread: Any) -> ActorSystem:
+        thread.running.add(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_blocking._SystemThread, "start", start)
+    with pytest.raises(KeyboardInterrupt), ActorSystem.blocking():
+        pytest.fail("entered")
+    assert not _blocking._SystemThread.running
+
+
+def test_a_thread_that_is_told_to_end_before_its_loop_runs_starts_no_system() -> None:
+    thread = _blocking._SystemThread(ActorSystem, "asyncio", None)
+    thread._tell((None, None, None))
+    with pytest.raises(SystemClosed, match="interrupted"):
+        thread.start()
+    thread.abort()
+
+
+@pytest.mark.parametrize("waits", [1, 2])
+def test_an_interrupted_blocking_call_is_cancelled(waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[bool] = []
+    cancelled = threading.Event()
+    result: Any = concurrent.futures.Future.result  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    left = [waits]
+
+    async def wait() -> None:
+        begun.append(True)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    def interrupted(future: Any, timeout: float | None = None) -> Any:
+        left[0] -= 1
+        if not left[0]:  # the first time the caller waits for the start of the call, the second time for its result
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return result(future, timeout)
+
+    with ActorSystem.blocking() as system:
+        monkeypatch.setattr(concurrent.futures.Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            system.call(wait)
+        assert system.call(list) == []
+        system.call(anyio.wait_all_tasks_blocked)
+        assert cancelled.is_set() == bool(begun)
+
+
+def test_what_a_blocking_system_in_a_fork_does_is_decided_by_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ActorSystem.blocking() as system:
+        with monkeypatch.context() as patched:
+            patched.setattr(forks, "generation", forks.generation + 1)
+            with pytest.raises(SystemClosed, match="is a fork of the one"):
+                system.call(list)
+            assert system.__exit__(None, None, None) is None
+            thread = next(iter(_blocking._SystemThread.running))
+            _blocking._end_all()  # leaves those of the parent alone
+            assert thread.thread.is_alive()
+        thread.end()
+    assert not thread.thread.is_alive()
+
+
+def test_a_system_that_fails_when_the_program_ends_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    system = ActorSystem.blocking()
+    system.__enter__()
+    system.call(system.system.abort, ZeroDivisionError("at the end"))
+    _blocking._end_all()
+    assert "an actor system failed when the program ended" in caplog.text
+    assert not _blocking._SystemThread.running
+    with pytest.raises(BaseExceptionGroup):
+        system.__exit__(None, None, None)

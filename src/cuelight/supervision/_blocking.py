@@ -40,6 +40,22 @@ UNRESPONSIVE: Final = 5.0
 ExitInfo = tuple[type[BaseException] | None, BaseException | None, "TracebackType | None"]
 
 
+class _Call:
+    """A call of a thread that waits for its result. Only the thread of the loop touches it."""
+
+    __slots__ = ("scope", "withdrawn")
+
+    def __init__(self) -> None:
+        self.scope: anyio.CancelScope | None = None
+        self.withdrawn = False
+
+    def withdraw(self) -> None:
+        """Cancel it, or see to it that it does not begin."""
+        self.withdrawn = True
+        if self.scope is not None:
+            self.scope.cancel()
+
+
 class _SystemThread:
     """A thread that runs an event loop with an actor system in it.
 
@@ -116,30 +132,36 @@ class _SystemThread:
             )
         if threading.current_thread() is self.thread:
             raise RuntimeError("this is the thread of the event loop, which a blocking call would block: use `await`")
-        assert self.portal is not None  # noqa: S101 - the system is ready
+        call = _Call()
         try:
-            future = self.portal.start_task_soon(self._run_call, function, args)
-        except RuntimeError as error:
-            raise SystemClosed("the actor system has ended") from error
-        try:
-            return future.result()
+            return self._future(call, function, args).result()
         except concurrent.futures.CancelledError:
-            if not future.cancelled():
-                raise
             raise SystemClosed("the actor system has ended while this call waited") from None
-        except BaseException:
-            future.cancel()
+        except KeyboardInterrupt:
+            self._post(call.withdraw)
             raise
 
-    async def _run_call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        assert self._backend is not None  # noqa: S101 - set before
+    def _future(
+        self, call: _Call, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> concurrent.futures.Future[Any]:
+        assert self.portal is not None  # noqa: S101 - the system is ready
         try:
-            result: Any = function(*args)
-            return await result if isinstance(result, Awaitable) else result  # pyright: ignore[reportUnknownVariableType]
-        except self._backend.cancelled as error:
-            if self._backend.cancellation_pending():
-                raise
-            raise UnexpectedCancellation("what the call awaited was cancelled by somebody else") from error
+            return self.portal.start_task_soon(self._run_call, call, function, args)
+        except RuntimeError as error:
+            raise SystemClosed("the actor system has ended") from error
+
+    async def _run_call(self, call: _Call, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        assert self._backend is not None  # noqa: S101 - set before
+        if call.withdrawn:
+            return None
+        with anyio.CancelScope() as call.scope:
+            try:
+                result: Any = function(*args)
+                return await result if isinstance(result, Awaitable) else result  # pyright: ignore[reportUnknownVariableType]
+            except self._backend.cancelled as error:
+                if self._backend.cancellation_pending():
+                    raise
+                raise UnexpectedCancellation("what the call awaited was cancelled by somebody else") from error
 
     def _tell(self, exit_info: ExitInfo) -> None:
         with self._lock:
@@ -176,19 +198,15 @@ class _SystemThread:
         Raises:
             ShutdownTimeout: it does not.
         """
-        if not self._is_alive(patience):
-            return
-        while True:
+        alive = self._is_alive(patience)
+        while alive:
             answered = threading.Event()
             if self._post(answered.set):
                 answered.wait(UNRESPONSIVE)
-            if not self._is_alive(UNRESPONSIVE if answered.is_set() else 0.0):
-                return
-            if not answered.is_set() and not self._is_alive(UNRESPONSIVE):
-                return
-            if not answered.is_set():
-                frame = sys._current_frames().get(self.thread.ident or 0)
-                where = "".join(traceback.format_stack(frame)[-3:]) if frame is not None else "(unknown)"
+            alive = self._is_alive(UNRESPONSIVE)
+            if alive and not answered.is_set():
+                frame = sys._current_frames()[self.thread.ident or 0]
+                where = "".join(traceback.format_stack(frame)[-3:])
                 raise ShutdownTimeout(
                     f"the event loop of the actor system has not responded for {UNRESPONSIVE:g} s, so the block was "
                     f"left without it: something blocks its thread, at\n{where}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Iterator
+import types
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ import pytest
 
 from cuelight import ActorSystem
 from cuelight.pools import AsyncWorkerPool, WorkerPool, WorkerPoolConfig
+from cuelight.pools._contexts import Abandoned, Calls, in_context
 
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
 
@@ -188,3 +190,127 @@ def test_each_attempt_of_a_blocking_pool_begins_with_the_context_as_it_was() -> 
     with WorkerPool(WorkerPoolConfig(max_workers=1, max_retries=2, backoff_base_seconds=0)) as pool:
         contextvars.copy_context().run(submit)
     assert seen == ["host"] * 3
+
+
+# Without an event loop: what a worker's coroutine does when its loop has ended in the middle of work.
+
+
+@types.coroutine
+def trap(value: str) -> Generator[str, Any, Any]:
+    return (yield value)
+
+
+def named(name: str) -> contextvars.Context:
+    context = contextvars.copy_context()
+    context.run(WHO.set, name)
+    return context
+
+
+async def work(seen: list[str], argument: str = "trap") -> str:
+    try:
+        seen.append(f"{await trap(argument)} {WHO.get()}")
+    except BaseException as error:
+        seen.append(f"{type(error).__name__} {WHO.get()}")
+        raise
+    return "returned"
+
+
+def test_what_work_awaits_goes_on_to_the_loop_and_comes_back_in_its_context() -> None:
+    seen: list[str] = []
+    advanced: Any = in_context(named("guest"), work(seen))
+    assert advanced.send(None) == "trap"
+    with pytest.raises(StopIteration) as ended:
+        advanced.send("answer")
+    assert (ended.value.value, seen) == ("returned", ["answer guest"])
+    failing: Any = in_context(named("guest"), work(seen))
+    failing.send(None)
+    with pytest.raises(LookupError):
+        failing.throw(LookupError())
+    assert seen[1:] == ["LookupError guest"]
+
+
+def test_work_whose_loop_has_ended_is_abandoned_in_its_context() -> None:
+    seen: list[str] = []
+    advanced: Any = in_context(named("guest"), work(seen))
+    advanced.send(None)
+    advanced.close()
+    assert seen == ["Abandoned guest"]
+
+
+def test_abandoned_work_may_return() -> None:
+    async def stubborn() -> str:
+        try:
+            await trap("trap")
+        except Abandoned:
+            seen.append("returns")
+        return "result"
+
+    seen: list[str] = []
+    advanced: Any = in_context(named("guest"), stubborn())
+    advanced.send(None)
+    advanced.close()
+    assert seen == ["returns"]
+
+
+def test_work_is_closed_by_a_collector_that_runs_in_the_same_context() -> None:
+    seen: list[str] = []
+    context = named("guest")
+    advanced: Any = in_context(context, work(seen))
+    advanced.send(None)
+    context.run(advanced.close)
+    assert seen == ["GeneratorExit guest"]
+
+
+def test_calls_are_made_one_after_another_each_in_its_context() -> None:
+    seen: list[str] = []
+
+    def function(argument: str) -> Any:
+        return work(seen, argument)
+
+    calls = Calls(function)
+    for name in ("first", "second"):
+        performed: Any = calls.perform(named(name), function, f"trap of {name}")
+        assert performed.send(None) == f"trap of {name}"
+        with pytest.raises(StopIteration):
+            performed.send("answer")
+        assert (calls.value, calls.error) == ("returned", None)
+    failing: Any = calls.perform(named("third"), function, "trap")
+    failing.send(None)
+    with pytest.raises(StopIteration):
+        failing.throw(LookupError("no"))
+    assert isinstance(calls.error, LookupError)
+    calls.close()
+    assert seen == ["answer first", "answer second", "LookupError third"]
+
+
+def test_a_call_whose_loop_has_ended_is_abandoned_in_its_context() -> None:
+    seen: list[str] = []
+
+    def function(argument: str) -> Any:
+        return work(seen, argument)
+
+    calls = Calls(function)
+    performed: Any = calls.perform(named("guest"), function, "trap")
+    performed.send(None)
+    performed.close()
+    assert seen == ["GeneratorExit guest"]
+    assert isinstance(calls.error, Abandoned)
+    calls.close()
+
+
+def test_a_call_may_return_anything_that_can_be_awaited() -> None:
+    class Promise:
+        def __await__(self) -> Generator[Any, Any, str]:
+            answer: str = yield "trap of a promise"
+            return answer
+
+    def promise(_: object) -> Promise:
+        return Promise()
+
+    calls = Calls(promise)
+    performed: Any = calls.perform(named("guest"), promise, None)
+    assert performed.send(None) == "trap of a promise"
+    with pytest.raises(StopIteration):
+        performed.send("kept")
+    assert (calls.value, calls.error) == ("kept", None)
+    calls.close()

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,3 +146,69 @@ def test_the_main_module_is_loaded_once_it_is_needed(
         assert conversation.hear() == (child.END, [(True, 42)])
     assert vars(main)[child.SOURCE] == source
     assert child.LOADING not in vars(main)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The main module of a worker process, which has loaded nothing yet."""
+    main = type(sys)("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setitem(sys.modules, "__mp_main__", main)
+    return main
+
+
+@pytest.mark.parametrize("kind", ["package", "folder"])
+def test_the_main_file_of_a_package_or_a_folder_is_loaded_under_another_name(
+    stand_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    package = tmp_path / "child_main_package"
+    package.mkdir()
+    program = package / "__main__.py"
+    program.write_text("name = __name__\nif __name__ == '__main__':\n    raise RuntimeError('run')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    main = child._Main()
+    name = "child_main_package.__main__" if kind == "package" else "__main__"
+    main.source = (child.RUN_MODULE, f"{name}\n{program}")
+    main.load()
+    assert not main.source
+    assert child.LOADING not in vars(stand_in)
+    loaded = sys.modules["__main__"]
+    assert loaded is not stand_in
+    assert loaded is sys.modules["__mp_main__"]
+    assert vars(loaded)["name"] == "__mp_main__"
+
+
+def test_a_main_module_that_fails_to_load_is_tried_again(stand_in: Any, tmp_path: Path) -> None:
+    main = child._Main()
+    main.source = source = (child.RUN_MODULE, f"__main__\n{tmp_path / 'gone.py'}")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            main.load()
+        assert main.source == source
+        assert child.LOADING not in vars(stand_in)
+
+
+def test_what_errors_need_is_loaded_by_its_path_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in ("cuelight_sent_errors", "cuelight_text"):
+        monkeypatch.setitem(sys.modules, label, type(sys)(label))  # put back afterwards
+    loaded: dict[str, Any] = {}
+    monkeypatch.setattr(child, "__package__", "")
+    monkeypatch.setattr(child, "_siblings", loaded)
+    [(succeeded, error)] = _decode(child._failure(ValueError("far away")))
+    assert (succeeded, type(error), error.args) == (False, ValueError, ("far away",))
+    assert sorted(loaded) == ["../_text.py", "_sent_errors.py"]
+    for name, module in loaded.items():
+        assert sys.modules[module.__name__] is module is child._sibling(name)
+    assert loaded["../_text.py"].__name__ == "cuelight_text"
+
+
+def test_values_of_a_class_that_cannot_be_hashed_are_no_atoms() -> None:
+    class Unhashable(type):
+        def __hash__(cls) -> int:
+            raise TypeError("unhashable")
+
+    class Odd(metaclass=Unhashable):
+        pass
+
+    assert child._are_atoms([1, "a", None])
+    assert not child._are_atoms([1, Odd()])

@@ -117,7 +117,7 @@ class Board:
     def _forget_oldest(self, ended: Job) -> None:
         if self._keep is not None and ended.kept:
             self._ended.append(ended.id)
-            if len(self._ended) > self._keep:
+            while len(self._ended) > self._keep:  # more than one, after a fork
                 self.spent.append(self.jobs.pop(self._ended.popleft(), None))
 
     @property

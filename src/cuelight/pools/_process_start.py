@@ -128,9 +128,9 @@ def check_importable(function: Any) -> None:
     Raises:
         pickle.PicklingError: it cannot: the program came from nowhere that can be imported.
     """
-    while isinstance(function, functools.partial):
-        function = function.func
     try:
+        while isinstance(function, functools.partial):
+            function = function.func
         module = getattr(function, "__module__", None)
         code = getattr(function, "__code__", None)
     except Exception:

@@ -210,13 +210,12 @@ def load(report: list[tuple[Any, ...]], describe: Callable[[BaseException], str]
         describe: as for `dump`.
     """
     sent = [Sent(*one) for one in report]
-    made: list[BaseException | None] = [None] * len(sent)
+    made: dict[int, BaseException] = {}
     # Members of a group come after it in the report, so that they are made before it.
     for place in range(len(sent) - 1, -1, -1):
         made[place] = _made(sent[place], made, describe)
-    for one, error in zip(sent, made, strict=True):
-        if error is None:
-            continue
+    for place, one in enumerate(sent):
+        error = made[place]
         try:
             if one.context >= 0:
                 error.__context__ = made[one.context]
@@ -225,12 +224,10 @@ def load(report: list[tuple[Any, ...]], describe: Callable[[BaseException], str]
             error.__suppress_context__ = one.suppressed
         except Exception:  # noqa: S112 - a property of its class: the chain of causes ends here
             continue
-    first = made[0]
-    assert first is not None  # noqa: S101 - each place is filled
-    return first
+    return made[0]
 
 
-def _made(one: Sent, made: list[BaseException | None], describe: Callable[[BaseException], str]) -> BaseException:
+def _made(one: Sent, made: dict[int, BaseException], describe: Callable[[BaseException], str]) -> BaseException:
     why = one.why
     if one.kind:
         try:
@@ -252,7 +249,7 @@ def _in_main(name: str) -> str:
     return f"__main__.{name.removeprefix('__mp_main__.')}" if name.startswith("__mp_main__.") else name
 
 
-def _unpickled(one: Sent, made: list[BaseException | None]) -> Any:
+def _unpickled(one: Sent, made: dict[int, BaseException]) -> Any:
     found: Any = pickle.loads(one.pickled)  # noqa: S301 - from a process of our own
     if one.kind == "whole":
         return found

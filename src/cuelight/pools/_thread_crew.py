@@ -210,10 +210,8 @@ class Crew(CrewState):
             if worker.abandoned:
                 self.abandoned -= 1
                 return None
-            if worker.overdue:
-                worker.overdue = False
-                if worker.caller is not None:
-                    worker.caller.killed = False
+            if worker.overdue and worker.caller is not None:  # the caller was killed
+                worker.overdue = worker.caller.killed = False
                 self.replaced += 1
                 error = self._too_long(job, "its process was killed")
             if error is None:

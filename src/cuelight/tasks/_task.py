@@ -73,8 +73,8 @@ class Limit(msgspec.Struct, frozen=True):
                 continue
             if value is not None and not 0 < value < inf:
                 raise ValueError(f"Limit({self.key!r}, {name}={value!r}): give more than 0")
-        most = self.burst if self.burst is not None else self.rate
-        if not 0 <= self.cost <= (inf if most is None else most):
+        most = next((amount for amount in (self.burst, self.rate) if amount is not None), inf)
+        if not 0 <= self.cost <= most:
             raise ValueError(f"Limit({self.key!r}, cost={self.cost!r}): give 0 to {most:g}, or it would wait for ever")
 
     @classmethod

@@ -294,3 +294,19 @@ def test_a_timekeeper_that_has_ended_is_asked_in_vain() -> None:
     keeper.call(lambda: called.append("called"))
     keeper.stop()
     assert called == []
+
+
+def test_a_timekeeper_between_two_loops_is_not_in_the_way_of_those_who_call_it() -> None:
+    class Lost:
+        def tell_threadsafe(self, message: object) -> None:
+            raise RuntimeError("the loop has ended")
+
+        call_threadsafe = tell_threadsafe
+
+    keeper = Timekeeper("pet", lambda now: now + 1000, None)
+    keeper.stop()
+    keeper.join()
+    lost: Any = Lost()
+    keeper._warden = keeper._system = lost
+    keeper.look()
+    keeper.stop()

@@ -131,11 +131,11 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         if self._stack is not None or self._closed:
             raise PoolClosed(f"the pool {self.name!r} was entered or shut down before: make a new one")
         stack = self._stack = AsyncExitStack()
-        if self._system is None:
+        system = self._system
+        if system is None:
             system = await stack.enter_async_context(ActorSystem(self.name, slow_after=None))
+        if self._crew is None:
             self._crew = self._new_crew(system)
-        elif self.crew is None:
-            raise PoolClosed(f"the pool {self.name!r} was shut down: make a new one")
         stack.push_async_exit(self._leave)
         return self
 

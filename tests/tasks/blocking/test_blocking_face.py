@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
 from cuelight import ActorSystem
-from cuelight.errors import PoolClosed
+from cuelight.errors import PoolClosed, SystemClosed
 from cuelight.tasks._blocking import BlockingFace, _Call
 
 
@@ -205,3 +207,76 @@ def test_a_handle_that_cannot_be_made_leaves_no_thread() -> None:
     with pytest.raises(LookupError, match="no desk"):
         BlockingDesk(make).__enter__()
     assert threading.active_count() == before
+
+
+def test_an_iteration_that_is_left_after_the_block_ends_quietly() -> None:
+    with BlockingDesk(Desk) as desk:
+        items = desk._iterate(desk.desk.count, 3)
+        assert next(items) == 0
+    items.close()
+
+
+def test_a_face_that_another_process_entered_is_closed_here_and_left_alone() -> None:
+    with BlockingDesk(Desk) as desk:
+        generation, system, stack = desk._generation, desk._system, desk._stack
+        desk._generation -= 1  # as it is in the child of a fork
+        for use in (partial(desk.add, 1), partial(desk._do, int)):
+            with pytest.raises(
+                PoolClosed, match="this process is a fork of the one that entered the block of Blocking"
+            ):
+                use()
+        assert desk.__exit__(None, None, None) is None
+        assert desk._stack is stack
+        desk._generation, desk._system = generation, system
+        assert desk.add(1) == 1
+
+
+def test_a_call_when_the_system_of_others_has_ended_says_that_the_face_is_closed() -> None:
+    with ActorSystem.blocking("shared") as system:
+        desk = BlockingDesk(Desk, system=system).__enter__()
+        assert desk.add(1) == 1
+    with pytest.raises(PoolClosed, match="BlockingDesk is closed") as caught:
+        desk.add(1)
+    assert isinstance(caught.value.__cause__, SystemClosed)
+
+
+class EndedSystem:
+    """In the place of a system whose loop ends while a call is on its way to it."""
+
+    def __init__(self, face: BlockingDesk, error: Exception) -> None:
+        self.face, self.error = face, error
+
+    def call(self, *_: object) -> None:
+        self.face._system = None
+        raise self.error
+
+
+def use_ended_system(error: Exception) -> tuple[BlockingDesk, Any]:
+    face = BlockingDesk(Desk)
+    ended: Any = EndedSystem(face, error)
+    face._system = ended
+    return face, ended
+
+
+def test_a_call_that_never_began_because_the_block_was_left_says_that_the_face_is_closed() -> None:
+    error = RuntimeError("the portal is not running")
+    face, _ = use_ended_system(error)
+    with pytest.raises(PoolClosed, match="BlockingDesk is closed") as caught:
+        face._do(int)
+    assert caught.value.__cause__ is error
+
+
+def test_a_call_that_is_given_up_does_not_wait_for_a_system_that_has_ended() -> None:
+    face, ended = use_ended_system(SystemClosed("it has ended"))
+    call = _Call()
+    face._abandon(ended, call)
+    assert not call.ended.is_set()
+
+
+def test_a_call_that_is_given_up_before_it_began_is_not_waited_for() -> None:
+    call = _Call()
+    with BlockingDesk(Desk) as desk:
+        assert desk._system is not None
+        desk._abandon(desk._system, call)
+    assert call.withdrawn
+    assert not call.ended.is_set()

@@ -58,10 +58,11 @@ check: .venv/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_structure.py
 
-# The tests come last, so that their summary is the last line.
+# The tests come last, so that their summary is the last line. Four at once, because half of their time they wait for
+# processes and servers.
 test: check
 	$(BIN)/python scripts/check_wheel.py
-	$(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
+	$(BIN)/pytest -n 4 --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
 
 stress: .venv/.installed-dev
 	CUELIGHT_STRESS=1 $(BIN)/pytest -m stress --timeout=1200 $(ARGS)

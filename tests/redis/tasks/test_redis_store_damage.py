@@ -363,7 +363,7 @@ def try_all(cells: Iterator[Cell], step: int, *, header: bool = False) -> None:
 @pytest.mark.parametrize(
     ("cells", "step"),
     [
-        (row_cells, 29),
+        (row_cells, 59),
         (raw_cells, 11),
         (story_cells, 7),
         (record_cells, 23),

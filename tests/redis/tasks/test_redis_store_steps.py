@@ -66,10 +66,11 @@ def test_a_record_that_scripts_cannot_count_or_read_is_refused(record: Record, t
         card_of(record, "nonce")
 
 
-def test_a_row_in_no_state_is_unreadable_and_shown_as_a_dead_letter() -> None:
+@pytest.mark.parametrize("state", [99, -1, -7])
+def test_a_row_in_no_state_is_unreadable_and_shown_as_a_dead_letter(state: int) -> None:
     card, blob = card_of(Record(id="a", type="t"), "nonce")
     row = msgspec.msgpack.decode(card)
-    row[2] = 99
+    row[2] = state
     raw = msgspec.msgpack.encode(row)
     (found,) = snapshots_of([raw, blob, b"", b"", b"", b""])
     assert isinstance(found, Unreadable)

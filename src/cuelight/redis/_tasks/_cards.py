@@ -230,10 +230,9 @@ def _snapshot_of(parts: Sequence[bytes]) -> Snapshot:
         if not dead:
             raise
         story = _Story()
-    try:
-        state = STATES[row.state]
-    except IndexError as error:
-        raise Unreadable("row", raw, error) from error
+    if not 0 <= row.state < len(STATES):
+        raise Unreadable("row", raw, ValueError(f"{row.state} is no state"))
+    state = STATES[row.state]
     return Snapshot(
         record=record,
         state=state,

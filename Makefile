@@ -59,10 +59,10 @@ check: .venv/.installed-dev
 	$(BIN)/python scripts/check_structure.py
 
 # The tests come last, so that their summary is the last line. Four at once, because half of their time they wait for
-# processes and servers.
+# processes and servers. CUELIGHT_GATE: each test on one or two of its loops (tests/conftest.py).
 test: check
 	$(BIN)/python scripts/check_wheel.py
-	$(BIN)/pytest -n 4 --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
+	CUELIGHT_GATE=1 $(BIN)/pytest -n 4 --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
 
 stress: .venv/.installed-dev
 	CUELIGHT_STRESS=1 $(BIN)/pytest -m stress --timeout=1200 $(ARGS)

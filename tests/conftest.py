@@ -1,6 +1,8 @@
 """What every test shares: the back ends it runs on, and how long hypothesis looks."""
 
 import os
+import re
+import zlib
 
 import pytest
 from hypothesis import settings
@@ -9,11 +11,39 @@ from cuelight import _log
 from helpers import BACKENDS, Backend
 
 STRESS = os.environ.get("CUELIGHT_STRESS") == "1"
+GATE = os.environ.get("CUELIGHT_GATE") == "1"
+
+LOOP = re.compile(r"(?<=[\[-])(asyncio-debug|asyncio|uvloop|trio)(?=[\]-])")
 
 # Reproducible in the gate: the same examples each time, and no deadline on a machine that is shared.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.register_profile("stress", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("stress" if STRESS else "ci")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out in the gate (`make test`) what differs by its loop only; any other run has all of it.
+
+    Of a test on asyncio and trio one runs, half of the tests on each. Of a test that runs on uvloop and in the debug
+    mode of asyncio, too, that on trio runs and one of the others.
+    """
+    if not GATE:
+        return
+    alike: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        alike.setdefault(LOOP.sub("*", item.nodeid, count=1), []).append(item)
+    kept: set[pytest.Item] = set()
+    for name, group in alike.items():
+        at = zlib.crc32(name.encode())
+        if len(group) == 2:
+            kept.add(group[at % 2])
+        else:
+            kept.update(group[-1:])
+            kept.update(group[:-1][at % (len(group) - 1) :][:1] if len(group) > 1 else ())
+    left_out = [item for item in items if item not in kept]
+    if left_out:
+        items[:] = [item for item in items if item in kept]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(params=BACKENDS.values(), ids=list(BACKENDS))

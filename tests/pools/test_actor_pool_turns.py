@@ -208,7 +208,8 @@ async def test_an_answer_of_an_actor_pool_that_nobody_awaited_is_warned_of() -> 
                 warnings.simplefilter("always")
                 del reply
                 gc.collect()
-            assert len(caught) == (not hear), hear
+            told = [each for each in caught if "Quick()" in str(each.message)]  # garbage of others warns, too
+            assert len(told) == (not hear), hear
 
 
 async def test_actor_pools_refuse_seconds_that_are_none_and_other_threads() -> None:

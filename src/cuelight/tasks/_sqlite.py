@@ -30,11 +30,18 @@ _SPARE: Final = 1.0
 """Seconds that a transaction may take after it has the lock."""
 
 
-_opening: Final = threading.Lock()
-"""Of all stores: a fork waits for it, so that a child never finds it held by a thread that it does not have."""
+_opening = threading.Lock()
+"""Of all stores, while one gets its writer. A fork must not wait for it: its holder may wait for the fork to end."""
+
+
+def _forget_other_process() -> None:
+    """This process was forked: the lock may be held by a thread that is not here."""
+    global _opening  # noqa: PLW0603
+    _opening = threading.Lock()
+
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
+    os.register_at_fork(after_in_child=_forget_other_process)
 
 
 def _call(step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> Call:

@@ -9,7 +9,7 @@ that one sync of the disk serves all of them.
 4. Other processes are waited for with a deadline, never for ever.
 5. A fork waits until the threads are between two transactions, and closes their files, which they open again at the
    next step. A child that inherits a file of SQLite believes that it has the locks of its parent, and one that inherits
-   a mutex of SQLite, in the hands of a thread that it does not have, waits for ever.
+   a mutex of SQLite, in the hands of a thread that it does not have, waits for ever. No writer starts meanwhile.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ _NAPS: Final = (0.0002, 0.001, 0.004)  # seconds between attempts to get the loc
 _WRONG_STEP: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InterfaceError)
 _writers: set[Writer] = set()
 _held: list[Writer] = []
+_fork_lock: Final = threading.RLock()
+"""Held from before a fork until after it, and by a thread that enters a writer: a writer that came to SQLite in between
+would leave the child its locks, of SQLite's own memory and of the file, which the child could never get."""
+
 _FORK: Final = 1.0  # seconds that a fork waits for all stores
 _abandoned: list[object] = []  # of a parent process: to close them here would be to touch its files
 
@@ -146,8 +150,9 @@ class Writer:
         )
 
     def start(self) -> None:
-        """Start the thread."""
-        _writers.add(self)
+        """Start the thread. Waits for a fork that is under way."""
+        with _fork_lock:
+            _writers.add(self)
         self._thread.start()
 
     def take(self, call: Call) -> bool:
@@ -425,6 +430,7 @@ class Writer:
 
 
 def _before_fork() -> None:
+    _fork_lock.acquire()
     deadline = time.monotonic() + _FORK
     _held.extend(writer for writer in list(_writers) if writer.hold_for_fork(deadline))
 
@@ -432,6 +438,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     while _held:
         _held.pop().release_after_fork()
+    _fork_lock.release()
 
 
 def _in_child() -> None:

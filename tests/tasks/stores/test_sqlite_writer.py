@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 
 from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
@@ -391,3 +393,49 @@ def test_an_interrupt_while_a_file_is_opened_goes_on(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sqlite3, "connect", raises(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         schema._connect(os.fspath(tmp_path / "tasks.db"), "OFF")
+
+
+def test_a_store_that_is_opened_while_the_process_forks_comes_to_sqlite_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched:
+        """Says when another thread wants the lock."""
+
+        def __init__(self) -> None:
+            self.lock = threading.RLock()
+            self.wanted = threading.Event()
+
+        def acquire(self) -> None:
+            self.lock.acquire()
+
+        def release(self) -> None:
+            self.lock.release()
+
+        def __enter__(self) -> None:
+            self.wanted.set()
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    watched = Watched()
+    monkeypatch.setattr(writers, "_fork_lock", watched)
+    monkeypatch.setattr(writers, "_writers", set[Writer]())
+    monkeypatch.setattr(writers, "_held", [])
+    path = tmp_path / "tasks.db"
+
+    async def open_and_close() -> None:
+        store = SQLiteStore(path, synchronous="OFF")
+        await store.open()
+        await store.close()
+
+    writers._before_fork()
+    opener = threading.Thread(target=anyio.run, args=(open_and_close,))
+    opener.start()
+    assert watched.wanted.wait(10)
+    assert not writers._writers
+    assert not path.exists()
+    writers._after_fork()
+    opener.join(10)
+    assert not opener.is_alive()
+    assert path.exists()

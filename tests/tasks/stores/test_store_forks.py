@@ -96,7 +96,7 @@ def keep_opening():
     while not over.is_set():
         anyio.run(open_and_close, backend=backend)
 
-threads = [threading.Thread(target=keep_opening) for _ in range(2)]
+threads = [threading.Thread(target=keep_opening, daemon=True) for _ in range(2)]
 for thread in threads:
     thread.start()
 for _ in range(15):
@@ -111,7 +111,7 @@ print("all children opened it")
 
 def _run(script: str, kind: str, backend: str, where: str) -> list[str]:
     command = [sys.executable, "-c", _HEAD + textwrap.dedent(script), kind, backend, where]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
@@ -128,9 +128,5 @@ def test_a_forked_process_uses_redis_with_connections_of_its_own(backend: str) -
     assert lines == ["store works", "queue refused", "send refused", "opened anew", "the parent has 4"]
 
 
-@pytest.mark.stress
-@pytest.mark.timeout(200)
-def test_a_fork_while_other_threads_open_stores_leaves_no_lock_behind(tmp_path: Path, stress: bool) -> None:
-    if not stress:
-        pytest.skip("a child hangs now and then, with the cause not found yet: only `make stress` runs it")
+def test_a_fork_while_other_threads_open_stores_leaves_no_lock_behind(tmp_path: Path) -> None:
     assert _run(_CROWD, "sqlite", "asyncio", str(tmp_path / "q.db")) == ["all children opened it"]

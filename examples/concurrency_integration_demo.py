@@ -36,7 +36,7 @@ class Service:
 
 
 def orchestrate_with_an_executor(service: Service, document: Document) -> dict[int, str]:
-    """As it was: in the order of completion, without a second try, and the errors go to whoever looks."""
+    """As it was: in the order of completion, without a second try, and the errors go to the reader."""
     answers: dict[int, str] = {}
     with ThreadPoolExecutor(max_workers=50) as executor:
         futures = {executor.submit(service.ask, question, document): question for question in QUESTIONS}

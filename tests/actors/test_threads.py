@@ -142,7 +142,7 @@ class PlainWho(Actor[Who]):
 
 
 async def test_actors_run_in_a_clean_context_of_their_system() -> None:
-    """Not in that of whoever spawned them or asks: what identifies one request must not be seen by another."""
+    """Not in that of their spawner or asker: what identifies one request must not be seen by another."""
     user.set("the program")
     async with ActorSystem() as system:
         refs: list[Any] = []

@@ -201,7 +201,7 @@ async def test_a_tree_of_requests_ends_from_its_top() -> None:
         assert busy(system) == 0
 
 
-async def test_a_request_that_was_awaited_or_has_ended_is_nobodys_business_any_more() -> None:
+async def test_a_request_that_was_awaited_or_has_ended_is_left_alone_when_the_turn_ends() -> None:
     class Asking(Actor[Job]):
         def __init__(self, workers: list[Ref[Any]]) -> None:
             self.workers = workers

@@ -190,7 +190,7 @@ def test_threads_share_the_limiters_and_no_key_is_let_through_too_often() -> Non
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.7, 0.3])
 @pytest.mark.parametrize("in_use", [0, 500])
 def test_keys_that_come_once_leave_few_idle_keys_behind(share: float, in_use: int) -> None:
-    """Whoever comes with another address each time does not make the memory of the limiter grow."""
+    """A client with another address each time does not make the memory of the limiter grow."""
     chance = random.Random(1)
     users = keyed(Clock())
     for number in range(in_use):

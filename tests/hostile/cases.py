@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Final, NoReturn, TypeVar
 
 import anyio
@@ -183,3 +184,45 @@ RAISING: Final = [case for case in CASES.values() if case.raises]
 
 NEVER: Final = [case for case in CASES.values() if case.suspends]
 """The cases that are about coroutines."""
+
+CALLED: Final = [*RAISING, CASES["blocks"]]
+"""The cases of functions."""
+
+AWAITED: Final = [*CALLED, *NEVER]
+"""The cases of coroutines."""
+
+
+def is_of(case: Case, raised: BaseException) -> bool:
+    """Whether an exception is that of the case; Python itself makes a RuntimeError of some in coroutines."""
+    if not case.raises:
+        return False
+    kind = type(case.error())
+    return type(raised) is kind or (kind in {StopIteration, StopAsyncIteration} and type(raised) is RuntimeError)
+
+
+@contextmanager
+def comes_out(case: Case) -> Generator[None]:
+    """What the case raises comes out of the block, and nothing else does."""
+    try:
+        yield
+    except BaseException as raised:
+        if not is_of(case, raised):
+            raise
+    else:
+        if case.raises:
+            raise AssertionError(f"nothing came out of {case}")
+
+
+class ProgressBar:
+    """Stands for that of tqdm, and does what the case does in one of its methods."""
+
+    def __init__(self, case: Case, where: str, **_: Any) -> None:
+        self.case, self.where = case, where
+
+    def update(self) -> None:
+        if self.where == "update":
+            self.case.act()
+
+    def close(self) -> None:
+        if self.where == "close":
+            self.case.act()

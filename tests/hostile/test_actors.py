@@ -39,7 +39,7 @@ from cuelight.errors import InterruptedTimeout, StartError, ends_the_program
 from cuelight.mailbox import NOT_READY
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend
 from helpers import Backend
-from hostile.cases import CASES, NEVER, RAISING, Case, catch_a_stray_cancellation, covers
+from hostile.cases import AWAITED, CALLED, CASES, RAISING, Case, catch_a_stray_cancellation, covers
 
 Place = Callable[[ActorSystem, Case], Awaitable[None]]
 
@@ -64,10 +64,6 @@ def place(*names: str, cases: list[Case], contained: bool = False) -> Callable[[
         return function
 
     return enter
-
-
-CALLED = [*RAISING, CASES["blocks"]]
-AWAITED = [*CALLED, *NEVER]
 
 
 @pytest.fixture(params=VIRTUAL_BACKENDS)

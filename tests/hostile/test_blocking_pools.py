@@ -19,13 +19,12 @@ import pytest
 
 from cuelight import DeadLetterQueue, TaskResult, WorkerPool, WorkerPoolConfig
 from cuelight.errors import TaskFailed, TaskTimedOut, UnexpectedCancellation
-from hostile.cases import CASES, RAISING, Case, covers
+from hostile.cases import CALLED, CASES, RAISING, Case, ProgressBar, covers
 from hostile.pool_work import Finalized, Hostile, Lying
 
 Place = Callable[[WorkerPool, Case], None]
 
 PLACES: list[Any] = []
-CALLED = [*RAISING, CASES["blocks"]]
 
 PATIENCE = 20.0
 released = threading.Event()
@@ -245,21 +244,9 @@ def a_progress_callback(pool: WorkerPool, case: Case) -> None:
 
 @place("tqdm.update", "tqdm.close", cases=CALLED)
 def a_progress_bar(pool: WorkerPool, case: Case) -> None:
-    class Bar:
-        def __init__(self, where: str, **_: Any) -> None:
-            self.where = where
-
-        def update(self) -> None:
-            if self.where == "update":
-                case.act()
-
-        def close(self) -> None:
-            if self.where == "close":
-                case.act()
-
     with pytest.MonkeyPatch.context() as patch:
         for where in ("update", "close"):
-            patch.setattr("tqdm.tqdm", partial(Bar, where))
+            patch.setattr("tqdm.tqdm", partial(ProgressBar, case, where))
             found = results_of(pool, range(5), progress=True)
             fails = case.raises and (where == "update" or case.ends_the_program)
             assert isinstance(found, BaseException) if fails else found == [0, 2, 4, 6, 8]

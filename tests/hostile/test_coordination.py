@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import anyio
@@ -27,14 +27,21 @@ from cuelight import (
 from cuelight._text import format_traceback
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend
 from helpers import Backend
-from hostile.cases import CASES, NEVER, RAISING, Case, Unprintable, catch_a_stray_cancellation, covers
+from hostile.cases import (
+    AWAITED,
+    CALLED,
+    CASES,
+    Case,
+    Unprintable,
+    catch_a_stray_cancellation,
+    comes_out,
+    covers,
+    is_of,
+)
 
 Place = Callable[[Case], Awaitable[None]]
 
 PLACES: list[Any] = []
-
-CALLED = [*RAISING, CASES["blocks"]]
-AWAITED = [*CALLED, *NEVER]
 
 
 def place(*names: str, cases: list[Case]) -> Callable[[Place], Place]:
@@ -67,27 +74,6 @@ async def test_locks_are_given_back_and_limits_hold_whatever_code_of_users_does(
         raised = error
     if raised is not None:  # as text, because the runner of the tests is no match for some of these errors
         pytest.fail(format_traceback(raised), pytrace=False)
-
-
-def is_of(case: Case, raised: BaseException) -> bool:
-    """Whether an exception is that of the case; Python itself makes a RuntimeError of some in coroutines."""
-    if not case.raises:
-        return False
-    kind = type(case.error())
-    return type(raised) is kind or (kind in {StopIteration, StopAsyncIteration} and type(raised) is RuntimeError)
-
-
-@contextmanager
-def comes_out(case: Case) -> Generator[None]:
-    """What the case raises comes out of the block, and nothing else does."""
-    try:
-        yield
-    except BaseException as raised:
-        if not is_of(case, raised):
-            raise
-    else:
-        if case.raises:
-            raise AssertionError(f"nothing came out of {case}")
 
 
 async def body(case: Case) -> None:

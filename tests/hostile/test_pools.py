@@ -39,7 +39,7 @@ from cuelight.pools import by_key, may_wait
 from cuelight.pools._threads import ThreadExecutor
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend
 from helpers import BACKENDS, Backend
-from hostile.cases import CASES, NEVER, RAISING, Case, catch_a_stray_cancellation, covers
+from hostile.cases import AWAITED, CALLED, CASES, NEVER, RAISING, Case, ProgressBar, catch_a_stray_cancellation, covers
 from hostile.pool_work import Finalized, Hostile, Lying
 
 Place = Callable[[AsyncWorkerPool, Case], Awaitable[None]]
@@ -48,8 +48,6 @@ IN_LOOP: list[Any] = []
 IN_THREADS: list[Any] = []
 ACTOR_POOLS: list[Any] = []
 
-CALLED = [*RAISING, CASES["blocks"]]
-AWAITED = [*CALLED, *NEVER]
 
 released = threading.Event()
 """Lets the threads go on that are left behind by the tests."""
@@ -427,21 +425,9 @@ async def a_progress_callback(pool: AsyncWorkerPool, case: Case) -> None:
 
 @place("tqdm.update", "tqdm.close", cases=CALLED)
 async def a_progress_bar(pool: AsyncWorkerPool, case: Case) -> None:
-    class Bar:
-        def __init__(self, where: str, **_: Any) -> None:
-            self.where = where
-
-        def update(self) -> None:
-            if self.where == "update":
-                case.act()
-
-        def close(self) -> None:
-            if self.where == "close":
-                case.act()
-
     with pytest.MonkeyPatch.context() as patch:
         for where in ("update", "close"):
-            patch.setattr("tqdm.tqdm", partial(Bar, where))
+            patch.setattr("tqdm.tqdm", partial(ProgressBar, case, where))
             for found in await results_of(pool, lambda: range(5), case, progress=True):
                 fails = case.raises and (where == "update" or case.ends_the_program)
                 assert isinstance(found, BaseException) if fails else found == [0, 2, 4, 6, 8]

@@ -6,8 +6,7 @@ Each place tries all cases against one server, one after the other.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
@@ -42,14 +41,12 @@ from helpers import BACKENDS, Backend
 from helpers.lockable import over_redis, until_server
 from helpers.nodes import node_of, pair, until
 from helpers.redis_servers import shared_server
-from hostile.cases import CASES, NEVER, RAISING, Case, Odd, catch_a_stray_cancellation, covers
+from hostile.cases import AWAITED, CALLED, CASES, Case, Odd, catch_a_stray_cancellation, comes_out, covers, is_of
 
 Place = Callable[[list[Case]], Awaitable[None]]
 
 PLACES: list[Any] = []
 
-CALLED = [*RAISING, CASES["blocks"]]
-AWAITED = [*CALLED, *NEVER]
 CONTAINED = [case for case in CALLED if not case.ends_the_program]
 CONTAINED_AWAITED = [case for case in AWAITED if not case.ends_the_program]
 
@@ -82,27 +79,6 @@ async def test_nodes_locks_and_limiters_go_on_whatever_code_of_users_does(functi
         raised = error
     if raised is not None:  # as text, because the runner of the tests is no match for some of these errors
         pytest.fail(format_traceback(raised), pytrace=False)
-
-
-def is_of(case: Case, raised: BaseException) -> bool:
-    """Whether an exception is that of the case; Python itself makes a RuntimeError of some in coroutines."""
-    if not case.raises:
-        return False
-    kind = type(case.error())
-    return type(raised) is kind or (kind in {StopIteration, StopAsyncIteration} and type(raised) is RuntimeError)
-
-
-@contextmanager
-def comes_out(case: Case) -> Generator[None]:
-    """What the case raises comes out of the block, and nothing else does."""
-    try:
-        yield
-    except BaseException as raised:
-        if not is_of(case, raised):
-            raise
-    else:
-        if case.raises:
-            raise AssertionError(f"nothing came out of {case}")
 
 
 async def body(case: Case) -> None:

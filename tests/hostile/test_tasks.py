@@ -1,4 +1,4 @@
-"""Whatever tasks, callbacks and values of users do, workers go on, no task is lost, and whoever waits is told.
+"""Whatever tasks, callbacks and values of users do, workers go on, no task is lost, and waiting callers are told.
 
 Each place where queues and workers call code of users runs with each case; afterwards other tasks of the same worker
 run, time out and report progress, nothing is in flight, and the system has ended in time.
@@ -34,14 +34,11 @@ from cuelight.tasks import (
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, real_time, virtual_backend
 from helpers import Backend
 from helpers.workers import EPOCH, Wrapped, loop_store, new_worker, until
-from hostile.cases import CASES, NEVER, RAISING, Case, catch_a_stray_cancellation, covers
+from hostile.cases import AWAITED, CALLED, CASES, RAISING, Case, catch_a_stray_cancellation, covers
 
 Place = Callable[[TaskQueue, Case], Awaitable[None]]
 
 PLACES: list[Any] = []
-
-CALLED = [*RAISING, CASES["blocks"]]
-AWAITED = [*CALLED, *NEVER]
 
 
 def _interrupts(case: Case) -> bool:

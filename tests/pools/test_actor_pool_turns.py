@@ -177,7 +177,7 @@ async def test_a_request_that_moves_to_another_member_still_ends_with_its_turn()
         assert log == ["begun", "cancelled"]
 
 
-async def test_a_request_to_an_actor_pool_that_was_awaited_is_nobodys_business_any_more() -> None:
+async def test_a_request_to_an_actor_pool_that_was_awaited_is_left_alone_when_the_turn_ends() -> None:
     class Asking(Actor[Job]):
         def __init__(self, pool: ActorPool[Any]) -> None:
             self.pool = pool

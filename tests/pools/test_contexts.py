@@ -1,4 +1,4 @@
-"""Context variables: work runs in the context of whoever gave it, and changes nobody else's."""
+"""Context variables: work runs in the context of its submitter, and changes no other."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def leave_mark_plainly(item: int) -> str:
 
 
 @pytest.mark.parametrize(("kind", "function"), [(None, who_async), (None, who), ("thread", who)])
-async def test_work_runs_in_the_context_of_whoever_submitted_it(kind: Any, function: Any) -> None:
+async def test_work_runs_in_the_context_of_its_submitter(kind: Any, function: Any) -> None:
     seen: dict[str, list[str | None]] = {}
 
     async def request(name: str) -> None:

@@ -247,7 +247,7 @@ async def test_a_circle_of_a_pool_and_a_lock_is_told() -> None:
     async with AsyncWorkerPool(2) as pool:
         with anyio.fail_after(PATIENCE):
             assert isinstance((await pool.submit(holds)).error, DeadlockError)
-            async with lock:  # held by whoever waits, and is no work
+            async with lock:  # held by the waiting task, which is no work of a pool
                 result = await pool.submit(locks)
             assert isinstance(result.error, DeadlockError)
             assert "lock 'db'" in str(result.error)
@@ -255,7 +255,7 @@ async def test_a_circle_of_a_pool_and_a_lock_is_told() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-async def test_a_task_that_can_never_begin_is_told_to_whoever_waits_for_it(size: int) -> None:
+async def test_a_task_that_can_never_begin_is_told_to_those_that_wait_for_it(size: int) -> None:
     lock = LocalLock("db")
 
     async def locks() -> None:

@@ -40,7 +40,7 @@ def stream(
     Args:
         crew: whose threads call it.
         function: what to call.
-        source: the items; read here, by whoever reads the results.
+        source: the items; read here, by the reader of the results.
         context: each call has a copy of it.
         priority: the smaller go first.
         buffer: items that are read ahead.

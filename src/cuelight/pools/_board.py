@@ -30,7 +30,7 @@ class Board:
         unfinished: tasks that have not ended.
         open: those of them that are kept.
         failures: kept tasks that have failed.
-        spent: what is to be dropped after the step, outside of the lock.
+        spent: values to drop after the step, outside of the lock.
         is_inside: whether this thread is in the middle of a step.
     """
 
@@ -126,7 +126,7 @@ class Board:
         return self.counts[TaskStatus.PENDING.value] + self.counts[TaskStatus.SCHEDULED.value]
 
     def take_spent(self) -> list[object]:
-        """What is to be dropped once the lock was let go: to drop it may run code of users."""
+        """Values to drop after the lock is released: dropping them may run code of users."""
         spent, self.spent = self.spent, []
         return spent
 

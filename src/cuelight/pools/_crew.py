@@ -111,7 +111,7 @@ class Crew:
         self._when_done = Bell(runtime.backend)
         self._when_room = Bell(runtime.backend)
         self.thread = runtime.thread
-        # Workers do not belong to whoever gives work; the work itself runs in the context of whoever gave it.
+        # Workers do not belong to a submitter; the work itself runs in the context of its submitter.
         self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
         self.cell = self._context.run(runtime.family_made(runtime.root).adopt, spec)
@@ -350,7 +350,7 @@ class Crew:
             await self._when_room.wait()
 
     async def _room_for(self, worker: PoolWorker) -> None:
-        """Work of this crew waits for room, and gives its place to whoever makes some."""
+        """Work of this crew waits for room, and gives its place to work that makes some."""
         helpers = self.helpers
         while self.pending >= self.options.max_pending and not self.over:
             helpers.park(worker)

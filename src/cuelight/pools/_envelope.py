@@ -132,7 +132,7 @@ class Envelope:
 
 
 class PooledReply(Reply[Any]):
-    """What `ask` of a pool returns while the request waits for a member; it follows the request to whoever has it.
+    """The reply of `ActorPool.ask`. It follows its request to the member that gets it.
 
     The turn that has sent it remembers it as it remembers an `Asked`, and withdraws it at its end.
     """

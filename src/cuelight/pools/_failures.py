@@ -51,7 +51,7 @@ def as_failure(name: str, error: BaseException) -> Exception:
     """The error of a task whose function raised `error`.
 
     An exception group that holds only `Rejected`, or only `RateLimited`, is that. What is no `Exception` becomes the
-    cause of one, because it would end whoever reads the result: `UnexpectedCancellation` for a cancellation,
+    cause of one, because it would end the reader of the result: `UnexpectedCancellation` for a cancellation,
     `TaskFailed` for anything else.
 
     Args:

@@ -96,7 +96,7 @@ class Job:
         """Keep nothing of the call of a task that has ended.
 
         Returns:
-            What is to be dropped outside of the lock, because to drop it may run code of users.
+            Values to drop outside of the lock, because dropping them may run code of users.
         """
         spent = self.function, self.args, self.kwargs, self.context
         del self.function, self.args, self.kwargs, self.context

@@ -35,7 +35,7 @@ Taken = tuple[int, Any]
 def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much as one
     run: MapRun, worker: PoolWorker, context: Context
 ) -> Generator[Any, Any, None]:
-    """Await the function for one item after another, while the map is what is to be done next.
+    """Await the function for one item after another, while the map is next in line.
 
     Each item has a copy of the context, so that what one item sets is not there for the next.
     """
@@ -102,7 +102,7 @@ def _settle(run: MapRun, worker: PoolWorker, taken: Taken, calls: Calls, ms: flo
 
 
 async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -> None:
-    """Hand one chunk after another to the worker's executor, while the map is what is to be done next.
+    """Hand one chunk after another to the worker's executor, while the map is next in line.
 
     A chunk is settled while the executor has the next one: posted, it comes when this worker waits for that.
     """

@@ -39,7 +39,7 @@ class PoolLetters:
         """Submit what a dead letter has kept, as `DeadLetterQueue.replay` does.
 
         Returns:
-            What is to be awaited so that it runs; None if it runs anyway.
+            The awaitable that makes it run; None if it runs anyway.
 
         Raises:
             RuntimeError: this is not the loop of the pool.

@@ -196,7 +196,7 @@ class Submitted(Submission[Any]):
         self.crew.finished(self)
 
     def _break(self, error: BaseException) -> None:
-        """The pool's own code has failed, for want of memory perhaps: whoever waits is not left waiting."""
+        """The pool's own code has failed, for want of memory perhaps: waiting callers get its error."""
         self.worker = None
         if self._result is None:
             if self._waits_for_worker():

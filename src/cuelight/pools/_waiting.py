@@ -1,8 +1,8 @@
 """Waits for work of pools, in the graph of who waits for whom.
 
-Whoever waits for a task of a pool waits for the one who runs it. That edge is seen in two ways. A task of a pool and a
-handler of an actor, which others may wait for, enter their wait in the graph. Of everybody else it is seen from
-outside, in the frames of who waits, when somebody looks for a circle: so waiting for a pool costs nothing for it.
+A caller that waits for a task of a pool waits for the worker that runs it. That edge is seen in two ways. A task of a
+pool and a handler of an actor, which others may wait for, enter their wait in the graph. Of everybody else it is seen
+from outside, in the frames of who waits, when somebody looks for a circle: so waiting for a pool costs nothing for it.
 
 A task that has not begun waits for any of those who keep the workers of its pool busy. It can never begin if each of
 them waits, in the end, for the one who waits for the task.

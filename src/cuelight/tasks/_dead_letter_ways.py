@@ -28,7 +28,7 @@ class ReturnableLetters(Kept):
         _kept.add(self)
 
     def unlock(self) -> None:
-        """In a forked process: whoever had the lock is in the other one."""
+        """In a forked process: the thread that had the lock is in the other one."""
         self._lock = threading.RLock()
 
     @property

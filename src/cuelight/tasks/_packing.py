@@ -76,7 +76,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class Unstorable(Exception):
-    """A part of a value cannot be stored. Whoever goes through the whole adds the way to the part.
+    """A part of a value cannot be stored. The packer of the whole adds the way to the part.
 
     Attributes:
         reason: what the part is, and what to give instead.

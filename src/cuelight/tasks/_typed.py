@@ -31,7 +31,7 @@ from cuelight.tasks._packing import PLAIN, Unstorable, encode_native, pack, pack
 __all__ = ["Packer", "advice_on", "packer_of"]
 
 Packer = Callable[[Any, int], Any]
-"""Takes a value and how deep it may be nested; returns what is to be encoded, and raises `Unstorable`."""
+"""Takes a value and how deep it may be nested; returns the value to encode, and raises `Unstorable`."""
 
 _LOOKS_LIKE_ANOTHER: Final = (Enum, date, time, timedelta, UUID, Decimal)
 """MessagePack has no types for these, so msgspec writes text or numbers."""

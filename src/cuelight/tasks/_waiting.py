@@ -124,7 +124,7 @@ def resting(context: TaskContext | None) -> Generator[None]:
 
 
 def _nodes(context: TaskContext | None) -> list[Any]:
-    """Who is held up: whoever runs, and the task of a worker or the actor whose handler waits for that."""
+    """Who is held up: the running task, and the task of a worker or the actor whose handler waits for it."""
     thread = blocking_thread.get()
     if thread is not None:
         return [thread]

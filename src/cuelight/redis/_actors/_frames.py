@@ -46,7 +46,7 @@ LONGEST: Final = 4000
 
 
 class Raised(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """An exception. Whoever does not know its class, or cannot read its fields, makes a `RemoteError` of the rest.
+    """An exception. A node that does not know its class, or cannot read its fields, makes a `RemoteError` of the rest.
 
     Attributes:
         kind: the name of its class, for people.

@@ -2,7 +2,8 @@
 
 The invariants:
 
-1. At most one connection is shared at a time. Whoever finds it broken starts one attempt to connect, for all that wait.
+1. At most one connection is shared at a time. The first caller that finds it broken starts one
+   attempt to connect, for all that wait.
 2. An attempt goes on when its callers give up, so callers in a hurry do not keep a slow server from ever being reached.
    When it fails, it fails for all that wait.
 3. After a failure the next attempt waits, longer each time, at random: those who come meanwhile wait with it.

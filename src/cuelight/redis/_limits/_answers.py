@@ -1,4 +1,4 @@
-"""What the scripts of limiters answer, checked: a server, or whoever wrote to its keys, may say anything."""
+"""What the scripts of limiters answer, checked: a server, or another writer of its keys, may say anything."""
 
 from __future__ import annotations
 

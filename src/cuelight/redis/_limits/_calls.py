@@ -85,7 +85,7 @@ class Calls:
         except (ResponseError, StoreRefused) as error:
             raise self._broken(error) from error
         except BaseException as error:
-            # Whoever is cancelled after a wait need not wait again until the server has heard of that.
+            # A caller that is cancelled after a wait need not wait again until the server has heard of that.
             if isinstance(error, StoreUnavailable) or time.monotonic() - began > _SLOW:
                 self.away = True
             raise

@@ -190,12 +190,8 @@ async def test_what_ends_the_program_ends_the_whole_pool() -> None:
             other = pool.submit(slow, 100)
             await pool.submit(explode)
     assert isinstance((await other).error, TaskCancelled)
-
-    async def explode_at(_: int) -> None:
-        await explode()
-
     with pytest.raises(Accident):
-        await AsyncWorkerPool(2).map(explode_at, range(3))
+        await AsyncWorkerPool(2).map(lambda _: explode(), range(3))
 
 
 @pytest.mark.parametrize("function", [slow, float])

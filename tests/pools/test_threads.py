@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 
 from cuelight.errors import PoolClosed, TaskFailed
 from cuelight.pools import Executor, ThreadExecutor
+from cuelight.pools._attempts import holding_coroutine, holding_coroutines
 
 LEVEL: contextvars.ContextVar[int] = contextvars.ContextVar("LEVEL", default=0)
 
@@ -230,3 +233,21 @@ anyio.run(main, backend={backend!r})
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
     assert done.stdout == "abandoned 1\n"
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("wrap", [holding_coroutines, holding_coroutine])
+def test_a_coroutine_that_nobody_takes_is_closed_without_a_warning_also_in_a_cycle(
+    wrap: Callable[[Callable[[Any], Any]], Callable[[Any], Any]],
+) -> None:
+    async def nobody_takes_it() -> None:
+        pytest.fail("it ran")
+
+    call = wrap(lambda number: nobody_takes_it() if number else number)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert call(0) == 0
+        circle: list[Any] = [call(1)]
+        circle.append(circle)
+        del circle
+        gc.collect()
+    assert [each for each in caught if "nobody_takes_it" in str(each.message)] == []

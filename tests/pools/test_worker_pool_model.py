@@ -177,7 +177,7 @@ class Storm:
 @pytest.mark.parametrize("seed", range(8))
 def test_shutting_down_in_the_middle_of_everything(seed: int, stress: bool) -> None:
     """Each task ends once, and nobody waits for ever."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     storm = Storm(seed, 5000 if stress else 300)
     together(storm.submit, storm.submit, storm.stream, storm.abort, storm.wait, storm.shut_down, storm.shut_down)
     pool = storm.pool
@@ -187,7 +187,7 @@ def test_shutting_down_in_the_middle_of_everything(seed: int, stress: bool) -> N
     assert {metrics.status for metrics in pool.get_metrics().values()} <= statuses
     summary = pool.get_summary_metrics()
     assert summary["completed"] + summary["failed"] + summary["cancelled"] == summary["total_tasks"]
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # threads of other tests may end meanwhile
 
 
 def test_there_are_never_more_threads_than_allowed() -> None:

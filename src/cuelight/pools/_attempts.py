@@ -86,12 +86,20 @@ class Unawaited:
     """A coroutine that a plain function has returned in a thread, as `lambda: fetch(url)` does.
 
     It is awaited in the loop. If nobody takes it, because the call was cancelled meanwhile, it is closed.
+
+    It must be made before the coroutine: the garbage collector runs the finalizers of a cycle by age, and that of a
+    coroutine warns that it was never awaited.
     """
 
     __slots__ = ("_coroutine",)
 
-    def __init__(self, coroutine: Any) -> None:
-        self._coroutine: CoroutineType[Any, Any, Any] | None = coroutine
+    def __init__(self) -> None:
+        self._coroutine: CoroutineType[Any, Any, Any] | None = None
+
+    def holding(self, coroutine: Any) -> Unawaited:
+        """Itself, with the coroutine."""
+        self._coroutine = coroutine
+        return self
 
     def __await__(self) -> Generator[Any, Any, Any]:
         coroutine, self._coroutine = self._coroutine, None
@@ -107,8 +115,9 @@ def holding_coroutines(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, but a coroutine that it returns comes as `Unawaited`."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        holder = Unawaited()
         value: Any = function(*args, **kwargs)
-        return Unawaited(value) if type(value) is CoroutineType else value
+        return holder.holding(value) if type(value) is CoroutineType else value
 
     call.held_function = function  # type: ignore[attr-defined]  # its name is looked up when somebody asks
     return call
@@ -116,10 +125,18 @@ def holding_coroutines(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def holding_coroutine(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """As `holding_coroutines`, for a function of one argument, in less time."""
+    spare: list[Unawaited] = []  # most functions return no coroutine, and need no holder of their own
 
     def call(item: Any) -> Any:
+        try:
+            holder = spare.pop()
+        except IndexError:
+            holder = Unawaited()
         value: Any = function(item)
-        return Unawaited(value) if type(value) is CoroutineType else value
+        if type(value) is CoroutineType:
+            return holder.holding(value)
+        spare.append(holder)
+        return value
 
     call.held_function = function  # type: ignore[attr-defined]
     return call

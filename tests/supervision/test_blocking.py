@@ -162,6 +162,18 @@ def test_a_blocking_system_refuses_a_call_from_its_own_loop_and_a_second_block()
         assert system.call(list) == []
 
 
+def test_what_a_blocking_call_raises_comes_out_as_it_is() -> None:
+    def fail(error: BaseException) -> None:
+        raise error
+
+    errors = [ValueError("bad"), concurrent.futures.CancelledError("of a future of its own"), RuntimeError("no loop")]
+    with ActorSystem.blocking() as system:
+        for error in errors:
+            with pytest.raises(type(error)) as caught:
+                system.call(fail, error)
+            assert caught.value is error
+
+
 def test_a_stray_cancellation_of_a_blocking_call_is_an_error_of_that_call() -> None:
     async def awaits_cancelled() -> None:
         future = asyncio.get_running_loop().create_future()

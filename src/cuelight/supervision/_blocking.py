@@ -70,7 +70,7 @@ class _SystemThread:
     def __init__(self, make: Callable[[], ActorSystem], backend: str, options: dict[str, Any] | None) -> None:
         self._make, self._backend_name, self._options = make, backend, options
         self._generation = forks.generation
-        self._lock = threading.Lock()  # for the next five
+        self._lock = threading.Lock()  # for the next two
         self._exit_info: ExitInfo | None = None  # set when the thread is told to end
         self._backend: Backend | None = None  # of the loop, once it runs
         self._leave: anyio.Event | None = None
@@ -102,7 +102,6 @@ class _SystemThread:
         try:
             self._join(self._system.shutdown_timeout if self._system is not None else 0.0)
         except ShutdownTimeout as blocked:
-            self.running.discard(self)
             if exit_info[1] is None:
                 raise
             log.error("%s", blocked)  # noqa: TRY400 - the exception of the block goes on
@@ -134,9 +133,13 @@ class _SystemThread:
             raise RuntimeError("this is the thread of the event loop, which a blocking call would block: use `await`")
         call = _Call()
         try:
-            return self._future(call, function, args).result()
-        except concurrent.futures.CancelledError:
-            raise SystemClosed("the actor system has ended while this call waited") from None
+            future = self._future(call, function, args)
+            try:
+                return future.result()
+            except concurrent.futures.CancelledError:
+                if not future.cancelled():  # the function has raised it
+                    raise
+                raise SystemClosed("the actor system has ended while this call waited") from None
         except KeyboardInterrupt:
             self._post(call.withdraw)
             raise

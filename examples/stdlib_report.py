@@ -395,9 +395,12 @@ def main() -> int:
     options = parse_arguments()
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("cuelight").setLevel(logging.WARNING if options.verbose else logging.CRITICAL)
+    # asyncio turns Ctrl-C into a cancellation of `work`. Trio raises it between any two instructions of `work`, also
+    # in the middle of the start of a task, unless it is told to wait for the next checkpoint.
+    at_checkpoints = {"restrict_keyboard_interrupt_to_checkpoints": True} if options.backend == "trio" else {}
     status = 1
     try:
-        report = anyio.run(work, options, backend=options.backend)
+        report = anyio.run(work, options, backend=options.backend, backend_options=at_checkpoints)
         if not report.files:
             print(f"there is no Python file below {options.path}", file=sys.stderr)
             return 2

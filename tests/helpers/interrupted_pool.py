@@ -37,6 +37,7 @@ class Interrupter:
         self._codes: dict[Any, bytes] = {}
 
     def __enter__(self) -> Interrupter:
+        sys._getframe().f_trace_opcodes = True  # else Python 3.12 reports no instructions of other frames either
         sys.settrace(self._trace)
         return self
 

@@ -26,6 +26,9 @@ DEADLINE = 20.0
 CHECKED = {"CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD", "RESUME"}
 """The instructions after which CPython looks for signals."""
 
+AFTER_YIELD_FROM = 2
+"""The least argument of `RESUME` with which it does not look."""
+
 
 class Interrupter:
     """Sends this process SIGINT at one of the moments when its main thread looks for signals, in whatever file."""
@@ -47,16 +50,21 @@ class Interrupter:
     def _trace(self, frame: Any, event: str, arg: Any) -> Any:
         if event == "call":
             frame.f_trace_opcodes = True
-            self._before = "RESUME"
+            # A coroutine that goes on within an `await` does not look; the coroutine that it awaits does, if it is new.
+            self._before = "RESUME" if self._code(frame)[frame.f_lasti + 1] & 3 < AFTER_YIELD_FROM else ""
         elif event == "opcode":
-            code = self._codes.get(frame.f_code) or self._codes.setdefault(frame.f_code, frame.f_code.co_code)
+            code = self._code(frame)
             at: int = frame.f_lasti
             before, self._before = self._before, dis.opname[code[at]]
-            if before in CHECKED and not is_left_out(frame):
+            # A call that makes a coroutine is not followed by a look before that is awaited.
+            if before in CHECKED and self._before != "GET_AWAITABLE" and not is_left_out(frame):
                 self._tick(frame)
         elif event == "return":
             self._before = ""  # nothing is looked for after a call of a Python function
         return self._trace
+
+    def _code(self, frame: Any) -> bytes:
+        return self._codes.get(frame.f_code) or self._codes.setdefault(frame.f_code, frame.f_code.co_code)
 
     def _tick(self, frame: Any) -> None:
         self.left -= 1

@@ -22,7 +22,16 @@ from cuelight.coordination._endings import collect_dead, monitor, now, reap, rep
 from cuelight.coordination._parties import describe, here, my_place
 from cuelight.coordination._words import deadlock
 from cuelight.errors import DeadlockError
-from cuelight.mailbox import await_until, call_in_loop, loop_of, loop_time, new_slot, running_loop, running_task
+from cuelight.mailbox import (
+    await_until,
+    call_in_loop,
+    interruptible,
+    loop_of,
+    loop_time,
+    new_slot,
+    running_loop,
+    running_task,
+)
 
 if TYPE_CHECKING:
     from cuelight.mailbox import Slot
@@ -103,6 +112,7 @@ class ThreadWaiting(_Waiting):
             self._sleep.release()
         return True
 
+    @interruptible
     def sleep(self, deadline: float) -> None:
         """Block until woken, or until the deadline."""
         while self.state == WAITING:

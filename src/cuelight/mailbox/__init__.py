@@ -9,6 +9,8 @@ from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter, NotNow, 
 from cuelight.mailbox._channel import Channel
 from cuelight.mailbox._core import ChannelStatistics
 from cuelight.mailbox._ends import Permit, Receiver, SendCase, Sender
+from cuelight.mailbox._groups import TaskGroup
+from cuelight.mailbox._interrupts import hold_interrupts, interruptible, run_interruptible
 from cuelight.mailbox._mailbox import Mailbox, WaitingSender
 from cuelight.mailbox._overflow import Overflow, checked_overflow, coalesce, drop_newest, drop_oldest, fail, wait
 from cuelight.mailbox._select import merge, seed_select, select, select_nowait
@@ -47,6 +49,7 @@ __all__ = [
     "Sender",
     "Signal",
     "Slot",
+    "TaskGroup",
     "ThreadEnd",
     "Ticker",
     "Timer",
@@ -68,12 +71,15 @@ __all__ = [
     "fail",
     "frame_of",
     "has_ended",
+    "hold_interrupts",
     "in_trio_task",
+    "interruptible",
     "loop_of",
     "loop_time",
     "merge",
     "new_slot",
     "place_of",
+    "run_interruptible",
     "running_loop",
     "running_task",
     "seed_select",

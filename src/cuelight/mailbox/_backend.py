@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cuelight._fork import forks
+from cuelight.mailbox._interrupts import hold_interrupts
 from cuelight.mailbox._tasks import asyncio_task
 
 if TYPE_CHECKING:
@@ -209,7 +210,8 @@ class TrioBackend:
         self._trio = trio
         self._lowlevel = trio.lowlevel
         self.cancelled: type[BaseException] = trio.Cancelled
-        self.time: Callable[[], float] = trio.lowlevel.current_clock().current_time
+        self.time: Callable[[], float] = trio.lowlevel.current_clock().current_time  # raises where trio does not run
+        hold_interrupts()
         self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.waiter: Callable[[], Waiter] = partial(_TrioWaiter, trio.lowlevel)
         self.current_task: Callable[[], Any] = trio.lowlevel.current_task
@@ -367,6 +369,7 @@ def slot_maker() -> tuple[Callable[[], Slot], Callable[[], bool]]:
         return loop.create_future, loop.is_closed
     try:
         sys.modules["trio"].lowlevel.current_task()
+        hold_interrupts()
     except (KeyError, AttributeError, RuntimeError):  # not imported, or another thread is in the midst of that
         message = "no asyncio or trio event loop runs here: call this inside anyio.run(...)"
         raise RuntimeError(message) from None

@@ -20,6 +20,8 @@ from types import CodeType, FrameType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from cuelight.mailbox._interrupts import hold_interrupts
+
 __all__ = [
     "asyncio_task",
     "awaited_by",
@@ -65,6 +67,7 @@ def running_task() -> Any:
     lowlevel = sys.modules["trio"].lowlevel
     task = lowlevel.current_task()
     if task is not _here.task:
+        hold_interrupts()
         _tokens[lowlevel.current_root_task()] = lowlevel.current_trio_token()
         _here.task = task
     return task

@@ -214,7 +214,7 @@ class ActorSystem(Runtime):
                 flush_logs()
         finally:
             swallowed = scope.__exit__(kind, error, trace)
-        if lost is not None and error is None:
+        if lost is not None and (error is None or ends_the_program(lost)):
             raise lost
         if self._failure is not None:
             self._raise_failure(None if swallowed else error)
@@ -229,7 +229,7 @@ class ActorSystem(Runtime):
         raise BaseExceptionGroup(f"the actor system {self.name!r} failed", both) from None
 
     async def _shut_down(self, *, gently: bool) -> BaseException | None:
-        """End every actor. Returns a native cancellation that came meanwhile."""
+        """End every actor. Returns a native cancellation or an interrupt that came meanwhile."""
         deadline = self.later(self.shutdown_timeout, self._kill_all)
         if self._failure is None and not gently:
             self.root.kill("the block of the system was left by an exception")
@@ -245,8 +245,9 @@ class ActorSystem(Runtime):
                 if not (self.over or self._stuck):
                     self._root_done = self.backend.waiter()
                     await self._root_done
-            except self.backend.cancelled as error:
-                # Only a native cancellation comes through the shield; no actor may be left behind by it.
+            except (self.backend.cancelled, KeyboardInterrupt) as error:
+                # Only a native cancellation comes through the shield, or an interrupt, which trio raises where the
+                # main task waits; no actor may be left behind by it.
                 lost = error
                 draining = False
                 self.root.kill("the task of the system was cancelled")
@@ -290,14 +291,17 @@ class ActorSystem(Runtime):
             self._root_done.wake()
 
     async def _leave_cluster(self) -> BaseException | None:
-        """Every actor has ended, so nobody needs the node. Returns a native cancellation that came meanwhile."""
+        """Every actor has ended, so nobody needs the node. Returns what came meanwhile, as above."""
         lost: BaseException | None = None
         left = self._node is None
         while self._node is not None and not left:
             try:
                 await self._node.leave(self)
                 left = True
-            except self.backend.cancelled as error:  # it goes on leaving, and nothing of it may be left behind
+            except (
+                self.backend.cancelled,
+                KeyboardInterrupt,
+            ) as error:  # it goes on leaving, and nothing of it may be left behind
                 lost = error
         return lost
 

@@ -24,10 +24,9 @@ from cuelight.tasks._codec import decode, encode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.from_thread import BlockingPortal
-
     from cuelight.tasks._store import Lease
     from cuelight.tasks._task import Counts
+    from cuelight.tasks._thread_calls import ThreadCalls
 
 __all__ = ["Desk", "TaskContext", "current_task", "running_task"]
 
@@ -35,7 +34,7 @@ __all__ = ["Desk", "TaskContext", "current_task", "running_task"]
 class Desk(Protocol):
     """Where a context keeps things: the worker."""
 
-    portal: BlockingPortal | None
+    calls: ThreadCalls | None
 
     def rest(self, context: TaskContext) -> bool:
         """A task begins to wait for another one: it holds no slot meanwhile. From any thread.
@@ -193,13 +192,13 @@ class TaskContext:
         return LeaseLost(f"the {what} of {self.task_id} was refused: this attempt has ended, or lost its lease")
 
     def _from_thread(self, method: Callable[[Any], Awaitable[None]], what: str, value: Any) -> None:
-        portal = None if self._desk is None else self._desk.portal
+        calls = None if self._desk is None else self._desk.calls
         if self._over:
             raise self._too_late(what)
-        if portal is None:
+        if calls is None:
             raise RuntimeError(f"{self.task_id} does not run in a thread of a worker: await `progress` or `save`")
         try:
-            portal.call(method, value)
+            calls.call(method, value)
         except CancelledError:  # the worker has ended meanwhile
             raise self._too_late(what) from None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from cuelight.coordination._parties import here
+from cuelight.mailbox import TaskGroup, run_interruptible
 from cuelight.pools import ProcessExecutor, ThreadExecutor
 from cuelight.pools._attempts import name_of
 from cuelight.tasks._handling import Handler, call_in_process
@@ -100,7 +101,7 @@ class Executors:
         finally:
             self._give_back()
         # A plain function may make a coroutine: `lambda task: handle(task)`.
-        return await value if inspect.isawaitable(value) else value
+        return await run_interruptible(value) if inspect.isawaitable(value) else value
 
     def lend(self) -> None:
         """A call waits for another task: one more may begin in its place."""
@@ -127,6 +128,6 @@ class Executors:
 
     async def aclose(self) -> None:
         """End threads and processes that are idle, kill the others. A checkpoint."""
-        async with anyio.create_task_group() as group:
+        async with TaskGroup() as group:
             for executor in self._all:
                 group.start_soon(executor.aclose)

@@ -33,6 +33,7 @@ from cuelight.errors import (
     WorkerDied,
     _leaves,
 )
+from cuelight.mailbox import run_interruptible
 from cuelight.mailbox import running_task as running_task_of_loop
 from cuelight.tasks._context import TaskContext, running_task
 from cuelight.tasks._failures import QUIET, Failure
@@ -206,7 +207,8 @@ class Runner:
             return await call(handler, context, args, kwargs, scope=self._scope, timeout=timeout)
         if timeout is not None:
             self._scope.deadline = anyio.current_time() + timeout
-        return await handler.function(*args, **kwargs)
+        call = handler.function(*args, **kwargs)
+        return await run_interruptible(call) if self._shift.backend.name == "trio" else await call
 
     def _failed(self, error: BaseException, elapsed: float) -> None:
         """Settle an attempt that raised. Raises what must go on."""

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
-from anyio.from_thread import BlockingPortal
 
 from cuelight._log import get_log
 from cuelight.errors import DeadlockError, TaskCancelled, TaskFailed
-from cuelight.mailbox import current_backend
+from cuelight.mailbox import TaskGroup, current_backend
 from cuelight.tasks._chores import Chores
 from cuelight.tasks._claimer import Claimer
 from cuelight.tasks._executors import Executors
@@ -35,12 +34,11 @@ from cuelight.tasks._opened import close_store, open_store
 from cuelight.tasks._outcome import Released, failure
 from cuelight.tasks._runner import CANCELLED, LOST, SHUT_DOWN, Runner
 from cuelight.tasks._store import Finish
+from cuelight.tasks._thread_calls import ThreadCalls
 from cuelight.tasks._waiting import runs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-
-    from anyio.abc import TaskGroup
 
     from cuelight.mailbox import Waiter
     from cuelight.tasks._context import TaskContext
@@ -73,7 +71,7 @@ class Shift:
     def __init__(self, store: Store, options: WorkerOptions, tally: Tally, queue: str = "") -> None:
         self.store, self.options, self.tally, self.queue = store, options, tally, queue
         self.backend = current_backend()
-        self.portal: BlockingPortal | None = None
+        self.calls: ThreadCalls | None = None
         self.running: dict[str, Runner] = {}
         self.outdated: list[Runner] = []  # that run what another one runs again by now
         self.resting: dict[TaskContext, int] = {}  # tasks that wait for others, and in how many places
@@ -378,14 +376,13 @@ class Shift:
         gentle = False
         runs[self] = None
         try:
-            async with BlockingPortal() as portal, anyio.create_task_group() as group:
-                self.portal, self._group = portal, group
+            async with ThreadCalls(self.backend) as self.calls, TaskGroup() as group:
+                self._group = group
                 group.start_soon(self._begin)
                 await until()
                 await self._wind_down()
                 gentle = True
                 group.cancel_scope.cancel()
-                await portal.stop(cancel_remaining=True)
         finally:
             runs.pop(self, None)
             with anyio.CancelScope(shield=True):
@@ -423,7 +420,7 @@ class Shift:
 
     async def _close(self, *, gentle: bool) -> None:
         self.draining = True
-        self._group = self.portal = None
+        self._group = self.calls = None
         self.give_back()
         try:
             with anyio.move_on_after(FLUSH if gentle else KILLED_FLUSH) as scope:
@@ -454,10 +451,10 @@ class Shift:
                 await self._open()
                 lease = await self.claimer.claim_one()
             if lease is not None:
-                async with BlockingPortal() as self.portal, anyio.create_task_group() as beside:
+                async with ThreadCalls(self.backend) as self.calls, TaskGroup() as beside:
                     for chore in self.chores.of_leases:
                         beside.start_soon(chore)
-                    async with anyio.create_task_group() as group:
+                    async with TaskGroup() as group:
                         group.start_soon(Runner(self).once, lease)
                     beside.cancel_scope.cancel()
         finally:

@@ -27,6 +27,7 @@ from cuelight._log import get_log
 from cuelight._text import safe_str
 from cuelight.errors import CuelightError, PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.mailbox._backend import Backend, Waiter, current_backend
+from cuelight.mailbox._interrupts import interruptible
 from cuelight.tasks import _sqlite_schema as schema
 from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
@@ -84,6 +85,7 @@ class Call:
             raise
         return self.outcome()
 
+    @interruptible
     def wait_blocking(self, timeout: float | None) -> bool:
         """Wait in a thread until there is an answer; False if the time was over before."""
         event: Any = self._woken

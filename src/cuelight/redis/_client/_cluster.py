@@ -14,6 +14,7 @@ from typing import Any, Final
 import anyio
 from redis import exceptions as redis_errors
 
+from cuelight.mailbox import TaskGroup
 from cuelight.redis._client._node import Node
 from cuelight.redis._client._push import PushLine
 from cuelight.redis._client._route import Route
@@ -189,7 +190,7 @@ class ClusterRoute(Route):
             for one, reply in zip(part, received, strict=True):
                 replies[one] = reply
 
-        async with anyio.create_task_group() as group:
+        async with TaskGroup() as group:
             for part in parts.values():
                 group.start_soon(send, part)
         return replies

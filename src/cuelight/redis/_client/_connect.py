@@ -15,7 +15,7 @@ from redis import exceptions as redis_errors
 from cuelight._log import get_log
 from cuelight._text import safe_str
 from cuelight.errors import StoreRefused
-from cuelight.mailbox import Backend, current_backend
+from cuelight.mailbox import Backend, current_backend, hold_interrupts
 from cuelight.redis._client._faults import read_reply
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._wire import AsyncioWire, Wire, pack_all
@@ -119,6 +119,7 @@ async def _connect(
         return wire
     from cuelight.redis._client._streams import StreamWire  # noqa: PLC0415 - asyncio has no use for it
 
+    hold_interrupts()  # in that module too
     other = StreamWire(backend, timeout, heartbeat, watched=watched, on_push=on_push)
     if isinstance(address, str):
         other.start(await anyio.connect_unix(address))

@@ -24,7 +24,7 @@ from redis import exceptions as redis_errors
 
 from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, UnexpectedCancellation
-from cuelight.mailbox import Backend, loop_time
+from cuelight.mailbox import Backend, TaskGroup, loop_time
 from cuelight.redis._client._connect import Opened, open_wire
 from cuelight.redis._client._settings import Address, Settings
 from cuelight.redis._client._wire import Wire, fresh, pack, pack_all
@@ -221,7 +221,7 @@ class Node:
                 if isinstance(reply, (redis_errors.ConnectionError, redis_errors.TimeoutError)):
                     wire.end(reply)
 
-        async with anyio.create_task_group() as group:
+        async with TaskGroup() as group:
             group.start_soon(look)
             try:
                 return await wire.call(packed)

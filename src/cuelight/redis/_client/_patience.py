@@ -12,7 +12,7 @@ from redis import exceptions as redis_errors
 
 from cuelight._text import safe_repr
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.mailbox import loop_time
+from cuelight.mailbox import interruptible, loop_time
 from cuelight.redis._client._faults import translated
 from cuelight.redis._client._node import Pause
 from cuelight.redis._client._script import Script
@@ -99,6 +99,7 @@ async def run_patiently(
             failure = later
 
 
+@interruptible
 def run_patiently_blocking(
     call: Callable[..., Any],
     script: Script,

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
-import anyio.abc
 from redis import exceptions as redis_errors
 
-from cuelight.mailbox import current_backend, running_loop, running_task
+from cuelight.mailbox import TaskGroup, current_backend, running_loop, running_task
 from cuelight.redis._client._node import Node, Wires
 from cuelight.redis._client._push import PushLine
 from cuelight.redis._client._sentinel import find_primary
@@ -41,13 +40,13 @@ class Route:
         self.wires = Wires(self._backend)
         self._ended = False
         self._watchers: list[Callable[[], object]] = []
-        self._group: anyio.abc.TaskGroup | None = None
+        self._group: TaskGroup | None = None
         self._early: list[PushLine] = []
         self._backend.spawn(self._keep, context=contextvars.copy_context(), name="cuelight redis client")
 
     async def _keep(self) -> None:
         try:
-            async with anyio.create_task_group() as group:
+            async with TaskGroup() as group:
                 self._group = group
                 for line in self._early:
                     group.start_soon(line.run)

@@ -10,7 +10,7 @@ import anyio
 import anyio.abc
 from redis import exceptions as redis_errors
 
-from cuelight.mailbox import Backend
+from cuelight.mailbox import Backend, TaskGroup
 from cuelight.redis._client._wire import Wire
 
 __all__ = ["StreamWire"]
@@ -47,7 +47,7 @@ class StreamWire(Wire):
     async def _serve(self, stream: anyio.abc.ByteStream) -> None:
         try:
             with self._scope:
-                async with anyio.create_task_group() as group:
+                async with TaskGroup() as group:
                     group.start_soon(self._write, stream)
                     group.start_soon(self._read, stream)
         finally:

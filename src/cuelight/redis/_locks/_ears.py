@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from cuelight.errors import StoreUnavailable
-from cuelight.mailbox import await_until, loop_time, new_slot
+from cuelight.mailbox import await_until, interruptible, loop_time, new_slot
 
 if TYPE_CHECKING:
     from cuelight.mailbox import Slot
@@ -107,6 +107,7 @@ class ThreadHint:
     def ring(self) -> None:
         self._event.set()
 
+    @interruptible
     def wait(self, seconds: float) -> None:
         """Sleep until there is one since the last time, or for some seconds."""
         self._event.wait(seconds)

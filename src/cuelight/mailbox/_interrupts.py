@@ -92,10 +92,8 @@ def hold_interrupts() -> None:
     for name, module in tuple(sys.modules.items()):
         if name in _held or not (name == PACKAGE or name.startswith(f"{PACKAGE}.")):
             continue
-        if getattr(
-            getattr(module, "__spec__", None), "_initializing", False
-        ):  # another thread is in the midst of importing it
-            whole = False
+        if getattr(getattr(module, "__spec__", None), "_initializing", False):
+            whole = False  # another thread is importing it
             continue
         protected = name not in BLOCKING
         for code in _codes_of(module):

@@ -298,11 +298,8 @@ class ActorSystem(Runtime):
             try:
                 await self._node.leave(self)
                 left = True
-            except (
-                self.backend.cancelled,
-                KeyboardInterrupt,
-            ) as error:  # it goes on leaving, and nothing of it may be left behind
-                lost = error
+            except (self.backend.cancelled, KeyboardInterrupt) as error:
+                lost = error  # it leaves all the same: nothing of the node may be left behind
         return lost
 
     # From blocking code.

@@ -365,12 +365,12 @@ class CountedCore(Core):
 
     __slots__ = ("free",)
 
-    holders: dict[Any, int]  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleUnannotatedOverride] - there from the start
+    holders: dict[Any, int]  # there from the start
 
     def __init__(self, thing: str, capacity: int, *, debug: bool = False) -> None:
         Core.__init__(self, thing, capacity, several=True, debug=debug)
         self.free: list[None] = [None] * capacity
-        self.holders = {}
+        self.holders = {}  # pyright: ignore[reportIncompatibleVariableOverride] - never None
 
     @property
     def used(self) -> int:

@@ -42,8 +42,8 @@ class Conversation:
 
     def numbers(self, form: Any) -> list[Any]:
         """What the region holds as numbers."""
-        end = child.DATA + 8 * self.word(child.WRITTEN)
-        with memoryview(self.region) as whole, whole[child.DATA : end] as part, part.cast(form) as numbers:
+        part: Any = memoryview(self.region)[child.DATA : child.DATA + 8 * self.word(child.WRITTEN)]
+        with part, part.cast(form) as numbers:
             return list(numbers)
 
     def word(self, index: int) -> int:

@@ -255,7 +255,7 @@ def _run_numbers(
             if type(value) is not cls:
                 if index or type(value) not in KINDS:
                     return values, (True, value)
-                cls = type(value)
+                cls = type(value)  # pyright: ignore[reportUnknownVariableType]
                 kind, form = KINDS[cls]
                 slots: Any = memoryview(region)[DATA : DATA + REGION]
                 numbers = slots.cast(form)

@@ -159,6 +159,9 @@ TRIO_WORKLOADS: dict[str, Rivals] = {
 
 AIMS = {
     "lock, async with": Aim("anyio.Lock fast", 1),
+    "lock, async with, 10 tasks": Aim("asyncio.Lock", 0.6, trio=0.15),
+    "semaphore of 5, async with": Aim("asyncio.Semaphore", 0.65, trio=0.35),
+    "semaphore of 5, async with, 10 tasks": Aim("asyncio.Semaphore", 0.5, trio=0.1),
     "lock, with": Aim("threading.Lock wrapped", 0.5),
 }
 

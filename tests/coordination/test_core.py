@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight.coordination._core import ALL, GONE, GRANTED, WAITING, Core, LockCore, Ticket
+from cuelight.coordination._core import ALL, GONE, GRANTED, WAITING, Core, CountedCore, LockCore, Ticket
 
 
 @dataclass
@@ -62,7 +62,8 @@ OWNERS = 6
 KINDS: dict[str, Callable[[], Core]] = {
     "lock": lambda: LockCore("it"),
     "plain lock": lambda: Core("it", 1),
-    "semaphore": lambda: Core("it", 4, several=True),
+    "semaphore": lambda: CountedCore("it", 4),
+    "large semaphore": lambda: Core("it", 4, several=True),
     "read-write": lambda: Core("it", ALL),
     "writers first": lambda: Core("it", ALL, writers_first=True),
 }

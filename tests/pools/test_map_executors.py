@@ -18,7 +18,7 @@ import pytest
 
 from cuelight.errors import TaskCancelled, TaskFailed, TaskQuarantined, TaskTimedOut, WorkerDied
 from cuelight.pools import AsyncWorkerPool, Outcome
-from cuelight.pools._chunks import Chunks
+from cuelight.pools._chunks import MOST, Chunks
 from helpers.pool_jobs import die_at, double, leave, odd_only, stuck_once
 
 
@@ -241,7 +241,7 @@ def test_a_chunk_takes_some_milliseconds_and_the_last_are_small() -> None:
     assert chunks.next(19, 4) == 1
     for _ in range(10):
         chunks.took(chunks.size, 0.0)
-    assert chunks.next(0, 4) == 2048
+    assert chunks.next(0, 4) == MOST
     known = Chunks(None, 100)
     for _ in range(3):
         known.took(known.size, 0.0)

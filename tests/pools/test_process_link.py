@@ -207,6 +207,38 @@ def test_an_answer_is_whole_with_its_last_frame(
         link.close()
 
 
+def _same(item: object) -> object:
+    return item
+
+
+@pytest.mark.parametrize("numbers", [[], [1, -5, 2**62], [0.5, -0.0]])
+def test_numbers_that_were_finished_when_the_process_died_are_kept(
+    link: ProcessLink, numbers: list[float], process: Process
+) -> None:
+    link.begin(b"")
+    with memoryview(link._region) as whole, whole[: child.DATA] as head, head.cast("Q") as words:
+        assert child._run_numbers(link._region, words, (_same, [*numbers, "a"])) == (numbers, (True, "a"))
+    assert [value for _, value in link.salvage()] == numbers
+
+
+def test_a_process_that_dies_right_after_it_has_sent_its_numbers_is_counted_once(
+    link: ProcessLink, process: Process
+) -> None:
+    link.begin(b"")
+    with memoryview(link._region) as whole, whole[: child.DATA] as head, head.cast("Q") as words:
+        child._run_numbers(link._region, words, (int, ["1", "2"]))
+        link._records += b"".join(map(child._success, [1, 2]))
+        assert link.salvage() == [(True, 1), (True, 2)]
+        words[child.WRITTEN] = 0
+        assert link.salvage() == [(True, 1), (True, 2)]
+        words[child.KIND] = child.RECORDS
+        assert link.salvage() == [(True, 1), (True, 2)]
+        words[child.BASE] = 2
+        assert link.salvage() == [(True, 1), (True, 2)]
+    link.values = [1, 2]
+    assert link.outcomes() == []
+
+
 def test_the_interpreter_gets_its_descriptors_and_a_group_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import pickle
 import socket
@@ -38,6 +39,12 @@ class Conversation:
         if frame[0] == child.VALUES:
             return frame[0], [(True, value) for value in pickle.loads(frame[1])]
         return frame[0], _decode(frame[1])
+
+    def numbers(self, form: Any) -> list[Any]:
+        """What the region holds as numbers."""
+        part: Any = memoryview(self.region)[child.DATA : child.DATA + 8 * self.word(child.WRITTEN)]
+        with part, part.cast(form) as numbers:
+            return list(numbers)
 
     def word(self, index: int) -> int:
         with memoryview(self.region)[: child.DATA] as header, header.cast("Q") as words:
@@ -83,15 +90,49 @@ def test_an_error_is_told_with_its_traceback(conversation: Conversation, kind: s
 def test_a_chunk_is_answered_and_its_results_are_in_the_region(conversation: Conversation) -> None:
     conversation.say(encode_chunk((jobs.same, [1, 2, 3])))
     assert conversation.hear() == (child.VALUES, [(True, 1), (True, 2), (True, 3)])
-    assert conversation.word(child.BASE) == 0
+    assert (conversation.word(child.BASE), conversation.word(child.KIND)) == (0, child.INTS)
+    assert conversation.numbers("q") == [1, 2, 3]
+    conversation.say(encode_chunk((jobs.same, ["a", "b"])))
+    assert conversation.hear() == (child.VALUES, [(True, "a"), (True, "b")])
+    assert (conversation.word(child.BASE), conversation.word(child.KIND)) == (0, child.RECORDS)
     written = conversation.word(child.WRITTEN)
-    assert _decode(conversation.region[child.DATA : child.DATA + written]) == [(True, 1), (True, 2), (True, 3)]
+    assert _decode(conversation.region[child.DATA : child.DATA + written]) == [(True, "a"), (True, "b")]
+
+
+@pytest.mark.parametrize("after", [True, None, "a", 10**30, -(2**63) - 1, 1.5, b"x"])
+def test_numbers_are_kept_as_numbers_until_something_else_comes(conversation: Conversation, after: object) -> None:
+    numbers = [0, -(2**63), 2**63 - 1]
+    conversation.say(encode_chunk((jobs.same, [*numbers, after, 7])))
+    assert conversation.hear() == (child.PART, [(True, number) for number in numbers])
+    assert conversation.hear() == (child.VALUES, [(True, value) for value in [*numbers, after, 7]])
+    assert (conversation.word(child.BASE), conversation.word(child.KIND)) == (3, child.RECORDS)
+    written = conversation.word(child.WRITTEN)
+    assert _decode(conversation.region[child.DATA : child.DATA + written]) == [(True, after), (True, 7)]
+
+
+def test_floats_are_kept_to_the_bit(conversation: Conversation) -> None:
+    floats = [0.1, -0.0, math.inf, -math.inf, 5e-324, math.nan]
+    conversation.say(encode_chunk((jobs.same, floats)))
+    kind, outcomes = conversation.hear()
+    assert (kind, repr([value for _, value in outcomes])) == (child.VALUES, repr(floats))
+    assert conversation.word(child.KIND) == child.FLOATS
+    assert repr(conversation.numbers("d")) == repr(floats)
+
+
+def test_more_numbers_than_there_is_room_for_go_through_the_socket(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "REGION", 16)
+    conversation.say(encode_chunk((jobs.same, [1, 2, 3])))
+    assert conversation.hear() == (child.PART, [(True, 1), (True, 2)])
+    assert conversation.hear() == (child.VALUES, [(True, 1), (True, 2), (True, 3)])
+    assert conversation.word(child.BASE) == 2
 
 
 def test_values_that_can_change_arrive_as_they_were_when_they_were_returned(conversation: Conversation) -> None:
     conversation.say(encode_chunk((jobs.remember, ["a", "b"])))
     assert conversation.hear() == (child.END, [(True, ["a"]), (True, ["a", "b"])])
-    for odd in ([1, (2,)], [True, jobs.Level.HIGH], [jobs.same], [None, bytearray(b"x")]):
+    for odd in ([(2,), 1], [True, jobs.Level.HIGH], [jobs.same], [None, bytearray(b"x")]):
         conversation.say(encode_chunk((jobs.same, odd)))
         kind, outcomes = conversation.hear()
         assert (kind, [value for _, value in outcomes]) == (child.END, odd)
@@ -109,8 +150,9 @@ def test_what_has_no_room_in_the_region_is_sent_and_the_region_begins_anew(conve
 
 def test_errors_in_a_chunk_are_sent_at_once(conversation: Conversation) -> None:
     conversation.say(encode_chunk((jobs.odd_result, [0, 1, 2])))
-    kind, [first, (succeeded, error)] = conversation.hear()
-    assert (kind, first, succeeded, type(error)) == (child.PART, (True, 0), False, pickle.PicklingError)
+    assert conversation.hear() == (child.PART, [(True, 0)])
+    kind, [(succeeded, error)] = conversation.hear()
+    assert (kind, succeeded, type(error)) == (child.PART, False, pickle.PicklingError)
     assert conversation.hear() == (child.END, [(True, 2)])
     conversation.say(encode_chunk((jobs.raise_it, ["x"])))
     assert [type(error) for _, error in conversation.hear()[1]] == [ZeroDivisionError]

@@ -18,9 +18,23 @@ So what belongs together is written down without a call in between, and everythi
 from __future__ import annotations
 
 from collections import deque
+from types import CodeType
 from typing import Any, Final
 
-__all__ = ["ALL", "Core", "DOWNGRADED", "GONE", "GRANTED", "Hold", "LockCore", "READ", "Ticket", "WAITING"]
+__all__ = [
+    "ALL",
+    "Core",
+    "CountedCore",
+    "DOWNGRADED",
+    "GONE",
+    "GRANTED",
+    "Hold",
+    "LockCore",
+    "Place",
+    "READ",
+    "Ticket",
+    "WAITING",
+]
 
 WAITING, GRANTED, GONE = range(3)
 
@@ -31,15 +45,18 @@ READ, DOWNGRADED = 1, 2
 """What a reader takes, and what is left to a writer who has become one: it can be told from a reader."""
 
 
+Place = str | tuple[CodeType, int] | None
+"""A place in the code: `file:line`, or code and the offset of an instruction, which takes less time to get."""
+
 _NOTHING: Final[list[None]] = []
 
 
 class Ticket:
-    """A place in the line. Subclasses know how to wake whoever waits there."""
+    """A place in the line, and then what is known of the hold. Subclasses know how to wake whoever waits there."""
 
     __slots__ = ("owner", "place", "since", "state", "weight")
 
-    def __init__(self, owner: Any, weight: int, since: float, place: str | None = None) -> None:
+    def __init__(self, owner: Any, weight: int, since: float, place: Place = None) -> None:
         self.owner, self.weight, self.since, self.place = owner, weight, since, place
         self.state = WAITING
 
@@ -57,7 +74,7 @@ class Hold:
 
     __slots__ = ("place", "since")
 
-    def __init__(self, since: float, place: str | None) -> None:
+    def __init__(self, since: float, place: Place) -> None:
         self.since, self.place = since, place
 
 
@@ -93,7 +110,7 @@ class Core:
         self.writers_first = writers_first
         self.used = 0
         self.holders: dict[Any, int] | None = None
-        self.details: dict[Any, Hold] | None = None
+        self.details: dict[Any, Hold | Ticket] | None = None
         self.queue: deque[Ticket] | None = None
         self.acquired: int = 0
         self.waited: int = 0
@@ -157,6 +174,8 @@ class Core:
         else:
             queue.append(ticket)
         if len(queue) == 1:
+            if self.details is None:
+                self.details = {}  # from now on nobody gives it back without the monitor
             for owner in self.held():
                 self.note(owner, ticket.since, None)
 
@@ -194,7 +213,12 @@ class Core:
                     return
                 head.state = GRANTED
                 self._account_wait(head, now)
-                self.note(head.owner, now, head.place)
+                details = self.details
+                if details is None:
+                    self.details = {head.owner: head}
+                elif head.owner not in details:
+                    details[head.owner] = head
+                head.since = now  # from here on it tells of the hold
             alive = head.state == GONE or head.wake()
             if queue and queue[0] is head:
                 queue.popleft()
@@ -278,7 +302,12 @@ class LockCore(Core):
     __slots__ = ("free", "owner")
 
     def __init__(self, thing: str) -> None:
-        Core.__init__(self, thing, 1)
+        self.thing = thing
+        self.capacity = 1
+        self.several = self.debug = self.writers_first = False
+        self.used = self.acquired = self.waited = 0
+        self.holders = self.details = self.queue = None
+        self.wait_seconds = self.longest_wait = self.hold_seconds = self.longest_hold = 0.0
         self.free: list[None] = [None]
         self.owner: Any = None
 
@@ -299,6 +328,22 @@ class LockCore(Core):
         self.free.append(None)
         return True
 
+    def pass_on(self, owner: Any, head: Ticket) -> Hold | Ticket | None:
+        """Give it from its holder straight to the head of the line, which waits and will not be gone.
+
+        It is never free in between. Figures are the caller's business. Returns what was known of the hold; None, with
+        nothing done, if the owner does not hold it or nothing is known.
+        """
+        details = self.details
+        if self.owner is not owner or details is None or owner not in details:
+            return None
+        hold, heir = details[owner], head.owner
+        after: dict[Any, Hold | Ticket] = {heir: head}
+        self.owner = heir
+        self.details = after
+        head.state = GRANTED
+        return hold
+
     def held(self) -> dict[Any, int]:
         owner = self.owner
         return {} if owner is None else {owner: 1}
@@ -309,3 +354,70 @@ class LockCore(Core):
     def _account(self, owner: Any, now: float) -> None:
         Core._account(self, owner, now)
         self.details = None
+
+
+class CountedCore(Core):
+    """Room for a few, single places of which can be taken and given back without the monitor, as of `LockCore`.
+
+    `free` has an item for each free place. Deleting one takes a place. What a party holds is written down by its own
+    thread alone, without a call in between.
+    """
+
+    __slots__ = ("free",)
+
+    holders: dict[Any, int]  # there from the start
+
+    def __init__(self, thing: str, capacity: int, *, debug: bool = False) -> None:
+        Core.__init__(self, thing, capacity, several=True, debug=debug)
+        self.free: list[None] = [None] * capacity
+        self.holders = {}  # pyright: ignore[reportIncompatibleVariableOverride] - never None
+
+    @property
+    def used(self) -> int:
+        """How many places are taken."""
+        return self.capacity - len(self.free)
+
+    @used.setter
+    def used(self, _: int) -> None: ...
+
+    def take(self, owner: Any, weight: int) -> bool:
+        free, holders = self.free, self.holders
+        last, places = -weight, slice(-weight, None)
+        try:  # in one go: the list is looked at and cut without a call in between
+            free[last]
+            del free[places]
+        except IndexError:
+            return False
+        holders[owner] = holders[owner] + weight if owner in holders else weight
+        self.acquired += 1
+        return True
+
+    def put_back(self, owner: Any, weight: int) -> bool:
+        holders, places = self.holders, [None] * weight
+        held = holders[owner] if owner in holders else 0  # noqa: SIM401 - no call from here on
+        if held < weight:
+            return False
+        if held == weight:
+            del holders[owner]
+        else:
+            holders[owner] = held - weight
+        self.free.extend(places)
+        return True
+
+    def pass_on(self, owner: Any, head: Ticket) -> Hold | Ticket | None:
+        """Give the one place that an owner holds straight to the head of the line, as in `LockCore`."""
+        holders, details, heir = self.holders, self.details, head.owner
+        if details is None or head.weight != 1 or self.free or heir in holders:
+            return None
+        if owner not in holders or holders[owner] != 1 or owner not in details:
+            return None
+        hold = details[owner]
+        del holders[owner], details[owner]
+        holders[heir] = 1
+        details[heir] = head
+        head.state = GRANTED
+        return hold
+
+    def change_weight(self, owner: Any, weight: int, now: float) -> bool:
+        held = self.holders.get(owner, 0)
+        return held >= weight and (held == weight or self.release(owner, held - weight, now))

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 from cuelight._log import get_log
 from cuelight.actors import Cell, holdings
 from cuelight.coordination._order import note_released
-from cuelight.coordination._parties import ThreadParty, describe, party_ended
+from cuelight.coordination._parties import ThreadParty, describe, party_ended, show_place
 from cuelight.mailbox import when_task_ends
 
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
 
-__all__ = ["collect_dead", "enter_holding", "forget", "monitor", "now", "reap", "report", "watch"]
+__all__ = ["collect_dead", "enter_holding", "forget", "monitor", "now", "reap", "report", "watch", "watched"]
 
 log = get_log("cuelight")
 
@@ -37,7 +37,8 @@ if hasattr(os, "register_at_fork"):  # a child must not inherit it in the hands 
 
 now: Final = time.monotonic
 
-_watched: Final[dict[Any, dict[Core, None]]] = {}  # what to look at when a party ends; only of what others wait for
+watched: Final[dict[Any, dict[Core, None]]] = {}
+"""By party: what to look at when it ends. That is only what others wait for."""
 
 
 class _Holdings:
@@ -69,13 +70,12 @@ def enter_holding(core: Core, cell: Cell) -> None:
 
 def watch(core: Core, owner: Any) -> None:
     """Have it noticed when a holder ends that others wait for. Under the monitor."""
+    if owner in watched:
+        watched[owner][core] = None
+        return
     if isinstance(owner, Cell):
         return
-    cores = _watched.get(owner)
-    if cores is not None:
-        cores[core] = None
-        return
-    _watched[owner] = {core: None}
+    watched[owner] = {core: None}
     if isinstance(owner, ThreadParty):
         owner.when_ended = _party_ended
         if owner.ended:
@@ -86,7 +86,7 @@ def watch(core: Core, owner: Any) -> None:
 
 def _party_ended(party: Any) -> None:
     with monitor:
-        cores = _watched.pop(party, {})
+        cores = watched.pop(party, {})
     for core in cores:
         reap(core)
 
@@ -94,10 +94,9 @@ def _party_ended(party: Any) -> None:
 def forget(core: Core, owner: Any) -> None:
     """An owner has given it back, perhaps not all of it."""
     if not core.is_held_by(owner):
-        cores = _watched.get(owner)
-        if cores is not None:
-            cores.pop(core, None)
-        held = holdings.get(owner)
+        if owner in watched:
+            watched[owner].pop(core, None)
+        held = holdings.get(owner) if holdings else None
         if isinstance(held, _Holdings):
             held.cores.pop(core, None)
             if not held.cores:
@@ -128,7 +127,7 @@ def _take_away(core: Core, owner: Any) -> list[str]:
     forget(core, owner)
     if core.debug:
         note_released(core, owner)
-    where = f" (taken at {hold.place})" if hold is not None and hold.place else ""
+    where = f" (taken at {show_place(hold.place)})" if hold is not None and hold.place else ""
     text = f"{describe(owner)} ended while it held {core.thing}{where}: it was released, but what it protects may be in"
     return [f"{text} disorder. Use a `with` block, or release it in a `finally`"]
 

@@ -6,15 +6,27 @@ import sys
 from abc import abstractmethod
 from asyncio import events as _events
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from cuelight.actors import handling
 from cuelight.coordination._block import Block
-from cuelight.coordination._core import Core, LockCore
-from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, hand_over, release, took
+from cuelight.coordination._core import WAITING, Core, LockCore
+from cuelight.coordination._operations import (
+    acquire,
+    acquire_blocking,
+    acquire_nowait,
+    give_back,
+    hand_over,
+    release,
+    took,
+)
 from cuelight.coordination._order import debug_by_default
 from cuelight.coordination._parties import here
+from cuelight.coordination._quick import pass_on, stand_in_line
 from cuelight.coordination._statistics import LockStatistics, statistics_of
+from cuelight.coordination._waiting import withdraw
+from cuelight.coordination._words import reentered
 from cuelight.mailbox import asyncio_task, in_trio_task, running_task
 
 if TYPE_CHECKING:
@@ -23,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseLock", "Claim", "LocalLock", "next_name"]
 
-_asyncio_loop: Final = _events._get_running_loop
 _modules: Final = sys.modules
+_running_asyncio: Final = _events._get_running_loop  # quick where there is none
 _handling: Final = handling.get
 
 next_name: Final[Callable[[], int]] = count(1).__next__
@@ -172,14 +184,16 @@ class LocalLock(Claim):
         thing = f"lock {name!r}"
         if debug is None:
             debug = debug_by_default()
-        Claim.__init__(self, Core(thing, 1, debug=True) if debug else LockCore(thing), 1, name)
+        self._core = Core(thing, 1, debug=True) if debug else LockCore(thing)
+        self._weight = 1
+        self._name = name
         self._kept: set[LocalLock] | None = None
 
     # The fast way, without the monitor; see LockCore.
 
     def __enter__(self) -> Self:
         core = self._core
-        if not core.queue and _asyncio_loop() is None and ("trio" not in _modules or not in_trio_task()):
+        if not core.queue and _running_asyncio() is None and ("trio" not in _modules or not in_trio_task()):
             me = here.me
             try:
                 del core.free[0]
@@ -206,17 +220,32 @@ class LocalLock(Claim):
 
     async def __aenter__(self) -> Self:
         core = self._core
-        if not core.queue and _handling() is None:
-            loop = _asyncio_loop()
+        if _handling() is None:
+            loop = _running_asyncio()
             me: Any = running_task() if loop is None else asyncio_task(loop)
             if me is not None:
-                try:
-                    del core.free[0]
-                except IndexError:
-                    pass
-                else:
-                    core.owner = me
-                    core.acquired += 1
+                if not core.queue:
+                    try:
+                        del core.free[0]
+                    except IndexError:
+                        pass
+                    else:
+                        core.owner = me
+                        core.acquired += 1
+                        return self
+                if loop is not None and type(core) is LockCore:
+                    if core.owner is me:
+                        raise reentered(core, me, 1)
+                    ticket = stand_in_line(core, me, loop)
+                    if ticket.state == WAITING:
+                        try:
+                            if ticket.slot is not None:
+                                await ticket.slot
+                            if ticket.state == WAITING:
+                                await ticket.sleep(inf)
+                        except BaseException:
+                            withdraw(core, ticket)
+                            raise
                     return self
         await acquire(core, 1, None)
         return self
@@ -225,15 +254,42 @@ class LocalLock(Claim):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         core = self._core
-        loop = _asyncio_loop()
+        loop = _running_asyncio()
         me = running_task() if loop is None else asyncio_task(loop)
-        if me is not None and core.owner is me and core.details is None:
-            core.owner = None
-            core.free.append(None)
-            if core.queue:
-                hand_over(core)
+        if me is not None and core.owner is me:
+            if core.details is None:
+                core.owner = None
+                core.free.append(None)
+                if core.queue:
+                    hand_over(core)
+            elif loop is None or type(core) is not LockCore or not pass_on(core, me, loop):
+                give_back(core, 1, me)
         else:
             release(core, 1)
+
+    def _took(self, task: Any) -> bool:
+        """Take it for the running task if it is free; for those who take several."""
+        core = self._core
+        if core.queue:
+            return False
+        try:
+            del core.free[0]
+        except IndexError:
+            return False
+        core.owner = task
+        core.acquired += 1
+        return True
+
+    def _gave_back(self, task: Any) -> bool:
+        """Give back what the running task holds, if that is all there is to do."""
+        core = self._core
+        if core.owner is not task or core.details is not None:
+            return False
+        core.owner = None
+        core.free.append(None)
+        if core.queue:
+            hand_over(core)
+        return True
 
     async def _enter(self, timeout: float | None) -> None:
         await acquire(self._core, 1, timeout)

@@ -6,14 +6,17 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, Self
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from cuelight._text import safe_repr
 from cuelight.coordination._endings import now
 from cuelight.coordination._locks import BaseLock, LocalLock
+from cuelight.coordination._order import debug_by_default
+from cuelight.coordination._parties import plain_task
 from cuelight.errors import LeaseLost
-from cuelight.mailbox import loop_time
+from cuelight.mailbox import loop_time, running_task
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,6 +32,9 @@ class LockFactory(Protocol):
     def __call__(self, name: str, /, *, debug: bool | None = None) -> BaseLock:
         """A lock of this name."""
         ...
+
+
+NO_TIMEOUT: Final = "timeout={}: give seconds, 0 or more, or None to wait as long as it takes"
 
 
 class Acquisition:
@@ -77,12 +83,21 @@ class Acquisition:
         _raise(errors)
 
     async def __aenter__(self) -> Self:
-        self._check_unused()
-        deadline = math.inf if self._timeout is None else loop_time() + self._timeout
+        held = self._held
+        if held:
+            self._check_unused()
         try:
+            if self._timeout is None:
+                task = plain_task()
+                for lock in self._locks:
+                    if task is None or type(lock) is not LocalLock or not lock._took(task):
+                        await lock.__aenter__()
+                    held.append(lock)
+                return self
+            deadline = loop_time() + self._timeout
             for lock in self._locks:
                 await lock._enter(self._left(loop_time, deadline))
-                self._held.append(lock)
+                held.append(lock)
         except BaseException:
             await self.__aexit__(*sys.exc_info())
             raise
@@ -91,13 +106,18 @@ class Acquisition:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        held = self._held
         errors: list[BaseException] = []
-        while self._held:
+        task = running_task()
+        while held:
             try:
-                await self._held.pop().__aexit__(kind, error, trace)
+                lock = held.pop()
+                if task is None or type(lock) is not LocalLock or not lock._gave_back(task):
+                    await lock.__aexit__(kind, error, trace)
             except BaseException as failed:  # the others are given back all the same
                 errors.append(failed)
-        _raise(errors)
+        if errors:
+            _raise(errors)
 
     def _check_unused(self) -> None:
         if self._held:
@@ -116,6 +136,12 @@ def _raise(errors: list[BaseException]) -> None:
         raise ExceptionGroup("several locks could not be released", failures)
 
 
+def _forget(known: dict[str, ref[BaseLock]], name: str, reference: ref[BaseLock]) -> None:
+    """Nobody refers to a lock any more. In any thread: so there is no call between the look and the deletion."""
+    if name in known and known[name] is reference:
+        del known[name]
+
+
 class LockManager:
     """Locks by name. A name has one lock as long as anybody holds it, waits for it or refers to it.
 
@@ -127,13 +153,13 @@ class LockManager:
 
     Args:
         factory: makes the lock of a name.
-        debug: passed to the locks; see `LocalLock`.
+        debug: passed to the locks; see `LocalLock`. The environment variable is looked at when the manager is made.
     """
 
     def __init__(self, factory: LockFactory = LocalLock, *, debug: bool | None = None) -> None:
         self._factory = factory
-        self._debug = debug
-        self._locks: WeakValueDictionary[str, BaseLock] = WeakValueDictionary()
+        self._debug = debug_by_default() if debug is None and factory is LocalLock else debug
+        self._locks: dict[str, ref[BaseLock]] = {}
         self._kept: set[LocalLock] = set()
         self._sweep_at = SWEEP
         self._lock = threading.RLock()
@@ -149,13 +175,21 @@ class LockManager:
         """
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"the name of a lock is a str, not {safe_repr(name)}")
+        known = self._locks
+        reference = known.get(name)
+        lock = None if reference is None else reference()
+        if lock is not None:
+            return lock
         with self._lock:
-            lock = self._locks.get(name)
+            reference = known.get(name)
+            lock = None if reference is None else reference()
             if lock is None:
-                lock = self._locks[name] = self._factory(name, debug=self._debug)
+                lock = self._factory(name, debug=self._debug)
+                known[name] = ref(lock, partial(_forget, known, name))
                 if isinstance(lock, LocalLock):
-                    lock._kept = self._kept
-                    self._sweep()
+                    lock._kept = kept = self._kept
+                    if len(kept) >= self._sweep_at:
+                        self._sweep()
             return lock
 
     def _sweep(self) -> None:
@@ -179,7 +213,9 @@ class LockManager:
         Raises:
             ValueError: the time-out is negative or not a number.
         """
-        return self.acquire_all([name], timeout)
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(NO_TIMEOUT.format(safe_repr(timeout)))
+        return Acquisition([self.get_lock(name)], timeout)
 
     def acquire_all(self, names: Iterable[str], timeout: float | None = None) -> Acquisition:
         """Several locks for a block, all or none, without a deadlock between those who want the same ones.
@@ -199,9 +235,7 @@ class LockManager:
         if isinstance(names, str):
             raise TypeError(f"acquire_all({safe_repr(names)}) wants several names, as a list; for one there is acquire")
         if timeout is not None and not timeout >= 0:
-            raise ValueError(
-                f"timeout={safe_repr(timeout)}: give seconds, 0 or more, or None to wait as long as it takes"
-            )
+            raise ValueError(NO_TIMEOUT.format(safe_repr(timeout)))
         return Acquisition([self.get_lock(name) for name in sorted(set(names))], timeout)
 
     @property
@@ -212,7 +246,7 @@ class LockManager:
         `waits`, `wait_seconds`, `longest_wait`, `hold_seconds` and `longest_hold`, as in `LockStatistics`.
         """
         with self._lock:
-            locks = list(self._locks.values())
+            locks = [lock for reference in self._locks.copy().values() if (lock := reference()) is not None]
         seen = [lock.statistics() for lock in locks]
         return {
             "active": sum(1 for one in seen if one.held),

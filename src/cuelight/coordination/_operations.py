@@ -14,16 +14,25 @@ from cuelight.actors import Cell
 from cuelight.coordination._core import DOWNGRADED, GRANTED
 from cuelight.coordination._endings import enter_holding, forget, monitor, now, reap
 from cuelight.coordination._order import note_acquired, note_released
-from cuelight.coordination._parties import describe, my_place, whoever
+from cuelight.coordination._parties import caller_place, describe, my_place, whoever
 from cuelight.coordination._waiting import LoopWaiting, ThreadWaiting, gave_up, line_up, withdraw
 from cuelight.coordination._words import holders_of, reentered, timed_out
 from cuelight.errors import LockHeld, LockNotHeld
-from cuelight.mailbox import loop_time
+from cuelight.mailbox import loop_time, running_loop
 
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
 
-__all__ = ["acquire", "acquire_blocking", "acquire_nowait", "downgrade", "hand_over", "release", "took"]
+__all__ = [
+    "acquire",
+    "acquire_blocking",
+    "acquire_nowait",
+    "downgrade",
+    "give_back",
+    "hand_over",
+    "release",
+    "took",
+]
 
 
 def acquire_nowait(core: Core, weight: int) -> None:
@@ -78,7 +87,7 @@ async def acquire(core: Core, weight: int, timeout: float | None) -> None:
     if timeout == 0:
         raise timed_out(core, me, timeout)
     deadline = math.inf if seconds == math.inf else loop_time() + seconds
-    ticket = line_up(core, LoopWaiting(core, me, weight))
+    ticket = line_up(core, LoopWaiting(core, me, weight, running_loop(), caller_place(2)))
     try:
         await ticket.sleep(deadline)
     except BaseException:
@@ -100,10 +109,14 @@ def release(core: Core, weight: int, or_weight: int = 0) -> None:
     Raises:
         LockNotHeld: this owner does not hold so much of it.
     """
-    me = whoever()
+    give_back(core, weight, whoever(), or_weight)
+
+
+def give_back(core: Core, weight: int, me: Any, or_weight: int = 0) -> None:
+    """As `release`, for those who know who they are."""
     try:
         with monitor:
-            if core.quiet:
+            if core.details is None and not core.queue:
                 released = core.put_back(me, weight) or (or_weight > 0 and core.put_back(me, or_weight))
             else:
                 released = core.release(me, weight, now()) or (or_weight > 0 and core.release(me, or_weight, now()))

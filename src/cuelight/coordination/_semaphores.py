@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Self
+from asyncio import events as _events
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from cuelight._text import safe_repr
+from cuelight.actors import handling
 from cuelight.coordination._block import Block
-from cuelight.coordination._core import Core
+from cuelight.coordination._core import WAITING, Core, CountedCore
 from cuelight.coordination._locks import BaseLock, Claim, next_name
-from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, release, took
+from cuelight.coordination._operations import (
+    acquire,
+    acquire_blocking,
+    acquire_nowait,
+    give_back,
+    hand_over,
+    release,
+    took,
+)
 from cuelight.coordination._order import debug_by_default
+from cuelight.coordination._quick import pass_on, stand_in_line
 from cuelight.coordination._statistics import LockStatistics, statistics_of
+from cuelight.coordination._waiting import withdraw
+from cuelight.mailbox import asyncio_task, running_task
 
 if TYPE_CHECKING:
-    pass
+    from types import TracebackType
+
+_handling: Final = handling.get
+_running_asyncio: Final = _events._get_running_loop
+
+A_FEW: Final = 1024
+"""Places that are kept one by one; of more there is only a number."""
 
 __all__ = ["BaseSemaphore", "LocalSemaphore", "Semaphore"]
 
@@ -129,11 +149,11 @@ class LocalSemaphore(BaseSemaphore):
                 f"max_concurrent={safe_repr(max_concurrent)}: a semaphore has 1 place or more, as a whole number"
             )
         self._name = name if name is not None else f"semaphore-{next_name()}"
-        self._core = Core(
-            f"semaphore {self._name!r}",
-            int(max_concurrent),
-            several=True,
-            debug=debug_by_default() if debug is None else debug,
+        thing, places = f"semaphore {self._name!r}", int(max_concurrent)
+        if debug is None:
+            debug = debug_by_default()
+        self._core: Core = (
+            Core(thing, places, several=True, debug=debug) if debug or places > A_FEW else CountedCore(thing, places)
         )
 
     @property
@@ -171,10 +191,61 @@ class LocalSemaphore(BaseSemaphore):
             acquire_blocking(self._core, 1, None)
         return self
 
+    # The fast way, without the monitor; see CountedCore.
+
     async def __aenter__(self) -> Self:
-        if not took(self._core, 1):
-            await acquire(self._core, 1, None)
+        core = self._core
+        if _handling() is None and type(core) is CountedCore:
+            loop = _running_asyncio()
+            me: Any = running_task() if loop is None else asyncio_task(loop)
+            if me is not None:
+                if not core.queue:
+                    try:
+                        del core.free[-1]
+                    except IndexError:
+                        pass
+                    else:
+                        holders = core.holders
+                        holders[me] = holders[me] + 1 if me in holders else 1
+                        core.acquired += 1
+                        return self
+                if loop is not None:
+                    ticket = stand_in_line(core, me, loop)
+                    if ticket.state == WAITING:
+                        try:
+                            if ticket.slot is not None:
+                                await ticket.slot
+                            if ticket.state == WAITING:
+                                await ticket.sleep(inf)
+                        except BaseException:
+                            withdraw(core, ticket)
+                            raise
+                    return self
+        await acquire(core, 1, None)
         return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        core = self._core
+        if type(core) is CountedCore:
+            loop = _running_asyncio()
+            me: Any = running_task() if loop is None else asyncio_task(loop)
+            holders = core.holders
+            if me is not None and me in holders:
+                if core.details is None:
+                    held = holders[me]
+                    if held == 1:
+                        del holders[me]
+                    else:
+                        holders[me] = held - 1
+                    core.free.append(None)
+                    if core.queue:
+                        hand_over(core)
+                elif loop is None or not pass_on(core, me, loop):
+                    give_back(core, 1, me)
+                return
+        release(core, 1)
 
     def _places(self, weight: int) -> int:
         if weight != 1 and not (0 < weight <= self._core.capacity and weight == int(weight)):

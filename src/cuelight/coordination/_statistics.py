@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cuelight.coordination._endings import monitor, now
-from cuelight.coordination._parties import describe, place_now
+from cuelight.coordination._parties import describe, place_now, show_place
 
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
@@ -68,7 +68,7 @@ def statistics_of(core: Core, *, by_weight: bool = True) -> LockStatistics:
         for owner, weight in held.items():
             hold = details.get(owner)
             seconds = None if hold is None else at - hold.since
-            place = None if hold is None else hold.place
+            place = None if hold is None else show_place(hold.place)
             holders.append(Holder(describe(owner), weight, seconds, place, place_now(owner)))
         return LockStatistics(
             held=sum(held.values()) if by_weight else len(held),

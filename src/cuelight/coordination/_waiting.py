@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -18,8 +19,8 @@ import anyio
 from cuelight._fork import forks
 from cuelight.actors import Cell, blocked, find_circle, handling, show_circle
 from cuelight.coordination._core import GRANTED, WAITING, Core, Ticket
-from cuelight.coordination._endings import collect_dead, monitor, now, reap, report, watch
-from cuelight.coordination._parties import describe, here, my_place
+from cuelight.coordination._endings import collect_dead, monitor, now, reap, report, watch, watched
+from cuelight.coordination._parties import ThreadParty, caller_place, describe, here
 from cuelight.coordination._words import deadlock
 from cuelight.errors import DeadlockError
 from cuelight.mailbox import (
@@ -34,16 +35,34 @@ from cuelight.mailbox import (
 )
 
 if TYPE_CHECKING:
+    from cuelight.coordination._core import Place
     from cuelight.mailbox import Slot
 
-__all__ = ["LoopWaiting", "ThreadWaiting", "gave_up", "line_up", "withdraw"]
+__all__ = [
+    "LoopWaiting",
+    "ThreadWaiting",
+    "awaited_work",
+    "blocked_loops",
+    "gave_up",
+    "is_awaited_work",
+    "is_inside",
+    "line_up",
+    "withdraw",
+]
 
 LOOK: Final = 0.25
 """Seconds between two looks for holders whose loop was closed under them: nothing tells us of that."""
 
-_is_inside: Final[Any] = getattr(monitor, "_is_owned")  # noqa: B009 - not in the stubs
+_handling: Final = handling.get
 
-_blocked_loops: list[int] = [0]  # how many waits block a whole loop; under the monitor
+is_inside: Final[Any] = getattr(monitor, "_is_owned")  # noqa: B009 - not in the stubs
+"""Whether this thread is in the midst of a step, which a finaliser or a signal handler has interrupted."""
+
+awaited_work: Final[list[Callable[[], object]]] = []
+"""Functions that return something else than None in code that others may wait for, such as a task of a pool."""
+
+blocked_loops: Final[list[int]] = [0]
+"""How many waits block a whole loop. Under the monitor."""
 
 
 class _Waiting(Ticket):
@@ -53,8 +72,8 @@ class _Waiting(Ticket):
 
     blocks_loop = False
 
-    def __init__(self, core: Core, owner: Any, weight: int) -> None:
-        Ticket.__init__(self, owner, weight, now(), my_place())
+    def __init__(self, core: Core, owner: Any, weight: int, place: Place) -> None:
+        Ticket.__init__(self, owner, weight, now(), place)
         self.core = core
         self.thing = core.thing
         self.nodes: tuple[Any, ...] = ()
@@ -62,14 +81,14 @@ class _Waiting(Ticket):
     def blockers(self) -> list[Any]:
         """Those without whom it cannot be granted."""
         found = self.core.blockers(self)
-        if _blocked_loops[0]:  # else those ahead wait for nothing but the same holders
+        if blocked_loops[0]:  # else those ahead wait for nothing but the same holders
             found += self.core.ahead(self)
         return found
 
     def join_graph(self, nodes: tuple[Any, ...]) -> None:
         """Whoever looks for a circle from now on sees this wait."""
         self.nodes = nodes
-        _blocked_loops[0] += self.blocks_loop
+        blocked_loops[0] += self.blocks_loop
         for node in nodes:
             blocked.setdefault(node, []).append(self)
 
@@ -77,7 +96,7 @@ class _Waiting(Ticket):
         """The wait is over."""
         nodes, self.nodes = self.nodes, ()
         if nodes:
-            _blocked_loops[0] -= self.blocks_loop
+            blocked_loops[0] -= self.blocks_loop
         for node in nodes:
             waits = blocked.get(node, [])
             if self in waits:
@@ -98,7 +117,7 @@ class ThreadWaiting(_Waiting):
     __slots__ = ("_generation", "_sleep", "blocks_loop")
 
     def __init__(self, core: Core, owner: Any, weight: int) -> None:
-        _Waiting.__init__(self, core, owner, weight)
+        _Waiting.__init__(self, core, owner, weight, caller_place(2))
         self.blocks_loop = running_loop() is not None
         self._generation = forks.generation
         self._sleep = threading.Lock()
@@ -125,24 +144,25 @@ class ThreadWaiting(_Waiting):
 class LoopWaiting(_Waiting):
     """A task sleeps on a slot, which only its own loop's thread may fill."""
 
-    __slots__ = ("_looks", "_loop", "_slot")
+    __slots__ = ("_looks", "loop", "slot")
 
-    def __init__(self, core: Core, owner: Any, weight: int) -> None:
-        _Waiting.__init__(self, core, owner, weight)
-        self._loop = running_loop()
+    def __init__(self, core: Core, owner: Any, weight: int, loop: Any, place: Place) -> None:
+        self.owner, self.weight, self.since, self.place, self.state = owner, weight, now(), place, WAITING
+        self.core, self.thing, self.nodes = core, core.thing, ()
+        self.loop = loop
         self._looks = False  # it wakes by itself, and goes on waiting; on trio its slot looks cancelled then
-        self._slot: Slot | None = None
+        self.slot: Slot | None = None
 
     def gone(self) -> bool:
-        return not self._looks and self._slot is not None and self._slot.cancelled()
+        return not self._looks and self.slot is not None and self.slot.cancelled()
 
     def wake(self) -> bool:
         self.granted()
-        slot = self._slot
+        slot = self.slot
         if slot is None:  # it looks at its state before it sleeps
             return True
-        if running_loop() is not self._loop:
-            return call_in_loop(self._loop, _fill, slot)
+        if running_loop() is not self.loop:
+            return call_in_loop(self.loop, _fill, slot)
         _fill(slot)
         return True
 
@@ -151,21 +171,21 @@ class LoopWaiting(_Waiting):
         while self.state == WAITING:
             look = loop_time() + LOOK if self._depends_on_others() else math.inf
             self._looks = look < deadline
-            self._slot = new_slot()
+            self.slot = new_slot()
             if self.state != WAITING:  # granted by another thread, which may not have seen the slot
                 return
             if deadline == look == math.inf:
-                await self._slot
+                await self.slot
             else:
-                await await_until(self._slot, min(deadline, look))
-                self._slot = None
+                await await_until(self.slot, min(deadline, look))
+                self.slot = None
                 if not self._looks:
                     return
                 reap(self.core)
 
     def _depends_on_others(self) -> bool:
         """Whether a task of another loop holds it: that loop could be closed under it."""
-        mine = self._loop
+        mine = self.loop
         for owner in self.core.held():
             loop = loop_of(owner)
             if loop is not None and loop is not mine:
@@ -180,8 +200,10 @@ def _fill(slot: Slot) -> None:
 
 def _nodes(owner: Any, ticket: _Waiting) -> tuple[Any, ...]:
     """Who is held up by a wait: its owner, the actor whose handler waits for that task, a blocked loop."""
+    cell = _handling()
+    if cell is None and not ticket.blocks_loop:
+        return (owner,)
     nodes = [owner]
-    cell = handling.get()
     if cell is not None and cell is not owner and cell.waits_in_asks() and _is_awaited_by(cell):
         nodes.append(cell)
     if ticket.blocks_loop:
@@ -206,7 +228,7 @@ W = TypeVar("W", bound=_Waiting)
 
 def line_up(core: Core, ticket: W) -> W:
     """Join the line, unless that would be waiting for itself."""
-    if _is_inside():
+    if is_inside():
         raise DeadlockError(
             f"{describe(ticket.owner)} wants {core.thing} in a finaliser or a signal handler that interrupted a lock: "
             f"it cannot wait there"
@@ -219,11 +241,12 @@ def line_up(core: Core, ticket: W) -> W:
                 reports = collect_dead(core)
             core.enqueue(ticket)
             ticket.join_graph(nodes)
-            core.promote(now())
+            core.promote(ticket.since)
             if ticket.state == WAITING:
-                way = find_circle(nodes, [(node, core.thing) for node in ticket.blockers()])
-                if way is not None:
-                    raise deadlock(core, ticket.owner, show_circle(nodes, way), blocks_loop=ticket.blocks_loop)
+                if len(nodes) > 1 or core.is_held_by(ticket.owner) or not _nobody_waits_for(ticket.owner):
+                    way = find_circle(nodes, [(node, core.thing) for node in ticket.blockers()])
+                    if way is not None:
+                        raise deadlock(core, ticket.owner, show_circle(nodes, way), blocks_loop=ticket.blocks_loop)
                 if len(core.queue or ()) == 1:
                     for owner in core.held():
                         watch(core, owner)
@@ -233,6 +256,25 @@ def line_up(core: Core, ticket: W) -> W:
     finally:
         report(reports)
     return ticket
+
+
+def _nobody_waits_for(me: Any) -> bool:
+    """Whether nobody can wait for the running task, so that it closes no circle when it begins to wait.
+
+    A task is waited for if it holds what others wait for, and then its end is watched; if it is work of a pool or a
+    queue; or if a thread waits that keeps its whole loop from running.
+    """
+    if blocked_loops[0] or watched.get(me) or isinstance(me, (Cell, ThreadParty)) or _handling() is not None:
+        return False
+    return not is_awaited_work()
+
+
+def is_awaited_work() -> bool:
+    """Whether this code belongs to work that others may wait for; see `awaited_work`."""
+    for work in awaited_work:  # noqa: SIM110 - a generator takes more time
+        if work() is not None:
+            return True
+    return False
 
 
 def withdraw(core: Core, ticket: _Waiting) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cuelight.coordination._parties import describe, place_now
+from cuelight.coordination._parties import describe, place_now, show_place
 from cuelight.errors import DeadlockError, LockTimeout
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def holders_of(core: Core) -> str:
     shown: list[str] = []
     for owner in core.held():
         hold = details.get(owner)
-        taken = hold.place if hold is not None else None
+        taken = show_place(hold.place) if hold is not None else None
         at = place_now(owner) if taken is None else None
         shown.append(describe(owner) + (f" took it at {taken}" if taken else f", now at {at}" if at else ""))
     return "; ".join(shown) if shown else "nobody holds it"

@@ -356,6 +356,9 @@ def new_slot() -> Slot:
     return slot_maker()[0]()
 
 
+_Future: Final[Any] = asyncio.Future
+
+
 def slot_maker() -> tuple[Callable[[], Slot], Callable[[], bool]]:
     """What `new_slot` does here, and whether that is out of date, for those that do it often.
 
@@ -366,7 +369,7 @@ def slot_maker() -> tuple[Callable[[], Slot], Callable[[], bool]]:
     """
     loop = _events._get_running_loop()
     if loop is not None:
-        return loop.create_future, loop.is_closed
+        return partial(_Future, loop=loop), loop.is_closed
     try:
         sys.modules["trio"].lowlevel.current_task()
         hold_interrupts()

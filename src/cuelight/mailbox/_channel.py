@@ -17,6 +17,7 @@ whose task was cancelled is dead from that moment, though it leaves its queue a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -95,9 +96,13 @@ class Channel(ChannelCore[T]):
         """
         if self._sent % BUDGET == _SPENT:
             await yield_now()
-        if self._try_send(item):
+        if (self._capacity or self._closed or self._receivers or self._overflow is not wait) and self._try_send(
+            item
+        ):  # else it would come to nothing but False
             return
-        slot = self.make_slot()
+        if get_ident() != self._thread or self._loop_closed():
+            self._adopt_loop()
+        slot = self._new_slot()
         self._senders[slot] = item
         try:
             outcome = await slot

@@ -152,9 +152,18 @@ class ChannelCore(Generic[T]):
             item = self._buffer.popleft()
             self._admit_senders()
             return item
-        for waiter, item in self._senders.items():
+        senders = self._senders
+        waiter, item = senders.popitem(last=False)
+        if item is not RESERVE and not waiter.done():
+            self._sent += 1
+            self._received += 1
+            waiter.set_result(None)
+            return item
+        senders[waiter] = item
+        senders.move_to_end(waiter, last=False)
+        for waiter, item in senders.items():
             if item is not RESERVE and not waiter.done():
-                del self._senders[waiter]
+                del senders[waiter]
                 self._sent += 1
                 self._received += 1
                 waiter.set_result(None)

@@ -33,6 +33,9 @@ _random: Final = Random()  # noqa: S311 - for fairness, not for secrets
 # All orders of up to five cases, so that drawing one is one look-up: the first ready one in an order drawn
 # uniformly is uniform among the ready.
 _ORDERS: Final = [tuple(permutations(range(count))) for count in range(6)]
+_COUNTS: Final = [len(orders) for orders in _ORDERS]
+_draw: Final = _random.random
+_Plain: Final[Any] = Channel
 _METHODS: Final = ("case_poll", "case_enroll", "case_withdraw", "case_put_back")
 _known: Final[set[type]] = {Channel, Receiver, SendCase, Timer, Ticker, type(None)}
 _turns: Final = cycle([False] * (BUDGET - 1) + [True])
@@ -86,7 +89,9 @@ async def select(
 ) -> tuple[int, A | B | C | D | E]: ...
 @overload
 async def select(*cases: Case[T] | None, priority: bool = False, rng: Random | None = None) -> tuple[int, T]: ...
-async def select(*cases: Case[Any] | None, priority: bool = False, rng: Random | None = None) -> tuple[int, Any]:
+async def select(  # noqa: C901, PLR0912 - a call for each case costs as much as the case
+    *cases: Case[Any] | None, priority: bool = False, rng: Random | None = None
+) -> tuple[int, Any]:
     """Wait until one of `cases` is ready, and take it and no other. A cancellation point when it waits.
 
     A case is a channel or a `Receiver` (to receive), `channel.sending(item)`, `after(seconds)`,
@@ -110,14 +115,41 @@ async def select(*cases: Case[Any] | None, priority: bool = False, rng: Random |
         TypeError: an argument is no case.
         ValueError: there is no case but None, so this would wait for ever.
     """
-    _check(cases)
+    case: Any
+    taken: tuple[int, Any] | None
+    if not _known.issuperset(map(type, cases)):
+        _check(cases)
+    others: list[int] | None = None
     if next(_turns):
         await yield_now()
     while True:
-        waiting: list[int] = []
-        taken = _poll(cases, _order(len(cases), priority, rng), waiting)
-        if taken is not None:
-            return taken
+        count = len(cases)
+        if priority or rng is not None or not 1 < count < 6:
+            order = _order(count, priority, rng)
+        else:
+            order = _ORDERS[count][int(_draw() * _COUNTS[count])]
+        for index in order:
+            case = cases[index]
+            if type(case) is _Plain:  # what case_poll comes to: selects spend their time here
+                if case._senders:
+                    item = case._receive_beside_senders()
+                elif case._buffer:
+                    case._received += 1
+                    return index, case._buffer.popleft()
+                else:
+                    continue
+            elif case is None:
+                continue
+            else:
+                item = case.case_poll()
+                if item is NOT_READY:
+                    others = [index] if others is None else [*others, index]
+            if item is not NOT_READY and item is not CLOSED:
+                return index, item
+        waiting = [index for index in order if type(case := cases[index]) is _Plain and not case._closed]
+        if others:
+            waiting += others
+            others = None
         if not waiting:
             raise _nothing_left(cases)
         slot, enrolled, deadline = _enroll(cases, waiting)

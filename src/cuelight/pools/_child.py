@@ -6,13 +6,15 @@ and imports what a call needs with the call. What errors need is loaded with the
 One socket connects the two. A frame is a kind, a length and that many bytes. The parent sends one call and then only
 waits; the child answers with frames of kind PART and one of kind END, or one of kind UNLOADABLE. Their bytes are
 records, one for each item, in order. When every item of a chunk has succeeded with an atom, and all records are in the
-region, the answer is one frame of kind VALUES instead: one pickled list, which the parent has much sooner. (Of other
+region, the answer is one frame of kind VALUES instead: one pickled list, which the parent has much sooner, and which
+counts instead of all parts. (Of other
 values a list would not do: one that was changed by a later call has to arrive as it was when it was returned.)
 
 The region is memory that both can see, so what is there outlives a child that is killed. The invariants:
 
 1. BEGUN is 0 until the child has unpickled the call, and 1 from then on. The parent sets it to 0 before it sends one.
-2. The region holds the records of the items BASE, BASE + 1, ... up to WRITTEN bytes, each of them whole.
+2. The region holds the records of the items BASE, BASE + 1, ... up to WRITTEN bytes, each of them whole. If KIND is
+   not RECORDS, it holds the first WRITTEN items as numbers of eight bytes instead, and BASE is 0.
 3. An item is in the region, or in a frame that was sent, before the next one begins. Both may hold it.
 """
 
@@ -30,7 +32,20 @@ from typing import Any
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["BASE", "BEGUN", "DATA", "FRAME", "Frames", "LOADING", "RECORD", "SOURCE", "VALUES", "WRITTEN"]
+__all__ = [
+    "BASE",
+    "BEGUN",
+    "DATA",
+    "FRAME",
+    "Frames",
+    "KIND",
+    "KINDS",
+    "LOADING",
+    "RECORD",
+    "SOURCE",
+    "VALUES",
+    "WRITTEN",
+]
 
 FRAME = struct.Struct("=cQ")  # kind, length
 SETUP, CALL, CHUNK = b"s", b"c", b"k"
@@ -40,9 +55,11 @@ ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # exactly these t
 
 RECORD = struct.Struct("=?Q")  # succeeded, length
 HEADS = [RECORD.pack(True, length) for length in range(128)]  # most results are short
-BEGUN, BASE, WRITTEN = range(3)  # words of eight bytes at the start of the region
-DATA = 24  # where its records begin
+BEGUN, BASE, WRITTEN, KIND = range(4)  # words of eight bytes at the start of the region
+DATA = 32  # where its records begin
 REGION = 65536  # bytes; what does not fit goes through the socket
+RECORDS, INTS, FLOATS = range(3)  # kinds of what is in the region
+KINDS: dict[type, tuple[int, str]] = {int: (INTS, "q"), float: (FLOATS, "d")}
 
 SOURCE, LOADING = "__cuelight_source__", "__cuelight_loading__"  # marks in the stand-in for `__main__`
 READ = 65536  # bytes at once; malloc has such pieces at hand
@@ -204,16 +221,80 @@ def _run_call(connection: socket.socket, call: tuple[Any, tuple[Any, ...], dict[
 
 
 def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, call: tuple[Any, list[Any]]) -> None:
+    numbers, after = _run_numbers(region, words, call)
+    if after is None and numbers:
+        _send(connection, VALUES, pickle.dumps(numbers, pickle.HIGHEST_PROTOCOL))
+        return
+    if numbers:
+        _send(connection, PART, *map(_success, numbers))
+    words[WRITTEN] = 0  # before the kind and the base: what is there must not count as something else
+    words[KIND] = RECORDS
+    words[BASE] = len(numbers)
+    _run_others(connection, region, words, call, (numbers, after))
+
+
+def _run_numbers(
+    region: mmap.mmap, words: memoryview, call: tuple[Any, list[Any]]
+) -> tuple[list[Any], tuple[bool, Any] | None]:
+    """Run items as long as they return numbers of one type, each of which fits into eight bytes.
+
+    To write such a number to the region takes a fraction of the time that a record takes.
+
+    Returns:
+        The numbers, and what came of the item after them: (True, value) or (False, record); None if there is none.
+    """
     function, items = call
+    values: list[Any] = []
+    add = values.append
+    cls: Any = None
+    value: Any
+    numbers: Any = memoryview(b"")
+    try:
+        for index, item in enumerate(items):
+            value = function(item)
+            if type(value) is not cls:
+                if index or type(value) not in KINDS:
+                    return values, (True, value)
+                cls = type(value)  # pyright: ignore[reportUnknownVariableType]
+                kind, form = KINDS[cls]
+                slots: Any = memoryview(region)[DATA : DATA + REGION]
+                numbers = slots.cast(form)
+                words[KIND] = kind
+            try:
+                numbers[index] = value
+            except (ValueError, IndexError):  # it takes more than eight bytes; there is no more room
+                return values, (True, value)
+            words[WRITTEN] = index + 1
+            add(value)
+    except BaseException as error:
+        return values, (False, _failure(error))
+    finally:
+        numbers.release()
+    return values, None
+
+
+def _run_others(
+    connection: socket.socket,
+    region: mmap.mmap,
+    words: memoryview,
+    call: tuple[Any, list[Any]],
+    begun: tuple[list[Any], tuple[bool, Any] | None],
+) -> None:
+    """Run what is left of a chunk after what `_run_numbers` has returned, and write a record of each item."""
+    (function, items), (numbers, after) = call, begun
     position, room = DATA, len(region)
     dumps, protocol, heads, short = pickle.dumps, pickle.HIGHEST_PROTOCOL, HEADS, len(HEADS)
-    values: list[Any] | None = []  # no more of them than there is room for their records
-    for index, item in enumerate(items):
+    values: list[Any] | None = numbers  # no more of them than there is room for in the region
+    for index in range(len(numbers), len(items)):
         try:
-            value = function(item)
+            if after is None:
+                fine, value = True, function(items[index])
+            else:
+                (fine, value), after = after, None
         except BaseException as error:
-            record = _failure(error)
-        else:
+            fine, value = False, _failure(error)
+        record = value
+        if fine:
             try:
                 record = dumps(value, protocol)
             except BaseException as error:

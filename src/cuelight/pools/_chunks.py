@@ -7,7 +7,7 @@ __all__ = ["Chunks"]
 AIM_MS = 10.0
 """A chunk should take about so many milliseconds: much longer than handing it over, too short to be waited for."""
 GROWTH = 8
-MOST = 2048
+MOST = 8192
 
 
 class Chunks:

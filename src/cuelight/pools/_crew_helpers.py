@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cuelight.actors import handling
+from cuelight.coordination._waiting import awaited_work
 from cuelight.mailbox import running_task
 from cuelight.pools._waiting import PoolWait, blocked, check, waiting
 
@@ -33,6 +34,8 @@ class Place(Protocol):
 
 current_place: Final[ContextVar[Place | None]] = ContextVar("cuelight_pool_place", default=None)
 """What the running code belongs to, if it is work of a pool: also in tasks and callbacks that the work has started."""
+
+awaited_work.append(current_place.get)
 
 
 class Helpers:

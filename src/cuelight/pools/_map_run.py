@@ -33,7 +33,7 @@ from cuelight.pools._map_source import SyncSource, count_items, source_of
 from cuelight.pools._map_work import Taken, serve_in_executor, serve_in_loop
 from cuelight.pools._pool_worker import Cut
 from cuelight.pools._progress import Reporter
-from cuelight.pools._results import TaskResult
+from cuelight.pools._results import Shared, TaskResult, successes
 from cuelight.pools._waiting import OUTSIDE, PoolWait
 
 if TYPE_CHECKING:
@@ -375,10 +375,7 @@ class MapRun:
         prefix, name, label, now = self.task_id, self.name, worker.label, time()
         self.running -= len(values)
         try:
-            results = [
-                TaskResult(f"{prefix}-{index}", True, value, None, ms, name, label, now, None)
-                for index, value in enumerate(values, first)
-            ]
+            results = successes(first, values, Shared(prefix, ms, name, label, now))
             self.crew.ledger.enter_many(prefix, first, len(values), name, now, ms, label)
             if not self.ended:
                 self.store.put_many(first, results)

@@ -202,6 +202,12 @@ def _checked(given: Any, items: int, worker: str) -> Successes | list[Outcome]:
     """
     if type(given) is Successes and len(given) == items:
         return given
+    # Nearly always all have succeeded. A call for each, or a generator, would cost more than the rest.
+    plain = type(given) is list and len(given) == items
+    if plain and all([type(one) is tuple and len(one) == 2 and one[0] is True for one in given]):  # noqa: C419
+        values = [value for _, value in given]
+        if not any([type(value) is Unawaited for value in values]):  # noqa: C419
+            return Successes(values)
     if isinstance(given, list) and len(given) == items and all([_is_outcome(one) for one in given]):  # noqa: C419
         return given
     raise TypeError(

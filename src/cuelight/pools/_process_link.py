@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from cuelight._text import describe_error
 from cuelight.pools import _child
-from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, RECORD, VALUES, WRITTEN, Frames
+from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, KIND, KINDS, RECORD, VALUES, WRITTEN, Frames
 from cuelight.pools._failures import as_failure, without_our_frame
 from cuelight.pools._process_start import command, main_source
 from cuelight.pools._sent_errors import load
@@ -158,7 +158,7 @@ class ProcessLink:
 
     def begin(self, frame: bytes) -> None:
         """Prepare to send a call."""
-        self._words[BEGUN] = self._words[BASE] = self._words[WRITTEN] = 0
+        self._words[BEGUN] = self._words[BASE] = self._words[WRITTEN] = self._words[KIND] = 0
         self._records.clear()
         self.values = None
         self._outgoing = memoryview(bytes(self._outgoing) + frame if self._outgoing else frame)
@@ -209,14 +209,25 @@ class ProcessLink:
         return bool(self._words[BEGUN])
 
     def outcomes(self) -> list[Outcome]:
-        """What came in frames: the outcomes in order."""
-        return _decode(self._records)
+        """What came in frames: the outcomes in order. None if there are `values`."""
+        return [] if self.values is not None else _decode(self._records)
 
     def salvage(self) -> list[Outcome]:
         """The outcomes of all items that were finished when the process died."""
         sent = self.outcomes()
-        kept = _decode(self._region[DATA : DATA + self._words[WRITTEN]])
+        written = self._words[WRITTEN]
+        for kind, form in KINDS.values():
+            if kind == self._words[KIND]:
+                kept: list[Outcome] = [(True, value) for value in self._numbers(form, written)]
+                break
+        else:
+            kept = _decode(self._region[DATA : DATA + written])
         return sent + kept[len(sent) - self._words[BASE] :]
+
+    def _numbers(self, form: str, written: int) -> list[Any]:
+        part: Any = memoryview(self._region)[DATA : DATA + 8 * written]
+        with part, part.cast(form) as numbers:
+            return list(numbers)
 
     # Its end.
 

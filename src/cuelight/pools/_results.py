@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from cuelight._text import safe_repr
 
-__all__ = ["PoolStats", "TaskMetrics", "TaskResult", "TaskStatus"]
+__all__ = ["PoolStats", "Shared", "TaskMetrics", "TaskResult", "TaskStatus", "successes"]
 
 R = TypeVar("R")
 
@@ -65,8 +66,27 @@ class TaskMetrics:
     error_message: str | None = None
 
 
+class Shared(NamedTuple):
+    """What the results of consecutive items of a map have in common."""
+
+    task_id: str
+    elapsed_ms: float
+    task_name: str
+    worker_id: str
+    timestamp: float
+
+
+class _Item:
+    """The slots of a result that has only been told which item of which chunk it is of."""
+
+    __slots__ = ("_index", "_shared")
+
+    _index: int
+    _shared: Shared
+
+
 @dataclass(slots=True, init=False, repr=False)
-class TaskResult(Generic[R]):
+class TaskResult(_Item, Generic[R]):
     """The outcome of one task: a result or an error, never both.
 
     Attributes:
@@ -136,6 +156,23 @@ class TaskResult(Generic[R]):
         self.timestamp = time.time() if timestamp is None else timestamp
         self.metrics = metrics
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What has not been written down yet; see `successes`."""
+            if name not in _LATER:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            shared = _Item._shared.__get__(self)  # raises AttributeError if it is no such result
+            if name == "task_id":
+                value = f"{shared.task_id}-{self._index}"
+            else:
+                value = None if name == "metrics" else getattr(shared, _LATER[name])
+            setattr(self, name, value)
+            return value
+
+        def __getstate__(self) -> tuple[None, dict[str, Any]]:
+            return None, {one.name: getattr(self, one.name) for one in fields(self) if one.name != "duration_ms"}
+
     def unwrap(self) -> R:
         """What it returned.
 
@@ -163,6 +200,41 @@ def _milliseconds(elapsed_ms: float | None, duration_ms: float | None) -> float:
 
 
 TaskResult.duration_ms = TaskResult.elapsed_ms  # type: ignore[misc]  # one slot under two names
+
+_LATER: Final = {
+    "task_id": "task_id",
+    "elapsed_ms": "elapsed_ms",
+    "duration_ms": "elapsed_ms",
+    "task_name": "task_name",
+    "worker_id": "worker_id",
+    "timestamp": "timestamp",
+    "metrics": "",
+}
+_make: Final[Any] = object.__new__
+
+
+def successes(first: int, values: Iterable[R], shared: Shared) -> list[TaskResult[R]]:
+    """The results of consecutive items of a map that have all succeeded.
+
+    Only what differs is written down; everything else when somebody looks at it. That takes a third of the time.
+
+    Args:
+        first: the number of the first item.
+        values: what the function returned for each.
+        shared: what they have in common; its `task_id` is that of the map.
+    """
+    results: list[TaskResult[R]] = []
+    add, make = results.append, _make
+    cls: Any = TaskResult
+    for index, value in enumerate(values, first):
+        result = make(cls)
+        result.success = True
+        result.result = value
+        result.error = None
+        result._index = index
+        result._shared = shared
+        add(result)
+    return results
 
 
 @dataclass(slots=True)

@@ -60,11 +60,13 @@ class MemoryStore:
         self._changes.notify()
 
     def _do(self, step: Callable[..., R], *args: Any) -> R:
+        book = self._book
         with self._lock:
-            self._check_open()
-            self._book.changed = False
+            if self._closed:
+                self._check_open()
+            book.changed = False
             answer = step(self._clock(), *args)
-            changed = self._book.changed
+            changed = book.changed
         if changed:
             self._changes.notify()
         return answer
@@ -78,10 +80,12 @@ class MemoryStore:
         return self._do(step, *args)
 
     async def add(self, records: Sequence[Record], bound: Bound | None = None) -> list[Added]:
-        return await self._step(self._engine.add, records, bound)
+        await yield_now()
+        return self._do(self._engine.add, records, bound)
 
     async def exchange(self, finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
-        return await self._step(self._engine.exchange, finishes, claim)
+        await yield_now()
+        return self._do(self._engine.exchange, finishes, claim)
 
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
         return self._do(self._engine.beat, worker, leases, lease)

@@ -25,6 +25,7 @@ import anyio
 from cuelight.actors import blocked, find_circle, handling, name_of, show_circle
 from cuelight.coordination._endings import monitor
 from cuelight.coordination._parties import here, whoever
+from cuelight.coordination._waiting import awaited_work
 from cuelight.errors import DeadlockError
 from cuelight.mailbox import coroutine_of
 from cuelight.tasks._context import running_task
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from cuelight.tasks._store import Store
 
 __all__ = ["Runs", "blocking_thread", "is_nested", "resting", "runs", "waiting_for_task"]
+
+awaited_work.append(running_task.get)
 
 
 class Runs(Protocol):

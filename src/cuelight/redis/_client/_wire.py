@@ -1,4 +1,7 @@
-"""One connection in one event loop: what is asked for in one pass of the loop is sent at once, replies come in order.
+"""One connection in one event loop, which many tasks share; replies come in the order of the commands.
+
+The first command of a pass of the loop is written at once, so that the server works while the other tasks of the pass
+run; what they ask for leaves in one piece in the next pass.
 
 The invariants:
 
@@ -107,6 +110,7 @@ class Wire:
         self._waiting: deque[Slot | Block | _Nobody] = deque()
         self._out: list[bytes] = []
         self._out_size = 0
+        self._wrote = False
         self._slot: Callable[[], Slot] = new_slot
         self._room = anyio.Event()
         # The watch: see `_tick`.
@@ -263,7 +267,7 @@ class Wire:
         self._send(_PING)
 
     def _schedule(self) -> None:
-        """See to it that what is to be sent is sent in this pass of the loop."""
+        """Write what is to be sent now, or in the next pass of the loop if this one has written already (`_wrote`)."""
         raise NotImplementedError
 
     def _abort(self) -> None:
@@ -283,7 +287,14 @@ class AsyncioWire(Wire, asyncio.Protocol):
         transport.set_write_buffer_limits(BUFFER)
 
     def _schedule(self) -> None:
-        self._call_soon(self._flush)
+        if not self._wrote:
+            self._wrote = True
+            self._call_soon(self._flush_rest)
+            self._flush()
+
+    def _flush_rest(self) -> None:
+        self._wrote = False
+        self._flush()
 
     def _flush(self) -> None:
         if self._out:

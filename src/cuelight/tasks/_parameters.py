@@ -337,7 +337,7 @@ def _plain_types(hint: Any) -> frozenset[type]:
 
 
 def _fits(value: Any) -> bool:
-    """Whether a value of a plain type is certain to be stored: neither an int of many bits, nor text with surrogates."""
+    """Whether a value of a plain type is certain to be stored: no int of many bits, no text with surrogates."""
     return value.isascii() if type(value) is str else type(value) is not int or -_WIDEST <= value <= _WIDEST
 
 

@@ -80,7 +80,13 @@ def test_over_redis_only_a_request_that_no_limit_holds_up_goes_at_once(algorithm
         plan = twins.plans[0]
 
         def goes(cost: int, **fields: Any) -> bool:
-            asked = {"now": twins.now, "version": 0, "id": secrets.token_hex(4), "party": PARTY, "costs": [cost]} | fields
+            asked = {
+                "now": twins.now,
+                "version": 0,
+                "id": secrets.token_hex(4),
+                "party": PARTY,
+                "costs": [cost],
+            } | fields
             return client.run_blocking(short, plan.keys(PARTY), [plan.packed, pack(asked)]) is not None
 
         assert not goes(1), "nothing is stored yet"
@@ -113,9 +119,7 @@ STEPS: Final = st.lists(
 
 @pytest.mark.parametrize("permits", [0, 2])
 @pytest.mark.parametrize("algorithm", QUICK)
-@given(
-    limits=st.tuples(st.integers(1, 6), st.integers(1, 15), st.integers(1, 6), st.integers(1, 15)), steps=STEPS
-)
+@given(limits=st.tuples(st.integers(1, 6), st.integers(1, 15), st.integers(1, 6), st.integers(1, 15)), steps=STEPS)
 def test_over_redis_a_request_that_goes_at_once_is_counted_as_any_other(
     algorithm: Algorithm, permits: int, limits: tuple[int, int, int, int], steps: list[Any]
 ) -> None:
@@ -129,7 +133,8 @@ def test_over_redis_a_request_that_goes_at_once_is_counted_as_any_other(
 
 def _run(twins: Twins, asked: list[dict[str, Any]], name: str, step: str, given_to: list[Any]) -> None:
     if step in {"ask", "most"}:
-        costs, wait, got = list(given_to[:2]), *(given_to[2:] or (0, False))
+        costs: list[int] = given_to[:2]
+        wait, got = given_to[2:] or (0, False)
         fields: dict[str, Any] = {"id": name, "party": PARTY, "costs": costs, "wait": wait, "keep": got}
         if got and asked:
             fields["got"] = [asked[0]["id"]]
@@ -141,7 +146,7 @@ def _run(twins: Twins, asked: list[dict[str, Any]], name: str, step: str, given_
     elif step == "steer":
         twins.call("steer", **given_to[0])
     elif asked:
-        one = asked[given_to[0] % len(asked)]
+        one: dict[str, Any] = asked[given_to[0] % len(asked)]
         fields = {key: value for key, value in one.items() if key not in {"answer", "now"}}
         if step == "again":
             twins.call("ask", **fields)
@@ -152,4 +157,3 @@ def _run(twins: Twins, asked: list[dict[str, Any]], name: str, step: str, given_
             costs = [given_to[1]] * twins.limits
             given = {"id": one["id"], "as": f"{name}/x", "tickets": tickets, "was": was, "costs": costs}
             twins.call("amend", ended=False, **given)
-

@@ -1,4 +1,4 @@
-"""A connection that redis-py has made and logged in, used by one thread at a time, without redis-py's layers per command.
+"""A connection that redis-py has made and logged in, used by one thread at a time without redis-py's own layers.
 
 What redis-py does around each command (take from a pool, look whether it is healthy, pick a reader) takes longer than a
 command of a server that is near.

@@ -70,15 +70,17 @@ async def run_patiently(
     """
     tail = (len(keys), *keys, *args)
     command: Sequence[Any] = ("EVALSHA", script.sha, *tail)
+    failure: Exception | None
+    reply: Any = None
     if first is not None:
-        (failure, began), reply = first, None
+        failure, began = first
         deadline = began + timeout
     elif limit is None:
         deadline = loop_time() + timeout
         failure, reply = await _attempt(call, command)
     else:
         deadline = loop_time() + shorter(limit, timeout)
-        failure, reply = late(limit), None
+        failure = late(limit)
         with anyio.move_on_after(limit):
             failure, reply = await _attempt(call, command)
     if failure is None:

@@ -40,7 +40,7 @@ class StreamWire(Wire):
     def start(self, stream: anyio.abc.ByteStream) -> None:
         """Begin to read and write, in tasks that belong to nobody: they end with the connection, or with the loop."""
         if isinstance(stream, anyio.abc.SocketStream):  # without TLS
-            self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+            self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - nothing of Django
         self._backend.spawn(self._serve, stream, context=contextvars.copy_context(), name="cuelight redis connection")
 
     def _schedule(self) -> None:

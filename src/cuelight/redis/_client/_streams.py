@@ -44,26 +44,26 @@ class StreamWire(Wire):
         self._backend.spawn(self._serve, stream, context=contextvars.copy_context(), name="cuelight redis connection")
 
     def _schedule(self) -> None:
-        if not self._wrote:
-            self._wrote = True
+        # If others wait for replies, more is likely to be asked for in this pass: it leaves in one piece.
+        if len(self._waiting) > 1 or not self._write_now():
             self._wake.set()
-            self._write_now()
 
-    def _write_now(self) -> None:
-        """Write as much as the socket takes; the rest, and any error, is for the task that writes."""
+    def _write_now(self) -> bool:
+        """Write as much as the socket takes; the rest, and any error, is for the task that writes. Whether that is all."""
         if self._socket is None or self._sending:
-            return
+            return False
         batch = self._take_out()
         try:
             sent = self._socket.send(batch)
         except OSError:
             sent = 0
-        if sent < len(batch):
-            rest = batch[sent:]
-            self._out.append(rest)
-            self._out_size = len(rest)
-        else:
+        if sent == len(batch):
             self._make_room()
+            return True
+        rest = batch[sent:]
+        self._out.append(rest)
+        self._out_size = len(rest)
+        return False
 
     def _abort(self) -> None:
         self._scope.cancel()
@@ -94,7 +94,6 @@ class StreamWire(Wire):
             while True:
                 await self._wake.wait()
                 self._wake = anyio.Event()
-                self._wrote = False
                 self._sending = True
                 while self._out:
                     batch = self._take_out()

@@ -1,7 +1,7 @@
 """One connection in one event loop, which many tasks share; replies come in the order of the commands.
 
-The first command of a pass of the loop is written at once, so that the server works while the other tasks of the pass
-run; what they ask for leaves in one piece in the next pass.
+The first command of a pass of the loop is written at once, on trio if no other reply is owed, so that the server works
+while the other tasks of the pass run; what they ask for leaves in one piece in the next pass.
 
 The invariants:
 
@@ -110,7 +110,6 @@ class Wire:
         self._waiting: deque[Slot | Block | _Nobody] = deque()
         self._out: list[bytes] = []
         self._out_size = 0
-        self._wrote = False
         self._slot: Callable[[], Slot] = new_slot
         self._room = anyio.Event()
         # The watch: see `_tick`.
@@ -267,7 +266,7 @@ class Wire:
         self._send(_PING)
 
     def _schedule(self) -> None:
-        """Write what is to be sent now, or in the next pass of the loop if this one has written already (`_wrote`)."""
+        """Write what is to be sent, now or in the next pass of the loop."""
         raise NotImplementedError
 
     def _abort(self) -> None:
@@ -304,7 +303,7 @@ class AsyncioWire(Wire, asyncio.Protocol):
             if held and not self._paused:
                 self._make_room()
 
-    _paused = False
+    _paused = _wrote = False
 
     def pause_writing(self) -> None:
         """Called by the loop."""

@@ -49,7 +49,7 @@ class StreamWire(Wire):
             self._wake.set()
 
     def _write_now(self) -> bool:
-        """Write as much as the socket takes; the rest, and any error, is for the task that writes. Whether that is all."""
+        """Write what the socket takes; the rest, and any error, is for the task that writes. Whether that is all."""
         if self._socket is None or self._sending:
             return False
         batch = self._take_out()

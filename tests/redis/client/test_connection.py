@@ -332,7 +332,7 @@ async def test_a_command_that_is_larger_than_the_socket_takes_arrives_whole_and_
             server.freeze()
             async with anyio.create_task_group() as group:
                 group.start_soon(send, 0, "SET", "large", large)
-                await until(lambda: wire.owed == 1)
+                await until(lambda: bool(wire.owed == 1))
                 for n in range(1, 4):
                     group.start_soon(send, n, "APPEND", "large", str(n))
                     await anyio.lowlevel.checkpoint()

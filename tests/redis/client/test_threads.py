@@ -58,7 +58,12 @@ def test_threads_at_one_time_have_connections_of_their_own(client: RedisClient, 
     assert proxy.accepted == len(idle(client)) <= 4
 
 
-def test_a_connection_that_has_ended_or_rested_for_long_is_not_relied_on(client: RedisClient, proxy: TcpProxy) -> None:
+@pytest.mark.parametrize("polls", [True, False])
+def test_a_connection_that_has_ended_or_rested_for_long_is_not_relied_on(
+    client: RedisClient, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, polls: bool
+) -> None:
+    if not polls:  # as on Windows
+        monkeypatch.delattr("select.poll")
     client.execute_blocking("PING")
     (first,) = idle(client)
     proxy.cut()

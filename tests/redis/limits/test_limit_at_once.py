@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import closing
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import pytest
@@ -146,7 +146,7 @@ def _run(twins: Twins, asked: list[dict[str, Any]], name: str, step: str, given_
     elif step == "steer":
         twins.call("steer", **given_to[0])
     elif asked:
-        one: dict[str, Any] = asked[given_to[0] % len(asked)]
+        one = cast("dict[str, Any]", asked[given_to[0] % len(asked)])
         fields = {key: value for key, value in one.items() if key not in {"answer", "now"}}
         if step == "again":
             twins.call("ask", **fields)

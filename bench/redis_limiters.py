@@ -123,4 +123,8 @@ WORKLOADS: dict[str, Rivals] = {
     for label, tasks in (("one at a time", 1), ("50 tasks", 50))
 }
 
-AIMS = {f"redis limit, {kind}, 50 tasks": Aim("limits", 2) for kind in ("token bucket", "sliding counter")}
+AIMS = {
+    f"redis limit, {kind}, {label}": Aim("limits", times)
+    for kind in ("token bucket", "sliding counter")
+    for label, times in (("one at a time", 1), ("50 tasks", 2))
+}

@@ -52,7 +52,7 @@ __all__ = [
 DEEPEST: Final = 100
 """How deep a value may be nested. Readers need as many levels of Python's recursion limit for it."""
 
-PLAIN: Final = frozenset({str, int, float, bool, type(None), bytes})
+PLAIN: Final[frozenset[type]] = frozenset({str, int, float, bool, type(None), bytes})
 """Types that MessagePack has, and that have no parts."""
 
 

@@ -14,7 +14,8 @@ import inspect
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, NoReturn, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -28,6 +29,7 @@ __all__ = ["ArgumentMismatch", "Arguments", "Parameters", "brief"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
+_WIDEST = 2**63 - 1
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -99,6 +101,14 @@ class Parameters:
         renamed = {f"p{index}": name for index, name in enumerate(self._named)}
         return msgspec.defstruct("Arguments", fields, rename=renamed.get, forbid_unknown_fields=True)
 
+    @cached_property
+    def _plain(self) -> tuple[frozenset[type], ...] | None:
+        """For each parameter the types whose values come back as they are; None if one cannot be given by its place."""
+        if self._only_positional or len(self._positional) != len(self._named):
+            return None
+        hints = [self._types.get(name, Any) for name in self._positional]
+        return tuple(_plain_types(hint) for hint in hints)
+
     @property
     def signature(self) -> str:
         """The signature in words."""
@@ -122,6 +132,12 @@ class Parameters:
                 message names the function, the argument, its value and what it takes.
         """
         self._resolve()
+        if not kwargs and self._plain is not None and len(args) == len(self._plain):
+            for value, kinds in zip(args, self._plain, strict=True):
+                if type(value) not in kinds or not _fits(value):
+                    break
+            else:  # nobody can change them, and they come back as they are
+                return {"args": [], "kwargs": dict(zip(self._positional, args, strict=True))}
         try:
             named, rest, more = self._sort(args, kwargs)
         except TypeError as error:
@@ -310,6 +326,19 @@ class Parameters:
                     f"{self._name}: {name}={brief(value)} is no {inspect.formatannotation(hint)}: {error}"
                 ) from None
         raise TypeError(f"{self._name}: the arguments do not fit {self.signature}")  # pragma: no cover - one is wrong
+
+
+def _plain_types(hint: Any) -> frozenset[type]:
+    """The plain types of which a value that fits an annotation comes back as it is."""
+    if hint is Any:
+        return PLAIN
+    parts = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    return frozenset(kind for kind in PLAIN if any(part is kind for part in parts))
+
+
+def _fits(value: Any) -> bool:
+    """Whether a value of a plain type is certain to be stored: no int of many bits, no text with surrogates."""
+    return value.isascii() if type(value) is str else type(value) is not int or -_WIDEST <= value <= _WIDEST
 
 
 def brief(value: Any) -> str:

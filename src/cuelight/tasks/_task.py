@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
@@ -139,8 +139,13 @@ class Attempt(msgspec.Struct, frozen=True):
     traceback: str = ""
 
 
+_VARIANTS: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+
+
 def _new_id() -> str:
-    return str(uuid.uuid4())
+    """A random UUID (version 4), made in half of the time that `uuid.uuid4` takes."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANTS[digits[16]]}{digits[17:20]}-{digits[20:]}"
 
 
 @dataclass(slots=True)

@@ -264,7 +264,7 @@ async def test_commands_of_one_pass_of_the_loop_are_sent_in_one_piece(server: Re
                 group.start_soon(add)
         after = await client.info("stats")
         assert await client.get("n") == b"500"
-        # One read of the server for all of them, one or two for each INFO; it may cut a piece in two.
+        # Two reads of the server for all of them, one or two for each INFO; it may cut a piece in two.
         reads = after["total_reads_processed"] - before["total_reads_processed"]
         assert reads <= 10
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,6 +19,7 @@ import redis
 
 from cuelight.errors import StoreUnavailable
 from cuelight.redis import RedisClient, Script
+from cuelight.redis._client._wire import pack
 from helpers import Backend, run_on
 from helpers.redis_servers import RedisServer, shared_server, until
 from helpers.tcp_proxy import TcpProxy
@@ -301,6 +303,55 @@ async def test_what_waits_to_be_sent_is_bounded(proxy: TcpProxy) -> None:
                 highest = max(highest, wire._out_size)
                 await anyio.lowlevel.checkpoint()
         assert highest <= (1 << 20) + len(piece) + 100
+
+
+async def test_the_first_command_of_a_pass_is_sent_before_the_task_yields() -> None:
+    server = shared_server()
+    async with RedisClient(server.url) as client:
+        await client.delete("at once")
+        wire: Any = client._route()._node.wire  # type: ignore[attr-defined]
+        await anyio.lowlevel.checkpoint()
+        slot = wire.post(pack(("SET", "at once", "1")))
+        deadline = time.monotonic() + 20
+        while server.command("GET", "at once") != b"$1\r\n1\r\n":  # it blocks the loop
+            assert time.monotonic() < deadline
+        assert await slot == b"OK"
+
+
+async def test_a_command_that_is_larger_than_the_socket_takes_arrives_whole_and_in_its_turn() -> None:
+    with RedisServer() as server:
+        async with RedisClient(server.url, timeout=30) as client:
+            await client.execute("PING")
+            wire: Any = client._route()._node.wire  # type: ignore[attr-defined]
+            large = bytes(range(256)) * 40_000
+            replies: dict[int, Any] = {}
+
+            async def send(place: int, *command: str | bytes) -> None:
+                replies[place] = await client.execute(*command)
+
+            server.freeze()
+            async with anyio.create_task_group() as group:
+                group.start_soon(send, 0, "SET", "large", large)
+                await until(lambda: bool(wire.owed == 1))
+                for n in range(1, 4):
+                    group.start_soon(send, n, "APPEND", "large", str(n))
+                    await anyio.lowlevel.checkpoint()
+                server.thaw()
+            assert replies == {0: b"OK"} | {n: len(large) + n for n in range(1, 4)}
+            assert await client.get("large") == large + b"123"
+
+
+async def test_a_connection_that_breaks_while_it_is_written_fails_its_commands_and_is_made_anew() -> None:
+    async with RedisClient(shared_server().url) as client:
+        await client.execute("PING")
+        wire: Any = client._route()._node.wire  # type: ignore[attr-defined]
+        transport = getattr(wire, "_transport", None)
+        connection = wire._socket if transport is None else transport.get_extra_info("socket")
+        connection.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(StoreUnavailable):
+            await client.execute("PING")
+        assert wire.error is not None
+        assert await client.execute("PING") == b"PONG"
 
 
 async def test_commands_that_block_do_not_keep_others_waiting_and_their_connections_are_kept() -> None:

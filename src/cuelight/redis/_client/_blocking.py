@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -14,6 +15,7 @@ import redis
 from redis import exceptions as redis_errors
 
 from cuelight._text import describe_error
+from cuelight.redis._client._blocking_connection import BlockingConnection
 from cuelight.redis._client._connect import check_version, of_login, warn_of_eviction
 from cuelight.redis._client._sentinel import no_primary, primary_of
 from cuelight.redis._client._settings import Address, Settings, place
@@ -32,6 +34,8 @@ class BlockingServer:
         self._settings = settings
         self._lock = threading.Lock()
         self._pools: dict[Address, redis.ConnectionPool] = {}
+        self._idle: dict[Address, deque[BlockingConnection]] = {}
+        self._closed = False
         self._checked: set[Address] = set()
         self._primary: Address | None = None
         self._map: SlotMap | None = None
@@ -39,6 +43,10 @@ class BlockingServer:
 
     def close(self) -> None:
         """Close all connections; those that are in use end with their commands."""
+        self._closed = True
+        for idle in list(self._idle.values()):
+            while (connection := _taken_from(idle)) is not None:
+                connection.close()
         with self._lock:
             pools = list(self._pools.values())
             self._pools.clear()
@@ -93,27 +101,38 @@ class BlockingServer:
 
     def _call_at(self, address: Address, *commands: Sequence[Any]) -> Any:
         """Send commands in one piece; the reply to the last."""
+        packed = pack_all(commands)
+        idle = self._idle.get(address) or self._idle.setdefault(address, deque())
+        connection = _taken_from(idle)
+        while connection is not None and not connection.is_usable:
+            connection.close()
+            connection = _taken_from(idle)
+        connection = connection or self._open(address)
+        try:
+            reply = connection.call(packed, len(commands), _limit.deadline)
+        except BaseException:
+            connection.close()  # else the reply that is missing would be the next one's
+            raise
+        idle.append(connection)
+        if self._closed:
+            self.close()
+        return reply
+
+    def _open(self, address: Address) -> BlockingConnection:
+        """A new connection, made and logged in by redis-py."""
         pool = self._pool(address)
         try:
-            connection: Any = pool.get_connection()
+            made: Any = pool.get_connection()
         except redis_errors.ResponseError as error:
             raise of_login(error, place(address)) from error.__cause__
-        reply: Any = None
         try:
             if address not in self._checked:
-                self._check(connection, address)
-            _set_time(connection)
-            connection.send_packed_command([pack_all(commands)])
-            for _ in commands:
-                reply = _read(connection)
-            if _limit.deadline is not None:
-                connection.update_current_socket_timeout(self._settings.timeout)
+                self._check(made, address)
+            return BlockingConnection(made, pool, self._settings.timeout, self._settings.heartbeat)
         except BaseException:
-            connection.disconnect()  # else the reply that is missing would be the next one's
+            made.disconnect()
+            pool.release(made)
             raise
-        finally:
-            pool.release(connection)
-        return reply
 
     def _call_primary(self, command: Sequence[Any]) -> Any:
         address = self._primary or self._ask_sentinels()
@@ -211,6 +230,14 @@ class BlockingServer:
         except (OSError, redis_errors.RedisError):
             self._map = None
             raise
+
+
+def _taken_from(idle: deque[BlockingConnection]) -> BlockingConnection | None:
+    """The connection that was used last; other threads take from it too."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
 
 
 class _Limit(threading.local):

@@ -24,6 +24,7 @@ from cuelight.redis._client._patience import call_within, run_patiently, run_pat
 from cuelight.redis._client._push import Listener
 from cuelight.redis._client._route import Route, SentinelRoute, SingleRoute
 from cuelight.redis._client._settings import settings_of
+from cuelight.redis._client._wire import pack
 from cuelight.redis._client._words import MAY_BLOCK, PLAIN, blocking_time, kind_of, refuse
 
 if TYPE_CHECKING:
@@ -228,6 +229,14 @@ class RedisClient(Commands):
             StoreRefused: as `execute`.
             redis.ResponseError: what the script said.
         """
+        first: tuple[Exception, float] | None = None
+        if timeout is None and (route := self._routes.get(running_loop())) and (wire := route.ready_wire()):
+            # The usual case, without a frame in between: one attempt over a connection that works.
+            packed, began = pack(("EVALSHA", script.sha, len(keys), *keys, *args)), route.time()
+            reply = await wire.post(packed)
+            if not isinstance(reply, Exception):
+                return reply
+            first = reply, began
         return await run_patiently(
             self._call,
             script,
@@ -237,6 +246,7 @@ class RedisClient(Commands):
             timeout=self._settings.timeout,
             limit=timeout,
             ended=self._is_closed,
+            first=first,
         )
 
     def _is_closed(self) -> bool:

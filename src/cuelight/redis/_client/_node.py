@@ -136,6 +136,11 @@ class Node:
         self._pause = Pause()
         self._not_before = 0.0
 
+    def ready_wire(self) -> Wire | None:
+        """The shared connection, if a command can be posted to it at once."""
+        wire = self.wire
+        return None if wire is None or wire.error is not None or wire.full else wire
+
     async def call(self, command: Sequence[Any]) -> Any:
         """Send a command over the shared connection; its reply may be an exception."""
         wire = self.wire

@@ -53,6 +53,7 @@ async def run_patiently(
     timeout: float,
     limit: float | None,
     ended: Callable[[], bool],
+    first: tuple[Exception, float] | None = None,
 ) -> Any:
     """Run a script, by its name or by its text, until there is a reply or the time is over. A checkpoint.
 
@@ -65,15 +66,21 @@ async def run_patiently(
         timeout: seconds for all attempts together, as the client was told.
         limit: seconds that the caller has, if it says so; a longer one than `timeout` does not lengthen that.
         ended: whether not to try again.
+        first: how the first attempt failed, and when that began; None if there was none.
     """
     tail = (len(keys), *keys, *args)
     command: Sequence[Any] = ("EVALSHA", script.sha, *tail)
-    if limit is None:
+    failure: Exception | None
+    reply: Any = None
+    if first is not None:
+        failure, began = first
+        deadline = began + timeout
+    elif limit is None:
         deadline = loop_time() + timeout
         failure, reply = await _attempt(call, command)
     else:
         deadline = loop_time() + shorter(limit, timeout)
-        failure, reply = late(limit), None
+        failure = late(limit)
         with anyio.move_on_after(limit):
             failure, reply = await _attempt(call, command)
     if failure is None:

@@ -18,6 +18,7 @@ from cuelight.redis._client._node import Node, Wires
 from cuelight.redis._client._push import PushLine
 from cuelight.redis._client._sentinel import find_primary
 from cuelight.redis._client._settings import Address, Settings
+from cuelight.redis._client._wire import Wire
 from cuelight.redis._client._words import blocking_time
 
 __all__ = ["Route", "SentinelRoute", "SingleRoute"]
@@ -37,6 +38,7 @@ class Route:
         self.loop: Any = running_loop()
         self._settings, self._on_end = settings, on_end
         self._backend = current_backend()
+        self.time = self._backend.time
         self.wires = Wires(self._backend)
         self._ended = False
         self._watchers: list[Callable[[], object]] = []
@@ -88,6 +90,10 @@ class Route:
             self._group.start_soon(line.run)
         return line
 
+    def ready_wire(self) -> Wire | None:
+        """The connection over which any command can be posted at once, with nothing to be done about its reply."""
+        return None
+
     async def call(self, command: Sequence[Any]) -> Any:
         """Send one command; its reply may be an exception."""
         raise NotImplementedError
@@ -125,6 +131,7 @@ class SingleRoute(Route):
         self._line: PushLine | None = None
         # It is called for each command: without a method of ours in between.
         self.call: Any = self._node.call
+        self.ready_wire: Any = self._node.ready_wire
 
     async def _address(self) -> Address:
         return self._settings.addresses[0]
@@ -150,6 +157,7 @@ class SentinelRoute(SingleRoute):
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)
         self.call = self._call
+        self.ready_wire = super(SingleRoute, self).ready_wire  # a primary that refuses to be written is left
 
     async def _address(self) -> Address:
         return await find_primary(self._settings)

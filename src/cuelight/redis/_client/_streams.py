@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -33,13 +34,36 @@ class StreamWire(Wire):
         super().__init__(backend, timeout, heartbeat, watched=watched, on_push=on_push)
         self._wake = anyio.Event()
         self._scope = anyio.CancelScope()
+        self._socket: socket.socket | None = None
+        self._sending = False
 
     def start(self, stream: anyio.abc.ByteStream) -> None:
         """Begin to read and write, in tasks that belong to nobody: they end with the connection, or with the loop."""
+        if isinstance(stream, anyio.abc.SocketStream):  # without TLS
+            self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - nothing of Django
         self._backend.spawn(self._serve, stream, context=contextvars.copy_context(), name="cuelight redis connection")
 
     def _schedule(self) -> None:
-        self._wake.set()
+        # If others wait for replies, more is likely to be asked for in this pass: it leaves in one piece.
+        if len(self._waiting) > 1 or not self._write_now():
+            self._wake.set()
+
+    def _write_now(self) -> bool:
+        """Write what the socket takes; the rest, and any error, is for the task that writes. Whether that is all."""
+        if self._socket is None or self._sending:
+            return False
+        batch = self._take_out()
+        try:
+            sent = self._socket.send(batch)
+        except OSError:
+            sent = 0
+        if sent == len(batch):
+            self._make_room()
+            return True
+        rest = batch[sent:]
+        self._out.append(rest)
+        self._out_size = len(rest)
+        return False
 
     def _abort(self) -> None:
         self._scope.cancel()
@@ -70,9 +94,11 @@ class StreamWire(Wire):
             while True:
                 await self._wake.wait()
                 self._wake = anyio.Event()
+                self._sending = True
                 while self._out:
                     batch = self._take_out()
                     self._make_room()
                     await stream.send(batch)
+                self._sending = False
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             self.end(redis_errors.ConnectionError(str(error.__cause__ or error) or "the connection broke"))

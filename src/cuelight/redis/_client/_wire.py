@@ -1,4 +1,7 @@
-"""One connection in one event loop: what is asked for in one pass of the loop is sent at once, replies come in order.
+"""One connection in one event loop, which many tasks share; replies come in the order of the commands.
+
+The first command of a pass of the loop is written at once, on trio if no other reply is owed, so that the server works
+while the other tasks of the pass run; what they ask for leaves in one piece in the next pass.
 
 The invariants:
 
@@ -263,7 +266,7 @@ class Wire:
         self._send(_PING)
 
     def _schedule(self) -> None:
-        """See to it that what is to be sent is sent in this pass of the loop."""
+        """Write what is to be sent, now or in the next pass of the loop."""
         raise NotImplementedError
 
     def _abort(self) -> None:
@@ -283,7 +286,14 @@ class AsyncioWire(Wire, asyncio.Protocol):
         transport.set_write_buffer_limits(BUFFER)
 
     def _schedule(self) -> None:
-        self._call_soon(self._flush)
+        if not self._wrote:
+            self._wrote = True
+            self._call_soon(self._flush_rest)
+            self._flush()
+
+    def _flush_rest(self) -> None:
+        self._wrote = False
+        self._flush()
 
     def _flush(self) -> None:
         if self._out:
@@ -293,7 +303,7 @@ class AsyncioWire(Wire, asyncio.Protocol):
             if held and not self._paused:
                 self._make_room()
 
-    _paused = False
+    _paused = _wrote = False
 
     def pause_writing(self) -> None:
         """Called by the loop."""

@@ -15,7 +15,18 @@ from cuelight.redis._client import Script
 from cuelight.redis._limits._answers import Answer
 from cuelight.tasks._checks import check_text
 
-__all__ = ["ALGORITHMS", "Algorithm", "Plan", "Scripts", "most_of", "pack", "row_of", "scripts_of"]
+__all__ = [
+    "ALGORITHMS",
+    "AT_ONCE",
+    "Algorithm",
+    "Plan",
+    "Scripts",
+    "most_of",
+    "pack",
+    "row_of",
+    "script_of",
+    "scripts_of",
+]
 
 Algorithm = Literal["token_bucket", "sliding_window", "sliding_counter"]
 
@@ -100,6 +111,13 @@ _METERS: Final[Mapping[Algorithm, str]] = {
     "sliding_counter": "counter.lua",
 }
 
+AT_ONCE: Final[Mapping[Algorithm, tuple[str, ...]]] = {
+    "token_bucket": ("bucket_at_once.lua", "at_once.lua"),
+    "sliding_window": (),
+    "sliding_counter": ("counter_at_once.lua", "at_once.lua"),
+}
+"""What comes before the general form of `ask`."""
+
 
 class Scripts(NamedTuple):
     """The scripts of one algorithm."""
@@ -117,10 +135,22 @@ def scripts_of(algorithm: Algorithm) -> Scripts:
     """Read them from their files, once."""
     return Scripts(
         *(
-            Script.load("cuelight.redis._limits", "state.lua", _METERS[algorithm], "line.lua", f"{name}.lua")
+            script_of(name, *(AT_ONCE[algorithm] if name == "ask" else ()), algorithm=algorithm)
             for name in Scripts._fields
         )
     )
+
+
+def script_of(name: str, *before: str, algorithm: Algorithm) -> Script:
+    """Read one script of an algorithm from its files.
+
+    Args:
+        name: of the script.
+        before: files that come before the general form.
+        algorithm: whose meters it has.
+    """
+    files = (*before, "state.lua", _METERS[algorithm], "line.lua", f"{name}.lua")
+    return Script.load("cuelight.redis._limits", *files)
 
 
 class Plan:

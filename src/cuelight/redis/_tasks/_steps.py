@@ -33,6 +33,7 @@ __all__ = [
     "check_keys",
     "keys_of",
     "reply_of",
+    "script_of",
 ]
 
 _PRELUDE: Final = ("book.lua", "rows.lua", "tenants.lua", "lanes.lua", "tasks.lua")
@@ -60,19 +61,24 @@ def inlined(text: str) -> str:
     return re.sub(r"'[^'\n]*'|--.*|\b[A-Z_]+\b", lambda found: values.get(found[0], found[0]), text)
 
 
-def _script(name: str) -> Script:
-    text = "\n".join(
-        files("cuelight.redis._tasks").joinpath(part).read_text("utf-8") for part in (*_PRELUDE, name, *_END)
-    )
+def script_of(name: str, *before: str) -> Script:
+    """Read a script from its files.
+
+    Args:
+        name: of the file that is its own.
+        before: files that come before the general form.
+    """
+    parts = (*before, *_PRELUDE, name, *_END)
+    text = "\n".join(files("cuelight.redis._tasks").joinpath(part).read_text("utf-8") for part in parts)
     return Script(inlined(text), name.removesuffix(".lua"))
 
 
-ADD: Final = _script("add.lua")
-ARM: Final = _script("arm.lua")
-ASK: Final = _script("ask.lua")
-BEAT: Final = _script("beat.lua")
-CHANGE: Final = _script("change.lua")
-EXCHANGE: Final = _script("exchange.lua")
+ADD: Final = script_of("add.lua", "add_at_once.lua")
+ARM: Final = script_of("arm.lua")
+ASK: Final = script_of("ask.lua")
+BEAT: Final = script_of("beat.lua")
+CHANGE: Final = script_of("change.lua")
+EXCHANGE: Final = script_of("exchange.lua")
 
 _TYPES: Final = Script(
     "local types = {} for index, key in ipairs(KEYS) do types[index] = redis.call('TYPE', key).ok end return types",

@@ -1,0 +1,59 @@
+-- at_once: a request that the limits let through at once, before the script makes the functions of the general form, which
+-- takes longer than to let it through. So it is where nobody waits, no permits are counted, there is no pause, and the
+-- limits are those of the caller. Anything else, damage too, is left to the general form that follows, and nothing was written.
+--
+-- What is written and answered is what the general form writes and answers; a test runs both and compares. `charge` comes
+-- before this, see `bucket_at_once.lua` and `counter_at_once.lua`.
+
+local function let_through_at_once()
+  local HUGE = 2 ^ 60
+  local raw = redis.call('GET', KEYS[1])
+  if not raw then
+    return
+  end
+  local plan, op = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
+  local state = cmsgpack.unpack(raw)
+  -- The sum tells of a number that is none, as in `state.lua`.
+  local sum = state.at + state.pause + state.turn + state.version
+  if state.format ~= 1 or state.of ~= plan[1] or state.waiting ~= 0 or state.entries ~= 0 or state.own or plan[3] ~= 0
+    or op.at_most or op.version ~= state.version or not (sum > -HUGE and sum < HUGE) then
+    return
+  end
+  local now = op.now
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000000 + time[2]
+  end
+  local max, elapsed = math.max, math.max(0, now - state.at)
+  state.at, state.pause = now, max(-2 ^ 52, state.pause - elapsed)
+  if state.pause > 0 then
+    return
+  end
+  local rows, limits, costs, tickets, left, unused = plan[2], state.limits, op.costs, {}, {}, 0
+  for i = 1, #rows do
+    local ticket, rest, lasts = charge(rows[i], limits[i], costs[i], now, elapsed)
+    if not ticket then
+      return
+    end
+    tickets[i], left[i], unused = ticket, rest, max(unused, lasts)
+  end
+  local answer = cmsgpack.pack({granted = true, tickets = tickets, costs = costs, fresh = false, left = left, unused = unused,
+    version = state.version})
+  return answer, cmsgpack.pack(state), string.format('%.0f', math.ceil(unused / 1000) + 90000), op
+end
+
+-- What cannot be read raises.
+local good, answer, state, keep, op = pcall(let_through_at_once)
+if good and answer then
+  if op.got and #op.got > 0 then
+    redis.call('HDEL', KEYS[4], unpack(op.got))
+  end
+  if redis.call('HSETNX', KEYS[4], op.id, answer) == 0 then
+    return redis.call('HGET', KEYS[4], op.id)
+  end
+  if op.keep then
+    redis.call('PEXPIRE', KEYS[4], 90000)
+  end
+  redis.call('SET', KEYS[1], state, 'PX', keep)
+  return answer
+end

@@ -1,0 +1,87 @@
+-- add_at_once: plain tasks, taken before the script makes the functions of the general form, which takes longer than to take
+-- them. Plain is what has no limits, unique key, tenant or deadline, is due now, and is new, in a queue that is open, has
+-- room, has no tenants, sheds nothing, and is not at rest. Anything else, damage too, is left to the general form that
+-- follows, and nothing was written.
+--
+-- What is written and answered is what `insert` and `reply.lua` write and answer; a test runs both and compares.
+
+local function take_at_once()
+  local asked = cmsgpack.unpack(ARGV[4])
+  local cards, most = asked[1], asked[2]
+  if #cards == 0 or #cards > 500 then
+    return
+  end
+  -- In the order of `book.lua`: the whole numbers, then the others.
+  local meta, sum = redis.call('HMGET', META, 'format', 'sequence', 'lanes', 'version', 'stirred', 'hungry', 'watched',
+    'paused', 'closed', 'sheds', 'overrides', 'resting', 'time', 'rested', 'floor', 'top'), 0
+  for index = 1, 16 do
+    local number = tonumber(meta[index] or 0)
+    if not number or number < 0 or (index < 13 and number % 1 ~= 0) then
+      return
+    end
+    meta[index], sum = number, sum + number
+  end
+  local sequence, turn = meta[2], meta[15]
+  if meta[1] ~= FORMAT or meta[9] + meta[10] + meta[12] > 0 or meta[16] > turn or not (sum < EXACT) or meta[3] >= LANES then
+    return
+  end
+  local now = tonumber(ARGV[1])
+  if not now then
+    local clock = redis.call('TIME')
+    now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+  end
+  if meta[13] - 60 < now and now < meta[13] then
+    now = meta[13]
+  end
+  local ids, new = {}, {}
+  for index = 1, #cards do
+    local row = cards[index]
+    local id = row[ID]
+    if row[UNIQUE] or row[LIMITS] or row[TENANT] or row[ENDED] > 0 or row[DUE] > now or row[DEADLINE] < INF
+      or row[PRIORITY] < 0 or new[id] then
+      return
+    end
+    ids[index], new[id] = id, true
+  end
+  if most >= 0
+    and redis.call('ZCARD', READY) + redis.call('ZCARD', DELAYED) + redis.call('ZCARD', PARKS) + #ids > most then
+    return
+  end
+  local there = redis.call('HMGET', ROWS, unpack(ids))
+  for index = 1, #ids do
+    if there[index] then
+      return
+    end
+  end
+  local rows, blobs, ready, sequences, answer = {}, {}, {}, {}, {}
+  for index = 1, #ids do
+    local row, id, first = cards[index], ids[index], 2 * index - 1
+    local second = first + 1
+    sequence = sequence + 1
+    row[SEQ], row[TURN], row[STATE], row[DUE], row[ENDED] = sequence, turn, PENDING, 0, 0
+    rows[first], rows[second] = id, cmsgpack.pack(row)
+    blobs[first], blobs[second] = 'b' .. id, ARGV[4 + index]
+    ready[first] = 0
+    ready[second] = 'p1' .. struct.pack('>d', row[PRIORITY] + 0) .. '1' .. struct.pack('>ddd', INF, turn, sequence) .. id
+    sequences[first], sequences[second] = sequence, id
+    answer[first], answer[second] = 'added', id
+  end
+  redis.call('HSET', ROWS, unpack(rows))
+  redis.call('ZADD', READY, unpack(ready))
+  redis.call('ZADD', SEQUENCES, unpack(sequences))
+  redis.call('HSET', BLOBS, unpack(blobs))
+  local version, stirred = meta[4] + 1, meta[5] + 1
+  redis.call('HSET', META, 'sequence', string.format('%.17g', sequence), 'version', string.format('%.17g', version),
+    'stirred', string.format('%.17g', stirred), 'time', string.format('%.17g', now))
+  if meta[6] == 1 or meta[7] == 1 then
+    redis.call(ARGV[3], ARGV[2], string.format('%.0f %.0f', version, stirred))
+    redis.call('HSET', META, unpack(meta[6] ~= 1 and {'watched', '0'} or meta[7] ~= 1 and {'hungry', '0'}
+      or {'hungry', '0', 'watched', '0'}))
+  end
+  return {'', cmsgpack.pack({now, version, stirred, answer})}
+end
+
+local taken = take_at_once()
+if taken then
+  return taken
+end

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
 from cuelight.actors._dead_letters import DeadLetters
+from cuelight.actors._handler_task import HandlerTask
 from cuelight.actors._plain_cell import PlainCell
 from cuelight.actors._reply import Asked
 from cuelight.actors._timers import Alarms, Later
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from cuelight.actors._background import Background
     from cuelight.actors._cell import Cell
+    from cuelight.actors._eager_cell import EagerCell
     from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import Backend
 
@@ -55,7 +57,14 @@ class Dispatcher:
         self.restarting = 0
         self.turning: Cell | None = None
         self._keep_dead_letters = keep_dead_letters
-        self._ready: deque[PlainCell] = deque()
+        self._ready: deque[PlainCell | EagerCell] = deque()
+        self.turn_asks = 0
+        """How many asks the turns of this pass may still have answered at once."""
+        self.nested_steps = 0
+        """Handlers that are being run up to their first wait, each inside an ask of the one before."""
+        self.spare_tasks: list[HandlerTask] = []
+        self.ending_tasks = 0
+        self._tasks_ended: Waiter | None = None
         self._events: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._parked: Waiter | None = None
         self._open = False
@@ -93,8 +102,8 @@ class Dispatcher:
             self._ended = self.backend.waiter()
             await self._ended
 
-    def schedule(self, cell: PlainCell) -> None:
-        """Give a plain cell a turn soon."""
+    def schedule(self, cell: PlainCell | EagerCell) -> None:
+        """Give a cell a turn soon."""
         self.awake += 1
         self._ready.append(cell)
         if self._parked is not None:
@@ -103,6 +112,12 @@ class Dispatcher:
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Have a decision of supervision taken soon, outside of all handlers."""
         self._events.append((function, args))
+        if self._parked is not None:
+            self._wake()
+
+    def schedule_again(self, cell: EagerCell) -> None:
+        """Give a cell, which has had one already and counts as awake, another turn."""
+        self._ready.append(cell)
         if self._parked is not None:
             self._wake()
 
@@ -130,6 +145,7 @@ class Dispatcher:
                     # Somebody cancels all tasks of the loop, as asyncio.run does at its end. Actors are still to be
                     # ended; after that nobody may be left to leave the block of the system.
                     self._abandoned = True
+            await self._end_tasks()
         finally:
             self._parked = None
             self._dispatching = False
@@ -141,6 +157,33 @@ class Dispatcher:
                 self.dead_letters.close()
                 self.abandoned()
 
+    def new_task(self) -> HandlerTask:
+        """A task that is the current one while a handler is run up to its first wait."""
+        spares = self.spare_tasks
+        while spares:
+            task = spares.pop()
+            if task.clean:
+                return task
+            task.end()
+        return HandlerTask(self)
+
+    async def _end_tasks(self) -> None:
+        """End the tasks that serve nobody, and wait for those that were told to end."""
+        spares, self.spare_tasks = self.spare_tasks, []
+        for task in spares:
+            task.end()
+        while self.ending_tasks:
+            self._tasks_ended = waiter = self.backend.waiter()
+            try:
+                await waiter
+            except self.backend.cancelled:
+                pass  # they end all the same, and soon
+
+    def handler_task_ended(self) -> None:
+        """One of those that were told to end has done so."""
+        if not self.ending_tasks and self._tasks_ended is not None:
+            self._tasks_ended.wake()
+
     def abandoned(self) -> None:
         """The loop is being ended and the block of the system was never left: end what is not a task of the loop."""
         raise NotImplementedError
@@ -148,6 +191,7 @@ class Dispatcher:
     def _pass(self) -> None:
         events, ready = self._events, self._ready
         self.inline = 0
+        self.turn_asks = INLINE_ASKS_PER_PASS
         while events:
             function, args = events.popleft()
             try:
@@ -169,7 +213,7 @@ class Dispatcher:
         self.turning = None
         self.inline = INLINE_ASKS_PER_PASS
 
-    def _turn_failed(self, cell: PlainCell, error: BaseException) -> None:
+    def _turn_failed(self, cell: PlainCell | EagerCell, error: BaseException) -> None:
         self.internal_error(error)
         self.dozed()
         try:

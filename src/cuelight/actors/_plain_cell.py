@@ -142,8 +142,11 @@ class PlainCell(Cell):
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
         """Run a handler in the asker's stead: the cell is idle, and a `def` handler cannot suspend."""
+        runtime = self.runtime
         self.asleep = 0
+        asks_left, runtime.inline = runtime.inline, 0  # what it asks itself queues
         reply, exit_ = self.context.run(self._answer, message, call)
+        runtime.inline = asks_left
         self.handled += 1
         if exit_ is not None:
             self.incarnation_over(exit_)

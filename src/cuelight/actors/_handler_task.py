@@ -50,16 +50,12 @@ def resume(coroutine: Any, awaited: Any) -> Generator[Any, Any, Any]:
 
 
 @types.coroutine
-def _drive(
-    context: Context, coroutine: Any, awaited: Any, error: BaseException | None
-) -> Generator[Any, Any, Any]:
+def _drive(context: Context, coroutine: Any, awaited: Any, error: BaseException | None) -> Generator[Any, Any, Any]:
     """Go on in a context with a coroutine that was begun there and waits for `awaited`, or throw an error into it."""
     run, send, throw = context.run, coroutine.send, coroutine.throw
     try:
         if error is not None:
             awaited = run(throw, error)
-        elif awaited is None:  # it only wanted to let others run, and they have
-            awaited = run(send, None)
         while True:
             try:
                 yield awaited

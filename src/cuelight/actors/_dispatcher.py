@@ -10,12 +10,12 @@ import math
 from collections import deque
 from contextvars import copy_context
 from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
 from cuelight.actors._dead_letters import DeadLetters
-from cuelight.actors._handler_task import HandlerTask
-from cuelight.actors._plain_cell import PlainCell
+from cuelight.actors._plain_cell import PlainCell, TurnCell
 from cuelight.actors._reply import Asked
 from cuelight.actors._timers import Alarms, Later
 from cuelight.errors import ends_the_program
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from cuelight.actors._background import Background
     from cuelight.actors._cell import Cell
-    from cuelight.actors._eager_cell import EagerCell
+    from cuelight.actors._handler_task import HandlerTask
     from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import Backend
 
@@ -35,7 +35,13 @@ __all__ = ["Dispatcher"]
 log = get_log("cuelight")
 
 TURNS_PER_PASS = 64
-INLINE_ASKS_PER_PASS = 256
+INLINE_ASKS = 64
+"""Asks that are answered at once between two looks at the clock."""
+
+INLINE_LOOKS = 8
+INLINE_SECONDS = 0.001
+"""After so many looks, or seconds, other tasks have their turn."""
+
 LINGER = 5.0
 """Seconds that an idle task is kept, at least; at most twice that."""
 
@@ -49,7 +55,10 @@ class Dispatcher:
     def __init__(self, *, ask_timeout: float, keep_dead_letters: int) -> None:
         self.ask_timeout = ask_timeout
         self.late_replies = 0
-        self.inline = 0
+        self.inline = -1
+        """Asks that may be answered at once before the next look at the clock; -1 while none may be."""
+        self._inline_looks = 0
+        self._inline_since = 0.0
         self.inline_timeout: float | None = None
         self.nested_starts = 0
         self.told = 0
@@ -57,11 +66,12 @@ class Dispatcher:
         self.restarting = 0
         self.turning: Cell | None = None
         self._keep_dead_letters = keep_dead_letters
-        self._ready: deque[PlainCell | EagerCell] = deque()
+        self._ready: deque[TurnCell] = deque()
         self.turn_asks = 0
         """How many asks the turns of this pass may still have answered at once."""
         self.nested_steps = 0
         """Handlers that are being run up to their first wait, each inside an ask of the one before."""
+        self.spare_queues: list[deque[Any]] = []
         self.spare_tasks: list[HandlerTask] = []
         self.ending_tasks = 0
         self._tasks_ended: Waiter | None = None
@@ -102,7 +112,7 @@ class Dispatcher:
             self._ended = self.backend.waiter()
             await self._ended
 
-    def schedule(self, cell: PlainCell | EagerCell) -> None:
+    def schedule(self, cell: TurnCell) -> None:
         """Give a cell a turn soon."""
         self.awake += 1
         self._ready.append(cell)
@@ -115,7 +125,7 @@ class Dispatcher:
         if self._parked is not None:
             self._wake()
 
-    def schedule_again(self, cell: EagerCell) -> None:
+    def schedule_again(self, cell: TurnCell) -> None:
         """Give a cell, which has had one already and counts as awake, another turn."""
         self._ready.append(cell)
         if self._parked is not None:
@@ -157,16 +167,6 @@ class Dispatcher:
                 self.dead_letters.close()
                 self.abandoned()
 
-    def new_task(self) -> HandlerTask:
-        """A task that is the current one while a handler is run up to its first wait."""
-        spares = self.spare_tasks
-        while spares:
-            task = spares.pop()
-            if task.clean:
-                return task
-            task.end()
-        return HandlerTask(self)
-
     async def _end_tasks(self) -> None:
         """End the tasks that serve nobody, and wait for those that were told to end."""
         spares, self.spare_tasks = self.spare_tasks, []
@@ -190,8 +190,9 @@ class Dispatcher:
 
     def _pass(self) -> None:
         events, ready = self._events, self._ready
-        self.inline = 0
-        self.turn_asks = INLINE_ASKS_PER_PASS
+        self.inline = -1
+        self.turn_asks = INLINE_ASKS
+        self._inline_looks = 0
         while events:
             function, args = events.popleft()
             try:
@@ -211,9 +212,22 @@ class Dispatcher:
             if events:
                 break
         self.turning = None
-        self.inline = INLINE_ASKS_PER_PASS
+        self.inline = INLINE_ASKS
+        self._inline_looks = 0
 
-    def _turn_failed(self, cell: PlainCell | EagerCell, error: BaseException) -> None:
+    def more_inline(self) -> bool:
+        """Whether more asks may be answered at once before other tasks have their turn; `inline` has come to 0."""
+        now = monotonic()  # under a virtual clock, too
+        if not self._inline_looks:
+            self._inline_since = now
+        self._inline_looks += 1
+        if self._inline_looks < INLINE_LOOKS and now - self._inline_since < INLINE_SECONDS:
+            self.inline = INLINE_ASKS
+            return True
+        self.inline = -1
+        return False
+
+    def _turn_failed(self, cell: TurnCell, error: BaseException) -> None:
         self.internal_error(error)
         self.dozed()
         try:
@@ -292,6 +306,11 @@ class Dispatcher:
         """An actor or a background task has nothing to do any more."""
         self.awake -= 1
         if self._idle_waiters and self.is_idle:
+            self._wake()
+
+    def looked_idle(self) -> None:
+        """The rest of `dozed`, if somebody waits for that."""
+        if self.is_idle:
             self._wake()
 
     def restart_settled(self) -> None:

@@ -1,7 +1,7 @@
 """Cells of actors with `async def` handlers and neither hooks nor a `run` of their own, on asyncio.
 
-The dispatcher, or whoever asks an idle one, runs a handler up to its first wait; a task goes on with it from there. So an
-actor whose handlers do not have to wait never has a task. One that has got a task keeps it as long as a `TaskCell` does.
+The dispatcher, or the ask of an idle one, runs a handler up to its first wait; a task goes on with it from there. So an
+actor whose handlers do not have to wait never has a task. One that has got a task keeps it for as long as a `TaskCell`.
 
 Invariants:
 1. While a handler is run, the current task is the one that would go on with it.
@@ -13,12 +13,12 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.actors._cell import KILL, Cell
 from cuelight.actors._exits import Exit, Killed, Start
 from cuelight.actors._handler_task import HandlerTask, resume
-from cuelight.actors._plain_cell import BUDGET_RANGE, INLINE
+from cuelight.actors._plain_cell import BUDGET_RANGE, INLINE, SPARE_QUEUES, TurnCell
 from cuelight.actors._reply import (
     DONE,
     QUEUED,
@@ -45,10 +45,12 @@ __all__ = ["EagerCell"]
 NESTED_STEPS = 8
 """Handlers that are run inside each other's asks, up to their first wait, before the next request queues."""
 
-CANCELLED = "its task was cancelled from outside"
+WAITS: Final = object()
+
+CANCELLED: Final = "its task was cancelled from outside"
 
 
-class EagerCell(TaskCell):
+class EagerCell(TurnCell, TaskCell):
     """An actor whose handlers are run where its mail comes from, until they have to wait."""
 
     __slots__ = ("worker",)
@@ -68,26 +70,46 @@ class EagerCell(TaskCell):
         if self.items or self.attention:
             self.woken()
 
-    def woken(self) -> None:
-        self.asleep = 0
-        self.runtime.schedule(self)
-
     # Steps: what runs before the first wait.
 
-    def _enter(self, worker: HandlerTask) -> None:
-        self.worker, self.task = worker, worker.task
-        self.scope = self.turn_scope = worker.scope
-        self.runtime.nested_steps += 1
-
-    def _leave(self, worker: HandlerTask, *, kept: bool) -> bool:
-        """A step has ended without a wait. Returns whether the handler has cancelled its own task."""
+    def turn(self) -> bool:
+        """Handle some mail, up to the first wait. Returns whether there is more. It runs in the cell's context."""
+        if not self.handled:
+            handling.set(self)
         runtime = self.runtime
-        runtime.nested_steps -= 1
-        if worker.clean and not self.cut:
-            if not kept:
-                self.worker = self.task = self.scope = self.turn_scope = None
-                runtime.spare_tasks.append(worker)
+        kept, spares, loop = self.worker, runtime.spare_tasks, runtime.backend.loop
+        self.worker = worker = kept or (spares.pop() if spares else HandlerTask(runtime))
+        self.task = task = worker.task
+        self.scope = self.turn_scope = worker.scope
+        runtime.nested_steps = 1
+        runtime.inline = runtime.turn_asks
+        outcome: Exit | bool
+        coroutine = self._serve_mail()
+        before = swap_current_task(loop, task)
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration as end:
+            outcome = end.value
+        except BaseException as error:  # the handler has raised the cancellation that it had called for itself
+            outcome = self._was_cancelled(error, caught=self.cut)
+        else:
+            self._hand_over(worker, coroutine, awaited)
             return False
+        finally:
+            swap_current_task(loop, before)
+            runtime.turn_asks, runtime.inline, runtime.nested_steps = runtime.inline, -1, 0
+        if self.cut or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
+            if self._discard(worker):
+                outcome = self._has_lost(outcome)
+        elif kept is None:
+            self.worker = self.task = self.scope = self.turn_scope = None
+            spares.append(worker)
+        if outcome is False and kept is None:
+            return False
+        return self._turn_over(outcome)
+
+    def _discard(self, worker: HandlerTask) -> bool:
+        """End a task that cannot be used again. Returns whether the handler has cancelled it and did not wait then."""
         cut, self.cut = self.cut, False
         self._let_go()
         worker.end()
@@ -96,36 +118,6 @@ class EagerCell(TaskCell):
     def _let_go(self) -> None:
         """Have no task any more."""
         self.worker = self.task = self.scope = self.turn_scope = self.coroutine = None
-
-    def turn(self) -> bool:
-        """Handle some mail, up to the first wait. Returns whether there is more. It runs in the cell's context."""
-        if not self.handled:
-            handling.set(self)
-        runtime = self.runtime
-        kept = self.worker
-        worker = kept or runtime.new_task()
-        self._enter(worker)
-        runtime.inline = runtime.turn_asks
-        loop = runtime.backend.loop
-        coroutine = self._serve_mail()
-        outcome: Exit | bool
-        before = swap_current_task(loop, worker.task)
-        try:
-            awaited = coroutine.send(None)
-        except StopIteration as end:
-            outcome = end.value
-        except BaseException as error:  # the handler has raised the cancellation that it had called for itself
-            outcome = self._was_cancelled(error, caught=self.cut)
-        else:
-            runtime.nested_steps -= 1
-            self._hand_over(worker, coroutine, awaited)
-            return False
-        finally:
-            swap_current_task(loop, before)
-            runtime.turn_asks, runtime.inline = runtime.inline, 0
-        if self._leave(worker, kept=kept is not None):
-            outcome = self._has_lost(outcome)
-        return self._turn_over(outcome)
 
     def _has_lost(self, outcome: Exit | bool) -> Exit | bool:
         """Its task was cancelled and had nothing to wait for, where that could have hit it."""
@@ -148,26 +140,41 @@ class EagerCell(TaskCell):
         runtime = self.runtime
         if runtime.nested_steps >= NESTED_STEPS:
             return None
-        asked = Begun(message, self, runtime.inline_patience())
+        kept, spares, loop = self.worker, runtime.spare_tasks, runtime.backend.loop
+        self.worker = worker = kept or (spares.pop() if spares else HandlerTask(runtime))
+        self.task = task = worker.task
+        self.scope = self.turn_scope = worker.scope
+        timeout = runtime.inline_timeout
+        self.running = asked = Begun(message, self, runtime.ask_timeout if timeout is None else timeout)
         asker = handling.get()
         if asker is not None:
             asked.due = asker.deadline()
-        if not self.handled:
-            self.context.run(handling.set, self)
+        runtime.nested_steps += 1
         turning, runtime.turning = runtime.turning, self
-        loop = runtime.backend.loop
-        kept = self.worker
-        worker = kept or runtime.new_task()
-        self._enter(worker)
-        before = swap_current_task(loop, worker.task)
+        before = swap_current_task(loop, task)
         try:
-            waits, exit_ = self._begin(asked, worker, call)
+            exit_ = self._begin(asked, call)
         finally:
             swap_current_task(loop, before)
             runtime.turning = turning
-        if not waits:
-            self._step_over(worker, exit_, kept=kept is not None)
-        if asked.state != DONE:  # else it is as if it had been answered by a `def` handler
+            runtime.nested_steps -= 1
+        if exit_ is not WAITS:
+            self.running = None
+            self.handled += 1
+            if self.cut or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
+                if self._discard(worker):
+                    exit_ = exit_ or Killed(CANCELLED)
+            elif kept is None:
+                self.worker = self.task = self.scope = self.turn_scope = None
+                spares.append(worker)
+            if exit_:
+                self.incarnation_over(exit_)
+            elif self.items or self.attention:
+                self.woken()
+            else:
+                self.items = None
+                self.asleep = INLINE
+        if asked.state != DONE:
             asked.unheard = True
             sender = background_work.get() if asker is None else asker
             if sender is not None:
@@ -176,59 +183,49 @@ class EagerCell(TaskCell):
             return AnsweredLate(asked.value, asked.error)
         return asked
 
-    def _begin(self, asked: Begun, worker: HandlerTask, call: Callable[..., Any]) -> tuple[bool, Exit | bool | None]:
-        """Run the handler of a request up to its first wait. Returns whether it waits, and how the incarnation ends."""
+    def _begin(self, asked: Begun, call: Callable[..., Any]) -> Any:
+        """Run the handler of a request up to its first wait.
+
+        Returns how the incarnation ends, nothing true if it does not, or `WAITS` if the handler has to wait.
+        """
+        if not self.handled:
+            self.context.run(handling.set, self)
         message = asked.message
         asked.state = RUNNING
         self.asleep = 0
-        self.running = asked
         handler = None
         try:
             if type(message) in self.table.async_calls:
                 handler = call(self.actor, message)
                 awaited = self.context.run(handler.send, None)
-                self._wait_for(asked, worker, handler, awaited)
-                return True, None
-            self._answer(asked, self.context.run(call, self.actor, message))
+                self._wait_for(asked, handler, awaited)
+                return WAITS
+            value = self.context.run(call, self.actor, message)
         except StopIteration as end:
             if handler is None:
-                return False, self.failed(end, asked)
-            self._answer(asked, end.value)
+                return self.failed(end, asked)
+            value = end.value
         except BaseException as error:
             if self._is_ours(error):
-                return False, self._was_cancelled(error, caught=self.cut)
-            return False, self.failed(error, asked)
-        return False, None
-
-    def _answer(self, asked: Asked, value: Any) -> None:
+                outcome = self._was_cancelled(error, caught=self.cut)
+                return None if outcome is True else outcome
+            return self.failed(error, asked)
         if self.running is asked:
             if asked.timed:
                 asked.succeed(value)
             else:
                 asked.value = value
                 asked.state = DONE
-
-    def _step_over(self, worker: HandlerTask, exit_: Exit | bool | None, *, kept: bool) -> None:
-        self.running = None
-        self.handled += 1
-        if self._leave(worker, kept=kept) and not isinstance(exit_, Exit):
-            exit_ = Killed(CANCELLED)
-        if isinstance(exit_, Exit):
-            self.incarnation_over(exit_)
-        elif self.items or self.attention:
-            self.woken()
-        else:
-            self.items = None
-            self.asleep = INLINE
+        return None
 
     # Going on in a task.
 
-    def _wait_for(self, asked: Asked, worker: HandlerTask, handler: Any, awaited: Any) -> None:
+    def _wait_for(self, asked: Asked, handler: Any, awaited: Any) -> None:
         """The handler of a request that was begun inside its ask has to wait."""
-        runtime = self.runtime
-        runtime.nested_steps -= 1
-        runtime.awake += 1
+        self.runtime.awake += 1
         coroutine = self._finish(asked, handler, awaited)
+        worker = self.worker
+        assert worker is not None  # noqa: S101 - it has one in a step
         self._hand_over(worker, coroutine, self.context.run(coroutine.send, None))
 
     def _hand_over(self, worker: HandlerTask, coroutine: Any, awaited: Any) -> None:
@@ -267,7 +264,12 @@ class EagerCell(TaskCell):
             if not items:
                 self.running = self.items = None
                 self.asleep = 1 if self.attention else INLINE  # nobody overtakes those that wait in line
-                self.runtime.dozed()
+                runtime = self.runtime
+                if items is not None and len(runtime.spare_queues) < SPARE_QUEUES:
+                    runtime.spare_queues.append(items)
+                runtime.awake -= 1
+                if runtime._idle_waiters:
+                    runtime.looked_idle()
                 return False
             self.running = item = items.popleft()
             kind: type[Any] = type(item)

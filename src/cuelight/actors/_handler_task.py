@@ -1,7 +1,7 @@
 """Tasks that go on with `async def` handlers from their first wait on. On asyncio only.
 
-Whoever runs a handler up to its first wait makes such a task the current one meanwhile. So whatever the handler binds to
-its task, as cancel scopes and time-outs do, is bound to the task that goes on with it.
+The code that runs a handler up to its first wait makes such a task the current one meanwhile. What the handler binds to
+its task, such as cancel scopes and time-outs, is therefore bound to the task that goes on with it.
 
 Invariants:
 1. Such a task serves one actor from the first wait of its handler on, until it ends. Before that, it may have been the
@@ -86,11 +86,12 @@ class HandlerTask:
     Attributes:
         cell: the actor that it serves, once a handler of that had to wait.
         coroutine: what the task runs.
+        scopes: what anyio knows of its scopes, to see whether a handler has left one open.
         scope: the cancel scope around the handlers. Cancelled, it is the last thing that the task does.
         task: the task itself.
     """
 
-    __slots__ = ("_ending", "_in_scope", "_job", "_runtime", "_state", "_waiter", "cell", "coroutine", "scope", "task")
+    __slots__ = ("_ending", "_in_scope", "_job", "_runtime", "_waiter", "cell", "coroutine", "scope", "scopes", "task")
 
     def __init__(self, runtime: Dispatcher) -> None:
         self._runtime = runtime
@@ -111,15 +112,13 @@ class HandlerTask:
         finally:
             swap_current_task(backend.loop, before)
         self._in_scope = True
-        self._state = _scopes_of(self.task)
+        self.scopes = _scopes_of(self.task, self.scope)
 
     @property
     def clean(self) -> bool:
         """Whether it can be used again: it was not cancelled, and no scope was left open in it."""
-        state = self._state
-        return not (self.task.cancelling() or self.scope.cancel_called) and (
-            state is None or state.cancel_scope is self.scope
-        )
+        scope = self.scope
+        return not (self.task.cancelling() or scope.cancel_called) and self.scopes.cancel_scope is scope
 
     def go_on(self, cell: EagerCell, coroutine: Any, awaited: Any) -> None:
         """Go on soon with what a cell has begun, and what waits for `awaited` now."""
@@ -201,7 +200,14 @@ class HandlerTask:
             runtime.handler_task_ended()
 
 
-def _scopes_of(task: asyncio.Task[Any]) -> Any:
-    """What anyio knows of the cancel scopes of a task; None if that cannot be seen."""
+class _Unseen:
+    """Stands for what cannot be seen."""
+
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self.cancel_scope = scope
+
+
+def _scopes_of(task: asyncio.Task[Any], scope: anyio.CancelScope) -> Any:
+    """What anyio knows of the cancel scopes of a task: its `cancel_scope` is the innermost one that is open."""
     states = getattr(sys.modules.get("anyio._backends._asyncio"), "_task_states", None)
-    return None if states is None else states.get(task)
+    return _Unseen(scope) if states is None else states[task]

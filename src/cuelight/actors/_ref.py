@@ -153,7 +153,7 @@ class Ref(Generic[M_contra]):
             raise runtime.wrong_thread(cell)
         if timeout is not None:
             check_seconds("ask(timeout)", timeout)
-        if cell.asleep == INLINE and runtime.inline > 0:
+        if cell.asleep == INLINE and (runtime.inline > 0 or (not runtime.inline and runtime.more_inline())):
             call = cell.table.calls.get(type(message))
             if call is not None:
                 runtime.inline -= 1

@@ -114,7 +114,7 @@ class Answered(Reply[R]):
         self.error = error
 
 
-class AnsweredLate(Answered):
+class AnsweredLate(Answered[Any]):
     """A reply that was there at once, but its asker was cancelled meanwhile: awaiting it lets that come through."""
 
     __slots__ = ()
@@ -296,7 +296,7 @@ class Asked(Reply[Any]):
 
 
 class Begun(Asked):
-    """A request whose handler was begun inside the ask: what that handler asks, it may have asked before its asker waits."""
+    """A request whose handler was begun inside the ask, and may have asked others before its asker began to wait."""
 
     __slots__ = ()
 

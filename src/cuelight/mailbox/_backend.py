@@ -126,7 +126,8 @@ class _AsyncioWaiter:
 if sys.version_info >= (3, 12):
     swap_current_task: Callable[[Any, Any], Any] = asyncio.tasks._swap_current_task
 else:
-    _current_tasks: dict[Any, Any] = asyncio.tasks._current_tasks
+    _tasks: Any = asyncio.tasks
+    _current_tasks: dict[Any, Any] = _tasks._current_tasks
 
     def swap_current_task(loop: Any, task: Any) -> Any:
         """Make `task` the one that an asyncio loop runs now; returns the one before. None stands for no task."""

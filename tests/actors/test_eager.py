@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
@@ -667,3 +668,52 @@ async def test_an_async_generator_left_in_a_scope_hurts_only_its_actor() -> None
         assert await other.ask(Do(returns)) == "done"
         with contextlib.suppress(RuntimeError):
             await (await ref.ask(Get()))[0].aclose()
+
+
+async def test_an_answer_that_was_there_at_once_and_that_nobody_awaits_is_a_warning() -> None:
+    async with ActorSystem() as system:
+        ref = await started(system)
+        with pytest.warns(RuntimeWarning, match=r"the answer to Get.* was never awaited"):
+            await _forget(system, ref)
+        for known in (ref.ask(Get()).detach(), ref.ask(Get())):
+            await wait_until_idle(system)
+            assert known.done
+        del known
+        gc.collect()
+
+
+async def _forget(system: ActorSystem, ref: Ref[Any]) -> None:
+    ref.ask(Get())  # type: ignore[unused-awaitable]
+    await wait_until_idle(system)
+    gc.collect()
+
+
+async def test_eager_task_factories_of_the_loop_change_nothing(anyio_backend_name: str) -> None:
+    factory: Any = getattr(asyncio, "eager_task_factory", None)
+    if anyio_backend_name != "asyncio" or factory is None:
+        return
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(factory)
+    try:
+        async with ActorSystem() as system:
+            ref = await started(system)
+
+            async def works(doer: Doer) -> Any:
+                mine = asyncio.current_task()
+
+                async def child() -> Any:
+                    return asyncio.current_task()
+
+                async with asyncio.TaskGroup() as group:
+                    first, second = group.create_task(child()), group.create_task(child())
+                assert asyncio.current_task() is mine
+                return len({mine, first.result(), second.result()})
+
+            assert await ref.ask(Do(works)) == 3
+            assert await asyncio.create_task(_asks(ref, works)) == 3
+    finally:
+        loop.set_task_factory(None)
+
+
+async def _asks(ref: Ref[Any], work: Work) -> Any:
+    return await ref.ask(Do(work))

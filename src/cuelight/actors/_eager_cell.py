@@ -174,13 +174,14 @@ class EagerCell(TurnCell, TaskCell):
             else:
                 self.items = None
                 self.asleep = INLINE
+        asked.unheard = True
         if asked.state != DONE:
-            asked.unheard = True
             sender = background_work.get() if asker is None else asker
             if sender is not None:
                 sender.has_sent(asked)
-        elif before is not None and before._must_cancel:
-            return AnsweredLate(asked.value, asked.error)
+        elif before is not None and getattr(before, "_must_cancel", False):
+            asked.hear()
+            return AnsweredLate(None if asked.error is not None else asked.value, asked.error)
         return asked
 
     def _begin(self, asked: Begun, call: Callable[..., Any]) -> Any:

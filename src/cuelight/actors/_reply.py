@@ -138,13 +138,17 @@ class Unheard:
 
     def __del__(self) -> None:
         if not self.heard:
-            warnings.warn(
-                f"the answer to {safe_repr(self._message)}, which {self._path} was asked, was never awaited: await the "
-                f"ask, or tell the actor instead",
-                RuntimeWarning,
-                stacklevel=2,
-                source=self,
-            )
+            _warn_of_unheard(self._message, self._path, self)
+
+
+def _warn_of_unheard(message: Any, path: str, reply: object) -> None:
+    warnings.warn(
+        f"the answer to {safe_repr(message)}, which {path} was asked, was never awaited: await the ask, or tell the "
+        f"actor instead",
+        RuntimeWarning,
+        stacklevel=3,
+        source=reply,
+    )
 
 
 class Asked(Reply[Any]):
@@ -301,6 +305,10 @@ class Begun(Asked):
     __slots__ = ()
 
     begun = True
+
+    def __del__(self) -> None:
+        if self.unheard is True and self.state == DONE:  # it was answered at once
+            _warn_of_unheard(self.message, self.cell.path, self)
 
 
 def _fail_last(circle: list[Step], asker: Cell) -> bool:

@@ -386,7 +386,7 @@ async def test_context_variables_of_a_handler_do_not_leak_into_the_asker() -> No
         assert await ref.ask(SetIt("a")) == "mine"  # those of its spawner
         assert setting.get() == "changed"
         assert await ref.ask(SetIt("b")) == "a"  # its own stay
-        ref._cell.runtime.inline = 0
+        ref._cell.runtime.inline = -1
         assert await ref.ask(SetIt("c")) == "b"
         assert setting.get() == "changed"
 

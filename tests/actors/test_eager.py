@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextvars import ContextVar
 from typing import Any
 
@@ -719,3 +720,48 @@ async def test_eager_task_factories_of_the_loop_change_nothing(anyio_backend_nam
 
 async def _asks(ref: Ref[Any], work: Work) -> Any:
     return await ref.ask(Do(work))
+
+
+async def test_an_ask_from_a_callback_of_the_loop_is_answered(anyio_backend_name: str) -> None:
+    if anyio_backend_name != "asyncio":
+        return
+    loop = asyncio.get_running_loop()
+    async with ActorSystem() as system:
+        ref = await started(system)
+        for work in (returns, _checkpoint):
+            reply: asyncio.Future[Any] = loop.create_future()
+            loop.call_soon(_ask_for, reply, ref, work)
+            assert await (await reply) == "done"
+
+
+def _ask_for(reply: asyncio.Future[Any], ref: Ref[Any], work: Work) -> None:
+    reply.set_result(ref.ask(Do(work)))
+
+
+async def _checkpoint(_: Doer) -> str:
+    await anyio.lowlevel.checkpoint()
+    return "done"
+
+
+async def test_a_function_marked_as_async_is_an_async_handler() -> None:
+    mark: Any = getattr(inspect, "markcoroutinefunction", None)
+    if mark is None:
+        return
+
+    class Marked(Actor[Get]):
+        @on(Get)
+        @mark  # type: ignore[untyped-decorator]
+        def get(self, message: Get) -> Awaitable[list[Any]]:
+            return _Answer()
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(Marked)
+        for _ in range(3):
+            assert await ref.ask(Get()) == ["marked"]
+            await settle()
+
+
+class _Answer:
+    def __await__(self) -> Generator[Any, Any, list[Any]]:
+        yield from anyio.lowlevel.checkpoint().__await__()
+        return ["marked"]

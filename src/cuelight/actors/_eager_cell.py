@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.actors._cell import KILL, Cell
@@ -48,6 +49,11 @@ NESTED_STEPS = 8
 WAITS: Final = object()
 
 CANCELLED: Final = "its task was cancelled from outside"
+
+
+async def _awaiting(awaitable: Any) -> Any:
+    """For what is no coroutine of Python's own, but may be awaited."""
+    return await awaitable
 
 
 class EagerCell(TurnCell, TaskCell):
@@ -198,6 +204,8 @@ class EagerCell(TurnCell, TaskCell):
         try:
             if type(message) in self.table.async_calls:
                 handler = call(self.actor, message)
+                if type(handler) is not CoroutineType:
+                    handler = _awaiting(handler)
                 awaited = self.context.run(handler.send, None)
                 self._wait_for(asked, handler, awaited)
                 return WAITS

@@ -105,9 +105,9 @@ class HandlerTask:
         self.task: asyncio.Task[Any] = backend.spawn(
             lambda: coroutine, context=runtime.context.copy(), name="cuelight handlers"
         )
-        self.scope = anyio.CancelScope()
         before = swap_current_task(backend.loop, self.task)
         try:
+            self.scope = anyio.CancelScope()
             self.scope.__enter__()
         finally:
             swap_current_task(backend.loop, before)

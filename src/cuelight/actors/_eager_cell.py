@@ -16,7 +16,7 @@ from __future__ import annotations
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
-from cuelight.actors._cell import KILL, Cell
+from cuelight.actors._cell import FAIL, KILL, RECYCLE, Cell
 from cuelight.actors._exits import Exit, Killed, Start
 from cuelight.actors._handler_task import HandlerTask, resume
 from cuelight.actors._plain_cell import BUDGET_RANGE, INLINE, SPARE_QUEUES, TurnCell
@@ -45,6 +45,9 @@ __all__ = ["EagerCell"]
 
 NESTED_STEPS = 8
 """Handlers that are run inside each other's asks, up to their first wait, before the next request queues."""
+
+ENDS: Final = KILL | FAIL | RECYCLE
+"""Signals that end an incarnation before its next message."""
 
 WAITS: Final = object()
 
@@ -170,6 +173,8 @@ class EagerCell(TurnCell, TaskCell):
             if self.cut or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
                 if self._discard(worker):
                     exit_ = exit_ or Killed(CANCELLED)
+                elif self.signals & ENDS:
+                    exit_ = exit_ or self.attend()
             elif kept is None:
                 self.worker = self.task = self.scope = self.turn_scope = None
                 spares.append(worker)
@@ -258,7 +263,7 @@ class EagerCell(TurnCell, TaskCell):
             if (exit_ := self.failed(error, asked)) is not None:
                 return exit_
         self.handled += 1
-        return True if self.cut else await self._serve_mail()
+        return self._attended() if self.cut else await self._serve_mail()
 
     async def _serve_mail(self) -> Exit | bool:  # noqa: C901, PLR0912 - a call for each message costs as much as one
         """Handle some mail. Returns how the incarnation ends, or whether there is more to do."""
@@ -309,7 +314,11 @@ class EagerCell(TurnCell, TaskCell):
             if self.cut:
                 break
         self.running = None
-        return True
+        return self._attended() if self.cut else True
+
+    def _attended(self) -> Exit | bool:
+        """A handler was cut off: see to the signal that did it at once, so that nobody takes the actor for idle."""
+        return (self.attend() if self.signals & ENDS else None) or True
 
     def resumed(self, outcome: Exit | bool) -> None:
         """Its task has done what it had to; it is kept for a while."""
@@ -337,7 +346,7 @@ class EagerCell(TurnCell, TaskCell):
             self.withdraw_asks(cut_off=True)
         if caught:
             self.cut_off(item, self.why_cut)
-            return True
+            return self._attended()
         if isinstance(failure, self.runtime.backend.cancelled):
             self.cut_off(item, CANCELLED)
             return Killed(CANCELLED)

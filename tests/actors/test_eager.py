@@ -490,8 +490,9 @@ async def test_what_ends_a_program_ends_the_system_from_before_the_first_wait(
     async def ends(_: Doer) -> None:
         raise kind
 
+    system = ActorSystem()
     with pytest.raises(kind):
-        async with ActorSystem() as system:
+        async with system:
             ref = await started(system)
             if told:
                 await ref.tell(Tell(ends))

@@ -117,6 +117,12 @@ class EagerCell(TurnCell, TaskCell):
             return False
         return self._turn_over(outcome)
 
+    def _cut_short(self, worker: HandlerTask, exit_: Exit | None) -> Exit | None:
+        """A handler has used up its task without having waited. Returns how the incarnation ends."""
+        if self._discard(worker):
+            return exit_ or Killed(CANCELLED)
+        return exit_ or (self.attend() if self.signals & ENDS else None)
+
     def _discard(self, worker: HandlerTask) -> bool:
         """End a task that cannot be used again. Returns whether the handler has cancelled it and did not wait then."""
         cut, self.cut = self.cut, False
@@ -171,10 +177,7 @@ class EagerCell(TurnCell, TaskCell):
             self.running = None
             self.handled += 1
             if self.cut or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
-                if self._discard(worker):
-                    exit_ = exit_ or Killed(CANCELLED)
-                elif self.signals & ENDS:
-                    exit_ = exit_ or self.attend()
+                exit_ = self._cut_short(worker, exit_)
             elif kept is None:
                 self.worker = self.task = self.scope = self.turn_scope = None
                 spares.append(worker)

@@ -121,7 +121,9 @@ class AnsweredLate(Answered[Any]):
 
     def __await__(self) -> Generator[Any, Any, Any]:
         yield
-        return (yield from Answered.__await__(self))
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class Unheard:

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from bench._actors import TOTAL, Async, Plain, actio_counter, in_actio, in_system, pykka_counter
-from bench._harness import Rivals, Workload
+from bench._harness import Aim, Rivals, Workload
 from cuelight import Actor, ActorSystem
 
 WIDTH = 1000
@@ -55,3 +55,5 @@ WORKLOADS: dict[str, Rivals] = {
     "fan out to 1,000 and gather, def": {"cuelight": ours(Plain), "pykka": pykka, "actio": in_actio(_actio)},
     "fan out to 1,000 and gather, async": {"cuelight": ours(Async), "pykka": pykka, "actio": in_actio(_actio)},
 }
+
+AIMS = {"fan out to 1,000 and gather, async": Aim("actio", 2, trio=1)}

@@ -158,7 +158,7 @@ WORKLOADS: dict[str, Rivals] = {
 }
 
 _DEF = Aim("actio", 6.5, absent=True, why="3 x Thespian")
-_ASYNC = Aim("actio", 1.5)
+_ASYNC = Aim("actio", 2.5, trio=1.5)
 
 AIMS = {
     "ping-pong, def": _DEF,

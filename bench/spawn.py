@@ -131,6 +131,7 @@ _BEAM = Aim("actio", 6.5, absent=True, why="BEAM")
 AIMS = {
     "spawn + stop, def": _BEAM,
     "spawn + stop, async": _BEAM,
+    "spawn + ask + stop, async": Aim("actio", 2.5, trio=1),
     "spawn 1,000, then stop them, def": _BEAM,
     "spawn 1,000, then stop them, async": _BEAM,
 }

@@ -222,7 +222,7 @@ async def test_cancelling_an_ask_reaches_through_nested_asks() -> None:
 
 
 class Answer(Message):
-    pass
+    until: anyio.Event
 
 
 class Slow(Actor[Wait | Answer | Get]):
@@ -237,7 +237,7 @@ class Slow(Actor[Wait | Answer | Get]):
     @on(Answer)
     async def answer(self, message: Answer) -> None:
         with anyio.CancelScope(shield=True):
-            await anyio.sleep(0.1)
+            await message.until.wait()
 
     @on(Get)
     async def get(self, message: Get) -> list[Any]:
@@ -256,9 +256,11 @@ async def test_late_replies_are_counted_never_delivered() -> None:
 async def test_a_message_that_was_handled_in_spite_of_an_interrupt_is_no_dead_letter() -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(Slow)
-        await ref.tell(Answer())
+        until = anyio.Event()
+        await ref.tell(Answer(until))
         await settle()
         assert ref.interrupt()
+        until.set()
         assert await ref.ask(Get()) == []
         assert not system.dead_letters.total
         assert ref.statistics().handled == 2
@@ -349,6 +351,9 @@ async def test_native_cancel_of_the_task_of_an_actor_kills_it_and_tells_its_aske
     async with ActorSystem() as system:
         for kind in ("busy", "idle"):
             ref = await system.spawn(Busy)
+            if kind == "idle":
+                ref.tell_nowait(Put("open"))
+                await ref.ask(Wait())  # a checkpoint, so that it has a task
             reply = ref.ask(Wait() if kind == "busy" else Get())
             await settle()
             (task,) = [task for task in asyncio.all_tasks() if task.get_name() == ref.path]
@@ -381,7 +386,7 @@ async def test_context_variables_of_a_handler_do_not_leak_into_the_asker() -> No
         assert await ref.ask(SetIt("a")) == "mine"  # those of its spawner
         assert setting.get() == "changed"
         assert await ref.ask(SetIt("b")) == "a"  # its own stay
-        ref._cell.runtime.inline = 0
+        ref._cell.runtime.inline = -1
         assert await ref.ask(SetIt("c")) == "b"
         assert setting.get() == "changed"
 

@@ -169,7 +169,7 @@ async def test_two_that_ask_the_same_are_no_cycle() -> None:
     async with ActorSystem() as system:
         a, b, c = [await system.spawn(Caller) for _ in range(3)]
         first, second = a.ask(Call(asks(b, asks(c)))), c.ask(Call(asks(b)))
-        assert {str(await first), str(await second)} <= {"pong", str(await first)}
+        assert "pong" in {str(await first), str(await second)}  # if b and c ask each other, one of them is told
         assert await b.ask(Ping()) == "pong"
 
 

@@ -282,7 +282,7 @@ async def test_an_ask_of_an_actor_that_waits_for_my_lock() -> None:
 
 
 async def test_an_actor_that_wants_the_lock_of_its_asker() -> None:
-    """The other way round: the actor closes the circle, because its asker holds the lock."""
+    """The other way round: the asker holds the lock. The one that begins to wait last is told."""
     lock = LocalLock("db")
 
     async def take(_: Doer) -> None:
@@ -300,17 +300,17 @@ async def test_an_actor_that_wants_the_lock_of_its_asker() -> None:
 
             tasks.start_soon(wait)
             await settle()
-            error = await ref.ask(Do(take))
+            error = await outcome(ref.ask(Do(take)))  # of the asker, if the handler began inside the ask
             assert isinstance(error, DeadlockError)
             assert f"{ref.path} → lock 'db' → task" in str(error)
-            assert str(error).count(ref.path) >= 3
+            assert str(error).count(ref.path) >= 2
 
             async def pass_on(_: Doer) -> Any:
                 return await ref.ask(Do(take))
 
-            error = await middle.ask(Do(pass_on))
+            error = await outcome(middle.ask(Do(pass_on)))
             assert isinstance(error, DeadlockError)
-            assert f"→ {middle.path} → {ref.path}" in str(error)
+            assert f"{middle.path} → {ref.path}" in str(error)
             blocker.cancel()
 
 

@@ -144,9 +144,17 @@ class Cell(Fates):
     def __repr__(self) -> str:
         return f"<cell {self.path}>"
 
-    def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
-        """Run a `def` handler in the asker's stead; only while `asleep` is `INLINE`."""
+    def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any] | None:
+        """Run a handler inside the ask, an `async def` one up to its first wait; only while `asleep` is `INLINE`.
+
+        Returns None if that cannot be now, so that the request has to queue.
+        """
         raise NotImplementedError
+
+    def deadline(self) -> float:
+        """The deadline of the request that it handles, for the requests which that handler sends; 0 if it has none."""
+        running = self.running
+        return running.due if isinstance(running, Asked) else 0.0
 
     # Starting. `begin` is the subclass's.
 

@@ -10,11 +10,12 @@ import math
 from collections import deque
 from contextvars import copy_context
 from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
 from cuelight.actors._dead_letters import DeadLetters
-from cuelight.actors._plain_cell import PlainCell
+from cuelight.actors._plain_cell import PlainCell, TurnCell
 from cuelight.actors._reply import Asked
 from cuelight.actors._timers import Alarms, Later
 from cuelight.errors import ends_the_program
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from cuelight.actors._background import Background
     from cuelight.actors._cell import Cell
+    from cuelight.actors._handler_task import HandlerTask
     from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import Backend
 
@@ -33,7 +35,13 @@ __all__ = ["Dispatcher"]
 log = get_log("cuelight")
 
 TURNS_PER_PASS = 64
-INLINE_ASKS_PER_PASS = 256
+INLINE_ASKS = 64
+"""Asks that are answered at once between two looks at the clock."""
+
+INLINE_LOOKS = 8
+INLINE_SECONDS = 0.001
+"""After so many looks, or seconds, other tasks have their turn."""
+
 LINGER = 5.0
 """Seconds that an idle task is kept, at least; at most twice that."""
 
@@ -47,7 +55,10 @@ class Dispatcher:
     def __init__(self, *, ask_timeout: float, keep_dead_letters: int) -> None:
         self.ask_timeout = ask_timeout
         self.late_replies = 0
-        self.inline = 0
+        self.inline = -1
+        """Asks that may be answered at once before the next look at the clock; -1 while none may be."""
+        self._inline_looks = 0
+        self._inline_since = 0.0
         self.inline_timeout: float | None = None
         self.nested_starts = 0
         self.told = 0
@@ -55,7 +66,15 @@ class Dispatcher:
         self.restarting = 0
         self.turning: Cell | None = None
         self._keep_dead_letters = keep_dead_letters
-        self._ready: deque[PlainCell] = deque()
+        self._ready: deque[TurnCell] = deque()
+        self.turn_asks = 0
+        """How many asks the turns of this pass may still have answered at once."""
+        self.nested_steps = 0
+        """Handlers that are being run up to their first wait, each inside an ask of the one before."""
+        self.spare_queues: list[deque[Any]] = []
+        self.spare_tasks: list[HandlerTask] = []
+        self.ending_tasks = 0
+        self._tasks_ended: Waiter | None = None
         self._events: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._parked: Waiter | None = None
         self._open = False
@@ -93,8 +112,8 @@ class Dispatcher:
             self._ended = self.backend.waiter()
             await self._ended
 
-    def schedule(self, cell: PlainCell) -> None:
-        """Give a plain cell a turn soon."""
+    def schedule(self, cell: TurnCell) -> None:
+        """Give a cell a turn soon."""
         self.awake += 1
         self._ready.append(cell)
         if self._parked is not None:
@@ -103,6 +122,12 @@ class Dispatcher:
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Have a decision of supervision taken soon, outside of all handlers."""
         self._events.append((function, args))
+        if self._parked is not None:
+            self._wake()
+
+    def schedule_again(self, cell: TurnCell) -> None:
+        """Give a cell, which has had one already and counts as awake, another turn."""
+        self._ready.append(cell)
         if self._parked is not None:
             self._wake()
 
@@ -130,6 +155,7 @@ class Dispatcher:
                     # Somebody cancels all tasks of the loop, as asyncio.run does at its end. Actors are still to be
                     # ended; after that nobody may be left to leave the block of the system.
                     self._abandoned = True
+            await self._end_tasks()
         finally:
             self._parked = None
             self._dispatching = False
@@ -141,13 +167,32 @@ class Dispatcher:
                 self.dead_letters.close()
                 self.abandoned()
 
+    async def _end_tasks(self) -> None:
+        """End the tasks that serve nobody, and wait for those that were told to end."""
+        spares, self.spare_tasks = self.spare_tasks, []
+        for task in spares:
+            task.end()
+        while self.ending_tasks:
+            self._tasks_ended = waiter = self.backend.waiter()
+            try:
+                await waiter
+            except self.backend.cancelled:
+                pass  # they end all the same, and soon
+
+    def handler_task_ended(self) -> None:
+        """One of those that were told to end has done so."""
+        if not self.ending_tasks and self._tasks_ended is not None:
+            self._tasks_ended.wake()
+
     def abandoned(self) -> None:
         """The loop is being ended and the block of the system was never left: end what is not a task of the loop."""
         raise NotImplementedError
 
     def _pass(self) -> None:
         events, ready = self._events, self._ready
-        self.inline = 0
+        self.inline = -1
+        self.turn_asks = INLINE_ASKS
+        self._inline_looks = 0
         while events:
             function, args = events.popleft()
             try:
@@ -167,9 +212,22 @@ class Dispatcher:
             if events:
                 break
         self.turning = None
-        self.inline = INLINE_ASKS_PER_PASS
+        self.inline = INLINE_ASKS
+        self._inline_looks = 0
 
-    def _turn_failed(self, cell: PlainCell, error: BaseException) -> None:
+    def more_inline(self) -> bool:
+        """Whether more asks may be answered at once before other tasks have their turn; `inline` has come to 0."""
+        now = monotonic()  # under a virtual clock, too
+        if not self._inline_looks:
+            self._inline_since = now
+        self._inline_looks += 1
+        if self._inline_looks < INLINE_LOOKS and now - self._inline_since < INLINE_SECONDS:
+            self.inline = INLINE_ASKS
+            return True
+        self.inline = -1
+        return False
+
+    def _turn_failed(self, cell: TurnCell, error: BaseException) -> None:
         self.internal_error(error)
         self.dozed()
         try:
@@ -248,6 +306,11 @@ class Dispatcher:
         """An actor or a background task has nothing to do any more."""
         self.awake -= 1
         if self._idle_waiters and self.is_idle:
+            self._wake()
+
+    def looked_idle(self) -> None:
+        """The rest of `dozed`, if somebody waits for that."""
+        if self.is_idle:
             self._wake()
 
     def restart_settled(self) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cuelight.actors._cell import BURYING, STARTING, Cell
@@ -16,7 +17,7 @@ from cuelight.errors import ReplyError, control_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PlainCell"]
+__all__ = ["PlainCell", "TurnCell"]
 
 BUDGET = 128
 """Messages that one actor handles before another has its turn."""
@@ -30,7 +31,42 @@ INLINE = 2
 """`asleep` of an idle plain cell: an ask may run its handler at once."""
 
 
-class PlainCell(Cell):
+SPARE_QUEUES = 64
+"""Empty queues that are kept for actors that get mail: making one costs as much as handling a message."""
+
+
+class TurnCell(Cell):
+    """An actor to which the dispatcher gives a turn when it has mail."""
+
+    __slots__ = ()
+
+    def put(self, item: Any) -> bool:
+        runtime = self.runtime
+        items = self.items
+        if items is None:
+            spares = runtime.spare_queues
+            items = self.items = spares.pop() if spares else deque()
+        if len(items) >= self.limit:
+            return self._put_full(item)
+        items.append(item)
+        if self.asleep:  # what `woken` comes to: a call costs as much as the rest
+            self.asleep = 0
+            runtime.awake += 1
+            runtime._ready.append(self)
+            if runtime._parked is not None:
+                runtime._wake()
+        return True
+
+    def woken(self) -> None:
+        self.asleep = 0
+        self.runtime.schedule(self)
+
+    def turn(self) -> bool:
+        """Handle some mail. Returns whether there is more. It runs in the cell's context."""
+        raise NotImplementedError
+
+
+class PlainCell(TurnCell):
     """An actor with `def` handlers and hooks only."""
 
     __slots__ = ()
@@ -68,11 +104,7 @@ class PlainCell(Cell):
                 self.abort_if_fatal(error)
         self.construct().started(why)
 
-    def woken(self) -> None:
-        self.asleep = 0
-        self.runtime.schedule(self)
-
-    def turn(self) -> bool:
+    def turn(self) -> bool:  # noqa: C901 - a call for each message costs as much as one
         """Handle some messages. Returns whether there are more. It runs in the cell's context."""
         if not self.handled and handling.get() is not self:  # it is, from the first time on
             handling.set(self)
@@ -89,7 +121,12 @@ class PlainCell(Cell):
                 self.handled += handled
                 self.running = self.items = None
                 self.asleep = 1 if self.attention else INLINE  # nobody overtakes those that wait in line
-                self.runtime.dozed()
+                runtime = self.runtime
+                if items is not None and len(runtime.spare_queues) < SPARE_QUEUES:
+                    runtime.spare_queues.append(items)
+                runtime.awake -= 1
+                if runtime._idle_waiters:
+                    runtime.looked_idle()
                 return False
             self.running = item = items.popleft()
             kind: type[Any] = type(item)
@@ -142,8 +179,11 @@ class PlainCell(Cell):
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
         """Run a handler in the asker's stead: the cell is idle, and a `def` handler cannot suspend."""
+        runtime = self.runtime
         self.asleep = 0
+        asks_left, runtime.inline = runtime.inline, -1  # what it asks itself queues
         reply, exit_ = self.context.run(self._answer, message, call)
+        runtime.inline = asks_left
         self.handled += 1
         if exit_ is not None:
             self.incarnation_over(exit_)

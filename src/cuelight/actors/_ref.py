@@ -153,18 +153,18 @@ class Ref(Generic[M_contra]):
             raise runtime.wrong_thread(cell)
         if timeout is not None:
             check_seconds("ask(timeout)", timeout)
-        if cell.asleep == INLINE and runtime.inline > 0:
+        if cell.asleep == INLINE and (runtime.inline > 0 or (not runtime.inline and runtime.more_inline())):
             call = cell.table.calls.get(type(message))
             if call is not None:
-                budget, runtime.inline = runtime.inline, 0
+                runtime.inline -= 1
                 runtime.inline_timeout = timeout
                 reply = cell.ask_now(message, call)
-                runtime.inline = budget - 1
-                return reply
+                if reply is not None:
+                    return reply
         asked = Asked(message, cell, runtime.ask_timeout if timeout is None else timeout)
         asker = handling.get()
-        if asker is not None and isinstance(asker.running, Asked):
-            asked.due = asker.running.due
+        if asker is not None:
+            asked.due = asker.deadline()
         if not cell.put(asked):
             cell.line_up(asked)
         asked.unheard = True

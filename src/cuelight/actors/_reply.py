@@ -24,6 +24,7 @@ from cuelight.mailbox import running_task
 
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
+    from cuelight.actors._waits import Step
     from cuelight.mailbox import Waiter
 
 __all__ = ["Reply"]
@@ -113,6 +114,18 @@ class Answered(Reply[R]):
         self.error = error
 
 
+class AnsweredLate(Answered[Any]):
+    """A reply that was there at once, but its asker was cancelled meanwhile: awaiting it lets that come through."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        yield
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
 class Unheard:
     """Warns when a request is forgotten that was answered, or failed, before anybody awaited it.
 
@@ -127,19 +140,26 @@ class Unheard:
 
     def __del__(self) -> None:
         if not self.heard:
-            warnings.warn(
-                f"the answer to {safe_repr(self._message)}, which {self._path} was asked, was never awaited: await the "
-                f"ask, or tell the actor instead",
-                RuntimeWarning,
-                stacklevel=2,
-                source=self,
-            )
+            _warn_of_unheard(self._message, self._path, self)
+
+
+def _warn_of_unheard(message: Any, path: str, reply: object) -> None:
+    warnings.warn(
+        f"the answer to {safe_repr(message)}, which {path} was asked, was never awaited: await the ask, or tell the "
+        f"actor instead",
+        RuntimeWarning,
+        stacklevel=3,
+        source=reply,
+    )
 
 
 class Asked(Reply[Any]):
     """A request on its way, and the place for its answer. It travels through the mailbox in the message's stead."""
 
     __slots__ = ("cell", "due", "message", "sender", "state", "timed", "timeout", "unheard", "waiter")
+
+    begun = False
+    """Whether its handler was begun inside the ask."""
 
     def __init__(self, message: Any, cell: Cell, timeout: float) -> None:
         self.message = message
@@ -272,16 +292,51 @@ class Asked(Reply[Any]):
         task = running_task() if blocked else None
         if task is not None:
             starts.append(task)
-        circle = find_circle(starts, [(self.cell, None)])
-        if circle is not None:
+        while (circle := find_circle(starts, [(self.cell, None)])) is not None:
+            if self.begun and asker is not None and _fail_last(circle, asker):
+                continue
             if asker is not None and asker.asks is not None:
                 asker.asks.pop(self, None)
             self.cancel()
-            raise DeadlockError(
-                f"{name_of(starts[0])} asks {self.cell.path} and would wait for ever, because each waits for the "
-                f"next: {show_circle(starts, circle)}. Tell instead of ask, or ask from a background task "
-                f"(pipe_to_self)"
-            )
+            raise _deadlock(starts[0], self.cell, show_circle(starts, circle))
+
+
+class Begun(Asked):
+    """A request whose handler was begun inside the ask, and may have asked others before its asker began to wait."""
+
+    __slots__ = ()
+
+    begun = True
+
+    def __del__(self) -> None:
+        if self.unheard is True and self.state == DONE:  # it was answered at once
+            _warn_of_unheard(self.message, self.cell.path, self)
+
+
+def _fail_last(circle: list[Step], asker: Cell) -> bool:
+    """Fail the ask that leads back to the asker, as it would have failed if the asker had waited by then.
+
+    Returns:
+        Whether there is one, which has not begun.
+    """
+    if len(circle) < 2 or circle[-1] != (asker, None):
+        return False
+    last = circle[-2][0]
+    for ask in list(getattr(last, "asks", None) or ()):
+        if ask.cell is asker and ask.state == QUEUED:
+            del last.asks[ask]
+            shown = show_circle([last], [(asker, None), *circle[:-1]])
+            ask.fail(_deadlock(last, asker, shown))
+            asker.note_stale()
+            return True
+    return False
+
+
+def _deadlock(asker: Any, asked: Cell, circle: str) -> DeadlockError:
+    return DeadlockError(
+        f"{name_of(asker)} asks {asked.path} and would wait for ever, because each waits for the next: {circle}. "
+        f"Tell instead of ask, or ask from a background task (pipe_to_self)"
+    )
 
 
 code_of_asks.add(Asked.__await__.__code__)

@@ -16,6 +16,7 @@ from cuelight.actors._actor import Actor, FunctionActor
 from cuelight.actors._bonds import Bonds
 from cuelight.actors._cell import DEAD, Cell
 from cuelight.actors._dispatcher import Dispatcher
+from cuelight.actors._eager_cell import EagerCell
 from cuelight.actors._exits import Crashed
 from cuelight.actors._groups import Group
 from cuelight.actors._inbox import Inbox
@@ -82,7 +83,7 @@ class Runtime(Dispatcher):
         return Bonds(cell)
 
     def new_cell(self, keeper: Family, spec: ChildSpec[Any]) -> Cell:
-        """A cell for a spec: plain if nothing of its class can suspend.
+        """A cell for a spec: plain if nothing of its class can suspend, eager if nothing but handlers can.
 
         Raises:
             NameTaken: a live actor has the name.
@@ -97,7 +98,13 @@ class Runtime(Dispatcher):
             if taken is not None:
                 raise NameTaken(f"{taken.path} has the name {spec.name!r} already")
         table = self._table_of(spec)
-        cell = (PlainCell if table.plain and isinstance(spec.factory, type) else TaskCell)(keeper, spec, table)
+        kind: type[Cell] = TaskCell
+        if isinstance(spec.factory, type):
+            if table.plain:
+                kind = PlainCell
+            elif self.backend.steps_by_hand and not (table.own_run or table.hooks or table.streaming):
+                kind = EagerCell
+        cell = kind(keeper, spec, table)
         if spec.name is not None:
             self._names[spec.name] = cell
         self.alive += 1

@@ -4,7 +4,16 @@ A `Channel` is a FIFO with back-pressure. `select` waits for several channels, t
 exactly one. Overflow policies say what a full channel or mailbox does.
 """
 
-from cuelight.mailbox._backend import Backend, Slot, Waiter, await_until, current_backend, loop_time, new_slot
+from cuelight.mailbox._backend import (
+    Backend,
+    Slot,
+    Waiter,
+    await_until,
+    current_backend,
+    loop_time,
+    new_slot,
+    swap_current_task,
+)
 from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter, NotNow, Signal
 from cuelight.mailbox._channel import Channel
 from cuelight.mailbox._core import ChannelStatistics
@@ -85,6 +94,7 @@ __all__ = [
     "seed_select",
     "select",
     "select_nowait",
+    "swap_current_task",
     "wait",
     "when_task_ends",
 ]

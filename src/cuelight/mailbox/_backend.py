@@ -34,6 +34,7 @@ __all__ = [
     "new_slot",
     "postpone_cancellation",
     "slot_maker",
+    "swap_current_task",
     "yield_now",
 ]
 
@@ -74,10 +75,13 @@ class Backend(Protocol):
         """
         ...
 
+    steps_by_hand: bool
+    """Whether code of one task may be run in another up to its first wait; see `swap_current_task`."""
+
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
-    ) -> None:
-        """Start `function(*args)` as a task in `context`. It must not raise."""
+    ) -> Any:
+        """Start `function(*args)` as a task in `context`; returns the task. It must not raise."""
         ...
 
     def checkpoint(self) -> Awaitable[None]:
@@ -119,10 +123,27 @@ class _AsyncioWaiter:
         return self._future.__await__()
 
 
+if sys.version_info >= (3, 12):
+    swap_current_task: Callable[[Any, Any], Any] = asyncio.tasks._swap_current_task
+else:
+    _tasks: Any = asyncio.tasks
+    _current_tasks: dict[Any, Any] = _tasks._current_tasks
+
+    def swap_current_task(loop: Any, task: Any) -> Any:
+        """Make `task` the one that an asyncio loop runs now; returns the one before. None stands for no task."""
+        before = _current_tasks.get(loop)
+        if task is None:
+            _current_tasks.pop(loop, None)
+        else:
+            _current_tasks[loop] = task
+        return before
+
+
 class AsyncioBackend:
     """asyncio, also on uvloop."""
 
     name = "asyncio"
+    steps_by_hand = True
     cancelled: type[BaseException] = asyncio.CancelledError
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -141,11 +162,12 @@ class AsyncioBackend:
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
-    ) -> None:
+    ) -> Any:
         # Not loop.create_task: an eager task factory would run the task inside the sender.
         task = asyncio.Task(function(*args), loop=self.loop, context=context, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def checkpoint(self) -> Awaitable[None]:
         return asyncio.sleep(0)
@@ -203,6 +225,8 @@ class TrioBackend:
     """
 
     name = "trio"
+    steps_by_hand = False
+    """No: a task of trio is known to it by more than its being current."""
 
     def __init__(self) -> None:
         import trio  # noqa: PLC0415 - trio is an option
@@ -228,9 +252,10 @@ class TrioBackend:
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
-    ) -> None:
+    ) -> Any:
         task = self._lowlevel.spawn_system_task(function, *args, name=name)
         task.context = context  # not as an argument: trio would enter it now, and it may be entered already
+        return task
 
     def set_alarm(self, when: float, ring: Callable[[], None]) -> None:
         self._ring, self._when = ring, when

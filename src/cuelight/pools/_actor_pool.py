@@ -289,8 +289,8 @@ class ActorPool(PoolBlock, Generic[M]):
         if self._may_wait:
             asked = Asked(message, home, home.runtime.ask_timeout if timeout is None else timeout)
             asker = handling.get()
-            if asker is not None and isinstance(asker.running, Asked):
-                asked.due = asker.running.due
+            if asker is not None:
+                asked.due = asker.deadline()
             envelope = Envelope(asked, self, told=False)
             self._post(envelope)
             sender = background_work.get() if asker is None else asker

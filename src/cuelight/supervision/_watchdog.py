@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cuelight._log import get_log
 from cuelight._text import safe_repr
 from cuelight.actors._stream import StreamSlot
+from cuelight.mailbox import awaited_by
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell, Runtime
@@ -121,5 +122,5 @@ def awaiting(coroutine: Any) -> list[str]:
         if code is FEED:  # what it awaits does not say which generator it belongs to
             at = frame.f_locals["chunks"]
             continue
-        at = getattr(at, "cr_await", None) or getattr(at, "gi_yieldfrom", None) or getattr(at, "ag_await", None)
+        at = awaited_by(at) or getattr(at, "ag_await", None)
     return lines or ["  (not awaiting anything that can be shown)\n"]

@@ -1,0 +1,393 @@
+"""Cells of actors with `async def` handlers and neither hooks nor a `run` of their own, on asyncio.
+
+The dispatcher, or the ask of an idle one, runs a handler up to its first wait; a task goes on with it from there. So an
+actor whose handlers do not have to wait never has a task. One that has got a task keeps it for as long as a `TaskCell`.
+
+Invariants:
+1. While a handler is run, the current task is the one that would go on with it.
+2. A handler that waits belongs to its task, and so does the mail behind it until that task has nothing to do.
+"""
+
+# Messages, factories and what users raise are Any here: no annotation could say more.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final
+
+from cuelight.actors._cell import FAIL, KILL, RECYCLE, Cell
+from cuelight.actors._exits import Exit, Killed, Start
+from cuelight.actors._handler_task import HandlerTask, resume
+from cuelight.actors._plain_cell import BUDGET_RANGE, INLINE, SPARE_QUEUES, TurnCell
+from cuelight.actors._reply import (
+    DONE,
+    QUEUED,
+    RUNNING,
+    AnsweredLate,
+    Asked,
+    Begun,
+    Reply,
+    background_work,
+    handling,
+)
+from cuelight.actors._task_cell import TaskCell
+from cuelight.mailbox import swap_current_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cuelight.actors._family import Family
+    from cuelight.actors._handlers import HandlerTable
+    from cuelight.actors._spec import ChildSpec
+
+__all__ = ["EagerCell"]
+
+NESTED_STEPS = 8
+"""Handlers that are run inside each other's asks, up to their first wait, before the next request queues."""
+
+ENDS: Final = KILL | FAIL | RECYCLE
+"""Signals that end an incarnation before its next message."""
+
+WAITS: Final = object()
+
+CANCELLED: Final = "its task was cancelled from outside"
+
+
+async def _awaiting(awaitable: Any) -> Any:
+    """For what is no coroutine of Python's own, but may be awaited."""
+    return await awaitable
+
+
+class EagerCell(TurnCell, TaskCell):
+    """An actor whose handlers are run where its mail comes from, until they have to wait."""
+
+    __slots__ = ("worker",)
+
+    def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
+        TaskCell.__init__(self, keeper, spec, table)
+        self.worker: HandlerTask | None = None  # during a step, and as long as it is kept for this actor
+
+    def begin(self, why: Start) -> None:
+        try:
+            self.construct()
+        except BaseException as error:
+            self.has_not_started(error)
+            return
+        self.has_started()
+        self.asleep = INLINE
+        if self.items or self.attention:
+            self.woken()
+
+    # Steps: what runs before the first wait.
+
+    def turn(self) -> bool:
+        """Handle some mail, up to the first wait. Returns whether there is more. It runs in the cell's context."""
+        if not self.handled:
+            handling.set(self)
+        runtime = self.runtime
+        kept, spares, loop = self.worker, runtime.spare_tasks, runtime.backend.loop
+        self.worker = worker = kept or (spares.pop() if spares else HandlerTask(runtime))
+        self.task = task = worker.task
+        self.scope = self.turn_scope = worker.scope
+        runtime.nested_steps = 1
+        runtime.inline = runtime.turn_asks
+        outcome: Exit | bool
+        coroutine = self._serve_mail()
+        before = swap_current_task(loop, task)
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration as end:
+            outcome = end.value
+        except BaseException as error:  # the handler has raised the cancellation that it had called for itself
+            outcome = self._was_cancelled(error, caught=self.cut)
+        else:
+            self._hand_over(worker, coroutine, awaited)
+            return False
+        finally:
+            swap_current_task(loop, before)
+            runtime.turn_asks, runtime.inline, runtime.nested_steps = runtime.inline, -1, 0
+        if self.cut or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
+            if self._discard(worker):
+                outcome = self._has_lost(outcome)
+        elif kept is None:
+            self.worker = self.task = self.scope = self.turn_scope = None
+            spares.append(worker)
+        if outcome is False and kept is None:
+            return False
+        return self._turn_over(outcome)
+
+    def _cut_short(self, worker: HandlerTask, exit_: Exit | None) -> Exit | None:
+        """A handler has used up its task without having waited. Returns how the incarnation ends."""
+        if self._discard(worker):
+            return exit_ or Killed(CANCELLED)
+        return exit_ or (self.attend() if self.signals & ENDS else None)
+
+    def _discard(self, worker: HandlerTask) -> bool:
+        """End a task that cannot be used again. Returns whether the handler has cancelled it and did not wait then."""
+        cut, self.cut = self.cut, False
+        self._let_go()
+        worker.end()
+        return not cut and worker.task.cancelling() > 0
+
+    def _let_go(self) -> None:
+        """Have no task any more."""
+        self.worker = self.task = self.scope = self.turn_scope = self.coroutine = None
+
+    def _has_lost(self, outcome: Exit | bool) -> Exit | bool:
+        """Its task was cancelled and had nothing to wait for, where that could have hit it."""
+        if outcome is False:  # it counts as asleep
+            self.asleep = 0
+            self.runtime.awake += 1
+        return outcome if isinstance(outcome, Exit) else Killed(CANCELLED)
+
+    def _turn_over(self, outcome: Exit | bool) -> bool:
+        """Returns whether there is more mail to handle."""
+        if isinstance(outcome, Exit):
+            self.runtime.dozed()
+            self.incarnation_over(outcome)
+            return False
+        if not outcome and self.worker is not None:
+            self.runtime.keep_warm(self)
+        return outcome
+
+    def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any] | None:
+        runtime = self.runtime
+        if runtime.nested_steps >= NESTED_STEPS:
+            return None
+        kept, spares, loop = self.worker, runtime.spare_tasks, runtime.backend.loop
+        self.worker = worker = kept or (spares.pop() if spares else HandlerTask(runtime))
+        self.task = task = worker.task
+        self.scope = self.turn_scope = worker.scope
+        timeout = runtime.inline_timeout
+        self.running = asked = Begun(message, self, runtime.ask_timeout if timeout is None else timeout)
+        asker = handling.get()
+        if asker is not None:
+            asked.due = asker.deadline()
+        runtime.nested_steps += 1
+        turning, runtime.turning = runtime.turning, self
+        before = swap_current_task(loop, task)
+        try:
+            exit_ = self._begin(asked, call)
+        finally:
+            swap_current_task(loop, before)
+            runtime.turning = turning
+            runtime.nested_steps -= 1
+        if exit_ is not WAITS:
+            self.running = None
+            self.handled += 1
+            if self.cut or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
+                exit_ = self._cut_short(worker, exit_)
+            elif kept is None:
+                self.worker = self.task = self.scope = self.turn_scope = None
+                spares.append(worker)
+            if exit_:
+                self.incarnation_over(exit_)
+            elif self.items or self.attention:
+                self.woken()
+            else:
+                self.items = None
+                self.asleep = INLINE
+        asked.unheard = True
+        if asked.state != DONE:
+            sender = background_work.get() if asker is None else asker
+            if sender is not None:
+                sender.has_sent(asked)
+        elif before is not None and getattr(before, "_must_cancel", False):
+            asked.hear()
+            return AnsweredLate(None if asked.error is not None else asked.value, asked.error)
+        return asked
+
+    def _begin(self, asked: Begun, call: Callable[..., Any]) -> Any:
+        """Run the handler of a request up to its first wait.
+
+        Returns how the incarnation ends, nothing true if it does not, or `WAITS` if the handler has to wait.
+        """
+        if not self.handled:
+            self.context.run(handling.set, self)
+        message = asked.message
+        asked.state = RUNNING
+        self.asleep = 0
+        handler = None
+        try:
+            if type(message) in self.table.async_calls:
+                handler = call(self.actor, message)
+                if type(handler) is not CoroutineType:
+                    handler = _awaiting(handler)
+                awaited = self.context.run(handler.send, None)
+                self._wait_for(asked, handler, awaited)
+                return WAITS
+            value = self.context.run(call, self.actor, message)
+        except StopIteration as end:
+            if handler is None:
+                return self.failed(end, asked)
+            value = end.value
+        except BaseException as error:
+            if self._is_ours(error):
+                outcome = self._was_cancelled(error, caught=self.cut)
+                return None if outcome is True else outcome
+            return self.failed(error, asked)
+        if self.running is asked:
+            if asked.timed:
+                asked.succeed(value)
+            else:
+                asked.value = value
+                asked.state = DONE
+        return None
+
+    # Going on in a task.
+
+    def _wait_for(self, asked: Asked, handler: Any, awaited: Any) -> None:
+        """The handler of a request that was begun inside its ask has to wait."""
+        self.runtime.awake += 1
+        coroutine = self._finish(asked, handler, awaited)
+        worker = self.worker
+        assert worker is not None  # noqa: S101 - it has one in a step
+        self._hand_over(worker, coroutine, self.context.run(coroutine.send, None))
+
+    def _hand_over(self, worker: HandlerTask, coroutine: Any, awaited: Any) -> None:
+        self.coroutine = worker.coroutine
+        self.runtime.tasks[self] = None
+        asked = self.running
+        if isinstance(asked, Asked):
+            asked.start_clock()
+        worker.go_on(self, coroutine, awaited)
+
+    async def _finish(self, asked: Asked, handler: Any, awaited: Any) -> Exit | bool:
+        """Go on with a request, then with the mail."""
+        try:
+            value = await resume(handler, awaited)
+            if self.running is asked:
+                asked.succeed(value)
+        except BaseException as error:
+            if self._is_ours(error):
+                raise
+            self.running = None
+            if (exit_ := self.failed(error, asked)) is not None:
+                return exit_
+        self.handled += 1
+        return self._attended() if self.cut else await self._serve_mail()
+
+    async def _serve_mail(self) -> Exit | bool:  # noqa: C901, PLR0912 - a call for each message costs as much as one
+        """Handle some mail. Returns how the incarnation ends, or whether there is more to do."""
+        actor, async_calls, plain_calls = self.actor, self.table.async_calls, self.table.plain_calls
+        for _ in BUDGET_RANGE:
+            if self.attention:
+                exit_ = self.attend()
+                if exit_ is not None:
+                    self.running = None
+                    return exit_
+            items = self.items
+            if not items:
+                self.running = self.items = None
+                self.asleep = 1 if self.attention else INLINE  # nobody overtakes those that wait in line
+                runtime = self.runtime
+                if items is not None and len(runtime.spare_queues) < SPARE_QUEUES:
+                    runtime.spare_queues.append(items)
+                runtime.awake -= 1
+                if runtime._idle_waiters:
+                    runtime.looked_idle()
+                return False
+            self.running = item = items.popleft()
+            kind: type[Any] = type(item)
+            call = async_calls.get(kind)
+            try:
+                if call is not None:
+                    await call(actor, item)
+                elif (call := plain_calls.get(kind)) is not None:
+                    call(actor, item)
+                elif (
+                    kind is Asked and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
+                ):
+                    item.state = RUNNING
+                    if self.coroutine is not None and not item.timed:  # else that is done at the first wait
+                        item.start_clock()
+                    value = await call(actor, item.message)
+                    if self.running is item:
+                        item.succeed(value)
+                else:
+                    await self._handle_rest(actor, item)
+            except BaseException as error:
+                if self._is_ours(error):
+                    raise
+                self.running = None
+                if (exit_ := self.failed(error, item)) is not None:
+                    return exit_
+            self.handled += 1
+            if self.cut:
+                break
+        self.running = None
+        return self._attended() if self.cut else True
+
+    def _attended(self) -> Exit | bool:
+        """A handler was cut off: see to the signal that did it at once, so that nobody takes the actor for idle."""
+        return (self.attend() if self.signals & ENDS else None) or True
+
+    def resumed(self, outcome: Exit | bool) -> None:
+        """Its task has done what it had to; it is kept for a while."""
+        self.coroutine = None
+        self.runtime.tasks.pop(self, None)
+        if self._turn_over(outcome):
+            self.runtime.schedule_again(self)
+
+    def task_over(self, outcome: Exit | bool, failure: BaseException | None, *, caught: bool) -> None:
+        """Its task was cancelled, or cannot be used again for another reason."""
+        self.runtime.tasks.pop(self, None)
+        if failure is not None:
+            outcome = self._was_cancelled(failure, caught=caught)
+        elif self.task._must_cancel and not self.cut:
+            outcome = self._has_lost(outcome)
+        self.cut = False
+        self._let_go()
+        if self._turn_over(outcome):
+            self.runtime.schedule_again(self)
+
+    def _was_cancelled(self, failure: BaseException, *, caught: bool) -> Exit | bool:
+        """The handler that runs was cut off."""
+        item, self.running = self.running, None
+        if self.sent:
+            self.withdraw_asks(cut_off=True)
+        if caught:
+            self.cut_off(item, self.why_cut)
+            return self._attended()
+        if isinstance(failure, self.runtime.backend.cancelled):
+            self.cut_off(item, CANCELLED)
+            return Killed(CANCELLED)
+        return self.crash(self.as_failure(failure), item)
+
+    def lost_task(self, worker: HandlerTask) -> None:
+        """The task that was kept for it has ended: it was not needed any more, or was cancelled."""
+        if self.worker is worker:
+            self._let_go()
+            bonds = self.bonds_made()
+            if bonds.exit_forced is None:
+                bonds.exit_forced = Killed(CANCELLED)
+            self.signal(KILL)
+
+    def retire(self) -> None:
+        worker = self.worker
+        if worker is not None:
+            self._let_go()
+            worker.end()
+
+    @property
+    def idle(self) -> bool:
+        return bool(self.asleep and not self.items and not self.attention)
+
+    def deadline(self) -> float:
+        running = self.running
+        if not isinstance(running, Asked):
+            return 0.0
+        if not running.timed:
+            running.start_clock()
+        return running.due
+
+    # Ending.
+
+    def incarnation_over(self, exit_: Exit) -> None:
+        worker = self.worker
+        if worker is not None:
+            self.runtime.forget_warm(self)
+            self._let_go()
+            worker.end()
+        Cell.incarnation_over(self, exit_)

@@ -3,7 +3,15 @@
 `import cuelight` does not load this package: it takes `redis` and `hiredis` with it.
 """
 
-from cuelight.redis._actors import NodeLost, NodeStatistics, PeerStatistics, RedisNode, RemoteError, TcpTransport, Undecoded
+from cuelight.redis._actors import (
+    NodeLost,
+    NodeStatistics,
+    PeerStatistics,
+    RedisNode,
+    RemoteError,
+    TcpTransport,
+    Undecoded,
+)
 from cuelight.redis._client import (
     Argument,
     Dedicated,

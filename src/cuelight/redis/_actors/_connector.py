@@ -1,4 +1,4 @@
-"""When and how a node connects to another one: while there is something to send, and less and less often if that fails."""
+"""When and how a node connects to another: while it has something to send, and less often each time that fails."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ class Connector:
                 if outgoing is not None:
                     outgoing.end(problem)
         if problem:
-            log.info("no direct connection to %s, which is reached through the server: %s", self._peer.identity, problem)
+            log.info(
+                "no direct connection to %s, which is reached through the server: %s", self._peer.identity, problem
+            )
 
     async def _opened(self) -> Outgoing | None:
         """A connection that is not greeted yet; None if there will never be one."""

@@ -4,10 +4,10 @@ Invariants:
 1. Batches are numbered from 1 and go one way at a time. Over a connection goes what comes right behind what the other
    node has dealt with; into the inbox goes a batch only when the one before is there.
 2. A batch is kept until it is in the inbox or confirmed. When a connection ends, those that are kept go through the
-   inbox, or over the next connection; the other node drops what it has seen. So frames arrive in the order in which they
-   were given to `send`, each of them once.
-3. A connection over which nothing is confirmed for `SILENT` ticks is left: what is sent from then on goes into the inbox,
-   of which the server knows what was read.
+   inbox, or over the next connection; the other node drops what it has seen. So frames arrive in the order in which
+   they were given to `send`, each of them once.
+3. A connection over which nothing is confirmed for `SILENT` ticks is left: what is sent from then on goes into the
+   inbox, of which the server knows what was read.
 4. A peer that is lost is sent nothing more, and a node whose lease has run out sends nothing.
 """
 
@@ -244,7 +244,9 @@ class Delivery:
                 except (StoreUnavailable, StoreRefused, ResponseError) as error:
                     if not complained and not isinstance(error, StoreUnavailable):
                         complained = True
-                        log.warning("nothing can be sent to %s, and goes on being tried: %s", self._peer.identity, error)
+                        log.warning(
+                            "nothing can be sent to %s, and goes on being tried: %s", self._peer.identity, error
+                        )
                     said = "away"
                 if said in _ENDS:
                     self._delivered(batch, said)

@@ -7,7 +7,8 @@ Invariants:
 1. Nothing is sent or accepted before both sides have proved that they know the secret of the node that accepts.
 2. A node whose lease has run out by its own clock neither sends nor accepts.
 3. A batch is dealt with when it is the next one; one that was seen already is dropped; any other ends the connection.
-4. What cannot be decoded in a batch costs that part of it. What breaks these rules costs the connection, never the node.
+4. What cannot be decoded in a batch costs that part of it. What breaks these rules costs the connection, never the
+   node.
 """
 
 from __future__ import annotations

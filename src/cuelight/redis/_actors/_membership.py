@@ -87,7 +87,8 @@ class Membership:
         registry: Registry,
         lease: float,
         on_end: Callable[[Membership], None],
-        transport: Transport = "redis",
+        *,
+        transport: Transport,
     ) -> None:
         self.transport: Transport = transport
         self.directory, self.runtime, self.registry = directory, runtime, registry
@@ -101,7 +102,9 @@ class Membership:
         self._heart = Heart(directory, lease, self)
         self._peers: dict[str, Peer] = {}
         self._cells: WeakValueDictionary[tuple[str, int], RemoteCell] = WeakValueDictionary()
-        self._former: OrderedDict[str, tuple[int, int]] = OrderedDict()  # peers that are gone, and how far they were seen
+        self._former: OrderedDict[str, tuple[int, int]] = (
+            OrderedDict()
+        )  # peers that are gone, and how far they were seen
         self.connections: dict[Connection, None] = {}
         self.listener = Listener(self, transport)
         self._context = copy_context()
@@ -165,7 +168,7 @@ class Membership:
         if ends_the_program(error):
             self.runtime.abort(error)  # it came out of code of users, and ends the system in order
         else:  # of the client that was plugged in, most likely
-            log.exception("%s failed", self.identity, error=error)
+            log.error("%s failed", self.identity, error=error)
         self.expelled(f"it failed with {describe_error(error)}")
 
     async def _guard(self) -> None:

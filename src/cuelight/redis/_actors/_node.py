@@ -119,7 +119,8 @@ class RedisNode:
         self._registry = Registry(messages, max_message)
         self._own = isinstance(redis, str)
         self._server: Any = _client(redis, lease) if isinstance(redis, str) else redis
-        self._cluster, self._lease, self._transport = cluster, lease, transport
+        self._cluster, self._lease = cluster, lease
+        self._transport: Transport = transport
         self._runtime: Runtime | None = None
         self._membership: Membership | None = None
         self._incarnation = 0
@@ -152,7 +153,9 @@ class RedisNode:
             sent=0 if membership is None else membership.sent,
             received=0 if membership is None else membership.received,
             refused=0 if membership is None else membership.refused,
-            endpoint="" if membership is None or membership.listener.endpoint is None else str(membership.listener.endpoint),
+            endpoint=""
+            if membership is None or membership.listener.endpoint is None
+            else str(membership.listener.endpoint),
             by_peer=() if membership is None else membership.statistics_of_peers(),
         )
 
@@ -178,7 +181,9 @@ class RedisNode:
         directory = Directory(
             self._server, self._cluster, identity, lease=self._lease, inbox=INBOX, publish=self._publish
         )
-        membership = Membership(directory, runtime, self._registry, self._lease, self._was_lost, self._transport)
+        membership = Membership(
+            directory, runtime, self._registry, self._lease, self._was_lost, transport=self._transport
+        )
         self._membership = membership
         await membership.begin(f"{socket.gethostname()} {os.getpid()}")
         self._incarnation += 1

@@ -128,7 +128,7 @@ class Peer:
     @property
     def quiet(self) -> bool:
         """Whether nothing is left to be sent."""
-        return self.lost or not (self._out or self._credits) and self.delivery.is_done
+        return self.lost or (self.delivery.is_done and not (self._out or self._credits))
 
     @property
     def has_frames(self) -> bool:

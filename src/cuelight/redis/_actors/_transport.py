@@ -52,7 +52,7 @@ class TcpTransport:
         """
         if not isinstance(host, str) or not host:  # type: ignore[redundant-expr]  # pyright: ignore
             raise ValueError(f"host={safe_repr(host)}: give the address to listen on, such as '10.0.0.5' or '0.0.0.0'")
-        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= HIGHEST_PORT:  # type: ignore[redundant-expr]  # pyright: ignore
+        if type(port) is not int or not 0 <= port <= HIGHEST_PORT:
             raise ValueError(f"port={safe_repr(port)}: give 1 to {HIGHEST_PORT}, or 0 for one that is free")
         for name, context in (("ssl_server", ssl_server), ("ssl_client", ssl_client)):
             if context is not None and not isinstance(context, ssl.SSLContext):  # type: ignore[redundant-expr]  # pyright: ignore

@@ -90,8 +90,12 @@ class Delivery:
         """Whether nothing is kept or under way."""
         return not (self._kept or self._flushing)
 
-    def flush_soon(self) -> None:
-        """Send what the peer has for us. Not a checkpoint."""
+    def flush_soon(self, *, now: bool = False) -> None:
+        """Send what the peer has for us. Not a checkpoint.
+
+        Args:
+            now: whether it is worth a batch of its own: somebody waits for it.
+        """
         outgoing = self._outgoing
         if outgoing is None:
             if not self._flushing:
@@ -100,7 +104,8 @@ class Delivery:
         elif not self._passing:
             self._passing = True
             outgoing.connection.soon(self._flush_rest)
-            self._flush_directly()  # the first at once, what comes in the same pass together
+            if now:
+                self._flush_directly()  # what comes later in the same pass goes together
 
     def end(self, why: str) -> None:
         """End the connection, if there is one."""

@@ -15,7 +15,7 @@ import msgspec
 
 from cuelight._log import get_log
 from cuelight.redis._actors._delivery import Batch, Delivery
-from cuelight.redis._actors._frames import Ask, Credit, Frame, Open, Tell, encode_frames
+from cuelight.redis._actors._frames import Ask, Credit, Fail, Frame, Open, Reply, Tell, encode_frames
 from cuelight.redis._actors._inbound import Inbound
 from cuelight.redis._actors._outbound import Outbound
 from cuelight.redis._actors._remote_cell import WINDOW, RemoteCell
@@ -34,6 +34,9 @@ BATCH: Final = 65536
 
 FRAME: Final = 24
 """Bytes that a frame has beside its body, about."""
+
+URGENT: Final = frozenset({Ask, Reply, Fail})
+"""Frames for which somebody waits."""
 
 PATIENCE: Final = 0.02
 """Seconds that a confirmation may wait for something to go along with."""
@@ -106,7 +109,7 @@ class Peer:
         """Send a frame behind all others. Not a checkpoint."""
         if not self.lost:
             self._out.append((frame, size + FRAME))
-            self.delivery.flush_soon()
+            self.delivery.flush_soon(now=type(frame) in URGENT)
 
     def credit(self, serial: int) -> None:
         """A message of this peer has arrived in a mailbox, or is done with: say so soon."""

@@ -214,6 +214,7 @@ async def test_a_node_without_descriptors_goes_on_with_the_connections_that_it_h
             def __init__(self) -> None:
                 self.calls = 0
                 self.mine, self.theirs = socket.socketpair()
+                self.mine.setblocking(False)
 
             def fileno(self) -> int:
                 return self.mine.fileno()
@@ -225,7 +226,7 @@ async def test_a_node_without_descriptors_goes_on_with_the_connections_that_it_h
                 if self.calls == 2:
                     raise ConnectionAbortedError(103, "it went away")
                 self.mine.recv(1)
-                return socket.socketpair()[0], None
+                raise BlockingIOError
 
         full: Any = Full()
         full.theirs.send(b"x")

@@ -13,7 +13,16 @@ import pytest
 
 from cuelight import ActorSystem, Ref
 from cuelight.redis._actors import _endpoint, _listener
-from cuelight.redis._actors._endpoint import Challenge, Hello, Proof, Welcome, nonce, pack_greeting, prove, read_greeting
+from cuelight.redis._actors._endpoint import (
+    Challenge,
+    Hello,
+    Proof,
+    Welcome,
+    nonce,
+    pack_greeting,
+    prove,
+    read_greeting,
+)
 from cuelight.redis._actors._frames import FORMAT
 from helpers.direct import incoming_of, outgoing_of, peer_of, traffic
 from helpers.nodes import Add, Plain, Total, cluster_name, directly, inside, node, node_of, pair, until

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 
@@ -197,7 +198,7 @@ async def test_thousands_of_connections_of_strangers_hold_up_no_node() -> None:
             for number in range(2000):
                 stranger = stack.enter_context(Stranger(there))
                 if number % 20 == 0:
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
                     await until(lambda: len(listener._strangers) <= _listener.STRANGERS)
                 if number % 500 == 499:
                     outgoing_of(here, there).end("cut")  # and a node has to get through among them
@@ -291,7 +292,7 @@ async def test_what_cannot_be_decoded_on_a_connection_costs_that_frame() -> None
             # Sent again, in pieces: it was seen.
             for byte in struct.pack(">IQ", len(payloads[-1]), 5) + payloads[-1]:
                 stranger.say(bytes([byte]))
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             stranger.buffer.clear()
             await until(lambda: node_of(there)._membership.peer("other").incoming._unconfirmed == 0)
             assert inside(own).total == 2

@@ -114,7 +114,7 @@ GARBAGE: dict[str, bytes] = {
 @pytest.mark.parametrize("what", list(GARBAGE))
 async def test_what_is_no_greeting_is_refused_and_counted(what: str) -> None:
     async with pair() as (here, there):
-        ref, own = await remote(here, there)
+        ref, _ = await remote(here, there)
         with Stranger(there) as stranger:
             stranger.say(GARBAGE[what])
             assert await stranger.is_closed()

@@ -1,5 +1,8 @@
 """Nodes that connect over TCP, with TLS or without."""
 
+# trustme says little of what its functions take.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import ssl

@@ -55,7 +55,7 @@ class TcpTransport:
         if type(port) is not int or not 0 <= port <= HIGHEST_PORT:
             raise ValueError(f"port={safe_repr(port)}: give 1 to {HIGHEST_PORT}, or 0 for one that is free")
         for name, context in (("ssl_server", ssl_server), ("ssl_client", ssl_client)):
-            if context is not None and not isinstance(context, ssl.SSLContext):  # type: ignore[redundant-expr]  # pyright: ignore
+            if context is not None and not isinstance(context, ssl.SSLContext):  # pyright: ignore
                 raise TypeError(f"{name} is a {type_name(context)}: give an ssl.SSLContext")
         if insecure and (ssl_server is not None or ssl_client is not None):
             raise ValueError("insecure=True switches TLS off: give it, or ssl_server and ssl_client, not both")

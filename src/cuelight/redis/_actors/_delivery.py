@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
@@ -43,6 +44,9 @@ WINDOW: Final = 4 << 20
 
 UNSENT: Final = 1 << 20
 """Bytes that may wait here for a connection to take them."""
+
+APART: Final = 0.00005
+"""Seconds between two batches that leave at once: requests that are made in a row go together."""
 
 HURRY: Final = 0.1
 """Seconds that the server still has to take a batch when there is a connection."""
@@ -83,6 +87,7 @@ class Delivery:
         self._size = 0
         self._flushing = self._passing = self._ticking = False
         self._silent = 0
+        self._hurried = 0.0
         self._scope: anyio.CancelScope | None = None
 
     @property
@@ -102,10 +107,14 @@ class Delivery:
                 self._flushing = True
                 self._membership.start(self._flush)
         elif not self._passing:
-            self._passing = True
-            outgoing.connection.soon(self._flush_rest)
             if now:
-                self._flush_directly()  # what comes later in the same pass goes together
+                moment = monotonic()
+                if moment - self._hurried > APART:
+                    self._hurried = moment
+                    self._flush_directly()
+                    return
+            self._passing = True  # what comes later in the same pass goes along
+            outgoing.connection.soon(self._flush_rest)
 
     def end(self, why: str) -> None:
         """End the connection, if there is one."""

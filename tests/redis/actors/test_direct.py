@@ -11,6 +11,7 @@ import pytest
 from cuelight import ActorSystem, NotStarted, Ref, Unknown
 from cuelight.redis import NodeLost
 from cuelight.redis._actors import _delivery, _membership
+from cuelight.redis._actors._frames import Cancel
 from helpers.direct import Held, incoming_of, outgoing_of, peer_of, traffic
 from helpers.nodes import (
     Add,
@@ -180,14 +181,17 @@ async def test_a_node_whose_lease_has_run_out_neither_sends_nor_hears() -> None:
         before, heart = traffic(there, here), node_of(there)._membership._heart
         renewed, heart.renewed = heart.renewed, float("-inf")
         peer = peer_of(there, here)
-        peer.credit(1)
+        peer.send(Cancel(1_000_000, overdue=False))
         peer.delivery.flush_soon(now=True)
+        await anyio.sleep(0.1)
         assert traffic(there, here).sent_directly == before.sent_directly
         await ref.tell(Add(1))
         await until(lambda: incoming_of(here, there) is None)
         assert traffic(there, here).received_directly == before.received_directly
+        assert peer.has_frames
         heart.renewed = renewed
         await until(lambda: inside(own).amounts == [1])  # the server, which has the last word, has let it read this
+        await until(lambda: not peer.has_frames)  # and what waited is not forgotten
 
 
 async def test_what_was_on_a_connection_to_a_node_that_is_lost_is_unknown_and_what_comes_after_is_not_started(

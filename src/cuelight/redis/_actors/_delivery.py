@@ -178,7 +178,11 @@ class Delivery:
     def _flush_directly(self) -> None:
         peer, outgoing = self._peer, self._outgoing
         while peer.has_frames and self.is_direct and outgoing is not None:
-            if self._size > WINDOW or outgoing.connection.waiting > UNSENT or self._membership.fenced:
+            if self._size > WINDOW or outgoing.connection.waiting > UNSENT:
+                return  # until something is confirmed, or has left
+            if self._membership.fenced:
+                if not self._membership.over:  # the lease may still be renewed
+                    self._membership.runtime.later(TICK, self.flush_soon)
                 return
             batch = self._next()
             self._send(outgoing, batch)

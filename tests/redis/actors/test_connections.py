@@ -6,13 +6,14 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 import trustme
 
-from cuelight.redis._actors import _connection, _endpoint
+from cuelight.redis._actors import _endpoint
 from cuelight.redis._actors._connection import Connection, Tls, connect_socket, connection_on
 from cuelight.redis._actors._endpoint import (
     VERSION,
@@ -264,7 +265,7 @@ async def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) 
         async def found(*_: object, **__: object) -> list[Any]:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
 
-        monkeypatch.setattr(_connection.anyio, "getaddrinfo", found)
+        monkeypatch.setattr(anyio, "getaddrinfo", found)
         endpoint = Endpoint(VERSION, FORMAT, b"", host="host", port=port)
         (await connect_socket(endpoint, unix=False)).close()
         addresses.pop()
@@ -288,13 +289,13 @@ def test_a_machine_without_a_boot_number_has_a_name_all_the_same(monkeypatch: py
     def none(*_: object) -> str:
         raise FileNotFoundError
 
-    monkeypatch.setattr(_endpoint.Path, "read_text", none)
+    monkeypatch.setattr(Path, "read_text", none)
     assert _endpoint.machine.__wrapped__().startswith(socket.gethostname())
 
 
 def test_a_greeting_is_read_from_any_pieces_and_nothing_behind_it_is_taken() -> None:
     whole = pack_greeting(Proof(b"proof")) + b"rest"
-    buffer = bytearray()
+    buffer, read = bytearray(), None
     for byte in whole:
         buffer.append(byte)
         read = read_greeting(buffer, Proof)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -59,6 +60,30 @@ def test_only_its_user_can_enter_the_folder_of_a_socket_and_it_is_removed_in_the
         file.remove()
         file.remove()
         assert not Path(file.path).exists()
+    assert left(base) == []
+
+
+def test_a_socket_of_which_the_lock_is_removed_while_it_is_made_is_made_anew(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, calls = fcntl.flock, 0
+
+    def late(descriptor: int, operation: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:  # another node has found it unlocked, and removed it
+            (found,) = base.rglob("*.lock")
+            found.unlink()
+        if calls == 2:  # or is about to
+            raise BlockingIOError
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    file = open_socket_file()
+    assert locks(base) == 1
+    assert calls == 4
+    file.socket.close()
+    file.remove()
     assert left(base) == []
 
 

@@ -1,6 +1,8 @@
 """Actors of two processes: one tells and asks, the other answers; beside it what the server itself takes.
 
-The server has a core of its own, which the other process shares with it as the scheduler sees fit.
+Once the two nodes have talked they are connected directly, and the server has nothing to do with what is measured; the
+scripts show how fast this machine is. The server has a core of its own, which the other process shares with it as the
+scheduler sees fit.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import anyio
 
 from bench._actors import ADD, TOTAL, Add, Plain, Total
-from bench._harness import Rivals
+from bench._harness import Aim, Rivals
 from bench.queues._rig import RedisServer, cores, pin
 from cuelight import ActorSystem, Ref
 from cuelight.redis import RedisClient, RedisNode, Script
@@ -116,6 +118,13 @@ WORKLOADS: dict[str, Rivals] = {
     "remote tell": {"cuelight": _between(_tell), "scripts, 1,000 at once": _round_trips_at_once},
     "remote ask, one at a time": {"cuelight": _between(_ask), "scripts, one by one": _round_trips},
     "remote ask, 1,000 in flight": {"cuelight": _between(_ask_many), "scripts, 1,000 at once": _round_trips_at_once},
+}
+
+
+AIMS = {
+    "remote tell": Aim("scripts, 1,000 at once", 1.5),
+    "remote ask, one at a time": Aim("scripts, one by one", 0.25, trio=0.7),
+    "remote ask, 1,000 in flight": Aim("scripts, 1,000 at once", 0.3),
 }
 
 

@@ -1,6 +1,7 @@
 """A node in a process of its own, with a `counter` and a `player`, and a `watcher` of the actor called `mine`.
 
-Run as `python -m helpers.node_process URL CLUSTER LEASE BACKEND`. It says `ready`, and ends when its input does.
+Run as `python -m helpers.node_process URL CLUSTER LEASE BACKEND TRANSPORT`. It says `ready`, and ends when its
+input does.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from cuelight import ActorSystem, Ref
 from helpers.nodes import Plain, Player, Watcher, node
 
 
-async def main(url: str, cluster: str, lease: float) -> None:
-    async with ActorSystem("other", node=node(cluster, url=url, lease=lease)) as system:
+async def main(url: str, cluster: str, lease: float, transport: str) -> None:
+    async with ActorSystem("other", node=node(cluster, url=url, lease=lease, transport=transport)) as system:
         await system.expose(await system.spawn(Plain), "counter")
         await system.expose(await system.spawn(Player), "player")
         mine: Ref[object] = await system.resolve("mine", timeout=10)
@@ -24,4 +25,4 @@ async def main(url: str, cluster: str, lease: float) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], float(sys.argv[3]), backend=sys.argv[4])
+    anyio.run(main, sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[5], backend=sys.argv[4])

@@ -36,6 +36,8 @@ __all__ = [
     "Twice",
     "Watcher",
     "cluster_name",
+    "defaults",
+    "directly",
     "inside",
     "node",
     "node_of",
@@ -285,9 +287,29 @@ def cluster_name() -> str:
     return uuid4().hex
 
 
+defaults: dict[str, Any] = {"lease": 5.0}
+"""Options of nodes that say nothing else."""
+
+
+async def directly(one: ActorSystem, other: ActorSystem) -> None:
+    """Wait until both send to each other over direct connections and nothing is on its way."""
+
+    def connected(system: ActorSystem, to: ActorSystem) -> bool:
+        peer = node_of(system)._membership.peer(node_of(to).identity)
+        if not peer.delivery.is_direct:
+            peer.credit(NOBODY)  # a node connects when it has something to say
+        return bool(peer.delivery.is_direct and peer.quiet)
+
+    await until(lambda: connected(one, other) and connected(other, one))
+
+
+NOBODY = 1_000_000_000
+"""The serial of no actor."""
+
+
 def node(cluster: str, *, url: str = "", redis: Any = None, **options: Any) -> RedisNode:
     """A node that knows all messages of this module."""
-    options = {"messages": [sys.modules[__name__]], "lease": 5.0, **options}
+    options = {"messages": [sys.modules[__name__]], **defaults, **options}
     return RedisNode(redis or url or shared_server().url, cluster=cluster, **options)
 
 

@@ -44,6 +44,7 @@ from cuelight.redis import (
     Script,
     Server,
     Subscription,
+    TcpTransport,
     fence_key,
     fenced_set,
     fenced_set_blocking,
@@ -233,6 +234,9 @@ async def talking(client: RedisClient) -> None:
     with ActorSystem.blocking(node=node) as blocking:
         assert_type(blocking.resolve("counter").ask(Total()), int)
     assert_type(node.statistics(), NodeStatistics)
+    RedisNode("redis://localhost", messages=[Add], transport="redis")
+    RedisNode("redis://localhost", messages=[Add], transport=TcpTransport("localhost", insecure=True))
+    RedisNode("redis://localhost", messages=[Add], transport="tcp")  # rejected
     RedisNode("redis://localhost")  # rejected
     RedisNode("redis://localhost", messages=[5])  # rejected
     RedisNode("redis://localhost", messages=[Add()])  # rejected

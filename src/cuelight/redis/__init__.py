@@ -3,7 +3,15 @@
 `import cuelight` does not load this package: it takes `redis` and `hiredis` with it.
 """
 
-from cuelight.redis._actors import NodeLost, NodeStatistics, RedisNode, RemoteError, Undecoded
+from cuelight.redis._actors import (
+    NodeLost,
+    NodeStatistics,
+    PeerStatistics,
+    RedisNode,
+    RemoteError,
+    TcpTransport,
+    Undecoded,
+)
 from cuelight.redis._client import (
     Argument,
     Dedicated,
@@ -47,6 +55,7 @@ __all__ = [
     "LockState",
     "NodeLost",
     "NodeStatistics",
+    "PeerStatistics",
     "Pipeline",
     "PluggedServer",
     "RedisAdmission",
@@ -64,6 +73,7 @@ __all__ = [
     "Script",
     "Server",
     "Subscription",
+    "TcpTransport",
     "Undecoded",
     "fence_key",
     "fenced_set",

@@ -49,6 +49,7 @@ async def remove(system: ActorSystem) -> None:
     await node_of(system)._membership.directory.leave()
 
 
+@pytest.mark.transport("redis")
 async def test_what_is_sent_just_before_a_node_is_lost_is_not_sent_late() -> None:
     async with pair(lease=60) as (here, there):
         ref, own = await remote(here, there)
@@ -145,6 +146,7 @@ async def test_messages_that_wait_for_room_when_their_node_leaves_are_handled_al
         assert log.lines[-5:] == [f"add {amount}" for amount in range(1, 6)]
 
 
+@pytest.mark.transport("redis")
 async def test_what_finds_no_room_in_the_inbox_of_a_node_that_dies_is_a_dead_letter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -169,6 +171,7 @@ async def test_what_finds_no_room_in_the_inbox_of_a_node_that_dies_is_a_dead_let
             proxy.heal()
 
 
+@pytest.mark.transport("redis")
 async def test_nodes_wait_for_a_server_without_memory_and_say_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

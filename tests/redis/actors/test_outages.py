@@ -127,6 +127,7 @@ async def test_a_server_that_forgot_everything_makes_nodes_join_again() -> None:
             assert own.alive
 
 
+@pytest.mark.transport("redis")
 async def test_a_node_that_is_cut_off_is_lost_and_hears_of_it_when_it_is_back(
     durable: RedisServer, proxy: TcpProxy
 ) -> None:

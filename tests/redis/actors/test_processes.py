@@ -16,7 +16,21 @@ import pytest
 from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, ShutDown, Unknown
 from cuelight.redis import NodeLost
 from helpers import Backend
-from helpers.nodes import Add, Count, Forward, Plain, Seen, Send, Slow, Total, Watcher, cluster_name, node, until
+from helpers.nodes import (
+    Add,
+    Count,
+    Forward,
+    Plain,
+    Seen,
+    Send,
+    Slow,
+    Total,
+    Watcher,
+    cluster_name,
+    defaults,
+    node,
+    until,
+)
 from helpers.redis_servers import shared_server
 
 LEASE = 1.0
@@ -34,6 +48,7 @@ async def other_process(cluster: str, backend: Backend) -> AsyncGenerator[subpro
     """A node in another process, on the other kind of loop."""
     loop = "asyncio" if backend[0] == "trio" else "trio"
     command = [sys.executable, "-m", "helpers.node_process", shared_server().url, cluster, str(LEASE), loop]
+    command.append(defaults["transport"])
     process = await anyio.to_thread.run_sync(_start, command)
     try:
         assert process.stdout is not None
@@ -103,6 +118,7 @@ async def test_a_node_that_is_killed_is_lost_within_its_lease_and_the_other_goes
             assert again != counter
 
 
+@pytest.mark.transport("redis")
 async def test_a_frozen_node_learns_that_it_was_lost_and_joins_again(anyio_backend: Backend) -> None:
     cluster = cluster_name()
     async with here(cluster) as (system, mine), other_process(cluster, anyio_backend) as process:

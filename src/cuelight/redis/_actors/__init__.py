@@ -2,7 +2,8 @@
 
 from cuelight.redis._actors._errors import RemoteError
 from cuelight.redis._actors._membership import Undecoded
-from cuelight.redis._actors._node import NodeStatistics, RedisNode
+from cuelight.redis._actors._node import NodeStatistics, PeerStatistics, RedisNode
 from cuelight.redis._actors._outcomes import NodeLost
+from cuelight.redis._actors._transport import TcpTransport
 
-__all__ = ["NodeLost", "NodeStatistics", "RedisNode", "RemoteError", "Undecoded"]
+__all__ = ["NodeLost", "NodeStatistics", "PeerStatistics", "RedisNode", "RemoteError", "TcpTransport", "Undecoded"]

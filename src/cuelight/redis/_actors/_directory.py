@@ -58,6 +58,7 @@ class Entry(NamedTuple):
         total: the bytes that had ever come, with it.
         format: of its payload.
         payload: the frames.
+        number: of the batch, among those of its sender; 0 if it has none.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Entry(NamedTuple):
     total: int
     format: str
     payload: bytes
+    number: int = 0
 
 
 class Directory:
@@ -94,20 +96,29 @@ class Directory:
     def _read(self, asked: str, read: Callable[[Any], T], reply: Any) -> T:
         return read_reply(self.server.name, f"{asked} of the cluster {self.cluster!r}", read, reply)
 
-    async def join(self, about: str) -> None:
+    async def join(self, about: str, endpoint: bytes) -> None:
         """Enter the cluster.
+
+        Args:
+            about: this node, for people.
+            endpoint: where others can connect to it directly; empty if they cannot.
 
         Raises:
             StoreRefused: it was made by a version of this library that lays out its keys otherwise.
         """
         keys = (self._format, self._members, self._node(self.identity))
-        reply = await self.server.run(_JOIN, keys, (self.identity, self._lease, self._ttl, FORMAT, about))
+        reply = await self.server.run(_JOIN, keys, (self.identity, self._lease, self._ttl, FORMAT, about, endpoint))
         said, found = self._read("join", _said, reply)
         if said != "ok":
             raise StoreRefused(
                 f"the cluster {self.cluster!r} in {self.server.name} has format {found}, this version speaks "
                 f"{FORMAT}: run one version, or give the cluster another name"
             )
+
+    async def endpoint_of(self, identity: str) -> bytes | None:
+        """Where a node accepts direct connections, as it has said; None if it has not."""
+        reply = await self.server.execute("HGET", self._node(identity), "endpoint")
+        return self._read(f"the endpoint of {identity}", bytes, reply) if reply else None
 
     def beat(self, others: Sequence[str]) -> Beat:
         """Renew the lease. Blocks."""
@@ -223,10 +234,18 @@ def _entry(raw: Any) -> Entry:
     if not re.fullmatch(r"\d{1,20}-\d{1,20}", identity):
         raise ValueError(f"{identity} is the name of no entry")
     try:
-        _, sender, _, _, _, total, _, form, _, payload = fields
-        return Entry(identity, bytes(sender).decode(), int(total), _text(form), payload)
+        _, sender, _, number, _, total, _, form, _, payload = fields
+        return Entry(identity, bytes(sender).decode(), int(total), _text(form), payload, _number(number))
     except (TypeError, ValueError):  # somebody else has put it there
         return Entry(identity, "nobody", 0, "none", safe_repr(fields, LONGEST).encode())
+
+
+def _number(value: Any) -> int:
+    """The number of a batch; 0 for what cannot be one."""
+    try:
+        return int(value)
+    except ValueError:
+        return 0
 
 
 def _texts(values: Any) -> list[str]:

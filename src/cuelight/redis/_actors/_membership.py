@@ -12,7 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
@@ -28,13 +28,16 @@ from cuelight.actors import Cell, Exit, Ref, Runtime, Stopped
 from cuelight.actors._cell import DEAD
 from cuelight.errors import MessageRefused, NotStarted, StoreRefused, StoreUnavailable, ends_the_program
 from cuelight.redis._actors import _frames as frames
+from cuelight.redis._actors._connection import Connection
 from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, LARGEST, Directory, Entry
 from cuelight.redis._actors._flights import Flights
 from cuelight.redis._actors._heart import Heart
+from cuelight.redis._actors._listener import Listener
 from cuelight.redis._actors._outcomes import NodeLost, fail_frame
-from cuelight.redis._actors._peer import Peer
+from cuelight.redis._actors._peer import Peer, PeerStatistics
 from cuelight.redis._actors._registry import Address, Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
+from cuelight.redis._actors._transport import Transport
 from cuelight.redis._client import Subscription
 
 __all__ = ["Membership", "Undecoded"]
@@ -84,7 +87,10 @@ class Membership:
         registry: Registry,
         lease: float,
         on_end: Callable[[Membership], None],
+        *,
+        transport: Transport,
     ) -> None:
+        self.transport: Transport = transport
         self.directory, self.runtime, self.registry = directory, runtime, registry
         self.identity = directory.identity
         self.coder = registry.coder(self.address_of, self.ref_at)
@@ -96,6 +102,12 @@ class Membership:
         self._heart = Heart(directory, lease, self)
         self._peers: dict[str, Peer] = {}
         self._cells: WeakValueDictionary[tuple[str, int], RemoteCell] = WeakValueDictionary()
+        self._former: OrderedDict[str, tuple[int, int]] = (
+            OrderedDict()
+        )  # peers that are gone, and how far they were seen
+        self.connections: dict[Connection, None] = {}
+        self.listener = Listener(self, transport)
+        self._context = copy_context()
         self._exported: dict[int, Cell] = {}
         self._gone: OrderedDict[int, _Gone] = OrderedDict()
         self._tasks = 0
@@ -107,17 +119,24 @@ class Membership:
 
     async def begin(self, about: str) -> None:
         """Join, and begin to listen and to beat."""
-        self._joined = True  # perhaps: if the answer is lost it may be so
-        began = -math.inf
-        while time.monotonic() - began > self._lease / 2:  # else the lease may be over when it is known
-            began = time.monotonic()
-            await self.directory.join(about)
+        await self.listener.open()
+        try:
+            endpoint = b"" if self.listener.endpoint is None else self.listener.endpoint.encode()
+            self._joined = True  # perhaps: if the answer is lost it may be so
+            began = -math.inf
+            while time.monotonic() - began > self._lease / 2:  # else the lease may be over when it is known
+                began = time.monotonic()
+                await self.directory.join(about, endpoint)
+        except BaseException:
+            self.listener.close()
+            raise
         self._heart.start(began)
         self._beating = True
         self.start(self._guard)
         self.start(self._receive)
+        self.listener.start()
 
-    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]], context: Context | None = None) -> None:
         """Run something beside, for as long as this membership lasts. Callable from any callback of the loop."""
         self._tasks += 1
 
@@ -130,19 +149,27 @@ class Membership:
                             await function()
                     finally:
                         del self._scopes[scope]
-            except Exception as error:  # of the client that was plugged in, most likely
-                log.exception("%s failed", self.identity)
-                self.expelled(f"it failed with {describe_error(error)}")
             except BaseException as error:
-                if not ends_the_program(error):
+                if not (isinstance(error, Exception) or ends_the_program(error)):
                     raise
-                self.runtime.abort(error)  # it came out of code of users, and ends the system in order
-                self.expelled(f"it failed with {describe_error(error)}")
+                self.came_out(error)
             finally:
                 self._tasks -= 1
                 self._quiet.set()
 
-        self.runtime.backend.spawn(run, context=copy_context(), name=f"cuelight node {self.identity}")
+        self.runtime.backend.spawn(run, context=context or copy_context(), name=f"cuelight node {self.identity}")
+
+    def start_beside(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """The same, in the context in which the node joined: it outlives whoever has it started."""
+        self.start(function, self._context.copy())
+
+    def came_out(self, error: BaseException) -> None:
+        """An error came out of something that runs beside: it costs the membership, not the loop."""
+        if ends_the_program(error):
+            self.runtime.abort(error)  # it came out of code of users, and ends the system in order
+        else:  # of the client that was plugged in, most likely
+            log.error("%s failed", self.identity, error=error)
+        self.expelled(f"it failed with {describe_error(error)}")
 
     async def _guard(self) -> None:
         """Notice by our own clock that the others must take this node for lost: also while the server is away."""
@@ -162,8 +189,16 @@ class Membership:
         self._stop()
         self._on_end(self)
 
+    @property
+    def fenced(self) -> bool:
+        """Whether the others take this node for lost, or may do so: then it neither sends to them nor hears them."""
+        return self.over or self._heart.overdue
+
     def _stop(self) -> None:
         self._heart.close()
+        self.listener.withdraw()
+        for connection in list(self.connections):
+            connection.end("this node is a member no more")
         for scope in list(self._scopes):
             scope.cancel()
 
@@ -191,6 +226,7 @@ class Membership:
         """Wait until nothing of it is left."""
         while self._tasks:
             await self._changed()
+        self.listener.close()
         if self._beating:
             await anyio.to_thread.run_sync(self._heart.join, abandon_on_cancel=True)
 
@@ -234,20 +270,31 @@ class Membership:
         peer = self._peers.get(identity)
         if peer is None:
             peer = self._peers[identity] = Peer(self, identity)
+            peer.seen, peer.seen_directly = self._former.get(identity, (0, 0))
         return peer
+
+    def is_gone(self, identity: str) -> bool:
+        """Whether a node is known to be no member any more."""
+        peer = self._peers.get(identity)
+        return identity in self._former or (peer is not None and peer.lost)
+
+    def statistics_of_peers(self) -> tuple[PeerStatistics, ...]:
+        """What goes between this node and each other one."""
+        return tuple(peer.statistics() for peer in self._peers.values())
 
     def gone(self, identity: str) -> None:
         """A node is no member any more."""
         peer = self._peers.get(identity)
         if peer is not None and not peer.lost:
             peer.lost = True
+            peer.disconnect("the other node is no member any more")
             self.start(partial(self._bury, peer))
 
     async def _bury(self, peer: Peer) -> None:
         """Find out what it had read, and tell those who wait for it."""
         read: int | None = None
         try:
-            read = await self.directory.read_of(peer.identity)
+            read = max(await self.directory.read_of(peer.identity), peer.delivery.reached)
         except (StoreUnavailable, StoreRefused, ResponseError) as error:
             log.warning("what %s had read before it was lost is not known: %s", peer.identity, error)
         if self._peers.pop(peer.identity, None) is peer:
@@ -257,6 +304,10 @@ class Membership:
 
     def _settle(self, peer: Peer, read: int | None, exit_: NodeLost) -> None:
         peer.lost = True
+        peer.disconnect("one of the two nodes is no member any more")
+        self._former[peer.identity] = peer.seen, peer.seen_directly
+        if len(self._former) > REMEMBERED:
+            self._former.popitem(last=False)
         cells = {cell for key, cell in list(self._cells.items()) if key[0] == peer.identity}
         for cell in cells | set(peer.cells.values()):
             cell.lost(exit_)
@@ -354,7 +405,11 @@ class Membership:
 
     async def _listen(self) -> Subscription:
         hear = self.directory.server.subscribe
-        return await hear(self.directory.channel, lambda _: self._hint.set(), lambda: self._hint.set())
+        return await hear(self.directory.channel, lambda _: self.look_soon(), self.look_soon)
+
+    def look_soon(self) -> None:
+        """There may be something in the inbox."""
+        self._hint.set()
 
     async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
         """Take a step as soon as the server lets us. If that takes too long, the guard ends it."""
@@ -375,15 +430,20 @@ class Membership:
         if entry.format != str(frames.FORMAT):
             error = MessageRefused(f"it has format {entry.format}, this version speaks {frames.FORMAT}")
             self.refuse("batch", entry.payload, _Gone(self.identity, Stopped()), entry.sender, error)
-            return
-        good, bad = frames.frames_of(entry.payload)
+        else:
+            peer.came_by_inbox(entry)
+
+    def deal_with(self, peer: Peer, payload: bytes) -> int:
+        """Deal with a batch. Returns how many frames it had that make sense."""
+        good, bad = frames.frames_of(payload)
         for part, problem in bad:
             refusal = MessageRefused(f"what came is no frame: {problem}")
-            self.refuse("frame", part, _Gone(self.identity, Stopped()), entry.sender, refusal)
+            self.refuse("frame", part, _Gone(self.identity, Stopped()), peer.identity, refusal)
             self._guarded(partial(self._answer_for, peer, part, refusal), part)
         self.received += len(good)
         for frame in good:
             self._guarded(partial(_HANDLERS[type(frame)], peer, frame), frame)
+        return len(good)
 
     def _guarded(self, step: Callable[[], None], what: Any) -> None:
         """Deal with one frame, such that the others are dealt with too, whatever this one does."""

@@ -24,12 +24,14 @@ from cuelight.actors._cell import DEAD
 from cuelight.errors import ActorNotFound, NameTaken, StoreUnavailable
 from cuelight.redis._actors._directory import Directory
 from cuelight.redis._actors._membership import Membership
+from cuelight.redis._actors._peer import PeerStatistics
 from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
+from cuelight.redis._actors._transport import Transport, check_transport
 from cuelight.redis._client import RedisClient, Server, answer_time, publishing_command
 from cuelight.tasks._checks import check_text
 
-__all__ = ["NodeStatistics", "RedisNode"]
+__all__ = ["NodeStatistics", "PeerStatistics", "RedisNode"]
 
 log = get_log("cuelight.redis")
 
@@ -51,7 +53,10 @@ class NodeStatistics(msgspec.Struct, frozen=True):
         exposed: names that it has given.
         sent: frames sent (a message is one; so are answers, confirmations, and so on).
         received: frames received.
-        refused: what came and was no message that this node takes.
+        refused: what came and was no message that this node takes, direct connections of strangers included.
+        endpoint: where other nodes can connect directly, such as "unix:/run/user/1000/..." or "tcp:10.0.0.5:7400";
+            both, separated by a space, or "" if they cannot.
+        by_peer: what goes between this node and each other one, and whether directly or through the server.
     """
 
     identity: str
@@ -63,6 +68,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     sent: int
     received: int
     refused: int
+    endpoint: str = ""
+    by_peer: tuple[PeerStatistics, ...] = ()
 
 
 class RedisNode:
@@ -82,6 +89,7 @@ class RedisNode:
         cluster: str = "default",
         lease: float = 10.0,
         max_message: int = 1024 * 1024,
+        transport: Transport = "unix",
     ) -> None:
         """Set it up; it joins when the block of its system is entered.
 
@@ -92,6 +100,9 @@ class RedisNode:
             cluster: systems with the same one see each other.
             lease: seconds without a sign of life after which a node is lost.
             max_message: bytes that one message, answer or chunk may have.
+            transport: how messages go to other nodes. "unix": directly to those of the same user on this machine, to
+                others through the server. A `TcpTransport`: directly also to those on other machines that have one.
+                "redis": all through the server.
 
         Raises:
             ValueError: a value makes no sense, or two messages have the same name.
@@ -104,10 +115,12 @@ class RedisNode:
         if not re.fullmatch(r"[^\s{}]{1,100}", cluster):
             raise ValueError(f"cluster={safe_repr(cluster)}: give up to 100 characters without braces and white space")
         check_text("RedisNode", cluster=cluster)
+        check_transport(transport)
         self._registry = Registry(messages, max_message)
         self._own = isinstance(redis, str)
         self._server: Any = _client(redis, lease) if isinstance(redis, str) else redis
         self._cluster, self._lease = cluster, lease
+        self._transport: Transport = transport
         self._runtime: Runtime | None = None
         self._membership: Membership | None = None
         self._incarnation = 0
@@ -140,6 +153,10 @@ class RedisNode:
             sent=0 if membership is None else membership.sent,
             received=0 if membership is None else membership.received,
             refused=0 if membership is None else membership.refused,
+            endpoint=""
+            if membership is None or membership.listener.endpoint is None
+            else str(membership.listener.endpoint),
+            by_peer=() if membership is None else membership.statistics_of_peers(),
         )
 
     # Joining, and joining again.
@@ -164,7 +181,9 @@ class RedisNode:
         directory = Directory(
             self._server, self._cluster, identity, lease=self._lease, inbox=INBOX, publish=self._publish
         )
-        membership = Membership(directory, runtime, self._registry, self._lease, self._was_lost)
+        membership = Membership(
+            directory, runtime, self._registry, self._lease, self._was_lost, transport=self._transport
+        )
         self._membership = membership
         await membership.begin(f"{socket.gethostname()} {os.getpid()}")
         self._incarnation += 1

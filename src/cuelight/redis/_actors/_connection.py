@@ -1,0 +1,394 @@
+"""One socket to another node: what is written leaves at once as far as it goes, what comes is given on as it comes.
+
+Invariants:
+1. Bytes leave in the order in which they were written.
+2. `on_end` is called once, and nothing else after it.
+3. `write` calls nobody: what it finds out is told in a later pass of the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from cuelight._text import safe_str
+
+if TYPE_CHECKING:
+    from cuelight.redis._actors._endpoint import Endpoint
+    from cuelight.redis._actors._membership import Membership
+
+__all__ = ["AsyncioConnection", "Connection", "Tls", "TrioConnection", "connect_socket", "connection_on"]
+
+CHUNK: Final = 65536
+"""Bytes that are read at once."""
+
+_LATER: Final = (BlockingIOError, InterruptedError)
+_UNDER_WAY: Final = (0, errno.EINPROGRESS)
+
+
+class Tls:
+    """TLS between a socket and its user."""
+
+    def __init__(self, context: ssl.SSLContext, *, server: bool, hostname: str | None) -> None:
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._in, self._out, server_side=server, server_hostname=None if server else hostname
+        )
+        self._ready = False
+        self._early = bytearray()
+
+    def begin(self) -> bytes:
+        """What is to be sent first."""
+        self._shake_hands()
+        return self._out.read()
+
+    def _shake_hands(self) -> None:
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return
+        self._ready = True
+        if self._early:
+            self._object.write(self._early)
+            self._early.clear()
+
+    def encrypt(self, data: bytes) -> bytes:
+        """What is to be sent for this; what is written before the handshake is done is kept until then."""
+        if self._ready:
+            self._object.write(data)
+        else:
+            self._early += data
+        return self._out.read()
+
+    def decrypt(self, data: bytes) -> tuple[bytes, bytes]:
+        """What came, and what is to be sent because of it.
+
+        Raises:
+            ssl.SSLError: it makes no sense, a certificate is not good, or the other side has closed.
+        """
+        self._in.write(data)
+        if not self._ready:
+            try:
+                self._shake_hands()
+            except ssl.SSLError as error:
+                raise _Refused(self._out.read(), error) from error
+        parts: list[bytes] = []
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while self._ready and (part := self._object.read(CHUNK)):
+                parts.append(part)
+        return b"".join(parts), self._out.read()
+
+
+class _Refused(ssl.SSLError):
+    """A handshake of TLS failed; the other side should hear why."""
+
+    def __init__(self, alert: bytes, error: ssl.SSLError) -> None:
+        super().__init__(safe_str(error))
+        self.alert = alert
+
+
+class Connection:
+    """One connection of a membership; what differs between loops is left to subclasses.
+
+    Attributes:
+        on_data: gets what came.
+        on_end: is told why it ended.
+        on_room: is told that what was written has left.
+        ended: whether it has.
+        waiting: bytes that were written and have not left.
+    """
+
+    def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
+        self.on_data: Callable[[bytes], None] = _ignore
+        self.on_end: Callable[[str], None] = _ignore
+        self.on_room: Callable[[], None] = _do_nothing
+        self.ended = False
+        self.waiting = 0
+        self._membership = membership
+        self._socket = connected
+        self._tls = tls
+        self._out: deque[bytes | memoryview] = deque()
+
+    def begin(self) -> None:
+        """Begin to read."""
+        if self._membership.over:
+            self.end("this node has left its cluster")
+            return
+        self._membership.connections[self] = None
+        self._start()
+        if self._tls is not None:
+            try:
+                self._send(self._tls.begin())
+            except ssl.SSLError as error:
+                self._end_soon(f"TLS: {safe_str(error)}")
+
+    def write(self, data: bytes) -> None:
+        """Send something behind all that was written before."""
+        if self.ended:
+            return
+        if self._tls is not None:
+            try:
+                data = self._tls.encrypt(data)
+            except ssl.SSLError as error:
+                self._end_soon(f"TLS: {safe_str(error)}")
+                return
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        if not data:
+            return
+        sent = 0
+        if not self._out:
+            try:
+                sent = self._socket.send(data)
+            except _LATER:
+                pass
+            except OSError as error:
+                self._end_soon(safe_str(error))
+                return
+            if sent == len(data):
+                return
+        self._out.append(memoryview(data)[sent:])
+        self.waiting += len(data) - sent
+        if len(self._out) == 1:
+            self._watch_for_room()
+
+    def _drain(self) -> bool:
+        """Send what waits, as far as it goes. Returns whether all of it has left."""
+        out = self._out
+        while out:
+            data = out[0]
+            try:
+                sent = self._socket.send(data)
+            except _LATER:
+                return False
+            except OSError as error:
+                self.end(safe_str(error))
+                return False
+            self.waiting -= sent
+            if sent < len(data):
+                out[0] = data[sent:]
+                return False
+            out.popleft()
+        return True
+
+    def _receive(self) -> None:
+        """Read once, and give on what came."""
+        try:
+            data = self._socket.recv(CHUNK)
+        except _LATER:
+            return
+        except OSError as error:
+            self.end(safe_str(error))
+            return
+        if not data:
+            self.end("the other node closed it")
+            return
+        if self._tls is not None:
+            try:
+                data, reply = self._tls.decrypt(data)
+            except ssl.SSLError as error:
+                if isinstance(error, _Refused):
+                    self._send(error.alert)
+                self.end(f"TLS: {safe_str(error)}")
+                return
+            self._send(reply)
+        if data:
+            self._call(self.on_data, data)
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except BaseException as error:
+            self.end("an internal error")
+            self._membership.came_out(error)
+
+    def end(self, why: str) -> None:
+        """End it now. Again, it does nothing."""
+        if self.ended:
+            return
+        self.ended = True
+        self._membership.connections.pop(self, None)
+        self._out.clear()
+        self.waiting = 0
+        with contextlib.suppress(OSError):  # also for the other side of a process that was forked
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._stop()
+        self._call(self.on_end, why)
+
+    def _end_soon(self, why: str) -> None:
+        self.soon(lambda: self.end(why))
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Call a function in the next pass of the loop, unless it has ended by then."""
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _stop(self) -> None:
+        """Have nothing called any more, and close the socket."""
+        raise NotImplementedError
+
+    def _watch_for_room(self) -> None:
+        """Call `_drain` when the socket takes more."""
+        raise NotImplementedError
+
+
+class AsyncioConnection(Connection):
+    """On asyncio the loop calls it: there is no task, and no frame, between a socket and its user."""
+
+    def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
+        super().__init__(membership, connected, tls)
+        self._loop = membership.runtime.backend.loop
+        self._watching = False
+
+    def soon(self, function: Callable[[], None]) -> None:
+        self._loop.call_soon(self._call_unless_ended, function)
+
+    def _call_unless_ended(self, function: Callable[[], None]) -> None:
+        if not self.ended:
+            self._call(function)
+
+    def _start(self) -> None:
+        self._loop.add_reader(self._socket, self._receive)
+
+    def _stop(self) -> None:
+        self._loop.remove_reader(self._socket)
+        if self._watching:
+            self._loop.remove_writer(self._socket)
+        self._socket.close()
+
+    def _watch_for_room(self) -> None:
+        self._watching = True
+        self._loop.add_writer(self._socket, self._writable)
+
+    def _writable(self) -> None:
+        if self._drain() and not self.ended:
+            self._watching = False
+            self._loop.remove_writer(self._socket)
+            self._call(self.on_room)
+
+
+class TrioConnection(Connection):
+    """On trio two tasks serve it."""
+
+    def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
+        super().__init__(membership, connected, tls)
+        self._lowlevel = sys.modules["trio"].lowlevel
+        self._calls: list[Callable[[], None]] = []
+        self._waiter = membership.runtime.backend.waiter
+        self._sleeper = self._waiter()
+        self._scope = anyio.CancelScope()
+        self._served = False
+
+    def soon(self, function: Callable[[], None]) -> None:
+        self._calls.append(function)
+        self._sleeper.wake()
+
+    def _start(self) -> None:
+        self._membership.start_beside(self._serve)
+
+    def _stop(self) -> None:
+        if self._served:
+            self._scope.cancel()  # the tasks that use the socket must end first
+        else:
+            self._socket.close()
+
+    def _watch_for_room(self) -> None:
+        self._sleeper.wake()
+
+    async def _serve(self) -> None:
+        if self.ended:
+            return
+        self._served = True
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._write)
+                    while True:
+                        await self._lowlevel.wait_readable(self._socket)
+                        self._receive()
+        finally:
+            self._served = False
+            self.end("this node closed it")
+            self._socket.close()
+
+    async def _write(self) -> None:
+        while True:
+            calls, self._calls = self._calls, []
+            for call in calls:
+                if not self.ended:
+                    self._call(call)
+            if self._out:
+                await self._lowlevel.wait_writable(self._socket)
+                if self._drain():
+                    self._call(self.on_room)
+            elif not self._calls:
+                self._sleeper = self._waiter()
+                await self._sleeper
+
+
+def connection_on(membership: Membership, connected: socket.socket, tls: Tls | None) -> Connection:
+    """A connection over a socket that is connected."""
+    kind = AsyncioConnection if membership.runtime.backend.name == "asyncio" else TrioConnection
+    return kind(membership, connected, tls)
+
+
+async def connect_socket(endpoint: Endpoint, *, unix: bool) -> socket.socket:
+    """Connect to where a node listens. A checkpoint.
+
+    Raises:
+        OSError: that was not possible.
+    """
+    if unix:
+        return await _connect(socket.AF_UNIX, endpoint.path)
+    problem: OSError | None = None
+    for family, *_, address in await anyio.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM):
+        try:
+            return await _connect(family, address)
+        except OSError as error:
+            problem = error
+    raise problem or OSError(f"{endpoint.host} has no address")
+
+
+async def _connect(family: int, address: Any) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        code = made.connect_ex(address)
+        if code not in _UNDER_WAY:
+            raise OSError(code, os.strerror(code))
+        await anyio.wait_writable(made)
+        code = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        tune(made)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def tune(connected: socket.socket) -> None:
+    """Have small batches leave at once."""
+    if connected.family != getattr(socket, "AF_UNIX", None):
+        with contextlib.suppress(OSError):  # it broke already: who reads from it is told
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _ignore(_: object) -> None:
+    """Nothing."""
+
+
+def _do_nothing() -> None:
+    """Nothing."""

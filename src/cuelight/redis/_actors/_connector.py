@@ -1,0 +1,121 @@
+"""When and how a node connects to another: while it has something to send, and less often each time that fails."""
+
+from __future__ import annotations
+
+import math
+import ssl
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from redis.exceptions import ResponseError
+
+from cuelight._log import get_log
+from cuelight._text import safe_str
+from cuelight.coordination._spread import spread
+from cuelight.errors import StoreRefused, StoreUnavailable
+from cuelight.redis._actors._connection import Tls, connect_socket, connection_on
+from cuelight.redis._actors._direct import Outgoing
+from cuelight.redis._actors._endpoint import Endpoint, decode_endpoint, machine
+from cuelight.redis._actors._transport import TcpTransport, Transport
+
+if TYPE_CHECKING:
+    from cuelight.redis._actors._peer import Peer
+
+__all__ = ["Connector"]
+
+log = get_log("cuelight.redis")
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 5.0
+"""Seconds between two attempts."""
+
+LASTS: Final = 5.0
+"""Seconds after which a connection counts as one that works."""
+
+PATIENCE: Final = 2.0
+"""Seconds that an attempt may take."""
+
+
+class Connector:
+    """Of one peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer, self._membership = peer, peer.membership
+        self._busy = False
+        self._next = -math.inf if peer.membership.transport != "redis" else math.inf
+        self._pause = FIRST_PAUSE
+        self._connected = -math.inf
+
+    def connect_soon(self) -> None:
+        """Try to connect, unless that was tried just before. Not a checkpoint."""
+        if not self._busy and self._next <= self._membership.runtime.backend.time():
+            self._busy = True
+            self._membership.start_beside(self._connect)
+
+    def give_up(self) -> None:
+        """Never connect to this peer again: one of the two is confused."""
+        self._next = math.inf
+
+    def disconnected(self) -> None:
+        """A connection has ended: the next attempt is later, unless this one worked for a while."""
+        now = self._membership.runtime.backend.time()
+        if now - self._connected > LASTS:
+            self._pause = FIRST_PAUSE
+        self._next = max(self._next if self._next == math.inf else 0.0, now + self._pause * spread.uniform(0.5, 1.0))
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    async def _connect(self) -> None:
+        outgoing: Outgoing | None = None
+        problem = "it took too long"
+        try:
+            with anyio.move_on_after(PATIENCE):
+                outgoing = await self._opened()
+                if outgoing is None:
+                    self.give_up()
+                    return
+                await outgoing.greeted.wait()
+                problem = outgoing.problem
+        except (OSError, ValueError, StoreUnavailable, StoreRefused, ResponseError) as error:  # also of TLS
+            problem = safe_str(error)
+        finally:
+            self._busy = False
+            self._connected = self._membership.runtime.backend.time()
+            if problem:
+                self.disconnected()
+                if outgoing is not None:
+                    outgoing.end(problem)
+        if problem:
+            log.info(
+                "no direct connection to %s, which is reached through the server: %s", self._peer.identity, problem
+            )
+
+    async def _opened(self) -> Outgoing | None:
+        """A connection that is not greeted yet; None if there will never be one."""
+        membership, peer = self._membership, self._peer
+        found = await membership.directory.endpoint_of(peer.identity)
+        endpoint = None if found is None else decode_endpoint(found)
+        unix = way_to(endpoint, membership.transport)
+        if endpoint is None or unix is None:
+            return None
+        tls = None if unix else client_tls(endpoint, membership.transport)
+        connected = await connect_socket(endpoint, unix=unix)
+        return Outgoing(peer, connection_on(membership, connected, tls), endpoint)
+
+
+def way_to(endpoint: Endpoint | None, transport: Transport) -> bool | None:
+    """How to get to an endpoint: True over its Unix socket, False over TCP, None not at all."""
+    if endpoint is None:
+        return None
+    if endpoint.path and endpoint.machine == machine():
+        return True
+    if endpoint.host and isinstance(transport, TcpTransport) and endpoint.tls is not transport.insecure:
+        return False
+    return None
+
+
+def client_tls(endpoint: Endpoint, transport: Transport) -> Tls | None:
+    """TLS for a connection to an endpoint."""
+    context: ssl.SSLContext | None = transport.ssl_client if isinstance(transport, TcpTransport) else None
+    if context is None or not isinstance(transport, TcpTransport):
+        return None
+    return Tls(context, server=False, hostname=transport.server_hostname or endpoint.host)

@@ -1,0 +1,283 @@
+"""The two ends of a direct connection: one node sends batches over it, the other one confirms them.
+
+Each node connects for what it sends itself, so between two nodes there are two connections, and the two directions do
+not depend on each other. Batches have the numbers that they would have in the inbox.
+
+Invariants:
+1. Nothing is sent or accepted before both sides have proved that they know the secret of the node that accepts.
+2. A node whose lease has run out by its own clock neither sends nor accepts.
+3. A batch is dealt with when it is the next one; one that was seen already is dropped; any other ends the connection.
+4. What cannot be decoded in a batch costs that part of it. What breaks these rules costs the connection, never the
+   node.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from cuelight._log import get_log
+from cuelight.redis._actors._endpoint import (
+    BadGreeting,
+    Challenge,
+    Endpoint,
+    Hello,
+    Proof,
+    Welcome,
+    nonce,
+    pack_greeting,
+    prove,
+    proves,
+    read_greeting,
+)
+from cuelight.redis._actors._frames import FORMAT
+
+if TYPE_CHECKING:
+    from cuelight.redis._actors._connection import Connection
+    from cuelight.redis._actors._membership import Membership
+    from cuelight.redis._actors._peer import Peer
+
+__all__ = ["Incoming", "LONGEST_BATCH", "Outgoing"]
+
+log = get_log("cuelight.redis")
+
+LONGEST_BATCH: Final = 18 * 1024 * 1024
+"""Bytes of a batch that goes over a connection: the longest message that there can be, and some more."""
+
+CONFIRM: Final = 0.02
+"""Seconds after which what came is confirmed."""
+
+MUCH: Final = 1 << 20
+"""Bytes after which it is confirmed at once."""
+
+_HEAD: Final = struct.Struct(">IQ")  # length of a batch, its number
+_CONFIRMED: Final = struct.Struct(">Q")  # the number of the last batch that was dealt with
+
+
+class Incoming:
+    """The end that accepts.
+
+    Attributes:
+        peer: the node at the other end; None until it has proved that it is one.
+        since: when it was accepted, by the clock of the loop.
+    """
+
+    def __init__(self, membership: Membership, connection: Connection, secret: bytes) -> None:
+        self.peer: Peer | None = None
+        self.since = membership.runtime.backend.time()
+        self._membership, self._connection, self._secret = membership, connection, secret
+        self._buffer = bytearray()
+        self._needed = _HEAD.size
+        self._hello: Hello | None = None
+        self._nonce = nonce()
+        self._confirming = False
+        self._unconfirmed = 0
+        connection.on_data, connection.on_end = self._greet, self._ended
+        connection.begin()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self._connection.ended
+
+    def end(self, why: str) -> None:
+        """End it."""
+        self._connection.end(why)
+
+    def _ended(self, why: str) -> None:
+        self._membership.listener.has_ended(self)
+        if self.peer is not None:
+            log.debug("the connection from %s has ended: %s", self.peer.identity, why)
+            if self.peer.incoming is self:
+                self.peer.incoming = None
+
+    def _greet(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            if self._hello is None and not self._challenge():
+                return
+            if self._is_proved():
+                self._welcome()
+        except BadGreeting as error:
+            self._membership.refused += 1
+            log.warning("%s refused a direct connection: %s", self._membership.identity, error)
+            self.end(str(error))
+
+    def _challenge(self) -> bool:
+        hello = read_greeting(self._buffer, Hello)
+        if hello is None:
+            return False
+        membership = self._membership
+        if (hello.cluster, hello.target) != (membership.directory.cluster, membership.identity):
+            raise BadGreeting("it is for another node")
+        if hello.frames != FORMAT:
+            raise BadGreeting(f"its frames have format {hello.frames}, this version speaks {FORMAT}")
+        if membership.is_gone(hello.sender) or hello.sender == hello.target:
+            raise BadGreeting("it comes from a node that is no member any more")
+        self._hello = hello
+        self._connection.write(pack_greeting(Challenge(self._nonce, self._prove("accepts"))))
+        return True
+
+    def _prove(self, who: str) -> bytes:
+        assert self._hello is not None  # noqa: S101 - it was read
+        return prove(self._secret, who, self._hello, self._nonce)
+
+    def _is_proved(self) -> bool:
+        proof = read_greeting(self._buffer, Proof)
+        if proof is None:
+            return False
+        assert self._hello is not None  # noqa: S101 - it was read
+        if not proves(proof.proof, self._secret, "connects", self._hello, self._nonce):
+            raise BadGreeting("it does not know the secret")
+        return True
+
+    def _welcome(self) -> None:
+        membership = self._membership
+        assert self._hello is not None  # noqa: S101 - it was read
+        if membership.fenced:
+            self.end("the lease of this node has run out")
+            return
+        peer = membership.peer(self._hello.sender)
+        before, self.peer, peer.incoming = peer.incoming, peer, self
+        if before is not None:
+            before.end("the other node has opened a new one")
+        membership.listener.has_greeted(self)
+        membership.look_soon()  # what came before may still be in the inbox
+        self._connection.on_data = self._came
+        self._connection.write(pack_greeting(Welcome(peer.seen)))
+        if self._buffer:
+            rest, self._buffer = bytes(self._buffer), bytearray()
+            self._came(rest)
+
+    def _came(self, data: bytes) -> None:
+        self._unconfirmed += len(data)
+        buffer = self._buffer
+        if buffer:
+            buffer += data
+            if len(buffer) < self._needed:
+                self._confirm_soon()
+                return
+            data = bytes(buffer)
+            buffer.clear()
+        at, end = 0, len(data)
+        while end - at >= _HEAD.size:
+            length, number = _HEAD.unpack_from(data, at)
+            if length > LONGEST_BATCH:
+                self.end(f"it sent a batch of {length} bytes")
+                return
+            stop = at + _HEAD.size + length
+            if stop > end:
+                self._needed = stop - at
+                break
+            if not self._take(number, data[at + _HEAD.size : stop]):
+                return
+            at = stop
+        else:
+            self._needed = _HEAD.size
+        if at < end:
+            buffer += data[at:] if at else data
+        self._confirm_soon()
+
+    def _take(self, number: int, payload: bytes) -> bool:
+        peer = self.peer
+        assert peer is not None  # noqa: S101 - it was welcomed
+        if self._membership.fenced or peer.lost:
+            self.end("one of the two nodes is no member any more")
+        elif not peer.came_directly(number, payload):
+            self.end(f"batch {number} came after {peer.seen}")
+        return not self._connection.ended
+
+    def _confirm_soon(self) -> None:
+        if self._unconfirmed >= MUCH:
+            self.confirm()
+        elif not self._confirming:
+            self._confirming = True
+            self._membership.runtime.later(CONFIRM, self._confirm_later)
+
+    def _confirm_later(self) -> None:
+        self._confirming = False
+        if self._unconfirmed:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """Say up to where batches were dealt with; if nothing is new, that this node is there."""
+        if not self._connection.ended and self.peer is not None:
+            self._unconfirmed = 0
+            self._connection.write(_CONFIRMED.pack(self.peer.seen))
+
+
+class Outgoing:
+    """The end that sends.
+
+    Attributes:
+        greeted: set when both have proved who they are, or when it has ended.
+        seen: the number of the last batch that the other node has dealt with, as far as it has said.
+        problem: why it has ended; "" while it has not.
+    """
+
+    def __init__(self, peer: Peer, connection: Connection, endpoint: Endpoint) -> None:
+        self.connection = connection
+        self.greeted = anyio.Event()
+        self.seen = 0
+        self.problem = ""
+        self._peer, self._secret = peer, endpoint.secret
+        self._buffer = bytearray()
+        self._challenged = False
+        membership = peer.membership
+        self._hello = Hello(FORMAT, membership.directory.cluster, membership.identity, peer.identity, nonce())
+        connection.on_data, connection.on_end = self._greet, self._ended
+        connection.on_room = self._has_room
+        connection.begin()
+        connection.write(pack_greeting(self._hello))
+
+    def end(self, why: str) -> None:
+        """End it."""
+        self.connection.end(why)
+
+    def _ended(self, why: str) -> None:
+        self.problem = why
+        self.greeted.set()
+        self._peer.delivery.disconnected(self, why)
+
+    def _has_room(self) -> None:
+        self._peer.delivery.flush_soon()
+
+    def _greet(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            if not self._challenged:
+                challenge = read_greeting(self._buffer, Challenge)
+                if challenge is None:
+                    return
+                if not proves(challenge.proof, self._secret, "accepts", self._hello, challenge.nonce):
+                    raise BadGreeting("it does not know its own secret")
+                self._challenged = True
+                proof = prove(self._secret, "connects", self._hello, challenge.nonce)
+                self.connection.write(pack_greeting(Proof(proof)))
+            welcome = read_greeting(self._buffer, Welcome)
+        except BadGreeting as error:
+            log.warning("no direct connection to %s: %s", self._peer.identity, error)
+            self.end(str(error))
+            return
+        if welcome is not None:
+            self.connection.on_data = self._came
+            self.seen = welcome.seen
+            self.greeted.set()
+            self._peer.delivery.connected(self)
+            if self._buffer:
+                self._came(b"")
+
+    def _came(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        whole = len(buffer) // _CONFIRMED.size * _CONFIRMED.size
+        if whole:
+            (self.seen,) = _CONFIRMED.unpack_from(buffer, whole - _CONFIRMED.size)
+            del buffer[:whole]
+            self._peer.delivery.confirmed(self)
+
+    def send(self, number: int, payload: bytes) -> None:
+        """Send a batch of up to `LONGEST_BATCH` bytes behind the one before."""
+        self.connection.write(_HEAD.pack(len(payload), number) + payload)

@@ -1,0 +1,181 @@
+"""Where a node accepts direct connections, and those that have not said yet who they are.
+
+Invariants:
+1. At most `STRANGERS` connections have not proved who they are, each of them for `PATIENCE` seconds at most.
+2. What goes wrong with one connection, or for want of descriptors, ends neither the others nor the node.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from cuelight._log import get_log
+from cuelight._text import safe_str
+from cuelight.redis._actors._connection import Tls, connection_on, tune
+from cuelight.redis._actors._direct import Incoming
+from cuelight.redis._actors._endpoint import VERSION, Endpoint, machine, new_secret
+from cuelight.redis._actors._frames import FORMAT
+from cuelight.redis._actors._socket_file import SUPPORTED, SocketFile, open_socket_file
+from cuelight.redis._actors._transport import TcpTransport, Transport
+
+if TYPE_CHECKING:
+    from cuelight.redis._actors._membership import Membership
+
+__all__ = ["Listener"]
+
+log = get_log("cuelight.redis")
+
+STRANGERS: Final = 64
+
+PATIENCE: Final = 2.0
+
+AT_ONCE: Final = 32
+"""Connections that are accepted in one pass."""
+
+PAUSE: Final = 0.2
+"""Seconds until connections are accepted again when that was not possible."""
+
+_NONE_THERE: Final = (BlockingIOError, InterruptedError)
+_THEIR_FAULT: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})
+
+
+class Listener:
+    """Of one membership.
+
+    Attributes:
+        endpoint: where others can connect; None if they cannot.
+    """
+
+    def __init__(self, membership: Membership, transport: Transport) -> None:
+        self.endpoint: Endpoint | None = None
+        self._membership, self._transport = membership, transport
+        self._secret = new_secret()
+        self._file: SocketFile | None = None
+        self._sockets: list[tuple[socket.socket, Callable[[], Tls | None]]] = []
+        self._strangers: dict[Incoming, None] = {}
+        self._sweeping = False
+
+    async def open(self) -> None:
+        """Listen. A checkpoint with TCP.
+
+        Raises:
+            OSError: that is not possible at the address that was given for TCP.
+        """
+        transport = self._transport
+        if transport == "redis":
+            return
+        path, host, port, tls = "", "", 0, False
+        try:
+            self._file = open_socket_file()
+        except OSError as error:
+            say = log.warning if SUPPORTED else log.info
+            say("no Unix socket for direct connections: %s", safe_str(error))
+        else:
+            path = self._file.path
+            self._sockets.append((self._file.socket, _no_tls))
+        if isinstance(transport, TcpTransport):
+            host, port = await self._listen(transport)
+            tls = not transport.insecure
+        if path or host:
+            self.endpoint = Endpoint(VERSION, FORMAT, self._secret, machine(), path, host, port, tls)
+
+    async def _listen(self, transport: TcpTransport) -> tuple[str, int]:
+        try:
+            found = await anyio.getaddrinfo(
+                transport.host, transport.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            family, _, _, _, address = found[0]
+            listening = socket.create_server(tuple(address), family=family, backlog=128)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot listen on {transport.host}, port {transport.port}: {safe_str(error)}"
+            ) from error
+        listening.setblocking(False)
+        self._sockets.append((listening, partial(_server_tls, transport)))
+        everywhere = transport.host in {"0.0.0.0", "::"}  # noqa: S104 - it is compared
+        return transport.advertise or (socket.gethostname() if everywhere else transport.host), address_port(listening)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        for listening, tls in self._sockets:
+            self._membership.start_beside(partial(self._accept, listening, tls))
+
+    async def _accept(self, listening: socket.socket, tls: Callable[[], Tls | None]) -> None:
+        while True:
+            await anyio.wait_readable(listening)
+            for _ in range(AT_ONCE):
+                try:
+                    connected, _ = listening.accept()
+                except _NONE_THERE:
+                    break
+                except OSError as error:  # descriptors have run out, most likely
+                    if error.errno not in _THEIR_FAULT:
+                        log.warning("%s cannot accept connections now: %s", self._membership.identity, safe_str(error))
+                        await anyio.sleep(PAUSE)
+                    break
+                self._take(connected, tls)
+
+    def _take(self, connected: socket.socket, tls: Callable[[], Tls | None]) -> None:
+        connected.setblocking(False)
+        tune(connected)
+        if len(self._strangers) >= STRANGERS:
+            next(iter(self._strangers)).end("too many connect at once")
+        incoming = Incoming(self._membership, connection_on(self._membership, connected, tls()), self._secret)
+        if not incoming.has_ended:
+            self._strangers[incoming] = None
+            self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._membership.runtime.later(PATIENCE / 4, self._sweep)
+
+    def _sweep(self) -> None:
+        """End the connections that say nothing, or too little."""
+        self._sweeping = False
+        oldest = self._membership.runtime.backend.time() - PATIENCE
+        for incoming in [one for one in self._strangers if one.since <= oldest]:
+            incoming.end("it did not say in time who it is")
+        if self._strangers:
+            self._sweep_soon()
+
+    def has_greeted(self, incoming: Incoming) -> None:
+        """A connection is of a node."""
+        self._strangers.pop(incoming, None)
+
+    def has_ended(self, incoming: Incoming) -> None:
+        """A connection has ended."""
+        self._strangers.pop(incoming, None)
+
+    def withdraw(self) -> None:
+        """Remove the file, so that nobody connects any more."""
+        if self._file is not None:
+            self._file.remove()
+
+    def close(self) -> None:
+        """Listen no more; nobody waits for connections any more."""
+        self.withdraw()
+        for listening, _ in self._sockets:
+            listening.close()
+        self._sockets.clear()
+
+
+def address_port(listening: socket.socket) -> int:
+    """The port on which a socket listens."""
+    port: int = listening.getsockname()[1]
+    return port
+
+
+def _no_tls() -> None:
+    return None
+
+
+def _server_tls(transport: TcpTransport) -> Tls | None:
+    context = transport.ssl_server
+    return None if context is None else Tls(context, server=True, hostname=None)

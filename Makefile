@@ -57,6 +57,7 @@ check: .venv/.installed-dev
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_structure.py
+	$(BIN)/python scripts/check_prose.py
 
 # The tests come last, so that their summary is the last line. Four at once, because half of their time they wait for
 # processes and servers. CUELIGHT_GATE: each test on one or two of its loops (tests/conftest.py).

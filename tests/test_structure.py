@@ -83,6 +83,51 @@ def test_a_dishonest_all_is_found(tmp_path: Path, text: str, expected: str) -> N
     assert line.startswith(f"src/cuelight/a/__init__.py:{expected}")
 
 
+def test_an_import_circle_is_found_in_functions_and_for_type_checkers_too(tmp_path: Path) -> None:
+    files = {
+        "src/cuelight/a/_one.py": "from cuelight.a import _two\n",
+        "src/cuelight/a/_two.py": "def f():\n    import cuelight.a._three\n",
+        "src/cuelight/a/_three.py": "if TYPE_CHECKING:\n    from cuelight.a._one import X\n",
+        "src/cuelight/a/_apart.py": "from cuelight.a._one import X\nfrom cuelight.a._apart import Y\n",
+        "src/cuelight/a/__init__.py": "__all__ = []\n",
+    }
+    lines = _lines(tmp_path, files)
+    assert [line.partition(": is in")[0] for line in lines] == [
+        "src/cuelight/a/_one.py:1",
+        "src/cuelight/a/_three.py:2",
+        "src/cuelight/a/_two.py:2",
+    ]
+    assert "cuelight.a._one -> cuelight.a._two -> cuelight.a._three -> cuelight.a._one:" in lines[0]
+
+
+def test_a_class_name_used_twice_is_found(tmp_path: Path) -> None:
+    files = {
+        "src/cuelight/_a.py": "class Row: pass\nclass Other: pass\n",
+        "src/cuelight/_b.py": "def f():\n    class _Row: pass\n",
+    }
+    (line,) = _lines(tmp_path, files)
+    assert line == ("src/cuelight/_a.py:1: `Row` is also the name of a class at src/cuelight/_b.py:2: rename one")
+
+
+def test_all_in_a_private_module_is_found(tmp_path: Path) -> None:
+    (line,) = _lines(
+        tmp_path, {"src/cuelight/_a.py": "x = 1\n__all__ = ['x']\n", "src/cuelight/b.py": "__all__ = []\n"}
+    )
+    assert line.startswith("src/cuelight/_a.py:2: a private module has `__all__`")
+
+
+def test_a_listed_exception_is_no_finding_until_it_is_not_needed(tmp_path: Path) -> None:
+    files = {
+        "src/cuelight/_a.py": "__all__ = ['x']\n",
+        "scripts/exceptions/private_modules_with_all.txt": "# Known\ncuelight._a\n",
+    }
+    assert _lines(tmp_path, files) == []
+    (line,) = _lines(tmp_path, {"src/cuelight/_a.py": "x = 1\n"})
+    assert line == (
+        "scripts/exceptions/private_modules_with_all.txt:2: `cuelight._a` keeps the rule now: remove it from the list"
+    )
+
+
 def test_the_exit_code_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_structure.main(tmp_path) == 0
     _lines(tmp_path, {"src/cuelight/a/__init__.py": ""})

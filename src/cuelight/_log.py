@@ -29,7 +29,7 @@ WINDOW: Final = 10.0
 """The length of a window, in seconds."""
 
 KINDS: Final = 512
-"""The number of kinds with their own count. Beyond it, the count that began first is dropped."""
+"""The number of kinds with their own count. Beyond it, the count that began first is summarized and dropped."""
 
 _logs: Final[dict[str, Log]] = {}
 
@@ -51,7 +51,7 @@ def flush_logs() -> None:
 class Log:
     """The methods of a logger. They are safe to call anywhere.
 
-    Arguments of every method besides those of `logging.Logger`:
+    Arguments of the methods besides those of `logging.Logger`:
         error: the exception to log, with its traceback.
         kind: records with the same kind are counted together; by default, records with the same message template.
         extra: attributes for the record, as for `logging.Logger`.

@@ -1,4 +1,4 @@
-"""Budgets: limits on the resources that a subtree may use. An exceeded budget ends the subtree."""
+"""Budgets: limits on the resources that a subtree may use. An exceeded budget ends the subtree, as too many restarts do."""
 
 from __future__ import annotations
 

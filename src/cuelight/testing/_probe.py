@@ -60,7 +60,7 @@ class Probe:
 
     @classmethod
     async def start(cls, system: ActorSystem) -> Self:
-        """Spawn a probe at the top of a system. A checkpoint."""
+        """Spawn a probe at the top of a system. A checkpoint only if its start takes time."""
         arrivals: Channel[Arrival] = Channel(math.inf)
         return cls(await system.spawn(_ProbeActor, arrivals), arrivals)
 
@@ -77,7 +77,7 @@ class Probe:
     @overload
     async def expect(self, wanted: T, within: float = 3.0) -> T: ...
     async def expect(self, wanted: Any, within: float = 3.0) -> Any:
-        """Receive the next message and compare it. A checkpoint.
+        """Receive the next message and compare it. A checkpoint when it waits.
 
         Args:
             wanted: a class that the message must be an instance of, or a value that it must equal.
@@ -96,7 +96,7 @@ class Probe:
         return message
 
     async def expect_none(self, within: float = 0.1) -> None:
-        """Check that no message arrives. A checkpoint.
+        """Check that no message arrives. A checkpoint when it waits.
 
         Args:
             within: seconds to wait.
@@ -109,7 +109,7 @@ class Probe:
             raise AssertionError(f"the probe expected nothing and got {message!r}")
 
     async def expect_terminated(self, ref: Ref[Any], within: float = 3.0) -> Terminated:
-        """Check that the next message reports the end of an actor; call `watch` first. A checkpoint.
+        """Check that the next message reports the end of an actor; call `watch` first. A checkpoint when it waits.
 
         Raises:
             AssertionError: it is a different message, or none arrived in time.
@@ -120,7 +120,7 @@ class Probe:
         return terminated
 
     async def fish(self, wanted: Callable[[Any], bool], within: float = 3.0) -> Any:
-        """Receive messages until one matches, and discard the others. A checkpoint.
+        """Receive messages until one matches, and discard the others. A checkpoint when it waits.
 
         Args:
             wanted: returns whether a message matches.
@@ -142,7 +142,7 @@ class Probe:
         raise AssertionError(f"the probe fished for {within} s and caught only {thrown!r}")
 
     async def receive(self, count: int, within: float = 3.0) -> list[Any]:
-        """Receive `count` messages. Each of them may take up to `within` seconds. A checkpoint.
+        """Receive `count` messages. Each of them may take up to `within` seconds. A checkpoint when it waits.
 
         Raises:
             AssertionError: a message did not arrive in time.

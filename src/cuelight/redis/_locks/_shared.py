@@ -143,7 +143,7 @@ class SharedCore(Core):
                 self._settled(lowering, None)
 
     def forsake(self) -> None:
-        """Give up the pending releases: the server frees them when their leases end."""
+        """Give up the pending releases: the server frees the locks when their leases end."""
         for lowering in self.outgoing():
             self._settled(lowering, None)
 

@@ -133,7 +133,7 @@ class LoopThread:
                 quiet = idle
 
     def end(self) -> None:
-        """After the main thread has ended, release the locks of ended threads, and end after the last other thread."""
+        """After the main thread has ended, release locks that no other thread will release, and end with the last thread."""
         with self._lock:
             self._ending = True
             if self._keeper is not None and self._nudge is not None:

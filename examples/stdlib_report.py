@@ -10,8 +10,8 @@ Points of interest:
 
 * The queue is one SQLite file. `kill -9` this program at any moment and start it again with `--resume`: it continues
   where it was, and the report is the same, byte for byte. Start it twice with one `--state`, and both share the work.
-* A task that is enqueued twice is accepted once. If the scan of a folder is interrupted, it is repeated, and enqueues the same
-  tasks with the same identities.
+* A task that is enqueued twice is accepted once. If the scan of a folder is interrupted, it is repeated, and enqueues
+  the same tasks with the same identities.
 * Parsing runs in worker processes. `--chaos` kills them with `kill -9` while they parse: each death costs one attempt
   of one file, and the process is replaced.
 * A file that cannot be measured raises a `Rejected`: there is no second attempt, and a dead letter has the reason. The

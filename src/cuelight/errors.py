@@ -180,8 +180,9 @@ class LockNotHeld(CuelightError, RuntimeError):
 
 
 class LockTimeout(CuelightError, TimeoutError):
-    """The lock or semaphore could not be acquired within the timeout. The message names the holder. Nothing was
-    acquired.
+    """The lock or semaphore could not be acquired within the timeout, and nothing was acquired.
+
+    The message names the holder.
     """
 
 

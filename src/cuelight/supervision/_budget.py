@@ -1,4 +1,4 @@
-"""Budgets: limits on the resources that a subtree may use. An exceeded budget ends the subtree, as too many restarts do."""
+"""Budgets: limits on the resources of a subtree. An exceeded budget ends the subtree, as too many restarts do."""
 
 from __future__ import annotations
 

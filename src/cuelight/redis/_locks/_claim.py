@@ -76,9 +76,7 @@ class RedisClaim(BaseLock):
         raise not_held(self._core, me)
 
     def statistics(self) -> LockStatistics:
-        """The holders in this process, the number of waiters here and their waiting times. `state` covers all
-        processes.
-        """
+        """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
         return statistics_of(self._core)
 
     async def state(self) -> LockState:
@@ -129,8 +127,9 @@ class RedisClaim(BaseLock):
         lease.claim = self
 
     def acquire_nowait(self) -> None:
-        """Acquire the lock without waiting for other holders. Not a checkpoint; blocks the thread, and any event loop
-        in it, for one round trip to the server.
+        """Acquire the lock without waiting for other holders. Not a checkpoint.
+
+        It blocks the thread, and any event loop in it, for one round trip to the server.
 
         Raises:
             LockHeld: others hold the lock or wait for it.
@@ -150,8 +149,9 @@ class RedisClaim(BaseLock):
     # Releasing.
 
     def release(self) -> None:
-        """Release the lock; it goes to the next waiter. Not a checkpoint: in an event loop, the release is sent in the
-        background.
+        """Release the lock; it goes to the next waiter. Not a checkpoint.
+
+        In an event loop, the release is sent in the background. In a thread, this waits up to a second for the server.
 
         Raises:
             LockNotHeld: the caller does not hold the lock.

@@ -2,7 +2,7 @@
 
 Invariants:
 1. A held lease is renewed when a third of it is over. Leases on one lock that are due at the same time share a call.
-2. A lease is lost when the server says so, or when it expires by this process's clock, which runs ahead of the
+2. A lease is lost when the server says so, or when it expires by this process's clock, which starts before the
    server's.
 3. A dropped lease is not renewed again; a renewal that is in flight at that time changes nothing.
 4. While nothing is held, there is at most an alarm and no task. Tasks run in an empty context: any code may start them,
@@ -111,9 +111,7 @@ class Keeper:
     # The methods below run in the loop.
 
     def end_soon(self) -> None:
-        """Prepare for the end of the program: releases that cannot be sent at once are left to the end of their
-        leases.
-        """
+        """Prepare for the end of the program: leave releases that cannot be sent at once to the end of their leases."""
         if not self._ending:
             self._ending = True
             for scope in self._flushing.values():

@@ -74,10 +74,10 @@ class Lease:
         return 0.0 if self.over or self._reason is not None else max(0.0, self.until - now())
 
     def check(self) -> None:
-        """Make sure that the lock is still held. Call it right before an action that must not happen twice. Not a
-        checkpoint.
+        """Make sure that the lock is still held. Not a checkpoint.
 
-        It asks the clock, not the server, so it is the first to notice that the loop was blocked or the machine slept.
+        Call it right before an action that must not happen twice. It asks the clock, not the server, so it is the
+        first to notice that the loop was blocked or the machine slept.
 
         Raises:
             LeaseLost: the lock is not held, or not certainly.

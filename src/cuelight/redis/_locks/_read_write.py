@@ -141,9 +141,7 @@ class RedisReadWriteLock:
         self._write.lower(lease, DOWNGRADED, partial(downgrade, core))
 
     def statistics(self) -> LockStatistics:
-        """The holders in this process, the number of waiters here and their waiting times. `state` covers all
-        processes.
-        """
+        """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
         return statistics_of(self._core, by_weight=False)
 
     async def state(self) -> LockState:

@@ -138,9 +138,7 @@ class RedisSemaphore(BaseSemaphore):
         return self._claim(weight)
 
     def statistics(self) -> LockStatistics:
-        """The holders in this process, the number of waiters here and their waiting times. `state` covers all
-        processes.
-        """
+        """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
         return self._one.statistics()
 
     async def state(self) -> LockState:

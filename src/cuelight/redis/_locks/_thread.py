@@ -133,7 +133,7 @@ class LoopThread:
                 quiet = idle
 
     def end(self) -> None:
-        """After the main thread has ended, release locks that no other thread will release, and end with the last thread."""
+        """Release abandoned locks after the main thread has ended, and end with the last other thread."""
         with self._lock:
             self._ending = True
             if self._keeper is not None and self._nudge is not None:

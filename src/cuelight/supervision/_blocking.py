@@ -164,7 +164,7 @@ class _SystemThread:
             except self._backend.cancelled as error:
                 if self._backend.cancellation_pending():
                     raise
-                raise UnexpectedCancellation("what the call awaited was cancelled by somebody else") from error
+                raise UnexpectedCancellation("the call awaited an object that other code cancelled") from error
 
     def _tell(self, exit_info: ExitInfo) -> None:
         with self._lock:
@@ -216,18 +216,14 @@ class _SystemThread:
                 )
 
     def _wait_or_log(self) -> None:
-        """Wait for the thread while an exception propagates. A blocked loop is logged and does not replace the
-        exception.
-        """
+        """Wait for the thread while an exception propagates. A blocked loop is only logged."""
         try:
             self._join(0.0)
         except ShutdownTimeout as blocked:
             log.error("%s", blocked)  # noqa: TRY400
 
     def _is_alive(self, patience: float) -> bool:
-        """Wait up to `patience` seconds and return whether the thread still runs. If its start was interrupted, it ends
-        by itself.
-        """
+        """Whether the thread still runs after `patience` seconds. If its start was interrupted, it ends by itself."""
         if self.thread.ident is None:
             return False
         self.thread.join(min(patience, threading.TIMEOUT_MAX))
@@ -380,9 +376,7 @@ class BlockingSystem:
         self.call(self.system.expose, ref.ref, name)
 
     def resolve(self, name: str, timeout: float = 0.0) -> BlockingRef[Any]:
-        """Like `ActorSystem.resolve`; blocks until an actor is exposed under this name or the timeout (seconds)
-        expires.
-        """
+        """Like `ActorSystem.resolve`; blocks until an actor has this name or `timeout` seconds have passed."""
         return BlockingRef(self, self.call(self.system.resolve, name, timeout))
 
 

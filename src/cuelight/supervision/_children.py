@@ -40,8 +40,9 @@ MEMORY_PERIOD = 1.0
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How a family is supervised. The defaults apply to the children of a plainly spawned actor and to the top of a
-    system.
+    """How a family is supervised.
+
+    The defaults apply to the children of a plainly spawned actor, and to the top of a system without options.
     """
 
     strategy: Strategy = one_for_one
@@ -318,7 +319,7 @@ class Children:
         if own is not None:
             advice = "its option restart_limit changes that"
             more = f"more than {own.max_restarts} restarts within {own.within:g} s"
-            self.report(cell, exit_, f"it stays ended, and its supervisor goes on: {more} ({advice})")
+            self.report(cell, exit_, f"it is not restarted, and its supervisor continues: {more} ({advice})")
             self.bury(cell, exit_)
             return
         limit = self._plan.limit

@@ -1,5 +1,6 @@
-"""A restart of several children: they stop in reverse order, then start in order, one at a time. The supervisor does
-not wait and can do other work between the steps.
+"""A restart of several children: they stop in reverse order, then start in order, one at a time.
+
+The supervisor does not wait and can do other work between the steps.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ class ActorSystem(Runtime):
             self._failure = failure
         for cell in stuck[:STUCK_SHOWN]:
             where = "".join(awaiting(cell.coroutine))
-            log.error("%s goes on although it was cancelled. It stands at:\n%s", cell.path, where)
+            log.error("%s continues to run although it was cancelled. Its stack:\n%s", cell.path, where)
         for cell in stuck:
             self.backend.abandon(cell.task)
         if self._root_done is not None:

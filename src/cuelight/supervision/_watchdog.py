@@ -80,7 +80,7 @@ class Watchdog:
         running = cell.running
         message = safe_repr(None if running is None else cell.content(running))
         log.warning(
-            "%s has been handling %s for %.1f s, and %d messages wait (slow_after=%g). It stands at:\n%s",
+            "%s has been handling %s for %.1f s, and %d messages wait (slow_after=%g). Its stack:\n%s",
             cell.path,
             message,
             seconds,

@@ -207,8 +207,9 @@ class SharedCore(Core):
                 lease.disown("it stays with the process that this one was forked from")
 
     def back_out(self, owner: Any, weight: int) -> None:
-        """Release the core for an owner that gets no lease, so that the next caller may try. The owner may have
-        ended.
+        """Release the core for an owner that gets no lease, so that the next caller may try.
+
+        The owner may have ended.
         """
         with monitor:
             self.release(owner, weight, now())

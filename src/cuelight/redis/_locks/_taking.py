@@ -274,8 +274,9 @@ def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | 
 
 
 def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
-    """Request a lease once, without waiting for other holders. Blocks the thread, and any event loop in it, for one
-    round trip.
+    """Request a lease once, without waiting for other holders.
+
+    This blocks the thread, and any event loop in it, for one round trip.
 
     Raises:
         LockHeld: others hold the lock or wait for it.

@@ -1,1 +1,1 @@
-"""Benchmarks: Cuelight beside its peers, in one process and one run. `python -m bench --help` says how."""
+"""Benchmarks: Cuelight and its peers, in one process and one run. `python -m bench --help` lists the options."""

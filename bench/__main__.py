@@ -38,7 +38,7 @@ FAMILIES = (
 )
 LOOPS = ("asyncio", "uvloop", "trio")
 
-# Of families that another file states only the workloads of.
+# The aims of families whose own files have only the workloads.
 AIMS = {
     "channel cap 0": Aim("aiochan", 1.2),
     "channel cap 100": Aim("aiochan", 2.1, absent=True, why="a million"),
@@ -95,7 +95,7 @@ def main() -> int:
     if not given.no_pin:
         _pin()
     os.environ["BENCH_AOF"] = given.aof
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that started processes are ended
     logging.disable(logging.ERROR)
     results: list[Result] = []
     for loop in LOOPS if given.loop == "all" else (given.loop,):

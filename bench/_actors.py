@@ -1,4 +1,4 @@
-"""The actors that are measured, ours and those of the peers, as alike as the libraries allow."""
+"""The measured actors, ours and those of the peers, as similar as the libraries allow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Total(Request[int]):
 
 
 class Plain(Actor[Add | Total]):
-    """With `def` handlers."""
+    """The actor with `def` handlers."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -34,7 +34,7 @@ class Plain(Actor[Add | Total]):
 
 
 class Async(Actor[Add | Total]):
-    """With `async def` handlers."""
+    """The actor with `async def` handlers."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -53,12 +53,12 @@ TOTAL = Total()
 
 
 def unbounded(kind: type[Actor[Any]]) -> ChildSpec[Any]:
-    """An actor whose mailbox is not bounded, as those of the peers."""
+    """An actor with an unbounded mailbox, as the peers have."""
     return child(kind).with_options(capacity=math.inf)
 
 
 def in_system(measure: Callable[[ActorSystem, int], Awaitable[float]]) -> Callable[[int], Awaitable[float]]:
-    """A workload that has a system; its start and end are not measured."""
+    """A workload that uses a system. Its start and end are not measured."""
 
     async def run(n: int) -> float:
         async with ActorSystem("bench") as system:
@@ -91,11 +91,10 @@ def _pykka_class() -> Any:
 
 
 def pykka_counter() -> Any:
-    """A started Pykka actor."""
     return _pykka_class().start()
 
 
-# actio: asyncio, `async def` handlers. It has no ask: a future goes along with the message.
+# actio: asyncio, `async def` handlers. It has no ask, so a future is sent with the message.
 
 
 @cache
@@ -116,12 +115,12 @@ def _actio_class() -> Any:
 
 
 def actio_counter() -> Any:
-    """An actio actor, to be given to `create`. It takes an `Add`, or a future to answer."""
+    """An actio actor, for `create`. It takes an `Add`, or a future to answer."""
     return _actio_class()()
 
 
 def in_actio(measure: Callable[[Any, int], Awaitable[float]]) -> Callable[[int], Awaitable[float]]:
-    """A workload that has an actio system; its start and end are not measured."""
+    """A workload that uses an actio system. Its start and end are not measured."""
 
     async def run(n: int) -> float:
         from actio import ActorSystem as ActioSystem

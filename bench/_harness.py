@@ -1,8 +1,8 @@
-"""How everything here is measured: each rival in turn, round after round, and the median of its rounds.
+"""Measures rivals in turn, round after round, and takes the median of the rounds.
 
-A workload is a function of `n`, the number of operations. It may return the seconds that its measured part took,
-to leave out its preparations; else all of it is timed. A coroutine function runs in a fresh event loop, a plain
-function (libraries with threads of their own) runs without any.
+A workload is a function of `n`, the number of operations. It may return the seconds that its measured part took, to
+exclude preparations; otherwise all of it is timed. A coroutine function runs in a fresh event loop. A plain function
+(for libraries with their own threads) runs without a loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ASYNCIO_ONLY = frozenset(
     {"actio", "aiochan", "aiolimiter", "asyncio.Lock", "asyncio.Queue", "asyncio.Semaphore", "limits"}
     | {"redis-py", "redis-py in blocks"}
 )
-"""Peers that do not run on trio: beside Cuelight on trio they run on asyncio, in their own loop."""
+"""Peers that do not run on trio. Beside Cuelight on trio, they run on asyncio, in their own loop."""
 
 BATCH = 1000
 """Numbers of operations are multiples of this."""
@@ -34,15 +34,15 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class Aim:
-    """What we mean to reach: so many times what a peer does.
+    """Our goal for one row, as a multiple of a peer's figure.
 
     Attributes:
-        peer: the one to compare with.
-        times: how many times as fast we mean to be.
-        trio: the same on trio, where that differs.
-        absent: whether it stands for a rival that cannot be run here (BEAM, Thespian), as `times` of what the peer
-            did beside it on the reference machine. The peer is a yardstick then and always runs on asyncio.
-        why: the rival that it stands for.
+        peer: the peer to compare with.
+        times: our goal, as a multiple of the peer's speed.
+        trio: the goal on trio, if it differs.
+        absent: whether the peer stands for a rival that cannot run here (BEAM, Thespian): `times` relates that rival to
+            the peer on the reference machine. Such a peer is only a yardstick and always runs on asyncio.
+        why: the rival that the peer stands for.
     """
 
     peer: str
@@ -52,13 +52,13 @@ class Aim:
     why: str = ""
 
     def on(self, loop: str) -> float:
-        """How many times as fast we mean to be on this loop."""
+        """The goal on this loop, as a multiple of the peer's speed."""
         return self.trio if loop == "trio" and self.trio is not None else self.times
 
 
 @dataclass
 class Result:
-    """One row: a figure for each rival, and how ours compares."""
+    """One row: a figure for each rival, and the comparison with ours."""
 
     family: str
     name: str
@@ -74,7 +74,7 @@ class Result:
     met: bool | None = None
 
     def compare(self) -> None:
-        """Find the best peer, and how many times as good as it we are."""
+        """Find the best peer and our ratio to it."""
         less_is_more = self.unit != "/s"
         peers = {peer: figure for peer, figure in self.figures.items() if peer != OURS and figure > 0}
         ours = self.figures.get(OURS)
@@ -97,7 +97,7 @@ class Result:
             self.met = self.aim_ratio >= times
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The row for JSON."""
         return asdict(self)
 
 
@@ -106,7 +106,7 @@ def _label(peer: str, loop: str) -> str:
 
 
 def _yardstick(aim: Aim, loop: str) -> str:
-    """The name under which the peer of an aim is listed."""
+    """The label of an aim's peer."""
     return f"{aim.peer} (asyncio)" if aim.absent and loop == "uvloop" else _label(aim.peer, loop)
 
 
@@ -134,7 +134,7 @@ def once(workload: Workload, n: int, loop: str) -> float:
 
 
 def calibrate(workload: Workload, seconds: float, loop: str) -> int:
-    """How many operations take about `seconds`. Warms up, too."""
+    """The number of operations that take about `seconds`. This also warms up."""
     n = BATCH
     while True:
         took = max(once(workload, n, loop), 1e-6)
@@ -163,7 +163,7 @@ def _lanes(rivals: Rivals, aim: Aim | None, loop: str) -> list[_Lane]:
 
 
 def race(result: Result, rivals: Rivals, aim: Aim | None, *, rounds: int, seconds: float) -> Result:
-    """Run the rivals one after another, `rounds` times over, and fill in the result."""
+    """Run the rivals one after another, `rounds` times, and fill in the result."""
     loop = result.loop
     running: list[_Lane] = []
     for lane in _lanes(rivals, aim, loop):
@@ -191,7 +191,7 @@ def race(result: Result, rivals: Rivals, aim: Aim | None, *, rounds: int, second
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line: of a group the first, and where that came from."""
+    """Describe an error in one line: the first error of a group, and its cause."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = f"{type(error).__name__}: {error}"
@@ -199,7 +199,7 @@ def reason(error: BaseException) -> str:
 
 
 def figure(value: float, unit: str) -> str:
-    """A figure with about three digits that tell."""
+    """Format a figure with about three significant digits."""
     if unit == "s":
         return f"{value:.3g} s"
     if unit == "B":
@@ -211,7 +211,7 @@ def figure(value: float, unit: str) -> str:
 
 
 def print_row(result: Result) -> None:
-    """One row of the table, and below it what went wrong."""
+    """Print one row of the table, with its failures below."""
     ours = figure(result.figures[OURS], result.unit) if OURS in result.figures else "failed"
     peers = ", ".join(f"{peer} {figure(value, result.unit)}" for peer, value in result.figures.items() if peer != OURS)
     ratio = "" if result.ratio is None else f"{result.ratio:.2f} x"
@@ -226,6 +226,6 @@ def print_row(result: Result) -> None:
 
 
 def print_head(title: str) -> None:
-    """The head of a table."""
+    """Print the head of a table."""
     print(f"\n{title}")
     print(f"{'':<44} {OURS:>10} {'best peer':>9}  {'peers':<58} aim", flush=True)

@@ -1,4 +1,4 @@
-"""Asks of one actor: one after the other, and a thousand in flight."""
+"""Asks of one actor: one after another, and a thousand in flight."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ WORKLOADS: dict[str, dict[str, Workload]] = {
     "channel cap 1000": _peers(1000),
 }
 
-# Those that run on trio.
+# The rivals that run on trio.
 TRIO_WORKLOADS: dict[str, dict[str, Workload]] = {
     f"channel cap {capacity}": {
         "cuelight": cuelight(capacity),

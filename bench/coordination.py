@@ -1,4 +1,4 @@
-"""Locks, semaphores and read-write locks: taken and given back, alone and with others; and bytes of an idle one."""
+"""Locks, semaphores and read-write locks: acquire and release, alone and contended; and the bytes of an idle lock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDLE = 20_000
 
 
 class Wrapped:
-    """`threading.Lock` in a class of Python: what a lock in Python costs at least."""
+    """`threading.Lock` in a Python class: the smallest cost of a lock written in Python."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ def _trio(name: str, *args: Any) -> Any:
 
 
 def alone(make: Callable[[], Any]) -> Callable[[int], Awaitable[None]]:
-    """One task takes it and gives it back, over and over."""
+    """One task acquires and releases the lock in a loop."""
 
     async def run(n: int) -> None:
         lock = make()
@@ -62,7 +62,7 @@ def alone_in_a_thread(make: Callable[[], Any]) -> Callable[[int], None]:
 
 
 def contended(make: Callable[[], Any]) -> Callable[[int], Awaitable[None]]:
-    """Ten tasks that let the others run while they hold it: each turn is a hand-over."""
+    """Ten tasks that yield while they hold the lock, so that each turn is a hand-over."""
 
     async def run(n: int) -> None:
         lock = make()
@@ -177,7 +177,7 @@ def _bytes_each(make: Callable[[int], Any]) -> float:
 
 
 def _weigh(name: str, loop: str) -> Result:
-    """What Python has allocated for an idle one that was new; all of one name, so that names do not count."""
+    """Bytes that Python allocates for a new, idle object. All have one name, so that names do not count."""
     makers: dict[str, dict[str, Callable[[int], Any]]] = {
         "bytes of an idle lock": {
             "cuelight": lambda _: LocalLock("a"),

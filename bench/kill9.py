@@ -1,19 +1,19 @@
-"""What queues over Redis lose: `python -m bench.kill9`, or `make kill9`.
+"""Losses of queues over Redis: `python -m bench.kill9`, or `make kill9`.
 
-Twenty tasks of three seconds, ten at once, defaults in everything else. Each queue has a server of its own, and one of
-these happens to it a second after ten tasks have begun:
+Each queue gets twenty tasks of three seconds, runs ten at once, and has its defaults in everything else. Each queue has
+its own server. One second after ten tasks have begun, one of these faults happens:
 
 * `worker`: the worker is killed (`kill -9`), and a new one starts a second later.
-* `zombie`: the worker is stopped (SIGSTOP), a new one starts a second later, and the first goes on when the new one
-  has begun all that the first had, or after half of the cap.
-* `server`: the server is killed (its data in an AOF that is synced every second) and comes back three seconds later;
-  the worker is left alone.
+* `zombie`: the worker is stopped (SIGSTOP), and a new one starts a second later. The first continues when the new one
+  has begun all tasks of the first, or after half of the cap.
+* `server`: the server is killed (its data is in an AOF that is synced every second) and comes back three seconds later;
+  the worker is not touched.
 
-A task is done when its function ended. `again after` are the seconds from the fault to the new begin of tasks that it
-caught; `twice` are tasks whose function ended more than once; `stuck` are tasks that were not done when the time was
-up, if nothing else is said `--cap` seconds after the fault: they are lost, or come later. With `zombie`, `doubled`
-are tasks that the first worker carried to their end although another had them too, and `broken off` are those that
-it did not.
+A task is done when its function has ended. `again after` is the number of seconds from the fault to the next start of
+interrupted tasks. `twice` counts tasks whose function ended more than once. `stuck` counts tasks that were not done
+`--cap` seconds (60 by default) after the fault, plus the time of one more task: they are lost, or run later. With
+`zombie`, a note says how many of its tasks the first worker ended although another worker had them too, and how many
+it broke off.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from bench.queues._rig import RedisServer, Rig, kill, over, signal_all, until
 TASKS, AT_ONCE = 20, 10
 OUTAGE = 3.0
 STARTING = 60.0
-"""Seconds that workers have to begin: many start at once here."""
+"""Seconds that workers have to begin: many start at the same time here."""
 
 AOF = ("--appendonly", "yes", "--appendfsync", "everysec")
 
 
 @dataclass
 class Outcome:
-    """What became of the tasks of one queue."""
+    """The outcome for the tasks of one queue."""
 
     peer: Peer
     done: int = 0
@@ -67,20 +67,20 @@ HEAD = f"{'':<18} {'done':>9} {'stuck':>6} {'twice':>6} {'run again':>9} {'again
 
 
 def began(records: list[Record], process: set[int] | None = None) -> set[int]:
-    """Tasks that have begun, in one of the processes if it is said which."""
+    """The tasks that have begun, in any process or in the given ones."""
     return {r.item for r in records if r.what == BEGAN and (process is None or r.process in process)}
 
 
 def ended(records: list[Record]) -> Counter[int]:
-    """How often each task ended."""
+    """The number of times that each task ended."""
     return Counter(record.item for record in records if record.what == ENDED)
 
 
 def begin(rig: Rig) -> subprocess.Popen[str]:
-    """A worker that is in the middle of ten tasks.
+    """Start a worker that is in the middle of ten tasks.
 
     Raises:
-        RuntimeError: it did not begin.
+        RuntimeError: the worker did not begin them.
     """
     rig.produce("enqueue_slow", count=TASKS)
     worker = rig.start("work")
@@ -93,10 +93,10 @@ def begin(rig: Rig) -> subprocess.Popen[str]:
 
 
 def finish(rig: Rig, outcome: Outcome, at: float, cap: float, also: Callable[[], bool] = lambda: True) -> None:
-    """Wait until all is done, or the time is up, and count."""
+    """Wait until all tasks are done or the cap is reached, and count."""
     until(lambda: len(ended(rig.records())) == TASKS and also(), max(0.0, at + cap - time.monotonic()))
     outcome.seconds = time.monotonic() - at
-    time.sleep(STEPS * STEP + 1.5)  # what is still running then, or again, comes to its end
+    time.sleep(STEPS * STEP + 1.5)  # tasks that are still running, or running again, come to their end
     records = rig.records()
     caught = began([r for r in records if r.at < at]) - set(ended([r for r in records if r.at < at]))
     outcome.caught = len(caught)
@@ -168,7 +168,7 @@ FAULTS = {"worker": kill_worker, "zombie": make_zombie, "server": kill_server}
 
 
 def attempt(fault: str, peer: Peer, cap: float) -> Outcome | str:
-    """The outcome, or what went wrong, so that the others go on."""
+    """Return the outcome, or a line about a failure, so that the other queues continue."""
     try:
         return FAULTS[fault](peer, cap)
     except ModuleNotFoundError as error:
@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--cap", type=float, default=60.0, help="seconds after a fault (default 60; some need 400)")
     parser.add_argument("--at-once", type=int, default=5, help="queues at a time (default 5)")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that started processes are ended
     peers = [peer for peer in SAFE if not given.peers or any(name in peer.label for name in given.peers)]
     failed = not peers
     for fault in FAULTS if given.fault == "all" else (given.fault,):

@@ -1,6 +1,6 @@
-"""Rate limiters that let everything through: one by one, with keys, with several limits; and the bytes of a key.
+"""Rate limiters that admit everything: one by one, with keys, with several limits; and the bytes of a key.
 
-`python -m bench.limiters RIVAL COUNT` weighs so many keys, in a fresh process for each figure.
+`python -m bench.limiters RIVAL COUNT` weighs `COUNT` keys, in a fresh process for each figure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLENTY = RateLimitConfig(HUGE, 1.0)
 KEYS = [f"user:{number}" for number in range(1000)]
 
 COUNTS = {OURS: 1_000_000, "limits": 200_000, "throttled-py": 100_000}
-"""Keys that are weighed: fewer where the peer takes long."""
+"""The number of keys to weigh; fewer where the peer is slow."""
 
 Work = Callable[[int], Awaitable[None]]
 

@@ -1,4 +1,4 @@
-"""Bytes of an actor that has nothing to do: resident memory, in a fresh process for each figure.
+"""Bytes of an idle actor: resident memory, in a fresh process for each figure.
 
 `python -m bench.memory KIND STATE COUNT LOOP` is that process.
 """
@@ -25,14 +25,16 @@ from cuelight import ActorSystem
 KINDS = {"def": Plain, "async": Async}
 
 STATES = ("idle", "warm", "settled")
-"""`idle` had no mail yet; `warm` handled one message just now; `settled` handled one, and the task that came with it
-has gone. Each also as `... traced`: what Python has allocated, by tracemalloc, without what the allocator keeps."""
+"""`idle` has had no message yet; `warm` has just handled one; `settled` has handled one, and the task started for it
+has ended. Each state also exists as `... traced`: the memory allocated by Python, as measured by tracemalloc, without
+the reserves of the allocator.
+"""
 
 COUNTS = {"cuelight": 100_000, "actio": 10_000, "pykka": 1_000}
-WARM_COUNT = 20_000  # each of them may have a task
+WARM_COUNT = 20_000  # each actor may have a task
 
 AT_LEAST = 1200
-"""Bytes of an idle actor that we mean to stay within."""
+"""Our goal for the bytes of an idle actor."""
 
 AFTER_A_MESSAGE = 1500
 """The same for one that has handled a message; on trio one with `async def` handlers has a task then."""
@@ -41,7 +43,7 @@ PATIENCE = 20.0
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Bytes of resident memory of this process."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) * 1024
@@ -49,7 +51,7 @@ def resident() -> int:
 
 
 class Scales:
-    """Weighs what is made between `begin` and `per`."""
+    """Weighs the objects made between `begin` and `per`."""
 
     def __init__(self, *, traced: bool) -> None:
         self.traced = traced
@@ -87,7 +89,7 @@ async def _ours(kind: str, state: str, count: int) -> float:
             await anyio.sleep(0.5)
             weight = scales.per(count)
         assert len(refs) == count
-        # Not measured, and stopping takes a while: leave the process without it.
+        # Stopping takes a while and is not measured: leave the process without it.
         print(json.dumps(weight), flush=True)
         os._exit(0)
 

@@ -1,4 +1,4 @@
-"""One message that goes round: between two actors, and through a ring of 100. An operation is a hop."""
+"""One message that is passed around: between two actors, and through a ring of 100. An operation is a hop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Hop(Message):
 
 
 class Meet(Message):
-    """Who comes next."""
+    """Introduces the next player."""
 
     ref: Ref[Any]
 
@@ -59,7 +59,7 @@ class AsyncPlayer(Actor[Hop | Meet]):
 
 
 class PoliteAsyncPlayer(AsyncPlayer):
-    """Awaits its tell, as the guide says."""
+    """Awaits its tell, as the guide recommends."""
 
     @on(Hop)
     async def hop(self, message: Hop) -> None:

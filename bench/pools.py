@@ -27,7 +27,7 @@ def plain(item: int) -> int:
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """Processes need more than the one core that a benchmark keeps to."""
+    """Use all cores: a benchmark otherwise keeps to one core, and processes need more."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -107,7 +107,7 @@ def in_pool(kind: str, workers: int) -> Callable[[int], Awaitable[float]]:
     async def run(n: int) -> float:
         with all_cores():
             async with AsyncWorkerPool(max_workers=workers, kind=kind) as pool:
-                await pool.map(plain, range(1000))  # everybody is up
+                await pool.map(plain, range(1000))  # starts all workers
                 started = perf_counter()
                 results = await pool.map(plain, range(n))
                 took = perf_counter() - started

@@ -1,8 +1,8 @@
-"""Actors of two processes: one tells and asks, the other answers; beside it what the server itself takes.
+"""Actors in two processes: one tells and asks, the other answers; and the cost of the server itself.
 
-Once the two nodes have talked they are connected directly, and the server has nothing to do with what is measured; the
-scripts show how fast this machine is. The server has a core of its own, which the other process shares with it as the
-scheduler sees fit.
+Once the two nodes have exchanged messages, they are connected directly, and the server takes no part in the measured
+work. The scripts show how fast the machine is. The server has its own core. The other process may also run on it, as
+the scheduler decides.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _server() -> RedisServer:
 
 @functools.cache
 def _far() -> str:
-    """The cluster of a node in another process that ends with this one."""
+    """Start a node in another process, which ends with this one, and return its cluster."""
     cluster = uuid.uuid4().hex
     command = [sys.executable, "-m", "bench.redis_actors", _server().url, cluster]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -55,7 +55,7 @@ def _node(url: str, cluster: str) -> RedisNode:
 
 
 def _between(measure: Callable[[Ref[Any], int], Awaitable[None]]) -> Callable[[int], Awaitable[float]]:
-    """A workload that has a ref to the actor there; joining and leaving are not measured."""
+    """A workload with a ref to the remote actor. Joining and leaving are not measured."""
 
     async def run(n: int) -> float:
         async with ActorSystem("near", node=_node(_server().url, _far())) as system:

@@ -1,4 +1,6 @@
-"""Clients of Redis: GET and SET, one at a time, by 50 and by 1,000 tasks, in blocks of 100; the server has a core."""
+"""Clients of Redis: GET and SET, one at a time, by 50 and by 1,000 tasks, in blocks of 100; the server has its own
+core.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def ours() -> Any:
 
 
 def redis_py() -> Any:
-    # As it comes: a connection for each command under way, up to 100.
+    # The default: a connection for each command in flight, up to 100.
     from redis.asyncio import Redis
 
     return Redis.from_url(server().url)
@@ -51,7 +53,7 @@ def coredis() -> Any:
 
 
 def by_tasks(opened: Opened, step: Step, tasks: int) -> Workload:
-    """So many tasks that each do one after the other; connecting is not measured."""
+    """`tasks` tasks that each run one step after another; connecting is not measured."""
 
     async def run(n: int) -> float:
         async with opened() as client:
@@ -75,7 +77,7 @@ def by_tasks(opened: Opened, step: Step, tasks: int) -> Workload:
 
 
 def in_blocks(opened: Opened, step: Step) -> Workload:
-    """One task that sends blocks of commands: what pipelines of redis-py are for."""
+    """One task that sends blocks of commands, as pipelines of redis-py do."""
 
     async def run(n: int) -> float:
         async with opened() as client:

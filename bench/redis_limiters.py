@@ -1,6 +1,7 @@
-"""Rate limiters over Redis that let everything through: one at a time, by 50 tasks, several limits, and in chunks.
+"""Rate limiters over Redis that admit everything: one at a time, by 50 tasks, several limits, and in chunks.
 
-Peers are asked for the cheapest that they have. All count each request on the server, but for chunks, which say so.
+Each peer uses its cheapest limiter. All of them count each request on the server, except for the rows about
+chunks.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def throttled(kind: str) -> Opened:
 
 
 def by_tasks(opened: Opened, tasks: int) -> Workload:
-    """So many tasks that each do one after the other; connecting is not measured."""
+    """`tasks` tasks that each run one step after another; connecting is not measured."""
 
     async def run(n: int) -> float:
         async with opened() as step:

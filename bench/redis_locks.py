@@ -1,7 +1,7 @@
-"""Locks over Redis: taken and given back alone, by a task and by a thread; and the wait when processes contend.
+"""Locks over Redis: acquire and release alone, by a task and by a thread; and the wait when processes contend.
 
-Alone, each peer is asked for the cheapest it has: none of them renews its lease then, or has a fencing token, as ours
-do. `python -m bench.redis_locks RIVAL URL NAME LOOP` is one of the processes that contend.
+Alone, each peer uses its cheapest lock. Such a lock has no lease renewal and no fencing token, while ours has both.
+`python -m bench.redis_locks RIVAL URL NAME LOOP` is one of the contending processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cuelight.redis import RedisClient, RedisLock
 PROCESSES, TASKS, TURNS, HOLD = 4, 5, 15, 0.001
 
 Opened = Callable[[str, str], AbstractAsyncContextManager[Callable[[], Any]]]
-"""Connects to an address, and gives what makes the lock of a name, for each who wants it."""
+"""Connects to an address, and returns a function that makes a lock object of the given name."""
 
 
 @asynccontextmanager
@@ -131,7 +131,7 @@ CONTENDERS: dict[str, Opened] = {
 
 
 async def contend(rival: str, url: str, name: str) -> None:
-    """Tasks of one process that take turns with those of others; prints how long each waited."""
+    """Run tasks of one process that contend with those of others, and print each wait."""
     waits: list[float] = []
 
     async def work(lock: Any) -> None:

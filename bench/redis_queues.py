@@ -1,10 +1,10 @@
-"""Queues over Redis, each in processes of its own: tasks sent, drained by one worker, and started by an idle one.
+"""Queues over Redis, each in its own processes: sending tasks, draining by one worker, and the delay of an idle worker.
 
 The 100 producers are tasks of one event loop, for the libraries that have async producers.
 
-The server has a core of its own, and what is measured another; its data is in memory only, or `--aof everysec`. Each
-library runs with its defaults, except for how many tasks run at once, and logs from warnings on. That a worker ran
-each task exactly once is checked on every run, when it has been asked to end.
+The server has its own core, and the measured process another. The data is in memory only, or `--aof everysec`. Each
+library runs with its defaults, except for the number of concurrent tasks, and logs only warnings and errors. Each run
+checks, after the worker has been asked to end, that it ran each task exactly once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SAMPLES, PAUSE = 200, 0.02
 COUNTED = 2000
 
 AOF = "BENCH_AOF"
-"""The variable that holds what `--aof` says."""
+"""The environment variable for the value of `--aof`."""
 
 
 @functools.cache
 def server() -> RedisServer:
-    """One for all rows: Valkey."""
+    """The server for all rows: Valkey."""
     aof = os.environ.get(AOF, "no")
     options = () if aof == "no" else ("--appendonly", "yes", "--appendfsync", aof)
     made = RedisServer(*options)
@@ -53,7 +53,7 @@ def enqueue(peer: Peer, role: str, loop: str) -> Workload:
 
 
 def drain(peer: Peer, loop: str) -> Workload:
-    """One worker process runs tasks that wait for it; from the start of the first to that of the last one."""
+    """One worker process runs queued tasks; the time is from the start of the first task to that of the last one."""
 
     def run(n: int) -> float:
         with Rig(peer, server(), loop=loop) as rig:
@@ -63,7 +63,7 @@ def drain(peer: Peer, loop: str) -> Workload:
 
 
 def drained(rig: Rig, n: int) -> float:
-    """The seconds for `n` tasks, of which each must have run exactly once."""
+    """The seconds for `n` tasks, after a check that each ran exactly once."""
     rig.produce("enqueue_many" if rig.peer.many else "enqueue", count=n)
     rig.forget_commands()
     worker = rig.start("work")
@@ -75,7 +75,7 @@ def drained(rig: Rig, n: int) -> float:
 
 
 def check(peer: Peer, items: list[int], n: int) -> None:
-    """Each task ran exactly once."""
+    """Check that each task ran exactly once."""
     times = Counter(items)
     wrong = {item: times[item] for item in range(n) if times[item] != 1}
     if wrong or len(times) != n:
@@ -83,7 +83,7 @@ def check(peer: Peer, items: list[int], n: int) -> None:
 
 
 def delays(peer: Peer, loop: str) -> list[float]:
-    """Seconds from just before a task is sent to its start, in a worker that has nothing else to do; sorted."""
+    """Seconds from just before a task is sent to its start in an idle worker, sorted."""
     with Rig(peer, server(), loop=loop, pinned=False) as rig:
         rig.produce("enqueue", count=1)
         worker = rig.start("work")
@@ -99,12 +99,12 @@ def delays(peer: Peer, loop: str) -> list[float]:
 
 @functools.cache
 def all_delays(loop: str) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Those of all peers, and what went wrong."""
+    """The delays of all peers, and the failures."""
     return _each(lambda peer: delays(peer, loop))
 
 
 def idle(name: str, loop: str) -> Result:
-    """Two rows of one measurement."""
+    """Two rows from one measurement."""
     found, failures = all_delays(loop)
     result = Result("redis_queues", name, loop, unit="s", failures=failures)
     for label, seconds in found.items():
@@ -116,7 +116,7 @@ def idle(name: str, loop: str) -> Result:
 
 
 def commands(name: str, loop: str) -> Result:
-    """Commands that the server ran for each task that a worker drained, those in scripts among them."""
+    """Commands that the server ran for each drained task, including those in scripts."""
 
     def count(peer: Peer) -> float:
         with Rig(peer, server(), loop=loop) as rig:

@@ -1,6 +1,6 @@
-"""Sizes that have to work. Each is run once, checked, and its seconds are printed.
+"""Large sizes that must work. Each is run once and checked, and its seconds are printed.
 
-`python -m bench.scale NAME LOOP` is the process that does one of them, so that one that hangs stops nobody else.
+`python -m bench.scale NAME LOOP` is the process that runs one of them, so that one that hangs does not stop the others.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Count(Request[int]):
 
 
 class AskLink(Actor[Count]):
-    """Asks the next in the chain while it is asked."""
+    """Asks the next actor in the chain while it handles an ask."""
 
     def __init__(self, following: Ref[Count] | None) -> None:
         self.following = following
@@ -130,7 +130,7 @@ async def chain_of_asks(system: ActorSystem) -> None:
 
 
 class AsyncNode(Actor[Count]):
-    """Spawns its only child as it starts."""
+    """Spawns its only child when it starts."""
 
     def __init__(self, below: int) -> None:
         self.below = below
@@ -145,7 +145,7 @@ class AsyncNode(Actor[Count]):
 
 
 class PlainNode(Actor[Count]):
-    """The same in `def`."""
+    """The same with a `def` hook."""
 
     def __init__(self, below: int, over: Callable[[], None]) -> None:
         self.below, self.over = below, over
@@ -177,7 +177,7 @@ async def plain_tree(system: ActorSystem) -> None:
 
 
 class Crash(Message):
-    """Have the actor crash."""
+    """Makes the actor crash."""
 
 
 class Fragile(Actor[Crash]):
@@ -239,7 +239,7 @@ RUNS: dict[str, Run] = {
         ("members of a group, picked in turn", picked_in_turn),
         ("tasks that wait for an end, cancelled", cancelled_waits),
     )
-    for count in (10_000, 20_000, 40_000)  # to see that the time grows as the number does
+    for count in (10_000, 20_000, 40_000)  # shows whether the time is proportional to the number
 }
 
 

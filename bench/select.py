@@ -1,4 +1,4 @@
-"""Receive from whichever of four channels has something; a task sends to each of them."""
+"""Receive from the first of four channels that has an item; a task sends to each channel."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ WORKLOADS: dict[str, dict[str, Workload]] = {
     "select over 4, sleeping each time": {"cuelight": cuelight_sleeping(), "aiochan": aiochan_sleeping()},
 }
 
-# Those that run on trio.
+# The rivals that run on trio.
 TRIO_WORKLOADS: dict[str, dict[str, Workload]] = {
     "select over 4, cap 0": {"cuelight": cuelight(0)},
     "select over 4, cap 100": {"cuelight": cuelight(100)},

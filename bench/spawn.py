@@ -1,4 +1,4 @@
-"""Lives of actors: spawned and stopped one after the other, also with one ask in between; and a thousand at once."""
+"""Lifetimes of actors: spawned and stopped one after another, also with one ask in between; and a thousand at once."""
 
 from __future__ import annotations
 

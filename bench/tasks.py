@@ -1,7 +1,7 @@
-"""A durable queue in one SQLite file: given tasks one by one and in batches, and drained by one worker process.
+"""A durable queue in one SQLite file: filled task by task and in batches, and drained by one worker process.
 
-Every store syncs its file before it acknowledges (`synchronous=FULL`), ours and the peers'. DBOS keeps more about
-each step than a queue has to, so it is measured with few tasks.
+Every store, ours and the peers', syncs its file before it acknowledges (`synchronous=FULL`). DBOS stores more about
+each step than a queue needs, so it is measured with few tasks.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ async def drain(queue: TaskQueue, n: int) -> float:
         started = perf_counter()
         async with TaskWorker(queue, [nothing], concurrency=CONCURRENCY):
             await countdown.over.wait()
-        took = perf_counter() - started  # the worker has ended, so the last of them are settled too
+        took = perf_counter() - started  # the worker has ended, so the last tasks are settled too
         size = await queue.size()
         assert size.completed == n, size
     return took

@@ -1,4 +1,4 @@
-"""Chaos: real processes on one queue or one lock, killed, frozen and cut off at random, and what became of it."""
+"""Chaos: real processes on one queue or one lock are killed, frozen and cut off at random; losses are counted."""
 
 from chaos._ledger import Event
 from chaos._options import Options

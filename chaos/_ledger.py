@@ -1,7 +1,7 @@
-"""What happened, written by every process to one file that nobody's death can spoil.
+"""Events that all processes write to one file. The death of a process cannot damage it.
 
-A line is written by one `write` to a file that was opened to append, so that lines of several processes do not mix and
-a process that is killed leaves a whole line or none.
+A line is written by one `write` to a file opened for appending. So lines of several processes do not mix, and a process
+that is killed leaves a whole line or none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Event:
 
     Attributes:
         at: seconds since the epoch.
-        pid: who wrote it.
+        pid: the writing process.
         what: "given" (its enqueue was acknowledged), "begun", "ended", "accepted" (its completion was) or "refused";
-            of a lock "got", "sure" (to have it at that time), "lost", "written" or "stale" (a write that was refused).
-        task: the identity of the task, or who holds the lock.
-        epoch: of the attempt, 0 for "given"; of a lock the fence.
+            for a lock "got", "sure" (held for certain at that time), "lost", "written" or "stale" (a rejected write).
+        task: the identity of the task, or the holder of the lock.
+        epoch: the epoch of the attempt, 0 for "given"; for a lock the fence.
     """
 
     at: float
@@ -35,7 +35,7 @@ class Event:
 
 
 class Ledger:
-    """The file."""
+    """The file of events."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,11 +43,11 @@ class Ledger:
         self._pid = os.getpid()
 
     def write(self, what: str, task: str, epoch: int = 0, at: float | None = None) -> None:
-        """Add a line, of now or of the time that is given."""
+        """Add a line, with the current time by default."""
         os.write(self._file, f"{time.time() if at is None else at:.6f} {self._pid} {what} {task} {epoch}\n".encode())
 
     def events(self) -> list[Event]:
-        """All lines, in the order in which they were written."""
+        """All lines, in the order of writing."""
         found: list[Event] = []
         for line in self.path.read_text().splitlines():
             at, pid, what, task, epoch = line.split()

@@ -1,7 +1,7 @@
-"""The storm over a lock: processes that want it, and its server, are struck; who held it when, and what got through.
+"""The storm over a lock: faults in its holders and its server, and a check of holders and writes afterwards.
 
-A holder writes down when it got the lock and until when it was sure to have it, with its fence, and sets a value on
-another server, which nobody strikes, under its fence.
+A holder records when it got the lock, until when it certainly held it, and its fence. It also sets a fenced value on
+another server, which has no faults.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class LockVerdict:
     """The result of a storm over a lock.
 
     Attributes:
-        grants: how often somebody got it.
-        losses: how often a holder was told that it had lost it.
-        writes: how often a value was set under a fence.
-        stale: how often a write was refused, because somebody with a greater fence had been there.
+        grants: the number of acquisitions.
+        losses: the number of losses that were reported to holders.
+        writes: the number of fenced writes.
+        stale: the number of writes rejected because of a greater fence.
         fences_twice: fences that two holders had.
-        overlaps: pairs of fences whose holders were sure to have it at the same time.
+        overlaps: pairs of fences whose holders both certainly held the lock at the same time.
         forgotten: such pairs of which the server had forgotten the first.
-        faults: how many of each kind.
+        faults: the number of faults of each kind.
         exited: processes that ended by themselves.
-        deaf: processes that lived at the end and never got it again.
+        deaf: processes that lived at the end and never got the lock again.
     """
 
     grants: int = 0
@@ -56,12 +56,12 @@ class LockVerdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the lock was one, and every process worked on."""
+        """Whether the lock was exclusive and every process continued to work."""
         return not (self.fences_twice or self.overlaps or self.exited or self.deaf)
 
 
 def judge_holders(events: Iterable[Event], troubles: Sequence[Trouble] = ()) -> LockVerdict:
-    """Compare what holders wrote down. A holder was sure to have it from its "got" to its last "sure"."""
+    """Compare the records of holders. A holder certainly held the lock from its "got" to its last "sure"."""
     verdict = LockVerdict()
     got: dict[int, Event] = {}
     sure: defaultdict[int, float] = defaultdict(float)
@@ -79,7 +79,7 @@ def judge_holders(events: Iterable[Event], troubles: Sequence[Trouble] = ()) -> 
             verdict.writes += 1
         elif event.what == "stale":
             verdict.stale += 1
-    latest: int | None = None  # the one of those before who was sure for longest
+    latest: int | None = None  # the earlier fence whose holder was sure for longest
     for fence in sorted(got, key=lambda fence: got[fence].at):
         if latest is not None and got[fence].at < sure[latest]:
             forgot = any(trouble.forgot(got[latest].at) for trouble in troubles)
@@ -90,7 +90,7 @@ def judge_holders(events: Iterable[Event], troubles: Sequence[Trouble] = ()) -> 
 
 
 def lock_storm(options: Options, say: Callable[[str], None] = lambda _line: None) -> LockVerdict:
-    """Run the storm in a folder of its own, and judge who held the lock when."""
+    """Run the storm in a temporary folder, and check the holders."""
     with TemporaryDirectory(prefix="chaos") as folder, RedisServer() as guard:
         place = RedisPlace("lock", fsync=options.fsync, outage=options.outage, replicas=options.replicas)
         place.extras["guard"] = guard.url
@@ -126,7 +126,7 @@ async def _storm(state: Victims, say: Callable[[str], None]) -> LockVerdict:
 
 
 async def _find_the_deaf(state: Victims, ledger: Ledger) -> list[int]:
-    """Wait until each process has got the lock once more."""
+    """Wait until each process has acquired the lock once more, and return those that did not."""
     since, missing = time.time(), {process.pid for process in state.workers}
     with anyio.move_on_after(30 + 3 * state.options.lease):
         while missing:

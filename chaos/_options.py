@@ -1,4 +1,4 @@
-"""What a storm is to be like."""
+"""The options of a storm."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ __all__ = ["Options"]
 
 @dataclass(frozen=True)
 class Options:
-    """What to do.
+    """The options of a storm.
 
     Attributes:
         what: "tasks" for a durable queue, "locks" for a lock over Redis.
-        tasks: how many.
-        workers: processes that run them, or that want the lock.
-        concurrency: tasks at once in each, or of those who want the lock.
+        tasks: the number of tasks.
+        workers: the number of processes that run tasks or want the lock.
+        concurrency: the number of concurrent tasks, or of concurrent lock users, in each process.
         lease: seconds.
         work: the least and the most seconds that a task takes.
-        faults: how many, drawn from `seed`.
-        every: seconds from one fault to the next, about.
-        timeout: seconds after which the run is over, whatever is left.
+        faults: the number of faults, drawn from `seed`.
+        every: the approximate seconds between two faults.
+        timeout: seconds after which the run is over in any case.
         backend: the event loop of the processes.
         store: "sqlite" or "redis".
-        fsync: of the server: "always" or "everysec".
-        outage: the most seconds for which a server is in trouble.
-        replicas: of the server; with one it is promoted now and then.
+        fsync: "always" or "everysec", for the server.
+        outage: the longest trouble of a server, in seconds.
+        replicas: the number of replicas of the server; with one, it is promoted now and then.
     """
 
     what: str = "tasks"

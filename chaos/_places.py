@@ -1,4 +1,4 @@
-"""Where the queue of a storm is kept, and what can be done to that place itself."""
+"""The place that stores the queue of a storm, and the faults of that place."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Place", "SQLitePlace"]
 
 
 class Place(Protocol):
-    """Where a queue is kept.
+    """The place that stores a queue.
 
     Attributes:
-        address: what its processes are given: the path of a file or a URL.
-        kinds: what can be done to it, and how often one is drawn against the others.
-        troubles: when it was not to be relied on, and what it forgot in those times.
-        extras: what its processes are told besides.
+        address: the path of a file or a URL, for the processes.
+        kinds: the possible faults, with their weights in the draw.
+        troubles: the times in which it was unreliable, and the data that it forgot in them.
+        extras: further options for the processes.
     """
 
     address: str
@@ -32,32 +32,32 @@ class Place(Protocol):
     extras: dict[str, str]
 
     def store(self) -> Store:
-        """The queue, for whoever watches it."""
+        """The queue's store, for an observer."""
         ...
 
     def can_freeze(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether a process that stands still holds up nobody else."""
+        """Whether the process can be frozen now without blocking others."""
         ...
 
     def strike(self, kind: str, random: Random) -> bool:
-        """Do something bad. False: not now, it is in trouble already."""
+        """Cause a fault. False if it is in trouble already."""
         ...
 
     def go_on(self) -> None:
-        """Do what is due by now: end what was begun."""
+        """End the faults that are due to end."""
         ...
 
     def heal(self) -> None:
-        """End everything bad at once."""
+        """End all faults at once."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release its resources."""
         ...
 
 
 class SQLitePlace:
-    """A file."""
+    """A queue in a file."""
 
     def __init__(self, folder: Path, queue: str) -> None:
         self._path, self._queue = folder / "queue.db", queue
@@ -70,7 +70,7 @@ class SQLitePlace:
         return SQLiteStore(self._path, queue=self._queue)
 
     def can_freeze(self, process: subprocess.Popen[bytes]) -> bool:
-        """Not in the midst of a commit: SQLite has everybody else wait for that process, as long as it stands still."""
+        """Not during a commit: SQLite would make all others wait as long as the process is frozen."""
         with closing(sqlite3.connect(self._path, timeout=0.5, isolation_level=None)) as connection:
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -83,20 +83,20 @@ class SQLitePlace:
         raise ValueError(f"{kind!r}: nothing can be done to a file but to its processes")
 
     def go_on(self) -> None:
-        """A file is in no trouble."""
+        """Nothing to do: a file has no faults."""
 
     def heal(self) -> None:
-        """A file is in no trouble."""
+        """Nothing to do: a file has no faults."""
 
     def close(self) -> None:
-        """The folder goes with its block."""
+        """Nothing to do: the file is deleted with its folder."""
 
 
 def wait_for(what: str, condition: object, timeout: float = 10.0) -> None:
-    """Wait for something that another process does.
+    """Wait for an action of another process.
 
     Raises:
-        TimeoutError: it does not.
+        TimeoutError: it did not happen.
     """
     assert callable(condition)
     deadline = time.monotonic() + timeout

@@ -1,4 +1,4 @@
-"""The processes that are to die: a producer and workers, or those who want a lock.
+"""The victim processes: a producer and workers, or users of a lock.
 
 Each runs `main`, with its role and options as JSON.
 """
@@ -27,12 +27,12 @@ QUEUE = "chaos"
 
 
 def task_id(number: int) -> str:
-    """The identity of a task: the producer that comes after one that was killed gives the same ones again."""
+    """The identity of a task. The successor of a killed producer uses the same identities again."""
     return f"task-{number:06}"
 
 
 def _witnessed(store: Store, ledger: Ledger) -> Store:
-    """Have a store write down which completions it accepted."""
+    """Make a store record the completions that it accepts."""
     exchange = store.exchange
 
     async def witness(finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
@@ -58,7 +58,7 @@ def _queue(options: dict[str, Any], ledger: Ledger) -> TaskQueue:
 
 
 async def produce(options: dict[str, Any]) -> None:
-    """Give all tasks, and write down each that was acknowledged."""
+    """Enqueue all tasks, and record each acknowledgement."""
     ledger = Ledger(Path(options["ledger"]))
     async with _queue(options, ledger) as queue:
         for number in range(options["tasks"]):
@@ -67,14 +67,14 @@ async def produce(options: dict[str, Any]) -> None:
                 try:
                     await queue.enqueue(task)
                     break
-                except StoreUnavailable:  # it may be there: the same again, and the queue knows its identity
+                except StoreUnavailable:  # it may be enqueued already; the queue recognizes its identity
                     await anyio.sleep(0.1)
             ledger.write("given", task.task_id)
             await anyio.sleep(options["pause"])
 
 
 async def work(options: dict[str, Any]) -> None:
-    """Run tasks until the end."""
+    """Run tasks until the process is killed."""
     ledger = Ledger(Path(options["ledger"]))
     random = Random(time.time_ns())
 
@@ -90,7 +90,7 @@ async def work(options: dict[str, Any]) -> None:
 
 
 async def hold(options: dict[str, Any]) -> None:
-    """Get the lock again and again, until the end."""
+    """Acquire the lock again and again until the process is killed."""
     from cuelight.redis import RedisClient, RedisLock, fenced_set  # noqa: PLC0415 - a queue in a file needs none of it
 
     ledger = Ledger(Path(options["ledger"]))
@@ -115,7 +115,7 @@ async def hold(options: dict[str, Any]) -> None:
                 await anyio.sleep(0.1)
 
     async def _set(fence: int, name: str) -> None:
-        # By the token alone: a holder that does not know yet must be stopped by the guard.
+        # By the token alone: the guard must stop a holder that does not know of its loss yet.
         try:
             await fenced_set(guard, "value", name, fence)
             ledger.write("written", name, fence)
@@ -128,7 +128,7 @@ async def hold(options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Be one of them."""
+    """Run a victim in the role that its arguments name."""
     role, options = sys.argv[1], json.loads(sys.argv[2])
     logging.basicConfig(level=logging.CRITICAL)
     anyio.run({"produce": produce, "work": work, "hold": hold}[role], options, backend=options["backend"])

@@ -22,10 +22,10 @@ _MARK = "chaos:mark"
 
 
 class RedisPlace:
-    """A server with an append-only file, and a replica if there is to be one.
+    """A server with an append-only file, and optionally a replica.
 
-    Everybody else goes through the proxy. The mark is written past it, without pause: what a server still knows of it
-    when it is back says up to when it forgot nothing, since it keeps its commands in their order.
+    All others connect through the proxy. A thread writes the mark directly to the server, without pause. The server
+    keeps commands in their order. So the mark that it has after a restart shows the time up to which it forgot nothing.
     """
 
     _KINDS: Final = {
@@ -70,7 +70,7 @@ class RedisPlace:
         return RedisStore(self.address, queue=self._queue)
 
     def can_freeze(self, process: subprocess.Popen[bytes]) -> bool:
-        """Always: a client that stands still holds up nobody."""
+        """Always: a frozen client blocks nobody."""
         return True
 
     def _mark_on(self) -> None:
@@ -85,7 +85,7 @@ class RedisPlace:
         return float(reply[1]) if len(reply) > 2 else 0.0
 
     def strike(self, kind: str, random: Random) -> bool:
-        """Do one of `kinds`, to the server that is in charge, unless it is in trouble already."""
+        """Cause a fault of the current primary, unless it is in trouble already."""
         if self._due:
             return False
         now, lasts = time.time(), random.uniform(0.1, 1.0) * self._outage
@@ -104,7 +104,7 @@ class RedisPlace:
                 self._server.command("CLIENT", "KILL", "TYPE", of)
         elif kind == "pause all clients":
             self._server.command("CLIENT", "PAUSE", str(int(lasts * 1000)), "ALL")
-            self._later(lasts, lambda: None, trouble)  # it answers nobody until then, us neither
+            self._later(lasts, lambda: None, trouble)  # until then it answers no client, including this one
         elif kind == "forget all scripts":
             self._server.command("SCRIPT", "FLUSH")
         else:
@@ -132,7 +132,7 @@ class RedisPlace:
         self.troubles[-1].kept_until = self._last_mark()
 
     def _promote(self, trouble: Trouble) -> None:
-        """Have the replica take over from the primary, as an administrator or a sentinel would, and get a new one."""
+        """Promote the replica, as an administrator or a sentinel would, and start a new one."""
         old, new = self._server, self._replica
         assert new is not None
         old.kill()
@@ -145,13 +145,13 @@ class RedisPlace:
         self._replica = self._start(new)
 
     def go_on(self) -> None:
-        """End what was begun and is over."""
+        """End the faults that are due to end."""
         for entry in [entry for entry in self._due if entry[0] <= time.time()]:
             self._due.remove(entry)
             entry[1]()
 
     def heal(self) -> None:
-        """End everything at once."""
+        """End all faults at once."""
         while self._due:
             self._due.pop()[1]()
         self._proxy.heal()

@@ -1,4 +1,4 @@
-"""The storm over a queue: its workers, its producer and its place are struck until all tasks are through."""
+"""The storm over a queue: faults in its workers, its producer and its place until all tasks are finished."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["storm"]
 
 
 def storm(options: Options, say: Callable[[str], None] = lambda _line: None) -> Verdict:
-    """Run the storm in a folder of its own, and judge what became of every task."""
+    """Run the storm in a temporary folder, and judge the outcome of every task."""
     with tempfile.TemporaryDirectory(prefix="chaos") as folder:
         place = _place(options, Path(folder))
         try:
@@ -62,7 +62,7 @@ async def _storm(state: Victims, say: Callable[[str], None]) -> Verdict:
 
 
 async def _rage(state: Victims, store: Store, say: Callable[[str], None]) -> None:
-    """Strike, and replace the dead, until all tasks are through."""
+    """Cause faults and replace dead processes until all tasks are finished."""
     options, random = state.options, Random(state.options.seed)
     begun = next_fault = time.time()
     size: Size | None = None
@@ -89,7 +89,7 @@ async def _rage(state: Victims, store: Store, say: Callable[[str], None]) -> Non
 async def _size(store: Store) -> Size | None:
     try:
         return await store.size()
-    except StoreUnavailable:  # in trouble, as it is to be
+    except StoreUnavailable:  # in trouble, as intended
         return None
 
 
@@ -98,7 +98,7 @@ def _open(size: Size) -> int:
 
 
 async def _find_the_deaf(state: Victims, ledger: Ledger) -> list[int]:
-    """Give every worker more than the others could take, and see who takes nothing."""
+    """Enqueue more tasks than the other workers could take, and return the workers that take none."""
     state.thaw(everybody=True)
     options, since = state.options, time.time()
     listening: set[int] = set()

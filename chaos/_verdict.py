@@ -1,4 +1,4 @@
-"""What the ledger and the queue say together: what was lost, what was accepted twice, how long recovery took."""
+"""The verdict from the ledger and the queue: losses, completions that were accepted twice, and recovery times."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Fault", "Trouble", "Verdict", "judge"]
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that was done to a process.
+    """A fault of a process or of the server.
 
     Attributes:
-        at: when, in seconds since the epoch.
-        pid: to whom.
-        kind: "kill worker", "freeze worker", "kill producer", or what was done to the server; its pid is 0.
+        at: seconds since the epoch.
+        pid: the process; 0 for the server.
+        kind: "kill worker", "freeze worker", "kill producer", or a fault of the server.
     """
 
     at: float
@@ -28,14 +28,14 @@ class Fault:
 
 @dataclass
 class Trouble:
-    """A time in which the place of the queue was not to be relied on.
+    """A time in which the place of the queue was unreliable.
 
     Attributes:
         since: seconds since the epoch.
-        until: when it was over.
-        kind: what was done to it.
-        kept_until: what was acknowledged before this is there still, by what the place itself says; what came between
-            that and `since` it may have forgotten. None: it forgot nothing.
+        until: the time of its end.
+        kind: the fault.
+        kept_until: the time before which every acknowledged change is still there, according to the place itself. It
+            may have forgotten changes made after that time. None: it forgot nothing.
     """
 
     since: float
@@ -44,7 +44,7 @@ class Trouble:
     kept_until: float | None = None
 
     def forgot(self, at: float) -> bool:
-        """Whether it may have forgotten what was acknowledged then."""
+        """Whether it may have forgotten a change acknowledged at this time."""
         return self.kept_until is not None and self.kept_until <= at <= self.until
 
 
@@ -54,19 +54,19 @@ class Verdict:
 
     Attributes:
         given: tasks whose enqueue was acknowledged.
-        completed: of these, completed.
-        dead: of these, in the dead letter queue.
-        lost: of these, neither.
+        completed: the number of them that completed.
+        dead: the number of them in the dead letter queue.
+        lost: those of them that are in neither state.
         executions: attempts that began.
         repeated: attempts beyond the first of each task.
         accepted_twice: tasks of which more than one completion was accepted.
         forgotten: tasks, or accepted completions, that the server itself forgot: no sync, or a replica behind.
         refused: completions of workers that had lost their lease.
-        faults: how many of each kind.
-        recoveries: for each attempt that was under way in a killed worker, the seconds until the task ran again;
-            without those that the trouble of a server held up.
+        faults: the number of faults of each kind.
+        recoveries: for each attempt in progress in a killed worker, the seconds until the task ran again,
+            except for those that trouble of a server delayed.
         exited: workers that ended by themselves.
-        deaf: workers that lived at the end and took no work any more.
+        deaf: workers that lived at the end and took no more work.
     """
 
     given: int = 0
@@ -85,14 +85,14 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was lost, no completion accepted twice, and every worker worked on."""
+        """Whether nothing was lost, no completion was accepted twice, and every worker continued to work."""
         return not (self.lost or self.accepted_twice or self.exited or self.deaf)
 
 
 def judge(
     events: Iterable[Event], states: Mapping[str, str], faults: Iterable[Fault], troubles: Sequence[Trouble] = ()
 ) -> Verdict:
-    """Compare what was written down with the states in which the queue has its tasks at the end."""
+    """Compare the events with the final states of the tasks in the queue."""
     verdict = Verdict()
     by_what: defaultdict[str, list[Event]] = defaultdict(list)
     for event in events:
@@ -107,7 +107,7 @@ def judge(
     begun = Counter(event.task for event in by_what["begun"] if event.task in given)
     verdict.executions = begun.total()
     verdict.repeated = begun.total() - len(begun)
-    # A completion that the server forgot is made again: only what it remembered counts as accepted.
+    # A completion that the server forgot is made again, so only those that it remembered count as accepted.
     kept = Counter(event.task for event in by_what["accepted"] if not _forgot(troubles, event.at))
     undone = {event.task for event in by_what["accepted"] if _forgot(troubles, event.at)}
     verdict.accepted_twice = sorted(task for task, times in kept.items() if times > 1)
@@ -137,7 +137,8 @@ def _recoveries(
         if died is None or event.at > died or (event.task, event.epoch) in over:
             continue
         later = [again.at for again in starts[event.task] if again.epoch > event.epoch]
-        # Without one it had been completed, and only the line about that was lost; or it had lost its lease before.
+        # If there is none, the task had been completed and only its "accepted" line was lost, or its lease was lost
+        # before.
         if later and min(later) > died and not any(one.since <= min(later) and one.until >= died for one in troubles):
             found.append(min(later) - died)
     return found

@@ -1,4 +1,4 @@
-"""The processes of a storm: started, killed, frozen, woken, and others in their stead."""
+"""The processes of a storm: started, killed, frozen, woken and replaced."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Victims:
     """The processes of a storm, and the place that they share.
 
     Attributes:
-        role: of the workers: what `chaos._processes` calls it.
-        faults: what was done so far.
+        role: the role of the workers in `chaos._processes`.
+        faults: the faults so far.
     """
 
     options: Options
@@ -59,7 +59,7 @@ class Victims:
         )
 
     def strike(self, process: subprocess.Popen[bytes], kind: str) -> None:
-        """Do something bad to a process."""
+        """Kill or freeze a process."""
         at = time.time()
         if kind == "freeze worker":
             process.send_signal(signal.SIGSTOP)
@@ -75,14 +75,14 @@ class Victims:
         self.faults.append(Fault(at, process.pid, kind))
 
     def thaw(self, *, everybody: bool = False) -> None:
-        """Wake those who were frozen long enough to lose their leases."""
+        """Wake the processes that were frozen long enough to lose their leases."""
         for pid, when in list(self.frozen.items()):
             if everybody or time.time() >= when:
                 del self.frozen[pid]
                 os.kill(pid, signal.SIGCONT)
 
     def replace_the_dead(self) -> None:
-        """Keep as many workers awake as there should be."""
+        """Keep the wanted number of workers awake."""
         for process in [process for process in self.workers if process.poll() is not None]:
             self.workers.remove(process)
             if process.pid not in self.killed:
@@ -97,13 +97,13 @@ class Victims:
         return [process for process in self.workers if process.pid not in self.frozen and process.poll() is None]
 
     def keep_producing(self) -> bool:
-        """Have a producer in place of one that was killed. Whether it has given everything."""
+        """Replace a killed producer. Returns whether it has enqueued everything."""
         if self.producer is None or self.producer.poll() not in {None, 0}:
             self.producer = self.start("produce")
         return self.producer.poll() == 0
 
     def end(self) -> None:
-        """Kill whatever still runs."""
+        """Kill all processes."""
         self.thaw(everybody=True)
         for process in [*self.workers, self.producer]:
             if process is not None:
@@ -111,7 +111,7 @@ class Victims:
                 process.wait()
 
     def strike_somebody(self, random: Random) -> None:
-        """Do something bad to one of them, or to the place."""
+        """Cause a fault of a process or of the place."""
         kinds = {"kill worker": 6, "freeze worker": 3, **self.place.kinds}
         if self.producer is not None:
             kinds["kill producer"] = 1

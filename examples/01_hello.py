@@ -1,4 +1,4 @@
-"""An actor that counts: what a message, a request, an actor and a ref are.
+"""An actor that counts: an introduction to messages, requests, actors and refs.
 
 Run it with `python examples/01_hello.py`, or with `--backend trio`.
 """
@@ -11,17 +11,17 @@ from cuelight import Actor, ActorSystem, Message, Request, on
 
 
 class Add(Message):
-    """A message: a value that is told to an actor. Nobody waits for an answer."""
+    """A message: a value that is told to an actor. The sender gets no answer."""
 
     amount: int
 
 
 class Total(Request[int]):
-    """A request: a message that is answered, here with an int."""
+    """A request: a message with an answer, here an int."""
 
 
 class Counter(Actor[Add | Total]):
-    """State, and one handler for each message. It handles one message at a time, so it needs no lock."""
+    """State, and one handler for each message. The actor handles one message at a time, so it needs no lock."""
 
     def __init__(self, start: int = 0) -> None:
         self.total = start
@@ -36,7 +36,7 @@ class Counter(Actor[Add | Total]):
 
 
 async def main() -> None:
-    async with ActorSystem("hello") as system:  # left only when every actor has ended
+    async with ActorSystem("hello") as system:  # the block ends only after every actor has ended
         counter = await system.spawn(Counter, start=10)  # a ref: the address of the actor
         await counter.tell(Add(5))  # waits only if the mailbox is full
         counter.tell_nowait(Add(1))  # never waits

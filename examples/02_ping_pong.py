@@ -1,6 +1,7 @@
 """Two actors that send each other a ball, and end one after the other.
 
-It shows that a ref is a value that may travel in a message, and how an actor hears of another one's end.
+It shows that a message can contain a ref, and how an actor is notified of the end of another actor.
+
 Run it with `python examples/02_ping_pong.py`, or with `--backend trio`.
 """
 
@@ -14,7 +15,7 @@ from cuelight import Actor, ActorSystem, Exit, Message, Ref, Terminated, child, 
 
 
 class Ball(Message):
-    """A ball that may be hit so many times more."""
+    """A ball that may be hit `hits_left` more times."""
 
     hits_left: int
     sender: Ref[Ball]
@@ -23,7 +24,7 @@ class Ball(Message):
 class Player(Actor[Ball]):
     @on(Ball)
     def hit(self, ball: Ball) -> None:
-        self.watch(ball.sender)  # Terminated will come once, however often one watches
+        self.watch(ball.sender)  # Terminated arrives once, however often this is called
         if ball.hits_left == 0:
             print(f"{self.name}: I let it go, and stop")
             self.stop()

@@ -1,7 +1,8 @@
-"""An actor with a loop of its own: it selects over its mailbox, a channel and a timer.
+"""An actor with its own loop: it selects over its mailbox, a channel and a timer.
 
-It collects lines and writes them in batches: when a batch is full, when the oldest line has waited long enough,
-when somebody says so through a channel, and when it is told to stop.
+It collects lines and writes them in batches: when a batch is full, when the oldest line has waited long enough, when it
+is asked to through a channel, and when the actor is stopped.
+
 Run it with `python examples/03_select_with_timers.py`, or with `--backend trio`.
 """
 
@@ -12,7 +13,7 @@ import anyio
 from cuelight import Actor, ActorSystem, Channel, ChannelClosed, Message, after, select
 
 PATIENCE = 0.1
-"""Seconds that a line waits at most."""
+"""The longest time that a line waits, in seconds."""
 
 
 class Line(Message):
@@ -25,11 +26,11 @@ class Batcher(Actor[Line]):
         self.batch: list[str] = []
 
     async def run(self) -> None:
-        deadline = None  # as a case of select, None is never ready
+        deadline = None  # a case of select that is None is never ready
         while True:
             try:
                 case, item = await select(self.inbox, self.flushes, deadline)
-            except ChannelClosed:  # the actor is to stop, and its mailbox is empty
+            except ChannelClosed:  # the actor is being stopped, and its mailbox is empty
                 break
             if isinstance(item, Line):
                 self.batch.append(item.text)
@@ -65,8 +66,8 @@ async def main() -> None:
         print(await written.receive())
 
         await batcher.tell(Line("six"))
-        flushes.close()  # a closed channel drops out of the select
-        await batcher.stop()  # a closed mailbox ends it
+        flushes.close()  # select ignores a closed channel
+        await batcher.stop()  # a closed mailbox ends the loop
         print(await written.receive())
 
 

@@ -1,4 +1,4 @@
-"""A tree of supervisors: who is restarted after a crash, in which order, and when a crash goes one level up.
+"""A tree of supervisors: the actors that are restarted after a crash, their order, and escalation to the next level.
 
     /shop
       front            one_for_one: its children do not depend on each other
@@ -37,7 +37,7 @@ from cuelight import (
 )
 
 AT_ONCE = Backoff(minimum=0, maximum=0)
-"""No delay before a restart, so that the demonstration is short. The default is a tenth of a second, doubling."""
+"""No delay before a restart, so that the demonstration is short. The default delay is 0.1 s and doubles each time."""
 
 
 class Work(Request[str]):
@@ -45,7 +45,7 @@ class Work(Request[str]):
 
 
 class Clerk(Actor[Work]):
-    """Does what it is asked; crashes on tasks that it cannot do."""
+    """Does the requested work; crashes on an impossible task."""
 
     def started(self, why: Start) -> None:
         print(f"    {self.name} {'started again' if isinstance(why, WasRestarted) else 'started'}")
@@ -62,7 +62,7 @@ class Clerk(Actor[Work]):
 
 class Backroom(Supervisor):
     strategy = rest_for_one
-    max_restarts = 1  # so the second crash within five seconds is one too many
+    max_restarts = 1  # so the second crash within five seconds exceeds the limit
     within = 5.0
     backoff = AT_ONCE
 
@@ -81,7 +81,7 @@ class Front(Supervisor):
 
 
 async def crash(system: ActorSystem, name: str) -> None:
-    """Crash an actor, and wait until its supervisors have dealt with it."""
+    """Crash an actor, and wait until its supervisors have reacted."""
     clerk: Ref[Work] = system.find(name)
     try:
         await clerk.ask(Work("impossible"))
@@ -91,7 +91,7 @@ async def crash(system: ActorSystem, name: str) -> None:
 
 
 async def main() -> None:
-    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # crash reports are logged as errors; not here
+    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # hide the crash reports, which are logged as errors
     async with ActorSystem("shop") as system:
         print("Children start in order:")
         await system.spawn(child(Front).with_options(name="front"))

@@ -1,6 +1,6 @@
-"""An agent: an actor that talks with a model, streams its tokens, and has tools that are actors of their own.
+"""An agent: an actor that talks to a model, streams its tokens, and uses tools that are actors as well.
 
-The model is a fake: a TCP server in this program that speaks a protocol of lines.
+The model is a fake: a TCP server in this program with a line protocol.
 
     agent: ask <text>                      model: token <text>
     agent: result <text>                   model: call <tool> <argument>
@@ -39,14 +39,14 @@ from cuelight import (
 
 TOOL_TIMEOUT = 0.2
 MODEL_TIMEOUT = 0.3
-"""Seconds, both."""
+"""Both in seconds."""
 
 
 # The line protocol, the same for both sides.
 
 
 class Line:
-    """A connection that carries lines."""
+    """A connection that transfers lines."""
 
     def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
@@ -67,7 +67,7 @@ class Line:
         await self._stream.aclose()
 
 
-# The tools. Each is an actor: it may be slow, refuse or crash, and the agent is none the worse for it.
+# The tools. Each is an actor: it may be slow, refuse a request or crash without harm to the agent.
 
 
 class Use(Request[str]):
@@ -79,7 +79,7 @@ class Multiply(Actor[Use]):
     def use(self, message: Use) -> str:
         left, _, right = message.argument.partition("*")
         if not (left.isdecimal() and right.isdecimal()):
-            raise ReplyError(f"{message.argument} is not a product")  # refused; the tool lives on
+            raise ReplyError(f"{message.argument} is not a product")  # a refused request does not end the tool
         return str(int(left) * int(right))
 
 
@@ -93,20 +93,20 @@ class Weather(Actor[Use]):
 class Dice(Actor[Use]):
     @on(Use)
     def use(self, message: Use) -> str:
-        raise RuntimeError(f"the dice rolled under the {message.argument}")  # the tool crashes, and is restarted
+        raise RuntimeError(f"the dice rolled under the {message.argument}")  # the tool crashes and is restarted
 
 
 # The agent.
 
 
 class Turn(StreamRequest[str]):
-    """Say something to the agent; the answer comes token by token."""
+    """Say something to the agent. The answer comes token by token."""
 
     text: str
 
 
 class Research(Request[str]):
-    """Have something looked up. The agent does it beside its turns."""
+    """Ask the agent to look something up. It does so concurrently with its turns."""
 
     topic: str
 
@@ -134,7 +134,9 @@ class Agent(Actor[Turn | Research | Researched]):
 
     @on(Turn)
     async def turn(self, message: Turn) -> AsyncIterator[str]:
-        """One turn. An interrupt, or a user who leaves, ends this handler and closes the connection; not the agent."""
+        """Handle one turn. An interrupt, or a user who leaves, ends this handler and its connection, but not the
+        agent.
+        """
         async with aclosing(self.complete(message.text)) as tokens:
             async for token in tokens:
                 yield token
@@ -153,7 +155,7 @@ class Agent(Actor[Turn | Research | Researched]):
         return " ".join([token async for token in self.complete(f"research {topic}")])
 
     async def complete(self, prompt: str) -> AsyncGenerator[str, None]:
-        """The tokens of the model's answer; its calls of tools are seen to on the way."""
+        """Yield the tokens of the model's answer, and call tools when the model asks for them."""
         async with Line(await anyio.connect_tcp("127.0.0.1", self.port)) as line:
             await line.send("ask", prompt)
             while True:
@@ -175,7 +177,7 @@ class Agent(Actor[Turn | Research | Researched]):
             raise ModelSilent(f"the model was silent for {MODEL_TIMEOUT} s") from None
 
     async def use(self, name: str, argument: str) -> str:
-        """Call a tool. Each way to fail is an answer that a model can use."""
+        """Call a tool. Each kind of failure becomes an answer for the model."""
         tool = self.tools.get(name)
         if tool is None:
             return f"there is no tool {name}"
@@ -183,9 +185,9 @@ class Agent(Actor[Turn | Research | Researched]):
             return await tool.ask(Use(argument), timeout=TOOL_TIMEOUT)
         except ReplyError as refusal:
             return f"an error: {refusal}"
-        except TimeoutError:  # by now its handler has been cancelled
+        except TimeoutError:  # its handler has already been cancelled
             return "a time-out"
-        except ActorCrashed as crash:  # by now its supervisor, the agent, is restarting it
+        except ActorCrashed as crash:  # its supervisor, the agent, is already restarting it
             return f"a crash: {crash.__cause__}"
 
 
@@ -220,14 +222,14 @@ async def model(stream: SocketStream) -> None:
                     await line.send("token", result)
             await line.send("done")
         except (anyio.BrokenResourceError, anyio.IncompleteRead, anyio.EndOfStream):
-            pass  # the agent has hung up: it was interrupted
+            pass  # the agent was interrupted and has closed the connection
 
 
 # The user.
 
 
 async def converse(agent: Ref[Turn | Research], text: str, leave_at: str = "", interrupt_at: str = "") -> None:
-    """Say something and print the answer."""
+    """Send a text to the agent and print the answer."""
     print(f"user:  {text}\nagent:", end="")
     async with agent.stream(Turn(text)) as tokens:  # leaving the block early closes the stream
         async for token in tokens:
@@ -236,8 +238,8 @@ async def converse(agent: Ref[Turn | Research], text: str, leave_at: str = "", i
                 print(" ...", end="")
                 break
             if token == interrupt_at:
-                agent.interrupt("the user has heard enough")  # anybody who holds the ref may do this
-                async for _ in tokens:  # what was sent before; then it raises Interrupted
+                agent.interrupt("the user has heard enough")  # anyone with the ref may do this
+                async for _ in tokens:  # yields the tokens sent before, then raises Interrupted
                     pass
     print()
 
@@ -275,7 +277,7 @@ async def session(agent: Ref[Turn | Research]) -> None:
 
 
 async def main() -> None:
-    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # crash reports are logged as errors; not here
+    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # hide the crash reports, which are logged as errors
     async with (
         await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
         anyio.create_task_group() as server,

@@ -1,7 +1,8 @@
-"""Worker pools: many pieces of work, a few workers, and no piece that can hurt another.
+"""Worker pools: many tasks and a few workers. No task can harm another.
 
-Workers pull: whoever is idle takes the next piece. An error is a result like any other, a time-out really stops what
-can be stopped, and a process that dies costs only what it was doing.
+Workers pull: an idle worker takes the next task. An error is a result like any other. A timeout really stops the task
+where this is possible. A process that dies costs only the task that it was running.
+
 Run it with `python examples/06_worker_pools.py`, or with `--backend trio`.
 """
 
@@ -21,7 +22,7 @@ def show(result: TaskResult[Any]) -> str:
 
 
 async def measure(word: str) -> int:
-    """An async function runs in the event loop."""
+    """An async function, which runs in the event loop."""
     if word == "forever":
         await anyio.sleep_forever()
     if not word.isalpha():
@@ -37,12 +38,12 @@ async def in_the_loop() -> None:
             print(f"    {show(result)}")
         print(f"    the good ones add up to {sum(results.values)}")
 
-        urgent = pool.submit(measure, "now", priority=0)  # under way; awaiting it gives its result
+        urgent = pool.submit(measure, "now", priority=0)  # already running; awaiting it returns its result
         print(f"    {show(await urgent)}")
 
         print("A loop over a map reads only a little ahead, so its source may be endless:")
         words = ("x" * length for length in range(1, 10**9))
-        async with aiter(pool.map(measure, words)) as lengths:  # leaving it cancels what still runs
+        async with aiter(pool.map(measure, words)) as lengths:  # leaving the block cancels the calls that still run
             async for result in lengths:
                 if result.unwrap() > 3:
                     break
@@ -50,9 +51,9 @@ async def in_the_loop() -> None:
 
 
 def square(number: int) -> int:
-    """A plain function runs in a thread, or, here, in a process."""
+    """A plain function, which runs in a thread or, here, in a process."""
     if number == 3:
-        os._exit(1)  # as native code may crash, or the system kill what needs too much memory
+        os._exit(1)  # like a crash of native code, or a kill by the system for want of memory
     return number * number
 
 
@@ -84,15 +85,15 @@ def without_a_loop() -> None:
             print(f"    {result.task_name}: {show(result)}")
         print(f"    attempts after the first: {pool.get_summary_metrics()['total_retries']}")
 
-        for letter in dead_letters:  # what failed for good is kept, to be edited, replayed or purged
+        for letter in dead_letters:  # a call that failed for good is kept, to be edited, replayed or purged
             print(f"    dead letter: {letter.payload.name}, {letter.error}")
             dead_letters.edit(letter.id, letter.payload.with_args(1))
-        print(f"    replayed: {dead_letters.replay_all().replayed}")  # that submits it again
+        print(f"    replayed: {dead_letters.replay_all().replayed}")  # replaying submits it again
         print(f"    its result now: {show(pool.wait_for_all()[-1])}")
 
 
 async def main() -> None:
-    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # what goes wrong is logged too; not here
+    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # hide the log of failures
     await in_the_loop()
     await in_processes()
     await anyio.to_thread.run_sync(without_a_loop)

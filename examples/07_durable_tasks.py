@@ -1,7 +1,8 @@
-"""Tasks that survive: a queue in one file, a worker that tries again, and dead letters that are repaired and replayed.
+"""Durable tasks: a queue in one file, a worker that retries, and dead letters that are repaired and replayed.
 
-A shop charges for orders. One part of the program takes the orders and ends. Another one comes later, finds them in the
-file, and works on them: the bank is away at first, and one card cannot be read.
+A shop charges for orders. One part of the program takes the orders and ends. Another part starts later, finds the
+orders in the file and processes them: the bank is unreachable at first, and one card is invalid.
+
 Run it with `python examples/07_durable_tasks.py`, or with `--backend trio`.
 """
 
@@ -15,18 +16,18 @@ import anyio
 from cuelight import Backoff, Rejected, SQLiteStore, TaskFailed, TaskQueue, TaskWorker, current_task, task
 
 AT_ONCE = Backoff(minimum=0, maximum=0)
-"""No delay before a task is tried again, so that the demonstration is short. The default is a second, doubling."""
+"""No delay before a retry, so that the demonstration is short. The default delay is a second and doubles each time."""
 
 called: set[str] = set()
 
 
 @task(name="charge", max_retries=3)
 async def charge(order: int, card: str, cents: int) -> str:
-    """An async function or a plain one; it can still be called. Its arguments are checked when it is sent."""
+    """A task function, async or plain. It can still be called directly. Its arguments are checked when it is sent."""
     if not card.isdigit():
-        raise Rejected(f"{card!r} is no card")  # to try that again would not help
+        raise Rejected(f"{card!r} is no card")  # a retry would not help
     now = current_task()
-    key = now.key("charge")  # the same in each attempt, so that the bank can tell that it is
+    key = now.key("charge")  # the same in each attempt, so that the bank recognizes a repetition
     if key not in called:
         called.add(key)
         raise ConnectionError("the bank is away")
@@ -40,11 +41,11 @@ async def take_orders(file: Path) -> list[str]:
         again = await queue.send(charge.with_options(task_id=first.task_id), 1, "4711", 1999)
         print(f"Order 1 was given twice, and is in the queue once: {not again.is_new}")
         print(f"Waiting: {(await queue.size()).pending}")
-        return [first.task_id, second.task_id]  # enough to find the tasks again, in any process
+        return [first.task_id, second.task_id]  # enough to find the tasks again in any process
 
 
 async def work_on_orders(file: Path, orders: list[str]) -> None:
-    # Leaving the block of the worker lets it finish what it does, and gives back the rest.
+    # When the block ends, the worker finishes its running tasks and returns the others to the queue.
     async with TaskQueue(SQLiteStore(file)) as queue, TaskWorker(queue, [charge], backoff=AT_ONCE):
         for task_id in orders:
             handle = queue.handle(task_id, charge)
@@ -58,13 +59,13 @@ async def work_on_orders(file: Path, orders: list[str]) -> None:
             print(f"Dead letter: {letter.task_type}({letter.payload['kwargs']}), {letter.reason}:")
             print(f"    {letter.error}")
             await letters.edit(letter.id, charge.task(2, "4712", 500).payload)
-        report = await letters.replay_all(reason="rejected", rate=100)  # at most so many per second
+        report = await letters.replay_all(reason="rejected", rate=100)  # rate: the most tasks per second
         print(f"Repaired and replayed: {report.replayed}")
         print(f"    {await queue.handle(orders[1], charge).result(timeout=10)}")
 
 
 async def main() -> None:
-    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # each failed attempt is logged as a warning; not here
+    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # hide the warnings about failed attempts
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "shop.db"
         orders = await take_orders(file)

@@ -1,4 +1,4 @@
-"""Work at its time and in its place: delays, deadlines, periods, limits, and who of several workers gets a task.
+"""Scheduled work: delays, deadlines, periods, limits, and the choice of a worker for a task.
 
 Run it with `python examples/08_scheduled_work.py`, or with `--backend trio`.
 """
@@ -38,7 +38,7 @@ def two_per_user(user: str, page: int) -> Limit:  # noqa: ARG001 - it is called 
 
 @task(name="translate", limits=two_per_user)
 async def translate(user: str, page: int) -> str:
-    """Of one user's pages two are translated at a time, however many workers and processes there are."""
+    """At most two pages of one user are translated at a time, over all workers and processes."""
     global at_work, most  # noqa: PLW0603 - a gauge of this example
     at_work += 1
     most = max(most, at_work)
@@ -91,7 +91,7 @@ async def in_place() -> None:
 
 async def main() -> None:
     logging.getLogger("cuelight").setLevel(logging.CRITICAL)
-    async with TaskQueue() as queue:  # in memory; with a SQLiteStore("tasks.db") all of this outlives the program
+    async with TaskQueue() as queue:  # in memory; a SQLiteStore("tasks.db") would keep it after the program's end
         await in_time(queue)
         await within_limits(queue)
     await in_place()

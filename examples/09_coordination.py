@@ -1,7 +1,8 @@
 """Agents that share a budget and a file: one limiter and the same locks for threads, asyncio and trio at once.
 
-Half of the agents live in this event loop, half in one of the other kind in a thread of its own; a plain thread writes
-into the same file. It needs the extra `trio`.
+Half of the agents run in this event loop. The other half run in a loop of the other kind, in a second thread. A plain
+thread writes to the same file. The example needs the extra `trio`.
+
 Run it with `python examples/09_coordination.py`, or with `--backend trio`.
 """
 
@@ -43,7 +44,7 @@ class TooManyRequests(Exception):
 
 
 class Service:
-    """A model that is paid by the token. It refuses the third request, and whatever comes too soon after that."""
+    """A model that charges by the token. It rejects the third request, and all requests that follow too soon."""
 
     def __init__(self) -> None:
         self.lock = LocalLock("service")
@@ -51,8 +52,8 @@ class Service:
         self.closed_until = 0.0
 
     async def answer(self, question: str) -> tuple[str, int]:
-        """The answer, and the tokens that it cost."""
-        with self.lock:  # in a task, too, for a moment without an await
+        """Return the answer, and its cost in tokens."""
+        with self.lock:  # a blocking lock is fine in a task for a moment without an await
             self.asked += 1
             if self.asked == 3:
                 self.closed_until = time.monotonic() + 0.2
@@ -76,14 +77,14 @@ class Research(Request[int]):
 
 
 class Agent(Actor[Research]):
-    """Asks the service within the budget, and adds what it says to the notes."""
+    """Asks the service within the budget, and appends the answer to the notes."""
 
     @on(Research)
     async def research(self, message: Research) -> int:
         answer, cost = await self.ask_the_service(message.topic)
-        async with files.acquire(message.notes.name):  # the actor holds it: were it to crash, others could go on
+        async with files.acquire(message.notes.name):  # held by the actor: if it crashes, the lock is released
             text = message.notes.read_text(encoding="utf-8")
-            await anyio.sleep(0.001)  # time enough for others to read the same text, if there were no lock
+            await anyio.sleep(0.001)  # without the lock, others could read the same text now
             message.notes.write_text(f"{text}{answer}\n", encoding="utf-8")
         return cost
 
@@ -92,14 +93,14 @@ class Agent(Actor[Research]):
             try:
                 async with budget.request(tokens=100, refund_on_failure=True) as request:
                     answer, cost = await service.answer(question)
-                    request.settle(tokens=cost)  # 100 was a guess
+                    request.settle(tokens=cost)  # 100 was an estimate
                     return answer, cost
             except TooManyRequests as refusal:
-                budget.observe(refusal.headers)  # everybody waits, in both loops
+                budget.observe(refusal.headers)  # all requests wait, in both loops
 
 
 async def crew(topics: list[str], notes: Path) -> None:
-    """One agent for each topic, all at once."""
+    """Run one agent for each topic, all at once."""
 
     async def research(topic: str) -> None:
         agent = await system.spawn(Agent)
@@ -111,7 +112,7 @@ async def crew(topics: list[str], notes: Path) -> None:
 
 
 def librarian(notes: Path) -> None:
-    """A plain thread uses the same lock."""
+    """Use the same lock in a plain thread."""
     for number in range(1, 6):
         with files.acquire(notes.name, timeout=30):
             text = notes.read_text(encoding="utf-8")
@@ -144,7 +145,7 @@ each_has_one = threading.Barrier(3, timeout=30)
 
 
 async def move(source: str, target: str, circles: list[str]) -> None:
-    """Move something from one file to the other, which others do at the same time."""
+    """Acquire one file and then the other, while others do the same in another order."""
     try:
         async with files.acquire(source):
             await anyio.to_thread.run_sync(each_has_one.wait)
@@ -155,13 +156,13 @@ async def move(source: str, target: str, circles: list[str]) -> None:
 
 
 async def move_well(source: str, target: str, circles: list[str]) -> None:  # noqa: ARG001 - it is called as `move` is
-    """Take both together."""
+    """Acquire both files together."""
     async with files.acquire_all([source, target], timeout=30):
         await anyio.sleep(0.001)
 
 
 def elsewhere(way: Callable[[str, str, list[str]], Coroutine[Any, Any, None]], circles: list[str]) -> None:
-    """In an event loop of its own."""
+    """Run in another event loop."""
     anyio.run(way, "c.md", "a.md", circles)
 
 

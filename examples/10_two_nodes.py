@@ -1,7 +1,7 @@
-"""Two nodes: a counter, an agent and a pool of workers in another process; then that process is killed.
+"""Two nodes: a counter, an agent and a worker pool run in another process, which is then killed.
 
-It needs a Redis or Valkey server, `redis://localhost:6379` or what `REDIS_URL` says. The program starts itself a
-second time; on another machine it would be the same.
+The example needs a Redis or Valkey server, at `redis://localhost:6379` or at the address in `REDIS_URL`. The program
+starts itself a second time; a program on another machine would work the same way.
 
 Run it with `python examples/10_two_nodes.py`, or with `--backend trio`.
 """
@@ -33,7 +33,7 @@ from cuelight.redis import NodeLost, RedisNode
 URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 BACKEND = "trio" if "trio" in sys.argv else "asyncio"
 
-# Messages. Both sides register them; nothing else is ever made of what comes over the wire.
+# Messages. Both sides register them; data from the network is never decoded as any other type.
 
 
 class Add(Message):
@@ -55,7 +55,7 @@ class Squares(Request[list[int]]):
 MESSAGES = [Add, Total, Say, Squares]
 
 
-# Actors. Nothing in them knows where they live, or where those live that write to them.
+# Actors. Their code does not depend on the node where they run, or on the nodes of the senders.
 
 
 class Counter(Actor[Add | Total]):
@@ -85,7 +85,7 @@ async def square(number: int) -> int:
 
 
 class Mill(Actor[Squares]):
-    """Has the work done by a pool of its own."""
+    """Computes squares with its own pool."""
 
     @on(Squares)
     async def squares(self, message: Squares) -> list[int]:
@@ -94,7 +94,7 @@ class Mill(Actor[Squares]):
 
 
 class Lookout(Actor[Terminated]):
-    """Is told when an actor of the other node ends, by whatever."""
+    """Is notified when an actor of the other node ends, for any reason."""
 
     def __init__(self, *others: Ref[Add | Total]) -> None:
         for other in others:
@@ -126,20 +126,22 @@ async def far_process(cluster: str) -> AsyncGenerator["subprocess.Popen[bytes]",
         yield process
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(process.communicate)  # closes its input, and waits for its end
+            await anyio.to_thread.run_sync(process.communicate)  # closes its input and waits for its end
 
 
 # This process.
 
 
 async def grind(mills: list[Ref[Squares]], parts: list[list[int]]) -> list[int]:
-    """Spread the work over the mills. A part whose mill was lost is done at home: squaring twice does no harm."""
+    """Distribute the work over the mills. If a mill is lost, its part is computed locally: repeating it does no
+    harm.
+    """
     results: dict[int, list[int]] = {}
 
     async def one(number: int, part: list[int]) -> None:
         try:
             results[number] = await mills[number % len(mills)].ask(Squares(part))
-        except AskError:  # NotStarted, Interrupted or Unknown: the error says how far it was
+        except AskError:  # NotStarted, Interrupted or Unknown: the class tells how far it was
             results[number] = await mills[0].ask(Squares(part))
 
     async with anyio.create_task_group() as group:

@@ -1,7 +1,7 @@
-"""An orchestrator that asked 300 questions with `ThreadPoolExecutor`, before and after it got a `WorkerPool`.
+"""An orchestrator that asks 300 questions, first with a `ThreadPoolExecutor` and then with a `WorkerPool`.
 
-The pool keeps the order of submission, tries again what fails, bounds each task in time, counts, and keeps what failed
-for good. Run it with `python examples/concurrency_integration_demo.py`.
+The pool keeps the order of submission, retries failures, limits the time of each task, counts, and keeps the tasks that
+failed for good. Run it with `python examples/concurrency_integration_demo.py`.
 """
 
 import logging
@@ -18,7 +18,7 @@ Document = dict[str, Any]
 
 
 class Service:
-    """A service that is busy when it is asked a seventh question for the first time."""
+    """A service that is busy the first time that it is asked each seventh question."""
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
@@ -36,20 +36,22 @@ class Service:
 
 
 def orchestrate_with_an_executor(service: Service, document: Document) -> dict[int, str]:
-    """As it was: in the order of completion, without a second try, and the errors go to the reader."""
+    """The old code: results come in the order of completion, there is no retry, and the caller must handle the
+    errors.
+    """
     answers: dict[int, str] = {}
     with ThreadPoolExecutor(max_workers=50) as executor:
         futures = {executor.submit(service.ask, question, document): question for question in QUESTIONS}
         for future in as_completed(futures):
             try:
                 answers[futures[future]] = future.result()
-            except Exception:  # what now?
+            except Exception:  # the old code has no answer to this
                 pass
     return answers
 
 
 def orchestrate_with_a_pool(service: Service, document: Document) -> list[TaskResult[str]]:
-    """As it is: the same shape, and everything that went wrong is known."""
+    """The new code: the same structure, and every failure is reported."""
     config = WorkerPoolConfig(max_workers=50, max_retries=3, task_timeout_seconds=30, backoff_base_seconds=0.01)
     with WorkerPool(config) as pool:
         for question in QUESTIONS:
@@ -68,7 +70,7 @@ def orchestrate_with_a_pool(service: Service, document: Document) -> list[TaskRe
 
 
 def main() -> None:
-    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # what fails is logged too; not here
+    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # hide the log of failures
     document = {"title": "the plan"}
 
     print("With ThreadPoolExecutor:")

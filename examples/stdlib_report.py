@@ -1,4 +1,4 @@
-"""Measure every Python file below a folder with a durable queue of tasks, and print a report.
+"""Measure every Python file below a folder with a durable task queue, and print a report.
 
     main ──► scan (folder) ──► scan (each folder in it)
                  │
@@ -6,16 +6,16 @@
                               │                                                    ├──► report
                               └── cannot be measured ──► dead letters ────────────┘
 
-What to look at:
+Points of interest:
 
-* The queue is one SQLite file. `kill -9` this program at any moment, start it again with `--resume`, and it goes on
-  where it was; the report is the same, byte for byte. Start it twice on one `--state` and both do a part of the work.
-* A task that is given twice is taken once: the scan of a folder that was cut off is done again, and gives the same
-  tasks with the same identities.
-* Parsing runs in worker processes. `--chaos` has them die of `kill -9` under their files: each death costs one attempt
+* The queue is one SQLite file. `kill -9` this program at any moment and start it again with `--resume`: it continues
+  where it was, and the report is the same, byte for byte. Start it twice with one `--state`, and both share the work.
+* A task that is enqueued twice is accepted once. If the scan of a folder is interrupted, it is repeated, and enqueues
+  the same tasks with the same identities.
+* Parsing runs in worker processes. `--chaos` kills them with `kill -9` while they parse: each death costs one attempt
   of one file, and the process is replaced.
-* A file that cannot be measured raises a `Rejected`: no second attempt, a dead letter with the reason. The failures in
-  the report are those dead letters.
+* A file that cannot be measured raises a `Rejected`: there is no second attempt, and a dead letter has the reason. The
+  failures in the report are these dead letters.
 
 Try `python examples/stdlib_report.py --workers 8 --chaos --backend trio`.
 """
@@ -57,26 +57,26 @@ from cuelight import (
 )
 
 CRASHES = 8
-"""Processes that may die under a file before it is quarantined: this program may be killed that often, too."""
+"""The number of processes that may die under a file before it is quarantined; kills of this program count too."""
 
 LEASE = 3.0
-"""Seconds after which the tasks of a program that was killed are free for the next."""
+"""Seconds after which the tasks of a killed program are free for the next one."""
 
 KEPT = 7 * 24 * 3600.0
 """Seconds for which results are kept for `--resume`."""
 
 ACCIDENTS = 0.02
-"""The share of files under which `--chaos` kills the process."""
+"""The share of files for which `--chaos` kills the process."""
 
 SHOWN = 5
-"""Rows in each table of the report."""
+"""The number of rows in each table of the report."""
 
 
 # Measuring: plain functions, because they have no state and no life of their own.
 
 
 class Unmeasured(Rejected):
-    """A file cannot be measured, for this kind of reason."""
+    """A file cannot be measured; the subclass gives the reason."""
 
 
 class Unreadable(Unmeasured):
@@ -107,7 +107,7 @@ class Function(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """What was measured of one file."""
+    """The measurements of one file."""
 
     file: str
     lines: int
@@ -136,7 +136,7 @@ def measure(file: str, content: bytes) -> Source:
         raise Undecodable(str(error)) from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the compiler thinks of that code is not our business
+            warnings.simplefilter("ignore")  # warnings of the compiler about this code do not matter here
             tree = ast.parse(text)
     except SyntaxError as error:
         raise Unparsable(f"{error.msg} (line {error.lineno})") from error
@@ -153,7 +153,7 @@ def measure(file: str, content: bytes) -> Source:
 
 
 def complexity(function: ast.AST) -> int:
-    """McCabe's count: one way through, and one more for each branch; functions inside count for themselves."""
+    """McCabe's count: 1, and one more for each branch. Nested functions are counted separately."""
     count, inside = 1, list(ast.iter_child_nodes(function))
     while inside:
         node = inside.pop()
@@ -171,29 +171,29 @@ def complexity(function: ast.AST) -> int:
 
 
 def accident(state: str, file: str, seed: int) -> None:
-    """Perhaps have this process die as if the machine had killed it; once for each file that has bad luck.
+    """Kill this process for a random share of the files, once for each of them.
 
-    Not a part of the work: it stands for what comes from outside.
+    This is not a part of the work: it stands for an external cause.
     """
     if random.Random(f"{seed} {file}").random() < ACCIDENTS:
         mark = hashlib.sha256(file.encode(errors="surrogateescape")).hexdigest()[:16]
         try:
             os.close(os.open(f"{state}.accidents/{mark}", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
-            return  # it has happened
+            return  # it has already happened
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @task(name="measure", max_crashes=CRASHES, result_ttl=KEPT)
 def measure_file(root: str, file: str, accidents: tuple[str, int] | None = None) -> Source:
-    """Measure one file. A plain function: it runs in a worker process, and that may be killed."""
+    """Measure one file. A plain function: it runs in a worker process, which may be killed."""
     if accidents is not None:
         accident(accidents[0], file, accidents[1])
     return measure(file, read(Path(root, file)))
 
 
 def entries(root: str, folder: str) -> tuple[list[str], list[str]]:
-    """The folders and the Python files in a folder, sorted; installed packages are left out."""
+    """The folders and the Python files in a folder, sorted, without installed packages."""
     folders: list[str] = []
     files: list[str] = []
     for entry in os.scandir(Path(root, folder)):
@@ -207,7 +207,7 @@ def entries(root: str, folder: str) -> tuple[list[str], list[str]]:
 
 
 def scanner(queue: TaskQueue, accidents: tuple[str, int] | None) -> TaskFunction[[str, str], None]:
-    """The task that scans a folder: it gives more tasks to the queue that it came from."""
+    """The task that scans a folder. It enqueues more tasks in its own queue."""
 
     @task(name="scan", priority=TaskPriority.HIGH, max_crashes=CRASHES, result_ttl=KEPT)
     async def scan(root: str, folder: str) -> None:
@@ -215,7 +215,7 @@ def scanner(queue: TaskQueue, accidents: tuple[str, int] | None) -> TaskFunction
             folders, files = await anyio.to_thread.run_sync(entries, root, folder)
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
-        # The identity says what it is about: a folder that is scanned again gives the same tasks, taken once.
+        # The identity names the folder or file, so a repeated scan enqueues the same tasks, which are accepted once.
         found = [scan.with_options(task_id=f"scan {name}").task(root, name) for name in folders]
         found += [measure_file.with_options(task_id=f"measure {name}").task(root, name, accidents) for name in files]
         await queue.enqueue_many(found)
@@ -245,7 +245,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def failure_of(letter: DeadLetterEntry) -> Failure:
-    """What a dead letter says of its file."""
+    """Convert a dead letter into a failure of its file."""
     given = letter.payload["kwargs"]
     file = given["file"] if "file" in given else given["folder"]
     name, _, error = letter.error.partition(": ")
@@ -299,7 +299,7 @@ def as_text(report: Report) -> Iterator[str]:
 
 
 async def show_progress(queue: TaskQueue) -> None:
-    """A bar on stderr, until it is cancelled."""
+    """Show a progress bar on stderr until cancelled."""
     from tqdm import tqdm  # noqa: PLC0415 - only who wants a bar needs it
 
     with tqdm(unit=" tasks", file=sys.stderr, dynamic_ncols=True, mininterval=0) as bar:
@@ -315,7 +315,7 @@ async def show_progress(queue: TaskQueue) -> None:
                 await anyio.sleep(0.1)
         finally:
             with anyio.move_on_after(1, shield=True):
-                await update()  # what came since the last look, or the bar would end before the work
+                await update()  # include the last tasks; otherwise the bar would end before the work
             bar.refresh()
 
 
@@ -340,7 +340,7 @@ async def work(options: argparse.Namespace) -> Report:
 
 
 class WrongState(Exception):
-    """The state that was given is about something else."""
+    """The given state belongs to another folder."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -376,7 +376,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare_state(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Find the file of the queue; a new run begins with a new one."""
+    """Set the file of the queue; a new run deletes an old file."""
     if options.state is None:
         name = hashlib.sha256(str(options.path.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
         options.state = Path(tempfile.gettempdir(), f"stdlib-report-{name}.db")
@@ -395,8 +395,8 @@ def main() -> int:
     options = parse_arguments()
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("cuelight").setLevel(logging.WARNING if options.verbose else logging.CRITICAL)
-    # asyncio turns Ctrl-C into a cancellation of `work`. Trio raises it between any two instructions of `work`, also
-    # in the middle of the start of a task, unless it is told to wait for the next checkpoint.
+    # asyncio turns Ctrl-C into a cancellation of `work`. Trio raises it between any two instructions of `work`, even in
+    # the middle of the start of a task, unless it is told to wait for the next checkpoint.
     at_checkpoints = {"restrict_keyboard_interrupt_to_checkpoints": True} if options.backend == "trio" else {}
     status = 1
     try:
@@ -413,7 +413,7 @@ def main() -> int:
     except* (CuelightError, WrongState) as errors:
         print(f"it did not work: {errors.exceptions[0]}", file=sys.stderr)
     except* BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read the report has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of the report has gone
     return status
 
 

@@ -1,15 +1,15 @@
-"""A web server: each websocket is served by an actor, and a signal ends all of them in good order.
+"""A web server: an actor serves each websocket, and a signal ends all of them in order.
 
-The application is plain ASGI, run by uvicorn. `cuelight.run` hears the signals: it stops the actors in the reverse of
-their start order, so the connections are told first, and the server ends when they are closed.
+The application is plain ASGI, run by uvicorn. `cuelight.run` handles the signals. It stops the actors in reverse start
+order: first each session notifies its client and closes the connection, and then the server ends.
 
     /web
       supervisor     rest_for_one: there is no connection without the server
-        server       runs uvicorn, until it is told to stop
+        server       runs uvicorn until it is told to stop
         sessions     one child for each websocket
 
-The program is its own client, in a thread. One session crashes; two are open when the program sends the signal to
-itself.
+The program is its own client, in a thread. One session crashes. Two sessions are open when the program sends the signal
+to itself.
 
 Run it with `python examples/web_server.py`, or with `--signal SIGINT`. It needs uvicorn and websockets. uvicorn runs on
 asyncio only, and so does this program.
@@ -51,7 +51,7 @@ from cuelight import (
 
 INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
-"""Codes that a websocket is closed with. 1001, going away, is for a server that will not come back."""
+"""Close codes of a websocket. 1001, going away, is for a server that will not come back."""
 
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -66,7 +66,7 @@ class Received(Message):
 
 
 class Session(Actor[Received]):
-    """Talks to one client. However it ends, the client is told."""
+    """Talks to one client. The client is notified of the session's end, whatever the reason."""
 
     def __init__(self, client: str, send: Send) -> None:
         self.client, self.send = client, send
@@ -93,7 +93,7 @@ class Session(Actor[Received]):
             await self.say("goodbye")
             await self.send({"type": "websocket.close", "code": code, "reason": reason})
         except OSError:
-            pass  # the client has left at this moment
+            pass  # the client has just left
 
     async def say(self, text: str) -> None:
         await self.send({"type": "websocket.send", "text": text})
@@ -103,7 +103,7 @@ class Session(Actor[Received]):
 
 
 class Server(uvicorn.Server):
-    """A server that leaves the signals to `cuelight.run`."""
+    """A server that leaves signal handling to `cuelight.run`."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
 
 
 class Web(Actor[Message]):
-    """Runs the server. It was started before the sessions, so it is stopped when they have ended."""
+    """Runs the server. It starts before the sessions, so it stops after they have ended."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.listener = listener
@@ -130,7 +130,7 @@ class Web(Actor[Message]):
             # A copy, because the server closes it, and this actor may be restarted.
             tasks.start_soon(server.serve, [self.listener.dup()])
             async for _ in self.inbox:
-                pass  # there are no messages: this waits until the actor is told to stop
+                pass  # there are no messages: the loop waits until the actor is told to stop
             server.should_exit = True
         print("server: ended")
 
@@ -149,7 +149,7 @@ class Web(Actor[Message]):
             session: Ref[Received] = await sessions.ask(
                 StartChild(child(Session, client, send).with_options(restart="temporary"))
             )
-        except (AskError, ReplyError):  # the system is being shut down, or the session could not start
+        except (AskError, ReplyError):  # the system is shutting down, or the session could not start
             await send({"type": "websocket.close"})
             return
         # `tell` waits while the mailbox is full, so a client cannot send more than its session can handle.
@@ -162,7 +162,7 @@ class Web(Actor[Message]):
 
 
 class Client:
-    """Writes down what it sees."""
+    """Records the messages that it receives."""
 
     def __init__(self, seen: list[str], name: str, connection: ClientConnection) -> None:
         self.seen, self.name, self.connection = seen, name, connection
@@ -206,7 +206,7 @@ def converse(port: int, ending: signal.Signals, seen: list[str]) -> None:
 
 
 def main() -> None:
-    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # crash reports are logged as errors; not here
+    logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # hide the crash reports, which are logged as errors
     ending = signal.SIGINT if "SIGINT" in sys.argv else signal.SIGTERM
     seen: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -1,4 +1,4 @@
-"""A long mixed run in one process, with balances that must come out: what is done must not leave anything behind."""
+"""A long mixed run in one process, with checks that nothing leaks."""
 
 from soak._balance import Balance, Excess, excesses
 from soak._options import Options

@@ -1,4 +1,4 @@
-"""What there is of everything that may leak, and how much of it may be more at the end."""
+"""Counts of resources that may leak, and limits for their growth."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 @dataclass(frozen=True)
 class Balance:
-    """Figures of one moment at which nothing is under way.
+    """Figures at a moment of rest.
 
     Attributes:
-        memory: resident, in MB; 0 where the system does not say it.
-        objects: that the garbage collector knows.
-        files: open descriptors; 0 where the system does not say it.
-        threads: that run.
-        tasks: of the loop.
-        keys: in the server, that nothing will ever delete.
-        kept: what structures of the loads remember, by their names.
+        memory: resident memory in MB; 0 where the system does not report it.
+        objects: objects known to the garbage collector.
+        files: open descriptors; 0 where the system does not report it.
+        threads: running threads.
+        tasks: tasks of the loop.
+        keys: keys in the server that nothing will ever delete.
+        kept: sizes of the loads' long-lived structures, by their names.
     """
 
     memory: float = 0.0
@@ -43,7 +43,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class Excess:
-    """Something of which there is more than there may be."""
+    """A figure above its limit."""
 
     what: str
     before: float
@@ -52,7 +52,7 @@ class Excess:
 
 
 async def balance(server: RedisClient | None, kept: dict[str, int]) -> Balance:
-    """Collect what is garbage, and count."""
+    """Collect garbage and count."""
     for _ in range(3):
         gc.collect()
     return Balance(
@@ -77,7 +77,7 @@ def _files() -> int:
 
 
 async def _lasting_keys(server: RedisClient) -> int:
-    """Keys without a time to live, but those of queues, which are there for as long as their queue is."""
+    """Keys without a time to live, except those of queues, which exist as long as their queue."""
     cursor, found = b"0", 0
     while True:
         cursor, keys = await server.execute("SCAN", cursor, "COUNT", 1000)
@@ -95,20 +95,20 @@ MORE: Final = {
     "threads": (1.0, 3),
     "tasks": (1.0, 5),
 }
-"""By how much a figure may be more at the end: a factor, and as much again."""
+"""The largest growth of a figure: a factor and a summand."""
 
 GROWING: Final = frozenset({"memory", "objects"})
-"""What grows at first in any program, and is judged in long runs only."""
+"""Figures that grow at first in any program. They are judged only in long runs."""
 
 
 def excesses(before: Balance, after: Balance, limits: dict[str, int], *, long: bool) -> list[Excess]:
-    """What does not come out.
+    """Return the figures above their limits.
 
     Args:
-        before: the figures when the loads had warmed up.
-        after: those at the end.
-        limits: how much of what is kept there may be.
-        long: whether the run was long enough to judge what grows at first.
+        before: the figures after the loads had warmed up.
+        after: the figures at the end.
+        limits: the limits of the figures in `kept`.
+        long: whether the run was long enough to judge figures that grow at first.
     """
     found: list[Excess] = []
     for one in fields(Balance):

@@ -1,4 +1,4 @@
-"""What is done again and again: each load is one round of something that must leave nothing behind."""
+"""The loads: each is one round of work that must leave nothing behind."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Busy(Actor[Crash | Answer | Refuse | Count | Tick]):
 
     @on(Tick)
     def tick(self, message: Tick) -> None:
-        """Nothing."""
+        pass
 
 
 @task(name="soak.sound", result_ttl=10)
@@ -119,7 +119,7 @@ async def rejected(number: int) -> int:
 
 
 class Loads:
-    """All of one run, and what they keep."""
+    """All loads of one run, and their long-lived structures."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -132,7 +132,7 @@ class Loads:
         self.server: RedisClient | None = None
 
     async def begin(self, stack: AsyncExitStack, url: str | None) -> None:
-        """Start what the loads use; it ends with the stack."""
+        """Start the resources of the loads; they end with the stack."""
         system = await stack.enter_async_context(ActorSystem("soak", ask_timeout=20))
         pool = await stack.enter_async_context(AsyncWorkerPool(max_workers=8))
         self._systems.append(system)
@@ -154,9 +154,9 @@ class Loads:
             }
 
     def kept(self) -> dict[str, int]:
-        """What structures that live as long as the run remember."""
+        """The sizes of the structures that live as long as the run."""
         for _ in range(10_000):
-            _ = self._users["user 0"]  # keys are forgotten while others are looked up
+            _ = self._users["user 0"]  # keys are forgotten when others are looked up
         return {
             "keys of limiters": len(self._users),
             "locks of the manager": len(self._locks),
@@ -164,11 +164,11 @@ class Loads:
         }
 
     def limits(self) -> dict[str, int]:
-        """How much of that there may be, when nothing is under way."""
+        """The largest sizes of these structures at a moment of rest."""
         return {"keys of limiters": 200, "locks of the manager": 100, "actors": 0}
 
     def _name(self, what: str) -> str:
-        """One that was never used before."""
+        """Return a new name."""
         self._names += 1
         return f"{what} {self._names}"
 
@@ -183,7 +183,7 @@ class Loads:
         await self._end(ref)
 
     async def _trouble(self, ref: Ref[Any]) -> None:
-        """Asks that time out, are cancelled, dropped or refused, and a stream that is left."""
+        """Asks that time out or are cancelled, dropped or refused, and a stream that is left early."""
         try:
             await ref.ask(Answer(5), timeout=0.005)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""What a run is to be like."""
+"""The options of a run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["Options"]
 
 @dataclass(frozen=True)
 class Options:
-    """How long, and on what.
+    """The options of a run.
 
     Attributes:
-        seconds: how long the run lasts; the first quarter is not judged.
-        rounds: how often each load is run instead, for a run that is the same on each machine; 0 for `seconds`.
+        seconds: the duration of the run; the first quarter is not judged.
+        rounds: the number of rounds of each load, for a run that is the same on each machine; 0 to use `seconds`.
         backend: the event loop.
-        seed: of what is drawn.
-        redis: whether to run what needs a server, too; one is started.
-        every: seconds from one line of figures to the next.
+        seed: the seed of random choices.
+        redis: whether to include the loads that need a server; one is started.
+        every: seconds between two lines of figures.
     """
 
     seconds: float = 300.0

@@ -23,19 +23,19 @@ LONG: Final = 60.0
 """Seconds from which on memory is judged."""
 
 QUIET: Final = 2.0
-"""Seconds after which nothing is under way any more, and what has a time to live of a second is gone."""
+"""Seconds of rest, after which nothing is in progress, and keys with a time to live of one second have expired."""
 
 
 @dataclass
 class Verdict:
-    """What became of it.
+    """The result of a run.
 
     Attributes:
-        rounds: of each load.
-        errors: that loads raised, and how often.
-        before: the figures when the loads had warmed up.
-        after: those at the end.
-        excesses: what there is too much of.
+        rounds: the rounds of each load.
+        errors: the errors of loads, with their counts.
+        before: the figures after the loads had warmed up.
+        after: the figures at the end.
+        excesses: the figures above their limits.
     """
 
     rounds: Counter[str] = field(default_factory=Counter[str])
@@ -46,12 +46,11 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether everything comes out."""
         return not self.errors and not self.excesses
 
 
 def soak(options: Options, say: Callable[[str], object] = print) -> Verdict:
-    """Run all loads at once, and count before and after."""
+    """Run all loads at once, and compare the figures before and after."""
     logging.getLogger("cuelight").setLevel(logging.CRITICAL)  # crashes are wanted
     with RedisServer() if options.redis else nullcontext() as server:
         return anyio.run(_soak, options, None if server is None else server.url, say, backend=options.backend)
@@ -80,7 +79,7 @@ async def _count(loads: Loads) -> Balance:
 async def _run(  # noqa: PLR0917 - it is called here only
     loads: Loads, options: Options, seconds: float, rounds: int, verdict: Verdict, say: Callable[[str], object]
 ) -> None:
-    """Run each load again and again: for some seconds, or so many rounds."""
+    """Run each load repeatedly, for some seconds or a number of rounds."""
     ended = False
 
     async def repeat(name: str, load: Load) -> None:

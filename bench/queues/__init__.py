@@ -1,1 +1,1 @@
-"""Programs of the queues that are measured, each to be run by `python -m bench.queues` in an environment of its own."""
+"""Programs of the measured queues. `python -m bench.queues` runs each in its own environment."""

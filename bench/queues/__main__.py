@@ -1,6 +1,6 @@
 """One process of one queue: `python -m bench.queues PEER ROLE`, "work" or one of `ROLES`.
 
-What it shall do is in the environment, `Settings`. A producer says how it went as one line of JSON.
+Its settings are in the environment, see `Settings`. A producer prints its result as one line of JSON.
 """
 
 from __future__ import annotations

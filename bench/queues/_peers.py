@@ -1,4 +1,4 @@
-"""Which queues are measured, how, and in which environment each of them runs."""
+"""The measured queues, their settings and their environments."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Peer:
     Attributes:
         label: its name in tables.
         program: the module beside this one.
-        concurrency: tasks that a worker runs at once.
-        variant: of the library.
-        environment: below build/; empty for that of this process.
-        threads: whether it blocks the thread that sends.
-        many: whether it can send a batch in one go.
+        concurrency: the number of tasks that a worker runs at once.
+        variant: the variant of the library.
+        environment: a folder below build/; empty for the environment of this process.
+        threads: whether it blocks the sending thread.
+        many: whether it can send a batch in one call.
         trio: whether it runs on trio.
     """
 
@@ -38,7 +38,7 @@ class Peer:
         """The interpreter of its environment.
 
         Raises:
-            ModuleNotFoundError: the environment was not made.
+            ModuleNotFoundError: the environment does not exist.
         """
         if not self.environment:
             return sys.executable
@@ -68,10 +68,10 @@ FAST = (
     Peer("arq", "arq", 100, environment="bench-queues-arq"),
     Peer("RQ simple", "rq", 1, "simple", threads=True, many=True),
 )
-"""For how many per second: each with what its documents recommend for that, the async ones as ours."""
+"""The peers for throughput: each with the settings that its documents recommend for it, the async ones as ours."""
 
 ENQUEUING = tuple(peer for peer in FAST if peer.label not in {"dramatiq 8 threads", "huey 8 threads"})
-"""A producer has no threads of the library, so each library is once among them."""
+"""The peers for sending. A producer uses no worker threads, so each library appears only once."""
 
 SAFE = (
     replace(OURS, concurrency=10),
@@ -89,4 +89,4 @@ SAFE = (
     Peer("arq", "arq", 10, environment="bench-queues-arq"),
     Peer("RQ", "rq", 10),
 )
-"""For what is lost: ten tasks at once, and the defaults of the library in everything else."""
+"""The peers for losses: ten tasks at once, and the library's defaults in everything else."""

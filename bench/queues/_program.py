@@ -1,10 +1,10 @@
-"""What the programs of all queues share: their settings, the tasks they run, the journal, and the loops of a producer.
+"""The shared part of all queue programs: settings, tasks, the journal, and the loops of a producer.
 
-It runs in the environments of the peers too, so it needs nothing but the standard library, and the loop that is asked
-for. Only ours and streaq run on trio: the others stay on asyncio then.
+It also runs in the environments of the peers, so it needs only the standard library and the selected loop. Only
+Cuelight and streaq run on trio; the others stay on asyncio in that case.
 
-A task does nothing, or it takes three seconds in steps, so that one that is to end can be seen to end. Both write into
-the journal: one line of fixed size for each thing that happens, with the time of a clock that all processes share.
+A task either does nothing, or takes three seconds in steps, so that an interruption shows. Both write to the journal:
+one line of fixed size for each event, with the time of a clock that all processes share.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 ENVIRONMENT = "BENCH_QUEUES"
-"""The variable that holds the settings."""
+"""The environment variable with the settings."""
 
 STEPS, STEP = 12, 0.25
-"""What a slow task does: as many sleeps of so many seconds."""
+"""A slow task: the number of sleeps, and the seconds of each."""
 
 RAN, BEGAN, ENDED, BROKEN_OFF = b"r", b"b", b"e", b"x"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a process shall do.
+    """The settings of a process.
 
     Attributes:
-        url: of the server.
-        journal: the file.
-        loop: asyncio, uvloop or trio, where a library gives the choice.
-        variant: of a library that has several; its own default if empty.
-        concurrency: tasks that a worker runs at once.
-        count: tasks that a producer sends.
-        batch: how many of them at once, where it sends many, or has many tasks that send.
-        pause: seconds between two of a trickle, on average.
+        url: the address of the server.
+        journal: the file of the journal.
+        loop: asyncio, uvloop or trio, where a library offers the choice.
+        variant: the variant of a library that has several; empty for its default.
+        concurrency: the number of tasks that a worker runs at once.
+        count: the number of tasks that a producer sends.
+        batch: the size of a batch, or the number of concurrent senders.
+        pause: the mean seconds between two tasks of a trickle.
     """
 
     url: str = ""
@@ -56,7 +56,7 @@ class Settings:
     pause: float = 0.02
 
     def as_environment(self) -> dict[str, str]:
-        """What to add to the environment of a process."""
+        """The variables to add to the environment of a process."""
         return {ENVIRONMENT: json.dumps(asdict(self))}
 
 
@@ -64,7 +64,7 @@ SETTINGS = Settings(**json.loads(os.environ.get(ENVIRONMENT, "{}")))
 
 
 class Record(NamedTuple):
-    """One line of the journal: what happened to which task in which process, and when."""
+    """One line of the journal: the event, the task, the process and the time."""
 
     what: bytes
     item: int
@@ -77,13 +77,13 @@ LINE = _LINE.size
 
 
 def read_journal(data: bytes) -> list[Record]:
-    """All of it, in the order of its writing."""
+    """Parse the journal, in the order of writing."""
     return [Record(*fields) for fields in _LINE.iter_unpack(data[: len(data) // LINE * LINE])]
 
 
 class _Journal:
     def __init__(self, path: str) -> None:
-        # Lines that are appended by one call each do not mix, whichever processes write them, and outlive `kill -9`.
+        # Appends by one call each do not mix, even from several processes, and outlive `kill -9`.
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(self, what: bytes, item: int) -> None:
@@ -94,12 +94,12 @@ journal = _Journal(SETTINGS.journal)
 
 
 def do_nothing(item: int) -> None:
-    """The task that is counted."""
+    """The task for throughput."""
     journal.write(RAN, item)
 
 
 async def do_slowly(item: int) -> None:
-    """The task that is killed."""
+    """The task for losses."""
     journal.write(BEGAN, item)
     try:
         for _ in range(STEPS):
@@ -111,7 +111,7 @@ async def do_slowly(item: int) -> None:
 
 
 def do_slowly_in_a_thread(item: int) -> None:
-    """The same, for libraries that have no async tasks."""
+    """The same, for libraries without async tasks."""
     journal.write(BEGAN, item)
     try:
         for _ in range(STEPS):
@@ -123,7 +123,7 @@ def do_slowly_in_a_thread(item: int) -> None:
 
 
 async def sleep(seconds: float) -> None:
-    """Sleep, on the loop that was asked for."""
+    """Sleep on the selected loop."""
     if SETTINGS.loop == "trio":
         import trio
 
@@ -133,7 +133,7 @@ async def sleep(seconds: float) -> None:
 
 
 def run(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine function on the loop that was asked for."""
+    """Run a coroutine function on the selected loop."""
     if SETTINGS.loop == "trio":
         import trio
 
@@ -146,7 +146,7 @@ def run(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 
 def wait_for_the_end() -> None:
-    """Return when somebody asks this process to end."""
+    """Return when this process is asked to end."""
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
     over.wait()
@@ -154,12 +154,12 @@ def wait_for_the_end() -> None:
 
 @dataclass(frozen=True)
 class Sender:
-    """How a library sends tasks: plain functions, or coroutine functions.
+    """The ways in which a library sends tasks: plain functions, or coroutine functions.
 
     Attributes:
         nothing: sends a task that does nothing.
-        slow: sends a slow one.
-        many: sends a batch of tasks that do nothing, where the library can.
+        slow: sends a slow task.
+        many: sends a batch of tasks that do nothing, if the library can.
     """
 
     nothing: Callable[[int], Any]
@@ -219,11 +219,11 @@ ROLES = {
     "enqueue_slow": ("slow", _one_by_one),
     "trickle": ("nothing", _trickle),
 }
-"""What a producer can be asked for: which of the functions of its sender, and how it calls it."""
+"""The roles of a producer: the sending function, and the loop that calls it."""
 
 
 def produce(producer: Producer, role: str) -> Any:
-    """Send what the role says; the seconds that took, or the times of a trickle."""
+    """Send tasks in a role. Returns the seconds that this took, or the times of a trickle."""
     kind, loop = ROLES[role]
     if isinstance(producer, AbstractAsyncContextManager):
 
@@ -237,7 +237,7 @@ def produce(producer: Producer, role: str) -> Any:
 
 
 def _plainly(send: Callable[[Any], Any], loop: Callable[..., Coroutine[Any, Any, Any]]) -> Any:
-    """Run one of the loops with a function that blocks: nothing in it ever suspends then."""
+    """Run one of the loops with a blocking function. No await in it ever suspends."""
 
     async def send_blocking(given: Any) -> None:
         send(given)

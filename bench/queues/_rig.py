@@ -1,4 +1,4 @@
-"""A server, a journal, and the processes of one queue around them."""
+"""A server, a journal, and the processes of one queue that use them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ sys.path.append(str(ROOT / "tests"))  # at the end, where it hides nothing
 from helpers.redis_servers import RedisServer
 
 PATIENCE = 60.0
-"""Seconds without any progress after which a run is given up."""
+"""Seconds without progress after which a run is given up."""
 
 ENDING = 15.0
-"""Seconds that a worker is given to end when it is asked to."""
+"""Seconds that a worker has to end after being asked to."""
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """One for the server and one for everything else; the same if there is only one."""
+    """One core for the server and one for everything else; the same core if there is only one."""
     having = sorted(range(os.cpu_count() or 1))
     return {having[0]}, {having[-1]}
 
 
 def pin(process: int, where: set[int]) -> None:
-    """Keep a process there, so that rounds are alike. Its children follow."""
+    """Keep a process and its children on these cores, so that rounds are comparable."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process, where)
 
@@ -49,9 +49,9 @@ class Rig:
 
     Args:
         peer: the queue.
-        server: which runs, and is emptied.
-        loop: asyncio, uvloop or trio, for those that have the choice.
-        pinned: whether the processes keep to one core, that of the server left to it.
+        server: a running server, which is emptied.
+        loop: asyncio, uvloop or trio, for libraries that offer the choice.
+        pinned: whether the processes keep to one core, which is not the server's.
     """
 
     def __init__(self, peer: Peer, server: RedisServer, *, loop: str = "asyncio", pinned: bool = True) -> None:
@@ -71,7 +71,6 @@ class Rig:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self, role: str, **settings: Any) -> subprocess.Popen[str]:
-        """Start a process."""
         what = Settings(
             url=self.server.url,
             journal=str(self.journal),
@@ -87,7 +86,7 @@ class Rig:
             stdout=subprocess.PIPE if role != "work" else subprocess.DEVNULL,
             stderr=self._log.open("a"),
             text=True,
-            start_new_session=True,  # so that `kill` finds its children, whatever groups they make
+            start_new_session=True,  # so that `kill` finds its children, whatever process groups they make
         )
         self._processes.append(process)
         pin(process.pid, cores()[1] if self.pinned else cores()[0] | cores()[1])
@@ -98,11 +97,11 @@ class Rig:
         return self.folder / "log"
 
     def log(self) -> str:
-        """The end of what the processes had to say."""
+        """The end of the output of the processes."""
         return self._log.read_text("utf-8", "replace")[-1500:] if self._log.exists() else ""
 
     def produce(self, role: str, **settings: Any) -> Any:
-        """Run a producer to its end; what it said.
+        """Run a producer to its end and return its result.
 
         Raises:
             RuntimeError: it failed.
@@ -114,18 +113,18 @@ class Rig:
         return json.loads(said.strip().splitlines()[-1])
 
     def records(self) -> list[Record]:
-        """What has happened so far."""
+        """The events so far."""
         return read_journal(self.journal.read_bytes())
 
     def lines(self) -> int:
-        """How many things have happened so far."""
+        """The number of events so far."""
         return self.journal.stat().st_size // LINE
 
     def wait_for(self, lines: int, worker: subprocess.Popen[str]) -> None:
-        """Return when so many things have happened.
+        """Return when the journal has `lines` events.
 
         Raises:
-            RuntimeError: the worker ended, or got stuck.
+            RuntimeError: the worker ended or got stuck.
         """
         seen, since = 0, time.monotonic()
         while (now := self.lines()) < lines:
@@ -138,7 +137,7 @@ class Rig:
             time.sleep(0.005)
 
     def end(self, worker: subprocess.Popen[str]) -> None:
-        """Ask a worker to end, and see to it that it does."""
+        """Ask a worker to end, and kill it if it does not."""
         if worker.poll() is None:
             worker.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -146,17 +145,17 @@ class Rig:
         kill(worker)
 
     def commands(self) -> dict[str, int]:
-        """How often each command ran since `forget_commands`, in scripts too."""
+        """The number of calls of each command since `forget_commands`, including those in scripts."""
         with contextlib.closing(_Info(self.server)) as info:
             return info.commands()
 
     def forget_commands(self) -> None:
-        """Count from now on."""
+        """Reset the counts of commands."""
         self.server.command("CONFIG", "RESETSTAT")
 
 
 class _Info:
-    """`INFO commandstats` is longer than what `RedisServer.command` reads at once."""
+    """`INFO commandstats` is longer than the amount that `RedisServer.command` reads at once."""
 
     def __init__(self, server: RedisServer) -> None:
         import redis
@@ -172,7 +171,7 @@ class _Info:
 
 
 def session(process: subprocess.Popen[str]) -> Iterator[int]:
-    """A process that leads a session, and all those of its session that live."""
+    """The identifiers of the live processes in the session of a session leader."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -189,7 +188,7 @@ def signal_all(process: subprocess.Popen[str], number: signal.Signals) -> None:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """`kill -9`, children included."""
+    """Kill a process and its children with `kill -9`."""
     while list(session(process)):
         signal_all(process, signal.SIGKILL)
         time.sleep(0.01)
@@ -199,14 +198,14 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 over = threading.Event()
-"""Set when everything is to be broken off."""
+"""Set when everything is cancelled."""
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Ask again and again whether something is so; False if it was not within the time.
+    """Poll a condition; False if it did not hold within `seconds`.
 
     Raises:
-        RuntimeError: everything is broken off.
+        RuntimeError: everything was cancelled.
     """
     deadline = time.monotonic() + seconds
     while not condition():

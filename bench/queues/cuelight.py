@@ -1,4 +1,4 @@
-"""Ours, on any loop."""
+"""Cuelight, on any loop."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ async def slow(item: int) -> None:
 
 @asynccontextmanager
 async def opened() -> AsyncIterator[Docket]:
-    # Its pool is too small for more than some tasks at once unless told so.
+    # The default pool is too small for more than a few concurrent tasks.
     async with Docket(name="bench", url=f"{SETTINGS.url}?max_connections=1000") as docket:
         docket.register(nothing)
         docket.register(slow)

@@ -1,4 +1,4 @@
-"""SAQ; the variant "retries" tries each task up to three times, by default it is once."""
+"""SAQ; the variant "retries" tries each task up to three times, the default only once."""
 
 from __future__ import annotations
 

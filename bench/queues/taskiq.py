@@ -10,7 +10,7 @@ from taskiq_redis import ListQueueBroker, RedisStreamBroker
 
 from bench.queues._program import SETTINGS, Sender, do_nothing, do_slowly, run
 
-# With the default of its id, "$", the stream would hide from a worker what was sent before there was one.
+# With the default id, "$", the stream hides messages sent before its first worker from this worker.
 broker = (
     ListQueueBroker(SETTINGS.url) if SETTINGS.variant == "list" else RedisStreamBroker(SETTINGS.url, consumer_id="0")
 )

@@ -366,10 +366,11 @@ __all__ = [
 ]
 
 _OVER_REDIS = ("DistributedLock", "RedisLock")
-"""Names of `cuelight.redis` that are found here too. Few programs need them, so they are loaded at first use;
-`from cuelight import *` leaves them out."""
+"""Names of `cuelight.redis` that can also be imported from here. Few programs need them, so they are loaded at first
+use; `from cuelight import *` leaves them out.
+"""
 
-if not TYPE_CHECKING:  # else type checkers would find any name here
+if not TYPE_CHECKING:  # otherwise type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _OVER_REDIS:

@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises a clear error where the mistake was made."""
+"""Checks of arguments that raise a clear error at the caller's mistake."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def check_finite(call: str, number: object) -> None:
     """Check that an argument is a finite number.
 
     Args:
-        call: how the argument was given, as `spend(tokens)`; shown in the error.
+        call: the call with the argument's name, such as `spend(tokens)`; shown in the error.
         number: the argument.
 
     Raises:
-        TypeError: it is no `int` or `float`.
+        TypeError: it is not an `int` or `float`.
         ValueError: it is infinite or not a number (NaN).
     """
     if not isinstance(number, int | float):
@@ -27,17 +27,17 @@ def check_finite(call: str, number: object) -> None:
 
 
 def check_seconds(call: str, seconds: object, least: float = -math.inf, *, finite: bool = False) -> float:
-    """The seconds, if they are a number that a clock can be compared with.
+    """Check that an argument is a number of seconds that can be compared with a clock, and return it.
 
     Args:
-        call: how the argument was given, as `after(delay)`; shown in the error.
+        call: the call with the argument's name, such as `after(delay)`; shown in the error.
         seconds: the argument.
-        least: the smallest value that makes sense.
-        finite: refuse infinity.
+        least: the smallest valid value.
+        finite: reject infinity.
 
     Raises:
-        TypeError: it is no `int` or `float`.
-        ValueError: it is not a number (NaN), too small, or infinite where that makes no sense.
+        TypeError: it is not an `int` or `float`.
+        ValueError: it is not a number (NaN), too small, or infinite although `finite` is set.
     """
     if not isinstance(seconds, int | float):
         raise TypeError(f"{call}: {safe_repr(seconds)} is no number of seconds: give an int or a float")

@@ -1,8 +1,8 @@
-"""Whether this process is a fork of the one in which something was made.
+"""Detects that this process is a fork of the process that made an object.
 
-After `os.fork()` a child has no thread but the one that has forked, and shares the sockets and pipes of its parent.
-What has threads, an event loop or processes keeps the `generation` in which it was made, and compares it before it
-waits for any of them.
+After `os.fork()`, a child has only the thread that forked, and shares its parent's sockets and pipes. An object that
+has threads, an event loop or processes stores the `generation` in which it was made, and compares it before it waits
+for any of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Forks:
     """Counts forks.
 
     Attributes:
-        generation: how many forks lie between this process and the first one that has loaded this module.
+        generation: the number of forks between this process and the first process that loaded this module.
     """
 
     __slots__ = ("_pid", "_thread", "generation")
@@ -29,25 +29,25 @@ class Forks:
         self._thread = threading.get_ident()
 
     def count(self) -> None:
-        """This is a new process."""
+        """Note that this is a new process."""
         self.generation += 1
         self._pid = os.getpid()
         self._thread = threading.get_ident()
 
     def is_old(self, generation: int) -> bool:
-        """Whether something of this generation was made in another process.
+        """Whether an object of this generation was made in another process.
 
-        True also in the moment after a fork in which the finalisers of the threads run that were left behind, before
-        anything can be counted.
+        It is True also immediately after a fork, before the fork is counted: the finalisers of the threads that stayed
+        in the parent run at that time.
         """
         return generation != self.generation or os.getpid() != self._pid
 
     def has_ended(self, thread: int, generation: int) -> bool:
-        """Whether a thread of this generation does not run in this process: another thread than it has forked.
+        """Whether a thread of this generation is missing in this process because another thread forked.
 
         Args:
-            thread: its identifier, as of `threading.get_ident`.
-            generation: the one in which it was started.
+            thread: its identifier, as returned by `threading.get_ident`.
+            generation: the generation in which it was started.
         """
         return self.is_old(generation) and thread != self._thread
 

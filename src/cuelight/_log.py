@@ -1,10 +1,10 @@
-"""Logging that cannot break its caller: guarded, bounded in length, bounded in rate.
+"""Logging that never raises into its caller, with bounded length and rate.
 
-A handler, filter or formatter of the `logging` module is code of users. Whatever it raises is written to standard error
-and ends there. Texts and tracebacks are cut. Of records that are alike the first 10 within 10 seconds are
-written; the rest is counted, and the counts are logged.
+A handler, filter or formatter of the `logging` module is code of users. Its exceptions are written to standard error
+and do not propagate. Texts and tracebacks are cut. The first 10 similar records within 10 seconds are written; further
+ones are counted, and the counts are logged.
 
-All modules log through `get_log`; `scripts/check_structure.py` looks for others.
+All modules log through `get_log`; `scripts/check_structure.py` finds modules that do not.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ WHOLE: Final = 10
 """Records of one kind that are written within one window."""
 
 WINDOW: Final = 10.0
-"""Seconds."""
+"""The length of a window, in seconds."""
 
 KINDS: Final = 512
-"""Kinds that are told apart; the least recently begun is forgotten beyond that."""
+"""The number of kinds with their own count. Beyond it, the count that began first is summarized and dropped."""
 
 _logs: Final[dict[str, Log]] = {}
 
 
 def get_log(name: str) -> Log:
-    """The log of this name; it writes to the logger of the same name."""
+    """Return the log of this name; it writes to the logger of the same name."""
     log = _logs.get(name)
     if log is None:
         log = _logs[name] = Log(name)
@@ -43,17 +43,17 @@ def get_log(name: str) -> Log:
 
 
 def flush_logs() -> None:
-    """Log what was counted and not written, now rather than with the next record of the same kind."""
+    """Log the counts of unwritten records now, without waiting for the next record of the same kind."""
     for log in list(_logs.values()):
         log.flush()
 
 
 class Log:
-    """The methods of a logger, safe to call in the middle of anything.
+    """The methods of a logger. They are safe to call anywhere.
 
-    Args that every method takes besides those of `logging.Logger`:
-        error: the exception to show, with its traceback.
-        kind: records with the same kind are counted together; by default those with the same message template.
+    Arguments of the methods besides those of `logging.Logger`:
+        error: the exception to log, with its traceback.
+        kind: records with the same kind are counted together; by default, records with the same message template.
         extra: attributes for the record, as for `logging.Logger`.
     """
 
@@ -62,23 +62,23 @@ class Log:
     def __init__(self, name: str) -> None:
         self.name = name
         self._logger = logging.getLogger(name)
-        # Without a lock: a finalizer that logs may run anywhere, and a count may be off by one.
+        # There is no lock, because a finalizer that logs may run anywhere. A count may be off by one.
         self._counts: dict[Hashable, _Count] = {}
 
     def is_enabled_for(self, level: int) -> bool:
         """Whether records of this level are written anywhere."""
         try:
             return self._logger.isEnabledFor(level)
-        except BaseException as raised:  # a subclass of Logger
+        except BaseException as raised:  # raised by a subclass of Logger
             _complain(raised)
             return False
 
     def debug(self, message: str, *args: object) -> None:
-        """Log at level DEBUG. Not limited in rate."""
+        """Log at level DEBUG, without a rate limit."""
         self._write(logging.DEBUG, message, args, None, None)
 
     def info(self, message: str, *args: object) -> None:
-        """Log at level INFO. Not limited in rate."""
+        """Log at level INFO, without a rate limit."""
         self._write(logging.INFO, message, args, None, None)
 
     def warning(
@@ -89,7 +89,6 @@ class Log:
         kind: Hashable = None,
         extra: Mapping[str, object] | None = None,
     ) -> None:
-        """Log at level WARNING."""
         self._limited(logging.WARNING, message, args, error, kind, extra)
 
     def error(
@@ -100,7 +99,6 @@ class Log:
         kind: Hashable = None,
         extra: Mapping[str, object] | None = None,
     ) -> None:
-        """Log at level ERROR."""
         self._limited(logging.ERROR, message, args, error, kind, extra)
 
     def log(
@@ -112,7 +110,7 @@ class Log:
         kind: Hashable = None,
         extra: Mapping[str, object] | None = None,
     ) -> None:
-        """Log at a level of `logging`."""
+        """Log at a level of `logging`. Levels below WARNING have no rate limit."""
         if level >= logging.WARNING:
             self._limited(level, message, args, error, kind, extra)
         else:
@@ -123,16 +121,16 @@ class Log:
         self._limited(logging.ERROR, message, args, sys.exception(), kind, None)
 
     def reset(self) -> None:
-        """Forget what was counted."""
+        """Drop all counts."""
         self._counts.clear()
 
     def flush(self) -> None:
-        """Log what was counted and not written."""
+        """Log the counts of unwritten records."""
         counts, self._counts = self._counts, {}
         for count in counts.values():
             self._summarize(count)
 
-    # How much.
+    # Rate.
 
     def _limited(  # noqa: PLR0917 - it is called by the methods above only
         self,
@@ -156,7 +154,7 @@ class Log:
             self._write(level, message, args, error, extra)
 
     def _count(self, level: int, message: str, kind: Hashable) -> tuple[bool, _Count | None]:
-        """Count a record. Returns whether it is written, and what has to be summarized before it."""
+        """Count a record. Returns whether it is written, and a count to summarize before it."""
         now = time.monotonic()
         count = self._counts.get(kind)
         before = None
@@ -202,14 +200,14 @@ class Log:
                 args if kept else (), exc_info, frame.f_code.co_name, None if extra is None else dict(extra),
             )  # fmt: skip
             if error is not None:
-                record.exc_text = format_traceback(error)  # formatters take it as it is
+                record.exc_text = format_traceback(error)  # formatters use this text instead of their own
             logger.handle(record)
         except BaseException as raised:
             _complain(raised)
 
 
 class _Count:
-    """Records of one kind within one window."""
+    """The records of one kind within one window."""
 
     __slots__ = ("level", "message", "next_summary", "seen", "since")
 
@@ -219,7 +217,7 @@ class _Count:
 
 
 def _calling_frame() -> FrameType:
-    """The innermost frame outside of this module."""
+    """The innermost frame outside this module."""
     frame = sys._getframe(1)
     ours = frame.f_code.co_filename
     while frame.f_back is not None and frame.f_code.co_filename == ours:
@@ -228,7 +226,7 @@ def _calling_frame() -> FrameType:
 
 
 def _formatted(message: str, args: tuple[object, ...]) -> tuple[str, bool]:
-    """The text of a record, and whether the record can keep its template and arguments.
+    """Return the text of a record, and whether the record can keep its template and arguments.
 
     It cannot if an argument cannot be formatted or is too long: handlers would format it again.
     """
@@ -245,7 +243,7 @@ def _formatted(message: str, args: tuple[object, ...]) -> tuple[str, bool]:
 
 
 def _complain(raised: BaseException) -> None:
-    """Say on standard error that logging failed: it is the last resort, and may fail too."""
+    """Report on standard error that logging failed. This is the last resort, so its own failure is ignored."""
     if isinstance(raised, KeyboardInterrupt):
         import _thread  # noqa: PLC0415 - rarely needed
 

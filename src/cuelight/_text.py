@@ -1,8 +1,8 @@
-"""Text about values that users made: it never raises, and its length is bounded.
+"""Texts about values of users. These functions never raise, and the length of their texts is bounded.
 
-`repr`, `str` and tracebacks run code of users. That code may raise anything, return a hundred megabytes, or
-return text that cannot be encoded. Errors, log records and reports of the library are built with these functions, so
-that the step they report is never lost.
+`repr`, `str` and tracebacks run code of users. This code may raise anything, return a hundred megabytes, or return text
+that cannot be encoded. The library builds its errors, log records and reports with these functions, so that the
+reported event is never lost.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TRACEBACK_LIMIT: Final = 20_000
 _GROUP_DEPTH: Final = 8
 _GROUP_LINES: Final = 20
 _FRAMES: Final = 60
-"""Frames of a traceback that are shown, counted from where the exception was raised."""
+"""The number of traceback frames that are shown, counted from the one that raised."""
 
 
 def safe_repr(value: object, limit: int = REPR_LIMIT) -> str:
-    """`repr(value)`, cut to `limit` characters.
+    """Return `repr(value)`, cut to `limit` characters.
 
     If `repr` raises, the text names the type of the value and of the exception instead.
     """
@@ -34,7 +34,7 @@ def safe_repr(value: object, limit: int = REPR_LIMIT) -> str:
 
 
 def safe_str(value: object, limit: int = STR_LIMIT) -> str:
-    """`str(value)`, cut to `limit` characters.
+    """Return `str(value)`, cut to `limit` characters.
 
     If `str` raises, the text names the type of the value and of the exception instead.
     """
@@ -42,13 +42,13 @@ def safe_str(value: object, limit: int = STR_LIMIT) -> str:
 
 
 def describe_error(error: BaseException, limit: int = STR_LIMIT) -> str:
-    """An exception in one line, as `ValueError: no such row`; only its type if its text is empty."""
+    """Describe an exception in one line, as in `ValueError: no such row`; by its type alone if its text is empty."""
     text = safe_str(error, limit)
     return f"{type_name(error)}: {text}" if text else type_name(error)
 
 
 def type_name(value: object) -> str:
-    """The name of the type of a value."""
+    """Return the name of a value's type."""
     try:
         name = type(value).__name__
         return name if type(name) is str else "object"
@@ -58,7 +58,7 @@ def type_name(value: object) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """A text, cut to `limit` characters with its full length noted, and such that it can be encoded as UTF-8."""
+    """Return a text that can be encoded as UTF-8, cut to `limit` characters; a cut text ends with its full length."""
     if len(text) > limit:
         text = f"{text[:limit]}… ({len(text)} characters)"
     if text.isascii():
@@ -67,7 +67,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def error_lines(error: BaseException) -> list[str]:
-    """One line for an exception; for a group one more for each exception in it, indented, up to 20 lines."""
+    """Describe an exception in one line, and each member of a group in another, indented line; at most 20 lines."""
     lines: list[str] = []
     pending: list[tuple[BaseException, int]] = [(error, 0)]
     while pending:
@@ -76,7 +76,7 @@ def error_lines(error: BaseException) -> list[str]:
             lines.append(f"... and {len(pending) + 1} more")
             break
         lines.append("  " * depth + describe_error(one))
-        if issubclass(type(one), BaseExceptionGroup):  # `isinstance` asks for its `__class__`, which may raise
+        if issubclass(type(one), BaseExceptionGroup):  # `isinstance` reads the object's `__class__`, which may raise
             if depth < _GROUP_DEPTH:
                 pending += [(inner, depth + 1) for inner in reversed(_members(one))]
             else:
@@ -85,18 +85,18 @@ def error_lines(error: BaseException) -> list[str]:
 
 
 def format_traceback(error: BaseException, limit: int = TRACEBACK_LIMIT, start: TracebackType | None = None) -> str:
-    """The traceback of an exception with its causes, cut in the middle to `limit` characters.
+    """Return the traceback of an exception and of its causes, cut in the middle to `limit` characters.
 
     Args:
         error: the exception.
-        limit: characters.
-        start: the frame of its traceback to begin with; the first one by default.
+        limit: the largest number of characters.
+        start: the traceback entry to begin with; the first one by default.
     """
     at = error.__traceback__ if start is None else start
     try:
         lines = traceback.TracebackException(type(error), error, at, limit=-_FRAMES).format()
         text = "".join(lines)
-    except BaseException as raised:  # groups that are nested too deep, sources that cannot be read, hostile notes
+    except BaseException as raised:  # groups that are nested too deeply, sources that cannot be read, hostile notes
         _repost_interrupt(raised)
         text = "\n".join([*_frames_of(error), *error_lines(error)])
     if len(text) > limit:
@@ -123,13 +123,13 @@ def _members(group: Any) -> list[BaseException]:
 
 def _called(function: Callable[[object], str], value: object) -> str:
     try:
-        return str.__str__(function(value))  # a plain str, also if the value returned a subclass of it
+        return str.__str__(function(value))  # a plain str, even if the value returned an instance of a subclass
     except BaseException as error:
         _repost_interrupt(error)
         return f"<{type_name(value)}: its {function.__name__}() raised {type_name(error)}>"
 
 
 def _repost_interrupt(error: BaseException) -> None:
-    """A Ctrl-C that arrived while a text was being made must not be lost: deliver it to the main thread again."""
+    """Deliver a Ctrl-C that arrived while a text was being made to the main thread again, so that it is not lost."""
     if isinstance(error, KeyboardInterrupt):
         _thread.interrupt_main()

@@ -1,11 +1,11 @@
 """Every error that Cuelight raises, under one root.
 
-The classes say what happened to the work, because that decides what the caller may do next:
+The class tells the caller whether the work was done, and so whether it may be repeated:
 
 * `NotStarted`: the message was never handled; sending it again is safe.
-* `Interrupted`: the handler ran in part; whether to repeat it is for the caller to decide.
-* `Unknown`: contact was lost, so nobody can say.
-* `ReplyError`: the handler ran and refused; the actor is well.
+* `Interrupted`: part of the handler ran; the caller decides whether to repeat the request.
+* `Unknown`: contact was lost, so the outcome is not known.
+* `ReplyError`: the handler ran and refused the request; the actor is healthy.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ __all__ = [
 
 E = TypeVar("E", bound=BaseException)
 
-_EXCEPTIONS: Any = BaseExceptionGroup.exceptions.__get__  # not what a subclass of a group made of its members
+_EXCEPTIONS: Any = BaseExceptionGroup.exceptions.__get__  # not the members that a subclass of a group may report
 
 
 class CuelightError(Exception):
@@ -75,17 +75,17 @@ class CuelightError(Exception):
 class ChannelClosed(CuelightError, anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream):
     """The channel is closed: nothing more can be sent, or nothing is left to receive.
 
-    It is also each of the three errors that anyio raises for this, so code written for anyio's streams
-    catches it. You do not get it for items that were still buffered when the channel closed.
+    It is also each of the three errors that anyio raises in these cases, so code written for anyio's streams catches
+    it. Items that were still buffered when the channel closed can be received before this error is raised.
     """
 
 
 class MailboxFull(CuelightError, anyio.WouldBlock):
-    """The mailbox or channel has no room, and its overflow policy (or a `_nowait` call) does not wait."""
+    """The mailbox or channel is full, and its overflow policy (or a `_nowait` call) does not wait."""
 
 
 class MessageRefused(CuelightError, ValueError):
-    """The message cannot travel to another node: of no registered type, too large, or not to be encoded.
+    """The message cannot be sent to another node: its type is not registered, or it is too large or cannot be encoded.
 
     Nothing was sent.
     """
@@ -96,7 +96,7 @@ class ActorNotFound(CuelightError, LookupError):
 
 
 class NameTaken(CuelightError, ValueError):
-    """A live actor has this name already."""
+    """A live actor already has this name."""
 
 
 class SystemClosed(CuelightError, RuntimeError):
@@ -104,23 +104,23 @@ class SystemClosed(CuelightError, RuntimeError):
 
 
 class ShutdownTimeout(CuelightError, TimeoutError):
-    """Actors went on although they were cancelled, so the block of their system was left without them.
+    """Actors continued to run after being cancelled, so the block of their system was left without them.
 
-    The message says which they are. Their handlers swallow cancellations, or shield themselves from them for longer
-    than the system waits.
+    The message names them. Their handlers swallow cancellations, or shield themselves from cancellation for longer than
+    the system waits.
     """
 
 
 class StashFull(CuelightError):
-    """The stash of an actor holds as many messages as it may."""
+    """The stash of an actor is full."""
 
 
 class MaxChildren(CuelightError):
-    """A dynamic supervisor has as many children as it may."""
+    """A dynamic supervisor has `max_children` children."""
 
 
 class StartError(CuelightError):
-    """An actor's constructor or `started` hook failed, so it never ran; the cause is in `__cause__`."""
+    """An actor's constructor or `started` hook failed, so the actor never ran; the cause is in `__cause__`."""
 
 
 class RestartLimitExceeded(CuelightError):
@@ -128,83 +128,86 @@ class RestartLimitExceeded(CuelightError):
 
 
 class BudgetExceeded(CuelightError):
-    """A subtree has spent more (tokens, money, wall time, memory) than its budget allows."""
+    """A subtree has used more (tokens, money, wall time, memory) than its budget allows."""
 
 
 class AskError(CuelightError):
-    """An ask got no answer. Subclasses say whether the work was done in part."""
+    """An ask got no answer. The subclass tells whether part of the work was done."""
 
 
 class NotStarted(AskError):
-    """The request was never handled (the actor is dead, stopped or full): safe to send again."""
+    """The request was never handled (the actor is dead, stopped or full). Sending it again is safe."""
 
 
 class NotStartedTimeout(NotStarted, TimeoutError):
-    """The deadline passed while the request was still queued: safe to send again."""
+    """The deadline passed while the request was still queued. Sending it again is safe."""
 
 
 class Interrupted(AskError):
-    """The handler was cut off while it ran: part of the work may have been done."""
+    """The handler was ended while it ran. Part of the work may have been done."""
 
 
 class InterruptedTimeout(Interrupted, TimeoutError):
-    """The deadline passed while the handler ran; it was cancelled, part of the work may have been done."""
+    """The deadline passed while the handler ran, so the handler was cancelled. Part of the work may have been done."""
 
 
 class ActorCrashed(Interrupted):
-    """The handler raised an exception, which ended its actor's incarnation; it is in `__cause__`."""
+    """The handler raised an exception, which ended its actor's incarnation. The exception is in `__cause__`."""
 
 
 class Unknown(AskError):
-    """Contact with the actor was lost: the request may have been handled, in part, wholly or not at all."""
+    """Contact with the actor was lost. The request may have been handled completely, in part or not at all."""
 
 
 class UnknownTimeout(Unknown, TimeoutError):
-    """The deadline passed, and the node of the actor did not say in time how far it was."""
+    """The deadline passed, and the actor's node did not report in time whether the request was handled."""
 
 
 class ReplyError(CuelightError):
-    """Raise this, or a subclass, in a handler to refuse a request: the asker gets it, the actor lives on."""
+    """Raise this, or a subclass, in a handler to refuse a request. The asker gets the error, and the actor lives on."""
 
 
 class DeadlockError(CuelightError):
-    """This ask or lock would wait for the one who wants it; the message shows the circle of those who wait."""
+    """This ask or lock would wait for its own caller. The message shows the cycle of waits."""
 
 
 class LockHeld(CuelightError, anyio.WouldBlock):
-    """Others hold the lock or semaphore, and a `_nowait` call does not wait."""
+    """The lock or semaphore is held by others, and a `_nowait` call does not wait."""
 
 
 class LockNotHeld(CuelightError, RuntimeError):
-    """Only who holds a lock or a semaphore can release it: this one never did, or has lost it."""
+    """The caller does not hold the lock or semaphore that it releases: it never acquired it, or has lost it."""
 
 
 class LockTimeout(CuelightError, TimeoutError):
-    """The lock or semaphore was not to be had in time; the message says who holds it. Nothing was taken."""
+    """The lock or semaphore could not be acquired within the timeout, and nothing was acquired.
+
+    The message names the holder.
+    """
 
 
 class PoolClosed(CuelightError, RuntimeError):
-    """The pool or queue was shut down, or is not running: it takes no work."""
+    """The pool or queue was shut down or is not running. It accepts no work."""
 
 
 class PoolFull(CuelightError, anyio.WouldBlock):
-    """As much work waits as the pool may hold: wait for room, or give it a larger `max_pending`."""
+    """The pool's queue of work is full: wait until there is room, or set a larger `max_pending`."""
 
 
 class QueueFull(CuelightError, anyio.WouldBlock):
-    """As many tasks wait as the queue may hold, and its overflow policy does not wait."""
+    """The queue is full, and its overflow policy does not wait."""
 
 
 class TaskNotFound(CuelightError, LookupError):
-    """No task, dead letter or schedule has this identifier: it never had, or its time to live is over."""
+    """No task, dead letter or schedule has this identifier: it never existed, or its time to live has expired."""
 
 
 class TaskFailed(CuelightError):
-    """A task was given up after its last attempt; the message says why, and how its last attempt ended."""
+    """A task was given up after its last attempt. The message gives the reason and the outcome of that attempt."""
 
 
 class TaskExpired(TaskFailed):
-    """The deadline of a task passed before it was started: it was not run."""
+    """The deadline of a task passed before it started. The task was not run."""
 
 
 class TaskCancelled(TaskFailed):
@@ -212,65 +215,67 @@ class TaskCancelled(TaskFailed):
 
 
 class TaskTimedOut(TaskFailed, TimeoutError):
-    """The task ran longer than its time-out: it was stopped, or, in a thread, abandoned."""
+    """The task ran longer than its timeout. It was stopped or, in a thread, abandoned."""
 
 
 class TaskQuarantined(TaskFailed):
-    """The task was under way each time a worker died, as often as it may be: it is not tried again."""
+    """The task was running when `max_crashes` workers died. It is not tried again."""
 
 
 class WorkerDied(CuelightError):
-    """The process of a worker died under a task: killed, out of memory, or `os._exit`.
+    """The process of a worker died while it ran a task: killed, out of memory, or `os._exit`.
 
-    It also leaves the block of a `TaskWorker` whose actor was killed or given up by its supervisor.
+    A `TaskWorker` block also raises it if the worker's actor was killed or given up by its supervisor.
     """
 
 
 class LeaseLost(CuelightError):
-    """The lease ran out and somebody else may hold it now: what this holder does counts no more."""
+    """The lease expired, and another owner may hold it now: actions of this holder no longer count."""
 
 
 class StoreUnavailable(CuelightError):
-    """The store could not be reached, or did not answer: the operation may or may not have taken effect."""
+    """The store could not be reached or did not answer. The operation may or may not have taken effect."""
 
 
 class StoreRefused(CuelightError):
-    """The server, or the file, will go on to refuse until somebody changes something; nothing was done.
+    """The server or the file rejected the operation, and will reject it again until someone changes the cause.
 
-    Credentials or rights, a replica that must not be written, memory that is full, a key of another type, data or a
-    server of a version that does not fit: the message says which.
+    Nothing was done. The message names the cause: credentials or rights, a read-only replica, full memory, a key of
+    another type, or data or a server of an incompatible version.
     """
 
 
 class UnexpectedCancellation(CuelightError):
-    """What the code awaited was cancelled by somebody else, although nobody cancelled the code itself.
+    """The awaited object was cancelled, although nobody cancelled the code that awaits it.
 
-    On asyncio this comes out of `await` as a `CancelledError`; it is the cause of this error. A handler or a task that
-    it leaves has failed, as with any other exception.
+    On asyncio, `await` raises a `CancelledError` in this case; it is the cause of this error. A handler or a task that
+    raises this error has failed, as with any other exception.
     """
 
 
 class Rejected(CuelightError):
-    """Raise this in a task to give it up at once: no retry, a dead letter with your reason."""
+    """Raise this in a task to give it up at once: there is no retry, and the dead letter has your reason."""
 
 
 class RateLimited(CuelightError):
-    """Raise this in a task when a service says "later" (HTTP 429): not an attempt, run again after `retry_after`.
+    """Raise this in a task when a service asks it to wait (HTTP 429). The task runs again after `retry_after` seconds.
+
+    This does not count as an attempt.
 
     Attributes:
-        retry_after: seconds.
-        key: the limit that is paused for all workers; None pauses nobody else.
+        retry_after: the delay in seconds.
+        key: the limit that is paused for all workers; with None, only this task waits.
     """
 
     def __init__(self, retry_after: float, key: str | None = None) -> None:
-        """Say when to come back.
+        """Set the delay.
 
         Args:
-            retry_after: seconds.
-            key: a limit of the task that every worker should pause for as long.
+            retry_after: the delay in seconds.
+            key: a limit of the task that every worker pauses for the same time.
 
         Raises:
-            ValueError: the time is negative or not a number.
+            ValueError: the delay is negative or not a number.
         """
         if not retry_after >= 0:
             raise ValueError(f"retry_after={retry_after!r}: give seconds, 0 or more")
@@ -282,10 +287,10 @@ class RateLimited(CuelightError):
 
 
 def control_error(error: BaseException, *kinds: type[E]) -> E | None:
-    """The exception of one of `kinds` that `error` is, or that it consists of if it is an exception group.
+    """Return `error` if it is an exception of one of `kinds`; for a group of exceptions of one kind, return the first.
 
-    A task group wraps what a task in it raises. A group, nested or not, that holds only exceptions of one of the
-    kinds counts as the first of them; a group that holds anything else is an ordinary failure.
+    A task group wraps the exceptions of its tasks. A group, nested or not, that holds only exceptions of one of the
+    kinds counts as the first of them. For a group that holds anything else, which is an ordinary failure, return None.
     """
     found: list[BaseException] = []
     for leaf in _leaves(error):
@@ -298,7 +303,7 @@ def control_error(error: BaseException, *kinds: type[E]) -> E | None:
 
 
 def consists_of(error: BaseException, *kinds: type[BaseException]) -> bool:
-    """Whether `error` is an exception of one of `kinds`, or a group, nested or not, that holds only such."""
+    """Whether `error` is an exception of one of `kinds`, or a group, nested or not, that holds only such exceptions."""
     return all(issubclass(type(leaf), kinds) for leaf in _leaves(error))
 
 
@@ -308,9 +313,9 @@ def ends_the_program(error: BaseException) -> bool:
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions in a group, in order, however deep it is nested; an exception that is no group itself.
+    """Yield the exceptions in a group, at any depth and in order, or the exception itself if it is not a group.
 
-    Its type alone is looked at, here and above: `isinstance` asks an object for its `__class__`, which may raise.
+    Here and above, only the type is checked: `isinstance` reads the object's `__class__`, which may raise.
     """
     pending = [error]
     while pending:

@@ -65,7 +65,7 @@ async def test_a_block_is_left_without_actors_that_go_on_although_they_were_canc
     (failure,) = caught.value.exceptions
     assert isinstance(failure, ShutdownTimeout)
     assert "/system/stuck did not end within 5 s after being cancelled" in str(failure)
-    assert "/system/stuck goes on although it was cancelled. It stands at:" in caplog.text
+    assert "/system/stuck continues to run although it was cancelled. Its stack:" in caplog.text
     assert ", in _hold" in caplog.text
     assert not any(ref.alive for ref in others)
     await anyio.sleep(100)  # the task that went on ends without a word when it ends

@@ -378,7 +378,7 @@ async def test_a_child_with_a_limit_of_its_own_ends_alone(caplog: pytest.LogCapt
         await good.tell(Crash())  # the limit of the top has lost nothing
         await wait_until_idle(system)
         assert await good.ask(Get()) == 0
-    assert "it stays ended, and its supervisor goes on: more than 2 restarts within 60 s" in caplog.text
+    assert "it is not restarted, and its supervisor continues: more than 2 restarts within 60 s" in caplog.text
     assert_no_orphans(system)
 
 

@@ -1,4 +1,4 @@
-"""How long to wait before a restart (or, elsewhere, a retry): a value and two formulas."""
+"""The delay before a restart: exponential back-off with jitter."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["Backoff"]
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """Delays that double: `min(maximum, minimum * 2**n) * (1 + U * jitter)`, the cap before the jitter.
+    """Exponential delays: `min(maximum, minimum * 2**n) * (1 + U * jitter)`, where `U` is random in [0, 1).
 
-    The formula is that of Akka's back-off supervisor. The count begins anew after a healthy life of
-    `(minimum + maximum) / 2` seconds.
+    `maximum` applies before the jitter. The formula is that of Akka's back-off supervisor. `n` returns to 0 when an
+    actor has run for `(minimum + maximum) / 2` seconds without a crash.
 
     Attributes:
         minimum: seconds before the first restart; 0 restarts at once.
-        maximum: seconds at most, before jitter.
-        jitter: how much longer a delay may be at random, as a share of it.
+        maximum: the longest delay in seconds, before jitter.
+        jitter: the largest random extension of a delay, as a share of it.
     """
 
     minimum: float = 0.1
@@ -34,17 +34,17 @@ class Backoff(msgspec.Struct, frozen=True):
             raise ValueError(f"Backoff(jitter={self.jitter!r}): give a share, 0 or more (0.2 is 20 %)")
 
     def delay(self, restarts: int, jitter: float) -> float:
-        """Seconds before restart number `restarts`, counted from 0.
+        """Return the delay in seconds before restart number `restarts`, counted from 0.
 
         Args:
-            restarts: how many there were since the last healthy life.
+            restarts: the number of restarts since the actor was last healthy.
             jitter: a random number in [0, 1).
         """
-        # 2.0**1024 overflows; no delay needs so many doublings.
+        # 2.0**1024 overflows; no delay needs that many doublings.
         doubled = self.minimum * 2.0 ** min(restarts, 1000) if self.minimum else 0.0
         return min(self.maximum, doubled) * (1 + jitter * self.jitter)
 
     @property
     def healthy_after(self) -> float:
-        """Seconds of life after which the count begins anew."""
+        """Seconds without a crash after which the count of restarts returns to 0."""
         return (self.minimum + self.maximum) / 2

@@ -1,4 +1,4 @@
-"""Actors from blocking code: the same system and refs, with methods that wait by blocking the calling thread."""
+"""Actors for blocking code: the same system and refs, with methods that block the calling thread."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ R = TypeVar("R")
 P = ParamSpec("P")
 
 UNRESPONSIVE: Final = 5.0
-"""Seconds after which a loop that shuts down and does not respond is taken for blocked."""
+"""Seconds without a response after which a loop that shuts down counts as blocked."""
 
 ExitInfo = tuple[type[BaseException] | None, BaseException | None, "TracebackType | None"]
 
 
 class _Call:
-    """A call of a thread that waits for its result. Only the thread of the loop touches it."""
+    """A call whose thread waits for the result. Only the loop's thread uses it."""
 
     __slots__ = ("scope", "withdrawn")
 
@@ -50,7 +50,7 @@ class _Call:
         self.withdrawn = False
 
     def withdraw(self) -> None:
-        """Cancel it, or see to it that it does not begin."""
+        """Cancel the call, or prevent it from starting."""
         self.withdrawn = True
         if self.scope is not None:
             self.scope.cancel()
@@ -59,10 +59,10 @@ class _Call:
 class _SystemThread:
     """A thread that runs an event loop with an actor system in it.
 
-    The methods are called from other threads. An interrupt (Ctrl-C) may come at any moment of each of them, so nothing
-    depends on a step that follows another: the thread ends when it is told to, however far its start has come. It is a
-    daemon thread, so that a blocked loop cannot keep the program from ending. Systems whose blocks were not left are
-    ended when the program ends.
+    Other threads call the methods. An interrupt (Ctrl-C) may arrive at any point in a method, so no step depends on a
+    later step being reached: the thread ends when it is told to, whatever stage its start has reached. It is a daemon
+    thread, so a blocked loop cannot prevent the program from ending. Systems whose blocks were not left are ended when
+    the program ends.
     """
 
     running: Final[set[_SystemThread]] = set()
@@ -70,9 +70,9 @@ class _SystemThread:
     def __init__(self, make: Callable[[], ActorSystem], backend: str, options: dict[str, Any] | None) -> None:
         self._make, self._backend_name, self._options = make, backend, options
         self._generation = forks.generation
-        self._lock = threading.Lock()  # for the next two
+        self._lock = threading.Lock()  # protects the next two
         self._exit_info: ExitInfo | None = None  # set when the thread is told to end
-        self._backend: Backend | None = None  # of the loop, once it runs
+        self._backend: Backend | None = None  # the loop's, once it runs
         self._leave: anyio.Event | None = None
         self._starting: anyio.CancelScope | None = None
         self._system: ActorSystem | None = None
@@ -83,7 +83,7 @@ class _SystemThread:
 
     @property
     def forked(self) -> bool:
-        """Whether the thread runs in the parent of this process, and so not here."""
+        """Whether the thread belongs to the parent process and does not exist in this fork."""
         return forks.is_old(self._generation)
 
     def start(self) -> ActorSystem:
@@ -92,11 +92,11 @@ class _SystemThread:
         return self.ready.result()
 
     def end(self, exit_info: ExitInfo = (None, None, None)) -> bool | None:
-        """Leave the block of the system, and wait for the thread.
+        """Leave the system's block and wait for the thread.
 
         Raises:
             ShutdownTimeout: the loop is blocked. The thread was left behind.
-            BaseException: what leaving the block raised.
+            BaseException: the exception raised on leaving the block.
         """
         self._tell(exit_info)
         try:
@@ -106,7 +106,7 @@ class _SystemThread:
                 raise
             log.error("%s", blocked)  # noqa: TRY400 - the exception of the block goes on
             return None
-        except BaseException:  # interrupted: kill the actors that were to end in good order
+        except BaseException:  # interrupted: kill the actors that were shutting down in order
             self._post(self._kill)
             self._wait_or_log()
             raise
@@ -115,7 +115,7 @@ class _SystemThread:
         return self.outcome.result()
 
     def abort(self) -> None:
-        """End the thread whose start has failed or was interrupted."""
+        """End the thread after its start failed or was interrupted."""
         try:
             self._tell((SystemExit, SystemExit(), None))
             self._wait_or_log()
@@ -123,7 +123,7 @@ class _SystemThread:
             self.running.discard(self)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Run a function in the loop, and wait for its result. See `BlockingSystem.call`."""
+        """Run a function in the loop and wait for its result. See `BlockingSystem.call`."""
         if self.forked:
             raise SystemClosed(
                 "this process is a fork of the one that runs the actor system, and has no event loop for it: make a "
@@ -137,7 +137,7 @@ class _SystemThread:
             try:
                 return future.result()
             except concurrent.futures.CancelledError:
-                if not future.cancelled():  # the function has raised it
+                if not future.cancelled():  # raised by the function
                     raise
                 raise SystemClosed("the actor system has ended while this call waited") from None
         except KeyboardInterrupt:
@@ -164,7 +164,7 @@ class _SystemThread:
             except self._backend.cancelled as error:
                 if self._backend.cancellation_pending():
                     raise
-                raise UnexpectedCancellation("what the call awaited was cancelled by somebody else") from error
+                raise UnexpectedCancellation("the call awaited an object that other code cancelled") from error
 
     def _tell(self, exit_info: ExitInfo) -> None:
         with self._lock:
@@ -173,7 +173,7 @@ class _SystemThread:
         self._post(self._heed)
 
     def _heed(self) -> None:
-        """In the loop: the block is to be left."""
+        """In the loop's thread: leave the block."""
         if self._leave is not None:
             self._leave.set()
         if self._starting is not None:
@@ -184,7 +184,7 @@ class _SystemThread:
             self._system.root.kill("the block of the system was left by an interrupt")
 
     def _post(self, function: Callable[[], object]) -> bool:
-        """Have the loop call a function, without waiting for it. False if no loop is running."""
+        """Schedule a function in the loop without waiting for it. Returns False if no loop is running."""
         with self._lock:
             backend = self._backend
         if backend is None:
@@ -196,10 +196,10 @@ class _SystemThread:
         return True
 
     def _join(self, patience: float) -> None:
-        """Wait for the thread, for as long as its loop responds.
+        """Wait for the thread as long as its loop responds.
 
         Raises:
-            ShutdownTimeout: it does not.
+            ShutdownTimeout: the loop does not respond.
         """
         alive = self._is_alive(patience)
         while alive:
@@ -216,14 +216,14 @@ class _SystemThread:
                 )
 
     def _wait_or_log(self) -> None:
-        """Wait for the thread while an exception is under way, which goes on if the loop is blocked."""
+        """Wait for the thread while an exception propagates. A blocked loop is only logged."""
         try:
             self._join(0.0)
         except ShutdownTimeout as blocked:
             log.error("%s", blocked)  # noqa: TRY400
 
     def _is_alive(self, patience: float) -> bool:
-        """Whether it still runs after some seconds. A thread whose start was interrupted ends by itself."""
+        """Whether the thread still runs after `patience` seconds. If its start was interrupted, it ends by itself."""
         if self.thread.ident is None:
             return False
         self.thread.join(min(patience, threading.TIMEOUT_MAX))
@@ -250,10 +250,10 @@ class _SystemThread:
                 told = self._exit_info is not None
             if not told:
                 await self._run_system()
-            await portal.stop(cancel_remaining=True)  # nobody waits for what is called in the last moment
+            await portal.stop(cancel_remaining=True)  # no thread waits for calls made at the last moment
 
     async def _run_system(self) -> None:
-        """Enter the block of the system, and leave it when that is asked for or the system fails. Sets the outcome."""
+        """Enter the system's block, and leave it when the thread is told to end or the system fails. Sets `outcome`."""
         assert self._backend is not None  # noqa: S101 - set before
         assert self._leave is not None  # noqa: S101 - made before
         try:
@@ -278,7 +278,7 @@ class _SystemThread:
 
 
 def _end_all() -> None:
-    """The program ends: end what nobody has left, so that its hooks run."""
+    """At program exit, end the systems whose blocks were not left, so that their hooks run."""
     for thread in list(_SystemThread.running):
         if not thread.forked:
             try:
@@ -291,11 +291,11 @@ atexit.register(_end_all)
 
 
 class BlockingSystem:
-    """An actor system with an event loop in a thread of its own; made by `ActorSystem.blocking()`.
+    """An actor system with an event loop in its own thread; made by `ActorSystem.blocking()`.
 
-    Its methods may be called from any thread. Leaving the `with` block ends all actors as the async block does, and
-    cancels calls of other threads that still wait. A first interrupt (Ctrl-C) ends the block at any moment, also while
-    it is entered or left. In a process that was forked inside of the block, each call raises `SystemClosed`.
+    Any thread may call its methods. Leaving the `with` block ends all actors, as the async block does, and cancels
+    calls of other threads that still wait. A first interrupt (Ctrl-C) ends the block at any moment, also while it is
+    entered or left. In a process that was forked inside the block, each call raises `SystemClosed`.
     """
 
     def __init__(self, make: Callable[[], ActorSystem], backend: str, backend_options: dict[str, Any] | None) -> None:
@@ -325,14 +325,14 @@ class BlockingSystem:
         return thread.end((kind, error, trace))
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function, or an async function, in the loop, and wait for its result.
+        """Run a function or an async function in the loop and wait for its result.
 
         A call that is interrupted (`KeyboardInterrupt`) is cancelled.
 
         Raises:
             SystemClosed: the block has not been entered, or was left, also while the call waited; or this process is
                 a fork of the one that runs the system.
-            RuntimeError: the caller is the thread of the loop itself.
+            RuntimeError: the caller is the loop's own thread.
         """
         thread = self._thread
         if thread is None:
@@ -341,7 +341,7 @@ class BlockingSystem:
 
     @property
     def system(self) -> ActorSystem:
-        """The system itself, for what runs in its loop.
+        """The system itself, for code that runs in its loop.
 
         Raises:
             SystemClosed: the block has not been entered.
@@ -359,7 +359,7 @@ class BlockingSystem:
         self, factory: Callable[Concatenate[Inbox[M], P], Awaitable[None]], /, *args: P.args, **kwargs: P.kwargs
     ) -> BlockingRef[M]: ...
     def spawn(self, factory: Any, /, *args: Any, **kwargs: Any) -> BlockingRef[Any]:
-        """As `ActorSystem.spawn`; blocks until the actor has started."""
+        """Like `ActorSystem.spawn`; blocks until the actor has started."""
 
         async def spawn() -> Ref[Any]:
             ref: Ref[Any] = await self.system.spawn(factory, *args, **kwargs)
@@ -368,15 +368,15 @@ class BlockingSystem:
         return BlockingRef(self, self.call(spawn))
 
     def find(self, name: str) -> BlockingRef[Any]:
-        """As `ActorSystem.find`."""
+        """Like `ActorSystem.find`."""
         return BlockingRef(self, self.call(self.system.find, name))
 
     def expose(self, ref: BlockingRef[Any], name: str) -> None:
-        """As `ActorSystem.expose`."""
+        """Like `ActorSystem.expose`."""
         self.call(self.system.expose, ref.ref, name)
 
     def resolve(self, name: str, timeout: float = 0.0) -> BlockingRef[Any]:
-        """As `ActorSystem.resolve`; blocks until somebody exposes the name, or the time is over."""
+        """Like `ActorSystem.resolve`; blocks until an actor has this name or `timeout` seconds have passed."""
         return BlockingRef(self, self.call(self.system.resolve, name, timeout))
 
 
@@ -384,7 +384,7 @@ class BlockingRef(Generic[M_contra]):
     """A ref for blocking code, usable from any thread.
 
     Attributes:
-        ref: the ref itself, to put into messages.
+        ref: the plain ref, to put into messages.
     """
 
     __slots__ = ("_system", "ref")
@@ -394,11 +394,11 @@ class BlockingRef(Generic[M_contra]):
         self.ref = ref
 
     def tell(self, message: M_contra) -> None:
-        """As `Ref.tell`: blocks while the mailbox is full."""
+        """Like `Ref.tell`; blocks while the mailbox is full."""
         self._system.call(self.ref.tell, message)
 
     def ask(self, message: Answerable[M_contra, R], timeout: float | None = None) -> R:
-        """As `Ref.ask`, awaited: blocks until the answer is there."""
+        """Like `await Ref.ask(...)`; blocks until the answer arrives."""
 
         async def ask() -> R:
             return await self.ref.ask(message, timeout)
@@ -407,7 +407,7 @@ class BlockingRef(Generic[M_contra]):
         return answer
 
     def stream(self, message: Streams[M_contra, R], timeout: float | None = None) -> Iterator[R]:
-        """As `Ref.stream`: a generator; closing it cancels the handler."""
+        """Like `Ref.stream`: a generator. Closing it cancels the handler."""
         open_stream: Any = self._system.call(self.ref.stream, message, timeout)
 
         async def next_chunk() -> list[R]:
@@ -420,15 +420,15 @@ class BlockingRef(Generic[M_contra]):
             self._system.call(open_stream.aclose)
 
     def stop(self, timeout: float | None = None) -> None:
-        """As `Ref.stop`: blocks until the actor has ended."""
+        """Like `Ref.stop`; blocks until the actor has ended."""
         self._system.call(self.ref.stop, timeout)
 
     def kill(self, why: str = "killed") -> None:
-        """As `Ref.kill`: blocks until the actor has ended."""
+        """Like `Ref.kill`; blocks until the actor has ended."""
         self._system.call(self.ref.kill, why)
 
     def ended(self) -> Exit:
-        """As `Ref.ended`: blocks until the actor has ended."""
+        """Like `Ref.ended`; blocks until the actor has ended."""
         exit_: Exit = self._system.call(self.ref.ended)
         return exit_
 

@@ -1,4 +1,4 @@
-"""Budgets: limits on what a subtree may use up. Exhausted, they end it as too many restarts do."""
+"""Budgets: limits on the resources of a subtree. An exceeded budget ends the subtree, as too many restarts do."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Budget", "Ledger"]
 
 
 class Budget:
-    """What a subtree may spend: `Budget(tokens=200_000, usd=2, wall=3600, memory=2**30)`.
+    """The resources that a subtree may use: `Budget(tokens=200_000, usd=2, wall=3600, memory=2**30)`.
 
-    Actors report what they spend with `self.spend(tokens=1200, usd=0.02)`; every budget above them is charged.
-    A subtree that has spent more ends with `BudgetExceeded`. It is not restarted unless it is `permanent`.
+    Actors report their spending with `self.spend(tokens=1200, usd=0.02)`; every budget above them is charged. A subtree
+    that exceeds its budget ends with `BudgetExceeded`. It is restarted only if it is `permanent`.
     """
 
     __slots__ = ("limits", "memory", "wall", "within")
@@ -27,10 +27,10 @@ class Budget:
         """Set the limits.
 
         Args:
-            within: seconds; what was spent longer ago no longer counts. By default everything counts.
+            within: seconds after which an amount no longer counts. By default every amount counts.
             wall: seconds that the subtree may live.
-            memory: bytes of resident memory of this process, looked at once a second.
-            **limits: the most that may be spent of each unit.
+            memory: bytes of resident memory of this process, checked once a second.
+            **limits: the largest amount of each unit.
 
         Raises:
             ValueError: a limit is not a number of 0 or more.
@@ -46,7 +46,7 @@ class Budget:
 
 
 class Ledger:
-    """What was spent of one budget. Pure bookkeeping: it is told the time."""
+    """The amounts charged to one budget. It has no clock: callers pass the time."""
 
     __slots__ = ("_budget", "_entries", "_sums")
 
@@ -56,7 +56,7 @@ class Ledger:
         self._sums: dict[str, float] = dict.fromkeys(budget.limits, 0.0)
 
     def spent(self, now: float) -> dict[str, float]:
-        """What counts at this time, by unit: what was spent within the window of the budget."""
+        """Return the amounts within the budget's window, by unit."""
         self._forget(now)
         return dict(self._sums)
 
@@ -66,7 +66,7 @@ class Ledger:
                 self._sums[unit] -= amount
 
     def charge(self, amounts: dict[str, float], now: float) -> BudgetExceeded | None:
-        """Book amounts by unit; units without a limit are ignored. Returns the error once a limit is exceeded."""
+        """Add amounts by unit and return an error if a limit is exceeded. Units without a limit are ignored."""
         mine = {unit: amount for unit, amount in amounts.items() if unit in self._sums}
         for unit, amount in mine.items():
             self._sums[unit] += amount
@@ -81,7 +81,7 @@ class Ledger:
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process occupies; where the system does not tell, the most it ever did."""
+    """Return the resident memory of this process in bytes; without `/proc`, return its peak."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

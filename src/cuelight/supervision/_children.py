@@ -1,10 +1,10 @@
-"""The shell of supervision: hears how children end, asks the pure policies what to do, and does it.
+"""Applies the supervision policies: receives the ends of children, asks the policies for a decision and carries it out.
 
 Invariants:
-1. Children start one after another, in order, and stop one after another, in the reverse of it.
-2. No decision is taken inside a handler: crashes are decided on by the dispatcher, which never waits.
-3. A restart is a timer: while one is due, children can be stopped, looked at and added.
-4. After `close` or `kill` nothing is restarted, and the owner is told when the last child has been buried.
+1. Children start one after another, in order, and stop one after another, in reverse order.
+2. No decision is taken inside a handler: the dispatcher, which never waits, decides on crashes.
+3. A restart is a timer: while it runs, children can be stopped, listed and added.
+4. After `close` or `kill` nothing is restarted, and the owner is notified when the last child has ended for good.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ MEMORY_PERIOD = 1.0
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How a family is supervised. A plainly spawned actor's children, and the top of a system, have the defaults."""
+    """How a family is supervised.
+
+    The defaults apply to the children of a plainly spawned actor, and to the top of a system without options.
+    """
 
     strategy: Strategy = one_for_one
     limit: RestartLimit = RestartLimit()
@@ -55,12 +58,12 @@ DEFAULT_PLAN = Plan()
 
 
 class Record:
-    """What a family remembers of a child that has crashed at least once."""
+    """The restart data of a child that has crashed at least once."""
 
     __slots__ = ("exit", "history", "restarts", "since", "timer")
 
     def __init__(self) -> None:
-        self.history: tuple[float, ...] = ()  # of a child with a limit of its own
+        self.history: tuple[float, ...] = ()  # used by a child with its own restart limit
         self.restarts = 0
         self.since: float | None = None
         self.timer: Any = None
@@ -68,7 +71,7 @@ class Record:
 
 
 class Children:
-    """The children of one cell; fulfils `actors.Family`."""
+    """The children of one cell; implements `actors.Family`."""
 
     __slots__ = (
         "_cells",
@@ -131,7 +134,7 @@ class Children:
         if self.regroup is not None:
             self.regroup.has_started(cell)
 
-    # Hearing of ends.
+    # Ends of children.
 
     def ended(self, cell: Cell, exit_: Exit) -> None:
         if self._closing:
@@ -144,7 +147,7 @@ class Children:
             self.bury(cell, exit_)
 
     def _start_failed(self, cell: Cell) -> bool:
-        """Whether a child did not come up in the first place, and somebody waits to hear that."""
+        """Whether a child failed to start for the first time while a caller waits for its start."""
         return cell.sponsored and not cell.incarnation
 
     def _wants_restart(self, cell: Cell, exit_: Exit) -> bool:
@@ -193,7 +196,7 @@ class Children:
             self.regroup.gone(cell)
         self.bury(cell, exit_)
 
-    # Deciding.
+    # Decisions.
 
     def _decide(self, cell: Cell, exit_: Exit) -> None:
         if cell not in self._cells or not cell.over:
@@ -211,7 +214,7 @@ class Children:
         record.exit = exit_
         try:
             self._count_or_restart(cell, exit_, record, now)
-        except BaseException as error:  # a back-off, a limit or a strategy of the user's
+        except BaseException as error:  # raised by a back-off, a limit or a strategy of the user
             self._policy_failed(cell, exit_, error)
 
     def _count_or_restart(self, cell: Cell, exit_: Exit, record: Record, now: float) -> None:
@@ -239,7 +242,7 @@ class Children:
             record.timer = self.runtime.later(delay, self._restart, cell)
         else:
             for other in affected:
-                self._forget_timer(other)  # the group restart takes over
+                self._forget_timer(other)  # replaced by the group restart
             self.regroup = Regroup(self, affected, delay)
             self.regroup.begin()
         others = f", together with {len(affected) - 1} others" if len(affected) > 1 else ""
@@ -251,7 +254,7 @@ class Children:
         )
 
     def _policy_failed(self, cell: Cell, exit_: Exit, error: BaseException) -> None:
-        """A policy raised, so nobody can say what to do with the child: the supervisor fails with that."""
+        """Fail the supervisor because a restart policy raised, so there is no decision about the child."""
         failure = CuelightError(
             f"{cell.path} {exit_.describe()}, and a restart policy of its supervisor raised {describe_error(error)}"
         )
@@ -262,7 +265,7 @@ class Children:
             self.runtime.abort(error)
 
     def _affected(self, cell: Cell) -> list[Cell]:
-        """Whom the strategy says, and those whom a group restart that failed has left behind."""
+        """The children chosen by the strategy, and those that a failed group restart has left ended."""
         chosen = set(self._plan.strategy(list(self._cells), cell))
         left = {other for other in self._cells if other.over and not self._is_due(other)}
         return [other for other in self._cells if other in chosen or other in left]
@@ -278,19 +281,19 @@ class Children:
         self.restart(cell)
 
     def restart(self, cell: Cell) -> None:
-        """Begin the next incarnation of a child."""
+        """Start the next incarnation of a child."""
         record = self._records.get(cell)
         exit_ = ShutDown() if record is None or record.exit is None else record.exit
         cell.restarts = 1 if record is None else record.restarts
         cell.restart(WasRestarted(exit_, cell.restarts))
 
     def report(self, cell: Cell, exit_: Exit, decision: str) -> None:
-        """Log a crash, with what was decided."""
+        """Log a crash and the decision."""
         if isinstance(exit_, Crashed):
             report_crash(cell, exit_, self, decision)
 
     def regrouped(self) -> None:
-        """A group restart is through, or given up."""
+        """End the group restart, complete or abandoned, and resume deferred decisions."""
         self.regroup = None
         self.runtime.restart_settled()
         undecided, self._undecided = self._undecided, deque()
@@ -298,7 +301,7 @@ class Children:
             self.runtime.post(decision, *args)
 
     def restart_child(self, cell: Cell) -> None:
-        """Restart one child because somebody asks for it; not counted as a crash."""
+        """Restart one child on request. This does not count as a crash."""
         if self.regroup is not None:
             self._undecided.append((self.restart_child, (cell,)))
         elif cell in self._cells and not self._closing and not self._is_due(cell):
@@ -307,7 +310,7 @@ class Children:
             self.regroup.begin()
 
     def start_failed_again(self, cell: Cell, exit_: Exit) -> None:
-        """A child did not come up in a group restart: that counts as a crash."""
+        """Abandon the group restart because a child failed to start, and count that as a crash of the child."""
         self.regrouped()
         self.runtime.post(self._decide, cell, exit_)
 
@@ -316,7 +319,7 @@ class Children:
         if own is not None:
             advice = "its option restart_limit changes that"
             more = f"more than {own.max_restarts} restarts within {own.within:g} s"
-            self.report(cell, exit_, f"it stays ended, and its supervisor goes on: {more} ({advice})")
+            self.report(cell, exit_, f"it is not restarted, and its supervisor continues: {more} ({advice})")
             self.bury(cell, exit_)
             return
         limit = self._plan.limit
@@ -330,7 +333,7 @@ class Children:
         self.report(cell, exit_, f"no restart: {len(self._history)} within {limit.within:g} s are too many")
 
     def escalate(self, error: CuelightError) -> None:
-        """This family is beyond hope: the owner's incarnation ends with it."""
+        """End the owner's incarnation with this error."""
         owner = self.owner
         assert owner is not None  # noqa: S101 - only the root itself has no owner
         if not self._closing:
@@ -372,7 +375,7 @@ class Children:
 
     def _close(self) -> None:
         self._closing = True
-        self._to_stop = list(self._cells)  # emptied from its end; some of them may end by themselves meanwhile
+        self._to_stop = list(self._cells)  # consumed from the end; some children may end by themselves meanwhile
         for look in self._looks:
             look.cancel()
         if self.regroup is not None:
@@ -382,7 +385,7 @@ class Children:
 
     def close(self, exit_: Exit) -> None:
         if isinstance(exit_, Crashed) and isinstance(exit_.error, BudgetExceeded):
-            self.kill(safe_str(exit_.error))  # whoever spends too much must not go on spending
+            self.kill(safe_str(exit_.error))  # kill at once, so that the subtree does not go on spending
         elif not self._closing:
             self._close()
             self.runtime.post(self._stop_next)
@@ -420,7 +423,7 @@ class Children:
             self.bury(cell, cell.exit or ShutDown())
         else:
             cell.shut_down()
-        if not cell.dead and cell.options.shutdown < float("inf"):  # most actors are idle, and have ended by now
+        if not cell.dead and cell.options.shutdown < float("inf"):  # most actors are idle and have already ended
             timer = self.runtime.later(cell.options.shutdown, self._overdue, cell)
             cell.bonds_made().call_when_ended(lambda _: timer.cancel())
 
@@ -428,7 +431,7 @@ class Children:
         if cell.dead:
             return
         if cell.waits_for_children:
-            self.runtime.later(cell.options.shutdown, self._overdue, cell)  # its children have deadlines of their own
+            self.runtime.later(cell.options.shutdown, self._overdue, cell)  # its children have their own deadlines
         else:
             cell.kill(f"it did not stop within {cell.options.shutdown:g} s (shutdown)")
 

@@ -1,4 +1,4 @@
-"""Restart intensity: how many restarts are allowed in a window that slides."""
+"""Restart intensity: the number of restarts allowed in a sliding window."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["RestartLimit"]
 
 
 class RestartLimit(msgspec.Struct, frozen=True):
-    """At most `max_restarts` restarts within any `within` seconds, as OTP's supervisors count.
+    """At most `max_restarts` restarts within any `within` seconds, counted as in OTP's supervisors.
 
     Attributes:
         max_restarts: 0 or more; 0 escalates the first crash.
-        within: seconds, more than 0.
+        within: the window in seconds, more than 0.
     """
 
     max_restarts: int = 3
@@ -28,8 +28,8 @@ class RestartLimit(msgspec.Struct, frozen=True):
         """Count one more restart.
 
         Args:
-            history: the times of earlier restarts, as this method returned them.
-            now: the time, in seconds.
+            history: the times of earlier restarts, as returned by the previous call.
+            now: the current time in seconds.
 
         Returns:
             The new history, and whether this restart is allowed.

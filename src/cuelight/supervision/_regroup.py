@@ -1,5 +1,6 @@
-"""A restart of several children: stop them in reverse order, wait, start them in order. One at a time, and no waiting
-that keeps the supervisor from anything else.
+"""A restart of several children: they stop in reverse order, then start in order, one at a time.
+
+The supervisor does not wait and can do other work between the steps.
 """
 
 from __future__ import annotations
@@ -14,14 +15,12 @@ __all__ = ["Regroup"]
 
 
 class Regroup:
-    """One group restart of one family."""
-
     __slots__ = ("_affected", "_delay", "_ended", "_family", "_running", "_starting", "_timer")
 
     def __init__(self, family: Children, affected: list[Cell], delay: float) -> None:
         self._family = family
-        self._affected = set(affected)  # those that are still to be started
-        # The lists are emptied from their ends, and may hold children that have gone meanwhile.
+        self._affected = set(affected)  # children that have not started again yet
+        # Both lists are consumed from the end. They may contain children that have ended for good in the meantime.
         self._running = list(affected)
         self._ended = affected[::-1]
         self._delay = delay
@@ -29,8 +28,8 @@ class Regroup:
         self._timer: Any = None
 
     def begin(self) -> None:
-        """Stop the last of those still running; when none is left, set the timer for the start."""
-        self.abandon()  # two children may have ended in one moment
+        """Stop the last child that is still running. When none is left, set the timer for the start."""
+        self.abandon()  # two children may have ended at the same time
         while self._running:
             cell = self._running[-1]
             if cell in self._affected and not cell.over:
@@ -41,7 +40,7 @@ class Regroup:
         self._timer = self._family.runtime.later(self._delay, self._start_next)
 
     def heard(self, cell: Cell, exit_: Exit) -> bool:
-        """A child's incarnation is over. Returns whether that is this restart's business."""
+        """Handle the end of a child's incarnation. Returns False if the child is not part of this restart."""
         if cell not in self._affected:
             return False
         stays_ended = cell.options.restart == "temporary" or (cell.closed and cell.options.restart != "permanent")
@@ -74,19 +73,19 @@ class Regroup:
         self._family.regrouped()
 
     def has_started(self, cell: Cell) -> None:
-        """A child is up: the next one."""
+        """Start the next child."""
         if self._starting is cell:
             self._starting = None
             self._affected.discard(cell)
             self._family.runtime.post(self._if_current, self._start_next)
 
     def gone(self, cell: Cell) -> None:
-        """A child was stopped or killed by somebody else meanwhile."""
+        """Forget a child that another caller has stopped or killed."""
         if self._starting is not cell:
             self._affected.discard(cell)
 
     def abandon(self) -> None:
-        """Forget the timer: the family is being closed, or the next step is due now."""
+        """Cancel the timer, because the family is closing or the next step is due now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,6 +1,6 @@
-"""Crash reports that teach: who crashed on what, what was decided, by whom, and how to change that."""
+"""Crash reports: the actor, its message, the supervisor's decision and the options that change this decision."""
 
-# Messages, factories and what users raise are Any here: no annotation could say more.
+# Messages, factories and exceptions of users are Any here: no annotation could say more.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ HOW_TO_CHANGE = (
 def report_crash(cell: Cell, exit_: Crashed, family: Any, decision: str) -> None:
     """Log a crash.
 
-    Crashes of one class of actors by one type of exception are counted together, see `cuelight._log`.
+    Crashes of one actor class by one exception type are counted together, see `cuelight._log`.
 
     Args:
-        cell: who crashed.
-        exit_: how.
-        family: its supervisor's.
-        decision: what the supervisor decided.
+        cell: the crashed actor.
+        exit_: its exit.
+        family: the family of its supervisor.
+        decision: the supervisor's decision.
     """
     if not log.is_enabled_for(logging.ERROR):
         return

@@ -1,4 +1,4 @@
-"""The entry point of a service: one system, and signals that end it."""
+"""The entry point of a service: one actor system, ended by signals."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run(
 ) -> T | None:
     """Run an application in an actor system until it ends or a signal ends it.
 
-    The first SIGTERM or SIGINT cancels `app` and shuts the system down by its phases: actors finish what is queued
-    and stop in order. A second one kills all actors. Signals are heard only in the main thread.
+    The first SIGTERM or SIGINT cancels `app` and shuts the system down by its phases: actors handle their queued
+    messages and stop in order. A second signal kills all actors. Signals are handled only in the main thread.
 
     Args:
-        app: an async function that is given the system; when it returns, the system ends. Or a spec, as made by
+        app: an async function that takes the system; when it returns, the system ends. Or a spec, as made by
             `child` or `supervisor`: the system ends when that actor does.
         name: the first part of all paths.
         backend: "asyncio" or "trio".
@@ -40,11 +40,11 @@ def run(
         **options: as for `ActorSystem`.
 
     Returns:
-        What `app` returned, or None if a signal ended it.
+        The result of `app`, or None if a signal ended it.
 
     Raises:
         SystemExit: with 128 + the signal's number, after a second signal.
-        ExceptionGroup: a crash went beyond the restart limit of the top.
+        ExceptionGroup: actors at the top crashed more often than the restart limit allows.
     """
     system = ActorSystem(name, **options)
     given: Any = app
@@ -78,7 +78,7 @@ async def _serve(system: ActorSystem, body: Callable[[ActorSystem], Awaitable[An
                     with scope:
                         result = await body(system)
             except (Exception, SystemExit, KeyboardInterrupt) as error:
-                failure = error  # raised outside, for the task group would wrap it once more
+                failure = error  # raised below, because the task group would wrap it in another group
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -1,7 +1,7 @@
-"""Who is restarted when a child crashes: one function for each strategy.
+"""Restart strategies: functions that choose the children to restart after a crash.
 
-To add one, write such a function here: it gets the children in their start order and the one that crashed, and
-returns those to restart, in start order.
+To add a strategy, write such a function here: it gets the children in start order and the crashed child, and returns
+the children to restart, in start order.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ __all__ = ["Strategy", "one_for_all", "one_for_one", "rest_for_one"]
 T = TypeVar("T")
 
 Strategy: TypeAlias = Callable[[Sequence[Any], Any], Sequence[Any]]
-"""`(children, crashed)` to the children to restart."""
+"""A function from `(children, crashed)` to the children to restart."""
 
 
 def one_for_one(children: Sequence[T], crashed: T) -> Sequence[T]:  # noqa: ARG001 - the shape of a strategy
-    """Restart the one that crashed. For children that do not depend on each other."""
+    """Restart only the crashed child. For children that do not depend on each other."""
     return [crashed]
 
 
 def one_for_all(children: Sequence[T], crashed: T) -> Sequence[T]:  # noqa: ARG001
-    """Restart all. For children that make no sense without each other."""
+    """Restart all children. For children that cannot work without each other."""
     return list(children)
 
 
 def rest_for_one(children: Sequence[T], crashed: T) -> Sequence[T]:
-    """Restart the one that crashed and those started after it. For children that depend on earlier ones."""
+    """Restart the crashed child and those started after it. For children that depend on earlier ones."""
     return list(children[children.index(crashed) :])

@@ -1,4 +1,4 @@
-"""Supervisors that are declared: a class with its children, or a value; and dynamic ones, filled while they run."""
+"""Supervisors: declared as a class or as a value, and dynamic ones that get their children while they run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ChildInfo(msgspec.Struct, frozen=True):
         name: its name.
         ref: its address.
         state: as in `Ref.statistics`.
-        restarts: restarts since it was last healthy.
+        restarts: the number of restarts since it was last healthy.
     """
 
     name: str
@@ -47,19 +47,19 @@ class ChildInfo(msgspec.Struct, frozen=True):
 
 
 class StartChild(Request[Ref[Any]]):
-    """Ask a supervisor to start another child; answered once that has started. Refused with `Refused`."""
+    """Ask a supervisor to start another child. The answer comes after the start; an error is a `Refused`."""
 
     spec: ChildSpec[Any]
 
 
 class StopChild(Request[None]):
-    """Ask a supervisor to stop a child, by name or ref; answered once it has ended."""
+    """Ask a supervisor to stop a child, by name or ref. The answer comes after the child has ended."""
 
     child: str | Ref[Any]
 
 
 class RestartChild(Request[None]):
-    """Ask a supervisor to restart a child, by name or ref: its incarnation ends after the running handler."""
+    """Ask a supervisor to restart a child, by name or ref. Its incarnation ends after the running handler."""
 
     child: str | Ref[Any]
 
@@ -72,11 +72,11 @@ SupervisorMessage = StartChild | StopChild | RestartChild | WhichChildren
 
 
 class Refused(ReplyError):
-    """A supervisor could not do what it was asked; the reason is the cause."""
+    """A supervisor could not carry out a request; the reason is the cause."""
 
 
 class Supervisor(Actor[SupervisorMessage]):
-    """An actor whose work is its children. Subclass it, set the class attributes and list the children.
+    """An actor that only supervises its children. Subclass it, set the class attributes and list the children.
 
     For example:
 
@@ -87,12 +87,12 @@ class Supervisor(Actor[SupervisorMessage]):
                 return [child(Memory).with_options(name="memory"), child(Agent)]
 
     Attributes:
-        strategy: who is restarted when one crashes.
-        max_restarts: restarts allowed `within` so many seconds; one more and the supervisor itself crashes.
-        within: the window, in seconds. It slides.
+        strategy: chooses the children to restart when one crashes.
+        max_restarts: the number of restarts allowed in the window; one more crashes the supervisor itself.
+        within: the length of the sliding window, in seconds.
         backoff: the delays before restarts.
         auto_shutdown: whether the end of `significant` children ends the supervisor.
-        budget: what its subtree may spend.
+        budget: the resources that its subtree may use.
     """
 
     strategy: ClassVar[Strategy] = one_for_one
@@ -103,11 +103,11 @@ class Supervisor(Actor[SupervisorMessage]):
     budget: ClassVar[Budget | None] = None
 
     def specs(self) -> Iterable[ChildSpec[Any]]:
-        """The children, in start order. Called at each start of the supervisor."""
+        """Return the specs of the children, in start order. Called at each start of the supervisor."""
         return ()
 
     def plan(self) -> Plan:
-        """How the children are supervised, as a value."""
+        """Return the supervision options as a value."""
         return Plan(
             strategy=type(self).strategy,
             limit=RestartLimit(self.max_restarts, self.within),
@@ -129,7 +129,7 @@ class Supervisor(Actor[SupervisorMessage]):
 
     @on(StartChild)
     def start_child(self, message: StartChild) -> Ref[Any]:
-        """Start a child; the answer waits for its start, the supervisor does not."""
+        """Start a child. The answer waits for its start, the supervisor does not."""
         try:
             ref = self._adopt(message.spec)
         except (CuelightError, TypeError) as error:
@@ -159,7 +159,7 @@ class Supervisor(Actor[SupervisorMessage]):
 
     @on(StopChild)
     def stop_child(self, message: StopChild) -> None:
-        """Stop a child; the answer waits for its end, the supervisor does not."""
+        """Stop a child. The answer waits for its end, the supervisor does not."""
         cell = self._child(message.child)
         cell.shut_down()
         if not cell.dead:
@@ -168,12 +168,12 @@ class Supervisor(Actor[SupervisorMessage]):
 
     @on(RestartChild)
     def restart_child(self, message: RestartChild) -> None:
-        """Restart a child."""
+        """Restart a child, without waiting for it."""
         self._cell.runtime.post(self._family().restart_child, self._child(message.child))
 
     @on(WhichChildren)
     def which_children(self, message: WhichChildren) -> list[ChildInfo]:
-        """The children."""
+        """Return the children, in start order."""
         family = self._cell.family
         refs: list[Ref[Any]] = [] if family is None else [Ref(cell) for cell in family.children()]
         return [ChildInfo(ref.name, ref, ref.statistics().state, ref.statistics().restarts) for ref in refs]
@@ -185,7 +185,7 @@ class Supervisor(Actor[SupervisorMessage]):
         family = self._cell.family
         cells = () if family is None else tuple(family.children())
         given: Any = wanted
-        if isinstance(given, str | Ref):  # whatever else it is, comparing it would run code of the one who asks
+        if isinstance(given, str | Ref):  # comparing any other object would run code of the caller
             for cell in cells:
                 if given in (cell.name, Ref(cell)):
                     return cell
@@ -195,8 +195,6 @@ class Supervisor(Actor[SupervisorMessage]):
 
 
 class _Declared(Supervisor):
-    """A supervisor made by `supervisor(...)`."""
-
     def __init__(self, specs: tuple[ChildSpec[Any], ...], plan: Plan) -> None:
         self._specs, self._plan = specs, plan
 
@@ -219,17 +217,17 @@ def supervisor(
     """Declare a supervisor as a value: a spec to spawn, or to nest in another supervisor.
 
     Args:
-        *children: its children, in start order.
-        strategy: who is restarted when one crashes.
-        max_restarts: restarts allowed `within` so many seconds; one more and the supervisor itself crashes.
-        within: the window, in seconds.
+        *children: specs of its children, in start order.
+        strategy: chooses the children to restart when one crashes.
+        max_restarts: the number of restarts allowed in the window; one more crashes the supervisor itself.
+        within: the length of the sliding window, in seconds.
         backoff: the delays before restarts; `Backoff()` by default.
         auto_shutdown: whether the end of `significant` children ends the supervisor.
-        budget: what its subtree may spend.
+        budget: the resources that its subtree may use.
 
     Raises:
-        TypeError: a child is no spec.
-        ValueError: a value makes no sense; the message says which.
+        TypeError: a child is not a spec.
+        ValueError: a value is invalid; the message names it.
     """
     if auto_shutdown not in ("never", "any_significant", "all_significant"):
         raise ValueError(f"auto_shutdown={auto_shutdown!r} is not 'never', 'any_significant' or 'all_significant'")
@@ -249,18 +247,18 @@ def supervisor(
 
 
 class DynamicSupervisor(Supervisor):
-    """A supervisor that starts empty and gets its children while it runs, with `StartChild`.
+    """A supervisor that starts without children and gets them while it runs, with `StartChild`.
 
-    Its children do not depend on each other: they stop together, under one time-out.
+    Its children do not depend on each other: they stop together, with one deadline.
     """
 
     def __init__(self, *, max_children: float = math.inf, max_restarts: int = 3, within: float = 5.0) -> None:
         """Set the limits.
 
         Args:
-            max_children: how many live children there may be; one more is refused.
-            max_restarts: restarts allowed within the window.
-            within: the window, in seconds.
+            max_children: the largest number of live children; `StartChild` is refused beyond it.
+            max_restarts: the number of restarts allowed in the window.
+            within: the length of the sliding window, in seconds.
 
         Raises:
             ValueError: `max_children` is less than 1.

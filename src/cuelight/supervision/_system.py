@@ -1,4 +1,4 @@
-"""The actor system: the root of the tree, and the block that ends only when every actor has."""
+"""The actor system: the root of the tree, and a block that ends only after all actors."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ __all__ = ["ActorSystem"]
 log = get_log("cuelight")
 
 LAST_RESORT = 5.0
-"""Seconds that actors have to end after `shutdown_timeout`, when everything was cancelled."""
+"""Seconds that actors have to end after `shutdown_timeout`, when everything has been cancelled."""
 
 STUCK_SHOWN = 10
 
 
 class _Root(Actor[Any]):
-    """The top of the tree. It has no handlers; its family is all it is for."""
+    """The top of the tree. It has no handlers, only a family."""
 
 
 class _Keeper:
-    """Above the root: a root that ends ends the system."""
+    """The keeper of the root: when the root ends, the system ends."""
 
     def __init__(self, runtime: ActorSystem) -> None:
         self.runtime = runtime
         self.owner: Cell | None = None
 
     def has_started(self, cell: Cell) -> None:
-        """The root is up."""
+        """Nothing to do."""
 
     def ended(self, cell: Cell, exit_: Exit) -> None:
-        """The root's incarnation, and with it every actor, has ended."""
+        """Bury the root. Every actor has ended with it."""
         cell.bury(exit_)
 
     def buried(self, cell: Cell) -> None:
-        """All is over."""
+        """End the system."""
         self.runtime.root_ended(cell.exit)
 
     def give_up(self, cell: Cell, exit_: Exit) -> None:
-        """The root is never restarted."""
+        """Never called: the root is not restarted."""
 
     def spent(self) -> dict[str, float]:
         """There is no budget above the root."""
@@ -69,13 +69,15 @@ class _Keeper:
 
 
 class ActorSystem(Runtime):
-    """Where actors live: `async with ActorSystem("demo") as system:`.
+    """The block in which actors live: `async with ActorSystem("demo") as system:`.
 
-    Leaving the block ends all actors, by phases under one deadline: nothing new may be spawned at the top; the actors
-    finish what is queued; they stop in the reverse of their start order; what is left at the deadline is cancelled.
-    If the block was left by an exception or a cancellation, actors are killed at once (their `stopped` hooks still
-    run). If a crash goes beyond the restart limit of the top, the block is cancelled and the crash leaves it inside
-    an exception group.
+    Leaving the block ends all actors, in phases with one deadline. First, nothing new can be spawned at the top. Then
+    the actors handle their queued messages. Then they stop in reverse start order. Actors that are left at the deadline
+    are cancelled.
+
+    If an exception or a cancellation leaves the block, the actors are killed at once (their `stopped` hooks still run).
+    If actors at the top crash more often than the restart limit allows, the block is cancelled and raises an exception
+    group that contains the crash.
     """
 
     def __init__(
@@ -96,18 +98,18 @@ class ActorSystem(Runtime):
 
         Args:
             name: the first part of all paths.
-            ask_timeout: seconds that an ask waits unless it says otherwise.
-            shutdown_timeout: seconds that leaving the block may take before what is left is cancelled.
-            strategy: who is restarted when an actor at the top crashes.
-            max_restarts: restarts of actors at the top allowed `within` so many seconds.
-            within: the window, in seconds.
+            ask_timeout: seconds that an ask waits, unless the call passes a timeout.
+            shutdown_timeout: seconds that leaving the block may take before the remaining actors are cancelled.
+            strategy: chooses the actors to restart when an actor at the top crashes.
+            max_restarts: the number of restarts of actors at the top allowed in the window.
+            within: the length of the sliding window, in seconds.
             backoff: the delays before restarts; `Backoff()` by default.
-            slow_after: seconds after which a running handler is reported, with where it stands; None never.
-            keep_dead_letters: how many dead letters are kept to look at.
-            node: its place in a cluster of systems, such as a `cuelight.redis.RedisNode`; None for a system alone.
+            slow_after: seconds after which a running handler is reported with its stack; None disables the report.
+            keep_dead_letters: the number of dead letters kept for inspection.
+            node: its place in a cluster of systems, such as a `cuelight.redis.RedisNode`; None for a single system.
 
         Raises:
-            ValueError: a value makes no sense; the message says which.
+            ValueError: a value is invalid; the message names it.
         """
         for what, seconds in {"ask_timeout": ask_timeout, "shutdown_timeout": shutdown_timeout}.items():
             if not seconds > 0:
@@ -128,14 +130,14 @@ class ActorSystem(Runtime):
     # The tree.
 
     def new_family(self, owner: Cell) -> Family:
-        """A family with the plan of its owner: a supervisor's own, the system's at the top, else the defaults."""
+        """Return a family with its owner's plan: a supervisor's own, the system's at the top, else the defaults."""
         actor = owner.actor
         if isinstance(actor, Supervisor):
             return Children(self, owner, actor.plan())
         return Children(self, owner, self._plan if owner is self.root else self._default)
 
     def root_ended(self, exit_: Exit | None) -> None:
-        """The last actor has ended."""
+        """Handle the end of the last actor."""
         if isinstance(exit_, Crashed) and self._failure is None:
             self._failure = exit_.error
         if not self._closing and self._scope is not None:
@@ -229,7 +231,7 @@ class ActorSystem(Runtime):
         raise BaseExceptionGroup(f"the actor system {self.name!r} failed", both) from None
 
     async def _shut_down(self, *, gently: bool) -> BaseException | None:
-        """End every actor. Returns a native cancellation or an interrupt that came meanwhile."""
+        """End every actor. Returns a native cancellation or an interrupt that arrived meanwhile."""
         deadline = self.later(self.shutdown_timeout, self._kill_all)
         if self._failure is None and not gently:
             self.root.kill("the block of the system was left by an exception")
@@ -246,8 +248,8 @@ class ActorSystem(Runtime):
                     self._root_done = self.backend.waiter()
                     await self._root_done
             except (self.backend.cancelled, KeyboardInterrupt) as error:
-                # Only a native cancellation comes through the shield, or an interrupt, which trio raises where the
-                # main task waits; no actor may be left behind by it.
+                # Only a native cancellation passes the shield, or an interrupt, which trio raises where the main task
+                # waits. Neither must leave any actor behind.
                 lost = error
                 draining = False
                 self.root.kill("the task of the system was cancelled")
@@ -257,13 +259,13 @@ class ActorSystem(Runtime):
         return lost
 
     def _kill_all(self) -> None:
-        """The time of the shutdown is over: kill what is left, and give that some time to end."""
+        """Kill the remaining actors at the deadline of the shutdown, and give them some time to end."""
         self.longest_hook = LAST_RESORT
         self.root.kill("the system's shutdown_timeout is over")
         self._last_resort = self.later(LAST_RESORT, self._look_for_progress, self.alive)
 
     def _look_for_progress(self, alive: int) -> None:
-        """Wait as long as actors end, or `stopped` hooks have time left."""
+        """Wait as long as actors end or `stopped` hooks have time left."""
         in_hooks = any(not cell.cut_short for cell in self.tasks)
         if self.alive < alive or in_hooks:
             self._last_resort = self.later(LAST_RESORT, self._look_for_progress, self.alive)
@@ -271,7 +273,7 @@ class ActorSystem(Runtime):
             self._give_up()
 
     def _give_up(self) -> None:
-        """Handlers go on although they were cancelled: leave the block without them."""
+        """Leave the block without the handlers that still run after being cancelled."""
         stuck: list[TaskCell | Background] = [*self.tasks, *self.background]
         self._stuck = True
         paths = ", ".join(cell.path for cell in stuck[:STUCK_SHOWN]) or "an actor"
@@ -284,14 +286,14 @@ class ActorSystem(Runtime):
             self._failure = failure
         for cell in stuck[:STUCK_SHOWN]:
             where = "".join(awaiting(cell.coroutine))
-            log.error("%s goes on although it was cancelled. It stands at:\n%s", cell.path, where)
+            log.error("%s continues to run although it was cancelled. Its stack:\n%s", cell.path, where)
         for cell in stuck:
             self.backend.abandon(cell.task)
         if self._root_done is not None:
             self._root_done.wake()
 
     async def _leave_cluster(self) -> BaseException | None:
-        """Every actor has ended, so nobody needs the node. Returns what came meanwhile, as above."""
+        """Leave the cluster, after every actor has ended. Returns a cancellation or an interrupt that arrived meanwhile."""
         lost: BaseException | None = None
         left = self._node is None
         while self._node is not None and not left:
@@ -299,10 +301,10 @@ class ActorSystem(Runtime):
                 await self._node.leave(self)
                 left = True
             except (self.backend.cancelled, KeyboardInterrupt) as error:
-                lost = error  # it leaves all the same: nothing of the node may be left behind
+                lost = error  # the node continues to leave, and nothing of it may be left behind
         return lost
 
-    # From blocking code.
+    # For blocking code.
 
     @classmethod
     def blocking(
@@ -313,7 +315,9 @@ class ActorSystem(Runtime):
         backend_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> BlockingSystem:
-        """A system for blocking code: `with ActorSystem.blocking() as system:`. It has an event loop in a thread.
+        """Return a system for blocking code, whose event loop runs in its own thread.
+
+        Use it as `with ActorSystem.blocking() as system:`.
 
         Args:
             name: the first part of all paths.

@@ -1,4 +1,4 @@
-"""Reports handlers that take too long, with where they stand. A thread, because a blocked loop cannot report itself."""
+"""Reports handlers that run too long, with their stack. It uses a thread: a blocked loop cannot report itself."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ FEED = StreamSlot.feed.__code__
 
 
 class Watchdog:
-    """Looks at what runs a few times in each warning period; real time, also under a virtual clock."""
+    """Checks the running handlers twice in each warning period. It uses real time, also under a virtual clock."""
 
     def __init__(self, runtime: Runtime, slow_after: float) -> None:
-        """Set it up.
+        """Set up a watchdog.
 
         Args:
-            runtime: whose handlers to watch.
+            runtime: the runtime whose handlers are watched.
             slow_after: seconds that a handler may run before it is reported, once.
 
         Raises:
-            ValueError: that is not more than 0.
+            ValueError: `slow_after` is not more than 0.
         """
         if not slow_after > 0:
             raise ValueError(f"slow_after={slow_after!r}: give more than 0 seconds, or None")
@@ -46,13 +46,12 @@ class Watchdog:
         self._seen: dict[Cell, Seen] = {}
 
     def start(self) -> None:
-        """Begin to watch the current thread's loop."""
+        """Start to watch the loop of the current thread."""
         self._loop_thread = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, name="cuelight watchdog", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
@@ -65,7 +64,7 @@ class Watchdog:
                 log.exception("an internal error of Cuelight in looking for slow handlers; please report it")
 
     def look(self, now: float) -> None:
-        """Compare what runs with what ran at the last look."""
+        """Compare the running handlers with those of the last check, and report the slow ones."""
         seen: dict[Cell, Seen] = {}
         for cell in self._runtime.busy_cells():
             running = cell.running
@@ -82,7 +81,7 @@ class Watchdog:
         running = cell.running
         message = safe_repr(None if running is None else cell.content(running))
         log.warning(
-            "%s has been handling %s for %.1f s, and %d messages wait (slow_after=%g). It stands at:\n%s",
+            "%s has been handling %s for %.1f s, and %d messages wait (slow_after=%g). Its stack:\n%s",
             cell.path,
             message,
             seconds,
@@ -93,14 +92,14 @@ class Watchdog:
 
     def _where(self, cell: Cell) -> str:
         if self._runtime.turning is cell or getattr(getattr(cell, "coroutine", None), "cr_running", False):
-            # It blocks the loop now: the thread stands in its code.
+            # The handler blocks the loop now, so the loop's thread is executing its code.
             frame = sys._current_frames().get(self._loop_thread)
             return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
         return "".join(awaiting(getattr(cell, "coroutine", None)))
 
 
 class Seen:
-    """What a cell was handling when it was looked at, and since when."""
+    """The message that a cell was handling at the last check, and the time when it was first seen."""
 
     __slots__ = ("handled", "reported", "running", "since")
 
@@ -110,7 +109,7 @@ class Seen:
 
 
 def awaiting(coroutine: Any) -> list[str]:
-    """Where a coroutine stands: one line for each await, outermost first."""
+    """Return the stack of a suspended coroutine: one line for each await, outermost first."""
     lines: list[str] = []
     at = coroutine
     while at is not None:
@@ -119,7 +118,7 @@ def awaiting(coroutine: Any) -> list[str]:
             break
         code = frame.f_code
         lines.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n')
-        if code is FEED:  # what it awaits does not say which generator it belongs to
+        if code is FEED:  # the awaited object does not reveal the generator that it belongs to
             at = frame.f_locals["chunks"]
             continue
         at = awaited_by(at) or getattr(at, "ag_await", None)

@@ -1,4 +1,4 @@
-"""Tools for testing programs that are built on Cuelight, on asyncio and on trio."""
+"""Tools to test programs that use Cuelight, on asyncio and on trio."""
 
 from cuelight.testing._clock import VIRTUAL_BACKENDS, VirtualClockLoop, real_time, virtual_backend
 from cuelight.testing._faults import InjectedCrash, assert_no_orphans, crash_once, wait_until_idle

@@ -1,14 +1,14 @@
 """Virtual time: a test that sleeps for a day takes a millisecond.
 
-The rule, the same on both back ends: when every task waits, the clock jumps to the next timer, unless
-something outside the loop may still wake it. What counts as "outside":
+The rule, the same on both back ends: when every task waits, the clock jumps to the next timer, unless something outside
+the loop may still wake a task. These count as outside the loop:
 
 * a worker thread or an executor call whose result has not been delivered yet,
-* a file descriptor that is registered with the loop (its own wake-up pipe apart), a child process of it,
-* an open `real_time` block, for threads of the test's own, which no loop can know about.
+* a file descriptor that is registered with the loop (except its own wake-up pipe), or a child process of the loop,
+* an open `real_time` block, for the test's own threads, which no loop can know about.
 
-As long as one of these is there, the clock keeps the pace of real time, so a timer can be late but never
-early. The clock stands still while code runs.
+As long as one of these exists, the clock runs at the pace of real time, so a timer can be late but never early. The
+clock stands still while code runs.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from anyio._backends._asyncio import WorkerThread
 _Ts = TypeVarTuple("_Ts")
 
 VIRTUAL_BACKENDS: Final[tuple[Literal["asyncio", "trio"], ...]] = ("asyncio", "trio")
-"""The names that `virtual_backend` knows, to parametrize a fixture with."""
+"""The names that `virtual_backend` accepts, as parameters for a fixture."""
 
 _SLICE = 0.01
-"""Seconds of real time after which a loop that keeps the real pace looks again for a reason to do so."""
+"""Seconds of real time after which a loop at the real pace checks again whether it must keep that pace."""
 
 
 class _VirtualSelector(selectors.DefaultSelector):
-    """The selector of a `VirtualClockLoop`: the only place where its time moves."""
+    """The selector of a `VirtualClockLoop`. Only this class advances the loop's time."""
 
     def __init__(self, must_wait: Callable[[], bool]) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class _VirtualSelector(selectors.DefaultSelector):
             return events
         if timeout is None:
             return super().select(None)
-        # The descriptors were polled just now, so a wake-up that is not visible yet comes from something
-        # that must_wait still counts: each stays counted until the loop itself has taken its result.
+        # The descriptors were polled just now, so a wake-up that is not visible yet comes from a source that must_wait
+        # still counts: each source is counted until the loop itself has received its result.
         if not self._must_wait():
             self.now += timeout
             return events
@@ -62,13 +62,13 @@ class _VirtualSelector(selectors.DefaultSelector):
 class VirtualClockLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop whose clock starts at 0 and jumps to the next timer when nothing else can happen.
 
-    Use it through `virtual_backend`, or as a loop factory: `asyncio.Runner(loop_factory=VirtualClockLoop)`.
-    Calls to `run_in_executor` and `anyio.to_thread.run_sync` are seen, as are sockets, pipes and child
-    processes: while one is pending, time passes at the real pace. Threads of your own are not seen: see
-    `real_time`. Debug mode works, but no callback ever counts as slow.
+    Use it through `virtual_backend`, or as a loop factory: `asyncio.Runner(loop_factory=VirtualClockLoop)`. The loop
+    counts calls to `run_in_executor` and `anyio.to_thread.run_sync`, sockets, pipes and child processes: while one is
+    pending, time passes at the real pace. It does not count your own threads; see `real_time`. Debug mode works, but no
+    callback ever counts as slow.
     """
 
-    _clock_resolution: float  # asyncio's own: how far ahead of the clock a timer counts as due, in seconds
+    _clock_resolution: float  # asyncio's own: seconds ahead of the clock within which a timer is due
 
     def __init__(self) -> None:
         self._outside = 0
@@ -86,10 +86,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[_Ts]], Any], *args: *_Ts
     ) -> asyncio.Future[Any]:
-        """Call `func` in an executor; the clock keeps the real pace until its result was delivered.
+        """Call `func` in an executor; the clock keeps the real pace until the result has been delivered.
 
         Args:
-            executor: the executor, or `None` for the loop's own pool of threads.
+            executor: the executor, or `None` for the loop's own thread pool.
             func: the function to call there.
             *args: its arguments.
         """
@@ -99,20 +99,20 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         return future
 
     async def subprocess_exec(self, *args: Any, **options: Any) -> Any:
-        """Start a child process; the clock keeps the real pace until it has ended.
+        """Start a child process; the clock keeps the real pace until the process has ended.
 
         Args:
             *args: as for any asyncio loop.
-            **options: the same.
+            **options: as for any asyncio loop.
         """
         return self._child(await super().subprocess_exec(*args, **options))
 
     async def subprocess_shell(self, *args: Any, **options: Any) -> Any:
-        """Start a command of the shell; the clock keeps the real pace until it has ended.
+        """Start a shell command; the clock keeps the real pace until the command has ended.
 
         Args:
             *args: as for any asyncio loop.
-            **options: the same.
+            **options: as for any asyncio loop.
         """
         return self._child(await super().subprocess_shell(*args, **options))
 
@@ -120,14 +120,14 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         """Join the threads of the default executor, in real time.
 
         Args:
-            *args: passed on; since Python 3.12 the time to wait in seconds.
+            *args: passed on; since Python 3.12 the timeout in seconds.
         """
         with self.real_time():
             await super().shutdown_default_executor(*args)
 
     @contextmanager
     def real_time(self) -> Generator[None]:
-        """Keep the real pace while the block is open: see the function `real_time`."""
+        """Keep the real pace while the block is open. See the function `real_time`."""
         self._outside += 1
         try:
             yield
@@ -150,13 +150,13 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         )
 
     def _is_busy(self, thread: threading.Thread) -> bool:
-        # anyio hands work to its threads without telling the loop. A thread of this loop is back among the
-        # idle ones only when the loop has taken its result.
+        # anyio passes work to its threads without telling the loop. A thread of this loop returns to the idle threads
+        # only when the loop has received its result.
         return isinstance(thread, WorkerThread) and thread.loop is self and thread not in thread.idle_workers
 
 
 def virtual_backend(name: Literal["asyncio", "trio"]) -> tuple[str, dict[str, Any]]:
-    """Return a back end with virtual time, in the form that anyio's `anyio_backend` fixture takes.
+    """Return a back end with virtual time, in the form that anyio's `anyio_backend` fixture expects.
 
     Each call makes a fresh clock at 0, so call it once per test:
 
@@ -164,7 +164,7 @@ def virtual_backend(name: Literal["asyncio", "trio"]) -> tuple[str, dict[str, An
         def anyio_backend(request):
             return virtual_backend(request.param)
 
-    Outside of pytest: `name, options = virtual_backend("trio")` and `anyio.run(main, backend=name,
+    Outside pytest: `name, options = virtual_backend("trio")` and `anyio.run(main, backend=name,
     backend_options=options)`.
 
     Args:
@@ -189,9 +189,9 @@ def virtual_backend(name: Literal["asyncio", "trio"]) -> tuple[str, dict[str, An
 def real_time() -> Generator[None]:
     """Let the virtual clock of the running loop keep the pace of real time while the block is open.
 
-    For what the loop cannot know about: a thread that the test started by itself and that will call into the
-    loop, or a child process that was not started through it. On a loop without virtual time it does nothing,
-    so a test can run on either.
+    Use it for events that the loop cannot know about: the test's own thread that will call into the loop, or a child
+    process that was not started through the loop. On a loop without virtual time it does nothing, so a test can run on
+    both.
 
     Raises:
         RuntimeError: when no event loop is running in this thread.

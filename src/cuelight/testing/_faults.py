@@ -1,4 +1,4 @@
-"""Accidents on purpose, and what must be left after them: nothing."""
+"""Injected crashes, and checks that a system leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["InjectedCrash", "assert_no_orphans", "crash_once", "wait_until_idle"
 
 
 class InjectedCrash(Exception):
-    """Raised by a handler because a test wants it to crash."""
+    """Raised in a handler by `crash_once`."""
 
 
 @contextmanager
@@ -31,8 +31,8 @@ def crash_once(
     Args:
         actor: the class of the actors.
         kind: the class of the messages.
-        error: what they raise; an `InjectedCrash` by default.
-        times: how often, over all actors of the class; then the handlers work again.
+        error: the exception to raise; an `InjectedCrash` by default.
+        times: the number of crashes, over all actors of the class; after that the handlers work again.
 
     Raises:
         ValueError: the class has no handler for that kind of message.
@@ -79,15 +79,15 @@ def crash_once(
 
 
 async def wait_until_idle(system: ActorSystem) -> None:
-    """Wait until no actor handles or has a message, and no restart or background task is under way.
+    """Wait until no actor handles or has a message, and no restart or background task is pending.
 
-    Timers that have not rung yet do not count. A checkpoint.
+    Timers that have not fired yet do not count. A checkpoint.
     """
     await system.wait_until_idle()
 
 
 def assert_no_orphans(system: ActorSystem) -> None:
-    """Check that a system that was left has left nothing behind: no actor, no task, no timer.
+    """Check that a system whose block was left has no actors, tasks or timers left.
 
     Call it in the same loop, after the `async with` block.
 

@@ -1,4 +1,4 @@
-"""A probe: an actor that a test holds in its hand, to see what others send and to answer them."""
+"""A probe: an actor that a test controls, to inspect the messages of other actors and to answer them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Watch(Message):
 
 
 class _ProbeActor(Actor[Any]):
-    """Passes on to the test whatever it is sent."""
+    """Passes every message on to the test."""
 
     def __init__(self, arrivals: Channel[Arrival]) -> None:
         self._arrivals = arrivals
@@ -42,15 +42,15 @@ class _ProbeActor(Actor[Any]):
                 continue
             try:
                 port: ReplyPort | None = self.defer_reply()
-            except RuntimeError:  # it was told
+            except RuntimeError:  # the message was told, not asked
                 port = None
             await self._arrivals.send((message, port))
 
 
 class Probe:
-    """Stands in for an actor in a test. Give `probe.ref` to what is tested, then say what should come.
+    """An actor that a test controls. Give `probe.ref` to the tested code, then check the messages that arrive.
 
-    Every `within` is in seconds of the loop's clock, so with a virtual clock nothing really waits.
+    Every `within` is in seconds of the loop's clock, so with a virtual clock no real time passes.
     """
 
     def __init__(self, ref: Ref[Any], arrivals: Channel[Arrival]) -> None:
@@ -60,7 +60,7 @@ class Probe:
 
     @classmethod
     async def start(cls, system: ActorSystem) -> Self:
-        """Spawn a probe at the top of a system."""
+        """Spawn a probe at the top of a system. A checkpoint only if its start takes time."""
         arrivals: Channel[Arrival] = Channel(math.inf)
         return cls(await system.spawn(_ProbeActor, arrivals), arrivals)
 
@@ -77,17 +77,17 @@ class Probe:
     @overload
     async def expect(self, wanted: T, within: float = 3.0) -> T: ...
     async def expect(self, wanted: Any, within: float = 3.0) -> Any:
-        """Take the next message and compare it.
+        """Receive the next message and compare it. A checkpoint when it waits.
 
         Args:
-            wanted: a class that it must be an instance of, or a value that it must equal.
-            within: seconds.
+            wanted: a class that the message must be an instance of, or a value that it must equal.
+            within: the longest wait, in seconds.
 
         Returns:
             The message.
 
         Raises:
-            AssertionError: it is another one, or there was none in time.
+            AssertionError: the message is a different one, or none arrived in time.
         """
         message: Any = await self._next(within, repr(wanted))
         matches = isinstance(message, wanted) if isinstance(wanted, type) else message == wanted
@@ -96,23 +96,23 @@ class Probe:
         return message
 
     async def expect_none(self, within: float = 0.1) -> None:
-        """Check that no message comes.
+        """Check that no message arrives. A checkpoint when it waits.
 
         Args:
             within: seconds to wait.
 
         Raises:
-            AssertionError: one came.
+            AssertionError: a message arrived.
         """
         with anyio.move_on_after(within):
             message, self._port = await self._arrivals.receive()
             raise AssertionError(f"the probe expected nothing and got {message!r}")
 
     async def expect_terminated(self, ref: Ref[Any], within: float = 3.0) -> Terminated:
-        """Check that the next message says that an actor has ended; `watch` it first.
+        """Check that the next message reports the end of an actor; call `watch` first. A checkpoint when it waits.
 
         Raises:
-            AssertionError: it is another message, or there was none in time.
+            AssertionError: it is a different message, or none arrived in time.
         """
         terminated = await self.expect(Terminated, within)
         if terminated.ref != ref:
@@ -120,17 +120,17 @@ class Probe:
         return terminated
 
     async def fish(self, wanted: Callable[[Any], bool], within: float = 3.0) -> Any:
-        """Take messages until one fits; the others are thrown back.
+        """Receive messages until one matches, and discard the others. A checkpoint when it waits.
 
         Args:
-            wanted: says whether a message fits.
-            within: seconds for all of it.
+            wanted: returns whether a message matches.
+            within: the longest wait for the match, in seconds.
 
         Returns:
-            The message that fits.
+            The message that matches.
 
         Raises:
-            AssertionError: none came in time.
+            AssertionError: no message matched in time.
         """
         thrown: list[Any] = []
         with anyio.move_on_after(within):
@@ -142,26 +142,26 @@ class Probe:
         raise AssertionError(f"the probe fished for {within} s and caught only {thrown!r}")
 
     async def receive(self, count: int, within: float = 3.0) -> list[Any]:
-        """Take as many messages.
+        """Receive `count` messages. Each of them may take up to `within` seconds. A checkpoint when it waits.
 
         Raises:
-            AssertionError: there were fewer in time.
+            AssertionError: a message did not arrive in time.
         """
         return [await self._next(within, f"{count} messages") for _ in range(count)]
 
     def reply(self, value: Any) -> None:
-        """Answer the request that was taken last.
+        """Answer the request that was received last.
 
         Raises:
-            AssertionError: it was told, not asked.
+            AssertionError: the last message was told, not asked.
         """
         self._taken_port().send(value)
 
     def refuse(self, error: ReplyError) -> None:
-        """Refuse the request that was taken last.
+        """Refuse the request that was received last.
 
         Raises:
-            AssertionError: it was told, not asked.
+            AssertionError: the last message was told, not asked.
         """
         self._taken_port().refuse(error)
 
@@ -171,6 +171,6 @@ class Probe:
         return self._port
 
     async def watch(self, ref: Ref[Any]) -> None:
-        """Have the end of an actor reported to this probe. A checkpoint."""
+        """Report the end of an actor to this probe. A checkpoint."""
         await self.ref.tell(_Watch(ref))
         await anyio.lowlevel.checkpoint()

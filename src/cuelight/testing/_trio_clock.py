@@ -1,7 +1,7 @@
-"""The virtual clock on trio: trio's own `MockClock`, which this makes to wait for threads and for I/O.
+"""The virtual clock on trio: trio's `MockClock`, extended to wait for threads and for I/O.
 
-By itself that clock jumps whenever all tasks are blocked, also while a worker thread runs or a socket is
-waited for.
+Without this extension, `MockClock` jumps whenever all tasks are blocked, even while a worker thread runs or a task
+waits for a socket.
 """
 
 from collections.abc import Generator
@@ -18,7 +18,7 @@ __all__ = ["autojump_options", "in_trio_run", "real_pace"]
 
 
 class _Pace(trio.abc.Instrument):
-    """Decides after each step of a task whether the clock may jump: nothing but a step changes the answer."""
+    """Decides after each step of a task whether the clock may jump. Only a step can change the answer."""
 
     def __init__(self, clock: MockClock) -> None:
         self.outside = 0
@@ -50,7 +50,7 @@ def autojump_options() -> dict[str, Any]:
 
 @contextmanager
 def real_pace() -> Generator[None]:
-    """Keep the clock of this run at the real pace while the block is open."""
+    """Keep this run's clock at the real pace while the block is open."""
     pace = _paces.get(trio.lowlevel.current_clock())
     if pace is None:
         yield
@@ -63,7 +63,8 @@ def real_pace() -> Generator[None]:
 
 
 def _waiting_for_io() -> bool:
-    # The names differ between epoll, kqueue and Windows. One task is trio's own, at its wake-up socket.
+    # The names differ between epoll, kqueue and Windows. One of the tasks is trio's own, which waits at its wake-up
+    # socket.
     statistics = trio.lowlevel.current_statistics().io_statistics
     names = ("tasks_waiting", "tasks_waiting_read", "tasks_waiting_write")
     return sum(getattr(statistics, name, 0) for name in names) > 1

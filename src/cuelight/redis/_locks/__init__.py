@@ -1,4 +1,4 @@
-"""Locks, read-write locks and semaphores that processes share, from one script of leases."""
+"""Locks, read-write locks and semaphores shared by processes. All of them use one lease script."""
 
 from cuelight.redis._locks._calls import LockMember, LockState
 from cuelight.redis._locks._fences import fence_key, fenced_set, fenced_set_blocking

@@ -1,6 +1,6 @@
-"""The calls of `lease.lua`, and what they answer."""
+"""The calls of `lease.lua` and their replies."""
 
-# What a server answers has no type.
+# Replies of a server have no type.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEASE: Final = Script.load("cuelight.redis._locks", "lease.lua")
 
 
 class Ticket:
-    """One acquisition, as the server knows it: a member, and the number of this time."""
+    """One acquisition on the server: a member and the number of this acquisition."""
 
     __slots__ = ("first", "member", "number", "slot", "terms", "weight")
 
@@ -40,9 +40,9 @@ class Ticket:
         self.weight, self.first, self.terms = weight, first, terms
 
     def arguments(self, wait: bool) -> tuple[Argument, ...]:
-        """Of `acquire`."""
+        """The arguments of `acquire`."""
         terms = self.terms
-        # It stays in line for a lease without a sign of life, and gives three.
+        # A waiting ticket without a sign of life expires after one lease; it gives three signs in that time.
         return (
             self.member,
             self.number,
@@ -56,15 +56,15 @@ class Ticket:
 
 
 class Lowering:
-    """So much of a ticket is to be given back: it is sent until the server has answered or its time is over.
+    """A pending release of all or part of a ticket. It is resent until the server confirms it or its time is over.
 
     Attributes:
-        left: the weight that stays; 0 gives it back wholly.
-        until: when there is no use in it any more, by the clock of leases.
-        sure: whether the server is known to have something of it.
+        left: the weight that remains held; 0 releases the whole ticket.
+        until: the time on the lease clock after which the release is pointless.
+        sure: whether the server is known to have the ticket.
         over: whether it is sent no more.
-        outcome: 1 if it was held, 0 if not any more, 2 if it left the line; None if that is not known.
-        waiting: whom to wake when it is over: a loop, and what to call there.
+        outcome: 1 if the ticket was held, 0 if it was no longer held, 2 if it left the queue; None if not known.
+        waiting: a loop, and a function to call there when the release is over.
     """
 
     __slots__ = ("left", "outcome", "over", "sure", "ticket", "until", "waiting")
@@ -77,25 +77,25 @@ class Lowering:
 
 
 class Answer:
-    """What the server said to `acquire`.
+    """The reply to `acquire`.
 
     Attributes:
-        granted: whether it is ours.
-        fence: the fencing token if so.
-        gone: whether this ticket was given back already.
-        capacity: another capacity that others use it with now; 0 if it is the same.
-        wait: seconds until a look is worth the while.
-        place: in the line; -1 outside of it.
-        holder: a member that holds it.
+        granted: whether the lock was acquired.
+        fence: the fencing token of a granted lock.
+        gone: whether this ticket was already released.
+        capacity: the capacity that others use the lock with, if it is a different one; else 0.
+        wait: seconds until it makes sense to ask again.
+        place: the place in the queue; -1 outside the queue.
+        holder: a member that holds the lock.
     """
 
     __slots__ = ("capacity", "fence", "gone", "granted", "holder", "place", "wait")
 
     def __init__(self, reply: Sequence[Any]) -> None:
-        """Read it.
+        """Parse a reply.
 
         Raises:
-            LookupError, TypeError, ValueError, AttributeError: it is none.
+            LookupError, TypeError, ValueError, AttributeError: the reply is malformed.
         """
         code: int = reply[1]
         if code not in _CODES:
@@ -112,10 +112,10 @@ _CODES: Final = frozenset({-2, -1, 0, 1})
 
 
 def outcomes(reply: Sequence[Any], size: int) -> list[int]:
-    """What became of lowerings that went with a call.
+    """Return the outcomes of the releases that were sent with a call.
 
     Raises:
-        LookupError, TypeError, ValueError: it does not say.
+        LookupError, TypeError, ValueError: the reply is malformed.
     """
     found: list[int] = reply[0]
     if len(found) != size:
@@ -124,10 +124,10 @@ def outcomes(reply: Sequence[Any], size: int) -> list[int]:
 
 
 def renewals(reply: Sequence[Any], size: int) -> list[int]:
-    """What `renew` answered: 1 for each lease that is held, else 0.
+    """Return the reply to `renew`: 1 for each lease that is held, else 0.
 
     Raises:
-        LookupError, TypeError, ValueError: it does not say.
+        LookupError, TypeError, ValueError: the reply is malformed.
     """
     return outcomes(reply[1:], size)
 
@@ -141,13 +141,13 @@ def renewal(tickets: Iterable[Ticket]) -> tuple[Argument, ...]:
 
 
 class LockMember(msgspec.Struct, frozen=True):
-    """Somebody who holds something on the server, or waits there.
+    """A holder or a waiter of a lock on the server.
 
     Attributes:
-        who: the process, in words.
-        weight: how much.
-        remaining: seconds until the lease ends, unless it is renewed; None of those who wait.
-        fence: the fencing token; None of those who wait.
+        who: the process, described in words.
+        weight: the number of permits.
+        remaining: seconds until the lease ends, unless it is renewed; None for waiters.
+        fence: the fencing token; None for waiters.
     """
 
     who: str
@@ -157,15 +157,15 @@ class LockMember(msgspec.Struct, frozen=True):
 
 
 class LockState(msgspec.Struct, frozen=True):
-    """What a server knows of a lock, semaphore or read-write lock, at one moment, over all processes.
+    """The server's state of a lock, semaphore or read-write lock at one moment, over all processes.
 
     Attributes:
-        capacity: how much there is of it: 1 of a lock.
-        held: how much of it is held.
-        holders: by whom.
-        waiting: who waits, the next first; of each process only those whose turn it is among its own.
-        fence: the greatest fencing token that was given; 0 if none is known.
-        expired: how many leases ran out.
+        capacity: the number of permits; 1 for a lock.
+        held: the number of permits held.
+        holders: the holders.
+        waiting: the waiters, the next one first; in each process, only the waiters whose turn it is there.
+        fence: the greatest fencing token granted so far; 0 if none is known.
+        expired: the number of leases that expired.
     """
 
     capacity: int
@@ -177,10 +177,10 @@ class LockState(msgspec.Struct, frozen=True):
 
 
 def stated(reply: Sequence[Any]) -> LockState:
-    """What `look` answered.
+    """Parse the reply to `look`.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError: it makes no sense.
+        LookupError, TypeError, ValueError, AttributeError: the reply is malformed.
     """
     _, capacity, used, expired, fence, _, holders, waiters = reply
     return LockState(

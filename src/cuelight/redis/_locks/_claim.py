@@ -1,9 +1,10 @@
-"""So much of something on a server, as a lock: taken under a lease, kept by the keeper, cut off when that is lost.
+"""A lock over part of a shared core's capacity. It is held under a lease, and its block is cancelled if that is lost.
 
 Invariants:
-1. Who leaves a block normally has held its lease to the end, as far as clocks and servers can tell: else `LeaseLost`.
-2. The scope of a block is cancelled when its lease is lost, by us; a cancellation of somebody else goes on its way.
-3. What is given back is told to the server even if whoever gives it back is cancelled, or its loop ends.
+1. A holder that leaves its block normally held its lease to the end, as far as clocks and servers can tell. Otherwise
+   the block raises `LeaseLost`.
+2. When a lease is lost, the library cancels the scope of its block. Cancellations by others propagate.
+3. A release is sent to the server even if the releasing task is cancelled or its loop ends.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ __all__ = ["Hold", "RedisClaim", "not_held"]
 
 
 PATIENCE: Final = 1.0
-"""Seconds that the end of a block waits for the server, before it leaves the rest to the background."""
+"""Seconds that the end of a block waits for the server. After that, the release continues in the background."""
 
 
 class RedisClaim(BaseLock):
-    """So much of a shared core, as a lock. It has no state of its own."""
+    """A lock over part of a shared core's capacity. It has no state of its own."""
 
     __slots__ = ("__weakref__", "_core", "_name", "_terms", "_weight")
 
     _several_weights: tuple[int, ...] = ()
-    """Other weights that `release` gives back, too."""
+    """Other weights that `release` also releases."""
 
     def __init__(self, core: SharedCore, weight: int, name: str, terms: Terms) -> None:
         self._core, self._weight, self._name, self._terms = core, weight, name, terms
@@ -57,15 +58,15 @@ class RedisClaim(BaseLock):
 
     @property
     def locked(self) -> bool:
-        """Whether somebody in this process holds it. Of all processes, `state` knows."""
+        """Whether a holder in this process has the lock. `state` covers all processes."""
         return bool(self._core.held())
 
     @property
     def lease(self) -> Lease:
-        """The lease under which the one who asks holds it.
+        """The caller's lease.
 
         Raises:
-            LockNotHeld: it does not.
+            LockNotHeld: the caller does not hold the lock.
         """
         me = whoever()
         for weight in (self._weight, *self._several_weights):
@@ -75,11 +76,11 @@ class RedisClaim(BaseLock):
         raise not_held(self._core, me)
 
     def statistics(self) -> LockStatistics:
-        """Who in this process holds it, how many wait here, and how long that took so far. `state` knows of others."""
+        """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
         return statistics_of(self._core)
 
     async def state(self) -> LockState:
-        """What the server knows, of all processes. A checkpoint.
+        """Return the server's state of the lock, over all processes. A checkpoint.
 
         Raises:
             StoreUnavailable: the server cannot be reached.
@@ -87,23 +88,23 @@ class RedisClaim(BaseLock):
         return self._core.read("look", stated, await self._core.ask("look"))
 
     def state_blocking(self) -> LockState:
-        """As `state`, but blocks the thread."""
+        """Like `state`, but blocks the thread."""
         return self._core.read("look", stated, _blocking(self._core, "look"))
 
-    # Taking it.
+    # Acquiring.
 
     async def acquire(self, timeout: float | None = None) -> None:
-        """Take it; have this task sleep until it is there. A checkpoint.
+        """Acquire the lock, and wait until it is available. A checkpoint.
 
         Args:
-            timeout: seconds to wait for others; None waits as long as it takes. One round trip is always made.
+            timeout: seconds to wait for other holders; None waits without a limit. One round trip is always made.
 
         Raises:
-            LockTimeout: it was not there in time.
-            DeadlockError: this would last for ever: who holds it in this process waits for the one who asks.
-            StoreUnavailable: the server cannot be reached. Whoever waits in line already sits that out.
-            StoreRefused: the server refuses.
-            ValueError: the time-out is negative or not a number.
+            LockTimeout: the lock could not be acquired within the timeout.
+            DeadlockError: the wait would never end, because the holder in this process waits for the caller.
+            StoreUnavailable: the server cannot be reached. Callers that are already in the queue continue to wait.
+            StoreRefused: the server rejects the call.
+            ValueError: the timeout is negative or not a number.
         """
         core, me, since = self._core, whoever(), loop_time()
         await acquire(core, self._weight, timeout)
@@ -115,7 +116,7 @@ class RedisClaim(BaseLock):
         lease.claim = self
 
     def acquire_blocking(self, timeout: float | None = None) -> None:
-        """As `acquire`, but blocks the thread: for threads without an event loop."""
+        """Like `acquire`, but blocks the thread: for threads without an event loop."""
         core, me, since = self._core, whoever(), time.monotonic()
         acquire_blocking(core, self._weight, timeout)
         try:
@@ -126,13 +127,15 @@ class RedisClaim(BaseLock):
         lease.claim = self
 
     def acquire_nowait(self) -> None:
-        """Take it at once or not at all. Not a checkpoint; blocks for a round trip to the server, a loop too.
+        """Acquire the lock without waiting for other holders. Not a checkpoint.
+
+        It blocks the thread, and any event loop in it, for one round trip to the server.
 
         Raises:
-            LockHeld: others hold it, or wait for it.
-            DeadlockError: this one holds it already.
+            LockHeld: others hold the lock or wait for it.
+            DeadlockError: the caller already holds the lock.
             StoreUnavailable: the server cannot be reached.
-            StoreRefused: the server refuses.
+            StoreRefused: the server rejects the call.
         """
         core, me = self._core, whoever()
         acquire_nowait(core, self._weight)
@@ -143,14 +146,16 @@ class RedisClaim(BaseLock):
             raise
         lease.claim = self
 
-    # Giving it back.
+    # Releasing.
 
     def release(self) -> None:
-        """Give it back; the next in line has it then. Not a checkpoint: in a loop, the server is told meanwhile.
+        """Release the lock; it goes to the next waiter. Not a checkpoint.
+
+        In an event loop, the release is sent in the background. In a thread, this waits up to a second for the server.
 
         Raises:
-            LockNotHeld: this one does not hold it.
-            LeaseLost: it had lost it before.
+            LockNotHeld: the caller does not hold the lock.
+            LeaseLost: the caller had lost the lock before.
         """
         lease = self.lease
         if running_loop() is None:
@@ -164,12 +169,12 @@ class RedisClaim(BaseLock):
             raise lease.error()
 
     def lower(self, lease: Lease, left: int, here: Callable[[], object]) -> None:
-        """Have a holder keep a part of what it has. Not a checkpoint.
+        """Release part of a lease. Not a checkpoint.
 
         Args:
-            lease: of the one who calls this.
-            left: the weight that stays.
-            here: does it in this process.
+            lease: the caller's lease.
+            left: the weight that remains held.
+            here: makes the same change in this process.
         """
         core = self._core
         core.give_back(lease.ticket, left, lease.until)
@@ -184,7 +189,7 @@ class RedisClaim(BaseLock):
             the_thread.flush(core)
 
     def _end(self, lease: Lease) -> Lowering:
-        """Renew it no more, and have it given back to the server."""
+        """Stop renewing a lease, and queue its release."""
         lease.home.drop(lease)
         lease.end()
         self._core.remove(lease)
@@ -196,7 +201,7 @@ class RedisClaim(BaseLock):
         try:
             if not lowering.over:
                 _blocking(core, "lower", PATIENCE)
-        except FAILURES:  # the thread goes on trying
+        except FAILURES:  # the thread continues to try
             the_thread.flush(core)
         except BaseException:
             the_thread.flush(core)
@@ -207,7 +212,7 @@ class RedisClaim(BaseLock):
             raise lease.error()
 
     async def _leave(self, lease: Lease) -> bool:
-        """Returns whether it was held to the end."""
+        """Release a lease. Returns whether it was held to the end."""
         core, held = self._core, not lease.lost
         lowering = self._end(lease)
         release(core, lease.weight)
@@ -242,11 +247,11 @@ class RedisClaim(BaseLock):
         lease.scope = None
         left = error
         try:
-            if scope.__exit__(kind, error, trace):  # only of a lease that was lost
+            if scope.__exit__(kind, error, trace):  # true only for a lost lease
                 left = None
-        except BaseException as remaining:  # trio: what is left of a group; either: blocks that are not nested
+        except BaseException as remaining:  # the rest of a group (trio), or an error about scopes that are not nested
             left = remaining
-        if lease.over:  # released inside
+        if lease.over:  # released inside the block
             failure: Exception | None = not_held(self._core, lease.owner)
         else:
             failure = None if await self._leave(lease) else lease.error()
@@ -256,7 +261,7 @@ class RedisClaim(BaseLock):
             raise left
 
     def _leave_block(self) -> tuple[Lease, anyio.CancelScope]:
-        """The lease and the scope of the innermost block of this lock that the one who asks is in."""
+        """The lease and the scope of the caller's innermost block of this lock."""
         blocks = self._core.blocks
         me = whoever()
         mine = blocks.get(me, [])
@@ -282,7 +287,7 @@ class RedisClaim(BaseLock):
 
 
 class Hold:
-    """A block in which something is held, and that tells by what lease: `async with lock.hold() as lease: ...`."""
+    """A block that returns its lease: `async with lock.hold() as lease: ...`."""
 
     __slots__ = ("_claim", "_timeout")
 
@@ -309,7 +314,7 @@ class Hold:
 
 
 def not_held(core: SharedCore, me: Any) -> LockNotHeld:
-    """What to raise if somebody gives back what it does not hold."""
+    """The error for a release of a lock that the caller does not hold."""
     return LockNotHeld(
         f"{describe(me)} cannot release {core.thing}, because it does not hold it: {holders_of(core)}. "
         f"Who takes it must give it back; a holder that ended has lost it"
@@ -323,7 +328,7 @@ def _blocking(core: SharedCore, op: str, timeout: float | None = None) -> Any:
 
 
 async def _settled(core: SharedCore, lowering: Lowering) -> None:
-    """Wait until a lowering is over, that a thread may have sent before we did."""
+    """Wait until a release is over, also if a thread sent it first."""
     if lowering.over:
         return
     slot = new_slot()

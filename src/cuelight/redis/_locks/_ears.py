@@ -1,6 +1,6 @@
-"""Where a loop hears that it is somebody's turn, and who waits for that: a task, or a thread.
+"""Receives the server's notifications of granted locks in one loop, and wakes the waiting task or thread.
 
-A message is only a hint: who waits asks again by itself after a while, and always after a gap.
+A notification is only a hint: a waiter also asks again by itself after a while, and always after a gap.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["Ear", "Hint", "TaskHint", "ThreadHint"]
 
 
 class Hint(Protocol):
-    """Somebody who waits for a message."""
+    """A waiter for a notification."""
 
     def ring(self) -> None:
-        """There is one."""
+        """Wake the waiter."""
         ...
 
 
 class Ear:
-    """The channel of this process for one thing, in one loop. It does not refer to what it belongs to."""
+    """The subscription of this process to one lock's channel, in one loop. It does not refer to the lock."""
 
     def __init__(self, server: Server, channel: str) -> None:
         self._server, self._channel = server, channel
@@ -39,14 +39,14 @@ class Ear:
 
     @property
     def open(self) -> bool:
-        """Whether it hears."""
+        """Whether the subscription is active."""
         return self._subscription is not None
 
     async def listen(self, timeout: float | None = None) -> None:
-        """Begin to hear. A checkpoint.
+        """Subscribe. A checkpoint.
 
         Raises:
-            StoreUnavailable: the server did not begin to tell within so many seconds.
+            StoreUnavailable: the server did not confirm the subscription within `timeout` seconds.
         """
         with anyio.move_on_after(timeout):
             async with self._lock:
@@ -56,7 +56,7 @@ class Ear:
         raise StoreUnavailable(f"{self._server.name} did not begin to tell of changes within {timeout:.3g} s")
 
     def close(self) -> None:
-        """Hear no more; from any thread."""
+        """Unsubscribe. Any thread may call it."""
         if self._subscription is not None:
             self._subscription.close()
 
@@ -71,7 +71,7 @@ class Ear:
 
 
 class TaskHint:
-    """A task that waits for a message, in the loop that hears it."""
+    """A task that waits for a notification, in the loop that receives it."""
 
     __slots__ = ("_rung", "_slot")
 
@@ -86,7 +86,7 @@ class TaskHint:
             slot.set_result(None)
 
     async def wait(self, seconds: float) -> None:
-        """Sleep until there is one since the last time, or for some seconds."""
+        """Sleep until a notification has arrived since the last call, or for `seconds`."""
         if not self._rung:
             self._slot = slot = new_slot()
             try:
@@ -97,7 +97,7 @@ class TaskHint:
 
 
 class ThreadHint:
-    """A thread that waits for a message."""
+    """A thread that waits for a notification."""
 
     __slots__ = ("_event",)
 
@@ -109,6 +109,6 @@ class ThreadHint:
 
     @interruptible
     def wait(self, seconds: float) -> None:
-        """Sleep until there is one since the last time, or for some seconds."""
+        """Sleep until a notification has arrived since the last call, or for `seconds`."""
         self._event.wait(seconds)
         self._event.clear()

@@ -1,4 +1,4 @@
-"""Values that refuse whoever comes with an old fencing token: what makes a lock over a network safe."""
+"""Fenced values: writes with an old fencing token are rejected. Only this makes a lock over a network safe."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _FENCE: Final = Script.load("cuelight.redis._locks", "fence.lua")
 
 
 def fence_key(key: str) -> str:
-    """Where the token of a value is kept: beside it, in the same slot of a cluster.
+    """Return the key that stores the fencing token of a value; it is in the same cluster slot as the value.
 
     Args:
-        key: of the value.
+        key: the key of the value.
 
     Raises:
-        ValueError: the key has braces, but no hash tag, so that nothing else can be in its slot; or it is
-            no Unicode text.
+        ValueError: the key has braces but no hash tag, so no other key can share its slot; or it is
+            not Unicode text.
     """
     check_text("fence_key", key=key)
     opening = key.find("{")
@@ -45,22 +45,22 @@ def fence_key(key: str) -> str:
 async def fenced_set(
     server: Server, key: str, value: bytes | str, fence: int | Lease, *, ttl: float | None = None
 ) -> None:
-    """Set a value in Redis, unless somebody with a greater fencing token has done so. A checkpoint.
+    """Set a value in Redis, unless it was set with a greater fencing token. A checkpoint.
 
-    The comparison and the change are one step. The value can be read as usual, with GET.
+    The comparison and the change are one atomic step. The value can be read as usual, with GET.
 
     Args:
-        server: where the value is.
-        key: of the value.
-        value: to set.
-        fence: the lease under which it is done, which is looked at, too, or its token.
-        ttl: seconds after which the value and what is known of its tokens are forgotten; None keeps both.
+        server: the server of the value.
+        key: the key of the value.
+        value: the new value.
+        fence: the holder's lease, which is also checked, or its fencing token.
+        ttl: seconds after which the value and its token are deleted; None keeps both.
 
     Raises:
-        LeaseLost: somebody with a greater token was there before, or the lease is over. Nothing was changed.
+        LeaseLost: the value was set with a greater token, or the lease is over. Nothing was changed.
         StoreUnavailable: the server cannot be reached.
-        StoreRefused: the server refuses, or what it has in the place of a token is none.
-        ValueError: the token or the time makes no sense.
+        StoreRefused: the server rejects the call, or the stored token is not a number.
+        ValueError: the token or `ttl` is invalid.
     """
     keys, args = _call(key, value, fence, ttl)
     try:
@@ -73,7 +73,7 @@ async def fenced_set(
 def fenced_set_blocking(
     server: Server, key: str, value: bytes | str, fence: int | Lease, *, ttl: float | None = None
 ) -> None:
-    """As `fenced_set`, but blocks the thread: for threads without an event loop."""
+    """Like `fenced_set`, but blocks the thread: for threads without an event loop."""
     keys, args = _call(key, value, fence, ttl)
     try:
         reply = server.run_blocking(_FENCE, keys, args)

@@ -1,11 +1,12 @@
-"""Keeps leases: renews those of one event loop, tells who has lost one, and sees to it that others are given back.
+"""Renews the leases of one event loop, notifies holders of lost leases, and sends releases to the server.
 
 Invariants:
-1. A lease that is held is renewed when a third of it is over, all of one thing and one moment in one call.
-2. A lease is lost when the server says so, or when its time is over by our clock, which begins before the server's.
-3. What was dropped is renewed no more; a renewal that was under way then changes nothing.
-4. While nothing is held there is an alarm at most, and no task. Tasks have a context of their own: they may be started
-   from wherever, and what is special to whoever started them would stay with the connections that they open.
+1. A held lease is renewed when a third of it is over. Leases on one lock that are due at the same time share a call.
+2. A lease is lost when the server says so, or when it expires by this process's clock, which starts before the
+   server's.
+3. A dropped lease is not renewed again; a renewal that is in flight at that time changes nothing.
+4. While nothing is held, there is at most an alarm and no task. Tasks run in an empty context: any code may start them,
+   and the connections that they open would otherwise keep its context variables.
 """
 
 from __future__ import annotations
@@ -38,35 +39,34 @@ __all__ = ["FAILURES", "Keeper", "loop_has_ended", "pause"]
 log = get_log("cuelight.redis")
 
 FAILURES: Final = (StoreUnavailable, StoreRefused, ResponseError)
-"""What a call of the server may end with."""
+"""The errors of a call of the server."""
 
 
 ENDING: Final = 0.5
-"""Seconds for which a program that ends tries to give back what it holds."""
+"""Seconds that an ending program spends on releasing the locks that it holds."""
 
 ENDING_IN_DOUBT: Final = 0.1
-"""The same for what it has asked for, and the server has never answered."""
+"""The same for locks that it requested and for which the server has never answered."""
 
 
 def pause(round_: int) -> float:
-    """Seconds before something is tried again that failed some times."""
+    """Seconds to wait before a retry after `round_` failures."""
     return min(0.5, 0.02 * 2.0 ** min(round_, 10)) * spread.uniform(0.5, 1.0)
 
 
 def loop_has_ended(loop: Any) -> bool:
-    """Whether an event loop is over."""
     return loop.is_closed() if isinstance(loop, asyncio.AbstractEventLoop) else has_ended(loop)
 
 
 class Keeper:
-    """Of one loop. What it does it does there; `hold`, `drop` and `let_go` may be called from any thread."""
+    """The keeper of one loop. It works in that loop; any thread may call `hold`, `drop` and `let_go`."""
 
     def __init__(self, elsewhere: Callable[[SharedCore], object], *, ours: bool = False) -> None:
-        """Begin in the running loop.
+        """Start in the running loop.
 
         Args:
-            elsewhere: sends what is to be given back when this loop has ended.
-            ours: whether the loop is one that keeps the leases of all threads: nobody may end it.
+            elsewhere: sends pending releases after this loop has ended.
+            ours: whether the loop keeps the leases of all threads, so that user code must not end it.
         """
         self.ours = ours
         self._backend = current_backend()
@@ -79,15 +79,14 @@ class Keeper:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
         return not self._leases and not self._flushing
 
     def leases(self) -> list[tuple[Lease, SharedCore]]:
-        """What is renewed."""
+        """The leases that are renewed, with their cores."""
         return list(self._leases.items())
 
     def hold(self, lease: Lease, core: SharedCore) -> None:
-        """Renew a lease from now on."""
+        """Start to renew a lease."""
         self._leases[lease] = core
         if lease.renew_at < self._next:
             if running_loop() is self.loop:
@@ -96,11 +95,11 @@ class Keeper:
                 call_in_loop(self.loop, self._arm)
 
     def drop(self, lease: Lease) -> None:
-        """Renew it no more."""
+        """Stop renewing a lease."""
         self._leases.pop(lease, None)
 
     def let_go(self, core: SharedCore, lease: Lease) -> None:
-        """Give back what its holder did not."""
+        """Release a lease that its holder did not release."""
         self.drop(lease)
         lease.end()
         core.give_back(lease.ticket, 0, lease.until)
@@ -109,10 +108,10 @@ class Keeper:
         elif not call_in_loop(self.loop, self.flush, core):
             self._elsewhere(core)
 
-    # The rest runs in the loop.
+    # The methods below run in the loop.
 
     def end_soon(self) -> None:
-        """The program ends: what cannot be given back at once is left to its lease."""
+        """Prepare for the end of the program: leave releases that cannot be sent at once to the end of their leases."""
         if not self._ending:
             self._ending = True
             for scope in self._flushing.values():
@@ -146,7 +145,7 @@ class Keeper:
         self._lose(lost, "it could not be renewed in time")
 
     def _lose(self, lost: list[Lease], reason: str) -> None:
-        """Tell those who hold what was lost, when everything else is done: `on_loss` is code of users."""
+        """Notify the holders of lost leases. This comes last, because `on_loss` is code of users."""
         for lease in lost:
             self.drop(lease)
         self._arm()
@@ -154,7 +153,7 @@ class Keeper:
         for lease in lost:
             try:
                 lease.lose(reason)
-            except BaseException as error:  # it ends the program, when all were told
+            except BaseException as error:  # ends the program, but only after all holders were notified
                 ending = error
         if ending is not None:
             raise ending
@@ -184,7 +183,7 @@ class Keeper:
         self._lose(lost, "the server gave it to others, or has lost it")
 
     def flush(self, core: SharedCore) -> None:
-        """Have sent what is to be given back."""
+        """Start a task that sends the pending releases."""
         if loop_has_ended(self.loop):
             self._elsewhere(core)
         elif core.pending and core not in self._flushing:
@@ -206,7 +205,7 @@ class Keeper:
             core.forsake()
         finally:
             self._flushing.pop(core, None)
-            if core.pending:  # this loop ends
+            if core.pending:  # this loop is ending
                 self._elsewhere(core)
 
     async def _send(self, core: SharedCore) -> None:

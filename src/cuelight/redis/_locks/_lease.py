@@ -1,4 +1,4 @@
-"""A lease: what a holder has, and how it learns that it has it no more."""
+"""A lease: the right of a holder for a limited time, and the notification of its loss."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _guard: Final = threading.Lock()
 
 
 class Lease:
-    """What a holder has of a lock, a semaphore or a read-write lock of Redis: for a time, and renewed meanwhile.
+    """The lease of a holder on a Redis lock, semaphore or read-write lock. It is renewed while it is held.
 
     Usable from any thread.
 
     Attributes:
-        name: of what is held.
-        fence: the fencing token: greater than that of all who held it before. What is protected can refuse whoever
-            comes with a lesser one, see `fenced_set`.
-        weight: how much of it is held.
+        name: the name of the lock or semaphore.
+        fence: the fencing token: greater than those of all earlier holders. The protected resource can reject
+            lesser tokens, see `fenced_set`.
+        weight: the number of permits held.
     """
 
     __slots__ = (
@@ -56,30 +56,31 @@ class Lease:
         self.renew_at = asked + ticket.terms.lease / 3
         self.renewing = self._told = self.over = False
         self._reason: str | None = None
-        self.scope: anyio.CancelScope | None = None  # of the block of its holder
-        self.claim: Any = None  # a manager must not forget a lock that is held
+        self.scope: anyio.CancelScope | None = None  # the scope of the holder's block
+        self.claim: Any = None  # a reference, so that a manager does not forget a lock that is held
 
     @property
     def weight(self) -> int:
-        """How much is held."""
+        """The number of permits held."""
         return self.ticket.weight
 
     @property
     def lost(self) -> bool:
-        """Whether somebody else may hold it now."""
+        """Whether another owner may hold the lock now."""
         return self._reason is not None or (not self.over and now() >= self.until)
 
     def remaining(self) -> float:
-        """Seconds for which it is surely held, if nothing is renewed any more; 0 if it was lost or given back."""
+        """Seconds for which the lock is certainly held without a further renewal; 0 after a loss or a release."""
         return 0.0 if self.over or self._reason is not None else max(0.0, self.until - now())
 
     def check(self) -> None:
-        """Make sure that it is still held. Call it right before what must not happen twice. Not a checkpoint.
+        """Make sure that the lock is still held. Not a checkpoint.
 
-        It asks the clock, not the server: a loop that was blocked, or a machine that slept, is noticed here first.
+        Call it right before an action that must not happen twice. It asks the clock, not the server, so it is the
+        first to notice that the loop was blocked or the machine slept.
 
         Raises:
-            LeaseLost: it is not, or not surely.
+            LeaseLost: the lock is not held, or not certainly.
         """
         if self._reason is None and not self.over:
             if now() < self.until:
@@ -88,27 +89,27 @@ class Lease:
         raise self.error()
 
     def error(self) -> LeaseLost:
-        """What to raise when it was lost."""
+        """The error that reports the loss or the release."""
         why = self._reason or "it was given back"
         return LeaseLost(
             f"the lease on {self.name} (fence {self.fence}) is over: {why}. Somebody else may hold it by now; what was "
             f"done under it counts only where the fence is checked"
         )
 
-    # What the keeper and the holder's block do with it.
+    # For the keeper and the holder's block.
 
     def end(self) -> None:
-        """It is given back: nothing can be lost any more."""
+        """Mark the lease as released, so that it can no longer be lost."""
         self.over = True
 
     def renewed(self, asked: float) -> None:
-        """The server has renewed it, asked at a time."""
+        """Extend the lease after a renewal that was requested at `asked`."""
         if self._reason is None:
             self.until = max(self.until, self.ticket.terms.valid_until(asked))
             self.renew_at = asked + self.ticket.terms.lease / 3
 
     def lose(self, reason: str) -> None:
-        """It is lost: do as the terms say. Only in the loop of its keeper; once."""
+        """Mark the lease as lost and react as `on_loss` says, at most once. Only in the keeper's loop."""
         with _guard:
             if self._told or self.over:
                 return
@@ -124,12 +125,13 @@ class Lease:
                 on_loss(self)
             except BaseException as error:
                 log.exception("on_loss of %s failed", self.name)
-                # `sys.exit` ends the loop that it is called in: that of a user, but not that of all threads.
+                # `sys.exit` ends the loop that it is called in. It may end a loop of the user, but not the one for all
+                # threads.
                 if ends_the_program(error) and not self.home.ours:
                     raise
 
     def disown(self, reason: str) -> None:
-        """It is another's: nobody is told."""
+        """Mark the lease as held by another process, without a notification."""
         self._told, self._reason = True, reason
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The lock that processes share, and what makes them for a manager."""
+"""The lock that processes share, and the lock factory for a manager."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DistributedLock", "RedisLock", "redis_locks"]
 
 
 class RedisLock(RedisClaim):
-    """A lock that all processes share that reach one Redis or Valkey server; for threads and event loops at once.
+    """A lock shared by all processes that use one Redis or Valkey server, for threads and event loops at once.
 
         lock = RedisLock("accounts")
         with lock: ...                           # in a thread
@@ -27,29 +27,31 @@ class RedisLock(RedisClaim):
         async with lock.hold() as lease:
             await store.save(document, fence=lease.fence)
 
-    It is held under a lease, which is renewed for as long as the holder lives: a process that dies or freezes loses
-    it. **A holder that has lost it is told**: what runs in the block of `async with` is cancelled, and the block
-    raises `LeaseLost`; a thread gets that from `lease.check()` and when it leaves its block. Because a holder may not
-    know yet, nothing but the fencing token makes it safe: give `lease.fence` to what is protected, see `fenced_set`.
+    The lock is held under a lease, which is renewed as long as the holder lives. A process that dies or freezes loses
+    the lock. **A holder is notified of the loss**: the body of an `async with` block is cancelled, and the block raises
+    `LeaseLost`; a thread gets that error from `lease.check()` and when it leaves its block. A holder may learn of the
+    loss late, so only the fencing token makes the lock safe: pass `lease.fence` to the protected resource, see
+    `fenced_set`.
 
-    Locks of one name in one process are one lock. Who waits in a process is served in the order of arrival, and
-    processes take turns in the order in which the first of theirs came. It is not re-entrant.
+    Locks with one name in one process are one lock. The waiters in a process are served in the order of arrival, and
+    processes take turns in the order in which their first waiters arrived. The lock is not re-entrant.
 
     Args:
-        name: of the lock: the same for all who mean the same.
-        redis_url: where the server is. Locks with one address share one client.
-        server: a client of your own instead.
-        lease: seconds after which a holder that renews no more has lost it.
-        on_loss: "cancel" cancels the block; "flag" leaves it alone; a function gets the lease, in the loop of the
-            holder or in the thread that renews for threads, and must not block. The block raises `LeaseLost` anyway.
-        lock_delay: seconds for which nobody gets it after a lease has run out, for what cannot check a fence.
-        wait_replicas: how many replicas must have a grant before it counts. That makes it less likely, not
-            impossible, that a promoted replica does not know of it.
-        prefix: of all keys.
+        name: the name of the lock; all users of the lock pass the same name.
+        redis_url: the address of the server. Locks with one address share one client.
+        server: your own client, instead of `redis_url`.
+        lease: seconds without a renewal after which the holder has lost the lock.
+        on_loss: "cancel" cancels the block; "flag" does not; a function gets the lease, in the loop of the holder or
+            in the thread that renews for threads, and must not block. The block raises `LeaseLost` in any case.
+        lock_delay: seconds after the expiry of a lease during which nobody gets the lock, for resources that cannot
+            check a fence.
+        wait_replicas: the number of replicas that must have a grant before it counts. That makes it less likely, but
+            not impossible, that a promoted replica does not know the grant.
+        prefix: the prefix of all keys.
         debug: as for `LocalLock`.
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument is invalid.
     """
 
     __slots__ = ()
@@ -78,16 +80,16 @@ class RedisLock(RedisClaim):
         super().__init__(core, 1, name, terms)
 
     def hold(self, timeout: float | None = None) -> Hold:
-        """The lock for a block that needs the lease: `async with lock.hold() as lease: ...`, or `with` in a thread.
+        """Return a block that provides the lease: `async with lock.hold() as lease: ...`, or `with` in a thread.
 
         Args:
-            timeout: seconds to wait; None waits as long as it takes.
+            timeout: seconds to wait; None waits without a limit.
         """
         return Hold(self, timeout)
 
 
 DistributedLock = RedisLock
-"""A lock of several processes is one over Redis."""
+"""The name for a lock of several processes; the implementation uses Redis."""
 
 
 def redis_locks(
@@ -100,19 +102,19 @@ def redis_locks(
     wait_replicas: int = 0,
     prefix: str = "cuelight",
 ) -> LockFactory:
-    """What makes the locks of a manager over Redis: `LockManager(redis_locks("redis://localhost:6379"))`.
+    """Return a factory for the locks of a manager over Redis: `LockManager(redis_locks("redis://localhost:6379"))`.
 
     Args:
-        redis_url: as all others, of `RedisLock`.
-        server: the same.
-        lease: the same.
-        on_loss: the same.
-        lock_delay: the same.
-        wait_replicas: the same.
-        prefix: the same.
+        redis_url: as for `RedisLock`, like all other arguments.
+        server: as for `RedisLock`.
+        lease: as for `RedisLock`.
+        on_loss: as for `RedisLock`.
+        lock_delay: as for `RedisLock`.
+        wait_replicas: as for `RedisLock`.
+        prefix: as for `RedisLock`.
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument is invalid.
     """
     Terms(lease, on_loss, lock_delay, wait_replicas)
     server = server_for(redis_url, server)

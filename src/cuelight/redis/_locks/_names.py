@@ -1,4 +1,4 @@
-"""What things are called on the server, and what this process is called there."""
+"""The names of keys and channels on the server, and the name of this process there."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cuelight.tasks._checks import check_text
 __all__ = ["Names", "client_name", "describe_member", "names_of"]
 
 LONGEST: Final = 512
-"""Characters of a name. Longer ones are most likely data that was taken for a name."""
+"""The largest length of a name. Longer texts are most likely data that was passed by mistake."""
 
 
 class Names:
-    """The keys and channels of one thing. All carry one hash tag, so that a cluster keeps them together."""
+    """The keys and channels of one lock. All have one hash tag, so a cluster keeps them in one slot."""
 
     __slots__ = ("channels", "keys", "tag")
 
@@ -29,16 +29,16 @@ class Names:
 
 
 def names_of(prefix: str, kind: str, name: str) -> Names:
-    """The keys of a thing.
+    """Return the keys of a lock.
 
     Args:
-        prefix: keeps the keys of one application apart from others on the same server.
-        kind: of thing.
-        name: given by the user; braces are escaped, which would otherwise end the hash tag.
+        prefix: separates the keys of one application from others on the same server.
+        kind: the kind of lock.
+        name: the user's name for the lock. Braces are escaped, because they would end the hash tag.
 
     Raises:
-        TypeError: the name or the prefix is no text.
-        ValueError: it is empty or too long, or no Unicode text.
+        TypeError: the name or the prefix is not a str.
+        ValueError: it is empty, too long or not Unicode text.
     """
     for what, text in {"name": name, "prefix": prefix}.items():
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -57,7 +57,7 @@ _name = ""
 
 
 def client_name() -> str:
-    """This process, as others see it: host, process identifier, and something that no other process ever has."""
+    """The name of this process on the server: host, process identifier and a random part that makes it unique."""
     global _name  # noqa: PLW0603 - a child of a fork is another process
     if not _name:
         host = re.sub("[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])[:24] or "host"
@@ -75,7 +75,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def describe_member(member: str) -> str:
-    """A member of the script in words."""
+    """Describe a member of the script in words."""
     client = member.partition("/")[0]
     host, _, rest = client.partition(".")
     return f"process {rest.partition('.')[0]} on {host}" if rest else "another process"

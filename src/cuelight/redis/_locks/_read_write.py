@@ -27,7 +27,7 @@ __all__ = ["RedisReadWriteLock"]
 
 
 class _Side(RedisClaim):
-    """Reading or writing, as a lock. Either gives back what a downgrade has left."""
+    """The read or the write side, as a lock. Each side also releases the rest of a downgraded lock."""
 
     __slots__ = ()
 
@@ -35,7 +35,7 @@ class _Side(RedisClaim):
 
     @property
     def locked(self) -> bool:
-        """Whether somebody in this process holds it so. Of all processes, `state` knows."""
+        """Whether a holder in this process has this side of the lock. `state` covers all processes."""
         return any((weight == ALL) == (self._weight == ALL) for weight in self._core.held().values())
 
     def statistics(self) -> LockStatistics:
@@ -43,31 +43,31 @@ class _Side(RedisClaim):
 
 
 class RedisReadWriteLock:
-    """A lock that processes share, and that several may hold to read, or one to write; for threads and loops at once.
+    """A lock shared by processes that several holders can read or one can write, for threads and event loops at once.
 
         async with rwlock.read(): ...            # in a task; `with` in a thread
         async with rwlock.write() as held:
             await store.save(document, fence=held.lease.fence)
             rwlock.downgrade()                   # a reader from here on, without a gap
 
-    It is held under leases; for those, and for what is not said here of the arguments, see `RedisLock`. A reader
-    cannot become a writer: two that tried would wait for each other.
+    The lock is held under leases. See `RedisLock` for leases, and for details of the arguments. A reader cannot become
+    a writer: two readers that tried would wait for each other.
 
     Args:
-        name: of the lock: the same for all who mean the same.
-        redis_url: where the server is.
-        server: a client of your own instead.
-        writer_preference: serve writers that wait before readers that wait. A steady stream of writers then starves
+        name: the name of the lock; all users of the lock pass the same name.
+        redis_url: the address of the server.
+        server: your own client, instead of `redis_url`.
+        writer_preference: serve waiting writers before waiting readers. A steady stream of writers then starves
             the readers.
-        lease: seconds after which a holder that renews no more has lost it.
+        lease: seconds without a renewal after which the holder has lost the lock.
         on_loss: "cancel", "flag" or a function of the lease.
-        lock_delay: seconds for which nobody gets it after a lease has run out.
-        wait_replicas: how many replicas must have a grant before it counts.
-        prefix: of all keys.
+        lock_delay: seconds after the expiry of a lease during which nobody gets the lock.
+        wait_replicas: the number of replicas that must have a grant before it counts.
+        prefix: the prefix of all keys.
         debug: as for `ReadWriteLock`.
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument is invalid.
     """
 
     __slots__ = ("__weakref__", "_core", "_name", "_read", "_write")
@@ -101,35 +101,35 @@ class RedisReadWriteLock:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the lock."""
         return self._name
 
     @property
     def readers(self) -> int:
-        """How many in this process read now."""
+        """The number of readers in this process."""
         return 0 if self._write.locked else len(self._core.held())
 
     @property
     def writing(self) -> bool:
-        """Whether somebody in this process writes now."""
+        """Whether a holder in this process writes."""
         return self._write.locked
 
     def read(self) -> RedisClaim:
-        """The lock to read under: shared with other readers."""
+        """Return the read side, which is shared with other readers."""
         return self._read
 
     def write(self) -> RedisClaim:
-        """The lock to write under: shared with nobody."""
+        """Return the write side, which is exclusive."""
         return self._write
 
     def downgrade(self) -> None:
-        """As the writer, become a reader; no other writer comes in between. Not a checkpoint.
+        """Turn the caller, a writer, into a reader; no other writer gets the lock in between. Not a checkpoint.
 
-        Leaving the block of `write()` gives it back as before. The fence stays that of the writer.
+        Leaving the block of `write()` releases the lock as before. The fence stays that of the writer.
 
         Raises:
-            LockNotHeld: this one does not hold it to write.
-            LeaseLost: it has lost it.
+            LockNotHeld: the caller does not hold the write side.
+            LeaseLost: the caller has lost the lock.
         """
         core, me = self._core, whoever()
         lease = core.newest(me, ALL)
@@ -141,11 +141,11 @@ class RedisReadWriteLock:
         self._write.lower(lease, DOWNGRADED, partial(downgrade, core))
 
     def statistics(self) -> LockStatistics:
-        """Who in this process holds it, how many wait here, and how long that took so far. `state` knows of others."""
+        """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
         return statistics_of(self._core, by_weight=False)
 
     async def state(self) -> LockState:
-        """What the server knows, of all processes; a writer has a weight of 2**30. A checkpoint.
+        """Return the server's state of the lock, over all processes; a writer has a weight of 2**30. A checkpoint.
 
         Raises:
             StoreUnavailable: the server cannot be reached.
@@ -153,7 +153,7 @@ class RedisReadWriteLock:
         return await self._write.state()
 
     def state_blocking(self) -> LockState:
-        """As `state`, but blocks the thread."""
+        """Like `state`, but blocks the thread."""
         return self._write.state_blocking()
 
     def __repr__(self) -> str:

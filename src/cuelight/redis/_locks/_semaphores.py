@@ -27,30 +27,30 @@ __all__ = ["RedisSemaphore"]
 
 
 class RedisSemaphore(BaseSemaphore):
-    """A semaphore that all processes share that reach one Redis or Valkey server; for threads and loops at once.
+    """A semaphore shared by all processes that use one Redis or Valkey server, for threads and event loops at once.
 
         semaphore = RedisSemaphore("gpus", 4)
         async with semaphore: ...
         async with semaphore.hold(2) as held:
             print(held.lease.fence)
 
-    Places are held under leases: those of a process that dies are free after its lease. For the rest, and for what is
-    not said here of the arguments, see `RedisLock`. A large request is not starved by small ones.
+    Permits are held under leases: the permits of a process that dies are free after its lease. See `RedisLock` for the
+    details of leases and arguments. Small requests do not starve a large one.
 
     Args:
-        name: of the semaphore: the same for all who mean the same.
-        max_concurrent: how many places it has: the same number everywhere. It can change once nobody uses it.
-        redis_url: where the server is.
-        server: a client of your own instead.
-        lease: seconds after which a holder that renews no more has lost its places.
+        name: the name of the semaphore; all its users pass the same name.
+        max_concurrent: the number of permits, the same everywhere. It can change once nobody uses the semaphore.
+        redis_url: the address of the server.
+        server: your own client, instead of `redis_url`.
+        lease: seconds without a renewal after which a holder has lost its permits.
         on_loss: "cancel", "flag" or a function of the lease.
-        lock_delay: seconds for which nobody gets a place after a lease has run out.
-        wait_replicas: how many replicas must have a grant before it counts.
-        prefix: of all keys.
+        lock_delay: seconds after the expiry of a lease during which nobody gets a permit.
+        wait_replicas: the number of replicas that must have a grant before it counts.
+        prefix: the prefix of all keys.
         debug: as for `LocalSemaphore`.
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument is invalid.
     """
 
     __slots__ = ("__weakref__", "_core", "_name", "_one", "_terms")
@@ -95,15 +95,15 @@ class RedisSemaphore(BaseSemaphore):
 
     @property
     def available(self) -> int:
-        """How many of its places nobody in this process holds. Of all processes, `state` knows."""
+        """The number of permits that no holder in this process has. `state` covers all processes."""
         return self._core.capacity - self._core.used
 
     @property
     def lease(self) -> Lease:
-        """The lease of the one place that the one who asks took last.
+        """The lease of the single permit that the caller acquired last.
 
         Raises:
-            LockNotHeld: it holds no single place; of several, what `hold` returned has the lease.
+            LockNotHeld: the caller holds no single permit. For several permits, use the lease of the result of `hold`.
         """
         return self._one.lease
 
@@ -124,7 +124,8 @@ class RedisSemaphore(BaseSemaphore):
         leases = core.leases.get(me, [])
         if sum(lease.weight for lease in leases) < weight:
             raise not_held(core, me)
-        # Not as it was taken: whole leases as long as they fit, and of the next a part.
+        # The permits were acquired in other amounts: release whole leases as long as they fit, and then part of the
+        # next.
         for lease in leases[::-1]:
             part = min(weight, lease.weight)
             if part == lease.weight:
@@ -137,11 +138,11 @@ class RedisSemaphore(BaseSemaphore):
         return self._claim(weight)
 
     def statistics(self) -> LockStatistics:
-        """Who in this process holds it, how many wait here, and how long that took so far. `state` knows of others."""
+        """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
         return self._one.statistics()
 
     async def state(self) -> LockState:
-        """What the server knows, of all processes. A checkpoint.
+        """Return the server's state of the semaphore, over all processes. A checkpoint.
 
         Raises:
             StoreUnavailable: the server cannot be reached.
@@ -149,7 +150,7 @@ class RedisSemaphore(BaseSemaphore):
         return await self._one.state()
 
     def state_blocking(self) -> LockState:
-        """As `state`, but blocks the thread."""
+        """Like `state`, but blocks the thread."""
         return self._one.state_blocking()
 
     async def __aenter__(self) -> Self:

@@ -1,13 +1,13 @@
-"""A core whose room is shared with other processes: what this process has of a lock, and owes the server.
+"""A core whose capacity is shared with other processes: the holders of this process and the unsent releases.
 
-Who wants it takes the core first, as a local lock would, and then a lease from the server. So those of one process
-line up here, where a circle of waits is found and nobody needs the network; only whose turn it is here stands in the
-line of the server.
+A caller first acquires the core, as it would acquire a local lock, and then a lease from the server. So the callers of
+one process wait in a local queue, where cycles of waits are found and no network is needed. Only the caller whose turn
+it is in this process waits in the server's queue.
 
 Invariants:
-1. A ticket has a slot of its own until the server has confirmed its end, or can have no knowledge of it any more.
-2. What is to be given back is in `pending`, or with one who sends it and puts it back if that fails.
-3. A holder that has ended without giving it back is found when its lease is to be renewed, if not before.
+1. A ticket keeps its own slot until the server has confirmed its end or cannot know it any more.
+2. A release that the server has not confirmed is in `pending` or being sent; if sending fails, it returns to `pending`.
+3. A holder that has ended without a release is found when its lease is to be renewed, if not before.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ next_number: Final = count(1).__next__
 
 
 class _Slots:
-    """The slots of all tickets of this process, by what they are of: also where several clients lead to one server.
+    """The slots of all tickets of this process, by lock, even if several clients lead to one server.
 
-    The lowest that is free is taken: a server has to remember few.
+    The lowest free slot is used, so that a server has to remember few of them.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class _Slots:
         self._pools: dict[str, tuple[set[int], list[int]]] = {}
 
     def take(self, tag: str) -> int:
-        """One that nobody has."""
+        """Return a free slot."""
         with self._lock:
             used, free = self._pools.setdefault(tag, (set(), []))
             slot = heappop(free) if free else len(used)
@@ -69,7 +69,7 @@ class _Slots:
             return slot
 
     def put(self, tag: str, slot: int) -> None:
-        """It is free again."""
+        """Free a slot."""
         with self._lock:
             used, free = self._pools[tag]
             used.discard(slot)
@@ -82,7 +82,7 @@ _slots = _Slots()
 
 
 class SharedCore(Core):
-    """What this process has of something on a server."""
+    """This process's part of a lock on a server."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class SharedCore(Core):
         super().__init__(thing, capacity, several=several, writers_first=writers_first, debug=debug)
         self.names, self.server = names, server
         self.leases: dict[Any, list[Lease]] = {}
-        self.blocks: dict[Any, list[tuple[Lease, anyio.CancelScope]]] = {}  # `async with`, innermost last
+        self.blocks: dict[Any, list[tuple[Lease, anyio.CancelScope]]] = {}  # those of `async with`, innermost last
         self.ears: dict[Any, Ear] = {}
         self.pending: deque[Lowering] = deque()
         self._guard = threading.Lock()
@@ -107,25 +107,25 @@ class SharedCore(Core):
     # Tickets.
 
     def ticket(self, terms: Terms, weight: int, first: bool) -> Ticket:
-        """A ticket for one acquisition."""
+        """Make a ticket for one acquisition."""
         slot = _slots.take(self.names.tag)
         return Ticket(f"{client_name()}/{slot}", slot, next_number(), weight=weight, first=first, terms=terms)
 
     def give_back(self, ticket: Ticket, left: int, until: float, *, sure: bool = True) -> Lowering:
-        """Have the server told that no more than `left` of a ticket is held; somebody must send it."""
+        """Queue the release of a ticket down to the weight `left`. The caller must arrange the sending."""
         lowering = Lowering(ticket, left, until, sure)
         if ticket.member.startswith(f"{client_name()}/"):
             self.pending.append(lowering)
-        else:  # a fork has only a copy of it
+        else:  # a fork has only a copy of the ticket
             lowering.over = True
         return lowering
 
     def owes(self) -> bool:
-        """Whether anything is to be given back that the server is known to have."""
+        """Whether a release is pending for a ticket that the server is known to have."""
         return any(lowering.sure for lowering in list(self.pending))
 
     def outgoing(self) -> list[Lowering]:
-        """What is to be sent: for the one who sends it, and then calls `settle` or `unsent`."""
+        """Take the pending releases. The caller sends them and then calls `settle` or `unsent`."""
         if not self.pending:
             return []
         with self._guard:
@@ -134,7 +134,7 @@ class SharedCore(Core):
         return batch
 
     def unsent(self, batch: list[Lowering]) -> None:
-        """It could not be sent: what is still of use is to be sent again."""
+        """Return releases that could not be sent to `pending`, unless their time is over."""
         at = clock()
         for lowering in reversed(batch):
             if lowering.until > at:
@@ -143,12 +143,12 @@ class SharedCore(Core):
                 self._settled(lowering, None)
 
     def forsake(self) -> None:
-        """What is to be given back is left to the end of its lease."""
+        """Give up the pending releases: the server frees the locks when their leases end."""
         for lowering in self.outgoing():
             self._settled(lowering, None)
 
     def settle(self, batch: list[Lowering], outcomes: Sequence[int]) -> None:
-        """The server has answered."""
+        """Record the server's answer to releases."""
         for lowering, outcome in zip(batch, outcomes, strict=True):
             self._settled(lowering, outcome)
 
@@ -162,7 +162,7 @@ class SharedCore(Core):
             call_in_loop(*waiting)
 
     def when_settled(self, lowering: Lowering, wake: Callable[[], object], loop: Any) -> None:
-        """Have `wake` called in a loop when it is settled, or soon if it is already."""
+        """Call `wake` in a loop when a release is settled, or soon if it already is."""
         with self._guard:
             lowering.waiting = (loop, wake)
             over = lowering.over
@@ -172,18 +172,18 @@ class SharedCore(Core):
     # Leases.
 
     def newest(self, owner: Any, weight: int) -> Lease | None:
-        """The lease that an owner took last, of this weight."""
+        """The owner's newest lease of this weight."""
         for lease in reversed(self.leases.get(owner, ())):
             if lease.weight == weight:
                 return lease
         return None
 
     def enter(self, lease: Lease) -> None:
-        """A lease was granted to an owner, who has the core already."""
+        """Add a granted lease; its owner already has the core."""
         self.leases.setdefault(lease.owner, []).append(lease)
 
     def remove(self, lease: Lease) -> None:
-        """An owner gives its lease back."""
+        """Remove a lease that its owner releases."""
         held = self.leases.get(lease.owner, [])
         if lease in held:
             held.remove(lease)
@@ -193,12 +193,12 @@ class SharedCore(Core):
     def release(self, owner: Any, weight: int, now: float) -> bool:
         released = super().release(owner, weight, now)
         if released and owner in self.leases and not self.is_held_by(owner):
-            for lease in self.leases.pop(owner):  # it has ended, and did not give it back
+            for lease in self.leases.pop(owner):  # the owner ended without releasing these
                 lease.home.let_go(self, lease)
         return released
 
     def disown(self) -> None:
-        """This is the child of a fork: what its parent holds it does not."""
+        """In the child of a fork, give up the holders that stayed in the parent."""
         self._guard = threading.Lock()
         self.pending.clear()
         self.ears.clear()
@@ -207,7 +207,10 @@ class SharedCore(Core):
                 lease.disown("it stays with the process that this one was forked from")
 
     def back_out(self, owner: Any, weight: int) -> None:
-        """An owner has the core, but gets no lease: the next in this process may try. It may have ended itself."""
+        """Release the core for an owner that gets no lease, so that the next caller may try.
+
+        The owner may have ended.
+        """
         with monitor:
             self.release(owner, weight, now())
             forget(self, owner)
@@ -215,7 +218,7 @@ class SharedCore(Core):
     # Calls.
 
     def arguments(self, op: str, batch: Sequence[Lowering], own: Sequence[Argument]) -> list[Argument]:
-        """Of a call."""
+        """The arguments of a call of the script."""
         flat: list[Argument] = [op, self._channels, self.capacity, len(batch)]
         for lowering in batch:
             flat += (lowering.ticket.member, lowering.ticket.number, lowering.left)
@@ -223,7 +226,7 @@ class SharedCore(Core):
         return flat
 
     async def ask(self, op: str, own: Sequence[Argument] = (), timeout: float | None = None) -> Any:
-        """Call the script, and have it do what is pending. A checkpoint."""
+        """Call the script, and send the pending releases with the call. A checkpoint."""
         batch = self.outgoing()
         try:
             reply = await self.server.run(LEASE, self.names.keys, self.arguments(op, batch, own), timeout=timeout)
@@ -237,7 +240,7 @@ class SharedCore(Core):
         return reply
 
     def ask_blocking(self, op: str, own: Sequence[Argument] = (), timeout: float | None = None) -> Any:
-        """The same in a thread without a loop."""
+        """Like `ask`, but blocks the thread: for threads without an event loop."""
         batch = self.outgoing()
         try:
             reply = self.server.run_blocking(LEASE, self.names.keys, self.arguments(op, batch, own), timeout=timeout)
@@ -251,10 +254,10 @@ class SharedCore(Core):
         return reply
 
     def read(self, op: str, read: Callable[[Any], T], reply: Any) -> T:
-        """What the script said.
+        """Parse a reply of the script.
 
         Raises:
-            StoreRefused: it makes no sense.
+            StoreRefused: the reply is malformed.
         """
         return read_reply(self.server.name, f"{op!r} of {self.thing}", read, reply)
 
@@ -270,15 +273,15 @@ class SharedCore(Core):
         )
 
     def drop_ticket(self, ticket: Ticket) -> None:
-        """The server has no knowledge of it."""
+        """Free the slot of a ticket that the server does not know."""
         _slots.put(self.names.tag, ticket.slot)
 
     async def acquire(self, ticket: Ticket, wait: bool, timeout: float | None) -> Answer:
-        """Ask for it once."""
+        """Request a lease once."""
         return self.read("acquire", Answer, await self.ask("acquire", ticket.arguments(wait), timeout))
 
     async def renew(self, tickets: list[Ticket]) -> list[int]:
-        """Renew leases; 1 for each that is held, else 0."""
+        """Renew leases. Returns 1 for each that is held, else 0."""
         reply = await self.ask("renew", renewal(tickets))
         return self.read("renew", partial(renewals, size=len(tickets)), reply)
 
@@ -297,10 +300,10 @@ def shared_core(
     writers_first: bool = False,
     debug: bool = False,
 ) -> SharedCore:
-    """The core of something on a server: one for all in this process who mean the same.
+    """Return the core of a lock on a server. All callers in this process that use the same lock share one core.
 
     Raises:
-        ValueError: others in this process use it in another way.
+        ValueError: others in this process use the lock with other settings.
     """
     with _making:
         core = _cores.get((server, names.tag))

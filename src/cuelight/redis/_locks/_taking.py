@@ -1,12 +1,13 @@
-"""Getting a lease from the server, for somebody whose turn it is in this process: by a task, or by a thread.
+"""Requests a lease from the server after the caller's turn has come in this process, in a task or in a thread.
 
-Both do the same: ask; if it is not to be had, be in line, sleep until a message or until it is time to ask again, ask.
-A message comes when the server has granted it, for a moment only: whoever asks then has it for a whole lease.
+Both work the same way. They ask the server. If the lock is not available, they wait in the server's queue and sleep
+until a notification arrives or it is time to ask again, and then ask again. When the server grants the lock to a
+waiter, it sends a notification and reserves the lock for a moment. The waiter's next request then gets a whole lease.
 
 Invariants:
-1. Whoever is cancelled, interrupted, late or refused has it given back, whatever the server did meanwhile.
-2. Until the server has answered for the first time, its absence is an error. Who is in line sits it out.
-3. A lease counts from before it was asked for, and most of it is left when its holder gets it.
+1. If the caller is cancelled, interrupted, late or rejected, the lock is released, whatever the server did meanwhile.
+2. Until the server's first answer, an unreachable server is an error. Callers in the queue continue to wait.
+3. A lease counts from before its request, and most of it is left when its holder gets it.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ __all__ = ["take", "take_blocking", "take_nowait"]
 log = get_log("cuelight.redis")
 
 SOON = 3
-"""Places in line from which a lease that runs out is looked for at once: should those in front be dead, too."""
+"""The number of places at the head of the queue whose waiters ask again as soon as a lease expires, in case the waiters
+before them have died as well.
+"""
 
 SLOW = 3
-"""How often an answer may be too late for the lease that it grants."""
+"""The number of answers that may arrive too late for the leases that they grant."""
 
 
 class _Errand:
-    """One who wants a lease: what is the same for tasks and threads."""
+    """A request for a lease: the part that tasks and threads share."""
 
     def __init__(
         self,
@@ -65,26 +68,26 @@ class _Errand:
         self.ticket = core.ticket(terms, weight, first)
         self.asked = 0.0
         self._answer: Answer | None = None
-        self._answered = False  # the last call
+        self._answered = False  # whether the last call was answered
         self._failures = self._slow = 0
 
     def left(self) -> float:
-        """Seconds that are left."""
+        """Seconds until the timeout."""
         return self._deadline - self._clock()
 
     def limit(self) -> float | None:
-        """Seconds that a call of the server may take; None for those of the client."""
+        """Seconds that a call of the server may take; None for the client's default."""
         return None if self.timeout is None else answer_time(self.timeout, self.left())
 
     def begin(self) -> None:
-        """Before each call."""
+        """Prepare for a call of the server."""
         self.asked, self._answered = now(), False
 
     def granted(self, answer: Answer) -> bool:
-        """Take in an answer.
+        """Record an answer, and return whether it grants the lock.
 
         Raises:
-            StoreRefused: it can never be had like this.
+            StoreRefused: the server can never grant this request.
         """
         core = self.core
         if answer.capacity:
@@ -98,10 +101,10 @@ class _Errand:
         return answer.granted
 
     def stale(self) -> bool:
-        """Whether an answer took so long that the lease must be asked for anew, which renews it.
+        """Whether an answer took so long that the lease must be requested again, which renews it.
 
         Raises:
-            StoreUnavailable: it always takes so long.
+            StoreUnavailable: too many answers took so long.
         """
         if now() - self.asked < self.terms.lease / 2:
             return False
@@ -114,10 +117,10 @@ class _Errand:
         return True
 
     def failed(self, error: StoreUnavailable) -> None:
-        """The server did not answer: go on if this one was in line.
+        """Continue after a failed call if the server has answered before.
 
         Raises:
-            StoreUnavailable: it never answered.
+            StoreUnavailable: the server has never answered, or its answers are too slow.
         """
         if self._answer is None or self._slow > SLOW:
             raise error
@@ -129,7 +132,7 @@ class _Errand:
         """Seconds until it is time to ask again.
 
         Raises:
-            LockTimeout: time is up.
+            LockTimeout: the timeout is over.
         """
         left = self.left()
         if left <= 0:
@@ -143,12 +146,12 @@ class _Errand:
         return min(left, seconds)
 
     def late(self) -> LockTimeout:
-        """It was not there in time."""
+        """The error for a timeout."""
         timeout = self.timeout or 0
         return LockTimeout(f"{describe(whoever())} did not get {self.core.thing} within {timeout:g} s: {self.holder()}")
 
     def holder(self) -> str:
-        """Who holds it, in words."""
+        """Describe the holder in words."""
         answer = self._answer
         if answer is None or not answer.holder:
             return "nobody holds it"
@@ -157,14 +160,14 @@ class _Errand:
         return f"{describe_member(answer.holder)} holds it"
 
     def lease(self, answer: Answer, keeper: Keeper) -> Lease:
-        """It was granted."""
+        """Make the lease for a grant and start to renew it."""
         lease = Lease(self.core.thing, self.ticket, answer.fence, asked=self.asked, owner=whoever(), home=keeper)
         self.core.enter(lease)
         keeper.hold(lease, self.core)
         return lease
 
     def give_up(self) -> None:
-        """Have it given back, unless the server has said last that it has nothing of it."""
+        """Queue a release, unless the server's last answer says that it does not have the ticket."""
         answer = self._answer
         if answer is not None and self._answered and not answer.granted and answer.place < 0:
             self.core.drop_ticket(self.ticket)
@@ -184,28 +187,28 @@ class _Errand:
         return ear
 
     def listen(self, ear: Ear, hint: Hint) -> None:
-        """Have messages ring this hint."""
+        """Start to pass notifications to `hint`."""
         ear.hints[self.ticket.member.encode()] = hint
 
     def unlisten(self, ear: Ear) -> None:
-        """No more of it."""
+        """Stop passing notifications."""
         ear.hints.pop(self.ticket.member.encode(), None)
 
 
 async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
-    """Get a lease; have this task sleep until it is there. A checkpoint.
+    """Request a lease, and wait until it is granted. A checkpoint.
 
     Args:
-        core: of what; the running party has it already.
-        terms: how it is held.
-        weight: how much of it.
-        timeout: seconds to wait, from `since`.
+        core: the lock; the caller already has it in this process.
+        terms: the terms of the lease.
+        weight: the number of permits.
+        timeout: seconds to wait, counted from `since`.
         since: a time of the loop.
 
     Raises:
-        LockTimeout: it was not there in time.
+        LockTimeout: the lock could not be acquired within the timeout.
         StoreUnavailable: the server cannot be reached.
-        StoreRefused: it refuses.
+        StoreRefused: the server rejects the call.
     """
     keeper = keeper_here()
     errand = _Errand(core, terms, weight, timeout, clock=loop_time, since=since)
@@ -239,15 +242,7 @@ async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | Non
 
 
 def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
-    """The same, but blocks the thread.
-
-    Args:
-        core: of what.
-        terms: how it is held.
-        weight: how much of it.
-        timeout: seconds to wait, from `since`.
-        since: a time of `time.monotonic`.
-    """
+    """Like `take`, but blocks the thread; `since` is a time of `time.monotonic`."""
     errand = _Errand(core, terms, weight, timeout, clock=time.monotonic, since=since)
     with the_thread as keeper:
         ear, hint = errand.ear(keeper.loop), ThreadHint()
@@ -279,12 +274,14 @@ def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | 
 
 
 def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
-    """Get a lease at once or not at all. Blocks for a round trip, a loop too.
+    """Request a lease once, without waiting for other holders.
+
+    This blocks the thread, and any event loop in it, for one round trip.
 
     Raises:
-        LockHeld: others hold it, or wait for it.
+        LockHeld: others hold the lock or wait for it.
         StoreUnavailable: the server cannot be reached.
-        StoreRefused: it refuses.
+        StoreRefused: the server rejects the call.
     """
     errand = _Errand(core, terms, weight, None, clock=time.monotonic, since=0)
     with the_thread as of_threads:
@@ -313,10 +310,12 @@ def _ask_once(errand: _Errand, wait: bool) -> Answer:
 
 
 async def _confirm(errand: _Errand) -> None:
-    """Wait until so many replicas know of the grant. Over a connection that asks again, since WAIT goes by connections.
+    """Wait until `wait_replicas` replicas have the grant.
+
+    WAIT covers only the writes of its own connection, so this connection first repeats the request.
 
     Raises:
-        StoreRefused: there are not so many.
+        StoreRefused: fewer replicas have it.
         StoreUnavailable: the server does not answer in time.
     """
     core, wanted = errand.core, errand.terms.wait_replicas

@@ -1,4 +1,4 @@
-"""On what terms something is held: how long a lease is, and what happens when it is lost."""
+"""The terms of a lease: its duration, and the reaction to its loss."""
 
 from __future__ import annotations
 
@@ -25,26 +25,28 @@ def _clock() -> Callable[[], float]:
 
 
 now: Final = _clock()
-"""Seconds that go on while the machine sleeps, where there is such a clock: leases do, on the server."""
+"""The lease clock, in seconds. Where the system has such a clock, it also counts while the machine sleeps, as the
+server's leases do.
+"""
 
 
 class Terms:
-    """How something is held.
+    """The terms of a lease.
 
     Attributes:
-        lease: seconds without a renewal after which the server gives it to others.
-        on_loss: what happens to a holder whose lease was lost.
-        delay: seconds for which nobody gets it after a lease has run out.
-        wait_replicas: how many replicas must know of a grant.
+        lease: seconds without a renewal after which the server gives the lock to others.
+        on_loss: the reaction to a lost lease.
+        delay: seconds after the expiry of a lease during which nobody gets the lock.
+        wait_replicas: the number of replicas that must have a grant.
     """
 
     __slots__ = ("delay", "delay_ms", "lease", "lease_ms", "on_loss", "wait_replicas")
 
     def __init__(self, lease: float, on_loss: OnLoss, lock_delay: float, wait_replicas: int) -> None:
-        """Check and keep them.
+        """Check and store the terms.
 
         Raises:
-            ValueError: one of them makes no sense.
+            ValueError: a value is invalid.
         """
         if not SHORTEST <= lease <= LONGEST:
             raise ValueError(
@@ -60,5 +62,8 @@ class Terms:
         self.lease_ms, self.delay_ms = max(1, round(lease * 1000)), round(lock_delay * 1000)
 
     def valid_until(self, asked: float) -> float:
-        """Until when a lease is surely ours that was asked for then: it began later, and clocks differ a little."""
+        """Return the time until which a lease requested at `asked` is certainly held.
+
+        The server's lease began after the request; the margin covers small differences between the clocks.
+        """
         return asked + self.lease * 0.99 - 0.002

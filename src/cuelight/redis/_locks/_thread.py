@@ -1,7 +1,7 @@
-"""The keeper of each loop; and one thread with a loop for those that have none: threads, and loops that have ended.
+"""The keeper of each loop, and one thread with a loop that works for threads and for loops that have ended.
 
-The thread is there while it is needed, and a moment longer. It does not keep a program alive, nor is it cut off: when
-the main thread ends, what that left held is given back, and the thread ends before the interpreter does.
+The thread runs while it is needed, and a moment longer. It neither keeps the program alive nor is it cut off: when the
+main thread ends, the thread releases the locks that the main thread left held, and ends before the interpreter does.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ log = get_log("cuelight.redis")
 T = TypeVar("T")
 
 LINGER: Final = 1.0
-"""Seconds for which the thread stays when nothing is held any more: starting it costs a millisecond."""
+"""Seconds that the thread stays after the last lease, because starting it costs a millisecond."""
 
 HURRY: Final = 0.02
 
 _register: Final[Any] = getattr(threading, "_register_atexit", None)
-"""Calls back when the main thread has ended, before the others are waited for; `atexit` does so after that."""
+"""Registers a callback for the end of the main thread, before other threads are joined; `atexit` calls back after
+that.
+"""
 
 
 class LoopThread:
-    """The thread. All methods may be called from any other."""
+    """The thread. Any other thread may call its methods."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -49,17 +51,17 @@ class LoopThread:
         self._ending = self._registered = False
 
     def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
-        """Run an async function there, and wait for it.
+        """Run an async function in the thread's loop and wait for its result.
 
         Raises:
-            RuntimeError: this is the thread itself.
+            RuntimeError: the caller is this thread itself.
         """
         if threading.current_thread() is self._thread:
             raise RuntimeError(
                 "this runs in the thread that renews leases, as `on_loss` does: it must neither take nor release a lock"
             )
         with self as keeper:
-            # Not in the context of the caller: what that says of loops is not true there.
+            # Not in the caller's context: its information about the running loop is wrong in the thread.
             start = contextvars.Context().run
             future = start(asyncio.run_coroutine_threadsafe, function(*args), keeper.loop)
             try:
@@ -69,7 +71,7 @@ class LoopThread:
                 raise
 
     def __enter__(self) -> Keeper:
-        """Have it run for a block; returns its keeper."""
+        """Keep the thread running during the block, and return its keeper."""
         with self._lock:
             keeper = self._started()
             self._needed += 1
@@ -80,7 +82,7 @@ class LoopThread:
             self._needed -= 1
 
     def flush(self, core: SharedCore) -> None:
-        """Have sent what is to be given back."""
+        """Send the pending releases in the background."""
         with self._lock:
             try:
                 keeper = self._started()
@@ -131,7 +133,7 @@ class LoopThread:
                 quiet = idle
 
     def end(self) -> None:
-        """The main thread has ended: give back what nobody will give back, and end with the last other thread."""
+        """Release abandoned locks after the main thread has ended, and end with the last other thread."""
         with self._lock:
             self._ending = True
             if self._keeper is not None and self._nudge is not None:

@@ -1,4 +1,4 @@
-"""Checks of what a queue is given: each raises an error that names the value and what to give instead."""
+"""Checks of the arguments of queue methods. Each error shows the value and says which values are accepted."""
 
 from __future__ import annotations
 
@@ -28,15 +28,7 @@ __all__ = [
 
 
 def check_task(call: str, task: object) -> None:
-    """Check that something is a task, at the places that take nothing else.
-
-    Args:
-        call: the name of the method; shown in the error.
-        task: what it was given.
-
-    Raises:
-        TypeError: it is no task.
-    """
+    """Raise `TypeError`, with `call` as the name of the method, if `task` is not a `Task`."""
     if isinstance(task, Task):
         return
     shown = f"{call}({safe_repr(task)})"
@@ -54,11 +46,7 @@ def check_task(call: str, task: object) -> None:
 
 
 def check_function(call: str, function: object) -> None:
-    """Check that something is a task function.
-
-    Raises:
-        TypeError: it is none.
-    """
+    """Raise `TypeError` if `function` is not a task function."""
     if isinstance(function, TaskFunction):
         return
     shown = f"{call}({safe_repr(function)})"
@@ -75,10 +63,8 @@ def check_function(call: str, function: object) -> None:
 
 
 def id_given(call: str, task: object) -> str:
-    """The identifier of a task that is given as itself or by its identifier.
-
-    Raises:
-        TypeError: it is neither.
+    """Return the identifier of a task that is passed as a `Task` or as an identifier. Raise `TypeError` for other
+    types.
     """
     if isinstance(task, Task):
         return task.task_id
@@ -88,11 +74,7 @@ def id_given(call: str, task: object) -> str:
 
 
 def string_given(call: str, text: object) -> str:
-    """The string that was given.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Return `text`. Raise `TypeError` if it is not a string."""
     if isinstance(text, Task):
         raise TypeError(f"{call}: {safe_repr(text)} is a Task: give its identifier, `task.task_id`")
     if not isinstance(text, str):
@@ -101,10 +83,8 @@ def string_given(call: str, text: object) -> str:
 
 
 def items_given(call: str, items: Iterable[Any], wanted: str) -> list[Any]:
-    """The items of something that can be iterated over.
-
-    Raises:
-        TypeError: it cannot, or is one item.
+    """Return the items of an iterable as a list. Raise `TypeError` for a string, `bytes` or a value that is not
+    iterable.
     """
     given: Any = items
     if not isinstance(given, Iterable) or isinstance(given, str | bytes):
@@ -113,22 +93,12 @@ def items_given(call: str, items: Iterable[Any], wanted: str) -> list[Any]:
 
 
 def check_limit(call: str, limit: object) -> None:
-    """Check that something is a limit.
-
-    Raises:
-        TypeError: it is none.
-    """
     if not isinstance(limit, Limit):
         raise TypeError(f"{call}({safe_repr(limit)}): give a Limit, such as Limit('openai', max_concurrent=5)")
 
 
 def check_number(call: str, number: object) -> None:
-    """Check that something is a number of things.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is less than 1.
-    """
+    """Raise `TypeError` if `number` is not an `int`, and `ValueError` if it is less than 1."""
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"{call}={safe_repr(number)}: give a whole number")
     if number < 1:
@@ -136,21 +106,11 @@ def check_number(call: str, number: object) -> None:
 
 
 def check_query(call: str, query: object) -> None:
-    """Check that something is a query.
-
-    Raises:
-        TypeError: it is none.
-    """
     if not isinstance(query, Query):
         raise TypeError(f"{call}({safe_repr(query)}): give a Query, such as Query(state='pending')")
 
 
 def check_store(call: str, store: object) -> None:
-    """Check that something is a store of tasks.
-
-    Raises:
-        TypeError: it is none.
-    """
     if callable(getattr(store, "exchange", None)) and callable(getattr(store, "open", None)):
         return
     way = "give a store, such as SQLiteStore('tasks.db') or MemoryStore()"
@@ -160,10 +120,6 @@ def check_store(call: str, store: object) -> None:
 
 
 def check_callback(call: str, function: Callable[..., object] | None) -> None:
-    """Check that something is a function, or None.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Raise `TypeError` if `function` is neither callable nor None."""
     if function is not None and not callable(function):
         raise TypeError(f"{call}: {safe_repr(function)} is no function of a Task")

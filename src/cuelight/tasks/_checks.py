@@ -137,9 +137,7 @@ def ids_given(ids: Iterable[str]) -> list[str]:
 
 
 def check_exchange(finishes: Sequence[Finish], claim: Claim | None) -> None:
-    """Raise `ValueError` for a finish with an unknown kind or an invalid delay, or a claim whose lease is not more than
-    0 seconds.
-    """
+    """Raise `ValueError` for an unknown kind of finish, an invalid delay, or a lease of 0 seconds or less."""
     for finish in finishes:
         check_finish(finish)
         attempt = finish.attempt
@@ -157,9 +155,7 @@ def check_beat(lease: float | None) -> None:
 
 
 def check_set_limit(limit: Limit | None, key: str) -> None:
-    """Raise `ValueError` if the limit has another key than the one that it overrides, or if the key is not valid
-    Unicode.
-    """
+    """Raise `ValueError` if the key of the limit is not `key`, or if `key` is not valid Unicode."""
     check_text("set_limit", key=key)
     if limit is not None and limit.key != key:
         raise ValueError(f"set_limit({limit!r}, {key!r}): the limit must have this key")

@@ -42,9 +42,7 @@ slow = get_log("cuelight.slow")
 
 TICK: Final = 0.5
 UNPARK: Final = 15.0
-"""Seconds between two searches for parked tasks: a worker of an older version may park a task whose type this one
-knows.
-"""
+"""Seconds between two searches for parked tasks. A worker of an older version may park tasks that this one can run."""
 
 LOOK: Final = 60.0
 """Seconds after which the schedules are read again if nothing has changed."""

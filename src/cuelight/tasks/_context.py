@@ -108,8 +108,9 @@ class TaskContext:
 
     @property
     def epoch(self) -> int:
-        """The fencing token of this attempt. It grows with each claim, so another system can reject writes of older
-        attempts.
+        """The fencing token of this attempt, which grows with each claim.
+
+        A system that stores it can reject writes of older attempts.
         """
         return self._lease.epoch
 
@@ -223,10 +224,10 @@ running_task: ContextVar[TaskContext | None] = ContextVar("cuelight_task", defau
 
 
 def current_task() -> TaskContext:
-    """Return the context of the running task, in the worker's event loop, in one of its threads or in one of its
-    processes.
+    """Return the context of the running task.
 
-    In a process, the context is read-only: `progress` and `save` raise `RuntimeError`.
+    It works in the worker's event loop, threads and processes. In a process, the context is read-only: `progress` and
+    `save` raise `RuntimeError`.
 
     Raises:
         RuntimeError: the caller is not part of a task of a worker.

@@ -137,7 +137,7 @@ class Life:
             self._settled.set()
 
     def end(self) -> None:
-        """Make all calls raise `PoolClosed` from now on, including waiting ones. Not a checkpoint."""
+        """Make all calls raise from now on, including waiting ones. Not a checkpoint."""
         self._over = True
         self._settled.set()
         for scope in self._waits:

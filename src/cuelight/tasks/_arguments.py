@@ -63,9 +63,7 @@ def check_function(call: str, function: object) -> None:
 
 
 def id_given(call: str, task: object) -> str:
-    """Return the identifier of a task that is passed as a `Task` or as an identifier. Raise `TypeError` for other
-    types.
-    """
+    """Return the identifier of a task, given as a `Task` or as an identifier. Raise `TypeError` for other types."""
     if isinstance(task, Task):
         return task.task_id
     if isinstance(task, str):
@@ -83,9 +81,7 @@ def string_given(call: str, text: object) -> str:
 
 
 def items_given(call: str, items: Iterable[Any], wanted: str) -> list[Any]:
-    """Return the items of an iterable as a list. Raise `TypeError` for a string, `bytes` or a value that is not
-    iterable.
-    """
+    """Return the items of an iterable as a list. Raise `TypeError` for a string, bytes or a non-iterable value."""
     given: Any = items
     if not isinstance(given, Iterable) or isinstance(given, str | bytes):
         raise TypeError(f"{call}({safe_repr(given)}): give {wanted}")

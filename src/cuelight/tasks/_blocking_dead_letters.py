@@ -20,10 +20,10 @@ Entries: TypeAlias = list[DeadLetterEntry]
 
 
 class BlockingDeadLetterQueue(BlockingFace["DeadLetterQueue"]):
-    """Dead letters for blocking code, made by `with DeadLetterQueue() as dlq:`. Its methods may be called from any
-    thread.
+    """Dead letters for blocking code, made by `with DeadLetterQueue() as dlq:`.
 
-    Functions to which letters are replayed run in the event loop of the block, so they may be async.
+    Its methods may be called from any thread. Functions to which letters are replayed run in the event loop of the
+    block, so they may be async.
     """
 
     async def _begin(self) -> None:

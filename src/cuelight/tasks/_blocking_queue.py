@@ -30,10 +30,10 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class BlockingTaskQueue(BlockingFace["TaskQueue"]):
-    """A task queue for blocking code, made by `with TaskQueue(...) as queue:`. Its methods may be called from any
-    thread.
+    """A task queue for blocking code, made by `with TaskQueue(...) as queue:`.
 
-    The callbacks `on_lost` and `on_cancel` are called in the thread of the queue's event loop.
+    Its methods may be called from any thread. The callbacks `on_lost` and `on_cancel` are called in the thread of the
+    queue's event loop.
     """
 
     def __init__(self, make: Callable[[ActorSystem], TaskQueue], name: str) -> None:

@@ -1,5 +1,4 @@
-"""The version number of a store, which changes with the store, and the callers that wait for a change in any thread's
-loop.
+"""The version of a store, which every change increments, and the callers in any thread that wait for a change.
 
 A change wakes every wait that began before it: the version is compared and the waiter is added under one lock.
 """

@@ -20,10 +20,10 @@ _WAITED_OUT: Final = 60.0
 
 
 class SteadyClock:
-    """Returns seconds since the epoch. A step back of less than a minute is hidden: the time stands still until it has
-    passed.
+    """Returns seconds since the epoch, without small steps back.
 
-    A larger step back is followed. Its only effect is that current leases and delays last longer than they should.
+    After a step back of less than a minute, the time stands still until the clock has caught up. A larger step back is
+    followed. Its only effect is that current leases and delays last longer than they should.
 
     While the underlying clock raises an exception or returns an invalid time, the time advances by the monotonic clock,
     because a store must know the time to end leases.

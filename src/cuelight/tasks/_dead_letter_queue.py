@@ -189,8 +189,9 @@ class DeadLetterQueue(AddsLetters):
         return await self._letters.page(choice, after, limit)
 
     def __aiter__(self) -> AsyncIterator[DeadLetterEntry]:
-        """Iterate over all dead letters, which are fetched in pages. Letters added in the meantime may or may not be
-        included.
+        """Iterate over all dead letters, which are fetched in pages.
+
+        Letters that are added in the meantime may or may not be included.
         """
         return Each(self._pages(Choice()))
 

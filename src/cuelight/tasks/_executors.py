@@ -23,9 +23,7 @@ __all__ = ["Executors"]
 
 
 class _InThread:
-    """A function that sets the context's node to the thread in which it runs. It has the name of the function, for
-    people.
-    """
+    """A function that records its thread in the context. It has the name of the original function, for people."""
 
     def __init__(self, context: TaskContext, function: Callable[..., Any]) -> None:
         self._context, self._function = context, function

@@ -60,8 +60,7 @@ class QueueAdmin(QueueBase):
         return await life.patiently(lambda: life.store.find(query))
 
     def results(self, function: TaskFunction[..., R]) -> AsyncIterator[tuple[str, R]]:
-        """Return an async iterator over the stored results of a function, with the identifiers of the tasks, oldest
-        first.
+        """Return an async iterator of `(task_id, result)` over the stored results of a function, oldest first.
 
         It reads one page of tasks at a time, so there may be any number of them. Each page is a checkpoint. A loop over
         the iterator can be left at any time.
@@ -206,11 +205,10 @@ class QueueAdmin(QueueBase):
     # Periodic work.
 
     async def every(self, seconds: float, what: Task | TaskFunction[..., Any], *, name: str | None = None) -> str:
-        """Enqueue a task every `seconds` seconds, for the first time after `seconds`, as long as any worker runs. A
-        checkpoint.
+        """Enqueue a task every `seconds` seconds, as long as any worker runs. A checkpoint.
 
-        A repeated call, for example when a program restarts, only updates the options of the task. A changed period
-        counts from the last due time.
+        The first task is due after one period. A repeated call, for example when a program restarts, only updates the
+        options of the task. A changed period counts from the last due time.
 
         Args:
             seconds: the period.

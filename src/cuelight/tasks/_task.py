@@ -81,8 +81,9 @@ class Limit(msgspec.Struct, frozen=True):
     def from_config(
         cls, key: str, config: RateLimitConfig, *, max_concurrent: int | None = None, cost: float = 1.0
     ) -> Self:
-        """Return the limit that an `AsyncTokenBucket` with this configuration enforces, for all workers of a queue
-        together.
+        """Return the limit that an `AsyncTokenBucket` with this configuration enforces, for a whole queue.
+
+        It applies to all workers of the queue together.
 
         Args:
             key: the limited resource.

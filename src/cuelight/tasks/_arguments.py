@@ -35,13 +35,13 @@ def check_task(call: str, task: object) -> None:
     if isinstance(task, TaskFunction):
         name = task.__name__
         raise TypeError(
-            f"{shown}: that is a task function: `queue.send({name}, ...)` sends it with its arguments, and "
+            f"{shown}: this is a task function: `queue.send({name}, ...)` sends it with its arguments, and "
             f"`{name}.task(...)` makes a Task of it"
         )
     if isinstance(task, list | tuple):
         raise TypeError(f"{shown}: give one Task; `enqueue_many` takes several")
     if callable(task) and not isinstance(task, type):
-        raise TypeError(f"{shown}: give a Task; to send a function decorate it with @task, and give it to `queue.send`")
+        raise TypeError(f"{shown}: give a Task; to send a function, decorate it with @task and pass it to `queue.send`")
     raise TypeError(f"{shown}: give a Task, such as Task(task_type='greet', payload='Ann')")
 
 
@@ -58,7 +58,7 @@ def check_function(call: str, function: object) -> None:
             f"needs no function"
         )
     if callable(function):
-        raise TypeError(f"{shown}: that is no task function: decorate it with @task")
+        raise TypeError(f"{shown}: this is not a task function: decorate it with @task")
     raise TypeError(f"{shown}: give a function that is decorated with @task, and its arguments after it")
 
 
@@ -76,7 +76,7 @@ def string_given(call: str, text: object) -> str:
     if isinstance(text, Task):
         raise TypeError(f"{call}: {safe_repr(text)} is a Task: give its identifier, `task.task_id`")
     if not isinstance(text, str):
-        raise TypeError(f"{call}: {safe_repr(text)} is no string")
+        raise TypeError(f"{call}: {safe_repr(text)} is not a string")
     return text
 
 
@@ -111,11 +111,11 @@ def check_store(call: str, store: object) -> None:
         return
     way = "give a store, such as SQLiteStore('tasks.db') or MemoryStore()"
     if getattr(store, "store", None) is not None:
-        way += "; the one of a queue is `queue.store`"
-    raise TypeError(f"{call}: {safe_repr(store)} is no store of tasks: {way}")
+        way += "; `queue.store` is the store of a queue"
+    raise TypeError(f"{call}: {safe_repr(store)} is not a task store: {way}")
 
 
 def check_callback(call: str, function: Callable[..., object] | None) -> None:
     """Raise `TypeError` if `function` is neither callable nor None."""
     if function is not None and not callable(function):
-        raise TypeError(f"{call}: {safe_repr(function)} is no function of a Task")
+        raise TypeError(f"{call}: {safe_repr(function)} is not a function that takes a Task")

@@ -212,9 +212,11 @@ class BlockingFace(Generic[H]):
         if forks.is_old(self._generation):
             return PoolClosed(
                 f"this process is a fork of the one that entered the block of {name}, and has no event loop for it: "
-                f"make another one in this process, over a store of its own"
+                f"make another one in this process, with a new store"
             )
-        return PoolClosed(f"{name} is closed: use it inside its `with` block, and end the threads that use it before")
+        return PoolClosed(
+            f"{name} is closed: use it inside its `with` block, and end all threads that use it before the block ends"
+        )
 
 
 class _Call:

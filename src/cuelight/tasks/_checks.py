@@ -60,7 +60,7 @@ def check_record(record: Record) -> None:
     if len(record.limits) > 1:
         keys = [limit.key for limit in record.limits]
         if len(keys) != len(set(keys)):
-            raise ValueError(f"Record({safe_repr(record.id)}, limits={keys}): give each limit a key of its own")
+            raise ValueError(f"Record({safe_repr(record.id)}, limits={keys}): give each limit a different key")
     for limit in record.limits:
         check_text(f"Record({safe_repr(record.id)}, limits=...)", key=limit.key)
     if not (record.deadline == record.deadline and record.due == record.due and record.delay == record.delay):
@@ -118,7 +118,7 @@ def check_ids(ids: Sequence[str]) -> None:
         raise TypeError(f"{safe_repr(ids)}: give a list of identifiers, such as [{safe_repr(ids)}]")
     for task_id in ids:
         if not isinstance(task_id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise TypeError(f"{safe_repr(task_id)} is no identifier of a task: give strings")
+            raise TypeError(f"{safe_repr(task_id)} is not a task identifier: give strings")
         check_text("task", id=task_id)
 
 

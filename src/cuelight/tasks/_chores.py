@@ -123,7 +123,7 @@ class Chores:
             except StoreUnavailable:
                 await anyio.sleep(TICK * random.uniform(1.0, 2.0))  # noqa: S311 - no secret
             except Exception:
-                log.exception("%s could not fire what is due", self._shift.options.worker_id)
+                log.exception("%s could not fire the due schedules", self._shift.options.worker_id)
                 await anyio.sleep(LOOK * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
     async def _fire_due(self) -> float:

@@ -261,7 +261,7 @@ class Claimer:
             attempt = finish.attempt
             if not state:
                 shift.tally.lease_lost += 1
-                log.warning("%s: lease_lost: the finish (%s) of %s was refused", worker, finish.kind, finish.id)
+                log.warning("%s: lease_lost: the finish (%s) of %s was rejected", worker, finish.kind, finish.id)
             elif failed is not None and attempt is not None and attempt.kind not in QUIET:
                 text = f"{attempt.error}\n{attempt.traceback}".rstrip()
                 failed.report(log, worker=worker, queue=shift.queue, kind=attempt.kind, state=state, text=text)
@@ -271,7 +271,7 @@ class Claimer:
     async def _wait_for_store(self, error: Exception) -> None:
         if not self._shift.tally.away:
             self._shift.tally.away = True
-            log.warning("%s cannot reach its store, and goes on trying: %r", self._shift.options.worker_id, error)
+            log.warning("%s cannot reach its store, and keeps trying: %r", self._shift.options.worker_id, error)
         delay = AWAY.delay(self._failures, random.random())  # noqa: S311 - no secret
         self._failures += 1
         await anyio.sleep(delay)
@@ -280,7 +280,7 @@ class Claimer:
         self._failures = 0
         if self._shift.tally.away:
             self._shift.tally.away = False
-            log.warning("%s reaches its store again", self._shift.options.worker_id)
+            log.warning("%s can reach its store again", self._shift.options.worker_id)
 
     def _take_apart(self, errand: Errand) -> Errand:
         """Split an exchange that made the store fail, so that one bad finish does not block the others.
@@ -298,7 +298,7 @@ class Claimer:
             self._most += claim.most
         elif len(finishes) == 1 and self._odd >= TRIES:
             log.error(
-                "%s drops the finish (%s) of %s, which its store does not take: it runs again after its lease",
+                "%s drops the finish (%s) of %s, which its store rejects: the task runs again after its lease",
                 self._shift.options.worker_id,
                 finishes[0].kind,
                 finishes[0].id,

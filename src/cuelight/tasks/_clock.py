@@ -40,7 +40,7 @@ class SteadyClock:
         self._last = now = float(clock())
         self._failed_at: float | None = None
         if not -FAR < now < FAR:
-            raise ValueError(f"clock={safe_repr(clock)}: it says {now!r}; give seconds since the epoch")
+            raise ValueError(f"clock={safe_repr(clock)}: it returned {now!r}; give seconds since the epoch")
 
     def __call__(self) -> float:
         try:
@@ -50,7 +50,7 @@ class SteadyClock:
                 raise
             return self._without(error)
         if not -FAR < now < FAR:
-            return self._without(ValueError(f"it says {now!r}"))
+            return self._without(ValueError(f"it returned {now!r}"))
         if self._failed_at is not None:
             self._failed_at = None
         last = self._last

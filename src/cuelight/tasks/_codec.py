@@ -189,7 +189,7 @@ def _check_times(task: Task) -> None:
         if not least <= value <= inf or (value == inf and not endless) or (positive and value == 0):
             raise ValueError(f"{name}={safe_repr(value)}: give {out}")
     if task.unique_for is not None and task.unique is None:
-        raise ValueError(f"unique_for={safe_repr(task.unique_for)} without unique: give the key that is to be unique")
+        raise ValueError(f"unique_for={safe_repr(task.unique_for)} without unique: give the unique key")
 
 
 def _check_weight(task: Task) -> None:

@@ -179,7 +179,9 @@ class TaskContext:
 
     async def _keep(self, what: str, progress: bytes | None, checkpoint: bytes | None) -> None:
         if self._desk is None:
-            raise RuntimeError(f"the {what} of {self.task_id} cannot be kept here: a task in a process only reads")
+            raise RuntimeError(
+                f"the {what} of {self.task_id} cannot be stored here: in a process, the context is read-only"
+            )
         pause = 0.05
         while not self._over:
             try:
@@ -194,7 +196,7 @@ class TaskContext:
         raise self._too_late(what)
 
     def _too_late(self, what: str) -> LeaseLost:
-        return LeaseLost(f"the {what} of {self.task_id} was refused: this attempt has ended, or lost its lease")
+        return LeaseLost(f"the {what} of {self.task_id} was rejected: this attempt has ended, or lost its lease")
 
     def _from_thread(self, method: Callable[[Any], Awaitable[None]], what: str, value: Any) -> None:
         portal = None if self._desk is None else self._desk.portal

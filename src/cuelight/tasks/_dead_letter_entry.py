@@ -121,7 +121,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         except msgspec.ValidationError as error:
             names = ", ".join(cls.__struct_fields__)
             raise TypeError(
-                f"{safe_repr(which)} are no conditions on dead letters ({error}): there are {names}"
+                f"{safe_repr(which)} are not valid conditions on dead letters ({error}): the conditions are {names}"
             ) from None
 
     def takes(self, letter: DeadLetterEntry) -> bool:
@@ -200,15 +200,16 @@ def last_failure(history: Sequence[Attempt]) -> tuple[str, str]:
 def nowhere() -> str:
     """The error message for a replay of letters without a source to go back to."""
     return (
-        "where are these dead letters to go? Say so in replay(..., to=...) or DeadLetterQueue(to=...): "
-        "a function, which gets the letter, or a ref, which is told its payload"
+        "these dead letters have no source to go back to: name a destination in replay(..., to=...) or "
+        "DeadLetterQueue(to=...): a function, which gets the letter, or a ref, which is told its payload"
     )
 
 
 def unknown(letter_id: str) -> TaskNotFound:
     """The error for an identifier that no dead letter has."""
     return TaskNotFound(
-        f"there is no dead letter {safe_repr(letter_id)}: it was replayed, purged or crowded out, or never there"
+        f"there is no dead letter {safe_repr(letter_id)}: it was replayed, purged, dropped because of `keep`, or never "
+        "existed"
     )
 
 
@@ -226,7 +227,7 @@ async def deliver(letter: DeadLetterEntry, target: Target) -> None:
         return
     ref = cast(Any, target)
     if not ref.alive:
-        raise ActorNotFound(f"{safe_repr(ref)} has ended: give the ref of an actor that lives")
+        raise ActorNotFound(f"{safe_repr(ref)} has ended: give the ref of a live actor")
     await tell_once(ref, letter.payload)
 
 

@@ -318,7 +318,7 @@ class DeadLetterQueue(AddsLetters):
         """
         choice = Choice.of(which)
         if choice.everything and not everything:
-            raise ValueError("purge() would forget every dead letter: give a condition, or everything=True")
+            raise ValueError("purge() would delete every dead letter: give a condition, or everything=True")
         await self._ready()
         forgotten = 0
         async for page in self._pages(choice, until=await self._letters.frontier()):
@@ -360,7 +360,7 @@ class DeadLetterQueue(AddsLetters):
     async def _replay_one(self, letter: DeadLetterEntry, target: Target | None) -> Exception | None:
         """Replay a letter. Return the reason if that failed. Errors of the store are raised."""
         if not self._hold([letter]):
-            return TaskNotFound(f"somebody is replaying the dead letter {letter.id} now")
+            return TaskNotFound(f"another caller is replaying the dead letter {letter.id} now")
         with self._held([letter]):
             if target is None:
                 return (await self._letters.give_back([letter]))[0]

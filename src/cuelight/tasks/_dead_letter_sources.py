@@ -130,7 +130,7 @@ class Kept:
         letter_id = letter.id or str(uuid.uuid4())
         with self._lock:
             if letter_id in self._by_id:
-                raise ValueError(f"id={letter_id!r}: there is a dead letter with this identity, so give it another")
+                raise ValueError(f"id={letter_id!r}: another dead letter has this identifier, so give a different one")
             self._last += 1
             letter = msgspec.structs.replace(letter, id=letter_id, sequence=self._last)
             self._letters[self._last] = letter
@@ -253,7 +253,9 @@ class ActorLetters(Kept):
         cell = _find(self._system.root, letter.source)
         if cell is None:
             where = f"no actor {letter.source!r} is alive" if letter.source else "it came from no actor"
-            return ActorNotFound(f"{where}: say where the dead letter is to go, as in replay({letter.id!r}, to=ref)")
+            return ActorNotFound(
+                f"{where}: name a destination for the dead letter, as in replay({letter.id!r}, to=ref)"
+            )
         try:
             await tell_once(Ref(cell), letter.payload)
         except MailboxFull as error:
@@ -361,7 +363,7 @@ class StoreLetters:
     async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
         accepted = await self._store.replay([letter.id for letter in letters])
         return [
-            None if done else TaskNotFound(f"{letter.id} is no dead letter any more")
+            None if done else TaskNotFound(f"{letter.id} is not a dead letter any more")
             for letter, done in zip(letters, accepted, strict=True)
         ]
 

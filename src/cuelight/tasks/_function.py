@@ -177,13 +177,13 @@ class TaskFunction(Generic[P, R_co]):
         """
         if self.queue is None:
             raise RuntimeError(
-                f"{self.name} has no queue to be sent to: `await queue.send({self.__name__}, ...)`, "
+                f"{self.name} is not bound to a queue: `await queue.send({self.__name__}, ...)`, "
                 f"`{self.__name__}.bind(queue).send(...)`, or `@task(queue=queue)`"
             )
         return await self.queue.send(self, *args, **kwargs)
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
-        """Alias of `send`, for users of Celery."""
+        """Alias of `send`, for users of Celery. A checkpoint."""
         return await self.send(*args, **kwargs)
 
     # For workers.
@@ -299,7 +299,9 @@ def task(
 
     def decorate(function: Callable[..., Any]) -> Any:
         if isinstance(function, TaskFunction):
-            raise TypeError(f"@task on {function!r}: that is a task function; `with_options` gives it other options")
+            raise TypeError(
+                f"@task on {function!r}: this is a task function already; `with_options` changes its options"
+            )
         given: Any = function
         if not callable(given) or isinstance(given, type):
             raise TypeError(f"@task on {safe_repr(function)}: decorate a function")
@@ -315,7 +317,7 @@ def _kind_of(function: Callable[..., Any]) -> Callable[..., Any]:
 def _name_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", "")
     if not name or "<lambda>" in name:
-        raise ValueError(f"{brief(function)} has no name of its own: give it one, as in task(name='greet')(...)")
+        raise ValueError(f"{brief(function)} has no name: give it one, as in task(name='greet')(...)")
     return f"{function.__module__}.{name}"
 
 
@@ -324,7 +326,7 @@ def _async_queue(queue: TaskQueue | None) -> TaskQueue | None:
     if isinstance(given, BlockingFace):
         raise TypeError(f"{safe_repr(queue)} is a blocking queue: send with `queue.send(function, ...)`")
     if given is not None and not callable(getattr(given, "send", None)):
-        raise TypeError(f"{safe_repr(given)} is no queue to send to: give a TaskQueue")
+        raise TypeError(f"{safe_repr(given)} is not a queue: give a TaskQueue")
     return queue
 
 
@@ -338,7 +340,9 @@ def _checked(options: SendOptions, name: str) -> SendOptions:
     known = SendOptions.__required_keys__ | SendOptions.__optional_keys__
     unknown = options.keys() - known
     if unknown:
-        raise TypeError(f"{name}: no such option: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+        raise TypeError(
+            f"{name}: no such option: {', '.join(sorted(unknown))}; the options are {', '.join(sorted(known))}"
+        )
     checked = options.copy()
     if "priority" in checked and checked["priority"] in tuple(TaskPriority):
         checked["priority"] = TaskPriority(checked["priority"])

@@ -90,7 +90,7 @@ def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
         plain = [function for _, function in pairs if not isinstance(function, TaskFunction)]
         if plain:
             raise TypeError(
-                f"handlers has {safe_repr(plain[0])}, which is no task function: decorate it with @task, "
+                f"handlers has {safe_repr(plain[0])}, which is not a task function: decorate it with @task, "
                 f"or give a mapping, {{task_type: function}}"
             )
     else:

@@ -136,7 +136,7 @@ class Keeper:
             # The jitter spreads the retries of many workers over time.
             return self._every * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         if self._away:
-            log.warning("%s reaches its store again, after %d missed beats", self._worker, self._away)
+            log.warning("%s can reach its store again, after %d missed beats", self._worker, self._away)
             self._away = 0
         if renew:
             self._renewed = began
@@ -155,7 +155,7 @@ class Keeper:
 
     def _missed(self, error: BaseException) -> None:
         if not self._away and not self._closed:
-            log.warning("%s cannot renew its leases, and goes on trying: %s", self._worker, describe_error(error))
+            log.warning("%s cannot renew its leases, and keeps trying: %s", self._worker, describe_error(error))
         self._away += 1
 
     def _tell(self, beat: Beat) -> None:
@@ -169,7 +169,7 @@ class Keeper:
         except BaseException as error:
             if self._thread is None and ends_the_program(error):
                 raise
-            log.exception("%s could not tell of lost or cancelled tasks", self._worker)
+            log.exception("%s could not report lost or cancelled tasks", self._worker)
 
     def _run(self) -> None:
         while not self._closed:

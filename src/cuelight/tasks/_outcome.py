@@ -110,7 +110,7 @@ def _delay_of(backoff: Backoff, failures: int, jitter: float) -> float:
     except BaseException as error:  # any error means that the default is used
         failed: BaseException = error
     else:
-        failed = ValueError(f"delay() returned {safe_repr(delay)}, which is no number of seconds")
+        failed = ValueError(f"delay() returned {safe_repr(delay)}, which is not a valid number of seconds")
     log.error("%s failed: the default back-off is used", safe_repr(backoff), error=failed, kind="backoff")
     return RETRIES.delay(failures, jitter)
 

@@ -215,7 +215,7 @@ class Parameters:
             call = msgspec.convert(payload, _Call)
         except msgspec.ValidationError:
             raise TypeError(
-                f"{self._name}: {brief(payload)} is no call: give {{'args': [...], 'kwargs': {{...}}}}"
+                f"{self._name}: {brief(payload)} is not a call: give {{'args': [...], 'kwargs': {{...}}}}"
             ) from None
         try:
             return self._convert(call.args, call.kwargs)
@@ -301,7 +301,7 @@ class Parameters:
                 msgspec.convert(decode(encode_native(stored)), hint)
             except msgspec.ValidationError as error:
                 raise TypeError(
-                    f"{self._name}: {name}={brief(value)} is no {inspect.formatannotation(hint)}: {error}"
+                    f"{self._name}: {name}={brief(value)} is not of type {inspect.formatannotation(hint)}: {error}"
                 ) from None
         raise TypeError(f"{self._name}: the arguments do not fit {self.signature}")  # pragma: no cover - one is wrong
 

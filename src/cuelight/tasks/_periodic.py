@@ -88,8 +88,8 @@ def cron_spec(line: str, tz: str = "UTC") -> str:
         known = _ALIASES.get(fields.lower())
         if known is None:
             there = ", ".join(sorted(_ALIASES))
-            start = "; what is to run when a program starts can be sent then" if fields.lower() == "@reboot" else ""
-            raise ValueError(f"cron {safe_repr(line)}: there is no such name: there are {there}{start}")
+            start = "; to run a task when a program starts, send it then" if fields.lower() == "@reboot" else ""
+            raise ValueError(f"cron {safe_repr(line)}: unknown name; the names are {there}{start}")
         fields = known
     _refuse_long_steps(line, fields.split())
     spec = f"cron {tz} {fields}"
@@ -114,7 +114,7 @@ def _refuse_long_steps(line: str, fields: list[str]) -> None:
             if step is not None and step > values:
                 way = f": use every({step * seconds}, ...) for that" if seconds else ""
                 raise ValueError(
-                    f"cron {safe_repr(line)}: {safe_repr(term)} is not every {step} {name}, for the step is "
+                    f"cron {safe_repr(line)}: {safe_repr(term)} is not every {step} {name}, because the step is "
                     f"longer than the {values} {name} that there are{way}"
                 )
 
@@ -141,7 +141,7 @@ def next_due(spec: str, after: float, anchor: float | None = None) -> float:
     if kind == "cron":
         tz, _, line = rest.partition(" ")
         return _next_cron(line, tz, after)
-    raise ValueError(f"{safe_repr(spec)} is no schedule: make one with every_spec(seconds) or cron_spec(line)")
+    raise ValueError(f"{safe_repr(spec)} is not a schedule: make one with every_spec(seconds) or cron_spec(line)")
 
 
 def due_after_change(spec: str, now: float, old_spec: str, old_due: float) -> float:
@@ -206,7 +206,7 @@ def _period(spec: str, text: str) -> float:
     except ValueError:
         period = 0.0
     if not SHORTEST <= period < math.inf:
-        raise ValueError(f"{safe_repr(spec)} is no schedule: its period is to be {SHORTEST:g} seconds or more")
+        raise ValueError(f"{safe_repr(spec)} is not a schedule: its period must be {SHORTEST:g} seconds or more")
     return period
 
 
@@ -234,7 +234,7 @@ def _next_cron(line: str, tz: str, after: float) -> float:
     try:
         start = datetime.fromtimestamp(after, zone)
     except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"cron {safe_repr(line)} after {safe_repr(after)}: no calendar has that moment") from error
+        raise ValueError(f"cron {safe_repr(line)} after {safe_repr(after)}: the moment is out of range") from error
     for moment in _moments(line, start):
         due: float = moment.timestamp()
         # In the second of two equal hours, cronsim may return a time in the first one.

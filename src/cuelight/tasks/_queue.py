@@ -174,7 +174,7 @@ class TaskQueue(QueueAdmin):
         full = [one.id for one in added if one.outcome == "full"]
         if not full:
             return
-        shed = ", and no less urgent one can give way" if self._options.overflow == "shed_lowest" else ""
+        shed = ", and none of them is less urgent" if self._options.overflow == "shed_lowest" else ""
         raise QueueFull(
             f"the queue {self.name!r} is full ({self._options.max_length} tasks wait{shed}): {len(full)} of "
             f"{len(added)} tasks were not added, the first is {full[0]}; try again later, wait for room with "

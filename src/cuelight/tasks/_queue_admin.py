@@ -162,7 +162,7 @@ class QueueAdmin(QueueBase):
         running = running_task.get()
         if timeout is None and running is not None and running.is_of(self.store):
             raise DeadlockError(
-                f"{running!r} waits until its own queue is drained, and would wait for ever: wait for the handles of "
+                f"{running!r} waits until its own queue is drained, and would wait forever: wait for the handles of "
                 f"other tasks, or give a timeout"
             )
         life = await self._ready()

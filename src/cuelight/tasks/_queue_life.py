@@ -155,7 +155,9 @@ class Life:
             with anyio.move_on_after(GRACE) as scope:
                 await self._give_all_back()
             if scope.cancelled_caught:
-                log.warning("the queue %r had no answer to what it gave back within %g s", self.name, GRACE)
+                log.warning(
+                    "the queue %r gave back its tasks, but its store did not answer within %g s", self.name, GRACE
+                )
         finally:
             await close_store(self.store)
 
@@ -172,7 +174,7 @@ class Life:
             if finishes:
                 await self.store.exchange(finishes)
         except (StoreUnavailable, PoolClosed) as error:  # the store may have been closed directly
-            log.warning("the queue %r could not give back its tasks, whose leases run out: %r", self.name, error)
+            log.warning("the queue %r could not give back its tasks, whose leases will expire: %r", self.name, error)
 
     async def ready(self) -> None:
         """Wait until the store is open. A checkpoint only until then.

@@ -53,7 +53,7 @@ __all__ = ["CANCELLED", "LOST", "Runner", "SHUT_DOWN"]
 log = get_log("cuelight.tasks")
 
 LOST: Final = "its lease was lost"
-CANCELLED: Final = "somebody cancelled the task"
+CANCELLED: Final = "the task was cancelled"
 SHUT_DOWN: Final = "the worker was shut down"
 
 BUDGET: Final = 64
@@ -269,10 +269,10 @@ class Runner:
             return self._kind_of(error)
         elif isinstance(error, self._shift.backend.cancelled):
             raised = type_name(error)
-            text = f"{self.handler.name} awaited something that somebody else has cancelled ({raised})"
+            text = f"{self.handler.name} awaited something that was cancelled elsewhere ({raised})"
             kind, cause = "error", UnexpectedCancellation(text)
         else:
-            kind, cause = "error", TaskFailed(f"the task raised {said(error)}, which ends no worker")
+            kind, cause = "error", TaskFailed(f"the task raised {said(error)}, which does not end the worker")
         cause.__cause__ = error if isinstance(error, Exception) or onwards is None else None
         return kind, cause
 

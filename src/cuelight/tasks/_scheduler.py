@@ -278,7 +278,7 @@ class _Watch:
 
     def __init__(self, table: _Table, worker_id: str, ref: Ref[Any]) -> None:
         if not ref.alive:
-            raise ValueError(f"ref={safe_repr(ref)}: this actor has ended, so register a worker that lives")
+            raise ValueError(f"ref={safe_repr(ref)}: this actor has ended: register a worker with a live actor")
         self._table, self._worker_id = table, worker_id
         self._cell, self._thread = ref._cell, get_ident()
         self._cell.bonds_made().call_when_ended(self._ended)
@@ -317,7 +317,7 @@ def _described(worker: WorkerInfo | str, capabilities: Sequence[str] | None, max
         worker = WorkerInfo(worker, given, max_concurrent)
     elif capabilities is not None or max_concurrent != 10:
         raise ValueError(
-            f"register_worker({safe_repr(worker)}, ...): say capabilities and max_concurrent in the WorkerInfo"
+            f"register_worker({safe_repr(worker)}, ...): set capabilities and max_concurrent in the WorkerInfo"
         )
     _check(worker)
     worker.capabilities = list(worker.capabilities)
@@ -335,7 +335,7 @@ def _check(worker: WorkerInfo) -> None:
     if not isinstance(name, str):
         raise TypeError(f"worker_id={safe_repr(name)}: give a string, or a WorkerInfo")
     if not name:
-        raise ValueError("worker_id='': give it some characters, for '' means that nobody is eligible")
+        raise ValueError("worker_id='': give it some characters, because '' means that no worker is eligible")
     if abilities.__class__ not in {list, tuple, set, frozenset} or not all(isinstance(one, str) for one in abilities):
         raise TypeError(
             f"capabilities={safe_repr(abilities)} of {safe_repr(name)}: give a list of task types, such as ['resize']"

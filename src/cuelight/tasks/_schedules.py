@@ -121,7 +121,7 @@ def named(spec: str, what: Task | TaskFunction[..., Any], name: str | None) -> P
         task = given
     else:
         raise TypeError(
-            f"{safe_repr(given)} is no task: give a function that is decorated with @task, `function.task(...)`, or "
+            f"{safe_repr(given)} is not a task: give a function that is decorated with @task, `function.task(...)`, or "
             f"a Task"
         )
     known = task.task_type if name is None else name
@@ -150,13 +150,13 @@ def declared(entries: Iterable[Every | Cron]) -> dict[str, Periodic]:
         given: Any = entry
         if not isinstance(given, Every | Cron):
             raise TypeError(
-                f"{safe_repr(given)} is no schedule: give Every(seconds, task) or Cron(line, task), in a list"
+                f"{safe_repr(given)} is not a schedule: give Every(seconds, task) or Cron(line, task), in a list"
             )
         periodic = given.periodic()
         if periodic.name in found:
             raise ValueError(
-                f"two schedules are named {periodic.name!r}, the type of their tasks by default: give each a name "
-                f"of its own, as in {type(given).__name__}(..., name='...')"
+                f"two schedules are named {periodic.name!r}, the type of their tasks by default: give each a "
+                f"different name, as in {type(given).__name__}(..., name='...')"
             )
         found[periodic.name] = periodic
     return found
@@ -173,8 +173,8 @@ def updated(periodic: Periodic, there: Schedule | None, now: float) -> Schedule:
         return Schedule(name=periodic.name, spec=spec, due=next_due(spec, now), record=periodic.record)
     if not periodic.is_named and not _is_same_work(periodic.record, there.record):
         raise ValueError(
-            f"there is a schedule {periodic.name!r} already, of the task type {there.record.type!r} with other "
-            f"arguments: give this one a name of its own, or name={periodic.name!r} to replace that one"
+            f"there is already a schedule {periodic.name!r}, of the task type {there.record.type!r} with other "
+            f"arguments: give this one a different name, or pass name={periodic.name!r} to replace it"
         )
     # A store keeps the due time while the text of the spec is the same. The identifiers of the tasks continue
     # unchanged.

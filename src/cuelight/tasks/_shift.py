@@ -189,7 +189,7 @@ class Shift:
             kind = lease.record.type
             if isinstance(lease, Given):
                 log.error(
-                    "%s knows no task type %r: the task %s is with its caller",
+                    "%s has no handler for the task type %r: the task %s is left to its caller",
                     self.options.worker_id,
                     kind,
                     lease.record.id,
@@ -198,14 +198,16 @@ class Shift:
             elif kind not in self._unknown:
                 self._unknown.add(kind)
                 log.warning(
-                    "%s knows no task type %r: such tasks are parked until a worker starts that does",
+                    "%s has no handler for the task type %r: such tasks are parked until a worker with one starts",
                     self.options.worker_id,
                     kind,
                 )
             self.tally.unknown += 1
             finish = Finish(lease.record.id, lease.epoch, "unknown")
             if self.on_settled is not None:
-                self.on_settled((lease, finish, 0.0, None, TaskFailed(f"no handler knows the task type {kind!r}")))
+                self.on_settled(
+                    (lease, finish, 0.0, None, TaskFailed(f"there is no handler for the task type {kind!r}"))
+                )
             self._end(lease, finish)
         return handler
 
@@ -229,7 +231,7 @@ class Shift:
         if len(self.resting) >= MOST_RESTING and context not in self.resting:
             raise DeadlockError(
                 f"{context!r} cannot wait for another task: {MOST_RESTING} tasks of {self.options.worker_id} do so "
-                f"already. Send what is next at the end of a task, instead of waiting for it"
+                f"already. Send the next task at the end of a task, instead of waiting for it"
             )
         if threading.get_ident() == self._thread:
             self._rest(context)
@@ -292,7 +294,7 @@ class Shift:
     def give_back(self) -> None:
         """Release claimed leases that were not started."""
         while self.waiting:
-            self._finish_unstarted(self.waiting.popleft(), Released("the worker did not come to start it"))
+            self._finish_unstarted(self.waiting.popleft(), Released("the worker did not start it in time"))
 
     def _finish_unstarted(self, lease: Lease, why: Exception) -> None:
         options = self.options
@@ -433,7 +435,7 @@ class Shift:
                 await self.claimer.flush()
             if scope.cancelled_caught:
                 log.warning(
-                    "%s ends with %d finishes that its store did not take: those tasks run again after their leases",
+                    "%s ends with %d finishes that its store did not accept: those tasks run again after their leases",
                     self.options.worker_id,
                     self.claimer.unsent,
                 )

@@ -20,7 +20,7 @@ __all__ = ["HEAVIEST", "LIGHTEST", "Attempt", "Counts", "Limit", "QueueEntry", "
 
 LIGHTEST: Final = 0.001
 HEAVIEST: Final = 1000.0
-"""The range of tenant weights: after a billion tasks of weight `LIGHTEST`, one of `HEAVIEST` still changes the sum."""
+"""Bounds of tenant weights: a float that sums up a billion turns of `LIGHTEST` still changes by one of `HEAVIEST`."""
 
 
 class TaskPriority(IntEnum):
@@ -75,7 +75,7 @@ class Limit(msgspec.Struct, frozen=True):
                 raise ValueError(f"Limit({self.key!r}, {name}={value!r}): give more than 0")
         most = next((amount for amount in (self.burst, self.rate) if amount is not None), inf)
         if not 0 <= self.cost <= most:
-            raise ValueError(f"Limit({self.key!r}, cost={self.cost!r}): give 0 to {most:g}, or it would wait for ever")
+            raise ValueError(f"Limit({self.key!r}, cost={self.cost!r}): give 0 to {most:g}, or it would wait forever")
 
     @classmethod
     def from_config(

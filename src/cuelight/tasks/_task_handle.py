@@ -26,9 +26,9 @@ R_co = TypeVar("R_co", covariant=True)
 OVER: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.CANCELLED, TaskStatus.DEAD_LETTER})
 
 _FAILURES: Final[dict[str, tuple[type[TaskFailed], str]]] = {
-    "errors": (TaskFailed, "failed as often as it may"),
-    "timeouts": (TaskTimedOut, "timed out as often as it may"),
-    "quarantined": (TaskQuarantined, "was under way when its worker died, as often as it may be"),
+    "errors": (TaskFailed, "failed the maximum number of times"),
+    "timeouts": (TaskTimedOut, "timed out the maximum number of times"),
+    "quarantined": (TaskQuarantined, "was running when its worker died, the maximum number of times"),
     "expired": (TaskExpired, "was not started before its deadline"),
     "rejected": (TaskFailed, "was rejected"),
     "shed": (TaskFailed, "gave way to a more urgent task in a full queue"),
@@ -127,7 +127,7 @@ class TaskHandle(Generic[R_co]):
                 if found is None:
                     raise self._missing()
                 return found
-        raise TimeoutError(f"the task {self.task_id} is not over after {timeout} s; it goes on")
+        raise TimeoutError(f"the task {self.task_id} has not ended after {timeout} s; it continues")
 
     async def _wait(self, wanted: Callable[[Snapshot | None], bool]) -> Snapshot | None:
         """Wait inside a task or a handler, for which others may wait."""
@@ -145,7 +145,7 @@ class TaskHandle(Generic[R_co]):
 
     def _missing(self) -> TaskNotFound:
         return TaskNotFound(
-            f"there is no task {self.task_id!r}: it never was in this queue, was purged, or its result_ttl is over"
+            f"there is no task {self.task_id!r}: it was never in this queue, was purged, or its result_ttl is over"
         )
 
     def __repr__(self) -> str:
@@ -190,7 +190,7 @@ def failure_of(snapshot: Snapshot) -> TaskFailed:
     last = history[-1] if history else None
     if last is None or not last.error:
         return kind(f"{name} {how}")
-    failure = kind(f"{name} {how}; the last time: {last.error}")
+    failure = kind(f"{name} {how}; the last error: {last.error}")
     if last.traceback:
         failure.add_note(f"In the worker {last.worker}:\n{last.traceback}")
     return failure

@@ -131,7 +131,7 @@ class _Packers:
             if issubclass(kind, dict) or (node.__class__ is kinds.NamedTupleType and kind in _COLLECTIONS):
                 return self._pack_fields(node, value, room)
             if hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__struct_fields__") or issubclass(kind, tuple):
-                raise Unstorable(f"it is of type {kind.__qualname__}, and no {wanted.__qualname__}")
+                raise Unstorable(f"it is of type {kind.__qualname__}, not {wanted.__qualname__}")
             return value
         packed, changed = [], False
         for field in node.fields:
@@ -247,7 +247,7 @@ def _refuse_disguise(value: Any, classes: tuple[type, ...]) -> None:
     kind = type(value)
     if issubclass(kind, _LOOKS_LIKE_ANOTHER) and not issubclass(kind, classes):
         wanted = " or ".join(dict.fromkeys(one.__name__ for one in classes[:3])) or "what the annotation says"
-        raise Unstorable(f"it is of type {kind.__qualname__}, and no {wanted}: convert it yourself")
+        raise Unstorable(f"it is of type {kind.__qualname__}, not {wanted}: convert it first")
 
 
 def _classes_of(node: Any) -> tuple[type, ...]:
@@ -294,7 +294,7 @@ def advice_on(annotation: Any) -> str:
         if len(classes) > 1 and not all(map(_is_tagged, classes)):
             names = " and ".join(member.__name__ for member in classes)
             return (
-                f"; to have {names} told apart, make them msgspec structs with a tag, as in "
+                f"; to distinguish {names}, make them msgspec structs with a tag, as in "
                 f"`class {classes[0].__name__}(msgspec.Struct, tag=True)`"
             )
     return ""

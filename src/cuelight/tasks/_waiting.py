@@ -92,8 +92,9 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
             if way is not None:
                 circle = show_circle(nodes, way)
                 raise DeadlockError(
-                    f"{name_of(nodes[0])} waits for {wait.thing} and would wait for ever, because each waits for the "
-                    f"next: {circle}. Return, and let somebody else wait for both; or give back what it holds first"
+                    f"{name_of(nodes[0])} waits for {wait.thing} and would wait forever, because each waits for the "
+                    f"next: {circle}. Return, and let another task wait for both; or release the locks that it holds "
+                    f"first"
                 )
         with resting(context):
             yield

@@ -102,7 +102,7 @@ class TaskWorker:
         if isinstance(given, BlockingFace):
             raise TypeError(
                 f"queue={safe_repr(queue)}: a worker needs an async TaskQueue, `async with TaskQueue(store) as "
-                "queue:`, and runs in its loop; a blocking program starts workers as programs of their own"
+                "queue:`, and runs in its loop; a blocking program runs workers as separate programs"
             )
         if given is not None and not isinstance(given, QueueBase):
             raise TypeError(f"TaskWorker(queue={safe_repr(given)}): give a TaskQueue, and then the handlers")
@@ -136,7 +136,9 @@ class TaskWorker:
     async def __aenter__(self) -> Self:
         queue = self._must_have_queue()
         if self._entered:
-            raise RuntimeError(f"the worker {self.worker_id!r} works already: make another, or leave its block first")
+            raise RuntimeError(
+                f"the worker {self.worker_id!r} is already running: make another, or leave its block first"
+            )
         self._entered, self._leaving, self._died = True, False, None
         self._context = copy_context()
         spec = child(_WorkerActor, self).with_options(shutdown=self._options.shutdown_timeout + FLUSH + 1.0)

@@ -94,7 +94,7 @@ class QueueAdmin(QueueBase):
         return dict(zip(ids, outcomes, strict=True))
 
     async def purge(self, task_ids: Iterable[str] | str) -> int:
-        """Delete tasks that have ended permanently. A checkpoint.
+        """Permanently delete tasks that have ended. A checkpoint.
 
         Args:
             task_ids: identifiers of completed and cancelled tasks, and of dead letters; other tasks are not changed.

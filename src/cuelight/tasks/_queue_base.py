@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueBase", "WhenFull"]
 
 WhenFull = Literal["wait", "reject", "shed_lowest"]
-"""What `enqueue` does if the queue is full: wait for room, raise `QueueFull`, or give up the least urgent task."""
+"""The reaction of `enqueue` to a full queue: wait for room, raise `QueueFull`, or give up the least urgent task."""
 
 
 _IN_OTHER_THREADS = (
@@ -91,7 +91,7 @@ class QueueBase:
             name: a name for log and error messages.
             system: a running actor system to use.
             max_length: how many tasks may wait; None for no limit. Tasks in flight do not count.
-            overflow: what `enqueue` does when the queue is full: "wait" for room, "reject" with `QueueFull`, or
+            overflow: the reaction of `enqueue` to a full queue: "wait" for room, "reject" with `QueueFull`, or
                 "shed_lowest", which makes the least urgent task a dead letter.
             lease: seconds after which another consumer gets the tasks that this handle has dequeued if its process
                 dies.

@@ -21,8 +21,8 @@ class Book(Protocol):
 
     Attributes:
         sizes: the number of tasks in each state. Code that changes the state of a row must update it.
-        paused: no task is claimed.
-        closed: no task is added.
+        paused: whether no task may be claimed.
+        closed: whether no task may be added.
         changed: whether anything was written in this step. The code that begins a step resets it.
     """
 

@@ -84,7 +84,7 @@ class Row(msgspec.Struct, eq=False):
         step: the kind of that finish and the resulting state; see `step_of` in `_transitions.py`.
         story: None for a task without previous attempts.
         turn: its turn among tasks of equal priority and deadline; see `_turns.py`.
-        damage: the unreadable part; the other fields are as far as possible read, and otherwise defaults.
+        damage: the unreadable part. The other fields have the readable values, or defaults.
     """
 
     seq: int

@@ -1,4 +1,4 @@
-"""Repair of damage in a SQLite file, done by hand, by another program, or by another version.
+"""Repairs damage in a SQLite file that was edited by hand, by another program, or by another version.
 
 Queries handle the unreadable rows that they return. This module handles the rest: tasks that no query returns, counters
 that do not match the tasks, and lanes that wait without a reason.

@@ -7,8 +7,8 @@ Invariants:
 
 1. A submitted step is answered once, with a result or an error, even if the thread ends.
 2. An answer is given after the commit.
-3. If a step fails, it and the other steps of its transaction are repeated separately, so that it does not fail other
-   steps.
+3. If a step fails, it and the other steps of its transaction are repeated separately, so that no step makes another
+   one fail.
 4. The wait for other processes has a deadline.
 5. A fork waits until the threads are between two transactions, and closes their files, which the next step opens again.
    Otherwise, a child that inherits a file of SQLite would believe that it has its parent's locks. A child that inherits

@@ -12,8 +12,9 @@ Invariants, tested in `tests/tasks/stores/test_store_model.py` for every store:
 3. Each claim of a task increments its epoch. A step with another epoch than the task's, or for a task that is not in
    flight, is rejected and changes nothing. A repetition of a step with the same epoch is accepted and changes nothing,
    because an answer may be lost.
-4. At most one lease of a task is valid at a time. When it expires, this counts as one crash. It expires when a claim
-   finds it expired: until then, its holder may renew it or finish, because no other worker can have the task.
+4. At most one lease of a task is valid at a time. When its time is over, the task has crashed once. The lease only ends
+   when a claim notices that: until then, its holder may still renew it or finish, because no other worker can have the
+   task.
 5. Among tasks that may run, the claim order is (priority, deadline, turn, sequence). A task keeps its turn and its
    sequence when it is tried again. A task may not run while a more urgent one waits for the same limit. Turns are those
    of `_turns.py`: tenants share by weight, and without tenants all turns are equal.

@@ -1,4 +1,4 @@
-"""Tasks: a durable queue, its workers, its scheduler and its dead letters, over one store interface."""
+"""Tasks: a durable queue with workers, a scheduler, dead letters and interchangeable stores."""
 
 from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
 from cuelight.tasks._blocking_queue import BlockingTaskHandle, BlockingTaskQueue

@@ -1,4 +1,4 @@
-"""Checks of what a queue is given: each raises an error that names the value and what to give instead."""
+"""Checks of the arguments of queue methods. Each error shows the value and says which values are accepted."""
 
 from __future__ import annotations
 
@@ -28,37 +28,25 @@ __all__ = [
 
 
 def check_task(call: str, task: object) -> None:
-    """Check that something is a task, at the places that take nothing else.
-
-    Args:
-        call: the name of the method; shown in the error.
-        task: what it was given.
-
-    Raises:
-        TypeError: it is no task.
-    """
+    """Raise `TypeError`, with `call` as the name of the method, if `task` is not a `Task`."""
     if isinstance(task, Task):
         return
     shown = f"{call}({safe_repr(task)})"
     if isinstance(task, TaskFunction):
         name = task.__name__
         raise TypeError(
-            f"{shown}: that is a task function: `queue.send({name}, ...)` sends it with its arguments, and "
+            f"{shown}: this is a task function: `queue.send({name}, ...)` sends it with its arguments, and "
             f"`{name}.task(...)` makes a Task of it"
         )
     if isinstance(task, list | tuple):
         raise TypeError(f"{shown}: give one Task; `enqueue_many` takes several")
     if callable(task) and not isinstance(task, type):
-        raise TypeError(f"{shown}: give a Task; to send a function decorate it with @task, and give it to `queue.send`")
+        raise TypeError(f"{shown}: give a Task; to send a function, decorate it with @task and pass it to `queue.send`")
     raise TypeError(f"{shown}: give a Task, such as Task(task_type='greet', payload='Ann')")
 
 
 def check_function(call: str, function: object) -> None:
-    """Check that something is a task function.
-
-    Raises:
-        TypeError: it is none.
-    """
+    """Raise `TypeError` if `function` is not a task function."""
     if isinstance(function, TaskFunction):
         return
     shown = f"{call}({safe_repr(function)})"
@@ -70,16 +58,12 @@ def check_function(call: str, function: object) -> None:
             f"needs no function"
         )
     if callable(function):
-        raise TypeError(f"{shown}: that is no task function: decorate it with @task")
+        raise TypeError(f"{shown}: this is not a task function: decorate it with @task")
     raise TypeError(f"{shown}: give a function that is decorated with @task, and its arguments after it")
 
 
 def id_given(call: str, task: object) -> str:
-    """The identifier of a task that is given as itself or by its identifier.
-
-    Raises:
-        TypeError: it is neither.
-    """
+    """Return the identifier of a task, given as a `Task` or as an identifier. Raise `TypeError` for other types."""
     if isinstance(task, Task):
         return task.task_id
     if isinstance(task, str):
@@ -88,24 +72,16 @@ def id_given(call: str, task: object) -> str:
 
 
 def string_given(call: str, text: object) -> str:
-    """The string that was given.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Return `text`. Raise `TypeError` if it is not a string."""
     if isinstance(text, Task):
         raise TypeError(f"{call}: {safe_repr(text)} is a Task: give its identifier, `task.task_id`")
     if not isinstance(text, str):
-        raise TypeError(f"{call}: {safe_repr(text)} is no string")
+        raise TypeError(f"{call}: {safe_repr(text)} is not a string")
     return text
 
 
 def items_given(call: str, items: Iterable[Any], wanted: str) -> list[Any]:
-    """The items of something that can be iterated over.
-
-    Raises:
-        TypeError: it cannot, or is one item.
-    """
+    """Return the items of an iterable as a list. Raise `TypeError` for a string, bytes or a non-iterable value."""
     given: Any = items
     if not isinstance(given, Iterable) or isinstance(given, str | bytes):
         raise TypeError(f"{call}({safe_repr(given)}): give {wanted}")
@@ -113,22 +89,12 @@ def items_given(call: str, items: Iterable[Any], wanted: str) -> list[Any]:
 
 
 def check_limit(call: str, limit: object) -> None:
-    """Check that something is a limit.
-
-    Raises:
-        TypeError: it is none.
-    """
     if not isinstance(limit, Limit):
         raise TypeError(f"{call}({safe_repr(limit)}): give a Limit, such as Limit('openai', max_concurrent=5)")
 
 
 def check_number(call: str, number: object) -> None:
-    """Check that something is a number of things.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is less than 1.
-    """
+    """Raise `TypeError` if `number` is not an `int`, and `ValueError` if it is less than 1."""
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"{call}={safe_repr(number)}: give a whole number")
     if number < 1:
@@ -136,34 +102,20 @@ def check_number(call: str, number: object) -> None:
 
 
 def check_query(call: str, query: object) -> None:
-    """Check that something is a query.
-
-    Raises:
-        TypeError: it is none.
-    """
     if not isinstance(query, Query):
         raise TypeError(f"{call}({safe_repr(query)}): give a Query, such as Query(state='pending')")
 
 
 def check_store(call: str, store: object) -> None:
-    """Check that something is a store of tasks.
-
-    Raises:
-        TypeError: it is none.
-    """
     if callable(getattr(store, "exchange", None)) and callable(getattr(store, "open", None)):
         return
     way = "give a store, such as SQLiteStore('tasks.db') or MemoryStore()"
     if getattr(store, "store", None) is not None:
-        way += "; the one of a queue is `queue.store`"
-    raise TypeError(f"{call}: {safe_repr(store)} is no store of tasks: {way}")
+        way += "; `queue.store` is the store of a queue"
+    raise TypeError(f"{call}: {safe_repr(store)} is not a task store: {way}")
 
 
 def check_callback(call: str, function: Callable[..., object] | None) -> None:
-    """Check that something is a function, or None.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Raise `TypeError` if `function` is neither callable nor None."""
     if function is not None and not callable(function):
-        raise TypeError(f"{call}: {safe_repr(function)} is no function of a Task")
+        raise TypeError(f"{call}: {safe_repr(function)} is not a function that takes a Task")

@@ -1,14 +1,13 @@
-"""The base of blocking faces: the methods of an async handle, for code that blocks, from any thread.
+"""The base class of the blocking interfaces: it runs the methods of an async handle for threads without an event loop.
 
-The invariants:
+Invariants:
 
-1. A call runs the async method once, in the loop of the face's own system, and returns or raises what that did.
-2. A calling thread that is interrupted (`KeyboardInterrupt`) leaves nothing behind: the method is cancelled, and has
-   ended, before the interrupt goes on.
-3. Once the block was left no call waits: calls that were under way are cut off and raise `PoolClosed`, and so do later
-   ones.
-4. A thread that runs an event loop is refused, because to block it would stop everything else in that loop.
-5. In a process that was forked, whose copy of the face has no loop, each call raises `PoolClosed` at once.
+1. A call runs the async method once, in the event loop of the interface's system, and returns or raises its outcome.
+2. If the calling thread is interrupted (`KeyboardInterrupt`), the method is cancelled and has ended before the
+   interrupt propagates.
+3. When the block is left, pending calls are cancelled and raise `PoolClosed`. Later calls raise it, too.
+4. A call from a thread that runs an event loop is rejected, because it would block all other tasks of that loop.
+5. In a forked process, the copy of the interface has no event loop, so each call raises `PoolClosed` at once.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ P = ParamSpec("P")
 
 
 class BlockingFace(Generic[H]):
-    """A handle with a loop in a thread of its own; a subclass gives the handle's methods again, as blocking ones.
+    """A handle with an event loop in its own thread. Subclasses define blocking versions of the handle's methods.
 
-    Each method of a subclass is one line, `return self._call(self._handle.enqueue, task)`, so that its types are
-    those of the async method.
+    Each method of a subclass is one line, `return self._call(self._handle.enqueue, task)`, so that type checkers infer
+    the types of the async method.
     """
 
     def __init__(
@@ -51,12 +50,12 @@ class BlockingFace(Generic[H]):
         backend: str = "asyncio",
         backend_options: dict[str, Any] | None = None,
     ) -> None:
-        """Set up a face; its thread starts when its block is entered.
+        """Set up the interface. Its thread starts when the block is entered.
 
         Args:
-            make: makes the handle; called in the loop, with the system that the handle is to live in.
-            system: a system that is running already, for handles that belong to it; None for one of its own.
-            name: the name of its own system, the first part of all paths.
+            make: called in the event loop with the system; returns the handle.
+            system: a running system to use; None to start a separate one.
+            name: the name of the separate system, which is the first part of all paths in it.
             backend: "asyncio" or "trio".
             backend_options: passed to anyio.
         """
@@ -66,8 +65,8 @@ class BlockingFace(Generic[H]):
         self._system: BlockingSystem | None = None
         self._generation = forks.generation
         self._made: list[H] = []
-        self._calls: set[_Call] = set()  # those under way; only touched in the loop
-        self._all_ended: anyio.Event | None = None  # in the loop too: for whoever waits for them to end
+        self._calls: set[_Call] = set()  # in progress; only accessed in the loop
+        self._all_ended: anyio.Event | None = None  # only accessed in the loop; set when the last call ends
 
     def __enter__(self) -> Self:
         _refuse_in_a_loop(f"`with` around {type(self).__name__}")
@@ -90,35 +89,31 @@ class BlockingFace(Generic[H]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         self._system = None
-        if forks.is_old(self._generation):  # all that is to be ended lives in another process
+        if forks.is_old(self._generation):  # the loop and the handle belong to the parent process
             return None
         return self._stack.__exit__(kind, error, trace)
 
     async def _begin(self) -> None:
-        """Override this for what is to be done in the loop when the block is entered."""
+        """Hook that runs in the loop when the block is entered."""
 
     async def _end(self) -> None:
-        """Override this for what is to be done in the loop when the block is left. No call is under way any more."""
+        """Hook that runs in the loop when the block is left, after all calls have ended."""
 
     @property
     def _handle(self) -> H:
-        """The async handle.
-
-        Raises:
-            PoolClosed: the block was not entered, or was left.
-        """
+        """The async handle. Raises `PoolClosed` outside the block."""
         if self._system is None or forks.is_old(self._generation):
             raise self._closed()
         return self._made[0]
 
     def _call(self, method: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run an async method of the handle in the loop; block until it has ended.
+        """Run an async method of the handle in the loop and block until it ends.
 
         Raises:
-            PoolClosed: the block was not entered, or was left, also while the call waited. Then the method was
-                cancelled, with the effect that this has on it.
+            PoolClosed: the block was not entered, or was left before or during the call. In the second case, the method
+                was cancelled; the effect depends on the method.
             RuntimeError: this thread runs an event loop.
-            Exception: what the method raised.
+            Exception: any exception that the method raised.
         """
 
         async def run() -> R:
@@ -127,7 +122,7 @@ class BlockingFace(Generic[H]):
         return self._perform(run)
 
     def _do(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """As `_call`, for a method that is no async one but belongs into the loop."""
+        """Like `_call`, for a synchronous method that must run in the loop."""
 
         async def run() -> R:
             return function(*args, **kwargs)
@@ -137,7 +132,7 @@ class BlockingFace(Generic[H]):
     def _iterate(
         self, method: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Generator[R, None, None]:
-        """As `_call`, for an async iterator: one call for each item. Closing the iterator closes that of the handle."""
+        """Like `_call`, for an async iterator: one call per item. Closing the generator closes the async iterator."""
         items = self._do(method, *args, **kwargs)
 
         async def advance() -> list[R]:
@@ -173,7 +168,7 @@ class BlockingFace(Generic[H]):
                 raise self._closed() from error  # the block was left before the call began
             raise
         except BaseException:
-            if not call.ended.is_set():  # such as KeyboardInterrupt: nobody is left to take the result
+            if not call.ended.is_set():  # such as KeyboardInterrupt: no thread waits for the result any more
                 self._abandon(system, call)
             raise
         if not answer:
@@ -182,7 +177,7 @@ class BlockingFace(Generic[H]):
         return result
 
     async def _run(self, call: _Call, run: Callable[[], Awaitable[R]]) -> list[R]:
-        """In the loop: the result in a list, or an empty list if the call was cut off."""
+        """In the loop: return the result in a list, or an empty list if the end of the block cancelled the call."""
         try:
             if call.withdrawn or self._system is None:
                 return []
@@ -201,7 +196,7 @@ class BlockingFace(Generic[H]):
         try:
             started = system.call(call.withdraw)
         except SystemClosed:
-            return  # the block was left meanwhile, and that has cut the call off
+            return  # the block was left in the meantime, which cancelled the call
         if started:
             call.ended.wait()
 
@@ -217,13 +212,15 @@ class BlockingFace(Generic[H]):
         if forks.is_old(self._generation):
             return PoolClosed(
                 f"this process is a fork of the one that entered the block of {name}, and has no event loop for it: "
-                f"make another one in this process, over a store of its own"
+                f"make another one in this process, with a new store"
             )
-        return PoolClosed(f"{name} is closed: use it inside its `with` block, and end the threads that use it before")
+        return PoolClosed(
+            f"{name} is closed: use it inside its `with` block, and end all threads that use it before the block ends"
+        )
 
 
 class _Call:
-    """One call of one thread. But for `ended`, only the loop's thread touches it."""
+    """One call from one thread. All attributes except `ended` are only accessed in the loop's thread."""
 
     __slots__ = ("ended", "scope", "withdrawn")
 
@@ -233,7 +230,7 @@ class _Call:
         self.ended = threading.Event()
 
     def withdraw(self) -> bool:
-        """Cancel it. False if it had not begun; then it never will."""
+        """Cancel the call. Return False if it had not started; then it never starts."""
         self.withdrawn = True
         if self.scope is None:
             return False

@@ -1,4 +1,4 @@
-"""Dead letters for blocking code."""
+"""The blocking interface of `DeadLetterQueue`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from cuelight.tasks._dead_letter_entry import DeadLetterEntry, ReplayReport, Tar
 from cuelight.tasks._dead_letter_sources import PAGE
 
 if TYPE_CHECKING:
-    from cuelight.tasks._dead_letter_queue import DeadLetterQueue  # noqa: F401 - in quotes below, for it imports this
+    from cuelight.tasks._dead_letter_queue import DeadLetterQueue  # noqa: F401 - in strings; it imports this module
     from cuelight.tasks._task import Attempt
 
 __all__ = ["BlockingDeadLetterQueue"]
 
 Entries: TypeAlias = list[DeadLetterEntry]
-"""Inside of the class `list` is a method."""
+"""Needed because `list` is a method inside the class."""
 
 
 class BlockingDeadLetterQueue(BlockingFace["DeadLetterQueue"]):
-    """Dead letters for blocking code, usable from any thread; made by `with DeadLetterQueue() as dlq:`.
+    """Dead letters for blocking code, made by `with DeadLetterQueue() as dlq:`.
 
-    Functions that letters are replayed to run in the loop of the block, so they may be async.
+    Its methods may be called from any thread. Functions to which letters are replayed run in the event loop of the
+    block, so they may be async.
     """
 
     async def _begin(self) -> None:
@@ -33,7 +34,7 @@ class BlockingDeadLetterQueue(BlockingFace["DeadLetterQueue"]):
 
     @property
     def dropped(self) -> int:
-        """As `DeadLetterQueue.dropped`."""
+        """Blocking version of `DeadLetterQueue.dropped`."""
         handle = self._handle
         return self._do(lambda: handle.dropped)
 
@@ -48,7 +49,7 @@ class BlockingDeadLetterQueue(BlockingFace["DeadLetterQueue"]):
         letter_id: str | None = None,
         history: Sequence[Attempt] = (),
     ) -> DeadLetterEntry:
-        """As `DeadLetterQueue.add`."""
+        """Blocking version of `DeadLetterQueue.add`."""
         return self._call(
             self._handle.add,
             payload,
@@ -61,32 +62,32 @@ class BlockingDeadLetterQueue(BlockingFace["DeadLetterQueue"]):
         )
 
     def list(self, *, limit: int = PAGE, after: int = 0, **which: Unpack[Which]) -> Entries:
-        """As `DeadLetterQueue.list`."""
+        """Blocking version of `DeadLetterQueue.list`."""
         handle = self._handle
         return self._call(lambda: handle.list(limit=limit, after=after, **which))
 
     def __iter__(self) -> Iterator[DeadLetterEntry]:
-        """All dead letters, fetched in pages."""
+        """Iterate over all dead letters, which are fetched in pages."""
         after = 0
         while page := self.list(after=after):
             yield from page
             after = page[-1].sequence
 
     def get(self, letter_id: str) -> DeadLetterEntry:
-        """As `DeadLetterQueue.get`."""
+        """Blocking version of `DeadLetterQueue.get`."""
         return self._call(self._handle.get, letter_id)
 
     def count(self, **which: Unpack[Which]) -> int:
-        """As `DeadLetterQueue.count`."""
+        """Blocking version of `DeadLetterQueue.count`."""
         handle = self._handle
         return self._call(lambda: handle.count(**which))
 
     def edit(self, letter_id: str, payload: Any) -> DeadLetterEntry:
-        """As `DeadLetterQueue.edit`."""
+        """Blocking version of `DeadLetterQueue.edit`."""
         return self._call(self._handle.edit, letter_id, payload)
 
     def replay(self, letter_id: str, *, to: Target | None = None) -> None:
-        """As `DeadLetterQueue.replay`."""
+        """Blocking version of `DeadLetterQueue.replay`."""
         self._call(self._handle.replay, letter_id, to=to)
 
     def replay_all(
@@ -103,10 +104,10 @@ class BlockingDeadLetterQueue(BlockingFace["DeadLetterQueue"]):
         return self._call(lambda: handle.replay_all(to=to, dry_run=dry_run, rate=rate, limit=limit, **which))
 
     def remove(self, letter_id: str) -> bool:
-        """As `DeadLetterQueue.remove`."""
+        """Blocking version of `DeadLetterQueue.remove`."""
         return self._call(self._handle.remove, letter_id)
 
     def purge(self, *, everything: bool = False, **which: Unpack[Which]) -> int:
-        """As `DeadLetterQueue.purge`."""
+        """Blocking version of `DeadLetterQueue.purge`."""
         handle = self._handle
         return self._call(lambda: handle.purge(everything=everything, **which))

@@ -1,4 +1,4 @@
-"""The task queue for blocking code."""
+"""The blocking interface of `TaskQueue`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class BlockingTaskQueue(BlockingFace["TaskQueue"]):
-    """A task queue for blocking code, usable from any thread; made by `with TaskQueue(...) as queue:`.
+    """A task queue for blocking code, made by `with TaskQueue(...) as queue:`.
 
-    The functions `on_lost` and `on_cancel` are called in the thread of its loop.
+    Its methods may be called from any thread. The callbacks `on_lost` and `on_cancel` are called in the thread of the
+    queue's event loop.
     """
 
     def __init__(self, make: Callable[[ActorSystem], TaskQueue], name: str) -> None:
@@ -41,13 +42,13 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
         self._letters: BlockingDeadLetterQueue | None = None
 
     def ready(self) -> None:
-        """As `TaskQueue.ready`."""
+        """Blocking version of `TaskQueue.ready`."""
         self._call(self._handle.ready)
 
-    # For producers.
+    # Producing.
 
     def enqueue(self, task: Task) -> bool:
-        """As `TaskQueue.enqueue`."""
+        """Blocking version of `TaskQueue.enqueue`."""
         return self._call(self._handle.enqueue, task)
 
     def enqueue_many(self, tasks: Iterable[Task]) -> list[bool]:
@@ -55,7 +56,7 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
         return self._call(self._handle.enqueue_many, tasks)
 
     def send(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> BlockingTaskHandle[R]:
-        """As `TaskQueue.send`."""
+        """Blocking version of `TaskQueue.send`."""
         handle = self._handle
         return BlockingTaskHandle(self, self._call(lambda: handle.send(function, *args, **kwargs)))
 
@@ -64,26 +65,26 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
     @overload
     def handle(self, task_id: str, function: TaskFunction[..., R]) -> BlockingTaskHandle[R]: ...
     def handle(self, task_id: str, function: TaskFunction[..., Any] | None = None) -> BlockingTaskHandle[Any]:
-        """As `TaskQueue.handle`."""
+        """Blocking version of `TaskQueue.handle`."""
         queue = self._handle
         return BlockingTaskHandle(self, queue.handle(task_id) if function is None else queue.handle(task_id, function))
 
-    # For consumers.
+    # Consuming.
 
     def dequeue(self, timeout: float = 0.0) -> Task | None:
-        """As `TaskQueue.dequeue`."""
+        """Blocking version of `TaskQueue.dequeue`."""
         return self._call(self._handle.dequeue, timeout)
 
     def ack(self, task: Task | str, result: Any = None) -> bool:
-        """As `TaskQueue.ack`."""
+        """Blocking version of `TaskQueue.ack`."""
         return self._call(self._handle.ack, task, result)
 
     def nack(self, task: Task | str, error: BaseException | str | None = None, delay: float | None = None) -> bool:
-        """As `TaskQueue.nack`."""
+        """Blocking version of `TaskQueue.nack`."""
         return self._call(self._handle.nack, task, error, delay)
 
     def extend(self, task: Task | str, seconds: float | None = None) -> bool:
-        """As `TaskQueue.extend`."""
+        """Blocking version of `TaskQueue.extend`."""
         return self._call(self._handle.extend, task, seconds)
 
     def in_flight(self) -> dict[str, Task]:
@@ -93,19 +94,19 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
     # Tasks.
 
     def size(self) -> Size:
-        """As `TaskQueue.size`."""
+        """Blocking version of `TaskQueue.size`."""
         return self._call(self._handle.size)
 
     def get(self, task_id: str) -> Task | None:
-        """As `TaskQueue.get`."""
+        """Blocking version of `TaskQueue.get`."""
         return self._call(self._handle.get, task_id)
 
     def find(self, query: Query) -> list[Snapshot]:
-        """As `TaskQueue.find`."""
+        """Blocking version of `TaskQueue.find`."""
         return self._call(self._handle.find, query)
 
     def results(self, function: TaskFunction[..., R]) -> Iterator[tuple[str, R]]:
-        """As `TaskQueue.results`: a generator, which reads a page of tasks at a time."""
+        """Blocking version of `TaskQueue.results`: a generator that reads one page of tasks at a time."""
         after = 0
         while page := self.find(Query(state="completed", type=function.name, after=after)):
             for snapshot in page:
@@ -117,18 +118,18 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
     @overload
     def cancel(self, task_id: Iterable[str]) -> dict[str, str]: ...
     def cancel(self, task_id: str | Iterable[str]) -> str | dict[str, str]:
-        """As `TaskQueue.cancel`."""
+        """Blocking version of `TaskQueue.cancel`."""
         queue: Any = self._handle
         outcomes: str | dict[str, str] = self._call(queue.cancel, task_id)
         return outcomes
 
     def purge(self, task_ids: Iterable[str] | str) -> int:
-        """As `TaskQueue.purge`."""
+        """Blocking version of `TaskQueue.purge`."""
         return self._call(self._handle.purge, task_ids)
 
     @property
     def dead_letters(self) -> BlockingDeadLetterQueue:
-        """As `TaskQueue.dead_letters`, for blocking code."""
+        """Blocking version of `TaskQueue.dead_letters`."""
         handle = self._handle
         with self._lock:
             if self._letters is None:
@@ -139,23 +140,23 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
     # Switches.
 
     def pause(self) -> None:
-        """As `TaskQueue.pause`."""
+        """Blocking version of `TaskQueue.pause`."""
         self._call(self._handle.pause)
 
     def resume(self) -> None:
-        """As `TaskQueue.resume`."""
+        """Blocking version of `TaskQueue.resume`."""
         self._call(self._handle.resume)
 
     def close(self) -> None:
-        """As `TaskQueue.close`."""
+        """Blocking version of `TaskQueue.close`."""
         self._call(self._handle.close)
 
     def reopen(self) -> None:
-        """As `TaskQueue.reopen`."""
+        """Blocking version of `TaskQueue.reopen`."""
         self._call(self._handle.reopen)
 
     def drain(self, timeout: float | None = None, *, scheduled: bool = False) -> bool:
-        """As `TaskQueue.drain`."""
+        """Blocking version of `TaskQueue.drain`."""
         return self._call(self._handle.drain, timeout, scheduled=scheduled)
 
     # Limits.
@@ -175,11 +176,11 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
     # Periodic work.
 
     def every(self, seconds: float, what: Task | TaskFunction[..., Any], *, name: str | None = None) -> str:
-        """As `TaskQueue.every`."""
+        """Blocking version of `TaskQueue.every`."""
         return self._call(self._handle.every, seconds, what, name=name)
 
     def cron(self, line: str, what: Task | TaskFunction[..., Any], *, tz: str = "UTC", name: str | None = None) -> str:
-        """As `TaskQueue.cron`."""
+        """Blocking version of `TaskQueue.cron`."""
         return self._call(self._handle.cron, line, what, tz=tz, name=name)
 
     def sync_schedules(self, schedules: Iterable[Every | Cron]) -> ScheduleChanges:
@@ -191,16 +192,16 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
         return self._call(self._handle.remove_schedule, name)
 
     def schedules(self) -> list[Schedule]:
-        """As `TaskQueue.schedules`."""
+        """Blocking version of `TaskQueue.schedules`."""
         return self._call(self._handle.schedules)
 
 
 class BlockingTaskHandle(Generic[R_co]):
-    """A task, to blocking code; see `TaskHandle`.
+    """The blocking version of `TaskHandle`.
 
     Attributes:
-        task_id: of the task.
-        is_new: as `TaskHandle.is_new`.
+        task_id: the identifier of the task.
+        is_new: see `TaskHandle.is_new`.
     """
 
     __slots__ = ("_face", "_handle", "is_new", "task_id")
@@ -210,7 +211,7 @@ class BlockingTaskHandle(Generic[R_co]):
         self.task_id, self.is_new = handle.task_id, handle.is_new
 
     def result(self, timeout: float | None = None) -> R_co:
-        """As `TaskHandle.result`."""
+        """Blocking version of `TaskHandle.result`."""
         token = blocking_thread.set(here.me)
         try:
             return self._face._call(self._handle.result, timeout)
@@ -218,23 +219,23 @@ class BlockingTaskHandle(Generic[R_co]):
             blocking_thread.reset(token)
 
     def status(self) -> TaskStatus:
-        """As `TaskHandle.status`."""
+        """Blocking version of `TaskHandle.status`."""
         return self._face._call(self._handle.status)
 
     def task(self) -> Task:
-        """As `TaskHandle.task`."""
+        """Blocking version of `TaskHandle.task`."""
         return self._face._call(self._handle.task)
 
     def cancel(self) -> str:
-        """As `TaskHandle.cancel`."""
+        """Blocking version of `TaskHandle.cancel`."""
         return self._face._call(self._handle.cancel)
 
     def progress(self) -> Any:
-        """As `TaskHandle.progress`."""
+        """Blocking version of `TaskHandle.progress`."""
         return self._face._call(self._handle.progress)
 
     def updates(self) -> Iterator[Any]:
-        """As `TaskHandle.updates`."""
+        """Blocking version of `TaskHandle.updates`."""
         return self._face._iterate(self._handle.updates)
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""The seam between the rules of a store and where it keeps its rows: memory, or tables.
+"""The interface between the rules of a store and the place where its rows are: memory, or SQL tables.
 
-A book is used by one thread at a time, within one atomic step. What it returns is as of now, with all that was saved
-in the same step.
+A book is used by one thread at a time, within one atomic step. Its results are current, and include changes that were
+saved earlier in the same step.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Book(Protocol):
     """The rows of one queue.
 
     Attributes:
-        sizes: how many tasks are in each state; whoever changes the state of a row counts it here.
-        paused: no task is claimed.
-        closed: no task is added.
-        changed: something was written in this step; whoever begins a step clears it.
+        sizes: the number of tasks in each state. Code that changes the state of a row must update it.
+        paused: whether no task may be claimed.
+        closed: whether no task may be added.
+        changed: whether anything was written in this step. The code that begins a step resets it.
     """
 
     sizes: list[int]
@@ -33,165 +33,151 @@ class Book(Protocol):
 
     @property
     def turns(self) -> Turns:
-        """Of tenants."""
+        """The turns of tenants."""
         ...
 
     # Tasks
 
     def new(self, record: Record) -> Row:
-        """A row with the next sequence; it is in the book once it is saved."""
+        """Return a row with the next sequence. It is in the book once it is inserted."""
         ...
 
     def insert(self, row: Row) -> None:
-        """Put a new row into the book."""
+        """Add a new row to the book."""
         ...
 
     def rows(self, ids: Sequence[str], *, payload: bool = False) -> dict[str, Row]:
-        """Tasks by their ids. Payloads, and results, are there only if asked for."""
+        """Return tasks by their ids. Payloads and results are only included on request."""
         ...
 
     def save(self, row: Row) -> None:
-        """Write everything but the record and the story."""
+        """Write everything except for the record and the story."""
         ...
 
-    def save_story(self, row: Row) -> None:
-        """Write the story."""
-        ...
+    def save_story(self, row: Row) -> None: ...
 
     def save_record(self, row: Row) -> None:
-        """Write the record, which must have its payload."""
+        """Write the record, which must include its payload."""
         ...
 
     def condemned(self, row: Row) -> None:
-        """A damaged task has become a dead letter, and was saved: write what else has changed of it."""
+        """Write the remaining changes of a damaged task that has become a dead letter and was saved."""
         ...
 
-    def delete(self, row: Row) -> None:
-        """Forget a task."""
-        ...
+    def delete(self, row: Row) -> None: ...
 
     def heads(self, hint: int) -> Iterator[Row]:
-        """Pending tasks without limits, in their order, with payloads. Before the next is asked for, the last must
-        have been saved in another state. About `hint` will be asked for.
+        """Iterate over pending tasks without limits, in the order of claims, with payloads.
+
+        Before the next row is requested, the last one must have been saved in another state. The caller will use about
+        `hint` rows.
         """
         ...
 
     def head(self, lane: Lane) -> Row | None:
-        """The first task in a lane, with its payload."""
+        """Return the first task in a lane, with its payload."""
         ...
 
     def due(self, state: int, now: float, most: int) -> list[Row]:
-        """Tasks in a state whose `due` is not after now, the earliest first."""
+        """Return tasks in a state whose `due` is not after now, the earliest first."""
         ...
 
     def expired(self, now: float, most: int) -> list[Row]:
-        """Waiting tasks whose deadline is not after now."""
+        """Return waiting tasks whose deadline is not after now."""
         ...
 
     def last(self) -> Row | None:
-        """The waiting task that is the last in the order of claims."""
+        """Return the waiting task that is the last in the order of claims."""
         ...
 
     def parked(self, types: Sequence[str]) -> list[Row]:
-        """Parked tasks of these types, by sequence."""
+        """Return parked tasks of these types, by sequence."""
         ...
 
     def find(self, query: Query, now: float) -> list[Row]:
-        """Tasks that fulfil a query, with payloads, by sequence; without results whose time ended before now."""
+        """Return tasks that match a query, with payloads, by sequence, without results whose time ended before now."""
         ...
 
     def over(self, now: float) -> tuple[int, int]:
-        """How many completed and how many cancelled tasks are there still though their time ended before now."""
+        """Return the numbers of stored completed and cancelled tasks whose time ended before now."""
         ...
 
     def next_due(self) -> float:
-        """When time next brings something: the end of a delay or a lease, a deadline, a limit that opens."""
+        """Return the next time of an event: the end of a delay or a lease, a deadline, or the opening of a limit."""
         ...
 
     # Limits
 
     def lane(self, lane: int) -> Lane | None:
-        """A lane; None if it is not there, which no step leaves behind."""
+        """Return a lane; None if it does not exist. No step leaves a reference to a missing lane behind."""
         ...
 
     def lane_of(self, keys: tuple[str, ...]) -> Lane:
-        """The lane for a set of limits; made if it is not there."""
+        """Return the lane for a set of limits. Create it if it does not exist."""
         ...
 
     def save_lane(self, lane: Lane) -> None:
-        """Write it; its head is not None."""
+        """Write a lane, whose head must not be None."""
         ...
 
-    def drop_lane(self, lane: Lane) -> None:
-        """Forget it."""
-        ...
+    def drop_lane(self, lane: Lane) -> None: ...
 
     def first_lane(self, waits_on: str) -> Lane | None:
-        """Of the lanes that wait on a limit ("": on none) the one with the first head."""
+        """Return the lane with the first head among those that wait on this limit; "" means lanes that wait on none."""
         ...
 
     def gate(self, key: str) -> Gate:
-        """A limit; a new one if it is not there."""
+        """Return a limit. Create it if it does not exist."""
         ...
 
     def running(self) -> dict[str, int]:
-        """How many tasks are in flight, by the keys of their limits: counted anew, where that may be wrong."""
+        """Return the number of tasks in flight per key of a limit, recounted if the stored numbers may be wrong."""
         ...
 
-    def save_gate(self, gate: Gate) -> None:
-        """Write it."""
-        ...
+    def save_gate(self, gate: Gate) -> None: ...
 
-    def drop_gate(self, gate: Gate) -> None:
-        """Forget it."""
-        ...
+    def drop_gate(self, gate: Gate) -> None: ...
 
     def gates_due(self, now: float, most: int) -> list[Gate]:
-        """Limits whose `due` is not after now."""
+        """Return limits whose `due` is not after now."""
         ...
 
     # Unique keys, claims, schedules
 
     def holder(self, key: str, now: float) -> str | None:
-        """The task that holds a unique key now."""
+        """Return the task that holds a unique key now."""
         ...
 
     def hold(self, key: str, task_id: str, until: float) -> None:
-        """Let a task hold a unique key; `math.inf`: until it lets go."""
+        """Let a task hold a unique key until a time; `math.inf` means until `let_go`."""
         ...
 
     def let_go(self, key: str, task_id: str) -> None:
-        """Free a unique key, if this task holds it without an end."""
+        """Free a unique key if this task holds it without an end."""
         ...
 
     def claimed(self, nonce: str) -> list[tuple[Row, int]] | None:
-        """What a claim with this nonce was answered, with payloads and the epochs of then; None if there was none."""
+        """Return the answer to an earlier claim with this nonce, as rows with payloads and old epochs, or None."""
         ...
 
     def remember(self, nonce: str, rows: Sequence[Row], until: float) -> None:
-        """Keep the answer to a claim: these rows, and their epochs."""
+        """Store the answer to a claim: these rows and their epochs."""
         ...
 
     def forget(self, now: float, most: int) -> None:
-        """Drop completed and cancelled tasks, unique keys and answers whose time ended before now."""
+        """Delete completed and cancelled tasks, unique keys and answers whose time ended before now."""
         ...
 
     def schedules(self) -> list[Schedule]:
-        """All periodic work, by due time."""
+        """Return all schedules, sorted by due time."""
         ...
 
-    def schedule(self, name: str) -> Schedule | None:
-        """One of them."""
-        ...
+    def schedule(self, name: str) -> Schedule | None: ...
 
-    def save_schedule(self, schedule: Schedule) -> None:
-        """Write it."""
-        ...
+    def save_schedule(self, schedule: Schedule) -> None: ...
 
-    def drop_schedule(self, name: str) -> None:
-        """Forget it."""
-        ...
+    def drop_schedule(self, name: str) -> None: ...
 
     def save_queue(self) -> None:
-        """Write `paused` and `closed`; `sizes` are written at the end of the step anyway."""
+        """Write `paused` and `closed`. `sizes` is written at the end of each step."""
         ...

@@ -1,6 +1,6 @@
-"""The number that changes when a store does, and those who wait for that, in any loop of any thread.
+"""The version of a store, which every change increments, and the callers in any thread that wait for a change.
 
-A wait that begins before a change is woken by it: `since` is compared and the waiter enrolled under one lock.
+A change wakes every wait that began before it: the version is compared and the waiter is added under one lock.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ __all__ = ["Changes"]
 
 
 class Changes:
-    """The version of a store.
+    """The version of a store and its waiters.
 
     Attributes:
-        version: raised by `notify`.
-        waiting: how many wait now.
+        version: incremented by `notify`.
+        waiting: the number of current waiters.
     """
 
     def __init__(self, on_wait: Callable[[], None] | None = None) -> None:
-        """Begin at 1.
-
-        Args:
-            on_wait: called when somebody begins to wait, in that thread.
-        """
+        """Start at version 1. `on_wait` is called in the waiting thread whenever a wait begins."""
         self.version = 1
         self._on_wait = on_wait
         self._lock = threading.Lock()
@@ -39,7 +35,7 @@ class Changes:
         return len(self._waiters)
 
     def notify(self) -> None:
-        """Raise the version and wake all who wait. From any thread."""
+        """Increment the version and wake all waiters. May be called from any thread."""
         with self._lock:
             self.version += 1
             if not self._waiters:
@@ -53,7 +49,7 @@ class Changes:
                 _wake_from_afar(backend, waiter)
 
     async def wait(self, since: int, timeout: float) -> None:
-        """Wait until the version is another one than `since`, at most `timeout` seconds. A checkpoint."""
+        """Wait until the version differs from `since`, for at most `timeout` seconds. A checkpoint."""
         waiter: Waiter | None = None
         with self._lock:
             if self.version == since and timeout > 0:
@@ -77,4 +73,4 @@ def _wake_from_afar(backend: Backend, waiter: Waiter) -> None:
     try:
         backend.call_threadsafe(waiter.wake)
     except RuntimeError:
-        pass  # its loop has ended, and the waiter with it
+        pass  # the waiter ended with its loop

@@ -1,4 +1,4 @@
-"""What every store refuses, whatever keeps its rows: before anything is written, and in the same words."""
+"""Checks of the arguments of store methods, made before anything is written. All stores use the same messages."""
 
 from __future__ import annotations
 
@@ -34,18 +34,17 @@ __all__ = [
 
 
 EXACT: Final = 2**53
-"""Whole numbers below this are the same in every store: one of them counts in doubles."""
+"""Integers below this are exact in every store: one of them stores numbers as doubles."""
 
 FAR: Final = 1e13
-"""Seconds since the epoch (of 300,000 years) that no clock shows: what claims to be later is no time."""
+"""Seconds since the epoch (about 300,000 years). Later times, from a clock or a caller, are rejected as invalid."""
 
 
 def check_record(record: Record) -> None:
-    """Refuse a record that no store can keep.
+    """Raise `ValueError` for a record that no store can keep.
 
-    Raises:
-        ValueError: it has no id, two limits with one key, a time that is no number, a number that is too large, or a
-            text that is no Unicode.
+    The causes are: no id, two limits with the same key, NaN as a time, a number that is out of range, or invalid
+    Unicode.
     """
     if not (type(record.id) is type(record.type) is str) or record.unique is not None or record.limits:
         _use_plain_texts(record)
@@ -61,7 +60,7 @@ def check_record(record: Record) -> None:
     if len(record.limits) > 1:
         keys = [limit.key for limit in record.limits]
         if len(keys) != len(set(keys)):
-            raise ValueError(f"Record({safe_repr(record.id)}, limits={keys}): give each limit a key of its own")
+            raise ValueError(f"Record({safe_repr(record.id)}, limits={keys}): give each limit a different key")
     for limit in record.limits:
         check_text(f"Record({safe_repr(record.id)}, limits=...)", key=limit.key)
     if not (record.deadline == record.deadline and record.due == record.due and record.delay == record.delay):
@@ -76,10 +75,10 @@ def check_record(record: Record) -> None:
 
 
 def _use_plain_texts(record: Record) -> None:
-    """Replace texts of subclasses, which may hash and compare as they like, by what they are as `str`.
+    """Convert instances of `str` subclasses to `str`: a subclass may redefine hashing and comparison.
 
     Raises:
-        TypeError: one of them is no text.
+        TypeError: one of the values is not a string.
     """
     record.id, record.type = _plain("id", record.id), _plain("type", record.type)
     if record.unique is not None:
@@ -97,12 +96,7 @@ def _plain(name: str, text: str) -> str:
 
 
 def check_text(where: str, **texts: str) -> None:
-    """Refuse a text that cannot be stored.
-
-    Raises:
-        TypeError: it is no text.
-        ValueError: it has half a surrogate pair in it.
-    """
+    """Raise `TypeError` for a value that is not a string, and `ValueError` for a string with a lone surrogate."""
     for name, text in texts.items():
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
             raise TypeError(f"{where}: {name}={safe_repr(text)}: give text")
@@ -114,25 +108,25 @@ def check_text(where: str, **texts: str) -> None:
 
 
 def check_ids(ids: Sequence[str]) -> None:
-    """Refuse what are no identifiers of tasks.
+    """Raise an error if `ids` is not a sequence of task identifiers.
 
     Raises:
-        TypeError: it is one string, or one of them is no string.
-        ValueError: one of them is no Unicode text.
+        TypeError: `ids` is a single string, or one of the items is not a string.
+        ValueError: one of the identifiers is not valid Unicode.
     """
     if isinstance(ids, str):
         raise TypeError(f"{safe_repr(ids)}: give a list of identifiers, such as [{safe_repr(ids)}]")
     for task_id in ids:
         if not isinstance(task_id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            raise TypeError(f"{safe_repr(task_id)} is no identifier of a task: give strings")
+            raise TypeError(f"{safe_repr(task_id)} is not a task identifier: give strings")
         check_text("task", id=task_id)
 
 
 def ids_given(ids: Iterable[str]) -> list[str]:
-    """The identifiers that somebody gave, each once.
+    """Return the identifiers as a list without duplicates.
 
     Raises:
-        TypeError: one of them is no string, or they cannot be iterated over.
+        TypeError: `ids` is not iterable, or one of the items is not a string.
     """
     try:
         given = list(ids)
@@ -143,11 +137,7 @@ def ids_given(ids: Iterable[str]) -> list[str]:
 
 
 def check_exchange(finishes: Sequence[Finish], claim: Claim | None) -> None:
-    """Refuse finishes and claims that mean nothing.
-
-    Raises:
-        ValueError: the kind or the delay of a finish, or the length of a lease, is none.
-    """
+    """Raise `ValueError` for an unknown kind of finish, an invalid delay, or a lease of 0 seconds or less."""
     for finish in finishes:
         check_finish(finish)
         attempt = finish.attempt
@@ -159,43 +149,27 @@ def check_exchange(finishes: Sequence[Finish], claim: Claim | None) -> None:
 
 
 def check_beat(lease: float | None) -> None:
-    """Refuse a lease that has run out before it begins.
-
-    Raises:
-        ValueError: it is so.
-    """
+    """Raise `ValueError` if the lease is not more than 0 seconds."""
     if lease is not None and not lease > 0:
         raise ValueError(f"beat(lease={lease!r}): give seconds, more than 0, or None to look only")
 
 
 def check_set_limit(limit: Limit | None, key: str) -> None:
-    """Refuse to override a limit with one of another key.
-
-    Raises:
-        ValueError: it is so, or the key is no text.
-    """
+    """Raise `ValueError` if the key of the limit is not `key`, or if `key` is not valid Unicode."""
     check_text("set_limit", key=key)
     if limit is not None and limit.key != key:
         raise ValueError(f"set_limit({limit!r}, {key!r}): the limit must have this key")
 
 
 def check_pause(key: str, seconds: float) -> None:
-    """Refuse a pause that has no length.
-
-    Raises:
-        ValueError: it is so, or the key is no text.
-    """
+    """Raise `ValueError` if `seconds` is negative or not finite, or if the key is not valid Unicode."""
     check_text("pause_limit", key=key)
     if not 0 <= seconds < inf:
         raise ValueError(f"pause_limit({key!r}, {seconds!r}): give seconds, 0 or more")
 
 
 def check_schedule(schedule: Schedule) -> None:
-    """Refuse periodic work that no store can keep.
-
-    Raises:
-        ValueError: its name or its record cannot be stored, or it is due at no time.
-    """
+    """Raise `ValueError` for a schedule that no store can keep, because of its name, its record or its due time."""
     check_text("Schedule", name=schedule.name, spec=schedule.spec)
     if not -FAR < schedule.due < FAR:
         raise ValueError(f"Schedule({schedule.name!r}, due={schedule.due!r}): give seconds since the epoch")
@@ -203,26 +177,17 @@ def check_schedule(schedule: Schedule) -> None:
 
 
 def check_control(paused: bool | None, closed: bool | None) -> None:
-    """Refuse switches that are neither on nor off.
-
-    Raises:
-        TypeError: it is so.
-    """
+    """Raise `TypeError` for a switch that is not True, False or None."""
     for name, value in {"paused": paused, "closed": closed}.items():
         if not (value is None or value is True or value is False):
             raise TypeError(f"control({name}={safe_repr(value)}): give True, False or None")
 
 
 def check_query(query: Query) -> None:
-    """Refuse to look for a state that no task can have.
-
-    Raises:
-        ValueError: it is so.
-    """
+    """Raise `ValueError` if the query asks for an unknown state."""
     if query.state is not None and query.state not in STATES:
         raise ValueError(f"Query(state={query.state!r}): the states are {', '.join(STATES)}")
 
 
 def queue_closed() -> PoolClosed:
-    """The error of a queue that takes no tasks."""
     return PoolClosed("the queue is closed to new tasks: open it again with TaskQueue.reopen()")

@@ -1,11 +1,12 @@
-"""What a worker does beside its tasks: fires schedules, unparks, gives back, and looks whether its loop is blocked.
+"""Background work of a worker: firing schedules, unparking tasks, returning unstarted tasks, detecting a blocked loop.
 
 Invariants:
 
-1. Each due time of a schedule is fired by one worker of all; due times that were missed are caught up once. A clock
-   that is set back does not put periodic work off for as long.
-2. A task that was parked is unparked while a worker that knows its type is there, also if that came first.
-3. A task that was claimed ahead and not begun within a second goes back to the queue.
+1. Each due time of a schedule is fired by exactly one worker. Missed due times are caught up once. When the clock is
+   set back, periodic work is not delayed by that amount.
+2. A parked task is unparked while a worker that knows its type runs, even if the worker started before the task was
+   parked.
+3. A task that was claimed ahead and not started within a second is returned to the queue.
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ slow = get_log("cuelight.slow")
 
 TICK: Final = 0.5
 UNPARK: Final = 15.0
-"""Seconds between two looks for parked tasks: an older worker may park what this one knows."""
+"""Seconds between two searches for parked tasks. A worker of an older version may park tasks that this one can run."""
 
 LOOK: Final = 60.0
-"""Seconds after which schedules are read even if nothing has changed."""
+"""Seconds after which the schedules are read again if nothing has changed."""
 
 CALM: Final = 0.25
-"""Seconds at least between two reads of the schedules, however much happens in the queue."""
+"""Minimum seconds between two reads of the schedules, however often the queue changes."""
 
 BLOCKED: Final = 1.0
-"""Seconds after which a loop that does not answer is reported."""
+"""Seconds without an answer after which an event loop is reported as blocked."""
 
 
 class Chores:
-    """The chores of one shift."""
+    """The background work of one shift."""
 
     def __init__(self, shift: Shift) -> None:
         self._shift = shift
@@ -62,27 +63,28 @@ class Chores:
         self._asked: float | None = None
         self._reported = False
         self._unreadable: set[str] = set()
-        self._latest = float("inf")  # when schedules were read last; at first the clock may have been set back before
+        # time of the last read; infinite at first, because the clock may have been set back before
+        self._latest = float("inf")
 
     @property
     def of_leases(self) -> tuple[Chore, ...]:
-        """What to do while something runs."""
+        """The work to do while a task runs."""
         return (self._tick, self._renew) if self._shift.options.heartbeat == "loop" else (self._tick,)
 
     @property
     def all(self) -> tuple[Chore, ...]:
-        """What to do until the shift ends."""
+        """The work to do until the shift ends."""
         return (*self.of_leases, self._unpark, self._fire)
 
     async def _renew(self) -> None:
-        while True:  # noqa: ASYNC110 - there is no event to wait for: leases wear out by themselves
+        while True:  # noqa: ASYNC110 - there is no event to wait for: leases expire with time
             await anyio.sleep(self._shift.keeper.step())
 
     async def _tick(self) -> None:
         shift, taken = self._shift, -1
         while True:
             await anyio.sleep(TICK)
-            shift.keeper.expire()  # the keeper's thread may hang in a call
+            shift.keeper.expire()  # the keeper's thread may be blocked in a call of the store
             if shift.waiting and shift.taken == taken:
                 shift.give_back()
             taken = shift.taken
@@ -121,11 +123,11 @@ class Chores:
             except StoreUnavailable:
                 await anyio.sleep(TICK * random.uniform(1.0, 2.0))  # noqa: S311 - no secret
             except Exception:
-                log.exception("%s could not fire what is due", self._shift.options.worker_id)
+                log.exception("%s could not fire the due schedules", self._shift.options.worker_id)
                 await anyio.sleep(LOOK * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
     async def _fire_due(self) -> float:
-        """Fire what is due. Returns when something is due next, in seconds since the epoch."""
+        """Fire all due schedules. Return the next due time, in seconds since the epoch."""
         store = self._shift.store
         soonest = float("inf")
         set_back = store.now() < self._latest
@@ -137,17 +139,17 @@ class Chores:
             except (StoreUnavailable, PoolClosed):
                 self._latest = float("inf") if set_back else self._latest
                 raise
-            except Exception:  # whatever it is, the others are fired
+            except Exception:  # the other schedules are still fired
                 if schedule.name not in self._unreadable:
                     self._unreadable.add(schedule.name)
                     log.exception("the schedule %s cannot be fired", safe_repr(schedule.name), kind="schedule")
         return soonest
 
     async def _fire_one(self, schedule: Schedule, now: float, *, set_back: bool) -> float:
-        """Fire a schedule if it is due. Returns when it is due next.
+        """Fire a schedule if it is due. Return its next due time.
 
         Raises:
-            ValueError: its spec makes no sense.
+            ValueError: its spec is invalid.
             ImportError: it is a cron line, and cronsim is not installed.
         """
         store = self._shift.store
@@ -162,10 +164,10 @@ class Chores:
         await store.fire(schedule.name, schedule.due, after)
         return after
 
-    # A blocked loop.
+    # Detecting a blocked loop.
 
     def pulse(self) -> None:
-        """In the keeper's thread, every half second while something runs: look whether the loop answers."""
+        """Check that the loop answers. Runs in the keeper's thread, every half second while a task runs."""
         now = time.monotonic()
         if self._asked is None:
             self._asked, self._reported = now, False

@@ -1,15 +1,16 @@
-"""The one who talks to the store: settles what has ended and claims for free slots, in one exchange after the other.
+"""The worker's connection to the store. Each request (an exchange) reports finished tasks and claims new ones.
 
-Where an exchange is a round trip a second one may be under way, so that the server works while answers travel and are
-read: but only with as much to settle as makes it worth its while.
+If an exchange is a network round trip, a second one may run at the same time, so that the server is busy while answers
+travel and are read. The second one is only sent if it has enough finishes to be worthwhile.
 
 Invariants:
 
-1. An exchange is made again, the same, until the store has answered it: a nonce and an epoch tell the store that it is
-   the same. What one settles no other does, and what one claims the others leave room for.
-2. A finish is dropped only when the store has answered it, or refuses to take that one finish whatever is tried.
-3. While there is room the store is asked at least every few seconds, whatever happened before: a worker is never deaf.
-4. No more is claimed than can be begun at once, and what will be begun within some milliseconds at the pace of now.
+1. An exchange is repeated unchanged until the store has answered it. A nonce and an epoch let the store recognize the
+   repetition. No finish is in two exchanges, and each claim leaves out the slots that pending claims may fill.
+2. A finish is dropped only when the store has answered it, or has rejected that finish on its own several times.
+3. While there are free slots, the worker queries the store at least every few seconds, whatever happened before.
+4. A claim asks for no more tasks than there are free slots, plus those that will start within some milliseconds at the
+   current rate.
 """
 
 from __future__ import annotations
@@ -42,31 +43,31 @@ log = get_log("cuelight.tasks")
 T = TypeVar("T")
 
 AWAY: Final = Backoff(minimum=0.05, maximum=5.0, jitter=1.0)
-"""How long to wait for a store that did not answer. The jitter keeps a fleet from coming back all at once."""
+"""Delays before a store that did not answer is tried again. With jitter, so that many workers do not retry at once."""
 
 AHEAD: Final = 0.02
-"""Seconds of work that are claimed ahead of free slots, at the pace of the last moments."""
+"""Seconds of work that are claimed in advance of free slots, at the current rate."""
 
 MOST_AHEAD: Final = 1000
 
 LOOK: Final = 5.0
-"""Seconds after which the store is asked even if nothing says that there is something."""
+"""Seconds after which the store is queried without a notification of a change."""
 
 TRIES: Final = 3
-"""How often a finish that the store chokes on is tried."""
+"""How often a finish that makes the store fail is sent on its own."""
 
 BATCH: Final = 32
-"""How much there must be to settle for a further exchange while another is under way."""
+"""The minimum number of finishes for a second exchange while another one is pending."""
 
 
 @dataclass(eq=False)
 class Errand:
-    """One exchange, until the store has answered it.
+    """An exchange that the store has not answered yet.
 
     Attributes:
-        finishes: what it settles.
-        claim: what it claims; None for nothing.
-        sent: when it was sent last, by the clock of the keeper.
+        finishes: the finishes that it reports.
+        claim: the claim; None if it claims nothing.
+        sent: when it was last sent, by the keeper's clock.
     """
 
     finishes: Sequence[Finish]
@@ -75,12 +76,12 @@ class Errand:
 
 
 class Claimer:
-    """Claims and settles for one shift."""
+    """Claims and settles the tasks of one shift."""
 
     def __init__(self, shift: Shift) -> None:
         self._shift = shift
         self._pending: list[Errand] = []
-        self._most = 0  # what these claim
+        self._most = 0  # number of tasks that these claim
         self._parked: list[Waiter] = []
         self._thirsty: Waiter | None = None
         self._look = True
@@ -92,21 +93,21 @@ class Claimer:
 
     @property
     def unsent(self) -> int:
-        """Finishes that the store has not answered."""
+        """The number of finishes that the store has not acknowledged."""
         return len(self._shift.finishes) + sum(len(errand.finishes) for errand in self._pending)
 
     def wake(self) -> None:
-        """Something has ended, or there is room."""
+        """Continue: an attempt has ended, or a slot is free."""
         if self._parked:
             self._parked.pop().wake()
 
     def look(self) -> None:
-        """There is room that nobody has expected: claim."""
+        """Claim for a slot that has become free unexpectedly."""
         self._look = True
         self.wake()
 
     async def run(self) -> None:
-        """Exchange for ever; may run twice at once. Cancelled, it leaves what was not answered to `flush`."""
+        """Exchange until cancelled. May be called several times at once. Unanswered exchanges are left for `flush`."""
         errand: Errand | None = None
         while True:
             if errand is None:
@@ -119,7 +120,7 @@ class Claimer:
             errand = await self._try(errand)
 
     async def _try(self, errand: Errand) -> Errand | None:
-        """Make an exchange. What is to be made again, or None if the store has answered it."""
+        """Make an exchange. Return the exchange to repeat, or None if the store has answered it."""
         try:
             await self._send(errand)
         except StoreUnavailable as error:
@@ -127,7 +128,7 @@ class Claimer:
             return errand
         except PoolClosed:
             raise
-        except Exception as error:  # a worker outlives whatever its store does
+        except Exception as error:  # no error of a store ends the worker
             log.exception("%s: its store failed", self._shift.options.worker_id)
             if errand in self._pending:
                 errand = self._take_apart(errand)
@@ -135,7 +136,7 @@ class Claimer:
         return errand if errand in self._pending else None
 
     async def flush(self) -> None:
-        """Send what is left, and give back what comes in answer to a claim that was cut off."""
+        """Send the remaining finishes, and return tasks whose claim was interrupted."""
         while self._pending or self._shift.finishes:
             if not self._pending:
                 self._start(self._shift.finishes, None)
@@ -149,10 +150,10 @@ class Claimer:
                 return
 
     async def claim_one(self) -> Lease | None:
-        """Claim one task; None if there is none.
+        """Claim one task. Return None if there is none.
 
         Raises:
-            StoreUnavailable: the store did not answer for as long as a lease lasts.
+            StoreUnavailable: the store did not answer for the length of a lease.
         """
         shift = self._shift
         claim = self._claim(1)
@@ -166,10 +167,10 @@ class Claimer:
         return None
 
     async def patiently(self, step: Callable[[], Awaitable[T]], patience: float = float("inf")) -> T:
-        """Take a step of the store that may be taken twice, until the store answers.
+        """Repeat an idempotent call of the store until it answers.
 
         Raises:
-            StoreUnavailable: it did not, for `patience` seconds.
+            StoreUnavailable: the store did not answer for `patience` seconds.
         """
         give_up = self._shift.backend.time() + patience
         while True:
@@ -186,12 +187,12 @@ class Claimer:
     # One exchange.
 
     def _prepare(self) -> Errand | None:
-        """Decide on the next exchange. None if there is none to be made now."""
+        """Return the next exchange, or None if none is needed now."""
         shift = self._shift
         finishes: Sequence[Finish] = shift.finishes
         if self._pending and (self._odd or len(finishes) < BATCH):
             return None
-        if self._odd and finishes:  # the store has choked on one of them: one by one
+        if self._odd and finishes:  # one of them made the store fail: send them one by one
             shift.finishes = list(finishes[1:])
             return self._start(finishes[:1], None)
         self._measure(len(finishes))
@@ -220,7 +221,7 @@ class Claimer:
         return Claim(options.worker_id, f"{self._prefix}:{self._numbers}", most, options.lease)
 
     def _measure(self, ended: int) -> None:
-        """Keep the pace: how many attempts end in `AHEAD` seconds."""
+        """Update `_pace`, the number of attempts that end in `AHEAD` seconds."""
         passed = self._shift.backend.time() - self._window
         if passed >= AHEAD:
             self._pace = self._ended * AHEAD / passed
@@ -229,7 +230,7 @@ class Claimer:
         self._ended += ended
 
     async def _send(self, errand: Errand) -> None:
-        """Make the exchange; it is pending until it was answered."""
+        """Make the exchange. It is pending until it is answered."""
         finishes, claim = errand.finishes, errand.claim
         since = self._shift.store.version()
         errand.sent = self._shift.keeper.clock()
@@ -260,17 +261,17 @@ class Claimer:
             attempt = finish.attempt
             if not state:
                 shift.tally.lease_lost += 1
-                log.warning("%s: lease_lost: the finish (%s) of %s was refused", worker, finish.kind, finish.id)
+                log.warning("%s: lease_lost: the finish (%s) of %s was rejected", worker, finish.kind, finish.id)
             elif failed is not None and attempt is not None and attempt.kind not in QUIET:
                 text = f"{attempt.error}\n{attempt.traceback}".rstrip()
                 failed.report(log, worker=worker, queue=shift.queue, kind=attempt.kind, state=state, text=text)
 
-    # A store that is away, or fails.
+    # A store that is unavailable or fails.
 
     async def _wait_for_store(self, error: Exception) -> None:
         if not self._shift.tally.away:
             self._shift.tally.away = True
-            log.warning("%s cannot reach its store, and goes on trying: %r", self._shift.options.worker_id, error)
+            log.warning("%s cannot reach its store, and keeps trying: %r", self._shift.options.worker_id, error)
         delay = AWAY.delay(self._failures, random.random())  # noqa: S311 - no secret
         self._failures += 1
         await anyio.sleep(delay)
@@ -279,13 +280,13 @@ class Claimer:
         self._failures = 0
         if self._shift.tally.away:
             self._shift.tally.away = False
-            log.warning("%s reaches its store again", self._shift.options.worker_id)
+            log.warning("%s can reach its store again", self._shift.options.worker_id)
 
     def _take_apart(self, errand: Errand) -> Errand:
-        """The store has choked on this exchange: find what it is, so that the rest gets through.
+        """Split an exchange that made the store fail, so that one bad finish does not block the others.
 
         Returns:
-            What is left of it, which is to be made again if it is still pending.
+            The remaining exchange, which must be repeated if it is still pending.
         """
         finishes, claim = errand.finishes, errand.claim
         if not finishes:
@@ -297,7 +298,7 @@ class Claimer:
             self._most += claim.most
         elif len(finishes) == 1 and self._odd >= TRIES:
             log.error(
-                "%s drops the finish (%s) of %s, which its store does not take: it runs again after its lease",
+                "%s drops the finish (%s) of %s, which its store rejects: the task runs again after its lease",
                 self._shift.options.worker_id,
                 finishes[0].kind,
                 finishes[0].id,
@@ -311,14 +312,14 @@ class Claimer:
     # Waiting for something to claim.
 
     def _wait_for_more(self, answer: Exchange) -> None:
-        """There is room for more than there was: have the watcher tell when there is something."""
+        """The claim returned fewer tasks than requested: have the watcher wait for more."""
         self._wake_at = answer.wake_at
         if self._thirsty is not None:
             thirsty, self._thirsty = self._thirsty, None
             thirsty.wake()
 
     async def watch(self) -> None:
-        """Look out for something to claim, whenever there was less than there is room for."""
+        """Wait for claimable tasks after each claim that returned fewer tasks than requested."""
         store = self._shift.store
         while True:
             if self._look:
@@ -326,7 +327,7 @@ class Claimer:
                 await self._thirsty
             try:
                 await store.changed(self._since, self._patience(self._wake_at - store.now()))
-            except Exception as error:  # whatever it is, the next claim says whether the store is well
+            except Exception as error:  # ignored, because the next claim shows whether the store works
                 if not isinstance(error, StoreUnavailable):
                     log.exception("%s cannot watch its store", self._shift.options.worker_id)
                 await anyio.sleep(AWAY.delay(2, random.random()))  # noqa: S311 - no secret
@@ -334,10 +335,10 @@ class Claimer:
             self.wake()
 
     def _patience(self, until: float) -> float:
-        """Seconds to wait for a change."""
+        """The number of seconds to wait for a change."""
         if until > 0:
             self._early = 0
             return min(until, LOOK)
-        # The store has promised something, and did not give it (it may be paused): do not ask in circles.
+        # The store announced a task and did not return it (it may be paused): avoid a busy loop.
         self._early += 1
         return min(0.1, 0.001 * 2.0 ** min(self._early, 10))

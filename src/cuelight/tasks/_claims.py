@@ -1,4 +1,4 @@
-"""Claims: what time has brought, and then the next tasks in their order."""
+"""Claims: they apply the effects of time, and then lease the next tasks in their order."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Claims"]
 
 _SWEEP: Final = 300
-"""Tasks that one claim moves at most for each thing that time brings."""
+"""The maximum number of tasks that one claim moves for each effect of time."""
 _IN_VAIN: Final = 256
-"""Lanes that are blocked, and tasks that have expired, that one claim looks at after that."""
+"""The maximum number of blocked lanes and expired tasks that one claim examines after that."""
 
 
 class Claims:
@@ -36,10 +36,10 @@ class Claims:
     def __init__(self, engine: Engine) -> None:
         self._engine, self._book, self._lanes = engine, engine.book, engine.lanes
         self.mend: Callable[[float], bool] | None = None
-        """Looks for damage when a claim has found nothing; whether it has changed anything."""
+        """Looks for damage when a claim has found nothing. Returns whether it has changed anything."""
 
     def serve(self, claim: Claim, now: float) -> tuple[list[Lease], float]:
-        """The leases, and when something may be claimable next."""
+        """Return the leases, and the next time at which a task may be claimable."""
         again = self._book.claimed(claim.nonce)
         if again is not None:
             return self._given_again(claim, again, now), self._book.next_due()
@@ -66,7 +66,7 @@ class Claims:
         return [_lease(row) for row in rows]
 
     def _sweep(self, now: float) -> bool:
-        """Do what time has brought; whether something may be left."""
+        """Apply the effects of time. Return whether some may be left."""
         book = self._book
         crashed = book.due(IN_FLIGHT, now, _SWEEP)
         for row in crashed:
@@ -84,7 +84,7 @@ class Claims:
         return max(len(crashed), len(woken), len(expired), len(opened)) == _SWEEP
 
     def crash(self, row: Row, now: float) -> None:
-        """Its lease ran out."""
+        """End an attempt whose lease has expired."""
         if row.damage is not None:
             self._engine.condemn(row, row.damage, now)
             return
@@ -94,7 +94,7 @@ class Claims:
         self._engine.apply(row, fate_of(row, CRASH, 0.0, now), now)
 
     def _pick(self, claim: Claim, now: float, given: list[Row]) -> bool:
-        """Lease the next tasks; whether it stopped before it had seen all that may go."""
+        """Lease the next tasks. Return whether it stopped before it had examined all claimable tasks."""
         book, in_vain = self._book, 0
         plain = book.heads(claim.most)
         row, lane = next(plain, None), book.first_lane("")
@@ -105,7 +105,7 @@ class Claims:
             elif row is not None:
                 given_one = self._give(row, claim, now, given)
                 row = None
-            else:  # no step leaves a lane without a first task
+            else:  # a lane without a first task, which no step leaves behind
                 given_one = self._give_first(cast("Lane", lane), claim, now, given)
                 lane = book.first_lane("")
             in_vain += not given_one
@@ -116,10 +116,10 @@ class Claims:
 
     def _give_first(self, lane: Lane, claim: Claim, now: float, given: list[Row]) -> bool:
         row = self._book.head(lane)
-        if row is None:  # its tasks are gone: not by any step
+        if row is None:  # its tasks are missing, which no step causes
             self._book.drop_lane(lane)
             return False
-        if lane.head != order_of(row) and row.damage is None:  # nor this
+        if lane.head != order_of(row) and row.damage is None:  # which no step causes, either
             lane.head = order_of(row)
             self._book.save_lane(lane)
         if row.record.deadline > now and row.damage is None:
@@ -129,10 +129,11 @@ class Claims:
         return self._give(row, claim, now, given)
 
     def _give(self, row: Row, claim: Claim, now: float, given: list[Row]) -> bool:
-        if row.damage is not None or row.record.deadline <= now:  # more of these than one claim sweeps
+        # there are more of these than `_sweep` handles at once
+        if row.damage is not None or row.record.deadline <= now:
             self._engine.expire(row, now)
             return False
-        if row.lane <= 0 and row.record.limits:  # another program has put it there
+        if row.lane <= 0 and row.record.limits:  # another program has changed the row
             self._engine.shift(row, PENDING, now)
             return False
         row.epoch += 1

@@ -1,4 +1,4 @@
-"""A clock of the day that small corrections do not turn back."""
+"""A wall clock that small corrections do not set back."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ __all__ = ["SteadyClock"]
 
 log = get_log("cuelight.tasks")
 
-_WAITED_OUT: Final = 60.0  # seconds; a clock that was further ahead was wrong, and nobody can wait for it
+# seconds; a larger step means that the clock was wrong, and it would take too long to wait for
+_WAITED_OUT: Final = 60.0
 
 
 class SteadyClock:
-    """Seconds since the epoch that do not go back by less than a minute: such a step is waited out.
+    """Returns seconds since the epoch, without small steps back.
 
-    A larger step back is followed. Then leases and delays last longer than they should, and nothing else happens.
+    After a step back of less than a minute, the time stands still until the clock has caught up. A larger step back is
+    followed. Its only effect is that current leases and delays last longer than they should.
 
-    While the clock raises, or says what is no time, it is taken to go on as it did: a store must know the time to end
-    leases.
+    While the underlying clock raises an exception or returns an invalid time, the time advances by the monotonic clock,
+    because a store must know the time to end leases.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """Read `clock`, in seconds since the epoch, from any thread.
+        """Use `clock`, which returns seconds since the epoch and may be called from any thread.
 
         Raises:
-            ValueError: it says what is no time.
-            Exception: what it raises.
+            ValueError: the clock returns an invalid time.
+            Exception: any exception that the clock raises.
         """
         self._clock = clock
         self._last = now = float(clock())
         self._failed_at: float | None = None
         if not -FAR < now < FAR:
-            raise ValueError(f"clock={safe_repr(clock)}: it says {now!r}; give seconds since the epoch")
+            raise ValueError(f"clock={safe_repr(clock)}: it returned {now!r}; give seconds since the epoch")
 
     def __call__(self) -> float:
         try:
             now = float(self._clock())
-        except BaseException as error:  # it is code of a user
+        except BaseException as error:  # the clock is user code
             if ends_the_program(error):
                 raise
             return self._without(error)
         if not -FAR < now < FAR:
-            return self._without(ValueError(f"it says {now!r}"))
+            return self._without(ValueError(f"it returned {now!r}"))
         if self._failed_at is not None:
             self._failed_at = None
         last = self._last
@@ -58,7 +60,7 @@ class SteadyClock:
         return now
 
     def _without(self, error: BaseException) -> float:
-        """The time without the clock: what it said last, and what has passed since it failed first."""
+        """The time without the clock: the last value that it returned, plus the time since its first failure."""
         log.error("the clock %s of a store cannot be read", safe_repr(self._clock, 200), error=error, kind="clock")
         if self._failed_at is None:
             self._failed_at = time.monotonic()

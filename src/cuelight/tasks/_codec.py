@@ -1,7 +1,6 @@
-"""Between what people hold (`Task`) and what a store keeps (`Record`).
+"""Conversion between `Task`, which users see, and `Record`, which a store keeps.
 
-Invariant: a record is made only of a task in which every value makes sense. A mistake is raised at the producer, never
-in a store or a worker.
+Invariant: a record is only made from a valid task. Errors are raised to the producer, never in a store or a worker.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _LAST = len(_PRIORITIES) - 1
 
 
 def record_of(task: Task, nonce: str) -> Record:
-    """The record of a new task. What a task has lived through elsewhere (its counts, its status) does not come along.
+    """The record of a new task. The counts and the status of `task` are not copied.
 
     Args:
         task: the task.
-        nonce: of this one enqueue.
+        nonce: identifies this call of `enqueue`.
 
     Raises:
-        ValueError: a field makes no sense; the message names it, its value and what to give.
+        ValueError: a field has an invalid value; the message names the field, its value and the accepted values.
         TypeError: a field has the wrong type, or the payload cannot be encoded.
     """
     deadline = task.deadline
@@ -65,18 +64,14 @@ def record_of(task: Task, nonce: str) -> Record:
 
 
 def task_of(kept: Lease | Snapshot) -> Task:
-    """The task of a lease, or of a task as it is now.
-
-    Raises:
-        ValueError: its payload was not made by `encode`.
-    """
+    """The task of a lease or a snapshot. Raises `ValueError` if its payload was not made by `encode`."""
     record = kept.record
     state, history = (TaskStatus.IN_FLIGHT, ()) if isinstance(kept, Lease) else (TaskStatus(kept.state), kept.history)
     return Task(
         task_id=record.id,
         task_type=record.type,
         payload=decode(record.payload),
-        priority=_PRIORITIES[min(max(record.priority, 0), _LAST)],  # a later version may know others
+        priority=_PRIORITIES[min(max(record.priority, 0), _LAST)],  # a later version may have more priorities
         deadline=None if record.deadline == inf else record.deadline,
         max_retries=record.max_retries,
         retry_count=kept.counts.errors,
@@ -99,11 +94,7 @@ def task_of(kept: Lease | Snapshot) -> Task:
 
 
 def limits_of(limits: Any) -> tuple[Any, ...]:
-    """Limits as they were given, in a tuple.
-
-    Raises:
-        TypeError: they cannot be iterated over.
-    """
+    """The limits as a tuple. Raises `TypeError` if they are not iterable."""
     if isinstance(limits, Limit):
         return (limits,)
     if not isinstance(limits, Iterable) or isinstance(limits, str):
@@ -112,7 +103,7 @@ def limits_of(limits: Any) -> tuple[Any, ...]:
 
 
 def _is_usual(task: Task) -> bool:
-    """Whether the task is surely fine, at the price of a glance: whatever is seldom given was not."""
+    """Whether the task is certainly valid. Fast, for tasks that do not use the less common fields."""
     return (
         task.task_id.__class__ is str
         and task.task_type.__class__ is str
@@ -135,11 +126,11 @@ def _is_usual(task: Task) -> bool:
 
 
 def _check(task: Task, limits: tuple[Limit, ...]) -> None:
-    """Look at every field.
+    """Check every field.
 
     Raises:
-        ValueError: one makes no sense.
-        TypeError: one has the wrong type.
+        ValueError: a field has an invalid value.
+        TypeError: a field has the wrong type.
     """
     _check_names(task)
     if task.priority not in _PRIORITIES:
@@ -179,7 +170,7 @@ def _check_names(task: Task) -> None:
 
 
 def _check_times(task: Task) -> None:
-    """Look at the fields in seconds. NaN fails each comparison, so it is refused by all."""
+    """Check the fields that are times. NaN fails every comparison, so all fields reject it."""
     times: dict[str, tuple[Any, float, str]] = {
         "deadline": (task.deadline, 0, "seconds since the epoch (time.time() + 60), or None for never"),
         "delay": (task.delay, 0, "seconds, 0 or more"),
@@ -198,7 +189,7 @@ def _check_times(task: Task) -> None:
         if not least <= value <= inf or (value == inf and not endless) or (positive and value == 0):
             raise ValueError(f"{name}={safe_repr(value)}: give {out}")
     if task.unique_for is not None and task.unique is None:
-        raise ValueError(f"unique_for={safe_repr(task.unique_for)} without unique: give the key that is to be unique")
+        raise ValueError(f"unique_for={safe_repr(task.unique_for)} without unique: give the unique key")
 
 
 def _check_weight(task: Task) -> None:

@@ -1,11 +1,11 @@
-"""What a running task knows of itself, and what it can keep while it runs: `current_task()`.
+"""`current_task()`: the data that a running task can read, and the progress and the checkpoint that it can store.
 
 Invariants:
 
-1. Only the attempt that holds the lease can keep progress or a checkpoint; one that has lost it, or has ended, raises
-   `LeaseLost`. One that was cut off may still save while it cleans up.
-2. What `save` returned from is there for the next attempt, wherever that runs.
-3. Nobody finds the context of another task: it is set before a task begins and taken back when it has ended.
+1. Only the attempt that holds the lease can store progress or a checkpoint. An attempt that has ended or lost its lease
+   gets `LeaseLost`. A cancelled attempt may still save while it cleans up.
+2. Once `save` has returned, the next attempt gets the checkpoint, in any process.
+3. No task gets the context of another task: the context is set before a task starts and reset when it ends.
 """
 
 from __future__ import annotations
@@ -32,38 +32,39 @@ __all__ = ["Desk", "TaskContext", "current_task", "running_task"]
 
 
 class Desk(Protocol):
-    """Where a context keeps things: the worker."""
+    """The worker, as far as a context uses it."""
 
     calls: ThreadCalls | None
 
     def rest(self, context: TaskContext) -> bool:
-        """A task begins to wait for another one: it holds no slot meanwhile. From any thread.
+        """Free the slot of a task that begins to wait for another task. May be called from any thread.
 
         Returns:
-            Whether it held one.
+            Whether the task held a slot.
 
         Raises:
-            DeadlockError: very many tasks wait already.
+            DeadlockError: too many tasks of the worker wait already.
         """
         ...
 
     def resume(self, context: TaskContext) -> None:
-        """It goes on. From any thread."""
+        """Continue a task that has waited. May be called from any thread."""
         ...
 
     async def save(self, lease: Lease, progress: bytes | None, checkpoint: bytes | None) -> bool:
-        """Keep what a running attempt has. False if it is stale."""
+        """Store the progress or the checkpoint of an attempt. Return False if the attempt has lost its lease."""
         ...
 
 
 class TaskContext:
-    """The running task, seen from inside. Get it with `current_task()`.
+    """The running task, as its function sees it. Get it with `current_task()`.
 
     Attributes:
-        deadline: when this attempt is cut off by its time-out, in seconds since the epoch; None for never.
-        cancelled: whether it was cut off: its time-out or its lease is over, it was cancelled, or the worker is being
-            shut down. An async function is cancelled then; a thread cannot be, so long work in one should look.
-        node: for the graph of waits: the task or the thread that runs it.
+        deadline: when the time-out ends this attempt, in seconds since the epoch; None for never.
+        cancelled: whether this attempt was cancelled, because of its time-out, a lost lease, `cancel`, or the end of
+            the worker. An async function is then cancelled. A thread cannot be cancelled, so a long-running plain
+            function should check this attribute.
+        node: the async task or the thread that runs it, as a node in the graph of waits.
     """
 
     __slots__ = ("_desk", "_lease", "_over", "cancelled", "deadline", "node")
@@ -73,108 +74,113 @@ class TaskContext:
         self.cancelled = self._over = False
 
     def end(self, *, cancelled: bool) -> None:
-        """For the worker: the attempt has ended, or its lease is lost."""
+        """Mark the attempt as ended, or its lease as lost. Called by the worker."""
         self._over = True
         self.cancelled = self.cancelled or cancelled
 
     def rest(self) -> bool:
-        """For waits inside the task: it gives up its slot. False if it has none, or has ended.
+        """Give up the task's slot before a wait. Return False if the task has no slot or has ended.
 
         Raises:
-            DeadlockError: very many tasks of its worker wait already.
+            DeadlockError: too many tasks of its worker wait already.
         """
         return self._desk is not None and not self._over and self._desk.rest(self)
 
     def resume(self) -> None:
-        """For waits inside the task: it goes on."""
+        """Take a slot again after a wait."""
         if self._desk is not None:
             self._desk.resume(self)
 
     def is_of(self, store: object) -> bool:
-        """Whether it is a task of this store."""
+        """Whether the task belongs to this store."""
         return self._desk is not None and getattr(self._desk, "store", None) is store
 
     @property
     def task_id(self) -> str:
-        """Its identity, the same in all attempts."""
+        """The identifier of the task, the same in all attempts."""
         return self._lease.record.id
 
     @property
     def task_type(self) -> str:
-        """Its type: the name of the function."""
+        """The type of the task, which is the name of its function."""
         return self._lease.record.type
 
     @property
     def epoch(self) -> int:
-        """The fencing token of this attempt: it grows with each claim, so whatever keeps it can refuse an older one."""
+        """The fencing token of this attempt, which grows with each claim.
+
+        A system that stores it can reject writes of older attempts.
+        """
         return self._lease.epoch
 
     @property
     def attempt(self) -> int:
-        """Which attempt this is, from 1. Attempts that were told to come back later, or given back, do not count."""
+        """The number of this attempt, from 1. Attempts that were rate-limited or given back do not count."""
         counts = self._lease.counts
         return 1 + counts.errors + counts.timeouts + counts.crashes
 
     @property
     def counts(self) -> Counts:
-        """The attempts before this, by how they ended."""
+        """The previous attempts, by how they ended."""
         return self._lease.counts
 
     @property
     def checkpoint(self) -> Any:
-        """What was saved last, by this attempt or one before it, as plain values; None if nothing was."""
+        """The value that this or an earlier attempt saved last, as plain values; None if there is none."""
         kept = self._lease.checkpoint
         return None if kept is None else decode(kept)
 
     def key(self, step: str) -> str:
-        """A key that is the same in every attempt of this task, to give to services that take an idempotency key.
+        """Return an idempotency key for a call of another service. It is the same in every attempt of this task.
 
         Args:
-            step: which of the calls that the task makes.
+            step: a name for the call, to distinguish several calls of the task.
         """
         return f"{self.task_id}:{step}"
 
     async def progress(self, value: Any) -> None:
-        """Show how far the task is, to whoever asks its handle. A checkpoint.
+        """Store how far the task is, for the users of its handle. A checkpoint.
 
-        While the store is away this waits for it, at most as long as the lease lasts.
+        While the store is unavailable, this method retries, at most until the lease expires.
 
         Args:
             value: any value that can be stored: 0.5, or {"page": 3}.
 
         Raises:
             TypeError: the value cannot be stored.
-            LeaseLost: the attempt has ended or lost its lease, and another may be under way.
+            LeaseLost: the attempt has ended or lost its lease, so another attempt may run.
         """
         await self._keep("progress", encode(value, "progress"), None)
 
     async def save(self, checkpoint: Any) -> None:
-        """Keep what the next attempt is to go on from, should this one fail. A checkpoint.
+        """Store the state from which the next attempt can continue if this one fails. A checkpoint.
 
-        While the store is away this waits for it, at most as long as the lease lasts.
+        While the store is unavailable, this method retries, at most until the lease expires.
 
         Args:
-            checkpoint: any value that can be stored; it replaces what was saved before.
+            checkpoint: any value that can be stored; it replaces the previous one.
 
         Raises:
             TypeError: the value cannot be stored.
-            LeaseLost: the attempt has ended or lost its lease, and another may be under way.
+            LeaseLost: the attempt has ended or lost its lease, so another attempt may run.
         """
         data = encode(checkpoint, "checkpoint")
         await self._keep("checkpoint", None, data)
         self._lease.checkpoint = data
 
     def progress_blocking(self, value: Any) -> None:
-        """`progress`, for a task that runs in a thread."""
+        """Blocking version of `progress`, for a task that runs in a thread."""
         self._from_thread(self.progress, "progress", value)
 
     def save_blocking(self, checkpoint: Any) -> None:
-        """`save`, for a task that runs in a thread."""
+        """Blocking version of `save`, for a task that runs in a thread."""
         self._from_thread(self.save, "checkpoint", checkpoint)
 
     async def _keep(self, what: str, progress: bytes | None, checkpoint: bytes | None) -> None:
         if self._desk is None:
-            raise RuntimeError(f"the {what} of {self.task_id} cannot be kept here: a task in a process only reads")
+            raise RuntimeError(
+                f"the {what} of {self.task_id} cannot be stored here: in a process, the context is read-only"
+            )
         pause = 0.05
         while not self._over:
             try:
@@ -189,7 +195,7 @@ class TaskContext:
         raise self._too_late(what)
 
     def _too_late(self, what: str) -> LeaseLost:
-        return LeaseLost(f"the {what} of {self.task_id} was refused: this attempt has ended, or lost its lease")
+        return LeaseLost(f"the {what} of {self.task_id} was rejected: this attempt has ended, or lost its lease")
 
     def _from_thread(self, method: Callable[[Any], Awaitable[None]], what: str, value: Any) -> None:
         calls = None if self._desk is None else self._desk.calls
@@ -199,32 +205,33 @@ class TaskContext:
             raise RuntimeError(f"{self.task_id} does not run in a thread of a worker: await `progress` or `save`")
         try:
             calls.call(method, value)
-        except CancelledError:  # the worker has ended meanwhile
+        except CancelledError:  # the worker has ended in the meantime
             raise self._too_late(what) from None
 
     def __getstate__(self) -> tuple[Lease, float | None]:
-        # The arguments go their own way: no need to send them twice.
+        # The arguments are sent to the process separately.
         record = msgspec.structs.replace(self._lease.record, payload=b"")
         return msgspec.structs.replace(self._lease, record=record), self.deadline
 
     def __setstate__(self, state: tuple[Lease, float | None]) -> None:
-        self.__init__(state[0], None, state[1])  # type: ignore[misc]  # in a process there is no desk
+        self.__init__(state[0], None, state[1])  # type: ignore[misc]  # a worker process has no desk
 
     def __repr__(self) -> str:
         return f"<attempt {self.attempt} of {self.task_type or 'task'} {self.task_id}>"
 
 
 running_task: ContextVar[TaskContext | None] = ContextVar("cuelight_task", default=None)
-"""The task that the running code belongs to."""
+"""The context of the running task."""
 
 
 def current_task() -> TaskContext:
-    """The context of the task that runs here: in the loop, in the worker's thread or in its process.
+    """Return the context of the running task.
 
-    In a process it can be read, and `progress` and `save` raise `RuntimeError`.
+    It works in the worker's event loop, threads and processes. In a process, the context is read-only: `progress` and
+    `save` raise `RuntimeError`.
 
     Raises:
-        RuntimeError: no task of a worker runs here.
+        RuntimeError: the caller is not part of a task of a worker.
     """
     context = running_task.get()
     if context is None:

@@ -1,4 +1,4 @@
-"""A dead letter, whoever gave it up, and the pure rules about which ones are meant."""
+"""A dead letter of any source, and the conditions that select dead letters."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ __all__ = [
 
 
 class DeadLetterEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Work that was given up: a task, a message of an actor, or what `add` was told.
+    """Work that was given up: a task, a message to an actor, or an item that was passed to `add`.
 
     Attributes:
-        id: its identity; of a task its `task_id`.
-        sequence: its place in the order of `list`, and the cursor.
-        source: where it failed: the last worker of a task, the path of an actor, or what `add` was told.
-        task_type: the type of the task, or the class of the message.
+        id: the identifier of the letter; for a task, its `task_id`.
+        sequence: the position in the order of `list`, and the cursor for the next page.
+        source: the place of the failure: the last worker of a task, the path of an actor, or the `source` passed to
+            `add`.
+        task_type: the type of the task, or the name of the message's class.
         payload: the payload of the task, or the message.
-        reason: why it was given up. Of tasks "errors", "timeouts", "expired", "quarantined", "rejected", "shed" or
-            "undecodable", of messages one of `Reason`, else what `add` was told.
-        error: type and message of the last exception; "" if there was none.
-        traceback: where it was raised.
+        reason: why it was given up. For tasks: "errors", "timeouts", "expired", "quarantined", "rejected", "shed" or
+            "undecodable". For messages: one of `Reason`. Otherwise: the `reason` passed to `add`.
+        error: the type and the message of the last exception; "" if there was none.
+        traceback: the traceback of the last exception.
         history: the attempts, oldest first.
         dead_at: when it was given up, in seconds since the epoch.
-        counts: attempts by how they ended.
+        counts: the number of attempts, by how they ended.
     """
 
     id: str
@@ -62,18 +63,18 @@ class DeadLetterEntry(msgspec.Struct, frozen=True, kw_only=True):
     counts: Counts = msgspec.field(default_factory=Counts)
 
     def with_id(self, letter_id: str) -> Self:
-        """The same letter under another identity."""
+        """A copy with another identifier."""
         return msgspec.structs.replace(self, id=letter_id)
 
 
 class ReplayReport(msgspec.Struct):
-    """What `replay_all` did.
+    """The result of `replay_all`.
 
     Attributes:
-        replayed: letters that were given back.
-        would_replay: letters that would have been, in a dry run.
-        failed: letters that could not be; they stay dead letters.
-        errors: why, by the identity of the letter; the first 1,000.
+        replayed: the number of letters that were replayed.
+        would_replay: the number of letters that a dry run found.
+        failed: the number of letters whose replay failed; they remain dead letters.
+        errors: the reasons of the first 1,000 failures, by the identifier of the letter.
     """
 
     replayed: int = 0
@@ -82,21 +83,20 @@ class ReplayReport(msgspec.Struct):
     errors: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
     def add_failure(self, letter_id: str, why: str) -> None:
-        """Count a letter that could not be replayed."""
         self.failed += 1
         if len(self.errors) < 1000:
             self.errors[letter_id] = why
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which dead letters; all conditions must hold.
+    """Conditions on dead letters, all of which must be true.
 
     Attributes:
-        reason: exactly this reason.
-        task_type: exactly this type.
-        error: this text is in `error`.
-        since: given up at this time or later, in seconds since the epoch.
-        before: given up earlier than this.
+        reason: the exact reason.
+        task_type: the exact type.
+        error: a part of `error`.
+        since: the earliest `dead_at`, in seconds since the epoch.
+        before: an upper bound of `dead_at`, which is excluded.
     """
 
     reason: str | None = None
@@ -107,11 +107,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def of(cls, which: Which) -> Self:
-        """The conditions that were given to a method.
+        """The conditions that were passed to a method.
 
         Raises:
-            TypeError: there is no such condition, or a value has the wrong type.
-            ValueError: a time is not a number.
+            TypeError: a condition is unknown, or a value has the wrong type.
+            ValueError: a time is NaN.
         """
         for name in ("since", "before"):
             if which.get(name) != which.get(name):
@@ -121,11 +121,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         except msgspec.ValidationError as error:
             names = ", ".join(cls.__struct_fields__)
             raise TypeError(
-                f"{safe_repr(which)} are no conditions on dead letters ({error}): there are {names}"
+                f"{safe_repr(which)} are not valid conditions on dead letters ({error}): the conditions are {names}"
             ) from None
 
     def takes(self, letter: DeadLetterEntry) -> bool:
-        """Whether a letter is meant."""
         return (
             (self.reason is None or letter.reason == self.reason)
             and (self.task_type is None or letter.task_type == self.task_type)
@@ -136,12 +135,12 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def everything(self) -> bool:
-        """Whether there is no condition."""
+        """Whether there are no conditions."""
         return self == _EVERYTHING
 
 
 class Which(TypedDict, total=False):
-    """Conditions on dead letters, see `Choice`."""
+    """Conditions on dead letters; see `Choice`."""
 
     reason: str | None
     task_type: str | None
@@ -154,11 +153,12 @@ _EVERYTHING = Choice()
 
 
 Target: TypeAlias = Ref[Any] | Callable[[DeadLetterEntry], Any]
-"""Where a letter may go: an actor, which is told the payload, or a function, async or not, which gets the entry."""
+"""A destination for a letter: an actor, which is told the payload, or a function, async or not, which gets the entry.
+"""
 
 
 def attempt_of(error: BaseException | str, *, worker: str = "", at: float = 0.0) -> Attempt:
-    """An exception, or its text, as an attempt that failed."""
+    """An exception, or its text, as a failed attempt."""
     given: Any = error
     if issubclass(type(error), str):  # `isinstance` asks an exception for its `__class__`, which may raise
         return Attempt(kind="error", worker=worker, at=at, error=given)
@@ -174,7 +174,7 @@ def failure_of(
     task_type: str,
     reason: str,
 ) -> DeadLetterEntry:
-    """The letter about work that has just failed, without identity and place."""
+    """The letter for a failure that happened now, without an identifier and a sequence."""
     now = time.time()
     last = Attempt(kind="error") if error is None else attempt_of(error, worker=source, at=now)
     past = tuple(history) or (() if error is None else (last,))
@@ -193,31 +193,32 @@ def failure_of(
 
 
 def last_failure(history: Sequence[Attempt]) -> tuple[str, str]:
-    """Error and traceback of the last attempt that has one."""
+    """The error and the traceback of the last attempt that has an error."""
     return next(((attempt.error, attempt.traceback) for attempt in reversed(history) if attempt.error), ("", ""))
 
 
 def nowhere() -> str:
-    """What is wrong with a replay of letters that came from nowhere in particular."""
+    """The error message for a replay of letters without a source to go back to."""
     return (
-        "where are these dead letters to go? Say so in replay(..., to=...) or DeadLetterQueue(to=...): "
-        "a function, which gets the letter, or a ref, which is told its payload"
+        "these dead letters have no source to go back to: name a destination in replay(..., to=...) or "
+        "DeadLetterQueue(to=...): a function, which gets the letter, or a ref, which is told its payload"
     )
 
 
 def unknown(letter_id: str) -> TaskNotFound:
-    """The error about an identity that no dead letter has."""
+    """The error for an identifier that no dead letter has."""
     return TaskNotFound(
-        f"there is no dead letter {safe_repr(letter_id)}: it was replayed, purged or crowded out, or never there"
+        f"there is no dead letter {safe_repr(letter_id)}: it was replayed, purged, dropped because of `keep`, or never "
+        "existed"
     )
 
 
 async def deliver(letter: DeadLetterEntry, target: Target) -> None:
-    """Bring a letter to a place that is not its own.
+    """Send a letter to a destination other than its source.
 
     Raises:
         ActorNotFound: the actor has ended.
-        Exception: what the function raised.
+        Exception: any exception that the function raised.
     """
     if not isinstance(target, Ref):
         outcome = target(letter)
@@ -226,15 +227,15 @@ async def deliver(letter: DeadLetterEntry, target: Target) -> None:
         return
     ref = cast(Any, target)
     if not ref.alive:
-        raise ActorNotFound(f"{safe_repr(ref)} has ended: give the ref of an actor that lives")
+        raise ActorNotFound(f"{safe_repr(ref)} has ended: give the ref of a live actor")
     await tell_once(ref, letter.payload)
 
 
 async def tell_once(ref: Ref[Any], message: Any) -> None:
-    """Tell an actor: when this is cancelled, the message was not sent. `tell` may yield after it has sent one.
+    """Tell an actor a message. If this call is cancelled, the message was not sent; `tell` may yield after sending.
 
     Raises:
-        MailboxFull: there is no room, and the overflow policy is to fail.
+        MailboxFull: the mailbox is full, and its overflow policy is to fail.
     """
     try:
         ref.tell_nowait(message)

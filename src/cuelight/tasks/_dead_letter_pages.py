@@ -1,4 +1,4 @@
-"""Going through dead letters page by page. These are iterators and no generators: they may be left at any time."""
+"""Iteration over dead letters in pages. These are not generators, so that a loop over them can stop at any time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Each", "Pages"]
 
 
 class Pages:
-    """Pages of the letters that are chosen, none of them empty."""
+    """The selected letters in non-empty pages."""
 
     def __init__(
         self,
@@ -29,14 +29,14 @@ class Pages:
         until: tuple[float, float] = (inf, inf),
         limit: int | None = None,
     ) -> None:
-        """Go through letters in the order of their sequence.
+        """Prepare to iterate in the order of `sequence`.
 
         Args:
-            letters: where they are.
-            choice: which.
+            letters: the source of the letters.
+            choice: the conditions.
             ready: awaited before each page.
-            until: no letter that has a greater sequence, or was given up later.
-            limit: at most so many letters.
+            until: the greatest sequence and the latest `dead_at` of the letters to return.
+            limit: the maximum number of letters.
         """
         self._letters, self._choice, self._ready = letters, choice, ready
         self._until, self._left = until, inf if limit is None else limit
@@ -61,7 +61,7 @@ class Pages:
 
 
 class Each:
-    """The letters of pages, one by one."""
+    """The letters of pages, one at a time."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages

@@ -1,11 +1,11 @@
-"""Dead letters: to look at, edit, replay and purge, the same for tasks, actors and whatever else fails.
+"""Dead letters of tasks, actors and other code: listing, editing, replaying and purging.
 
-The invariants, which the tests of `tests/tasks/dead_letters` assert:
+Invariants, tested in `tests/tasks/dead_letters`:
 
-1. A letter leaves only when it was replayed, purged or crowded out: a replay that fails or is cancelled leaves it.
-2. One letter is replayed by one caller at a time; a second one is refused while the first is at it.
-3. `replay_all` takes each letter once, and only those that were there when it began: what fails again meanwhile waits
-   for the next time.
+1. A letter is only removed by a replay, a purge or an overflow. A replay that fails or is cancelled does not remove it.
+2. Only one caller at a time replays a letter. A second caller is rejected while the first one is active.
+3. `replay_all` takes each letter once, and only letters that existed when it began. A letter that fails again in the
+   meantime is left for the next call.
 """
 
 from __future__ import annotations
@@ -54,23 +54,23 @@ if TYPE_CHECKING:
 __all__ = ["DeadLetterQueue"]
 
 Entries: TypeAlias = list[DeadLetterEntry]
-"""Inside of the classes `list` is a method."""
+"""Needed because `list` is a method inside the class."""
 
 
 class DeadLetterQueue(AddsLetters):
-    """What was given up, with the reason: `dlq = DeadLetterQueue()`.
+    """Work that was given up, with the reasons: `dlq = DeadLetterQueue()`.
 
-    There are three kinds, which look the same:
+    There are three kinds with the same interface:
 
-    * `DeadLetterQueue()` keeps in memory what `add` gives it.
+    * `DeadLetterQueue()` stores the items passed to `add`, in memory.
     * `DeadLetterQueue(store)` shows the tasks that a task queue gave up.
     * `DeadLetterQueue.of(system)` shows the messages that actors did not handle.
 
-    Its methods are async, each is a checkpoint at its beginning, and no block is needed. In
-    `with DeadLetterQueue() as dlq:` they block instead, and may be called from any thread.
+    The methods are async, each begins with a checkpoint, and they need no block. In `with DeadLetterQueue() as dlq:`,
+    the methods block instead, and may be called from any thread.
 
-    The methods that choose letters take these conditions, all of which must hold: `reason` and `task_type` are
-    compared, `error` is text that is in the error, and `since <= dead_at < before` is in seconds since the epoch.
+    The methods that select letters accept these conditions, all of which must be true: `reason` and `task_type` are
+    compared, `error` is a part of the letter's error, and `since <= dead_at < before` is in seconds since the epoch.
     """
 
     def __init__(
@@ -79,15 +79,16 @@ class DeadLetterQueue(AddsLetters):
         """Show the dead letters of a store, or keep letters in memory.
 
         Args:
-            store: of a task queue.
-            to: where replayed letters go, unless `replay` says otherwise; None for where they came from.
-            keep: letters that are kept in memory; then the oldest gives way. A store keeps all.
-            owns_store: it opens the store when it is needed, and the end of a block closes it, unless a queue uses it
-                still; False if others do both.
+            store: the store of a task queue; None to keep letters in memory.
+            to: the default destination of replayed letters; None for their source.
+            keep: the maximum number of letters in memory; after that, the oldest ones are dropped. A store keeps all
+                letters.
+            owns_store: whether to open the store when it is needed, and to close it at the end of a block unless a
+                queue still uses it. False if other code does both.
 
         Raises:
             ValueError: `keep` is less than 1.
-            TypeError: it is no store.
+            TypeError: `store` is not a store.
         """
         if store is not None:
             check_store("DeadLetterQueue(store)", store)
@@ -103,18 +104,20 @@ class DeadLetterQueue(AddsLetters):
 
     @classmethod
     def of(cls, system: ActorSystem | BlockingSystem, *, to: Target | None = None, keep: int = 1000) -> Self:
-        """The dead letters of an actor system: those that it has kept, and all from now on.
+        """Return the dead letters of an actor system: those that it has kept, and all later ones.
 
-        It belongs to the loop of the system. A replay tells the message to the actor with the same path, if there is
-        one that lives. Letters come in until its block is left, or the system ends.
+        The object belongs to the system's event loop. A replay tells the message to the live actor with the same path.
+        Letters are collected until the block is left or the system ends.
 
         Args:
-            system: the system, which must be running. With an `ActorSystem.blocking()` use it in a `with` block.
-            to: as for `DeadLetterQueue`.
-            keep: how many are kept; then the oldest gives way.
+            system: the system, which must be running. For an `ActorSystem.blocking()`, use the object in a `with`
+                block.
+            to: see `DeadLetterQueue`.
+            keep: the maximum number of letters; after that, the oldest ones are dropped.
 
         Raises:
             SystemClosed: the system is not running.
+            TypeError: `system` is not an actor system.
         """
         given: Any = system
         if not isinstance(given, ActorSystem | BlockingSystem):
@@ -129,7 +132,7 @@ class DeadLetterQueue(AddsLetters):
 
     @property
     def dropped(self) -> int:
-        """How many letters were crowded out of memory."""
+        """The number of letters that were dropped from memory because of `keep`."""
         return self._letters.dropped
 
     # Adding.
@@ -145,36 +148,36 @@ class DeadLetterQueue(AddsLetters):
         letter_id: str | None = None,
         history: Sequence[Attempt] = (),
     ) -> DeadLetterEntry:
-        """Keep something that failed.
+        """Add failed work.
 
         Args:
-            payload: what was to be worked on; kept as it is.
+            payload: the work; stored unchanged.
             error: the exception, or a text about it.
             reason: why it was given up.
-            task_type: what kind of work it was.
-            source: where it failed.
-            letter_id: its identity; a random UUID by default.
-            history: attempts that failed; by default `error` is the only one.
+            task_type: the kind of work.
+            source: the place of the failure.
+            letter_id: the identifier; a random UUID by default.
+            history: the failed attempts; by default, `error` is the only one.
 
         Returns:
-            The letter as it was kept.
+            The letter that was added.
 
         Raises:
-            ValueError: there is a letter with this identity.
-            TypeError: these are the dead letters of a store, which come from its tasks alone.
+            ValueError: the identifier is already used by another letter.
+            TypeError: these are the dead letters of a store, which can only come from its tasks.
         """
         await self._ready()
         letter = failure_of(payload, error, history, source=source, task_type=task_type, reason=reason)
         return self._letters.add(msgspec.structs.replace(letter, id=letter_id or ""))
 
-    # Looking.
+    # Reading.
 
     async def list(self, *, limit: int = PAGE, after: int = 0, **which: Unpack[Which]) -> Entries:
-        """Dead letters in the order of their sequence.
+        """Return dead letters in the order of `sequence`.
 
         Args:
-            limit: at most so many.
-            after: those whose sequence is greater: that of the last letter of the page before.
+            limit: the maximum number of letters.
+            after: only return letters with a greater `sequence`; pass that of the last letter of the previous page.
             **which: conditions.
 
         Raises:
@@ -186,14 +189,17 @@ class DeadLetterQueue(AddsLetters):
         return await self._letters.page(choice, after, limit)
 
     def __aiter__(self) -> AsyncIterator[DeadLetterEntry]:
-        """All dead letters, fetched in pages: what is added meanwhile may or may not be among them."""
+        """Iterate over all dead letters, which are fetched in pages.
+
+        Letters that are added in the meantime may or may not be included.
+        """
         return Each(self._pages(Choice()))
 
     async def get(self, letter_id: str) -> DeadLetterEntry:
-        """One dead letter.
+        """Return one dead letter.
 
         Raises:
-            TaskNotFound: there is none with this identity.
+            TaskNotFound: no dead letter has this identifier.
         """
         await self._ready()
         letter = await self._letters.get(letter_id)
@@ -202,24 +208,24 @@ class DeadLetterQueue(AddsLetters):
         return letter
 
     async def count(self, **which: Unpack[Which]) -> int:
-        """How many there are. With conditions it looks at each of them."""
+        """Return the number of dead letters. With conditions, this reads every letter."""
         choice = Choice.of(which)
         await self._ready()
         if choice.everything:
             return await self._letters.count()
         return sum([len(page) async for page in self._pages(choice)])
 
-    # Doing something about them.
+    # Changing.
 
     async def edit(self, letter_id: str, payload: Any) -> DeadLetterEntry:
-        """Change the payload, or the message, before it is replayed.
+        """Change the payload of a letter before its replay.
 
         Returns:
-            The letter as it is now.
+            The changed letter.
 
         Raises:
-            TaskNotFound: there is none with this identity.
-            TypeError: a store cannot keep such a payload.
+            TaskNotFound: no dead letter has this identifier.
+            TypeError: the store cannot keep such a payload.
         """
         await self._ready()
         if not await self._letters.edit(letter_id, payload):
@@ -227,21 +233,23 @@ class DeadLetterQueue(AddsLetters):
         return await self.get(letter_id)
 
     async def replay(self, letter_id: str, *, to: Target | None = None) -> None:
-        """Give a letter back to where it came from: a task is pending again with all budgets anew and its history kept,
-        a message is told to its actor again.
+        """Send a letter back to its source: a task becomes pending again, a message is told to its actor again.
 
-        Cancelled while a mailbox is full or a function runs, the letter stays; the function may have run in part.
-        Cancelled while a store is at it, the task may have been given back.
+        The task keeps its history; its budgets are reset.
+
+        If the call is cancelled while a mailbox is full or a function runs, the letter is kept; the function may have
+        run in part. If it is cancelled during a call of the store, the task may be pending again.
 
         Args:
-            letter_id: the letter.
-            to: where it goes instead: an actor, which is told the payload, or a function that gets the letter.
+            letter_id: the identifier of the letter.
+            to: another destination: an actor, which is told the payload, or a function, which gets the letter.
 
         Raises:
-            TaskNotFound: there is none with this identity, or somebody is replaying it now.
+            TaskNotFound: no dead letter has this identifier, or another caller is replaying it.
             ActorNotFound: the actor has ended.
-            ValueError: letters of `add` came from nowhere, and no `to` was given.
-            Exception: what the function raised. The letter stays; in memory that is added to its history.
+            ValueError: the letter comes from `add` and has no source, and no `to` was given.
+            Exception: any exception that the function raised. The letter is kept; in memory, the failure is added to
+                its history.
         """
         target = self._target(to)
         letter = await self.get(letter_id)
@@ -258,18 +266,18 @@ class DeadLetterQueue(AddsLetters):
         limit: int | None = None,
         **which: Unpack[Which],
     ) -> ReplayReport:
-        """Replay those that are there now. One whose replay fails does not keep the others.
+        """Replay all selected letters that exist now. A failed replay does not stop the others.
 
         Args:
-            to: as for `replay`.
-            dry_run: only count them.
-            rate: so many per second; None for as fast as they go.
-            limit: at most so many; None for all.
-            **which: conditions; without any all letters.
+            to: see `replay`.
+            dry_run: only count the letters.
+            rate: the maximum number of replays per second; None for no limit.
+            limit: the maximum number of letters; None for all.
+            **which: conditions; without any, all letters are selected.
 
         Raises:
-            ValueError: `rate` or `limit` makes no sense, or it is not known where to.
-            StoreUnavailable: the store is away. What was replayed stays replayed; call it again for the rest.
+            ValueError: `rate` or `limit` is invalid, or the letters have no source and no `to` was given.
+            StoreUnavailable: the store is unavailable. Completed replays remain; call the method again for the rest.
         """
         for name, number in {"rate": rate, "limit": limit}.items():
             if number is not None and not 0 < check_seconds(name, number) < inf:
@@ -278,7 +286,7 @@ class DeadLetterQueue(AddsLetters):
         choice = Choice.of(which)
         await self._ready()
         report, begun = ReplayReport(), anyio.current_time()
-        # With a rate, or a target of one's own, one letter after another; else a page in one step.
+        # With a rate or a target, letters are replayed one at a time; otherwise a page is one step.
         size = 1 if rate is not None or target is not None else PAGE
         async for page in self._pages(choice, until=await self._letters.frontier(), limit=limit):
             if dry_run:
@@ -291,33 +299,33 @@ class DeadLetterQueue(AddsLetters):
         return report
 
     async def remove(self, letter_id: str) -> bool:
-        """Forget one letter for good. False if there was none with this identity."""
+        """Delete one letter permanently. Return False if no dead letter has this identifier."""
         await self._ready()
         return await self._letters.remove([letter_id]) > 0
 
     async def purge(self, *, everything: bool = False, **which: Unpack[Which]) -> int:
-        """Forget letters for good.
+        """Delete letters permanently.
 
         Args:
-            everything: needed to forget all of them, that is without conditions.
+            everything: must be True to delete all letters, that is, without conditions.
             **which: conditions.
 
         Returns:
-            How many were forgotten.
+            The number of deleted letters.
 
         Raises:
             ValueError: neither a condition nor `everything=True` was given.
         """
         choice = Choice.of(which)
         if choice.everything and not everything:
-            raise ValueError("purge() would forget every dead letter: give a condition, or everything=True")
+            raise ValueError("purge() would delete every dead letter: give a condition, or everything=True")
         await self._ready()
         forgotten = 0
         async for page in self._pages(choice, until=await self._letters.frontier()):
             forgotten += await self._letters.remove([letter.id for letter in page])
         return forgotten
 
-    # Inside.
+    # Internals.
 
     async def _ready(self) -> None:
         await anyio.lowlevel.checkpoint()
@@ -350,9 +358,9 @@ class DeadLetterQueue(AddsLetters):
                 report.add_failure(letter.id, describe_error(error))
 
     async def _replay_one(self, letter: DeadLetterEntry, target: Target | None) -> Exception | None:
-        """Replay a letter. Returns why it could not be; what the store raises leaves it."""
+        """Replay a letter. Return the reason if that failed. Errors of the store are raised."""
         if not self._hold([letter]):
-            return TaskNotFound(f"somebody is replaying the dead letter {letter.id} now")
+            return TaskNotFound(f"another caller is replaying the dead letter {letter.id} now")
         with self._held([letter]):
             if target is None:
                 return (await self._letters.give_back([letter]))[0]
@@ -361,15 +369,15 @@ class DeadLetterQueue(AddsLetters):
                 return unknown(letter.id)
             try:
                 await deliver(now, target)
-            except Exception as error:  # it is the letter's, and is reported
+            except Exception as error:  # an error of the target, which is reported
                 self._letters.note(letter.id, error)
                 return error
-            with anyio.CancelScope(shield=True):  # it was delivered, so it must not stay
+            with anyio.CancelScope(shield=True):  # it was delivered, so it must be removed
                 await self._letters.remove([letter.id])
             return None
 
     def _hold(self, letters: Entries) -> bool:
-        """Reserve all of these letters for this replay, or none."""
+        """Reserve all of these letters for this replay, or none of them."""
         with self._lock:
             free = not any(letter.id in self._replaying for letter in letters)
             if free:

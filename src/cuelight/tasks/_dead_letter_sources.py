@@ -1,9 +1,9 @@
-"""Where dead letters are kept: in memory, in memory as an actor system produces them, or in a task store.
+"""Sources of dead letters: memory, an actor system, or a task store.
 
-The invariants of `Kept`, which `tests/tasks/dead_letters/test_letters_model.py` asserts in the same words:
+Invariants of `Kept`, tested in `tests/tasks/dead_letters/test_letters_model.py`:
 
-1. A letter that was added is there until it is removed or crowded out, and what was crowded out is counted.
-2. There are never more than `keep` letters; the oldest give way.
+1. An added letter is kept until it is removed or dropped because of `keep`. Dropped letters are counted.
+2. There are never more than `keep` letters; the oldest ones are dropped.
 3. Letters are listed in the order of their sequence, which no other letter ever gets.
 """
 
@@ -40,69 +40,65 @@ PAGE: Final = 100
 
 
 class Letters(Protocol):
-    """Where dead letters are kept."""
+    """A source of dead letters."""
 
     @property
     def way_back(self) -> bool:
-        """Whether a letter can go back to where it came from."""
+        """Whether letters can be sent back to their source."""
         ...
 
     @property
     def dropped(self) -> int:
-        """Letters that were crowded out."""
+        """The number of letters that were dropped because of `keep`."""
         ...
 
     async def open(self) -> None:
-        """Get ready, without a block. May be called again."""
+        """Open the source for use without a block. May be called repeatedly."""
         ...
 
     async def enter(self) -> None:
-        """A block begins."""
+        """Acquire resources at the beginning of a block."""
         ...
 
     async def leave(self) -> None:
-        """A block ends: let go of what it took."""
+        """Release the resources at the end of a block."""
         ...
 
     def add(self, letter: DeadLetterEntry) -> DeadLetterEntry:
-        """Keep a letter, under a sequence of its own."""
+        """Add a letter with a new sequence."""
         ...
 
     async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
-        """At most `limit` of those chosen whose sequence is greater than `after`, in order."""
+        """Return up to `limit` selected letters with a sequence greater than `after`, in order."""
         ...
 
     async def frontier(self) -> tuple[float, float]:
-        """The sequence and the time that no letter goes beyond which is there now."""
+        """Upper bounds for `sequence` and `dead_at` of all current letters."""
         ...
 
-    async def get(self, letter_id: str) -> DeadLetterEntry | None:
-        """One letter."""
-        ...
+    async def get(self, letter_id: str) -> DeadLetterEntry | None: ...
 
-    async def count(self) -> int:
-        """How many there are."""
-        ...
+    async def count(self) -> int: ...
 
     async def edit(self, letter_id: str, payload: Any) -> bool:
-        """Change a payload. False if there is no such letter."""
+        """Change a payload. Return False if there is no such letter."""
         ...
 
     async def remove(self, letter_ids: Sequence[str]) -> int:
-        """Forget letters. Returns how many were there."""
+        """Delete letters. Return how many existed."""
         ...
 
     async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
-        """Bring letters back to where they came from, and forget them. For each None, or why that was not possible."""
+        """Send letters back to their source and delete them. Return None or the reason of the failure, for each."""
         ...
 
     def note(self, letter_id: str, error: Exception) -> None:
-        """A replay failed: add that to the history, where there is a place for it."""
+        """Add a failed replay to the history, if the source stores that."""
         ...
 
 
 class Kept:
-    """Letters in memory, the latest `keep` of them. Usable from any thread."""
+    """The latest `keep` letters in memory. Usable from any thread."""
 
     way_back = False
 
@@ -111,7 +107,7 @@ class Kept:
             raise ValueError(f"keep={keep!r}: give the number of dead letters to keep, 1 or more")
         self._keep = keep
         self._dropped = 0
-        self._lock = threading.RLock()  # a payload that is dropped may run code of users, which adds letters
+        self._lock = threading.RLock()  # reentrant, because the finalizer of a dropped payload may add letters
         self._letters: dict[int, DeadLetterEntry] = {}
         self._order: list[int] = []  # the sequences, sorted
         self._by_id: dict[str, int] = {}
@@ -122,19 +118,19 @@ class Kept:
         return self._dropped
 
     async def open(self) -> None:
-        """Memory needs no opening."""
+        """Nothing to open."""
 
     async def enter(self) -> None:
-        """Memory needs no opening."""
+        """Nothing to open."""
 
     async def leave(self) -> None:
-        """Nothing was taken."""
+        """Nothing to release."""
 
     def add(self, letter: DeadLetterEntry) -> DeadLetterEntry:
         letter_id = letter.id or str(uuid.uuid4())
         with self._lock:
             if letter_id in self._by_id:
-                raise ValueError(f"id={letter_id!r}: there is a dead letter with this identity, so give it another")
+                raise ValueError(f"id={letter_id!r}: another dead letter has this identifier, so give a different one")
             self._last += 1
             letter = msgspec.structs.replace(letter, id=letter_id, sequence=self._last)
             self._letters[self._last] = letter
@@ -204,9 +200,9 @@ class Kept:
 
 
 class ActorLetters(Kept):
-    """The dead letters of an actor system, from those that it keeps now on. They belong to its loop.
+    """The kept and the future dead letters of an actor system. They belong to its event loop.
 
-    They come through a subscription, which is looked at whenever somebody asks: no task waits for them.
+    They are read from a subscription on each access, so no task has to wait for them.
     """
 
     way_back = True
@@ -257,7 +253,9 @@ class ActorLetters(Kept):
         cell = _find(self._system.root, letter.source)
         if cell is None:
             where = f"no actor {letter.source!r} is alive" if letter.source else "it came from no actor"
-            return ActorNotFound(f"{where}: say where the dead letter is to go, as in replay({letter.id!r}, to=ref)")
+            return ActorNotFound(
+                f"{where}: name a destination for the dead letter, as in replay({letter.id!r}, to=ref)"
+            )
         try:
             await tell_once(Ref(cell), letter.payload)
         except MailboxFull as error:
@@ -266,7 +264,7 @@ class ActorLetters(Kept):
         return None
 
     def elsewhere(self) -> RuntimeError:
-        """The error about a use outside of the loop."""
+        """The error for a use outside the system's event loop."""
         return RuntimeError(
             f"the dead letters of {self._system.name!r} belong to the loop of their system: use them there, or, in "
             "blocking code, `with DeadLetterQueue.of(system)` over an ActorSystem.blocking()"
@@ -279,7 +277,7 @@ class ActorLetters(Kept):
             self.add(self._entry(self._news.receive_nowait()))
 
     def _entry(self, letter: DeadLetter) -> DeadLetterEntry:
-        """A dead letter of an actor, with the time of the loop turned into that of the clock on the wall."""
+        """Convert a dead letter of an actor, including its time from the loop's clock to wall-clock time."""
         at = time.time() - (self._system.backend.time() - letter.time)
         errors = letter.history or (() if letter.error is None else (letter.error,))
         history = tuple(attempt_of(error, worker=letter.actor, at=at) for error in errors)
@@ -342,7 +340,7 @@ class StoreLetters:
         return found[:limit]
 
     async def frontier(self) -> tuple[float, float]:
-        # A task keeps its sequence when it is replayed and given up again, so it does not come up twice.
+        # A task keeps its sequence when it is replayed and given up again, so it is not returned twice.
         return inf, self._store.now()
 
     async def get(self, letter_id: str) -> DeadLetterEntry | None:
@@ -357,7 +355,7 @@ class StoreLetters:
         return await self.get(letter_id) is not None and await self._store.edit(letter_id, data)
 
     async def remove(self, letter_ids: Sequence[str]) -> int:
-        # A store would forget completed tasks too.
+        # `purge` would also delete completed tasks.
         snapshots = await self._store.get(letter_ids)
         dead = [one.record.id for one in snapshots if one is not None and one.state == "dead_letter"]
         return await self._store.purge(dead)
@@ -365,12 +363,12 @@ class StoreLetters:
     async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
         accepted = await self._store.replay([letter.id for letter in letters])
         return [
-            None if done else TaskNotFound(f"{letter.id} is no dead letter any more")
+            None if done else TaskNotFound(f"{letter.id} is not a dead letter any more")
             for letter, done in zip(letters, accepted, strict=True)
         ]
 
     def note(self, letter_id: str, error: Exception) -> None:
-        """The history of a task is that of its attempts alone."""
+        """The history of a task only contains attempts."""
 
 
 def _letter_of(snapshot: Snapshot) -> DeadLetterEntry:
@@ -378,7 +376,7 @@ def _letter_of(snapshot: Snapshot) -> DeadLetterEntry:
     try:
         payload = decode(record.payload)
     except ValueError:
-        payload = record.payload  # written by somebody else: it is shown as it is
+        payload = record.payload  # not written by this library: shown as bytes
     error, trace = last_failure(history)
     last: Attempt | None = history[-1] if history else None
     return DeadLetterEntry(
@@ -397,7 +395,7 @@ def _letter_of(snapshot: Snapshot) -> DeadLetterEntry:
 
 
 def _find(cell: Cell, path: str) -> Cell | None:
-    """The live actor at or below `cell` that has this path."""
+    """The live actor with this path at or below `cell`."""
     while cell.path != path:
         below = () if cell.family is None else cell.family.children()
         way = (child for child in below if path == child.path or path.startswith(child.path + "/"))

@@ -1,4 +1,4 @@
-"""Letters in memory that know the way back to where they came from, such as a pool."""
+"""Letters in memory that can be returned to their source, such as a pool."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cuelight.tasks._dead_letter_sources import Kept, Letters
 __all__ = ["AddsLetters", "ReturnableLetters", "WayBack"]
 
 WayBack: TypeAlias = Callable[[DeadLetterEntry], Any]
-"""Gives a letter back to where it came from; what it returns is awaited if it can be."""
+"""Returns a letter to its source. An awaitable result is awaited."""
 
 
 class ReturnableLetters(Kept):
-    """Letters in memory, each of them with or without a way back. Usable from any thread."""
+    """Letters in memory, each with or without a way back. Usable from any thread."""
 
     def __init__(self, keep: int) -> None:
         super().__init__(keep)
@@ -28,16 +28,16 @@ class ReturnableLetters(Kept):
         _kept.add(self)
 
     def unlock(self) -> None:
-        """In a forked process: the thread that had the lock is in the other one."""
+        """Replace the lock after a fork: the thread that held it may exist only in the parent process."""
         self._lock = threading.RLock()
 
     @property
-    def way_back(self) -> bool:  # type: ignore[override]  # of a view all letters have one, or none
-        """Whether some letter can go back to where it came from."""
+    def way_back(self) -> bool:  # type: ignore[override]  # in a view, either all letters have a way back or none
+        """Whether any letter can be sent back to its source."""
         return bool(self._ways_back)
 
     def add_with_way_back(self, letter: DeadLetterEntry, way_back: WayBack) -> DeadLetterEntry:
-        """Keep a letter, and how it goes back. It gets another identity if there is a letter with the same."""
+        """Add a letter with its way back. If another letter has the same identifier, this one gets a new one."""
         with self._lock:
             if letter.id in self._by_id:
                 letter = letter.with_id(str(uuid.uuid4()))
@@ -58,7 +58,7 @@ class ReturnableLetters(Kept):
             given = way_back(letter)
             if inspect.isawaitable(given):
                 await given
-        except Exception as error:  # it is the letter's, and is reported
+        except Exception as error:  # an error of the way back, which is reported
             self.note(letter_id, error)
             return error
         await self.remove([letter_id])
@@ -82,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class AddsLetters:
-    """What a queue of dead letters offers to code that cannot await, such as a pool of threads."""
+    """The methods of a dead letter queue for code that cannot await, such as a pool of threads."""
 
     _letters: Letters
 
@@ -97,14 +97,24 @@ class AddsLetters:
         letter_id: str = "",
         way_back: WayBack | None = None,
     ) -> DeadLetterEntry:
-        """As `add`, from any thread, and without waiting. Not a checkpoint.
+        """Add failed work without waiting. Like `add`, but may be called from any thread. Not a checkpoint.
 
-        With a `way_back`, a function that gets the letter, `replay` knows where it goes; and its identity is replaced
-        if there is a letter that has it.
+        Args:
+            payload: the work; stored unchanged.
+            error: the exception, or a text about it.
+            reason: why it was given up.
+            task_type: the kind of work.
+            source: the place of the failure.
+            letter_id: the identifier; a random UUID by default. With a `way_back`, an identifier that is already used
+                is replaced.
+            way_back: a function that gets the letter and returns it to its source in `replay`.
+
+        Returns:
+            The letter that was added.
 
         Raises:
-            ValueError: there is a letter with this identity.
-            TypeError: these are the dead letters of a store, or of actors.
+            ValueError: the identifier is already used by another letter.
+            TypeError: these are the dead letters of a store or of actors.
         """
         letter = failure_of(payload, error, (), source=source, task_type=task_type, reason=reason).with_id(letter_id)
         if way_back is None:
@@ -115,5 +125,5 @@ class AddsLetters:
 
     @property
     def is_view(self) -> bool:
-        """Whether it shows the dead letters of a store or of actors, and keeps none itself."""
+        """Whether this shows the dead letters of a store or of actors, and stores none itself."""
         return not isinstance(self._letters, ReturnableLetters)

@@ -1,7 +1,7 @@
-"""The transitions of a store, over a book that keeps its rows. One step at a time; each method is one step.
+"""The state transitions of a store, on a book that keeps its rows. Each method is one step, and one step runs at a
+time.
 
-Whatever may be refused is refused before anything is written, so that a step takes effect wholly or not at all also
-where a book cannot take anything back.
+All checks are made before anything is written, so that a step is atomic even if the book cannot roll back.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ __all__ = ["Engine"]
 
 
 class Engine(EngineAdmin):
-    """What a store does to the tasks of one queue."""
+    """All operations on the tasks of one queue."""
 
     def __init__(self, book: Book) -> None:
         super().__init__(book)
         self.claims = Claims(self)
 
-    # What producers do
+    # Producing
 
     def add(self, now: float, records: Sequence[Record], bound: Bound | None) -> list[Added]:
         """See `Store.add`."""
@@ -104,7 +104,7 @@ class Engine(EngineAdmin):
         else:
             self.book.insert(row)
 
-    # What workers do
+    # Working
 
     def exchange(self, now: float, finishes: Sequence[Finish], claim: Claim | None) -> Exchange:
         """See `Store.exchange`."""
@@ -175,7 +175,7 @@ class Engine(EngineAdmin):
     def fire(self, now: float, name: str, due: float, next_due: float) -> bool:
         """See `Store.fire`."""
         schedule = self.book.schedule(name)
-        if schedule is None or schedule.due != due or due == inf:  # one that cannot be read is due never
+        if schedule is None or schedule.due != due or due == inf:  # an unreadable schedule is never due
             return False
         self._check_open()
         record = msgspec.structs.replace(schedule.record, id=f"{schedule.record.id}@{due:.3f}", nonce="", created=now)

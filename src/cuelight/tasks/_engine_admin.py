@@ -1,4 +1,4 @@
-"""What people do with the tasks of a queue: look, cancel, replay, edit, switch, limit."""
+"""The administrative operations of a store: reading, cancelling, replaying and editing tasks, switches and limits."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from cuelight.tasks._transitions import Fate
 __all__ = ["EngineAdmin"]
 
 _FORGOTTEN: Final = 1000
-"""Results whose time is over that one step removes."""
+"""The maximum number of expired results that one step removes."""
 
 
 class EngineAdmin(EngineCore):
-    """The part of an engine that serves people."""
+    """The administrative part of an engine."""
 
     def cancel(self, now: float, ids: Sequence[str]) -> list[str]:
         """See `Store.cancel`."""
@@ -124,7 +124,7 @@ class EngineAdmin(EngineCore):
         return Size(**sizes, paused=book.paused, closed=book.closed)
 
     def forget(self, now: float) -> None:
-        """Remove results whose time is over, some at a time."""
+        """Remove some of the expired results."""
         self.book.forget(now, _FORGOTTEN)
         self.book.over(now)
 

@@ -1,4 +1,4 @@
-"""What moves a task in a store, over a book that keeps its rows."""
+"""The basic operations on tasks in a store, from which all steps are made."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["EngineCore", "is_over"]
 
 
 class EngineCore:
-    """The part of an engine that all steps are made of."""
+    """The basic operations of an engine."""
 
     def __init__(self, book: Book) -> None:
         self.book = book
         self.lanes = Lanes(book)
 
     def shift(self, row: Row, state: int, now: float, due: float | None = None) -> None:
-        """Bring a task into another state, with all that follows for its limits and its unique key."""
+        """Move a task to another state, and update its limits and its lane."""
         book, old, lane_left = self.book, row.state, row.lane
         book.sizes[old] -= 1
         book.sizes[state] += 1
@@ -40,7 +40,7 @@ class EngineCore:
             self.lanes.ended(row, now)
 
     def apply(self, row: Row, fate: Fate, now: float) -> None:
-        """Let a task have its fate."""
+        """Apply a fate to a task."""
         if fate.state <= IN_FLIGHT:
             self.shift(row, fate.state, now, fate.due or None)
             return
@@ -50,27 +50,27 @@ class EngineCore:
         self.shift(row, fate.state, now, None if fate.state == DEAD_LETTER else now + row.record.result_ttl)
 
     def expire(self, row: Row, now: float) -> None:
-        """Its deadline has passed before it was started."""
+        """Give up a task whose deadline passed before it was started."""
         if row.damage is not None:
             self.condemn(row, row.damage, now)
         else:
             self.apply(row, Fate(DEAD_LETTER, reason="expired"), now)
 
     def wake(self, row: Row, now: float) -> None:
-        """Its delay is over."""
+        """Make a task pending whose delay is over."""
         if row.damage is not None:
             self.condemn(row, row.damage, now)
         else:
             self.shift(row, PENDING, now)
 
     def condemn(self, row: Row, damage: Damage, now: float) -> None:
-        """Make a dead letter of a task of which a part cannot be read, with what is left of it."""
+        """Make a dead letter of a task that is partly unreadable, with the readable parts."""
         held = row.state == IN_FLIGHT and damage.part == "record"
         checkpoint = None if row.story is None else row.story.checkpoint
         attempt = Attempt("undecodable", row.worker, now, error=damage.why)
         row.story = Story(history=(attempt,), checkpoint=checkpoint)
         row.result = damage.raw
-        row.epoch = max(row.epoch, int(now))  # above all that were given before, also where it cannot be read
+        row.epoch = max(row.epoch, int(now))  # greater than all previous epochs, even if the stored one is unreadable
         if damage.unplaced:
             row.ended, row.reason, row.due = now, "undecodable", None
             self.book.save(row)
@@ -78,21 +78,21 @@ class EngineCore:
             self.apply(row, Fate(DEAD_LETTER, reason="undecodable"), now)
         self.book.save_story(row)
         self.book.condemned(row)
-        if held:  # nobody knows which limits it had
+        if held:  # its limits are unknown
             self.lanes.recount(now)
 
     def remove(self, row: Row) -> None:
-        """Forget a task that is over."""
+        """Delete a task that has ended."""
         self.book.sizes[row.state] -= 1
         self.book.delete(row)
 
     def known(self, ids: Sequence[str], now: float, *, payload: bool = False) -> dict[str, Row]:
-        """Tasks by their ids, without those whose time to live is over: they wait only for somebody to remove them."""
+        """Return tasks by their ids, without those whose time to live is over and that were not removed yet."""
         rows = self.book.rows(ids, payload=payload)
         return {task_id: row for task_id, row in rows.items() if not is_over(row, now)}
 
     def remove_over(self, ids: Sequence[str], now: float) -> dict[str, Row]:
-        """The same, and remove those for good."""
+        """Like `known`, and remove the tasks whose time to live is over."""
         rows = self.book.rows(ids)
         for task_id, row in list(rows.items()):
             if is_over(row, now):
@@ -103,5 +103,5 @@ class EngineCore:
 
 
 def is_over(row: Row, now: float) -> bool:
-    """Whether the time to live of a result has ended."""
+    """Whether a task has ended and its time to live is over."""
     return row.state in (COMPLETED, CANCELLED) and row.due is not None and row.due < now

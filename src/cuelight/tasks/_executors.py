@@ -1,4 +1,4 @@
-"""The threads or processes of one worker: made as they are needed, at most so many at a time."""
+"""The threads or processes of one worker, which are started on demand up to a maximum."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Executors"]
 
 
 class _InThread:
-    """A function that says in which thread it runs. It has the name of the function, for people."""
+    """A function that records its thread in the context. It has the name of the original function, for people."""
 
     def __init__(self, context: TaskContext, function: Callable[..., Any]) -> None:
         self._context, self._function = context, function
@@ -37,30 +37,30 @@ class _InThread:
 
 
 class Executors:
-    """Runs plain functions. Cancelling a call kills its process, or leaves its thread behind."""
+    """Runs plain functions. Cancelling a call kills its process, or abandons its thread."""
 
     def __init__(self, kind: Kind, most: int, name: str) -> None:
-        """Set it up; nothing is started.
+        """Set up the executors without starting any.
 
         Args:
-            kind: what runs the functions.
-            most: how many at a time.
-            name: of the worker.
+            kind: "thread" or "process".
+            most: the maximum number of concurrent calls.
+            name: the name of the worker.
         """
         self.kind, self._name = kind, name
         self._permits = anyio.Semaphore(most)
-        self._owed = 0  # places that were lent and are taken back before somebody gives one back
+        self._owed = 0  # lent permits that were taken back while none was free
         self._free: list[Executor] = []
         self._all: list[Executor] = []
 
     @property
     def abandoned(self) -> int:
-        """Threads that were left behind and still run."""
+        """The number of abandoned threads that still run."""
         return sum(executor.abandoned for executor in self._all)
 
     @property
     def replaced(self) -> int:
-        """Threads and processes that were replaced."""
+        """The number of threads and processes that were replaced."""
         return sum(executor.replaced for executor in self._all)
 
     async def call(
@@ -73,19 +73,20 @@ class Executors:
         scope: anyio.CancelScope,
         timeout: float | None,
     ) -> Any:
-        """Call a plain function as soon as there is a thread or process for it. A checkpoint.
+        """Call a plain function once a thread or process is free. A checkpoint.
 
         Args:
-            handler: whose function.
-            context: of the task.
-            args: its arguments.
-            kwargs: its keyword arguments.
-            scope: what to cancel when the time is over. The clock starts with the call, not while it waits.
-            timeout: seconds that the call may take.
+            handler: the handler with the function.
+            context: the context of the task.
+            args: the positional arguments.
+            kwargs: the keyword arguments.
+            scope: the scope whose deadline is set. The time-out starts with the call, not with the wait for a thread or
+                process.
+            timeout: the maximum duration of the call in seconds.
 
         Raises:
             WorkerDied: its process died.
-            Exception: what the function raised.
+            Exception: any exception that the function raised.
         """
         await self._permits.acquire()
         try:
@@ -100,19 +101,19 @@ class Executors:
                 self._free.append(executor)
         finally:
             self._give_back()
-        # A plain function may make a coroutine: `lambda task: handle(task)`.
+        # A plain function may return a coroutine: `lambda task: handle(task)`.
         return await run_interruptible(value) if inspect.isawaitable(value) else value
 
     def lend(self) -> None:
-        """A call waits for another task: one more may begin in its place."""
+        """Allow one more call, because a running call waits for another task."""
         self._permits.release()
 
     def take_back(self) -> None:
-        """It goes on, or has ended."""
+        """Undo `lend`, because the call continues or has ended."""
         try:
             self._permits.acquire_nowait()
         except anyio.WouldBlock:
-            self._owed += 1  # the next call that ends pays
+            self._owed += 1  # settled when the next call ends
 
     def _give_back(self) -> None:
         if self._owed:
@@ -127,7 +128,7 @@ class Executors:
         return executor
 
     async def aclose(self) -> None:
-        """End threads and processes that are idle, kill the others. A checkpoint."""
+        """End idle threads and processes, and kill the others. A checkpoint."""
         async with TaskGroup() as group:
             for executor in self._all:
                 group.start_soon(executor.aclose)

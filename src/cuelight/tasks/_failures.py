@@ -1,4 +1,4 @@
-"""What the log says of an attempt that failed, in words and as fields of the record."""
+"""The log messages for failed attempts, and the fields of their log records."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 __all__ = ["QUIET", "Failure"]
 
 QUIET: Final = frozenset({"released", "rate_limited", "cancelled"})
-"""Ends that are no failures of a task."""
+"""Kinds of attempts that did not succeed, but are not failures of the task."""
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An attempt that failed, until the store has said what becomes of its task.
+    """A failed attempt that is logged once the store has answered with the next state of its task.
 
     Attributes:
-        task_id: of the task.
-        task_type: under which type it was sent.
+        task_id: the identifier of the task.
+        task_type: the type under which the task was sent.
         task_name: the name of the function.
-        attempt: which attempt it was, from 1.
+        attempt: the number of the attempt, from 1.
     """
 
     task_id: str
@@ -35,12 +35,12 @@ class Failure(msgspec.Struct, frozen=True):
 
     @classmethod
     def of_task(cls, task: Task) -> Failure:
-        """The failure of a task that was dequeued by hand, before it was counted."""
+        """The failure of a task that was dequeued by hand, before the attempt is counted."""
         return cls(task.task_id, task.task_type, task.task_type, _attempt(task.counts))
 
     @classmethod
     def of(cls, lease: Lease, name: str) -> Failure:
-        """The failure of a leased task that the function `name` was called for."""
+        """The failure of a leased task for which the function `name` was called."""
         return cls(lease.record.id, lease.record.type, name, _attempt(lease.counts))
 
     def report(
@@ -54,16 +54,16 @@ class Failure(msgspec.Struct, frozen=True):
         text: str = "",
         error: BaseException | None = None,
     ) -> None:
-        """Log it: as a warning if it is tried again, as an error otherwise.
+        """Log the failure: as a warning if the task will be tried again, otherwise as an error.
 
         Args:
-            log: where.
-            worker: who ran it.
+            log: the log.
+            worker: the identifier of the worker.
             queue: the name of the queue.
-            kind: how it ended.
-            state: the state of the task now.
-            text: what was raised, and where.
-            error: the exception itself, to be shown with its traceback.
+            kind: how the attempt ended.
+            state: the new state of the task.
+            text: the error and the traceback as text.
+            error: the exception, to be logged with its traceback.
         """
         extra: dict[str, Any] = {**msgspec.structs.asdict(self), "worker_id": worker, "queue": queue}
         log.log(

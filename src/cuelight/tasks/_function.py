@@ -1,4 +1,4 @@
-"""Functions as tasks: `@task` gives a function a name under which workers find it, and typed ways to send it."""
+"""`@task`: it gives a function the name under which workers find it, and typed methods to send it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 Limits = Limit | Iterable[Limit]
 
-# As many parameters as lambdas usually have: strict type checkers know nothing of those of a `Callable[..., T]`.
+# Strict type checkers cannot infer the parameters of a lambda from `Callable[..., T]`, so common numbers are listed.
 _Lambda: TypeAlias = (
     Callable[[Any], T] | Callable[[Any, Any], T] | Callable[[Any, Any, Any], T] | Callable[[Any, Any, Any, Any], T]
 )
@@ -52,10 +52,10 @@ OfArguments: TypeAlias = _Lambda[T] | Callable[..., T]
 
 
 class TaskOptions(TypedDict, total=False):
-    """What can be said of all tasks of a function; the fields of `Task` say what each means.
+    """Options for all tasks of a function; the fields of `Task` explain them.
 
-    `limits` and `unique` may be functions of the arguments. `unique=True` is one key for each set of arguments, as a
-    worker gets them: neither the order of a dict nor a default that is spelled out makes another.
+    `limits` and `unique` may be functions of the arguments. `unique=True` means one key for each set of arguments as a
+    worker gets them: neither the order of a dict nor an explicit default value changes the key.
     """
 
     priority: TaskPriority | int
@@ -73,21 +73,23 @@ class TaskOptions(TypedDict, total=False):
 
 
 class SendOptions(TaskOptions, total=False):
-    """What can be said of one task besides: its identity, and when it is too late to start it."""
+    """Options for a single task: those of `TaskOptions`, and its identifier and its deadline."""
 
     task_id: str
     deadline: float | None
 
 
 class TaskFunction(Generic[P, R_co]):
-    """A function that can run in a worker. Made by `@task`; immutable: `bind` and `with_options` give changed copies.
+    """A function that workers can run. Made by `@task`.
+
+    It is immutable: `bind` and `with_options` return changed copies.
 
     Attributes:
-        name: under which workers know it: `Task.task_type`.
-        function: the function itself.
+        name: the name under which workers find it, which becomes `Task.task_type`.
+        function: the decorated function.
         is_async: whether it is an `async def`.
-        queue: the queue that `send` uses; None if it is bound to none.
-        options: the fields of `Task` that are not as usual.
+        queue: the queue that `send` uses; None if it is not bound to a queue.
+        options: the fields of `Task` that differ from their defaults.
     """
 
     __name__: str
@@ -116,37 +118,37 @@ class TaskFunction(Generic[P, R_co]):
         wrapper: Any = self
         update_wrapper(wrapper, function, updated=())
 
-    # To whom sends.
+    # Sending.
 
     def bind(self, queue: TaskQueue) -> Self:
-        """The same function, with `send` going to this queue.
+        """Return a copy whose `send` uses this queue.
 
         Raises:
-            TypeError: it is no `TaskQueue`; a blocking queue has a `send` of its own.
+            TypeError: `queue` is not a `TaskQueue`. A blocking queue has its own `send`.
         """
         changed = copy(self)
         changed.queue = _async_queue(queue)
         return changed
 
     def with_options(self, **options: Unpack[SendOptions]) -> Self:
-        """The same function, with other options for its tasks.
+        """Return a copy with other options for its tasks.
 
         Args:
             **options: fields of `Task`; `unique` and `limits` may be functions of the arguments.
 
         Raises:
-            TypeError: there is no such option, or a value has the wrong type.
-            ValueError: a value makes no sense; the message says which.
+            TypeError: an option is unknown, or a value has the wrong type.
+            ValueError: a value is invalid; the message names it.
         """
         changed = copy(self)
         changed.options = _checked({**self.options, **options}, self.name)
         return changed
 
     def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:
-        """A task that calls the function with these arguments. Nothing is sent.
+        """Return a task that calls the function with these arguments, without sending it.
 
         Raises:
-            TypeError: an argument is missing, too many, of the wrong type, or cannot be stored.
+            TypeError: an argument is missing, unexpected, of the wrong type, or cannot be stored.
         """
         payload = self._parameters.pack(args, kwargs)
         fields: dict[str, Any] = {**self.options}
@@ -163,31 +165,31 @@ class TaskFunction(Generic[P, R_co]):
         return Task(task_type=self.name, payload=payload, **fields)
 
     async def send(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
-        """Put a task that calls the function with these arguments into its queue. A checkpoint.
+        """Enqueue a task that calls the function with these arguments. A checkpoint.
 
         Returns:
-            A handle to the task; if its id or its unique key is taken, to the task that has it.
+            A handle to the task. If its identifier or its unique key is already used, a handle to the existing task.
 
         Raises:
-            TypeError: an argument is missing, too many, of the wrong type, or cannot be stored.
-            RuntimeError: the function has no queue.
-            QueueFull: as for `TaskQueue.enqueue`, like whatever else that raises.
+            TypeError: an argument is missing, unexpected, of the wrong type, or cannot be stored.
+            RuntimeError: the function is not bound to a queue.
+            QueueFull: see `TaskQueue.enqueue`, whose other exceptions are raised, too.
         """
         if self.queue is None:
             raise RuntimeError(
-                f"{self.name} has no queue to be sent to: `await queue.send({self.__name__}, ...)`, "
+                f"{self.name} is not bound to a queue: `await queue.send({self.__name__}, ...)`, "
                 f"`{self.__name__}.bind(queue).send(...)`, or `@task(queue=queue)`"
             )
         return await self.queue.send(self, *args, **kwargs)
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
-        """`send`, under the name that those who come from Celery know."""
+        """Alias of `send`, for users of Celery. A checkpoint."""
         return await self.send(*args, **kwargs)
 
     # For workers.
 
     def call_with(self, payload: Any) -> Arguments:
-        """The arguments of a task that waits, each of the type that its annotation says.
+        """Return the arguments in a payload, converted to the types in the annotations. For workers.
 
         Args:
             payload: `{"args": [...], "kwargs": {...}}`.
@@ -198,19 +200,19 @@ class TaskFunction(Generic[P, R_co]):
         return self._parameters.unpack(payload)
 
     def encode_result(self, value: Any) -> bytes:
-        """The bytes of what the function returned, for a store.
+        """Encode a return value for a store.
 
         Raises:
-            TypeError: a part of it cannot be stored, or would not come back as it is.
+            TypeError: a part of the value cannot be stored, or would change on the way.
         """
         return self._parameters.encode_result(value)
 
     def read_result(self, data: bytes | None) -> R_co:
-        """What the function returned, of the type that its annotation says.
+        """Decode a result, converted to the type in the annotation.
 
         Raises:
-            TypeError: it returned something else.
-            ValueError: these bytes are no result of a task.
+            TypeError: the result does not fit the annotation.
+            ValueError: the bytes are not the result of a task.
         """
         value = None if data is None else decode(data)
         try:
@@ -220,13 +222,13 @@ class TaskFunction(Generic[P, R_co]):
         return result
 
     def __copy__(self) -> Self:
-        # Not by way of `__reduce__`, which finds this very object in its module again.
+        # The default uses `__reduce__`, which returns the object in the module, not a copy.
         changed = object.__new__(type(self))
         changed.__dict__.update(self.__dict__)
         return changed
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        # The module holds this object under the function's name, so the function alone could not be pickled.
+        # The function cannot be pickled by its name, because the module has this object under that name.
         return _find, (self.__module__, self.__qualname__)
 
     def __repr__(self) -> str:
@@ -237,7 +239,7 @@ class AsyncTaskFunction(TaskFunction[P, R]):
     """The task function of an `async def`."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Call the function itself, here and now."""
+        """Call the function directly, without a queue."""
         running: Coroutine[Any, Any, R] = self.function(*args, **kwargs)
         return running
 
@@ -246,13 +248,13 @@ class PlainTaskFunction(TaskFunction[P, R]):
     """The task function of a `def`."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function itself, here and now."""
+        """Call the function directly, without a queue."""
         result: R = self.function(*args, **kwargs)
         return result
 
 
 class _Decorator(Protocol):
-    # An `async def` is also a `def` that returns a coroutine; the first that fits is meant.
+    # An `async def` also matches the second overload, as a function that returns a coroutine; the first match counts.
     @overload
     def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
         self, function: Callable[P, Coroutine[Any, Any, R]], /
@@ -279,24 +281,27 @@ def task(
 ) -> Any:
     """Make a function a task: `@task`, or `@task(max_retries=5, timeout=60)`.
 
-    It can still be called, which runs it here. `send` puts it into a queue, with its arguments checked against its
-    annotations at once; a worker that was given it runs it.
+    The function can still be called directly. `send` enqueues a call, after it has checked the arguments against the
+    annotations. A worker that has the function runs it.
 
     Args:
-        function: an async function, or a plain one, of a module.
-        name: under which workers find it; its module and name by default. A script is the module `__main__`: tasks
-            that another program is to run should be in a module, or have a name.
-        queue: where `send` puts it; more often `bind` says that, or `queue.send(function, ...)`.
-        **options: fields of `Task` for each task: see `TaskOptions`.
+        function: a function at module level, async or not.
+        name: the name under which workers find it; by default the names of its module and of the function. The module
+            of a script is `__main__`: if another program runs the tasks, put the function in a module or give it a
+            name.
+        queue: the queue that `send` uses. Alternatives are `bind` and `queue.send(function, ...)`.
+        **options: fields of `Task` for each task; see `TaskOptions`.
 
     Raises:
-        TypeError: the function is a method or a generator, or has an annotation that cannot be read from a store.
-        ValueError: it has no name, or an option makes no sense.
+        TypeError: the function is a method or a generator, or has an annotation whose type cannot be decoded.
+        ValueError: the function has no name, or an option is invalid.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         if isinstance(function, TaskFunction):
-            raise TypeError(f"@task on {function!r}: that is a task function; `with_options` gives it other options")
+            raise TypeError(
+                f"@task on {function!r}: this is a task function already; `with_options` changes its options"
+            )
         given: Any = function
         if not callable(given) or isinstance(given, type):
             raise TypeError(f"@task on {safe_repr(function)}: decorate a function")
@@ -312,7 +317,7 @@ def _kind_of(function: Callable[..., Any]) -> Callable[..., Any]:
 def _name_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", "")
     if not name or "<lambda>" in name:
-        raise ValueError(f"{brief(function)} has no name of its own: give it one, as in task(name='greet')(...)")
+        raise ValueError(f"{brief(function)} has no name: give it one, as in task(name='greet')(...)")
     return f"{function.__module__}.{name}"
 
 
@@ -321,27 +326,29 @@ def _async_queue(queue: TaskQueue | None) -> TaskQueue | None:
     if isinstance(given, BlockingFace):
         raise TypeError(f"{safe_repr(queue)} is a blocking queue: send with `queue.send(function, ...)`")
     if given is not None and not callable(getattr(given, "send", None)):
-        raise TypeError(f"{safe_repr(given)} is no queue to send to: give a TaskQueue")
+        raise TypeError(f"{safe_repr(given)} is not a queue: give a TaskQueue")
     return queue
 
 
 def _checked(options: SendOptions, name: str) -> SendOptions:
-    """The options, if a task can be made with them.
+    """Return the options if they are valid for a task.
 
     Raises:
-        TypeError: there is no such option, or a value has the wrong type.
-        ValueError: a value makes no sense.
+        TypeError: an option is unknown, or a value has the wrong type.
+        ValueError: a value is invalid.
     """
     known = SendOptions.__required_keys__ | SendOptions.__optional_keys__
     unknown = options.keys() - known
     if unknown:
-        raise TypeError(f"{name}: no such option: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+        raise TypeError(
+            f"{name}: no such option: {', '.join(sorted(unknown))}; the options are {', '.join(sorted(known))}"
+        )
     checked = options.copy()
     if "priority" in checked and checked["priority"] in tuple(TaskPriority):
         checked["priority"] = TaskPriority(checked["priority"])
     limits, unique = checked.get("limits", ()), checked.get("unique")
     fields: dict[str, Any] = {**checked}
-    # What depends on the arguments is looked at when a task is made, and enqueued.
+    # Values that depend on the arguments are checked when a task is made and enqueued.
     fields["unique"] = name if callable(unique) or unique is True else None if unique is False else unique
     fields["limits"] = ()
     if not callable(limits):
@@ -355,7 +362,7 @@ def _tuple_of(limits: Limits) -> tuple[Limit, ...]:
 
 
 def _find(module: str, qualname: str) -> Any:
-    """The task function that a module has under this name."""
+    """The task function with this name in a module."""
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)

@@ -1,12 +1,14 @@
-"""The rules of limits, without a store: when a task may start, and what starting it takes.
+"""The rules of limits: when a task may start, and how a start changes a limit. Independent of the store.
 
-A rate is kept by GCRA: starting a task moves the theoretical arrival time `tat` ahead by its cost, and it may start
-when `tat` is at most the burst ahead of now. Two numbers say all, and no time window has an edge.
+A rate is enforced with GCRA: starting a task moves the theoretical arrival time `tat` ahead by the task's cost, and a
+task may start if `tat` is then at most the burst ahead of now. The state is one number, so there are no time windows
+with edges.
 
-It is the rule of `coordination.gcra`, and a test holds the two together. It is written again because a task with
-several limits asks all of them before it takes any, and because a store keeps seconds and costs that need not be whole.
+This is the algorithm of `coordination.gcra`, and a test compares the two. It is implemented again because a task with
+several limits must pass all of them before it uses any, and because stores use seconds and costs that need not be
+integers.
 
-An override replaces everything of a task's own limit but its cost.
+An override replaces the whole limit of a task except for its cost.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ __all__ = ["forget_at", "opens", "take"]
 
 
 def opens(gate: Gate, own: Limit) -> float:
-    """When a task with this limit may start, in seconds since the epoch.
+    """The time at which a task with this limit may start, in seconds since the epoch.
 
-    Whatever is not after now means at once, `math.inf` when another task has ended. A task that costs more than the
-    burst (of an override; its own limit cannot be so) starts when all before it is paid off.
+    A time that is not after now means at once; `math.inf` means when another task has ended. If a task costs more than
+    the burst, it may start when all earlier costs are paid off. That only happens with an override: a task's own limit
+    cannot be like that.
     """
     limit = gate.override or own
     if limit.max_concurrent is not None and gate.running >= limit.max_concurrent:
@@ -35,7 +38,7 @@ def opens(gate: Gate, own: Limit) -> float:
 
 
 def take(gate: Gate, own: Limit, now: float) -> None:
-    """Start a task: take a place, and pay its cost."""
+    """Start a task: count it as running and charge its cost."""
     gate.running += 1
     limit = gate.override or own
     if limit.rate is not None:
@@ -43,7 +46,7 @@ def take(gate: Gate, own: Limit, now: float) -> None:
 
 
 def forget_at(gate: Gate) -> float | None:
-    """When a gate at which no lane waits says nothing any more that a new one would not; None while it is in use."""
+    """The time from which a gate without waiting lanes equals a new one, or None while it is in use."""
     if gate.running or gate.override is not None:
         return None
     return max(gate.tat, gate.closed)

@@ -1,4 +1,4 @@
-"""Which function runs a task, and what it is called with. Pure, but for reading the payload."""
+"""The choice of the function that runs a task, and of its arguments."""
 
 from __future__ import annotations
 
@@ -22,31 +22,30 @@ __all__ = ["Given", "Handler", "Handlers", "Table", "call_in_process", "table_of
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 Handlers = Iterable[TaskFunction[..., Any]] | Mapping[str, Callable[..., Any]]
-"""Task functions; or functions of the payload, by task type."""
+"""Task functions, or functions of the payload by task type."""
 
 
 class Given(Lease, kw_only=True):
-    """A task that was given to a worker by hand: no store knows of it, and its payload was never encoded."""
+    """A task that was passed to a worker directly. It is in no store, and its payload was never encoded."""
 
     task: Any
 
     @classmethod
     def of(cls, task: Task) -> Given:
-        """The lease of a task at hand."""
         checkpoint = None if task.checkpoint is None else encode(task.checkpoint, "checkpoint")
         record = Record(id=task.task_id, type=task.task_type, timeout=task.timeout)
         return cls(record=record, epoch=0, expires=inf, counts=task.counts, checkpoint=checkpoint, task=task)
 
 
 class Handler:
-    """What runs the tasks of one type.
+    """The function for the tasks of one type.
 
     Attributes:
-        function: what to call.
-        arguments: makes its arguments of a lease; raises TypeError or ValueError if the payload does not fit.
-        in_loop: whether it is async.
-        name: for people.
-        encode: makes the bytes of a result; raises TypeError if it cannot be stored.
+        function: the function to call.
+        arguments: returns the arguments for a lease; raises TypeError or ValueError if the payload does not fit.
+        in_loop: whether the function is async.
+        name: a name for log and error messages.
+        encode: encodes a result; raises TypeError if it cannot be stored.
     """
 
     __slots__ = ("arguments", "encode", "function", "in_loop", "name")
@@ -65,21 +64,21 @@ class Table:
         self.by_type, self.fallback = by_type, fallback
 
     def find(self, task_type: str) -> Handler | None:
-        """The handler of a type; None if there is none."""
+        """The handler for a type, or None."""
         return self.by_type.get(task_type) or self.fallback
 
     @property
     def in_loop(self) -> bool:
-        """Whether some handler is async."""
+        """Whether any handler is async."""
         return any(handler.in_loop for handler in (*self.by_type.values(), self.fallback) if handler is not None)
 
 
 def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
-    """Look at what a worker was given.
+    """Check the handlers that were passed to a worker.
 
     Raises:
-        TypeError: something that cannot run tasks was given.
-        ValueError: nothing was given, or two functions have one name.
+        TypeError: a handler cannot run tasks.
+        ValueError: there are no handlers, or two functions have the same name.
     """
     by_type: dict[str, Handler] = {}
     given: Any = handlers
@@ -91,7 +90,7 @@ def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
         plain = [function for _, function in pairs if not isinstance(function, TaskFunction)]
         if plain:
             raise TypeError(
-                f"handlers has {safe_repr(plain[0])}, which is no task function: decorate it with @task, "
+                f"handlers has {safe_repr(plain[0])}, which is not a task function: decorate it with @task, "
                 f"or give a mapping, {{task_type: function}}"
             )
     else:
@@ -118,7 +117,7 @@ def _handler_of(task_type: Any, function: Any) -> Handler:
     if not isinstance(function, TaskFunction):
         return Handler(function, _payload, name_of(function))
     task_function: Any = function  # pyright: ignore[reportUnknownVariableType]
-    # A plain one may go to a process, and is pickled by its name; its bare function could not be.
+    # A plain function may run in a process. The task function is pickled by its name; the bare function could not be.
     called = task_function.function if task_function.is_async else task_function
     handler = Handler(called, lambda lease: task_function.call_with(_payload_of(lease)), task_function.name)
     handler.encode = task_function.encode_result
@@ -140,7 +139,7 @@ def _whole_task(lease: Lease) -> Arguments:
 def call_in_process(
     context: TaskContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """In a worker process: call a function that can find its context."""
+    """Call a function in a worker process, with its context set."""
     token = running_task.set(context)
     try:
         return function(*args, **kwargs)

@@ -1,12 +1,12 @@
-"""Keeps leases: renews them from a thread, so that a blocked event loop is not taken for a dead one.
+"""Renews leases in a separate thread, so that the leases of a worker with a blocked event loop do not expire.
 
-Invariants, in the words of `tests/tasks/worker/test_keeper.py`:
+Invariants:
 
-1. A lease that is held is renewed every third of its length, whatever the loop does.
-2. A lease is reported lost at most once, and only while it is held.
-3. While the store is away, a lease is reported lost before it can have run out by the clock of the store.
-4. A wish to cancel is reported once for each lease, within `every` seconds of a store that answers.
-5. After `close` nothing is reported, and no thread is left.
+1. A held lease is renewed every third of its length, whatever the loop does.
+2. A lease is reported as lost at most once, and only while it is held.
+3. While the store is unavailable, a lease is reported as lost before it can have expired by the store's clock.
+4. A request to cancel is reported once per lease, within `every` seconds while the store answers.
+5. After `close`, nothing is reported and the thread has ended.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = get_log("cuelight.tasks")
 Held = tuple[str, int]
 
 MARGIN: Final = 0.1
-"""The share of a lease that is given away, for clocks that do not run alike and for the time that cancelling takes."""
+"""The fraction of a lease by which it is given up early, because clocks differ and cancelling takes time."""
 
 
 class Keeper:
-    """Renews what one worker holds, and tells what was lost or is to be cancelled.
+    """Renews the leases of one worker, and reports leases that were lost and tasks that must be cancelled.
 
-    `hold`, `drop`, `expire` and `close` may be called from any thread. `clock()` is what its times are in.
+    `hold`, `drop`, `expire` and `close` may be called from any thread. Times are those of `clock()`.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class Keeper:
         clock: Callable[[], float] = time.monotonic,
         pulse: Callable[[], object] | None = None,
     ) -> None:
-        """Set it up; `start` makes its thread.
+        """Set up the keeper; `start` starts its thread.
 
         Args:
-            store: whose leases.
-            worker: the name under which they were claimed.
-            lease: seconds for which they are claimed and renewed.
-            notify: called in the keeper's thread with leases that were lost and wishes to cancel; it must not block.
-            every: seconds between two looks for these.
-            clock: seconds that pass evenly; the time of the loop where `step` is called by a loop.
-            pulse: called in the keeper's thread at each step while something is held.
+            store: the store of the leases.
+            worker: the worker that claimed them.
+            lease: the length of a claim and of a renewal, in seconds.
+            notify: called in the keeper's thread with lost leases and tasks to cancel; must not block.
+            every: the number of seconds between two checks for these.
+            clock: a monotonic clock in seconds; the loop's clock if a loop calls `step`.
+            pulse: called in the keeper's thread at each step while a lease is held.
 
         Raises:
             ValueError: a time is not more than 0.
@@ -68,7 +68,8 @@ class Keeper:
                 raise ValueError(f"{name}={seconds!r}: give more than 0 seconds")
         self._store, self._worker, self._lease, self._notify, self.clock = store, worker, lease, notify, clock
         self._every, self._pulse = min(every, lease / 3), pulse
-        # Until when, by our clock; in a list, so that a beat cannot put back what was dropped meanwhile.
+        # The expiry by our clock. It is in a list, so that a renewal does not restore a lease that was dropped in the
+        # meantime.
         self._held: dict[Held, list[float]] = {}
         self._told: set[Held] = set()
         self._renewed = clock()
@@ -78,7 +79,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to renew, in a thread of its own that does not keep the program alive. May be called once."""
+        """Start the thread, which is a daemon. May be called once."""
         self._thread = threading.Thread(target=self._run, name=f"cuelight leases of {self._worker}", daemon=True)
         self._thread.start()
 
@@ -86,16 +87,16 @@ class Keeper:
         """Renew this lease from now on.
 
         Args:
-            task_id: the task.
-            epoch: of the lease.
-            since: when the claim was sent, by the keeper's clock; now by default. The lease began no earlier.
+            task_id: the identifier of the task.
+            epoch: the epoch of the lease.
+            since: when the claim was sent, by the keeper's clock; now by default. The lease did not begin before that.
         """
         self._held[task_id, epoch] = [(self.clock() if since is None else since) + self._lease]
         if self._idle:
             self._wake.set()
 
     def drop(self, task_id: str, epoch: int) -> None:
-        """Renew this lease no more. Do so before its finish is sent: a lease that has ended looks like a lost one."""
+        """Stop renewing this lease. Call this before its finish is sent: an ended lease looks like a lost one."""
         self._held.pop((task_id, epoch), None)
 
     @property
@@ -104,20 +105,20 @@ class Keeper:
         return self._away > 0
 
     def close(self) -> None:
-        """End the thread and wait for it, at most as long as one call of the store takes. May be called again."""
+        """End the thread and wait for it, at most as long as one call of the store takes. May be called repeatedly."""
         self._closed = True
         self._wake.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    # One step. The thread takes one after the other; under a virtual clock the loop does.
+    # One step. The thread repeats it; under a virtual clock, the loop does.
 
     def step(self) -> float:
-        """Renew or look, as it is due, and tell. Blocks.
+        """Renew or check the leases, whichever is due, and report the results. Blocks.
 
         Returns:
-            Seconds until the next step.
+            The number of seconds until the next step.
         """
         began = self.clock()
         held = self._held.copy()
@@ -127,15 +128,15 @@ class Keeper:
         renew = self._away > 0 or began - self._renewed >= self._lease / 3 - self._every / 2
         try:
             beat = self._store.beat(self._worker, list(held), self._lease if renew else None)
-        except BaseException as error:  # whatever it is, the leases run on, and so must this
+        except BaseException as error:  # leases expire whatever the error is, so the keeper must continue
             if self._thread is None and ends_the_program(error):
                 raise
             self._missed(error)
             self.expire()
-            # The jitter keeps the workers of a fleet from coming back all at once.
+            # The jitter spreads the retries of many workers over time.
             return self._every * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         if self._away:
-            log.warning("%s reaches its store again, after %d missed beats", self._worker, self._away)
+            log.warning("%s can reach its store again, after %d missed beats", self._worker, self._away)
             self._away = 0
         if renew:
             self._renewed = began
@@ -146,7 +147,7 @@ class Keeper:
         return self._every
 
     def expire(self) -> None:
-        """Report what must have run out by our own clock. Needs no store, so any thread may do it at any time."""
+        """Report leases that must have expired by our own clock, without the store. May be called from any thread."""
         over = self.clock() + self._lease * MARGIN
         lost = [key for key, until in self._held.copy().items() if until[0] <= over]
         if lost:
@@ -154,7 +155,7 @@ class Keeper:
 
     def _missed(self, error: BaseException) -> None:
         if not self._away and not self._closed:
-            log.warning("%s cannot renew its leases, and goes on trying: %s", self._worker, describe_error(error))
+            log.warning("%s cannot renew its leases, and keeps trying: %s", self._worker, describe_error(error))
         self._away += 1
 
     def _tell(self, beat: Beat) -> None:
@@ -168,7 +169,7 @@ class Keeper:
         except BaseException as error:
             if self._thread is None and ends_the_program(error):
                 raise
-            log.exception("%s could not tell of lost or cancelled tasks", self._worker)
+            log.exception("%s could not report lost or cancelled tasks", self._worker)
 
     def _run(self) -> None:
         while not self._closed:
@@ -179,7 +180,8 @@ class Keeper:
                 self._wake.wait(seconds)
             else:
                 self._idle = True
-                if not self._held and not self._closed:  # a lease that came before the flag was seen by nobody
+                # checked again, because `hold` does not wake the thread before `_idle` is set
+                if not self._held and not self._closed:
                     self._wake.wait()
                 self._idle = False
                 self._renewed = self.clock()

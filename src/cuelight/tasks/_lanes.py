@@ -1,12 +1,14 @@
-"""Which task with limits may go next, without looking at those that may not.
+"""Selects the next task with limits, without a scan of the tasks that have to wait.
 
-Tasks with the same set of limits are one lane. A lane is asked for work until one of its limits does not admit its
-first task; then it waits on that limit, however many tasks are in it. Nothing here walks over tasks.
+A lane contains the tasks with the same set of limits. A lane is runnable until one of its limits rejects its first
+task. It then waits on that limit, with all its tasks.
 
-1. A lane that is asked for work waits on no limit; any other waits on exactly one.
-2. Where lanes wait on a limit that would admit the first task of the first of them, that lane is asked for work.
-   It passes the turn on when it has been looked at: `settle` is called for each key of a lane that has changed.
-3. So a task does not overtake a more urgent one that waits on the same limit, and it does overtake all others.
+Invariants:
+
+1. A runnable lane waits on no limit. Every other lane waits on exactly one.
+2. If a limit would admit the first task of the first lane that waits on it, that lane is made runnable. After that lane
+   was used, `settle` is called for each of its keys, which makes the next lane runnable.
+3. Therefore a task does not overtake a more urgent one that waits on the same limit, but it does overtake all others.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Lanes:
         return self._book.lane_of(tuple(sorted({limit.key for limit in row.record.limits})))
 
     def entered(self, lane: Lane, row: Row, now: float) -> None:
-        """A task has become pending in a lane, and was saved."""
+        """Record that a task became pending in a lane. The task must be saved already."""
         order = order_of(row)
         if lane.head is None or order < lane.head:
             lane.head = order
@@ -41,7 +43,7 @@ class Lanes:
                 self.settle(lane.waits_on, now)
 
     def left(self, lane_id: int, row: Row, now: float) -> None:
-        """A task is pending no more, and was saved."""
+        """Record that a task is no longer pending. The task must be saved already."""
         lane = self._book.lane(lane_id)
         if lane is None or lane.head is None or lane.head[-1] != row.seq:
             return
@@ -54,7 +56,7 @@ class Lanes:
         self._settle_all(lane, now)
 
     def refused(self, lane: Lane, row: Row, now: float) -> bool:
-        """Whether a limit does not admit the first task of a lane; then the lane waits on it from now on."""
+        """Return whether a limit rejects the first task of a lane. If so, the lane now waits on that limit."""
         for limit in row.record.limits:
             gate = self._book.gate(limit.key)
             ahead = self._book.first_lane(limit.key) if gate.waiting else None
@@ -66,14 +68,14 @@ class Lanes:
         return False
 
     def start(self, row: Row, now: float) -> None:
-        """Take what the limits of a task say, before it is saved as in flight."""
+        """Charge the limits of a task, before it is saved as in flight."""
         for limit in row.record.limits:
             gate = self._book.gate(limit.key)
             take(gate, limit, now)
             self._book.save_gate(gate)
 
     def ended(self, row: Row, now: float) -> None:
-        """Give back the places of a task that is in flight no more."""
+        """Release the limits of a task that is no longer in flight."""
         for limit in row.record.limits:
             gate = self._book.gate(limit.key)
             gate.running = max(0, gate.running - 1)
@@ -85,7 +87,7 @@ class Lanes:
             self.settle(key, now)
 
     def settle(self, key: str, now: float) -> None:
-        """Ask the first lane that waits on a limit for work if the limit admits its first task, or note when to."""
+        """Make the first lane that waits on a limit runnable if its first task may start, or note when it may."""
         gate = self._book.gate(key)
         lane, own = self._book.first_lane(key), None
         while lane is not None:
@@ -109,7 +111,10 @@ class Lanes:
         self._book.save_gate(gate)
 
     def _limit_of_first(self, lane: Lane, key: str) -> Limit | None:
-        """None for a lane that cannot wait here, which no step leaves behind: it does not any more."""
+        """The limit of the lane's first task, or None for a lane that cannot wait here.
+
+        No step leaves such a lane behind. It is repaired, so that it waits here no longer.
+        """
         head = self._book.head(lane)
         if head is None:
             self._book.drop_lane(lane)
@@ -121,7 +126,7 @@ class Lanes:
         return own
 
     def recount(self, now: float) -> None:
-        """Count the tasks in flight anew, for all limits that may be wrong."""
+        """Recount the tasks in flight for all limits whose count may be wrong."""
         running = self._book.running()
         for key in running:
             gate = self._book.gate(key)

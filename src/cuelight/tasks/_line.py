@@ -1,9 +1,9 @@
-"""A line of those who wait for room: one is first, the others sleep.
+"""A queue of waiters in which only the first one is active.
 
 Invariants:
 
-1. Whoever has the lowest ticket of those in the line is first, also if it joined after the others.
-2. When the first leaves, done or cancelled, the next one is woken.
+1. The waiter with the lowest ticket is the first one, even if it joined after the others.
+2. When the first waiter leaves, normally or cancelled, the next one is woken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Line"]
 
 
 class Line:
-    """Belongs to one loop."""
+    """The waiters. Belongs to one event loop."""
 
     def __init__(self, waiter: Callable[[], Waiter]) -> None:
         self._new_waiter = waiter
@@ -30,13 +30,13 @@ class Line:
         return len(self._places)
 
     def ticket(self) -> int:
-        """A place for somebody who comes now, and may have to wait later."""
+        """A new ticket, for a caller that may have to wait later."""
         self._last += 1
         return self._last
 
     @contextmanager
     def joined(self, ticket: int) -> Generator[None]:
-        """Stand in the line."""
+        """Be in the queue inside the block."""
         heapq.heappush(self._tickets, ticket)
         self._places[ticket] = None
         try:
@@ -49,7 +49,7 @@ class Line:
                 waiter.wake()
 
     async def until_first(self, ticket: int) -> None:
-        """Wait until nobody stands before this one. A checkpoint only if somebody does."""
+        """Wait until this ticket is the first one. A checkpoint only if it is not the first one yet."""
         while self._first() != ticket:
             waiter = self._places[ticket] = self._new_waiter()
             try:

@@ -1,4 +1,4 @@
-"""The store that lives in this process."""
+"""`MemoryStore`: a store in memory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ R = TypeVar("R")
 
 
 class MemoryStore:
-    """Keeps the tasks of one queue in memory: nothing survives the process.
+    """Keeps the tasks of one queue in memory. They do not survive the process.
 
-    It may be used from several event loops and threads at once. No operation suspends, so that one that is cancelled
-    before it began has no effect, and any other is complete. After `close`, `open` goes on with what was there.
+    It may be used from several event loops and threads at the same time. No operation suspends, so an operation that is
+    cancelled before it began has no effect, and every other operation is complete. After `close`, `open` continues with
+    the same tasks.
     """
 
     durable = False
     overlap = 1
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        """Make an empty store; it may be used at once.
+        """Create an empty store, which can be used at once.
 
         Args:
-            clock: seconds since the epoch. It is asked in whatever thread calls the store.
+            clock: returns seconds since the epoch. It is called in the thread that calls the store.
         """
         self._clock = SteadyClock(clock)
         self._lock = threading.Lock()
@@ -45,16 +46,16 @@ class MemoryStore:
         self._closed = False
 
     def now(self) -> float:
-        """The clock, in seconds since the epoch; see `SteadyClock`."""
+        """The current time, in seconds since the epoch; see `SteadyClock`."""
         return self._clock()
 
     async def open(self) -> None:
-        """Take up work again after `close`. A checkpoint."""
+        """Work again after `close`. A checkpoint."""
         await yield_now()
         self._closed = False
 
     async def close(self) -> None:
-        """Refuse all that comes from now on, with `PoolClosed`. A checkpoint."""
+        """Reject all later calls with `PoolClosed`. A checkpoint."""
         await yield_now()
         self._closed = True
         self._changes.notify()

@@ -1,8 +1,10 @@
-"""The rows of one queue in memory: dicts, and heaps whose entries are checked when they come to the top.
+"""The rows of one queue in memory: dicts, and heaps whose entries are validated when they come to the top.
 
-1. Each order (of a lane, of due times, ...) is a heap that holds at least the entries that are true now.
-2. An entry that is no longer true is dropped when it is met; a heap is cleaned when it has doubled since the last
-   time, so heaps stay in proportion to what they hold, and all steps cost O(log n) over time.
+Invariants:
+
+1. Each order (of a lane, of due times, ...) is a heap that contains at least all valid entries.
+2. An outdated entry is dropped when it is found. A heap is cleaned when its size has doubled since the last time.
+   Therefore heaps stay proportional to their valid entries, and all steps take O(log n) amortized time.
 """
 
 from __future__ import annotations
@@ -36,18 +38,18 @@ __all__ = ["MemoryBook"]
 
 _GONE: Final = -1
 _tuple: Any = tuple
-_new_entry: Final = _tuple.__new__  # faster than the constructor, and there is an entry for each task
-_FEW: Final = (PARKED, IN_FLIGHT, DEAD_LETTER)  # states that are asked for while most tasks are in others
+_new_entry: Final = _tuple.__new__  # faster than the constructor, which matters because each task has an entry
+_FEW: Final = (PARKED, IN_FLIGHT, DEAD_LETTER)  # states that are queried while most tasks are in other states
 
 
 class _Row(Row, kw_only=True):
-    """A row, and where it stands in the book.
+    """A row, and its positions in the book.
 
     Attributes:
-        saved: the state in which it was saved last.
-        place: the ticket of its one true entry among the pending.
-        waits: the same among the deadlines, and among the last.
-        ticket: the same among the due times.
+        saved: the state in which it was last saved.
+        place: the ticket of its valid entry among the pending tasks.
+        waits: the ticket of its valid entries among the deadlines and in the order of `last`.
+        ticket: the ticket of its valid entry among the due times.
         due_entry: the time of that entry; `due` may be later.
     """
 
@@ -59,7 +61,7 @@ class _Row(Row, kw_only=True):
 
 
 class _Heap:
-    """A heap of (key..., ticket, item) some of which may be true no more."""
+    """A heap of entries (key..., ticket, item), some of which may be outdated."""
 
     __slots__ = ("_is_true", "_room", "entries")
 
@@ -100,7 +102,7 @@ def _is_due(entry: Any) -> bool:
 
 
 class MemoryBook:
-    """See `Book`."""
+    """A `Book` in memory."""
 
     def __init__(self) -> None:
         self.sizes = [0] * len(STATES)
@@ -109,12 +111,12 @@ class MemoryBook:
         self._ticket = count(1)
         self._sequence = 0
         self._tasks: dict[str, _Row] = {}
-        self._by_sequence: list[_Row] = []  # with holes: rows that are gone
+        self._by_sequence: list[_Row] = []  # includes deleted rows until it is compacted
         self._few: dict[int, dict[int, _Row]] = {state: {} for state in _FEW}
         self._plain = _Heap(_is_pending)
         self._due = {state: _Heap(_is_due) for state in (SCHEDULED, IN_FLIGHT, COMPLETED, CANCELLED)}
         self._deadlines = _Heap(_is_waiting)
-        self._last: _Heap | None = None  # made when it is asked for: most queues shed nothing
+        self._last: _Heap | None = None  # created on demand, because most queues shed no tasks
         self._lane_ids = count(1)
         self._lanes: dict[int, Lane] = {}
         self._lane_tasks: dict[int, _Heap] = {}
@@ -220,7 +222,7 @@ class MemoryBook:
         heap, found = self._due[state], list[_Row]()
         while len(found) < most and (entry := self._top_due(state)) is not None and entry[0] <= now:
             found.append(heapq.heappop(heap.entries)[2])
-        for row in found:  # whoever asked may leave them as they are
+        for row in found:  # the caller may leave them unchanged
             self._push_due(row, row.due_entry)
         return list(found)
 
@@ -230,7 +232,7 @@ class MemoryBook:
             row: _Row = entry[2]
             if row.due is None or row.due <= entry[0]:
                 break
-            heapq.heappop(heap.entries)  # a lease that was renewed
+            heapq.heappop(heap.entries)  # the lease was renewed
             self._push_due(row, row.due)
         return entry
 
@@ -238,7 +240,7 @@ class MemoryBook:
         heap, popped = self._deadlines, list[Any]()
         while len(popped) < most and (entry := heap.top()) is not None and entry[0] <= now:
             popped.append(heapq.heappop(heap.entries))
-        for entry in popped:  # whoever asked may leave them as they are
+        for entry in popped:  # the caller may leave them unchanged
             heap.push(entry)
         return [entry[2] for entry in popped]
 

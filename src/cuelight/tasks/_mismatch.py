@@ -1,8 +1,8 @@
-"""Tasks whose arguments do not fit the function that this worker has.
+"""Tasks whose arguments do not fit the function of this worker.
 
-While a new version is rolled out, a worker of the old one is given tasks that the new one has sent, and the other way
-round. Such a task is put back for a worker that has the other version, after 5, 10, 20 ... 300 seconds. A task that has
-fitted no worker for an hour is given up.
+During the rollout of a new version, a worker of the old version gets tasks that the new version sent, and vice versa.
+Such a task is put back for a worker of the other version, after 5, 10, 20 ... 300 seconds. A task that has fitted no
+worker for an hour is given up.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["PATIENCE", "Mismatch", "verdict_on"]
 
 PATIENCE: Final = 3600.0
-"""Seconds for which a task that fits nobody is kept."""
+"""Seconds after which a task that fits no worker is given up."""
 
 AGAIN: Final = Backoff(minimum=5.0, maximum=300.0, jitter=0.2)
 
 
 class Mismatch(Exception):
-    """The task is to be put back.
+    """Raised for a task that is put back.
 
     Attributes:
-        delay: seconds before it is tried again.
+        delay: seconds before the task is tried again.
     """
 
     def __init__(self, message: str, delay: float) -> None:
@@ -41,12 +41,12 @@ class Mismatch(Exception):
 
 
 async def verdict_on(store: Store, lease: Lease, error: ArgumentMismatch) -> Mismatch | Rejected:
-    """What becomes of a task that did not fit. A checkpoint.
+    """Decide whether a task that did not fit is put back or given up. A checkpoint.
 
     Args:
-        store: of the task; its history says how often that was so before.
-        lease: of the task.
-        error: what did not fit.
+        store: the store of the task, whose history shows how often it did not fit.
+        lease: the lease of the task.
+        error: the mismatch.
     """
     try:
         [snapshot] = await store.get([lease.record.id])
@@ -59,7 +59,7 @@ async def verdict_on(store: Store, lease: Lease, error: ArgumentMismatch) -> Mis
 
 
 def _mismatches(history: Sequence[Attempt]) -> list[Attempt]:
-    """The last attempts in a row that did not fit. Those that were given back in between say nothing."""
+    """The latest consecutive mismatches. Attempts in between that were given back are ignored."""
     found: list[Attempt] = []
     for attempt in reversed(history):
         if attempt.kind == MISMATCH:

@@ -1,8 +1,8 @@
-"""Stores that several handles use: opened for the first, closed after the last.
+"""Counts the users of each store: the first user opens it, the last one closes it.
 
-Invariant: between `open_store` and `close_store` of one user no other user's `close_store` closes the store. They may
-live in different loops, in different threads. What the users in another process do does not count: one that was forked
-begins without users.
+Invariant: between `open_store` and `close_store` of one user, no `close_store` of another user closes the store. Users
+may be in different event loops and threads. Users in other processes are not counted; a forked process starts with
+none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _lock = threading.Lock()
 
 
 def _forget_other_process() -> None:
-    """This process was forked: its parent's users are not here, and may have held the lock."""
+    """Reset the state in a forked process: it has no users, and a thread of the parent may have held the lock."""
     global _lock  # noqa: PLW0603
     _lock = threading.Lock()
     _uses.clear()
@@ -51,8 +51,8 @@ async def open_store(store: Store) -> None:
     """Open a store, and keep it open until `close_store` was called as often. A checkpoint.
 
     Raises:
-        StoreUnavailable: it cannot be reached.
-        Exception: whatever else keeps it from being opened. Then it is not in use.
+        StoreUnavailable: the store is unavailable.
+        Exception: any other reason why the store cannot be opened. In both cases, it is not in use.
     """
     while True:
         backend = current_backend()
@@ -72,7 +72,7 @@ async def open_store(store: Store) -> None:
 
 
 async def close_store(store: Store) -> None:
-    """Let go of a store that `open_store` opened; the last one closes it. A checkpoint; not cancelled half-way."""
+    """Release a store that `open_store` opened; the last user closes it. A checkpoint; closing is not cancelled."""
     with _lock:
         use = _uses[id(store)]
         use.users -= 1
@@ -86,5 +86,5 @@ async def close_store(store: Store) -> None:
         with _lock:
             del _uses[id(store)]
         for wake in use.waiting:
-            with suppress(RuntimeError):  # the loop of who waited has ended
+            with suppress(RuntimeError):  # the loop of the waiter has ended
                 wake()

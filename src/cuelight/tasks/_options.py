@@ -1,4 +1,4 @@
-"""What a worker was told, and what it has done."""
+"""The options and the statistics of a worker."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ THREADS = 32
 
 
 class WorkerOptions(msgspec.Struct, frozen=True):
-    """What a worker was told. The fields are the arguments of `TaskWorker`, checked.
+    """The checked arguments of `TaskWorker`.
 
     Attributes:
-        slots: tasks that run at once: `concurrency`, or as many as there are threads if all functions are plain.
+        slots: the maximum number of concurrent tasks: `concurrency`, or at most the number of threads if all functions
+            are plain.
     """
 
     worker_id: str
@@ -51,24 +52,25 @@ class WorkerOptions(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class WorkerStats:
-    """Totals of a worker since it was made.
+    """Totals of a worker since it was created.
 
     Attributes:
         processed: attempts that ended.
-        succeeded: that completed their task.
-        failed: that raised, timed out, lost their process or could not be called.
-        cancelled: whose task was cancelled.
-        rate_limited: that were told to come back later.
-        released: tasks given back, begun or not, and those whose arguments did not fit.
-        unknown: tasks parked because no handler knows their type.
-        lease_lost: attempts that were cut off, or whose finish was refused, because somebody else may have the task.
-        running: attempts under way now.
-        waiting: tasks claimed and not begun yet.
+        succeeded: attempts that completed their task.
+        failed: attempts that raised, timed out, lost their process or could not be called.
+        cancelled: attempts whose task was cancelled.
+        rate_limited: attempts that raised `RateLimited`.
+        released: tasks that were given back, started or not, and tasks whose arguments did not fit.
+        unknown: tasks that were parked because no handler knows their type.
+        lease_lost: attempts that were cancelled, or whose finish was rejected, because another worker may have the
+            task.
+        running: attempts that are running now.
+        waiting: tasks that were claimed and have not started yet.
         unsent: attempts that ended and that the store has not acknowledged yet.
         last_claim: when the store last answered a claim, in seconds since the epoch by its clock; 0 before that. A
-            healthy worker claims every few seconds, also when there is nothing to do.
+            healthy worker claims every few seconds, even if there are no tasks.
         away: whether the store did not answer the last call.
-        abandoned: threads that a time-out left behind and that still run.
+        abandoned: threads that were abandoned after a time-out and still run.
         replaced: threads and processes that were replaced.
     """
 
@@ -90,12 +92,12 @@ class WorkerStats:
 
 
 class Tally(WorkerStats):
-    """The totals, counted."""
+    """The totals with a method to count."""
 
     __slots__ = ()
 
     def count(self, finish: Finish | None) -> None:
-        """An attempt has ended; without a finish its lease was lost."""
+        """Count an attempt that has ended; None means that its lease was lost."""
         kind = "lost" if finish is None else finish.kind
         if kind == "released":
             self.released += 1
@@ -130,8 +132,8 @@ def options_of(
     """Check the arguments of a worker.
 
     Raises:
-        ValueError: a value makes no sense; the message names it and what to give.
-        TypeError: something that cannot run tasks was given.
+        ValueError: a value is invalid; the message names it and the accepted values.
+        TypeError: a handler cannot run tasks.
     """
     numbers: dict[str, Any] = {"concurrency": concurrency, "threads": 1 if threads is None else threads}
     for name, number in numbers.items():

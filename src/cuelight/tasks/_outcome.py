@@ -1,7 +1,4 @@
-"""What follows from how an attempt ended: pure functions from an exception to a `Finish`.
-
-They raise nothing but `KeyboardInterrupt`.
-"""
+"""Pure functions that convert the exception of an attempt to a `Finish`. They raise only `KeyboardInterrupt`."""
 
 from __future__ import annotations
 
@@ -24,24 +21,27 @@ __all__ = ["MISMATCH", "RETRIES", "Released", "failure", "kind_of", "pause_of", 
 log = get_log("cuelight.tasks")
 
 LONGEST_DELAY: Final = 366 * 86400.0
-"""Seconds: a service that says "never" is asked again after a year."""
+"""Seconds. If a service says "never", the task is tried again after a year."""
 
 RETRIES: Final = Backoff(minimum=1.0, maximum=300.0, jitter=0.2)
-"""The delays before tasks that failed are tried again: 1, 2, 4 ... 300 seconds."""
+"""The delays before failed tasks are tried again: 1, 2, 4 ... 300 seconds."""
 
 ERROR_LENGTH: Final = 2000
 TRACEBACK_LENGTH: Final = 8000
 
 MISMATCH: Final = "mismatch"
-"""The kind of an attempt for which the arguments did not fit; for a store the task was released."""
+"""The kind of an attempt whose arguments did not fit. The store treats it as "released"."""
 
 
 class Released(Exception):
-    """The worker gave the task back: it was shut down, or did not come to start it."""
+    """The worker gave the task back, because it was shut down or did not start the task in time."""
 
 
 def kind_of(error: Exception) -> tuple[str, Exception]:
-    """How an attempt ended that raised this, and the exception that says so: the first of a group of its like."""
+    """The kind of an attempt that raised this exception, and the exception to report.
+
+    A group that contains only `Rejected`, or only `RateLimited`, is replaced by its first member.
+    """
     control = control_error(error, RateLimited, Rejected)
     if isinstance(control, Rejected):
         return "rejected", control
@@ -51,13 +51,13 @@ def kind_of(error: Exception) -> tuple[str, Exception]:
 
 
 def pause_of(error: BaseException) -> tuple[float, str | None]:
-    """For how many seconds `RateLimited` pauses, and which limit. A subclass may have anything in their place."""
+    """The seconds and the limit for which `RateLimited` pauses. A subclass may have invalid values for them."""
     given: Any = error
     try:
         seconds, key = float(given.retry_after), given.key
     except KeyboardInterrupt:
         raise
-    except BaseException:  # no more than a time is at stake
+    except BaseException:  # any error means that the default is used
         return RETRIES.minimum, None
     return (min(seconds, LONGEST_DELAY) if seconds >= 0 else RETRIES.minimum), key if type(key) is str and key else None
 
@@ -75,19 +75,19 @@ def failure(
     delay: float = 0.0,
     where: BaseException | None = None,
 ) -> Finish:
-    """How to finish an attempt that did not succeed.
+    """The finish of an attempt that did not succeed.
 
     Args:
-        lease: of the attempt.
-        kind: how it ended, see `Attempt.kind`.
-        error: what it raised, or why it was cut off.
-        worker: who ran it.
+        lease: the lease of the attempt.
+        kind: how it ended; see `Attempt.kind`.
+        error: the exception that it raised, or the reason why it was cancelled.
+        worker: the identifier of the worker.
         at: when it ended, in seconds since the epoch.
-        elapsed: seconds that it ran.
+        elapsed: how long it ran, in seconds.
         backoff: the delays before errors and time-outs are tried again.
         jitter: a random number in [0, 1).
-        delay: seconds before it is tried again, for the other kinds.
-        where: the exception whose traceback to keep; `error` by default.
+        delay: seconds before the task is tried again, for other kinds.
+        where: the exception whose traceback is stored; `error` by default.
     """
     pause_key = None
     if kind == "rate_limited":
@@ -100,30 +100,30 @@ def failure(
 
 
 def _delay_of(backoff: Backoff, failures: int, jitter: float) -> float:
-    """A delay. `backoff` may be of a class of the user's own."""
+    """A delay. `backoff` may be an instance of a user's class."""
     try:
         delay = float(backoff.delay(failures, jitter))
         if 0 <= delay <= LONGEST_DELAY:
             return delay
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # no more than a delay is at stake
+    except BaseException as error:  # any error means that the default is used
         failed: BaseException = error
     else:
-        failed = ValueError(f"delay() returned {safe_repr(delay)}, which is no number of seconds")
+        failed = ValueError(f"delay() returned {safe_repr(delay)}, which is not a valid number of seconds")
     log.error("%s failed: the default back-off is used", safe_repr(backoff), error=failed, kind="backoff")
     return RETRIES.delay(failures, jitter)
 
 
 def said(error: BaseException) -> str:
-    """The type and the message of an exception, and of those in a group, in characters that every store takes."""
+    """The type and message of an exception, and of the members of a group, in characters that every store accepts."""
     return _clipped("\n".join(error_lines(error)), ERROR_LENGTH)
 
 
 def trace_of(error: BaseException) -> str:
-    """Where an exception was raised, from the task on: without the frames of the worker, and clipped."""
+    """The shortened traceback of an exception, without the frames of the worker."""
     at = error.__traceback__
-    # The frames of the worker, which come first, say nothing of the task.
+    # The first frames are the worker's and do not help to understand the task.
     while at is not None and at.tb_next is not None and _is_ours(at):
         at = at.tb_next
     return "" if at is None else _clipped(format_traceback(error, start=at), TRACEBACK_LENGTH)

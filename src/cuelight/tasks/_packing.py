@@ -1,25 +1,26 @@
-"""Values as what MessagePack has types for: the others become extensions, or are refused.
+"""Packing of values for MessagePack: types that it does not have become extensions, or are rejected.
 
-Invariant: what `pack` takes, `decode` of `_values.py` returns equal and of the same types. Everything else is refused:
-an enum member, a dataclass, a subclass of `dict` or `str`, what is nested too deep.
+Invariant: `decode` of `_values.py` returns every value that `pack` accepts, equal and of the same types. All other
+values are rejected: an enum member, a dataclass, an instance of a subclass of `dict` or `str`, values that are nested
+too deeply.
 
-The extension types, in the order of their codes. Bytes that were written without any of them are read as before.
+The extension types, in the order of their codes. Bytes that were written without them are still readable.
 
 | Code | Python type | Data |
 |---|---|---|
 | -1 | `datetime` in UTC | the timestamp of MessagePack |
-| 1 | any other `datetime` | `[wall time, fold, offset, name, zone]` as far as it has them |
+| 1 | any other `datetime` | `[wall time, fold, offset, name, zone]`, without missing parts at the end |
 | 2 | `date` | ISO 8601 text |
 | 3 | `time` | as for 1 |
 | 4 | `timedelta` | `[days, seconds, microseconds]` |
 | 5 | `Decimal` | text |
 | 6 | `UUID` | its 16 bytes |
-| 7, 8, 9 | `tuple`, `set`, `frozenset` | an array; of sets sorted by their bytes |
+| 7, 8, 9 | `tuple`, `set`, `frozenset` | an array; for sets, sorted by the bytes of the items |
 | 10 | `bytearray` | its bytes |
-| 11 | `dict` with keys that MessagePack has no type for | an array of pairs |
+| 11 | `dict` with keys for which MessagePack has no type | an array of pairs |
 """
 
-# Values of any type are what this is about.
+# This module handles values of any type.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ __all__ = [
 ]
 
 DEEPEST: Final = 100
-"""How deep a value may be nested. Readers need as many levels of Python's recursion limit for it."""
+"""The maximum nesting depth of a value. Reading uses as many levels of Python's recursion limit."""
 
 PLAIN: Final[frozenset[type]] = frozenset({str, int, float, bool, type(None), bytes})
-"""Types that MessagePack has, and that have no parts."""
+"""Types without parts that MessagePack has."""
 
 
 class Extension:
@@ -76,10 +77,10 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class Unstorable(Exception):
-    """A part of a value cannot be stored. The packer of the whole adds the way to the part.
+    """A part of a value cannot be stored. The packer of the whole value adds the path to the part.
 
     Attributes:
-        reason: what the part is, and what to give instead.
+        reason: the type of the part, and an alternative.
     """
 
     def __init__(self, reason: str) -> None:
@@ -88,27 +89,27 @@ class Unstorable(Exception):
         self._ways: list[str] = []
 
     def at(self, way: str) -> Unstorable:
-        """The same, one level further out."""
+        """Prepend a component to the path and return the exception."""
         self._ways.append(way)
         return self
 
     def refuse(self, what: str) -> TypeError:
-        """The error to raise for a whole that is called `what`."""
+        """The error to raise for a whole value with the name `what`."""
         ways = self._ways[::-1]
         shown = ways if len(ways) <= 10 else [*ways[:5], " ... ", *ways[-5:]]
         return TypeError(f"{what}{''.join(shown)} cannot be stored: {self.reason}")
 
 
 def encode_native(packed: Any) -> bytes:
-    """The bytes of a value that was packed.
+    """Encode a packed value.
 
     Raises:
-        Unstorable: a part of it cannot be encoded: text with half a surrogate pair, an int of more than 64 bits.
+        Unstorable: a part of it cannot be encoded, such as text with a lone surrogate, or an int of more than 64 bits.
     """
     try:
         return _ENCODER.encode(packed)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        # ValueError has UnicodeEncodeError in it, for half a surrogate pair.
+        # UnicodeEncodeError, for a lone surrogate, is a ValueError.
         ways, part = _culprit(packed)
         unstorable = Unstorable(
             f"of type {type_name(part)}: {describe_error(error, 300)}: give plain values, or a name by which the task "
@@ -120,14 +121,14 @@ def encode_native(packed: Any) -> bytes:
 
 
 def pack(value: Any, room: int = DEEPEST) -> Any:
-    """A value in which everything that MessagePack has no type for is an extension; itself if there is nothing.
+    """Replace all parts for which MessagePack has no type by extensions. Return the value itself if there are none.
 
     Args:
         value: the value.
-        room: how many levels deep it may be nested.
+        room: the maximum nesting depth.
 
     Raises:
-        Unstorable: a part of it cannot be stored, or it is nested too deep.
+        Unstorable: a part of it cannot be stored, or it is nested too deeply.
     """
     kind = type(value)
     if kind in PLAIN or _is_native(value, room):
@@ -145,7 +146,7 @@ def pack(value: Any, room: int = DEEPEST) -> Any:
 
 
 def too_deep() -> Unstorable:
-    """The error of a value that is nested too deep."""
+    """The error for a value that is nested too deeply."""
     return Unstorable(
         f"it is nested more than {DEEPEST} levels deep, or contains itself: give flat values, or text or bytes that "
         f"the task takes apart"
@@ -155,12 +156,12 @@ def too_deep() -> Unstorable:
 def pack_dict(
     value: dict[Any, Any], key_of: Callable[[Any, int], Any], part_of: Callable[[Any, int], Any], room: int
 ) -> Any:
-    """A dict of packed keys and values; an extension if MessagePack has no type for one of the keys."""
+    """A dict with packed keys and values; an extension if MessagePack has no type for one of the keys."""
     pairs: list[tuple[Any, Any]] = []
     for key, part in value.items():
         try:
             packed = key if _is_native_key(key) else key_of(key, room)
-            if type(packed) is list:  # a tuple whose annotation says so
+            if type(packed) is list:  # a tuple, packed by its annotation
                 packed = Ext(Extension.TUPLE, encode_native(packed))
         except Unstorable as error:
             raise error.at(f" (key {safe_repr(key, 60)})") from None
@@ -174,7 +175,7 @@ def pack_dict(
 
 
 def pack_time(value: datetime | time) -> Any:
-    """A time with its zone; None if the zone is of a type that cannot be kept."""
+    """A time with its zone; None if the zone is of a type that cannot be stored."""
     wall, zone = value.replace(tzinfo=None, fold=0).isoformat(), value.tzinfo
     parts: list[Any] = [wall, value.fold]
     if type(zone) is timezone:
@@ -191,7 +192,7 @@ def pack_time(value: datetime | time) -> Any:
 
 
 def _zone_key(zone: Any) -> str | None:
-    """The name of a `zoneinfo.ZoneInfo`. One that was made of a file may have none."""
+    """The name of a `zoneinfo.ZoneInfo`. A zone that was loaded from a file may have none."""
     if type(zone).__module__ != "zoneinfo" and type(zone).__name__ != "ZoneInfo":
         return None
     key: Any = getattr(zone, "key", None)
@@ -199,7 +200,7 @@ def _zone_key(zone: Any) -> str | None:
 
 
 def _is_native(value: Any, room: int) -> bool:
-    """Whether MessagePack has types for all of a value."""
+    """Whether MessagePack has types for all parts of a value."""
     kind = type(value)
     if kind is dict:
         if not room:
@@ -246,7 +247,7 @@ def _pack_set(value: set[Any] | frozenset[Any], room: int) -> Ext:
     return Ext(code, _ENCODER.encode([msgspec.Raw(part) for part in parts]))
 
 
-def _pack_zoned(value: datetime | time, room: int) -> Any:  # noqa: ARG001 - as the others
+def _pack_zoned(value: datetime | time, room: int) -> Any:  # noqa: ARG001 - same signature as the other packers
     packed = pack_time(value)
     if packed is None:
         raise Unstorable(
@@ -256,8 +257,8 @@ def _pack_zoned(value: datetime | time, room: int) -> Any:  # noqa: ARG001 - as 
     return packed
 
 
-def _pack_scalar(value: Any, room: int) -> Ext:  # noqa: ARG001 - as the others
-    """A value without parts, as its text or its bytes."""
+def _pack_scalar(value: Any, room: int) -> Ext:  # noqa: ARG001 - same signature as the other packers
+    """A value without parts, as text or bytes."""
     code, data_of = _SCALARS[type(value)]
     return Ext(code, data_of(value))
 
@@ -281,7 +282,7 @@ _PACKERS: Final[dict[type, Callable[[Any, int], Any]]] = {
 
 
 def _foreign(value: Any) -> Unstorable:
-    """The error of a value of a type that would not come back as it is."""
+    """The error for a value of a type that would change on the way."""
     name = f"it is of type {type(value).__qualname__}"
     typed = "send it as an argument of a task function whose annotation names the type, or return it from one"
     if isinstance(value, Enum):
@@ -297,7 +298,7 @@ def _foreign(value: Any) -> Unstorable:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    """What a value is made of, with the way to it. Keys of a dict are parts too."""
+    """The parts of a value and their paths. Keys of a dict are parts, too."""
     whole: Any = value
     if isinstance(value, dict):
         return [
@@ -311,7 +312,7 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
 
 
 def _culprit(value: Any) -> tuple[list[str], Any]:
-    """The way to the part of a value that cannot be encoded, and the part."""
+    """The path to the part of a value that cannot be encoded, and the part."""
     ways: list[str] = []
     while len(ways) <= DEEPEST:
         for way, part in _parts(value):

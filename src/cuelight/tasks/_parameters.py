@@ -1,11 +1,11 @@
-"""The arguments of a task function: from a call to a payload, and from a payload to a call.
+"""Conversion of the arguments of a task function to a payload, and back.
 
-The invariants:
+Invariants:
 
-1. `unpack` takes what `pack` returns, and gives what was given: a call that cannot be made, or would change a value, is
-   refused where it was written, not in a worker.
-2. A payload names its arguments wherever the signature lets it, so a function whose parameters were put into another
-   order still takes the payloads that wait for it. A payload that does not fit is refused with the reason.
+1. `unpack` accepts the result of `pack` and returns equal arguments. A call that is not possible, or that would change
+   a value, is rejected when it is sent, not in a worker.
+2. A payload contains arguments by name wherever the signature allows that, so a function accepts older payloads after
+   its parameters were reordered. A payload that does not fit is rejected with the reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 class ArgumentMismatch(TypeError):
-    """A stored call does not fit the function: another version of the function made it, or somebody by hand."""
+    """A stored call does not fit the function: another version of the function made it, or it was written by hand."""
 
 
 class _Call(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,14 +46,14 @@ class Parameters:
     """The signature of one function."""
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
-        """Look at a signature.
+        """Read a signature.
 
         Args:
-            function: whose.
-            name: how errors call it.
+            function: the function.
+            name: its name in error messages.
 
         Raises:
-            TypeError: an annotation is of no use, or the first parameter is `self`.
+            TypeError: an annotation cannot be used, or the first parameter is `self`.
         """
         self._function, self._name = function, name
         self._signature = inspect.signature(function)
@@ -70,15 +70,16 @@ class Parameters:
         self._rest = next((p.name for p in given if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
         self._more = next((p.name for p in given if p.kind is inspect.Parameter.VAR_KEYWORD), None)
         self._packers: dict[str, Packer] = {}
-        with suppress(NameError):  # a name that comes later in its module: looked up at the first call
-            self._types  # noqa: B018 - a wrong annotation is to be found here
+        # an annotation names an object that is defined later in the module: resolved at the first call
+        with suppress(NameError):
+            self._types  # noqa: B018 - evaluated now, so that a wrong annotation raises here
 
     @cached_property
     def _types(self) -> dict[str, Any]:
-        """What is to be had for each parameter, and for "return"."""
+        """The annotations of the parameters, and that of "return"."""
         try:
             hints = get_type_hints(self._function, include_extras=True)
-        except TypeError:  # no function: a partial, or an object with `__call__`
+        except TypeError:  # not a function, but a partial or an object with `__call__`
             hints = get_type_hints(type(self._function).__call__, include_extras=True)
         if self._more is not None and str(get_origin(hints.get(self._more))).endswith("Unpack"):
             hints[self._more] = Any
@@ -94,7 +95,7 @@ class Parameters:
 
     @cached_property
     def _struct(self) -> type[msgspec.Struct]:
-        """All parameters with a name, as a class whose decoder msgspec keeps."""
+        """A class with all named parameters as fields, because msgspec caches the decoder of a class."""
         fields: list[tuple[str, Any, Any]] = [
             (f"p{index}", self._types.get(name, Any), msgspec.UNSET) for index, name in enumerate(self._named)
         ]
@@ -111,7 +112,7 @@ class Parameters:
 
     @property
     def signature(self) -> str:
-        """The signature in words."""
+        """The signature as text."""
         return safe_str(self._signature, 500)
 
     @property
@@ -119,7 +120,7 @@ class Parameters:
         """The annotation of the result; `Any` without one.
 
         Raises:
-            TypeError: an annotation is not there at run time.
+            TypeError: an annotation is not available at run time.
         """
         self._resolve()
         return self._types.get("return", Any)
@@ -128,8 +129,8 @@ class Parameters:
         """The payload of a call.
 
         Raises:
-            TypeError: the call does not fit the signature, an argument has the wrong type or cannot be stored; the
-                message names the function, the argument, its value and what it takes.
+            TypeError: the call does not fit the signature, or an argument has the wrong type or cannot be stored; the
+                message names the function, the argument, its value and the accepted types.
         """
         self._resolve()
         if not kwargs and self._plain is not None and len(args) == len(self._plain):
@@ -151,7 +152,8 @@ class Parameters:
             "kwargs": {name: named[name] for name in self._named if name in named and name not in ahead} | more,
         }
         try:
-            # Not the values themselves: nobody may change them after this, and a worker gets what was checked.
+            # A copy, so that later changes of the arguments have no effect, and a worker gets the values that were
+            # checked.
             payload: dict[str, Any] = decode(encode_native(plain))
         except (Unstorable, ValueError):
             self._blame_for_storage(self._one_by_one(named, rest, more))
@@ -164,7 +166,7 @@ class Parameters:
     def _packed(
         self, named: dict[str, Any], rest: list[Any], more: dict[str, Any]
     ) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
-        """The arguments, each packed by its annotation."""
+        """The arguments, each packed according to its annotation."""
         packed: list[Any] = []
         for name, value in self._one_by_one(named, rest, more):
             try:
@@ -179,7 +181,7 @@ class Parameters:
         )
 
     def _parameter_of(self, name: str) -> str:
-        """The parameter that an argument is for."""
+        """The parameter to which an argument belongs."""
         return name if name in self._named else str(self._rest if name.startswith("*") else self._more)
 
     def _packer_of(self, parameter: str) -> Packer:
@@ -190,10 +192,10 @@ class Parameters:
         return packer
 
     def encode_result(self, value: Any) -> bytes:
-        """The bytes of what the function returned.
+        """Encode a return value.
 
         Raises:
-            TypeError: a part of it cannot be stored, or would not come back as it is.
+            TypeError: a part of it cannot be stored, or would change on the way.
         """
         try:
             return encode_native(value if type(value) in PLAIN else self._packer_of("return")(value, DEEPEST))
@@ -201,35 +203,35 @@ class Parameters:
             raise error.refuse(f"the result of {self._name}") from None
 
     def unique_key(self, payload: dict[str, Any]) -> str:
-        """The key of a payload that `pack` made: the same for all calls with these arguments."""
+        """The key of a payload that `pack` made: the same for all calls with equal arguments."""
         args, kwargs = self._convert(payload["args"], payload["kwargs"])
         bound = self._signature.bind(*args, **kwargs)
         return unique_key(self._name, {**self._defaults(bound.arguments), **bound.arguments})
 
     def _defaults(self, given: Container[str]) -> dict[str, Any]:
-        """The defaults of parameters for which nothing was given, as a worker would get them if they had been."""
+        """The defaults of the missing parameters, converted as if they had been passed explicitly."""
         found: dict[str, Any] = {}
         for name in self._named:
             if name not in given:
                 default = self._signature.parameters[name].default
-                with suppress(Unstorable, ValueError, TypeError):  # a sentinel: nobody can give it
+                with suppress(Unstorable, ValueError, TypeError):  # a sentinel, which cannot be passed explicitly
                     packed = self._packer_of(name)(default, DEEPEST)
                     found[name] = msgspec.convert(decode(encode_native(packed)), self._types.get(name, Any))
         return found
 
     def unpack(self, payload: Any) -> Arguments:
-        """The call of a payload, with each argument of the type that its annotation says.
+        """The arguments of a payload, converted to the types in the annotations.
 
         Raises:
             ArgumentMismatch: the payload does not fit the signature.
-            TypeError: it is no call at all.
+            TypeError: the payload is not a call.
         """
         self._resolve()
         try:
             call = msgspec.convert(payload, _Call)
         except msgspec.ValidationError:
             raise TypeError(
-                f"{self._name}: {brief(payload)} is no call: give {{'args': [...], 'kwargs': {{...}}}}"
+                f"{self._name}: {brief(payload)} is not a call: give {{'args': [...], 'kwargs': {{...}}}}"
             ) from None
         try:
             return self._convert(call.args, call.kwargs)
@@ -243,7 +245,7 @@ class Parameters:
 
     def _resolve(self) -> None:
         try:
-            self._struct  # noqa: B018 - it is made now, if it could not be before
+            self._struct  # noqa: B018 - evaluated now, if that was not possible before
         except NameError as error:
             raise TypeError(
                 f"{self._name}: {error}: its annotations are needed when it is called; import what they name, "
@@ -253,10 +255,10 @@ class Parameters:
     def _sort(
         self, args: tuple[Any, ...] | list[Any], kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
-        """Named parameters, what is left for `*args`, and what is left for `**kwargs`.
+        """Split arguments into named parameters, the rest for `*args`, and the rest for `**kwargs`.
 
         Raises:
-            TypeError: as Python would raise it at a call.
+            TypeError: the exception that Python raises for such a call.
         """
         named = dict(zip(self._positional, args, strict=False))
         rest = list(args[len(self._positional) :])
@@ -270,12 +272,12 @@ class Parameters:
             else:
                 more[name] = value
         if wrong or (more and self._more is None) or not self._required <= named.keys():
-            self._signature.bind(*args, **kwargs)  # knows the words
+            self._signature.bind(*args, **kwargs)  # raises Python's own error
             raise TypeError(f"cannot be called with {args} and {kwargs}")  # pragma: no cover - bind has raised
         return named, rest, more
 
     def _convert(self, args: list[Any], kwargs: dict[str, Any]) -> Arguments:
-        """The call of plain values."""
+        """The call with plain values."""
         named, rest, more = self._sort(args, kwargs)
         values = msgspec.structs.astuple(msgspec.convert(named, self._struct))
         named = {name: value for name, value in zip(self._named, values, strict=True) if value is not msgspec.UNSET}
@@ -295,35 +297,27 @@ class Parameters:
         ]
 
     def _blame_for_storage(self, arguments: list[tuple[str, Any]]) -> NoReturn:
-        """Say which argument cannot be stored.
-
-        Raises:
-            TypeError: always.
-        """
+        """Raise a `TypeError` that names the argument that cannot be stored."""
         for name, value in arguments:
             try:
                 decode(encode_native(value))
             except Unstorable as error:
                 raise error.refuse(f"{self._name}: the argument {name}") from None
-            except ValueError as error:  # such as a dataclass as a key
+            except ValueError as error:  # for example, a dataclass as a key
                 raise TypeError(
                     f"{self._name}: the argument {name} cannot be stored: it could not be read again: {error}"
                 ) from None
         raise TypeError(f"{self._name}: the arguments cannot be stored")  # pragma: no cover - one is wrong
 
     def _blame(self, given: list[tuple[str, Any]], packed: list[tuple[str, Any]]) -> NoReturn:
-        """Say which argument is wrong.
-
-        Raises:
-            TypeError: always.
-        """
+        """Raise a `TypeError` that names the wrong argument."""
         for (name, value), (_, stored) in zip(given, packed, strict=True):
             hint = self._types.get(self._parameter_of(name), Any)
             try:
                 msgspec.convert(decode(encode_native(stored)), hint)
             except msgspec.ValidationError as error:
                 raise TypeError(
-                    f"{self._name}: {name}={brief(value)} is no {inspect.formatannotation(hint)}: {error}"
+                    f"{self._name}: {name}={brief(value)} is not of type {inspect.formatannotation(hint)}: {error}"
                 ) from None
         raise TypeError(f"{self._name}: the arguments do not fit {self.signature}")  # pragma: no cover - one is wrong
 
@@ -342,5 +336,5 @@ def _fits(value: Any) -> bool:
 
 
 def brief(value: Any) -> str:
-    """A value for a message: not much more than 100 characters of it."""
+    """The representation of a value for a message, shortened to about 100 characters."""
     return safe_repr(value, 100)

@@ -1,15 +1,15 @@
-"""When periodic work is due: pure functions over a spec, the string that a store keeps of it.
+"""Due times of periodic work: pure functions of a spec, the string that a store keeps for a schedule.
 
 Invariants:
 
-1. The next due time is after the moment that was asked about.
+1. The next due time is after the given moment.
 2. A period keeps its grid: every due time is a whole number of periods after the first one, however late one was.
-3. However many due times were missed, the work is caught up once; the next due time is then in the future.
+3. Missed due times are caught up once, however many they are; the next due time is then in the future.
 
-A cron line goes by the clock on the wall of its time zone, as Debian's cron does. Work at a fixed time that the change
-to summer time skips is done once, right after the gap; work at a fixed time in the hour that comes twice in autumn is
-done once, in the first of the two. A line whose minutes or hours begin with `*` goes by real time: it neither skips nor
-repeats. A line of six fields begins with seconds, and always goes by real time.
+A cron line uses the wall clock of its time zone, as Debian's cron does. Work at a fixed time that the change to summer
+time skips is done once, right after the gap. Work at a fixed time in the hour that occurs twice in autumn is done once,
+in the first of the two. A line whose minutes or hours begin with `*` uses real time: it neither skips nor repeats. A
+line of six fields begins with seconds, and always uses real time.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from cuelight._text import safe_repr, safe_str
 __all__ = ["cron_spec", "due_after_change", "every_spec", "is_same_period", "latest_due", "next_due", "shifted"]
 
 SHORTEST: Final = 0.01
-"""Seconds: below that a period is a mistake, and firing would be all that a worker does."""
+"""Seconds. A shorter period is a mistake, and would keep a worker busy with firing."""
 
 SAME_DAY: Final = 25 * 3600.0
-"""Seconds: a due time that is later than it should be by less than this may have been done today."""
+"""Seconds. If a due time is later than expected by less than this, the work may have been done today already."""
 
 _ALIASES: Final = {
     "@yearly": "0 0 1 1 *",
@@ -48,7 +48,7 @@ _FIELDS: Final = (
     ("months", 12, 0),
     ("days of the week", 7, 86400),
 )
-"""Name, how many values there are, and seconds of one."""
+"""The name of each field, its number of values, and the seconds of one unit."""
 
 
 def every_spec(seconds: float) -> str:
@@ -58,8 +58,8 @@ def every_spec(seconds: float) -> str:
         seconds: the period, at least 0.01.
 
     Raises:
-        ValueError: the period is shorter, endless or not a number.
-        TypeError: it is no number.
+        ValueError: the period is too short, infinite or NaN.
+        TypeError: the period is not a number.
     """
     if not isinstance(seconds, int | float):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
         raise TypeError(f"every({safe_repr(seconds)}): give a number of seconds")
@@ -69,15 +69,15 @@ def every_spec(seconds: float) -> str:
 
 
 def cron_spec(line: str, tz: str = "UTC") -> str:
-    """The spec of work that is due when a cron line says so.
+    """The spec of work that is due at the times of a cron line.
 
     Args:
         line: five fields (minute, hour, day, month, weekday), or six with the seconds first; also `L`, `LW`, `MON#1`,
             and `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly`.
-        tz: the time zone that the line is about: "UTC", "Europe/Berlin".
+        tz: the time zone of the line: "UTC", "Europe/Berlin".
 
     Raises:
-        ValueError: the line or the time zone makes no sense, or the line is never due; the message says which.
+        ValueError: the line or the time zone is invalid, or the line is never due; the message tells which.
         ImportError: cronsim is not installed.
     """
     text: Any = line
@@ -88,8 +88,8 @@ def cron_spec(line: str, tz: str = "UTC") -> str:
         known = _ALIASES.get(fields.lower())
         if known is None:
             there = ", ".join(sorted(_ALIASES))
-            start = "; what is to run when a program starts can be sent then" if fields.lower() == "@reboot" else ""
-            raise ValueError(f"cron {safe_repr(line)}: there is no such name: there are {there}{start}")
+            start = "; to run a task when a program starts, send it then" if fields.lower() == "@reboot" else ""
+            raise ValueError(f"cron {safe_repr(line)}: unknown name; the names are {there}{start}")
         fields = known
     _refuse_long_steps(line, fields.split())
     spec = f"cron {tz} {fields}"
@@ -98,10 +98,9 @@ def cron_spec(line: str, tz: str = "UTC") -> str:
 
 
 def _refuse_long_steps(line: str, fields: list[str]) -> None:
-    """`*/90` in the field of minutes is not every 90 minutes: it is minute 0 of each hour.
+    """Raise `ValueError` for a step that is longer than its range.
 
-    Raises:
-        ValueError: a step is longer than its range.
+    For example, `*/90` as minutes does not mean every 90 minutes, but minute 0 of each hour.
     """
     if len(fields) not in {5, 6}:
         return
@@ -115,7 +114,7 @@ def _refuse_long_steps(line: str, fields: list[str]) -> None:
             if step is not None and step > values:
                 way = f": use every({step * seconds}, ...) for that" if seconds else ""
                 raise ValueError(
-                    f"cron {safe_repr(line)}: {safe_repr(term)} is not every {step} {name}, for the step is "
+                    f"cron {safe_repr(line)}: {safe_repr(term)} is not every {step} {name}, because the step is "
                     f"longer than the {values} {name} that there are{way}"
                 )
 
@@ -126,11 +125,11 @@ def next_due(spec: str, after: float, anchor: float | None = None) -> float:
     Args:
         spec: made by `every_spec` or `cron_spec`.
         after: the moment, in seconds since the epoch.
-        anchor: for a period: a due time that lies on its grid, in seconds since the epoch; `after` by default.
+        anchor: for a period: a due time on its grid, in seconds since the epoch; `after` by default.
 
     Raises:
-        ValueError: the spec makes no sense; the message says why.
-        ImportError: it is a cron line, and cronsim is not installed.
+        ValueError: the spec is invalid; the message tells why.
+        ImportError: the spec is a cron line, and cronsim is not installed.
     """
     if not math.isfinite(after):
         raise ValueError(f"{safe_repr(spec)} after {safe_repr(after)}: give a moment in seconds since the epoch")
@@ -142,14 +141,14 @@ def next_due(spec: str, after: float, anchor: float | None = None) -> float:
     if kind == "cron":
         tz, _, line = rest.partition(" ")
         return _next_cron(line, tz, after)
-    raise ValueError(f"{safe_repr(spec)} is no schedule: make one with every_spec(seconds) or cron_spec(line)")
+    raise ValueError(f"{safe_repr(spec)} is not a schedule: make one with every_spec(seconds) or cron_spec(line)")
 
 
 def due_after_change(spec: str, now: float, old_spec: str, old_due: float) -> float:
-    """When work is due whose spec has changed. What was due already stays due, and is caught up.
+    """The due time after a change of the spec. Work that is already due stays due, and is caught up.
 
-    A period that changes goes on from the last time: programs of two versions that take turns in setting their own
-    periods must not put the work off for ever.
+    A changed period counts from the last due time. Otherwise, programs of two versions that alternately set their own
+    periods could delay the work indefinitely.
     """
     if is_same_period(spec, old_spec) or old_due <= now:
         return old_due
@@ -157,26 +156,26 @@ def due_after_change(spec: str, now: float, old_spec: str, old_due: float) -> fl
     if kind == old_kind == "every":
         try:
             period, old_period = _period(spec, rest), _period(old_spec, old_rest)
-        except ValueError:  # the old one is damaged
+        except ValueError:  # the old spec is damaged
             return next_due(spec, now)
         return min(old_due - old_period, now) + period
     return next_due(spec, now)
 
 
 def is_same_period(one: str, other: str) -> bool:
-    """Whether two specs say the same, but for how often their clock was set back."""
+    """Whether two specs are equal, apart from the marks of clocks that were set back."""
     return _parts(one) == _parts(other)
 
 
 def latest_due(spec: str, now: float) -> float:
-    """The latest due time that work can have whose last due time is over.
+    """The latest possible next due time, if the last due time is in the past.
 
-    A due time after that was computed before the clock was set back. Work at fixed times of the day may be later by
-    a day: what was done at nine is not to be done again because it is nine again.
+    A later due time was computed before the clock was set back. Work at fixed times of the day may be later by a day:
+    if it was done at nine, it must not be done again when the clock shows nine again.
 
     Raises:
-        ValueError: the spec makes no sense.
-        ImportError: it is a cron line, and cronsim is not installed.
+        ValueError: the spec is invalid.
+        ImportError: the spec is a cron line, and cronsim is not installed.
     """
     kind, rest = _parts(spec)
     if kind == "every":
@@ -185,11 +184,11 @@ def latest_due(spec: str, now: float) -> float:
 
 
 def shifted(spec: str, mark: str) -> str:
-    """The same spec after the clock was set back: another text, so that a store takes a new due time for it.
+    """The same spec after the clock was set back. The text differs, so that a store accepts a new due time for it.
 
     Args:
-        spec: before.
-        mark: some characters that no such spec has had.
+        spec: the previous spec.
+        mark: characters that no previous spec of the schedule has had.
     """
     kind, rest = _parts(spec)
     return f"{kind}~{mark} {rest}"
@@ -207,24 +206,24 @@ def _period(spec: str, text: str) -> float:
     except ValueError:
         period = 0.0
     if not SHORTEST <= period < math.inf:
-        raise ValueError(f"{safe_repr(spec)} is no schedule: its period is to be {SHORTEST:g} seconds or more")
+        raise ValueError(f"{safe_repr(spec)} is not a schedule: its period must be {SHORTEST:g} seconds or more")
     return period
 
 
 def _goes_by_real_time(line: str) -> bool:
-    """Whether cronsim takes a line so: its minutes or hours begin with a star, or it has seconds."""
+    """Whether cronsim uses real time for a line: its minutes or hours begin with `*`, or it has seconds."""
     fields = line.split()
     return len(fields) == 6 or any(field.startswith("*") for field in fields[:2])
 
 
 def _next_period(period: float, after: float, anchor: float) -> float:
     due = anchor + max(1, math.floor((after - anchor) / period) + 1) * period
-    # A period that is tiny beside the epoch may round down to the very moment.
+    # A period that is tiny compared to the time since the epoch may be rounded to the moment itself.
     return due if due > after else math.nextafter(after + period, math.inf)
 
 
 def _next_cron(line: str, tz: str, after: float) -> float:
-    from zoneinfo import ZoneInfo  # noqa: PLC0415 - reads how Python was built; only cron lines need it
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 - it loads sysconfig, and only cron lines need it
 
     try:
         zone = ZoneInfo(tz)
@@ -235,10 +234,10 @@ def _next_cron(line: str, tz: str, after: float) -> float:
     try:
         start = datetime.fromtimestamp(after, zone)
     except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"cron {safe_repr(line)} after {safe_repr(after)}: no calendar has that moment") from error
+        raise ValueError(f"cron {safe_repr(line)} after {safe_repr(after)}: the moment is out of range") from error
     for moment in _moments(line, start):
         due: float = moment.timestamp()
-        # Asked in the second of two hours, the line may answer with the first.
+        # In the second of two equal hours, cronsim may return a time in the first one.
         if due > after:
             return due
     raise ValueError(f"cron {safe_repr(line)} is never due: no day has that date within 50 years")
@@ -247,12 +246,12 @@ def _next_cron(line: str, tz: str, after: float) -> float:
 def _moments(line: str, start: datetime) -> Iterator[datetime]:
     cronsim: Any
     try:
-        import cronsim  # noqa: PLC0415 - an option: only those who use cron lines need it
+        import cronsim  # noqa: PLC0415 - an optional dependency that only cron lines need
     except ImportError as error:
         raise ImportError("cron lines need the extra `cron`: pip install 'cuelight[cron]'") from error
     try:
         yield from cronsim.CronSim(line, start)
-    except Exception as error:  # its own errors, and what its asserts and the calendar raise
+    except Exception as error:  # its own exceptions, and those of its asserts and of the calendar
         reason = safe_str(error).lower() if isinstance(error, cronsim.CronSimError) else "it makes no sense"
         raise ValueError(
             f"cron {safe_repr(line)}: {reason}; give minute, hour, day, month and weekday: '30 9 * * MON-FRI'"

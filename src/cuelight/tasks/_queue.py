@@ -1,4 +1,4 @@
-"""The task queue: what producers and consumers hold."""
+"""`TaskQueue`: the methods of producers and consumers."""
 
 from __future__ import annotations
 
@@ -39,63 +39,65 @@ R = TypeVar("R")
 
 
 class TaskQueue(QueueAdmin):
-    """A durable queue of tasks: priorities, deadlines, delays, unique tasks, limits, retries, dead letters.
+    """A durable queue of tasks with priorities, deadlines, delays, unique tasks, limits, retries and dead letters.
 
-    There are three ways to use one:
+    There are three ways to use a queue:
 
-    * `async with TaskQueue() as queue:` has a system of its own.
-    * `TaskQueue(system=system)` lives in a system that runs; its methods work at once, and end with the system.
-    * `with TaskQueue() as queue:` gives the same methods for blocking code, usable from any thread.
+    * `async with TaskQueue() as queue:` starts a separate actor system for it.
+    * `TaskQueue(system=system)` uses a running system. Its methods work at once, and end with the system.
+    * `with TaskQueue() as queue:` has the same methods for blocking code, which may be called from any thread.
 
-    The tasks are in the store: `MemoryStore()`, or `SQLiteStore("tasks.db")` to outlive the process and to share the
-    queue with others. Several queues may use one store at a time, in different loops and threads.
+    A store contains the tasks: a `MemoryStore()`, or a `SQLiteStore("tasks.db")`, which survives the process and can be
+    shared with other processes. Several queues may use one store at the same time, in different event loops and
+    threads.
 
-    Whoever takes tasks with `dequeue` settles each with `ack` or `nack`. Until then it is leased to this handle, and
-    the lease is renewed by a thread, however busy the loop is. When the process dies the lease runs out, and the task
-    is given to somebody else. Leaving the block gives back what was not settled.
+    A consumer that calls `dequeue` must settle each task with `ack` or `nack`. Until then, the task is leased to this
+    handle, and a thread renews the lease, however busy the event loop is. When the process dies, the lease expires and
+    another consumer gets the task. Leaving the block gives back all tasks that are not settled.
 
-    While the store is away all methods try again, for `patience` seconds, and what happened once does not happen
-    twice. After that they raise `StoreUnavailable`, and `PoolClosed` once the handle is closed. A handle belongs to the
-    loop of its system.
+    While the store is unavailable, all methods retry for `patience` seconds, and no operation takes effect twice. After
+    that, they raise `StoreUnavailable`. Once the handle is closed, they raise `PoolClosed`. A handle belongs to the
+    event loop of its system.
     """
 
-    # For producers.
+    # Producing.
 
     async def enqueue(self, task: Task) -> bool:
-        """Put a task into the queue. A checkpoint.
+        """Add a task to the queue. A checkpoint.
 
-        Cancelled while it waits for room it has added nothing; cancelled while the store is at it, it may have.
+        If the call is cancelled while it waits for room, the task was not added. If it is cancelled during a call of
+        the store, the task may have been added.
 
         Args:
-            task: the task. It begins a new life here: what it counted elsewhere does not come along.
+            task: the task. It is added as a new task: its counts and its history are not copied.
 
         Returns:
-            False if there is a task with its identifier, or an unfinished one with its unique key.
+            False if a task with the same identifier, or an unfinished one with the same unique key, exists.
 
         Raises:
-            QueueFull: the queue is full, and `overflow` is not to wait.
-            ValueError: a field makes no sense; the message says which.
+            QueueFull: the queue is full, and `overflow` is not "wait".
+            ValueError: a field has an invalid value; the message names it.
             TypeError: a field has the wrong type, or the payload cannot be stored.
-            PoolClosed: the queue takes no more tasks.
+            PoolClosed: the queue is closed to new tasks.
         """
         check_task("enqueue", task)
         return (await self._add([task]))[0].outcome == "added"
 
     async def enqueue_many(self, tasks: Iterable[Task]) -> list[bool]:
-        """Put tasks into the queue, as one batch. A checkpoint.
+        """Add tasks to the queue as one batch. A checkpoint.
 
         Args:
-            tasks: the tasks; if one of them makes no sense, none is added.
+            tasks: the tasks; if one of them is invalid, none is added.
 
         Returns:
-            For each what `enqueue` returns.
+            The result of `enqueue` for each task.
 
         Raises:
-            QueueFull: there was no room for all of them, and `overflow` is not to wait. Those before are in the queue;
-                to enqueue all of them again adds only the others.
-            ValueError: a field makes no sense; the message says which.
+            QueueFull: there was not enough room for all tasks, and `overflow` is not "wait". The first tasks are in the
+                queue; a second call with all tasks adds only the others.
+            ValueError: a field has an invalid value; the message names it.
             TypeError: a field has the wrong type, or a payload cannot be stored.
-            PoolClosed: the queue takes no more tasks.
+            PoolClosed: the queue is closed to new tasks.
         """
         given = items_given("enqueue_many", tasks, "a list of Tasks")
         for task in given:
@@ -103,14 +105,14 @@ class TaskQueue(QueueAdmin):
         return [added.outcome == "added" for added in await self._add(given)]
 
     async def send(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
-        """Put a task into the queue that calls a function with these arguments. A checkpoint.
+        """Enqueue a task that calls a function with these arguments. A checkpoint.
 
         Returns:
-            A handle to the task; if its identifier or its unique key is taken, to the task that has it.
+            A handle to the task. If its identifier or its unique key is already used, a handle to the existing task.
 
         Raises:
-            TypeError: an argument is missing, too many, of the wrong type, or cannot be stored.
-            QueueFull: as for `enqueue`, like whatever else that raises.
+            TypeError: an argument is missing, unexpected, of the wrong type, or cannot be stored.
+            QueueFull: see `enqueue`, whose other exceptions are raised, too.
         """
         check_function("send", function)
         added = (await self._add([function.task(*args, **kwargs)]))[0]
@@ -121,14 +123,14 @@ class TaskQueue(QueueAdmin):
     @overload
     def handle(self, task_id: str, function: TaskFunction[..., R]) -> TaskHandle[R]: ...
     def handle(self, task_id: str, function: TaskFunction[..., Any] | None = None) -> TaskHandle[Any]:
-        """A handle to a task that somebody else has sent, or this program before it was started anew.
+        """Return a handle to a task that another program, or an earlier run of this one, has sent.
 
         Args:
-            task_id: of the task.
-            function: what it calls, for the type of the result; without it that is a plain value.
+            task_id: the identifier of the task.
+            function: the task function, for the type of the result; without it, the result is a plain value.
 
         Raises:
-            TypeError: the identifier is no string, or the function no task function.
+            TypeError: the identifier is not a string, or `function` is not a task function.
         """
         string_given("handle", task_id)
         if function is not None:
@@ -156,7 +158,7 @@ class TaskQueue(QueueAdmin):
     async def _wait_for_room(
         self, life: Life, ticket: int, records: Sequence[Record], outcomes: dict[int, Added]
     ) -> None:
-        """Add what was not, first come, first served."""
+        """Add the remaining records, in the order of the tickets."""
         with resting(running_task.get()), life.line.joined(ticket):
             while True:
                 await life.line.until_first(ticket)
@@ -172,28 +174,28 @@ class TaskQueue(QueueAdmin):
         full = [one.id for one in added if one.outcome == "full"]
         if not full:
             return
-        shed = ", and no less urgent one can give way" if self._options.overflow == "shed_lowest" else ""
+        shed = ", and none of them is less urgent" if self._options.overflow == "shed_lowest" else ""
         raise QueueFull(
             f"the queue {self.name!r} is full ({self._options.max_length} tasks wait{shed}): {len(full)} of "
             f"{len(added)} tasks were not added, the first is {full[0]}; try again later, wait for room with "
             f"overflow='wait', or give it a larger max_length"
         )
 
-    # For consumers.
+    # Consuming.
 
     async def dequeue(self, timeout: float = 0.0) -> Task | None:
         """Take the most urgent task that may run. A checkpoint.
 
-        Tasks whose deadline has passed are not taken: they become dead letters. Cancelled, it has taken nothing.
+        Tasks whose deadline has passed are skipped and become dead letters. If the call is cancelled, no task is taken.
 
         Args:
-            timeout: seconds to wait for a task; `math.inf` for as long as it takes.
+            timeout: seconds to wait for a task; `math.inf` for no limit.
 
         Returns:
-            The task, which is to be settled with `ack` or `nack`; None if there was none in time.
+            The task, which must be settled with `ack` or `nack`; None if there was none within the time.
 
         Raises:
-            ValueError: the time is negative or not a number.
+            ValueError: `timeout` is negative or NaN.
         """
         check_seconds("dequeue(timeout)", timeout, 0)
         life = await self._ready()
@@ -210,18 +212,19 @@ class TaskQueue(QueueAdmin):
             await life.changed(version, max(SOON, min(left, wait, FOREVER)))
 
     async def ack(self, task: Task | str, result: Any = None) -> bool:
-        """Say that a task is done. A checkpoint; cancelled there, it is done all the same.
+        """Settle a task as done. A checkpoint; the task is also done if the call is cancelled there.
 
         Args:
             task: a task that this handle has dequeued, or its identifier.
-            result: what came of it, for `TaskHandle.result`.
+            result: the result for `TaskHandle.result`.
 
         Returns:
-            False if it was not this handle's, or its lease was lost: somebody else may have it.
+            False if the task was not dequeued by this handle, or its lease was lost, so that another consumer may have
+            it.
 
         Raises:
-            TypeError: the result cannot be stored; the task is still this handle's.
-            StoreUnavailable: the store was away for too long; the task is still this handle's.
+            TypeError: the result cannot be stored; this handle still has the task.
+            StoreUnavailable: the store was unavailable for too long; this handle still has the task.
         """
         data = encode(result, "result")
         life, held = await self._held("ack", task)
@@ -232,24 +235,24 @@ class TaskQueue(QueueAdmin):
     async def nack(
         self, task: Task | str, error: BaseException | str | None = None, delay: float | None = None
     ) -> bool:
-        """Say that a task has failed. A checkpoint; cancelled there, it has failed all the same.
+        """Settle a task as failed. A checkpoint; the task has also failed if the call is cancelled there.
 
-        It counts in `Task.retry_count`, and the task becomes a dead letter when that reaches `max_retries`. An error
-        that says more is heeded as in a worker: `RateLimited` does not count, `Rejected` gives the task up at once,
-        `TaskTimedOut` counts as a time-out.
+        The failure is counted in `Task.retry_count`. When that reaches `max_retries`, the task becomes a dead letter.
+        Some exceptions have the same effect as in a worker: `RateLimited` is not counted, `Rejected` gives up the task
+        at once, and `TaskTimedOut` counts as a time-out.
 
         Args:
             task: a task that this handle has dequeued, or its identifier.
-            error: why, for its history.
-            delay: seconds before it is tried again.
+            error: the reason, for the history of the task.
+            delay: seconds before the task is tried again.
 
         Returns:
-            True if it will be tried again; False if it was given up, or was not this handle's.
+            True if the task will be tried again; False if it was given up, or was not dequeued by this handle.
 
         Raises:
-            ValueError: the delay is negative or not a number.
+            ValueError: `delay` is negative or not finite.
             TypeError: an argument has the wrong type.
-            StoreUnavailable: the store was away for too long; the task is still this handle's.
+            StoreUnavailable: the store was unavailable for too long; this handle still has the task.
         """
         if delay is not None:
             check_seconds("nack(delay)", delay, 0, finite=True)
@@ -269,19 +272,19 @@ class TaskQueue(QueueAdmin):
         return state in {"pending", "scheduled"}
 
     async def extend(self, task: Task | str, seconds: float | None = None) -> bool:
-        """Renew the lease of a task now. There is no need to: all leases of a handle are renewed in time.
+        """Renew the lease of a task now. A checkpoint.
 
-        A checkpoint.
+        This is usually not necessary, because all leases of a handle are renewed automatically.
 
         Args:
             task: a task that this handle has dequeued, or its identifier.
-            seconds: how long from now; the `lease` of the queue by default.
+            seconds: the length of the lease from now on; the `lease` of the queue by default.
 
         Returns:
-            False if it was not this handle's, or its lease was lost.
+            False if the task was not dequeued by this handle, or its lease was lost.
 
         Raises:
-            ValueError: the time is not more than 0.
+            ValueError: `seconds` is not more than 0.
         """
         renewed = self._options.lease if seconds is None else seconds
         check_seconds("extend(seconds)", renewed, 0, finite=True)
@@ -293,14 +296,14 @@ class TaskQueue(QueueAdmin):
         return await life.renew(held, renewed)
 
     def in_flight(self) -> dict[str, Task]:
-        """The tasks that this handle has dequeued and not settled, by their identifiers. Not a checkpoint.
+        """Return the tasks that this handle has dequeued and not settled, by their identifiers. Not a checkpoint.
 
         Raises:
             PoolClosed: the queue is not open.
         """
         return {task_id: held.task for task_id, held in self.life.held.items()}
 
-    # For blocking code.
+    # Blocking code.
 
     def __enter__(self) -> BlockingTaskQueue:
         self._refuse_second_block()
@@ -322,7 +325,7 @@ class TaskQueue(QueueAdmin):
     ) -> bool | None:
         return self._blocking.__exit__(kind, error, trace)
 
-    # Inside.
+    # Internals.
 
     async def _held(self, call: str, task: Task | str) -> tuple[Life, Held | None]:
         life = await self._ready()
@@ -341,7 +344,7 @@ def _plain(data: bytes | None) -> Any:
 
 
 def _failed(life: Life, held: Held, error: BaseException | str | None, delay: float | None) -> Finish:
-    """How an attempt ended, by its error."""
+    """The finish of an attempt that failed with this error."""
     if not isinstance(error, BaseException):
         return life.finish(held, "error", delay=delay or 0.0, error="" if error is None else safe_str(error))
     kind, cause = ("error", error) if not isinstance(error, Exception) else kind_of(error)
@@ -349,5 +352,5 @@ def _failed(life: Life, held: Held, error: BaseException | str | None, delay: fl
         kind = "timeout"
     pause, key = pause_of(cause) if kind == "rate_limited" else (0.0, None)
     seconds = pause if delay is None else delay
-    trace = trace_of(error) or format_traceback(error, 2000)  # it may have been made and not raised
+    trace = trace_of(error) or format_traceback(error, 2000)  # the exception may never have been raised
     return life.finish(held, kind, delay=seconds, error=said(cause), traceback=trace, pause_key=key)

@@ -1,4 +1,4 @@
-"""The actor that has the life of a task queue."""
+"""The actor of a task queue."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["QueueActor"]
 
 AGAIN = 1.0
-"""Seconds after which it tries again what the store did not answer."""
+"""Seconds after which unanswered steps are tried again."""
 
 
 class QueueActor(Actor[Resolve | Told | Step]):
-    """Has the life of one handle."""
+    """Opens and closes the store of one handle, renews its leases and resolves its abandoned steps."""
 
     def __init__(self, life: Life) -> None:
         self._life = life
@@ -26,17 +26,17 @@ class QueueActor(Actor[Resolve | Told | Step]):
         """Open the store."""
         await self._life.open()
         if isinstance(why, WasRestarted):
-            self.step(Step())  # its timers have ended with the incarnation before
+            self.step(Step())  # the previous incarnation's timers have ended
 
     @on(Resolve)
     async def resolve(self, msg: Resolve) -> None:
-        """See to what nobody waits for any more."""
+        """Complete the steps whose callers no longer wait."""
         if not await self._life.resolve():
             self.after(AGAIN, msg)
 
     @on(Told)
     def told(self, msg: Told) -> None:
-        """Hear of leases."""
+        """Handle lost leases and cancellations."""
         self._life.told(msg.beat)
 
     @on(Step)
@@ -46,5 +46,5 @@ class QueueActor(Actor[Resolve | Told | Step]):
             self.after(self._life.step(), msg, key=Step)
 
     async def stopped(self, why: Exit) -> None:
-        """Give everything back."""
+        """Give back all tasks."""
         await self._life.close()

@@ -1,4 +1,4 @@
-"""What can be asked and told of a whole queue: its tasks by their identifiers, its switches, limits and schedules."""
+"""The administration of a queue: its tasks by identifier, its switches, limits and schedules."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ R = TypeVar("R")
 
 
 class QueueAdmin(QueueBase):
-    """The part of `TaskQueue` that neither produces nor consumes."""
+    """The methods of `TaskQueue` that are neither for producers nor for consumers."""
 
     # Tasks.
 
     async def size(self) -> Size:
-        """How many tasks are in each state, and whether the queue is paused or closed. A checkpoint."""
+        """Return the number of tasks in each state, and whether the queue is paused or closed. A checkpoint."""
         life = await self._ready()
         return await life.patiently(life.store.size)
 
     async def snapshot(self, task_id: str) -> Snapshot | None:
-        """A task as the store has it, with its result and its progress as bytes; None if it is not there.
+        """Return a task as the store has it, or None if it does not exist. A checkpoint.
 
-        A checkpoint.
+        The result and the progress are bytes.
         """
         life = await self._ready()
         return (await life.patiently(lambda: life.store.get([task_id])))[0]
 
     async def get(self, task_id: str) -> Task | None:
-        """A task as it is now; None if it is not there (any more). A checkpoint."""
+        """Return a task in its current state, or None if it does not exist or was removed. A checkpoint."""
         snapshot = await self.snapshot(task_id)
         return None if snapshot is None else task_of(snapshot)
 
     async def find(self, query: Query) -> list[Snapshot]:
-        """Tasks that fulfil a query, as the store has them. A checkpoint."""
+        """Return the tasks that match a query, as the store has them. A checkpoint."""
         check_query("find", query)
         life = await self._ready()
         return await life.patiently(lambda: life.store.find(query))
 
     def results(self, function: TaskFunction[..., R]) -> AsyncIterator[tuple[str, R]]:
-        """What tasks of a function have returned, with their identifiers, oldest first, as long as they are kept.
+        """Return an async iterator of `(task_id, result)` over the stored results of a function, oldest first.
 
-        It reads a page of tasks at a time, so that there may be any number; each page is a checkpoint. The loop over
-        them may be left at any time.
+        It reads one page of tasks at a time, so there may be any number of them. Each page is a checkpoint. A loop over
+        the iterator can be left at any time.
         """
         check_function("results", function)
         return _Results(self, function)
@@ -73,18 +73,18 @@ class QueueAdmin(QueueBase):
     @overload
     async def cancel(self, task_id: Iterable[str]) -> dict[str, str]: ...
     async def cancel(self, task_id: str | Iterable[str]) -> str | dict[str, str]:
-        """Cancel a task, or many at once. A checkpoint.
+        """Cancel one task or many tasks. A checkpoint.
 
         Args:
-            task_id: the identifier of a task, or many of them. Many are one step of the store; over Redis, one for
-                each thousand.
+            task_id: the identifier of a task, or an iterable of identifiers. Many tasks are cancelled in one step of
+                the store; over Redis, in one step per thousand.
 
         Returns:
-            "cancelled" if it is; "cancelling" if a worker runs it, which will learn of it within a second; "finished"
-            if it was over before; "unknown" if it is not there. For many a dict of these, by their identifiers.
+            "cancelled"; "cancelling" if a worker runs the task, and will be notified within a second; "finished" if the
+            task had ended before; "unknown" if it does not exist. For many tasks, a dict of these by identifier.
 
         Raises:
-            TypeError: an identifier is no string.
+            TypeError: an identifier is not a string.
         """
         life = await self._ready()
         if isinstance(task_id, str):
@@ -94,13 +94,14 @@ class QueueAdmin(QueueBase):
         return dict(zip(ids, outcomes, strict=True))
 
     async def purge(self, task_ids: Iterable[str] | str) -> int:
-        """Forget tasks that are over for good. A checkpoint.
+        """Permanently delete tasks that have ended. A checkpoint.
 
         Args:
-            task_ids: completed and cancelled tasks, and dead letters; others are left alone.
+            task_ids: identifiers of completed and cancelled tasks, and of dead letters; other tasks are not changed.
 
         Returns:
-            How many are forgotten. If the store was away in between, those it forgot then are not counted.
+            The number of deleted tasks. If the store was unavailable during the call, tasks that it deleted then are
+            not counted.
         """
         life = await self._ready()
         ids = [task_ids] if isinstance(task_ids, str) else ids_given(task_ids)
@@ -108,7 +109,7 @@ class QueueAdmin(QueueBase):
 
     @property
     def dead_letters(self) -> DeadLetterQueue:
-        """The tasks that were given up: to look at, edit, replay and purge.
+        """The tasks that were given up: for listing, editing, replaying and purging.
 
         Raises:
             PoolClosed: the queue is not open.
@@ -119,22 +120,22 @@ class QueueAdmin(QueueBase):
     # Switches.
 
     async def pause(self) -> None:
-        """Give no more tasks to anybody, in any process, until `resume`. What runs goes on. A checkpoint."""
+        """Hand out no more tasks, in any process, until `resume`. Running tasks continue. A checkpoint."""
         await self._control(paused=True)
 
     async def resume(self) -> None:
-        """Give tasks again. A checkpoint."""
+        """Hand out tasks again. A checkpoint."""
         await self._control(paused=False)
 
     async def close(self) -> None:
-        """Take no more tasks from anybody, in any process, until `reopen`: `enqueue` raises `PoolClosed`.
+        """Accept no more tasks, in any process, until `reopen`: `enqueue` raises `PoolClosed`. A checkpoint.
 
-        What is there is worked on. A checkpoint.
+        Tasks that are already in the queue are processed.
         """
         await self._control(closed=True)
 
     async def reopen(self) -> None:
-        """Take tasks again. A checkpoint."""
+        """Accept tasks again. A checkpoint."""
         await self._control(closed=False)
 
     async def _control(self, *, paused: bool | None = None, closed: bool | None = None) -> None:
@@ -142,25 +143,26 @@ class QueueAdmin(QueueBase):
         await life.patiently(lambda: life.store.control(paused=paused, closed=closed))
 
     async def drain(self, timeout: float | None = None, *, scheduled: bool = False) -> bool:
-        """Wait until no task is pending or in flight, nor one scheduled whose time has come. A checkpoint.
+        """Wait until no task is pending or in flight, and no scheduled task is due. A checkpoint.
 
         Args:
-            timeout: seconds to wait; None for as long as it takes.
-            scheduled: wait also for tasks whose time has not come: delayed ones, and those that are to be tried again.
+            timeout: seconds to wait; None for no limit.
+            scheduled: whether to wait for scheduled tasks that are not due yet, too: delayed tasks, and tasks that will
+                be tried again.
 
         Returns:
-            Whether it is so; False if the time was over before.
+            True if the queue is drained; False if the time is over.
 
         Raises:
             DeadlockError: a task of this queue would wait for itself.
-            ValueError: the time is not a number.
+            ValueError: `timeout` is NaN.
         """
         if timeout is not None:
             check_seconds("drain(timeout)", timeout)
         running = running_task.get()
         if timeout is None and running is not None and running.is_of(self.store):
             raise DeadlockError(
-                f"{running!r} waits until its own queue is drained, and would wait for ever: wait for the handles of "
+                f"{running!r} waits until its own queue is drained, and would wait forever: wait for the handles of "
                 f"other tasks, or give a timeout"
             )
         life = await self._ready()
@@ -168,7 +170,7 @@ class QueueAdmin(QueueBase):
         until = clock() + (inf if timeout is None else timeout)
         while True:
             version = store.version()
-            # It takes nothing: it does what time has brought, so that what is due counts as pending.
+            # This claims no tasks, but makes due tasks pending, so that they are counted as such.
             look = Claim(life.worker, life.new_nonce(), 0, life.lease)
             wake_at = (await life.patiently(lambda: store.exchange((), look))).wake_at  # noqa: B023 - awaited here
             size = await life.patiently(store.size)
@@ -182,19 +184,19 @@ class QueueAdmin(QueueBase):
     # Limits.
 
     async def set_limit(self, limit: Limit) -> None:
-        """Override what all tasks say of the limit with this key, also those that are there. A checkpoint."""
+        """Override the limit with this key for all tasks, including tasks in the queue. A checkpoint."""
         check_limit("set_limit", limit)
         life = await self._ready()
         await life.patiently(lambda: life.store.set_limit(limit, limit.key))
 
     async def clear_limit(self, key: str) -> None:
-        """Undo `set_limit`: what each task says holds again. A checkpoint."""
+        """Undo `set_limit`, so that each task's own limit applies again. A checkpoint."""
         string_given("clear_limit(key)", key)
         life = await self._ready()
         await life.patiently(lambda: life.store.set_limit(None, key))
 
     async def pause_limit(self, key: str, seconds: float) -> None:
-        """Start no task that has this limit for so many seconds, in any process. A checkpoint."""
+        """Start no task that has this limit for `seconds` seconds, in any process. A checkpoint."""
         string_given("pause_limit(key)", key)
         check_seconds("pause_limit(seconds)", seconds, 0, finite=True)
         life = await self._ready()
@@ -203,43 +205,44 @@ class QueueAdmin(QueueBase):
     # Periodic work.
 
     async def every(self, seconds: float, what: Task | TaskFunction[..., Any], *, name: str | None = None) -> str:
-        """Enqueue a task every so many seconds, first in so many, for as long as a worker of any process runs.
+        """Enqueue a task every `seconds` seconds, as long as any worker runs. A checkpoint.
 
-        Saying it again, as when a program starts anew, changes nothing but the options of the task. Other `seconds`
-        count from the last time.
+        The first task is due after one period. A repeated call, for example when a program restarts, only updates the
+        options of the task. A changed period counts from the last due time.
 
         Args:
             seconds: the period.
-            what: the task; a function is called without arguments, for others give `function.task(...)`.
-            name: by which it is replaced and removed, unique in the queue; the name of the task type by default.
+            what: the task. A task function is called without arguments; for arguments, pass `function.task(...)`.
+            name: the name by which the schedule can be replaced and removed, unique in the queue; by default, the task
+                type.
 
         Returns:
             The name.
 
         Raises:
-            ValueError: the period makes no sense, the task has a deadline or no type, or no name was given and a
-                schedule with the same type has other arguments.
-            TypeError: it is no task.
+            ValueError: the period is invalid, the task has a deadline or no type, or no name was given and a schedule
+                of the same task type has other arguments.
+            TypeError: `what` is neither a task nor a task function.
         """
         return await self._put_schedule(Every(seconds, what, name=name))
 
     async def cron(
         self, line: str, what: Task | TaskFunction[..., Any], *, tz: str = "UTC", name: str | None = None
     ) -> str:
-        """Enqueue a task when a cron line says so, for as long as a worker of any process runs.
+        """Enqueue a task at the times of a cron line, as long as any worker runs. A checkpoint.
 
         Args:
-            line: "30 9 * * MON-FRI": minute, hour, day, month, weekday; or "@daily". It needs the extra `cron`.
-            what: as for `every`.
+            line: "30 9 * * MON-FRI" (minute, hour, day, month, weekday), or "@daily". This needs the extra `cron`.
+            what: see `every`.
             tz: the time zone of the line: "Europe/Berlin".
-            name: as for `every`.
+            name: see `every`.
 
         Returns:
             The name.
 
         Raises:
-            ValueError: as for `every`, or the line makes no sense.
-            TypeError: it is no task.
+            ValueError: see `every`; or the line is invalid.
+            TypeError: `what` is neither a task nor a task function.
             ImportError: the extra `cron` is not installed.
         """
         return await self._put_schedule(Cron(line, what, tz=tz, name=name))
@@ -253,23 +256,25 @@ class QueueAdmin(QueueBase):
         return periodic.name
 
     async def sync_schedules(self, schedules: Iterable[Every | Cron]) -> ScheduleChanges:
-        """Have exactly these schedules in the queue: add, change and remove what differs. A checkpoint.
+        """Make the schedules of the queue equal to these: add, change and remove schedules. A checkpoint.
 
-        `await queue.sync_schedules([Every(60, poll), Cron("@daily", report.task("all"), name="all reports")])` when a
-        program starts keeps the queue as the program says, whatever an earlier version of it said. Due times stay as
-        they are where the time of a schedule has not changed. Each schedule is one step; when this is cut off, calling
-        it again does the rest.
+        A program can call
+        `await queue.sync_schedules([Every(60, poll), Cron("@daily", report.task("all"), name="all reports")])` when it
+        starts. The queue then has these schedules, whatever an earlier version of the program declared. A schedule
+        keeps its due time if its period or cron line has not changed. Each schedule is one step; if the call is
+        interrupted, another call does the rest.
 
         Args:
-            schedules: all that the queue is to have, also those of other programs that use it; none removes all.
+            schedules: all schedules that the queue should have, including those of other programs; an empty list
+                removes all.
 
         Returns:
-            What was done.
+            The changes.
 
         Raises:
-            ValueError: one of them makes no sense, or two have one name; nothing was done.
-            TypeError: one of them is no schedule; nothing was done.
-            ImportError: there is a cron line, and the extra `cron` is not installed; nothing was done.
+            ValueError: a schedule is invalid, or two have the same name; nothing was changed.
+            TypeError: an item is not a schedule; nothing was changed.
+            ImportError: there is a cron line, and the extra `cron` is not installed; nothing was changed.
         """
         wanted = declared(items_given("sync_schedules", schedules, "a list of Every and Cron"))
         life = await self._ready()
@@ -289,19 +294,19 @@ class QueueAdmin(QueueBase):
         return changes
 
     async def remove_schedule(self, name: str) -> bool:
-        """Forget periodic work. False if there is none of this name (any more). A checkpoint."""
+        """Remove a schedule. Return False if there is none with this name. A checkpoint."""
         string_given("remove_schedule(name)", name)
         life = await self._ready()
         return await life.patiently(lambda: life.store.remove_schedule(name))
 
     async def schedules(self) -> list[Schedule]:
-        """All periodic work, by due time. A checkpoint."""
+        """Return all schedules, sorted by due time. A checkpoint."""
         life = await self._ready()
         return await life.patiently(life.store.schedules)
 
 
 class _Results(Generic[R]):
-    """Not an async generator, so that nothing is left to close when a loop is left early."""
+    """Not an async generator, so that no cleanup is necessary when a loop is left early."""
 
     def __init__(self, queue: QueueAdmin, function: TaskFunction[..., R]) -> None:
         self._queue, self._function = queue, function

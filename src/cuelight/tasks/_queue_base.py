@@ -1,4 +1,4 @@
-"""What a task queue is before it does anything: its options, its life, and the three ways into that."""
+"""The base class of `TaskQueue`: its options, and its three ways to start and end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueBase", "WhenFull"]
 
 WhenFull = Literal["wait", "reject", "shed_lowest"]
-"""What `enqueue` does when the queue is full: wait for room, raise `QueueFull`, or give up the least urgent task."""
+"""The reaction of `enqueue` to a full queue: wait for room, raise `QueueFull`, or give up the least urgent task."""
 
 
 _IN_OTHER_THREADS = (
@@ -40,7 +40,7 @@ _IN_OTHER_THREADS = (
 
 
 class _Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handle was given, to be looked at once."""
+    """The checked arguments of a handle."""
 
     max_length: int | None
     overflow: WhenFull
@@ -67,7 +67,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueBase:
-    """The part of `TaskQueue` that has a beginning and an end."""
+    """The part of `TaskQueue` that opens and closes it."""
 
     def __init__(
         self,
@@ -83,27 +83,29 @@ class QueueBase:
         on_cancel: Callable[[Task], object] | None = None,
         heartbeat: Heartbeat = "thread",
     ) -> None:
-        """Set up a queue; with `system` it can be used at once.
+        """Set up a queue. With `system`, it can be used at once.
 
         Args:
-            store: where the tasks are; a `MemoryStore` of its own by default. It is opened for this handle, and closed
-                with the last handle that uses it.
-            name: for people.
-            system: a running system to live in.
-            max_length: how many tasks may wait; None for any number. Those in flight do not count.
-            overflow: what `enqueue` does when so many wait: "wait" for room, "reject" with `QueueFull`, or
-                "shed_lowest": the least urgent task becomes a dead letter.
-            lease: seconds after which the tasks that this handle has dequeued go to somebody else if its process dies.
-            patience: seconds for which a call tries a store that is away; then it raises `StoreUnavailable`.
-            on_lost: called in the loop with a task that this handle had dequeued, and whose lease was lost.
-            on_cancel: called in the loop with a task that this handle has dequeued, and that somebody wants cancelled.
-            heartbeat: what renews leases: a "thread", or the "loop", for tests with a virtual clock.
+            store: the store of the tasks; a new `MemoryStore` by default. It is opened for this handle, and closed with
+                the last handle that uses it.
+            name: a name for log and error messages.
+            system: a running actor system to use.
+            max_length: how many tasks may wait; None for no limit. Tasks in flight do not count.
+            overflow: the reaction of `enqueue` to a full queue: "wait" for room, "reject" with `QueueFull`, or
+                "shed_lowest", which makes the least urgent task a dead letter.
+            lease: seconds after which another consumer gets the tasks that this handle has dequeued if its process
+                dies.
+            patience: seconds for which a call retries while the store is unavailable, before it raises
+                `StoreUnavailable`.
+            on_lost: called in the event loop with a task that this handle has dequeued, when its lease is lost.
+            on_cancel: called in the event loop with a task that this handle has dequeued, when it is cancelled.
+            heartbeat: where leases are renewed: in a "thread", or in the "loop", for tests with a virtual clock.
 
         Raises:
-            ValueError: a value makes no sense; the message says which.
-            TypeError: it has the wrong type.
-            SystemClosed: the system does not run.
-            RuntimeError: the system lives in the loop of another thread.
+            ValueError: a value is invalid; the message names it.
+            TypeError: a value has the wrong type.
+            SystemClosed: the system is not running.
+            RuntimeError: the system belongs to the event loop of another thread.
         """
         self._options = _Options(
             max_length=max_length,
@@ -151,7 +153,7 @@ class QueueBase:
             heartbeat=options.heartbeat,
         )
         ref: Ref[Any] = Ref(system.family_made(system.root).adopt(child(QueueActor, life)))
-        # Also where its `stopped` hook is not called, as when it never started.
+        # Needed if the `stopped` hook is not called, for example because the actor never started.
         ref._cell.bonds_made().call_when_ended(lambda _: life.end())
         life.ref = ref
         self._state = system, ref, life, Watch(life)
@@ -166,7 +168,7 @@ class QueueBase:
         return self._state
 
     def _here(self) -> tuple[ActorSystem, Ref[Any], Life, Watch]:
-        """The same, in the thread to which it all belongs."""
+        """Like `_opened`. Raises `RuntimeError` outside the thread of the queue's event loop."""
         state = self._opened()
         if get_ident() != state[2].thread:
             raise RuntimeError(
@@ -176,39 +178,39 @@ class QueueBase:
 
     @property
     def system(self) -> ActorSystem:
-        """The system that it lives in.
+        """The actor system of the queue.
 
         Raises:
-            PoolClosed: it is not open.
+            PoolClosed: the queue is not open.
         """
         return self._opened()[0]
 
     @property
     def life(self) -> Life:
-        """What it has while it is open; for what is built on it.
+        """The open state of the queue. For internal use.
 
         Raises:
-            PoolClosed: it is not open.
-            RuntimeError: this is not the thread of its loop.
+            PoolClosed: the queue is not open.
+            RuntimeError: this is not the thread of the queue's event loop.
         """
         return self._here()[2]
 
     @property
     def watch(self) -> Watch:
-        """Those who wait for tasks of this queue; for what is built on it.
+        """The callers that wait for tasks of this queue. For internal use.
 
         Raises:
-            PoolClosed: it is not open.
-            RuntimeError: this is not the thread of its loop.
+            PoolClosed: the queue is not open.
+            RuntimeError: this is not the thread of the queue's event loop.
         """
         return self._here()[3]
 
     async def ready(self) -> None:
-        """Wait until the store is open. All methods do so by themselves. A checkpoint only before that.
+        """Wait until the store is open. A checkpoint only until then. All methods wait by themselves.
 
         Raises:
             PoolClosed: the handle is not open.
-            StoreUnavailable: the store cannot be reached.
+            StoreUnavailable: the store is unavailable.
         """
         await self.life.ready()
 

@@ -1,15 +1,16 @@
-"""What a `TaskQueue` has while it is open: the way to its store, and the leases of what it has dequeued.
+"""The state of an open `TaskQueue`: its access to the store, and the leases of the tasks that it has dequeued.
 
-Calls go straight from the handle to the store. An actor (`_queue_actor.py`) opens the store, hears of leases that were
-lost, sees to what was asked of the store by somebody who no longer waits for the answer, and gives everything back.
+The handle calls the store directly. An actor (`_queue_actor.py`) opens the store, receives reports of lost leases,
+completes the steps whose callers no longer wait for the answer, and gives back all tasks at the end.
 
-The invariants:
+Invariants:
 
-1. A lease that this handle holds is renewed until the task is settled, lost or given back; after `close` it holds none.
-2. A claim whose answer nobody waits for gives its tasks back: cancelling `dequeue` neither loses a task nor costs it an
-   attempt.
-3. A cancelled `ack` or `nack` takes effect, or can be made again.
-4. Once the life is over every call raises `PoolClosed`, also those that were waiting.
+1. A lease of this handle is renewed until the task is settled, lost or given back. After `close`, the handle has no
+   leases.
+2. If the caller of a claim no longer waits for the answer, the claimed task is given back. Cancelling `dequeue`
+   therefore neither loses a task nor costs it an attempt.
+3. A cancelled `ack` or `nack` takes effect, or can be repeated.
+4. After the end, every call raises `PoolClosed`, including calls that were waiting.
 """
 
 from __future__ import annotations
@@ -52,29 +53,29 @@ log = get_log("cuelight.tasks")
 
 BACKOFF = Backoff(minimum=0.02, maximum=1.0, jitter=0.5)
 GRACE = 2.0
-"""Seconds that the end of a handle may take to give back what it holds; leases run out by themselves."""
+"""The maximum number of seconds for giving back tasks at the end of a handle. After that, their leases expire."""
 
 
 class Resolve(Message):
-    """Something was asked of the store, and its answer given up."""
+    """A caller no longer waits for the answer of the store."""
 
 
 class Told(Message):
-    """The keeper has heard of leases."""
+    """A report of the keeper about leases."""
 
     beat: Beat
 
 
 class Step(Message):
-    """It is time to renew leases, where the loop does that."""
+    """Renew leases. Only used if the loop does that."""
 
 
 class Held(msgspec.Struct):
-    """One task that this handle dequeued, and has not settled.
+    """A task that this handle has dequeued and not settled.
 
     Attributes:
         since: when it was claimed, by the clock of the store.
-        settling: an `ack` or `nack` of it is under way, so that the end of its lease is no loss.
+        settling: whether an `ack` or `nack` is in progress, so that the end of its lease is not a loss.
     """
 
     task: Task
@@ -84,7 +85,7 @@ class Held(msgspec.Struct):
 
 
 class Life:
-    """What one handle has while it is open. All of it belongs to the loop of its actor."""
+    """The state of one open handle. Belongs to the event loop of its actor."""
 
     def __init__(
         self,
@@ -102,11 +103,11 @@ class Life:
         self.thread = get_ident()
         self.worker = f"{name}:{uuid4().hex}"
         self.held: dict[str, Held] = {}
-        self.line = Line(self.backend.waiter)  # of producers that wait for room
+        self.line = Line(self.backend.waiter)  # producers that wait for room
         self.ref: Ref[Resolve | Told | Step] | None = None
         self._on_lost, self._on_cancel = on_lost, on_cancel
-        self._asked: dict[int, Claim | Finish] = {}  # of the store, and not answered yet
-        self._unheard: list[Claim | Finish] = []  # those of them whose answer nobody waits for
+        self._asked: dict[int, Claim | Finish] = {}  # sent to the store and not answered yet
+        self._unheard: list[Claim | Finish] = []  # those of them whose callers no longer wait
         self._told_actor = False
         self._keeper: Keeper | None = None
         self._numbers = 0
@@ -114,21 +115,21 @@ class Life:
         self._clock = time.monotonic if heartbeat == "thread" else self.backend.time
         self._open = self._over = False
         self._error: Exception | None = None
-        self._settled = anyio.Event()  # opened, or over
+        self._settled = anyio.Event()  # set when the store is open, or at the end
         self._waits: set[anyio.CancelScope] = set()
 
     # Opening and closing: called by the actor.
 
     async def open(self) -> None:
-        """Open the store; if that fails every call raises why."""
-        if self._open:  # the actor was restarted, and its mail may be lost
+        """Open the store. If that fails, every call raises the exception."""
+        if self._open:  # the actor was restarted, and messages to it may be lost
             self._told_actor = False
             self._hear()
             return
         try:
             await self.patiently(lambda: open_store(self.store))
         except Exception as error:
-            log.error("the queue %r cannot open its store: %s", self.name, describe_error(error))  # noqa: TRY400 - each call raises it
+            log.error("the queue %r cannot open its store: %s", self.name, describe_error(error))  # noqa: TRY400 - each call raises the exception
             self._error = error
             self.end()
         else:
@@ -136,14 +137,14 @@ class Life:
             self._settled.set()
 
     def end(self) -> None:
-        """Have every call raise from now on, also those that wait. Not a checkpoint."""
+        """Make all calls raise from now on, including waiting ones. Not a checkpoint."""
         self._over = True
         self._settled.set()
         for scope in self._waits:
             scope.cancel()
 
     async def close(self) -> None:
-        """Cut off whoever waits, give back what was dequeued and not settled, and let go of the store."""
+        """Interrupt waiting calls, give back unsettled tasks, and release the store."""
         self.end()
         if not self._open:
             return
@@ -154,7 +155,9 @@ class Life:
             with anyio.move_on_after(GRACE) as scope:
                 await self._give_all_back()
             if scope.cancelled_caught:
-                log.warning("the queue %r had no answer to what it gave back within %g s", self.name, GRACE)
+                log.warning(
+                    "the queue %r gave back its tasks, but its store did not answer within %g s", self.name, GRACE
+                )
         finally:
             await close_store(self.store)
 
@@ -170,48 +173,48 @@ class Life:
                     finishes += await self._unclaimed(claim)
             if finishes:
                 await self.store.exchange(finishes)
-        except (StoreUnavailable, PoolClosed) as error:  # closed by somebody who uses it without a queue
-            log.warning("the queue %r could not give back its tasks, whose leases run out: %r", self.name, error)
+        except (StoreUnavailable, PoolClosed) as error:  # the store may have been closed directly
+            log.warning("the queue %r could not give back its tasks, whose leases will expire: %r", self.name, error)
 
     async def ready(self) -> None:
-        """Wait until the store is open. A checkpoint only before that.
+        """Wait until the store is open. A checkpoint only until then.
 
         Raises:
             PoolClosed: the handle is closed.
-            Exception: why the store could not be opened.
+            Exception: the reason why the store could not be opened.
         """
         if not self._open:
             await self._settled.wait()
             self.check()
 
     def check(self) -> None:
-        """Look whether the handle is still open.
+        """Raise an exception if the handle is not open any more.
 
         Raises:
-            PoolClosed: it is not.
-            Exception: why the store could not be opened.
+            PoolClosed: the handle is closed.
+            Exception: the reason why the store could not be opened.
         """
         if self._error is not None:
             raise self._error
         if self._over:
             raise PoolClosed(f"the queue {self.name!r} is closed: its block was left, or its system has ended")
 
-    # Asking the store.
+    # Calls of the store.
 
     def new_nonce(self) -> str:
-        """A nonce: unique, because the name of the worker is."""
+        """A unique string: it contains the name of the worker, which is unique."""
         self._numbers += 1
         return f"{self.worker}:{self._numbers}"
 
     async def patiently(self, step: Callable[[], Awaitable[T]], *, waits: bool = False) -> T:
-        """Take a step of the store that has the same effect when it is taken twice, and again if the store is away.
+        """Call an idempotent step of the store, and repeat it while the store is unavailable.
 
         Args:
             step: the step.
-            waits: it may take any time when all is well, so that patience begins to count when it fails.
+            waits: whether the step may take any time without a failure; `patience` then counts from its first failure.
 
         Raises:
-            StoreUnavailable: it was away for longer than `patience`.
+            StoreUnavailable: the store was unavailable for longer than `patience`.
         """
         left, failures = self.patience, 0
         give_up = 0.0 if waits else self.backend.time() + left
@@ -232,10 +235,10 @@ class Life:
             self.check()
 
     async def changed(self, since: int, timeout: float) -> None:
-        """`Store.changed`, which the end of this handle ends.
+        """Call `Store.changed`. The end of this handle interrupts it.
 
         Raises:
-            PoolClosed: that was it.
+            PoolClosed: the handle has ended.
         """
         self.check()
         with anyio.CancelScope() as scope:
@@ -247,27 +250,27 @@ class Life:
         self.check()
 
     async def _exchange(self, asked: Claim | Finish) -> Exchange:
-        """Claim or settle; if nobody waits for the answer any more the actor sees to it."""
+        """Claim or settle. If the caller stops waiting for the answer, the actor completes the step."""
         finishes, claim = ((), asked) if isinstance(asked, Claim) else ((asked,), None)
         self._asked[id(asked)] = asked
         try:
             answer = await self.patiently(lambda: self.store.exchange(finishes, claim))
         except BaseException as error:
             if isinstance(error, StoreUnavailable) and claim is None:
-                del self._asked[id(asked)]  # it is told, and may settle again
+                del self._asked[id(asked)]  # the caller gets the exception, and may settle again
             else:
                 self._unheard.append(asked)
                 self._hear()
             raise
         if claim is not None:
-            self.check()  # else the end of the handle gives back what it claimed
+            self.check()  # if this raises, the end of the handle gives back the claimed task
         del self._asked[id(asked)]
         return answer
 
     async def claim(self) -> tuple[Task | None, float]:
-        """Claim one task, or learn when there may be one, in seconds from now. A checkpoint.
+        """Claim one task, or return the seconds until there may be one. A checkpoint.
 
-        Cancelled, it has claimed nothing, or gives it back.
+        If the call is cancelled, no task is claimed, or the claimed task is given back.
         """
         began, claim = self._clock(), Claim(self.worker, self.new_nonce(), 1, self.lease)
         answer = await self._exchange(claim)
@@ -280,7 +283,7 @@ class Life:
             log.error("the task %s is given up: %s", lease.record.id, describe_error(error))  # noqa: TRY400
             await self._exchange(self._refusal(lease, "undecodable", str(error)))
             return None, 0.0
-        except BaseException:  # no memory, no stack left: nobody here can have it
+        except BaseException:  # out of memory or stack: give the task back
             self._unheard.append(claim)
             self._hear()
             raise
@@ -289,13 +292,14 @@ class Life:
         return held.task, 0.0
 
     async def settle(self, held: Held, finish: Finish) -> str:
-        """End the attempt of a task that this handle holds. A checkpoint.
+        """End the attempt of a task that this handle has. A checkpoint.
 
         Returns:
-            The new state of the task; "" if it was not ours any more.
+            The new state of the task; "" if the handle's lease was lost.
 
         Raises:
-            StoreUnavailable: the store was away too long; the task is still held, and may be settled again.
+            StoreUnavailable: the store was unavailable for too long; the handle still has the task, and may settle it
+                again.
         """
         held.settling = True
         answer = await self._exchange(finish)
@@ -312,7 +316,7 @@ class Life:
         traceback: str = "",
         pause_key: str | None = None,
     ) -> Finish:
-        """The end of an attempt that did not succeed."""
+        """The finish of an attempt that did not succeed."""
         now = self.store.now()
         attempt = Attempt(kind, self.worker, now, max(0.0, now - held.since), error, traceback)
         return Finish(held.task.task_id, held.epoch, kind, delay=delay, attempt=attempt, pause_key=pause_key)
@@ -329,11 +333,12 @@ class Life:
                 self._keeper.drop(finish.id, finish.epoch)
 
     async def _unclaimed(self, claim: Claim) -> list[Finish]:
-        """The finishes that give back what a claim got, if it ever reached the store."""
-        again = msgspec.structs.replace(claim, most=0)  # the same nonce: the answer of then, and nothing new
+        """The finishes that give back the tasks of a claim, if the claim reached the store."""
+        # with the same nonce, the store repeats its answer and claims nothing new
+        again = msgspec.structs.replace(claim, most=0)
         return [self._refusal(lease) for lease in (await self.store.exchange((), again)).leases]
 
-    # What nobody waits for any more.
+    # Steps whose callers no longer wait.
 
     def _hear(self) -> None:
         if self._unheard and self.ref is not None and not (self._over or self._told_actor):
@@ -341,7 +346,7 @@ class Life:
             self.ref.tell_nowait(Resolve())
 
     async def resolve(self) -> bool:
-        """Learn what became of steps whose answers were given up, and see them through. False: no answer now."""
+        """Complete the steps whose callers no longer wait. Return False if the store does not answer now."""
         self._told_actor = False
         while self._unheard:
             asked = self._unheard[0]
@@ -373,7 +378,7 @@ class Life:
         keeper.hold(lease.record.id, lease.epoch, began)
 
     async def renew(self, held: Held, lease: float) -> bool:
-        """Renew one lease now. A checkpoint. False if it is lost, which the consumer is told."""
+        """Renew one lease now. Return False if it is lost; then `on_lost` is called. A checkpoint."""
         beat: Callable[[], Beat] = partial(self.store.beat, self.worker, [(held.task.task_id, held.epoch)], lease)
 
         async def step() -> Beat:
@@ -387,7 +392,7 @@ class Life:
         return not answer.lost
 
     def step(self) -> float:
-        """Renew leases, where the loop does that. Returns the seconds until the next time."""
+        """Renew leases, if the loop does that. Return the seconds until the next call."""
         return GRACE if self._keeper is None else self._keeper.step()
 
     def _notify(self, beat: Beat) -> None:
@@ -395,7 +400,7 @@ class Life:
             self.ref.tell_threadsafe(Told(beat))
 
     def told(self, beat: Beat) -> None:
-        """Forget what was lost, and tell its consumer; the same for what somebody wants cancelled."""
+        """Forget lost tasks and call `on_lost` for them; call `on_cancel` for cancelled ones."""
         for task_id, epoch in beat.lost:
             held = self.held.get(task_id)
             if held is None or held.epoch != epoch or held.settling:

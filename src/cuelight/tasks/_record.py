@@ -1,4 +1,4 @@
-"""A task as it goes to a store."""
+"""A task in the form in which a store gets it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["Record"]
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A task as a producer gives it to a store. Payloads and results are bytes here: nobody looks inside.
+    """A task that a producer adds to a store. Payloads and results are opaque bytes.
 
     Attributes:
-        id: unique in the queue.
-        nonce: made by the producer for this one enqueue. Adding a record whose id is taken by the same nonce is the
-            same enqueue again (its answer was lost): "added", and nothing changes.
-        limits: each with a key of its own.
-        due: not to be claimed before, in seconds since the epoch; 0 for at once.
-        delay: seconds from now, by the clock of the store; added to `due` if that is given too.
+        id: the identifier, unique in the queue.
+        nonce: made by the producer for this one enqueue. If a task with the same id and the same nonce exists, this is
+            a repetition of that enqueue, whose answer was lost: the outcome is "added", and nothing changes.
+        limits: the limits, each with a different key.
+        due: the earliest time for a claim, in seconds since the epoch; 0 for at once.
+        delay: seconds from now, by the clock of the store; added to `due` if both are given.
         deadline: seconds since the epoch; `math.inf` for none.
-        tenant: on whose behalf; None for nobody's in particular, which is a tenant too.
-        weight: how many turns its tenant has for one of a tenant with weight 1; without a tenant it is 1.
+        tenant: the tenant that the task belongs to. All tasks with None count as one more tenant.
+        weight: the number of turns of its tenant for each turn of a tenant with weight 1; 1 without a tenant.
     """
 
     id: str

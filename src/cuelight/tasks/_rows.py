@@ -1,4 +1,4 @@
-"""What a store keeps of a task, of a limit, and of the tasks that wait behind the same limits."""
+"""The rows of a store: tasks, limits, and lanes of tasks that wait for the same limits."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ DEAD_LETTER: Final = 6
 STATES: Final = ("pending", "scheduled", "parked", "in_flight", "completed", "cancelled", "dead_letter")
 
 HISTORY: Final = 20
-"""Attempts that are remembered; older ones are forgotten."""
+"""The maximum number of attempts in a history; older ones are dropped."""
 
 Order = tuple[int, float, float, int]
 """(priority, deadline, turn, sequence): tasks are claimed in this order."""
 
 
 class Story(msgspec.Struct, array_like=True):
-    """What attempts have left behind; most tasks have none."""
+    """The results of previous attempts. Most tasks have no story."""
 
     counts: Counts = msgspec.field(default_factory=Counts)
     history: tuple[Attempt, ...] = ()
@@ -57,14 +57,14 @@ class Story(msgspec.Struct, array_like=True):
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """What of a task cannot be read, where a row may be damaged.
+    """The unreadable part of a task, in a store in which rows may be damaged.
 
     Attributes:
         part: "record", "story" or "row".
         why: a sentence without the name of the task.
-        raw: what is there.
-        renamed: its id was no text, so that it has another one now.
-        unplaced: its state is none, so that it is counted nowhere.
+        raw: the unreadable bytes.
+        renamed: whether its id was not valid text, so that it got another one.
+        unplaced: whether its state is invalid, so that it is counted in no state.
     """
 
     part: str
@@ -78,13 +78,13 @@ class Row(msgspec.Struct, eq=False):
     """A task in a store.
 
     Attributes:
-        lane: in which lane it is pending; 0 or less for tasks without limits, and for tasks that are not pending.
-        due: when its delay, its lease or its time to live ends; None in the other states.
+        lane: the lane in which it is pending; 0 or less for tasks without limits and for tasks that are not pending.
+        due: the end of its delay, its lease or its time to live; None in the other states.
         settled: the epoch of the last attempt that was settled by a finish.
-        step: what that finish was and what became of it, see `Settled`.
-        story: None for a task to which nothing has happened.
-        turn: when it is its turn among tasks of its priority and deadline, see `_turns.py`.
-        damage: what of it cannot be read; the rest is as far as it can be, with defaults.
+        step: the kind of that finish and the resulting state; see `step_of` in `_transitions.py`.
+        story: None for a task without previous attempts.
+        turn: its turn among tasks of equal priority and deadline; see `_turns.py`.
+        damage: the unreadable part. The other fields have the readable values, or defaults.
     """
 
     seq: int
@@ -109,9 +109,9 @@ class Lane(msgspec.Struct, eq=False):
     """The pending tasks with the same set of limits, in their order. Tasks without limits are in no lane.
 
     Attributes:
-        keys: of the limits, sorted.
-        waits_on: the limit that did not admit its first task; "" while it may be asked for work.
-        head: the order of its first task; None only before the first has come.
+        keys: the keys of the limits, sorted.
+        waits_on: the limit that rejected its first task; "" while the lane is runnable.
+        head: the order of its first task; None only before the first task was added.
     """
 
     id: int
@@ -124,12 +124,12 @@ class Gate(msgspec.Struct, eq=False):
     """A limit in use.
 
     Attributes:
-        running: tasks in flight with this key.
-        tat: the theoretical arrival time of GCRA: when what was started so far has been paid off.
-        closed: no task is started before that time.
+        running: the number of tasks in flight with this key.
+        tat: the theoretical arrival time of GCRA: when all tasks started so far are paid off.
+        closed: no task is started before this time.
         override: replaces the limits of the tasks.
-        waiting: a lane may wait here.
-        due: when to look again: its first lane may go then, or, if none waits, it can be forgotten.
+        waiting: whether a lane may wait here.
+        due: when to check again: its first lane may then be runnable, or, if none waits, the gate can be dropped.
     """
 
     key: str
@@ -142,12 +142,12 @@ class Gate(msgspec.Struct, eq=False):
 
 
 def order_of(row: Row) -> Order:
-    """Its place in the order of claims."""
+    """The position of a task in the order of claims."""
     return (row.record.priority, row.record.deadline, row.turn, row.seq)
 
 
 def snapshot(row: Row) -> Snapshot:
-    """What others may see of it; it shares nothing that can be changed."""
+    """A snapshot of a row for callers. It shares no mutable data with the row."""
     story = row.story or Story()
     return Snapshot(
         record=msgspec.structs.replace(row.record),

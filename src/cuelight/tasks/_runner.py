@@ -1,14 +1,15 @@
-"""One runner: a task that stays warm and runs lease after lease.
+"""A runner: an asyncio task or trio task that runs one lease after the other.
 
 Invariants:
 
-1. A lease that was begun is settled once: with a finish, or, when the lease was lost, without one.
-2. Nothing that a task raises gets out, but `KeyboardInterrupt`, which ends the shift, and the cancellation of the
-   runner itself.
-3. A handler that is cut off is cancelled at once, and its attempt is counted by why it was cut off: lost, cancelled,
-   timed out or released. One that completes in spite of it is done, unless its lease was lost.
-4. One cancel scope serves many leases and is replaced once it was used, so the power to cancel costs nothing per task.
-5. A task finds no context variables of the task before it: a runner whose context was changed is replaced.
+1. A lease that was started is settled once: with a finish, or without one if it was lost.
+2. No exception of a task leaves the runner, except for `KeyboardInterrupt`, which ends the shift, and the cancellation
+   of the runner itself.
+3. A handler that is interrupted is cancelled at once, and its attempt is counted by the reason: lost, cancelled, timed
+   out or released. If it completes nevertheless, it counts as done, unless its lease was lost.
+4. One cancel scope is used for many leases and only replaced after a cancellation, so that a task that is not cancelled
+   needs no scope of its own.
+5. A task does not get the context variables of the previous task: a runner whose context was changed is replaced.
 """
 
 from __future__ import annotations
@@ -53,20 +54,20 @@ __all__ = ["CANCELLED", "LOST", "Runner", "SHUT_DOWN"]
 log = get_log("cuelight.tasks")
 
 LOST: Final = "its lease was lost"
-CANCELLED: Final = "somebody cancelled the task"
+CANCELLED: Final = "the task was cancelled"
 SHUT_DOWN: Final = "the worker was shut down"
 
 BUDGET: Final = 64
-"""Leases that a runner begins before it lets other tasks run, should none of them suspend."""
+"""The number of leases after which a runner yields to other tasks, in case no lease suspends."""
 
 
 class Runner:
     """Runs leases, one at a time.
 
     Attributes:
-        lease: what runs.
-        context: of what runs.
-        cut: why it was cut off; empty if it was not.
+        lease: the current lease.
+        context: the context of the current attempt.
+        cut: why the current attempt was interrupted; empty if it was not.
     """
 
     __slots__ = ("_clean", "_scope", "_shift", "_task", "context", "cut", "handler", "lease", "timeout")
@@ -84,7 +85,7 @@ class Runner:
         self.timeout: float | None = None
 
     async def run(self) -> None:
-        """Run what the shift has, until it is over."""
+        """Run leases of the shift until the shift ends."""
         try:
             while self._is_clean() and not self._shift.has_too_many_runners:
                 with anyio.CancelScope() as self._scope:
@@ -95,13 +96,13 @@ class Runner:
             self._shift.runner_ended()
 
     def _hand_over(self, error: BaseException) -> None:
-        """Have the shift end with an interrupt: raised here, it would end the event loop of asyncio at once."""
+        """Let the shift end with an interrupt. Raised here, it would end asyncio's event loop at once."""
         if _split(error, (KeyboardInterrupt,))[0] is None:
             raise error
         self._shift.interrupt(error)
 
     async def _serve(self) -> None:
-        """Run leases until the scope was used, or the context of the runner was changed."""
+        """Run leases until the scope was cancelled or the context of the runner was changed."""
         shift, scope, budget = self._shift, self._scope, BUDGET
         while True:
             lease = shift.take()
@@ -121,7 +122,7 @@ class Runner:
                 await shift.backend.checkpoint()
 
     def _forget(self) -> None:
-        """Hold nothing of the last task while there is no other."""
+        """Release the references to the last task while there is no other."""
         if hasattr(self, "lease"):
             del self.lease, self.context, self.handler
 
@@ -129,12 +130,12 @@ class Runner:
         return self.cut is LOST
 
     def _is_clean(self) -> bool:
-        # Values are not compared: that would call code of users, and equal values may be another request's.
+        # Values are compared by identity: `==` would call user code, and equal values may belong to another request.
         now = copy_context()
         return len(now) == len(self._clean) and all(map(is_, now.values(), self._clean))
 
     def cut_off(self, why: str) -> None:
-        """Cancel what runs. The first reason counts, but a lease that was lost is lost."""
+        """Cancel the current attempt. The first reason counts, except that a lost lease takes precedence."""
         if not self.cut or why is LOST:
             self.cut = why
             self.context.cancelled = True
@@ -151,7 +152,7 @@ class Runner:
             self._hand_over(error)
 
     async def attempt(self, lease: Lease) -> None:
-        """Run one lease, and settle it."""
+        """Run one lease and settle it."""
         shift, record = self._shift, lease.record
         handler = shift.handler_of(lease)
         if handler is None:
@@ -160,7 +161,7 @@ class Runner:
         deadline = None if timeout is None else shift.store.now() + timeout
         self.lease, self.handler, self.timeout, self.cut = lease, handler, timeout, ""
         self.context = context = TaskContext(lease, shift, deadline, self._task)
-        if record.id in shift.running:  # its lease was lost, and it has not ended
+        if record.id in shift.running:  # the previous attempt lost its lease and has not ended
             shift.outdated.append(shift.running[record.id])
         shift.running[record.id] = self
         token = running_task.set(context)
@@ -171,12 +172,12 @@ class Runner:
             value = await self._call(lease, handler, context, timeout)
             if not isinstance(lease, Given):
                 data = handler.encode(value)
-        except BaseException as raised:  # settled, and looked at below
+        except BaseException as raised:  # handled below
             error = raised
         if timeout is not None:
             self._scope.deadline = inf
         running_task.reset(token)
-        context.end(cancelled=error is not None)  # a thread that was left behind looks
+        context.end(cancelled=error is not None)  # an abandoned thread may check it
         if shift.running.get(record.id) is self:
             del shift.running[record.id]
         else:
@@ -191,7 +192,7 @@ class Runner:
         try:
             self._failed(error, elapsed)
         finally:
-            del error, value  # its traceback holds this frame
+            del error, value  # its traceback refers to this frame
 
     async def _call(self, lease: Lease, handler: Handler, context: TaskContext, timeout: float | None) -> Any:
         try:
@@ -211,11 +212,11 @@ class Runner:
         return await run_interruptible(call) if self._shift.backend.name == "trio" else await call
 
     def _failed(self, error: BaseException, elapsed: float) -> None:
-        """Settle an attempt that raised. Raises what must go on."""
+        """Settle an attempt that raised. Re-raise interrupts, and cancellations of the runner."""
         ours = bool(self.cut) or self._scope.cancel_called
         onwards, rest = _split(error, (self._shift.backend.cancelled, KeyboardInterrupt))
         if onwards is not None and not ours and not _must_go_on(onwards):
-            onwards = None  # the task awaited something that somebody else cancelled
+            onwards = None  # the task awaited something that was cancelled elsewhere
             _take_back_cancellation()
         kind, cause = self._cause(error, ours=ours, onwards=onwards)
         finish = None
@@ -223,7 +224,7 @@ class Runner:
             where = error if rest is None else rest
             try:
                 finish = self._finish(kind, cause, elapsed, where)
-            except KeyboardInterrupt as interrupt:  # out of a back-off, say
+            except KeyboardInterrupt as interrupt:  # for example, raised by a back-off
                 kind, cause, onwards = "released", Released(SHUT_DOWN), interrupt
                 finish = self._finish(kind, cause, elapsed, where)
             self._note(kind, cause)
@@ -246,7 +247,7 @@ class Runner:
         )
 
     def _note(self, kind: str, cause: Exception) -> None:
-        """Have the log say that it failed: when the store has said what becomes of it, or now if it is in none."""
+        """Log the failure. If the task is in a store, it is logged once the store has answered with the new state."""
         shift, lease = self._shift, self.lease
         failed = Failure.of(lease, self.handler.name)
         if not isinstance(lease, Given):
@@ -256,7 +257,7 @@ class Runner:
             failed.report(log, worker=worker, queue=shift.queue, kind=kind, state="with its caller", error=cause)
 
     def _cause(self, error: BaseException, *, ours: bool, onwards: BaseException | None) -> tuple[str, Exception]:
-        """How the attempt ended and why, as one exception."""
+        """The kind of the attempt's end and its cause, as one exception."""
         cause: Exception
         if self.cut is LOST:
             kind, cause = "lost", LeaseLost(LOST)
@@ -270,15 +271,15 @@ class Runner:
             return self._kind_of(error)
         elif isinstance(error, self._shift.backend.cancelled):
             raised = type_name(error)
-            text = f"{self.handler.name} awaited something that somebody else has cancelled ({raised})"
+            text = f"{self.handler.name} awaited something that was cancelled elsewhere ({raised})"
             kind, cause = "error", UnexpectedCancellation(text)
         else:
-            kind, cause = "error", TaskFailed(f"the task raised {said(error)}, which ends no worker")
+            kind, cause = "error", TaskFailed(f"the task raised {said(error)}, which does not end the worker")
         cause.__cause__ = error if isinstance(error, Exception) or onwards is None else None
         return kind, cause
 
     def _kind_of(self, error: Exception) -> tuple[str, Exception]:
-        """How an attempt ended that raised this. Only what a process says of itself is a crash."""
+        """The kind of an attempt that raised this. `WorkerDied` is only a crash if the function ran in a process."""
         if isinstance(error, Mismatch):
             return MISMATCH, error
         if isinstance(error, WorkerDied) and not self.handler.in_loop and self._shift.executors.kind == "process":
@@ -295,7 +296,10 @@ class Runner:
 def _split(
     error: BaseException, kinds: tuple[type[BaseException], ...]
 ) -> tuple[BaseException | None, BaseException | None]:
-    """What is of these kinds in an exception, and what is not. Nothing of a group is called, however deep it is."""
+    """Split an exception into the part of these kinds and the rest.
+
+    No method of a group, at any depth, is called, because a group may be of a user's class.
+    """
     if not isinstance(error, BaseExceptionGroup):
         return (error, None) if isinstance(error, kinds) else (None, error)
     parts: tuple[list[BaseException], list[BaseException]] = [], []
@@ -308,14 +312,14 @@ def _split(
 
 
 def _must_go_on(error: BaseException) -> bool:
-    """Whether it ends this runner: an interrupt, or a cancellation of a scope around it."""
+    """Whether the exception ends this runner: an interrupt, or the cancellation of an enclosing scope."""
     if _split(error, (KeyboardInterrupt,))[0] is not None:
         return True
     return anyio.current_effective_deadline() == -inf
 
 
 def _take_back_cancellation() -> None:
-    """Somebody may have called `Task.cancel` on the task of this runner, which goes on."""
+    """Undo calls of `Task.cancel` on the asyncio task of this runner, which continues."""
     task: Any = running_task_of_loop()
     if hasattr(task, "uncancel"):  # trio has no such cancellations
         while task.cancelling():

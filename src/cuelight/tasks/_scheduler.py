@@ -1,16 +1,16 @@
-"""Who runs a task: workers, what they can do, how much they have, and a strategy.
+"""Assignment of tasks to workers: the workers, their capabilities and loads, and a strategy.
 
-The invariants, which `tests/tasks/scheduler/test_scheduler_model.py` asserts in the same words:
+Invariants, tested in `tests/tasks/scheduler/test_scheduler_model.py`:
 
-1. No task is assigned to a worker that has `max_concurrent` tasks already.
+1. No task is assigned to a worker that already has `max_concurrent` tasks.
 2. No task is assigned to a worker that is not capable of its type.
-3. A task is assigned to some worker as long as one is eligible.
-4. A worker's load is what it was registered with, and what was assigned to it since, less what was reported
-   complete; never below zero.
-5. Over workers that stay eligible round robin gives each as many tasks as any other, within one.
+3. A task is assigned as long as a worker is eligible.
+4. A worker's load is the load at its registration, plus later assignments, minus reported completions; never below
+   zero.
+5. Among workers that stay eligible, the numbers of tasks assigned by round robin differ by at most one.
 
-A scheduler is a table under a lock. Nothing in it waits, fails or ends by itself, so that it needs no actor and no
-block, and belongs to no loop: it can be used from any.
+A scheduler is a table with a lock. No method waits, and nothing runs in the background. It therefore needs no actor and
+no block, and can be used from any event loop.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ log = get_log("cuelight.tasks")
 class TaskScheduler:
     """Assigns tasks to workers: `scheduler = TaskScheduler(strategy=SchedulingStrategy.LEAST_LOADED)`.
 
-    It says who is to run a task; to bring it there is up to its user. Whoever ran it reports that it is done.
-    A worker is eligible for a task if it is capable of its type and has fewer tasks than `max_concurrent`.
+    It only chooses a worker: the caller sends the task there, and reports when it is done. A worker is eligible for a
+    task if it is capable of the task's type and has fewer than `max_concurrent` tasks.
 
-    Its methods are async and no checkpoints: none of them waits. In `with TaskScheduler() as scheduler:` they block
-    instead, and may be called from any thread. A block is not needed; the end of an async one ends the watch over
-    workers that were registered with their actors.
+    The methods are async, but not checkpoints: none of them waits. In `with TaskScheduler() as scheduler:`, they are
+    synchronous, and may be called from any thread. A block is optional; the end of an async block stops watching the
+    actors of registered workers.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class TaskScheduler:
         *,
         key: Callable[[Task], str | None] = lambda task: task.unique,
     ) -> None:
-        """Make a scheduler without workers.
+        """Create a scheduler without workers.
 
         Args:
-            strategy: one of `SchedulingStrategy` or its name, or a function of one's own with the shape of those in
+            strategy: a `SchedulingStrategy` or its name, or a function with the signature of the strategies in
                 `_strategies.py`.
-            key: for affinity: tasks with the same key belong to one worker, unless their type was given to one.
-                By default their `unique` key.
+            key: for affinity: tasks with the same key are assigned to the same worker, unless `set_affinity` was called
+                for their type. By default, their `unique` key.
 
         Raises:
             ValueError: there is no such strategy.
@@ -82,16 +82,17 @@ class TaskScheduler:
         *,
         ref: Ref[Any] | None = None,
     ) -> None:
-        """Add a worker. One that is there already keeps its load, unless a `WorkerInfo` says another.
+        """Add or replace a worker. A known worker keeps its load unless a `WorkerInfo` is passed. Not a checkpoint.
 
         Args:
-            worker: its identifier, or all about it: then the scheduler keeps the load in this `WorkerInfo`.
-            capabilities: the task types that it takes; none for all.
-            max_concurrent: tasks that it may have at once.
-            ref: the actor behind it, which must live in this loop: when it ends for good the worker is unregistered.
+            worker: the identifier, or a `WorkerInfo`, in which the scheduler then stores the load.
+            capabilities: the task types that the worker accepts; None or empty for all.
+            max_concurrent: the maximum number of tasks that the worker may have at the same time.
+            ref: the actor of the worker, which must live in the running event loop. When it ends permanently, the
+                worker is unregistered.
 
         Raises:
-            ValueError: a value makes no sense, or the actor has ended.
+            ValueError: a value is invalid, or the actor has ended.
             TypeError: a value has the wrong type.
         """
         self._table.register(
@@ -99,39 +100,39 @@ class TaskScheduler:
         )
 
     async def unregister_worker(self, worker_id: str) -> bool:
-        """Forget a worker and its load. False if it is not known."""
+        """Remove a worker and its load. Return False if it is unknown. Not a checkpoint."""
         return self._table.unregister(worker_id)
 
     async def set_affinity(self, task_type: str, worker_id: str) -> None:
-        """Give a task type to a worker, which may register later. Only `AFFINITY` heeds it.
+        """Assign a task type to a worker, which may be registered later. Only used by `AFFINITY`. Not a checkpoint.
 
         Args:
             task_type: the type.
-            worker_id: who is to get tasks of this type; "" takes the type back.
+            worker_id: the worker for tasks of this type; "" removes the assignment.
         """
         self._table.prefer(task_type, worker_id)
 
     async def assign(self, task: Task) -> str:
-        """Choose a worker for a task, and add one to its load.
+        """Choose a worker for a task and increment its load. Not a checkpoint.
 
         Returns:
-            The identifier of the worker, or "" if nobody is eligible now.
+            The identifier of the worker, or "" if no worker is eligible now.
 
         Raises:
-            ValueError: a strategy of one's own returned somebody who is not eligible.
+            ValueError: a user-defined strategy returned a worker that is not eligible.
         """
         return self._table.assign(task)
 
     async def report_completion(self, worker_id: str) -> bool:
-        """Take one from the load of a worker: it is done with a task, however that ended.
+        """Decrement the load of a worker that is done with a task, successfully or not. Not a checkpoint.
 
         Returns:
-            False if the worker is not known (any more), or has nothing to do.
+            False if the worker is unknown or has no tasks.
         """
         return self._table.complete(worker_id)
 
     async def workers(self) -> list[WorkerInfo]:
-        """All workers as they are now, in the order of their identifiers."""
+        """Return copies of all workers, sorted by identifier. Not a checkpoint."""
         return self._table.snapshot()
 
     async def __aenter__(self) -> Self:
@@ -152,7 +153,7 @@ class TaskScheduler:
 
 
 class BlockingTaskScheduler:
-    """A scheduler for blocking code, usable from any thread; made by `with TaskScheduler() as scheduler:`."""
+    """A scheduler for blocking code, made by `with TaskScheduler() as scheduler:`. Usable from any thread."""
 
     def __init__(self, table: _Table) -> None:
         self._table = table
@@ -160,27 +161,27 @@ class BlockingTaskScheduler:
     def register_worker(
         self, worker: WorkerInfo | str, capabilities: Sequence[str] | None = None, max_concurrent: int = 10
     ) -> None:
-        """As `TaskScheduler.register_worker`. Actors are watched only there, for that needs their loop."""
+        """Blocking version of `TaskScheduler.register_worker`, without `ref`, which requires the actor's event loop."""
         self._table.register(_described(worker, capabilities, max_concurrent), fresh=isinstance(worker, WorkerInfo))
 
     def unregister_worker(self, worker_id: str) -> bool:
-        """As `TaskScheduler.unregister_worker`."""
+        """Blocking version of `TaskScheduler.unregister_worker`."""
         return self._table.unregister(worker_id)
 
     def set_affinity(self, task_type: str, worker_id: str) -> None:
-        """As `TaskScheduler.set_affinity`."""
+        """Blocking version of `TaskScheduler.set_affinity`."""
         self._table.prefer(task_type, worker_id)
 
     def assign(self, task: Task) -> str:
-        """As `TaskScheduler.assign`."""
+        """Blocking version of `TaskScheduler.assign`."""
         return self._table.assign(task)
 
     def report_completion(self, worker_id: str) -> bool:
-        """As `TaskScheduler.report_completion`."""
+        """Blocking version of `TaskScheduler.report_completion`."""
         return self._table.complete(worker_id)
 
     def workers(self) -> list[WorkerInfo]:
-        """As `TaskScheduler.workers`."""
+        """Blocking version of `TaskScheduler.workers`."""
         return self._table.snapshot()
 
 
@@ -190,7 +191,7 @@ class _Table:
     def __init__(self, strategy: SchedulingStrategy | str | AssignStrategy, key: Callable[[Task], str | None]) -> None:
         self._choose = strategy if callable(strategy) else _named(strategy)
         self._key = key
-        self._lock = RLock()  # a strategy may look at the workers
+        self._lock = RLock()  # reentrant, because a strategy may call `workers`
         self._workers: dict[str, WorkerInfo] = {}
         self._order: list[str] = []  # the identifiers, sorted
         self._preferred: dict[str, str] = {}
@@ -214,7 +215,7 @@ class _Table:
             former.end()
 
     def unregister(self, worker_id: str, only: _Watch | None = None) -> bool:
-        """Forget a worker; with `only`, if it is still watched by that watch."""
+        """Remove a worker. With `only`, only if it is still watched by that watch."""
         with self._lock:
             if worker_id not in self._workers or (only is not None and self._watches.get(worker_id) is not only):
                 return False
@@ -273,11 +274,11 @@ class _Table:
 
 
 class _Watch:
-    """Unregisters a worker when the actor behind it ends for good."""
+    """Unregisters a worker when its actor ends permanently."""
 
     def __init__(self, table: _Table, worker_id: str, ref: Ref[Any]) -> None:
         if not ref.alive:
-            raise ValueError(f"ref={safe_repr(ref)}: this actor has ended, so register a worker that lives")
+            raise ValueError(f"ref={safe_repr(ref)}: this actor has ended: register a worker with a live actor")
         self._table, self._worker_id = table, worker_id
         self._cell, self._thread = ref._cell, get_ident()
         self._cell.bonds_made().call_when_ended(self._ended)
@@ -287,11 +288,11 @@ class _Watch:
             log.info("the worker %s %s and gets no more tasks", self._worker_id, exit_.describe())
 
     def end(self) -> None:
-        """Stop waiting. From any thread; the list of those who wait belongs to the actor's own."""
+        """Stop watching. May be called from any thread; the actor's callbacks may only be changed in its own thread."""
         if get_ident() == self._thread:
             self._withdraw()
         else:
-            with suppress(RuntimeError):  # its loop has ended, and with it the actor
+            with suppress(RuntimeError):  # the actor has ended with its loop
                 self._cell.runtime.call_threadsafe(self._withdraw)
 
     def _withdraw(self) -> None:
@@ -309,14 +310,14 @@ def _named(strategy: str) -> AssignStrategy:
 
 
 def _described(worker: WorkerInfo | str, capabilities: Sequence[str] | None, max_concurrent: int) -> WorkerInfo:
-    """The worker as a `WorkerInfo`, looked at field by field."""
+    """The worker as a checked `WorkerInfo`."""
     if not isinstance(worker, WorkerInfo):
-        # Kept as it came until it was looked at: list("gpu") would be three capabilities.
+        # Not converted before the check: list("gpu") would be three capabilities.
         given: Any = [] if capabilities is None else capabilities
         worker = WorkerInfo(worker, given, max_concurrent)
     elif capabilities is not None or max_concurrent != 10:
         raise ValueError(
-            f"register_worker({safe_repr(worker)}, ...): say capabilities and max_concurrent in the WorkerInfo"
+            f"register_worker({safe_repr(worker)}, ...): set capabilities and max_concurrent in the WorkerInfo"
         )
     _check(worker)
     worker.capabilities = list(worker.capabilities)
@@ -324,7 +325,7 @@ def _described(worker: WorkerInfo | str, capabilities: Sequence[str] | None, max
 
 
 def _check(worker: WorkerInfo) -> None:
-    # Untyped callers give anything.
+    # Untyped callers may pass values of any type.
     name: Any = worker.worker_id
     abilities: Any = worker.capabilities
     numbers: dict[str, tuple[Any, int]] = {
@@ -334,7 +335,7 @@ def _check(worker: WorkerInfo) -> None:
     if not isinstance(name, str):
         raise TypeError(f"worker_id={safe_repr(name)}: give a string, or a WorkerInfo")
     if not name:
-        raise ValueError("worker_id='': give it some characters, for '' means that nobody is eligible")
+        raise ValueError("worker_id='': give it some characters, because '' means that no worker is eligible")
     if abilities.__class__ not in {list, tuple, set, frozenset} or not all(isinstance(one, str) for one in abilities):
         raise TypeError(
             f"capabilities={safe_repr(abilities)} of {safe_repr(name)}: give a list of task types, such as ['resize']"

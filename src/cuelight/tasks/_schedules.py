@@ -1,4 +1,4 @@
-"""Periodic work as programs declare it, and what follows for the schedules that a store has."""
+"""Declarations of periodic work, and the resulting changes of the schedules in a store."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["Cron", "Every", "Periodic", "ScheduleChanges", "declared", "is_chang
 
 
 class Periodic(msgspec.Struct, frozen=True):
-    """Periodic work without its due time.
+    """Periodic work without a due time.
 
     Attributes:
         name: unique in the queue.
-        spec: when.
-        record: the task that it makes.
-        is_named: whether somebody gave it the name; else it is the type of the task.
+        spec: the period or the cron line.
+        record: the task to enqueue.
+        is_named: whether the name was given; otherwise it is the task type.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Periodic(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """A task that is enqueued every so many seconds, for `TaskQueue.sync_schedules`.
+    """A task that is enqueued once per period, for `TaskQueue.sync_schedules`.
 
     Attributes:
         seconds: the period.
-        what: the task; a function is called without arguments, for others give `function.task(...)`.
-        name: unique in the queue; the name of the task type by default.
+        what: the task. A task function is called without arguments; for arguments, pass `function.task(...)`.
+        name: unique in the queue; by default, the task type.
 
     Raises:
-        ValueError: the period makes no sense, the task has a deadline or no type.
-        TypeError: it is no task.
+        ValueError: the period is invalid, or the task has a deadline or no type.
+        TypeError: `what` is neither a task nor a task function.
     """
 
     seconds: float
@@ -60,28 +60,22 @@ class Every:
         self.periodic()
 
     def periodic(self) -> Periodic:
-        """What it declares.
-
-        Raises:
-            ValueError: the period makes no sense, the task has a deadline or no type.
-            TypeError: it is no task.
-        """
         return named(every_spec(self.seconds), self.what, self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """A task that is enqueued when a cron line says so, for `TaskQueue.sync_schedules`.
+    """A task that is enqueued at the times of a cron line, for `TaskQueue.sync_schedules`.
 
     Attributes:
-        line: "30 9 * * MON-FRI": minute, hour, day, month, weekday; or "@daily". It needs the extra `cron`.
-        what: as for `Every`.
+        line: "30 9 * * MON-FRI" (minute, hour, day, month, weekday), or "@daily". This needs the extra `cron`.
+        what: see `Every`.
         tz: the time zone of the line: "Europe/Berlin".
-        name: as for `Every`.
+        name: see `Every`.
 
     Raises:
-        ValueError: the line makes no sense, the task has a deadline or no type.
-        TypeError: it is no task.
+        ValueError: the line is invalid, or the task has a deadline or no type.
+        TypeError: `what` is neither a task nor a task function.
         ImportError: the extra `cron` is not installed.
     """
 
@@ -94,24 +88,17 @@ class Cron:
         self.periodic()
 
     def periodic(self) -> Periodic:
-        """What it declares.
-
-        Raises:
-            ValueError: the line makes no sense, the task has a deadline or no type.
-            TypeError: it is no task.
-            ImportError: the extra `cron` is not installed.
-        """
         return named(cron_spec(self.line, self.tz), self.what, self.name)
 
 
 class ScheduleChanges(msgspec.Struct):
-    """What `sync_schedules` did, by the names of the schedules.
+    """The changes that `sync_schedules` made, as names of schedules.
 
     Attributes:
-        added: that were not there.
-        changed: whose time or task is another one.
-        removed: that were not in the list.
-        unchanged: the others.
+        added: new schedules.
+        changed: schedules with another time or another task than before.
+        removed: schedules that were not in the list.
+        unchanged: all other schedules.
     """
 
     added: list[str] = msgspec.field(default_factory=list[str])
@@ -121,11 +108,11 @@ class ScheduleChanges(msgspec.Struct):
 
 
 def named(spec: str, what: Task | TaskFunction[..., Any], name: str | None) -> Periodic:
-    """Periodic work under its name.
+    """Periodic work with its name.
 
     Raises:
-        ValueError: the task has a deadline, or neither it nor the work has a name.
-        TypeError: it is no task.
+        ValueError: the task has a deadline, or there is neither a name nor a task type.
+        TypeError: `what` is neither a task nor a task function.
     """
     given: Any = what
     if isinstance(given, TaskFunction):
@@ -134,7 +121,7 @@ def named(spec: str, what: Task | TaskFunction[..., Any], name: str | None) -> P
         task = given
     else:
         raise TypeError(
-            f"{safe_repr(given)} is no task: give a function that is decorated with @task, `function.task(...)`, or "
+            f"{safe_repr(given)} is not a task: give a function that is decorated with @task, `function.task(...)`, or "
             f"a Task"
         )
     known = task.task_type if name is None else name
@@ -144,7 +131,7 @@ def named(spec: str, what: Task | TaskFunction[..., Any], name: str | None) -> P
         raise ValueError("periodic work without a name: give the task a task_type, or the schedule a name")
     if task.deadline:
         raise ValueError(f"the periodic task {known!r} has a deadline, which passes once: give it a timeout instead")
-    task_id, task.task_id = task.task_id, known  # the time is appended to it each time
+    task_id, task.task_id = task.task_id, known  # the due time is appended for each task
     try:
         return Periodic(known, spec, record_of(task, ""), name is not None)
     finally:
@@ -152,44 +139,45 @@ def named(spec: str, what: Task | TaskFunction[..., Any], name: str | None) -> P
 
 
 def declared(entries: Iterable[Every | Cron]) -> dict[str, Periodic]:
-    """Periodic work by its names.
+    """Periodic work by name.
 
     Raises:
-        TypeError: one of them is something else.
-        ValueError: two have one name, or one of them makes no sense.
+        TypeError: an item is not a schedule.
+        ValueError: two schedules have the same name, or one of them is invalid.
     """
     found: dict[str, Periodic] = {}
     for entry in entries:
         given: Any = entry
         if not isinstance(given, Every | Cron):
             raise TypeError(
-                f"{safe_repr(given)} is no schedule: give Every(seconds, task) or Cron(line, task), in a list"
+                f"{safe_repr(given)} is not a schedule: give Every(seconds, task) or Cron(line, task), in a list"
             )
         periodic = given.periodic()
         if periodic.name in found:
             raise ValueError(
-                f"two schedules are named {periodic.name!r}, the type of their tasks by default: give each a name "
-                f"of its own, as in {type(given).__name__}(..., name='...')"
+                f"two schedules are named {periodic.name!r}, the type of their tasks by default: give each a "
+                f"different name, as in {type(given).__name__}(..., name='...')"
             )
         found[periodic.name] = periodic
     return found
 
 
 def updated(periodic: Periodic, there: Schedule | None, now: float) -> Schedule:
-    """The schedule that a store is to have, given the one that it has under this name.
+    """The new schedule for a store, given the current one with the same name.
 
     Raises:
-        ValueError: that one is for other work, and nobody has said that it is to be replaced.
+        ValueError: the current one is for other work, and the name was not given explicitly.
     """
     if there is None:
         spec = periodic.spec
         return Schedule(name=periodic.name, spec=spec, due=next_due(spec, now), record=periodic.record)
     if not periodic.is_named and not _is_same_work(periodic.record, there.record):
         raise ValueError(
-            f"there is a schedule {periodic.name!r} already, of the task type {there.record.type!r} with other "
-            f"arguments: give this one a name of its own, or name={periodic.name!r} to replace that one"
+            f"there is already a schedule {periodic.name!r}, of the task type {there.record.type!r} with other "
+            f"arguments: give this one a different name, or pass name={periodic.name!r} to replace it"
         )
-    # A store keeps the due time as long as the text of the spec is the same, and the identities go on as they were.
+    # A store keeps the due time while the text of the spec is the same. The identifiers of the tasks continue
+    # unchanged.
     spec = there.spec if is_same_period(periodic.spec, there.spec) else periodic.spec
     due = due_after_change(spec, now, there.spec, there.due)
     record = msgspec.structs.replace(periodic.record, id=there.record.id)
@@ -197,7 +185,7 @@ def updated(periodic: Periodic, there: Schedule | None, now: float) -> Schedule:
 
 
 def is_changed(after: Schedule, before: Schedule) -> bool:
-    """Whether a store has to be told. When a task was made does not matter, nor how its arguments are written."""
+    """Whether a store must be updated. The creation time and the encoding of the arguments do not matter."""
     if after.spec != before.spec or not _is_same_work(after.record, before.record):
         return True
     ignored: dict[str, Any] = {"created": 0.0, "payload": b"", "nonce": ""}
@@ -206,14 +194,15 @@ def is_changed(after: Schedule, before: Schedule) -> bool:
 
 
 def moved_back(schedule: Schedule, now: float, mark: str) -> Schedule:
-    """A schedule whose due time was computed before the clock was set back, due as soon as it can be.
+    """A schedule that is due again, if its due time was computed before the clock was set back.
 
-    Its tasks get another name before the "@": times that come again would otherwise give identities that are taken.
+    Its tasks get another name before the "@", because repeated times would otherwise result in identifiers that are
+    already used.
 
     Args:
-        schedule: before.
-        now: in seconds since the epoch.
-        mark: some characters that no such schedule has had.
+        schedule: the schedule.
+        now: the current time, in seconds since the epoch.
+        mark: characters that no previous version of the schedule has had.
     """
     record = msgspec.structs.replace(schedule.record, id=f"{schedule.name}~{mark}")
     due = next_due(schedule.spec, now)
@@ -228,5 +217,5 @@ def _is_same_work(one: Record, other: Record) -> bool:
         return True
     try:
         return bool(decode(one.payload) == decode(other.payload))
-    except ValueError:  # the one in the store is damaged
+    except ValueError:  # the record in the store is damaged
         return False

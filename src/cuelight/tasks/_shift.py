@@ -1,13 +1,13 @@
-"""A shift: one working period of a worker, from its first claim to the last finish that was sent.
+"""A shift: one run of a worker, from its first claim until its last finish was sent.
 
 Invariants:
 
-1. Every lease that was claimed is waiting to be begun, running, or settled; settled ones have a finish that is sent
-   until the store has answered, unless the lease was lost.
-2. No more than `slots` leases run at once, and what waits beside them is begun or given back within a second.
-3. Leases that are held here are renewed, those that are settled are not.
-4. When `run` returns nothing is left: no task, no thread of ours but those of calls that cannot be stopped, no lease
-   that was not given back to a store that answers.
+1. Every claimed lease waits to be started, runs, or is settled. For a settled lease, a finish is sent until the store
+   has answered, unless the lease was lost.
+2. No more than `slots` leases run at once. Other claimed leases are started or given back within a second.
+3. Leases that wait or run here are renewed; settled leases are not.
+4. When `run` returns, nothing is left behind: no task, no thread except for those with calls that cannot be stopped,
+   and no lease that a reachable store has not got back.
 """
 
 from __future__ import annotations
@@ -50,36 +50,36 @@ __all__ = ["Shift"]
 log = get_log("cuelight.tasks")
 
 ROUSED: Final = 4
-"""Runners that are woken at a time. Each that finds work wakes others, so that no-ops do not wake them all."""
+"""The number of runners woken at a time. A runner that finds work wakes others, so short tasks do not wake all."""
 
 FLUSH: Final = 5.0
 """Seconds that the end of a shift may take to settle with its store."""
 
 KILLED_FLUSH: Final = 1.0
-"""The same when it was killed."""
+"""The same for a shift that was killed."""
 
 MOST_RESTING: Final = 10_000
-"""Tasks of one worker that may wait for others at the same time. Each has its place in memory, and a lease."""
+"""The maximum number of tasks of one worker that wait for others. Each of them uses memory and a lease."""
 
 Settled = tuple["Lease", Finish | None, float, Any, Exception | None]
-"""The lease, how it was finished (None: lost), seconds, what it returned and what it raised."""
+"""The lease, its finish (None: lost), the seconds it took, the returned value and the raised exception."""
 
 
 class Shift:
-    """What one worker has while it works. Belongs to one loop."""
+    """The state of a running worker. Belongs to one event loop."""
 
     def __init__(self, store: Store, options: WorkerOptions, tally: Tally, queue: str = "") -> None:
         self.store, self.options, self.tally, self.queue = store, options, tally, queue
         self.backend = current_backend()
         self.calls: ThreadCalls | None = None
         self.running: dict[str, Runner] = {}
-        self.outdated: list[Runner] = []  # that run what another one runs again by now
-        self.resting: dict[TaskContext, int] = {}  # tasks that wait for others, and in how many places
+        self.outdated: list[Runner] = []  # with a lost lease, while another runner runs the task again
+        self.resting: dict[TaskContext, int] = {}  # tasks that wait for others, with the number of their waits
         self._had_waits = False
         self._thread = threading.get_ident()
         self.waiting: deque[Lease] = deque()
         self.finishes: list[Finish] = []
-        self.failures: dict[tuple[str, int], Failure] = {}  # of finishes that the store has not answered
+        self.failures: dict[tuple[str, int], Failure] = {}  # for finishes that the store has not answered
         self.draining = False
         self.taken = 0
         self.on_settled: Callable[[Settled], object] | None = None
@@ -107,16 +107,16 @@ class Shift:
 
     @property
     def room(self) -> int:
-        """How many leases could be begun now."""
+        """The number of leases that could be started now."""
         return self.options.slots + len(self.resting) - len(self.running) - len(self.outdated) - len(self.waiting)
 
     @property
     def busy(self) -> int:
-        """How many attempts are under way."""
+        """The number of running attempts."""
         return len(self.running) + len(self.outdated)
 
     def feed(self, leases: Sequence[Lease], since: float) -> None:
-        """Begin what was claimed, as far as there are slots; the rest waits. `since`: when the claim was sent."""
+        """Start as many claimed leases as there are slots; the others wait. `since` is when the claim was sent."""
         hold = self.keeper.hold
         for lease in leases:
             hold(lease.record.id, lease.epoch, since)
@@ -139,7 +139,7 @@ class Shift:
         return lease
 
     def _rouse(self) -> None:
-        """See that runners come for what waits, a few at a time."""
+        """Wake or start runners for waiting leases, a few at a time."""
         wanted = min(len(self.waiting), ROUSED)
         while self._roused < wanted:
             if self._idle:
@@ -156,7 +156,7 @@ class Shift:
         await Runner(self).run()
 
     async def park(self) -> None:
-        """Sleep until there is something to run. A checkpoint."""
+        """Wait until there is a lease to run. A checkpoint."""
         waiter = self.backend.waiter()
         self._idle.append(waiter)
         try:
@@ -171,23 +171,23 @@ class Shift:
 
     @property
     def has_too_many_runners(self) -> bool:
-        """Whether a runner that is idle is one too many, because tasks that waited go on."""
+        """Whether an idle runner is superfluous, because tasks that waited for others have continued."""
         return self._had_waits and self._runners > self.options.slots + len(self.resting)
 
     def runner_ended(self) -> None:
-        """A runner has ended; if there is something to run another takes its place."""
+        """Count a runner that has ended, and replace it if leases wait."""
         self._runners -= 1
         if self.waiting and not self.draining:
             self._rouse()
 
     def handler_of(self, lease: Lease) -> Handler | None:
-        """What runs this lease. If nobody knows the type the task is parked."""
+        """The handler for this lease. If there is none for its type, the task is parked."""
         handler = self.options.table.find(lease.record.type)
         if handler is None:
             kind = lease.record.type
             if isinstance(lease, Given):
                 log.error(
-                    "%s knows no task type %r: the task %s is with its caller",
+                    "%s has no handler for the task type %r: the task %s is left to its caller",
                     self.options.worker_id,
                     kind,
                     lease.record.id,
@@ -196,35 +196,40 @@ class Shift:
             elif kind not in self._unknown:
                 self._unknown.add(kind)
                 log.warning(
-                    "%s knows no task type %r: such tasks are parked until a worker starts that does",
+                    "%s has no handler for the task type %r: such tasks are parked until a worker with one starts",
                     self.options.worker_id,
                     kind,
                 )
             self.tally.unknown += 1
             finish = Finish(lease.record.id, lease.epoch, "unknown")
             if self.on_settled is not None:
-                self.on_settled((lease, finish, 0.0, None, TaskFailed(f"no handler knows the task type {kind!r}")))
+                self.on_settled(
+                    (lease, finish, 0.0, None, TaskFailed(f"there is no handler for the task type {kind!r}"))
+                )
             self._end(lease, finish)
         return handler
 
     # Tasks that wait for others.
 
     def node_of(self, task_id: str) -> Any:
-        """Who runs a task, as a node of the graph of waits; None if it does not run here. From any thread."""
+        """The async task or the thread that runs a task, as a node in the graph of waits; None if it does not run here.
+
+        May be called from any thread.
+        """
         runner = self.running.get(task_id)
         context = None if runner is None else getattr(runner, "context", None)
         return None if context is None else context.node
 
     def rest(self, context: TaskContext) -> bool:
-        """A task begins to wait for another one: its slot is free meanwhile. From any thread.
+        """Free the slot of a task that begins to wait for another one. May be called from any thread.
 
         Raises:
-            DeadlockError: very many wait already.
+            DeadlockError: too many tasks wait already.
         """
         if len(self.resting) >= MOST_RESTING and context not in self.resting:
             raise DeadlockError(
                 f"{context!r} cannot wait for another task: {MOST_RESTING} tasks of {self.options.worker_id} do so "
-                f"already. Send what is next at the end of a task, instead of waiting for it"
+                f"already. Send the next task at the end of a task, instead of waiting for it"
             )
         if threading.get_ident() == self._thread:
             self._rest(context)
@@ -233,17 +238,17 @@ class Shift:
         return True
 
     def resume(self, context: TaskContext) -> None:
-        """It goes on. From any thread."""
+        """Continue a task that has waited. May be called from any thread."""
         if threading.get_ident() == self._thread:
             self._resume(context)
         else:
-            with suppress(RuntimeError):  # the loop has ended, and with it the worker
+            with suppress(RuntimeError):  # the worker has ended with its loop
                 self.backend.call_threadsafe(self._resume, context)
 
     def _rest(self, context: TaskContext) -> None:
         runner = self.running.get(context.task_id)
         if runner is None or getattr(runner, "context", None) is not context:
-            return  # it has ended meanwhile
+            return  # it has ended in the meantime
         self._had_waits = True
         before = self.resting.get(context, 0)
         self.resting[context] = before + 1
@@ -263,14 +268,14 @@ class Shift:
                 self.executors.take_back()
 
     def attempt_over(self, runner: Runner) -> None:
-        """An attempt has ended; what it waited for does not count any more."""
+        """Forget the waits of an attempt that has ended."""
         if self.resting.pop(runner.context, 0) and not runner.handler.in_loop:
             self.executors.take_back()
 
     # Leases out.
 
     def settle(self, lease: Lease, finish: Finish | None, elapsed: float, value: Any, error: Exception | None) -> None:
-        """An attempt has ended. Without a finish its lease was lost."""
+        """Settle an attempt that has ended; no finish means that its lease was lost."""
         self.tally.count(finish)
         if self.on_settled is not None:
             self.on_settled((lease, finish, elapsed, value, error))
@@ -285,9 +290,9 @@ class Shift:
         self.claimer.wake()
 
     def give_back(self) -> None:
-        """Release what was claimed and not begun."""
+        """Release claimed leases that were not started."""
         while self.waiting:
-            self._finish_unstarted(self.waiting.popleft(), Released("the worker did not come to start it"))
+            self._finish_unstarted(self.waiting.popleft(), Released("the worker did not start it in time"))
 
     def _finish_unstarted(self, lease: Lease, why: Exception) -> None:
         options = self.options
@@ -305,7 +310,7 @@ class Shift:
         self._end(lease, finish)
 
     async def save(self, lease: Lease, progress: bytes | None, checkpoint: bytes | None) -> bool:
-        """Keep what a running attempt has. False if it is stale."""
+        """Store the progress or the checkpoint of an attempt. Return False if the attempt has lost its lease."""
         if isinstance(lease, Given):
             return True
         return await self.store.save(lease.record.id, lease.epoch, progress=progress, checkpoint=checkpoint)
@@ -316,7 +321,7 @@ class Shift:
         self.backend.call_threadsafe(self.heard, beat)
 
     def heard(self, beat: Beat) -> None:
-        """The keeper has heard of leases."""
+        """Handle the keeper's report about leases."""
         for why, keys in ((LOST, beat.lost), (CANCELLED, beat.cancelled)):
             for key in keys:
                 runner = self._runner_of(*key)
@@ -352,7 +357,7 @@ class Shift:
     # The shift.
 
     def interrupt(self, error: BaseException) -> None:
-        """A task has raised `KeyboardInterrupt`: the shift is over, and raises it."""
+        """End the shift, which then raises the `KeyboardInterrupt` of a task."""
         self._interrupted = error if self._interrupted is None else self._interrupted
         if self._group is not None:
             self._group.cancel_scope.cancel()
@@ -363,15 +368,15 @@ class Shift:
             raise interrupted
 
     async def run(self, until: Callable[[], Awaitable[object]]) -> None:
-        """Work until `until` returns, then let what runs end. A checkpoint.
+        """Work until `until` returns, then wait for running attempts. A checkpoint.
 
-        Cancelled, what runs is cancelled and given back at once.
+        If the call is cancelled, running attempts are cancelled and given back at once.
 
         Args:
-            until: waits for the end of the shift.
+            until: returns when the shift must end.
 
         Raises:
-            BaseException: a `KeyboardInterrupt` that a task has raised, maybe in a group.
+            BaseException: a `KeyboardInterrupt` that a task has raised, possibly in a group.
         """
         gentle = False
         runs[self] = None
@@ -390,7 +395,7 @@ class Shift:
         self._raise_interrupt()
 
     async def _begin(self) -> None:
-        assert self._group is not None  # noqa: S101 - it was entered
+        assert self._group is not None  # noqa: S101 - `run` sets it
         await self._open()
         for work in (*[self.claimer.run] * self.store.overlap, self.claimer.watch, *self.chores.all):
             self._group.start_soon(work)
@@ -402,7 +407,7 @@ class Shift:
             self.keeper.start()
 
     async def _wind_down(self) -> None:
-        """Claim no more, let what runs end, and cancel it when its time is over."""
+        """Stop claiming, wait for running attempts, and cancel them after `shutdown_timeout`."""
         self.draining = True
         self.give_back()
         self.claimer.wake()
@@ -427,7 +432,7 @@ class Shift:
                 await self.claimer.flush()
             if scope.cancelled_caught:
                 log.warning(
-                    "%s ends with %d finishes that its store did not take: those tasks run again after their leases",
+                    "%s ends with %d finishes that its store did not accept: those tasks run again after their leases",
                     self.options.worker_id,
                     self.claimer.unsent,
                 )
@@ -438,10 +443,10 @@ class Shift:
                 await close_store(self.store)
 
     async def once(self, lease: Lease | None) -> Settled | None:
-        """Run one lease, or claim one task and run that. None if there was none. A checkpoint.
+        """Run one lease, or claim one task and run it. Return None if there was no task. A checkpoint.
 
         Raises:
-            StoreUnavailable: the store did not answer for as long as a lease lasts.
+            StoreUnavailable: the store did not answer for the length of a lease.
         """
         settled: list[Settled] = []
         self.on_settled = settled.append
@@ -459,9 +464,9 @@ class Shift:
                     beside.cancel_scope.cancel()
         finally:
             runs.pop(self, None)
-            self.on_settled = None  # a traceback holds this shift, and would hold itself through it
+            self.on_settled = None  # avoids a reference cycle: a traceback in the list refers to this shift
             if isinstance(lease, Given):
-                self.finishes.clear()  # no store has heard of it
+                self.finishes.clear()  # the task is in no store
             with anyio.CancelScope(shield=True):
                 await self._close(gentle=True)
         self._raise_interrupt()

@@ -1,4 +1,4 @@
-"""The store that keeps tasks in a file."""
+"""`SQLiteStore`: a store in a SQLite file."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ __all__ = ["SQLiteStore"]
 
 _BUSY: Final = 10.0
 _SPARE: Final = 1.0
-"""Seconds that a transaction may take after it has the lock."""
+"""Seconds that a transaction may take after it has got the lock."""
 
 
 _opening = threading.Lock()
-"""Of all stores, while one gets its writer. A fork must not wait for it: its holder may wait for the fork to end."""
+"""Held by any store while it creates its writer. A fork must not wait for it: its holder may wait for the fork."""
 
 
 def _forget_other_process() -> None:
-    """This process was forked: the lock may be held by a thread that is not here."""
+    """Replace the lock in a forked process: the thread that held it may exist only in the parent."""
     global _opening  # noqa: PLW0603
     _opening = threading.Lock()
 
@@ -45,7 +45,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _call(step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> Call:
-    from cuelight.tasks._sqlite_writer import Call  # noqa: PLC0415 - sqlite3 is loaded by those who have such a store
+    from cuelight.tasks._sqlite_writer import Call  # noqa: PLC0415 - sqlite3 is only loaded if such a store is used
 
     return Call(step, args, reads=reads, blocking=blocking)
 
@@ -69,17 +69,17 @@ def _absolute(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
 class SQLiteStore:
     """Keeps the tasks of one queue in a SQLite file, which other queues and other processes may share.
 
-    What was acknowledged is on the disk: nothing is lost when every process is killed, and with `synchronous="FULL"`
-    nothing when the power fails. All steps that wait are committed together.
+    Acknowledged operations are on the disk: nothing is lost if all processes are killed, and with `synchronous="FULL"`
+    nothing is lost in a power failure. All operations that wait at the same time are committed together.
 
-    A call that is cancelled while it waits may take effect all the same, wholly or not at all. The same call may then
-    be made again: records and claims carry a nonce, and finishes an epoch.
+    If a call is cancelled while it waits, it may still take effect, completely or not at all. The same call may then be
+    repeated: records and claims have a nonce, and finishes have an epoch.
 
-    A file that is deleted or replaced while it is open is noticed before the next step: nothing is acknowledged that
-    goes to a file without a name. If another file is renamed to its name, the store goes on with that one.
+    Before each operation, the store checks whether the open file was deleted or replaced, so that it never acknowledges
+    an operation on a file without a name. If another file was renamed to the path, the store continues with that file.
 
-    The file must be on a local disk: locks of network file systems cannot be trusted. A store that was opened before a
-    `fork` belongs to the parent process; the child has to `open` it again.
+    The file must be on a local disk, because locks of network file systems are not reliable. A store that was opened
+    before a `fork` belongs to the parent process; the child must `open` it again.
     """
 
     durable = True
@@ -94,20 +94,20 @@ class SQLiteStore:
         busy_timeout: float = _BUSY,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Name the file; nothing happens before `open`.
+        """Set up the store. The file is not accessed before `open`.
 
         Args:
-            path: the file; a relative path is looked up from the folder that is current now. The file is made if it is
-                not there, for this user alone; its folder is not.
-            queue: which queue in it.
-            synchronous: "FULL" syncs the disk before each acknowledgement. "NORMAL" may lose the last of them when the
-                power fails, not when a process is killed. "EXTRA" and "OFF" are those of SQLite.
-            busy_timeout: seconds to wait for other processes before `StoreUnavailable`.
-            clock: seconds since the epoch. It is asked in a thread of the store.
+            path: the file; a relative path is resolved now, in the current directory. A missing file is created,
+                readable by the current user only; a missing directory is not created.
+            queue: the name of the queue in the file.
+            synchronous: "FULL" syncs the disk before each acknowledgement. "NORMAL" may lose the latest operations in a
+                power failure, but not if a process is killed. "EXTRA" and "OFF" are those of SQLite.
+            busy_timeout: seconds to wait for locks of other processes before `StoreUnavailable` is raised.
+            clock: returns seconds since the epoch. It is called in a thread of the store.
 
         Raises:
-            ValueError: an argument is none of those.
-            TypeError: the path or the name of the queue is no path or text.
+            ValueError: an argument has an invalid value.
+            TypeError: `path` is not a path, or `queue` is not a string.
         """
         self._path = _absolute(path)
         check_text(f"SQLiteStore({self._path!r})", queue=queue)
@@ -126,17 +126,17 @@ class SQLiteStore:
         return f"SQLiteStore({self._path!r}, queue={self._queue!r})"
 
     def now(self) -> float:
-        """The clock, in seconds since the epoch; see `SteadyClock`."""
+        """The current time, in seconds since the epoch; see `SteadyClock`."""
         return self._clock()
 
     async def open(self) -> None:
-        """Open the file, or make it. A checkpoint.
+        """Open the file, or create it. A checkpoint.
 
         Raises:
-            FileNotFoundError: its folder is not there.
-            PermissionError: it must not be read or written.
-            ValueError: it is no database, one of something else, or of a newer version of this library.
-            StoreUnavailable: other processes held it for too long, or the disk failed.
+            FileNotFoundError: its directory does not exist.
+            PermissionError: it is not readable or not writable.
+            ValueError: it is not a database, belongs to another application, or has a newer version than this library.
+            StoreUnavailable: other processes held its lock for too long, or the disk failed.
         """
         call = _call("size", reads=True)
         with _opening:
@@ -159,12 +159,15 @@ class SQLiteStore:
             clock=self._clock,
             changes=self._changes,
         )
-        writer.take(call)  # before it starts: should it fail at once, this is who learns of it
+        writer.take(call)  # before it starts, so that this call gets the error if it fails at once
         writer.start()
         return writer
 
     async def close(self) -> None:
-        """Commit what is under way, and close the file. A checkpoint; cancelled, it goes on by itself."""
+        """Commit pending operations and close the file. A checkpoint.
+
+        If the call is cancelled, closing continues in the background.
+        """
         writer = self._writer
         if writer is None or writer.ended or writer.pid != os.getpid():
             await yield_now()
@@ -173,7 +176,7 @@ class SQLiteStore:
         if writer.take(call):
             await call.answer()
         else:
-            await yield_now()  # somebody else has closed it just now
+            await yield_now()  # another caller has just closed it
         writer.join()
         self._changes.notify()
 
@@ -199,9 +202,9 @@ class SQLiteStore:
             raise PoolClosed(f"{self!r} is closed: open() it again")
 
     async def _answer(self, call: Call) -> Any:
-        """The answer to a call, or an error when it has taken longer than the caller allows."""
+        """Return the answer to a call, or raise an error if it takes longer than the caller allows."""
         seconds = time_for_step()
-        if seconds is None or seconds > self._busy_timeout + _SPARE:  # the writer gives up sooner
+        if seconds is None or seconds > self._busy_timeout + _SPARE:  # the writer gives up earlier
             return await call.answer()
         with anyio.move_on_after(seconds):
             return await call.answer()

@@ -1,8 +1,10 @@
 """The rows of one queue in SQLite tables.
 
-1. A book is used between `begin` and `end`, within one transaction. Nothing is cached from one transaction to the
-   next: other processes write too.
-2. Tasks and gates are written together, by `flush`, before anything is asked that they may change.
+Invariants:
+
+1. A book is used between `begin` and `end`, within one transaction. Nothing is cached between transactions, because
+   other processes write, too.
+2. Tasks and gates are written together, by `flush`, before any query whose result they may change.
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ __all__ = ["SQLiteBook"]
 
 
 class SQLiteBook(SQLiteLimits):
-    """See `Book`.
+    """A `Book` in SQLite tables.
 
     Attributes:
-        stale: somebody has seen that there are results to forget; whoever sees to that clears it.
+        stale: whether a step has found results to delete. The code that deletes them resets it.
     """
 
     def __init__(self, connection: sqlite3.Connection, queue: int, where: str) -> None:
@@ -82,7 +84,7 @@ class SQLiteBook(SQLiteLimits):
         self._dirty: dict[int, Row] = {}
 
     def begin(self) -> None:
-        """Read what each step needs."""
+        """Read the data that every step needs."""
         for cache in (self._fresh, self._dirty, self._gates, self._dirty_gates, self._lanes, self._lanes_by_keys):
             cache.clear()
         self._sequence = None
@@ -103,7 +105,7 @@ class SQLiteBook(SQLiteLimits):
         self.turns.begin(*row[9:])
 
     def end(self) -> None:
-        """Write what is left."""
+        """Write all remaining changes."""
         self.flush()
         self.turns.end()
         if self._sequence is not None:
@@ -116,7 +118,7 @@ class SQLiteBook(SQLiteLimits):
             )
 
     def flush(self) -> None:
-        """Write the tasks and gates that have changed."""
+        """Write the changed tasks and gates."""
         many = self._connection.executemany
         if self._fresh:
             rows, self._fresh = self._fresh, []
@@ -124,7 +126,7 @@ class SQLiteBook(SQLiteLimits):
             many("INSERT OR REPLACE INTO bodies VALUES (?, ?, ?)", [body_of(row) for row in rows])
         if self._dirty:
             dirty, self._dirty = self._dirty, {}
-            # Most of a batch become the same: one statement for all that do costs a third.
+            # Most tasks of a batch get the same values: one statement for all of these takes a third of the time.
             alike: dict[tuple[Any, ...], list[int]] = {}
             for row in dirty.values():
                 alike.setdefault(self._values(row), []).append(row.seq)
@@ -135,7 +137,7 @@ class SQLiteBook(SQLiteLimits):
         super().flush()
 
     def recount(self) -> None:
-        """Count the tasks in each state: somebody else has changed what is there."""
+        """Recount the tasks in each state, because another program has changed the tables."""
         self.flush()
         counted = dict(self._run("SELECT state, count(*) FROM tasks WHERE queue = ? GROUP BY state", (self._queue,)))
         self.sizes = [counted.get(state, 0) for state in range(len(STATES))]
@@ -145,13 +147,13 @@ class SQLiteBook(SQLiteLimits):
     def new(self, record: Record) -> Row:
         seq = self._sequence
         if seq is None:
-            # Behind all that is there, also if another program has put it there.
+            # After all existing rows, including those that another program has added.
             seq = max(at for (at,) in self._run(SEQUENCES) if at is not None and 0 <= at < EXACT)
         self._sequence = seq + 1
         return Row(seq=seq + 1, record=record)
 
     def renumber(self, seq: int) -> None:
-        """Put a task behind all others, where a number is none that a task can have."""
+        """Give a task with an invalid sequence the next one, after all others."""
         fresh = self.new(Record(id="", type="")).seq
         for table in ("tasks", "bodies", "stories"):
             self._run(f"UPDATE OR IGNORE {table} SET seq = ? WHERE seq = ?", (fresh, seq))  # noqa: S608
@@ -192,7 +194,7 @@ class SQLiteBook(SQLiteLimits):
         return rows
 
     def _add_renamed(self, ids: Sequence[str], rows: dict[str, Row]) -> None:
-        """Add those whose ids in the file are none: they are shown under others, which nobody may have written yet."""
+        """Add tasks whose ids in the file are invalid. They are shown under other ids, which may not be stored yet."""
         for task_id in ids:
             seq = renamed_seq(task_id) if task_id not in rows else None
             if seq is not None:
@@ -215,7 +217,7 @@ class SQLiteBook(SQLiteLimits):
     def save_record(self, row: Row) -> None:
         self.changed = True
         seq, meta, payload = body_of(row)
-        if row.damage is not None and row.damage.part == "record":  # it stays as it is
+        if row.damage is not None and row.damage.part == "record":  # the unreadable record is kept
             self._run("UPDATE bodies SET payload = ? WHERE seq = ?", (payload, seq))
         else:
             self._run("UPDATE bodies SET meta = ?, payload = ? WHERE seq = ?", (meta, payload, seq))
@@ -254,15 +256,15 @@ class SQLiteBook(SQLiteLimits):
         return self._rows(EXPIRED, self._queue, now, most)
 
     def odd(self, most: int) -> list[Row]:
-        """Tasks that no step leaves behind, and no other question finds."""
+        """Return tasks that no step leaves behind, and that no other query finds."""
         return self._rows(ODD, self._queue, most)
 
     def beyond(self, state: int, at: float, most: int) -> list[Row]:
-        """Tasks in a state whose `due` is not before a time."""
+        """Return tasks in a state whose `due` is not before a time."""
         return self._rows(BEYOND, self._queue, state, at, most)
 
     def pending_in(self, lane: int, most: int) -> list[Row]:
-        """Pending tasks of this queue in a lane."""
+        """Return pending tasks of this queue in a lane."""
         return self._rows(PENDING_IN, lane, self._queue, most)
 
     def last(self) -> Row | None:
@@ -272,16 +274,16 @@ class SQLiteBook(SQLiteLimits):
     def parked(self, types: Sequence[str]) -> list[Row]:
         rows = self._rows(PARKED_TYPES, self._queue, json_of([kind for kind in types if "\0" not in kind]))
         for kind in types:
-            if "\0" in kind:  # where `json_each` ends a text
+            if "\0" in kind:  # at which `json_each` truncates a text
                 rows += self._rows(PARKED_TYPE, self._queue, kind)
         return rows
 
     def parked_after(self, seq: int, most: int) -> list[Row]:
-        """Parked tasks in their order."""
+        """Return parked tasks in their order."""
         return self._rows(PARKED_AFTER, self._queue, seq, most)
 
     def find(self, query: Query, now: float) -> list[Row]:
-        # Where most tasks are in other states, an index leads to the few; all others are read in their order.
+        # States that few tasks have are read by an index; all others are read in the order of the table.
         source, conditions = SELECT_ALL, ["queue = ?", "tasks.seq > ?", NOT_OVER]
         values: list[Any] = [self._queue, query.after, now]
         if query.state is not None:
@@ -328,12 +330,12 @@ class SQLiteBook(SQLiteLimits):
 
     def holder(self, key: str, now: float) -> str | None:
         found = self._run(HOLDER, (self._queue, key, now)).fetchone()
-        if found is None or LATEST <= found[1] < inf:  # that is no time
+        if found is None or LATEST <= found[1] < inf:  # an invalid time
             return None
         if found[1] == inf:
             self.flush()
             if self._run(UNFINISHED, (self._queue, found[0])).fetchone() is None:
-                return None  # it would hold the key for ever
+                return None  # otherwise the key would never be free again
         return str(found[0])
 
     def hold(self, key: str, task_id: str, until: float) -> None:

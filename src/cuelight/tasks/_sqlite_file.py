@@ -1,15 +1,14 @@
-"""Whether the files that a connection to SQLite has open are still those at their path.
+"""Checks whether the files that a SQLite connection has open are still the files at their path.
 
-SQLite goes on to write to a file that was deleted, and nobody finds what it wrote. So the writer asks here within each
-transaction, after it has the lock and before it writes: two calls of `stat`, 3 µs.
+SQLite continues to write to a deleted file, whose contents are then lost. Therefore the writer calls `check` in each
+transaction, after it has got the lock and before it writes: two calls of `stat`, 3 µs.
 
-1. A file that is not there any more: nothing is acknowledged until it is back.
-2. Another file in its place, which was renamed to its name: the connection is closed and that one is opened.
-3. A log (`-wal`) that is not there any more, or another one: what it had is written to the database, and that is opened
-   anew.
-4. A file that was cut short: refused.
+1. If the file does not exist any more, nothing is acknowledged until it is back.
+2. If another file was renamed to its name, the connection is closed and the new file is opened.
+3. If the log (`-wal`) was removed or replaced, its contents are written to the database, which is then opened again.
+4. If the file was truncated, the store raises an error.
 
-A file that is written over in place (`cp` onto it) is not noticed for certain.
+A file that is overwritten in place (`cp` onto it) is not always detected.
 """
 
 from __future__ import annotations
@@ -30,29 +29,29 @@ _Identity = tuple[int, int]
 
 
 class Moved(Exception):
-    """Another file is at the path, or the log is not there: the file must be opened anew."""
+    """The file must be opened again, because another file is at the path, or the log is missing."""
 
 
 class OpenFile:
     """The files of one connection."""
 
     def __init__(self, path: str) -> None:
-        """Remember which files there are, now that the connection has opened all of them."""
+        """Record the identities of the files, after the connection has opened all of them."""
         self._path = path
         self._raw, self._log = os.fsencode(path), os.fsencode(path) + b"-wal"
         there = os.stat(self._raw)
         self._file: _Identity = (there.st_dev, there.st_ino)
         self._size = there.st_size
-        self._log_file = _identity(self._log)  # None where SQLite cannot have one
+        self._log_file = _identity(self._log)  # None if SQLite cannot use one
         self._cut_to = -1
 
     def check(self) -> None:
-        """Refuse to go on if they are others now.
+        """Raise an error if the files have changed.
 
         Raises:
-            Moved: the file must be opened anew.
-            StoreUnavailable: the file is not there.
-            StoreRefused: it was cut short.
+            Moved: the file must be opened again.
+            StoreUnavailable: the file does not exist.
+            StoreRefused: the file was truncated.
         """
         try:
             there = os.stat(self._raw)
@@ -67,11 +66,11 @@ class OpenFile:
         self._size = there.st_size
 
     def is_moved(self) -> bool:
-        """Whether the next step has to see to it."""
+        """Whether the next step must handle a change."""
         return _identity(self._raw) != self._file
 
     def _check_size(self, size: int) -> None:
-        """Tell a file that was cut short from one that was vacuumed."""
+        """Distinguish a truncated file from a vacuumed one."""
         if size != self._cut_to and size > 0 and _is_whole(self._path):
             return
         self._cut_to = size
@@ -81,16 +80,16 @@ class OpenFile:
         )
 
     def leave(self, connection: sqlite3.Connection) -> None:
-        """Write what the log has to the file that the connection has open, also if that has another name now.
+        """Write the contents of the log to the file that the connection has open, even if it has another name now.
 
-        A log that stays beside another file would be taken for a log of that one.
+        If the log stayed beside another file, SQLite would use it as the log of that file.
         """
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if _identity(self._raw) == self._file or self._log_file is None:
             return
-        connection.execute("BEGIN IMMEDIATE")  # who else has the old file open comes here one after the other
+        connection.execute("BEGIN IMMEDIATE")  # serializes this part with other processes that have the old file open
         if _identity(self._log) == self._log_file:
             kept = f"{self._path}.replaced-{self._file[1]}-wal"
             if busy:
@@ -108,7 +107,7 @@ class OpenFile:
 
 
 def gone(path: str) -> StoreUnavailable:
-    """The error for a file that is not there any more."""
+    """The error for a file that does not exist any more."""
     return StoreUnavailable(
         f"SQLiteStore({path!r}): the file was deleted or renamed while it was open: put it back under this name, or "
         "close the store and open it again, which makes a new file"
@@ -124,7 +123,7 @@ def _identity(path: bytes) -> _Identity | None:
 
 
 def _is_whole(path: str) -> bool:
-    """Whether SQLite finds nothing wrong with a file. Slow; by a connection of its own, which has no page in memory."""
+    """Whether SQLite finds no error in a file. Slow. Uses a new connection, which has no cached pages."""
     try:
         with closing(sqlite3.connect(uri_of(path, "ro"), uri=True, timeout=1.0)) as fresh:
             return bool(fresh.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
@@ -133,17 +132,18 @@ def _is_whole(path: str) -> bool:
 
 
 def uri_of(path: str, mode: str) -> str:
-    """A path as SQLite takes it, whatever bytes are in it."""
+    """A path as a URI for SQLite, whatever bytes it contains."""
     return f"file:{quote(os.fsencode(path))}?mode={mode}"
 
 
 def make_private(path: str) -> None:
-    """Make a file that only this user may read, if there is none; SQLite gives its other files the same rights.
+    """Create a missing file with access for this user only. SQLite gives its other files the same permissions.
 
-    Nobody else of this process may open the file meanwhile: to close a file ends all locks that a process has on it.
+    No other thread of this process may have the file open in the meantime: closing a file releases all locks that the
+    process has on it.
     """
     try:
         made = os.open(os.fsencode(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:
-        return  # it is there, or SQLite says why it cannot be made
+        return  # it exists, or SQLite will report why it cannot be created
     os.close(made)

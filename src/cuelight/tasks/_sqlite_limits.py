@@ -1,4 +1,4 @@
-"""The limits of one queue in SQLite tables: their gates, and the lanes of tasks that wait behind them."""
+"""The limits of one queue in SQLite tables: gates, and lanes of tasks that wait for them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = get_log("cuelight.tasks")
 
 
 class SQLiteLimits:
-    """The part of a book that keeps limits.
+    """The part of a book that stores limits.
 
     Attributes:
         changed: see `Book`.
-        suspicious: something was found that no step leaves behind: the parts should be compared.
+        suspicious: whether data was found that no step leaves behind, so that the tables must be checked.
     """
 
     def __init__(self, connection: sqlite3.Connection, queue: int) -> None:
@@ -37,7 +37,7 @@ class SQLiteLimits:
         self._lanes_by_keys: dict[tuple[str, ...], Lane] = {}
 
     def flush(self) -> None:
-        """Write what has changed."""
+        """Write the changed gates."""
         if self._dirty_gates:
             gates, self._dirty_gates = self._dirty_gates, {}
             self._connection.executemany(SAVE_GATE, [self._gate_values(gate) for gate in gates.values()])
@@ -55,7 +55,7 @@ class SQLiteLimits:
         if there is None:
             keys, head = keys_of(values[1]), tuple(values[3:7])
             if keys is None or None in head or not (values[2] == "" or values[2] in keys):
-                self.suspicious = True  # it is made again, see `_sqlite_mending.py`
+                self.suspicious = True  # it is repaired, see `_sqlite_mending.py`
             there = Lane(values[0], keys or (), values[2], None if None in head else head)
             self._lanes[there.id] = self._lanes_by_keys[there.keys] = there
         return there
@@ -72,7 +72,7 @@ class SQLiteLimits:
         return there
 
     def give_keys(self, lane: int, keys: tuple[str, ...]) -> None:
-        """Have a lane say of which limits it is; if another one is of these, its tasks go there."""
+        """Set the keys of a lane. If another lane has these keys, move the tasks to that one."""
         self.flush()
         self.changed = True
         text = json_of(keys)
@@ -123,7 +123,7 @@ class SQLiteLimits:
         return Gate(key, self.in_flight().get(key, 0), override=limit)
 
     def in_flight(self) -> dict[str, int]:
-        """How many tasks are in flight, by the keys of their limits."""
+        """The number of tasks in flight, by the keys of their limits."""
         raise NotImplementedError
 
     def running(self) -> dict[str, int]:

@@ -1,12 +1,12 @@
-"""What is done about damage in a SQLite file: by a hand, by another program, by one of another version.
+"""Repairs damage in a SQLite file that was edited by hand, by another program, or by another version.
 
-What a question meets that cannot be read is seen to where it is met. This is for the rest: tasks that no question
-finds, numbers that say something else than the tasks do, lanes that wait for nothing.
+Queries handle the unreadable rows that they return. This module handles the rest: tasks that no query returns, counters
+that do not match the tasks, and lanes that wait without a reason.
 
-1. It is looked for when a claim has found nothing, once a minute, or at once where something looks wrong.
-2. The first look, and one where the counts of tasks cannot be true, goes through all tasks. The others ask indexes, and
-   go through some hundred lanes, limits and parked tasks, from where they stopped the last time: they cost the same
-   however many tasks there are.
+1. It runs when a claim has found no task, once per minute, or at once if something looks wrong.
+2. The first run, and a run in which the counters cannot be right, reads all tasks. Other runs use indexes, and read
+   some hundred lanes, limits and parked tasks, continuing where the last run stopped. Their cost does not depend on the
+   number of tasks.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _EVERY: Final = 60.0
 _SOONEST: Final = 1.0
 _SOME: Final = 200
 _MANY: Final = 2000
-"""Tasks in flight, of which all are looked at to count those of a limit."""
+"""The maximum number of tasks in flight for which all are read to count the tasks of a limit."""
 
 
 class Mending:
-    """Of one queue, in one process."""
+    """Repairs one queue in one process."""
 
     def __init__(self, connection: sqlite3.Connection, queue: int, book: SQLiteBook, engine: Engine) -> None:
         self._run = connection.execute
         self._queue, self._book, self._engine = queue, book, engine
         self._last = -inf
-        self._lane: float = -inf  # where it goes on
+        self._lane: float = -inf  # where the next run continues
         self._owner, self._limit, self._parked = 0, "", 0
-        self._book.suspicious = True  # nobody knows what was done to the file before
+        self._book.suspicious = True  # the history of the file is unknown
 
     def look(self, now: float) -> bool:
-        """Look for damage, if it is time to. Whether anything was changed."""
+        """Look for damage if it is time to. Return whether anything was changed."""
         since = now - self._last
         if 0 <= since < (_SOONEST if self._book.suspicious else _EVERY):
             return False
@@ -67,7 +67,7 @@ class Mending:
         return mended
 
     def _adopt_tasks(self) -> None:
-        """Tasks of a queue that is none, and those that no page of a listing shows."""
+        """Repair tasks of a missing queue, and tasks that no page of a listing contains."""
         for owner in orphaned(self._run):
             if self._run("SELECT count(*) FROM queues").fetchone() == (1,):
                 for statement in ADOPT:
@@ -79,13 +79,13 @@ class Mending:
             self._book.renumber(seq)
 
     def _counts_of_none(self) -> bool:
-        """Whether there are tasks in a state in which there should be none, or none where there should be some."""
+        """Whether a counter is zero although there are tasks in the state, or the other way round."""
         self._book.flush()
         there = self._run(WAITING, (-self._queue, *(self._queue,) * 4)).fetchone()
         return any(bool(self._book.sizes[state]) != bool(there[state]) for state in range(COMPLETED))
 
     def _see_to_parked(self) -> None:
-        """Parked tasks that would not come back when somebody knows their type."""
+        """Repair parked tasks that `unpark` would not find."""
         rows = self._book.parked_after(self._parked, _SOME) if self._book.sizes[PARKED] else []
         self._parked = rows[-1].seq if len(rows) == _SOME else 0
         for row in rows:
@@ -95,7 +95,7 @@ class Mending:
                 )
 
     def _place_odd_tasks(self, now: float) -> None:
-        """Tasks in no state, and those whose state should end and that never will."""
+        """Repair tasks in an invalid state, and tasks whose state should end at a time and has none."""
         for row in self._book.odd(_SOME):
             if row.damage is not None:
                 self._engine.condemn(row, row.damage, now)
@@ -104,14 +104,14 @@ class Mending:
                 self._book.save(row)
 
     def _place_late_tasks(self, now: float) -> None:
-        """Tasks that wait for a time that is none."""
+        """Repair tasks that wait for an invalid time."""
         for state in (SCHEDULED, IN_FLIGHT):
             for row in self._book.beyond(state, LATEST, _SOME):
                 if row.damage is not None:
                     self._engine.condemn(row, row.damage, now)
 
     def _place_pending(self, now: float) -> None:
-        """Pending tasks in a lane that is none."""
+        """Repair pending tasks in an invalid lane."""
         for _ in range(_SOME):
             found = self._run(NEXT_LANE, (self._lane,)).fetchone()
             if found is None:
@@ -123,7 +123,10 @@ class Mending:
                     self._engine.shift(row, PENDING, now)
 
     def _holds_ours(self, lane: int) -> bool:
-        """Whether a lane is none of this queue, and has tasks of it (of a lane of another queue, as the first)."""
+        """Whether a lane is not of this queue, but has tasks of it.
+
+        For a lane of another queue, only its first task is checked.
+        """
         owner = (-lane,) if lane < 0 else self._run("SELECT queue FROM lanes WHERE id = ?", (lane,)).fetchone()
         if owner is None or owner[0] == self._queue:
             return owner is None
@@ -132,7 +135,7 @@ class Mending:
         return bool(self._run(FIRST_OWNER, (lane,)).fetchone() == (self._queue,))
 
     def _see_to_lanes(self) -> None:
-        """Lanes whose first task is another one than they say, or none."""
+        """Repair lanes whose first task is missing, or is not the one that they name."""
         lanes = self._run(LANES, (self._owner, _SOME)).fetchall()
         self._owner = lanes[-1][0] if len(lanes) == _SOME else 0
         for number, queue in lanes:
@@ -153,7 +156,7 @@ class Mending:
                 self._book.save_lane(lane)
 
     def _see_to_limits(self, now: float) -> None:
-        """Limits that lanes wait on: whether they let nobody through, by what runs and by the time."""
+        """Repair limits on which lanes wait although no running task and no time can open them."""
         running = self._book.in_flight() if self._book.sizes[IN_FLIGHT] <= _MANY else None
         for _ in range(_SOME):
             found: Any = self._run(NEXT_WAIT, (self._queue, self._limit)).fetchone()
@@ -164,7 +167,7 @@ class Mending:
             gate = self._book.gate(self._limit)
             runs = gate.running if running is None else running.get(self._limit, 0)
             if gate.waiting and gate.running == runs and (runs or gate.due is not None):
-                continue  # it will open, when a task ends or at its time
+                continue  # it will open when a task ends, or at its time
             log.error("the limit %r let nobody through for no reason: %d tasks run", self._limit, runs)
             gate.running = runs
             self._engine.lanes.settle(self._limit, now)

@@ -1,7 +1,9 @@
-"""Between the columns of a SQLite file and rows: also of a file that another program wrote, or somebody's hand.
+"""Conversion between columns of a SQLite file and rows, even if another program or a person has written the file.
 
-1. A row of which a part cannot be read comes back with its `damage`; the others come back whatever it is.
-2. What decoders raise stays here.
+Invariants:
+
+1. A partly unreadable row is returned with its `damage`. Other rows are not affected.
+2. Exceptions of decoders do not leave this module.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ __all__ = [
 ]
 
 LATEST: Final = 4 * FAR
-"""Seconds since the epoch that no time of a task can be: what was given as a time is below `FAR`."""
+"""Seconds since the epoch that no time of a task reaches: times that callers pass are below `FAR`."""
 UNDECODABLE: Final = "undecodable"
 _BROKEN: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 _DIGITS: Final = 19
@@ -55,10 +57,10 @@ _decode_lines: Final = msgspec.json.Decoder(dict[str, float]).decode
 
 
 class Garbled(str):
-    """A text of a file that is no Unicode, as far as it can be shown.
+    """A text in the file that is not valid Unicode, in a printable form.
 
     Attributes:
-        raw: what is there.
+        raw: the bytes in the file.
     """
 
     __slots__ = ("raw",)
@@ -66,7 +68,7 @@ class Garbled(str):
 
 
 def _encodable(value: Any) -> str:
-    """What an encoder makes of a `Garbled`, which is nothing that it knows."""
+    """Encode a `Garbled`, which the encoder does not support."""
     if isinstance(value, Garbled):
         return str(value)
     raise TypeError(f"a {type_name(value)} cannot be encoded")
@@ -77,7 +79,7 @@ _SOUND: Final = encode(Record(id="", type=""))
 
 
 def readable_text(raw: bytes) -> str:
-    """What a connection makes of the texts of a file in which one was found that is no Unicode."""
+    """Decode a text. Used as the text factory of a connection once invalid Unicode was found in the file."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -87,28 +89,29 @@ def readable_text(raw: bytes) -> str:
 
 
 def json_of(values: Sequence[Any]) -> str:
-    """What SQL takes apart with `json_each`."""
+    """An array for `json_each` in SQL."""
     return msgspec.json.encode(values).decode()
 
 
 def body_of(row: Row) -> tuple[int, bytes, bytes]:
-    """What is kept of a record: its task, the record without its payload, and that."""
+    """The stored parts of a record: the number of its task, the record without its payload, and the payload."""
     meta = msgspec.structs.replace(row.record, id="", payload=b"")
     return (row.seq, encode(meta), row.record.payload)
 
 
 def rows_of(found: Iterable[Sequence[Any]], columns: Callable[[int], Sequence[Any]]) -> list[Row]:
-    """The rows of a question, each as `id, deadline, meta, story, seq, state, ...`, see `_sqlite_statements.py`.
+    """The rows of a query result, each with the columns `id, deadline, meta, story, seq, state, ...`, see
+    `_sqlite_statements.py`.
 
     Args:
-        found: what the question has found.
-        columns: type and priority of a task, asked for one of which nothing else says them.
+        found: the result of the query.
+        columns: returns the type and the priority of a task. Called for a task whose record is unreadable.
     """
     return [_row_of(values) or _damaged(values, columns) for values in found]
 
 
 def _row_of(values: Sequence[Any]) -> Row | None:
-    """None if a part of it cannot be read, or is not as a step may have left it; SQLite sees to the types."""
+    """The row, or None if a part of it is unreadable or invalid. SQLite checks the types of the columns."""
     name, deadline, meta, raw_story, seq, state, lane, due, epoch, *others = values
     worker, settled, step, ended, reason, cancelling, payload, result, turn = others
     try:
@@ -140,7 +143,7 @@ def _row_of(values: Sequence[Any]) -> Row | None:
 
 
 def _damaged(values: Sequence[Any], columns: Callable[[int], Sequence[Any]]) -> Row:
-    """A row of which a part cannot be read, with what is left of it."""
+    """A partly unreadable row, with the readable parts."""
     name, deadline, meta, raw_story, seq, state, lane, due = values[:8]
     row = Row(seq=seq, record=Record(id=name, type=""), state=state, lane=lane, result=values[16])
     part, why, raw = "record", "its payload in the file is gone", b""
@@ -173,7 +176,7 @@ def _damaged(values: Sequence[Any], columns: Callable[[int], Sequence[Any]]) -> 
 
 
 def renamed_seq(task_id: str) -> int | None:
-    """The number of a task that `rows_of` may have named so."""
+    """The number of a task that `rows_of` may have given this id."""
     if not task_id.startswith(UNDECODABLE):
         return None
     number = task_id.removeprefix(UNDECODABLE + "-").partition("-")[0]
@@ -181,12 +184,12 @@ def renamed_seq(task_id: str) -> int | None:
 
 
 def _makes_sense(values: Sequence[Any]) -> bool:
-    """Whether the columns of a row are sound: a row with a record of which nothing is wrong would be read."""
+    """Whether the columns of a row are valid, apart from its record: with a valid record, the row would be readable."""
     return _row_of(("id", 0.0, _SOUND, None, *values[4:15], b"", None, values[17])) is not None
 
 
 def keys_of(text: str) -> tuple[str, ...] | None:
-    """The limits of a lane; None if they cannot be read."""
+    """The limits of a lane; None if they are unreadable."""
     try:
         return _decode_keys(text) or None
     except _BROKEN:
@@ -194,11 +197,7 @@ def keys_of(text: str) -> tuple[str, ...] | None:
 
 
 def limit_of(raw: bytes | None) -> Limit | None:
-    """What overrides a limit.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """The override of a limit. Raises `ValueError` if it is unreadable."""
     try:
         return None if raw is None else _decode_limit(raw)
     except _BROKEN as error:
@@ -206,7 +205,7 @@ def limit_of(raw: bytes | None) -> Limit | None:
 
 
 def leases_of(raw: bytes) -> list[tuple[int, int]] | None:
-    """What a claim was given, as sequences and epochs; None if it cannot be read."""
+    """The answer to a claim, as sequences and epochs; None if it is unreadable."""
     try:
         return _decode_leases(raw)
     except _BROKEN:
@@ -214,7 +213,7 @@ def leases_of(raw: bytes) -> list[tuple[int, int]] | None:
 
 
 def lines_of(text: str | None) -> dict[str, float]:
-    """The virtual times of tenants; those that can be read."""
+    """The virtual times of tenants, without unreadable ones."""
     try:
         lines = {} if text is None else _decode_lines(text)
     except _BROKEN:
@@ -223,9 +222,9 @@ def lines_of(text: str | None) -> dict[str, float]:
 
 
 def schedules_of(found: Iterable[Sequence[Any]]) -> Iterator[Schedule]:
-    """Periodic work, each as `name, spec, due, record`.
+    """Schedules from the columns `name, spec, due, record`.
 
-    What cannot be read has the spec "undecodable", is due never, and has all there is for a payload.
+    An unreadable schedule has the spec "undecodable", is never due, and its payload is the stored record.
     """
     for name, spec, due, raw in found:
         try:
@@ -239,5 +238,5 @@ def schedules_of(found: Iterable[Sequence[Any]]) -> Iterator[Schedule]:
 
 
 def is_garbled(error: BaseException) -> bool:
-    """Whether a text of the file is no Unicode."""
+    """Whether the error means that a text in the file is not valid Unicode."""
     return isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in safe_str(error)

@@ -1,8 +1,8 @@
-"""The tables of the SQLite store, how a file is opened, and what its errors mean to people.
+"""The tables of the SQLite store, the opening of a file, and the conversion of SQLite's errors.
 
-A task is one small row in `tasks`, which changes with each step, and one in `bodies`, which does not. Each question
-that a claim asks has a partial index with the rows that can be an answer, and only those: `tasks_ready` holds pending
-tasks, `tasks_due` those that wait for a time, and so on. Numbers of states are those of `_rows.py`.
+A task is one small row in `tasks`, which changes with each step, and one row in `bodies`, which does not. For each
+query of a claim, a partial index contains exactly the rows that can match: `tasks_ready` contains pending tasks,
+`tasks_due` those that wait for a time, and so on. The numbers of states are those of `_rows.py`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 SYNCHRONOUS: Final = ("FULL", "NORMAL", "EXTRA", "OFF")
-_OLDEST: Final = (3, 37, 0)  # the first with STRICT tables
-_APPLICATION: Final = 0x43554531  # "CUE1": tells the file from those of others
+_OLDEST: Final = (3, 37, 0)  # the first version with STRICT tables
+_APPLICATION: Final = 0x43554531  # "CUE1"; distinguishes the file from those of other applications
 
-_opening: Final = threading.Lock()  # a fork waits for it: no child finds it held by a thread that it does not have
+_opening: Final = threading.Lock()  # a fork waits for it, so that no child inherits it locked by a thread of the parent
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 
@@ -51,7 +51,7 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
             completed INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
             dead_letter INTEGER NOT NULL DEFAULT 0
         ) STRICT""",
-        # lane: of a pending task; a task without limits has -queue. due, deadline, ended: seconds since the epoch.
+        # lane: for a pending task; -queue for a task without limits. due, deadline, ended: seconds since the epoch.
         """CREATE TABLE tasks (
             seq INTEGER PRIMARY KEY, queue INTEGER NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL,
             state INTEGER NOT NULL, lane INTEGER NOT NULL, priority INTEGER NOT NULL, deadline REAL NOT NULL,
@@ -64,9 +64,9 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
         """CREATE INDEX tasks_due ON tasks (queue, state, due) WHERE due IS NOT NULL""",
         """CREATE INDEX tasks_deadline ON tasks (queue, deadline) WHERE state < 3 AND deadline < 9e999""",
         """CREATE INDEX tasks_stuck ON tasks (queue, state, seq) WHERE state = 2 OR state = 6""",
-        # The record as msgpack without its payload, and the payload: never rewritten while a task is worked on.
+        # The record as msgpack without its payload, and the payload: not rewritten while a task is processed.
         """CREATE TABLE bodies (seq INTEGER PRIMARY KEY, meta BLOB NOT NULL, payload BLOB NOT NULL) STRICT""",
-        # What attempts have left behind, as msgpack; most tasks have no row here.
+        # The results of previous attempts, as msgpack; most tasks have no row here.
         """CREATE TABLE stories (seq INTEGER PRIMARY KEY, story BLOB NOT NULL) STRICT""",
         """CREATE TABLE lanes (
             id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, keys TEXT NOT NULL, waits_on TEXT NOT NULL DEFAULT '',
@@ -93,7 +93,7 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (queue, name)
         ) STRICT, WITHOUT ROWID""",
     ),
-    (  # turns of tenants; a turn of 0 takes no bytes
+    (  # turns of tenants; a turn of 0 uses no bytes
         """ALTER TABLE tasks ADD COLUMN turn REAL NOT NULL DEFAULT 0""",
         """ALTER TABLE lanes ADD COLUMN turn REAL DEFAULT 0""",
         """ALTER TABLE queues ADD COLUMN floor REAL NOT NULL DEFAULT 0""",
@@ -111,19 +111,19 @@ SCRIPTS: tuple[tuple[str, ...], ...] = (
         """CREATE INDEX turns_until ON turns (queue, line, until)""",
     ),
 )
-"""What brings a file from one version to the next. A script that was released never changes; new ones follow it."""
+"""The migrations of a file from each version to the next. A released script never changes; new ones are appended."""
 
 
 def connect(path: str, synchronous: str) -> sqlite3.Connection:
-    """Open the file at an absolute path, or make it. Lock waits are the caller's business: `is_busy`.
+    """Open the file at an absolute path, or create it. The caller must handle waits for locks; see `is_busy`.
 
     Raises:
-        FileNotFoundError: its folder is not there.
-        IsADirectoryError: it is a folder.
-        PermissionError: it must not be read or written.
-        ValueError: it is no database, or one of something else.
+        FileNotFoundError: its directory does not exist.
+        IsADirectoryError: the path is a directory.
+        PermissionError: the file is not readable or not writable.
+        ValueError: the file is not a database, or belongs to another application.
         RuntimeError: the SQLite library of this Python is too old.
-        sqlite3.OperationalError: another process holds it just now.
+        sqlite3.OperationalError: another process has the lock at the moment.
     """
     if sqlite3.sqlite_version_info < _OLDEST:
         needed = ".".join(map(str, _OLDEST))
@@ -149,7 +149,7 @@ def _connect(path: str, synchronous: str) -> sqlite3.Connection:
             uri=True,
             timeout=0.0,
             isolation_level=None,
-            check_same_thread=False,  # opened and used by the writer's thread; closed there, or never
+            check_same_thread=False,  # opened and used in the writer's thread; closed there, or never
             cached_statements=256,
         )
         _check_owner(connection, path)
@@ -182,10 +182,10 @@ def _check_owner(connection: sqlite3.Connection, path: str) -> None:
 
 
 def migrate(connection: sqlite3.Connection, path: str) -> None:
-    """Bring the file to the version of this library, in a transaction that the caller has begun.
+    """Migrate the file to the version of this library, in a transaction that the caller has begun.
 
     Raises:
-        ValueError: the file is of a newer version.
+        ValueError: the file has a newer version.
     """
     version = version_of(connection)
     if version > len(SCRIPTS):
@@ -199,14 +199,14 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
 
 
 def version_of(connection: sqlite3.Connection) -> int:
-    """The number of scripts that were run over the file."""
+    """The number of scripts that have run on the file."""
     version: int
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return version
 
 
 def too_new(version: int, path: str) -> str:
-    """What to say of a file that a newer release has migrated."""
+    """The error message for a file that a newer release has migrated."""
     return (
         f"SQLiteStore({path!r}): the file has version {version}, and this release of cuelight knows versions up to "
         f"{len(SCRIPTS)}; use the release that wrote it, or a newer one"
@@ -214,10 +214,10 @@ def too_new(version: int, path: str) -> str:
 
 
 def queue_number(connection: sqlite3.Connection, name: str, path: str) -> int:
-    """The number of a queue; a new one if there is none of this name. In a transaction that the caller has begun.
+    """Return the number of a queue. Create it if it does not exist, in a transaction that the caller has begun.
 
     Raises:
-        StoreRefused: tasks are there whose queue is not: it may be this one.
+        StoreRefused: there are tasks of a missing queue, which may be this one.
     """
     find = "SELECT id FROM queues WHERE name = ?"
     found = connection.execute(find, (name,)).fetchone()
@@ -234,7 +234,7 @@ def queue_number(connection: sqlite3.Connection, name: str, path: str) -> int:
 
 
 def orphaned(run: Callable[..., sqlite3.Cursor]) -> Iterator[int]:
-    """The queues of tasks that are no queues, which no step leaves behind."""
+    """Iterate over the numbers of missing queues that have tasks. No step leaves such tasks behind."""
     owner = -inf
     while True:
         (owner,) = run("SELECT min(queue) FROM tasks WHERE queue > ?", (owner,)).fetchone()
@@ -245,13 +245,13 @@ def orphaned(run: Callable[..., sqlite3.Cursor]) -> Iterator[int]:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether another process has the lock, and it is worth waiting."""
+    """Whether another process has the lock, so that a retry makes sense."""
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _code(error: BaseException) -> int:
     code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF  # without the extended part
+    return code & 0xFF  # without the extended error code
 
 
 def _not_usable(error: sqlite3.Error, path: str) -> Exception:
@@ -266,9 +266,9 @@ def _not_usable(error: sqlite3.Error, path: str) -> Exception:
 
 
 def unavailable(error: BaseException, path: str) -> StoreUnavailable | StoreRefused:
-    """The error for a step that could not be made, with a way out."""
+    """The error for a step that failed, with advice."""
     match _code(error):
-        case sqlite3.SQLITE_ERROR:  # a table, a column or an index is not there
+        case sqlite3.SQLITE_ERROR:  # a table, a column or an index is missing
             return StoreRefused(
                 f"SQLiteStore({path!r}): {safe_str(error)}: another program has changed the tables of the file; "
                 "restore them from a backup, or give the queue a new file"

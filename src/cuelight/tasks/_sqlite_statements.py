@@ -1,6 +1,7 @@
 """The statements of the SQLite store: constants, so that each is prepared once.
 
-Each question names the index that answers it: should that not be possible any more, it fails instead of getting slow.
+Each query names the index that it uses. If the index cannot be used any more, the query fails, instead of becoming
+slow.
 """
 
 # ruff: noqa: S608 - no statement is made of anything but constants
@@ -97,7 +98,7 @@ EXPIRED: Final = f"""{_SELECT} INDEXED BY tasks_deadline {JOIN}
     WHERE queue = ? AND state < 3 AND deadline <= ? AND deadline < 9e999 ORDER BY deadline LIMIT ?"""
 LAST: Final = f"""{_SELECT} INDEXED BY tasks_last {JOIN} WHERE queue = ? AND state < 3
     ORDER BY priority DESC, deadline DESC, turn DESC, tasks.seq DESC LIMIT 1"""
-# Made when a queue first sheds: it would cost each task of those that do not.
+# Created when a queue sheds for the first time, because it slows down every task of a queue.
 MAKE_LAST: Final = """CREATE INDEX IF NOT EXISTS tasks_last ON tasks (queue, priority, deadline, turn, seq)
     WHERE state < 3"""
 PARKED_TYPES: Final = f"""{_SELECT} INDEXED BY tasks_stuck {JOIN}

@@ -1,4 +1,4 @@
-"""The turns of tenants in SQLite: read with the queue at the beginning of a transaction, the ends when asked for."""
+"""The turns of tenants in SQLite, read at the beginning of a transaction. The ends are read on demand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["SQLiteTurns"]
 
 
 class SQLiteTurns(Turns):
-    """See `Turns`."""
+    """`Turns` in SQLite tables."""
 
     def __init__(self, connection: sqlite3.Connection, queue: int) -> None:
         super().__init__()
@@ -23,14 +23,14 @@ class SQLiteTurns(Turns):
         self._before: tuple[float, float, str | None] = (0.0, 0.0, None)
 
     def begin(self, floor: float, top: float, lines: str | None) -> None:
-        """Take what the row of the queue says."""
+        """Set the values that were read from the row of the queue."""
         self._before = (floor, top, lines)
         sound = 0.0 <= floor <= top < EXACT
         self.floor, self.top = (floor, top) if sound else (0.0, 0.0)
         self.lines = lines_of(lines) if sound else {}
 
     def end(self) -> None:
-        """Write what has changed."""
+        """Write the changes."""
         lines = msgspec.json.encode(self.lines).decode() if self.lines else None
         if (self.floor, self.top, lines) != self._before:
             statement = "UPDATE queues SET floor = ?, top = ?, lines = ? WHERE id = ?"

@@ -1,15 +1,19 @@
 """The thread that owns the connection of a SQLite store.
 
-All steps come through one queue. What waits there when a commit is over goes into the next transaction together, so
+All steps go through one queue. The steps that wait at the end of a commit go into the next transaction together, so
 that one sync of the disk serves all of them.
 
-1. A step that was submitted is answered once, with a result or an error: also when the thread ends.
+Invariants:
+
+1. A submitted step is answered once, with a result or an error, even if the thread ends.
 2. An answer is given after the commit.
-3. A step that fails is made again alone, and so are those that were in its transaction: it takes no neighbour with it.
-4. Other processes are waited for with a deadline, never for ever.
-5. A fork waits until the threads are between two transactions, and closes their files, which they open again at the
-   next step. A child that inherits a file of SQLite believes that it has the locks of its parent, and one that inherits
-   a mutex of SQLite, in the hands of a thread that it does not have, waits for ever. No writer starts meanwhile.
+3. If a step fails, it and the other steps of its transaction are repeated separately, so that no step makes another
+   one fail.
+4. The wait for other processes has a deadline.
+5. A fork waits until the threads are between two transactions, and closes their files, which the next step opens again.
+   Otherwise, a child that inherits a file of SQLite would believe that it has its parent's locks. A child that inherits
+   a mutex of SQLite, held by a thread that exists only in the parent, would wait forever. No writer starts during a
+   fork.
 """
 
 from __future__ import annotations
@@ -42,28 +46,31 @@ __all__ = ["Call", "Writer"]
 
 log = get_log("cuelight.tasks")
 
-_POLL: Final = 0.005  # seconds between two looks at what other processes did, while somebody waits for that
+_POLL: Final = 0.005  # seconds between two checks for changes of other processes, while callers wait for changes
 _GROUP: Final = 256  # steps in one transaction
 _NAPS: Final = (0.0002, 0.001, 0.004)  # seconds between attempts to get the lock, times a random factor
 _WRONG_STEP: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InterfaceError)
 _writers: set[Writer] = set()
 _held: list[Writer] = []
 _fork_lock: Final = threading.RLock()
-"""Held from before a fork until after it, and by a thread that enters a writer: a writer that came to SQLite in between
-would leave the child its locks, of SQLite's own memory and of the file, which the child could never get."""
+"""Held during a fork, and while a writer is registered.
+
+If a writer used SQLite during a fork, the child would inherit locks of SQLite's memory and of the file, which it could
+never acquire.
+"""
 
 _FORK: Final = 1.0  # seconds that a fork waits for all stores
-_abandoned: list[object] = []  # of a parent process: to close them here would be to touch its files
+_abandoned: list[object] = []  # objects of a parent process: closing them here would change its files
 
 
 class _Busy(Exception):
-    """Another process has held the lock for longer than we wait."""
+    """Another process has held the lock for longer than `busy_timeout`."""
 
     sqlite_errorcode = sqlite3.SQLITE_BUSY
 
 
 class Call:
-    """One step, and where its answer goes: to a task in some loop, or to a thread."""
+    """One step, and the destination of its answer: a task in an event loop, or a thread."""
 
     __slots__ = ("_backend", "_thread", "_woken", "abandoned", "args", "error", "reads", "result", "step")
 
@@ -77,7 +84,7 @@ class Call:
         self._woken: threading.Event | Waiter = threading.Event() if self._backend is None else self._backend.waiter()
 
     async def answer(self) -> Any:
-        """Wait for the answer. If that is cancelled, the step may take effect all the same."""
+        """Wait for the answer. If the wait is cancelled, the step may still take effect."""
         try:
             await self._woken  # type: ignore[misc]
         except BaseException:
@@ -87,20 +94,20 @@ class Call:
 
     @interruptible
     def wait_blocking(self, timeout: float | None) -> bool:
-        """Wait in a thread until there is an answer; False if the time was over before."""
+        """Block until there is an answer. Return False if the time is over before that."""
         event: Any = self._woken
         self.abandoned = not event.wait(timeout)
         return not self.abandoned
 
     def outcome(self) -> Any:
-        """The result or the error, once there is an answer."""
+        """Return the result, or raise the error, once there is an answer."""
         if self.error is not None:
             raise self.error
         return self.result
 
 
 def _answer(calls: Sequence[Call]) -> None:
-    """Wake those who wait, with one wake-up for each loop."""
+    """Wake the waiters of answered calls, with one wake-up per event loop."""
     loops: dict[int, tuple[Backend, list[Waiter]]] = {}
     for call in calls:
         if call._backend is None:
@@ -111,7 +118,7 @@ def _answer(calls: Sequence[Call]) -> None:
         try:
             backend.call_threadsafe(_wake, waiters)
         except RuntimeError:
-            pass  # the loop has ended, and those who waited in it
+            pass  # the waiters ended with the loop
 
 
 def _wake(waiters: list[Waiter]) -> None:
@@ -120,7 +127,7 @@ def _wake(waiters: list[Waiter]) -> None:
 
 
 class Writer:
-    """The thread, from `start` until a call of `CLOSE` was answered or opening failed."""
+    """The thread, from `start` until a `CLOSE` call was answered or opening failed."""
 
     CLOSE: Final = "close"
 
@@ -140,7 +147,7 @@ class Writer:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self.ended = False
-        self._in_use = threading.Lock()  # while the thread may be inside SQLite
+        self._in_use = threading.Lock()  # held while the thread may be inside SQLite
         self._forks = 0
         self._connection: sqlite3.Connection | None = None
         self._book: SQLiteBook | None = None
@@ -152,28 +159,28 @@ class Writer:
         )
 
     def start(self) -> None:
-        """Start the thread. Waits for a fork that is under way."""
+        """Start the thread. Waits for the end of a fork."""
         with _fork_lock:
             _writers.add(self)
         self._thread.start()
 
     def take(self, call: Call) -> bool:
-        """Take a step; False if the thread has ended, and nobody will answer it."""
+        """Accept a step. Return False if the thread has ended, so that there will be no answer."""
         with self._lock:
             if not self.ended:
                 self._calls.put(call)
             return not self.ended
 
     def poke(self) -> None:
-        """Somebody waits for changes now: look at what other processes do."""
+        """Check for changes of other processes, because a caller waits for changes."""
         self._calls.put(None)
 
     def abandon(self) -> None:
-        """Forget it in a child process: it belongs to the parent."""
+        """Forget the writer in a child process: it belongs to the parent."""
         _abandoned.append((self._connection, self._book, self._steps))
 
     def join(self) -> None:
-        """Wait for the thread, which has answered its last call."""
+        """Wait for the end of the thread, which has answered its last call."""
         self._thread.join()
 
     # In the thread
@@ -189,15 +196,15 @@ class Writer:
                 closers = [call for call in calls if call.step == self.CLOSE]
                 with self._in_use:
                     self._serve([call for call in calls if call.step != self.CLOSE and not call.abandoned])
-        except Exception as failure:  # nobody else is there to see it
+        except Exception as failure:  # there is no caller, so the pending steps get it
             error = failure
         finally:
             self._end(error, closers)
 
     def hold_for_fork(self, deadline: float) -> bool:
-        """Keep the thread out of SQLite and close its file; False if it is inside for too long.
+        """Keep the thread out of SQLite and close its file. Return False if it stays inside for too long.
 
-        In the thread that forks. `release_after_fork` lets it go on.
+        Called in the thread that forks. `release_after_fork` lets the writer continue.
         """
         if not self._in_use.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return False
@@ -213,7 +220,7 @@ class Writer:
         while True:
             try:
                 self._open_file()
-            except Moved:  # by a fork, while it waited for another process
+            except Moved:  # a fork has closed the file during a wait for another process
                 continue
             return
 
@@ -236,7 +243,7 @@ class Writer:
         self._steps.claims.mend = Mending(connection, number, self._book, self._steps).look
 
     def _patiently(self, step: Callable[[], Any]) -> Any:
-        """Do what may find the file locked by another process."""
+        """Run a step that may find the file locked by another process, and repeat it until the deadline."""
         deadline = time.monotonic() + self._busy_timeout
         naps = 0
         while True:
@@ -247,7 +254,7 @@ class Writer:
                     raise unavailable(error, self._path) from error
                 if time.monotonic() >= deadline:
                     raise _Busy(f"locked by another process for {self._busy_timeout:g} s") from error
-            # A crowd that naps in step would meet again and again.
+            # Without a random factor, waiting processes would retry at the same moments.
             forks = self._forks
             self._in_use.release()
             try:
@@ -259,7 +266,10 @@ class Writer:
             naps += 1
 
     def _gather(self) -> list[Call]:
-        """All that waits, at least one; in between look at what other processes did, if somebody wants to know."""
+        """Wait for at least one step and return all waiting steps.
+
+        In the meantime, check for changes of other processes if a caller waits for changes.
+        """
         calls: list[Call] = []
         while not calls:
             try:
@@ -277,7 +287,7 @@ class Writer:
         return calls
 
     def _look_at_others(self) -> None:
-        assert self._connection is not None  # noqa: S101 - it was opened before the first call
+        assert self._connection is not None  # noqa: S101 - the file was opened before the first call
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         if version != self._data_version:
             release = version_of(self._connection)
@@ -289,12 +299,12 @@ class Writer:
     def _look_if_possible(self) -> None:
         with self._in_use:
             if self._connection is None or self._files is None:
-                self._changes.notify()  # nobody has looked since a fork: the next step opens the file again
+                self._changes.notify()  # closed by a fork: the next step opens the file again
                 return
             try:
                 self._look_at_others()
             except (sqlite3.Error, StoreRefused):
-                pass  # whatever is wrong with the file, the next step is told; a look has nobody to tell
+                pass  # there is no caller that could get the error; the next step will get it
         if self._files.is_moved():
             self._changes.notify()
 
@@ -311,7 +321,7 @@ class Writer:
         except Moved as moved:
             self._go_on(moved, calls)
             return
-        except BaseException as error:  # a clock may raise anything; it is for the caller
+        except BaseException as error:  # a clock may raise any exception, which the caller gets
             if self._reads_garbled_text(error):
                 self._serve(calls)
                 return
@@ -325,14 +335,14 @@ class Writer:
         _answer(calls)
 
     def _go_on(self, moved: Moved, calls: list[Call]) -> None:
-        """Serve the calls from the file that is at the path now."""
+        """Serve the calls with the file that is at the path now."""
         if self._connection is not None:
             log.error("SQLiteStore(%r) is opened anew while it is used: %s", self._path, moved, kind="moved")
             self._close_connection(moved=True)
         self._serve(calls)
 
     def _close_connection(self, *, moved: bool = False) -> None:
-        """Close the file; before, write what its log has to it, if there is another one at the path now."""
+        """Close the file. If another file is at the path, first write the contents of the log to the old file."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -348,14 +358,14 @@ class Writer:
         """Open the file that is at the path now.
 
         Raises:
-            StoreUnavailable: another process held it for too long; or it has just been replaced again.
-            StoreRefused: it cannot be used.
+            StoreUnavailable: another process had the lock for too long, or the file was replaced again.
+            StoreRefused: the file cannot be used.
         """
         if not os.path.exists(self._path):
             raise gone(self._path)
         try:
             self._open()
-            assert self._files is not None  # noqa: S101 - that is what opening does
+            assert self._files is not None  # noqa: S101 - `_open` sets it
             self._files.check()
         except Moved as moved:
             self._close_connection()
@@ -367,7 +377,7 @@ class Writer:
             raise StoreRefused(safe_str(error)) from error
 
     def _reads_garbled_text(self, error: BaseException) -> bool:
-        """Whether a text of the file was no Unicode; from now on such texts are read as far as they can be."""
+        """Whether a text in the file is not valid Unicode. If so, such texts are now read in a printable form."""
         connection = self._connection
         if connection is None or connection.text_factory is readable_text or not is_garbled(error):
             return False
@@ -381,7 +391,7 @@ class Writer:
         try:
             self._patiently(lambda: connection.execute(begin))
         except CuelightError:
-            files.check()  # that may be the reason
+            files.check()  # a changed file may be the reason
             raise
         changed = False
         try:
@@ -390,7 +400,7 @@ class Writer:
             book.begin()
             now = self._clock()
             for call in calls:
-                if call.abandoned:  # while another process had the lock
+                if call.abandoned:  # its caller gave up while another process had the lock
                     continue
                 book.changed = False
                 try:
@@ -398,7 +408,7 @@ class Writer:
                 except (CuelightError, ValueError, TypeError) as error:
                     if book.changed:
                         raise
-                    call.error = error  # refused, and nothing was written
+                    call.error = error  # rejected, and nothing was written
                 changed |= book.changed
             book.end()
             connection.execute("COMMIT")
@@ -408,7 +418,7 @@ class Writer:
             raise
         if changed:
             self._changes.notify()
-        if book.stale:  # a read has seen it, and must not write
+        if book.stale:  # found by a read, which must not write
             book.stale = False
             self._calls.put(Call("forget", blocking=True))
 
@@ -453,7 +463,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def _for_caller(error: BaseException, path: str) -> BaseException:
-    """What was wrong with the file is `StoreUnavailable`, what SQLite does not take `StoreRefused` or `ValueError`."""
+    """The error for the caller.
+
+    It is `StoreUnavailable` for a problem with the file, and `StoreRefused` or `ValueError` for a step or value that
+    SQLite rejects.
+    """
     if isinstance(error, UnicodeEncodeError | OverflowError):
         wrapped: Exception = ValueError(f"SQLiteStore({path!r}): a value cannot be stored: {safe_str(error)}")
     elif isinstance(error, _WRONG_STEP):

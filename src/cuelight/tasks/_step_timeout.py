@@ -1,13 +1,13 @@
-"""How long a step of a store may take: the limit of the caller, handed down through the `Store` seam.
+"""The time limit of a store's step: the caller sets it, and the store reads it.
 
-It travels in a context variable, so that no method of a store needs an argument for it, and a store that knows nothing
-of it works as before. Whoever makes a step sets it just before:
+The limit is in a context variable, so that no method of a store needs an argument for it, and a store may ignore it.
+The caller sets it around a step:
 
     with step_timeout(seconds):
         await store.size()
 
-A store that waits for something outside of this process asks for `time_for_step()` and raises `StoreUnavailable` when
-that time is over. What was asked for may take effect all the same.
+A store that waits for something outside this process calls `time_for_step()` and raises `StoreUnavailable` when that
+time is over. The step may take effect nevertheless.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Final
 __all__ = ["LEAST", "STEP_TIMEOUT", "step_timeout", "time_for_step"]
 
 LEAST: Final = 0.1
-"""Seconds that a step has in any case: a caller without patience asks once, and not never."""
+"""The minimum number of seconds for a step, so that a caller without patience still tries once."""
 
 STEP_TIMEOUT: Final[ContextVar[float | None]] = ContextVar("cuelight step timeout", default=None)
-"""Seconds, counted from when the step begins. Set it by hand only where a `with` would cost too much."""
+"""Seconds from the start of the step. Set it directly only if a `with` block is too slow."""
 
 
 @contextmanager
 def step_timeout(seconds: float | None) -> Generator[None]:
-    """Give each step that is made in this block so many seconds; None for as long as the store has patience."""
+    """Limit each step in this block to this number of seconds; None for the store's own limit."""
     token = STEP_TIMEOUT.set(seconds)
     try:
         yield
@@ -37,6 +37,6 @@ def step_timeout(seconds: float | None) -> Generator[None]:
 
 
 def time_for_step() -> float | None:
-    """Seconds that the step which begins now may take; None if its caller has set no limit."""
+    """The number of seconds that a step that starts now may take; None if the caller has set no limit."""
     seconds = STEP_TIMEOUT.get()
     return None if seconds is None else max(seconds, LEAST)

@@ -1,32 +1,34 @@
-"""The seam under the task queue: what a store keeps, and the transitions that it makes.
+"""The interface of stores: the stored data and the operations.
 
-A store keeps the tasks of one queue. Each method is one atomic step: it takes effect wholly or not at all, and what it
-returns is what happened. Times are seconds since the epoch, by the clock of the store alone.
+A store keeps the tasks of one queue. Each method is one atomic step: it takes effect completely or not at all, and
+returns its actual outcome. All times are seconds since the epoch, by the clock of the store.
 
-The invariants, which `tests/tasks/stores/test_store_model.py` asserts in the same words for every store:
+Invariants, tested in `tests/tasks/stores/test_store_model.py` for every store:
 
-1. A task is in exactly one state: pending, scheduled, in_flight, parked, completed, cancelled or dead_letter.
-   A pending task may wait for one of its limits; it is pending all the same.
-2. A task that was added is never lost: it leaves the store only when its time to live is over after it was completed
-   or cancelled, or when its dead letter is purged. Once its time is over no step sees it any more.
-3. Each claim of a task raises its epoch by one. A step that carries another epoch than the task's, or for a task that
-   is not in flight, is refused and changes nothing. The same step made again with the same epoch is accepted again
-   and changes nothing: an answer may get lost.
-4. At most one lease of a task is valid at a time; when it runs out the task has crashed once. It has run out when a
-   claim finds it so: until then its holder may still renew it or finish, because nobody else can have the task.
-5. Tasks are claimed in the order of (priority, deadline, turn, sequence) among those that may run. A task keeps its
-   turn and its sequence when it is tried again. A task may not run while a more urgent one waits for the same limit.
-   Turns are those of `_turns.py`: tenants share by weight, and where nobody has a tenant all turns are alike.
-6. A limit is never exceeded: tasks in flight with its key are at most `max_concurrent`, and what was started in any
-   time of t seconds costs at most `burst + t * rate / per`. A task with several limits takes all or none.
-   A limit that is overridden holds for what starts after that; a task that costs more than the new burst starts when
-   all before it is paid off.
-7. A task whose deadline has come is not claimed: it is dead-lettered as "expired".
-8. Whatever cannot be read costs only itself. A task of which a part cannot be read is a dead letter, "undecodable",
-   with what is left of it: the part that cannot be read is its payload or its result. Of a limit, what can be found is
-   found out again. Periodic work is shown with the spec "undecodable", and is due never.
-9. A task is dead-lettered when errors reach `max(1, max_retries)`, timeouts `max(1, max_timeouts)`, or crashes
-   `max(1, max_crashes)` ("quarantined").
+1. A task is in exactly one state: pending, scheduled, in_flight, parked, completed, cancelled or dead_letter. A pending
+   task may wait for one of its limits; its state is still pending.
+2. A task that was added is never lost. It leaves the store only when it was completed or cancelled and its time to live
+   is over, or when its dead letter is purged. After its time to live, no step returns it.
+3. Each claim of a task increments its epoch. A step with another epoch than the task's, or for a task that is not in
+   flight, is rejected and changes nothing. A repetition of a step with the same epoch is accepted and changes nothing,
+   because an answer may be lost.
+4. At most one lease of a task is valid at a time. When its time is over, the task has crashed once. The lease only ends
+   when a claim notices that: until then, its holder may still renew it or finish, because no other worker can have the
+   task.
+5. Among tasks that may run, the claim order is (priority, deadline, turn, sequence). A task keeps its turn and its
+   sequence when it is tried again. A task may not run while a more urgent one waits for the same limit. Turns are those
+   of `_turns.py`: tenants share by weight, and without tenants all turns are equal.
+6. A limit is never exceeded: at most `max_concurrent` tasks with its key are in flight, and the tasks started in any
+   period of t seconds cost at most `burst + t * rate / per`. A task with several limits uses all of them or none. An
+   override applies to tasks that start after it. A task that costs more than the new burst starts when all earlier
+   costs are paid off.
+7. A task whose deadline has passed is not claimed: it becomes a dead letter with the reason "expired".
+8. Unreadable data only affects the object to which it belongs. A partly unreadable task becomes a dead letter with the
+   reason "undecodable", with the readable parts; the unreadable part is its payload or its result. For an unreadable
+   limit, the values that can be determined are determined again. An unreadable schedule has the spec "undecodable" and
+   is never due.
+9. A task becomes a dead letter when its errors reach `max(1, max_retries)`, its timeouts `max(1, max_timeouts)`, or its
+   crashes `max(1, max_crashes)` ("quarantined").
 """
 
 from __future__ import annotations
@@ -58,12 +60,12 @@ __all__ = [
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """How much a queue may hold: pending, scheduled and parked tasks.
+    """The maximum number of pending, scheduled and parked tasks of a queue.
 
     Attributes:
-        most: the number.
-        shed: make room for a more urgent task: the last in the order of claims is dead-lettered as "shed". A task that
-            would itself be the last is "full".
+        most: the maximum.
+        shed: whether a more urgent task replaces the last one in the order of claims, which becomes a dead letter with
+            the reason "shed". If the new task would be the last one, its outcome is "full".
     """
 
     most: int
@@ -71,11 +73,11 @@ class Bound(msgspec.Struct, frozen=True):
 
 
 class Added(msgspec.Struct, frozen=True):
-    """What became of one record.
+    """The outcome for one record.
 
     Attributes:
-        outcome: "added", "duplicate" (of its id, or of its unique key) or "full".
-        id: the task that is there now: its own, or that which holds the unique key.
+        outcome: "added", "duplicate" (the id or the unique key is already used) or "full".
+        id: the id of the stored task: the record's own, or that of the holder of the unique key.
     """
 
     outcome: str
@@ -83,15 +85,15 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A wish for work.
+    """A request for tasks.
 
     Attributes:
-        worker: who asks; unique among all workers.
-        nonce: made by the worker for this one claim. A claim with a nonce that was answered before is the same claim
-            again (its answer was lost): it returns the same leases, as far as they are valid, and they last from now
-            on. That is remembered for the time of a lease, and of claims that were given something.
-        most: how many tasks; 0 to do what time has brought and learn `wake_at`.
-        lease: seconds for which they are leased.
+        worker: the name of the worker, unique among all workers.
+        nonce: made by the worker for this claim. A repeated nonce means that the answer was lost: the store returns the
+            same leases again, as far as they are still valid, and renews them. The store remembers the nonce for the
+            length of a lease, if the claim returned leases.
+        most: the maximum number of tasks; 0 only applies the effects of time and returns `wake_at`.
+        lease: the length of the leases, in seconds.
     """
 
     worker: str
@@ -101,14 +103,14 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct):
-    """A task that was claimed.
+    """A claimed task.
 
     Attributes:
         record: the task.
-        epoch: the fencing token: every step about this attempt carries it.
-        expires: until when, in seconds since the epoch by the clock of the store.
-        counts: attempts that failed before.
-        checkpoint: what an attempt before has saved; None if nothing.
+        epoch: the fencing token, which is part of every step for this attempt.
+        expires: the end of the lease, in seconds since the epoch by the clock of the store.
+        counts: the failed attempts before this one.
+        checkpoint: the checkpoint of an earlier attempt; None if there is none.
     """
 
     record: Record
@@ -119,22 +121,24 @@ class Lease(msgspec.Struct):
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """How an attempt ended.
+    """The end of an attempt.
+
+    If a task is being cancelled, it is not tried again, however its attempt ends: it becomes cancelled, or "done"
+    completes it.
 
     Attributes:
         id: the task.
-        epoch: of the lease.
-        kind: "done" completes it. "error" and "timeout" count and are tried again after `delay`, or dead-lettered when
-            the budget is spent. "crash" (its process died) likewise, at once. "rate_limited" and "released" count and
-            are tried again after `delay`, always. "rejected" dead-letters it at once, and so does "undecodable": its
-            payload cannot be read. "cancelled" ends it as cancelled. "unknown" parks it.
-        result: for "done".
-        delay: seconds before it is tried again.
-        attempt: for the history, which keeps the last 20; None for "done" and "unknown". The store makes one of the
-            kind, the worker and the time where it is missing.
-        pause_key: with "rate_limited": the limit that is closed for `delay` seconds for all tasks.
-
-    A task that somebody wants cancelled is not tried again, however its attempt ended: it ends as cancelled, or "done".
+        epoch: the epoch of the lease.
+        kind: "done" completes the task. "error" and "timeout" are counted; the task is tried again after `delay`, or
+            becomes a dead letter if the budget is used up. "crash" (its process died) is the same, without a delay.
+            "rate_limited" and "released" are counted, and the task is always tried again after `delay`. "rejected"
+            makes it a dead letter at once, and so does "undecodable", for an unreadable payload. "cancelled" cancels
+            it. "unknown" parks it.
+        result: the result for "done".
+        delay: seconds before the task is tried again.
+        attempt: the entry for the history, which contains the last 20; None for "done" and "unknown". If it is missing,
+            the store creates one from the kind, the worker and the time.
+        pause_key: for "rate_limited": the limit that is closed for `delay` seconds for all tasks.
     """
 
     id: str
@@ -147,16 +151,16 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 class Exchange(msgspec.Struct):
-    """The answer to one exchange.
+    """The answer to an exchange.
 
     Attributes:
-        accepted: for each finish what became of its task: its new state ("completed", "scheduled", "pending",
-            "dead_letter", "cancelled", "parked"), or "" if it was refused as stale. A finish that is made again is
-            answered as before, until the next attempt is settled or the task is forgotten.
-        leases: what was claimed, in the order of claims.
-        wake_at: when something may be claimable, or a deadline comes, without anybody doing anything (a delay, a lease,
-            a rate), in seconds since the epoch; `math.inf` for never, and without a claim. Not after now when the claim
-            had to leave work for the next one; tasks that could go now and were not asked for do not count.
+        accepted: the new state of the task for each finish ("completed", "scheduled", "pending", "dead_letter",
+            "cancelled", "parked"), or "" if the finish was rejected as outdated. A repeated finish gets the same
+            answer, until the next attempt is settled or the task is deleted.
+        leases: the claimed tasks, in the order of claims.
+        wake_at: when a task may become claimable, or a deadline passes, without a call (because of a delay, a lease or
+            a rate), in seconds since the epoch; `math.inf` for never, and if there was no claim. A time that is not
+            after now means that this claim left work for the next one; claimable tasks beyond `most` do not count.
     """
 
     accepted: list[str]
@@ -165,11 +169,11 @@ class Exchange(msgspec.Struct):
 
 
 class Beat(msgspec.Struct):
-    """The answer to one heartbeat.
+    """The answer to a heartbeat.
 
     Attributes:
-        lost: leases that are no longer this worker's: (id, epoch).
-        cancelled: tasks that somebody wants cancelled, whose leases are still this worker's: (id, epoch).
+        lost: leases that this worker does not have any more: (id, epoch).
+        cancelled: leases of this worker whose tasks are being cancelled: (id, epoch).
     """
 
     lost: list[tuple[str, int]]
@@ -181,10 +185,10 @@ class Schedule(msgspec.Struct, kw_only=True):
 
     Attributes:
         name: unique in the queue.
-        spec: opaque to the store: a period or a cron line.
-        due: when it fires next, in seconds since the epoch.
-        record: the task that it makes; its id gets "@" and the due time appended, its `created` is when it fires. The
-            id is the name, with a mark after it when the clock was set back.
+        spec: a period or a cron line; opaque to the store.
+        due: the next due time, in seconds since the epoch.
+        record: the task to add. Its id gets "@" and the due time appended, and its `created` is the time of firing. The
+            id is the name, followed by a mark if the clock was set back.
     """
 
     name: str
@@ -194,17 +198,17 @@ class Schedule(msgspec.Struct, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, kw_only=True):
-    """A task as it is now.
+    """A task in its current state.
 
     Attributes:
-        state: see `Invariants` above.
-        sequence: its place among its like.
-        worker: who has it, or had it last.
-        due: when its delay or its lease ends, or when its result is forgotten, in seconds since the epoch.
-        reason: why it is a dead letter: "errors", "timeouts", "quarantined", "expired", "rejected", "shed" or
+        state: see the invariants of this module.
+        sequence: the order of arrival.
+        worker: the worker that has the task, or had it last.
+        due: the end of its delay or its lease, or the time at which its result is deleted, in seconds since the epoch.
+        reason: the reason for a dead letter: "errors", "timeouts", "quarantined", "expired", "rejected", "shed" or
             "undecodable".
-        ended: when it was completed, cancelled or dead-lettered, in seconds since the epoch; 0 before that.
-        cancelling: somebody wants it cancelled.
+        ended: when it was completed, was cancelled or became a dead letter, in seconds since the epoch; 0 before that.
+        cancelling: whether its cancellation was requested.
     """
 
     record: Record
@@ -224,7 +228,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
 
 
 class Size(msgspec.Struct):
-    """How many tasks are in each state, and whether the queue is paused or closed to new tasks."""
+    """The number of tasks in each state, and whether the queue is paused or closed to new tasks."""
 
     pending: int = 0
     scheduled: int = 0
@@ -238,15 +242,15 @@ class Size(msgspec.Struct):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tasks; all conditions must hold. Sorted by sequence.
+    """Conditions on tasks, all of which must be true. Results are sorted by sequence.
 
     Attributes:
-        state: one state.
-        type: one task type.
-        reason: of dead letters.
-        ended_before: that ended before, in seconds since the epoch.
-        after: whose sequence is greater: the cursor.
-        limit: at most so many.
+        state: the state.
+        type: the task type.
+        reason: the reason, for dead letters.
+        ended_before: an upper bound of the end time, which is excluded, in seconds since the epoch.
+        after: a lower bound of the sequence, which is excluded: the cursor.
+        limit: the maximum number of tasks.
     """
 
     state: str | None = None
@@ -258,141 +262,147 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """Where the tasks of one queue are kept.
+    """A store of the tasks of one queue.
 
-    All methods may be called from any event loop of any thread once `open` has returned. They raise
-    `StoreUnavailable` when the outcome is unknown (the same call may be made again, see the nonces) and `PoolClosed`
-    after `close`.
+    After `open` has returned, all methods may be called from any event loop in any thread. They raise
+    `StoreUnavailable` if the outcome is unknown (the same call may then be repeated, because of the nonces) and
+    `PoolClosed` after `close`.
 
-    A caller may limit how long a step takes, see `_step_timeout.py`. A store that waits for something outside of this
+    A caller may limit the time for a step, see `_step_timeout.py`. A store that waits for something outside this
     process raises `StoreUnavailable` when that time is over.
     """
 
     durable: bool
-    """Whether what was acknowledged survives `kill -9` of every process."""
+    """Whether acknowledged operations survive `kill -9` of every process."""
     overlap: int
-    """How many exchanges of a worker may be under way: 2 where each is a round trip, 1 where they only queue up."""
+    """The number of exchanges that a worker may run at once: 2 if each is a round trip, 1 if they would only queue."""
 
     def now(self) -> float:
-        """The clock of the store, in seconds since the epoch."""
+        """Return the time by the clock of the store, in seconds since the epoch."""
         ...
 
     async def open(self) -> None:
-        """Make or open what is kept. May be called again."""
+        """Create or open the stored data. May be called repeatedly."""
         ...
 
     async def close(self) -> None:
-        """Write what is under way and let go. May be called again."""
+        """Complete pending writes and release all resources. May be called repeatedly."""
         ...
 
     async def add(self, records: Sequence[Record], bound: Bound | None = None) -> list[Added]:
-        """Take records; one outcome for each. A closed queue raises `PoolClosed`, and nothing is added.
+        """Add records and return one outcome for each. A closed queue raises `PoolClosed`, and nothing is added.
 
         Raises:
-            ValueError: a record has no id, two limits with one key, or a time that is no number; nothing is added.
+            ValueError: a record has no id, two limits with the same key, or NaN as a time; nothing is added.
         """
         ...
 
     async def exchange(self, finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
-        """Settle attempts and claim more work, in one step.
+        """Settle attempts and claim more tasks, in one step.
 
-        A claim first does what time has brought: scheduled tasks that are due become pending, leases that ran out are
-        crashes, expired tasks are dead-lettered, forgotten results are removed; each at most some hundreds at a time.
-        The attempts that are settled in the same exchange come before that. A paused queue gives no leases.
+        A claim first applies the effects of time: due scheduled tasks become pending, expired leases count as crashes,
+        tasks whose deadline has passed become dead letters, and old results are deleted; at most some hundreds of each.
+        The finishes of the same exchange are applied before that. A paused queue returns no leases.
 
         Raises:
-            ValueError: the kind or the delay of a finish, or the length of a lease, is none; nothing is done.
+            ValueError: the kind or the delay of a finish, or the length of the lease, is invalid; nothing is done.
         """
         ...
 
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
-        """Renew leases for `lease` seconds from now, or only look (None). Blocks: for a thread beside the loop."""
+        """Renew leases for `lease` seconds from now, or only check them if it is None.
+
+        Blocks; meant for a thread other than that of the event loop.
+        """
         ...
 
     async def save(
         self, task_id: str, epoch: int, *, progress: bytes | None = None, checkpoint: bytes | None = None
     ) -> bool:
-        """Keep the progress or the checkpoint of a running attempt. False if it is stale."""
+        """Store the progress or the checkpoint of a running attempt. Return False if its lease is lost."""
         ...
 
     async def cancel(self, ids: Sequence[str]) -> list[str]:
-        """Cancel tasks. For each: "cancelled", "cancelling" (in flight: its worker will learn of it at its next beat),
-        "finished" (completed, or a dead letter) or "unknown".
+        """Cancel tasks.
+
+        Returns:
+            For each task: "cancelled", "cancelling" (in flight: its worker will learn of it with its next beat),
+            "finished" (completed, or a dead letter) or "unknown".
         """
         ...
 
     async def unpark(self, types: Sequence[str]) -> int:
-        """Make parked tasks of these types pending. Returns how many."""
+        """Make parked tasks of these types pending. Return their number."""
         ...
 
     async def control(self, *, paused: bool | None = None, closed: bool | None = None) -> None:
-        """Pause or resume claims; close or open the queue to new tasks."""
+        """Pause or resume claims; close the queue to new tasks or open it."""
         ...
 
     async def set_limit(self, limit: Limit | None, key: str) -> None:
-        """Override a limit, but for its cost, for all tasks with this key; None goes back to the tasks' own."""
+        """Override a limit, except for the cost, for all tasks with this key; None removes the override."""
         ...
 
     async def pause_limit(self, key: str, seconds: float) -> None:
-        """Start no task with this limit for so long. A longer pause is not shortened; 0 ends it."""
+        """Start no task with this limit for `seconds`. A longer pause is not shortened; 0 ends it."""
         ...
 
     async def put_schedule(self, schedule: Schedule) -> None:
-        """Keep periodic work in place of what has its name. With the same `spec` the due time stays as it is there."""
+        """Add or replace the schedule with this name. If the `spec` is the same, the stored due time is kept."""
         ...
 
     async def remove_schedule(self, name: str) -> bool:
-        """Forget periodic work."""
+        """Remove a schedule. Return whether it existed."""
         ...
 
     async def schedules(self) -> list[Schedule]:
-        """All periodic work, by due time."""
+        """Return all schedules, sorted by due time."""
         ...
 
     async def fire(self, name: str, due: float, next_due: float) -> bool:
-        """Add the task of a schedule that is still due at `due`, and set when next. True for one caller only.
+        """Add the task of a schedule that is still due at `due`, and set its next due time. True for one caller only.
 
-        It is added whatever a bound says, unless its unique key is taken. A closed queue raises `PoolClosed`, and the
-        schedule stays as it is.
+        The task is added without regard to a bound, unless its unique key is already used. A closed queue raises
+        `PoolClosed`, and the schedule does not change.
         """
         ...
 
     async def get(self, ids: Sequence[str]) -> list[Snapshot | None]:
-        """Tasks as they are now."""
+        """Return the current state of tasks; None for tasks that do not exist."""
         ...
 
     async def size(self) -> Size:
-        """How many tasks are in each state."""
+        """Return the number of tasks in each state."""
         ...
 
     async def find(self, query: Query) -> list[Snapshot]:
-        """Tasks that fulfil a query."""
+        """Return the tasks that match a query."""
         ...
 
     async def replay(self, ids: Sequence[str]) -> list[bool]:
-        """Make dead letters pending again, with all budgets anew. False: it is no dead letter.
+        """Make dead letters pending again, with reset budgets. False for tasks that are not dead letters.
 
-        The sequence, the history and the checkpoint are kept. A deadline that has come is dropped. Its unique key is
-        taken again if it is free.
+        The sequence, the history and the checkpoint are kept. A deadline that has passed is removed. The task takes its
+        unique key again if it is free.
         """
         ...
 
     async def edit(self, task_id: str, payload: bytes) -> bool:
-        """Change the payload of a dead letter, or of a task that was never claimed. False: it is neither."""
+        """Change the payload of a dead letter or of a task that was never claimed. False for other tasks."""
         ...
 
     async def purge(self, ids: Sequence[str]) -> int:
-        """Forget dead letters, completed and cancelled tasks for good. Returns how many."""
+        """Delete dead letters, completed and cancelled tasks permanently. Return their number."""
         ...
 
     def version(self) -> int:
-        """A number that changes when anything may have."""
+        """Return a number that changes when anything may have changed."""
         ...
 
     async def changed(self, since: int, timeout: float) -> None:
-        """Wait until `version()` may differ from `since`, at most `timeout` seconds. A checkpoint.
+        """Wait until `version()` may differ from `since`, for at most `timeout` seconds. A checkpoint.
 
-        Changes that other processes made count; they may take some milliseconds to be seen. A claim that finds nothing
-        is no change. `close` wakes all who wait.
+        Changes by other processes count, too, but may be noticed some milliseconds later. A claim that finds nothing is
+        not a change. `close` wakes all waiters.
         """
         ...

@@ -1,8 +1,8 @@
-"""Which worker gets a task: one function for each strategy.
+"""The strategies that choose a worker for a task.
 
-To add one, write such a function here and give it a name in `STRATEGIES`. It gets the workers that are eligible, in
-the order of their identifiers and at least one, the task, and what a scheduler remembers; it returns the identifier of
-one of those workers. It is pure: it looks at nothing else and changes nothing.
+To add one, write a function here and give it a name in `STRATEGIES`. The function gets the eligible workers (at least
+one, sorted by identifier), the task, and the state of the scheduler. It returns the identifier of one of those workers.
+It must be pure: it uses no other data and changes nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ __all__ = [
 
 
 class SchedulingStrategy(StrEnum):
-    """Who gets the next task.
+    """How a `TaskScheduler` chooses the worker for the next task.
 
     Attributes:
         ROUND_ROBIN: the eligible workers in turn.
-        LEAST_LOADED: the one with the fewest tasks.
-        AFFINITY: the worker that the task's type was given to, or that its key belongs to.
+        LEAST_LOADED: the eligible worker with the fewest tasks.
+        AFFINITY: the worker to which the task's type or key is assigned.
     """
 
     ROUND_ROBIN = "round_robin"
@@ -43,13 +43,13 @@ class SchedulingStrategy(StrEnum):
 
 @dataclass(slots=True)
 class WorkerInfo:
-    """A worker, as a scheduler sees it.
+    """A worker of a `TaskScheduler`.
 
     Attributes:
-        worker_id: its identity.
-        capabilities: the task types that it takes; none for all types.
-        max_concurrent: tasks that it may have at once.
-        current_load: tasks that it has.
+        worker_id: the identifier.
+        capabilities: the task types that the worker accepts; empty for all types.
+        max_concurrent: the maximum number of tasks that it may have at the same time.
+        current_load: the number of tasks that it has.
     """
 
     worker_id: str
@@ -59,13 +59,13 @@ class WorkerInfo:
 
 
 class Assignments(NamedTuple):
-    """What a scheduler remembers, for strategies.
+    """The state of a scheduler, for strategies.
 
     Attributes:
-        last: the worker that got the last task; "" for none yet.
-        preferred: the workers that task types were given to, by type.
-        capable: all workers that take such a task, also those that are full; in the order of their identifiers.
-        key: of this task: tasks with one key belong together; "" for none.
+        last: the worker that got the last task; "" before the first task.
+        preferred: the workers to which task types were assigned, by type.
+        capable: all workers that accept the task's type, including full ones; sorted by identifier.
+        key: the key of the task: tasks with the same key belong together; "" for none.
     """
 
     last: str
@@ -75,29 +75,29 @@ class Assignments(NamedTuple):
 
 
 AssignStrategy: TypeAlias = Callable[[Sequence[WorkerInfo], Task, Assignments], str]
-"""`(eligible, task, state)` to the identifier of one of the eligible."""
+"""A function `(eligible, task, state)` that returns the identifier of an eligible worker."""
 
 
 def is_capable(worker: WorkerInfo, task: Task) -> bool:
-    """Whether a worker takes tasks of this type."""
+    """Whether a worker accepts tasks of this type."""
     return not worker.capabilities or task.task_type in worker.capabilities
 
 
 def round_robin(eligible: Sequence[WorkerInfo], task: Task, state: Assignments) -> str:  # noqa: ARG001
-    """The one after the last, in the order of identifiers. It need not be there any more to have one after it."""
+    """The next worker after the last one, in the order of identifiers. The last one need not be registered any more."""
     return next((worker.worker_id for worker in eligible if worker.worker_id > state.last), eligible[0].worker_id)
 
 
 def least_loaded(eligible: Sequence[WorkerInfo], task: Task, state: Assignments) -> str:  # noqa: ARG001
-    """The one with the fewest tasks; among equals the first."""
+    """The worker with the fewest tasks; the first one of several."""
     return min(eligible, key=lambda worker: worker.current_load).worker_id
 
 
 def affinity(eligible: Sequence[WorkerInfo], task: Task, state: Assignments) -> str:
-    """The worker that the type was given to, else the one that the key belongs to; the least loaded if that is full.
+    """The worker of the task's type, or else the worker of its key; if that one is full, the least loaded worker.
 
-    Keys belong to workers by rendezvous hashing: the same in each process, and a worker that comes or goes moves only
-    its own share of the keys.
+    Keys are assigned by rendezvous hashing: the result is the same in each process, and adding or removing a worker
+    moves only its own share of the keys.
     """
     wanted = state.preferred.get(task.task_type, "")
     if not any(worker.worker_id == wanted for worker in state.capable) and state.key:
@@ -110,7 +110,7 @@ def affinity(eligible: Sequence[WorkerInfo], task: Task, state: Assignments) -> 
 
 
 def _weight(worker_id: str, key: str) -> bytes:
-    from hashlib import blake2b  # noqa: PLC0415 - loads OpenSSL, and few need it
+    from hashlib import blake2b  # noqa: PLC0415 - loads OpenSSL, and is rarely needed
 
     return blake2b(f"{len(worker_id)}:{worker_id}{key}".encode(errors="surrogatepass"), digest_size=8).digest()
 

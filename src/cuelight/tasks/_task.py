@@ -1,4 +1,4 @@
-"""What a task is, to those who give tasks and to those who run them."""
+"""Tasks, and the values that they consist of."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["HEAVIEST", "LIGHTEST", "Attempt", "Counts", "Limit", "QueueEntry", "
 
 LIGHTEST: Final = 0.001
 HEAVIEST: Final = 1000.0
-"""Weights of tenants: a billion tasks of the lightest, and a turn of the heaviest still counts."""
+"""Bounds of tenant weights: a float that sums up a billion turns of `LIGHTEST` still changes by one of `HEAVIEST`."""
 
 
 class TaskPriority(IntEnum):
-    """How urgent a task is; the smaller goes first."""
+    """The urgency of a task. Smaller values are claimed first."""
 
     CRITICAL = 0
     HIGH = 1
@@ -34,17 +34,17 @@ class TaskPriority(IntEnum):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A limit that is enforced when a task is claimed: a task beyond it waits, holds no worker and burns no attempt.
+    """A limit that is enforced when a task is claimed. A task beyond it waits, without using a worker or an attempt.
 
-    All tasks of a queue whose limits have the same key share it, across workers and processes.
+    All tasks of a queue that have a limit with the same key share it, in all workers and processes.
 
     Attributes:
-        key: what is limited: "openai", "user:7".
-        max_concurrent: tasks with this key that may run at once; None for any number.
-        rate: how much may be started per window of `per` seconds; None for any amount.
-        per: the window, in seconds.
-        burst: how much may be started at once after a quiet time; None for as much as `rate`.
-        cost: what this task takes of `rate`: 1 request, 1500 tokens.
+        key: the limited resource: "openai", "user:7".
+        max_concurrent: the maximum number of running tasks with this key; None for no limit.
+        rate: the total cost that may be started per window of `per` seconds; None for no limit.
+        per: the length of the window, in seconds.
+        burst: the total cost that may be started at once after an idle period; None for `rate`.
+        cost: the cost of this task: 1 request, 1500 tokens.
     """
 
     key: str
@@ -75,23 +75,25 @@ class Limit(msgspec.Struct, frozen=True):
                 raise ValueError(f"Limit({self.key!r}, {name}={value!r}): give more than 0")
         most = next((amount for amount in (self.burst, self.rate) if amount is not None), inf)
         if not 0 <= self.cost <= most:
-            raise ValueError(f"Limit({self.key!r}, cost={self.cost!r}): give 0 to {most:g}, or it would wait for ever")
+            raise ValueError(f"Limit({self.key!r}, cost={self.cost!r}): give 0 to {most:g}, or it would wait forever")
 
     @classmethod
     def from_config(
         cls, key: str, config: RateLimitConfig, *, max_concurrent: int | None = None, cost: float = 1.0
     ) -> Self:
-        """The limit that an `AsyncTokenBucket` with this configuration keeps, for all workers of a queue together.
+        """Return the limit that an `AsyncTokenBucket` with this configuration enforces, for a whole queue.
+
+        It applies to all workers of the queue together.
 
         Args:
-            key: what is limited.
-            config: how much per window, and at once.
-            max_concurrent: tasks with this key that may run at once; None for any number.
-            cost: what this task takes of it.
+            key: the limited resource.
+            config: the rate and the burst.
+            max_concurrent: the maximum number of running tasks with this key; None for no limit.
+            cost: the cost of this task.
 
         Raises:
-            TypeError: the configuration is no `RateLimitConfig`.
-            ValueError: as `Limit(...)` does.
+            TypeError: `config` is not a `RateLimitConfig`.
+            ValueError: as for `Limit(...)`.
         """
         if not isinstance(config, RateLimitConfig):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
             raise TypeError(
@@ -101,14 +103,14 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class Counts(msgspec.Struct):
-    """Attempts that did not succeed, by how they ended. Each kind has a budget of its own.
+    """The numbers of attempts that did not succeed, by how they ended. Each kind has a separate budget.
 
     Attributes:
-        errors: the task raised an exception; `Task.retry_count` is this.
+        errors: the task raised an exception; equal to `Task.retry_count`.
         timeouts: it ran longer than its time-out.
         crashes: its worker died, or lost its lease.
-        rate_limited: it was told to come back later; never too often.
-        released: its worker gave it back unstarted, was shut down, or had no function that fits; never too often.
+        rate_limited: it raised `RateLimited`; there is no maximum.
+        released: its worker gave it back unstarted, was shut down, or had no matching function; there is no maximum.
     """
 
     errors: int = 0
@@ -119,16 +121,16 @@ class Counts(msgspec.Struct):
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One attempt that did not succeed.
+    """An attempt that did not succeed.
 
     Attributes:
-        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "undecodable", "cancelled" or
-            "mismatch": the arguments did not fit the function that the worker has.
-        worker: who ran it.
+        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "undecodable", "cancelled", or
+            "mismatch" if the arguments did not fit the worker's function.
+        worker: the identifier of the worker.
         at: when it ended, in seconds since the epoch.
-        elapsed: seconds that it ran.
-        error: type and message of the exception.
-        traceback: where it was raised.
+        elapsed: how long it ran, in seconds.
+        error: the type and the message of the exception.
+        traceback: the traceback of the exception.
     """
 
     kind: str
@@ -153,32 +155,32 @@ class Task:
     """One task for a `TaskQueue`.
 
     Attributes:
-        task_id: its identity; a queue takes each only once. A random UUID by default.
-        task_type: which function or handler runs it.
-        payload: what to work on. It comes back as it was: None, bool, int of 64 bits, float, str, bytes, bytearray,
-            datetime, date, time, timedelta, UUID, Decimal, and list, tuple, set, frozenset and dict of these, nested at
-            most 100 levels deep. Other types are refused.
-        priority: the most urgent goes first.
-        deadline: when it is too late to start it, in seconds since the epoch; None or 0 for never. Among tasks of one
-            priority the earliest deadline goes first.
-        max_retries: it is dead-lettered when it has failed so often (at least once).
-        retry_count: how often it has failed.
-        status: where it is.
-        created_at: when it was made, in seconds since the epoch.
-        delay: seconds from `enqueue` on before which it is not run.
-        timeout: seconds that one attempt may run; None for as long as it takes.
-        max_timeouts: it is dead-lettered when so many attempts timed out.
-        max_crashes: it is dead-lettered ("quarantined") when so many workers died under it.
-        unique: while another task with this key is unfinished (or within `unique_for`), it counts as a duplicate.
-        unique_for: seconds from `enqueue` on that `unique` holds; None: until the task is finished.
-        limits: enforced when it is claimed.
-        result_ttl: seconds that its result, and the memory of its identity, are kept.
-        tenant: on whose behalf: tasks of equal priority and deadline are taken from tenants in turn, however many each
-            has. Tasks without one are a tenant of their own.
-        tenant_weight: how many of its tasks are taken for one of a tenant with weight 1; 0.001 to 1000.
+        task_id: the identifier; a queue accepts each only once. A random UUID by default.
+        task_type: selects the function or handler that runs the task.
+        payload: the input. It comes back unchanged: None, bool, int of 64 bits, float, str, bytes, bytearray, datetime,
+            date, time, timedelta, UUID, Decimal, and list, tuple, set, frozenset and dict of these, nested at most 100
+            levels deep. Other types are rejected.
+        priority: more urgent tasks are claimed first.
+        deadline: the latest time for a start, in seconds since the epoch; None or 0 for no deadline. Among tasks of
+            equal priority, the one with the earliest deadline is claimed first.
+        max_retries: the number of failures after which the task becomes a dead letter (at least one).
+        retry_count: the number of failures so far.
+        status: the state of the task.
+        created_at: when the object was created, in seconds since the epoch.
+        delay: seconds after `enqueue` before which the task does not run.
+        timeout: the maximum duration of one attempt, in seconds; None for no limit.
+        max_timeouts: the number of time-outs after which the task becomes a dead letter.
+        max_crashes: the number of worker crashes after which the task becomes a dead letter ("quarantined").
+        unique: while another task with this key is unfinished (or within `unique_for`), this task is a duplicate.
+        unique_for: seconds after `enqueue` during which `unique` applies; None: until the task is finished.
+        limits: enforced when the task is claimed.
+        result_ttl: seconds for which the result is kept, and the identifier stays in use.
+        tenant: the tenant that the task belongs to. Tasks of equal priority and deadline are taken from the tenants in
+            turn, however many tasks each has. All tasks without a tenant count as one more tenant.
+        tenant_weight: the number of tasks of this tenant per task of a tenant with weight 1; 0.001 to 1000.
         counts: attempts that did not succeed, by how they ended.
-        history: the last of these attempts, oldest first.
-        checkpoint: what the last attempt saved to go on from.
+        history: the latest of these attempts, oldest first.
+        checkpoint: the state that the last attempt saved.
     """
 
     task_id: str = field(default_factory=_new_id)
@@ -214,20 +216,20 @@ class _Place(NamedTuple):
 
 
 class QueueEntry(_Place):
-    """The place of a task in a queue: entries are claimed in the order in which they compare.
+    """The position of a task in a queue: entries are claimed in the order in which they compare.
 
-    `MemoryStore` has them in its heaps; the other stores have the same order.
+    `MemoryStore` keeps them in its heaps; the other stores use the same order.
 
     Attributes:
-        priority: the smaller first.
-        deadline: the earlier first, in seconds since the epoch; `math.inf` for none.
+        priority: smaller first.
+        deadline: earlier first, in seconds since the epoch; `math.inf` for none.
         turn: among tasks of equal priority and deadline, the turn of the tenant; 0 without tenants.
         sequence: the order of arrival.
-        task_id: whose place it is.
+        task_id: the identifier of the task.
     """
 
     __slots__ = ()
 
     def __new__(cls, priority: int, deadline: float, sequence: int, task_id: str = "", turn: float = 0.0) -> Self:
-        """Make an entry."""
+        """Create an entry."""
         return super().__new__(cls, priority, deadline, turn, sequence, task_id)

@@ -1,4 +1,4 @@
-"""One task, to whoever sent it: its result, its progress, and how to cancel it."""
+"""`TaskHandle`: the result and the progress of one task, and its cancellation."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ R_co = TypeVar("R_co", covariant=True)
 OVER: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.CANCELLED, TaskStatus.DEAD_LETTER})
 
 _FAILURES: Final[dict[str, tuple[type[TaskFailed], str]]] = {
-    "errors": (TaskFailed, "failed as often as it may"),
-    "timeouts": (TaskTimedOut, "timed out as often as it may"),
-    "quarantined": (TaskQuarantined, "was under way when its worker died, as often as it may be"),
+    "errors": (TaskFailed, "failed the maximum number of times"),
+    "timeouts": (TaskTimedOut, "timed out the maximum number of times"),
+    "quarantined": (TaskQuarantined, "was running when its worker died, the maximum number of times"),
     "expired": (TaskExpired, "was not started before its deadline"),
     "rejected": (TaskFailed, "was rejected"),
     "shed": (TaskFailed, "gave way to a more urgent task in a full queue"),
@@ -38,12 +38,12 @@ _FAILURES: Final[dict[str, tuple[type[TaskFailed], str]]] = {
 class TaskHandle(Generic[R_co]):
     """A task in a queue: `handle = await greet.send("Ada")`, then `await handle.result()`.
 
-    It holds nothing: a handle can be made anew from the task's identifier, in any process, with `TaskQueue.handle`.
+    It owns no resources. `TaskQueue.handle` recreates it from the task's identifier, in any process.
 
     Attributes:
-        task_id: of the task.
-        is_new: whether the `send` that made this handle has added the task; False if there was one with its
-            identifier or its unique key, which this handle is for then.
+        task_id: the identifier of the task.
+        is_new: whether the `send` that returned this handle added the task. False if a task with the same identifier or
+            unique key existed; the handle is then for that task.
     """
 
     __slots__ = ("_queue", "_read", "is_new", "task_id")
@@ -55,24 +55,24 @@ class TaskHandle(Generic[R_co]):
         self.task_id, self.is_new = task_id, is_new
 
     async def result(self, timeout: float | None = None) -> R_co:
-        """Wait until the task is over, and return what it returned. A checkpoint.
+        """Wait until the task has ended, and return its result. A checkpoint.
 
-        A task of a worker that waits here for another one holds no slot of its worker meanwhile. *A function that runs
-        in a process cannot give up its own.*
+        A worker's task that waits here for another task uses no slot of its worker in the meantime. *A function that
+        runs in a process cannot give up its slot.*
 
         Args:
-            timeout: seconds to wait; None for as long as it takes. The task goes on when they are over.
+            timeout: seconds to wait; None for no limit. The task continues after that.
 
         Raises:
-            TaskFailed: it was given up; a subclass says why: `TaskTimedOut`, `TaskCancelled`, `TaskExpired`,
-                `TaskQuarantined`. The message has the last error, a note its traceback.
-            TaskNotFound: there is no such task (any more): it was purged, or its `result_ttl` is over.
-            TimeoutError: it was not over in time.
-            TypeError: it returned something else than its annotation says.
-            ValueError: what is stored is no result of a task.
-            DeadlockError: the running task or handler would wait for itself, through whomever.
-            PoolClosed: the queue was closed first.
-            StoreUnavailable: the store was away for too long.
+            TaskFailed: the task was given up. Subclasses name the reason: `TaskTimedOut`, `TaskCancelled`,
+                `TaskExpired`, `TaskQuarantined`. The message contains the last error, a note its traceback.
+            TaskNotFound: the task does not exist: it was never in the queue, was purged, or its `result_ttl` is over.
+            TimeoutError: the task did not end within `timeout`.
+            TypeError: the result does not fit the annotation.
+            ValueError: the stored bytes are not the result of a task.
+            DeadlockError: the running task or handler would wait for itself, directly or through others.
+            PoolClosed: the queue was closed.
+            StoreUnavailable: the store was unavailable for too long.
         """
         snapshot = await self._until(_is_over, timeout)
         if snapshot.state == TaskStatus.COMPLETED:
@@ -80,39 +80,39 @@ class TaskHandle(Generic[R_co]):
         raise failure_of(snapshot)
 
     async def status(self) -> TaskStatus:
-        """Where the task is in its life. A checkpoint.
+        """Return the current state of the task. A checkpoint.
 
         Raises:
-            TaskNotFound: there is no such task (any more).
+            TaskNotFound: the task does not exist, or was removed.
         """
         return TaskStatus((await self._snapshot()).state)
 
     async def task(self) -> Task:
-        """The task as it is now. A checkpoint.
+        """Return the task in its current state. A checkpoint.
 
         Raises:
-            TaskNotFound: there is no such task (any more).
+            TaskNotFound: the task does not exist, or was removed.
         """
         return task_of(await self._snapshot())
 
     async def cancel(self) -> str:
-        """Cancel the task; see `TaskQueue.cancel` for what is returned. A checkpoint."""
+        """Cancel the task; see `TaskQueue.cancel` for the return values. A checkpoint."""
         return await self._queue.cancel(self.task_id)
 
     async def progress(self) -> Any:
-        """What the task has reported of its progress last; None before that. A checkpoint.
+        """Return the last progress that the task has reported; None before that. A checkpoint.
 
         Raises:
-            TaskNotFound: there is no such task (any more).
+            TaskNotFound: the task does not exist, or was removed.
         """
         progress = (await self._snapshot()).progress
         return None if progress is None else decode(progress)
 
     def updates(self) -> AsyncIterator[Any]:
-        """The reports of progress, from the last one that there is on, until the task is over.
+        """Return an async iterator over the progress reports, from the current one until the task ends.
 
-        Reports that come faster than they are read are skipped, but for the last. The loop over them may be left at
-        any time. It raises `TaskNotFound` if there is no such task (any more).
+        If reports come faster than they are read, only the latest one is returned. The loop over the iterator can be
+        left at any time. It raises `TaskNotFound` if the task does not exist.
         """
         return _Updates(self)
 
@@ -127,10 +127,10 @@ class TaskHandle(Generic[R_co]):
                 if found is None:
                     raise self._missing()
                 return found
-        raise TimeoutError(f"the task {self.task_id} is not over after {timeout} s; it goes on")
+        raise TimeoutError(f"the task {self.task_id} has not ended after {timeout} s; it continues")
 
     async def _wait(self, wanted: Callable[[Snapshot | None], bool]) -> Snapshot | None:
-        """Wait inside a task or a handler, which others may wait for."""
+        """Wait inside a task or a handler, for which others may wait."""
         now = await self._snapshot()
         if wanted(now):
             return now
@@ -145,7 +145,7 @@ class TaskHandle(Generic[R_co]):
 
     def _missing(self) -> TaskNotFound:
         return TaskNotFound(
-            f"there is no task {self.task_id!r}: it never was in this queue, was purged, or its result_ttl is over"
+            f"there is no task {self.task_id!r}: it was never in this queue, was purged, or its result_ttl is over"
         )
 
     def __repr__(self) -> str:
@@ -153,7 +153,7 @@ class TaskHandle(Generic[R_co]):
 
 
 class _Updates:
-    """Not an async generator, so that nothing is left to close when a loop is left early."""
+    """Not an async generator, so that no cleanup is necessary when a loop is left early."""
 
     def __init__(self, handle: TaskHandle[Any]) -> None:
         self._handle = handle
@@ -181,7 +181,7 @@ def _is_over(snapshot: Snapshot | None) -> bool:
 
 
 def failure_of(snapshot: Snapshot) -> TaskFailed:
-    """The error that says how a task ended that did not complete."""
+    """The exception for a task that did not complete."""
     record, history = snapshot.record, snapshot.history
     name = f"{record.type or 'the task'} ({record.id})"
     if snapshot.state == TaskStatus.CANCELLED:
@@ -190,7 +190,7 @@ def failure_of(snapshot: Snapshot) -> TaskFailed:
     last = history[-1] if history else None
     if last is None or not last.error:
         return kind(f"{name} {how}")
-    failure = kind(f"{name} {how}; the last time: {last.error}")
+    failure = kind(f"{name} {how}; the last error: {last.error}")
     if last.traceback:
         failure.add_note(f"In the worker {last.worker}:\n{last.traceback}")
     return failure

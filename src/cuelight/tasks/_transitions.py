@@ -1,4 +1,4 @@
-"""The rules of attempts, without a store: what the end of an attempt makes of a task."""
+"""The rules for the ends of attempts: the new state of the task. Independent of the store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS: Final = (
     "unknown",
     "undecodable",
 )
-"""Scripts and files know them by their numbers: new ones come last."""
+"""Scripts and files use their positions, so new kinds must be appended."""
 CRASH: Final = "crash"
 _GIVEN_UP: Final = ("rejected", "undecodable")
 _RETRIED_ALWAYS: Final = ("rate_limited", "released")
@@ -51,7 +51,7 @@ _SPENT: Final = {"error": "errors", "timeout": "timeouts", CRASH: "quarantined"}
 
 
 class Fate(NamedTuple):
-    """What becomes of a task: its state, when its delay ends (0 for none), and why it is dead-lettered."""
+    """The new state of a task, the end of its delay (0 for none), and the reason if it becomes a dead letter."""
 
     state: int
     due: float = 0.0
@@ -59,11 +59,7 @@ class Fate(NamedTuple):
 
 
 def check_finish(finish: Finish) -> None:
-    """Refuse what no attempt can end like.
-
-    Raises:
-        ValueError: the kind is not known, or the delay is no number of seconds.
-    """
+    """Raise `ValueError` for an unknown kind, or for a delay that is negative or not finite."""
     if finish.kind not in KINDS:
         raise ValueError(f"Finish({finish.id!r}, kind={finish.kind!r}): the kinds are {', '.join(KINDS)}")
     if not (finish.delay >= 0 and isfinite(finish.delay)):
@@ -71,7 +67,7 @@ def check_finish(finish: Finish) -> None:
 
 
 def count(story: Story | None, kind: str, attempt: Attempt | None) -> Story | None:
-    """The story with one more attempt that did not succeed."""
+    """The story after one more attempt that did not succeed."""
     if attempt is None and kind not in _COUNTED:
         return story
     story = Story() if story is None else msgspec.structs.replace(story)
@@ -85,7 +81,7 @@ def count(story: Story | None, kind: str, attempt: Attempt | None) -> Story | No
 
 
 def fate_of(row: Row, kind: str, delay: float, now: float) -> Fate:
-    """What becomes of a task whose attempt ended so; the attempt has been counted."""
+    """The fate of a task whose attempt ended in this way. The attempt must have been counted already."""
     if kind == "done":
         return Fate(COMPLETED)
     if row.cancelling or kind == "cancelled":
@@ -113,12 +109,12 @@ def _spent(row: Row, kind: str) -> bool:
 
 
 def step_of(kind: str, state: int) -> int:
-    """One number for how an attempt was settled, to know the same finish when it comes again."""
+    """A number for the kind of a finish and the resulting state, to recognize a repetition of the finish."""
     return KINDS.index(kind) * len(STATES) + state
 
 
 def settled_before(row: Row, finish: Finish) -> str | None:
-    """What became of the task when the same finish came before; None if it did not."""
+    """The state after the same finish was applied earlier; None if it was not."""
     if row.settled != finish.epoch or row.settled == 0:
         return None
     kind, state = divmod(row.step, len(STATES))

@@ -1,17 +1,17 @@
-"""Whose turn it is: tenants share what workers do by their weights, however many tasks each of them has.
+"""Fair sharing between tenants: each gets a share of the claims by its weight, however many tasks it has.
 
-Start-time fair queueing (P. Goyal, H. M. Vin, H. Cheng, "Start-time Fair Queueing: A Scheduling Algorithm for
-Integrated Services Packet Switching Networks", SIGCOMM 1996), with tasks for packets:
+The algorithm is start-time fair queueing (P. Goyal, H. M. Vin, H. Cheng, "Start-time Fair Queueing: A Scheduling
+Algorithm for Integrated Services Packet Switching Networks", SIGCOMM 1996), with tasks instead of packets:
 
-1. The turn of a new task is the virtual time, or where its tenant's last task ends if that is later. It ends
-   `1 / weight` after it begins.
-2. The virtual time is the latest turn of the tasks that were claimed. It never goes back.
-3. Each priority has a virtual time and ends of its own, and so have its tasks with deadlines: what is more urgent is
-   claimed before its time, and would turn the time of all others on.
-4. When a claim leaves no task pending, the virtual time of all is where the last task ends, and all ends are forgotten.
-   An end that is not after the virtual time says nothing and is forgotten too.
-5. Tasks without a tenant are one tenant, of weight 1, from when a task with a tenant is added until 4. Before that
-   they have the virtual time for their turns, nothing is kept, and nothing is paid.
+1. The turn of a new task is the virtual time, or the end of its tenant's last task if that is later. The task ends
+   `1 / weight` after its turn.
+2. The virtual time is the latest turn of all claimed tasks. It never goes back.
+3. Each priority has a separate virtual time and separate ends. So have tasks with deadlines of each priority: they are
+   claimed early, and would advance the virtual time of all others.
+4. When a claim leaves no task pending, all virtual times become the end of the last task, and all ends are forgotten.
+   An end that is not after the virtual time has no effect and is forgotten, too.
+5. Tasks without a tenant count as one tenant of weight 1, from when a task with a tenant is added until step 4. Outside
+   that time, their turns are the virtual time, and nothing is stored or computed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _FEW: Final = 64
 
 
 class Turns:
-    """The turns of one queue, in memory; a book of another kind says where else the ends are.
+    """The turns of one queue, in memory. The books of other stores keep the ends elsewhere.
 
     Attributes:
         floor: the virtual time of lines that are not in `lines`.
-        top: where the last task of all ends.
-        lines: the virtual times; empty while nobody has a tenant.
+        top: the latest end of all tasks.
+        lines: the virtual times by line; empty while no task has a tenant.
     """
 
     def __init__(self) -> None:
@@ -55,11 +55,11 @@ class Turns:
         return turn
 
     def again(self, row: Row) -> None:
-        """A task has lost its deadline, and with it its line: its turn comes now."""
+        """Update the turn of a task that has lost its deadline, and has therefore moved to another line."""
         row.turn = min(row.turn, self.lines.get(_line_of(row.record), self.floor))
 
     def started(self, row: Row) -> None:
-        """A task was claimed."""
+        """Advance the virtual time for a claimed task."""
         if self.lines:
             line = _line_of(row.record)
             if row.turn > self.lines.get(line, inf):
@@ -67,7 +67,7 @@ class Turns:
                 self._moved = True
 
     def settle(self, pending: int) -> None:
-        """A claim is over, and left so many tasks pending."""
+        """End a claim that left `pending` tasks pending."""
         if not self.lines:
             return
         if not pending:
@@ -81,21 +81,20 @@ class Turns:
     # Ends
 
     def end_of(self, line: str, tenant: str) -> float:
-        """Where the last task of a tenant ends; 0 if that is forgotten."""
+        """The end of a tenant's last task; 0 if it was forgotten."""
         return self._ends.get((line, tenant), 0.0)
 
     def keep(self, line: str, tenant: str, end: float) -> None:
-        """Note where the last task of a tenant ends."""
+        """Store the end of a tenant's last task."""
         self._ends[line, tenant] = end
 
     def forget(self) -> None:
-        """Drop ends that are not after the virtual time of their line, sooner or later."""
+        """Remove ends that are not after the virtual time of their line. They may also be kept for a while."""
         if len(self._ends) > self._room:
             self._ends = {place: end for place, end in self._ends.items() if end > self.lines[place[0]]}
             self._room = max(_FEW, 2 * len(self._ends))
 
     def forget_all(self) -> None:
-        """Drop all ends."""
         self._ends.clear()
         self._room = _FEW
 

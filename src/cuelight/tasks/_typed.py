@@ -1,15 +1,15 @@
-"""Values in places whose annotation says what they are: packed so that they come back as that, or refused.
+"""Packing of values with an annotation, so that they come back as the annotated type or are rejected.
 
-msgspec reads a stored value as what the annotation says. Left to itself it would cut a `Circle` down to its base
-`Shape`, take a `UUID` for a `str`, and drop the keys that a `TypedDict` does not have, all without a word. A packer
-goes through a value beside its annotation and refuses that. Where the annotation says nothing (`Any`, `dict`) it packs
-as `_values.pack` does.
+msgspec decodes a stored value as the type in the annotation. By itself, it would reduce a `Circle` to its base class
+`Shape`, accept a `UUID` as a `str`, and drop keys that a `TypedDict` does not have, without an error. A packer checks a
+value against its annotation and rejects these cases. Where the annotation leaves the type open (`Any`, `dict`), it
+packs like `_values.pack`.
 
-Invariant: a value that a packer takes, and that msgspec then converts, has lost nothing but what the annotation
-itself leaves open: a list that is given as a tuple, an int that is given for a float.
+Invariant: a value that a packer accepts and msgspec then converts loses nothing, apart from differences that the
+annotation allows: a list may be passed as a tuple, and an int for a float.
 """
 
-# Values of any type are what this is about.
+# This module handles values of any type.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from cuelight.tasks._packing import PLAIN, Unstorable, encode_native, pack, pack
 __all__ = ["Packer", "advice_on", "packer_of"]
 
 Packer = Callable[[Any, int], Any]
-"""Takes a value and how deep it may be nested; returns the value to encode, and raises `Unstorable`."""
+"""Gets a value and its maximum nesting depth, and returns the value to encode. Raises `Unstorable`."""
 
 _LOOKS_LIKE_ANOTHER: Final = (Enum, date, time, timedelta, UUID, Decimal)
-"""MessagePack has no types for these, so msgspec writes text or numbers."""
+"""MessagePack has no types for these, so msgspec writes them as text or numbers."""
 
 _COLLECTIONS: Final = (list, tuple, set, frozenset)
 
@@ -61,32 +61,28 @@ _CLASSES: Final[dict[type, tuple[type, ...]]] = {
     kinds.DictType: (dict,),
     kinds.TypedDictType: (dict,),
 }
-"""What is taken for an annotation, the usual first. `EnumType` and classes with fields have a class of their own."""
+"""The accepted classes for an annotation, the usual one first. `EnumType` and types with fields accept one class."""
 
 _HAS_FIELDS: Final = (kinds.StructType, kinds.DataclassType, kinds.NamedTupleType)
 
 
 def packer_of(annotation: Any) -> Packer:
-    """The packer of an annotation.
-
-    Args:
-        annotation: any that msgspec takes; one that it cannot describe leaves everything open.
-    """
+    """The packer of an annotation. An annotation that msgspec cannot describe is treated as `Any`."""
     try:
         described = kinds.type_info(annotation)
-    except Exception:  # such as `Unpack[...]`
+    except Exception:  # for example, `Unpack[...]`
         return pack
     return _Packers().of(described)
 
 
 class _Packers:
-    """The packers of one annotation, and of what it is made of."""
+    """The packers of one annotation and its parts."""
 
     def __init__(self) -> None:
         self._known: dict[int, Packer] = {}
 
-    def of(self, node: Any) -> Packer:  # noqa: PLR0911 - a line for each kind
-        """The packer of a type. A class may have fields of its own type, so packers are made when they are needed."""
+    def of(self, node: Any) -> Packer:  # noqa: PLR0911 - one line per kind
+        """The packer of a type. Packers are created on demand, because a class may have fields of its own type."""
         kind = type(node)
         if kind is kinds.Metadata:
             return self.of(node.type)
@@ -109,7 +105,7 @@ class _Packers:
         return partial(_pack_scalar, _classes_of(node))
 
     def _pack_union(self, nodes: Sequence[Any], value: Any, room: int) -> Any:
-        """Pack as the member of a union that a value belongs to."""
+        """Pack a value as the member of the union to which it belongs."""
         kind = type(value)
         fits = [node for node in nodes if _fits(kind, node)]
         for node in fits:
@@ -135,7 +131,7 @@ class _Packers:
             if issubclass(kind, dict) or (node.__class__ is kinds.NamedTupleType and kind in _COLLECTIONS):
                 return self._pack_fields(node, value, room)
             if hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__struct_fields__") or issubclass(kind, tuple):
-                raise Unstorable(f"it is of type {kind.__qualname__}, and no {wanted.__qualname__}")
+                raise Unstorable(f"it is of type {kind.__qualname__}, not {wanted.__qualname__}")
             return value
         packed, changed = [], False
         for field in node.fields:
@@ -148,7 +144,7 @@ class _Packers:
         return _object_of(node, packed) if changed else value
 
     def _pack_fields(self, node: Any, value: Any, room: int) -> Any:
-        """Pack a dict, or the collection for a named tuple, by the fields of a class."""
+        """Pack a dict for a class with fields, or a collection for a named tuple."""
         if not issubclass(type(value), dict):
             return _pack_collection([self._packer(field.type) for field in node.fields], value, room)
         fields = {field.encode_name: field.type for field in node.fields}
@@ -181,7 +177,7 @@ def _raise(error: Exception) -> Any:
 
 
 def _object_of(node: Any, packed: list[Any]) -> Any:
-    """An object as what msgspec would write for it, of packed fields."""
+    """An object with packed fields, in the form in which msgspec encodes it."""
     parts = {
         field.encode_name: part for field, part in zip(node.fields, packed, strict=True) if part is not msgspec.UNSET
     }
@@ -193,14 +189,14 @@ def _object_of(node: Any, packed: list[Any]) -> Any:
     return {node.tag_field: node.tag, **parts} if tagged else parts
 
 
-def _pack_scalar(classes: tuple[type, ...], value: Any, room: int) -> Any:  # noqa: ARG001 - as the others
+def _pack_scalar(classes: tuple[type, ...], value: Any, room: int) -> Any:  # noqa: ARG001 - same signature as the other packers
     if type(value) not in PLAIN:
         _refuse_disguise(value, classes)
     return value
 
 
 def _pack_zoned(classes: tuple[type, ...], value: Any, room: int) -> Any:
-    """A time in another zone than UTC keeps its zone, if that is of a type that can be kept."""
+    """Pack a time in a zone other than UTC together with its zone, if the type of the zone can be stored."""
     if type(value) not in {datetime, time} or value.tzinfo is None or value.tzinfo is UTC:
         return _pack_scalar(classes, value, room)
     packed = pack_time(value)
@@ -220,14 +216,14 @@ def _pack_pairs(key_of: Packer, part_of: Packer, value: Any, room: int) -> Any:
 def _pack_collection(item: Packer | list[Packer], value: Any, room: int) -> Any:
     if not issubclass(type(value), _COLLECTIONS):
         return _pack_scalar((), value, room)
-    if issubclass(type(value), set | frozenset):  # the same arguments are to be the same bytes
+    if issubclass(type(value), set | frozenset):  # equal arguments must have equal bytes
         value = sorted(value, key=_order_of)
     if PLAIN.issuperset(map(type, value)):
         return value
     if not room:
         raise too_deep()
     packers = item if isinstance(item, list) else [item] * len(value)
-    if len(packers) < len(value):  # msgspec says what is too much
+    if len(packers) < len(value):  # msgspec reports the superfluous items
         packers = [*packers, *[pack] * (len(value) - len(packers))]
     packed: list[Any] = []
     for index, (packer, part) in enumerate(zip(packers, value, strict=False)):
@@ -239,23 +235,23 @@ def _pack_collection(item: Packer | list[Packer], value: Any, room: int) -> Any:
 
 
 def _order_of(value: Any) -> bytes:
-    """An order for the items of a set, the same in every process."""
+    """A sort key for the items of a set that is the same in every process."""
     try:
         return encode_native(value)
-    except Unstorable:  # it is refused afterwards, with the way to it
+    except Unstorable:  # rejected later, with the path to it
         return b""
 
 
 def _refuse_disguise(value: Any, classes: tuple[type, ...]) -> None:
-    """Refuse what would be written as text or a number, where neither it nor one of its kind is expected."""
+    """Reject a value that would be written as text or a number, if values of its kind are not expected."""
     kind = type(value)
     if issubclass(kind, _LOOKS_LIKE_ANOTHER) and not issubclass(kind, classes):
         wanted = " or ".join(dict.fromkeys(one.__name__ for one in classes[:3])) or "what the annotation says"
-        raise Unstorable(f"it is of type {kind.__qualname__}, and no {wanted}: convert it yourself")
+        raise Unstorable(f"it is of type {kind.__qualname__}, not {wanted}: convert it first")
 
 
 def _classes_of(node: Any) -> tuple[type, ...]:
-    """The classes whose instances are taken for a type, the usual one first."""
+    """The classes whose instances are accepted for a type, the usual one first."""
     kind = type(node)
     if kind is kinds.Metadata:
         return _classes_of(node.type)
@@ -269,7 +265,7 @@ def _classes_of(node: Any) -> tuple[type, ...]:
 
 
 def _class_of(node: Any) -> Any:
-    """The class of a type with fields, also if it is a generic one with arguments."""
+    """The class of a type with fields, without the arguments of a generic class."""
     return get_origin(node.cls) or node.cls
 
 
@@ -280,13 +276,13 @@ def _fits(kind: type, node: Any) -> bool:
 
 
 def _has_tag_of(node: Any, value: dict[Any, Any]) -> bool:
-    """Whether a dict that is given for one of several classes is meant for this one."""
+    """Whether a dict that is passed for one of several classes has the tag of this class."""
     tag_field = getattr(node, "tag_field", None)
     return tag_field is None or value.get(tag_field) == node.tag
 
 
 def advice_on(annotation: Any) -> str:
-    """What to do about an annotation that msgspec cannot read, after its error; empty if there is nothing to say."""
+    """Advice for an annotation that msgspec cannot read, to append to its error; empty if there is none."""
     pending = [annotation]
     while pending:
         one = pending.pop()
@@ -298,7 +294,7 @@ def advice_on(annotation: Any) -> str:
         if len(classes) > 1 and not all(map(_is_tagged, classes)):
             names = " and ".join(member.__name__ for member in classes)
             return (
-                f"; to have {names} told apart, make them msgspec structs with a tag, as in "
+                f"; to distinguish {names}, make them msgspec structs with a tag, as in "
                 f"`class {classes[0].__name__}(msgspec.Struct, tag=True)`"
             )
     return ""

@@ -1,11 +1,11 @@
-"""One key for each set of arguments: what `unique=True` makes of them.
+"""The keys for `unique=True`: one key for each set of arguments.
 
-Invariant: arguments that are equal and of the same types have the same key, in every process, on every platform and
-in whatever order a dict or a set gives its items. That goes for what a worker gets: a default that is spelled out is no
-other argument, and an int that is given for a float is a float.
+Invariant: arguments that are equal and of the same types have the same key, in every process, on every platform, and in
+whatever order a dict or a set yields its items. The arguments are compared as a worker gets them: an explicit default
+value makes no difference, and an int that is passed for a float is a float.
 """
 
-# Values of any type are what this is about.
+# This module handles values of any type.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def unique_key(name: str, arguments: Mapping[str, Any]) -> str:
     """The key of a call.
 
     Args:
-        name: of the function.
-        arguments: by the names of the parameters, as a worker gets them, those with default values too.
+        name: the name of the function.
+        arguments: the arguments by parameter name, as a worker gets them, including default values.
     """
-    from hashlib import sha256  # noqa: PLC0415 - loads OpenSSL, and few need it
+    from hashlib import sha256  # noqa: PLC0415 - loads OpenSSL, and is rarely needed
 
     return f"{name}:{sha256(_bytes_of(dict(arguments))).hexdigest()}"
 
 
 def _bytes_of(value: Any) -> bytes:
-    """The same bytes for equal values of one type. Each kind of value begins with a letter of its own."""
+    """The same bytes for equal values of one type. Each kind of value has a different first letter."""
     kind = type(value)
     if kind is float:
         return b"f" + encode_native(float("nan") if isnan(value) else value + 0.0)  # -0.0 is 0.0
@@ -58,7 +58,7 @@ def _bytes_of(value: Any) -> bytes:
         value = _shortest(value)
     try:
         packed = pack(value)
-    except Unstorable:  # an enum member, say
+    except Unstorable:  # for example, an enum member
         packed = value
     return kind.__name__.encode() + b"=" + encode_native(packed)
 
@@ -68,12 +68,12 @@ def _object(kind: type, parts: dict[str, Any]) -> bytes:
 
 
 def _joined(letter: bytes, parts: Any) -> bytes:
-    """The parts, each with its length before it, so that no two lists of parts join to the same."""
+    """The parts, each with its length before it, so that no two different lists of parts have the same result."""
     return letter + b"".join(b"%d:%b" % (len(part), part) for part in parts)
 
 
 def _shortest(number: Decimal) -> str:
-    """A number without zeros at its end: 1.10 is 1.1."""
+    """A number without trailing zeros: 1.10 becomes 1.1."""
     sign, digits, exponent = number.as_tuple()
     text = "".join(map(str, digits)).lstrip("0")
     shorter = text.rstrip("0")

@@ -1,14 +1,14 @@
-"""Values as bytes: MessagePack, and extension types for the values that it has no type for (see `_packing.py`).
+"""Encoding of values as MessagePack, with extension types for values that it has no type for (see `_packing.py`).
 
-The invariants:
+Invariants:
 
-1. What `encode` takes, `decode` returns equal and of the same types. Everything else is refused. Where an annotation
-   names a type, `_typed.py` says what is taken.
-2. `decode` raises nothing but ValueError, whatever the bytes are. Bytes that were written before there were extensions
-   are read as before.
+1. `decode` returns every value that `encode` accepts, equal and of the same types. `encode` rejects all other values.
+   If an annotation names a type, `_typed.py` decides which values are accepted.
+2. `decode` raises only ValueError, whatever the bytes are. It also reads bytes that were written before there were
+   extensions.
 """
 
-# Values of any type are what this is about.
+# This module handles values of any type.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ __all__ = ["decode", "encode"]
 
 
 def encode(value: Any, what: str = "the value") -> bytes:
-    """The bytes of a value, without an annotation that says what it is.
+    """Encode a value without an annotation.
 
     Args:
         value: None, bool, int of 64 bits, float, str, bytes, bytearray, datetime, date, time, timedelta, UUID, Decimal,
             and list, tuple, set, frozenset and dict of these; nested at most 100 levels deep.
-        what: what it is, for the error.
+        what: a name for the value in the error message.
 
     Raises:
-        TypeError: it is something else; the message says which part, and what to give instead.
+        TypeError: the value has another type; the message names the part, and an alternative.
     """
     try:
         return encode_native(value if type(value) in PLAIN else pack(value))
@@ -46,10 +46,10 @@ def encode(value: Any, what: str = "the value") -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """The value of what `encode` made; None for no bytes at all.
+    """Decode bytes that `encode` made; return None for empty bytes.
 
     Raises:
-        ValueError: these bytes are no such value.
+        ValueError: the bytes are not such a value.
     """
     if not data:
         return None
@@ -64,7 +64,7 @@ def decode(data: bytes) -> Any:
 
 
 def _decoded_apart(data: bytes) -> Any:
-    """Decode in a thread: the stack of this one may be deep already, and that is no fault of the bytes."""
+    """Decode in a new thread: the stack of this one may already be deep, which is not a fault of the bytes."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -94,11 +94,11 @@ def _moment(kind: type[datetime] | type[time], data: bytes) -> Any:
 
 def _zone(offset: float | None, name: str | None, key: str | None) -> Any:
     if key is not None:
-        from zoneinfo import ZoneInfo  # noqa: PLC0415 - reads how Python was built; only such values need it
+        from zoneinfo import ZoneInfo  # noqa: PLC0415 - it loads sysconfig, and only such values need it
 
         try:
             return ZoneInfo(key)
-        except (KeyError, ValueError, OSError):  # this machine does not know it
+        except (KeyError, ValueError, OSError):  # this machine does not have the zone
             name = key
     if offset is None:
         return None

@@ -1,15 +1,15 @@
-"""Tasks that wait for what other tasks do: they give up their slot meanwhile, and are in the graph of who waits for
-whom.
+"""Tasks that wait for other tasks: they give up their slot in the meantime, and are in the graph of waits.
 
 Invariants:
 
-1. A task that waits for the result of another holds no slot of its worker, so that the worker can run the other one.
-   When it goes on it holds one again; the worker begins nothing new as long as it runs more than it has slots.
-2. A task or a handler of an actor that would wait for itself, through whomever, gets `DeadlockError` instead.
-3. When a wait is over, however it ended, nothing of it is left.
+1. A task that waits for the result of another task uses no slot of its worker, so that the worker can run the other
+   one. When it continues, it uses a slot again. While more tasks run than there are slots, the worker starts no new
+   ones.
+2. A task or an actor's handler that would wait for itself, directly or through others, gets `DeadlockError` instead.
+3. When a wait ends, normally or not, it leaves no state behind.
 """
 
-# Nodes are tasks of either library, threads and cells: no annotation could say more.
+# Nodes are asyncio tasks, trio tasks, threads and cells, so no annotation is more precise.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -40,41 +40,41 @@ awaited_work.append(running_task.get)
 
 
 class Runs(Protocol):
-    """What runs tasks in this process."""
+    """An object that runs tasks in this process."""
 
     store: Store
 
     def node_of(self, task_id: str) -> Any:
-        """Who runs a task here, as a node of the graph of waits; None if it does not run here. From any thread."""
+        """The async task or the thread that runs a task here, or None. May be called from any thread."""
         ...
 
 
 runs: Final[dict[Runs, None]] = {}
-"""All that run tasks in this process now."""
+"""All objects that currently run tasks in this process."""
 
 blocking_thread: ContextVar[Any] = ContextVar("cuelight_blocking_thread", default=None)
-"""The thread that waits for the running code, where that serves a blocking call in another loop."""
+"""The thread that waits for the running code, if that code serves a blocking call from another thread."""
 
 
 class ResultWait:
-    """A wait for a task, in the graph."""
+    """A wait for a task, in the graph of waits."""
 
     __slots__ = ("_store", "_task_id", "thing")
 
     def __init__(self, store: Store, task_id: str, name: str) -> None:
         self._task_id = task_id
-        # A random identity is the same task whichever handle of a store one has; others may be in several queues.
+        # A random identifier means the same task in every store object; other identifiers may be in several queues.
         self._store = None if _is_random(task_id) else store
         self.thing = f"the result of {name or 'the task'} ({task_id})"
 
     def blockers(self) -> Iterable[Any]:
-        """Who runs it now, in this process. Nobody is known before it runs, or if another process has it."""
+        """The node that runs the task in this process; empty before it runs, or if another process runs it."""
         found = [run.node_of(self._task_id) for run in tuple(runs) if self._store in {None, run.store}]
         return [node for node in found if node is not None]
 
 
 def is_nested() -> bool:
-    """Whether the running code belongs to a task of a worker, or to a handler of an actor."""
+    """Whether the running code belongs to a worker's task or to an actor's handler."""
     return running_task.get() is not None or handling.get() is not None
 
 
@@ -83,7 +83,7 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
     """Wait for a task inside the block, on behalf of the running task or handler.
 
     Raises:
-        DeadlockError: it would wait for itself.
+        DeadlockError: the task or handler would wait for itself.
     """
     context = running_task.get()
     wait, nodes = ResultWait(store, task_id, name), _nodes(context)
@@ -95,8 +95,9 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
             if way is not None:
                 circle = show_circle(nodes, way)
                 raise DeadlockError(
-                    f"{name_of(nodes[0])} waits for {wait.thing} and would wait for ever, because each waits for the "
-                    f"next: {circle}. Return, and let somebody else wait for both; or give back what it holds first"
+                    f"{name_of(nodes[0])} waits for {wait.thing} and would wait forever, because each waits for the "
+                    f"next: {circle}. Return, and let another task wait for both; or release the locks that it holds "
+                    f"first"
                 )
         with resting(context):
             yield
@@ -112,10 +113,10 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
 
 @contextmanager
 def resting(context: TaskContext | None) -> Generator[None]:
-    """Have the running task hold no slot of its worker inside the block.
+    """Free the slot of the running task inside the block.
 
     Raises:
-        DeadlockError: very many tasks of the worker wait already.
+        DeadlockError: too many tasks of the worker wait already.
     """
     if context is None or not context.rest():
         yield
@@ -127,7 +128,7 @@ def resting(context: TaskContext | None) -> Generator[None]:
 
 
 def _nodes(context: TaskContext | None) -> list[Any]:
-    """Who is held up: the running task, and the task of a worker or the actor whose handler waits for it."""
+    """The nodes that this wait blocks: the running task, and the worker's task or the actor that waits for it."""
     thread = blocking_thread.get()
     if thread is not None:
         return [thread]
@@ -143,7 +144,7 @@ def _nodes(context: TaskContext | None) -> list[Any]:
 
 
 def _waits_for_me(coroutine: Any) -> bool:
-    """Whether a coroutine is that of the running task, or of one that waits for it in a task group, however deep."""
+    """Whether a coroutine belongs to the running task, or to one that waits for it in a task group, at any depth."""
     if coroutine is None:
         return False
     tasks = {task.id: task for task in anyio.get_running_tasks()}

@@ -1,10 +1,10 @@
-"""Waiting for tasks to change: many waiters, one look at the store for all of them.
+"""Waits for changes of tasks: many waiters share one query of the store.
 
-The invariants:
+Invariants:
 
-1. A waiter is answered with a snapshot that it wanted, and with the first such that a look finds.
-2. Looks are made only after the store has said that something may have changed, once for each waiter.
-3. One of the waiters looks on behalf of all. When it ends, cancelled or answered, another takes over.
+1. A waiter gets a snapshot that fulfils its condition, and the first such snapshot that a query returns.
+2. The store is only queried after it has reported a possible change, and once for each new waiter.
+3. One of the waiters queries on behalf of all. When it ends, cancelled or answered, another one takes over.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["FOREVER", "SOON", "Watch"]
 
 FOREVER = 86400.0
-"""Seconds to wait for a change that must come, such as the end of the handle."""
+"""Seconds to wait for a change that must occur, such as the end of the handle."""
 SOON = 0.001
-"""Seconds to wait for what should have happened by now."""
+"""Seconds to wait for a change that should have occurred already."""
 SLICE = 256
-"""Tasks in one look. A look at very many would hold up the loop."""
+"""The maximum number of tasks in one query. A larger query would block the event loop."""
 
 Wanted = Callable[["Snapshot | None"], bool]
 
@@ -43,7 +43,7 @@ class _Watcher(msgspec.Struct, eq=False):
 
 
 class Watch:
-    """Those who wait for a task of one queue."""
+    """The callers that wait for tasks of one queue."""
 
     def __init__(self, life: Life) -> None:
         self._life = life
@@ -51,15 +51,15 @@ class Watch:
         self._leader: _Watcher | None = None
 
     async def until(self, task_id: str, wanted: Wanted) -> Snapshot | None:
-        """Wait until a task is as wanted. A checkpoint.
+        """Wait until a task fulfils a condition. A checkpoint.
 
         Args:
-            task_id: the task.
-            wanted: tells of a snapshot, or of None for a task that is not there, whether it will do.
+            task_id: the identifier of the task.
+            wanted: the condition: a function of a snapshot, or of None if the task does not exist.
 
         Raises:
-            PoolClosed: the handle was closed first.
-            StoreUnavailable: the store was away for too long.
+            PoolClosed: the handle was closed.
+            StoreUnavailable: the store was unavailable for too long.
         """
         life = self._life
         await life.ready()
@@ -67,7 +67,7 @@ class Watch:
         self._watchers[me] = None
         try:
             if self._leader is not None:
-                await self._look([me])  # the leader may be waiting for a change that came before us
+                await self._look([me])  # the leader may be waiting for a change that occurred before this call
             while me.answer is None:
                 if me.error is not None:
                     raise me.error
@@ -87,7 +87,7 @@ class Watch:
                     self._wake(self._leader)
 
     async def _lead(self, me: _Watcher) -> None:
-        """Look for all until there is an answer for this one."""
+        """Query for all waiters until this one has an answer."""
         life = self._life
         try:
             while me.answer is None:
@@ -98,7 +98,7 @@ class Watch:
                     await self._look([one for one in watchers[start : start + SLICE] if one in self._watchers])
                 if me.answer is None:
                     took = life.backend.time() - began
-                    if took > 0.001:  # very many wait: leave most of the time to those who get something done
+                    if took > 0.001:  # many callers wait: leave most of the time to other work
                         await anyio.sleep(min(3 * took, 0.25))
                     await life.changed(version, FOREVER)
         except StoreUnavailable as error:

@@ -45,18 +45,19 @@ log = get_log("cuelight.tasks")
 class TaskWorker:
     """Runs the tasks of a queue: `async with TaskWorker(queue, [function]) as worker:`, or `await worker.run()`.
 
-    A task is leased for some seconds, and the lease is renewed from a thread as long as it runs: if this process dies,
-    others have its tasks when their leases are over, and a blocked event loop costs nothing. A lease that was lost all
-    the same cancels the handler at once, and what it finishes is refused.
+    A task is leased for some seconds, and a thread renews the lease while the task runs. If this process dies, other
+    workers get its tasks when their leases expire. A blocked event loop loses no lease. If a lease is lost
+    nevertheless, the handler is cancelled at once and its result is rejected.
 
-    The worker is an actor in the queue's system. However the block is left, or `run` cancelled, nothing new is begun,
-    what runs has `shutdown_timeout` seconds to end, and the rest is cancelled and given back, which costs no attempt.
-    An exception that leaves the block gives all back at once. If the actor is killed, or given up by its supervisor,
-    the block is cancelled, and `WorkerDied` leaves it.
+    The worker is an actor in the queue's system. When the block is left or `run` is cancelled, no new tasks are
+    started, running ones have `shutdown_timeout` seconds to end, and the remaining ones are cancelled and given back,
+    which costs no attempt. If an exception leaves the block, all tasks are given back at once. If the actor is killed,
+    or its supervisor gives it up, the block is cancelled and raises `WorkerDied`.
 
-    Async functions run in the event loop; plain ones in threads, or in processes. What a task raises ends up in its
-    history: `Rejected` gives it up, `RateLimited` has it come back later, and neither that nor `SystemExit` ends the
-    worker. Only `KeyboardInterrupt` does. Each task finds the context variables with which the worker was started.
+    Async functions run in the event loop; plain functions run in threads or processes. Exceptions of a task are
+    recorded in its history: `Rejected` gives up the task, `RateLimited` delays it. No exception of a task ends the
+    worker, not even `SystemExit`, except for `KeyboardInterrupt`. Each task gets the context variables with which the
+    worker was started.
     """
 
     def __init__(
@@ -75,31 +76,33 @@ class TaskWorker:
         shutdown_timeout: float = 10.0,
         heartbeat: Heartbeat = "thread",
     ) -> None:
-        """Set up a worker; nothing runs before it is entered.
+        """Set up a worker, which starts when its block is entered.
 
         Args:
-            queue: whose tasks it runs; without one, only `process_one(task)` works.
+            queue: the queue whose tasks it runs; without one, only `process_one(task)` works.
             handlers: task functions, or functions of the payload by task type.
-            worker_id: its name in histories; unique among all workers. By default of host, process and chance.
-            handler: runs the tasks of all other types; it is given the `Task`.
-            concurrency: tasks that run at once. As many as `threads` if all functions are plain.
-            threads: threads, or processes, for plain functions; by default 32 threads, a process for each core.
-            lease: seconds after which others take over from this process when it has died.
-            timeout: seconds that one attempt may run, for tasks that do not say; None for as long as it takes.
-            kind: where plain functions run: None or "thread", or "process", where a time-out can kill them.
-            backoff: delays before failed tasks are tried again; by default 1, 2, 4 ... 300 seconds and up to 20 % more.
-            shutdown_timeout: seconds that what runs is given to end.
-            heartbeat: what renews leases: a "thread", or the "loop", for tests in virtual time.
+            worker_id: its name in histories, unique among all workers; by default, the host, the process and a random
+                part.
+            handler: runs the tasks of all other types; it gets the `Task`.
+            concurrency: the maximum number of concurrent tasks; at most `threads` if all functions are plain.
+            threads: the maximum number of threads or processes for plain functions; by default 32 threads, or one
+                process per core.
+            lease: seconds after which other workers get the tasks of this process if it has died.
+            timeout: the maximum duration of one attempt in seconds, for tasks without a `timeout`; None for no limit.
+            kind: where plain functions run: None or "thread", or "process", in which a time-out can kill them.
+            backoff: the delays before failed tasks are tried again; by default 1, 2, 4 ... 300 seconds plus up to 20 %.
+            shutdown_timeout: seconds that running tasks have to end at the end of the worker.
+            heartbeat: where leases are renewed: in a "thread", or in the "loop", for tests with a virtual clock.
 
         Raises:
-            ValueError: a value makes no sense; the message names it and what to give.
-            TypeError: something that cannot run tasks was given.
+            ValueError: a value is invalid; the message names it and the accepted values.
+            TypeError: a handler cannot run tasks, or `queue` is not a `TaskQueue`.
         """
         given: Any = queue
         if isinstance(given, BlockingFace):
             raise TypeError(
                 f"queue={safe_repr(queue)}: a worker needs an async TaskQueue, `async with TaskQueue(store) as "
-                "queue:`, and runs in its loop; a blocking program starts workers as programs of their own"
+                "queue:`, and runs in its loop; a blocking program runs workers as separate programs"
             )
         if given is not None and not isinstance(given, QueueBase):
             raise TypeError(f"TaskWorker(queue={safe_repr(given)}): give a TaskQueue, and then the handlers")
@@ -121,19 +124,21 @@ class TaskWorker:
         self._shift: Shift | None = None
         self._ref: Ref[Any] | None = None
         self._entered = self._leaving = False
-        self._scope: anyio.CancelScope | None = None  # of the block
+        self._scope: anyio.CancelScope | None = None  # the scope of the block
         self._died: WorkerDied | None = None
         self._context = copy_context()
 
     @property
     def worker_id(self) -> str:
-        """Its name in the history of tasks."""
+        """The name of the worker in the history of tasks."""
         return self._options.worker_id
 
     async def __aenter__(self) -> Self:
         queue = self._must_have_queue()
         if self._entered:
-            raise RuntimeError(f"the worker {self.worker_id!r} works already: make another, or leave its block first")
+            raise RuntimeError(
+                f"the worker {self.worker_id!r} is already running: make another, or leave its block first"
+            )
         self._entered, self._leaving, self._died = True, False, None
         self._context = copy_context()
         spec = child(_WorkerActor, self).with_options(shutdown=self._options.shutdown_timeout + FLUSH + 1.0)
@@ -152,7 +157,7 @@ class TaskWorker:
         return self
 
     def _ended(self, exit_: Exit) -> None:
-        """The actor has ended for good. If nobody asked for that, the block must not go on as if it worked."""
+        """Called when the actor has ended permanently. After an unexpected end, the block must not continue."""
         system = self._must_have_queue().system
         if self._leaving or isinstance(exit_, ShutDown) or system._closing or system._failure is not None:
             return
@@ -185,31 +190,32 @@ class TaskWorker:
             raise self._died
 
     async def run(self) -> None:
-        """Work until this is cancelled, or the queue's system ends. A checkpoint.
+        """Work until this call is cancelled or the queue's system ends. A checkpoint.
 
         Raises:
-            WorkerDied: the actor of the worker was killed, or given up by its supervisor.
+            WorkerDied: the worker's actor was killed, or its supervisor gave it up.
         """
         async with self:
             if self._ref is not None:
                 await self._ref.ended()
 
     async def process_one(self, task: Task | None = None) -> TaskResult[Any] | None:
-        """Run one task and say what came of it. A checkpoint.
+        """Run one task and return the outcome. A checkpoint.
 
-        Nothing that the task raises is propagated, but `KeyboardInterrupt`. When this is cancelled the task is too, and
-        goes back to the queue.
+        Exceptions of the task are not raised, except for `KeyboardInterrupt`. If this call is cancelled, the task is
+        cancelled, too, and given back to the queue.
 
         Args:
-            task: what to run; whoever dequeued it still has to `ack` or `nack` it. None claims one, and settles it.
+            task: the task to run; its consumer must still call `ack` or `nack`. None to claim a task, which is also
+                settled.
 
         Returns:
-            The result, with the error if it failed; None if no task was there to be claimed.
+            The result, with the error if the task failed; None if there was no task to claim.
 
         Raises:
-            TypeError: it is no task.
+            TypeError: `task` is not a task.
             PoolClosed: there is no queue to claim from.
-            StoreUnavailable: the store did not answer the claim for as long as a lease lasts.
+            StoreUnavailable: the store did not answer the claim for the length of a lease.
         """
         if task is not None:
             check_task("process_one", task)
@@ -239,7 +245,7 @@ class TaskWorker:
         )
 
     def stats(self) -> WorkerStats:
-        """A copy of the totals, as they are now. From any thread."""
+        """Return a copy of the current totals. May be called from any thread."""
         shift, tally = self._shift, self._tally
         now = WorkerStats(**{name: getattr(tally, name) for name in WorkerStats.__dataclass_fields__})
         if shift is not None:
@@ -258,7 +264,7 @@ class TaskWorker:
         return self._queue
 
     async def _work(self, actor: _WorkerActor) -> None:
-        """One shift, in the actor."""
+        """Run one shift in the actor."""
         shift = self._shift = Shift(
             self._must_have_queue().store, self._options, self._tally, self._must_have_queue().name
         )
@@ -271,7 +277,7 @@ class TaskWorker:
 
 @contextmanager
 def _unwrapped_interrupt() -> Generator[None]:
-    """A `KeyboardInterrupt` comes out of task groups in a group; whoever runs the program looks for itself."""
+    """Raise a `KeyboardInterrupt` of a task group directly: callers do not expect it in an exception group."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -282,27 +288,27 @@ def _unwrapped_interrupt() -> Generator[None]:
 
 
 class _Nowhere:
-    """In the place of a store, for tasks that come from none."""
+    """Replaces the store for tasks that are in none."""
 
     now = staticmethod(time.time)
 
 
 class _WorkerActor(Actor[Any]):
-    """The life of a worker. It takes no messages; its mailbox only says when to stop."""
+    """The actor of a worker. It handles no messages; the end of its mailbox tells it to stop."""
 
     def __init__(self, worker: TaskWorker) -> None:
         self._worker = worker
 
     async def run(self) -> None:
-        # Tasks find the context in which the worker was started, also after a restart.
+        # Tasks get the context in which the worker was started, also after a restart of the actor.
         for variable, value in self._worker._context.items():
             variable.set(value)
-        # They are not messages of this actor: what they ask for does not wait on its behalf.
+        # Tasks are not messages of this actor, so their asks do not wait on its behalf.
         handling.set(None)
         running_task.set(None)
         await self._worker._work(self)
 
     async def told_to_stop(self) -> None:
-        """Wait until it is to stop."""
+        """Wait until the actor must stop."""
         async for _ in self.inbox:
             pass

@@ -124,7 +124,7 @@ async def test_a_message_to_an_actor_that_ended_goes_to_its_successor_or_to_anot
         for amount in (1, 2, 3):
             await purse.tell(Pay(amount))
         one, two, three = await dlq.list(reason="stopped")
-        with pytest.raises(ActorNotFound, match=r"no actor '/shop/purse' is alive: say where"):
+        with pytest.raises(ActorNotFound, match=r"no actor '/shop/purse' is alive: name a destination"):
             await dlq.replay(one.id)
         assert (await dlq.replay_all()).failed == 3
         assert await dlq.count() == 3

@@ -143,10 +143,10 @@ async def test_a_replay_that_is_cancelled_leaves_the_letter() -> None:
 
         tasks.start_soon(replay)
         await begun.wait()
-        with pytest.raises(TaskNotFound, match="somebody is replaying the dead letter l0 now"):
+        with pytest.raises(TaskNotFound, match="another caller is replaying the dead letter l0 now"):
             await dlq.replay("l0", to=hang)
         assert (await dlq.replay_all(to=hang)).errors == {
-            "l0": "TaskNotFound: somebody is replaying the dead letter l0 now"
+            "l0": "TaskNotFound: another caller is replaying the dead letter l0 now"
         }
         tasks.cancel_scope.cancel()
     await dlq.replay("l0", to=ignore)
@@ -224,7 +224,7 @@ async def test_letters_of_anybody_can_go_to_an_actor() -> None:
         await dlq.add(Fetch("b"), letter_id="b")
         await dlq.replay("a")
         await ref.stop()
-        with pytest.raises(ActorNotFound, match="has ended: give the ref of an actor that lives"):
+        with pytest.raises(ActorNotFound, match="has ended: give the ref of a live actor"):
             await dlq.replay("b")
         assert ids(await dlq.list()) == ["b"]
     assert got == ["a"]
@@ -233,15 +233,17 @@ async def test_letters_of_anybody_can_go_to_an_actor() -> None:
 async def test_what_makes_no_sense_is_refused_with_the_way_out() -> None:
     dlq = await filled(1)
     anything: Any = dlq
-    with pytest.raises(ValueError, match=r"Say so in replay\(..., to=...\) or DeadLetterQueue\(to=...\)"):
+    with pytest.raises(ValueError, match=r"name a destination in replay\(..., to=...\) or DeadLetterQueue\(to=...\)"):
         await dlq.replay("l0")
-    with pytest.raises(ValueError, match="Say so in replay"):
+    with pytest.raises(ValueError, match="name a destination in replay"):
         await dlq.replay_all(dry_run=True)
     with pytest.raises(TypeError, match="to='nowhere': give a function, or the ref of an actor"):
         await anything.replay("l0", to="nowhere")
-    with pytest.raises(TypeError, match=r"unknown field `reasn`.*there are reason, task_type, error, since, before"):
+    with pytest.raises(
+        TypeError, match=r"unknown field `reasn`.*the conditions are reason, task_type, error, since, before"
+    ):
         await anything.purge(reasn="failed")
-    with pytest.raises(TypeError, match="no conditions on dead letters"):
+    with pytest.raises(TypeError, match="are not valid conditions on dead letters"):
         await anything.list(since="yesterday")
     with pytest.raises(ValueError, match="limit=0: give 1 or more"):
         await dlq.list(limit=0)
@@ -251,7 +253,7 @@ async def test_what_makes_no_sense_is_refused_with_the_way_out() -> None:
         await dlq.replay_all(to=print, limit=-1)
     with pytest.raises(ValueError, match="keep=0: give 1 or more"):
         DeadLetterQueue(keep=0)
-    with pytest.raises(ValueError, match="id='l0': there is a dead letter with this identity"):
+    with pytest.raises(ValueError, match="id='l0': another dead letter has this identifier"):
         await dlq.add(letter_id="l0")
     assert await dlq.count() == 1
 

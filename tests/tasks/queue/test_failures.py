@@ -63,7 +63,7 @@ async def test_a_task_for_another_version_is_put_back_and_not_given_up(queue: Ta
 async def test_a_group_of_control_exceptions_counts_as_the_first_of_them(queue: TaskQueue) -> None:
     async with TaskWorker(queue, [grouped], backoff=AT_ONCE):
         rejected = await queue.send(grouped, "rejected")
-        with pytest.raises(TaskFailed, match="was rejected; the last time: Rejected: bad card"):
+        with pytest.raises(TaskFailed, match="was rejected; the last error: Rejected: bad card"):
             await rejected.result()
         limited = await queue.send(grouped, "limited")
         kept = await until(queue, limited.task_id, "scheduled")

@@ -188,4 +188,4 @@ async def test_a_store_that_hangs_at_the_end_is_left_after_a_while(caplog: pytes
         await queue.enqueue(Task())
         assert await queue.dequeue() is not None
         broken.instead["exchange"] = hang
-    assert "had no answer to what it gave back within 2 s" in caplog.text
+    assert "its store did not answer within 2 s" in caplog.text

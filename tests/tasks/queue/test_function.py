@@ -110,14 +110,14 @@ def test_what_was_given_may_change_afterwards() -> None:
         (lambda: GREET.task("a", 1, 2), "too many positional arguments"),
         (lambda: GREET.task("a", name="b"), "multiple values for argument 'name'"),
         (lambda: GREET.task("a", volume=1), "unexpected keyword argument 'volume'"),
-        (lambda: GREET.task(5), "name=5 is no str: Expected `str`, got `int`"),
-        (lambda: GREET.task("a", "b"), "times='b' is no int"),
+        (lambda: GREET.task(5), "name=5 is not of type str: Expected `str`, got `int`"),
+        (lambda: GREET.task("a", "b"), "times='b' is not of type int"),
         (lambda: GREET.task("a" * 500, "b"), "times='b'"),
-        (lambda: GREET.task("a", 1.5), "times=1.5 is no int"),
+        (lambda: GREET.task("a", 1.5), "times=1.5 is not of type int"),
         (lambda: GREET.task(greet), "the argument name cannot be stored"),
         (lambda: WIDE.task(OLD, Point(1, 2)), "got `str` - at `$.age`"),
-        (lambda: WIDE.task(User("a"), Point(1, 2), "a", 5), "*tags[1]=5 is no str"),
-        (lambda: WIDE.task(User("a"), Point(1, 2), weight="much"), "weight='much' is no float"),
+        (lambda: WIDE.task(User("a"), Point(1, 2), "a", 5), "*tags[1]=5 is not of type str"),
+        (lambda: WIDE.task(User("a"), Point(1, 2), weight="much"), "weight='much' is not of type float"),
         (lambda: WIDE.task(User("a"), Point(1, 2), color="blue"), "color='blue' is no"),
         (lambda: WIDE.task(user=User("a"), where=Point(1, 2)), "'user'"),
     ],
@@ -132,10 +132,10 @@ def test_a_wrong_argument_is_refused_where_it_is_given(call: Callable[[], object
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        (None, "is no call"),
-        ({"args": []}, "is no call"),
-        ({"args": {}, "kwargs": {}}, "is no call"),
-        ({"args": [], "kwargs": {}, "more": 1}, "is no call"),
+        (None, "is not a call"),
+        ({"args": []}, "is not a call"),
+        ({"args": {}, "kwargs": {}}, "is not a call"),
+        ({"args": [], "kwargs": {}, "more": 1}, "is not a call"),
         ({"args": [], "kwargs": {}}, "missing a required argument: 'a'"),
         ({"args": [1, 2, 3], "kwargs": {}}, "too many"),
         ({"args": [], "kwargs": {"a": 1, "c": 2}}, "unexpected keyword argument 'c'"),
@@ -196,7 +196,7 @@ def test_unique_true_is_one_key_for_each_set_of_arguments() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"retries": 3}, TypeError, "no such option: retries; there are deadline"),
+        ({"retries": 3}, TypeError, "no such option: retries; the options are deadline"),
         ({"timeout": 0}, ValueError, "timeout=0"),
         ({"priority": 7}, ValueError, "priority=7"),
         ({"unique": ""}, ValueError, "unique=''"),
@@ -291,8 +291,8 @@ identity.__qualname__ = "identity.<locals>.<lambda>"
 @pytest.mark.parametrize(
     ("function", "kind", "message"),
     [
-        (identity, ValueError, "has no name of its own"),
-        (functools.partial(add.function, 1), ValueError, "has no name of its own"),
+        (identity, ValueError, "has no name"),
+        (functools.partial(add.function, 1), ValueError, "has no name"),
         (not_a_task, TypeError, "is a generator"),
         (not_one_either, TypeError, "is a generator"),
         (Service.method, TypeError, "is a method"),
@@ -321,7 +321,7 @@ def test_other_callables_need_a_name() -> None:
     adder = task(name="adder")(Adder(10))
     assert adder(5) == 15
     assert adder.call_with(adder.task(5).payload) == ((), {"number": 5})
-    with pytest.raises(TypeError, match="number='x' is no int"):
+    with pytest.raises(TypeError, match="number='x' is not of type int"):
         adder.task("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     partial = task(name="partial")(functools.partial(add.function, 1))
     assert partial(5) == 6

@@ -35,10 +35,10 @@ def test_a_limit_refuses_arguments_of_other_types(arguments: dict[str, Any], tex
         ({"key": "k", "rate": 0}, r"Limit\('k', rate=0\): give more than 0"),
         ({"key": "k", "per": nan}, r"Limit\('k', per=nan\): give more than 0"),
         ({"key": "k", "burst": -1}, r"Limit\('k', burst=-1\): give more than 0"),
-        ({"key": "k", "rate": 5, "cost": 6}, r"Limit\('k', cost=6\): give 0 to 5, or it would wait for ever"),
+        ({"key": "k", "rate": 5, "cost": 6}, r"Limit\('k', cost=6\): give 0 to 5, or it would wait forever"),
         ({"key": "k", "rate": 5, "burst": 2, "cost": 3}, r"Limit\('k', cost=3\): give 0 to 2, or it would .*"),
-        ({"key": "k", "cost": -1}, r"Limit\('k', cost=-1\): give 0 to inf, or it would wait for ever"),
-        ({"key": "k", "cost": nan}, r"Limit\('k', cost=nan\): give 0 to inf, or it would wait for ever"),
+        ({"key": "k", "cost": -1}, r"Limit\('k', cost=-1\): give 0 to inf, or it would wait forever"),
+        ({"key": "k", "cost": nan}, r"Limit\('k', cost=nan\): give 0 to inf, or it would wait forever"),
     ],
 )
 def test_a_limit_refuses_amounts_that_let_nothing_through(arguments: dict[str, Any], text: str) -> None:

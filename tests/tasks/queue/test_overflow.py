@@ -82,7 +82,7 @@ async def test_reject_raises_when_the_queue_is_full(make_store: MakeStore) -> No
 async def test_shed_lowest_gives_up_the_least_urgent_task(make_store: MakeStore) -> None:
     async with TaskQueue(make_store(), max_length=2, overflow="shed_lowest") as queue:
         await queue.enqueue_many([Task(task_id="low", priority=TaskPriority.LOW), Task(task_id="normal")])
-        with pytest.raises(QueueFull, match="no less urgent one can give way"):
+        with pytest.raises(QueueFull, match="none of them is less urgent"):
             await queue.enqueue(Task(priority=TaskPriority.BACKGROUND))
         assert await queue.enqueue(Task(task_id="high", priority=TaskPriority.HIGH))
         assert (await queue.dead_letters.get("low")).reason == "shed"

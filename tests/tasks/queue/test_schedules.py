@@ -29,9 +29,9 @@ async def by_name(queue: TaskQueue) -> dict[str, Schedule]:
 
 async def test_other_work_under_a_name_that_nobody_gave_is_refused(queue: TaskQueue) -> None:
     assert await queue.every(60, greet.task("Ann")) == "greet"
-    with pytest.raises(ValueError, match=r"there is a schedule 'greet' already.*name='greet' to replace that one"):
+    with pytest.raises(ValueError, match=r"there is already a schedule 'greet', .*name='greet' to replace it"):
         await queue.every(60, greet.task("Ben"))
-    with pytest.raises(ValueError, match="there is a schedule 'greet' already"):
+    with pytest.raises(ValueError, match="there is already a schedule 'greet'"):
         await queue.cron("@daily", greet.task("Ben"))
     assert (await by_name(queue))["greet"].record.payload == (await by_name(queue))["greet"].record.payload
     assert await queue.every(60, greet.task("Ben"), name="greet Ben") == "greet Ben"

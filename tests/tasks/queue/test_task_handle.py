@@ -88,7 +88,7 @@ async def test_very_many_wait_for_results_of_their_own(queue: TaskQueue) -> None
 async def test_a_wait_for_a_result_ends_in_time_and_the_task_goes_on(queue: TaskQueue) -> None:
     handle = await queue.send(double, 1)
     for timeout in (0.01, 0, -1):
-        with pytest.raises(TimeoutError, match=f"{handle.task_id} is not over after {timeout} s"):
+        with pytest.raises(TimeoutError, match=f"{handle.task_id} has not ended after {timeout} s"):
             await handle.result(timeout)
     assert await handle.status() == TaskStatus.PENDING
 
@@ -107,7 +107,7 @@ async def test_a_failed_task_says_how_it_failed(queue: TaskQueue) -> None:
             raise ValueError(f"no luck, time {attempt}")
         except ValueError as error:
             await queue.nack(await taken(queue), error)
-    expected = "failed as often as it may; the last time: ValueError: no luck, time 2"
+    expected = "failed the maximum number of times; the last error: ValueError: no luck, time 2"
     with pytest.raises(TaskFailed, match=expected) as failed:
         await handle.result()
     assert f"double ({handle.task_id})" in str(failed.value)

@@ -233,22 +233,22 @@ class Late(datetime):
         (Base, Derived(1), "of type Derived, and would come back as a Base"),
         (Tree, Tree(below=[Tree(Circle("c"))]), r"given.below\[0\].value cannot be stored: it is of type Circle"),
         (Point, NamedPoint(1, 2), "of type NamedPoint, and would come back as a Point"),
-        (Shape, Square("s"), "of type Square, and no Shape"),
-        (Point, Square("s"), "of type Square, and no Point"),
-        (Shape, Point(1), "of type Point, and no Shape"),
+        (Shape, Square("s"), "of type Square, not Shape"),
+        (Point, Square("s"), "of type Square, not Point"),
+        (Shape, Point(1), "of type Point, not Shape"),
         (Options, {"loud": True, "size": 1, 5: 2}, r"Options has no 'size', 5, which would be lost"),
         (Shape, {"name": "s", "radius": 1}, r"Shape has no 'radius', which would be lost"),
-        (Options, {"at": Color.RED}, r"given\['at'\] cannot be stored: it is of type Color, and no datetime"),
-        (str, UUID(int=1), "of type UUID, and no str: convert it"),
-        (str, Decimal(1), "of type Decimal, and no str"),
-        (str, datetime(2026, 1, 1), "of type datetime, and no str"),
-        (str, Color.RED, "of type Color, and no str"),
-        (str | int, date(2026, 1, 1), "of type date, and no str or int"),
-        (int | bool, Color.RED, "of type Color, and no int"),
+        (Options, {"at": Color.RED}, r"given\['at'\] cannot be stored: it is of type Color, not datetime"),
+        (str, UUID(int=1), "of type UUID, not str: convert it"),
+        (str, Decimal(1), "of type Decimal, not str"),
+        (str, datetime(2026, 1, 1), "of type datetime, not str"),
+        (str, Color.RED, "of type Color, not str"),
+        (str | int, date(2026, 1, 1), "of type date, not str or int"),
+        (int | bool, Color.RED, "of type Color, not int"),
         (list[str], [UUID(int=1)], r"given\[0\] cannot be stored: it is of type UUID"),
         (dict[str, int], {UUID(int=1): 1}, r"\(key UUID.*\) cannot be stored: it is of type UUID"),
-        (Color, Paint.RED, "of type Paint, and no Color"),
-        (Literal["red"], Color.RED, "of type Color, and no str"),
+        (Color, Paint.RED, "of type Paint, not Color"),
+        (Literal["red"], Color.RED, "of type Color, not str"),
         (Any, Circle("c"), "of type Circle, and would come back as a dict"),
         (dict, {"a": Color.RED}, r"given\['a'\] cannot be stored: it is of type Color, an enum"),
         (Page[Any], Page([Color.RED]), r"given.items\[0\] cannot be stored: it is of type Color, an enum"),
@@ -276,7 +276,7 @@ def test_what_an_annotation_would_cut_or_disguise_is_refused(annotation: Any, va
     ],
 )
 def test_what_fits_no_annotation_is_refused_in_the_words_of_its_argument(annotation: Any, value: Any) -> None:
-    with pytest.raises(TypeError, match=r"echo: given=.* is no "):
+    with pytest.raises(TypeError, match=r"echo: given=.* is not of type "):
         echo(annotation).task(value)
 
 
@@ -306,14 +306,14 @@ def test_text_that_is_none_is_named_with_its_argument() -> None:
 
 @pytest.mark.parametrize("annotation", [Shape | Square, list[Shape | Square], dict[str, Base | Shape | None]])
 def test_a_union_of_classes_without_tags_is_refused_with_the_way_to_tag_them(annotation: Any) -> None:
-    with pytest.raises(TypeError, match=r"told apart.* as in `class \w+\(msgspec.Struct, tag=True\)`"):
+    with pytest.raises(TypeError, match=r"to distinguish .* as in `class \w+\(msgspec.Struct, tag=True\)`"):
         echo(annotation)
 
 
 def test_a_union_that_no_tag_would_help_is_refused_in_the_words_of_msgspec() -> None:
     with pytest.raises(TypeError, match="cannot be read from a store") as raised:
         echo(Cat | Up)
-    assert "told apart" not in str(raised.value)
+    assert "to distinguish" not in str(raised.value)
 
 
 @task(name="shape", max_retries=1)

@@ -240,7 +240,7 @@ SENSELESS: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     (("a", [], 0), ValueError, "max_concurrent=0 of 'a': give 1 or more"),
     (("a", [], 1.5), TypeError, r"max_concurrent=1.5 of 'a': give a whole number"),
     ((WorkerInfo("a", current_load=-1),), ValueError, "current_load=-1 of 'a': give 0 or more"),
-    ((WorkerInfo("a"), ["x"]), ValueError, "say capabilities and max_concurrent in the WorkerInfo"),
+    ((WorkerInfo("a"), ["x"]), ValueError, "set capabilities and max_concurrent in the WorkerInfo"),
 ]
 
 

@@ -54,9 +54,9 @@ async def test_very_many_tasks_are_cancelled_replayed_and_purged(desk: Desk) -> 
     ("ids", "message"),
     [
         ("abc", r"'abc': give a list of identifiers, such as \['abc'\]"),
-        (["a", 5], "5 is no identifier of a task: give strings"),
-        ([["a", "b"]], r"\['a', 'b'\] is no identifier of a task"),
-        ([None], "None is no identifier"),
+        (["a", 5], "5 is not a task identifier: give strings"),
+        ([["a", "b"]], r"\['a', 'b'\] is not a task identifier"),
+        ([None], "None is not a task identifier"),
     ],
 )
 async def test_what_is_no_identifier_of_a_task_is_refused_by_name(desk: Desk, ids: Any, message: str) -> None:
@@ -73,7 +73,7 @@ async def test_a_queue_refuses_what_is_no_identifier(store: Store) -> None:
         for call in (queue.cancel, queue.purge):
             with pytest.raises(TypeError, match="give the identifier of a task, or a list of them"):
                 await call(wrong)
-            with pytest.raises(TypeError, match="is no identifier"):
+            with pytest.raises(TypeError, match="is not a task identifier"):
                 await call([wrong])
 
 

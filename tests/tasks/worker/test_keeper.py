@@ -1,4 +1,4 @@
-"""The keeper of leases; its invariants are in `cuelight/tasks/_keeper.py`, in the same words."""
+"""The keeper of leases; its invariants are in `cuelight/tasks/_keeper.py`."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_consumer_that_fails_does_not_end_the_keeper(caplog: pytest.LogCapture
     keeper = new_keeper(leases, [], notify=fail)
     keeper.hold("a", 1, 0.0)
     keeper.step()
-    assert "could not tell" in caplog.text
+    assert "could not report" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"lease": 0}, {"every": 0}])

@@ -134,7 +134,7 @@ async def test_a_finish_that_comes_too_late_is_refused_and_counted(caplog: pytes
         await anyio.sleep(10)
         assert worker.stats().lease_lost == 1
         assert (await snapshot(queue, mine)).worker == "thief"
-    assert any("was refused" in record.message for record in caplog.records)
+    assert any("was rejected" in record.message for record in caplog.records)
 
 
 async def test_a_worker_goes_on_after_its_store_was_away_for_long() -> None:

@@ -124,8 +124,8 @@ async def test_a_task_at_hand_of_an_unknown_type_is_said_to_be_with_its_caller(
 ) -> None:
     result = await new_worker(None, [double], worker_id="w").process_one(Task(task_id="t1", task_type="other"))
     assert result is not None
-    assert "no handler knows the task type 'other'" in str(result.error)
-    assert caplog.messages == ["w knows no task type 'other': the task t1 is with its caller"]
+    assert "there is no handler for the task type 'other'" in str(result.error)
+    assert caplog.messages == ["w has no handler for the task type 'other': the task t1 is left to its caller"]
 
 
 async def test_a_claimed_task_of_an_unknown_type_is_parked() -> None:

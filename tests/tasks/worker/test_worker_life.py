@@ -284,7 +284,7 @@ async def test_a_worker_can_be_entered_again_after_its_block_but_not_twice_at_on
         worker = new_worker(queue, {"gate": gate.pass_through})
         for _ in range(2):
             async with worker:
-                with pytest.raises(RuntimeError, match="works already"):
+                with pytest.raises(RuntimeError, match="is already running"):
                     await worker.__aenter__()
                 for each in await fill(queue, 1):
                     await until(queue, each, "completed")

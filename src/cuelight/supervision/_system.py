@@ -293,7 +293,7 @@ class ActorSystem(Runtime):
             self._root_done.wake()
 
     async def _leave_cluster(self) -> BaseException | None:
-        """Leave the cluster, after every actor has ended. Returns a cancellation or an interrupt that arrived meanwhile."""
+        """Leave the cluster, after every actor has ended. Returns an interrupt or cancellation that came meanwhile."""
         lost: BaseException | None = None
         left = self._node is None
         while self._node is not None and not left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 USUAL_PORT: Final = 6379
+PORTS: Final = range(20_000, 32_000)
 _PATIENCE: Final = 10.0
 
 
@@ -47,11 +49,15 @@ def redis_binary() -> str | None:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A free port of the loopback interface, from a range that the system uses for no outgoing connection."""
+    while True:
+        port = PORTS[secrets.randbelow(len(PORTS))]  # `random` has the same seed in all processes of a property test
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class RedisServer:

@@ -116,12 +116,23 @@ class Noting(MemoryStore):
         self.seen: list[float | None] = []
         self.away = False
 
-    async def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+    async def _note(self) -> None:
         self.seen.append(time_for_step())
         if self.away:
             await anyio.sleep(1.0)
             raise StoreUnavailable("away")
+
+    async def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+        await self._note()
         return await super()._step(step, *args)
+
+    async def add(self, *args: Any) -> Any:
+        await self._note()
+        return await super().add(*args)
+
+    async def exchange(self, *args: Any) -> Any:
+        await self._note()
+        return await super().exchange(*args)
 
 
 async def test_the_patience_of_a_queue_reaches_its_store() -> None:

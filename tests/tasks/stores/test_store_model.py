@@ -303,6 +303,7 @@ def _seen(there: Snapshot) -> tuple[Any, ...]:
     return (*place, there.cancelling, there.counts, attempts, record.payload, record.deadline)
 
 
+@pytest.mark.timeout(300)  # 2,400 steps, each of which a real disk syncs
 def test_store_invariants(stress: bool) -> None:
     steps = settings(stateful_step_count=40, max_examples=1000 if stress else 60)
     run_state_machine_as_test(StoreMachine, settings=steps)

@@ -108,7 +108,7 @@ class RedisClient(Commands):
 
     @property
     def name(self) -> str:
-        """The server's host, port and database for messages, without credentials."""
+        """The host, port and database of the server for messages, without credentials."""
         return self._name
 
     async def __aenter__(self) -> Self:
@@ -278,7 +278,7 @@ class RedisClient(Commands):
         *,
         timeout: float | None = None,
     ) -> Any:
-        """Like `run`, for threads that run no loop. It blocks the calling thread and gives it a connection of its own."""
+        """Like `run`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
         return run_patiently_blocking(
             self.execute_blocking,
             script,

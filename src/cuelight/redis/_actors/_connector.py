@@ -57,7 +57,7 @@ class Connector:
         self._next = math.inf
 
     def disconnected(self) -> None:
-        """Delay the next attempt after a connection has ended. If that connection was stable, the delay is short again."""
+        """Delay the next attempt after a connection has ended; only briefly if that connection was stable."""
         now = self._membership.runtime.backend.time()
         if now - self._connected > LASTS:
             self._pause = FIRST_PAUSE

@@ -1,5 +1,4 @@
-"""One socket to another node. Written data is sent immediately as far as possible; received data is passed on
-immediately.
+"""One socket to another node. Writes are sent immediately as far as possible, and received data is passed on at once.
 
 Invariants:
 1. Bytes are sent in the order in which they were written.

@@ -160,9 +160,7 @@ class Delivery:
             self._membership.went_quiet()
 
     def _begin(self, outgoing: Outgoing) -> None:
-        """Send the kept batches if they directly follow the processed ones; otherwise, some are still in the other
-        node's inbox.
-        """
+        """Send the kept batches if they directly follow the processed ones; else some are still in the inbox there."""
         first = self._kept[0].number if self._kept else self._peer.number + 1
         self._tick_soon()
         if first == outgoing.seen + 1:

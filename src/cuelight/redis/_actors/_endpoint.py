@@ -1,5 +1,4 @@
-"""The endpoint at which a node accepts direct connections, and the greetings by which two nodes authenticate each
-other.
+"""Where a node accepts direct connections, and the greetings by which two nodes authenticate each other.
 
 The connecting node gives its own identity and that of the node that it wants. The accepting node proves that it knows
 the secret in its directory entry, then the connecting node proves it too. Each proof covers both identities and a

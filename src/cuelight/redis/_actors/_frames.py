@@ -46,8 +46,7 @@ LONGEST: Final = 4000
 
 
 class Raised(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """An exception. A node that does not know its class, or cannot read its fields, creates a `RemoteError` from the
-    rest.
+    """An exception. Nodes that do not know its class, or cannot read its fields, create a `RemoteError` instead.
 
     Attributes:
         kind: the name of its class, for people.
@@ -131,9 +130,7 @@ class More(Frame, frozen=True, tag=7):
 
 
 class Cancel(Frame, frozen=True, tag=8):
-    """The asker has stopped waiting; or, if `overdue`, its time is over and it waits for a report on the handler's
-    progress.
-    """
+    """The asker has stopped waiting; or, if `overdue`, it only waits for a report on the handler's progress."""
 
     number: int
     overdue: bool

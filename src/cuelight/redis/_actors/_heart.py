@@ -1,5 +1,4 @@
-"""Renews the lease of a node and detects expired leases of others, in a thread, so that a blocked loop is not taken for
-dead.
+"""Renews the lease of a node and detects expired leases of others, in a thread: a blocked loop is not a dead node.
 
 Invariants:
 1. The lease is renewed every fifth of its length while the server answers, even if the loop is blocked.

@@ -247,9 +247,7 @@ class _Answering:
 
 
 class _Sending(StreamSlot):
-    """The writing end of a stream with a remote reader. Chunks are sent immediately, and count as unread until they are
-    taken.
-    """
+    """The writing end of a stream with a remote reader. Chunks are sent immediately and count until they are taken."""
 
     __slots__ = ("_number", "_open", "_peer")
 

@@ -60,7 +60,7 @@ class Undecoded(msgspec.Struct, frozen=True):
     """Takes the place of a message in a dead letter if the received data could not be decoded.
 
     Attributes:
-        kind: the name of the message's type.
+        kind: the name of the message's type; "batch" or "frame" if the data did not contain a message.
         body: the first 1,000 bytes of the received data.
         sender: the identity of the sending node.
     """
@@ -104,7 +104,7 @@ class Membership:
         self._cells: WeakValueDictionary[tuple[str, int], RemoteCell] = WeakValueDictionary()
         self._former: OrderedDict[str, tuple[int, int]] = (
             OrderedDict()
-        )  # peers that are gone, and how far they were seen
+        )  # lost nodes, with the numbers of their last processed batches
         self.connections: dict[Connection, None] = {}
         self.listener = Listener(self, transport)
         self._context = copy_context()
@@ -115,7 +115,7 @@ class Membership:
         self._hint = anyio.Event()
         self._quiet = anyio.Event()
 
-    # Life.
+    # Lifecycle.
 
     async def begin(self, about: str) -> None:
         """Join the cluster, and start to listen and to renew the lease."""
@@ -172,16 +172,14 @@ class Membership:
         self.expelled(f"it failed with {describe_error(error)}")
 
     async def _guard(self) -> None:
-        """End the membership when the lease has expired by this node's clock, even if the server cannot be reached."""
+        """End the membership when the lease is overdue by this node's own clock, also while the server is away."""
         while not self.over:
             await anyio.sleep(self._lease / 20)
             if self._heart.overdue:
                 self.expelled("its lease could not be renewed")
 
     def expelled(self, why: str) -> None:
-        """End the membership because other nodes take this one for lost, or will. Everything that depends on them
-        fails.
-        """
+        """End the membership: other nodes take this one for lost, or will. Everything that depends on them fails."""
         if self.over:
             return
         self.over = True

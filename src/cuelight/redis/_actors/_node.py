@@ -36,9 +36,7 @@ __all__ = ["NodeStatistics", "PeerStatistics", "RedisNode"]
 log = get_log("cuelight.redis")
 
 INBOX: Final = 16 * 1024 * 1024
-"""Maximum bytes that wait on the server for one node before its senders have to wait; a single batch is always
-accepted.
-"""
+"""Bytes waiting on the server for one node above which its senders must wait; a single batch is always accepted."""
 
 LONGEST_NAME: Final = 200
 

@@ -1,5 +1,4 @@
-"""The types that may be sent. Other values are not encoded, and data is decoded only to these types: no pickle, no
-imports.
+"""The types that may be sent. No other value is encoded or decoded: there is no pickle, and nothing is imported.
 
 Invariants:
 1. Received data becomes a value of a registered type, checked against its annotations, or is rejected.

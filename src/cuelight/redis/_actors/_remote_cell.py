@@ -266,9 +266,7 @@ class RemoteCell(Cell):
         self._signal("kill", why)
 
     def interrupt(self, why: str) -> bool:
-        """Request the cancellation of the running handler. True means that the request was sent, not that a handler was
-        running.
-        """
+        """Request the cancellation of the running handler. Returns whether the request was sent, not its effect."""
         return self._signal("interrupt", why)
 
     def _signal(self, verb: str, why: str) -> bool:

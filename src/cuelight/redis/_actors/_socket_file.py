@@ -1,5 +1,4 @@
-"""Unix sockets of nodes. They are in a folder that only this user can enter, each with a file that its process keeps
-locked.
+"""Unix sockets of nodes, in a folder that only this user can enter, each with a file that its process keeps locked.
 
 Invariants:
 1. The folder belongs to this user, and no other user can enter it.

@@ -1,6 +1,4 @@
-"""The client. Each loop has one shared connection for short commands, and others for blocking commands and push
-messages.
-"""
+"""The client: one connection in each loop for short commands, and others for blocking commands and push messages."""
 
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._commands import Pipeline

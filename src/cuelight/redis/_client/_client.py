@@ -118,8 +118,7 @@ class RedisClient(Commands):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all connections, including those of other loops and threads, and wait until they are closed. A
-        checkpoint.
+        """Close all connections, also those of other loops and threads, and wait until they are closed. A checkpoint.
 
         Pending commands fail. The method may be called more than once. A closed client cannot be opened again.
         """
@@ -137,9 +136,7 @@ class RedisClient(Commands):
         await anyio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """Close all connections from a thread that runs no loop. The connections of loops are closed shortly
-        afterwards.
-        """
+        """Like `aclose`, for threads that run no loop. The connections of loops are closed soon after it returns."""
         for route in self._end():
             _end_elsewhere(route, lambda: None)
 
@@ -257,9 +254,7 @@ class RedisClient(Commands):
         return self._closed
 
     def execute_blocking(self, *command: Argument, timeout: float | None = None) -> Any:
-        """Like `execute`, for threads that run no loop. It blocks the calling thread, which gets a connection of its
-        own.
-        """
+        """Like `execute`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
         try:
             if self._closed:
                 raise closed_error()
@@ -297,8 +292,7 @@ class RedisClient(Commands):
         *,
         timeout: float | None = None,
     ) -> Subscription:
-        """Listen to a channel in the running loop. Returns when the server has confirmed the subscription. A
-        checkpoint.
+        """Listen to a channel in the running loop. Returns when the server has confirmed it. A checkpoint.
 
         Args:
             channel: the channel, with the hash tag of the keys that it belongs to; in a cluster it is a sharded
@@ -347,8 +341,8 @@ class RedisClient(Commands):
 
     @asynccontextmanager
     async def dedicated(self, key: Argument = "") -> AsyncGenerator[Dedicated, None]:
-        """Open a connection for this block alone, for commands that concern one connection: `WATCH`, `SELECT`, `WAIT`,
-        and so on.
+        """Open a connection for this block alone, for commands that concern one connection, such as `WATCH` or
+        `SELECT`.
 
         Args:
             key: in a cluster, one of the keys that the block uses.

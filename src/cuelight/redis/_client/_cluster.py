@@ -1,5 +1,4 @@
-"""A cluster in one event loop: sends each command to the server of its slot, and reloads the slots when they have
-moved.
+"""A cluster in one event loop: sends commands to the servers of their slots, and reloads slots that have moved.
 
 The invariants:
 

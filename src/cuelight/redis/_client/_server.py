@@ -97,8 +97,7 @@ class Server(Protocol):
         *,
         timeout: float | None = None,
     ) -> Subscription:
-        """Listen to a channel in the running loop. Returns when the server has confirmed the subscription. A
-        checkpoint.
+        """Listen to a channel in the running loop. Returns when the server has confirmed it. A checkpoint.
 
         Args:
             channel: the channel, with the hash tag of the keys that it belongs to; in a cluster it is a sharded

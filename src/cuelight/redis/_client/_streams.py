@@ -49,9 +49,7 @@ class StreamWire(Wire):
             self._wake.set()
 
     def _write_now(self) -> bool:
-        """Write as much as the socket accepts. Returns whether that was all; the writing task handles the rest and any
-        error.
-        """
+        """Write as much as the socket accepts. Returns whether that was all; `_write` handles the rest and errors."""
         if self._socket is None or self._sending:
             return False
         batch = self._take_out()

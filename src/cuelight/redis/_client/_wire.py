@@ -339,7 +339,7 @@ class _Nobody:
 
 
 def pack(command: Sequence[Any]) -> bytes:
-    """Encode a command. A name of two words becomes two words.
+    """Encode a command. A name of two words is sent as two arguments.
 
     Raises:
         redis.DataError: an argument has a type that cannot be sent.

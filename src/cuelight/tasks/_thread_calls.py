@@ -1,4 +1,4 @@
-"""What the threads of tasks have their worker's event loop do."""
+"""Runs async functions in a worker's event loop on behalf of the threads of its tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ThreadCalls"]
 
 
 class ThreadCalls:
-    """Runs async functions in the loop for threads that wait for them, while its block is open."""
+    """Runs async functions in the loop for threads that wait for them to end, while its block is open."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -27,7 +27,7 @@ class ThreadCalls:
         self._pending: set[Future[None]] = set()
 
     def call(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Run `function(*args)` in the loop, and wait for its end. From another thread.
+        """Run `function(*args)` in the loop and wait until it ends. For threads other than the loop's.
 
         Raises:
             CancelledError: the block was left, or the loop has ended.
@@ -35,7 +35,7 @@ class ThreadCalls:
         future: Future[None] = Future()
         self._pending.add(future)
         try:
-            if not self._open:  # after the future was added: whoever leaves the block sees one or the other
+            if not self._open:  # after the future was added, so __aexit__ cancels it or this check fails
                 raise CancelledError
             try:
                 self._backend.call_threadsafe(self._start, future, copy_context(), function, args)

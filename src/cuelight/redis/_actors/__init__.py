@@ -1,4 +1,4 @@
-"""Actors across processes and machines: a node joins a cluster, gives names to actors, and refs to names."""
+"""Actors across processes and machines: a node joins a cluster, exposes its actors and resolves names to refs."""
 
 from cuelight.redis._actors._errors import RemoteError
 from cuelight.redis._actors._membership import Undecoded

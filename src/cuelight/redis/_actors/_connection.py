@@ -1,9 +1,9 @@
-"""One socket to another node: what is written leaves at once as far as it goes, what comes is given on as it comes.
+"""One socket to another node. Writes are sent immediately as far as possible, and received data is passed on at once.
 
 Invariants:
-1. Bytes leave in the order in which they were written.
-2. `on_end` is called once, and nothing else after it.
-3. `write` calls nobody: what it finds out is told in a later pass of the loop.
+1. Bytes are sent in the order in which they were written.
+2. `on_end` is called once, and no other callback after it.
+3. `write` calls no callback: results are reported in a later pass of the loop.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["AsyncioConnection", "Connection", "Tls", "TrioConnection", "connect_socket", "connection_on"]
 
 CHUNK: Final = 65536
-"""Bytes that are read at once."""
+"""Maximum bytes of one read."""
 
 _LATER: Final = (BlockingIOError, InterruptedError)
 _UNDER_WAY: Final = (0, errno.EINPROGRESS)
 
 
 class Tls:
-    """TLS between a socket and its user."""
+    """The TLS layer of a connection."""
 
     def __init__(self, context: ssl.SSLContext, *, server: bool, hostname: str | None) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -47,7 +47,7 @@ class Tls:
         self._early = bytearray()
 
     def begin(self) -> bytes:
-        """What is to be sent first."""
+        """Return the first bytes to send."""
         self._shake_hands()
         return self._out.read()
 
@@ -62,7 +62,7 @@ class Tls:
             self._early.clear()
 
     def encrypt(self, data: bytes) -> bytes:
-        """What is to be sent for this; what is written before the handshake is done is kept until then."""
+        """Return the bytes to send for `data`. Data written during the handshake is kept until its end."""
         if self._ready:
             self._object.write(data)
         else:
@@ -70,10 +70,10 @@ class Tls:
         return self._out.read()
 
     def decrypt(self, data: bytes) -> tuple[bytes, bytes]:
-        """What came, and what is to be sent because of it.
+        """Return the decrypted data, and the bytes to send in response.
 
         Raises:
-            ssl.SSLError: it makes no sense, a certificate is not good, or the other side has closed.
+            ssl.SSLError: the data is malformed, a certificate is invalid, or the other side has closed.
         """
         self._in.write(data)
         if not self._ready:
@@ -89,7 +89,7 @@ class Tls:
 
 
 class _Refused(ssl.SSLError):
-    """A handshake of TLS failed; the other side should hear why."""
+    """A TLS handshake failed. The alert tells the other side the reason."""
 
     def __init__(self, alert: bytes, error: ssl.SSLError) -> None:
         super().__init__(safe_str(error))
@@ -97,14 +97,14 @@ class _Refused(ssl.SSLError):
 
 
 class Connection:
-    """One connection of a membership; what differs between loops is left to subclasses.
+    """One connection of a membership. Subclasses implement the parts that differ between loops.
 
     Attributes:
-        on_data: gets what came.
-        on_end: is told why it ended.
-        on_room: is told that what was written has left.
-        ended: whether it has.
-        waiting: bytes that were written and have not left.
+        on_data: called with received data.
+        on_end: called with the reason when the connection ends.
+        on_room: called when all pending data has been sent.
+        ended: whether the connection has ended.
+        waiting: bytes that were written and are not sent yet.
     """
 
     def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
@@ -119,7 +119,7 @@ class Connection:
         self._out: deque[bytes | memoryview] = deque()
 
     def begin(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         if self._membership.over:
             self.end("this node has left its cluster")
             return
@@ -132,7 +132,7 @@ class Connection:
                 self._end_soon(f"TLS: {safe_str(error)}")
 
     def write(self, data: bytes) -> None:
-        """Send something behind all that was written before."""
+        """Send data after all data that was written before."""
         if self.ended:
             return
         if self._tls is not None:
@@ -163,7 +163,7 @@ class Connection:
             self._watch_for_room()
 
     def _drain(self) -> bool:
-        """Send what waits, as far as it goes. Returns whether all of it has left."""
+        """Send pending data as far as possible. Returns whether all of it was sent."""
         out = self._out
         while out:
             data = out[0]
@@ -182,7 +182,7 @@ class Connection:
         return True
 
     def _receive(self) -> None:
-        """Read once, and give on what came."""
+        """Read once and pass the data on."""
         try:
             data = self._socket.recv(CHUNK)
         except _LATER:
@@ -213,14 +213,14 @@ class Connection:
             self._membership.came_out(error)
 
     def end(self, why: str) -> None:
-        """End it now. Again, it does nothing."""
+        """End the connection now. Later calls do nothing."""
         if self.ended:
             return
         self.ended = True
         self._membership.connections.pop(self, None)
         self._out.clear()
         self.waiting = 0
-        with contextlib.suppress(OSError):  # also for the other side of a process that was forked
+        with contextlib.suppress(OSError):  # ends it even if a forked process has a copy of the socket
             self._socket.shutdown(socket.SHUT_RDWR)
         self._stop()
         self._call(self.on_end, why)
@@ -229,23 +229,23 @@ class Connection:
         self.soon(lambda: self.end(why))
 
     def soon(self, function: Callable[[], None]) -> None:
-        """Call a function in the next pass of the loop, unless it has ended by then."""
+        """Call a function in the next pass of the loop, unless the connection has ended by then."""
         raise NotImplementedError
 
     def _start(self) -> None:
         raise NotImplementedError
 
     def _stop(self) -> None:
-        """Have nothing called any more, and close the socket."""
+        """Stop all callbacks and close the socket."""
         raise NotImplementedError
 
     def _watch_for_room(self) -> None:
-        """Call `_drain` when the socket takes more."""
+        """Call `_drain` when the socket accepts more."""
         raise NotImplementedError
 
 
 class AsyncioConnection(Connection):
-    """On asyncio the loop calls it: there is no task, and no frame, between a socket and its user."""
+    """On asyncio, the loop calls the connection: no task and no frame is between a socket and its user."""
 
     def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
         super().__init__(membership, connected, tls)
@@ -280,7 +280,7 @@ class AsyncioConnection(Connection):
 
 
 class TrioConnection(Connection):
-    """On trio two tasks serve it."""
+    """On trio, two tasks serve the connection."""
 
     def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
         super().__init__(membership, connected, tls)
@@ -339,16 +339,16 @@ class TrioConnection(Connection):
 
 
 def connection_on(membership: Membership, connected: socket.socket, tls: Tls | None) -> Connection:
-    """A connection over a socket that is connected."""
+    """Return a connection over a connected socket."""
     kind = AsyncioConnection if membership.runtime.backend.name == "asyncio" else TrioConnection
     return kind(membership, connected, tls)
 
 
 async def connect_socket(endpoint: Endpoint, *, unix: bool) -> socket.socket:
-    """Connect to where a node listens. A checkpoint.
+    """Connect to the address at which a node listens. A checkpoint.
 
     Raises:
-        OSError: that was not possible.
+        OSError: the connection failed.
     """
     if unix:
         return await _connect(socket.AF_UNIX, endpoint.path)
@@ -380,15 +380,13 @@ async def _connect(family: int, address: Any) -> socket.socket:
 
 
 def tune(connected: socket.socket) -> None:
-    """Have small batches leave at once."""
+    """Send small batches without delay."""
     if connected.family != getattr(socket, "AF_UNIX", None):
-        with contextlib.suppress(OSError):  # it broke already: who reads from it is told
+        with contextlib.suppress(OSError):  # already broken: the reader gets the error
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _ignore(_: object) -> None:
-    """Nothing."""
+def _ignore(_: object) -> None: ...
 
 
-def _do_nothing() -> None:
-    """Nothing."""
+def _do_nothing() -> None: ...

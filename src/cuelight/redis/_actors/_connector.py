@@ -1,4 +1,4 @@
-"""When and how a node connects to another: while it has something to send, and less often each time that fails."""
+"""Connects a node to another one while it has frames to send, at longer intervals after each failure."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LONGEST_PAUSE: Final = 5.0
 """Seconds between two attempts."""
 
 LASTS: Final = 5.0
-"""Seconds after which a connection counts as one that works."""
+"""Seconds after which a connection counts as stable."""
 
 PATIENCE: Final = 2.0
 """Seconds that an attempt may take."""
 
 
 class Connector:
-    """Of one peer."""
+    """Connects to one peer."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer, self._membership = peer, peer.membership
@@ -47,17 +47,17 @@ class Connector:
         self._connected = -math.inf
 
     def connect_soon(self) -> None:
-        """Try to connect, unless that was tried just before. Not a checkpoint."""
+        """Try to connect, unless an attempt is running or was made just before. Not a checkpoint."""
         if not self._busy and self._next <= self._membership.runtime.backend.time():
             self._busy = True
             self._membership.start_beside(self._connect)
 
     def give_up(self) -> None:
-        """Never connect to this peer again: one of the two is confused."""
+        """Never connect to this peer again: it has no endpoint for this node, or its state contradicts this node's."""
         self._next = math.inf
 
     def disconnected(self) -> None:
-        """A connection has ended: the next attempt is later, unless this one worked for a while."""
+        """Delay the next attempt after a connection has ended; only briefly if that connection was stable."""
         now = self._membership.runtime.backend.time()
         if now - self._connected > LASTS:
             self._pause = FIRST_PAUSE
@@ -75,7 +75,7 @@ class Connector:
                     return
                 await outgoing.greeted.wait()
                 problem = outgoing.problem
-        except (OSError, ValueError, StoreUnavailable, StoreRefused, ResponseError) as error:  # also of TLS
+        except (OSError, ValueError, StoreUnavailable, StoreRefused, ResponseError) as error:  # TLS errors are OSErrors
             problem = safe_str(error)
         finally:
             self._busy = False
@@ -90,7 +90,7 @@ class Connector:
             )
 
     async def _opened(self) -> Outgoing | None:
-        """A connection that is not greeted yet; None if there will never be one."""
+        """Return a connection that is not greeted yet; None if there will never be one."""
         membership, peer = self._membership, self._peer
         found = await membership.directory.endpoint_of(peer.identity)
         endpoint = None if found is None else decode_endpoint(found)
@@ -103,7 +103,7 @@ class Connector:
 
 
 def way_to(endpoint: Endpoint | None, transport: Transport) -> bool | None:
-    """How to get to an endpoint: True over its Unix socket, False over TCP, None not at all."""
+    """Return the route to an endpoint: True for its Unix socket, False for TCP, None if there is none."""
     if endpoint is None:
         return None
     if endpoint.path and endpoint.machine == machine():
@@ -114,7 +114,7 @@ def way_to(endpoint: Endpoint | None, transport: Transport) -> bool | None:
 
 
 def client_tls(endpoint: Endpoint, transport: Transport) -> Tls | None:
-    """TLS for a connection to an endpoint."""
+    """Return the TLS layer for a connection to an endpoint, or None."""
     context: ssl.SSLContext | None = transport.ssl_client if isinstance(transport, TcpTransport) else None
     if context is None or not isinstance(transport, TcpTransport):
         return None

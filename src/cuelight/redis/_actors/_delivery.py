@@ -1,14 +1,14 @@
-"""How batches get to one other node: over a direct connection while there is one, else through its inbox.
+"""Delivers batches to one other node: over a direct connection while there is one, else through its inbox.
 
 Invariants:
-1. Batches are numbered from 1 and go one way at a time. Over a connection goes what comes right behind what the other
-   node has dealt with; into the inbox goes a batch only when the one before is there.
-2. A batch is kept until it is in the inbox or confirmed. When a connection ends, those that are kept go through the
-   inbox, or over the next connection; the other node drops what it has seen. So frames arrive in the order in which
-   they were given to `send`, each of them once.
-3. A connection over which nothing is confirmed for `SILENT` ticks is left: what is sent from then on goes into the
-   inbox, of which the server knows what was read.
-4. A peer that is lost is sent nothing more, and a node whose lease has run out sends nothing.
+1. Batches are numbered from 1 and take one route at a time. A connection carries the batches that directly follow the
+   last one that the other node has processed. A batch goes into the inbox only when the previous one is there.
+2. A batch is kept until it is in the inbox or confirmed. When a connection ends, the kept batches go through the inbox
+   or over the next connection; the other node drops those that it has seen. So frames arrive in the order in which they
+   were passed to `send`, each of them once.
+3. A connection on which nothing is confirmed for `SILENT` ticks is left. Later batches go into the inbox; the server
+   knows which of them were read.
+4. Nothing is sent to a peer that is lost, and a node whose lease has expired sends nothing.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ __all__ = ["Batch", "Delivery"]
 log = get_log("cuelight.redis")
 
 TICK: Final = 0.025
-"""Seconds. Ticks are counted, so that the time in which this node itself was busy counts as one."""
+"""Seconds. Ticks are counted, so a time in which this node itself was busy counts as one."""
 
 SILENT: Final = 4
 
 WINDOW: Final = 4 << 20
-"""Bytes that may be on a connection without being confirmed."""
+"""Maximum unconfirmed bytes on a connection."""
 
 UNSENT: Final = 1 << 20
-"""Bytes that may wait here for a connection to take them."""
+"""Maximum bytes that wait here for a connection to accept them."""
 
 APART: Final = 0.00005
-"""Seconds between two batches that leave at once: requests that are made in a row go together."""
+"""Minimum seconds between two batches that are sent immediately: requests made in a row go together."""
 
 HURRY: Final = 0.1
-"""Seconds that the server still has to take a batch when there is a connection."""
+"""Seconds that the server still has to accept a batch once there is a connection."""
 
 
 class Batch(NamedTuple):
-    """What goes at once.
+    """Frames that are sent together.
 
     Attributes:
-        number: of the batch.
-        payload: the frames as bytes.
-        frames: how many there are.
+        number: the number of the batch.
+        payload: the encoded frames.
+        frames: the number of frames.
     """
 
     number: int
@@ -67,13 +67,13 @@ class Batch(NamedTuple):
 
 
 class Delivery:
-    """To one peer.
+    """The delivery to one peer.
 
     Attributes:
-        sent_directly: frames that went over connections.
-        sent_by_inbox: frames that went into the inbox. What went both ways counts in both.
-        reached: the number of the last batch that went over a connection, and so may have arrived.
-        connects: how many connections there were.
+        sent_directly: frames sent over connections.
+        sent_by_inbox: frames sent through the inbox. Frames sent both ways count in both.
+        reached: the number of the last batch that was sent over a connection, and so may have arrived.
+        connects: the number of connections so far.
         is_direct: whether a connection is in use now.
     """
 
@@ -92,14 +92,14 @@ class Delivery:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is kept or under way."""
+        """Whether no batch is kept or being sent."""
         return not (self._kept or self._flushing)
 
     def flush_soon(self, *, now: bool = False) -> None:
-        """Send what the peer has for us. Not a checkpoint.
+        """Send the peer's frames soon. Not a checkpoint.
 
         Args:
-            now: whether it is worth a batch of its own: somebody waits for it.
+            now: whether a caller waits for a frame, which makes a batch of its own worthwhile.
         """
         outgoing = self._outgoing
         if outgoing is None:
@@ -113,18 +113,17 @@ class Delivery:
                     self._hurried = moment
                     self._flush_directly()
                     return
-            self._passing = True  # what comes later in the same pass goes along
+            self._passing = True  # later frames of the same pass join the batch
             outgoing.connection.soon(self._flush_rest)
 
     def end(self, why: str) -> None:
-        """End the connection, if there is one."""
         if self._outgoing is not None:
             self._outgoing.end(why)
 
     # Over a connection.
 
     def connected(self, outgoing: Outgoing) -> None:
-        """There is a connection: use it as soon as the other node has read its inbox."""
+        """Handle a new connection. It is used as soon as the other node has read its inbox."""
         if self._peer.lost:
             outgoing.end("the other node is no member any more")
             return
@@ -136,12 +135,12 @@ class Delivery:
             self.confirmed(outgoing)
 
     def _hurry(self, outgoing: Outgoing, scope: anyio.CancelScope | None) -> None:
-        """The server does not take a batch: it can go over the connection, too."""
+        """Stop waiting for a server that does not accept a batch: the connection can carry it too."""
         if self._outgoing is outgoing and self._scope is scope and scope is not None:
             scope.cancel()
 
     def confirmed(self, outgoing: Outgoing) -> None:
-        """The other node has said up to where it has dealt with batches."""
+        """Handle a report of the other node on the batches that it has processed."""
         if self._outgoing is not outgoing:
             return
         seen = outgoing.seen
@@ -161,7 +160,7 @@ class Delivery:
             self._membership.went_quiet()
 
     def _begin(self, outgoing: Outgoing) -> None:
-        """Send what is kept, if it is what comes next there; else that is still in its inbox."""
+        """Send the kept batches if they directly follow the processed ones; else some are still in the inbox there."""
         first = self._kept[0].number if self._kept else self._peer.number + 1
         self._tick_soon()
         if first == outgoing.seen + 1:
@@ -179,7 +178,7 @@ class Delivery:
         peer, outgoing = self._peer, self._outgoing
         while peer.has_frames and self.is_direct and outgoing is not None:
             if self._size > WINDOW or outgoing.connection.waiting > UNSENT:
-                return  # until something is confirmed, or has left
+                return  # until a batch is confirmed or data is sent
             if self._membership.fenced:
                 if not self._membership.over:  # the lease may still be renewed
                     self._membership.runtime.later(TICK, self.flush_soon)
@@ -223,7 +222,7 @@ class Delivery:
             self._membership.runtime.later(TICK, self._tick, outgoing)
 
     def disconnected(self, outgoing: Outgoing, why: str) -> None:
-        """The connection has ended: what was not confirmed goes through the inbox."""
+        """Handle the end of the connection: unconfirmed batches go through the inbox."""
         if self._outgoing is not outgoing:
             return
         log.debug("the connection to %s has ended: %s", self._peer.identity, why)
@@ -239,7 +238,7 @@ class Delivery:
         peer = self._peer
         try:
             while self._outgoing is None and not peer.lost and (self._kept or peer.has_frames):
-                await checkpoint()  # what is sent in the same pass goes along
+                await checkpoint()  # later frames of the same pass join the batch
                 if self._outgoing is not None:
                     break
                 self._connector.connect_soon()
@@ -253,7 +252,7 @@ class Delivery:
         self._membership.went_quiet()
 
     async def _deliver(self, batch: Batch) -> None:
-        """Have a batch in the inbox of the peer, however long that takes; or find that one of both is gone."""
+        """Put a batch into the peer's inbox, however long that takes, or find out that one of the two nodes is gone."""
         pause, complained = 0.004, False
         with anyio.CancelScope() as self._scope:
             while not self._peer.lost:
@@ -279,7 +278,7 @@ class Delivery:
             self._membership.expelled("the server says so")
         else:
             self.sent_by_inbox += batch.frames
-            if self._kept and self._kept[0] is batch:  # else it was confirmed meanwhile
+            if self._kept and self._kept[0] is batch:  # otherwise it was confirmed meanwhile
                 self._kept.popleft()
                 self._size -= len(batch.payload)
 

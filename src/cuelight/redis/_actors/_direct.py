@@ -1,14 +1,15 @@
-"""The two ends of a direct connection: one node sends batches over it, the other one confirms them.
+"""The two ends of a direct connection: one node sends batches, the other one confirms them.
 
-Each node connects for what it sends itself, so between two nodes there are two connections, and the two directions do
-not depend on each other. Batches have the numbers that they would have in the inbox.
+Each node opens a connection for the batches that it sends. So there are two connections between two nodes, and the two
+directions are independent. Batches have the same numbers as in the inbox.
 
 Invariants:
-1. Nothing is sent or accepted before both sides have proved that they know the secret of the node that accepts.
-2. A node whose lease has run out by its own clock neither sends nor accepts.
-3. A batch is dealt with when it is the next one; one that was seen already is dropped; any other ends the connection.
-4. What cannot be decoded in a batch costs that part of it. What breaks these rules costs the connection, never the
-   node.
+1. No batch is sent or accepted before both sides have proved that they know the secret of the accepting node.
+2. A node whose lease has expired by its own clock neither sends nor accepts.
+3. A batch is processed if it is the next one. A batch that was seen already is dropped. Any other batch ends the
+   connection.
+4. If part of a batch cannot be decoded, only that part is lost. A violation of these rules ends the connection, never
+   the node.
 """
 
 from __future__ import annotations
@@ -44,24 +45,24 @@ __all__ = ["Incoming", "LONGEST_BATCH", "Outgoing"]
 log = get_log("cuelight.redis")
 
 LONGEST_BATCH: Final = 18 * 1024 * 1024
-"""Bytes of a batch that goes over a connection: the longest message that there can be, and some more."""
+"""Maximum bytes of a batch on a connection: the longest possible message, and some more."""
 
 CONFIRM: Final = 0.02
-"""Seconds after which what came is confirmed."""
+"""Seconds after which received batches are confirmed."""
 
 MUCH: Final = 1 << 20
-"""Bytes after which it is confirmed at once."""
+"""Received bytes after which they are confirmed immediately."""
 
 _HEAD: Final = struct.Struct(">IQ")  # length of a batch, its number
-_CONFIRMED: Final = struct.Struct(">Q")  # the number of the last batch that was dealt with
+_CONFIRMED: Final = struct.Struct(">Q")  # the number of the last batch that was processed
 
 
 class Incoming:
-    """The end that accepts.
+    """The accepting end.
 
     Attributes:
-        peer: the node at the other end; None until it has proved that it is one.
-        since: when it was accepted, by the clock of the loop.
+        peer: the node at the other end; None until it has proved its membership.
+        since: the time at which the connection was accepted, on the clock of the loop.
     """
 
     def __init__(self, membership: Membership, connection: Connection, secret: bytes) -> None:
@@ -79,11 +80,9 @@ class Incoming:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has ended."""
         return self._connection.ended
 
     def end(self, why: str) -> None:
-        """End it."""
         self._connection.end(why)
 
     def _ended(self, why: str) -> None:
@@ -144,7 +143,7 @@ class Incoming:
         if before is not None:
             before.end("the other node has opened a new one")
         membership.listener.has_greeted(self)
-        membership.look_soon()  # what came before may still be in the inbox
+        membership.look_soon()  # earlier batches may still be in the inbox
         self._connection.on_data = self._came
         self._connection.write(pack_greeting(Welcome(peer.seen)))
         if self._buffer:
@@ -202,19 +201,19 @@ class Incoming:
             self.confirm()
 
     def confirm(self) -> None:
-        """Say up to where batches were dealt with; if nothing is new, that this node is there."""
+        """Report the last processed batch. If none is new, this shows that the node is alive."""
         if not self._connection.ended and self.peer is not None:
             self._unconfirmed = 0
             self._connection.write(_CONFIRMED.pack(self.peer.seen))
 
 
 class Outgoing:
-    """The end that sends.
+    """The sending end.
 
     Attributes:
-        greeted: set when both have proved who they are, or when it has ended.
-        seen: the number of the last batch that the other node has dealt with, as far as it has said.
-        problem: why it has ended; "" while it has not.
+        greeted: set when both sides have given their proofs, or when the connection has ended.
+        seen: the number of the last batch that the other node has reported as processed.
+        problem: the reason why the connection has ended; "" before.
     """
 
     def __init__(self, peer: Peer, connection: Connection, endpoint: Endpoint) -> None:
@@ -233,7 +232,6 @@ class Outgoing:
         connection.write(pack_greeting(self._hello))
 
     def end(self, why: str) -> None:
-        """End it."""
         self.connection.end(why)
 
     def _ended(self, why: str) -> None:
@@ -279,5 +277,5 @@ class Outgoing:
             self._peer.delivery.confirmed(self)
 
     def send(self, number: int, payload: bytes) -> None:
-        """Send a batch of up to `LONGEST_BATCH` bytes behind the one before."""
+        """Send a batch of up to `LONGEST_BATCH` bytes after the previous one."""
         self.connection.write(_HEAD.pack(len(payload), number) + payload)

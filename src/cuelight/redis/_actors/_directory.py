@@ -1,4 +1,4 @@
-"""The keys of a cluster in the server, and one function for each script that touches them."""
+"""The keys of a cluster on the server, with one function for each script that uses them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ LARGEST: Final = (1 << 63) - 1
 """The greatest serial that fits into a frame."""
 
 LONGEST: Final = 1000
-"""Characters that are shown of an entry that is none of ours."""
+"""Maximum characters shown of an entry that was not written by a node."""
 
 
 class Beat(NamedTuple):
-    """What a beat has found out.
+    """The result of a beat.
 
     Attributes:
-        member: whether this node still is one.
-        gone: those of the others asked about that are none.
-        expired: members whose lease has run out.
-        soonest: seconds until the next lease runs out, None if there is no other.
+        member: whether this node is still a member.
+        gone: the other nodes of the request that are no longer members.
+        expired: members whose lease has expired.
+        soonest: seconds until the next lease expires; None if there is no other member.
     """
 
     member: bool
@@ -50,15 +50,15 @@ class Beat(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A batch that came.
+    """A received batch.
 
     Attributes:
-        id: of its entry in the stream.
-        sender: the identity of the node that sent it.
-        total: the bytes that had ever come, with it.
-        format: of its payload.
-        payload: the frames.
-        number: of the batch, among those of its sender; 0 if it has none.
+        id: the ID of its entry in the stream.
+        sender: the identity of the sending node.
+        total: the bytes received so far, including this batch.
+        format: the format of its payload.
+        payload: the encoded frames.
+        number: the number of the batch among those of its sender; 0 if it has none.
     """
 
     id: str
@@ -70,7 +70,7 @@ class Entry(NamedTuple):
 
 
 class Directory:
-    """What one node does to the keys of its cluster. All of them lie in one slot."""
+    """The operations of one node on the keys of its cluster. All keys are in one slot."""
 
     def __init__(self, server: Server, cluster: str, identity: str, *, lease: float, inbox: int, publish: str) -> None:
         self.server, self.cluster, self.identity = server, cluster, identity
@@ -100,11 +100,11 @@ class Directory:
         """Enter the cluster.
 
         Args:
-            about: this node, for people.
-            endpoint: where others can connect to it directly; empty if they cannot.
+            about: a description of this node for people.
+            endpoint: the endpoint for direct connections; empty if there is none.
 
         Raises:
-            StoreRefused: it was made by a version of this library that lays out its keys otherwise.
+            StoreRefused: a version of this library with another layout of keys created the cluster.
         """
         keys = (self._format, self._members, self._node(self.identity))
         reply = await self.server.run(_JOIN, keys, (self.identity, self._lease, self._ttl, FORMAT, about, endpoint))
@@ -116,7 +116,7 @@ class Directory:
             )
 
     async def endpoint_of(self, identity: str) -> bytes | None:
-        """Where a node accepts direct connections, as it has said; None if it has not."""
+        """Return the endpoint that a node has published for direct connections; None if there is none."""
         reply = await self.server.execute("HGET", self._node(identity), "endpoint")
         return self._read(f"the endpoint of {identity}", bytes, reply) if reply else None
 
@@ -138,46 +138,46 @@ class Directory:
         return keys + own, (_bytes(identity), int(force), self._ttl)
 
     def bury(self, identity: str) -> bool:
-        """End the membership of a node whose lease has run out. Returns whether it is none now. Blocks."""
+        """End the membership of a node whose lease has expired. Returns whether it is no longer a member. Blocks."""
         return bool(self.server.run_blocking(_BURY, *self._burial(identity, force=False)))
 
     async def leave(self, others: Sequence[str] = ()) -> None:
-        """End the own membership, and forget what the others that are gone had read of us."""
+        """End this node's membership, and delete the records of which of its batches the nodes in `others` had read."""
         keys, args = self._burial(self.identity, force=True)
         await self.server.run(_BURY, (*keys, *map(self._lost, others)), args)
 
     async def read_of(self, identity: str) -> int:
-        """Which of our batches a node that is gone had read last.
+        """Return the number of this node's last batch that a node had read before it was lost.
 
-        It is written down of all members who had sent something, and kept for longer than they can be members without
-        hearing that the node is gone: no entry says that nothing of ours ever came there.
+        The server records this for every member that had sent something, and keeps it for longer than a node can be a
+        member without learning of the loss. So a missing record means that no batch of this node ever arrived there.
         """
         reply = await self.server.execute("HGET", self._lost(identity), self.identity)
         return self._read(f"what {identity} had read", int, reply or 0)
 
     async def forget(self, identity: str) -> None:
-        """What a node had read of ours is known."""
+        """Delete the record for `read_of` once it is known."""
         await self.server.execute("HDEL", self._lost(identity), self.identity)
 
     async def send(self, target: str, number: int, payload: bytes) -> str:
-        """Put a batch into an inbox; says `ok`, `full`, `gone` or `expelled`."""
+        """Put a batch into an inbox. Returns `ok`, `full`, `gone` or `expelled`."""
         keys = (self._members, self._node(target), self._stream(target))
         args = (self.identity, _bytes(target), number, FORMAT, payload, self._inbox, self._ttl)
         reply = await self.server.run(_SEND, keys, (*args, self._publish, self._channel(target)))
         return self._read("send", _sent, reply)
 
     async def receive(self, last: str, total: int) -> list[Entry] | None:
-        """What came after an entry, which is dealt with; None if this node is no member any more."""
+        """Return the entries after `last`, which is processed; None if this node is no longer a member."""
         keys = (self._members, self._node(self.identity), self._stream(self.identity))
         args = (self.identity, last, _after(last), total, ENTRIES_AT_ONCE)
         reply = await self.server.run(_RECEIVE, keys, args)
         return None if reply == 0 else self._read("receive", lambda it: [_entry(one) for one in it], reply)
 
     async def expose(self, name: str, serial: int, path: str, *, give: bool = True) -> str | None:
-        """Give a name, or take it back; who has it, if it is taken.
+        """Register or remove a name. Returns its owner if the name is taken, else None.
 
         Raises:
-            LookupError: this node is no member any more.
+            LookupError: this node is no longer a member.
         """
         keys = (self._members, self._names, self._node(self.identity))
         value = f"{self.identity} {serial} {path}"
@@ -188,7 +188,7 @@ class Directory:
         return None if said == "ok" else owner
 
     async def resolve(self, name: str, limit: float) -> tuple[tuple[str, int, str] | None, list[str]]:
-        """The address behind a name; or None, and names that there are."""
+        """Return the address of a name; or None, and the names that exist."""
         keys = (self._members, self._names)
         reply = await self.server.run(_RESOLVE, keys, (name,), timeout=limit)
         return self._read(f"resolve {safe_repr(name)}", _resolved, reply)
@@ -202,7 +202,7 @@ def _beat(reply: Any) -> Beat:
 
 
 def _said(reply: Any) -> tuple[str, str]:
-    """The first word, and what follows."""
+    """Return the first word and the rest."""
     return _text(reply[0]), " ".join(_texts(reply[1:]))
 
 
@@ -236,12 +236,12 @@ def _entry(raw: Any) -> Entry:
     try:
         _, sender, _, number, _, total, _, form, _, payload = fields
         return Entry(identity, bytes(sender).decode(), int(total), _text(form), payload, _number(number))
-    except (TypeError, ValueError):  # somebody else has put it there
+    except (TypeError, ValueError):  # not written by a node
         return Entry(identity, "nobody", 0, "none", safe_repr(fields, LONGEST).encode())
 
 
 def _number(value: Any) -> int:
-    """The number of a batch; 0 for what cannot be one."""
+    """Return the number of a batch; 0 if the value is not a number."""
     try:
         return int(value)
     except ValueError:
@@ -253,7 +253,7 @@ def _texts(values: Any) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A string; what is no UTF-8 keeps its bytes, so that `_bytes` gives them back."""
+    """Decode a string. Bytes that are not UTF-8 are kept, so that `_bytes` restores them."""
     return value if isinstance(value, str) else bytes(value).decode("utf-8", "surrogateescape")
 
 

@@ -1,8 +1,8 @@
-"""Where a node accepts direct connections, as it says in the directory, and how two nodes make sure of each other.
+"""Where a node accepts direct connections, and the greetings by which two nodes authenticate each other.
 
-The node that connects says who it is and whom it wants, the other one proves that it knows the secret that its entry in
-the directory holds, then the first one proves it too. Each proof covers both identities and a random number of
-either side, so that none can be used twice or sent back.
+The connecting node gives its own identity and that of the node that it wants. The accepting node proves that it knows
+the secret in its directory entry, then the connecting node proves it too. Each proof covers both identities and a
+random number from each side, so that no proof can be used twice or sent back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-"""Of what goes over a direct connection. Nodes of different versions talk through the server."""
+"""The version of the protocol of direct connections. Nodes of different versions communicate through the server."""
 
 MAGIC: Final = b"cuelight"
 LONGEST_GREETING: Final = 2000
@@ -52,21 +52,21 @@ G = TypeVar("G")
 
 
 class BadGreeting(ValueError):
-    """What the other side says is not what it has to say here."""
+    """The other side sent a greeting that is invalid here."""
 
 
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):
-    """Where a node accepts direct connections.
+    """An endpoint at which a node accepts direct connections.
 
     Attributes:
-        version: of what goes over them.
-        frames: the format of the frames in it.
-        secret: that both sides must know.
-        machine: on which the Unix socket is.
-        path: of the Unix socket; "" if there is none.
-        host: for TCP; "" if it accepts none.
-        port: for TCP.
-        tls: whether TCP goes with TLS.
+        version: the version of the protocol.
+        frames: the format of the frames.
+        secret: the secret that both sides must know.
+        machine: the machine that has the Unix socket.
+        path: the path of the Unix socket; "" if there is none.
+        host: the host for TCP; "" if the node does not accept TCP.
+        port: the port for TCP.
+        tls: whether TCP connections use TLS.
     """
 
     version: int
@@ -87,7 +87,7 @@ class Endpoint(msgspec.Struct, array_like=True, frozen=True):
         return f"<endpoint {self}>"  # without the secret
 
     def encode(self) -> bytes:
-        """For the directory."""
+        """Encode the endpoint for the directory."""
         return msgspec.msgpack.encode(self)
 
 
@@ -95,7 +95,7 @@ _endpoint: Final = msgspec.msgpack.Decoder(Endpoint)
 
 
 def decode_endpoint(data: bytes) -> Endpoint | None:
-    """An endpoint of the directory; None if it is none, or of a version that this one does not speak."""
+    """Decode an endpoint of the directory. Returns None if it is malformed or of an unsupported version."""
     try:
         found = _endpoint.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -105,7 +105,7 @@ def decode_endpoint(data: bytes) -> Endpoint | None:
 
 @functools.cache
 def machine() -> str:
-    """Which machine and user this is: those with the same can use each other's Unix sockets."""
+    """Return a text that identifies machine and user. Nodes with the same text can use each other's Unix sockets."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
@@ -115,20 +115,20 @@ def machine() -> str:
 
 
 def new_secret() -> bytes:
-    """A secret for one incarnation of a node."""
+    """Return a new secret for one incarnation of a node."""
     return secrets.token_bytes(SECRET)
 
 
 def nonce() -> bytes:
-    """A number that was never used before."""
+    """Return a random number that was never used before."""
     return secrets.token_bytes(NONCE)
 
 
-# What is said before the first batch, each once and in this order.
+# The greetings before the first batch. Each is sent once, in this order.
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """Of the node that connects."""
+    """From the connecting node."""
 
     frames: int
     cluster: str
@@ -138,53 +138,53 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Challenge(msgspec.Struct, array_like=True, frozen=True):
-    """Of the node that is connected to."""
+    """From the accepting node."""
 
     nonce: bytes
     proof: bytes
 
 
 class Proof(msgspec.Struct, array_like=True, frozen=True):
-    """Of the node that connects."""
+    """From the connecting node."""
 
     proof: bytes
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
-    """Of the node that is connected to: batches come from now on. `seen`: the number of the last that it has."""
+    """From the accepting node, which now expects batches. `seen` is the number of the last batch that it has."""
 
     seen: int
 
 
 def prove(secret: bytes, who: str, hello: Hello, second: bytes) -> bytes:
-    """The proof of knowing a secret.
+    """Return the proof of knowing a secret.
 
     Args:
-        secret: of the node that is connected to.
-        who: "connects" or "accepts": the side that proves it.
-        hello: which began it.
-        second: the number of the node that is connected to.
+        secret: the secret of the accepting node.
+        who: the side that gives the proof, "connects" or "accepts".
+        hello: the first greeting.
+        second: the random number of the accepting node.
     """
     said = msgspec.msgpack.encode([who, VERSION, hello, second])
     return hmac.digest(secret, said, "sha256")
 
 
 def proves(proof: bytes, secret: bytes, who: str, hello: Hello, second: bytes) -> bool:
-    """Whether it is that proof. Takes the same time whatever it is."""
+    """Return whether a proof is valid. Takes the same time for every proof."""
     return hmac.compare_digest(proof, prove(secret, who, hello, second))
 
 
 def pack_greeting(greeting: Hello | Challenge | Proof | Welcome) -> bytes:
-    """One step, as bytes."""
+    """Encode a greeting."""
     body = msgspec.msgpack.encode(greeting)
     return _HEAD.pack(MAGIC, VERSION, len(body)) + body
 
 
 def read_greeting(buffer: bytearray, kind: type[G]) -> G | None:
-    """One step, taken from the beginning of what came; None while it is not complete.
+    """Remove a greeting from the start of the buffer and return it; None while it is incomplete.
 
     Raises:
-        BadGreeting: it is something else.
+        BadGreeting: the buffer contains something else.
     """
     if not MAGIC.startswith(bytes(buffer[: len(MAGIC)])):
         raise BadGreeting("what came is no greeting of a node")

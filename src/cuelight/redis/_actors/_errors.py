@@ -1,12 +1,12 @@
-"""Exceptions as they travel, and back: with their arguments and fields, and without pickle or imports.
+"""Encodes exceptions for other nodes, with arguments and fields, and restores them without pickle or imports.
 
 Invariants:
-1. An exception comes back as itself, with the arguments and fields that it had, or as a wrapper that names its class.
-   No field ever has a default in the place of the value that it had.
-2. Nothing here raises, whatever an exception is made of, and whatever comes.
+1. An exception is restored as itself, with its original arguments and fields, or as a wrapper that names its class. No
+   field ever gets a default instead of its original value.
+2. Nothing here raises, whatever an exception contains and whatever data arrives.
 """
 
-# What exceptions of users are made of is Any here.
+# The contents of users' exceptions are Any here.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from cuelight.tasks._values import decode, encode
 __all__ = ["ErrorTypes", "RemoteError", "cause_of", "path_of", "raised_of", "restored"]
 
 CAUSES: Final = 8
-"""Causes that travel: the cause of an error, the cause of that, and so on."""
+"""The number of causes that are encoded with an exception: its cause, the cause of that, and so on."""
 
 NOTES: Final = 10
-"""Notes that travel with an exception."""
+"""The number of notes that are encoded with an exception."""
 
 LARGEST: Final = 64 * 1024
-"""Bytes that the arguments and fields of an exception may have."""
+"""Maximum bytes of the arguments and fields of an exception."""
 
 LEFT_OUT: Final = frozenset({"__notes__", "obj"})
-"""Fields that do not travel: notes do so on their own, and `AttributeError.obj` may be anything."""
+"""Fields that are not encoded: notes are encoded separately, and `AttributeError.obj` may be any object."""
 
 
 class RemoteError(CuelightError):
-    """An exception of another node that cannot come back as itself; a note says why.
+    """An exception of another node that could not be restored as itself; a note gives the reason.
 
     Attributes:
-        kind: the name of its class there.
+        kind: the name of its class on the other node.
         text: its text.
     """
 
     def __init__(self, kind: str, text: str) -> None:
-        """Say what was raised.
+        """Create the error.
 
         Args:
-            kind: the name of its class.
-            text: its text.
+            kind: the name of the original class.
+            text: the original text.
         """
         super().__init__(f"{kind}: {text}")
         self.kind, self.text = kind, text
@@ -59,19 +59,18 @@ class RemoteError(CuelightError):
 
 
 class ErrorTypes:
-    """The classes of exceptions that come back as themselves: registered, built in, and each `ReplyError`."""
+    """The exception classes that are restored as themselves: registered ones, built-in ones, and each `ReplyError`."""
 
     def __init__(self) -> None:
         self._names: dict[type[Any], str] = {}
         self._classes: dict[str, type[Any]] = {}
 
     def add(self, kind: type[Any], name: str) -> None:
-        """Register a class under a name."""
         self._names[kind] = name
         self._classes[name] = kind
 
     def name(self, kind: type[Any]) -> str:
-        """Under which a class travels; "" if it does not."""
+        """Return the name that identifies a class to other nodes; "" if there is none."""
         name = self._names.get(kind)
         if name is not None:
             return name
@@ -79,17 +78,17 @@ class ErrorTypes:
         return path if _loaded(path) is kind else ""
 
     def find(self, name: str) -> type[Any] | None:
-        """The class of a name; None if this node knows none."""
+        """Return the class of a name; None if this node does not know it."""
         return self._classes.get(name) or _loaded(name)
 
 
 def path_of(kind: type[Any]) -> str:
-    """The module and the name of a class in it."""
+    """Return the module and the qualified name of a class."""
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _loaded(path: str) -> type[Any] | None:
-    """A class that is built in or ours, or a `ReplyError`, of a module that is loaded. Nothing is imported."""
+    """Return a built-in class, one of cuelight's, or a `ReplyError`, from a loaded module. Nothing is imported."""
     module, _, names = path.partition(":")
     found: Any = sys.modules.get(module)
     for name in names.split("."):
@@ -101,7 +100,7 @@ def _loaded(path: str) -> type[Any] | None:
 
 
 def raised_of(error: BaseException, types: ErrorTypes, causes: int = CAUSES) -> Raised:
-    """An exception as it travels."""
+    """Encode an exception."""
     notes, cause = _notes_of(error), cause_of(error)
     raised = raised_of(cause, types, causes - 1) if cause is not None and causes else None
     if type(error) is RemoteError:
@@ -114,7 +113,7 @@ def raised_of(error: BaseException, types: ErrorTypes, causes: int = CAUSES) -> 
             body, why = _body_of(error), ""
         elif issubclass(type(error), Exception):
             why = f"{path_of(type(error))} is not registered with its node: RedisNode(..., messages=[...]) takes it"
-    except BaseException as problem:  # properties, metaclasses and values of users
+    except BaseException as problem:  # from properties, metaclasses and values of users
         if ends_the_program(problem):
             raise
         name, why = "", f"it cannot travel with its fields: {describe_error(problem, 500)}"
@@ -122,7 +121,7 @@ def raised_of(error: BaseException, types: ErrorTypes, causes: int = CAUSES) -> 
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """Its cause, whatever a subclass made of `__cause__`."""
+    """Return the cause of an exception, even if a subclass overrides `__cause__`."""
     return _CAUSE(error)  # type: ignore[no-any-return]
 
 
@@ -137,10 +136,10 @@ def _notes_of(error: BaseException) -> tuple[str, ...]:
 
 
 def _body_of(error: BaseException) -> bytes:
-    """The arguments and fields of an exception.
+    """Encode the arguments and fields of an exception.
 
     Raises:
-        TypeError: one of them cannot travel.
+        TypeError: one of them cannot be encoded.
         ValueError: they are too large.
     """
     values = {"args": _ARGS(error), "fields": _fields_of(error)}
@@ -170,7 +169,7 @@ def _fields_of(error: BaseException) -> dict[str, Any]:
 
 
 def _escaped(value: Any, room: int = 20) -> Any:
-    """A value in which each text can be encoded."""
+    """Return a value in which each text can be encoded."""
     kind = type(value)
     if kind is str:
         return shortened(value, len(value))
@@ -182,7 +181,7 @@ def _escaped(value: Any, room: int = 20) -> Any:
 
 
 def restored(raised: Raised, types: ErrorTypes) -> Exception:
-    """The exception of what came: itself, or a `RemoteError` with a note that says why."""
+    """Restore an exception: as itself, or as a `RemoteError` with a note that gives the reason."""
     error: Exception | None = None
     why = raised.why
     if raised.name:
@@ -190,7 +189,7 @@ def restored(raised: Raised, types: ErrorTypes) -> Exception:
             kind = types.find(raised.name)
             why = f"{raised.name} is not known to this node: RedisNode(..., messages=[...]) takes it"
             error = None if kind is None else _remade(kind, raised.body)
-        except BaseException as problem:  # fields that make no sense, and hooks of classes
+        except BaseException as problem:  # from malformed fields and hooks of classes
             if ends_the_program(problem):
                 raise
             why = f"its fields could not be read here: {describe_error(problem, 500)}"
@@ -210,8 +209,8 @@ def _remade(kind: type[Any], body: bytes) -> Exception:
     args, fields = values["args"], values["fields"]
     base: Any = kind
     while base.__module__ != builtins.__name__:
-        base = base.__base__  # the one that lays out its memory
-    # Only what is built in is called, and never a constructor of a user: it may ask for other arguments.
+        base = base.__base__  # the class that determines the memory layout
+    # Only built-in constructors are called, never one of a user: it may require other arguments.
     error: Any = base.__new__(kind, *args)
     base.__init__(error, *args)
     for name, value in fields.items():

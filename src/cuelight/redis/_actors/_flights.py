@@ -1,4 +1,4 @@
-"""The requests of this node that are under way to others, by number."""
+"""The pending requests of this node to other nodes, by number."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Flight", "Flights"]
 
 
 class Flight:
-    """One request.
+    """One pending request.
 
     Attributes:
-        number: under which the other side knows it.
-        batch: the number of the batch that it went out with; None before.
-        overdue: its time is over, and the other side was asked how far it is.
+        number: the number by which the other node knows it.
+        batch: the number of the batch that contains it; None before it is in one.
+        overdue: whether its time is over, so that the other node was asked for its progress.
     """
 
     __slots__ = ("ask", "batch", "cell", "number", "overdue")
@@ -35,18 +35,18 @@ class Flight:
 
     @property
     def streams(self) -> bool:
-        """Whether it is answered with a stream."""
+        """Whether the answer is a stream."""
         return isinstance(self.ask, StreamSlot)
 
     def give(self, chunk: Any) -> None:
-        """One more chunk of the stream."""
+        """Deliver one more chunk of the stream."""
         slot: Any = self.ask
         slot.writer.received += 1
         slot.give(chunk)
 
 
 class Flights:
-    """All of one membership. Each leaves once: by whoever ends it first."""
+    """The pending requests of one membership. Each is removed once."""
 
     def __init__(self) -> None:
         self._next: Final[Callable[[], int]] = count(1).__next__
@@ -57,33 +57,33 @@ class Flights:
         return len(self._by_number)
 
     def begin(self, ask: Asked, cell: RemoteCell) -> int:
-        """A request goes out; the number that it gets."""
+        """Register a request and return its number."""
         flight = Flight(self._next(), ask, cell)
         self._by_number[flight.number] = self._by_ask[ask] = flight
         return flight.number
 
     def of(self, ask: Asked) -> Flight | None:
-        """The flight of a request that is under way."""
+        """Return a pending request by its slot."""
         return self._by_ask.get(ask)
 
     def numbered(self, number: int) -> Flight | None:
-        """The flight of this number that is under way."""
+        """Return a pending request by its number."""
         return self._by_number.get(number)
 
     def end(self, ask: Asked) -> Flight | None:
-        """A request is under way no more."""
+        """Remove and return a pending request; None if it was removed before."""
         flight = self._by_ask.pop(ask, None)
         if flight is not None:
             del self._by_number[flight.number]
         return flight
 
     def lost(self, identity: str, read: int | None, why: str) -> None:
-        """A node is gone: nobody will answer what its actors were asked.
+        """Fail the requests to the actors of a node that is gone.
 
         Args:
-            identity: of the node.
-            read: the number of the last batch that its node had read; None if it may have read all that was sent.
-            why: for the error.
+            identity: the identity of the node.
+            read: the number of the last batch that the node had read; None if it may have read all.
+            why: the reason, for the errors.
         """
         for flight in [one for one in self._by_number.values() if one.cell.peer.identity == identity]:
             ask, cell = flight.ask, flight.cell

@@ -1,4 +1,4 @@
-"""What travels between nodes: small arrays, many of them in one batch, and the words for how actors and asks end.
+"""The frames sent between nodes: small arrays, many in one batch, with the names for how actors and requests end.
 
 A batch is a msgpack array of frames. Serials are those of the actor's own system, numbers those of the asking node.
 """
@@ -38,23 +38,23 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
-"""Of frames and of the keys in the server. Another number is refused, never guessed at."""
+"""The format of frames and of the keys on the server. Any other number is rejected."""
 
 
 LONGEST: Final = 4000
-"""Characters of one text in a frame that says how something failed."""
+"""Maximum characters of one text in a frame that describes a failure."""
 
 
 class Raised(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """An exception. A node that does not know its class, or cannot read its fields, makes a `RemoteError` of the rest.
+    """An exception. Nodes that do not know its class, or cannot read its fields, create a `RemoteError` instead.
 
     Attributes:
         kind: the name of its class, for people.
         text: its text.
-        name: under which a node finds the class; "" if the exception cannot come back as itself.
-        body: its arguments and fields, as `cuelight.tasks` stores values.
-        notes: what was added to it with `add_note`.
-        why: why it cannot come back as itself; "" if it can.
+        name: the name by which a node finds the class; "" if the exception cannot be restored as itself.
+        body: its arguments and fields, encoded as `cuelight.tasks` stores values.
+        notes: the notes added with `add_note`.
+        why: the reason why it cannot be restored as itself; "" if it can.
         cause: its cause.
     """
 
@@ -80,7 +80,7 @@ class Tell(Frame, frozen=True, tag=1):
 
 
 class Ask(Frame, frozen=True, tag=2):
-    """A request. `left`: seconds that its handler may take, None without limit."""
+    """A request. `left`: the seconds that its handler may take; None for no limit."""
 
     to: int
     number: int
@@ -99,14 +99,14 @@ class Open(Frame, frozen=True, tag=3):
 
 
 class Reply(Frame, frozen=True, tag=4):
-    """The answer; for a stream its end."""
+    """The answer to a request; for a stream, its end."""
 
     number: int
     body: bytes
 
 
 class Fail(Frame, frozen=True, tag=5):
-    """No answer: the class of the error and its text, what caused it, and the refusal if it is one."""
+    """A failed request: the class and text of the error, its cause, and the refusal if it is one."""
 
     number: int
     error: str
@@ -123,34 +123,34 @@ class Chunk(Frame, frozen=True, tag=6):
 
 
 class More(Frame, frozen=True, tag=7):
-    """The reader of a stream has taken so many chunks."""
+    """The number of chunks that the reader of a stream has taken since the last report."""
 
     number: int
     chunks: int
 
 
 class Cancel(Frame, frozen=True, tag=8):
-    """The asker waits no more; or its time is over and it waits to hear how far the handler was."""
+    """The asker has stopped waiting; or, if `overdue`, it only waits for a report on the handler's progress."""
 
     number: int
     overdue: bool
 
 
 class Credit(Frame, frozen=True, tag=9):
-    """So many of the messages for an actor are in its mailbox, or done with: there is room for as many again."""
+    """The number of an actor's messages that entered its mailbox or were dropped; as many more may be sent."""
 
     of: int
     count: int
 
 
 class Watch(Frame, frozen=True, tag=10):
-    """Tell me when this actor ends."""
+    """A request for notification when an actor ends."""
 
     to: int
 
 
 class Ended(Frame, frozen=True, tag=11):
-    """An actor has ended: the class of its exit, the text of that, and the exception on which it crashed."""
+    """An actor has ended: the class and text of its exit, and the exception on which it crashed."""
 
     of: int
     exit: str
@@ -159,7 +159,7 @@ class Ended(Frame, frozen=True, tag=11):
 
 
 class Up(Frame, frozen=True, tag=12):
-    """A later incarnation of an actor that was stopped or killed is up."""
+    """A later incarnation of an actor that was stopped or killed has started."""
 
     of: int
 
@@ -173,7 +173,7 @@ class Signal(Frame, frozen=True, tag=13):
 
 
 class Link(Frame, frozen=True, tag=14):
-    """Link an actor to one of mine, or (`on` false) do so no more."""
+    """Links an actor to an actor of the sender, or unlinks it if `on` is false."""
 
     to: int
     mine: int
@@ -192,18 +192,18 @@ _single: Final = msgspec.msgpack.Decoder(Batch.__args__[0])  # type: ignore[attr
 _number: Final = msgspec.msgpack.Decoder(int)
 
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are nothing that it knows."""
+"""The errors of msgspec for data that cannot be decoded."""
 
 
 def batch_of(frames: list[Any]) -> bytes:
-    """A batch as bytes."""
+    """Encode a batch."""
     return _encoder.encode(frames)
 
 
 def encode_frames(frames: list[Any]) -> tuple[bytes, list[tuple[Any, Exception]]]:
-    """A batch as bytes, and those of its frames that cannot be encoded, with the reason.
+    """Encode a batch. Returns also the frames that cannot be encoded, with the reason.
 
-    Text that cannot be encoded, because it holds half a surrogate pair, is sent with escapes.
+    Text that cannot be encoded, because it contains half a surrogate pair, is sent with escapes.
     """
     try:
         return _encoder.encode(frames), []
@@ -212,7 +212,7 @@ def encode_frames(frames: list[Any]) -> tuple[bytes, list[tuple[Any, Exception]]
 
 
 def _encode_each(frames: list[Any]) -> tuple[bytes, list[tuple[Any, Exception]]]:
-    """One frame that cannot be encoded costs itself, not the batch."""
+    """Encode each frame separately, so that a frame that cannot be encoded does not affect the others."""
     parts: list[msgspec.Raw] = []
     bad: list[tuple[Any, Exception]] = []
     for frame in frames:
@@ -229,7 +229,7 @@ def _encode_each(frames: list[Any]) -> tuple[bytes, list[tuple[Any, Exception]]]
 
 
 def _escaped(value: Any) -> Any:
-    """A frame, or a part of one, in which each text can be encoded."""
+    """Return a frame, or a part of one, in which each text can be encoded."""
     if isinstance(value, str):
         return shortened(value, len(value))
     if isinstance(value, tuple):
@@ -240,7 +240,7 @@ def _escaped(value: Any) -> Any:
 
 
 def frames_of(payload: bytes) -> tuple[list[Any], list[tuple[bytes, Exception]]]:
-    """The frames of a batch, and those parts of it that are none, with the reason."""
+    """Decode a batch. Returns also the parts that are not frames, with the reason."""
     try:
         return _decoder.decode(payload), []
     except UNREADABLE as error:
@@ -248,7 +248,7 @@ def frames_of(payload: bytes) -> tuple[list[Any], list[tuple[bytes, Exception]]]
 
 
 def _salvage(payload: bytes, error: Exception) -> tuple[list[Any], list[tuple[bytes, Exception]]]:
-    """One bad frame costs itself, not the batch."""
+    """Decode each frame separately, so that a malformed frame does not affect the others."""
     frames: list[Any] = []
     bad: list[tuple[bytes, Exception]] = []
     try:
@@ -264,7 +264,7 @@ def _salvage(payload: bytes, error: Exception) -> tuple[list[Any], list[tuple[by
 
 
 def addressee_of(part: bytes) -> tuple[int, int, int]:
-    """The tag of a frame that cannot be read, and the two numbers behind it; 0 for each that is none."""
+    """Return the tag of a malformed frame and the two numbers after it; 0 for each that is not a number."""
     numbers: list[int] = []
     try:
         parts = _raw.decode(part)[:3]

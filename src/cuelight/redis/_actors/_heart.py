@@ -1,8 +1,8 @@
-"""Keeps the lease of a node, and notices those of others that ran out; in a thread, so that a blocked loop is not dead.
+"""Renews the lease of a node and detects expired leases of others, in a thread: a blocked loop is not a dead node.
 
 Invariants:
-1. The lease is renewed every fifth of its length while the server answers, whatever the loop does.
-2. Nobody is declared lost by a node that was itself out of touch just before: after an outage all have a chance to
+1. The lease is renewed every fifth of its length while the server answers, even if the loop is blocked.
+2. A node does not declare others lost if it was itself out of touch just before: after an outage, all have a chance to
    renew.
 """
 
@@ -24,30 +24,30 @@ __all__ = ["Heart"]
 log = get_log("cuelight.redis")
 
 BEATS: Final = 5
-"""In one lease."""
+"""Beats in one lease."""
 
 
 class Listener(Protocol):
-    """Whom a heart tells; called in its thread."""
+    """Callbacks of a heart, called in its thread."""
 
     def others(self) -> Sequence[str]:
-        """The nodes in which there is an interest."""
+        """Return the identities of the nodes to check."""
         ...
 
     def were_gone(self, identities: list[str]) -> None:
-        """Some of them are no members any more."""
+        """Handle that some of them are no longer members."""
         ...
 
     def was_expelled(self) -> None:
-        """This node is no member any more."""
+        """Handle that this node is no longer a member."""
         ...
 
 
 class Heart:
-    """The beating of one membership.
+    """The thread that renews the lease of one membership.
 
     Attributes:
-        renewed: when the lease was last renewed, by `time.monotonic`; the beat was sent then.
+        renewed: the time at which the last successful beat was sent, on `time.monotonic`.
     """
 
     def __init__(self, directory: Directory, lease: float, listener: Listener) -> None:
@@ -59,17 +59,17 @@ class Heart:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self, joined: float) -> None:
-        """Begin to beat.
+        """Start the thread.
 
         Args:
-            joined: when the lease began, at the earliest.
+            joined: the earliest time at which the lease began.
         """
         self.renewed = joined
         self._thread.start()
 
     @property
     def overdue(self) -> bool:
-        """Whether the others may take this node for lost."""
+        """Whether the other nodes may take this one for lost."""
         return time.monotonic() - self.renewed > self._lease * 0.9
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class Heart:
         self._closed.set()
 
     def join(self) -> None:
-        """Wait until the thread has ended: at most as long as one call of the server takes. Blocks."""
+        """Wait until the thread has ended, at most for the duration of one call to the server. Blocks."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -85,7 +85,7 @@ class Heart:
         while not self._closed.wait(pause):
             try:
                 pause = self._beat()
-            except BaseException as error:  # whatever it is, the lease runs on, and so must this
+            except BaseException as error:  # any error: the lease continues to run, and so must this thread
                 if not self._away and not self._closed.is_set():
                     log.warning(
                         "%s cannot renew its lease, and goes on trying: %s", self._directory.identity, safe_str(error)
@@ -94,7 +94,7 @@ class Heart:
                 pause = self._lease / BEATS * spread.uniform(0.3, 0.6)
 
     def _beat(self) -> float:
-        """Renew, and tell what came of it. Returns the seconds until the next time."""
+        """Renew the lease and report the result. Returns the seconds until the next beat."""
         began, before = time.monotonic(), self.renewed
         beat = self._directory.beat(self._listener.others())
         if not beat.member:

@@ -1,13 +1,13 @@
-"""What one other node asks of the actors here: messages, requests, streams, watches, links.
+"""Frames of another node for the actors here: messages, requests, streams, watches, links.
 
 Invariants:
-1. Messages of one node to one actor enter its mailbox in the order in which they came; those that find no room wait in
-   line there, as local senders do.
-2. Each request is answered once: with what its handler says, or with why there is nothing.
+1. Messages from one node to one actor enter its mailbox in the order in which they arrived. Those that find no room
+   wait in the mailbox's queue of senders, as local senders do.
+2. Each request is answered once: with its handler's answer, or with the reason why there is none.
 3. When the other node is lost, its requests are cancelled and its watches end.
 """
 
-# Messages and answers are Any here: no annotation could say more.
+# Messages and answers are Any here: no annotation could be more precise.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["Inbound"]
 
 
 class Inbound:
-    """Of one peer."""
+    """The frames of one peer for actors here."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -44,7 +44,7 @@ class Inbound:
     # Messages.
 
     def tell(self, frame: Tell) -> None:
-        """Put a message into the mailbox, or into the line before it."""
+        """Put a message into the mailbox, or into its queue of senders."""
         membership, credit = self._peer.membership, partial(self._peer.credit, frame.to)
         cell = membership.exported(frame.to)
         addressee = membership.gone_actor(frame.to) if cell is None else cell
@@ -62,7 +62,7 @@ class Inbound:
             if not cell.put(message):
                 _Entering.line_up(cell, message, credit)
                 return
-        except BaseException as error:  # an overflow policy refuses by raising, whatever it likes
+        except BaseException as error:  # an overflow policy rejects by raising any error
             if ends_the_program(error):
                 raise
             membership.runtime.dead_letters.add(message, cell, "mailbox_full", error)
@@ -84,7 +84,7 @@ class Inbound:
 
     def _request(self, frame: Ask | Open, make: Callable[[Any, Cell], Asked]) -> None:
         peer, membership = self._peer, self._peer.membership
-        peer.credit(frame.to)  # a request that finds no room waits without taking any, as a local one does
+        peer.credit(frame.to)  # a request that waits for room occupies none, as a local one
         cell = membership.exported(frame.to)
         if cell is None:
             where = membership.gone_actor(frame.to).path
@@ -113,7 +113,7 @@ class Inbound:
         self._peer.send(fail_frame(number, error, self._peer.membership.registry))
 
     def answer(self, number: int, asked: Asked) -> None:
-        """A request is completed: tell the asker, unless nobody waits."""
+        """Send the result of a completed request, unless the asker has stopped waiting."""
         if self.asks.pop(number, None) is None:
             return
         membership = self._peer.membership
@@ -129,7 +129,7 @@ class Inbound:
         self._peer.send(fail_frame(number, error, membership.registry))
 
     def cancel(self, frame: Cancel) -> None:
-        """The asker waits no more, or only to hear how far it was."""
+        """Cancel a request; or, if it is overdue, let the asker know how far it is."""
         asked = self.asks.get(frame.number)
         if asked is None:
             return
@@ -140,15 +140,15 @@ class Inbound:
             asked.cancel()
 
     def more(self, frame: More) -> None:
-        """The reader of a stream has taken chunks."""
+        """Handle that the reader of a stream has taken chunks."""
         asked = self.asks.get(frame.number)
         if isinstance(asked, _Sending):
             asked.taken(frame.chunks)
 
-    # Lives.
+    # Lifecycle.
 
     def watch(self, frame: Watch) -> None:
-        """Tell the other node when an actor ends; at once if it has."""
+        """Notify the other node when an actor ends; immediately if it has ended."""
         cell = self._peer.membership.exported(frame.to)
         if cell is None:
             exit_ = self._peer.membership.gone_actor(frame.to).exit
@@ -163,7 +163,6 @@ class Inbound:
             self._watched[frame.to] = cell, ended
 
     def signal(self, frame: Signal) -> None:
-        """Stop, kill or interrupt an actor."""
         cell = self._peer.membership.exported(frame.to)
         if cell is None:
             return
@@ -182,7 +181,7 @@ class Inbound:
             self._peer.send(Up(serial))
 
     def link(self, frame: Link) -> None:
-        """Link an actor here to one there, by the cell that stands for it, or do so no more."""
+        """Link an actor here to one of the other node, through the cell that represents it, or unlink the two."""
         cell = self._peer.membership.exported(frame.to)
         if cell is None:
             return
@@ -196,7 +195,7 @@ class Inbound:
                     one.bonds.links.pop(other, None)
 
     def close(self) -> None:
-        """The other node is lost."""
+        """Cancel the requests and watches of the other node, which is lost."""
         asks, self.asks = self.asks, {}
         for asked in asks.values():
             asked.cancel()
@@ -207,7 +206,7 @@ class Inbound:
 
 
 class _Entering:
-    """A message that waits in line before a mailbox, as a sender would that nobody needs to wake."""
+    """A message in a mailbox's queue of senders. Unlike a sender, no task waits for it."""
 
     __slots__ = ("cell", "credit", "message", "sender")
 
@@ -218,13 +217,13 @@ class _Entering:
 
     @classmethod
     def line_up(cls, cell: Cell, message: Any, credit: Callable[[], None]) -> None:
-        """Get into the line."""
+        """Enter the queue of senders."""
         entering = cls(cell, message, credit)
         entering.sender = WaitingSender(entering)
         cell.line_up(entering.sender)
 
     def wake(self) -> None:
-        """There is room, or there never will be: go in."""
+        """Enter the mailbox, which has room now or was closed."""
         self.cell.redeem(self.sender, self.message)
         self.credit()
 
@@ -233,7 +232,7 @@ class _Entering:
 
 
 class _Answering:
-    """Stands where the asker of a local request would wait."""
+    """Takes the place of the task that asks a local request."""
 
     __slots__ = ("asked", "inbound", "number")
 
@@ -241,7 +240,6 @@ class _Answering:
         self.inbound, self.number, self.asked = inbound, number, asked
 
     def wake(self) -> None:
-        """The request is completed."""
         self.inbound.answer(self.number, self.asked)
 
     def __await__(self) -> Any:
@@ -249,7 +247,7 @@ class _Answering:
 
 
 class _Sending(StreamSlot):
-    """The writing end of a stream whose reader is elsewhere: chunks leave at once, and count until they are taken."""
+    """The writing end of a stream with a remote reader. Chunks are sent immediately and count until they are taken."""
 
     __slots__ = ("_number", "_open", "_peer")
 
@@ -272,7 +270,7 @@ class _Sending(StreamSlot):
         self._peer.send(Chunk(self._number, body), len(body))
 
     def taken(self, chunks: int) -> None:
-        """The reader has taken so many."""
+        """Handle that the reader has taken `chunks` chunks."""
         self._open -= chunks
         if self.writer is not None:
             self.writer.wake()

@@ -1,8 +1,8 @@
-"""Where a node accepts direct connections, and those that have not said yet who they are.
+"""Accepts the direct connections of a node, and keeps those that have not proved their identity yet.
 
 Invariants:
-1. At most `STRANGERS` connections have not proved who they are, each of them for `PATIENCE` seconds at most.
-2. What goes wrong with one connection, or for want of descriptors, ends neither the others nor the node.
+1. At most `STRANGERS` connections have not proved their identity, each for at most `PATIENCE` seconds.
+2. A failure of one connection, or a lack of descriptors, ends neither the other connections nor the node.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ STRANGERS: Final = 64
 PATIENCE: Final = 2.0
 
 AT_ONCE: Final = 32
-"""Connections that are accepted in one pass."""
+"""Connections that are accepted in one pass of the loop."""
 
 PAUSE: Final = 0.2
-"""Seconds until connections are accepted again when that was not possible."""
+"""Seconds until the next attempt to accept after a failure."""
 
 _NONE_THERE: Final = (BlockingIOError, InterruptedError)
 _THEIR_FAULT: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})
 
 
 class Listener:
-    """Of one membership.
+    """Listens for one membership.
 
     Attributes:
-        endpoint: where others can connect; None if they cannot.
+        endpoint: the address for other nodes; None if they cannot connect.
     """
 
     def __init__(self, membership: Membership, transport: Transport) -> None:
@@ -62,10 +62,10 @@ class Listener:
         self._sweeping = False
 
     async def open(self) -> None:
-        """Listen. A checkpoint with TCP.
+        """Start listening. A checkpoint with TCP.
 
         Raises:
-            OSError: that is not possible at the address that was given for TCP.
+            OSError: listening at the given TCP address is not possible.
         """
         transport = self._transport
         if transport == "redis":
@@ -98,11 +98,11 @@ class Listener:
             ) from error
         listening.setblocking(False)
         self._sockets.append((listening, partial(_server_tls, transport)))
-        everywhere = transport.host in {"0.0.0.0", "::"}  # noqa: S104 - it is compared
+        everywhere = transport.host in {"0.0.0.0", "::"}  # noqa: S104 - only compared
         return transport.advertise or (socket.gethostname() if everywhere else transport.host), address_port(listening)
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start accepting connections."""
         for listening, tls in self._sockets:
             self._membership.start_beside(partial(self._accept, listening, tls))
 
@@ -114,7 +114,7 @@ class Listener:
                     connected, _ = listening.accept()
                 except _NONE_THERE:
                     break
-                except OSError as error:  # descriptors have run out, most likely
+                except OSError as error:  # most likely, there are no descriptors left
                     if error.errno not in _THEIR_FAULT:
                         log.warning("%s cannot accept connections now: %s", self._membership.identity, safe_str(error))
                         await anyio.sleep(PAUSE)
@@ -137,7 +137,7 @@ class Listener:
             self._membership.runtime.later(PATIENCE / 4, self._sweep)
 
     def _sweep(self) -> None:
-        """End the connections that say nothing, or too little."""
+        """End the connections that have not proved their identity in time."""
         self._sweeping = False
         oldest = self._membership.runtime.backend.time() - PATIENCE
         for incoming in [one for one in self._strangers if one.since <= oldest]:
@@ -146,20 +146,20 @@ class Listener:
             self._sweep_soon()
 
     def has_greeted(self, incoming: Incoming) -> None:
-        """A connection is of a node."""
+        """Note that a connection has proved its identity."""
         self._strangers.pop(incoming, None)
 
     def has_ended(self, incoming: Incoming) -> None:
-        """A connection has ended."""
+        """Note that a connection has ended."""
         self._strangers.pop(incoming, None)
 
     def withdraw(self) -> None:
-        """Remove the file, so that nobody connects any more."""
+        """Remove the file of the Unix socket, so that no node connects any more."""
         if self._file is not None:
             self._file.remove()
 
     def close(self) -> None:
-        """Listen no more; nobody waits for connections any more."""
+        """Stop listening, after no task waits for connections any more."""
         self.withdraw()
         for listening, _ in self._sockets:
             listening.close()
@@ -167,7 +167,7 @@ class Listener:
 
 
 def address_port(listening: socket.socket) -> int:
-    """The port on which a socket listens."""
+    """Return the port on which a socket listens."""
     port: int = listening.getsockname()[1]
     return port
 

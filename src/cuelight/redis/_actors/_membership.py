@@ -1,8 +1,8 @@
-"""One incarnation of a node in its cluster: from joining to leaving, or to being lost.
+"""One incarnation of a node in its cluster, from joining until it leaves or is lost.
 
 Invariants:
-1. What came is dealt with in the order in which it came, and once.
-2. A membership that is over sends nothing, and all that waited for others through it has failed.
+1. Received batches are processed in the order in which they arrived, each of them once.
+2. A membership that has ended sends nothing, and everything that waited for other nodes through it has failed.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ T = TypeVar("T")
 log = get_log("cuelight.redis")
 
 POLL: Final = 1.0
-"""Seconds after which the inbox is looked at though nobody said that there is something."""
+"""Seconds after which the inbox is read without a notification."""
 
 MUCH: Final = 256 * 1024
-"""Bytes that the inbox should not hold for longer than they wait."""
+"""Bytes read after which the inbox is read again without waiting, so that the server can delete them."""
 
 REMEMBERED: Final = 1000
-"""Actors that have ended whose exits are kept for those who watch too late."""
+"""The number of ended actors whose exits are kept for nodes that watch them too late."""
 
 
 class Undecoded(msgspec.Struct, frozen=True):
-    """What a dead letter holds in the place of a message that could not be made of what came.
+    """Takes the place of a message in a dead letter if the received data could not be decoded.
 
     Attributes:
-        kind: the name under which it travelled.
-        body: what came, the first 1,000 bytes of it.
-        sender: the identity of the node that sent it.
+        kind: the name of the message's type; "batch" or "frame" if the data did not contain a message.
+        body: the first 1,000 bytes of the received data.
+        sender: the identity of the sending node.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class _Gone:
 
 
 class Membership:
-    """This node as a member, with all that depends on that."""
+    """The membership of this node, with everything that depends on it."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Membership:
         self._cells: WeakValueDictionary[tuple[str, int], RemoteCell] = WeakValueDictionary()
         self._former: OrderedDict[str, tuple[int, int]] = (
             OrderedDict()
-        )  # peers that are gone, and how far they were seen
+        )  # lost nodes, with the numbers of their last processed batches
         self.connections: dict[Connection, None] = {}
         self.listener = Listener(self, transport)
         self._context = copy_context()
@@ -115,16 +115,16 @@ class Membership:
         self._hint = anyio.Event()
         self._quiet = anyio.Event()
 
-    # Life.
+    # Lifecycle.
 
     async def begin(self, about: str) -> None:
-        """Join, and begin to listen and to beat."""
+        """Join the cluster, and start to listen and to renew the lease."""
         await self.listener.open()
         try:
             endpoint = b"" if self.listener.endpoint is None else self.listener.endpoint.encode()
-            self._joined = True  # perhaps: if the answer is lost it may be so
+            self._joined = True  # the join may succeed even if its reply is lost
             began = -math.inf
-            while time.monotonic() - began > self._lease / 2:  # else the lease may be over when it is known
+            while time.monotonic() - began > self._lease / 2:  # otherwise the lease may be over when this is known
                 began = time.monotonic()
                 await self.directory.join(about, endpoint)
         except BaseException:
@@ -137,7 +137,7 @@ class Membership:
         self.listener.start()
 
     def start(self, function: Callable[[], Coroutine[Any, Any, None]], context: Context | None = None) -> None:
-        """Run something beside, for as long as this membership lasts. Callable from any callback of the loop."""
+        """Run a function in the background until the membership ends. May be called from any callback of the loop."""
         self._tasks += 1
 
         async def run() -> None:
@@ -160,26 +160,26 @@ class Membership:
         self.runtime.backend.spawn(run, context=context or copy_context(), name=f"cuelight node {self.identity}")
 
     def start_beside(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """The same, in the context in which the node joined: it outlives whoever has it started."""
+        """Like `start`, in the context in which the node joined: the function outlives the caller."""
         self.start(function, self._context.copy())
 
     def came_out(self, error: BaseException) -> None:
-        """An error came out of something that runs beside: it costs the membership, not the loop."""
+        """Handle an error of a background function: it ends the membership, not the loop."""
         if ends_the_program(error):
-            self.runtime.abort(error)  # it came out of code of users, and ends the system in order
-        else:  # of the client that was plugged in, most likely
+            self.runtime.abort(error)  # from code of users; it ends the system in order
+        else:  # most likely from a client that was plugged in
             log.error("%s failed", self.identity, error=error)
         self.expelled(f"it failed with {describe_error(error)}")
 
     async def _guard(self) -> None:
-        """Notice by our own clock that the others must take this node for lost: also while the server is away."""
+        """End the membership when the lease is overdue by this node's own clock, also while the server is away."""
         while not self.over:
             await anyio.sleep(self._lease / 20)
             if self._heart.overdue:
                 self.expelled("its lease could not be renewed")
 
     def expelled(self, why: str) -> None:
-        """The others take this node for lost, or will: everything that depends on them has failed."""
+        """End the membership: other nodes take this one for lost, or will. Everything that depends on them fails."""
         if self.over:
             return
         self.over = True
@@ -191,7 +191,7 @@ class Membership:
 
     @property
     def fenced(self) -> bool:
-        """Whether the others take this node for lost, or may do so: then it neither sends to them nor hears them."""
+        """Whether other nodes may take this one for lost. If so, it neither sends to them nor accepts from them."""
         return self.over or self._heart.overdue
 
     def _stop(self) -> None:
@@ -203,7 +203,7 @@ class Membership:
             scope.cancel()
 
     async def leave(self, patience: float) -> None:
-        """Send what is to be sent, and be a member no more."""
+        """Send the pending frames, then end the membership."""
         if self._joined and not self.over:
             with anyio.move_on_after(patience / 2):
                 while not all(peer.quiet for peer in self._peers.values()):
@@ -211,7 +211,7 @@ class Membership:
             with anyio.move_on_after(patience / 2):
                 try:
                     await self.directory.leave(self.others())
-                except Exception as error:  # whatever it is: nothing may be left beating
+                except Exception as error:  # any error: the heart must stop in any case
                     log.warning(
                         "%s could not take leave of its cluster: its lease will run out: %s", self.identity, error
                     )
@@ -223,7 +223,7 @@ class Membership:
         await self.finish()
 
     async def finish(self) -> None:
-        """Wait until nothing of it is left."""
+        """Wait until all tasks and the heart have ended."""
         while self._tasks:
             await self._changed()
         self.listener.close()
@@ -231,23 +231,23 @@ class Membership:
             await anyio.to_thread.run_sync(self._heart.join, abandon_on_cancel=True)
 
     async def _changed(self) -> None:
-        """Wait until a peer or a task is done with something."""
+        """Wait until a peer has sent everything or a task has ended."""
         if self._quiet.is_set():
             self._quiet = anyio.Event()
         await self._quiet.wait()
 
     def went_quiet(self) -> None:
-        """A peer has been sent everything."""
+        """Note that a peer has sent everything."""
         self._quiet.set()
 
-    # What the heart tells, in its thread.
+    # Called by the heart, in its thread.
 
     def others(self) -> tuple[str, ...]:
-        """The nodes in which there is an interest."""
+        """Return the identities of the nodes to check."""
         return tuple(self._peers)
 
     def were_gone(self, identities: list[str]) -> None:
-        """Some of them are members no more."""
+        """Handle that some of them are no longer members."""
         self.runtime.call_threadsafe(self._were_gone, identities)
 
     def _were_gone(self, identities: list[str]) -> None:
@@ -255,18 +255,18 @@ class Membership:
             self.gone(identity)
 
     def was_expelled(self) -> None:
-        """This node is no member any more."""
+        """Handle that this node is no longer a member."""
         self.runtime.call_threadsafe(self.expelled, "its lease ran out")
 
     # Peers and addresses.
 
     @property
     def peers(self) -> int:
-        """How many other nodes this one is in touch with."""
+        """The number of other nodes that this one is in touch with."""
         return len(self._peers)
 
     def peer(self, identity: str) -> Peer:
-        """The node of this identity, whether it lives or not."""
+        """Return the peer with this identity, whether it is alive or not."""
         peer = self._peers.get(identity)
         if peer is None:
             peer = self._peers[identity] = Peer(self, identity)
@@ -274,16 +274,16 @@ class Membership:
         return peer
 
     def is_gone(self, identity: str) -> bool:
-        """Whether a node is known to be no member any more."""
+        """Return whether a node is known to be no longer a member."""
         peer = self._peers.get(identity)
         return identity in self._former or (peer is not None and peer.lost)
 
     def statistics_of_peers(self) -> tuple[PeerStatistics, ...]:
-        """What goes between this node and each other one."""
+        """Return the traffic between this node and each other one."""
         return tuple(peer.statistics() for peer in self._peers.values())
 
     def gone(self, identity: str) -> None:
-        """A node is no member any more."""
+        """Handle that a node is no longer a member."""
         peer = self._peers.get(identity)
         if peer is not None and not peer.lost:
             peer.lost = True
@@ -291,7 +291,7 @@ class Membership:
             self.start(partial(self._bury, peer))
 
     async def _bury(self, peer: Peer) -> None:
-        """Find out what it had read, and tell those who wait for it."""
+        """Find out which batches the lost node had read, and fail everything that waits for it."""
         read: int | None = None
         try:
             read = max(await self.directory.read_of(peer.identity), peer.delivery.reached)
@@ -299,7 +299,7 @@ class Membership:
             log.warning("what %s had read before it was lost is not known: %s", peer.identity, error)
         if self._peers.pop(peer.identity, None) is peer:
             self._settle(peer, read, NodeLost(peer.identity, "it has left the cluster, or its lease ran out"))
-        with contextlib.suppress(StoreUnavailable, StoreRefused, ResponseError):  # it has a time to live
+        with contextlib.suppress(StoreUnavailable, StoreRefused, ResponseError):  # the record has a time to live
             await self.directory.forget(peer.identity)
 
     def _settle(self, peer: Peer, read: int | None, exit_: NodeLost) -> None:
@@ -317,7 +317,7 @@ class Membership:
         self.went_quiet()
 
     def export(self, cell: Cell) -> int:
-        """Let others reach an actor, for as long as it lives; its serial."""
+        """Let other nodes reach an actor while it lives. Returns its serial."""
         serial = cell.serial
         if serial not in self._exported and cell.state != DEAD:
             self._exported[serial] = cell
@@ -336,15 +336,15 @@ class Membership:
             self._gone.popitem(last=False)
 
     def exported(self, serial: int) -> Cell | None:
-        """The live actor of a serial."""
+        """Return the live actor with this serial, or None."""
         return self._exported.get(serial)
 
     def gone_actor(self, serial: int) -> _Gone:
-        """What is known of an actor that has ended."""
+        """Return the path and exit of an actor that has ended."""
         return self._gone.get(serial) or _Gone(f"actor {serial} of {self.identity}", Stopped())
 
     def address_of(self, ref: Ref[Any]) -> Address:
-        """Where a ref leads, for others; an actor of this system can be reached from then on."""
+        """Return the address of a ref for other nodes. They can reach an actor of this system from now on."""
         cell = ref._cell
         if isinstance(cell, RemoteCell):
             return cell.peer.identity, cell.serial, cell.there
@@ -353,7 +353,7 @@ class Membership:
         return self.identity, self.export(cell), cell.path
 
     def ref_at(self, address: Address) -> Ref[Any]:
-        """The ref of an address."""
+        """Return the ref for an address."""
         identity, serial, _ = address
         if not (identity and 0 < serial <= LARGEST):
             raise ValueError(f"{safe_repr(address)} is the address of no actor")
@@ -361,7 +361,7 @@ class Membership:
         return Ref(self.cell_at(address) if own is None else own)
 
     def cell_at(self, address: Address) -> RemoteCell:
-        """The cell that stands for an actor of another node, or for one of this that has ended."""
+        """Return the cell that represents an actor of another node, or an actor of this node that has ended."""
         identity, serial, path = address
         cell = self._cells.get((identity, serial))
         if cell is None:
@@ -376,7 +376,7 @@ class Membership:
         return cell
 
     def known(self, identity: str, serial: int) -> RemoteCell | None:
-        """The cell that stands for an actor of another node, if there is one."""
+        """Return the cell that represents an actor of another node, or None."""
         return self._cells.get((identity, serial))
 
     # Receiving.
@@ -386,7 +386,7 @@ class Membership:
         try:
             last, total = "0-0", 0
             while not self.over:
-                self._hint = hint = anyio.Event()  # before the look, so that what comes meanwhile is not missed
+                self._hint = hint = anyio.Event()  # before the read, so that no later hint is missed
                 entries = await self._patiently(partial(self.directory.receive, last, total))
                 if entries is None:
                     self.expelled("the server says so")
@@ -396,7 +396,8 @@ class Membership:
                     self._deal_with(entry)
                     last, total = entry.id, max(total, entry.total)
                     await checkpoint()
-                # What was dealt with is forgotten by the next look; much of it had better be soon.
+                # The next read deletes the processed entries from the server. If they were many, it follows without
+                # waiting.
                 if len(entries) < ENTRIES_AT_ONCE and total - before < MUCH:
                     with anyio.move_on_after(POLL):
                         await hint.wait()
@@ -408,11 +409,11 @@ class Membership:
         return await hear(self.directory.channel, lambda _: self.look_soon(), self.look_soon)
 
     def look_soon(self) -> None:
-        """There may be something in the inbox."""
+        """Note that the inbox may have entries."""
         self._hint.set()
 
     async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Take a step as soon as the server lets us. If that takes too long, the guard ends it."""
+        """Repeat a step until the server executes it. If that takes too long, `_guard` ends the membership."""
         complained = False
         while True:
             try:
@@ -434,7 +435,7 @@ class Membership:
             peer.came_by_inbox(entry)
 
     def deal_with(self, peer: Peer, payload: bytes) -> int:
-        """Deal with a batch. Returns how many frames it had that make sense."""
+        """Process a batch. Returns the number of valid frames."""
         good, bad = frames.frames_of(payload)
         for part, problem in bad:
             refusal = MessageRefused(f"what came is no frame: {problem}")
@@ -446,7 +447,7 @@ class Membership:
         return len(good)
 
     def _guarded(self, step: Callable[[], None], what: Any) -> None:
-        """Deal with one frame, such that the others are dealt with too, whatever this one does."""
+        """Process one frame. An error in it does not affect the others."""
         try:
             step()
         except BaseException as error:
@@ -455,7 +456,7 @@ class Membership:
             log.exception("an internal error of Cuelight in dealing with %r; please report it", what)
 
     def _answer_for(self, peer: Peer, part: bytes, error: MessageRefused) -> None:
-        """Tell who waits for a frame that cannot be read, as far as its beginning says who that is."""
+        """Notify the caller that waits for an unreadable frame, if the start of the frame identifies one."""
         tag, first, second = frames.addressee_of(part)
         match _TAGS.get(tag):
             case "tell":
@@ -469,7 +470,7 @@ class Membership:
                 pass
 
     def refuse(self, kind: str, body: bytes, addressee: Any, sender: str, error: MessageRefused) -> None:
-        """Count something that is no message, and make a dead letter of it."""
+        """Count data that is not a valid message, and add it to the dead letters."""
         self.refused += 1
         self.runtime.dead_letters.add(Undecoded(kind, body[:1000], sender), addressee, "undecodable", error)
 
@@ -502,4 +503,4 @@ _TAGS: Final = {
         (frames.Chunk, "answer"),
     )
 }
-"""What frames are about that concern somebody who waits."""
+"""The roles of the frames for which a caller waits."""

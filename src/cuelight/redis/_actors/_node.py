@@ -1,4 +1,4 @@
-"""A system's place in a cluster of systems that share a Redis or Valkey server."""
+"""The node of an actor system in a cluster of systems that share a Redis or Valkey server."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ __all__ = ["NodeStatistics", "PeerStatistics", "RedisNode"]
 log = get_log("cuelight.redis")
 
 INBOX: Final = 16 * 1024 * 1024
-"""Bytes that may wait in the server for one node before its senders have to wait; one batch always may."""
+"""Bytes waiting on the server for one node above which its senders must wait; a single batch is always accepted."""
 
 LONGEST_NAME: Final = 200
 
 
 class NodeStatistics(msgspec.Struct, frozen=True):
-    """What a node is doing, at one moment. Counts begin anew with each incarnation.
+    """The state of a node at one moment. Counts start again with each incarnation.
 
     Attributes:
-        identity: of this incarnation.
+        identity: the identity of this incarnation.
         incarnation: how often the node has joined its cluster.
-        joined: whether it is a member now, for all it knows.
-        peers: other nodes with which it is in touch.
-        asking: requests to other nodes that are under way.
-        exposed: names that it has given.
-        sent: frames sent (a message is one; so are answers, confirmations, and so on).
+        joined: whether the node is a member now, as far as it knows.
+        peers: the number of other nodes that it is in touch with.
+        asking: the number of pending requests to other nodes.
+        exposed: the number of names that it has registered.
+        sent: frames sent (each message, answer, confirmation and so on is one).
         received: frames received.
-        refused: what came and was no message that this node takes, direct connections of strangers included.
-        endpoint: where other nodes can connect directly, such as "unix:/run/user/1000/..." or "tcp:10.0.0.5:7400";
-            both, separated by a space, or "" if they cannot.
-        by_peer: what goes between this node and each other one, and whether directly or through the server.
+        refused: rejected messages and data, and rejected direct connections.
+        endpoint: the address for direct connections, such as "unix:/run/user/1000/..." or "tcp:10.0.0.5:7400"; both,
+            separated by a space, or "" if there is none.
+        by_peer: the traffic with each other node, and whether it is direct or through the server.
     """
 
     identity: str
@@ -73,12 +73,12 @@ class NodeStatistics(msgspec.Struct, frozen=True):
 
 
 class RedisNode:
-    """A place in a cluster: `ActorSystem("shop", node=RedisNode(url, messages=[Add, Total]))`.
+    """The node of an actor system in a cluster: `ActorSystem("shop", node=RedisNode(url, messages=[Add, Total]))`.
 
-    Systems that use the same server and the same `cluster` can `expose` their actors to each other and `resolve` those
-    of the others. A node belongs to one system. While it runs it holds a lease, which a thread renews; a node that
-    could not renew it is lost for the others. If it was only frozen or cut off, it hears of that, all refs to other
-    nodes that it had end with `NodeLost`, and it joins again under another identity, with the names that it had given.
+    Systems with the same server and the same `cluster` can `expose` their actors to each other and `resolve` the
+    exposed names. A node belongs to one system. While it runs it holds a lease, which a thread renews. If the lease
+    expires, the other nodes treat the node as lost. A node that was only frozen or cut off notices this: its refs to
+    actors on other nodes end with `NodeLost`, and it joins again with a new identity and the names that it had exposed.
     """
 
     def __init__(
@@ -91,22 +91,22 @@ class RedisNode:
         max_message: int = 1024 * 1024,
         transport: Transport = "unix",
     ) -> None:
-        """Set it up; it joins when the block of its system is entered.
+        """Configure the node. It joins when the block of its system is entered.
 
         Args:
-            redis: a URL, or a `RedisClient` or other server that is used for more than this and stays open.
-            messages: what may travel: subclasses of `Message`, `Request`, `StreamRequest` and `ReplyError`, and
-                modules that define some. All nodes that use a message must know it.
-            cluster: systems with the same one see each other.
+            redis: a URL; or a `RedisClient` or other `Server`, which stays open when the node leaves.
+            messages: the types that may be sent: subclasses of `Message`, `Request`, `StreamRequest` and `ReplyError`,
+                and modules that define some. All nodes that use a message must know its type.
+            cluster: the name of the cluster; nodes with the same name see each other.
             lease: seconds without a sign of life after which a node is lost.
-            max_message: bytes that one message, answer or chunk may have.
-            transport: how messages go to other nodes. "unix": directly to those of the same user on this machine, to
-                others through the server. A `TcpTransport`: directly also to those on other machines that have one.
-                "redis": all through the server.
+            max_message: maximum bytes of one message, answer or chunk.
+            transport: the route of messages to other nodes. "unix": directly to nodes of the same user on this machine,
+                through the server to others. A `TcpTransport`: also directly to nodes on other machines that have one.
+                "redis": always through the server.
 
         Raises:
-            ValueError: a value makes no sense, or two messages have the same name.
-            TypeError: something in `messages` can never travel.
+            ValueError: a value is invalid, or two messages have the same name.
+            TypeError: an element of `messages` can never be sent.
         """
         if not lease >= 0.2:
             raise ValueError(f"lease={safe_repr(lease)}: give 0.2 seconds or more (default 10)")
@@ -137,11 +137,11 @@ class RedisNode:
 
     @property
     def identity(self) -> str:
-        """Under which others know this incarnation; "" before it has joined."""
+        """The identity of this incarnation for other nodes; "" before it has joined."""
         return "" if self._membership is None else self._membership.identity
 
     def statistics(self) -> NodeStatistics:
-        """What it is doing now."""
+        """Return the current state of the node. Not a checkpoint."""
         membership = self._membership
         return NodeStatistics(
             identity=self.identity,
@@ -166,8 +166,8 @@ class RedisNode:
 
         Raises:
             RuntimeError: this node belongs to another system.
-            StoreUnavailable: the server cannot be reached.
-            StoreRefused: it refuses, or the cluster is of another version.
+            StoreUnavailable: the server could not be reached.
+            StoreRefused: the server rejects the node, or the cluster is of another version.
         """
         if self._runtime is not None:
             raise RuntimeError(f"{self!r} has a system already: make a node for each system")
@@ -203,16 +203,16 @@ class RedisNode:
         self._returning = False
 
     async def _entered_again(self) -> bool:
-        """Try to join with all names. What could not be begun as a whole ends as a whole."""
+        """Try to join with all names. If one step fails, all of them are undone."""
         assert self._runtime is not None  # noqa: S101 - it has joined before
         assert self._membership is not None  # noqa: S101
         try:
-            await self._membership.directory.leave()  # whatever is left of it: its names are wanted
+            await self._membership.directory.leave()  # if it still is a member: its names are needed
             await self._enter(self._runtime)
             for name, cell in list(self._names.items()):
                 await self._expose_again(name, cell)
             self._member()
-        except Exception as error:  # whatever it is: a node that gives up would be deaf for ever
+        except Exception as error:  # any error: a node that gave up would never join again
             known = isinstance(error, StoreUnavailable | LookupError)
             log.log(logging.DEBUG if known else logging.WARNING, "cannot join the cluster again yet: %r", error)
             await self._membership.leave(self._patience)
@@ -250,7 +250,7 @@ class RedisNode:
             membership.expelled("the server says so")
             raise StoreUnavailable(f"{self!r} was declared lost, and tries to return") from None
         except BaseException:
-            self._drop(name, cell)  # whether it took effect is not known
+            self._drop(name, cell)  # it may have taken effect
             raise
         if taken is not None:
             identity, _, path = taken.split(" ", 2)
@@ -267,7 +267,7 @@ class RedisNode:
             self._drop(name, cell)
 
     def _drop(self, name: str, cell: Cell) -> None:
-        """Take a name back, beside."""
+        """Remove a name in the background."""
 
         async def drop() -> None:
             try:
@@ -279,7 +279,7 @@ class RedisNode:
 
     async def _take_back(self, name: str, cell: Cell) -> None:
         membership = self._membership
-        if membership is not None and not membership.over:  # else the name has ended with the membership
+        if membership is not None and not membership.over:  # otherwise the name ended with the membership
             await membership.directory.expose(name, cell.serial, cell.path, give=False)
 
     async def unexpose(self, name: str) -> None:
@@ -322,7 +322,7 @@ class RedisNode:
         return min(5.0, self._lease)
 
     def withdraw(self, runtime: Runtime) -> None:
-        """Take all names back; the system calls this when it is about to end."""
+        """Remove all names; the system calls this when it is about to end."""
         if self._runtime is not runtime:
             return
         for name, cell in list(self._names.items()):
@@ -355,7 +355,7 @@ class RedisNode:
             left.set()
 
     def _spawn(self, function: Any, what: str) -> None:
-        """Run something beside, which does not raise; this node waits for it when it leaves."""
+        """Run a function that does not raise in the background. The node waits for it when it leaves."""
         runtime = self._runtime
         assert runtime is not None  # noqa: S101 - it has joined
         self._tasks += 1
@@ -372,7 +372,7 @@ class RedisNode:
 
 
 def _client(url: str, lease: float) -> RedisClient:
-    # A connection that is silent must be given up in time to renew the lease over another.
+    # A silent connection must be closed early enough to renew the lease over another one.
     return RedisClient(url, timeout=None if "socket_timeout=" in url else max(1.0, min(5.0, lease / 2)))
 
 

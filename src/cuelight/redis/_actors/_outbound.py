@@ -1,6 +1,6 @@
-"""What one other node says about its actors, and about the requests that they were sent from here."""
+"""Frames of another node about its actors, and about the requests that this node has sent to them."""
 
-# Messages and answers are Any here: no annotation could say more.
+# Messages and answers are Any here: no annotation could be more precise.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Outbound"]
 
 
 class Outbound:
-    """Of one peer."""
+    """The frames of one peer about its actors."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -28,7 +28,7 @@ class Outbound:
     # Requests.
 
     def reply(self, frame: Reply) -> None:
-        """The answer, or the end of a stream. One that comes too late is counted, not delivered."""
+        """Deliver an answer, or end a stream. A late answer is counted, not delivered."""
         membership = self._peer.membership
         flight = membership.flights.numbered(frame.number)
         if flight is None:
@@ -46,7 +46,7 @@ class Outbound:
             flight.ask.succeed(value)
 
     def fail(self, frame: Fail) -> None:
-        """Why there is no answer."""
+        """Fail a request."""
         membership = self._peer.membership
         flight = membership.flights.numbered(frame.number)
         if flight is not None:
@@ -54,7 +54,7 @@ class Outbound:
             flight.ask.fail(error_of(frame, membership.registry))
 
     def chunk(self, frame: Chunk) -> None:
-        """One chunk of a stream."""
+        """Deliver one chunk of a stream."""
         membership = self._peer.membership
         flight = membership.flights.numbered(frame.number)
         if flight is None or not flight.streams:
@@ -69,7 +69,7 @@ class Outbound:
             flight.give(chunk)
 
     def unreadable(self, number: int, error: MessageRefused) -> None:
-        """An answer came, and could not be read."""
+        """Fail a request whose answer could not be decoded."""
         membership = self._peer.membership
         flight = membership.flights.numbered(number)
         if flight is not None and flight.cell.peer is self._peer:
@@ -87,19 +87,18 @@ class Outbound:
     # Actors.
 
     def credit(self, frame: Credit) -> None:
-        """Messages have arrived in the mailbox of an actor."""
+        """Make room for as many messages as have entered the mailbox of an actor."""
         cell = self._peer.membership.known(self._peer.identity, frame.of)
         if cell is not None:
             cell.credited(frame.count)
 
     def ended(self, frame: Ended) -> None:
-        """An actor has ended."""
         cell = self._peer.membership.known(self._peer.identity, frame.of)
         if cell is not None:
             cell.end(exit_of(frame, self._peer.membership.registry))
 
     def up(self, frame: Up) -> None:
-        """A later incarnation of an actor is up."""
+        """Note that a later incarnation of an actor has started."""
         cell = self._peer.membership.known(self._peer.identity, frame.of)
         if cell is not None:
             cell.came_up()

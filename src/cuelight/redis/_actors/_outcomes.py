@@ -1,4 +1,4 @@
-"""How asks fail and actors end, as words that travel and back."""
+"""Converts failures of requests and exits of actors to frames and back."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ OUTCOMES: Final[dict[str, type[CuelightError]]] = {
 
 
 class NodeLost(Exit, frozen=True):
-    """The node of the actor has left the cluster or was lost: killed, cut off, or silent beyond its lease.
+    """The node of the actor has left the cluster or was lost: killed, cut off, or silent for longer than its lease.
 
     Attributes:
-        node: its identity.
-        why: what is known, in words.
+        node: the identity of the node.
+        why: the known reason, in words.
     """
 
     node: str
@@ -57,16 +57,16 @@ class NodeLost(Exit, frozen=True):
 
     @property
     def abnormal(self) -> bool:
-        """True: those who are linked to it crash."""
+        """True: actors that are linked to this one crash."""
         return True
 
     def describe(self) -> str:
-        """The reason in words."""
+        """Return the reason in words."""
         return f"lost with its node {self.node}" + (f" ({self.why})" if self.why else "")
 
 
 def fail_frame(number: int, error: BaseException, registry: Registry) -> Fail:
-    """What an asker is sent in the place of an answer."""
+    """Return the frame for the asker of a request that has failed."""
     types = registry.errors
     reason = cause_of(error)
     cause = None if reason is None else raised_of(reason, types)
@@ -80,7 +80,7 @@ def fail_frame(number: int, error: BaseException, registry: Registry) -> Fail:
 
 
 def error_of(frame: Fail, registry: Registry) -> CuelightError:
-    """The error that an asker gets."""
+    """Return the error for the asker."""
     if frame.refusal is not None:
         return _refusal(restored(frame.refusal, registry.errors))
     make = ReplyError if frame.error == "ReplyError" else OUTCOMES.get(frame.error, Unknown)
@@ -91,7 +91,7 @@ def error_of(frame: Fail, registry: Registry) -> CuelightError:
 
 
 def _refusal(error: Exception) -> ReplyError:
-    """A refusal as itself; if that cannot be, a plain one that names its class."""
+    """Return a refusal as itself; if it could not be restored, a plain `ReplyError` that names its class."""
     if isinstance(error, ReplyError):
         return error
     refusal = ReplyError(safe_str(error, 2 * LONGEST))
@@ -109,14 +109,14 @@ _EXITS: Final[dict[str, Callable[[str], Exit]]] = {
 
 
 def ended_frame(serial: int, exit_: Exit, registry: Registry) -> Ended:
-    """What those are sent who watch an actor."""
+    """Return the frame for nodes that watch an actor which has ended."""
     if isinstance(exit_, Crashed):
         return Ended(serial, "Crashed", "", raised_of(exit_.error, registry.errors))
     return Ended(serial, type(exit_).__name__, shortened(getattr(exit_, "why", ""), LONGEST))
 
 
 def exit_of(frame: Ended, registry: Registry) -> Exit:
-    """The exit that watchers get. The message that an actor crashed on stays where it was."""
+    """Return the exit for watchers. The message on which an actor crashed is not part of it."""
     if frame.error is not None:
         return Crashed(restored(frame.error, registry.errors))
     make = _EXITS.get(frame.exit)
@@ -124,7 +124,7 @@ def exit_of(frame: Ended, registry: Registry) -> Exit:
 
 
 def unsendable(answer: Any, error: MessageRefused) -> Interrupted:
-    """The handler ran, but what it returned cannot travel: the asker must know that it ran."""
+    """Return the error for an answer that cannot be encoded. It tells the asker that the handler ran."""
     failure = Interrupted(f"the handler ran, and its answer was lost: {safe_str(error)}")
     failure.__cause__ = error
     log.error("an answer of %s cannot travel to another node: %s", type_name(answer), error)

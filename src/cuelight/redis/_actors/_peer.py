@@ -1,9 +1,9 @@
-"""Another node as this one sees it: frames that wait for the next batch to it, batches that came, its actors.
+"""Another node as seen from this one: the frames for the next batch to it, the received batches, and its actors.
 
 Invariants:
-1. Batches that came are dealt with once each, and in the order of their numbers: those that came over connections and
-   those that came through the inbox together.
-2. What one frame costs, it costs nobody else.
+1. Each received batch is processed once. Batches are processed in the order of their numbers, whether they arrived over
+   connections or through the inbox.
+2. An error in one frame does not affect others.
 """
 
 from __future__ import annotations
@@ -33,28 +33,30 @@ BATCH: Final = 65536
 """Bytes after which a batch is closed."""
 
 FRAME: Final = 24
-"""Bytes that a frame has beside its body, about."""
+"""The approximate bytes of a frame without its body."""
 
 URGENT: Final = frozenset({Ask, Reply, Fail})
-"""Frames for which somebody waits."""
+"""Frames for which a caller waits."""
 
 PATIENCE: Final = 0.02
-"""Seconds that a confirmation may wait for something to go along with."""
+"""Seconds for which a confirmation waits for a batch to join."""
 
 
 class PeerStatistics(msgspec.Struct, frozen=True):
-    """What goes between a node and one other, at one moment.
+    """The traffic between a node and one other node at one moment.
 
     Attributes:
-        identity: of the other node.
-        sends_directly: whether what is sent there goes over a direct connection now; else it goes through the server.
-        receives_directly: whether that node has a direct connection to this one.
-        connects: how often this node has connected to that one; all but the first were after a connection had ended.
-        sent_directly: frames that were sent over connections.
-        sent_by_inbox: frames that were sent through the server. What a connection had not confirmed when it ended is
-            sent again, and counts in both.
-        received_directly: frames that came over connections.
-        received_by_inbox: frames that came through the server.
+        identity: the identity of the other node.
+        sends_directly: whether frames to the other node are sent over a direct connection now; otherwise they are sent
+            through the server.
+        receives_directly: whether the other node has a direct connection to this one.
+        connects: how often this node has connected to the other one; each time but the first was after the end of a
+            connection.
+        sent_directly: frames sent over connections.
+        sent_by_inbox: frames sent through the server. Frames that a connection had not confirmed when it ended are sent
+            again, and count in both.
+        received_directly: frames received over connections.
+        received_by_inbox: frames received through the server.
     """
 
     identity: str
@@ -71,9 +73,9 @@ class Peer:
     """One other node.
 
     Attributes:
-        number: of the last batch that was made for it.
-        seen: the number up to which its batches were dealt with, without a gap.
-        seen_directly: the number of the last of them that came over a connection.
+        number: the number of the last batch that was made for it.
+        seen: the number up to which all of its batches were processed.
+        seen_directly: the number of the last of these batches that arrived over a connection.
         incoming: its connection to this node.
     """
 
@@ -81,7 +83,7 @@ class Peer:
         self.membership, self.identity = membership, identity
         self.inbound, self.outbound = Inbound(self), Outbound(self)
         self.lost = False
-        self.cells: dict[int, RemoteCell] = {}  # those that must live on: mail is under way, or somebody watches
+        self.cells: dict[int, RemoteCell] = {}  # cells with mail under way or with watchers must live on
         self._out: deque[tuple[Frame, int]] = deque()
         self._credits: dict[int, int] = {}
         self._owed = 0
@@ -95,24 +97,24 @@ class Peer:
     # The cells.
 
     def keep(self, cell: RemoteCell) -> None:
-        """Keep a cell, whoever else forgets it."""
+        """Keep a reference to a cell, even if no other is left."""
         self.cells[cell.serial] = cell
 
     def forget(self, cell: RemoteCell) -> None:
-        """Keep it no more."""
+        """Drop the reference to a cell."""
         if self.cells.get(cell.serial) is cell:
             del self.cells[cell.serial]
 
     # Sending.
 
     def send(self, frame: Frame, size: int = 0) -> None:
-        """Send a frame behind all others. Not a checkpoint."""
+        """Send a frame after all others. Not a checkpoint."""
         if not self.lost:
             self._out.append((frame, size + FRAME))
             self.delivery.flush_soon(now=type(frame) in URGENT)
 
     def credit(self, serial: int) -> None:
-        """A message of this peer has arrived in a mailbox, or is done with: say so soon."""
+        """Report soon that a message of this peer has entered a mailbox or was dropped."""
         if self.lost:
             return
         self._credits[serial] = self._credits.get(serial, 0) + 1
@@ -130,16 +132,16 @@ class Peer:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is left to be sent."""
+        """Whether no frames are left to send."""
         return self.lost or (self.delivery.is_done and not (self._out or self._credits))
 
     @property
     def has_frames(self) -> bool:
-        """Whether there is something for the next batch."""
+        """Whether there are frames for the next batch."""
         return bool(self._out or self._credits) and not self.lost
 
     def next_batch(self) -> Batch:
-        """The next batch; `has_frames` says whether there is one."""
+        """Return the next batch; `has_frames` says whether there is one."""
         frames = self._take()
         payload, bad = encode_frames(frames)
         for frame, error in bad:
@@ -147,7 +149,7 @@ class Peer:
         return Batch(self.number, payload, len(frames))
 
     def _take(self) -> list[Frame]:
-        """The frames of the next batch."""
+        """Return the frames of the next batch."""
         frames: list[Frame] = [Credit(serial, count) for serial, count in self._credits.items()]
         self._credits.clear()
         self._owed = 0
@@ -165,7 +167,7 @@ class Peer:
         return frames
 
     def _refuse(self, frame: Frame, error: Exception) -> None:
-        """A frame cannot be encoded: it costs what it was part of, and nothing else."""
+        """Handle a frame that cannot be encoded: its message or request fails, and nothing else."""
         log.error("a %s for %s cannot be encoded and is not sent: %s", type(frame).__name__, self.identity, error)
         if isinstance(frame, Tell | Ask | Open):
             cell = self.membership.known(self.identity, frame.to)
@@ -175,21 +177,21 @@ class Peer:
     # Receiving.
 
     def came_directly(self, number: int, payload: bytes) -> bool:
-        """A batch came over a connection. Returns whether it is one that may come now."""
+        """Process a batch from a connection. Returns whether it is valid at this point."""
         if number == self.seen + 1:
             self.seen = self.seen_directly = number
             self.received_directly += self.membership.deal_with(self, payload)
         return number <= self.seen
 
     def came_by_inbox(self, entry: Entry) -> None:
-        """A batch came through the inbox."""
+        """Process a batch from the inbox."""
         if 0 < entry.number <= self.seen_directly:
-            return  # the connection over which it had come ended before that was confirmed
+            return  # the connection over which it arrived ended before it was confirmed
         if entry.number == self.seen + 1:
             self.seen = entry.number
         self.received_by_inbox += self.membership.deal_with(self, entry.payload)
         if self.incoming is not None:
-            self.incoming.confirm()  # the other node waits for that before it uses the connection
+            self.incoming.confirm()  # the other node waits for this before it uses the connection
 
     def disconnect(self, why: str) -> None:
         """End the connections in both directions."""
@@ -198,7 +200,7 @@ class Peer:
             self.incoming.end(why)
 
     def statistics(self) -> PeerStatistics:
-        """What goes between this node and that."""
+        """Return the traffic between this node and the other one."""
         delivery = self.delivery
         return PeerStatistics(
             identity=self.identity,

@@ -1,11 +1,11 @@
-"""The types that may travel. Nothing else is encoded, and nothing else is made of what comes: no pickle, no imports.
+"""The types that may be sent. No other value is encoded or decoded: there is no pickle, and nothing is imported.
 
 Invariants:
-1. Whatever comes in becomes a value of a registered type, checked against its annotations, or is refused.
-2. A message that this side can see will be refused is refused where it is sent.
+1. Received data becomes a value of a registered type, checked against its annotations, or is rejected.
+2. A message is rejected where it is sent if that side can tell that it would be rejected.
 """
 
-# What users' messages and answers are made of is Any here.
+# The contents of users' messages and answers are Any here.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ __all__ = ["Address", "Registry"]
 KINDS: Final = (Message, Request, StreamRequest, Exception)
 
 Address = tuple[str, int, str]
-"""The identity of a node, the serial of an actor there, and its path."""
+"""The identity of a node, the serial of one of its actors, and the actor's path."""
 
 
 class Registry:
-    """Messages by the names under which they travel, and back."""
+    """The registered types by the names that identify them to other nodes."""
 
     def __init__(self, sources: Iterable[Any], max_message: int) -> None:
         """Collect the types.
 
         Args:
-            sources: classes, or modules whose own messages and errors are meant.
-            max_message: the bytes that one message or answer may have.
+            sources: classes, and modules whose own messages and errors are registered.
+            max_message: maximum bytes of one message or answer.
 
         Raises:
-            TypeError: one of them is neither, or cannot be decoded.
-            ValueError: two have the same name.
+            TypeError: a source is neither a class nor a module, or cannot be decoded.
+            ValueError: two types have the same name.
         """
         self._max = max_message
         self._names: dict[type[Any], str] = {}
@@ -75,12 +75,12 @@ class Registry:
             raise TypeError(f"{_place(kind)} cannot travel: {error}") from error
 
     def coder(self, address_of: Callable[[Ref[Any]], Address], ref_at: Callable[[Address], Ref[Any]]) -> Coder:
-        """What encodes and decodes for one membership, whose refs and addresses these functions turn round."""
+        """Return the coder for one membership. The functions convert between its refs and addresses."""
         return Coder(self._names, self._classes, self._max, address_of, ref_at)
 
 
 class Coder:
-    """Encodes and decodes messages and answers; refs travel as addresses."""
+    """Encodes and decodes messages and answers. Refs are encoded as addresses."""
 
     def __init__(
         self,
@@ -97,10 +97,10 @@ class Coder:
         self._answers: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
 
     def message(self, message: Any) -> tuple[str, bytes]:
-        """A message as its name and its bytes.
+        """Return the name and the encoding of a message.
 
         Raises:
-            MessageRefused: it cannot travel; the text says why, and what to do.
+            MessageRefused: it cannot be sent; the text gives the reason and a remedy.
         """
         name = self._names.get(type(message))
         if name is None:
@@ -111,14 +111,14 @@ class Coder:
         return name, self.body(message)
 
     def body(self, value: Any) -> bytes:
-        """A message or an answer as bytes.
+        """Encode a message or an answer.
 
         Raises:
-            MessageRefused: it is too large, or has something in it that cannot travel.
+            MessageRefused: it is too large, or contains a value that cannot be sent.
         """
         try:
             body = self._encoder.encode(value)
-        except BaseException as error:  # time zones and the like are code of users
+        except BaseException as error:  # from code of users, such as time zones
             if ends_the_program(error):
                 raise
             raise MessageRefused(f"{_place(type(value))} cannot travel: {safe_str(error)}") from error
@@ -130,10 +130,10 @@ class Coder:
         return body
 
     def read(self, name: str, body: bytes) -> Any:
-        """The message of a name and bytes.
+        """Decode a message.
 
         Raises:
-            MessageRefused: this node does not know the name, or the bytes are no such message.
+            MessageRefused: this node does not know the name, or the data is not a valid message of that name.
         """
         kind = self._classes.get(name)
         if kind is None or issubclass(kind, ReplyError):
@@ -144,10 +144,10 @@ class Coder:
         return self._decoded(decoder, name, body)
 
     def answer(self, kind: type[Any], body: bytes) -> Any:
-        """The answer, or a chunk of it, to a request of this class.
+        """Decode the answer, or a chunk of it, to a request of this class.
 
         Raises:
-            MessageRefused: the bytes are no such answer.
+            MessageRefused: the data is not a valid answer.
         """
         decoder = self._answers.get(kind)
         if decoder is None:
@@ -160,7 +160,7 @@ class Coder:
             raise MessageRefused(f"the {what} has {len(body)} bytes, more than max_message={self._max}")
         try:
             return decoder.decode(body)
-        # A message's own __post_init__ may raise whatever it likes: what came is as useless for it.
+        # A message's own __post_init__ may raise any error; the data is unusable in any case.
         except BaseException as error:
             if ends_the_program(error):
                 raise
@@ -201,7 +201,7 @@ def _name_of(kind: type[Any]) -> str:
 
 
 def answer_type(kind: type[Any]) -> Any:
-    """The `R` of a `Request[R]`; Any where the class does not say."""
+    """Return the `R` of a `Request[R]`; Any if the class does not define it."""
     for owner in kind.__mro__:
         for base in vars(owner).get("__orig_bases__", ()):
             if get_origin(base) in {Request, StreamRequest}:

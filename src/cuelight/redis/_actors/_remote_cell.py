@@ -1,15 +1,15 @@
-"""The cell that stands for an actor of another node, so that a ref to it is a ref like any other.
+"""The cell that represents an actor of another node, so that a ref to it is like any other ref.
 
 Invariants:
-1. Messages leave in the order in which they were put, those of senders that had to wait for room included.
-2. At most `WINDOW` messages are under way to an actor from one node: on the wire, in its inbox, or waiting for room in
-   its mailbox. Beyond that its senders wait here.
-3. A message stays here until the other side says that it is in the mailbox, or done with. If that node is lost before,
-   it is a dead letter here.
-4. A request is completed once: by its answer, by whoever gives it up, or by the loss of the node.
+1. Messages are sent in the order in which they were put, including those of senders that had to wait for room.
+2. At most `WINDOW` messages from one node to one actor are under way: on the wire, in the node's inbox, or waiting for
+   room in the actor's mailbox. Further senders wait here.
+3. A message stays here until the other side reports that it entered the mailbox or was dropped. If the node is lost
+   before that, the message becomes a dead letter here.
+4. A request is completed once: by its answer, by the caller that gives it up, or by the loss of the node.
 """
 
-# Messages and answers are Any here: no annotation could say more.
+# Messages and answers are Any here: no annotation could be more precise.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 __all__ = ["RemoteCell", "WINDOW"]
 
 WINDOW: Final = 512
-"""Messages that may be under way to one actor."""
+"""The number of messages that may be under way to one actor."""
 
 GRACE: Final = 1.0
-"""Seconds that a node has to say how far a request was whose time is over."""
+"""Seconds for a node to report the progress of a request whose time is over."""
 
 
 class RemoteCell(Cell):
-    """An actor elsewhere: its mailbox is a window on the wire."""
+    """An actor of another node. Its mailbox is the window of messages that are under way."""
 
     __slots__ = ("in_flight", "peer", "there")
 
     def __init__(self, peer: Peer, serial: int, path: str) -> None:
         Mailbox.__init__(self, WINDOW, wait)
-        self.in_flight: deque[Any] | None = None  # `items` stays None: mail that a ref finds there it may append to
+        self.in_flight: deque[Any] | None = None  # `items` stays None, because a ref appends to a queue found there
         self.peer = peer
         self.there = path
         self.serial = serial
@@ -70,7 +70,7 @@ class RemoteCell(Cell):
 
     @property
     def path(self) -> str:
-        """Its path on its own node, and which node that is."""
+        """The actor's path on its own node, and the identity of that node."""
         return f"{self.there}@{self.peer.identity}"
 
     # Sending.
@@ -105,7 +105,7 @@ class RemoteCell(Cell):
         self.admit()
 
     def drop_stale(self) -> None:
-        """Forget requests that wait in line for nobody. Those under way stay until they are confirmed."""
+        """Remove waiting requests whose askers have given up. Requests under way stay until they are confirmed."""
         self.stales = 0
         waiting = self.senders or ()
         self.senders = deque(one for one in waiting if not self.waits_in_vain(one))
@@ -115,7 +115,7 @@ class RemoteCell(Cell):
         senders = self.senders
         while senders and not self.closed and len(self) + self.promised < self.capacity:
             if self.promised:
-                break  # one has a place and is about to fill it: trio would wake two in any order
+                break  # a sender is about to use its place; trio would wake two in any order
             sender = senders.popleft()
             if self.waits_in_vain(sender):
                 self.stales = max(0, self.stales - 1)
@@ -136,7 +136,7 @@ class RemoteCell(Cell):
         self.in_flight.append(item)
         frame: Frame
         if isinstance(item, Asked):
-            item.state = RUNNING  # nobody here can say more, until the other side does
+            item.state = RUNNING  # its state is not known here until the other side reports it
             number = self.peer.membership.flights.begin(item, self)
             if isinstance(item, StreamSlot):
                 item.writer = _Reading(item, self.peer, number)
@@ -154,7 +154,7 @@ class RemoteCell(Cell):
         return None if left == math.inf else left
 
     def credited(self, count: int) -> None:
-        """So many messages have arrived in the mailbox."""
+        """Remove `count` messages that have entered the mailbox from the window."""
         in_flight = self.in_flight
         for _ in range(min(count, len(self))):
             assert in_flight is not None  # noqa: S101 - it has a length
@@ -164,9 +164,9 @@ class RemoteCell(Cell):
         self._let_go()
 
     def unsendable(self, error: Exception) -> None:
-        """The first of the messages under way was not sent after all, for its frame cannot be encoded.
+        """Fail the first of the messages under way, which was not sent because its frame cannot be encoded.
 
-        That happens for an address that makes no sense, so to all messages for this actor, in their order.
+        The cause is an invalid address, so this happens to all messages for this actor, in their order.
         """
         item = self.in_flight[0] if self.in_flight else None
         if isinstance(item, Asked):
@@ -182,7 +182,7 @@ class RemoteCell(Cell):
             if self.bonds is None:
                 self.peer.forget(self)
 
-    # Requests that nobody waits for any more.
+    # Requests whose askers have given up.
 
     def given_up(self, ask: Asked) -> None:
         flight = self.peer.membership.flights.end(ask)
@@ -215,7 +215,7 @@ class RemoteCell(Cell):
                 )
             )
 
-    # Lives.
+    # Lifecycle.
 
     def bonds_made(self) -> Bonds:
         if self.bonds is None:
@@ -225,7 +225,7 @@ class RemoteCell(Cell):
         return self.bonds
 
     def end(self, exit_: Exit) -> None:
-        """It has ended, or was lost: tell those who wait for that."""
+        """Handle the actor's end or loss: notify everything that waits for it."""
         if self.state == DEAD:
             return
         self.exit = exit_
@@ -237,7 +237,7 @@ class RemoteCell(Cell):
         self._let_go()
 
     def lost(self, exit_: Exit) -> None:
-        """Its node was lost: what it has not confirmed may never have reached it."""
+        """Handle the loss of the node: unconfirmed messages may never have reached the actor."""
         self.end(exit_)
         in_flight, self.in_flight = self.in_flight, None
         for item in in_flight or ():
@@ -245,7 +245,7 @@ class RemoteCell(Cell):
                 self.runtime.dead_letters.add(item, self, "node_lost")
 
     def came_up(self) -> None:
-        """A later incarnation is up, for those who wait in `stop` or `kill`."""
+        """Note that a later incarnation has started, for callers that wait in `stop` or `kill`."""
         self.incarnation += 1
         self.bonds_made().has_started()
 
@@ -266,7 +266,7 @@ class RemoteCell(Cell):
         self._signal("kill", why)
 
     def interrupt(self, why: str) -> bool:
-        """Have the running handler cancelled; True says that this was sent, not that one was running."""
+        """Request the cancellation of the running handler. Returns whether the request was sent, not its effect."""
         return self._signal("interrupt", why)
 
     def _signal(self, verb: str, why: str) -> bool:
@@ -276,31 +276,31 @@ class RemoteCell(Cell):
         return True
 
     def fail_with(self, error: BaseException) -> None:
-        """A link: its own node sees the same end, and sees to it."""
+        """Do nothing: the actor's own node notices the same end and handles the link."""
 
-    # What only cells do that run here.
+    # Operations of local cells only.
 
     def begin(self, why: Start) -> None:
         raise NotImplementedError
 
     def woken(self) -> None:
-        """Nothing sleeps here."""
+        """Do nothing: no actor runs here."""
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
         raise NotImplementedError
 
     def cancel_turn(self) -> None:
-        """Nothing runs here."""
+        """Do nothing: no actor runs here."""
 
     def hurry(self) -> None:
-        """Nothing runs here."""
+        """Do nothing: no actor runs here."""
 
     def bury(self, exit_: Exit) -> None:
         raise NotImplementedError
 
 
 class _Reading:
-    """What a stream wakes when its reader has taken chunks: tells the writer that there is room again."""
+    """Tells the writer of a stream that there is room again. The stream wakes it when the reader has taken chunks."""
 
     __slots__ = ("granted", "number", "peer", "received", "slot")
 
@@ -309,7 +309,7 @@ class _Reading:
         self.received = self.granted = 0
 
     def wake(self) -> None:
-        """Chunks were taken."""
+        """Report the taken chunks, at half of the window."""
         taken = self.received - len(self.slot.chunks)
         if taken - self.granted >= CHUNKS // 2 and not self.slot.done:
             self.peer.send(More(self.number, taken - self.granted))
@@ -320,4 +320,4 @@ class _Reading:
 
 
 _NOBODY: Any = None
-"""The family of those that live elsewhere."""
+"""The keeper of cells of other nodes."""

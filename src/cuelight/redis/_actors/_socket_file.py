@@ -1,9 +1,9 @@
-"""Unix sockets of nodes: in a folder that only this user can enter, each with a file that its process keeps locked.
+"""Unix sockets of nodes, in a folder that only this user can enter, each with a file that its process keeps locked.
 
 Invariants:
-1. The folder belongs to this user, and nobody else can enter it.
-2. A socket is removed when its node leaves. Those of processes that were killed are removed by the next node of this
-   user: nobody has locked the file beside them.
+1. The folder belongs to this user, and no other user can enter it.
+2. A socket is removed when its node leaves. The sockets of killed processes, whose files are not locked any more, are
+   removed by the next node of this user.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BACKLOG: Final = 128
 SUPPORTED: Final = sys.platform != "win32" and hasattr(socket, "AF_UNIX")
 
 _ATTEMPTS: Final = 5
-"""How often a folder or file may be removed by another process while it is made here."""
+"""How often another process may remove a folder or file while it is created here."""
 
 _REMOVED_AT_ONCE: Final = 100
 
@@ -37,17 +37,17 @@ class SocketFile:
     """A Unix socket that listens.
 
     Attributes:
-        path: where it is.
-        socket: which accepts; whoever waits for connections on it closes it.
+        path: the path of the socket.
+        socket: the listening socket; the code that waits for connections on it closes it.
     """
 
     def __init__(self, path: str, lock: int, listening: socket.socket) -> None:
         self.path, self.socket = path, listening
-        # Also at the end of a program that has left its node open; not in a fork.
+        # It also runs at the end of a program that has not closed its node, but not in a forked process.
         self._remove = weakref.finalize(self, _remove, path, lock, os.getpid())
 
     def remove(self) -> None:
-        """Remove the file. Again, it does nothing."""
+        """Remove the file. Later calls do nothing."""
         self._remove()
 
 
@@ -56,16 +56,16 @@ def _remove(path: str, lock: int, process: int) -> None:
         for name in (path, f"{path}.lock"):
             with contextlib.suppress(OSError):
                 os.unlink(name)
-        with contextlib.suppress(OSError):  # others have sockets there
+        with contextlib.suppress(OSError):  # the folder contains other sockets
             os.rmdir(os.path.dirname(path))
     os.close(lock)
 
 
 def open_socket_file() -> SocketFile:
-    """Listen on a new socket, in the first folder that will do.
+    """Listen on a new socket in the first folder that is suitable.
 
     Raises:
-        OSError: none will do; the text says why.
+        OSError: no folder is suitable; the text gives the reasons.
     """
     if not SUPPORTED:
         raise OSError("this operating system has none")
@@ -74,11 +74,11 @@ def open_socket_file() -> SocketFile:
         for attempt in range(_ATTEMPTS):
             try:
                 return _open(_private_folder(base))
-            except FileNotFoundError as error:  # removed by a node that ended just now, perhaps
+            except FileNotFoundError as error:  # perhaps removed by a node that just ended
                 if attempt == _ATTEMPTS - 1 or not os.path.isdir(base):
                     problems.append(str(error))
                     break
-            except OSError as error:  # not to be written to, too long a path, and so on
+            except OSError as error:  # not writable, the path is too long, and so on
                 problems.append(f"{base}: {error}")
                 break
     raise OSError("; ".join(problems) or "there is no folder for temporary files")
@@ -116,7 +116,7 @@ def _open(folder: str) -> SocketFile:
 
 
 def _locked(path: str) -> int:
-    """A new file that this process keeps locked; its descriptor."""
+    """Create a file that this process keeps locked; return its descriptor."""
     lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ def _locked(path: str) -> int:
             raise FileNotFoundError(f"{path} was removed by another process")
     except BaseException as error:
         os.close(lock)
-        if isinstance(error, BlockingIOError):  # another node looks whether it is locked, finds so, and removes it
+        if isinstance(error, BlockingIOError):  # another node tests the lock, and then removes the file
             raise FileNotFoundError(f"{path} was removed by another process") from error
         raise
     return lock
@@ -134,7 +134,7 @@ def _remove_those_of_the_dead(folder: str) -> None:
     with os.scandir(folder) as entries:
         locks = [entry.path for entry in entries if entry.name.endswith(".lock")]
     for path in locks[:_REMOVED_AT_ONCE]:
-        with contextlib.suppress(OSError):  # another node was quicker, or its process lives
+        with contextlib.suppress(OSError):  # another node was quicker, or the process is alive
             lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""How batches travel to other nodes: over direct connections where there can be some, else through the server."""
+"""The route of batches to other nodes: over direct connections where possible, else through the server."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ HIGHEST_PORT: Final = 65535
 
 
 class TcpTransport:
-    """Direct connections over TCP to nodes on other machines, and over Unix sockets to those on the same.
+    """Direct connections over TCP to nodes on other machines, and over Unix sockets to nodes on the same machine.
 
-    Connections use TLS with the contexts that are given. Besides, each side proves that it knows the secret of the node
-    that is connected to, which that node keeps in the server.
+    Connections use TLS with the given contexts. In addition, each side proves that it knows the secret of the accepting
+    node, which that node keeps on the server.
     """
 
     __slots__ = ("advertise", "host", "insecure", "port", "server_hostname", "ssl_client", "ssl_server")
@@ -32,23 +32,24 @@ class TcpTransport:
         advertise: str | None = None,
         insecure: bool = False,
     ) -> None:
-        """Say where to listen, and with which certificates.
+        """Configure the address to listen on, and TLS.
 
         Args:
-            host: the address to listen on, such as "10.0.0.5", or "0.0.0.0" for all of this machine.
-            port: to listen on; 0 takes one that is free.
-            ssl_server: for connections of other nodes: `ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)` with a
-                certificate loaded.
-            ssl_client: for connections to other nodes: `ssl.create_default_context(cafile=...)`.
-            server_hostname: the name that certificates of other nodes must have, if all have the same; else it is the
-                host that they advertise.
-            advertise: the host under which other nodes reach this one: by default `host`, or the name of this machine
+            host: the address to listen on, such as "10.0.0.5", or "0.0.0.0" for all addresses of this machine.
+            port: the port to listen on; 0 selects a free one.
+            ssl_server: the context for connections from other nodes:
+                `ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)` with a certificate loaded.
+            ssl_client: the context for connections to other nodes: `ssl.create_default_context(cafile=...)`.
+            server_hostname: the host name in the certificates of other nodes, if it is the same for all; by default the
+                host that each node advertises.
+            advertise: the host under which other nodes reach this one; by default `host`, or the name of this machine
                 if that is "0.0.0.0" or "::".
-            insecure: connect without TLS. All who can read the network then read the messages, and can change them.
+            insecure: whether to connect without TLS. Anyone with access to the network can then read and change the
+                messages.
 
         Raises:
-            ValueError: TLS and `insecure` are both given, or neither; or a value makes no sense.
-            TypeError: a context is none.
+            ValueError: TLS and `insecure` are both given, or neither; or a value is invalid.
+            TypeError: a context is not an `ssl.SSLContext`.
         """
         if not isinstance(host, str) or not host:  # type: ignore[redundant-expr]  # pyright: ignore
             raise ValueError(f"host={safe_repr(host)}: give the address to listen on, such as '10.0.0.5' or '0.0.0.0'")
@@ -76,10 +77,10 @@ Transport = Literal["unix", "redis"] | TcpTransport
 
 
 def check_transport(transport: Any) -> None:
-    """Refuse what is none.
+    """Check that a transport is valid.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a transport.
     """
     if not isinstance(transport, TcpTransport) and transport not in ("unix", "redis"):
         raise ValueError(f"transport={safe_repr(transport)}: give 'unix', 'redis' or a TcpTransport")

@@ -1,4 +1,4 @@
-"""The client: one connection in each loop for all that is short, others for what blocks and for what is pushed."""
+"""The client: one connection in each loop for short commands, and others for blocking commands and push messages."""
 
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._commands import Pipeline

@@ -1,6 +1,6 @@
-"""Commands of threads that run no loop: by redis-py's own blocking clients, with our errors and our patience."""
+"""Commands from threads without an event loop: redis-py opens the connections, errors and time-outs are cuelight's."""
 
-# redis-py's pools and sentinels are typed in part.
+# redis-py's pools and sentinels are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HOPS: Final = 5
 
 
 class BlockingServer:
-    """What `execute_blocking` goes to; its connections are pooled, each command takes one."""
+    """The servers behind `execute_blocking`. Connections are pooled, and each command uses one."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -42,7 +42,7 @@ class BlockingServer:
         self._keys: KeyTable | None = None
 
     def close(self) -> None:
-        """Close all connections; those that are in use end with their commands."""
+        """Close all connections, including those in use: their commands fail."""
         self._closed = True
         for idle in list(self._idle.values()):
             while (connection := _taken_from(idle)) is not None:
@@ -54,14 +54,14 @@ class BlockingServer:
             pool.disconnect()
 
     def call(self, command: Sequence[Any], timeout: float | None = None) -> Any:
-        """Send one command once; its reply, or an exception of redis-py's raised.
+        """Send one command once and return its reply; an error reply is returned as an exception.
 
         Args:
             command: its name and arguments.
-            timeout: seconds that the caller has, connecting included; None for those of the settings at each step.
+            timeout: seconds for the call, connecting included; None for the time-outs of the settings at each step.
 
         Raises:
-            redis.RedisError, OSError, StoreRefused: what went wrong.
+            redis.RedisError, OSError, StoreRefused: sending the command or receiving its reply failed.
         """
         if timeout is None:
             return self._call(command)
@@ -100,7 +100,7 @@ class BlockingServer:
         return pool
 
     def _call_at(self, address: Address, *commands: Sequence[Any]) -> Any:
-        """Send commands in one piece; the reply to the last."""
+        """Send commands in one write and return the reply to the last."""
         packed = pack_all(commands)
         idle = self._idle.get(address) or self._idle.setdefault(address, deque())
         connection = _taken_from(idle)
@@ -111,7 +111,7 @@ class BlockingServer:
         try:
             reply = connection.call(packed, len(commands), _limit.deadline)
         except BaseException:
-            connection.close()  # else the reply that is missing would be the next one's
+            connection.close()  # otherwise the next command would read the missing reply
             raise
         idle.append(connection)
         if self._closed:
@@ -119,7 +119,7 @@ class BlockingServer:
         return reply
 
     def _open(self, address: Address) -> BlockingConnection:
-        """A new connection, made and logged in by redis-py."""
+        """Return a new connection, opened and logged in by redis-py."""
         pool = self._pool(address)
         try:
             made: Any = pool.get_connection()
@@ -217,7 +217,7 @@ class BlockingServer:
             reply = self._call_member(address, command)
             if isinstance(reply, redis_errors.MovedError):
                 address = redirection(reply, address)
-                self._map = None  # others have moved, too
+                self._map = None  # other slots have moved too
             elif isinstance(reply, redis_errors.AskError):
                 return self._call_at(redirection(reply, address), ("ASKING",), command)
             else:
@@ -233,7 +233,7 @@ class BlockingServer:
 
 
 def _taken_from(idle: deque[BlockingConnection]) -> BlockingConnection | None:
-    """The connection that was used last; other threads take from it too."""
+    """Pop the connection that was used last. Other threads pop from `idle` at the same time."""
     try:
         return idle.pop()
     except IndexError:
@@ -241,7 +241,7 @@ def _taken_from(idle: deque[BlockingConnection]) -> BlockingConnection | None:
 
 
 class _Limit(threading.local):
-    """Until when the command of this thread must be over; None if its caller has not said."""
+    """The deadline of this thread's command on the monotonic clock; None if its caller set no time-out."""
 
     deadline: float | None = None
 
@@ -252,10 +252,10 @@ _LEAST: Final = 0.001
 
 
 def _time_left() -> float | None:
-    """Seconds.
+    """Return the seconds left for this thread's command; None for no limit.
 
     Raises:
-        redis.TimeoutError: there are none.
+        redis.TimeoutError: no time is left.
     """
     if _limit.deadline is None:
         return None
@@ -266,17 +266,17 @@ def _time_left() -> float | None:
 
 
 def _set_time(connection: Any) -> None:
-    """Have a connection that is made wait no longer than its caller does."""
+    """Limit the time-out of an open connection to the time that the caller has left."""
     left = _time_left()
     if left is not None:
         connection.update_current_socket_timeout(min(left, connection.socket_timeout))
 
 
 class _Careful:
-    """Connects, and logs in, within the time that the caller of the command has left; reads whatever comes."""
+    """Limits connecting and logging in to the time that the caller has left."""
 
     def read_response(self, *args: Any, **options: Any) -> Any:
-        """As redis-py does, which raises anything when what came is none."""
+        """Read a reply. redis-py raises arbitrary errors for malformed data; they become `InvalidResponse`."""
         make = cast("Any", super())
         try:
             return make.read_response(*args, **options)
@@ -286,7 +286,6 @@ class _Careful:
             raise redis_errors.InvalidResponse(f"what came is not RESP: {describe_error(error)}") from error
 
     def connect(self) -> None:
-        """Connect, if it is not connected."""
         left, connection, make = _time_left(), cast("Any", self), cast("Any", super())
         if left is None:
             make.connect()
@@ -299,16 +298,13 @@ class _Careful:
             connection.socket_timeout, connection.socket_connect_timeout = kept
 
 
-class _Connection(_Careful, redis.Connection):
-    """Over TCP."""
+class _Connection(_Careful, redis.Connection): ...
 
 
-class _SSLConnection(_Careful, redis.SSLConnection):
-    """Over TLS."""
+class _SSLConnection(_Careful, redis.SSLConnection): ...
 
 
-class _UnixConnection(_Careful, redis.UnixDomainSocketConnection):
-    """Over a Unix socket."""
+class _UnixConnection(_Careful, redis.UnixDomainSocketConnection): ...
 
 
 def _read(connection: Any) -> Any:

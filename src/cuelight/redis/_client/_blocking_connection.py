@@ -1,10 +1,10 @@
-"""A connection that redis-py has made and logged in, used by one thread at a time without redis-py's own layers.
+"""A connection opened and logged in by redis-py, used by one thread at a time without redis-py's own layers.
 
-What redis-py does around each command (take from a pool, look whether it is healthy, pick a reader) takes longer than a
-command of a server that is near.
+For each command, redis-py takes a connection from a pool, checks its health and selects a reader. With a nearby server,
+these steps take longer than the command itself.
 """
 
-# hiredis tells the type checkers nothing of what its functions return.
+# The functions of hiredis have no return types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ __all__ = ["BlockingConnection"]
 _CHUNK: Final = 65536
 _NOTHING: Final = object()
 _SLACK: Final = 0.01
-"""Seconds by which a command may end after its caller's time: setting a time-out is a call of the system."""
+"""Seconds by which a command may exceed its caller's deadline. Setting a time-out more often would cost system calls.
+"""
 
 
 class BlockingConnection:
-    """One connection of a pool of redis-py, taken out of the pool until it is closed."""
+    """A connection taken out of a redis-py pool until it is closed."""
 
     def __init__(self, made: Any, pool: redis.ConnectionPool, timeout: float, idle: float) -> None:
-        """Take over a connection over which all replies have come.
+        """Take over a connection that has no pending replies.
 
         Args:
-            made: the connection of redis-py.
-            pool: where it comes from.
+            made: the redis-py connection.
+            pool: the pool that `made` belongs to.
             timeout: seconds that the server may be silent.
-            idle: seconds without a command after which nobody relies on it any more.
+            idle: seconds without a command after which the connection is no longer used.
         """
         self._made, self._pool, self._process = made, pool, os.getpid()
         self._socket: socket.socket = made._sock
@@ -54,9 +55,10 @@ class BlockingConnection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether a command may go over it: no fork is in between, and nothing has come that nobody asked for.
+        """Whether a command may be sent over this connection.
 
-        The end of a connection is something that comes.
+        It is usable if the process has not forked, the last command is recent enough and no unexpected data has
+        arrived. The end of the connection counts as data.
         """
         if self._process != os.getpid() or time.monotonic() - self._used > self._idle:
             return False
@@ -64,15 +66,15 @@ class BlockingConnection:
         return not came
 
     def call(self, packed: bytes, replies: int, until: float | None) -> Any:
-        """Send commands in one piece; the reply to the last, an exception if that is an error.
+        """Send commands in one write and return the reply to the last; an error reply is returned as an exception.
 
         Args:
-            packed: the commands.
-            replies: how many they are.
-            until: when the time of the caller is over, by the monotonic clock; None if it has not said.
+            packed: the encoded commands.
+            replies: the number of commands.
+            until: the caller's deadline on the monotonic clock; None if there is none.
 
         Raises:
-            redis.RedisError: what went wrong; then it is to be closed.
+            redis.RedisError: sending or receiving failed. The caller must close the connection.
         """
         try:
             self._wait_until(until)
@@ -104,10 +106,10 @@ class BlockingConnection:
         return reply
 
     def _wait_until(self, until: float | None) -> None:
-        """Have the socket wait no longer than its caller does.
+        """Limit the socket's time-out to the time that the caller has left.
 
         Raises:
-            TimeoutError: the time of the caller is over.
+            TimeoutError: no time is left.
         """
         wait = self._timeout
         if until is not None:
@@ -121,7 +123,7 @@ class BlockingConnection:
             self._set = wait
 
     def close(self) -> None:
-        """Close it; in a process that was forked since, leave it to the other."""
+        """Close the connection. In a forked process, leave it to the process that opened it."""
         if self._process == os.getpid():
             self._made.disconnect()
             self._pool.release(self._made)

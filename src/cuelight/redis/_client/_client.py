@@ -1,4 +1,4 @@
-"""The client: for every loop and thread of a process, each loop with connections of its own."""
+"""The client, for every loop and thread of a process. Each loop has its own connections."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 __all__ = ["RedisClient"]
 
 _ROUTES: Final[dict[str, type[Route]]] = {"cluster": ClusterRoute, "sentinel": SentinelRoute, "single": SingleRoute}
-_PATIENCE: Final = 5.0  # seconds for connections in another loop to end
+_PATIENCE: Final = 5.0  # seconds to wait for connections in other loops to close
 
 
 class RedisClient(Commands):
-    """A client of Redis or Valkey, for every loop and thread of a process, on asyncio and on trio.
+    """A client of Redis or Valkey for every event loop and thread of a process, on asyncio and trio.
 
-    It has all of redis-py's command methods, with redis-py's replies and errors, and it is a `Server`, on which the
-    stores, locks, limiters and actors of this package run. What many tasks of a loop ask for at a time goes to the
-    server in one piece, over one connection; commands that block get connections of their own.
+    It has all command methods of redis-py, with redis-py's replies and errors. It is also a `Server`, on which the
+    stores, locks, limiters and actors of this package run. Commands that several tasks of a loop issue at the same time
+    are sent in one write over one connection. Blocking commands get connections of their own.
 
         async with RedisClient("redis://localhost:6379") as client:
             await client.set("greeting", "hello", ex=10)
@@ -64,26 +64,26 @@ class RedisClient(Commands):
         client_name: str | None = None,
         decode_responses: bool = False,
     ) -> None:
-        """Say where the server is. Nothing is connected before the first command.
+        """Configure the client. It connects at the first command.
 
         Args:
             url: `redis://[user:password@]host[:port][/db]`, `rediss://` for TLS, `unix://[user:password@]/path?db=0`,
                 `redis+sentinel://[user:password@]host:port,host:port/service[/db]`,
-                `redis+cluster://[user:password@]host:port,host:port`; options of redis-py after a question mark.
-            timeout: seconds that a command may take; 5 unless the URL has a `socket_timeout`. A connection over which
-                nothing comes for half of it while replies are owed is given up.
-            connect_timeout: seconds that it may take to connect; 5 unless the URL has a `socket_connect_timeout`.
-            health_check_interval: seconds without traffic after which a connection is asked for a sign of life; 10
-                unless the URL says otherwise.
-            username: if it is not in the URL.
-            password: if it is not in the URL.
-            credential_provider: asked for a user and a password for each connection.
-            client_name: what `CLIENT LIST` shows.
-            decode_responses: whether command methods return `str` for bytes, as with redis-py. `execute`, `run` and
-                subscriptions are not concerned.
+                `redis+cluster://[user:password@]host:port,host:port`; options of redis-py follow a question mark.
+            timeout: seconds that a command may take; by default the URL's `socket_timeout`, else 5. A connection is
+                closed if it receives nothing for half of this time while replies are pending.
+            connect_timeout: seconds that connecting may take; by default the URL's `socket_connect_timeout`, else 5.
+            health_check_interval: seconds without traffic after which a connection is checked with PING; by default the
+                URL's option of this name, else 10.
+            username: overrides the user in the URL.
+            password: overrides the password in the URL.
+            credential_provider: called for a user and a password before each connection.
+            client_name: the name of the connections in `CLIENT LIST`.
+            decode_responses: whether command methods return `str` instead of bytes, as with redis-py. It does not
+                affect `execute`, `run` and subscriptions.
 
         Raises:
-            ValueError: the URL or a number cannot be used.
+            ValueError: the URL or a number is invalid.
         """
         self._settings = settings_of(
             url,
@@ -108,7 +108,7 @@ class RedisClient(Commands):
 
     @property
     def name(self) -> str:
-        """Where it is, for messages: host, port and database, without credentials."""
+        """The host, port and database of the server for messages, without credentials."""
         return self._name
 
     async def __aenter__(self) -> Self:
@@ -118,9 +118,9 @@ class RedisClient(Commands):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all connections, those of other loops and threads too, and wait until they are closed. A checkpoint.
+        """Close all connections, also those of other loops and threads, and wait until they are closed. A checkpoint.
 
-        Commands that are under way fail. It may be called again, and cannot be undone.
+        Pending commands fail. The method may be called more than once. A closed client cannot be opened again.
         """
         here, waits = running_loop(), list[anyio.Event]()
         for route in self._end():
@@ -136,7 +136,7 @@ class RedisClient(Commands):
         await anyio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """As `aclose`, from a thread that runs no loop; connections of loops close soon after it."""
+        """Like `aclose`, for threads that run no loop. The connections of loops are closed soon after it returns."""
         for route in self._end():
             _end_elsewhere(route, lambda: None)
 
@@ -185,19 +185,20 @@ class RedisClient(Commands):
         return await route.call_block(commands)
 
     async def execute(self, *command: Argument, timeout: float | None = None) -> Any:
-        """Run one command once, and return its reply as the server sent it. A checkpoint.
+        """Run one command once and return its reply as the server sent it. A checkpoint.
 
-        What is lost on the way is not sent again: nobody knows whether it took effect.
+        If the reply is lost, the command is not sent again, because it may have taken effect.
 
         Args:
             command: its name and arguments.
-            timeout: seconds that the caller has, connecting included; None leaves it to the client's own.
+            timeout: seconds that the call may take, connecting included; None for the client's own time-out.
 
         Raises:
             StoreUnavailable: the server could not be reached or did not answer in time.
-            StoreRefused: it will go on to refuse until somebody changes something.
+            StoreRefused: the server rejected the command and will reject it again until its configuration or data
+                changes.
             redis.ResponseError: the command is wrong.
-            ValueError: the command cannot be sent over a connection that others use.
+            ValueError: the command cannot be sent over a connection that is shared.
         """
         try:
             reply = await (self._call(command) if timeout is None else call_within(self._call, command, timeout))
@@ -215,23 +216,23 @@ class RedisClient(Commands):
         *,
         timeout: float | None = None,
     ) -> Any:
-        """Run a script, and again within the time-out when its reply was lost. A checkpoint.
+        """Run a script; if its reply is lost, run it again within the time-out. A checkpoint.
 
         Args:
-            script: one that changes nothing more when it is run again with the same arguments.
-            keys: in a cluster, all in one slot.
-            args: the others.
-            timeout: seconds that the caller has for all attempts, connecting included; None leaves it to the client's
-                own, and a longer one does not lengthen that.
+            script: a script that changes nothing more when it is run again with the same arguments.
+            keys: the keys of the script; in a cluster, all must be in one slot.
+            args: the other arguments of the script.
+            timeout: seconds for all attempts together, connecting included; None for the client's own time-out, which a
+                longer one does not extend.
 
         Raises:
             StoreUnavailable: there was no reply within the time-out.
-            StoreRefused: as `execute`.
-            redis.ResponseError: what the script said.
+            StoreRefused: see `execute`.
+            redis.ResponseError: the script raised an error.
         """
         first: tuple[Exception, float] | None = None
         if timeout is None and (route := self._routes.get(running_loop())) and (wire := route.ready_wire()):
-            # The usual case, without a frame in between: one attempt over a connection that works.
+            # The usual case, without another coroutine in between: one attempt over a working connection.
             packed, began = pack(("EVALSHA", script.sha, len(keys), *keys, *args)), route.time()
             reply = await wire.post(packed)
             if not isinstance(reply, Exception):
@@ -253,7 +254,7 @@ class RedisClient(Commands):
         return self._closed
 
     def execute_blocking(self, *command: Argument, timeout: float | None = None) -> Any:
-        """As `execute`, on a connection of the calling thread, which blocks."""
+        """Like `execute`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
         try:
             if self._closed:
                 raise closed_error()
@@ -272,7 +273,7 @@ class RedisClient(Commands):
         *,
         timeout: float | None = None,
     ) -> Any:
-        """As `run`, on a connection of the calling thread, which blocks."""
+        """Like `run`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
         return run_patiently_blocking(
             self.execute_blocking,
             script,
@@ -291,17 +292,18 @@ class RedisClient(Commands):
         *,
         timeout: float | None = None,
     ) -> Subscription:
-        """Listen to a channel in the running loop. A checkpoint; returns when the server has begun to listen.
+        """Listen to a channel in the running loop. Returns when the server has confirmed it. A checkpoint.
 
         Args:
-            channel: with the hash tag of the keys that it belongs to: in a cluster it is a sharded channel.
-            on_message: called in the loop with what was published; must neither block nor raise.
-            on_gap: called in the loop after the connection was lost and is there again: messages may be missing.
-            timeout: seconds that the caller has; None leaves it to the client's own.
+            channel: the channel, with the hash tag of the keys that it belongs to; in a cluster it is a sharded
+                channel.
+            on_message: called in the loop with each published message; must neither block nor raise.
+            on_gap: called in the loop when a lost connection is restored: messages may be missing.
+            timeout: seconds that the call may take; None for the client's own time-out.
 
         Raises:
-            StoreUnavailable: the server did not begin to listen within the time-out.
-            StoreRefused: it refuses.
+            StoreUnavailable: the server did not confirm the subscription within the time-out.
+            StoreRefused: the server rejected the subscription.
         """
         listener = Listener(running_loop(), on_message, on_gap)
         trouble: Exception | None = None
@@ -326,10 +328,10 @@ class RedisClient(Commands):
         return listener
 
     async def publish(self, channel: str, message: bytes, **_: Any) -> Any:  # type: ignore[override]
-        """Publish to a channel, sharded in a cluster. A checkpoint. A message may get lost: it is only a hint.
+        """Publish to a channel, which is sharded in a cluster. Delivery is not guaranteed. A checkpoint.
 
         Returns:
-            how many connections got it.
+            The number of connections that received the message.
         """
         try:
             name = await self._route().publish_with()
@@ -339,13 +341,14 @@ class RedisClient(Commands):
 
     @asynccontextmanager
     async def dedicated(self, key: Argument = "") -> AsyncGenerator[Dedicated, None]:
-        """A connection for the block alone, for what concerns one connection: `WATCH`, `SELECT`, `WAIT`, and so on.
+        """Open a connection for this block alone, for commands that concern one connection, such as `WATCH` or
+        `SELECT`.
 
         Args:
-            key: in a cluster, one of those that it is for.
+            key: in a cluster, one of the keys that the block uses.
 
         Raises:
-            redis.RedisError: as `execute_command`.
+            redis.RedisError: see `execute_command`.
         """
         settings = self._settings
         node = await self._route().node_of(("GET", key))
@@ -359,7 +362,7 @@ class RedisClient(Commands):
 
 
 def _end_elsewhere(route: Route, then: Callable[[], object]) -> bool:
-    """End what is in another loop, and call `then` there afterwards; whether that loop lives."""
+    """End a route of another loop, and call `then` in that loop afterwards. Returns whether that loop is alive."""
     if call_in_loop(route.loop, route.end, then):
         return True
     route.abandon()

@@ -1,9 +1,9 @@
-"""A cluster in one event loop: a server for each slot, asked again when slots have moved.
+"""A cluster in one event loop: sends commands to the servers of their slots, and reloads slots that have moved.
 
 The invariants:
 
 1. A command is sent a second time only if the first server said that it did nothing (MOVED, ASK).
-2. Whenever a server says MOVED, or is not to be reached, the slots are asked for before the next command.
+2. When a server replies MOVED or cannot be reached, the slots are reloaded before the next command.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ _LOST: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_e
 
 
 class ClusterRoute(Route):
-    """To the servers of a cluster."""
-
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)
         self._nodes: dict[Address, Node] = {}
@@ -51,11 +49,11 @@ class ClusterRoute(Route):
         return node
 
     async def _known(self) -> tuple[SlotMap, KeyTable]:
-        """The slots, asked for if they may have changed."""
+        """Return the slots. Reload them first if they may have changed."""
         if self._stale or self._keys is None:
             async with self._lock:
                 if self._keys is not None and not self._stale:
-                    return self._map, self._keys  # somebody else asked meanwhile
+                    return self._map, self._keys  # another task reloaded them meanwhile
                 self._map, self._keys = await self._ask()
                 self._stale = False
                 return self._map, self._keys
@@ -67,7 +65,7 @@ class ClusterRoute(Route):
             node = self._node(address)
             replies: list[Any] = []
             try:
-                # What a command is like does not change: asked for once.
+                # The key positions of commands do not change: COMMAND is sent only once.
                 for command in (("CLUSTER", "SLOTS"), ("COMMAND",))[: 1 if self._keys else 2]:
                     reply = await node.call(command)
                     if isinstance(reply, Exception):
@@ -92,7 +90,7 @@ class ClusterRoute(Route):
         return owner
 
     async def call(self, command: Sequence[Any]) -> Any:
-        """Send one command to where its slot is, and there again where it has moved."""
+        """Send one command to the server of its slot and follow redirections."""
         if concerns_all(command):
             return await self._call_everywhere(command)
         slot = (await self._known())[1].slot_of(command)
@@ -135,7 +133,7 @@ class ClusterRoute(Route):
         return reply
 
     async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send commands in one piece to the server of their slot; without MULTI they may be of several slots."""
+        """Send commands in one write to the server of their slot. Without MULTI they may belong to several slots."""
         table = (await self._known())[1]
         slots = {slot for command in commands if (slot := table.slot_of(command)) is not None}
         atomic = commands[0][0] == "MULTI"
@@ -153,12 +151,12 @@ class ClusterRoute(Route):
             elsewhere = next((reply for reply in replies if isinstance(reply, redis_errors.AskError)), None)
             if elsewhere is None:
                 break
-            if isinstance(elsewhere, redis_errors.MovedError):  # which is an AskError, too
+            if isinstance(elsewhere, redis_errors.MovedError):  # a subclass of AskError
                 address, first = self._moved(elsewhere, address), []
             else:
                 address, first = redirection(elsewhere, address), [("ASKING",)]
             if not atomic:
-                # Only those that did nothing are sent again.
+                # Only commands that did nothing are sent again.
                 return [
                     await self.call(command) if isinstance(reply, redis_errors.AskError) else reply
                     for command, reply in zip(commands, replies, strict=True)
@@ -176,7 +174,7 @@ class ClusterRoute(Route):
         return replies
 
     async def _call_by_slot(self, commands: Sequence[Sequence[Any]], table: KeyTable) -> list[Any]:
-        """Those of one slot in one piece, so that they keep their order; the slots side by side."""
+        """Send the commands of each slot in one write, so that they keep their order. Slots are served concurrently."""
         replies: list[Any] = [None] * len(commands)
         parts: dict[int | None, list[int]] = {}
         for number, command in enumerate(commands):
@@ -213,7 +211,7 @@ class ClusterRoute(Route):
         return line
 
     async def _hand_over(self, line: PushLine) -> None:
-        """Before a line connects: give the channels away that belong to other servers now."""
+        """Before `line` connects, move the channels that belong to other servers now."""
         self._stale = True
         await self._known()
         for name, topic in list(line.topics.items()):
@@ -223,6 +221,6 @@ class ClusterRoute(Route):
                 there.adopt(topic)
 
     async def publish_with(self) -> str:
-        """Sharded, where servers know that."""
+        """Return SPUBLISH if the servers support it."""
         await self._known()
         return "SPUBLISH" if self._sharded else "PUBLISH"

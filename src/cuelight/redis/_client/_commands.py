@@ -1,6 +1,6 @@
-"""redis-py's command methods over connections of ours, and blocks of commands that are sent in one piece."""
+"""redis-py's command methods over cuelight's connections, and pipelines of commands that are sent in one write."""
 
-# The command methods of redis-py are typed in part, its tables of callbacks and its encoder not at all.
+# The command methods of redis-py are only partly typed, its tables of callbacks and its encoder not at all.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false
 
@@ -20,13 +20,13 @@ __all__ = ["Commands", "Pipeline"]
 
 Encoding = tuple[str, str]
 Send = Callable[[list[tuple[Any, ...]], bool], Any]
-"""Sends commands in one piece, as a transaction or not, and returns their replies."""
+"""Sends commands in one write, as a transaction or not, and returns their replies."""
 
 
 class _Replies(AsyncCoreCommands):
-    """What a reply becomes: the same as with redis-py's own client that speaks RESP3."""
+    """Converts replies as redis-py's own client does with RESP3."""
 
-    # By these redis-py's annotations know that methods are awaited; nothing uses them.
+    # redis-py's annotations select the awaitable methods by these attributes; nothing reads them at run time.
     _is_async_client: Literal[True] = True
     _event_dispatcher: Any = None
 
@@ -35,7 +35,7 @@ class _Replies(AsyncCoreCommands):
         self._callbacks = _callbacks()
 
     def get_encoder(self) -> Any:
-        """What makes bytes of arguments; redis-py asks for it."""
+        """Return the encoder of arguments; redis-py calls this."""
         make: Any = Encoder
         return make(*self._encoding, self._decode)
 
@@ -55,37 +55,38 @@ class _Replies(AsyncCoreCommands):
 
 
 class Commands(_Replies):
-    """Commands that are sent at once."""
+    """Commands that are sent immediately."""
 
     async def _call(self, command: Sequence[Any]) -> Any:
         """Send one command; its reply may be an exception."""
         raise NotImplementedError
 
     async def _send(self, commands: list[tuple[Any, ...]], transaction: bool) -> list[Any]:
-        """Send commands in one piece."""
+        """Send commands in one write."""
         raise NotImplementedError
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run one command and return what redis-py makes of its reply. A checkpoint.
+        """Run one command and return its reply, converted by redis-py. A checkpoint.
 
-        All of redis-py's command methods (`get`, `xadd`, `eval`, ...) come through here.
+        All of redis-py's command methods (`get`, `xadd`, `eval`, ...) call this one.
 
         Args:
-            args: the name of the command, and its arguments.
-            options: what redis-py's callbacks take.
+            args: the name of the command and its arguments.
+            options: options for redis-py's callbacks.
 
         Raises:
-            redis.RedisError: as redis-py: `ResponseError` and its subclasses, `ConnectionError`, `TimeoutError`.
-            ValueError: the command cannot be sent over a connection that others use.
+            redis.RedisError: the errors of redis-py: `ResponseError` and its subclasses, `ConnectionError`,
+                `TimeoutError`.
+            ValueError: the command cannot be sent over a connection that is shared.
         """
         return self._finish(args[0], await self._call(args), options)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
-        """Commands that are collected, and sent in one piece by `execute`.
+        """Return a pipeline, which collects commands until `execute` sends them in one write.
 
         Args:
-            transaction: whether they take effect together, by MULTI and EXEC; else others may get in between at the
-                server, but not on the way.
+            transaction: whether the commands take effect together, with MULTI and EXEC. Without it, the server may run
+                commands of other connections in between, but none of this connection.
         """
         return Pipeline(self._send, transaction, self._encoding, self._decode)
 
@@ -116,29 +117,29 @@ class Pipeline(_Replies):
         return True
 
     def __await__(self) -> Generator[Any, Any, Self]:
-        """Nothing happens: `await pipe.get(...)` collects, as with redis-py."""
+        """Return the pipeline: awaiting a command method, as with redis-py, only collects the command."""
         return self
         yield
 
     def execute_command(self, *args: Any, **options: Any) -> Self:
-        """Collect a command."""
+        """Collect a command; it is sent by `execute`."""
         self._stack.append((args, options))
         return self
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send what was collected, and return the replies in its order. A checkpoint.
+        """Send the collected commands and return their replies in the same order. A checkpoint.
 
         Args:
-            raise_on_error: raise the first error; else it stands among the replies.
+            raise_on_error: whether to raise the first error. Otherwise, errors are elements of the returned list.
 
         Raises:
-            redis.WatchError: what the connection watched has changed; nothing was done.
-            redis.RedisError: as `execute_command`; of a transaction that the server refused to run, the reason.
+            redis.WatchError: a watched key has changed; nothing was done.
+            redis.RedisError: see `execute_command`; if the server refuses a transaction, the reason.
         """
         stack, self._stack = self._stack, []
         if not stack:
             return []
-        # Commands that redis-py knows the reply to are wrong for the server, and would spoil the transaction.
+        # A command to which redis-py knows the reply is invalid for the server and would abort the transaction.
         sent = [args for args, options in stack if EMPTY_RESPONSE not in options]
         replies = iter(await self._send_block(sent, self._transaction) if sent else ())
         results: list[Any] = []
@@ -157,16 +158,16 @@ class Pipeline(_Replies):
 
 
 def in_transaction(commands: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The commands of a transaction."""
+    """Enclose commands in MULTI and EXEC."""
     return [("MULTI",), *commands, ("EXEC",)]
 
 
 def of_transaction(replies: Sequence[Any]) -> list[Any]:
-    """The replies to the commands of a transaction.
+    """Return the replies to the commands of a transaction.
 
     Raises:
-        redis.WatchError: something that was watched has changed.
-        redis.RedisError: the server refused one of them, or the connection was lost.
+        redis.WatchError: a watched key has changed.
+        redis.RedisError: the server rejected a command, or the connection was lost.
     """
     *queued, result = replies
     if isinstance(result, Exception):
@@ -193,7 +194,7 @@ def _decoded(reply: Any, encoding: str, errors: str) -> Any:
 
 @functools.cache
 def _callbacks() -> dict[str, Callable[..., Any]]:
-    """redis-py's own, which it keeps with its clients and calls differently in each version."""
+    """Return redis-py's callbacks. They are read from a client, as their other names differ between versions."""
     client = redis.Redis(protocol=3)
     try:
         return {str(name).upper(): callback for name, callback in client.response_callbacks.items()}

@@ -1,4 +1,4 @@
-"""Opening a connection: the transport, the login, and whether the server will do."""
+"""Opens a connection: connects the transport, logs in and checks whether the server is suitable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Opened", "check_version", "of_login", "open_wire", "warn_of_eviction
 log = get_log("cuelight.redis")
 
 OLDEST: Final = {"redis": (6, 2), "valkey": (7, 2)}
-"""The first versions of each server that have what the scripts need."""
+"""The oldest version of each server that has the features used by the scripts."""
 
 _KEEPALIVE: Final = tuple(
     (getattr(socket, name), value)
@@ -36,11 +36,11 @@ _warned: Final[set[str]] = set()
 
 
 class Opened:
-    """A connection that is logged in, and which server that is.
+    """A connection that is logged in, and the version of its server.
 
     Attributes:
         wire: the connection.
-        version: of the server, its two first numbers.
+        version: the major and minor version of the server.
     """
 
     __slots__ = ("version", "wire")
@@ -61,16 +61,16 @@ async def open_wire(
     """Open a connection and log in. A checkpoint.
 
     Args:
-        settings: how.
-        address: where.
+        settings: the settings of the client.
+        address: the address of the server.
         watched: see `Wire`.
         on_push: see `Wire`.
-        login: false for sentinels, whose user and password are others, and who have no databases.
+        login: false for sentinels, which have their own user and password, and no databases.
 
     Raises:
-        redis.ConnectionError, redis.TimeoutError: it could not be reached.
-        redis.ResponseError: it said no.
-        StoreRefused: its version is too old.
+        redis.ConnectionError, redis.TimeoutError: the server could not be reached.
+        redis.ResponseError: the server rejected the login.
+        StoreRefused: the version of the server is too old.
     """
     wire: Wire | None = None
     try:
@@ -79,10 +79,10 @@ async def open_wire(
             backend = current_backend()
             wire = await _connect(backend, settings, address, watched, on_push)
             opened = Opened(wire, await _handshake(wire, words, place(address)))
-    except (anyio.BrokenResourceError, anyio.EndOfStream) as error:  # of a handshake of TLS
+    except (anyio.BrokenResourceError, anyio.EndOfStream) as error:  # in the TLS handshake
         raise redis_errors.ConnectionError(f"{place(address)}: the server closed the connection") from error
     except OSError as error:
-        # The error of a time-out has no text.
+        # A time-out error has no text.
         text = safe_str(error) or f"no connection within {settings.connect_timeout:g} s"
         _end(wire, text)
         raise redis_errors.ConnectionError(f"{place(address)}: {text}") from error
@@ -119,7 +119,7 @@ async def _connect(
         return wire
     from cuelight.redis._client._streams import StreamWire  # noqa: PLC0415 - asyncio has no use for it
 
-    hold_interrupts()  # in that module too
+    hold_interrupts()  # for the newly imported module too
     other = StreamWire(backend, timeout, heartbeat, watched=watched, on_push=on_push)
     if isinstance(address, str):
         other.start(await anyio.connect_unix(address))
@@ -129,13 +129,13 @@ async def _connect(
     else:
         stream = await anyio.connect_tcp(*address, ssl_context=settings.context, tls_standard_compatible=False)
     other.start(stream)
-    _keep_alive(stream.extra(anyio.abc.SocketAttribute.raw_socket))  # noqa: S610 - it is no Django
+    _keep_alive(stream.extra(anyio.abc.SocketAttribute.raw_socket))  # noqa: S610 - not Django
     return other
 
 
 def _keep_alive(connection: Any) -> None:
-    """Have the operating system notice a peer that is gone while nothing is to be said."""
-    with contextlib.suppress(OSError):  # it broke already: who reads from it is told
+    """Let the operating system detect a dead peer while the connection is idle."""
+    with contextlib.suppress(OSError):  # already broken: the reader gets the error
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEPALIVE:
             connection.setsockopt(socket.IPPROTO_TCP, name, value)
@@ -151,7 +151,7 @@ async def _words(settings: Settings) -> list[Sequence[Any]]:
     words: list[Sequence[Any]] = [hello]
     if settings.db:
         words.append(("SELECT", settings.db))
-    # Last, what may be refused: those who log in need not have the right to it, nor the server the command.
+    # The commands that may fail are last: the user may lack the right to them, and the server may not know them.
     return [*words, ("CLIENT", "SETINFO", "LIB-NAME", "cuelight"), ("INFO", "memory")]
 
 
@@ -173,11 +173,11 @@ async def _handshake(wire: Wire, words: list[Sequence[Any]], where: str) -> dict
 
 
 def of_login(error: Exception, where: str) -> Exception:
-    """The error of who could not log in.
+    """Return the error to raise for a failed login.
 
     Args:
-        error: what the server said.
-        where: it is.
+        error: the server's reply.
+        where: the address of the server.
     """
     if "unknown command" in safe_str(error).lower():
         return StoreRefused(
@@ -187,13 +187,13 @@ def of_login(error: Exception, where: str) -> Exception:
 
 
 def check_version(hello: dict[bytes, Any]) -> tuple[int, int]:
-    """The version of a server, its two first numbers.
+    """Return the major and minor version of a server.
 
     Args:
-        hello: what it answered to HELLO.
+        hello: its reply to HELLO.
 
     Raises:
-        StoreRefused: it is too old, or no such server.
+        StoreRefused: it is too old, or neither Redis nor Valkey.
     """
     server, version = read_reply("the server", "HELLO", _name_and_version, hello)
     numbers = re.match(r"(\d+)\.(\d+)", version)
@@ -212,8 +212,8 @@ def _needed() -> str:
 
 
 def warn_of_eviction(memory: Any, where: str) -> None:
-    """Say once that a server throws keys away when it is full: tasks and locks would vanish."""
-    if not isinstance(memory, bytes) or where in _warned:  # without the right to ask
+    """Warn once about a server that evicts keys when its memory is full: tasks and locks would vanish."""
+    if not isinstance(memory, bytes) or where in _warned:  # not permitted to ask, or warned already
         return
     limit, policy = re.search(rb"\nmaxmemory:(\d+)", memory), re.search(rb"\nmaxmemory_policy:(\S+)", memory)
     if limit is not None and policy is not None and int(limit[1]) and policy[1] != b"noeviction":

@@ -1,4 +1,4 @@
-"""A connection of one's own: for what concerns one connection, and must not be mixed with what others ask for."""
+"""A connection for one block, for commands that concern one connection and must not be mixed with other commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Dedicated"]
 class Dedicated(Commands):
     """A connection for one block: `WATCH`, `SELECT`, `WAIT`, `CLIENT TRACKING` and so on; made by `dedicated()`.
 
-    It ends when a command on it is cancelled or late, and is not made anew: what was set up on it would be lost, too.
+    It is closed when a command on it is cancelled or times out. It is not reopened, because its state would be lost.
     """
 
     def __init__(self, wire: Wire, server: str, timeout: float, encoding: Encoding, decode: bool) -> None:
@@ -31,7 +31,7 @@ class Dedicated(Commands):
         """Run one command and return its reply as the server sent it. A checkpoint.
 
         Raises:
-            StoreUnavailable: as for a `Server`, and StoreRefused and redis.ResponseError.
+            StoreUnavailable, StoreRefused, redis.ResponseError: see `Server`.
         """
         reply = await self._call(command)
         if isinstance(reply, Exception):
@@ -39,11 +39,11 @@ class Dedicated(Commands):
         return reply
 
     async def watch(self, *names: KeyT) -> None:  # type: ignore[override]
-        """Have the next transaction of this connection fail if one of these keys changes. A checkpoint."""
+        """Make the next transaction of this connection fail if one of these keys changes. A checkpoint."""
         await self.execute_command("WATCH", *names)
 
     async def unwatch(self) -> None:  # type: ignore[override]
-        """Forget what is watched. A checkpoint."""
+        """Stop watching keys. A checkpoint."""
         await self.execute_command("UNWATCH")
 
     async def _call(self, command: Sequence[Any]) -> Any:
@@ -61,7 +61,7 @@ class Dedicated(Commands):
         try:
             with anyio.move_on_after(None if seconds is None else seconds + self._timeout):
                 return await self._wire.call_block(packed, len(commands))
-        except BaseException:  # cancelled: it may block for long yet, and nobody knows what it did
+        except BaseException:  # cancelled: the command may block for long, and its effect is unknown
             self._wire.end(redis_errors.ConnectionError("a command was cancelled on this connection"))
             raise
         late = redis_errors.TimeoutError(f"there was no reply within {(seconds or 0.0) + self._timeout:g} s")

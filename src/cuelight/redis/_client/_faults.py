@@ -1,4 +1,4 @@
-"""What goes wrong between here and a server, as the errors that callers of the seam get."""
+"""Maps failures of a connection or a server to the errors that callers of `Server` get."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["read_reply", "refusal", "translated"]
 T = TypeVar("T")
 
 _ODD: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What reading a reply raises if it is none that was expected."""
+"""The errors that reading an unexpected reply raises."""
 
 _REFUSALS: Final = {
     "CROSSSLOT": "give the keys of one call the same hash tag",
@@ -30,26 +30,26 @@ _REFUSALS: Final = {
     "WRONGPASS": "",
     "WRONGTYPE": "",
 }
-"""The codes of replies that will be the same until somebody changes something, and what that could be."""
+"""The codes of errors that stay the same until the configuration or data changes, each with a remedy."""
 
 _PASSING: Final = frozenset({"ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "TRYAGAIN", "UNBLOCKED"})
-"""The codes of replies of a server that will soon answer otherwise. Nothing was done.
+"""The codes of errors from a server that will soon answer differently. Nothing was done.
 
-ASK and MOVED come as far as this only while servers of a cluster send commands to and fro.
+ASK and MOVED get here only while the servers of a cluster keep redirecting a command.
 """
 
 
 def refusal(error: Exception) -> bool:
-    """Whether a server will go on to say this until somebody changes something."""
+    """Return whether a server will repeat this error until its configuration or data changes."""
     return isinstance(error, redis_errors.AuthenticationError) or _code(error) in _REFUSALS
 
 
 def translated(error: Exception, server: str) -> Exception:
-    """The error that a caller of the seam gets.
+    """Return the error that a caller of `Server` gets.
 
     Args:
-        error: of redis-py, of anyio or of the operating system, or a reply that is an error.
-        server: where it is, for the message.
+        error: an error of redis-py, of anyio or of the operating system, or an error reply.
+        server: the name of the server, for the message.
     """
     if isinstance(error, (StoreUnavailable, StoreRefused)):
         return error
@@ -64,16 +64,16 @@ def translated(error: Exception, server: str) -> Exception:
 
 
 def read_reply(server: str, asked: str, read: Callable[[Any], T], reply: Any) -> T:
-    """Make something of a reply.
+    """Convert a reply.
 
     Args:
-        server: where it came from, for the message.
-        asked: what it answers, for the message.
-        read: takes the reply apart.
-        reply: as it came.
+        server: the name of the server, for the message.
+        asked: the command, for the message.
+        read: converts the reply.
+        reply: the reply as it was received.
 
     Raises:
-        StoreRefused: it is not what such a call is answered with.
+        StoreRefused: the reply does not fit the command.
     """
     try:
         return read(reply)
@@ -85,7 +85,7 @@ def read_reply(server: str, asked: str, read: Callable[[Any], T], reply: Any) ->
 
 
 def _code(error: Exception) -> str:
-    """The first word of an error reply; redis-py takes those that it knows off the text."""
+    """Return the first word of an error reply. redis-py removes the codes that it knows from the text."""
     code: str | None = getattr(error, "status_code", None)
     return code or safe_str(error).partition(" ")[0]
 

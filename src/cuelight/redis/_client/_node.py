@@ -1,13 +1,14 @@
-"""One server in one event loop: the connection that all share, and those for what blocks.
+"""One server in one event loop: the shared connection, and the connections for blocking commands.
 
 The invariants:
 
-1. At most one connection is shared at a time. The first caller that finds it broken starts one
-   attempt to connect, for all that wait.
-2. An attempt goes on when its callers give up, so callers in a hurry do not keep a slow server from ever being reached.
-   When it fails, it fails for all that wait.
-3. After a failure the next attempt waits, longer each time, at random: those who come meanwhile wait with it.
-4. A connection on which a command blocked is used again only after its reply has come.
+1. At most one connection is shared at a time. The first caller that finds it broken starts one attempt to connect, on
+   behalf of all callers that wait.
+2. An attempt continues when its callers give up; otherwise callers in a hurry could keep a slow server from ever being
+   reached. When it fails, it fails for all callers that wait.
+3. After each failure, the next attempt is delayed by a random time that grows. Callers that arrive meanwhile wait for
+   that attempt.
+4. A connection on which a command blocked is used again only after its reply has arrived.
 """
 
 from __future__ import annotations
@@ -31,27 +32,27 @@ from cuelight.redis._client._wire import Wire, fresh, pack, pack_all
 
 __all__ = ["Node", "Pause", "Wires"]
 
-_IDLE: Final = 4  # connections for blocking commands that are kept
+_IDLE: Final = 4  # idle connections for blocking commands that are kept
 
 
 class Pause:
-    """How long to wait before the next attempt: 0.05 s, then twice as long each time, up to 1 s; up to half less."""
+    """The delay before the next attempt: 0.05 s, doubled each time up to 1 s, and reduced by up to half at random."""
 
     def __init__(self) -> None:
         self._length = 0.0
 
     def reset(self) -> None:
-        """Begin anew: an attempt succeeded."""
+        """Start again with the shortest delay, after a successful attempt."""
         self._length = 0.0
 
     def next(self) -> float:
-        """Seconds."""
+        """Return the next delay in seconds."""
         self._length = min(1.0, max(0.05, 2 * self._length))
         return self._length * (1 - spread.random() / 2)
 
 
 class Wires:
-    """All connections that a client has in one loop, to end them with it."""
+    """All connections of a client in one loop; they end together."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -60,10 +61,10 @@ class Wires:
         self.ended = False
 
     def add(self, wire: Wire) -> None:
-        """Have it ended with the others.
+        """Register a connection.
 
         Raises:
-            redis.ConnectionError: they have ended already.
+            redis.ConnectionError: the connections have ended already.
         """
         if self.ended:
             wire.end(closed_error())
@@ -72,7 +73,7 @@ class Wires:
         wire.on_end = self.all.discard
 
     def end(self) -> list[Wire]:
-        """End them; returns which were there, to wait for."""
+        """End all connections and attempts. Returns the connections, for callers that wait until they are closed."""
         self.ended = True
         for attempt in list(self.attempts):
             attempt.cancel()
@@ -83,17 +84,17 @@ class Wires:
 
 
 def closed_error() -> redis_errors.ConnectionError:
-    """What commands of a closed client fail with."""
+    """Return the error with which commands of a closed client fail."""
     return redis_errors.ConnectionError("the client was closed")
 
 
 class _Attempt:
-    """One attempt to connect, which any number of tasks wait for.
+    """One attempt to connect, on which any number of tasks wait.
 
     Attributes:
-        over: set when it has succeeded or failed.
-        wire: the connection, if it succeeded.
-        error: why it failed.
+        over: set when the attempt has succeeded or failed.
+        wire: the connection, if the attempt succeeded.
+        error: the reason of the failure.
     """
 
     __slots__ = ("error", "over", "wire")
@@ -104,7 +105,7 @@ class _Attempt:
         self.error: BaseException | None = None
 
     async def result(self) -> Wire:
-        """Wait for the connection."""
+        """Wait for the connection and return it."""
         await self.over.wait()
         if self.wire is not None:
             return self.wire
@@ -113,20 +114,20 @@ class _Attempt:
 
 
 class Node:
-    """A server as one loop sees it.
+    """One server as seen from one loop.
 
     Attributes:
-        wire: the shared connection; None before there was one.
-        version: of the server, when it was reached last.
+        wire: the shared connection; None until one was opened.
+        version: the version of the server when it was last reached.
     """
 
     def __init__(self, settings: Settings, wires: Wires, address: Callable[[], Awaitable[Address]]) -> None:
-        """Say which.
+        """Create a node that is not connected.
 
         Args:
-            settings: how to connect.
-            wires: of the loop.
-            address: asked for anew before each connection.
+            settings: the settings of the client.
+            wires: the connections of the loop.
+            address: called for the address before each connection.
         """
         self._settings, self._wires, self._address = settings, wires, address
         self.wire: Wire | None = None
@@ -137,12 +138,12 @@ class Node:
         self._not_before = 0.0
 
     def ready_wire(self) -> Wire | None:
-        """The shared connection, if a command can be posted to it at once."""
+        """Return the shared connection if a command can be posted to it immediately, else None."""
         wire = self.wire
         return None if wire is None or wire.error is not None or wire.full else wire
 
     async def call(self, command: Sequence[Any]) -> Any:
-        """Send a command over the shared connection; its reply may be an exception."""
+        """Send a command over the shared connection; the reply may be an exception."""
         wire = self.wire
         if wire is None or wire.error is not None or wire.full:
             packed = pack(command)
@@ -150,12 +151,12 @@ class Node:
         return await wire.post(pack(command))
 
     async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send commands in one piece over the shared connection."""
+        """Send commands in one write over the shared connection."""
         packed = pack_all(commands)
         return await (await self.shared()).call_block(packed, len(commands))
 
     async def shared(self) -> Wire:
-        """The shared connection, made if it is not there."""
+        """Return the shared connection. Open it if there is none."""
         if self.wire is not None and self.wire.error is None:
             return self.wire
         attempt = self._attempt
@@ -163,7 +164,7 @@ class Node:
             if self._wires.ended:
                 raise closed_error()
             attempt = self._attempt = _Attempt()
-            # In a context of its own: what is special to the first caller must not stay with the connection.
+            # An empty context: context variables of the first caller must not stay with the connection.
             self._wires.backend.spawn(
                 self._connect, attempt, context=contextvars.Context(), name="cuelight redis connects"
             )
@@ -179,7 +180,7 @@ class Node:
                 attempt.wire = self.wire = (await self.open()).wire
                 self._pause.reset()
                 self._not_before = 0.0
-        except BaseException as error:  # also what a credential provider raises: it is for those who wait
+        except BaseException as error:  # also errors of a credential provider: callers that wait get them
             if _is_being_cancelled(error):  # the loop ends
                 raise
             attempt.error = _as_error(error)
@@ -190,7 +191,7 @@ class Node:
             attempt.over.set()
 
     async def open(self, *, watched: bool = True, on_push: Callable[[Any], bool] | None = None) -> Opened:
-        """A connection of one's own; it ends with the loop at the latest."""
+        """Open a connection for the caller alone. It ends with the loop at the latest."""
         if self._wires.ended:
             raise closed_error()
         opened = await open_wire(self._settings, await self._address(), watched=watched, on_push=on_push)
@@ -199,11 +200,11 @@ class Node:
         return opened
 
     async def call_blocking(self, command: Sequence[Any], seconds: float | None) -> Any:
-        """Send a command that blocks over a connection that nobody else uses.
+        """Send a blocking command over a connection that is not shared.
 
         Args:
             command: the command.
-            seconds: how long it may block; None for as long as it takes.
+            seconds: the time that it may block; None for no limit.
         """
         packed = pack(command)
         async with self.reserved() as wire:
@@ -214,7 +215,7 @@ class Node:
             )
 
     async def _alive(self, wire: Wire, packed: bytes) -> Any:
-        """Wait for a reply without limit, while the server shows on the shared connection that it lives."""
+        """Wait for a reply without limit, as long as the server answers PING on the shared connection."""
 
         async def look() -> None:
             while True:
@@ -235,7 +236,7 @@ class Node:
 
     @asynccontextmanager
     async def reserved(self) -> AsyncGenerator[Wire, None]:
-        """A connection for the block alone, kept for the next one if all replies to it have come."""
+        """Reserve a connection for this block. It is kept for the next block if all its replies have arrived."""
         wire = self._idle.pop() if self._idle else None
         while wire is not None and wire.error is not None:
             wire = self._idle.pop() if self._idle else None
@@ -250,13 +251,13 @@ class Node:
                 self._idle.append(wire)
 
     def drop(self, error: Exception) -> None:
-        """End the shared connection: the next command makes a new one."""
+        """End the shared connection; the next command opens a new one."""
         assert self.wire is not None  # noqa: S101 - it replied
         self.wire.end(error)
 
 
 def _is_being_cancelled(error: BaseException) -> bool:
-    """Whether `error` is the cancellation of the running task, and not of something that it awaited."""
+    """Return whether `error` is the cancellation of the running task, and not of something that it awaited."""
     if not isinstance(error, anyio.get_cancelled_exc_class()):
         return False
     if not isinstance(error, asyncio.CancelledError):

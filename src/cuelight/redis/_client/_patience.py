@@ -1,4 +1,4 @@
-"""Running a script until its reply has come: what is lost on the way is sent again."""
+"""Runs a script until its reply arrives: after a lost connection or reply, the script is sent again."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["answer_time", "call_within", "late", "run_patiently", "run_patiently
 Call = Callable[[Sequence[Any]], Awaitable[Any]]
 
 LEAST: Final = 0.05
-"""Seconds that an attempt has at least."""
+"""Minimum seconds for one attempt."""
 
 
 ROUND_TRIP: Final = 0.25
-"""Seconds that the server has for an answer, however short the time-out of a caller is."""
+"""Minimum seconds for the server's answer, even if the caller's time-out is shorter."""
 
 AT_ONCE: Final = 1.0
-"""The same for a caller that does not wait for others: its time-out is 0, which says nothing of the network."""
+"""The same for the time-out 0, which means not to wait for other owners and does not limit the network."""
 
 
 def answer_time(timeout: float, left: float) -> float:
-    """Seconds that the server has for an answer to a caller who is to wait for others as well.
+    """Return the seconds that the server has to answer a caller that may also have to wait for other owners.
 
     Args:
-        timeout: that the caller gave.
-        left: what is left of it.
+        timeout: the caller's time-out in seconds.
+        left: the seconds left of it.
     """
     return max(left, ROUND_TRIP if timeout else AT_ONCE)
 
@@ -55,18 +55,18 @@ async def run_patiently(
     ended: Callable[[], bool],
     first: tuple[Exception, float] | None = None,
 ) -> Any:
-    """Run a script, by its name or by its text, until there is a reply or the time is over. A checkpoint.
+    """Run a script by its hash or its text until there is a reply or the time is over. A checkpoint.
 
     Args:
         call: sends a command; its reply may be an exception.
-        script: what to run.
-        keys: of it.
-        args: of it.
-        name: where, for messages.
-        timeout: seconds for all attempts together, as the client was told.
-        limit: seconds that the caller has, if it says so; a longer one than `timeout` does not lengthen that.
-        ended: whether not to try again.
-        first: how the first attempt failed, and when that began; None if there was none.
+        script: the script.
+        keys: the keys of the script.
+        args: the other arguments of the script.
+        name: the name of the server, for messages.
+        timeout: the client's time-out in seconds, for all attempts together.
+        limit: the caller's time-out in seconds, or None; one longer than `timeout` does not extend it.
+        ended: whether to stop trying.
+        first: the error of the first attempt and the time at which it began; None if there was no attempt.
     """
     tail = (len(keys), *keys, *args)
     command: Sequence[Any] = ("EVALSHA", script.sha, *tail)
@@ -98,7 +98,7 @@ async def run_patiently(
                 raise fault from failure
             await anyio.sleep(min(pause.next(), left))
             command = ("EVALSHA", script.sha, *tail)
-        # What is late in the end failed as it did before.
+        # If this attempt times out, the error of the previous one is reported.
         with anyio.move_on_after(max(deadline - loop_time(), LEAST)):
             later, reply = await _attempt(call, command)
             if later is None:
@@ -117,16 +117,16 @@ def run_patiently_blocking(
     timeout: float,
     ended: Callable[[], bool],
 ) -> Any:
-    """The same in a thread, which blocks.
+    """Run a script like `run_patiently`, but block the calling thread.
 
     Args:
         call: sends a command within `timeout` seconds; raises the errors that callers of a `Server` get.
-        script: what to run.
-        keys: of it.
-        args: of it.
-        name: where, for messages.
+        script: the script.
+        keys: the keys of the script.
+        args: the other arguments of the script.
+        name: the name of the server, for messages.
         timeout: seconds for all attempts together.
-        ended: whether not to try again.
+        ended: whether to stop trying.
     """
     tail = (len(keys), *keys, *args)
     deadline, pause = time.monotonic() + timeout, Pause()
@@ -150,12 +150,12 @@ def run_patiently_blocking(
 
 
 def no_script(name: str) -> StoreRefused:
-    """A server was given a script, and says that it does not know it: asked again it would say so again."""
+    """Return the error for a server that answers NOSCRIPT to EVAL. It would answer the same again."""
     return StoreRefused(f"{name} answers NOSCRIPT to EVAL: it is no Redis or Valkey server, or runs no scripts")
 
 
 async def _attempt(call: Call, command: Sequence[Any]) -> tuple[Exception | None, Any]:
-    """How a command failed, or its reply."""
+    """Return the error of a command, or None and its reply."""
     try:
         reply = await call(command)
     except redis_errors.RedisError as error:
@@ -164,17 +164,17 @@ async def _attempt(call: Call, command: Sequence[Any]) -> tuple[Exception | None
 
 
 async def call_within(call: Call, command: Sequence[Any], seconds: float) -> Any:
-    """Send a command, and wait so many seconds at most; its reply, or an exception. A checkpoint."""
+    """Send a command and wait at most `seconds`; return its reply or an exception. A checkpoint."""
     with anyio.move_on_after(shorter(seconds, math.inf)):
         return await call(command)
     return late(seconds)
 
 
 def shorter(timeout: float | None, own: float) -> float:
-    """The time that a call has: what its caller gives it, or the client's own, whichever is less.
+    """Return the time-out of a call: the caller's or the client's own, whichever is shorter.
 
     Raises:
-        ValueError: the caller gave a negative time, or no number.
+        ValueError: the caller's time-out is negative or not a number.
     """
     if timeout is None:
         return own
@@ -184,5 +184,5 @@ def shorter(timeout: float | None, own: float) -> float:
 
 
 def late(seconds: float) -> redis_errors.TimeoutError:
-    """There was no reply in time."""
+    """Return the error for a reply that did not arrive in time."""
     return redis_errors.TimeoutError(f"there was no reply within {seconds:.3g} s")

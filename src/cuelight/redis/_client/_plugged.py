@@ -1,10 +1,10 @@
-"""Clients that a user has already, as a `Server`: their connections for commands, ours for threads and for channels.
+"""Adapts a user's client to `Server`: commands use its connections; threads and channels use cuelight's own.
 
-What they do with a reply is left out: a `Server` gives it as it was sent. What they would send again is refused or left
-out, too: only who made a script knows that it may be run twice.
+A `Server` returns replies as they were sent, so the client's conversion of replies is bypassed. Its retries are
+bypassed or rejected too, because only the author of a script knows that it may run twice.
 """
 
-# Clients of others are typed in part, or not installed.
+# Other clients are only partly typed, or not installed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Send = Callable[[Sequence[Any]], Awaitable[Any]]
 
 
 def use_redis_py(client: Any, *, timeout: float = 5.0) -> PluggedServer:
-    """Run on a client of redis-py that you have: `redis.asyncio.Redis`, made with `protocol=3`.
+    """Return a `Server` over your redis-py client: a `redis.asyncio.Redis` made with `protocol=3`.
 
-    It belongs to one loop, so this does: the first that uses it. Threads, and channels, get connections of their own
-    to the same server. Close your client yourself, and `await server.aclose()` for the others.
+    Like your client, the returned server belongs to the first loop that uses it. Threads and channels get separate
+    connections to the same server. Close your client yourself, and `await server.aclose()` to close the others.
 
     Args:
-        client: yours.
+        client: your client.
         timeout: seconds that a command may take.
 
     Raises:
-        ValueError: it is a cluster or goes through sentinels (give `RedisClient` the URL), or does not speak RESP3.
+        ValueError: it is a client of a cluster or of sentinels (give `RedisClient` the URL), or does not speak RESP3.
     """
     pool = getattr(client, "connection_pool", None)
     options: dict[str, Any] = dict(getattr(pool, "connection_kwargs", {}))
@@ -64,7 +64,7 @@ def use_redis_py(client: Any, *, timeout: float = 5.0) -> PluggedServer:
         except redis_errors.ResponseError as error:
             return error
         except BaseException:
-            # A reply that is still to come would be the next one's.
+            # Otherwise the next command would read the missing reply.
             await connection.disconnect(nowait=True)
             raise
         finally:
@@ -77,19 +77,19 @@ def use_redis_py(client: Any, *, timeout: float = 5.0) -> PluggedServer:
 
 
 def use_coredis(client: Any, *, timeout: float = 5.0) -> PluggedServer:
-    """Run on a client of coredis that you have: `coredis.Redis`, made with `retry_policy=NoRetryPolicy()`.
+    """Return a `Server` over your coredis client: a `coredis.Redis` made with `retry_policy=NoRetryPolicy()`.
 
-    It belongs to one loop, so this does: the first that uses it. Threads, and channels, get connections of their own
-    to the same server. Close your client yourself, and `await server.aclose()` for the others.
+    Like your client, the returned server belongs to the first loop that uses it. Threads and channels get separate
+    connections to the same server. Close your client yourself, and `await server.aclose()` to close the others.
 
     Args:
-        client: yours, inside its `async with`.
+        client: your client, inside its `async with`.
         timeout: seconds that a command may take.
 
     Raises:
-        ValueError: it is a cluster or speaks TLS (give `RedisClient` the URL), or it sends again what was lost.
+        ValueError: it is a client of a cluster or uses TLS (give `RedisClient` the URL), or it repeats lost commands.
     """
-    from coredis.commands.request import CommandRequest  # noqa: PLC0415 - it is no dependency of ours
+    from coredis.commands.request import CommandRequest  # noqa: PLC0415 - not a dependency
 
     pool = getattr(client, "connection_pool", None)
     location = getattr(pool, "location", None)
@@ -121,11 +121,11 @@ class PluggedServer:
     """A `Server` over a client of redis-py or coredis; made by `use_redis_py` and `use_coredis`."""
 
     def __init__(self, send: Send, beside: RedisClient, timeout: float) -> None:
-        """Plug it in.
+        """Create a server over a client.
 
         Args:
-            send: sends one command once; its reply as it came, or an exception of redis-py's.
-            beside: for threads and channels.
+            send: sends one command once; returns its reply unconverted, or an exception of redis-py.
+            beside: the client for threads and channels.
             timeout: seconds that a command may take.
         """
         self._send, self._beside, self._timeout = send, beside, timeout
@@ -134,11 +134,11 @@ class PluggedServer:
 
     @property
     def name(self) -> str:
-        """Where it is, for messages."""
+        """The host, port and database of the server for messages, without credentials."""
         return self._beside.name
 
     async def aclose(self) -> None:
-        """Close what is not the user's own. A checkpoint."""
+        """Close the connections that do not belong to the user's client. A checkpoint."""
         self._closed = True
         await self._beside.aclose()
 
@@ -153,7 +153,7 @@ class PluggedServer:
         with anyio.move_on_after(None if seconds is None else seconds + self._timeout):
             try:
                 return await self._send(command)
-            except OSError as error:  # of what they ask for credentials: what happens to connections they wrap
+            except OSError as error:  # from a credential provider; the clients wrap connection errors
                 return redis_errors.ConnectionError(safe_str(error))
         return late((seconds or 0.0) + self._timeout)
 
@@ -175,7 +175,7 @@ class PluggedServer:
         *,
         timeout: float | None = None,
     ) -> Any:
-        """Run a script, and again within the time-out when its reply was lost. A checkpoint."""
+        """Run a script; if its reply is lost, run it again within the time-out. A checkpoint."""
         return await run_patiently(
             self._call,
             script,
@@ -188,7 +188,7 @@ class PluggedServer:
         )
 
     def execute_blocking(self, *command: Argument, timeout: float | None = None) -> Any:
-        """As `execute`, on a connection of the calling thread, which blocks."""
+        """Like `execute`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
         return self._beside.execute_blocking(*command, timeout=timeout)
 
     def run_blocking(
@@ -199,7 +199,7 @@ class PluggedServer:
         *,
         timeout: float | None = None,
     ) -> Any:
-        """As `run`, on a connection of the calling thread, which blocks."""
+        """Like `run`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
         return self._beside.run_blocking(script, keys, args, timeout=timeout)
 
     async def subscribe(
@@ -249,11 +249,11 @@ _CODES: Final = {
     "UnblockedError": "UNBLOCKED",
     "WrongTypeError": "WRONGTYPE",
 }
-"""The codes that coredis takes off the text of errors, by the classes that it makes of them."""
+"""The error codes that coredis removes from the text, by the class that it creates for them."""
 
 
 def _of_redis_py(error: Exception) -> Exception:
-    """What redis-py would have made of an error of coredis."""
+    """Return redis-py's exception for an error of coredis."""
     bases = {base.__name__ for base in type(error).__mro__}
     if "ResponseError" in bases:
         code = _CODES.get(type(error).__name__)

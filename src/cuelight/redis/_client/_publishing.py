@@ -1,4 +1,4 @@
-"""How a script publishes to those who listen through `Server.subscribe`."""
+"""The command with which a script publishes to listeners of `Server.subscribe`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ __all__ = ["publishing_command"]
 
 
 async def publishing_command(server: Server) -> str:
-    """What a script has to call to reach listeners: SPUBLISH in a cluster whose servers know it. A checkpoint.
+    """Return the command with which a script reaches listeners.
+
+    It is SPUBLISH in a cluster whose servers support it, else PUBLISH. A checkpoint.
 
     Raises:
         StoreUnavailable: the server does not answer.

@@ -1,11 +1,10 @@
-"""The connection for what is pushed: channels, listened to by one task that compares what is wanted with what is.
+"""The connection for push messages. One task subscribes to the channels that have listeners, and to no others.
 
 The invariants:
 
-1. While anybody listens there is a connection that has answered lately, or the next is being made.
-2. A listener is told of a gap after each loss of the connection over which it listened, once its channel is listened
-   to again.
-3. Nothing is delivered to a listener that was closed.
+1. While any channel has a listener, there is a connection that answered recently, or the next one is being opened.
+2. After each loss of its connection, a listener is notified of a gap once its channel is subscribed again.
+3. A closed listener receives nothing.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ _SHARDED_SINCE: Final = (7, 0)
 
 
 class Topic:
-    """A channel and who listens to it.
+    """A channel and its listeners.
 
     Attributes:
-        line: where it is listened to now; in a cluster it moves.
+        line: the connection that is subscribed to the channel; in a cluster, the channel may move to another.
     """
 
     def __init__(self, name: bytes, line: PushLine) -> None:
@@ -45,7 +44,7 @@ class Topic:
 
 
 class Listener:
-    """Somebody who listens to a channel."""
+    """A listener of a channel."""
 
     def __init__(self, loop: Any, on_message: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         self._loop, self._on_message, self._on_gap = loop, on_message, on_gap
@@ -56,7 +55,7 @@ class Listener:
         self._heard = False
 
     def close(self) -> None:
-        """Listen no more; from any thread."""
+        """Stop listening. May be called from any thread."""
         if not self.open:
             return
         self.open = False
@@ -72,12 +71,11 @@ class Listener:
             topic.line.forget_if_idle(topic)
 
     def deliver(self, message: bytes) -> None:
-        """Give it a message."""
         if self.open:
             _guard(self._on_message, message)
 
     def confirm(self) -> None:
-        """Its channel is listened to: the first time, or again."""
+        """Note that the channel is subscribed, for the first time or again."""
         if not self._heard:
             self._heard = True
             self.settled.set()
@@ -85,7 +83,7 @@ class Listener:
             _guard(self._on_gap)
 
     def fail(self, error: Exception) -> None:
-        """Its channel will not be listened to."""
+        """Note that the channel will not be subscribed."""
         self.open, self.error = False, error
         self.settled.set()
 
@@ -100,7 +98,7 @@ def _guard(call: Callable[..., None], *args: object) -> None:
 
 
 class PushLine:
-    """A connection for the channels of one server, in one loop."""
+    """A connection for the channels of one server in one loop."""
 
     def __init__(
         self,
@@ -109,12 +107,12 @@ class PushLine:
         sharded: bool = False,
         on_loss: Callable[[PushLine], Awaitable[None]] | None = None,
     ) -> None:
-        """Make one; it connects when `run` runs.
+        """Create a line; `run` connects it.
 
         Args:
-            open_wire: opens a connection that gives its push messages to a function.
+            open_wire: opens a connection that passes push messages to a function.
             sharded: whether the channels belong to slots of a cluster.
-            on_loss: called before each connection, may give channels to other lines.
+            on_loss: called before each connection; may move channels to other lines.
         """
         self._open, self._sharded, self._on_loss = open_wire, sharded, on_loss
         self.topics: dict[bytes, Topic] = {}
@@ -125,7 +123,7 @@ class PushLine:
         self.trouble: Exception | None = None
 
     def listen(self, channel: bytes, listener: Listener) -> None:
-        """Have a listener settled, soon."""
+        """Add a listener. It is settled once the channel is subscribed."""
         topic = self.topics.get(channel)
         if topic is None:
             topic = self.topics[channel] = Topic(channel, self)
@@ -148,13 +146,13 @@ class PushLine:
         self._wake.set()
 
     def forget_if_idle(self, topic: Topic) -> None:
-        """Stop listening to a channel that nobody listens to."""
+        """Unsubscribe from a channel that has no listeners."""
         if not topic.listeners and self.topics.get(topic.name) is topic:
             del self.topics[topic.name]
             self._wake.set()
 
     async def run(self) -> None:
-        """Keep the connection until the task is cancelled."""
+        """Keep the connection open until the task is cancelled."""
         pause = Pause()
         while True:
             while not self.topics:
@@ -163,7 +161,7 @@ class PushLine:
                 await self._serve(pause)
             except (redis_errors.RedisError, StoreRefused) as error:
                 self._lost(error)
-            except Exception as error:  # whatever it is, nobody else would listen again
+            except Exception as error:  # any error: without this task nothing would subscribe again
                 log.exception("the connection for push messages failed")
                 self._there.clear()
                 self.trouble = error
@@ -177,7 +175,8 @@ class PushLine:
         self._there.clear()
         self.trouble = error
         if isinstance(error, StoreRefused) or refusal(error):
-            # Those who have waited since before wait on: it was all right once. Those who are new are told.
+            # Listeners whose channel was subscribed before keep waiting, as the server accepted them. New listeners
+            # fail.
             for topic in list(self.topics.values()):
                 for listener in [one for one in topic.listeners if not one.settled.is_set()]:
                     topic.listeners.remove(listener)
@@ -187,7 +186,7 @@ class PushLine:
             log.debug("the connection for push messages was lost: %s", error)
 
     async def _serve(self, pause: Pause) -> None:
-        """Connect, and listen to what is wanted until the connection ends."""
+        """Connect, and keep the subscriptions up to date until the connection ends."""
         if self._on_loss is not None:
             await self._on_loss(self)
         opened = await self._open(self._on_push)
@@ -216,7 +215,7 @@ class PushLine:
         self._wake.set()
 
     async def _settle(self, wire: Wire) -> bool:
-        """Ask for what is wanted and is not, and the other way round. Returns whether there was anything to do."""
+        """Subscribe to missing channels, unsubscribe from unused ones. Returns whether there was anything to do."""
         wanted = [name for name in self.topics if name not in self._there]
         unwanted = [name for name in self._there if name not in self.topics]
         self._there.difference_update(unwanted)
@@ -249,19 +248,19 @@ class PushLine:
             listener.fail(error)
 
     def _on_push(self, push: Any) -> bool:
-        """Deliver a message; whether it was the reply to a command of ours."""
+        """Deliver a message. Returns whether the push message is the reply to a command."""
         match push:
             case [bytes(kind), bytes(name), *rest]:
                 pass
             case _:
-                return False  # it is none of those that were asked for
+                return False  # it belongs to no subscription
         if kind in {b"message", b"smessage"}:
             topic = self.topics.get(name) if rest else None
             for listener in tuple(topic.listeners) if topic is not None else ():
                 listener.deliver(rest[0])
             return False
         if kind == b"sunsubscribe" and self._wire is not None and name in self._there:
-            # Nobody here asked for that: the slot has gone to another server.
+            # It was not requested: the slot has moved to another server.
             self._wire.end(redis_errors.ConnectionError("a slot moved"))
             return False
         return kind in _CONFIRMED

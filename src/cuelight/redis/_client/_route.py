@@ -1,7 +1,7 @@
-"""What a client has in one event loop: its connections, and the tasks that keep them.
+"""A client in one event loop: its connections, and the tasks that keep them open.
 
-The invariant: all of it ends with the loop, also when nobody closes the client: a task that waits for nothing is
-cancelled by the loop when that ends, and takes the rest along.
+The invariant: everything ends with the loop, even if the client is not closed. When the loop ends, it cancels a task
+that sleeps forever, and that task ends the rest.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["Route", "SentinelRoute", "SingleRoute"]
 
 
 class Route:
-    """The way from one loop to the servers."""
+    """The connections from one loop to the servers."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
-        """Make one for the running loop.
+        """Create a route for the running loop.
 
         Args:
-            settings: where the servers are.
-            on_end: called with the loop when nothing is left there.
+            settings: the settings of the client.
+            on_end: called with the loop when everything has ended.
         """
         running_task()  # so that other threads can call into a trio run
         self.loop: Any = running_loop()
@@ -66,7 +66,7 @@ class Route:
                 watcher()
 
     def end(self, then: Callable[[], object]) -> None:
-        """End it, in its loop, and call `then` when nothing is left."""
+        """End the route, in its loop, and call `then` when everything has ended."""
         if self._ended:
             then()
             return
@@ -76,14 +76,14 @@ class Route:
             self._group.cancel_scope.cancel()
 
     def abandon(self) -> None:
-        """End what is left of it after its loop has ended in a way that ended no tasks."""
+        """End the rest after the loop was closed without cancelling its tasks."""
         self.wires.ended = True
         while self.wires.all:
             self.wires.all.pop().abandon()
         self._on_end(self.loop)
 
     def keep(self, line: PushLine) -> PushLine:
-        """Have a connection for push messages kept, as long as this lives."""
+        """Run a connection for push messages for as long as the route lives."""
         if self._group is None:
             self._early.append(line)
         else:
@@ -91,27 +91,27 @@ class Route:
         return line
 
     def ready_wire(self) -> Wire | None:
-        """The connection over which any command can be posted at once, with nothing to be done about its reply."""
+        """Return the connection for posting any command immediately, if its replies need no check; else None."""
         return None
 
     async def call(self, command: Sequence[Any]) -> Any:
-        """Send one command; its reply may be an exception."""
+        """Send one command; the reply may be an exception."""
         raise NotImplementedError
 
     async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send commands in one piece."""
+        """Send commands in one write."""
         raise NotImplementedError
 
     async def node_of(self, command: Sequence[Any]) -> Node:
-        """Where a command belongs."""
+        """Return the server of a command."""
         raise NotImplementedError
 
     async def line_of(self, channel: str) -> PushLine:
-        """Where a channel belongs."""
+        """Return the connection for a channel."""
         raise NotImplementedError
 
     async def publish_with(self) -> str:
-        """The command that publishes."""
+        """Return the command that publishes."""
         return "PUBLISH"
 
     async def call_blocking(self, command: Sequence[Any]) -> Any:
@@ -123,13 +123,13 @@ class Route:
 
 
 class SingleRoute(Route):
-    """To one server."""
+    """A route to one server."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)
         self._node = Node(settings, self.wires, self._address)
         self._line: PushLine | None = None
-        # It is called for each command: without a method of ours in between.
+        # Called for each command, so no method of this class is in between.
         self.call: Any = self._node.call
         self.ready_wire: Any = self._node.ready_wire
 
@@ -137,27 +137,24 @@ class SingleRoute(Route):
         return self._settings.addresses[0]
 
     async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send commands in one piece."""
         return await self._node.call_block(commands)
 
     async def node_of(self, command: Sequence[Any]) -> Node:
-        """There is one."""
         return self._node
 
     async def line_of(self, channel: str) -> PushLine:
-        """There is one."""
         if self._line is None:
             self._line = self.keep(PushLine(lambda on_push: self._node.open(on_push=on_push)))
         return self._line
 
 
 class SentinelRoute(SingleRoute):
-    """To the one server that sentinels call the primary."""
+    """A route to the server that the sentinels name as the primary."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)
         self.call = self._call
-        self.ready_wire = super(SingleRoute, self).ready_wire  # a primary that refuses to be written is left
+        self.ready_wire = super(SingleRoute, self).ready_wire  # replies must be checked: see `_checked`
 
     async def _address(self) -> Address:
         return await find_primary(self._settings)
@@ -166,11 +163,10 @@ class SentinelRoute(SingleRoute):
         return self._checked(await self._node.call(command))
 
     async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """Send commands in one piece."""
         return [self._checked(reply) for reply in await self._node.call_block(commands)]
 
     def _checked(self, reply: Any) -> Any:
-        """A primary that has become a replica is left: the sentinels know the new one."""
+        """Drop a primary that has become a replica; the sentinels know the new one."""
         if isinstance(reply, redis_errors.ReadOnlyError):
             error = redis_errors.ConnectionError("this server is the primary no more")
             self._node.drop(error)

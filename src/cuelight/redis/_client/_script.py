@@ -1,4 +1,4 @@
-"""Lua scripts: their text and the name by which a server knows them."""
+"""Lua scripts: their text and the hash by which a server identifies them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ __all__ = ["Script"]
 class Script:
     """A Lua script.
 
-    A change of its text is another script with another name, so that workers of two versions never run each other's.
+    A changed text is another script with another hash, so workers of different versions never run each other's scripts.
 
     Attributes:
-        text: the whole of it.
-        sha: what EVALSHA calls it.
-        name: for messages.
+        text: the source text, encoded.
+        sha: the hash for EVALSHA.
+        name: the name for messages.
     """
 
     __slots__ = ("name", "sha", "text")
 
     def __init__(self, text: str, name: str = "script") -> None:
-        """Make one of its text.
+        """Create a script from its text.
 
         Args:
-            text: Lua.
-            name: for messages.
+            text: the Lua source.
+            name: the name for messages.
         """
         self.text: Final = text.encode()
         self.sha: Final = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
@@ -38,11 +38,11 @@ class Script:
 
     @classmethod
     def load(cls, package: str, *names: str) -> Script:
-        """Read it from files of a package; several are put behind each other, the last gives the name.
+        """Read a script from files of a package. Several files are concatenated; the last one gives the name.
 
         Args:
-            package: such as "cuelight.redis._locks".
-            names: of its files, such as "lease.lua".
+            package: the package, such as "cuelight.redis._locks".
+            names: the names of the files, such as "lease.lua".
         """
         text = "\n".join(files(package).joinpath(name).read_text("utf-8") for name in names)
         return cls(text, names[-1].removesuffix(".lua"))

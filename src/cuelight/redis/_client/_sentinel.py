@@ -1,4 +1,4 @@
-"""Asking sentinels which server is the primary now."""
+"""Asks sentinels for the current primary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def find_primary(settings: Settings) -> Address:
     """Ask the sentinels, one after the other, for the address of the primary. A checkpoint.
 
     Raises:
-        redis.ConnectionError: none of them knows; the message says what each said.
+        redis.ConnectionError: no sentinel knows it; the message contains the answer of each.
     """
     said: list[str] = []
     for sentinel in settings.addresses:
@@ -42,24 +42,24 @@ async def find_primary(settings: Settings) -> Address:
 
 
 def no_primary(service: str, said: Sequence[str]) -> redis_errors.ConnectionError:
-    """The error when no sentinel knows.
+    """Return the error for the case that no sentinel knows the primary.
 
     Args:
-        service: who was asked for.
-        said: what each of them said.
+        service: the name of the service.
+        said: the answer of each sentinel.
     """
     return redis_errors.ConnectionError(f"no sentinel knows the primary of {service!r}: {'; '.join(said)}")
 
 
 def primary_of(reply: Any, sentinel: str) -> Address:
-    """The address in the reply of a sentinel.
+    """Return the address in a sentinel's reply.
 
     Args:
-        reply: as it came.
-        sentinel: where from, for the message.
+        reply: the reply as it was received.
+        sentinel: the address of the sentinel, for the message.
 
     Raises:
-        StoreRefused: there is none in it.
+        StoreRefused: the reply contains no address.
     """
     return read_reply(sentinel, "SENTINEL GET-MASTER-ADDR-BY-NAME", lambda it: (it[0].decode(), int(it[1])), reply)
 

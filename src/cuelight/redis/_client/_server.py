@@ -1,7 +1,7 @@
-"""The seam under everything that runs on Redis: what the store, the locks, the limiters and the actors ask of a server.
+"""The interface through which the store, the locks, the limiters and the actors use a server.
 
-`RedisClient` is one; a client of redis-py or coredis that a user has already becomes one by `use_redis_py` or
-`use_coredis`. Keys of one call lie in one slot, by their hash tag.
+`RedisClient` implements it. `use_redis_py` and `use_coredis` adapt a user's client of redis-py or coredis to it. All
+keys of one call are in one slot, by their hash tag.
 """
 
 from __future__ import annotations
@@ -14,44 +14,48 @@ from cuelight.redis._client._script import Script
 __all__ = ["Argument", "Server", "Subscription"]
 
 Argument = bytes | str | int | float
-"""What a command is made of."""
+"""The name of a command, or an argument."""
 
 
 class Subscription(Protocol):
-    """A channel that is listened to, until it is closed."""
+    """A subscription to a channel, until it is closed."""
 
     def close(self) -> None:
-        """Listen no more; callable from any thread, and more than once. Nothing is delivered after it in its loop."""
+        """Stop listening. May be called from any thread, and more than once.
+
+        After a call in the subscription's own loop, nothing is delivered.
+        """
         ...
 
 
 class Server(Protocol):
     """A Redis or Valkey server, or a cluster of them.
 
-    All methods may be called from any event loop of any thread, the blocking ones from any thread that runs no loop.
-    Replies are as the server sends them (RESP3): bytes, int, float, bool, None, list (of a set, too), dict.
+    All methods may be called from any event loop of any thread; the blocking ones, from any thread that runs no loop.
+    Replies are returned as the server sends them (RESP3): bytes, int, float, bool, None, list (also for a set), dict.
 
-    `timeout` is the time that a caller has left, in seconds, for connecting and all attempts together. A server has a
-    time-out of its own, and goes by the shorter one. When it is over, the call raises `StoreUnavailable`.
+    `timeout` is the time that the caller has left, in seconds, for connecting and all attempts together. The server has
+    a time-out of its own; the shorter one applies. When it is over, the call raises `StoreUnavailable`.
 
-    What they raise is one of three:
+    The methods raise one of three errors:
 
-    * `StoreUnavailable`: the server could not be reached or did not answer in time: what was asked may have taken
-      effect or not.
-    * `StoreRefused`: it answered, and will go on to refuse until somebody changes something: credentials, rights, a
-      replica that must not be written, no memory, a key of another type, a version that is too old. Nothing was done.
-    * `redis.ResponseError`: what a script itself said, or a command that is wrong.
+    * `StoreUnavailable`: the server could not be reached or did not answer in time. The command may have taken effect
+      or not.
+    * `StoreRefused`: the server rejected the command and will reject it again until something changes: credentials,
+      rights, a replica that is read-only, no memory, a key of another type, a version that is too old. Nothing was
+      done.
+    * `redis.ResponseError`: an error raised by a script itself, or a command that is wrong.
     """
 
     @property
     def name(self) -> str:
-        """Where it is, for messages: host, port and database, without credentials."""
+        """The host, port and database of the server for messages, without credentials."""
         ...
 
     async def execute(self, *command: Argument, timeout: float | None = None) -> Any:
         """Run one command once. A checkpoint.
 
-        What is lost on the way is not sent again: nobody knows whether it took effect.
+        If the reply is lost, the command is not sent again, because it may have taken effect.
         """
         ...
 
@@ -65,13 +69,13 @@ class Server(Protocol):
     ) -> Any:
         """Run a script. A checkpoint.
 
-        A script must be made so that running it again with the same arguments changes nothing more: it is sent again,
-        for as long as the time-out of the client allows, when a connection was lost.
+        Running the script again with the same arguments must change nothing more: when a connection is lost, the script
+        is sent again, for as long as the time-out of the client allows.
         """
         ...
 
     def execute_blocking(self, *command: Argument, timeout: float | None = None) -> Any:
-        """As `execute`, on a connection of the calling thread, which blocks."""
+        """Like `execute`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
         ...
 
     def run_blocking(
@@ -82,7 +86,7 @@ class Server(Protocol):
         *,
         timeout: float | None = None,
     ) -> Any:
-        """As `run`, on a connection of the calling thread, which blocks."""
+        """Like `run`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
         ...
 
     async def subscribe(
@@ -93,16 +97,17 @@ class Server(Protocol):
         *,
         timeout: float | None = None,
     ) -> Subscription:
-        """Listen to a channel in the running loop. A checkpoint; returns when the server has begun to listen.
+        """Listen to a channel in the running loop. Returns when the server has confirmed it. A checkpoint.
 
         Args:
-            channel: with the hash tag of the keys that it belongs to: in a cluster it is a sharded channel.
-            on_message: called in the loop with what was published; must neither block nor raise.
-            on_gap: called in the loop after the connection was lost and is there again: messages may be missing.
-            timeout: see above.
+            channel: the channel, with the hash tag of the keys that it belongs to; in a cluster it is a sharded
+                channel.
+            on_message: called in the loop with each published message; must neither block nor raise.
+            on_gap: called in the loop when a lost connection is restored: messages may be missing.
+            timeout: see the class.
         """
         ...
 
     async def publish(self, channel: str, message: bytes) -> None:
-        """Publish to a channel, sharded in a cluster. A checkpoint. A message may get lost: it is only a hint."""
+        """Publish to a channel, which is sharded in a cluster. Delivery is not guaranteed. A checkpoint."""
         ...

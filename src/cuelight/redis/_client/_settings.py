@@ -1,6 +1,6 @@
-"""What a client is told about its servers: the URL, taken apart, and the options beside it."""
+"""The settings of a client, from its URL and the other arguments."""
 
-# redis-py types what its parser returns as a dictionary of anything.
+# redis-py types the result of its URL parser as a dictionary of anything.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _KNOWN: Final = _TLS | {
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the servers are and how to speak to them. Durations are seconds."""
+    """The addresses of the servers and the parameters of the connections. Durations are in seconds."""
 
     kind: Kind
     addresses: tuple[Address, ...]
@@ -100,16 +100,16 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """Where it is, without credentials."""
+        """The addresses and the database, without credentials."""
         places = ",".join(place(address) for address in self.addresses)
         if self.kind == "cluster":
             return f"the cluster of {places}"
         return f"{places}/{self.service}/{self.db}" if self.kind == "sentinel" else f"{places}/{self.db}"
 
     async def login(self) -> tuple[str, str] | None:
-        """The user and the password to log in with, asked for anew for each connection."""
+        """Return the user and the password. A credential provider is asked before each connection."""
         if self.credentials is not None:
-            # get_credentials_async of the base class is made for asyncio and logs a warning where it is not overridden.
+            # The base class's get_credentials_async is made for asyncio and logs a warning if it is not overridden.
             provider: Any = self.credentials
             own = type(provider).get_credentials_async is not CredentialProvider.get_credentials_async
             given = await provider.get_credentials_async() if own else provider.get_credentials()
@@ -119,15 +119,15 @@ class Settings:
         return self.username or "default", self.password or ""
 
     def blocking(self) -> dict[str, Any]:
-        """The options of redis-py's own connections, without the address."""
+        """Return the options of redis-py's own connections, without the address."""
         options: dict[str, Any] = {
             "protocol": 3,
             "socket_timeout": self.timeout,
             "socket_connect_timeout": self.connect_timeout,
-            "retry": Retry(NoBackoff(), 0),  # theirs would send commands again that are not ours to repeat
+            "retry": Retry(NoBackoff(), 0),  # redis-py's default would repeat commands that must not run twice
             "client_name": self.client_name,
             "max_connections": self.max_connections,
-            # What no server here sends, and redis-py 7 cannot ask for over Unix sockets.
+            # The supported servers send none, and redis-py 7 cannot request them over Unix sockets.
             "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         }
         if self.credentials is not None:
@@ -140,7 +140,7 @@ class Settings:
 
 
 def place(address: Address) -> str:
-    """An address for people."""
+    """Format an address for messages."""
     if isinstance(address, str):
         return address
     host, port = address
@@ -159,10 +159,10 @@ def settings_of(
     client_name: str | None = None,
     decode_responses: bool = False,
 ) -> Settings:
-    """Take a URL apart. What is given as an argument overrides what stands in it.
+    """Parse a URL. Arguments override the values in the URL.
 
     Raises:
-        ValueError: it cannot be understood; the message says what can, and repeats no password.
+        ValueError: the URL or an argument is invalid. The message names the valid forms and contains no password.
     """
     kind, addresses, service, options = _parts(url)
     unknown = sorted(options.keys() - _KNOWN)
@@ -205,7 +205,7 @@ def settings_of(
 
 
 def _parts(url: str) -> tuple[Kind, tuple[Address, ...], str, dict[str, Any]]:
-    """The kind, the addresses, the service of sentinels, and what else redis-py finds in a URL."""
+    """Return the kind, the addresses, the sentinels' service, and the options that redis-py finds in a URL."""
     scheme, found, rest = str(url).partition("://")
     if not found or scheme.lower() not in _SCHEMES:
         raise ValueError(f"{_safe(url)} is no URL of Redis: {_FORMS}")
@@ -235,16 +235,16 @@ def _parts(url: str) -> tuple[Kind, tuple[Address, ...], str, dict[str, Any]]:
 
 
 def _check_escapes(url: str, rest: str) -> None:
-    """Refuse a URL of which a part of the password would be taken for something else.
+    """Reject a URL in which part of a password would be parsed as something else.
 
-    What stands before the last @ is a user and a password, unless that @ is in the value of an option.
+    The text before the last @ is a user and a password, unless that @ is in the value of an option.
 
     Raises:
-        ValueError: there is one.
+        ValueError: the user or the password is not escaped.
     """
     bare, _, query = rest.partition("?")
     place = bare.partition("#")[0]
-    if not place.startswith("/"):  # the path of a socket may have an @ in it
+    if not place.startswith("/"):  # the path of a socket may contain an @
         place = place.partition("/")[0]
     names = [option.partition("=")[0] for option in query.split("&")] if "@" in query else []
     if bare.count("@") > place.count("@") or not _KNOWN.issuperset(names):
@@ -256,9 +256,9 @@ def _parsed(url: str, part: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     try:
         options = dict(_parse_url(part))
-        if "ssl_min_version" in options:  # redis-py 7 leaves it a text
+        if "ssl_min_version" in options:  # redis-py 7 leaves it as text
             options["ssl_min_version"] = ssl.TLSVersion(int(options["ssl_min_version"]))
-    except ValueError as error:  # some of its texts repeat the password, so those are not passed on
+    except ValueError as error:  # some messages contain the password, so they are not passed on
         problem = (
             safe_str(error) if safe_str(error).startswith("Invalid value for '") else f"it cannot be read: {_FORMS}"
         )
@@ -309,23 +309,23 @@ def _is_tls(url: str) -> bool:
 
 
 def _safe(url: object) -> str:
-    """A URL as it may be shown: no part of it can be one of a password, however it is written."""
+    """Return a URL for messages. No part of it can belong to a password, however the URL is written."""
     scheme, found, rest = str(url).partition("://")
     if not found:
         scheme, rest = "", str(url)
     login, _, place = rest.rpartition("@")
-    if "?" in login or "#" in login:  # the @ may be that of an option
+    if "?" in login or "#" in login:  # the @ may belong to an option
         return safe_repr(f"{scheme}{found}...")
     place = re.split("[?#]", place)[0]
     hosts, slash, path = place.partition("/")
-    odd = re.search(r":[^:,\]]*[^:,\]\d][^:,\]]*|^:", hosts)  # a port that is none
+    odd = re.search(r":[^:,\]]*[^:,\]\d][^:,\]]*|^:", hosts)  # a port that is not a number
     if odd is not None:
         return safe_repr(f"{scheme}{found}{hosts[: odd.start()]}:...")
     return safe_repr(f"{scheme}{found}{hosts}{slash}{path}")
 
 
 def _context(url: str, options: Mapping[str, Any]) -> ssl.SSLContext:
-    """What TLS is spoken with, by the names and the defaults of redis-py."""
+    """Return the TLS context for options with the names and defaults of redis-py."""
     try:
         context = ssl.create_default_context(
             cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"), cadata=options.get("ssl_ca_data")

@@ -1,4 +1,4 @@
-"""The client behind an address: all in this process that are given the same address share one."""
+"""Shared clients: all callers in this process that give the same address use the same client."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _clients: Final[dict[str, RedisClient]] = {}
 
 
 def server_for(redis_url: str, server: Server | None) -> Server:
-    """The server that was given, else the shared client of an address.
+    """Return `server` if it was given, else the shared client of an address.
 
-    A shared client stays for as long as the process: it has a connection or two in each loop that uses it, which end
+    A shared client lives as long as the process. It has one or two connections in each loop that uses it, which end
     with that loop, and one for each thread.
 
     Raises:
-        ValueError: the address is none.
+        ValueError: the address is invalid, or both an address and a server were given.
     """
     if server is not None:
         if redis_url != DEFAULT_URL:
             raise ValueError("redis_url and server were both given: give one of them")
         return server
-    # Of two threads that come at once one makes a client in vain: it has connected to nothing yet. A lock could be
-    # held by another thread at a fork.
+    # No lock, because another thread could hold it at a fork. If two threads arrive at once, one of them creates a
+    # client that is discarded, and that has not connected yet.
     return _clients.get(redis_url) or _clients.setdefault(redis_url, RedisClient(redis_url))

@@ -1,4 +1,4 @@
-"""Clusters without any input or output: which slot a command belongs to, and which server a slot."""
+"""The slots of a cluster, without I/O: the slot of a command, and the server of a slot."""
 
 # redis-py's exceptions and its table of slots are not typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -21,11 +21,11 @@ _COUNTED: Final[Mapping[str, int]] = {
     **dict.fromkeys(("EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "FCALL", "FCALL_RO", "BLMPOP", "BZMPOP"), 2),
     **dict.fromkeys(("LMPOP", "SINTERCARD", "ZDIFF", "ZINTER", "ZINTERCARD", "ZMPOP", "ZUNION"), 1),
 }
-"""Where commands say how many keys follow."""
+"""The positions at which commands state the number of keys that follow."""
 
 
 def concerns_all(command: Sequence[Any]) -> bool:
-    """Whether a command is for all primaries; its name may be in one word or in two."""
+    """Return whether a command is for all primaries. Its name may be one word or two."""
     words = _text(command[0]).upper().split()
     if words == ["SCRIPT"] and len(command) > 1:
         words.append(_text(command[1]).upper())
@@ -33,20 +33,20 @@ def concerns_all(command: Sequence[Any]) -> bool:
 
 
 def slot_of_key(key: Any) -> int:
-    """The slot of a key, by its hash tag if it has one."""
+    """Return the slot of a key, by its hash tag if it has one."""
     data: bytes = key if isinstance(key, bytes) else str(key).encode()
     slot: int = key_slot(data)
     return slot
 
 
 class KeyTable:
-    """Where commands have their first key; that tells the slot, and the server sees to it that all are in one."""
+    """The position of each command's first key. It determines the slot; the server checks that all keys are in it."""
 
     def __init__(self, reply: Sequence[Any]) -> None:
-        """Read it from a server.
+        """Read the positions from a server's reply.
 
         Args:
-            reply: to COMMAND.
+            reply: the reply to COMMAND.
         """
         self._first: dict[str, int] = {}
         for entry in reply:
@@ -59,7 +59,7 @@ class KeyTable:
         self._first[name] = int(entry[3])
 
     def slot_of(self, command: Sequence[Any]) -> int | None:
-        """The slot of a command; None if it has no key."""
+        """Return the slot of a command; None if it has no key."""
         words = [*_text(command[0]).split(), *command[1:]]
         name = words[0].upper()
         place = _COUNTED.get(name)
@@ -74,14 +74,14 @@ class KeyTable:
 
 
 class SlotMap:
-    """Which server has which slot."""
+    """The server of each slot."""
 
     def __init__(self, reply: Sequence[Any], asked: Address) -> None:
-        """Read it from a server.
+        """Read the servers from a reply.
 
         Args:
-            reply: to CLUSTER SLOTS.
-            asked: who replied, since servers that do not know their own address leave it out.
+            reply: the reply to CLUSTER SLOTS.
+            asked: the address of the server that replied; servers that do not know their own address leave it out.
         """
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for first, last, primary, *_ in reply:
@@ -92,34 +92,34 @@ class SlotMap:
         self.primaries: tuple[Address, ...] = tuple(dict.fromkeys(one for one in self._owners if one is not None))
 
     def owner(self, slot: int | None) -> Address | None:
-        """Who has a slot; for None anyone. None if nobody has it."""
+        """Return the server of a slot, or any server for None. Returns None if no server has the slot."""
         return self.primaries[0] if slot is None else self._owners[slot]
 
 
 def slots_of(reply: Any, asked: Address) -> SlotMap:
-    """What a server says to CLUSTER SLOTS.
+    """Read the reply to CLUSTER SLOTS.
 
     Raises:
-        StoreRefused: it makes no sense.
+        StoreRefused: the reply is malformed.
     """
     return read_reply(place(asked), "CLUSTER SLOTS", lambda it: SlotMap(it, asked), reply)
 
 
 def keys_of(reply: Any, asked: Address) -> KeyTable:
-    """What a server says to COMMAND.
+    """Read the reply to COMMAND.
 
     Raises:
-        StoreRefused: it makes no sense.
+        StoreRefused: the reply is malformed.
     """
     return read_reply(place(asked), "COMMAND", KeyTable, reply)
 
 
 def redirection(error: Any, asked: Address) -> Address:
-    """Where to go after MOVED or ASK.
+    """Return the address in a MOVED or ASK reply.
 
     Args:
-        error: the reply, as redis-py takes it apart.
-        asked: who replied.
+        error: the reply, as parsed by redis-py.
+        asked: the address of the server that replied.
     """
     return _address(error.host, error.port, asked)
 

@@ -1,4 +1,4 @@
-"""A connection over a stream of anyio: what trio has, where tasks read and write."""
+"""A connection over an anyio stream, for trio, where tasks read and write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK: Final = 65536
 
 
 class StreamWire(Wire):
-    """A connection that two tasks serve."""
+    """A connection that is served by two tasks."""
 
     def __init__(
         self,
@@ -38,18 +38,18 @@ class StreamWire(Wire):
         self._sending = False
 
     def start(self, stream: anyio.abc.ByteStream) -> None:
-        """Begin to read and write, in tasks that belong to nobody: they end with the connection, or with the loop."""
+        """Start reading and writing, in background tasks that end with the connection or with the loop."""
         if isinstance(stream, anyio.abc.SocketStream):  # without TLS
-            self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - nothing of Django
+            self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - not Django
         self._backend.spawn(self._serve, stream, context=contextvars.copy_context(), name="cuelight redis connection")
 
     def _schedule(self) -> None:
-        # If others wait for replies, more is likely to be asked for in this pass: it leaves in one piece.
+        # If other replies are pending, more commands are likely in this pass; all are sent in one write.
         if len(self._waiting) > 1 or not self._write_now():
             self._wake.set()
 
     def _write_now(self) -> bool:
-        """Write what the socket takes; the rest, and any error, is for the task that writes. Whether that is all."""
+        """Write as much as the socket accepts. Returns whether that was all; `_write` handles the rest and errors."""
         if self._socket is None or self._sending:
             return False
         batch = self._take_out()

@@ -1,21 +1,21 @@
-"""One connection in one event loop, which many tasks share; replies come in the order of the commands.
+"""One connection in one event loop, shared by many tasks. Replies arrive in the order of the commands.
 
-The first command of a pass of the loop is written at once, on trio if no other reply is owed, so that the server works
-while the other tasks of the pass run; what they ask for leaves in one piece in the next pass.
+The first command of a loop pass is written immediately (on trio, only if no other reply is pending), so that the server
+works while the other tasks of the pass run. Their commands are sent in one write in the next pass.
 
 The invariants:
 
-1. Replies belong to commands in the order in which these were sent. A command that nobody waits for any more keeps its
-   place: its reply is dropped, never given to another.
+1. Replies are assigned to commands in the order in which the commands were sent. A command whose caller has given up
+   keeps its place: its reply is dropped, never given to another command.
 2. When the connection ends, every command without a reply fails, and none is sent again.
-3. A connection that is owed replies and over which nothing comes for half of the time-out ends; one that is idle is
-   asked for a sign of life every so often, so a dead one does not stay unnoticed.
+3. A connection ends if replies are pending and nothing arrives for half of the time-out. An idle connection is checked
+   with PING at intervals, so that a dead one is noticed.
 
-Nothing is set up for a single command: one alarm per connection counts ticks, a tenth of the time-out each. What was
-sent ten ticks ago and has no reply is late.
+No timer is set for a single command. One alarm per connection counts ticks of a tenth of the time-out each. A command
+that was sent ten ticks ago and has no reply is late.
 """
 
-# hiredis tells the type checkers nothing of what its functions return.
+# The functions of hiredis have no return types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ __all__ = ["AsyncioWire", "Block", "Wire", "fresh", "pack", "pack_all", "reply_e
 E = TypeVar("E", bound=BaseException)
 
 BUFFER: Final = 1 << 20
-"""Bytes that wait to be sent; who comes then waits until they are gone."""
+"""The number of unsent bytes above which new callers wait until they are sent."""
 
 _TICKS: Final = 10
-_SILENT: Final = 6  # half of the ticks, and one that may have been short
+_SILENT: Final = 6  # half of the ticks, plus one that may have been short
 _NOTHING: Final = object()
 _Push: Final = hiredis.PushNotification
 
 
 class Block:
-    """Collects the replies of commands that are sent in one piece: a slot for all of them together."""
+    """Collects the replies to commands that are sent in one write; one slot is for all of them."""
 
     __slots__ = ("_missing", "_replies", "_slot")
 
@@ -69,17 +69,17 @@ class Block:
             self._slot.set_result(self._replies)
 
     def fail(self, error: Exception) -> None:
-        """Give up on those that are missing."""
+        """Set `error` as the reply to the commands that have none."""
         self._slot.set_result(self._replies + [error] * self._missing)
 
 
 class Wire:
-    """A connection that many tasks of one loop share; what differs between loops is left to subclasses.
+    """A connection that many tasks of one loop share. Subclasses implement the parts that differ between loops.
 
     Attributes:
-        error: why it ended; None while it works.
-        full: whether to wait for `room` before anything is posted.
-        closed: set when nothing of it is left in the loop.
+        error: the reason why the connection ended; None while it works.
+        full: whether callers must wait before they post.
+        closed: set when no part of the connection is left in the loop.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class Wire:
         watched: bool = True,
         on_push: Callable[[Any], bool] | None = None,
     ) -> None:
-        """Make one that is not connected yet.
+        """Create a connection that is not connected yet.
 
         Args:
-            backend: of the running loop, for this connection alone: it has one alarm.
+            backend: the backend of the running loop, for this connection alone: it has one alarm.
             timeout: seconds that a command may take.
-            heartbeat: seconds without traffic after which it is asked for a sign of life.
+            heartbeat: seconds without traffic after which PING is sent.
             watched: whether the time of commands is limited here.
-            on_push: gets push messages, and says whether that was the reply to a command.
+            on_push: called with push messages; returns whether the message is the reply to a command.
         """
         self.error: Exception | None = None
         self.full = False
@@ -112,7 +112,7 @@ class Wire:
         self._out_size = 0
         self._slot: Callable[[], Slot] = new_slot
         self._room = anyio.Event()
-        # The watch: see `_tick`.
+        # State of the watch: see `_tick`.
         self._ticking = False
         self._heard = False
         self._silent = 0
@@ -121,11 +121,11 @@ class Wire:
 
     @property
     def owed(self) -> int:
-        """How many replies are to come."""
+        """The number of pending replies."""
         return len(self._waiting)
 
     def post(self, packed: bytes) -> Slot:
-        """Send one command. The caller must await the slot before anything else: that gives the reply.
+        """Send one command. The caller must await the returned slot, which gives the reply, before anything else.
 
         The reply is an exception if the server sent an error, or if the connection ended or was too slow.
         """
@@ -135,7 +135,7 @@ class Wire:
         return slot
 
     def post_block(self, packed: bytes, size: int) -> Slot:
-        """Send several commands in one piece; awaiting the slot gives the list of their replies."""
+        """Send several commands in one write; the returned slot gives the list of their replies."""
         slot = self._slot()
         block = Block(slot, size)
         self._waiting.extend([block] * size)
@@ -143,12 +143,12 @@ class Wire:
         return slot
 
     async def call(self, packed: bytes) -> Any:
-        """Send one command and return its reply, an exception if that is an error."""
+        """Send one command and return its reply; an error reply is returned as an exception."""
         await self._ready()
         return self.error if self.error is not None else await self.post(packed)
 
     async def call_block(self, packed: bytes, size: int) -> list[Any]:
-        """Send several commands in one piece and return their replies."""
+        """Send several commands in one write and return their replies."""
         await self._ready()
         if self.error is not None:
             return [self.error] * size
@@ -170,7 +170,7 @@ class Wire:
             self._schedule()
 
     def _take_out(self) -> bytes:
-        """What is to be sent."""
+        """Remove and return the unsent data."""
         out = self._out
         batch = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
@@ -184,7 +184,7 @@ class Wire:
             self._room = anyio.Event()
 
     def data_received(self, data: bytes) -> None:
-        """Hand out what came."""
+        """Assign the received replies to commands."""
         self._heard = True
         waiting, gets = self._waiting, self._reader.gets
         before = len(waiting)
@@ -199,7 +199,7 @@ class Wire:
                     slot.set_result(reply)
         except IndexError:
             self.end(redis_errors.ConnectionError(f"a reply that nobody asked for: {safe_repr(reply)}"))
-        except Exception as error:  # whatever it is, the replies that follow cannot be told apart any more
+        except Exception as error:  # any error: the replies that follow cannot be told apart
             self.end(redis_errors.InvalidResponse(f"what came is not RESP: {describe_error(error)}"))
         else:
             self._answered += before - len(waiting)
@@ -208,7 +208,7 @@ class Wire:
         return self._on_push is not None and self._on_push(push)
 
     def end(self, error: Exception) -> None:
-        """End it: whoever waits for a reply fails with an error like this. Again, it does nothing."""
+        """End the connection: pending commands fail with copies of `error`. Later calls do nothing."""
         if self.error is not None:
             return
         self.error = error
@@ -223,7 +223,7 @@ class Wire:
         self.on_end(self)
 
     def abandon(self) -> None:
-        """Let go of it after its loop was closed: nobody can be told, nothing can be called there."""
+        """Drop the connection after its loop was closed: no task can be notified, and nothing can be called there."""
         self.error = redis_errors.ConnectionError("the loop was closed")
         self._waiting.clear()
 
@@ -234,7 +234,7 @@ class Wire:
         self._backend.set_alarm(self._backend.time() + self._tick_length, self._tick)
 
     def _tick(self) -> None:
-        """Look whether replies are late, or the other side is silent; when nothing is owed, rest until a heartbeat."""
+        """Check for late replies and a silent server. If nothing is going on, set the alarm to the next heartbeat."""
         waiting = self._waiting
         self._silent = 0 if self._heard else self._silent + 1
         heard, self._heard = self._heard, False
@@ -254,7 +254,7 @@ class Wire:
         self._backend.set_alarm(self._backend.time() + self._tick_length, self._tick)
 
     def _give_up(self, late: int) -> None:
-        """Fail the oldest commands that wait; their replies will be dropped."""
+        """Fail the oldest pending commands; their replies will be dropped."""
         for slot in list(islice(self._waiting, max(late, 0))):
             if not slot.done():
                 seconds = _TICKS * self._tick_length
@@ -266,19 +266,18 @@ class Wire:
         self._send(_PING)
 
     def _schedule(self) -> None:
-        """Write what is to be sent, now or in the next pass of the loop."""
+        """Write the unsent data, now or in the next pass of the loop."""
         raise NotImplementedError
 
     def _abort(self) -> None:
-        """End the transport, without waiting for anything."""
+        """Close the transport without waiting."""
         raise NotImplementedError
 
 
 class AsyncioWire(Wire, asyncio.Protocol):
-    """On asyncio the loop calls it, so that there is no task, and no frame, between a reply and who waits for it."""
+    """On asyncio, the loop calls the connection: no task and no frame is between a reply and its caller."""
 
     def connection_made(self, transport: Any) -> None:
-        """Called by the loop."""
         self._transport: asyncio.Transport = transport
         loop = asyncio.get_running_loop()
         self._slot = loop.create_future
@@ -306,20 +305,16 @@ class AsyncioWire(Wire, asyncio.Protocol):
     _paused = _wrote = False
 
     def pause_writing(self) -> None:
-        """Called by the loop."""
         self._paused = self.full = True
 
     def resume_writing(self) -> None:
-        """Called by the loop."""
         self._paused = False
         self._make_room()
 
     def eof_received(self) -> None:
-        """Called by the loop."""
         self.end(redis_errors.ConnectionError("the server closed the connection"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop."""
         self.end(redis_errors.ConnectionError(safe_str(exc) if exc else "the connection was closed"))
         self.closed.set()
 
@@ -327,27 +322,27 @@ class AsyncioWire(Wire, asyncio.Protocol):
         self._transport.abort()
 
     def abandon(self) -> None:
-        """End the connection as the server sees it; Python frees the rest, and warns of it."""
+        """Shut the socket down, so that the server notices. Python frees the rest and warns about it."""
         super().abandon()
-        with contextlib.suppress(OSError, TypeError):  # uvloop has closed it with itself
+        with contextlib.suppress(OSError, TypeError):  # uvloop closes it together with the loop
             self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 class _Nobody:
-    """Has the place of a sign of life among those who wait."""
+    """Keeps the place of a PING among the pending commands."""
 
     def done(self) -> bool:
         return False
 
     def set_result(self, reply: Any) -> None:
-        """What it is does not matter: that something came was noted."""
+        """Ignore the reply; its arrival was recorded already."""
 
 
 def pack(command: Sequence[Any]) -> bytes:
-    """A command as bytes; a name of two words is two.
+    """Encode a command. A name of two words is sent as two arguments.
 
     Raises:
-        redis.DataError: an argument is of a type that cannot be sent.
+        redis.DataError: an argument has a type that cannot be sent.
     """
     name = command[0]
     if isinstance(name, str) and " " in name:
@@ -360,7 +355,7 @@ def pack(command: Sequence[Any]) -> bytes:
 
 
 def pack_all(commands: Sequence[Sequence[Any]]) -> bytes:
-    """Several commands as bytes."""
+    """Encode several commands."""
     return b"".join([pack(command) for command in commands])
 
 
@@ -374,17 +369,17 @@ def _plain(argument: Any) -> Any:
 
 
 def reply_error(text: str) -> Exception:
-    """The exception of redis-py for an error reply."""
+    """Return redis-py's exception for an error reply."""
     try:
         return _parse_error(text)
-    except Exception:  # such as MOVED to nowhere
+    except Exception:  # such as MOVED without an address
         return redis_errors.ResponseError(text)
 
 
 def fresh(error: E) -> E:
-    """One like it: an exception that is raised in several tasks would collect the traces of all."""
+    """Return a copy of an error. An exception that is raised in several tasks would collect the tracebacks of all."""
     if not isinstance(error, redis_errors.RedisError | CuelightError):
-        return error  # of a user: its class may be made of anything
+        return error  # the class of a user's error may take any arguments
     copy = type(error)(*error.args)
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = error.__cause__

@@ -1,4 +1,4 @@
-"""What has to be known of commands: which block, which change the state of a connection, and where their keys are."""
+"""The commands that may block and for how long, and the commands that a shared connection cannot carry."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _kinds: Final[dict[Any, int]] = {}
 
 
 def kind_of(name: Any) -> int:
-    """What a command is, by its name as the caller wrote it; those that are REFUSED may be so by their second word."""
+    """Classify a command by its name as the caller wrote it. For some REFUSED commands, the second word decides."""
     kind = _kinds.get(name)
     if kind is None:
         word = _word(name)
@@ -50,16 +50,16 @@ def kind_of(name: Any) -> int:
             kind = REFUSED
         else:
             kind = PLAIN
-        if len(_kinds) < 2000:  # names come from programs, but may also come from people
+        if len(_kinds) < 2000:  # limits the memory: names may come from user input
             _kinds[name] = kind
     return kind
 
 
 def refuse(command: Sequence[Any]) -> None:
-    """Refuse what cannot be done over a connection that others use.
+    """Reject a command that cannot be sent over a connection that is shared.
 
     Raises:
-        ValueError: it is one of those; the message says what to do instead.
+        ValueError: it is such a command. The message names the alternative.
     """
     word = _word(command[0])
     if word == "CLIENT" and len(command) > 1:
@@ -70,7 +70,7 @@ def refuse(command: Sequence[Any]) -> None:
 
 
 def blocking_time(command: Sequence[Any]) -> float | None:
-    """How long a command may block, in seconds; 0 if it does not, None for as long as it takes."""
+    """Return the seconds that a command may block: 0 if it does not block, None for no limit."""
     words = _word(command[0]).split()
     name, arguments = words[0], [*words[1:], *command[1:]]
     read: Callable[[Any], float] = float
@@ -82,14 +82,14 @@ def blocking_time(command: Sequence[Any]) -> float | None:
         else:
             given = _block_option(arguments)
     except (IndexError, ValueError):
-        return 0.0  # the server says what is wrong
+        return 0.0  # the server reports the mistake
     if name in _BY_OPTION:
         return None if given == 0 else max(given, 0.0) / 1000
     return given or None
 
 
 def _block_option(arguments: Sequence[Any]) -> float:
-    """The milliseconds of BLOCK, -1 if it is not given."""
+    """Return the milliseconds of BLOCK; -1 if it is not given."""
     for place, argument in enumerate(arguments):
         word = argument.upper() if isinstance(argument, (bytes, str)) else argument
         if word in {"STREAMS", b"STREAMS"}:

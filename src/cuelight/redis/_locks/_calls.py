@@ -42,7 +42,7 @@ class Ticket:
     def arguments(self, wait: bool) -> tuple[Argument, ...]:
         """The arguments of `acquire`."""
         terms = self.terms
-        # A waiting ticket without a sign of life expires after one lease; it gives three signs in that time.
+        # A waiting ticket expires after one lease without a sign of life. It gives three signs in that time.
         return (
             self.member,
             self.number,
@@ -62,7 +62,7 @@ class Lowering:
         left: the weight that remains held; 0 releases the whole ticket.
         until: the time on the lease clock after which the release is pointless.
         sure: whether the server is known to have the ticket.
-        over: whether it is sent no more.
+        over: whether the release is no longer sent.
         outcome: 1 if the ticket was held, 0 if it was no longer held, 2 if it left the queue; None if not known.
         waiting: a loop, and a function to call there when the release is over.
     """
@@ -83,8 +83,8 @@ class Answer:
         granted: whether the lock was acquired.
         fence: the fencing token of a granted lock.
         gone: whether this ticket was already released.
-        capacity: the capacity that others use the lock with, if it is a different one; else 0.
-        wait: seconds until it makes sense to ask again.
+        capacity: the capacity with which other processes use the lock, if it differs; else 0.
+        wait: seconds until the next request makes sense.
         place: the place in the queue; -1 outside the queue.
         holder: a member that holds the lock.
     """

@@ -246,7 +246,7 @@ class Core:
         room = self.capacity - ticket.weight
         held = self.held()
         if self.used - len(held) + 1 <= room and self.used:
-            return []  # even if all the others hold but 1 each
+            return []  # no holder has more than `room`, even if all the others hold only 1
         return [owner for owner, weight in held.items() if weight > room]
 
     def ahead(self, ticket: Ticket) -> list[Any]:

@@ -80,7 +80,7 @@ class Requesting(ABC):
             TypeError: as `request` does. The decorator raises it if the function is not an `async def` function.
             ValueError: as `request` does.
         """
-        self.request(timeout=timeout, refund_on_failure=refund_on_failure, **costs)  # for its errors
+        self.request(timeout=timeout, refund_on_failure=refund_on_failure, **costs)  # only to raise its errors now
 
         def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
             check_function(function, self)

@@ -69,7 +69,7 @@ class RedisLimiter(Generic[L]):
         "name",
     )
 
-    def __init__(  # noqa: PLR0917 - of our own subclasses
+    def __init__(  # noqa: PLR0917 - called only by subclasses in this package
         self,
         name: str,
         algorithm: Algorithm,

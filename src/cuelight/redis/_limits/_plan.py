@@ -213,7 +213,7 @@ class Plan:
         if answer["permits"] < 0 or (numbers is not None and len(numbers) != len(rows)):
             raise ValueError(f"permits {answer['permits']}, numbers {numbers}")
         for most, window, burst in numbers or ():
-            RateLimitConfig(most, window, burst or None)  # for its errors
+            RateLimitConfig(most, window, burst or None)  # only to raise its errors
         self.learn(rows, answer["permits"], answer["version"], numbers)
 
     def keys(self, party: str) -> list[str]:

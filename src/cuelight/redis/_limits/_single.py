@@ -41,7 +41,7 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
 
     __slots__ = ("_chunk", "_stocks")
 
-    def __init__(  # noqa: PLR0917 - of our own subclasses
+    def __init__(  # noqa: PLR0917 - called only by subclasses in this package
         self,
         name: str,
         algorithm: Algorithm,

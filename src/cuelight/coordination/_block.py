@@ -1,4 +1,4 @@
-"""The block of whatever can be taken and given back: `with` in any thread, `async with` in any event loop."""
+"""The block of a lock or semaphore: `with` in any thread, `async with` in any event loop."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ __all__ = ["Block"]
 
 
 class Block(ABC):
-    """Entering takes it, leaving gives it back."""
+    """Acquires on entering the block, and releases on leaving it."""
 
     __slots__ = ()
 
     @abstractmethod
     async def acquire(self) -> None:
-        """Take it, from an event loop."""
+        """Acquire it from an event loop."""
 
     @abstractmethod
     def acquire_blocking(self) -> None:
-        """Take it, from a thread."""
+        """Acquire it from a thread."""
 
     @abstractmethod
-    def release(self) -> None:
-        """Give it back."""
+    def release(self) -> None: ...
 
     def __enter__(self) -> Self:
         self.acquire_blocking()

@@ -1,18 +1,18 @@
-"""The one state machine under locks, semaphores and read-write locks: so much room, holders, and a line.
+"""The state machine under locks, semaphores and read-write locks: a capacity, holders, and a queue of waiting owners.
 
-Nothing here waits, looks at a clock or knows a loop: every step is plain code, taken under the monitor of
-`_parking`. A lock has room for 1, a semaphore for n; of a read-write lock a reader takes 1 and a writer all.
+Nothing here waits, reads a clock or knows an event loop. Each step is plain code that runs under the monitor of
+`_endings`. A lock has a capacity of 1, a semaphore of n. In a read-write lock a reader takes 1 and a writer all.
 
 Invariants:
-1. What is held never exceeds the capacity, and is the sum of what the holders hold.
-2. Who comes finds either room and no line, or the end of the line: nobody overtakes. With `writers_first` those who
-   want all of it stand before those who do not.
-3. The head of a line at rest does not fit. So a large request is not starved by small ones.
-4. A ticket is granted at most once; whoever leaves the line, or is granted and cannot take it, leaves the room to the
-   next.
+1. The used capacity never exceeds the capacity, and is the sum of the weights of the holders.
+2. A new request is granted only if there is room and no queue; otherwise it joins the end of the queue. No request
+   overtakes another. With `writers_first`, requests for the whole capacity stand before all others in the queue.
+3. Between steps, the head of the queue does not fit. So small requests do not starve a large one.
+4. A ticket is granted at most once. If its owner leaves the queue, or cannot accept the grant, the room goes to the
+   next ticket.
 
-A signal or the garbage collector may run other code between any two steps, and that may raise or come back in here.
-So what belongs together is written down without a call in between, and everything is looked at again after a call.
+A signal or the garbage collector may run other code between any two steps. That code may raise, or call this module
+again. So changes that belong together are made without a call in between, and state is read again after each call.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ ALL: Final = 1 << 30
 """The capacity of a read-write lock: more than there will ever be readers."""
 
 READ, DOWNGRADED = 1, 2
-"""What a reader takes, and what is left to a writer who has become one: it can be told from a reader."""
+"""The weight of a reader, and of a writer after a downgrade. They differ, so that the two can be told apart."""
 
 
 Place = str | tuple[CodeType, int] | None
-"""A place in the code: `file:line`, or code and the offset of an instruction, which takes less time to get."""
+"""A place in the code: `file:line`, or a code object and the offset of an instruction, which takes less time to get."""
 
 _NOTHING: Final[list[None]] = []
 
 
 class Ticket:
-    """A place in the line, and then what is known of the hold. Subclasses know how to wake whoever waits there."""
+    """A place in the queue, and after the grant a record of the hold. Subclasses wake the owner that waits."""
 
     __slots__ = ("owner", "place", "since", "state", "weight")
 
@@ -61,16 +61,16 @@ class Ticket:
         self.state = WAITING
 
     def gone(self) -> bool:
-        """Whether whoever waits has been cancelled and will not take it."""
+        """Return whether the wait was cancelled, so that a grant would not be accepted."""
         return False
 
     def wake(self) -> bool:
-        """It was granted. May be called more than once. Returns False if nobody is left to wake."""
+        """Tell the owner of the grant, perhaps more than once. Returns False if the owner can no longer be woken."""
         return True
 
 
 class Hold:
-    """What is known of a hold besides its weight: only of those that somebody waits for, or in debug mode."""
+    """Start and place of a hold. Recorded only while others wait for the holder, or in debug mode."""
 
     __slots__ = ("place", "since")
 
@@ -79,8 +79,6 @@ class Hold:
 
 
 class Core:
-    """The state of one lock, semaphore or read-write lock."""
-
     __slots__ = (
         "__weakref__",
         "acquired",
@@ -116,13 +114,13 @@ class Core:
         self.waited: int = 0
         self.wait_seconds = self.longest_wait = self.hold_seconds = self.longest_hold = 0.0
 
-    # What a lock does in another way.
+    # `LockCore` and `CountedCore` override these.
 
-    free: list[None] = _NOTHING  # nothing can be taken without the monitor
+    free: list[None] = _NOTHING  # always empty: every acquisition needs the monitor
     owner: Any = None
 
     def take(self, owner: Any, weight: int) -> bool:
-        """Give an owner its weight if there is room; the line is the caller's business."""
+        """Grant the weight to an owner if there is room. Does not check the queue: the caller does."""
         holders = self.holders
         if holders is None:
             holders = self.holders = {}
@@ -135,7 +133,7 @@ class Core:
         return True
 
     def put_back(self, owner: Any, weight: int) -> bool:
-        """Take so much weight from an owner. Returns False if it does not hold that much."""
+        """Take the weight back from an owner. Returns False if the owner does not hold that much."""
         holders = self.holders
         held = 0 if holders is None else holders.get(owner, 0)
         if holders is None or held < weight or not (held == weight or self.several):
@@ -148,21 +146,20 @@ class Core:
         return True
 
     def held(self) -> dict[Any, int]:
-        """The weights of all holders, by owner: a copy."""
+        """Return a copy of the weights of all holders, by owner."""
         return {} if self.holders is None else self.holders.copy()
 
     def is_held_by(self, owner: Any) -> bool:
-        """Whether this owner holds any of it."""
         return self.holders is not None and owner in self.holders
 
     # The steps.
 
     def try_acquire(self, owner: Any, weight: int) -> bool:
-        """Take it if there is room and no line."""
+        """Acquire if there is room and nobody waits."""
         return not self.queue and self.take(owner, weight)
 
     def enqueue(self, ticket: Ticket) -> None:
-        """Join the line. Whoever held it before is timed from now on."""
+        """Join the queue. The holds of the current holders are timed from now on."""
         queue = self.queue
         if queue is None:
             queue = self.queue = deque()
@@ -175,17 +172,17 @@ class Core:
             queue.append(ticket)
         if len(queue) == 1:
             if self.details is None:
-                self.details = {}  # from now on nobody gives it back without the monitor
+                self.details = {}  # from now on every release uses the monitor
             for owner in self.held():
                 self.note(owner, ticket.since, None)
 
     @property
     def quiet(self) -> bool:
-        """Whether nobody waits, and nothing is known of the holders: then giving it back is all there is to do."""
+        """Whether nobody waits and no details of holders are recorded, so that a release has nothing else to do."""
         return self.details is None and not self.queue
 
     def release(self, owner: Any, weight: int, now: float) -> bool:
-        """Give it back and serve the line. Returns False if this owner does not hold that much."""
+        """Release `weight` and grant waiting owners. Returns False if the owner holds less than `weight`."""
         if not self.put_back(owner, weight):
             return False
         self._account(owner, now)
@@ -193,7 +190,7 @@ class Core:
         return True
 
     def leave(self, ticket: Ticket, now: float) -> None:
-        """Whoever waited has given up: leave the line, or give back what was granted."""
+        """Give up a wait: leave the queue, or release a weight that was granted already."""
         state, ticket.state = ticket.state, GONE
         if state == GRANTED:
             self.release(ticket.owner, ticket.weight, now)
@@ -202,7 +199,7 @@ class Core:
             self.promote(now)
 
     def promote(self, now: float) -> None:
-        """Serve the line from its head as far as there is room."""
+        """Grant tickets from the head of the queue, as far as there is room."""
         queue = self.queue
         while queue:
             head = queue[0]
@@ -218,7 +215,7 @@ class Core:
                     self.details = {head.owner: head}
                 elif head.owner not in details:
                     details[head.owner] = head
-                head.since = now  # from here on it tells of the hold
+                head.since = now  # from here on it is the start of the hold
             alive = head.state == GONE or head.wake()
             if queue and queue[0] is head:
                 queue.popleft()
@@ -228,7 +225,7 @@ class Core:
                 self._account(head.owner, now)
 
     def change_weight(self, owner: Any, weight: int, now: float) -> bool:
-        """Lower what an owner holds to `weight`, without ever letting go. Returns False if it holds less."""
+        """Lower the weight of an owner to `weight` without a gap in the hold. Returns False if the owner holds less."""
         held = self.held().get(owner, 0)
         if held < weight or self.holders is None:
             return False
@@ -237,23 +234,23 @@ class Core:
         self.promote(now)
         return True
 
-    # Who keeps whom.
+    # Dependencies between owners, for the search for deadlocks.
 
     def blockers(self, ticket: Ticket) -> list[Any]:
-        """The owners without whom a waiting ticket cannot be granted: those that hold more than it can leave them.
+        """Return the owners that must release before a waiting ticket can be granted: each holds too much.
 
-        Of a semaphore with room for several that may be nobody, since whichever holder comes first will do.
+        In a semaphore with room for several there may be none, because a release by any one of the holders is enough.
         """
         if ticket.state != WAITING:
             return []
         room = self.capacity - ticket.weight
         held = self.held()
         if self.used - len(held) + 1 <= room and self.used:
-            return []  # even if all the others hold but 1 each
+            return []  # no holder has more than `room`, even if all the others hold only 1
         return [owner for owner, weight in held.items() if weight > room]
 
     def ahead(self, ticket: Ticket) -> list[Any]:
-        """The owners that stand before it in the line and must have had their turn by then, for the same reason."""
+        """Return the owners before a ticket in the queue that must be served first, by the rule of `blockers`."""
         if ticket.state != WAITING:
             return []
         room = self.capacity - ticket.weight
@@ -265,10 +262,10 @@ class Core:
                 found.append(other.owner)
         return found
 
-    # Figures.
+    # Statistics.
 
     def note(self, owner: Any, since: float, place: str | None) -> None:
-        """Remember since when, and from where, an owner holds it, unless that is known."""
+        """Record the start and the place of a hold, unless they are recorded already."""
         if self.details is None:
             self.details = {}
         self.details.setdefault(owner, Hold(since, place))
@@ -292,11 +289,12 @@ class Core:
 
 
 class LockCore(Core):
-    """Room for one, which can be taken and given back without the monitor.
+    """Capacity for one, which can be acquired and released without the monitor.
 
-    `free` has one item as long as nobody holds the lock. Deleting it takes the lock: one step of the interpreter, that
-    one thread alone can succeed with. Who gives it back that way looks at the line afterwards, and who joins the line
-    looks at `free` afterwards: one of them sees the other. Once `details` are known of the holder, it uses the monitor.
+    `free` has one item as long as nobody holds the lock. Deleting that item acquires the lock: this is one step of the
+    interpreter, and only one thread can succeed with it. A release without the monitor looks at the queue afterwards,
+    and a request that joins the queue looks at `free` afterwards: at least one of them sees the other. Once `details`
+    of the holder are recorded, the holder uses the monitor.
     """
 
     __slots__ = ("free", "owner")
@@ -329,10 +327,10 @@ class LockCore(Core):
         return True
 
     def pass_on(self, owner: Any, head: Ticket) -> Hold | Ticket | None:
-        """Give it from its holder straight to the head of the line, which waits and will not be gone.
+        """Pass the lock from its holder straight to the head of the queue, which must be waiting and not cancelled.
 
-        It is never free in between. Figures are the caller's business. Returns what was known of the hold; None, with
-        nothing done, if the owner does not hold it or nothing is known.
+        The lock is never free in between. The caller updates the statistics. Returns the record of the former hold.
+        Returns None, with nothing done, if the owner does not hold the lock or its hold has no record.
         """
         details = self.details
         if self.owner is not owner or details is None or owner not in details:
@@ -357,15 +355,15 @@ class LockCore(Core):
 
 
 class CountedCore(Core):
-    """Room for a few, single places of which can be taken and given back without the monitor, as of `LockCore`.
+    """Capacity for a few. Single permits can be acquired and released without the monitor, as in `LockCore`.
 
-    `free` has an item for each free place. Deleting one takes a place. What a party holds is written down by its own
-    thread alone, without a call in between.
+    `free` has an item for each free permit, and deleting one acquires a permit. The permits of an owner are recorded
+    only by the owner's thread, without a call in between.
     """
 
     __slots__ = ("free",)
 
-    holders: dict[Any, int]  # there from the start
+    holders: dict[Any, int]  # never None here
 
     def __init__(self, thing: str, capacity: int, *, debug: bool = False) -> None:
         Core.__init__(self, thing, capacity, several=True, debug=debug)
@@ -374,7 +372,7 @@ class CountedCore(Core):
 
     @property
     def used(self) -> int:
-        """How many places are taken."""
+        """The number of permits that are taken."""
         return self.capacity - len(self.free)
 
     @used.setter
@@ -383,7 +381,7 @@ class CountedCore(Core):
     def take(self, owner: Any, weight: int) -> bool:
         free, holders = self.free, self.holders
         last, places = -weight, slice(-weight, None)
-        try:  # in one go: the list is looked at and cut without a call in between
+        try:  # atomic: the list is checked and cut without a call in between
             free[last]
             del free[places]
         except IndexError:
@@ -405,7 +403,7 @@ class CountedCore(Core):
         return True
 
     def pass_on(self, owner: Any, head: Ticket) -> Hold | Ticket | None:
-        """Give the one place that an owner holds straight to the head of the line, as in `LockCore`."""
+        """Pass the only permit of an owner straight to the head of the queue, as in `LockCore`."""
         holders, details, heir = self.holders, self.details, head.owner
         if details is None or head.weight != 1 or self.free or heir in holders:
             return None

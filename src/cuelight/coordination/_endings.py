@@ -1,13 +1,14 @@
-"""The monitor, and those who end while they hold something: it is given back, and reported.
+"""The monitor, and the release of locks whose owner has ended, which is reported in the log.
 
-Every step on a core is taken under one monitor for the whole process, the searches for circles too. It is held for
-microseconds, never across a wait. It is re-entrant, because the garbage collector may run a finaliser that releases
-something while a step is under way; see `_core` for why that is harmless.
+Every step on a core runs under one monitor for the whole process, and so does the search for deadlocks. The monitor is
+held for microseconds, never across a wait. It is re-entrant, because the garbage collector may run a finaliser that
+releases a lock during a step; `_core` explains why that is harmless.
 
 Invariants:
-1. While somebody waits for a thing, the end of each of its holders is noticed when it comes.
-2. What an actor holds is given back when it crashes, else after its `stopped` hook, whether somebody waits or not.
-3. What others hold is looked at when somebody comes who does not get it.
+1. While an owner waits for a lock, the end of each holder of that lock is noticed at once.
+2. A lock that an actor holds is released when the actor crashes, otherwise after its `stopped` hook, whether or not
+   others wait for it.
+3. Holders of other kinds are checked when a request does not get the lock at once.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ log = get_log("cuelight")
 
 monitor: Final = threading.RLock()
 
-if hasattr(os, "register_at_fork"):  # a child must not inherit it in the hands of a thread that it does not have
+if hasattr(os, "register_at_fork"):  # a child must not inherit a monitor held by a thread that it does not have
     os.register_at_fork(before=monitor.acquire, after_in_parent=monitor.release, after_in_child=monitor.release)
 
 now: Final = time.monotonic
 
 watched: Final[dict[Any, dict[Core, None]]] = {}
-"""By party: what to look at when it ends. That is only what others wait for."""
+"""For each owner, the cores to check when it ends. Only cores that others wait for."""
 
 
 class _Holdings:
-    """What an actor holds: given back when its incarnation is over."""
+    """The cores that an actor holds, released when its incarnation ends."""
 
     __slots__ = ("_cell", "cores")
 
@@ -51,7 +52,7 @@ class _Holdings:
         self.cores: dict[Core, None] = {}
 
     def let_go(self) -> None:
-        """The incarnation is over."""
+        """Release all of them: the incarnation has ended."""
         reports: list[str] = []
         with monitor:
             for core in list(self.cores):
@@ -60,7 +61,7 @@ class _Holdings:
 
 
 def enter_holding(core: Core, cell: Cell) -> None:
-    """Have it given back when the incarnation of this actor is over."""
+    """Register a core for release at the end of this incarnation of the actor."""
     with monitor:
         held = holdings.get(cell)
         if not isinstance(held, _Holdings):
@@ -69,7 +70,7 @@ def enter_holding(core: Core, cell: Cell) -> None:
 
 
 def watch(core: Core, owner: Any) -> None:
-    """Have it noticed when a holder ends that others wait for. Under the monitor."""
+    """Check this core when one of its holders ends, because others wait. Call it under the monitor."""
     if owner in watched:
         watched[owner][core] = None
         return
@@ -92,7 +93,7 @@ def _party_ended(party: Any) -> None:
 
 
 def forget(core: Core, owner: Any) -> None:
-    """An owner has given it back, perhaps not all of it."""
+    """Remove the records of an owner that has released the core, unless it still holds part of it."""
     if not core.is_held_by(owner):
         if owner in watched:
             watched[owner].pop(core, None)
@@ -104,14 +105,14 @@ def forget(core: Core, owner: Any) -> None:
 
 
 def reap(core: Core) -> None:
-    """Give back what is held by those who have ended, and report it."""
+    """Release the core for holders that have ended, and report them."""
     with monitor:
         reports = collect_dead(core)
     report(reports)
 
 
 def collect_dead(core: Core) -> list[str]:
-    """Take it away from those who have ended; returns what to report once outside of the monitor."""
+    """Release the core for holders that have ended. Returns the reports, to be logged outside of the monitor."""
     reports: list[str] = []
     for owner in core.held():
         if party_ended(owner):
@@ -133,6 +134,5 @@ def _take_away(core: Core, owner: Any) -> list[str]:
 
 
 def report(reports: list[str]) -> None:
-    """Write it to the log."""
     for text in reports:
         log.error(text)

@@ -1,16 +1,16 @@
 """The arithmetic of a token bucket, in whole numbers: the generic cell rate algorithm (GCRA).
 
-One number says all: `tat`, the time at which everything that was let through is paid off. Each unit of cost takes one
-`interval` to pay off, and `tat` may lie as far ahead of now as `burst` units take. Here are no clock and no tasks; time
-is what the caller says. Times are whole numbers of any unit, so that nothing is rounded and nothing drifts.
+The state is one number: `tat`, the time at which all admitted requests are paid off. Each unit of cost takes one
+`interval` to pay off, and `tat` may be at most `burst` intervals ahead of now. There are no clocks and no tasks here;
+the caller passes the time. Times are whole numbers of any unit, so nothing is rounded and nothing drifts.
 
 Invariants:
 
-1. What is let through in any span of time t, both ends included, costs at most `burst + t / interval`.
-2. `wait` is exact: the same request is let through at `now + wait`, and not a moment earlier.
+1. In any span of time t, both ends included, the admitted requests cost at most `burst + t / interval`.
+2. `wait` is exact: the same request is admitted at `now + wait`, and not a moment earlier.
 3. A refused request changes nothing.
-4. What is refunded is what was not paid off yet. So nothing gets through after a refund that would not have got through
-   if the real cost had been charged at the start.
+4. A refund covers only the part of the cost that is not paid off yet. So no request is admitted after a refund that
+   would have been refused if the real cost had been charged at the start.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["Bucket", "Pace", "gcra"]
 
 
 def gcra(tat: int, now: int, interval: int, burst: int, cost: int) -> tuple[bool, int, int]:
-    """One step: whether a request is let through now.
+    """Decide whether a request is admitted now: one step of the generic cell rate algorithm.
 
-    For costs that are no whole numbers, count time in ticks, and give `interval=1` and the burst and the cost in ticks.
+    For fractional costs, count time in ticks: pass `interval=1`, and give the burst and the cost in ticks.
 
     Args:
-        tat: the state, as the last step returned it; anything up to `now` is as new.
+        tat: the state that the last step returned; any value up to `now` means an unused bucket.
         now: the time.
-        interval: how long it takes to pay off a cost of 1.
-        burst: how much may be let through at once. What costs more has to wait until nothing is owed.
-        cost: of this request.
+        interval: the time in which a cost of 1 is paid off.
+        burst: the greatest cost that is admitted at once. A request that costs more waits until nothing is owed.
+        cost: the cost of this request.
 
     Returns:
-        Whether it is let through, the new state, and how long to wait if it is not.
+        Whether the request is admitted, the new state, and the time to wait if it is not admitted.
     """
     charge = cost * interval
     spare = burst * interval - charge
@@ -49,12 +49,12 @@ def gcra(tat: int, now: int, interval: int, burst: int, cost: int) -> tuple[bool
 
 
 class Pace(NamedTuple):
-    """How fast a bucket fills, with no rounding: time is counted in ticks of 1/scale nanoseconds.
+    """The speed at which a bucket fills, without rounding: time is counted in ticks of 1/scale nanoseconds.
 
     Attributes:
         scale: ticks in a nanosecond.
         interval: ticks in which a cost of 1 is paid off.
-        burst: what may be let through at once.
+        burst: the greatest cost that is admitted at once.
     """
 
     scale: int
@@ -64,7 +64,7 @@ class Pace(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _pace(config: RateLimitConfig) -> Pace:
-    # Most limits (100 in 60 s) are a whole number of nanoseconds for each, so that the scale is 1.
+    # In most limits, such as 100 in 60 s, each unit takes a whole number of nanoseconds, so that the scale is 1.
     window = config.window_nanoseconds
     common = gcd(window, config.max_requests)
     return Pace(config.max_requests // common, window // common, config.burst)
@@ -82,7 +82,7 @@ class Bucket:
 
     def take(self, now: int, cost: int) -> bool:
         """See `Meter`."""
-        # The same as `gcra`, without the call: nothing else is done so often.
+        # The same as `gcra`, inlined: this is the most frequent operation.
         scale, interval, burst = self._pace
         now *= scale
         tat = self._tat
@@ -105,7 +105,7 @@ class Bucket:
         return self._pace, self._tat
 
     def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
-        """See `Meter`. Booked at another pace, nothing is refunded: how much of it is paid off is not known."""
+        """See `Meter`. A booking made at another pace is not refunded, because its paid-off part is not known."""
         pace, end = ticket
         change = (cost - was) * self._pace.interval
         if change < 0:
@@ -124,7 +124,7 @@ class Bucket:
         return -(-self._tat // self._pace.scale)
 
     def update(self, config: RateLimitConfig, now: int) -> None:
-        """See `Meter`. What is owed stays owed, in units, and is paid off at the new pace."""
+        """See `Meter`. The debt stays the same in units of cost, and is paid off at the new pace."""
         old, new = self._pace, _pace(config)
         owed = max(0, self._tat - now * old.scale)
         self._tat = now * new.scale - (-owed * new.interval // old.interval)

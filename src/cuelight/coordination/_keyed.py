@@ -1,14 +1,15 @@
-"""A limiter for each key (user, address, tenant), made when it is first asked for and forgotten when it is idle.
+"""A limiter for each key (user, address, tenant), made at the first look-up and forgotten when it is idle.
 
 Invariants:
 
-1. There is never more than one limiter for a key, as long as anybody holds one.
-2. A limiter is forgotten only when a new one would do the same. One that somebody still holds, and uses, is remembered
-   again, before anything is charged.
-3. The lock of a limiter is never waited for with the lock here held; the other way round it may be.
-4. No key costs a task or a timer. Each look-up looks at no more than four keys besides its own.
-5. However many keys come once and never again, idle keys are few: twice as many as those that are not, and 100 more.
-6. Keys, clocks and limiters that raise cost the look-up of their own key, and nobody's limit.
+1. A key never has more than one limiter, as long as a caller holds a reference to it.
+2. A limiter is forgotten only when a new one would behave the same. If a caller still holds a forgotten limiter and
+   uses it, it is remembered again before anything is charged.
+3. The lock of a limiter is never waited for while the lock of this module is held; the reverse is allowed.
+4. No key needs a task or a timer. Each look-up checks no more than four other keys.
+5. Any number of keys may be used once and never again: the number of idle keys stays below twice the number of keys
+   in use, plus 100.
+6. An error raised by a key, a clock or a limiter fails the look-up of its own key only, and changes no limit.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ __all__ = ["KeyedLimiter", "KeyedStatistics"]
 
 
 class Forgettable(Protocol):
-    """A limiter, as far as it matters here: of this process, or of all."""
+    """The part of a limiter that this module needs; local and shared limiters have it."""
 
     def _retire(self, revive: Callable[[], None]) -> bool:
-        """Be forgotten, if idle: `revive` is to be called before it is used after all."""
+        """Agree to be forgotten, if idle. The limiter then calls `revive` before it is used again."""
         ...
 
 
@@ -39,21 +40,21 @@ K = TypeVar("K", bound=Hashable)
 L = TypeVar("L", bound=Forgettable)
 
 _LOOKS: Final = 4
-"""Keys that each look-up looks at, to see whether they are idle."""
+"""The number of keys that each look-up checks for idleness."""
 
 _REST: Final = 64
-"""Look-ups at least between two rounds. Else they are 5/4 of the keys that were not idle in the last one."""
+"""Least number of look-ups between two rounds. With many keys it is 5/4 of the keys in use in the last round."""
 
 log = get_log("cuelight")
 
 
 class KeyedStatistics(NamedTuple):
-    """What a `KeyedLimiter` has done.
+    """Statistics of a `KeyedLimiter`.
 
     Attributes:
-        keys: that it remembers.
-        made: limiters that it made so far.
-        forgotten: those of them that it forgot.
+        keys: keys that are remembered now.
+        made: limiters made so far.
+        forgotten: limiters forgotten so far.
     """
 
     keys: int
@@ -64,8 +65,8 @@ class KeyedStatistics(NamedTuple):
 class KeyedLimiter(Generic[K, L]):
     """A limiter for each key: `users = KeyedLimiter(lambda user: AsyncTokenBucket(RateLimitConfig(10, 1)))`.
 
-    `await users["alice"].acquire()`. Keys whose limiter is as unused are forgotten as others are looked up, statistics
-    included. It may be used from several event loops and threads at once.
+    Use it as `await users["alice"].acquire()`. Look-ups also forget other keys whose limiter is idle, and their
+    statistics. A `KeyedLimiter` may be used from several event loops and threads at once.
     """
 
     __slots__ = (
@@ -83,28 +84,28 @@ class KeyedLimiter(Generic[K, L]):
     )
 
     def __init__(self, make: Callable[[K], L]) -> None:
-        """Make one that knows no keys.
+        """Create a `KeyedLimiter` without keys.
 
         Args:
             make: makes the limiter for a key. It is cheap to give all of them the same `RateLimitConfig`.
         """
         self._make = make
-        self._lock = RLock()  # a limiter may be used after all in the middle of a look at it, by a task that ends
+        self._lock = RLock()  # re-entrant: a task that ends may use a limiter while it is being checked
         self._limiters: dict[K, L] = {}
-        self._queue: deque[K] = deque()  # each key that is remembered, once; those at its front are looked at next
-        self._kept: WeakValueDictionary[K, L] = WeakValueDictionary()  # forgotten, but somebody may still hold them
-        self._retiring: L | None = None  # it is being looked at, and has not been used meanwhile
-        # Keys are looked at in rounds, between which nothing is.
-        self._ahead = 0  # keys that are still to be looked at in this round
+        self._queue: deque[K] = deque()  # each remembered key once; those at the front are checked next
+        self._kept: WeakValueDictionary[K, L] = WeakValueDictionary()  # forgotten, but callers may still hold them
+        self._retiring: L | None = None  # being checked, and not used since the check began
+        # Keys are checked in rounds, with a pause between rounds.
+        self._ahead = 0  # keys left to check in this round
         self._in_use = 0  # keys of this round that were not idle
         self._rest = 0  # look-ups until the next round
         self._made = self._forgotten = 0
 
     def __getitem__(self, key: K) -> L:
-        """The limiter of this key: always the same one, as long as anybody holds it or it is not idle.
+        """Return the limiter of this key: always the same one, as long as a caller holds it or it is not idle.
 
         Args:
-            key: hashable.
+            key: a hashable value.
         """
         made: L | None = None
         while True:
@@ -115,10 +116,10 @@ class KeyedLimiter(Generic[K, L]):
                 if limiter is not None:
                     self._look(limiter)
                     return limiter
-            made = self._make(key)  # without the lock: this is the user's code
+            made = self._make(key)  # without the lock, because this is user code
 
     def _remembered(self, key: K, made: L | None) -> L | None:
-        """A limiter that is new, or that was forgotten while somebody held it."""
+        """Register a limiter that is new, or that was forgotten while a caller held it."""
         limiter = self._kept.get(key)
         if limiter is None:
             limiter = made
@@ -133,7 +134,7 @@ class KeyedLimiter(Generic[K, L]):
         return limiter
 
     def _look(self, spared: L | None) -> None:
-        """Look at the next keys, if a round is due."""
+        """Check the next keys, if a round is due."""
         if not self._ahead:
             self._rest -= 1
             if self._rest > 0:
@@ -147,14 +148,14 @@ class KeyedLimiter(Generic[K, L]):
                 self._retiring = limiter = self._limiters.get(key)
                 if limiter is None:  # a key whose comparison raised may be in the queue twice
                     continue
-                # Weakly: a limiter that nobody holds is to go at once, not when circles are collected.
+                # A weak reference, so that an unused limiter is freed at once and not by the cycle collector.
                 if (
                     limiter is not spared
                     and limiter._retire(partial(self._revive, key, ref(limiter)))
                     and self._forget(key, limiter)
                 ):
                     continue
-            except BaseException as error:  # keys and clocks are code of users
+            except BaseException as error:  # keys and clocks are user code
                 if ends_the_program(error):
                     queue.append(key)
                     raise
@@ -166,7 +167,7 @@ class KeyedLimiter(Generic[K, L]):
             self._rest = max(_REST, self._in_use + self._in_use // 4)
 
     def _forget(self, key: K, limiter: L) -> bool:
-        """Forget a limiter that is idle; False if it was used meanwhile."""
+        """Forget a limiter that is idle. Returns False if it was used since the check began."""
         self._kept[key] = limiter
         if self._retiring is None:
             del self._kept[key]
@@ -177,7 +178,7 @@ class KeyedLimiter(Generic[K, L]):
         return True
 
     def _revive(self, key: K, forgotten: ReferenceType[L]) -> None:
-        """Somebody held a limiter that was forgotten, and uses it: the lock of the limiter is held."""
+        """Remember a forgotten limiter that a caller held and now uses. The lock of the limiter is held."""
         with self._lock:
             limiter = forgotten()
             if limiter is None:
@@ -188,10 +189,10 @@ class KeyedLimiter(Generic[K, L]):
                 self._remembered(key, limiter)
 
     def forget_idle(self) -> int:
-        """Look at all keys now and forget the idle ones; it takes some microseconds for each key.
+        """Check all keys now and forget the idle ones. This takes a few microseconds for each key.
 
         Returns:
-            How many were forgotten.
+            The number of keys that were forgotten.
         """
         with self._lock:
             before = self._forgotten
@@ -207,5 +208,5 @@ class KeyedLimiter(Generic[K, L]):
         return f"<KeyedLimiter {len(self)} keys>"
 
     def statistics(self) -> KeyedStatistics:
-        """What it has done so far."""
+        """Return the statistics so far."""
         return KeyedStatistics(len(self), self._made, self._forgotten)

@@ -1,4 +1,4 @@
-"""What services say about their limits in the headers of their answers."""
+"""Reads the rate limit headers of the responses of services."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ __all__ = ["Headers", "read_headers"]
 _REMAINING = re.compile(r"(?:[a-z]+-)?ratelimit-(?:remaining(?:-(?P<last>[a-z-]+))?|(?P<first>[a-z-]+)-remaining)")
 
 LONGEST_PAUSE: Final = 86_400.0
-"""Seconds for which a header pauses a limiter at most: a day. Nobody means more, and nobody should wait for it."""
+"""The longest pause, in seconds, that a header can cause: a day. No service means more, and no caller should wait so
+long.
+"""
 
 _LONGEST_DATE: Final = 100
 """Characters."""
 
 
 class Headers(NamedTuple):
-    """What was understood.
+    """The values read from the headers.
 
     Attributes:
-        retry_after: seconds, a day at most; None if nothing was said.
-        remaining: how much is left, by the name of the limit.
+        retry_after: seconds, a day at most; None if no header gives a time.
+        remaining: the remaining amount, by the name of the limit.
     """
 
     retry_after: float | None
@@ -32,7 +34,7 @@ class Headers(NamedTuple):
 
 
 def read_headers(headers: Mapping[str, str]) -> Headers:
-    """Read the usual headers, and leave alone what is something else.
+    """Read the usual rate limit headers and ignore all others.
 
     Args:
         headers: names, in upper or lower case, and values.
@@ -48,7 +50,7 @@ def read_headers(headers: Mapping[str, str]) -> Headers:
 
 
 def _text(part: object) -> str:
-    """A name or a value; some libraries give bytes."""
+    """A name or a value as text; some libraries give bytes."""
     if isinstance(part, bytes):
         return part.decode("latin-1")
     return part if isinstance(part, str) else ""
@@ -59,7 +61,7 @@ def _number(text: str) -> float | None:
 
 
 def _seconds(text: str) -> float | None:
-    """Of `120`, `0.5` or a date; never negative."""
+    """The seconds given by `120`, `0.5` or a date; never negative."""
     if (number := _number(text)) is not None:
         return number
     if not text or len(text) > _LONGEST_DATE:
@@ -68,8 +70,8 @@ def _seconds(text: str) -> float | None:
 
     try:
         when = parsedate_to_datetime(text)
-        if when.tzinfo is None:  # "-0000": universal time, from nowhere in particular
+        if when.tzinfo is None:  # "-0000": UTC, with an unknown local time zone
             when = when.replace(tzinfo=UTC)
         return max(0.0, (when - datetime.now(UTC)).total_seconds())
-    except Exception:  # numbers out of range raise several errors
+    except Exception:  # numbers out of range raise errors of several types
         return None

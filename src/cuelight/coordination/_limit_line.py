@@ -1,21 +1,21 @@
-"""Who waits at a limiter, in order: the shell around the meters, which knows the time and sleeps.
+"""The queue of requests that wait at a limiter. It knows the time and sleeps; the meters do neither.
 
-A limiter may be used from several event loops at once, also in several threads. So it is a monitor: each step is short,
-synchronous, and taken with one lock held. A waiter is a place in a queue, not a booking in the future. It is charged in
-the moment it is let through, so that one that leaves leaves no gap, and limits, pauses and refunds count at once for
-all that wait.
+A limiter may be used from several event loops at once, in several threads too. So it is a monitor: each step is short
+and synchronous, and runs under one lock. A waiting request is a place in a queue, not a booking in the future. It is
+charged at the moment when it is admitted. So a cancelled request leaves no gap, and changes of limits, pauses and
+refunds apply at once to all waiting requests.
 
 Invariants:
 
-1. Requests are let through in the order in which they came, whatever they cost: the first in the queue is let through
-   as soon as its meters allow it, and nothing before it.
+1. Requests are admitted in the order of arrival, whatever they cost: the first in the queue is admitted as soon as its
+   meters allow it, and no other before it.
 2. A request is charged in all meters or in none.
-3. An `acquire` that raises has charged nothing: what was charged already is given back.
-4. Each waiter sets its own timer, for when its turn comes at the earliest. The first in the queue has one that is not
-   too late, or nothing but another's step can let it through. Whoever's timer rings lets through all that are due, so
-   that a loop that is blocked or has ended holds up nobody else.
+3. An `acquire` that raises has charged nothing: charges made before the error are refunded.
+4. Each waiting task sets its own timer, for the earliest time of its turn. The timer of the first in the queue is not
+   too late, unless only a step of another caller can admit it. A task whose timer fires admits all requests that are
+   due, so that a loop that is blocked or closed delays no other.
 
-`time.monotonic` tells the time, because it is the same in all threads; loops have clocks of their own.
+The clock is `time.monotonic`, because it is the same in all threads; each event loop has a clock of its own.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ from cuelight.mailbox import Slot, new_slot, running_loop, running_task
 __all__ = ["YIELD", "Limiter", "jittered"]
 
 _LATE: Final = SECOND // 100
-"""A waiter's timer may ring so late, and its slot is still its own. Timers are late by a millisecond or two, and a
-bucket without a burst would lose that time with each request."""
+"""Nanoseconds by which a timer may be late without changing the time at which the request counts as admitted. Timers
+are late by a millisecond or two, and a bucket without a burst would lose that time with each request.
+"""
 
 YIELD: Final = 63
-"""One in so many (and one) requests that need not wait lets other tasks run."""
+"""A bit mask: one in 64 requests that need not wait lets other tasks run."""
 
 
 class Limiter:
-    """What all limiters share: waiting in order, pauses, statistics. Make one of its subclasses."""
+    """The base of all limiters: waiting in order, pauses, statistics. Create one of its subclasses."""
 
     __slots__ = (
         "__weakref__",
@@ -74,9 +75,9 @@ class Limiter:
 
     @contextmanager
     def _step(self) -> Generator[int]:
-        """Hold the lock for one step, which is told the time; what is due is let through before it.
+        """Hold the lock for one step and yield the time. Requests that are due are admitted before the step.
 
-        A step that makes others due, or due earlier, ends with `_advance`.
+        A step that makes other requests due, or due earlier, ends with `_advance`.
         """
         try:
             with self._lock:
@@ -95,10 +96,11 @@ class Limiter:
                 self._take_back(line)
 
     def _post(self, line: Line, step: Callable[[int], None]) -> None:
-        """Take a step without ever waiting for the lock: now, or whoever holds it does when it has finished.
+        """Run a step without ever waiting for the lock: now, or when the current holder of the lock has finished.
 
-        Ends of tasks go this way. The garbage collector may end a forgotten task in the middle of a step of ours, in
-        the same thread. Whoever may post is counted in `line.users`, so that this is still our line.
+        The ends of tasks use this method, because the garbage collector may end a forgotten task during a step of this
+        limiter, in the same thread. Each caller that may post is counted in `line.users`, so this is still the current
+        line.
         """
         line.returned.append(step)
         self._take_back(line)
@@ -117,9 +119,9 @@ class Limiter:
                 self._lock.release()
 
     def _retire(self, revive: Callable[[], None]) -> bool:
-        """Be forgotten, if idle: `revive` is to be called, with the lock held, when it is used after all."""
+        """Agree to be forgotten, if idle. `revive` is called, with the lock held, before the limiter is used again."""
         if not self._lock.acquire(blocking=False):
-            return False  # somebody uses it just now
+            return False  # it is in use at this moment
         try:
             if self._is_idle(self._clock()):
                 if self._line is None:
@@ -142,7 +144,7 @@ class Limiter:
             line.users -= 1
 
     def _due(self, now: int, costs: Iterable[int]) -> int:
-        """When the first in the queue can be let through. What it does not use does not hold it up."""
+        """When the first in the queue can be admitted. Meters in which it costs nothing do not delay it."""
         due = self._not_before
         for meter, cost in zip(self._meters, costs, strict=True):
             if cost:
@@ -150,7 +152,7 @@ class Limiter:
         return due
 
     def _estimate(self, now: int, costs: Iterable[int], before: Iterable[int]) -> int:
-        """When it will be a request's turn after all that costs `before`; never too late."""
+        """Estimate when a request is admitted after all requests before it, which cost `before`; never too late."""
         line = self._line
         if line is None:
             return max(now, self._due(now, costs))
@@ -163,7 +165,7 @@ class Limiter:
         return due
 
     def _advance(self, now: int) -> None:
-        """Let through all that are due, and see that the next one's timer is not too late."""
+        """Admit all requests that are due, and make sure that the timer of the next one is not too late."""
         line = self._line
         if line is None:
             return
@@ -209,7 +211,7 @@ class Limiter:
             self._waited_for -= waiter.waited
 
     def _leave(self, waiter: Waiter, now: int) -> None:
-        """A waiter gives up, perhaps after it was let through."""
+        """Remove a request from the queue, or refund it if it was admitted already."""
         waiter.line.users -= 1
         if waiter.admitted:
             self._give_back(waiter, now)
@@ -219,10 +221,10 @@ class Limiter:
     # Waiting.
 
     async def _enter(self, costs: tuple[int, ...], timeout: float | None) -> Waiter:
-        """Be let through, in turn. A checkpoint if it has to wait.
+        """Wait in the queue until the request is admitted. A checkpoint if it has to wait.
 
         Raises:
-            TimeoutError: it would take, or took, longer than `timeout` seconds.
+            TimeoutError: the wait would take, or took, longer than `timeout` seconds.
         """
         waiter = Waiter(costs)
         with self._step() as now:
@@ -244,7 +246,7 @@ class Limiter:
             raise
 
     def _join(self, waiter: Waiter, now: int, timeout: float | None) -> bool:
-        """Let it through at once, or put it at the end of the queue. The caller becomes a user of the line."""
+        """Admit a request at once, or put it at the end of the queue and count the caller as a user of the line."""
         line = self._line
         if (line is None or not line.waiting) and self._due(now, waiter.costs) <= now:
             self._admit(waiter, now, now)
@@ -254,7 +256,7 @@ class Limiter:
         waiter.began, waiter.before = now, line.end
         waiter.deadline = EVER if timeout is None else now + _whole(timeout)
         estimate = self._estimate(now, waiter.costs, waiter.before)
-        # EVER: nobody knows when others will give something back.
+        # EVER: it depends on when others release a permit, which is not known.
         if estimate > waiter.deadline and (estimate < EVER or timeout == 0):
             raise self._too_late(waiter, now, timeout)
         waiter.line, waiter.loop, waiter.task = line, running_loop(), running_task()
@@ -264,7 +266,7 @@ class Limiter:
         return False
 
     def _arm(self, waiter: Waiter, now: int) -> tuple[Slot, int]:
-        """Where the waiter is to sleep, next and whatever happens, and when it is to look again."""
+        """Prepare the next sleep of a waiting request: its new slot, and the time until which it sleeps at most."""
         waiter.armed = self._estimate(now, waiter.costs, waiter.before)
         waiter.slot = slot = new_slot()
         return slot, min(waiter.armed, waiter.deadline)
@@ -284,24 +286,24 @@ class Limiter:
     def _shown(self, costs: tuple[int, ...]) -> str:
         return f"a cost of {costs[0]}"
 
-    # What every limiter can do.
+    # The public methods of all limiters.
 
     def pause_for(self, seconds: float, *, jitter: float = 0.1) -> float:
-        """Let nothing through for a while, for all users: a service said "429, Retry-After".
+        """Admit no requests for some time, for all users: for example after a response "429, Retry-After".
 
-        What waits goes on waiting. A pause that ends later already stays. Time goes on: when the pause is over, a token
-        bucket has filled up.
+        Waiting requests go on waiting. A pause that ends later already stays. Time goes on during the pause: at its end
+        a token bucket has filled up.
 
         Args:
-            seconds: how long.
-            jitter: how much longer at random, as a share, so that not all processes come back in the same moment. Never
-                shorter.
+            seconds: the length of the pause.
+            jitter: the greatest random extension, as a share of `seconds`, so that processes do not all resume at the
+                same moment. The pause is never shorter than `seconds`.
 
         Returns:
-            The seconds after which it is over.
+            The seconds until the end of the pause.
 
         Raises:
-            ValueError: one of them is negative or infinite.
+            ValueError: one of the arguments is negative or infinite.
         """
         seconds = jittered(seconds, jitter)
         with self._step() as now:
@@ -309,13 +311,13 @@ class Limiter:
             return (self._not_before - now) / SECOND
 
     def pause_until(self, when: float) -> None:
-        """Let nothing through before `when`. A pause that ends later already stays.
+        """Admit no requests before `when`. A pause that ends later already stays.
 
         Args:
-            when: a time of this limiter's clock in seconds, `time.monotonic()` unless you gave it another.
+            when: a time in seconds on this limiter's clock, which is `time.monotonic()` unless another was given.
 
         Raises:
-            ValueError: it is no finite number.
+            ValueError: `when` is not a finite number.
         """
         if not math.isfinite(when):
             raise ValueError(f"pause_until({safe_repr(when)}): give a time of this limiter's clock, in seconds")
@@ -330,7 +332,7 @@ class Limiter:
 
     @property
     def idle(self) -> bool:
-        """Whether it is as if it had never been used, apart from its statistics: a new one would do the same."""
+        """Whether a new limiter would behave the same, apart from the statistics."""
         with self._step() as now:
             return self._is_idle(now)
 
@@ -342,7 +344,7 @@ class Limiter:
         )
 
     def statistics(self) -> LimiterStatistics:
-        """What it has done so far."""
+        """Return the statistics so far."""
         with self._step():
             waiting = 0 if self._line is None else len(self._line.waiting)
             waited_for = self._waited_for / SECOND
@@ -350,10 +352,10 @@ class Limiter:
 
 
 def jittered(seconds: float, jitter: float) -> float:
-    """The length of a pause, made longer at random by a share of up to `jitter`.
+    """Return the length of a pause, extended at random by a share of up to `jitter`.
 
     Raises:
-        ValueError: one of them is negative or infinite.
+        ValueError: one of the arguments is negative or infinite.
     """
     for name, value in {"seconds": seconds, "jitter": jitter}.items():
         if not 0 <= value < math.inf:
@@ -366,5 +368,5 @@ def _nanoseconds(clock: Callable[[], float]) -> int:
 
 
 def _whole(seconds: float) -> int:
-    """Nanoseconds; an infinite time is one that does not come."""
+    """The time in nanoseconds; an infinite time becomes `EVER`."""
     return EVER if seconds > EVER / SECOND else round(seconds * SECOND)

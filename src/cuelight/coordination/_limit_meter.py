@@ -1,4 +1,4 @@
-"""What limiters are built of: the limit, what they answer, and the `Meter`, which counts and knows no clock."""
+"""The parts of limiters: the limit, the answers and statistics, and the `Meter`, which counts and has no clock."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ __all__ = [
 ]
 
 EVER: Final = 1 << 62
-"""Nanoseconds, 146 years: a time that does not come."""
+"""Nanoseconds, 146 years: stands for a time that never comes."""
 
 SECOND: Final = 1_000_000_000
 """Nanoseconds."""
 
 Ticket = Any
-"""What a meter has to remember of a booking, to amend it."""
+"""The record of a booking that a meter needs to amend it."""
 
 
 @dataclass(frozen=True)
 class RateLimitConfig:
-    """At most `max_requests` in each window of `window_seconds`.
+    """A limit: at most `max_requests` in each window of `window_seconds`.
 
     Attributes:
-        max_requests: how much in a window, a whole number; what a request costs is up to the caller.
-        window_seconds: more than 0; counted in whole nanoseconds.
-        burst_size: how much a token bucket lets through at once after a quiet time. None for `max_requests`. In one
-            window it can so let through `burst_size` more than `max_requests`; with 1 it spaces requests evenly.
+        max_requests: units in a window, a whole number. The caller decides how many units a request costs.
+        window_seconds: the window in seconds, more than 0; counted in whole nanoseconds.
+        burst_size: units that a token bucket admits at once after an idle time; None means `max_requests`. In one
+            window a token bucket can therefore admit `burst_size` more than `max_requests`; with 1 it spaces requests
+            evenly.
     """
 
     max_requests: int
@@ -56,7 +57,7 @@ class RateLimitConfig:
 
     @property
     def burst(self) -> int:
-        """What a token bucket lets through at once."""
+        """The number of units that a token bucket admits at once."""
         return self.max_requests if self.burst_size is None else self.burst_size
 
     @property
@@ -66,20 +67,20 @@ class RateLimitConfig:
 
 
 def from_rate(rate: float, capacity: int | None) -> RateLimitConfig:
-    """The limit of `rate` a second on average, and `capacity` at once.
+    """Return the limit of `rate` a second on average, and `capacity` at once.
 
     Args:
-        rate: per second, more than 0; read as a fraction with a denominator of up to a million.
-        capacity: None for what comes in a second, and at least 1.
+        rate: units per second, more than 0; read as a fraction with a denominator of up to a million.
+        capacity: None means the units of one second, and at least 1.
 
     Raises:
-        TypeError: one of them is no number, or the capacity not a whole one.
+        TypeError: one of them is not a number, or the capacity is not a whole number.
         ValueError: one of them is not more than 0.
     """
-    from fractions import Fraction  # noqa: PLC0415 - only here
+    from fractions import Fraction  # noqa: PLC0415 - used only here
 
     check_positive("rate", rate)
-    # A rate below one in eleven days needs more than the million.
+    # A rate below one in eleven days needs a denominator of more than a million.
     share = Fraction(rate).limit_denominator(1_000_000) or 1 / Fraction(round(1 / rate))
     burst = max(1, int(rate)) if capacity is None else capacity
     return RateLimitConfig(share.numerator, float(share.denominator), burst)
@@ -89,11 +90,11 @@ class Decision(NamedTuple):
     """The answer of `try_acquire`.
 
     Attributes:
-        allowed: whether the request is let through; it is charged then.
-        retry_after: seconds until the same request would be let through; 0.0 if it is. Exact, unless others come
-            first or leave; with others waiting in a sliding window it may be too short.
-        remaining: what is left to be let through at once.
-        reset_after: seconds until the limiter is as if it had not been used.
+        allowed: whether the request was admitted; it is charged in that case.
+        retry_after: seconds until the same request would be admitted; 0.0 if it was admitted. Exact, unless other
+            requests come first or leave. If others wait in a sliding window, it may be too short.
+        remaining: units that could still be admitted at once.
+        reset_after: seconds until the limiter is as if unused.
     """
 
     allowed: bool
@@ -103,14 +104,14 @@ class Decision(NamedTuple):
 
 
 class LimiterStatistics(NamedTuple):
-    """What a limiter has done so far.
+    """Statistics of a limiter.
 
     Attributes:
-        admitted: requests let through, whatever they cost.
-        refused: requests turned away: by `try_acquire`, or because of their time-out.
-        waited: how many of those let through had to wait.
+        admitted: requests admitted, whatever they cost.
+        refused: requests refused: by `try_acquire`, or because of their timeout.
+        waited: admitted requests that had to wait.
         waiting: requests that wait now.
-        total_wait: seconds that those let through waited, together.
+        total_wait: seconds that the admitted requests waited, in total.
     """
 
     admitted: int
@@ -121,47 +122,47 @@ class LimiterStatistics(NamedTuple):
 
 
 class Meter(Protocol):
-    """Counts what is let through. It is told the time, in nanoseconds that never go back, and owns no clock."""
+    """Counts admitted requests. It has no clock: callers pass the time, in nanoseconds that never go back."""
 
     @property
     def most(self) -> int:
-        """The greatest cost that it lets through at once."""
+        """The greatest cost that is admitted at once."""
         ...
 
     def take(self, now: int, cost: int) -> bool:
-        """Let a request through and charge it, or refuse it and change nothing."""
+        """Admit a request and charge it, or refuse it and change nothing."""
         ...
 
     def due(self, now: int, cost: int, ahead: int = 0) -> int:
-        """When a request can be let through, after others that cost `ahead`; it may be in the past.
+        """Return when a request can be admitted, after others that cost `ahead`; the time may be in the past.
 
-        It is exact when nothing is ahead, and never too late. Together they cost 1 or more.
+        It is exact when `ahead` is 0, and never too late. `cost` and `ahead` together are 1 or more.
         """
         ...
 
     def book(self, now: int, slot: int, cost: int) -> Ticket:
-        """Charge a request that is let through now, and could have been at `slot`; whatever the limit says."""
+        """Charge a request that is admitted now and was due at `slot`, even if the limit does not allow it."""
         ...
 
     def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
-        """What was booked to cost `was` really costs `cost`."""
+        """Change the cost of a booking from `was` to `cost`."""
         ...
 
     def left(self, now: int) -> int:
-        """How much could be let through at once."""
+        """Return the number of units that could be admitted at once."""
         ...
 
     def unused_at(self, now: int) -> int:
-        """When it will be, or was, as if nothing had ever been let through."""
+        """Return the time from which the meter is as if unused; it may be in the past."""
         ...
 
     def update(self, config: Any, now: int) -> None:
-        """Take on another limit; what was let through still counts."""
+        """Change the limit; requests that were admitted still count."""
         ...
 
 
 class Permits:
-    """A meter for how much is under way at once: its cost is given back when it ends."""
+    """A meter for requests under way: a request charges its cost, and refunds it when it ends."""
 
     __slots__ = ("_used", "most")
 
@@ -177,7 +178,7 @@ class Permits:
         return True
 
     def due(self, now: int, cost: int, ahead: int = 0) -> int:
-        """See `Meter`. No time will make room: somebody has to give something back."""
+        """See `Meter`. No passing of time makes room: another request has to end."""
         return now if not self._used or self._used + ahead + cost <= self.most else EVER
 
     def book(self, now: int, slot: int, cost: int) -> Ticket:
@@ -204,11 +205,11 @@ class Permits:
 
 
 def check_whole(name: str, value: object, least: int = 0) -> int:
-    """The value, if it is a whole number of `least` or more.
+    """Return the value, if it is a whole number of `least` or more.
 
     Raises:
-        TypeError: it is no `int`.
-        ValueError: it is less.
+        TypeError: it is not an `int`.
+        ValueError: it is less than `least`.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}={safe_repr(value)}: give a whole number; for parts of one, count in a smaller unit")
@@ -218,10 +219,10 @@ def check_whole(name: str, value: object, least: int = 0) -> int:
 
 
 def check_positive(name: str, value: object, least: float = 0.0) -> None:
-    """Refuse what is no finite number of more than 0.
+    """Raise an error unless the value is a finite number of more than 0.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
         ValueError: it is not more than 0, less than `least`, or infinite.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -231,7 +232,7 @@ def check_positive(name: str, value: object, least: float = 0.0) -> None:
 
 
 def check_timeout(timeout: float | None) -> None:
-    """Refuse what is no time-out.
+    """Raise an error unless this is a timeout.
 
     Raises:
         ValueError: it is negative or not a number.

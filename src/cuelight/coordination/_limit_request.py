@@ -1,4 +1,4 @@
-"""A limiter with several limits, which are charged together: requests, tokens, and how many are under way."""
+"""A limiter with several limits that are charged together: requests, tokens, and requests under way."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ _METERS: Final[Mapping[Algorithm, Callable[[RateLimitConfig], Meter]]] = {
 }
 
 USUAL: Final = {"requests": 1}
-"""What a request costs if it does not say."""
+"""The cost of a request, unless the caller gives it."""
 
 _TAKEN: Final = frozenset({"refund_on_failure", "timeout"})
 
 
 class Requesting(ABC):
-    """What takes requests with several costs: a decorator of async functions."""
+    """The base of limiters whose requests have several costs; its decorators limit async functions."""
 
     __slots__ = ()
 
@@ -64,7 +64,7 @@ class Requesting(ABC):
     def request(
         self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int
     ) -> AbstractAsyncContextManager[Any]:
-        """Say what a request will cost."""
+        """Make a request with its costs."""
 
     def limited(
         self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int
@@ -77,10 +77,10 @@ class Requesting(ABC):
             **costs: as for `request`.
 
         Raises:
-            TypeError: as `request` does; and the decorator, for what is not an `async def` function.
+            TypeError: as `request` does. The decorator raises it if the function is not an `async def` function.
             ValueError: as `request` does.
         """
-        self.request(timeout=timeout, refund_on_failure=refund_on_failure, **costs)  # for its errors
+        self.request(timeout=timeout, refund_on_failure=refund_on_failure, **costs)  # only to raise its errors now
 
         def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
             check_function(function, self)
@@ -96,7 +96,7 @@ class Requesting(ABC):
 
 
 class RateLimiter(Limiter, Requesting):
-    """Several limits in one step: a request is let through when all of them allow it, and charged in all or in none.
+    """Several limits in one step: a request is admitted when all limits allow it, and charged in all or in none.
 
         limiter = RateLimiter(
             requests=RateLimitConfig(500, window_seconds=60),
@@ -120,27 +120,28 @@ class RateLimiter(Limiter, Requesting):
         clock: Callable[[], float] | None = None,
         **limits: RateLimitConfig,
     ) -> None:
-        """Make one that is unused.
+        """Create an unused limiter.
 
         Args:
-            concurrency: how many requests may be under way at once; None for any number.
-            algorithm: how the limits are counted: as `AsyncTokenBucket` does, or as `AsyncSlidingWindow` does with a
-                log or with counters.
-            clock: tells the time in seconds; None for `time.monotonic`. With virtual time give `anyio.current_time`.
-            **limits: by name. A limit called `requests` is charged 1 for each request, unless it says otherwise.
+            concurrency: the number of requests that may be under way at once; None for no limit.
+            algorithm: how the limits are counted: as in `AsyncTokenBucket`, or as in `AsyncSlidingWindow` with a log or
+                with counters.
+            clock: returns the time in seconds; None for `time.monotonic`. With virtual time, pass `anyio.current_time`.
+            **limits: by name. A limit called `requests` is charged 1 for each request, unless the request gives another
+                cost.
 
         Raises:
-            TypeError: a limit is no `RateLimitConfig`.
-            ValueError: there is no limit at all, the algorithm is not known, or the concurrency not 1 or more.
+            TypeError: a limit is not a `RateLimitConfig`.
+            ValueError: there is no limit at all, the algorithm is unknown, or the concurrency is less than 1.
         """
         super().__init__(clock)
         check_limits(self, algorithm, concurrency, limits)
         self._names = (*limits,)
         self._configs = dict(limits)
-        # A request charges each limit by name, and then a permit.
+        # A request charges each named limit, and then a permit.
         self._permits = Permits(EVER if concurrency is None else concurrency)
         self._each: tuple[Meter, ...] = (*(_METERS[algorithm](config) for config in limits.values()), self._permits)
-        # It stays: a request may come back with its real cost at any time.
+        # This line is never removed: a request may settle its real cost at any time.
         self._line = self._own = Line(len(self._each))
         self._own.users = 1
 
@@ -157,34 +158,33 @@ class RateLimiter(Limiter, Requesting):
         return self._each
 
     def request(self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int) -> Admission:
-        """Say what a request will cost. `async with` waits until it may go, and holds its place among those under way.
+        """Make a request with its costs. `async with` waits until it is admitted, and keeps it under way for the block.
 
         Args:
-            timeout: how long to wait, in seconds; None for as long as it takes. If its turn will come too late, it
-                raises at once.
-            refund_on_failure: whether an exception that leaves the block, cancellation included, takes back all costs,
+            timeout: seconds to wait; None waits without limit. If its turn would come too late, it raises at once.
+            refund_on_failure: whether an exception that leaves the block, including a cancellation, refunds all costs,
                 unless they were settled.
-            **costs: by the name of the limit, whole numbers. What is not named costs nothing, but for `requests`,
-                which costs 1.
+            **costs: whole numbers, by the name of the limit. A limit without a cost is charged nothing, except
+                `requests`, which is charged 1.
 
         Raises:
-            TypeError: a cost is no whole number, or there is no limit of this name.
-            ValueError: a cost is negative, or more than may ever be let through at once; or the time-out is negative.
+            TypeError: a cost is not a whole number, or no limit has this name.
+            ValueError: a cost is negative, or more than is ever admitted at once; or the timeout is negative.
         """
         check_timeout(timeout)
         return Admission(self, (*self._costs(costs), 1), timeout, refund_on_failure)
 
     def _costs(self, given: Mapping[str, int], among: Mapping[str, int] | None = None) -> list[int]:
-        """The costs in the order of the limits; those not given are `among` them, or the usual ones."""
+        """The costs in the order of the limits. Costs that are not given come from `among`, or are the usual ones."""
         costs = order_costs(self, self._names, given, USUAL if among is None else among)
         if among is None:
             check_costs(self, self._names, costs, (meter.most for meter in self._each))
         return costs
 
     def retry_after(self, **costs: int) -> float:
-        """Seconds until such a request could go, if nobody leaves or comes first; 0.0 if it could now.
+        """Return the seconds until such a request could be admitted, if no request leaves or comes first; 0.0 for now.
 
-        It is inf while that depends on when others end.
+        The result is `inf` while it depends on when other requests end.
 
         Args:
             **costs: as for `request`.
@@ -199,7 +199,9 @@ class RateLimiter(Limiter, Requesting):
         return float("inf") if wait > EVER // 2 else wait / SECOND
 
     def remaining(self) -> dict[str, int]:
-        """What is left of each limit to be let through at once, by name; with `concurrency`, if that is limited."""
+        """Return the units of each limit that could be admitted at once, by name; with `concurrency`, if that is
+        limited.
+        """
         with self._step() as now:
             left = {name: meter.left(now) for name, meter in zip(self._names, self._each, strict=False)}
             if self._permits.most != EVER:
@@ -207,17 +209,17 @@ class RateLimiter(Limiter, Requesting):
             return left
 
     def update(self, *, concurrency: int | None = None, **limits: RateLimitConfig) -> None:
-        """Change limits, also for those that wait. What was let through still counts.
+        """Change limits, for waiting requests too. Requests that were admitted still count.
 
-        A request that waits and costs more than a new limit ever lets through goes when nothing is owed there.
+        A waiting request that costs more than a new limit ever admits is admitted when nothing is owed in that limit.
 
         Args:
-            concurrency: how many requests may be under way at once; None leaves it as it is. More that are under way
-                already may end.
-            **limits: by name; those that are not named stay as they are.
+            concurrency: the number of requests that may be under way at once; None leaves it as it is. Requests that
+                are already under way may exceed it until they end.
+            **limits: by name; limits that are not named stay as they are.
 
         Raises:
-            TypeError: a limit is no `RateLimitConfig`, or there was none of this name.
+            TypeError: a limit is not a `RateLimitConfig`, or no limit has this name.
             ValueError: the concurrency is less than 1.
         """
         for name, config in limits.items():
@@ -236,14 +238,14 @@ class RateLimiter(Limiter, Requesting):
             self._advance(now)
 
     def observe(self, headers: Mapping[str, str]) -> None:
-        """Learn from the headers of an answer: to be called for each answer, whatever its status.
+        """Apply the rate limit headers of a response. Call this for each response, whatever its status.
 
         `Retry-After` (seconds or a date) and `retry-after-ms` pause everything, for a day at most.
-        `x-ratelimit-remaining-tokens`, `vendor-ratelimit-tokens-remaining` and their like lower what is left of the
-        limit of that name (`requests` if they name none) to what the service says, and never raise it.
+        `x-ratelimit-remaining-tokens`, `vendor-ratelimit-tokens-remaining` and similar headers lower the remaining
+        amount of the limit of that name (`requests` if they name none) to the value of the header, and never raise it.
 
         Args:
-            headers: names, in upper or lower case, and values. What is not understood is left alone.
+            headers: names, in upper or lower case, and values. Unknown headers and values are ignored.
         """
         seen = read_headers(headers)
         if seen.retry_after is not None:
@@ -284,28 +286,29 @@ class Admission:
 
     @property
     def costs(self) -> dict[str, int]:
-        """What it is charged, by the name of the limit."""
+        """The charged costs, by the name of the limit."""
         return dict(zip(self._limiter._names, self._costs, strict=False))
 
     @property
     def waited(self) -> float:
-        """Seconds that it waited for its turn."""
+        """Seconds that the request waited."""
         waiter = self._waiter
         return 0.0 if waiter is None or waiter.waited is None else waiter.waited / SECOND
 
     def settle(self, **costs: int) -> None:
-        """Say what it really costs, in place of what was said first; within the block or after it, also repeatedly.
+        """Replace the estimated costs by the real ones; inside the block or after it, and any number of times.
 
-        What it cost less is refunded, as far as it was not paid off by time yet. What it cost more is owed, without a
-        bound, and those that come later wait for it.
+        A lower cost is refunded, except for the part that time has paid off already. A higher cost is owed, without a
+        bound, and later requests wait for it.
 
         Args:
-            **costs: by the name of the limit, in all, whole numbers. What is not named stays as it is.
+            **costs: the total costs, whole numbers, by the name of the limit. Costs that are not named stay as they
+                are.
 
         Raises:
-            TypeError: a cost is no whole number, or there is no limit of this name.
+            TypeError: a cost is not a whole number, or no limit has this name.
             ValueError: a cost is negative.
-            RuntimeError: it was not let through.
+            RuntimeError: the request was not admitted.
         """
         if self._waiter is None:
             raise RuntimeError("a request settles once it was let through: call this inside `async with`, or after it")
@@ -329,7 +332,7 @@ class Admission:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give back its place among those under way. No checkpoint."""
+        """End the request, which is no longer under way. Not a checkpoint."""
         refunded = self._refund and kind is not None
         self._charge((*((0,) * len(self._limiter._names) if refunded else self._costs[:-1]), 0))
 
@@ -337,11 +340,11 @@ class Admission:
 def check_limits(
     limiter: object, algorithm: str, concurrency: int | None, limits: Mapping[str, RateLimitConfig]
 ) -> None:
-    """Refuse what no limiter can be made of.
+    """Raise an error unless a limiter can be made with these arguments.
 
     Raises:
-        TypeError: a limit is no `RateLimitConfig`.
-        ValueError: there is no limit at all, the algorithm is not known, or the concurrency not 1 or more.
+        TypeError: a limit is not a `RateLimitConfig`.
+        ValueError: there is no limit at all, the algorithm is unknown, or the concurrency is less than 1.
     """
     if algorithm not in _METERS:
         raise ValueError(f"algorithm={safe_repr(algorithm)}: it is one of {', '.join(_METERS)}")
@@ -357,10 +360,10 @@ def check_limits(
 
 
 def order_costs(limiter: object, names: Sequence[str], given: Mapping[str, int], usual: Mapping[str, int]) -> list[int]:
-    """Costs in the order of the limits; those not given are the usual ones.
+    """Return the costs in the order of the limits, with the usual costs for limits that are not given.
 
     Raises:
-        TypeError: a cost is no whole number, or there is no limit of this name.
+        TypeError: a cost is not a whole number, or no limit has this name.
         ValueError: a cost is negative.
     """
     for name in given:
@@ -370,10 +373,10 @@ def order_costs(limiter: object, names: Sequence[str], given: Mapping[str, int],
 
 
 def check_costs(limiter: object, names: Iterable[str], costs: Iterable[int], most: Iterable[int]) -> None:
-    """Refuse costs that are never let through.
+    """Raise an error if one of the costs is never admitted.
 
     Raises:
-        ValueError: one is more than may be let through at once.
+        ValueError: a cost is more than is admitted at once.
     """
     for name, cost, limit in zip(names, costs, most, strict=False):
         if cost > limit:
@@ -381,10 +384,10 @@ def check_costs(limiter: object, names: Iterable[str], costs: Iterable[int], mos
 
 
 def check_named(name: str, config: object) -> None:
-    """Refuse what is no limit.
+    """Raise an error unless `config` is a limit.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a `RateLimitConfig`.
     """
     if not isinstance(config, RateLimitConfig):
         raise TypeError(

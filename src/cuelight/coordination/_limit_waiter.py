@@ -1,4 +1,4 @@
-"""Those that wait at a limiter: what they ask for, the queue, and how they sleep."""
+"""The requests that wait at a limiter: their costs, their queue, and how they sleep."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cuelight.mailbox import Slot, await_until, call_in_loop, loop_time, running
 __all__ = ["Line", "Waiter", "plus", "sleep"]
 
 _SHORTEST: Final = 1000
-"""Nanoseconds of sleep at least: less would be lost in the rounding of a loop's time, which is a float."""
+"""The least time to sleep, in nanoseconds: less would be lost in the rounding of a loop's time, which is a float."""
 
 
 class Waiter:
-    """One request: what it costs, and its place in the queue while it waits."""
+    """One request: its costs, and its place in the queue while it waits."""
 
     __slots__ = (
         "admitted",
@@ -37,15 +37,15 @@ class Waiter:
         self.costs = costs
         self.tickets: list[Ticket] = []
         self.admitted = False
-        self.armed = -EVER  # for when its timer is set; before that, it is about to look
+        self.armed = -EVER  # the time of its timer; -EVER before the first sleep, when it is about to check by itself
         self.slot: Slot | None = None
         self.waited: int | None = None  # nanoseconds
 
     def wake(self) -> bool:
-        """Have its task look again; False when the loop of that task has ended."""
+        """Make its task check again. Returns False if the loop of that task has ended."""
         slot = self.slot
         if slot is None or slot.done():
-            return True  # it is about to look anyway
+            return True  # it is about to check anyway
         if running_loop() is not self.loop or running_task() is self.task:
             return call_in_loop(self.loop, _fill, self, slot)
         slot.set_result(None)
@@ -54,19 +54,19 @@ class Waiter:
     line: Line
     loop: Any
     task: Any
-    before: tuple[int, ...]  # what everything before it in the queue has cost, since there is a queue
+    before: tuple[int, ...]  # total cost of all requests that joined the queue before it, since the line exists
     began: int
     deadline: int
 
 
 def _fill(waiter: Waiter, slot: Slot) -> None:
-    # The slot of a task that has gone on is not to be filled: the task may sleep elsewhere by now.
+    # Do not fill an old slot: its task has continued, and may sleep elsewhere by now.
     if waiter.slot is slot and not slot.done():
         slot.set_result(None)
 
 
 class Line:
-    """What a limiter has only while somebody waits or may give something back, or after it was forgotten."""
+    """State that a limiter has only while requests wait or may be refunded, or after the limiter was forgotten."""
 
     __slots__ = ("end", "returned", "revive", "served", "users", "waiting")
 
@@ -74,19 +74,18 @@ class Line:
         self.revive: Callable[[], None] | None = None
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()
         nothing: tuple[int, ...] = (0,) * meters
-        self.served: tuple[int, ...] = nothing  # what is before the first in the queue
-        self.end: tuple[int, ...] = nothing  # what is before the next to come
+        self.served: tuple[int, ...] = nothing  # the total cost of all requests before the first in the queue
+        self.end: tuple[int, ...] = nothing  # the total cost of all requests before the next to come
         self.returned: deque[Callable[[int], None]] = deque()
-        self.users = 0  # who may still call `_post`
+        self.users = 0  # callers that may still call `_post`
 
 
 def plus(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
-    """Two costs together."""
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
 async def sleep(slot: Slot, nanoseconds: int) -> None:
-    """Sleep until the slot is filled, but not longer than so many nanoseconds."""
+    """Sleep until the slot is filled, for `nanoseconds` at most."""
     if nanoseconds > EVER // 2:
         await slot
     else:

@@ -1,4 +1,4 @@
-"""Limiters with one limit: a token bucket, a sliding window and a leaky bucket, which differ only in their meter."""
+"""Limiters with one limit: a token bucket, a sliding window and a leaky bucket. They differ only in their meter."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ R = TypeVar("R")
 
 
 def check_config(config: object) -> None:
-    """Refuse what is no limit.
+    """Raise an error unless `config` is a limit.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a `RateLimitConfig`.
     """
     if not isinstance(config, RateLimitConfig):
         raise TypeError(f"{safe_repr(config)}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
 
 
 def check_cost(limiter: object, cost: int, most: int) -> None:
-    """Refuse a cost that a limiter never lets through.
+    """Raise an error if a limiter never admits this cost.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: it is not a whole number.
         ValueError: it is negative, or more than `most`.
     """
     check_whole("cost", cost)
@@ -66,10 +66,10 @@ def check_cost(limiter: object, cost: int, most: int) -> None:
 
 
 def bucket_config(rate: RateLimitConfig | float, capacity: int | None) -> RateLimitConfig:
-    """The limit of a token bucket: as it was given, or of a rate per second and a capacity.
+    """Return the limit of a token bucket: as given, or from a rate per second and a capacity.
 
     Raises:
-        TypeError: a limit together with a capacity, or something else than a limit or numbers.
+        TypeError: a limit was given together with a capacity, or a value is neither a limit nor a number.
         ValueError: a number is not more than 0.
     """
     if not isinstance(rate, RateLimitConfig):
@@ -82,11 +82,11 @@ def bucket_config(rate: RateLimitConfig | float, capacity: int | None) -> RateLi
 
 
 def smooth_config(config: RateLimitConfig) -> RateLimitConfig:
-    """The limit of a leaky bucket.
+    """Return the limit of a leaky bucket.
 
     Raises:
-        TypeError: it is no limit.
-        ValueError: it has another burst than 1.
+        TypeError: `config` is not a limit.
+        ValueError: its burst is not 1.
     """
     check_config(config)
     if config.burst_size not in {None, 1}:
@@ -95,10 +95,10 @@ def smooth_config(config: RateLimitConfig) -> RateLimitConfig:
 
 
 def window_config(limit: RateLimitConfig | int, window_seconds: float | None = None) -> RateLimitConfig:
-    """The limit of a sliding window: as it was given, or of a number and a window.
+    """Return the limit of a sliding window: as given, or from a number and a window.
 
     Raises:
-        TypeError: a limit together with a window, a number without one, or something else.
+        TypeError: a limit was given together with a window, a number without one, or a value of another type.
         ValueError: a number is not more than 0, or the limit has a burst.
     """
     if not isinstance(limit, RateLimitConfig):
@@ -118,13 +118,13 @@ def window_config(limit: RateLimitConfig | int, window_seconds: float | None = N
 
 
 class Paced(ABC):
-    """What can be waited for at a cost: a context manager, and a decorator of async functions."""
+    """The base of limiters with one cost: a context manager, and a decorator of async functions."""
 
     __slots__ = ()
 
     @abstractmethod
     async def acquire(self, cost: int = 1, timeout: float | None = None) -> None:
-        """Wait until a request may go."""
+        """Wait until a request is admitted."""
 
     @abstractmethod
     def _check_cost(self, cost: int) -> None: ...
@@ -132,14 +132,14 @@ class Paced(ABC):
     async def __aenter__(self) -> None:
         await self.acquire()
 
-    async def __aexit__(self, *exc_info: object) -> None:  # noqa: B027 - entering is all
-        """Nothing to give back: what was let through stays charged."""
+    async def __aexit__(self, *exc_info: object) -> None:  # noqa: B027 - only entering does something
+        """Release nothing: an admitted request stays charged."""
 
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         """Decorate an async function: each call waits for its turn, at a cost of 1.
 
         Args:
-            function: what to limit.
+            function: the function to limit.
 
         Raises:
             TypeError: it is not an `async def` function.
@@ -152,12 +152,12 @@ class Paced(ABC):
         """Make a decorator for async functions: each call waits for its turn, as `acquire` does.
 
         Args:
-            cost: of each call; or a function that says it, given the arguments of the call.
-            timeout: how long a call may wait, in seconds; else it raises `TimeoutError`, without calling.
+            cost: the cost of each call; or a function that returns it, called with the arguments of the call.
+            timeout: seconds that a call may wait. After that it raises `TimeoutError`, without calling the function.
 
         Raises:
             TypeError: the cost is neither a whole number nor a function.
-            ValueError: a cost that is never let through, or a negative time-out.
+            ValueError: the cost is never admitted, or the timeout is negative.
         """
         check_timeout(timeout)
         if not callable(cost):
@@ -177,7 +177,7 @@ class Paced(ABC):
 
 
 def check_function(function: object, limiter: object) -> None:
-    """Refuse what a limiter cannot decorate.
+    """Raise an error unless a limiter can decorate this function.
 
     Raises:
         TypeError: it is not an `async def` function.
@@ -189,9 +189,9 @@ def check_function(function: object, limiter: object) -> None:
 
 
 class SingleLimiter(Limiter, Paced):
-    """What the limiters with one limit share. They may be used from several event loops and threads at once.
+    """The base of the limiters with one limit. They may be used from several event loops and threads at once.
 
-    `async with limiter:` lets a block through at a cost of 1, and `@limiter` each call of an async function.
+    `async with limiter:` admits a block at a cost of 1, and `@limiter` does so for each call of an async function.
     """
 
     __slots__ = ("_config", "_meter")
@@ -216,19 +216,20 @@ class SingleLimiter(Limiter, Paced):
         return self._config
 
     async def acquire(self, cost: int = 1, timeout: float | None = None) -> None:
-        """Wait until a request may go, in the order of the calls. A checkpoint if it has to wait, and once in 64 times.
+        """Wait until a request is admitted, in the order of the calls. A checkpoint if it has to wait, and once in 64
+        calls.
 
-        If it raises, which it also does when it is cancelled, nothing was charged.
+        If it raises, also because of a cancellation, nothing was charged.
 
         Args:
-            cost: of the request, a whole number; 0 waits for its turn and for the end of a pause.
-            timeout: how long to wait, in seconds; None for as long as it takes. If its turn will come too late, it
-                raises at once.
+            cost: the cost of the request, a whole number. A request of cost 0 waits for its turn and for the end of a
+                pause.
+            timeout: seconds to wait; None waits without limit. If its turn would come too late, it raises at once.
 
         Raises:
-            TimeoutError: its turn would come, or had not come, in time.
-            TypeError: the cost is no whole number.
-            ValueError: the cost is negative, or more than may ever be let through at once; or the time-out is negative.
+            TimeoutError: its turn would not come, or did not come, in time.
+            TypeError: the cost is not a whole number.
+            ValueError: the cost is negative, or more than is ever admitted at once; or the timeout is negative.
         """
         if cost.__class__ is not int or cost < 0 or cost > self._meter.most:
             self._check_cost(cost)
@@ -245,14 +246,15 @@ class SingleLimiter(Limiter, Paced):
         await self._enter((cost,), timeout)
 
     def try_acquire(self, cost: int = 1) -> Decision:
-        """Let a request through now, or say when it could be. It does not overtake those that wait.
+        """Admit a request now, or return when it could be admitted. It does not overtake waiting requests. Not a
+        checkpoint.
 
         Args:
-            cost: of the request, a whole number.
+            cost: the cost of the request, a whole number.
 
         Raises:
-            TypeError: the cost is no whole number.
-            ValueError: the cost is negative, or more than may ever be let through at once.
+            TypeError: the cost is not a whole number.
+            ValueError: the cost is negative, or more than is ever admitted at once.
         """
         self._check_cost(cost)
         with self._step() as now:
@@ -270,9 +272,9 @@ class SingleLimiter(Limiter, Paced):
             return Decision(allowed, (due - now) / SECOND, left, (unused - now) / SECOND)
 
     def update(self, config: RateLimitConfig) -> None:
-        """Change the limit, also for those that wait. What was let through still counts.
+        """Change the limit, for waiting requests too. Requests that were admitted still count.
 
-        A request that waits and costs more than the new limit ever lets through goes when nothing is owed.
+        A waiting request that costs more than the new limit ever admits is admitted when nothing is owed.
 
         Args:
             config: the new limit.
@@ -293,10 +295,10 @@ class SingleLimiter(Limiter, Paced):
 class AsyncTokenBucket(SingleLimiter):
     """A limit on average, with bursts: `AsyncTokenBucket(RateLimitConfig(100, 60))`, `AsyncTokenBucket(5.0, 10)`.
 
-    What is let through in any t seconds costs at most `burst + t * max_requests / window_seconds`. So with the burst
-    that it has by default, a window after a quiet time can see twice the limit: give a smaller `burst_size`, or take
-    `AsyncSlidingWindow`, if that is too much. Timers ring late; so that this costs no rate, what waited counts as let
-    through when its turn came, if that was no more than 10 milliseconds ago.
+    In any t seconds, the admitted requests cost at most `burst + t * max_requests / window_seconds`. With the default
+    burst, a window after an idle time can therefore see twice the limit. If that is too much, give a smaller
+    `burst_size`, or use `AsyncSlidingWindow`. Timers fire late. So that this does not lower the rate, a request that
+    waited counts as admitted when its turn came, if that was no more than 10 milliseconds ago.
     """
 
     __slots__ = ()
@@ -308,15 +310,16 @@ class AsyncTokenBucket(SingleLimiter):
         *,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Make a full bucket.
+        """Create a full bucket.
 
         Args:
-            rate: the limit, or how much per second.
-            capacity: with a number per second: how much at once; None for what comes in a second.
-            clock: tells the time in seconds; None for `time.monotonic`. With virtual time give `anyio.current_time`.
+            rate: the limit, or a number of units per second.
+            capacity: only with a number per second: the units that are admitted at once; None for the units of one
+                second.
+            clock: returns the time in seconds; None for `time.monotonic`. With virtual time, pass `anyio.current_time`.
 
         Raises:
-            TypeError: a limit together with a capacity, or something else than a limit or numbers.
+            TypeError: a limit was given together with a capacity, or a value is neither a limit nor a number.
             ValueError: a number is not more than 0.
         """
         config = bucket_config(rate, capacity)
@@ -326,20 +329,20 @@ class AsyncTokenBucket(SingleLimiter):
 class AsyncLeakyBucket(SingleLimiter):
     """Evenly spaced requests: a token bucket that holds one, `AsyncLeakyBucket(RateLimitConfig(100, 60))`.
 
-    A cost of more than 1 is never let through at once; let each part wait its turn.
+    A cost of more than 1 is never admitted at once; call `acquire` for each part of it.
     """
 
     __slots__ = ()
 
     def __init__(self, config: RateLimitConfig, *, clock: Callable[[], float] | None = None) -> None:
-        """Make one that lets the first request through at once.
+        """Create a leaky bucket that admits the first request at once.
 
         Args:
-            config: the limit; its `burst_size` is 1.
-            clock: tells the time in seconds; None for `time.monotonic`. With virtual time give `anyio.current_time`.
+            config: the limit; its `burst_size` is None or 1.
+            clock: returns the time in seconds; None for `time.monotonic`. With virtual time, pass `anyio.current_time`.
 
         Raises:
-            TypeError: it is no limit.
+            TypeError: `config` is not a limit.
             ValueError: the limit has another `burst_size`.
         """
         smooth = smooth_config(config)
@@ -349,7 +352,7 @@ class AsyncLeakyBucket(SingleLimiter):
         """Change the limit: see `AsyncTokenBucket.update`.
 
         Args:
-            config: the new limit; its `burst_size` is 1.
+            config: the new limit; its `burst_size` is None or 1.
 
         Raises:
             ValueError: the limit has another `burst_size`.
@@ -360,9 +363,9 @@ class AsyncLeakyBucket(SingleLimiter):
 class AsyncSlidingWindow(SingleLimiter):
     """A limit for each window, wherever it begins: `AsyncSlidingWindow(RateLimitConfig(100, 60))`.
 
-    It remembers when what was let through, up to `max_requests` entries. What is let through in any window, its
-    beginning excluded, costs at most `max_requests`. With `exact=False` it keeps two numbers instead: the limit holds
-    for windows that begin at multiples of their length, and in others up to twice as much may be let through.
+    It keeps a log of the admitted requests, up to `max_requests` entries. In any window, its beginning excluded, the
+    admitted requests cost at most `max_requests`. With `exact=False` it keeps two numbers instead: the limit then holds
+    for windows that begin at multiples of their length, and other windows may admit up to twice as much.
     """
 
     __slots__ = ()
@@ -375,16 +378,16 @@ class AsyncSlidingWindow(SingleLimiter):
         exact: bool = True,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Make an empty window.
+        """Create an empty window.
 
         Args:
-            limit: the limit, or how much in a window.
-            window_seconds: with a number: the window.
-            exact: whether to keep a log, or two counters.
-            clock: tells the time in seconds; None for `time.monotonic`. With virtual time give `anyio.current_time`.
+            limit: the limit, or a number of units in a window.
+            window_seconds: only with a number of units: the window, in seconds.
+            exact: whether to keep a log; otherwise two counters.
+            clock: returns the time in seconds; None for `time.monotonic`. With virtual time, pass `anyio.current_time`.
 
         Raises:
-            TypeError: a limit together with a window, a number without one, or something else.
+            TypeError: a limit was given together with a window, a number without one, or a value of another type.
             ValueError: a number is not more than 0, or the limit has a `burst_size`.
         """
         limit = window_config(limit, window_seconds)

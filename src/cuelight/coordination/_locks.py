@@ -1,4 +1,4 @@
-"""Locks: what every lock can do, and the one of this process."""
+"""Locks: the interface of all locks, and the lock of this process."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 __all__ = ["BaseLock", "Claim", "LocalLock", "next_name"]
 
 _modules: Final = sys.modules
-_running_asyncio: Final = _events._get_running_loop  # quick where there is none
+_running_asyncio: Final = _events._get_running_loop  # fast when no loop is running
 _handling: Final = handling.get
 
 next_name: Final[Callable[[], int]] = count(1).__next__
-"""Numbers for those that are given no name."""
+"""Numbers for locks and semaphores without a name."""
 
 
 class BaseLock(Block):
-    """What every lock can do: from any thread with `with`, from any event loop with `async with`.
+    """The interface of all locks: `with` in any thread, `async with` in any event loop.
 
-    A lock belongs to whoever took it: an actor, if its handler runs the code, else the task, else the thread. It is not
-    re-entrant. Who waits is served in the order of arrival.
+    A lock belongs to the owner that acquired it: the actor, if its handler runs the code; otherwise the task, or the
+    thread outside of tasks. It is not re-entrant. Waiting owners are served in the order of arrival.
     """
 
     __slots__ = ()
@@ -55,54 +55,55 @@ class BaseLock(Block):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Its name."""
+        """The name of the lock."""
 
     @property
     @abstractmethod
     def locked(self) -> bool:
-        """Whether somebody holds it."""
+        """Whether the lock is held."""
 
     @abstractmethod
     async def acquire(self, timeout: float | None = None) -> None:
-        """Take it; have this task sleep until it is there. A checkpoint only if it has to wait.
+        """Acquire the lock; this task sleeps until it is granted. A checkpoint only if it has to wait.
 
-        Cancelled while it waits, it has not taken anything.
+        If the wait is cancelled, nothing was acquired.
 
         Args:
-            timeout: seconds to wait; None waits as long as it takes.
+            timeout: seconds to wait; None waits without limit.
 
         Raises:
-            LockTimeout: it was not there in time.
-            DeadlockError: this would last for ever: whoever holds it waits, through others, for the one who asks.
-            ValueError: the time-out is negative or not a number.
+            LockTimeout: the lock was not granted in time.
+            DeadlockError: the wait would never end, because the holder waits, directly or through others, for the
+                caller.
+            ValueError: the timeout is negative or not a number.
         """
 
     @abstractmethod
     def acquire_blocking(self, timeout: float | None = None) -> None:
-        """As `acquire`, but blocks the thread: for threads without an event loop."""
+        """Acquire the lock as `acquire` does, but block the thread: for threads without an event loop."""
 
     @abstractmethod
     def acquire_nowait(self) -> None:
-        """Take it at once or not at all. Not a checkpoint.
+        """Acquire the lock at once or raise. Not a checkpoint.
 
         Raises:
-            LockHeld: others hold it, or wait for it.
-            DeadlockError: this one holds it already.
+            LockHeld: other owners hold the lock or wait for it.
+            DeadlockError: the caller holds the lock already.
         """
 
     @abstractmethod
     def release(self) -> None:
-        """Give it back; the next in line has it then. Not a checkpoint.
+        """Release the lock and grant it to the next waiting owner. Not a checkpoint.
 
         Raises:
-            LockNotHeld: this one does not hold it.
+            LockNotHeld: the caller does not hold the lock.
         """
 
     @abstractmethod
     def statistics(self) -> LockStatistics:
-        """Who holds it, how many wait, and how long that took so far."""
+        """Return the holder, the number of waiting owners, and the times waited and held so far."""
 
-    # What entering the block does, for those who enter it with a time-out and leave it as usual.
+    # Entering the block with a timeout; `Acquisition` uses these methods, and then leaves the block as usual.
 
     async def _enter(self, timeout: float | None) -> None:
         await self.acquire(timeout)
@@ -112,9 +113,10 @@ class BaseLock(Block):
 
 
 class Claim(BaseLock):
-    """So much of a core, as a lock: all of one that has room for 1, some of a semaphore, a side of a read-write lock.
+    """A lock over part of a core's capacity: a whole lock, some permits of a semaphore, or one side of a read-write
+    lock.
 
-    It has no state of its own: any number of users may share one.
+    It has no state of its own, so any number of users may share one.
     """
 
     __slots__ = ("_core", "_name", "_weight")
@@ -169,9 +171,9 @@ class LocalLock(Claim):
         async with lock: ...              # in a task, on asyncio or trio
 
     Args:
-        name: shown in errors; none gives a number.
-        debug: remember where it is taken, measure every hold, and warn when locks are taken in two orders. None looks
-            at the environment variable `CUELIGHT_DEBUG_LOCKS`.
+        name: shown in errors; None numbers the lock.
+        debug: record where the lock is acquired, measure every hold, and warn when locks are acquired in two orders.
+            None reads the environment variable `CUELIGHT_DEBUG_LOCKS`.
     """
 
     __slots__ = ("__weakref__", "_kept")
@@ -189,7 +191,7 @@ class LocalLock(Claim):
         self._name = name
         self._kept: set[LocalLock] | None = None
 
-    # The fast way, without the monitor; see LockCore.
+    # The fast path, without the monitor; see LockCore.
 
     def __enter__(self) -> Self:
         core = self._core
@@ -268,7 +270,7 @@ class LocalLock(Claim):
             release(core, 1)
 
     def _took(self, task: Any) -> bool:
-        """Take it for the running task if it is free; for those who take several."""
+        """Acquire the lock for the running task if it is free; used by `Acquisition`."""
         core = self._core
         if core.queue:
             return False
@@ -281,7 +283,7 @@ class LocalLock(Claim):
         return True
 
     def _gave_back(self, task: Any) -> bool:
-        """Give back what the running task holds, if that is all there is to do."""
+        """Release the lock of the running task, if a release needs nothing else."""
         core = self._core
         if core.owner is not task or core.details is not None:
             return False
@@ -297,7 +299,7 @@ class LocalLock(Claim):
     def _enter_blocking(self, timeout: float | None) -> None:
         acquire_blocking(self._core, 1, timeout)
 
-    # Taken without a block, nothing of the caller's need refer to it: its manager must not forget it.
+    # A lock acquired without a block may have no reference from the caller, so its manager must keep it.
 
     async def acquire(self, timeout: float | None = None) -> None:
         await acquire(self._core, 1, timeout)

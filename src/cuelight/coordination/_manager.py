@@ -1,4 +1,4 @@
-"""Locks by name: one for each name as long as somebody uses it, and several at once without a deadlock."""
+"""Named locks: one lock for each name in use, and several locks at once without a deadlock."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SWEEP: Final = 64
 
 
 class LockFactory(Protocol):
-    """What makes the locks of a manager: the seam for locks that are shared by more than this process."""
+    """Makes the locks of a manager. Pass one to use locks that are shared beyond this process."""
 
     def __call__(self, name: str, /, *, debug: bool | None = None) -> BaseLock:
-        """A lock of this name."""
+        """Return a lock of this name."""
         ...
 
 
@@ -38,10 +38,11 @@ NO_TIMEOUT: Final = "timeout={}: give seconds, 0 or more, or None to wait as lon
 
 
 class Acquisition:
-    """Some locks, taken together by `with` or `async with`; for one use at a time.
+    """Some locks, acquired together by `with` or `async with`; for one use at a time.
 
-    They are taken in the order of their names, each once, whatever order they were asked for in: so two who want the
-    same ones never hold some of them each. Either all are taken or none, and they are released in reverse order.
+    The locks are acquired in the order of their names, each once, whatever the order of the request. So two callers
+    that want the same locks never hold some of them each. Either all locks are acquired or none. They are released in
+    reverse order.
     """
 
     __slots__ = ("_held", "_locks", "_timeout")
@@ -53,7 +54,7 @@ class Acquisition:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names, in the order in which they are taken."""
+        """The names, in the order in which the locks are acquired."""
         return tuple(lock.name for lock in self._locks)
 
     def _left(self, clock: Callable[[], float], deadline: float) -> float | None:
@@ -78,7 +79,7 @@ class Acquisition:
         while self._held:
             try:
                 self._held.pop().__exit__(kind, error, trace)
-            except BaseException as failed:  # the others are given back all the same
+            except BaseException as failed:  # the other locks are released all the same
                 errors.append(failed)
         _raise(errors)
 
@@ -114,7 +115,7 @@ class Acquisition:
                 lock = held.pop()
                 if task is None or type(lock) is not LocalLock or not lock._gave_back(task):
                     await lock.__aexit__(kind, error, trace)
-            except BaseException as failed:  # the others are given back all the same
+            except BaseException as failed:  # the other locks are released all the same
                 errors.append(failed)
         if errors:
             _raise(errors)
@@ -127,33 +128,33 @@ class Acquisition:
 def _raise(errors: list[BaseException]) -> None:
     failures = [error for error in errors if isinstance(error, Exception)]
     for error in errors:
-        if not isinstance(error, Exception):  # a cancellation, or what ends the program
+        if not isinstance(error, Exception):  # a cancellation, or an error that ends the program
             raise error
     lost = [error for error in failures if isinstance(error, LeaseLost)]
-    if len(failures) == 1 or (lost and len(lost) == len(failures)):  # one outage takes all leases: say so once
+    if len(failures) == 1 or (lost and len(lost) == len(failures)):  # one outage ends all leases: report it once
         raise failures[0]
     if failures:
         raise ExceptionGroup("several locks could not be released", failures)
 
 
 def _forget(known: dict[str, ref[BaseLock]], name: str, reference: ref[BaseLock]) -> None:
-    """Nobody refers to a lock any more. In any thread: so there is no call between the look and the deletion."""
+    """Remove a lock without references. Runs in any thread, so there is no call between the check and the deletion."""
     if name in known and known[name] is reference:
         del known[name]
 
 
 class LockManager:
-    """Locks by name. A name has one lock as long as anybody holds it, waits for it or refers to it.
+    """Named locks. A name has one lock as long as a caller holds it, waits for it or refers to it.
 
         manager = LockManager()
         async with manager.acquire("file_edit:main.py"): ...
         with manager.acquire_all(["accounts:1", "accounts:2"], timeout=5): ...
 
-    Usable from any thread and any event loop at once. Names that are not used any more are forgotten.
+    Usable from any thread and any event loop at once. Names that are no longer used are forgotten.
 
     Args:
         factory: makes the lock of a name.
-        debug: passed to the locks; see `LocalLock`. The environment variable is looked at when the manager is made.
+        debug: passed to the locks; see `LocalLock`. The environment variable is read when the manager is created.
     """
 
     def __init__(self, factory: LockFactory = LocalLock, *, debug: bool | None = None) -> None:
@@ -165,13 +166,13 @@ class LockManager:
         self._lock = threading.RLock()
 
     def get_lock(self, name: str) -> BaseLock:
-        """The lock of a name: the same one for the same name.
+        """Return the lock of a name: the same lock for the same name.
 
         Args:
             name: any text.
 
         Raises:
-            TypeError: the name is no text.
+            TypeError: the name is not a `str`.
         """
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"the name of a lock is a str, not {safe_repr(name)}")
@@ -193,7 +194,7 @@ class LockManager:
             return lock
 
     def _sweep(self) -> None:
-        """Forget those that were taken without a block by somebody who has ended."""
+        """Forget locks that were acquired without a block by an owner that has ended."""
         if len(self._kept) >= self._sweep_at:
             for lock in list(self._kept):
                 if not lock.locked:
@@ -201,36 +202,38 @@ class LockManager:
             self._sweep_at = max(SWEEP, 2 * len(self._kept))
 
     def acquire(self, name: str, timeout: float | None = None) -> Acquisition:
-        """The lock of a name for a block: `async with manager.acquire("name"): ...`, or `with` in a thread.
+        """Return the lock of a name for a block: `async with manager.acquire("name"): ...`, or `with` in a thread.
 
         Args:
-            name: the lock.
-            timeout: seconds to wait, from where the block is entered; None waits as long as it takes.
+            name: the name of the lock.
+            timeout: seconds to wait, counted from the start of the block; None waits without limit.
 
         Returns:
-            What to enter. Entering it raises what `BaseLock.acquire` does.
+            A context manager for one block at a time. Entering it raises the errors of `BaseLock.acquire`.
 
         Raises:
-            ValueError: the time-out is negative or not a number.
+            TypeError: the name is not a `str`.
+            ValueError: the timeout is negative or not a number.
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(NO_TIMEOUT.format(safe_repr(timeout)))
         return Acquisition([self.get_lock(name)], timeout)
 
     def acquire_all(self, names: Iterable[str], timeout: float | None = None) -> Acquisition:
-        """Several locks for a block, all or none, without a deadlock between those who want the same ones.
+        """Return several locks for a block: all or none, without a deadlock between callers that want the same locks.
 
         Args:
-            names: the locks, in any order; a name that comes twice is taken once.
-            timeout: seconds to wait for all of them together, from where the block is entered; None waits as long as
-                it takes.
+            names: the names, in any order; a name given twice is acquired once.
+            timeout: seconds to wait for all of them together, counted from the start of the block; None waits without
+                limit.
 
         Returns:
-            What to enter. Entering it raises what `BaseLock.acquire` does, and then none of them is held.
+            A context manager for one block at a time. Entering it raises the errors of `BaseLock.acquire`, and then
+            none of the locks is held.
 
         Raises:
-            TypeError: a single text was given, which would be taken for its letters.
-            ValueError: the time-out is negative or not a number.
+            TypeError: a single `str` was given, which would be read as a list of its letters.
+            ValueError: the timeout is negative or not a number.
         """
         if isinstance(names, str):
             raise TypeError(f"acquire_all({safe_repr(names)}) wants several names, as a list; for one there is acquire")
@@ -240,10 +243,11 @@ class LockManager:
 
     @property
     def stats(self) -> Mapping[str, float]:
-        """Figures over the locks that are known now.
+        """Statistics over the locks that are known now.
 
-        Its keys: `active` (held now), `waiting` (who wait for one), `total` (locks that are known), `acquisitions`,
-        `waits`, `wait_seconds`, `longest_wait`, `hold_seconds` and `longest_hold`, as in `LockStatistics`.
+        The keys are `active` (held now), `waiting` (owners that wait for a lock), `total` (known locks),
+        `acquisitions`, `waits`, `wait_seconds`, `longest_wait`, `hold_seconds` and `longest_hold`, as in
+        `LockStatistics`.
         """
         with self._lock:
             locks = [lock for reference in self._locks.copy().values() if (lock := reference()) is not None]

@@ -1,7 +1,7 @@
-"""The operations on a core: take it at once, by blocking or by waiting, and give it back.
+"""The operations on a core: acquire at once, by blocking or by waiting, and release.
 
-Invariant: an operation completes or raises, never both. Who is cancelled, interrupted or late leaves nothing taken
-behind.
+Invariant: an operation completes or raises, never both. An operation that is cancelled, interrupted or late leaves
+nothing acquired.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = [
 
 
 def acquire_nowait(core: Core, weight: int) -> None:
-    """Take it at once or not at all.
+    """Acquire at once or raise.
 
     Raises:
-        LockHeld: others hold it, or stand in line.
+        LockHeld: other owners hold it or wait for it.
         DeadlockError: this owner holds it already.
     """
     if not took(core, weight):
@@ -49,11 +49,11 @@ def acquire_nowait(core: Core, weight: int) -> None:
 
 
 def acquire_blocking(core: Core, weight: int, timeout: float | None) -> None:
-    """Take it; block this thread until it is there.
+    """Acquire; block this thread until it is granted.
 
     Raises:
-        LockTimeout: it was not there in time.
-        DeadlockError: this would last for ever.
+        LockTimeout: it was not granted in time.
+        DeadlockError: the wait would never end.
     """
     deadline = now() + _seconds(timeout)
     if took(core, weight):
@@ -74,11 +74,11 @@ def acquire_blocking(core: Core, weight: int, timeout: float | None) -> None:
 
 
 async def acquire(core: Core, weight: int, timeout: float | None) -> None:
-    """Take it; have this task sleep until it is there.
+    """Acquire; this task sleeps until it is granted.
 
     Raises:
-        LockTimeout: it was not there in time.
-        DeadlockError: this would last for ever.
+        LockTimeout: it was not granted in time.
+        DeadlockError: the wait would never end.
     """
     seconds = _seconds(timeout)
     if took(core, weight):
@@ -99,21 +99,21 @@ async def acquire(core: Core, weight: int, timeout: float | None) -> None:
 
 
 def release(core: Core, weight: int, or_weight: int = 0) -> None:
-    """Give it back, and the next in line gets it.
+    """Release a weight and grant waiting owners.
 
     Args:
-        core: what.
-        weight: how much of it.
-        or_weight: how much, if the owner does not hold that.
+        core: the core to release.
+        weight: the weight to release.
+        or_weight: the weight to release if the owner does not hold `weight`.
 
     Raises:
-        LockNotHeld: this owner does not hold so much of it.
+        LockNotHeld: this owner does not hold that much.
     """
     give_back(core, weight, whoever(), or_weight)
 
 
 def give_back(core: Core, weight: int, me: Any, or_weight: int = 0) -> None:
-    """As `release`, for those who know who they are."""
+    """Release as `release` does, for callers that know their owner."""
     try:
         with monitor:
             if core.details is None and not core.queue:
@@ -121,7 +121,7 @@ def give_back(core: Core, weight: int, me: Any, or_weight: int = 0) -> None:
             else:
                 released = core.release(me, weight, now()) or (or_weight > 0 and core.release(me, or_weight, now()))
                 forget(core, me)
-    except BaseException:  # an interrupt: those in line are not to wait for the next release
+    except BaseException:  # an interrupt: waiting owners must not depend on the next release
         hand_over(core)
         raise
     if isinstance(me, Cell):
@@ -136,7 +136,7 @@ def give_back(core: Core, weight: int, me: Any, or_weight: int = 0) -> None:
 
 
 def downgrade(core: Core) -> None:
-    """Have a writer become a reader, without letting go.
+    """Turn a writer into a reader, without releasing in between.
 
     Raises:
         LockNotHeld: this owner does not hold it for writing.
@@ -150,13 +150,13 @@ def downgrade(core: Core) -> None:
 
 
 def hand_over(core: Core) -> None:
-    """It may have been given back without a look at the line: serve that."""
+    """Grant waiting owners, after a release that may not have looked at the queue."""
     with monitor:
         core.promote(now())
 
 
 def took(core: Core, weight: int) -> bool:
-    """Take it if it is to be had at once.
+    """Acquire if it is available at once. Returns whether it was.
 
     Raises:
         DeadlockError: this owner holds it already.

@@ -1,4 +1,4 @@
-"""Debug mode: in which order locks are taken. Two orders of the same two are a deadlock that has not happened yet."""
+"""Debug mode: the order in which locks are acquired. Two locks acquired in both orders can deadlock some day."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["debug_by_default", "note_acquired", "note_released"]
 log = get_log("cuelight")
 
 MOST: Final = 10_000
-"""Names that are remembered; with more than that it begins anew."""
+"""The greatest number of names that are remembered; beyond it, all are forgotten."""
 
 _lock: Final = threading.RLock()
-_held: Final[dict[Any, dict[Core, str]]] = {}  # by owner: what it holds, and where it took that
-_after: Final[dict[str, dict[str, str]]] = {}  # by name: what was taken while that was held, and where
+_held: Final[dict[Any, dict[Core, str]]] = {}  # by owner: the cores it holds, and where it acquired them
+_after: Final[dict[str, dict[str, str]]] = {}  # by name: the names acquired while it was held, and where
 _warned: Final[set[frozenset[str]]] = set()
 
 
@@ -31,7 +31,7 @@ def debug_by_default() -> bool:
 
 
 def note_acquired(core: Core, owner: Any) -> None:
-    """An owner has taken something; warns once for each pair that is taken in both orders."""
+    """Record an acquisition, and warn once for each pair of locks that is acquired in both orders."""
     place = my_place() or "?"
     warnings: list[str] = []
     with _lock:
@@ -64,7 +64,7 @@ def _note_order(first: str, taken: str, second: str, place: str, owner: Any) -> 
 
 
 def _way(start: str, end: str) -> list[tuple[str, str]] | None:
-    """The steps by which `end` was taken after `start`, if it ever was."""
+    """Return the steps by which `end` was acquired after `start`, or None."""
     came_from: dict[str, str | None] = {start: None}
     frontier = [start]
     while frontier:
@@ -84,7 +84,7 @@ def _way(start: str, end: str) -> list[tuple[str, str]] | None:
 
 
 def note_released(core: Core, owner: Any) -> None:
-    """An owner has given something back."""
+    """Remove the record of a core from an owner that no longer holds it."""
     with _lock:
         held = _held.get(owner)
         if held is not None and not core.is_held_by(owner):

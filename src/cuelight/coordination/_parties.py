@@ -1,4 +1,4 @@
-"""Who can hold a lock: a thread, a task of either library, or an actor for as long as an incarnation of it lives."""
+"""The owners of locks: threads, tasks of either library, and actors (for as long as an incarnation lives)."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _is_ours: Final[dict[str, bool]] = {}
 
 
 class _Sentinel:
-    """Lives in a thread's own storage, so that it goes when the thread does."""
+    """An object in the thread-local storage of a thread, so that it is freed when the thread ends."""
 
     __slots__ = ("__weakref__",)
 
 
 class ThreadParty:
-    """A thread. Not known by its identifier, which the next thread may get when this one has ended."""
+    """A thread as an owner. Not identified by its number, which a new thread may get after this one has ended."""
 
     __slots__ = ("_thread", "ended", "ident", "when_ended")
 
@@ -60,14 +60,14 @@ class ThreadParty:
         self.when_ended: Callable[[Any], object] | None = None
 
     def end(self) -> None:
-        """The thread is over."""
+        """Mark the thread as ended."""
         self.ended = True
         tell = self.when_ended
         if tell is not None:
             tell(self)
 
     def place(self) -> str | None:
-        """Where the thread is now."""
+        """The current place of the thread, as `file:line`."""
         frame = None if self.ended or self.ident is None else sys._current_frames().get(self.ident)
         return None if frame is None else _show(_outside(frame))
 
@@ -84,11 +84,11 @@ class _Here(threading.local):
 
 
 here: Final = _Here()
-"""Of this thread: `me`, the party that it is."""
+"""Thread-local: `here.me` is the running thread as an owner."""
 
 
 def whoever() -> Any:
-    """Who runs this code: an actor if it is its handler, else a task, else a thread."""
+    """The owner that runs this code: the actor in its handler, otherwise the task, otherwise the thread."""
     loop = _running_asyncio()
     if loop is not None:
         task = asyncio_task(loop)
@@ -99,16 +99,16 @@ def whoever() -> Any:
     cell = _handling()
     if cell is not None and (task is not None or loop is not None) and cell.runs(task):
         return cell
-    return here.me if task is None else task  # a callback of a loop is the thread
+    return here.me if task is None else task  # the owner of a loop's callback is the thread
 
 
 def plain_task() -> Any:
-    """The running task, if that is who takes what this code takes; None in handlers of actors and outside of tasks."""
+    """The running task, if it is the owner that runs this code; None in handlers of actors and outside of tasks."""
     return running_task() if _handling() is None else None
 
 
 def party_ended(party: Any) -> bool:
-    """Whether a party is no more, so that it will never release what it holds."""
+    """Whether an owner has ended, so that it will never release its locks."""
     if isinstance(party, ThreadParty):
         return party.ended
     if isinstance(party, Cell):
@@ -117,13 +117,13 @@ def party_ended(party: Any) -> bool:
 
 
 def describe(party: Any) -> str:
-    """A party in words."""
+    """An owner in words."""
     name = name_of(party)
     return f"actor {name}" if isinstance(party, Cell) else name
 
 
 def place_now(party: Any) -> str | None:
-    """Where a party is now, as `file:line`, as far as that can be seen."""
+    """The current place of an owner, as `file:line`, if it can be determined."""
     if isinstance(party, ThreadParty):
         return party.place()
     return None if isinstance(party, Cell) else place_of(party)
@@ -139,10 +139,10 @@ def show_place(place: Place) -> str | None:
 
 
 def caller_place(depth: int) -> Place:
-    """As `my_place`, in less time; for `show_place`.
+    """The place found by `my_place`, in less time; in the form that `show_place` takes.
 
     Args:
-        depth: how many callers to leave out. They must be functions of this package.
+        depth: the number of callers to skip. They must be functions of this package.
     """
     frame: FrameType = _getframe(depth)
     if _is_ours.get(frame.f_code.co_filename) is not False:
@@ -152,7 +152,7 @@ def caller_place(depth: int) -> Place:
 
 
 def my_place() -> str | None:
-    """Where the code stands that called into this package, as `file:line`."""
+    """The place of the code that called into this package, as `file:line`."""
     return _show(_outside(sys._getframe(1)))
 
 

@@ -1,10 +1,10 @@
-"""Waiting in line and handing over in less time, for the usual case: plain tasks of one loop of asyncio.
+"""Faster waiting and hand-over for the usual case: plain tasks of one asyncio loop.
 
-What is done here is what `line_up`, `Core.release` and `Core.promote` come to in that case. Whenever something is
-unusual these functions leave it to them, or the caller does.
+The functions have the effect of `line_up`, `Core.release` and `Core.promote` in that case. In any unusual case they, or
+their callers, use those functions instead.
 """
 
-# Tasks and loops are those of asyncio or uvloop: no annotation could say more.
+# Tasks and loops are those of asyncio or uvloop, which no annotation describes.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Task: Final = asyncio.Task
 
 
 def stand_in_line(core: LockCore | CountedCore, me: Any, loop: Any) -> LoopWaiting:
-    """As `line_up`, for the running task, which is not part of a handler and wants one place.
+    """Join the queue as `line_up` does, for a running task that is not part of a handler and wants one permit.
 
     Raises:
         DeadlockError: it would wait for itself.
@@ -37,7 +37,7 @@ def stand_in_line(core: LockCore | CountedCore, me: Any, loop: Any) -> LoopWaiti
         queue
         and me not in blocked
         and not blocked_loops[0]
-        and not (watched.get(me))  # it holds nothing that others wait for
+        and not (watched.get(me))  # it holds nothing that other owners wait for
         and not is_awaited_work()
         and not is_inside()
         and _is_held_within(core, loop)
@@ -45,7 +45,7 @@ def stand_in_line(core: LockCore | CountedCore, me: Any, loop: Any) -> LoopWaiti
         ticket.slot = _Future(loop=loop)
         try:
             with monitor:
-                if queue:  # so its holders are watched, and what is known of them has been noted
+                if queue:  # so its holders are watched, and their holds recorded
                     ticket.nodes = (me,)
                     blocked[me] = [ticket]
                     queue.append(ticket)
@@ -60,7 +60,7 @@ def stand_in_line(core: LockCore | CountedCore, me: Any, loop: Any) -> LoopWaiti
 
 
 def _is_held_within(core: LockCore | CountedCore, loop: Any) -> bool:
-    """Whether all that hold it are tasks of this loop, so that no holder can lose its loop unnoticed."""
+    """Whether all holders are tasks of this loop, so that no holder can lose its loop unnoticed."""
     if type(core) is LockCore:
         owner = core.owner
         return type(owner) is _Task and owner.get_loop() is loop
@@ -71,10 +71,10 @@ def _is_held_within(core: LockCore | CountedCore, loop: Any) -> bool:
 
 
 def pass_on(core: LockCore | CountedCore, me: Any, loop: Any) -> bool:
-    """Give a place of the running task straight to the head of the line, if that waits in the same loop.
+    """Pass a permit of the running task straight to the head of the queue, if that waits in the same loop.
 
     Returns:
-        Whether it did. If not, nothing was done.
+        Whether the permit was passed on. If not, nothing was done.
     """
     queue = core.queue
     if not queue:
@@ -99,7 +99,7 @@ def pass_on(core: LockCore | CountedCore, me: Any, loop: Any) -> bool:
             seconds = at - head.since
             core.wait_seconds += seconds
             core.longest_wait = max(core.longest_wait, seconds)
-            head.since = at  # from here on it tells of the hold
+            head.since = at  # from here on it is the start of the hold
             heir = head.owner
             if len(head.nodes) == 1 and heir in blocked and len(blocked[heir]) == 1:
                 head.nodes = ()
@@ -116,7 +116,7 @@ def pass_on(core: LockCore | CountedCore, me: Any, loop: Any) -> bool:
             slot.set_result(None)
             if queue and queue[0] is head:
                 queue.popleft()
-    except BaseException:  # an interrupt: the heir, which may have been granted it, must wake
+    except BaseException:  # an interrupt: the next owner, which may have the grant already, must wake
         hand_over(core)
         raise
     return True

@@ -12,7 +12,7 @@ __all__ = ["ReadWriteLock"]
 
 
 class _Side(Claim):
-    """Reading or writing, as a lock. Either gives back what a downgrade has left."""
+    """The lock for reading or for writing. Either can release the hold that is left after a downgrade."""
 
     __slots__ = ()
 
@@ -28,22 +28,22 @@ class _Side(Claim):
 
 
 class ReadWriteLock:
-    """A lock of this process that several may hold to read, or one to write; for threads and event loops at once.
+    """A lock of this process that several readers may hold at once, or one writer; for threads and event loops at once.
 
         async with rwlock.read(): ...     # in a task; `with` in a thread
         async with rwlock.write():
             ...
             rwlock.downgrade()            # a reader from here on, without a gap
 
-    Served in the order of arrival, writers do not starve, and neither do readers. It is not re-entrant, and a reader
-    cannot become a writer: two that tried would wait for each other.
+    Owners are served in the order of arrival, so neither writers nor readers starve. The lock is not re-entrant, and a
+    reader cannot become a writer: two readers that tried would wait for each other.
 
     Args:
-        name: shown in errors; none gives a number.
-        writer_preference: serve writers that wait before readers that wait. A steady stream of writers then starves
-            the readers.
-        debug: remember where it is taken, measure every hold, and warn when locks are taken in two orders. None looks
-            at the environment variable `CUELIGHT_DEBUG_LOCKS`.
+        name: shown in errors; None numbers the lock.
+        writer_preference: serve waiting writers before waiting readers. A steady stream of writers then starves the
+            readers.
+        debug: record where the lock is acquired, measure every hold, and warn when locks are acquired in two orders.
+            None reads the environment variable `CUELIGHT_DEBUG_LOCKS`.
     """
 
     __slots__ = ("__weakref__", "_core", "_name", "_read", "_write")
@@ -61,39 +61,39 @@ class ReadWriteLock:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the lock."""
         return self._name
 
     @property
     def readers(self) -> int:
-        """How many read now."""
+        """The number of readers that hold the lock."""
         return 0 if self._write.locked else len(self._core.held())
 
     @property
     def writing(self) -> bool:
-        """Whether somebody writes now."""
+        """Whether a writer holds the lock."""
         return self._write.locked
 
     def read(self) -> BaseLock:
-        """The lock to read under: shared with other readers."""
+        """Return the lock for reading, which is shared with other readers."""
         return self._read
 
     def write(self) -> BaseLock:
-        """The lock to write under: shared with nobody."""
+        """Return the lock for writing, which is exclusive."""
         return self._write
 
     def downgrade(self) -> None:
-        """As the writer, become a reader; no other writer comes in between. Not a checkpoint.
+        """Turn the caller from the writer into a reader; no other writer comes in between. Not a checkpoint.
 
-        Leaving the block of `write()` gives it back as before.
+        Leaving the block of `write()` releases the lock as usual.
 
         Raises:
-            LockNotHeld: this one does not hold it to write.
+            LockNotHeld: the caller does not hold the lock for writing.
         """
         downgrade(self._core)
 
     def statistics(self) -> LockStatistics:
-        """Who holds it, how many wait, and how long that took so far."""
+        """Return the holders, the number of waiting owners, and the times waited and held so far."""
         return statistics_of(self._core, by_weight=False)
 
     def __repr__(self) -> str:

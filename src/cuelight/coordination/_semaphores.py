@@ -1,4 +1,4 @@
-"""Semaphores: room for several, each of whom may take more than one place."""
+"""Semaphores: several permits, of which an owner may hold more than one."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ _handling: Final = handling.get
 _running_asyncio: Final = _events._get_running_loop
 
 A_FEW: Final = 1024
-"""Places that are kept one by one; of more there is only a number."""
+"""The greatest number of permits that are kept as single items; a semaphore with more keeps a number."""
 
 __all__ = ["BaseSemaphore", "LocalSemaphore", "Semaphore"]
 
 
 class BaseSemaphore(Block):
-    """What every semaphore can do: from any thread with `with`, from any event loop with `async with`.
+    """The interface of all semaphores: `with` in any thread, `async with` in any event loop.
 
-    A place belongs to whoever took it: an actor, if its handler runs the code, else the task, else the thread. Who
-    waits is served in the order of arrival, so that a large request is not starved by small ones.
+    A permit belongs to the owner that acquired it: the actor, if its handler runs the code; otherwise the task, or the
+    thread outside of tasks. Waiting owners are served in the order of arrival, so small requests do not starve a large
+    one.
     """
 
     __slots__ = ()
@@ -51,94 +52,95 @@ class BaseSemaphore(Block):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Its name."""
+        """The name of the semaphore."""
 
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """How many places it has."""
+        """The number of permits."""
 
     @property
     @abstractmethod
     def available(self) -> int:
-        """How many of its places are free."""
+        """The number of free permits."""
 
     @property
     def locked(self) -> bool:
-        """Whether no place is free."""
+        """Whether no permit is free."""
         return self.available <= 0
 
     @abstractmethod
     async def acquire(self, weight: int = 1, timeout: float | None = None) -> None:
-        """Take places; have this task sleep until they are there. A checkpoint only if it has to wait.
+        """Acquire permits; this task sleeps until they are granted. A checkpoint only if it has to wait.
 
-        Cancelled while it waits, it has not taken anything.
+        If the wait is cancelled, nothing was acquired.
 
         Args:
-            weight: how many places.
-            timeout: seconds to wait; None waits as long as it takes.
+            weight: the number of permits.
+            timeout: seconds to wait; None waits without limit.
 
         Raises:
-            LockTimeout: they were not there in time.
-            DeadlockError: this would last for ever: one who holds too many waits, through others, for the one who asks.
-            ValueError: it never has so many places, or the time-out is negative or not a number.
+            LockTimeout: the permits were not granted in time.
+            DeadlockError: the wait would never end, because an owner that holds too many permits waits, directly or
+                through others, for the caller.
+            ValueError: the semaphore has fewer permits, or the timeout is negative or not a number.
         """
 
     @abstractmethod
     def acquire_blocking(self, weight: int = 1, timeout: float | None = None) -> None:
-        """As `acquire`, but blocks the thread: for threads without an event loop."""
+        """Acquire permits as `acquire` does, but block the thread: for threads without an event loop."""
 
     @abstractmethod
     def acquire_nowait(self, weight: int = 1) -> None:
-        """Take places at once or not at all. Not a checkpoint.
+        """Acquire permits at once or raise. Not a checkpoint.
 
         Args:
-            weight: how many places.
+            weight: the number of permits.
 
         Raises:
-            LockHeld: there are not so many free, or others wait for some.
-            ValueError: it never has so many places.
+            LockHeld: fewer permits are free, or other owners wait.
+            ValueError: the semaphore has fewer permits.
         """
 
     @abstractmethod
     def release(self, weight: int = 1) -> None:
-        """Give places back; those who wait for them have them then. Not a checkpoint.
+        """Release permits and grant waiting owners. Not a checkpoint.
 
         Args:
-            weight: how many places.
+            weight: the number of permits.
 
         Raises:
-            LockNotHeld: this one does not hold so many.
-            ValueError: it never has so many places.
+            LockNotHeld: the caller holds fewer permits.
+            ValueError: the semaphore has fewer permits.
         """
 
     @abstractmethod
     def hold(self, weight: int) -> BaseLock:
-        """So many of its places as a lock: `async with semaphore.hold(3): ...`.
+        """Return a lock over some of the permits: `async with semaphore.hold(3): ...`.
 
         Args:
-            weight: how many places.
+            weight: the number of permits.
 
         Raises:
-            ValueError: it never has so many places.
+            ValueError: the semaphore has fewer permits.
         """
 
     @abstractmethod
     def statistics(self) -> LockStatistics:
-        """Who holds it, how many wait, and how long that took so far."""
+        """Return the holders, the number of waiting owners, and the times waited and held so far."""
 
 
 class LocalSemaphore(BaseSemaphore):
     """A semaphore of this process, for threads and event loops at once.
 
     Args:
-        max_concurrent: how many places it has.
-        name: shown in errors; none gives a number.
-        debug: remember where it is taken, measure every hold, and warn when locks are taken in two orders. None looks
-            at the environment variable `CUELIGHT_DEBUG_LOCKS`.
+        max_concurrent: the number of permits.
+        name: shown in errors; None numbers the semaphore.
+        debug: record where permits are acquired, measure every hold, and warn when locks are acquired in two orders.
+            None reads the environment variable `CUELIGHT_DEBUG_LOCKS`.
 
     Raises:
-        ValueError: that is no number of places.
+        ValueError: `max_concurrent` is not a whole number of 1 or more.
     """
 
     __slots__ = ("__weakref__", "_core", "_name")
@@ -191,7 +193,7 @@ class LocalSemaphore(BaseSemaphore):
             acquire_blocking(self._core, 1, None)
         return self
 
-    # The fast way, without the monitor; see CountedCore.
+    # The fast path, without the monitor; see CountedCore.
 
     async def __aenter__(self) -> Self:
         core = self._core

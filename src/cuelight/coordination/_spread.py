@@ -1,6 +1,7 @@
-"""Random numbers that spread attempts out, from a generator of their own.
+"""Random numbers that spread attempts over time, from a separate generator.
 
-The one of the `random` module is the program's: what it has seeded, nobody else may draw from.
+The generator of the `random` module belongs to the program: drawing from it would change sequences that the program has
+seeded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final
 
 __all__ = ["spread"]
 
-spread: Final = random.Random()  # noqa: S311 - nothing here is a secret
+spread: Final = random.Random()  # noqa: S311 - not used for secrets
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=spread.seed)

@@ -1,4 +1,4 @@
-"""What a lock or a semaphore can tell of itself."""
+"""The statistics of locks and semaphores."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Holder", "LockStatistics", "statistics_of"]
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Somebody who holds a lock.
+    """An owner that holds a lock.
 
     Attributes:
         who: the actor, task or thread, in words.
-        weight: how much of it; 1 unless it is a semaphore or a writer.
-        seconds: for how long, as far as that is known: since the grant if it had to wait or in debug mode, else since
-            others began to wait for it; None if nobody does.
-        taken_at: where it took it, as `file:line`, if it had to wait or in debug mode; else None.
-        now_at: where it is now, as `file:line`; None of an actor.
+        weight: the weight it holds; 1 unless it holds permits of a semaphore or writes.
+        seconds: the age of the hold in seconds, if it is known. Counted from the grant if the owner had to wait or in
+            debug mode, otherwise from when others began to wait. None if nobody waits.
+        taken_at: where it acquired the lock, as `file:line`, if it had to wait or in debug mode; otherwise None.
+        now_at: where it is now, as `file:line`; None for an actor.
     """
 
     who: str
@@ -35,18 +35,19 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class LockStatistics(msgspec.Struct, frozen=True):
-    """What a lock or a semaphore has seen, at one moment.
+    """The statistics of a lock or a semaphore, at one moment.
 
     Attributes:
-        held: how much of it is held; of a read-write lock the number of holders.
-        waiting: how many wait.
-        acquisitions: how often it was taken.
-        waits: how many of these had to wait.
-        wait_seconds: how long they waited, together.
-        longest_wait: the longest of these waits, in seconds.
-        hold_seconds: how long it was held while others waited or after a wait, together; in debug mode always.
-        longest_hold: the longest of these, in seconds.
-        holders: who holds it now.
+        held: the weight that is held; for a read-write lock the number of holders.
+        waiting: the number of owners that wait.
+        acquisitions: the number of acquisitions.
+        waits: the number of acquisitions that had to wait.
+        wait_seconds: the total time waited, in seconds.
+        longest_wait: the longest wait, in seconds.
+        hold_seconds: the total time, in seconds, that it was held while others waited or after a wait; in debug mode
+            the total time of all holds.
+        longest_hold: the longest of these holds, in seconds.
+        holders: the current holders.
     """
 
     held: int
@@ -61,7 +62,7 @@ class LockStatistics(msgspec.Struct, frozen=True):
 
 
 def statistics_of(core: Core, *, by_weight: bool = True) -> LockStatistics:
-    """Look at a core."""
+    """Return the statistics of a core."""
     with monitor:
         at, details, held = now(), core.details or {}, core.held()
         holders: list[Holder] = []

@@ -1,10 +1,10 @@
-"""Tickets of threads and of tasks, and how one gets into the line without waiting for itself.
+"""Tickets of threads and of tasks, and joining the queue without a deadlock.
 
 Invariants:
-1. Whoever would wait for itself, through whomever, gets `DeadlockError` instead, and leaves no trace.
-2. A wait is in the graph of waits from before the search for a circle until it is granted or given up.
-3. A grant reaches whoever waits: a thread by its own lock, a task in its own loop; if that loop has ended, the next
-   in line gets it.
+1. A wait that would deadlock, directly or through other waiters, raises `DeadlockError` and leaves no state behind.
+2. A wait is in the graph of waits from before the search for a deadlock until it is granted or given up.
+3. A grant reaches the owner that waits: a thread by a lock of its own, a task in its own loop. If that loop has ended,
+   the next in the queue gets the grant.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ __all__ = [
 ]
 
 LOOK: Final = 0.25
-"""Seconds between two looks for holders whose loop was closed under them: nothing tells us of that."""
+"""Seconds between two checks for holders whose loop was closed while they held the lock: no event reports that."""
 
 _handling: Final = handling.get
 
 is_inside: Final[Any] = getattr(monitor, "_is_owned")  # noqa: B009 - not in the stubs
-"""Whether this thread is in the midst of a step, which a finaliser or a signal handler has interrupted."""
+"""Whether this thread is inside a step, which a finaliser or a signal handler has interrupted."""
 
 awaited_work: Final[list[Callable[[], object]]] = []
-"""Functions that return something else than None in code that others may wait for, such as a task of a pool."""
+"""Functions that do not return None in code that others may wait for, such as a task of a pool."""
 
 blocked_loops: Final[list[int]] = [0]
-"""How many waits block a whole loop. Under the monitor."""
+"""The number of waits that block a whole loop. Changed under the monitor."""
 
 
 class _Waiting(Ticket):
-    """A ticket of somebody who is blocked, and so is in the graph of waits. All of it under the monitor."""
+    """A ticket of an owner that is blocked, and so is in the graph of waits. Used under the monitor only."""
 
     __slots__ = ("core", "nodes", "thing")
 
@@ -79,21 +79,20 @@ class _Waiting(Ticket):
         self.nodes: tuple[Any, ...] = ()
 
     def blockers(self) -> list[Any]:
-        """Those without whom it cannot be granted."""
+        """The owners that must act before this ticket can be granted."""
         found = self.core.blockers(self)
-        if blocked_loops[0]:  # else those ahead wait for nothing but the same holders
+        if blocked_loops[0]:  # otherwise the owners ahead wait only for the same holders
             found += self.core.ahead(self)
         return found
 
     def join_graph(self, nodes: tuple[Any, ...]) -> None:
-        """Whoever looks for a circle from now on sees this wait."""
+        """Add this wait to the graph, where later searches for a deadlock see it."""
         self.nodes = nodes
         blocked_loops[0] += self.blocks_loop
         for node in nodes:
             blocked.setdefault(node, []).append(self)
 
     def leave_graph(self) -> None:
-        """The wait is over."""
         nodes, self.nodes = self.nodes, ()
         if nodes:
             blocked_loops[0] -= self.blocks_loop
@@ -105,14 +104,14 @@ class _Waiting(Ticket):
                 blocked.pop(node, None)
 
     def granted(self) -> None:
-        """It is a holder now; if others still wait, its end must be noticed."""
+        """Leave the graph. The owner is a holder now; if others still wait, its end must be noticed."""
         self.leave_graph()
         if self.core.queue is not None and len(self.core.queue) > 1:
             watch(self.core, self.owner)
 
 
 class ThreadWaiting(_Waiting):
-    """A thread sleeps on a lock of its own."""
+    """The ticket of a thread, which sleeps on a lock of its own."""
 
     __slots__ = ("_generation", "_sleep", "blocks_loop")
 
@@ -125,7 +124,7 @@ class ThreadWaiting(_Waiting):
 
     def wake(self) -> bool:
         if forks.is_old(self._generation):
-            return False  # the thread is in the process that has forked this one
+            return False  # the thread is in the parent process, before the fork
         if self._sleep.locked():
             self.granted()
             self._sleep.release()
@@ -142,7 +141,7 @@ class ThreadWaiting(_Waiting):
 
 
 class LoopWaiting(_Waiting):
-    """A task sleeps on a slot, which only its own loop's thread may fill."""
+    """The ticket of a task, which sleeps on a slot that only the thread of its own loop may fill."""
 
     __slots__ = ("_looks", "loop", "slot")
 
@@ -150,7 +149,7 @@ class LoopWaiting(_Waiting):
         self.owner, self.weight, self.since, self.place, self.state = owner, weight, now(), place, WAITING
         self.core, self.thing, self.nodes = core, core.thing, ()
         self.loop = loop
-        self._looks = False  # it wakes by itself, and goes on waiting; on trio its slot looks cancelled then
+        self._looks = False  # it wakes up to check, and goes on waiting; on trio its slot then looks cancelled
         self.slot: Slot | None = None
 
     def gone(self) -> bool:
@@ -159,7 +158,7 @@ class LoopWaiting(_Waiting):
     def wake(self) -> bool:
         self.granted()
         slot = self.slot
-        if slot is None:  # it looks at its state before it sleeps
+        if slot is None:  # it checks its state before it sleeps
             return True
         if running_loop() is not self.loop:
             return call_in_loop(self.loop, _fill, slot)
@@ -184,7 +183,7 @@ class LoopWaiting(_Waiting):
                 reap(self.core)
 
     def _depends_on_others(self) -> bool:
-        """Whether a task of another loop holds it: that loop could be closed under it."""
+        """Whether a holder is a task of another loop, which could be closed before the task releases."""
         mine = self.loop
         for owner in self.core.held():
             loop = loop_of(owner)
@@ -199,7 +198,7 @@ def _fill(slot: Slot) -> None:
 
 
 def _nodes(owner: Any, ticket: _Waiting) -> tuple[Any, ...]:
-    """Who is held up by a wait: its owner, the actor whose handler waits for that task, a blocked loop."""
+    """The nodes that a wait blocks: its owner, the actor whose handler waits for that task, and a blocked loop."""
     cell = _handling()
     if cell is None and not ticket.blocks_loop:
         return (owner,)
@@ -212,7 +211,7 @@ def _nodes(owner: Any, ticket: _Waiting) -> tuple[Any, ...]:
 
 
 def _is_awaited_by(cell: Cell) -> bool:
-    """Whether a handler of this actor waits for the running task in a task group, however deep."""
+    """Whether a handler of this actor waits for the running task in a task group, at any depth."""
     coroutine = getattr(cell, "coroutine", None)
     if coroutine is None or running_task() is None:
         return False
@@ -227,7 +226,7 @@ W = TypeVar("W", bound=_Waiting)
 
 
 def line_up(core: Core, ticket: W) -> W:
-    """Join the line, unless that would be waiting for itself."""
+    """Join the queue, unless that would be a deadlock."""
     if is_inside():
         raise DeadlockError(
             f"{describe(ticket.owner)} wants {core.thing} in a finaliser or a signal handler that interrupted a lock: "
@@ -259,10 +258,10 @@ def line_up(core: Core, ticket: W) -> W:
 
 
 def _nobody_waits_for(me: Any) -> bool:
-    """Whether nobody can wait for the running task, so that it closes no circle when it begins to wait.
+    """Whether nobody can wait for the running task, so that its wait cannot close a circle.
 
-    A task is waited for if it holds what others wait for, and then its end is watched; if it is work of a pool or a
-    queue; or if a thread waits that keeps its whole loop from running.
+    Others wait for a task in three cases: it holds a lock that others wait for, and then its end is watched; it is work
+    of a pool or a queue; or a thread waits and so keeps its whole loop from running.
     """
     if blocked_loops[0] or watched.get(me) or isinstance(me, (Cell, ThreadParty)) or _handling() is not None:
         return False
@@ -278,14 +277,14 @@ def is_awaited_work() -> bool:
 
 
 def withdraw(core: Core, ticket: _Waiting) -> None:
-    """Whoever waited was cancelled or interrupted: leave the line, or give back what was granted."""
+    """Leave the queue after a cancellation or an interrupt, or release the grant."""
     with monitor:
         ticket.leave_graph()
         core.leave(ticket, now())
 
 
 def gave_up(core: Core, ticket: _Waiting) -> bool:
-    """Leave the line because time is up. Returns False if it was granted in the last moment, and stays so."""
+    """Leave the queue after a timeout. Returns False if the ticket was granted at the last moment; it stays granted."""
     with monitor:
         if ticket.state == GRANTED:
             return False

@@ -1,18 +1,18 @@
-"""Sliding windows: an exact log of what was let through, and two counters that stand for it.
+"""Sliding windows: an exact log of the admitted requests, and two counters that approximate it.
 
-Here are no clock and no tasks. Times are whole nanoseconds.
+There are no clocks and no tasks here. Times are whole nanoseconds.
 
 Invariants of the log:
 
-1. What was let through in any window, its beginning excluded, costs at most the limit. At time t + window, what was let
-   through at t counts no more.
-2. The time at which a request is due is exact: it is let through then, and not a nanosecond earlier.
+1. In any window, its beginning excluded, the admitted requests cost at most the limit. A request admitted at time t no
+   longer counts at t + window.
+2. The time at which a request is due is exact: it is admitted then, and not a nanosecond earlier.
 3. After an amendment the log is as if the real cost had been charged at the start.
 
-Invariants of the counters, where windows begin at multiples of their length:
+Invariants of the counters, whose windows begin at multiples of their length:
 
-4. What was let through in each of these windows costs at most the limit, and in any other span of their length at most
-   twice the limit. The counters take what was let through in the last window as spread evenly over it.
+4. In each of these windows the admitted requests cost at most the limit, and in any other span of the same length at
+   most twice the limit. The counters treat the requests of the last window as spread evenly over it.
 5. The time at which a request is due is exact.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["WindowCounter", "WindowLog"]
 
 
 class WindowLog:
-    """A log of when what was let through: exact; up to `max_requests` entries. See `Meter`."""
+    """An exact log of the times and costs of admitted requests, up to `max_requests` entries. See `Meter`."""
 
     __slots__ = ("_entries", "_used", "_window", "most")
 
@@ -41,7 +41,7 @@ class WindowLog:
         while entries and entries[0][0] <= began:
             gone = entries.popleft()
             self._used -= gone[1]
-            gone[0] = -EVER  # so that a late amendment knows
+            gone[0] = -EVER  # so that a late amendment sees that it has expired
 
     def take(self, now: int, cost: int) -> bool:
         """See `Meter`."""
@@ -53,10 +53,10 @@ class WindowLog:
         return True
 
     def due(self, now: int, cost: int, ahead: int = 0) -> int:
-        """See `Meter`. What costs more than the limit has to wait until nothing counts."""
+        """See `Meter`. A request that costs more than the limit waits until nothing counts."""
         self._expire(now)
         total = ahead + min(cost, self.most)
-        # As many whole windows later as what is ahead fills, and then when enough of what counts now expires.
+        # First the whole windows that the requests ahead fill, then the time until enough current entries expire.
         windows, rest = divmod(total - 1, self.most)
         lacking = rest + 1 - (self.most - self._used)
         if lacking <= 0:
@@ -78,7 +78,7 @@ class WindowLog:
         return entries[-1]
 
     def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
-        """See `Meter`. What has left the window is over."""
+        """See `Meter`. An entry that has left the window is not changed."""
         self._expire(now)
         if ticket[0] > now - self._window:
             ticket[1] += cost - was
@@ -96,14 +96,14 @@ class WindowLog:
         return self._entries[-1][0] + self._window if self._entries else now
 
     def update(self, config: RateLimitConfig, now: int) -> None:
-        """See `Meter`. A longer window does not bring back what a shorter one has let go."""
+        """See `Meter`. A longer window does not bring back entries that a shorter one has dropped."""
         self._expire(now)
         self.most = config.max_requests
         self._window = config.window_nanoseconds
 
 
 class WindowCounter:
-    """What was let through in this window and in the last one: two numbers, whatever the limit. See `Meter`."""
+    """The admitted costs of this window and of the last one: two numbers, whatever the limit. See `Meter`."""
 
     __slots__ = ("_index", "_last", "_this", "_window", "most")
 
@@ -113,7 +113,7 @@ class WindowCounter:
         self._index = self._last = self._this = 0
 
     def _roll(self, now: int) -> int:
-        """Go on to the window of `now`; returns how far into it now is."""
+        """Move on to the window of `now`; returns the time since its beginning."""
         index, into = divmod(now, self._window)
         if index != self._index:
             self._last = self._this if index == self._index + 1 else 0
@@ -133,10 +133,10 @@ class WindowCounter:
         return True
 
     def due(self, now: int, cost: int, ahead: int = 0) -> int:
-        """See `Meter`. What costs more than the limit has to wait until nothing counts."""
+        """See `Meter`. A request that costs more than the limit waits until nothing counts."""
         into = self._roll(now)
         cost = min(cost, self.most)
-        # Each window takes the limit at most, so what is ahead puts it off by whole windows.
+        # Each window admits the limit at most, so the requests ahead delay it by whole windows.
         windows = (min(self._this, self.most) + ahead + cost - 1) // self.most if ahead else 0
         room = self.most - min(self.most, ahead + cost)
         window, this = self._window, self._this
@@ -153,7 +153,7 @@ class WindowCounter:
         return self._index
 
     def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
-        """See `Meter`. What has left the windows is over."""
+        """See `Meter`. A booking that has left both windows is not changed."""
         self._roll(now)
         if ticket == self._index:
             self._this += cost - was
@@ -172,7 +172,7 @@ class WindowCounter:
         return (self._index + windows) * self._window if windows else now
 
     def update(self, config: RateLimitConfig, now: int) -> None:
-        """See `Meter`. What counts now counts as let through in the new window."""
+        """See `Meter`. The cost that counts now counts as admitted in the new window."""
         used = self._used(now)
         self.most = config.max_requests
         self._window = config.window_nanoseconds

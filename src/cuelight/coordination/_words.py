@@ -1,4 +1,4 @@
-"""What is said when a lock cannot be had: who holds it, where, and what to do."""
+"""The messages of lock errors: the holders, their places in the code, and advice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["deadlock", "holders_of", "reentered", "timed_out"]
 
 
 def holders_of(core: Core) -> str:
-    """Who holds it, in words."""
+    """The holders, in words."""
     details = core.details or {}
     shown: list[str] = []
     for owner in core.held():
@@ -26,7 +26,7 @@ def holders_of(core: Core) -> str:
 
 
 def timed_out(core: Core, me: Any, timeout: float | None) -> LockTimeout:
-    """Time is up."""
+    """The error for a timeout."""
     line = len(core.queue or ())
     return LockTimeout(
         f"{describe(me)} did not get {core.thing} within {timeout:g} s: {holders_of(core)}; {line} more wait"
@@ -34,7 +34,7 @@ def timed_out(core: Core, me: Any, timeout: float | None) -> LockTimeout:
 
 
 def reentered(core: Core, me: Any, weight: int) -> DeadlockError:
-    """It was tried to take it twice."""
+    """The error for a second acquisition by the same owner."""
     held = core.held().get(me, 0)
     if weight == core.capacity != 1 and held < weight:
         return DeadlockError(
@@ -48,7 +48,7 @@ def reentered(core: Core, me: Any, weight: int) -> DeadlockError:
 
 
 def deadlock(core: Core, owner: Any, circle: str, *, blocks_loop: bool) -> DeadlockError:
-    """A circle was found."""
+    """The error for a circle of waits."""
     advice = (
         "A `with` here would block the event loop that they need: use `async with`"
         if blocks_loop

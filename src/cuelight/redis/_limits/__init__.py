@@ -1,4 +1,4 @@
-"""Limiters that all processes share, over Redis or Valkey."""
+"""Limiters that are shared by all processes, over Redis or Valkey."""
 
 from cuelight.redis._limits._request import RedisAdmission, RedisRateLimiter
 from cuelight.redis._limits._single import RedisLeakyBucket, RedisSlidingWindow, RedisTokenBucket

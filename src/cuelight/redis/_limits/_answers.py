@@ -1,4 +1,4 @@
-"""What the scripts of limiters answer, checked: a server, or another writer of its keys, may say anything."""
+"""Decodes and checks the answers of the limiter scripts. A server, or another writer of its keys, may send anything."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Answer", "unpack"]
 
 
 Answer = dict[str, Any]
-"""An answer of which is known that it has what its script says, of these types."""
+"""A checked answer: it has the fields that its script promises, with these types."""
 
 
 class _Answer(TypedDict, total=False):
-    """What is in answers. Times are whole microseconds."""
+    """The fields of all answers. Times are whole microseconds."""
 
     costs: list[int]
     error: str
@@ -47,30 +47,30 @@ _NEEDED: Final[Mapping[str, frozenset[str]]] = {
     "look": frozenset({"held", "wait", "waiting"}) | _REPORT,
     "steer": frozenset({"pause"}) | _REPORT,
 }
-"""By the name of the script: what is in each answer that is no error."""
+"""By the name of the script: the fields of each answer without an error."""
 
 _GRANTED: Final = frozenset({"costs", "tickets"})
 _NOT_GRANTED: Final = frozenset({"queued", "wait"})
 
 _EACH: Final = frozenset({"costs", "left", "tickets"})
-"""One for each limit."""
+"""Fields with one item for each limit."""
 
 _EMPTY: Final = b"\x90"
-"""Lua has one kind of empty table."""
+"""The encoding of an empty array, which stands for an empty answer: Lua has one kind of empty table."""
 
 _decoder: Final[Any] = msgspec.msgpack.Decoder(_Answer)
 
 
 def unpack(script: str, limits: int, reply: Any) -> Answer:
-    """What a script answered.
+    """Decode the answer of a script.
 
     Args:
-        script: its name.
-        limits: how many the limiter has.
-        reply: as the server sent it.
+        script: the name of the script.
+        limits: the number of limits of the limiter.
+        reply: the reply of the server.
 
     Raises:
-        TypeError, ValueError, RecursionError: it is no answer of this script.
+        TypeError, ValueError, RecursionError: it is not an answer of this script.
     """
     answer: Answer = {} if reply == _EMPTY else _decoder.decode(reply)
     if "error" in answer:

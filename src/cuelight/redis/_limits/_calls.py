@@ -1,4 +1,4 @@
-"""Calls of the scripts, by one party: what they say, and what becomes of what has to be said whatever happens."""
+"""Calls of the limiter scripts by one client ("party"), and the delivery of messages that must not be lost."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from cuelight.redis._limits._plan import Plan, Scripts, pack, scripts_of
 __all__ = ["Away", "Calls", "Delivery"]
 
 _PATIENCE: Final = 1.0
-"""Seconds that the end of a request waits for the server, before it leaves the rest to the background."""
+"""Seconds that the end of a request waits for the server, before it leaves the delivery to the background."""
 
 _SLOW: Final = 0.25
-"""Seconds without an answer after which the end of a request does not wait for the server."""
+"""Seconds without an answer after which the end of a request no longer waits for the server."""
 
 _RECENT: Final = 90.0
-"""Seconds for which the server remembers what it has answered."""
+"""Seconds for which the server remembers its answers."""
 
 _KEEP: Final = 60.0
-"""Seconds for which something undelivered is tried."""
+"""Seconds for which the delivery of a message is retried."""
 
 log = get_log("cuelight.redis")
 
 
 class Away(Exception):
-    """The server is away, and there is another way to let requests through."""
+    """The server is away, and `on_outage` lets requests be admitted without it."""
 
 
 class Calls:
-    """The scripts of one limiter, as one party calls them.
+    """The scripts of one limiter, called by one party.
 
     Attributes:
-        party: its name.
-        plan: of the limiter.
-        scripts: of its algorithm.
+        party: the name of the party.
+        plan: the plan of the limiter.
+        scripts: the scripts of its algorithm.
         away: whether the last call did not reach the server.
     """
 
@@ -60,20 +60,20 @@ class Calls:
         self.party = secrets.token_hex(8)
         self._keys = plan.keys(self.party)
         self.away = False
-        self._keep_at = -math.inf  # when the server is to be asked to keep recent answers longer
+        self._keep_at = -math.inf  # when to ask the server again to keep recent answers longer
 
     async def run(self, script: Script, fields: dict[str, Any], timeout: float | None = None) -> Answer:
         """Run a script. A checkpoint.
 
         Args:
             script: one of `scripts`.
-            fields: what is asked.
-            timeout: seconds that the caller has; None for those of the client.
+            fields: the arguments of the script.
+            timeout: seconds that the caller has; None for the timeout of the client.
 
         Raises:
-            StoreRefused: what is there is of another kind, or of a version from the future.
+            StoreRefused: the state on the server belongs to another kind of limiter, or to a newer version.
             StoreUnavailable: the server does not answer.
-            ValueError: a cost is more than is ever let through.
+            ValueError: a cost is more than is ever admitted.
         """
         plan = self.plan
         began = time.monotonic()
@@ -85,7 +85,7 @@ class Calls:
         except (ResponseError, StoreRefused) as error:
             raise self._broken(error) from error
         except BaseException as error:
-            # A caller that is cancelled after a wait need not wait again until the server has heard of that.
+            # If the caller was cancelled after a wait, its end must not wait again for a server that does not answer.
             if isinstance(error, StoreUnavailable) or time.monotonic() - began > _SLOW:
                 self.away = True
             raise
@@ -101,10 +101,10 @@ class Calls:
         return answer
 
     async def run_or_not(self, script: Script, fields: dict[str, Any], timeout: float | None) -> Answer:
-        """The same for a request that can do without.
+        """Run a script for a request that may be admitted without the server.
 
         Raises:
-            Away: the server is away, and there is another way.
+            Away: the server is away, and `on_outage` is not "closed".
         """
         answer = await self._outage.reach(partial(self.run, script, fields), timeout)
         if answer is None:
@@ -143,7 +143,7 @@ class Calls:
 
 
 class Delivery:
-    """What has to reach the server, whatever becomes of those who say it."""
+    """Delivers messages to the server even if the requests that sent them have been cancelled."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -153,11 +153,11 @@ class Delivery:
 
     @property
     def over(self) -> bool:
-        """Whether all was delivered."""
+        """Whether everything was delivered."""
         return not self._undelivered
 
     async def send(self, send: Callable[[], Awaitable[object]]) -> None:
-        """Send something now, shielded, if the server is there; else in the background."""
+        """Send a message now, shielded from cancellation, if the server is there; otherwise in the background."""
         if not self._calls.away:
             with anyio.CancelScope(shield=True, deadline=loop_time() + _PATIENCE):
                 try:
@@ -205,7 +205,7 @@ class Delivery:
             self._delivered = None
 
     async def flush(self) -> None:
-        """Wait for what is under way, for a while. A checkpoint."""
+        """Wait for the delivery of pending messages, for a second at most. A checkpoint."""
         if self._delivered is not None:
             with anyio.move_on_after(_PATIENCE):
                 await self._delivered.wait()

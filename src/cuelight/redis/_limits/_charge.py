@@ -1,4 +1,4 @@
-"""A request that was let through."""
+"""An admitted request and its charge on the server."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ __all__ = ["Charge"]
 
 
 class Charge:
-    """A request that was let through: what it was charged, and what it is to be charged.
+    """An admitted request: the costs charged on the server, and the costs to charge.
 
     Attributes:
-        id: its name.
-        costs: what it is to cost.
-        charged: what the server knows that it costs.
-        tickets: what the server needs to change that.
-        ended: whether it is under way no more.
-        known_ended: whether the server knows that.
-        attempt: what the server was told, and has not answered.
-        busy: whether somebody is about to tell it.
-        waited: seconds that it waited; None if it did not have to.
+        id: the name of the request.
+        costs: the costs to charge.
+        charged: the costs that the server has charged.
+        tickets: the records that the server needs to change the charge.
+        ended: whether the request has ended.
+        known_ended: whether the server knows that it has ended.
+        attempt: the message that was sent to the server and not answered yet.
+        busy: whether a task is about to send a message.
+        waited: seconds that the request waited; None if it did not have to.
     """
 
     __slots__ = (
@@ -47,11 +47,11 @@ class Charge:
 
     @property
     def settled(self) -> bool:
-        """Whether the server knows all."""
+        """Whether the server knows everything."""
         return self.attempt is None and self.costs == self.charged and self.ended == self.known_ended
 
     def next_attempt(self) -> dict[str, Any]:
-        """What to tell the server: the same again, until it has answered."""
+        """Return the message for the server. It stays the same until the server has answered."""
         if self.attempt is None:
             self._target = self.costs, self.ended
             self.attempt = {"id": self.id, "was": self.charged, "costs": self.costs, "ended": self.ended}
@@ -61,7 +61,7 @@ class Charge:
         return self.attempt
 
     def succeeded(self, tickets: list[Any] | None) -> None:
-        """The server has answered, with other tickets if the costs changed."""
+        """Record the answer of the server, with new tickets if the costs changed."""
         self.tickets = tickets or self.tickets
         self.charged, self.known_ended = self._target
         self.attempt = None

@@ -1,11 +1,11 @@
-"""Units that were taken from the server in one piece, to be spent here without asking it.
+"""A stock of units that were taken from the server at once, to be spent without asking it.
 
 Invariants:
 
-1. What is in stock was charged on the server, and is no more than a chunk. So in any span of time all processes
-   together let through what the limit allows, and a chunk for each loop that has one.
-2. What is not spent for a while goes back, as far as it was not paid off by time yet.
-3. Requests are let through in the order in which they came, in each loop.
+1. The units in stock were charged on the server, and are no more than a chunk. So in any span of time all processes
+   together admit the limit at most, plus a chunk for each loop that has a stock.
+2. Units that are not spent for some time are refunded, except for the part that time has paid off already.
+3. In each loop, requests are admitted in the order of arrival.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from cuelight.redis._limits._desk import Desk
 __all__ = ["Stock"]
 
 _IDLE: Final = 0.5
-"""Seconds without a request after which the rest goes back; it may take twice as long."""
+"""Seconds without a request after which the rest is refunded; it may take twice as long."""
 
 Take = Callable[[int, float | None, int], Awaitable[Charge | None]]
-"""Takes at least so much, in that time, and up to a chunk. None if the request was let through without the server."""
+"""Takes at least the first number of units, within a timeout, and at most the last number of units. Returns None if the
+request was admitted without the server.
+"""
 
 
 class Stock:
-    """What one loop has in stock of one limiter."""
+    """The units in stock of one limiter in one loop."""
 
     def __init__(self, desk: Desk, chunk: int, take: Take, name: str) -> None:
         self._desk, self._chunk, self._take, self._name = desk, chunk, take, name
@@ -41,7 +43,7 @@ class Stock:
         self.units = 0
 
     def spend(self, cost: int) -> bool:
-        """Let a request through at once, if there is enough and nobody waits."""
+        """Admit a request at once, if there are enough units and no request waits."""
         if not 0 < cost <= self.units or self._lock.locked():
             return False
         self.units -= cost
@@ -50,7 +52,7 @@ class Stock:
         return True
 
     async def acquire(self, cost: int, timeout: float | None) -> None:
-        """Wait until a request is let through. A checkpoint.
+        """Wait until a request is admitted. A checkpoint.
 
         Raises:
             TimeoutError: its turn does not come in time.
@@ -98,11 +100,11 @@ class Stock:
             self._watched, self._rest = False, None
 
     async def give_back(self) -> None:
-        """Give back what is left. A checkpoint if there is anything."""
+        """Refund the units that are left. A checkpoint if there are any."""
         units, charge = self.units, self._charge
         self.units, self._charge = 0, None
         if charge is not None and units:
-            # What was left of an older chunk stays charged: it is little, and mostly paid off.
+            # The rest of an older chunk stays charged: it is small, and mostly paid off.
             charge.costs = [max(0, charge.charged[0] - units)]
             await self._desk.settle(charge)
         if self._rest is not None and not self._rest.done():

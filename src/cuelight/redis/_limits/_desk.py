@@ -1,13 +1,13 @@
-"""Where the requests of one limiter in one event loop meet the server: a party there, with a lease.
+"""The client of one limiter in one event loop. The server knows it as a party with a lease.
 
 The invariants:
 
-1. A request that raises has charged nothing, or what it was charged is given back: at once, or as soon as the server is
-   there again, for a minute; after that its charge stays.
-2. What is sent again carries the name that it had, so that the server does it once.
-3. A request that waits looks again when it is told to, when its turn may have come, and once in a lease. No message
-   that gets lost costs more than that.
-4. Nothing runs in the background but while somebody waits for long, holds a permit, or has something undelivered.
+1. A request that raises has charged nothing, or its charge is refunded: at once, or as soon as the server is back,
+   for a minute; after that the charge stays.
+2. A message that is sent again carries the same name, so that the server applies it once.
+3. A waiting request asks again when the server notifies it, when its turn may have come, and once in a lease. A lost
+   notification costs no more than that.
+4. A background task runs only while a request waits for long, holds a permit, or has an undelivered message.
 """
 
 from __future__ import annotations
@@ -34,24 +34,28 @@ from cuelight.redis._limits._plan import Plan
 __all__ = ["EVER", "MICROSECONDS", "Desk", "TooLate"]
 
 EVER: Final = 1 << 52
-"""Microseconds: a time that does not come."""
+"""Microseconds: stands for a time that never comes."""
 
 MICROSECONDS: Final = 1_000_000
 
 _SHORT: Final = 50_000
-"""Microseconds: who waits no longer than this does not listen for news, but looks when they are over."""
+"""Microseconds: a request that waits no longer than this does not subscribe to notifications, but asks again at the
+end.
+"""
 
 _DEAF: Final = 0.25
-"""Seconds between two looks of who wants to listen and cannot."""
+"""Seconds between two attempts of a request that cannot subscribe to notifications."""
 
 _GOT: Final = 32
-"""So many answers have arrived before the server is told to forget them, all at once: it takes a while to say so."""
+"""The number of received answers after which the server is told to forget them, all at once, because telling it takes
+time.
+"""
 
 log = get_log("cuelight.redis")
 
 
 class TooLate(Exception):
-    """The turn of a request does not come in time: in so many microseconds, or `EVER`."""
+    """The turn of a request does not come in time; `wait` is the time until then in microseconds, or `EVER`."""
 
     def __init__(self, wait: int) -> None:
         super().__init__(wait)
@@ -59,7 +63,7 @@ class TooLate(Exception):
 
 
 class _Waiting:
-    """A request that waits: whether the server can tell it to look, and whether it did."""
+    """A waiting request: whether the server can notify it, and whether it did."""
 
     __slots__ = ("queued", "reachable", "slot", "told")
 
@@ -74,7 +78,7 @@ class _Waiting:
 
 
 class Desk:
-    """One limiter in one event loop."""
+    """The client of one limiter in one event loop."""
 
     def __init__(
         self, server: Server, plan: Plan, lease: float, outage: Outage, clock: Callable[[], int] | None
@@ -86,11 +90,11 @@ class Desk:
         self._got: list[str] = []
         self._entering: dict[str, _Waiting] = {}
         self._held: set[str] = set()
-        self._known = False  # whether the server knows this party, unless it took it for dead
-        self._doubt = False  # whether it did
-        self._asserted: set[str] = set()  # permits that a beat may give back to it though they have ended
+        self._known = False  # whether the server has registered this party, though it may have taken it for dead since
+        self._doubt = False  # whether the server took this party for dead, so that its permits must be asserted
+        self._asserted: set[str] = set()  # permits that a beat may have restored although they have ended
         self._listening: Subscription | None = None
-        self._word: str | None = None  # how scripts reach those who listen
+        self._word: str | None = None  # the command with which scripts publish notifications
         self._listener = anyio.Lock()
         self._beating = False
         self._rest: Slot | None = None
@@ -99,7 +103,7 @@ class Desk:
 
     @property
     def busy(self) -> bool:
-        """Whether anybody waits, holds a permit, or has something undelivered."""
+        """Whether a request waits, holds a permit, or has an undelivered message."""
         return bool(self._entering or self._held or not self._delivery.over)
 
     async def ask(
@@ -111,7 +115,7 @@ class Desk:
         at_most: int | None = None,
         timeout: float | None = None,
     ) -> Answer:
-        """Ask once for a request to be let through; asking again is harmless. A checkpoint."""
+        """Ask once for a request to be admitted; asking again is harmless. A checkpoint."""
         got: list[str] = []
         if len(self._got) >= _GOT:
             got, self._got = self._got, []
@@ -140,24 +144,26 @@ class Desk:
         return answer
 
     async def steer(self, **fields: Any) -> Answer:
-        """Pause, resume, change limits, or tell what a service says is left. A checkpoint."""
+        """Pause, resume, change limits, or lower the remaining amounts to those reported by a service. A checkpoint."""
         return await self._calls.run(self._calls.scripts.steer, {"version": self._calls.plan.version, **fields})
 
     async def look(self, costs: Sequence[int]) -> Answer:
-        """What is left, and when such a request could go. A checkpoint."""
+        """Return the remaining amounts, and the time until such a request could be admitted. A checkpoint."""
         return await self._calls.run(self._calls.scripts.look, {"costs": costs, "version": self._calls.plan.version})
 
     # Requests.
 
     async def enter(self, costs: list[int], timeout: float | None, at_most: int | None = None) -> Charge:
-        """Wait until a request is let through. A checkpoint.
+        """Wait until a request is admitted. A checkpoint.
 
         Raises:
-            TooLate: it would not be, or was not, in time.
+            TooLate: it would not be, or was not, admitted in time.
         """
         self._number += 1
         name, began = f"{self._calls.party}:{self._number}", time.monotonic()
-        waiting = self._entering[name] = _Waiting()  # from now on: what it is told may overtake the answer
+        waiting = self._entering[name] = (
+            _Waiting()
+        )  # registered before the first call, because a notification may overtake the answer
         try:
             while True:
                 patience, limit = EVER, None
@@ -187,7 +193,7 @@ class Desk:
             self._stir()
 
     async def attempt(self, costs: list[int]) -> Answer:
-        """Let a request through at once or not at all. A checkpoint."""
+        """Admit a request at once or not at all. A checkpoint."""
         self._number += 1
         name = f"{self._calls.party}:{self._number}"
         try:
@@ -202,7 +208,7 @@ class Desk:
         return answer
 
     async def _withdraw(self, error: BaseException, name: str, costs: Sequence[int]) -> None:
-        """A request raises: whatever it was charged is given back."""
+        """Refund the charge, if any, of a request that raises."""
         if isinstance(error, GeneratorExit):
             self._delivery.later(partial(self._leave, name, costs))
         elif not isinstance(error, TooLate | StoreRefused | ValueError):
@@ -225,9 +231,9 @@ class Desk:
             try:
                 await self._listen(limit)
             except StoreUnavailable:
-                longest = _DEAF  # whether it can be reached again is for the next look to say
+                longest = _DEAF  # the next call shows whether the server can be reached again
             else:
-                return  # to ask again, so that the server knows by which word it is told
+                return  # ask again, so that the server knows the command for its notifications
         if waiting.told:
             waiting.told = False
             return
@@ -244,7 +250,7 @@ class Desk:
         await self._calls.run(self._calls.scripts.leave, {"id": name, "costs": costs})
 
     async def settle(self, charge: Charge) -> None:
-        """Have the server know what a request really cost, and that it ended. Never raises for want of a server."""
+        """Tell the server the real costs of a request, and that it ended. Does not raise if the server is away."""
         if charge.ended:
             self._held.discard(charge.id)
             self._stir()
@@ -253,7 +259,7 @@ class Desk:
             await self._delivery.send(partial(self._settle, charge))
 
     def settle_later(self, charge: Charge) -> None:
-        """The same, in the background."""
+        """Settle as `settle` does, in the background."""
         if not charge.settled and not charge.busy:
             charge.busy = True
             self._delivery.later(partial(self._settle, charge))
@@ -262,7 +268,7 @@ class Desk:
         try:
             await self._tell(charge)
         except Exception as error:
-            charge.busy = isinstance(error, StoreUnavailable)  # then it will be told again
+            charge.busy = isinstance(error, StoreUnavailable)  # in that case the delivery is retried
             raise
         charge.busy = False
 
@@ -274,7 +280,7 @@ class Desk:
             if "as" in attempt:
                 self._got.append(attempt["as"])
 
-    # Life.
+    # Notifications and the lease.
 
     async def _listen(self, limit: float | None) -> None:
         with anyio.move_on_after(limit):
@@ -304,12 +310,12 @@ class Desk:
             current_backend().spawn(self._keep_alive, context=contextvars.copy_context(), name=name)
 
     def _stir(self) -> None:
-        """Have the heart look whether it is needed, or in doubt."""
+        """Wake the task that renews the lease, if it is no longer needed or the server took this party for dead."""
         if self._rest is not None and not self._rest.done() and (self._doubt or not (self._held or self.waiting)):
             self._rest.set_result(None)
 
     async def _keep_alive(self) -> None:
-        """Renew the lease, as long as anybody waits or holds a permit."""
+        """Renew the lease, as long as a request waits or holds a permit."""
         try:
             while self._held or self.waiting or self._asserted:
                 if not (self._doubt or self._asserted):
@@ -330,7 +336,7 @@ class Desk:
             self._rest = None
 
     async def _beat_once(self) -> None:
-        # A beat that is sent again may arrive after the end of a permit that it asserts: the next one takes that back.
+        # A beat that is sent again may arrive after the end of a permit that it asserts; the next beat corrects that.
         doubt, self._doubt = self._doubt, False
         held, ended = [*self._held] if doubt else [], [*(self._asserted - self._held)]
         self._asserted.update(held)
@@ -346,12 +352,12 @@ class Desk:
             self._tell_all()
 
     async def aclose(self) -> None:
-        """Deliver what is undelivered, for a while, and listen no more. A checkpoint."""
+        """Deliver pending messages, for a second at most, and end the subscription. A checkpoint."""
         await self._delivery.flush()
         self.close()
 
     def close(self) -> None:
-        """Listen no more."""
+        """End the subscription."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None

@@ -1,4 +1,4 @@
-"""What all limiters over Redis share: their desks, pauses, statistics, and what they do without their server."""
+"""The base of all limiters over Redis: clients of event loops, pauses, statistics, and outages of the server."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ L = TypeVar("L", bound=Limiter)
 
 
 class Options(TypedDict, total=False):
-    """What every limiter over Redis can be told.
+    """The options of all limiters over Redis.
 
     Attributes:
-        redis_url: where the server is, if no `server` is given; limiters with the same URL share a client.
+        redis_url: the URL of the server, if no `server` is given; limiters with the same URL share a client.
         server: a `RedisClient`, or another `Server`; it stays open when the limiter is closed.
-        prefix: keeps the keys of one application apart from others on the same server.
-        lease: seconds after which a process that says nothing any more is taken for dead.
-        on_outage: what becomes of requests while the server is away: "closed" raises `StoreUnavailable` when the
-            time-out of the client is over; "open" lets them through uncounted; "local" has each process count for
-            itself, with `local_share` of the limits.
-        outage_after: seconds after which a server that does not answer is taken to be away; not for "closed".
-        local_share: the share of the limits that this process may use while the server is away; more than 0 and at
-            most 1.
+        prefix: separates the keys of one application from others on the same server.
+        lease: seconds without a message after which a process is considered dead.
+        on_outage: the handling of requests while the server is away: "closed" raises `StoreUnavailable` after the
+            timeout of the client; "open" admits them without counting; with "local" each process counts for itself,
+            with `local_share` of the limits.
+        outage_after: seconds without an answer after which the server is considered away; not used with "closed".
+        local_share: the share of the limits that this process may use while the server is away; more than 0 and at most
+            1.
     """
 
     redis_url: str
@@ -49,7 +49,7 @@ class Options(TypedDict, total=False):
 
 
 class RedisLimiter(Generic[L]):
-    """What the limiters over Redis share. Make one of its subclasses."""
+    """The base of the limiters over Redis. Create one of its subclasses."""
 
     __slots__ = (
         "__weakref__",
@@ -69,7 +69,7 @@ class RedisLimiter(Generic[L]):
         "name",
     )
 
-    def __init__(  # noqa: PLR0917 - of our own subclasses
+    def __init__(  # noqa: PLR0917 - called only by subclasses in this package
         self,
         name: str,
         algorithm: Algorithm,
@@ -101,16 +101,16 @@ class RedisLimiter(Generic[L]):
             self._local = local(lambda config: _scaled(config, share), share)
         self._server: Server = server_for(options.get("redis_url", DEFAULT_URL), options.get("server"))
         self._desks: dict[Any, Desk] = {}
-        self._gone = _Totals()  # of desks whose loops have ended
+        self._gone = _Totals()  # totals of the clients whose loops have ended
         self._lock = threading.Lock()
         self._uncounted = 0
         self._closed = False
         self._revive: Callable[[], None] | None = None
 
-    # Desks.
+    # The clients, one for each event loop.
 
     def _desk(self) -> Desk:
-        """That of the running loop.
+        """Return the client of the running loop.
 
         Raises:
             RuntimeError: the limiter is closed, or no loop runs.
@@ -135,7 +135,7 @@ class RedisLimiter(Generic[L]):
         return desk
 
     def _retire(self, revive: Callable[[], None]) -> bool:
-        """Be forgotten by a `KeyedLimiter`, if nobody uses it: what counts is on the server."""
+        """Agree to be forgotten by a `KeyedLimiter`, if unused. The charges are on the server, so nothing is lost."""
         if any(desk.busy for desk in self._desks.copy().values()):
             return False
         self._revive = revive
@@ -144,9 +144,10 @@ class RedisLimiter(Generic[L]):
         return True
 
     async def aclose(self) -> None:
-        """Deliver what the server is to know yet, and listen no more. A checkpoint. Its client stays open.
+        """Deliver pending messages to the server, and end the subscriptions. A checkpoint. The client of the server
+        stays open.
 
-        Requests that are under way in other loops are no longer settled. Nothing can be asked of it after that.
+        Requests that are under way in other loops are no longer settled. Later requests raise `RuntimeError`.
         """
         if self._closed:
             return
@@ -158,25 +159,26 @@ class RedisLimiter(Generic[L]):
         if here is not None:
             await here.aclose()
 
-    # What every limiter can do.
+    # The public methods of all limiters.
 
     async def pause_for(self, seconds: float, *, jitter: float = 0.1) -> float:
-        """Let nothing through for a while, in all processes: a service said "429, Retry-After". A checkpoint.
+        """Admit no requests for some time, in all processes: for example after a response "429, Retry-After". A
+        checkpoint.
 
-        What waits goes on waiting. A pause that ends later already stays. Time goes on: when the pause is over, a token
-        bucket has filled up.
+        Waiting requests go on waiting. A pause that ends later already stays. Time goes on during the pause: at its end
+        a token bucket has filled up.
 
         Args:
-            seconds: how long.
-            jitter: how much longer at random, as a share, so that not all who pause come back in the same moment. Never
-                shorter.
+            seconds: the length of the pause.
+            jitter: the greatest random extension, as a share of `seconds`, so that callers that pause do not all resume
+                at the same moment. The pause is never shorter than `seconds`.
 
         Returns:
-            The seconds after which it is over.
+            The seconds until the end of the pause.
 
         Raises:
             StoreUnavailable: the server does not answer.
-            ValueError: a number is negative or infinite.
+            ValueError: one of the numbers is negative or infinite.
         """
         seconds = jittered(seconds, jitter)
         if self._local is not None:
@@ -195,17 +197,17 @@ class RedisLimiter(Generic[L]):
         await self._desk().steer(resume=True)
 
     async def _change(self, configs: Mapping[str, RateLimitConfig], permits: int) -> None:
-        """Set other limits for all: those that are not named stay as they are."""
+        """Set new limits for all processes; limits that are not named stay as they are."""
         plan = self._plan
         given = {name: configs.get(name, config) for name, config in self._limits.items()}
         rows = [row_of(plan.algorithm, config) for config in given.values()]
         numbers = [(config.max_requests, config.window_seconds, config.burst_size or 0) for config in given.values()]
-        plan.learn(rows, permits, -1, numbers)  # with the answer comes their version
+        plan.learn(rows, permits, -1, numbers)  # the answer contains their version
         await self._desk().steer(limits=[rows, permits, numbers])
 
     @property
     def _limits(self) -> Mapping[str, RateLimitConfig]:
-        """The limits as they are now, as far as is known here."""
+        """The current limits, as far as this process knows them."""
         numbers = self._plan.numbers
         if numbers is None:
             return self._given
@@ -216,16 +218,16 @@ class RedisLimiter(Generic[L]):
 
     @property
     def away(self) -> bool:
-        """Whether the server is taken to be away, so that requests go without it. Always False for "closed"."""
+        """Whether the server is considered away, so that requests are admitted without it; never with "closed"."""
         return self._outage.away
 
     @property
     def uncounted(self) -> int:
-        """Requests that were let through without the server."""
+        """The number of requests that were admitted without the server."""
         return self._uncounted
 
     def statistics(self) -> LimiterStatistics:
-        """What this process has done so far, without what was let through while the server was away."""
+        """Return the statistics of this process so far, except for requests admitted while the server was away."""
         with self._lock:
             totals = _Totals()
             totals.add(self._gone)
@@ -234,20 +236,20 @@ class RedisLimiter(Generic[L]):
         return LimiterStatistics(totals.admitted, totals.refused, totals.waited, totals.waiting, totals.total_wait)
 
     async def _without(self, local: Callable[[L], Awaitable[Any]]) -> Any:
-        """Let a request through without the server."""
+        """Admit a request without the server."""
         self._uncounted += 1
         return None if self._local is None else await local(self._local)
 
 
 class _Totals:
-    """What several desks have done."""
+    """The totals of several clients."""
 
     def __init__(self) -> None:
         self.admitted = self.refused = self.waited = self.waiting = 0
         self.total_wait = 0.0
 
     def add(self, other: Desk | _Totals) -> None:
-        """Add what another has done."""
+        """Add the totals of another client."""
         self.admitted += other.admitted
         self.refused += other.refused
         self.waited += other.waited
@@ -261,11 +263,11 @@ def _has_ended(loop: Any) -> bool:
 
 
 def _scaled(config: RateLimitConfig, share: float) -> RateLimitConfig:
-    """A share of a limit: at least 1."""
+    """A share of a limit, with at least 1 unit."""
     burst = None if config.burst_size is None else max(1, int(config.burst_size * share))
     return RateLimitConfig(max(1, int(config.max_requests * share)), config.window_seconds, burst)
 
 
 def in_seconds(microseconds: int) -> float:
-    """Seconds; inf for a time that does not come."""
+    """Convert to seconds; `EVER` becomes infinity."""
     return math.inf if microseconds >= EVER else microseconds / MICROSECONDS

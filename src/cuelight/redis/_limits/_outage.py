@@ -1,4 +1,4 @@
-"""What a limiter does while its server is away."""
+"""The behaviour of a limiter while its server is away."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ __all__ = ["OnOutage", "Outage"]
 T = TypeVar("T")
 
 OnOutage = Literal["closed", "open", "local"]
-"""What becomes of requests while the server is away: they raise `StoreUnavailable`, are let through uncounted, or are
-counted by this process alone."""
+"""The handling of requests while the server is away: they raise `StoreUnavailable`, are admitted without being counted,
+or are counted by this process alone.
+"""
 
 _CHOICES: Final = get_args(OnOutage)
 
 _AGAIN: Final = 1.0
-"""Seconds between two looks whether the server is there again. Whoever comes first then looks for all."""
+"""Seconds between two checks whether the server is back. The first request after that time checks for all."""
 
 log = get_log("cuelight.redis")
 
 
 class Outage:
-    """Whether the server is taken to be away. For all loops and threads: nothing here is worse than a look too many.
+    """Whether the server is considered away. Shared by all loops and threads without a lock: a race costs one check too
+    many.
 
     Attributes:
-        mode: what happens then.
+        mode: the handling of requests while it is away.
     """
 
     __slots__ = ("_again", "_name", "_patience", "away", "mode")
@@ -47,15 +49,15 @@ class Outage:
         self._again = 0.0
 
     async def reach(self, call: Callable[[float | None], Awaitable[T]], timeout: float | None) -> T | None:
-        """Make a call that waits for nothing but the server; None if that is away, and there is another way.
+        """Make a call that waits only for the server. Returns None if the server is away and the mode is not "closed".
 
         Args:
-            call: makes it, within so many seconds or those of the client.
-            timeout: seconds that the caller has. When they are over before the server is taken to be away, this one
-                goes without it, and others go on asking.
+            call: makes the call, with a timeout in seconds or None for that of the client.
+            timeout: seconds that the caller has. If they end before the server is considered away, this request is
+                admitted without it, and other requests go on asking.
 
         Raises:
-            StoreUnavailable: it is away, and the mode is "closed".
+            StoreUnavailable: the server is away, and the mode is "closed".
         """
         if self.mode == "closed":
             return await call(timeout)
@@ -77,7 +79,7 @@ class Outage:
         return None
 
     def skips(self) -> bool:
-        """Whether a request is not to try the server."""
+        """Whether a request must not try the server."""
         if not self.away:
             return False
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a limiter tells the server of itself with each call: its limits as rows of whole numbers, and its keys."""
+"""The description of a limiter in each call to the server: its limits as rows of whole numbers, and its keys."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ _EXACT: Final = 1 << 53
 """Lua counts in doubles: whole numbers below this are exact."""
 
 _LONGEST: Final = 512
-"""Characters of a name. Longer ones are most likely data that was taken for a name."""
+"""The greatest length of a name, in characters. A longer one is most likely data passed by mistake."""
 
 _ROOM: Final = 1 << 48
-"""Ticks that a full burst may be worth, so that debts and lines of many bursts are still exact."""
+"""The greatest number of ticks in a full burst, so that debts and queues of many bursts are still exact."""
 
 Row = tuple[int, ...]
 
 
 @lru_cache(maxsize=1024)
 def bucket_row(config: RateLimitConfig) -> Row:
-    """`(interval, scale, burst)`: a cost of 1 is paid off in `interval` ticks, `scale` of which make a microsecond.
+    """Return `(interval, scale, burst)`: a cost of 1 is paid off in `interval` ticks, of which `scale` are a
+    microsecond.
 
-    It is exact where the numbers allow; else a cost takes longer, by less than a millionth for bursts below 10^8.
+    It is exact where the numbers allow. Otherwise a cost takes longer, by less than a millionth for bursts below 10^8.
 
     Raises:
-        ValueError: the burst would take longer to come back than numbers reach.
+        ValueError: the burst takes longer to refill than the numbers can express.
     """
     window, per = config.window_nanoseconds, config.max_requests * 1000
     common = gcd(window, per)
@@ -65,15 +66,15 @@ def bucket_row(config: RateLimitConfig) -> Row:
 
 
 def window_row(config: RateLimitConfig) -> Row:
-    """`(limit, window)`, the window in microseconds, rounded up."""
+    """Return `(limit, window)`, with the window in microseconds, rounded up."""
     return config.max_requests, -(-config.window_nanoseconds // 1000)
 
 
 def counter_row(config: RateLimitConfig) -> Row:
-    """The same, for two counters.
+    """Return `(limit, window)` for two counters.
 
     Raises:
-        ValueError: the two multiplied are more than Lua can count.
+        ValueError: the product of the two is more than Lua can count.
     """
     limit, window = window_row(config)
     if limit * window >= _EXACT:
@@ -92,7 +93,7 @@ _ROWS: Final[Mapping[Algorithm, Callable[[RateLimitConfig], Row]]] = {
 
 
 def row_of(algorithm: Algorithm, config: RateLimitConfig) -> Row:
-    """A limit as the scripts know it.
+    """Return the row of numbers by which the scripts know a limit.
 
     Raises:
         ValueError: its numbers are more than Lua can count.
@@ -101,7 +102,7 @@ def row_of(algorithm: Algorithm, config: RateLimitConfig) -> Row:
 
 
 def most_of(algorithm: Algorithm, row: Sequence[int]) -> int:
-    """The greatest cost that is ever let through at once."""
+    """Return the greatest cost that is ever admitted at once."""
     return row[2] if algorithm == "token_bucket" else row[0]
 
 
@@ -116,7 +117,7 @@ AT_ONCE: Final[Mapping[Algorithm, tuple[str, ...]]] = {
     "sliding_window": (),
     "sliding_counter": ("counter_at_once.lua", "at_once.lua"),
 }
-"""What comes before the general form of `ask`."""
+"""The files that come before the general form of `ask`."""
 
 
 class Scripts(NamedTuple):
@@ -132,7 +133,7 @@ class Scripts(NamedTuple):
 
 @lru_cache(maxsize=len(ALGORITHMS))
 def scripts_of(algorithm: Algorithm) -> Scripts:
-    """Read them from their files, once."""
+    """Read the scripts from their files, once."""
     return Scripts(
         *(
             script_of(name, *(AT_ONCE[algorithm] if name == "ask" else ()), algorithm=algorithm)
@@ -145,26 +146,26 @@ def script_of(name: str, *before: str, algorithm: Algorithm) -> Script:
     """Read one script of an algorithm from its files.
 
     Args:
-        name: of the script.
+        name: the name of the script.
         before: files that come before the general form.
-        algorithm: whose meters it has.
+        algorithm: the algorithm whose meters it contains.
     """
     files = (*before, "state.lua", _METERS[algorithm], "line.lua", f"{name}.lua")
     return Script.load("cuelight.redis._limits", *files)
 
 
 class Plan:
-    """What all calls of one limiter have in common.
+    """The data that all calls of one limiter share.
 
     Attributes:
-        kind: its algorithm and its limits, which are the same for all who use this name.
-        tag: what its keys and channels begin with: the hash tag.
-        names: of the limits.
-        rows: one for each.
-        permits: how many requests may be under way at once; 0 for any number.
-        version: of the limits that somebody has set for all; 0 if nobody has.
-        packed: for the scripts.
-        numbers: of those limits, as they were given: how many, in how many seconds, and the burst; else None.
+        kind: its algorithm and the names of its limits, which are the same for all users of this name.
+        tag: the common prefix of its keys and channels: the hash tag.
+        names: the names of the limits.
+        rows: one row for each limit.
+        permits: the number of requests that may be under way at once; 0 for no limit.
+        version: the version of the limits that a process has set for all; 0 if none has.
+        packed: the plan, encoded for the scripts.
+        numbers: those limits as they were given (number, seconds, and burst); otherwise None.
     """
 
     __slots__ = ("algorithm", "kind", "names", "numbers", "packed", "permits", "rows", "tag", "version")
@@ -186,24 +187,24 @@ class Plan:
         self.tag = f"{{{checked('prefix', prefix)}:limits:{checked('name', name)}}}"
         self.kind = " ".join((algorithm, *self.names))
         self.learn([*limits.values()], permits, 0)
-        # Not what was learned: the server has that, and should it forget, all go by their own limits again.
+        # Without learned limits: the server has them. If it loses them, all processes use their own limits again.
         self.packed = msgspec.msgpack.encode((self.kind, self.rows, permits, round(lease * 1000), self.channel("")))
 
     def channel(self, party: str) -> str:
-        """Where those of a party that wait are told that their turn came."""
+        """The channel on which the waiting requests of a party are notified of their turn."""
         return f"{self.tag}:to:{party}"
 
     def learn(
         self, rows: Sequence[Sequence[int]], permits: int, version: int, numbers: Sequence[Sequence[Any]] | None = None
     ) -> None:
-        """Others have set these limits for all."""
+        """Use the limits that a process has set for all."""
         self.rows, self.permits, self.version, self.numbers = [*map(tuple, rows)], permits, version, numbers
 
     def learn_from(self, answer: Answer) -> None:
-        """The server has said what limits there are.
+        """Use the limits in an answer of the server.
 
         Raises:
-            LookupError, TypeError, ValueError: they cannot be those of this limiter.
+            LookupError, TypeError, ValueError: they cannot be limits of this limiter.
         """
         rows, numbers = answer["rows"], answer.get("numbers")
         width = 3 if self.algorithm == "token_bucket" else 2
@@ -212,11 +213,11 @@ class Plan:
         if answer["permits"] < 0 or (numbers is not None and len(numbers) != len(rows)):
             raise ValueError(f"permits {answer['permits']}, numbers {numbers}")
         for most, window, burst in numbers or ():
-            RateLimitConfig(most, window, burst or None)  # for its errors
+            RateLimitConfig(most, window, burst or None)  # only to raise its errors
         self.learn(rows, answer["permits"], answer["version"], numbers)
 
     def keys(self, party: str) -> list[str]:
-        """The keys of a call by this party, in the order in which the scripts know them."""
+        """The keys of a call by this party, in the order that the scripts expect."""
         tag = self.tag
         keys = [f"{tag}:state", f"{tag}:line", f"{tag}:asked", f"{tag}:got:{party}", f"{tag}:held", f"{tag}:parties"]
         if self.algorithm == "sliding_window":
@@ -224,16 +225,16 @@ class Plan:
         return keys
 
     def most(self, index: int) -> int:
-        """The greatest cost that this limit ever lets through at once."""
+        """The greatest cost that this limit ever admits at once."""
         return most_of(self.algorithm, self.rows[index])
 
 
 def checked(what: str, text: object) -> str:
-    """A name or a prefix for keys: without braces, which would end the hash tag. No two become the same.
+    """Escape a name or a prefix for keys: without braces, which would end the hash tag. Different names stay different.
 
     Raises:
-        TypeError: it is no text.
-        ValueError: it is empty or too long, or no Unicode text.
+        TypeError: it is not a `str`.
+        ValueError: it is empty or too long, or not valid Unicode.
     """
     if not isinstance(text, str):
         raise TypeError(f"{what}={safe_repr(text)}: the {what} of a limiter is a str")
@@ -245,5 +246,5 @@ def checked(what: str, text: object) -> str:
 
 
 def pack(fields: Mapping[str, Any]) -> bytes:
-    """Arguments for a script."""
+    """Encode the arguments of a script."""
     return msgspec.msgpack.encode(fields)

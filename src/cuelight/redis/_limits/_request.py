@@ -1,4 +1,4 @@
-"""A limiter over Redis with several limits that are charged together: requests, tokens, and how many are under way."""
+"""A limiter over Redis with several limits that are charged together: requests, tokens, and requests under way."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
             answer = await ask_the_model(...)
             request.settle(tokens=answer.tokens_used)
 
-    A request is let through when all limits allow it, and charged in all or in none, in the order in which they came
-    from all processes. It is `RateLimiter` over Redis; what asks the server is to be awaited here. It may be used from
-    several event loops and threads at once.
+    A request is admitted when all limits allow it, and charged in all or in none. Requests of all processes are
+    admitted in the order of arrival. This is `RateLimiter` over Redis; methods that ask the server are async here. It
+    may be used from several event loops and threads at once.
 
-    A permit of `concurrency` is held by a lease that this process renews. When a process dies, its permits come free
-    within its lease and a third. One that is stopped for longer (or whose loop is blocked) is not counted meanwhile,
-    and counted again as soon as it goes on: so long, more may be under way than allowed.
+    A permit of `concurrency` is held by a lease that this process renews. When a process dies, its permits are released
+    within its lease and a third. A process that is stopped for longer, or whose loop is blocked, loses its permits, and
+    gets them back as soon as it continues. In the meantime, more requests may be under way than allowed.
     """
 
     __slots__ = ()
@@ -73,26 +73,28 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         _clock: Callable[[], int] | None = None,
         **limits: RateLimitConfig,
     ) -> None:
-        """Make one; the server is asked for the first time with the first request.
+        """Create the limiter; the server is asked for the first time with the first request.
 
         Args:
-            name: the same for all that share the limits.
-            redis_url: where the server is, if no `server` is given; limiters with the same URL share a client.
+            name: the same name for all processes that share the limits.
+            redis_url: the URL of the server, if no `server` is given; limiters with the same URL share a client.
             server: a `RedisClient`, or another `Server`; it stays open when the limiter is closed.
-            concurrency: how many requests may be under way at once, in all processes; None for any number.
-            algorithm: how the limits are counted: as `RedisTokenBucket` does, or as `RedisSlidingWindow` does with a
-                log or with counters.
-            prefix: keeps the keys of one application apart from others on the same server.
-            lease: seconds after which a process that says nothing any more is taken for dead.
-            on_outage: what becomes of requests while the server is away: "closed" raises `StoreUnavailable`, "open"
-                lets them through uncounted, "local" has each process count for itself.
-            outage_after: seconds after which a server that does not answer is taken to be away; not for "closed".
-            local_share: with "local", the share of the limits that this process may use then, at most 1.
-            **limits: by name. A limit called `requests` is charged 1 for each request, unless it says otherwise.
+            concurrency: the number of requests that may be under way at once, in all processes; None for no limit.
+            algorithm: how the limits are counted: as in `RedisTokenBucket`, or as in `RedisSlidingWindow` with a log or
+                with counters.
+            prefix: separates the keys of one application from others on the same server.
+            lease: seconds without a message after which a process is considered dead.
+            on_outage: the handling of requests while the server is away: "closed" raises `StoreUnavailable`, "open"
+                admits them without counting, and with "local" each process counts for itself.
+            outage_after: seconds without an answer after which the server is considered away; not used with "closed".
+            local_share: with "local", the share of the limits that this process may use while the server is away, at
+                most 1.
+            **limits: by name. A limit called `requests` is charged 1 for each request, unless the request gives another
+                cost.
 
         Raises:
-            TypeError: a limit is no `RateLimitConfig`.
-            ValueError: there is no limit at all, or something cannot be what it is.
+            TypeError: a limit is not a `RateLimitConfig`.
+            ValueError: there is no limit at all, or an argument has an invalid value.
         """
         check_limits(self, algorithm, concurrency, limits)
 
@@ -128,19 +130,18 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         return f"<RedisRateLimiter {self.name!r} {', '.join(shown)} on {self._server.name}>"
 
     def request(self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int) -> RedisAdmission:
-        """Say what a request will cost. `async with` waits until it may go, and holds its place among those under way.
+        """Make a request with its costs. `async with` waits until it is admitted, and keeps it under way for the block.
 
         Args:
-            timeout: how long to wait, in seconds; None for as long as it takes. If its turn will come too late, it
-                raises at once.
-            refund_on_failure: whether an exception that leaves the block, cancellation included, takes back all costs,
+            timeout: seconds to wait; None waits without limit. If its turn would come too late, it raises at once.
+            refund_on_failure: whether an exception that leaves the block, including a cancellation, refunds all costs,
                 unless they were settled.
-            **costs: by the name of the limit, whole numbers. What is not named costs nothing, but for `requests`,
-                which costs 1.
+            **costs: whole numbers, by the name of the limit. A limit without a cost is charged nothing, except
+                `requests`, which is charged 1.
 
         Raises:
-            TypeError: a cost is no whole number, or there is no limit of this name.
-            ValueError: a cost is negative, or more than may ever be let through at once; or the time-out is negative.
+            TypeError: a cost is not a whole number, or no limit has this name.
+            ValueError: a cost is negative, or more than is ever admitted at once; or the timeout is negative.
         """
         check_timeout(timeout)
         return RedisAdmission(self, self._costs(costs), timeout, refund_on_failure)
@@ -152,9 +153,9 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         return costs
 
     async def retry_after(self, **costs: int) -> float:
-        """Seconds until such a request could go, if nobody leaves or comes first; 0.0 if it could now. A checkpoint.
+        """Return the seconds until such a request could be admitted, if no request leaves or comes first; 0.0 for now.
 
-        It is inf while that depends on when others end.
+        A checkpoint. The result is `inf` while it depends on when other requests end.
 
         Args:
             **costs: as for `request`.
@@ -167,7 +168,8 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         return in_seconds((await self._desk().look(self._costs(costs)))["wait"])
 
     async def remaining(self) -> dict[str, int]:
-        """What is left of each limit to be let through at once, by name; with `concurrency`, if that is limited.
+        """Return the units of each limit that could be admitted at once, by name; with `concurrency`, if that is
+        limited.
 
         A checkpoint.
 
@@ -181,20 +183,21 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         return left
 
     async def update(self, *, concurrency: int | None = None, **limits: RateLimitConfig) -> None:
-        """Change limits for all processes, also for those that wait. What was let through still counts. A checkpoint.
+        """Change limits for all processes, for waiting requests too. Requests that were admitted still count. A
+        checkpoint.
 
-        They stay for 30 days after their last use, whatever the limiters of other processes were made with. A request
-        that waits and costs more than a new limit ever lets through goes when nothing is owed there.
+        The new limits stay for 30 days after their last use, whatever limits other processes gave to their limiters. A
+        waiting request that costs more than a new limit ever admits is admitted when nothing is owed in that limit.
 
         Args:
-            concurrency: how many requests may be under way at once; None leaves it as it is. More that are under way
-                already may end.
-            **limits: by name; those that are not named stay as they are.
+            concurrency: the number of requests that may be under way at once; None leaves it as it is. Requests that
+                are already under way may exceed it until they end.
+            **limits: by name; limits that are not named stay as they are.
 
         Raises:
-            StoreUnavailable: the server does not answer: the limits may have been changed or not.
-            TypeError: a limit is no `RateLimitConfig`, or there was none of this name.
-            ValueError: the concurrency is less than 1, or was not limited.
+            StoreUnavailable: the server does not answer; the limits may or may not have been changed.
+            TypeError: a limit is not a `RateLimitConfig`, or no limit has this name.
+            ValueError: the concurrency is less than 1, or was not limited before.
         """
         for name, config in limits.items():
             check_named(name, config)
@@ -206,19 +209,20 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
                 raise ValueError(
                     f"concurrency={safe_repr(concurrency)}: {self!r} does not count what is under way; make another"
                 )
-        await self._desk().look([0] * len(self._plan.names))  # for the limits that others have set
+        await self._desk().look([0] * len(self._plan.names))  # to learn the limits that other processes have set
         await self._change(limits, concurrency or self._plan.permits)
 
     async def observe(self, headers: Mapping[str, str]) -> None:
-        """Learn from the headers of an answer, for all processes: to be called for each answer, whatever its status.
+        """Apply the rate limit headers of a response, for all processes. Call this for each response, whatever its
+        status.
 
         `Retry-After` (seconds or a date) and `retry-after-ms` pause everything, for a day at most.
-        `x-ratelimit-remaining-tokens`, `vendor-ratelimit-tokens-remaining` and their like lower what is left of the
-        limit of that name (`requests` if they name none) to what the service says, and never raise it.
-        A checkpoint, if there is anything to learn.
+        `x-ratelimit-remaining-tokens`, `vendor-ratelimit-tokens-remaining` and similar headers lower the remaining
+        amount of the limit of that name (`requests` if they name none) to the value of the header, and never raise it.
+        A checkpoint, if the headers change anything.
 
         Args:
-            headers: names, in upper or lower case, and values. What is not understood is left alone.
+            headers: names, in upper or lower case, and values. Unknown headers and values are ignored.
 
         Raises:
             StoreUnavailable: the server does not answer, and `on_outage` is "closed".
@@ -262,35 +266,36 @@ class RedisAdmission:
         self._limiter, self._costs, self._timeout, self._refund = limiter, costs, timeout, refund_on_failure
         self._entered = self._over = False
         self._charge: Charge | None = None
-        self._without: AsyncExitStack | None = None  # was let through while the server was away
+        self._without: AsyncExitStack | None = None  # set if the request was admitted while the server was away
         self._desk: Desk
         self._loop: object
 
     @property
     def costs(self) -> dict[str, int]:
-        """What it is charged, by the name of the limit."""
+        """The charged costs, by the name of the limit."""
         return dict(zip(self._limiter._plan.names, self._costs, strict=True))
 
     @property
     def waited(self) -> float:
-        """Seconds that it waited for its turn."""
+        """Seconds that the request waited."""
         charge = self._charge
         return 0.0 if charge is None or charge.waited is None else charge.waited
 
     def settle(self, **costs: int) -> None:
-        """Say what it really costs, in place of what was said first; within the block or after it, also repeatedly.
+        """Replace the estimated costs by the real ones; inside the block or after it, and any number of times.
 
-        What it cost less is refunded, as far as it was not paid off by time yet. What it cost more is owed, without a
-        bound, and those that come later wait for it. Within the block the server is told when the block ends; after it,
-        soon.
+        A lower cost is refunded, except for the part that time has paid off already. A higher cost is owed, without a
+        bound, and later requests wait for it. The server is told at the end of the block, or soon if the block has
+        ended.
 
         Args:
-            **costs: by the name of the limit, in all, whole numbers. What is not named stays as it is.
+            **costs: the total costs, whole numbers, by the name of the limit. Costs that are not named stay as they
+                are.
 
         Raises:
-            TypeError: a cost is no whole number, or there is no limit of this name.
+            TypeError: a cost is not a whole number, or no limit has this name.
             ValueError: a cost is negative.
-            RuntimeError: it was not let through.
+            RuntimeError: the request was not admitted.
         """
         if self._charge is None and self._without is None:
             raise RuntimeError("a request settles once it was let through: call this inside `async with`, or after it")
@@ -339,9 +344,9 @@ class RedisAdmission:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give back its place among those under way, and tell the server what was settled. A checkpoint if it has to.
+        """End the request, and tell the server the settled costs. A checkpoint if the server must be told.
 
-        It is not cancelled here. It waits for the server for a second at most; after that, the server is told in the
+        It cannot be cancelled here. It waits for the server for a second at most; after that, the server is told in the
         background.
         """
         self._over = True

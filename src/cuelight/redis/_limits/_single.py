@@ -33,15 +33,15 @@ _NAME = "limit"
 
 
 class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
-    """What the limiters with one limit share: one limit for all processes that use the same name on one server.
+    """The base of the limiters with one limit, for all processes that use the same name on one server.
 
-    They may be used from several event loops and threads at once. `async with limiter:` lets a block through at a cost
-    of 1, and `@limiter` each call of an async function.
+    They may be used from several event loops and threads at once. `async with limiter:` admits a block at a cost of 1,
+    and `@limiter` does so for each call of an async function.
     """
 
     __slots__ = ("_chunk", "_stocks")
 
-    def __init__(  # noqa: PLR0917 - of our own subclasses
+    def __init__(  # noqa: PLR0917 - called only by subclasses in this package
         self,
         name: str,
         algorithm: Algorithm,
@@ -70,26 +70,26 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
 
     @property
     def config(self) -> RateLimitConfig:
-        """The limit, as far as it is known here: one that others have set comes with the next answer."""
+        """The limit, as far as this process knows it: a limit set by another process arrives with the next answer."""
         return self._limits[_NAME]
 
     async def acquire(self, cost: int = 1, timeout: float | None = None) -> None:
-        """Wait until a request may go, in the order of the calls of all processes. A checkpoint.
+        """Wait until a request is admitted, in the order of the calls of all processes. A checkpoint.
 
-        If it raises, which it also does when it is cancelled, nothing was charged, or what was is given back. One whose
-        process dies while it waits may be charged, if that happens before its lease ends.
+        If it raises, also because of a cancellation, nothing was charged, or the charge is refunded. A request whose
+        process dies while it waits may be charged, if it is admitted before the lease of the process ends.
 
         Args:
-            cost: of the request, a whole number; 0 waits for its turn and for the end of a pause.
-            timeout: how long to wait, in seconds; None for as long as it takes. If its turn will come too late, it
-                raises at once.
+            cost: the cost of the request, a whole number. A request of cost 0 waits for its turn and for the end of a
+                pause.
+            timeout: seconds to wait; None waits without limit. If its turn would come too late, it raises at once.
 
         Raises:
-            StoreRefused: what the server has under this name is something else.
+            StoreRefused: the server has data of another kind under this name.
             StoreUnavailable: the server is away, and `on_outage` is "closed".
-            TimeoutError: its turn would come, or had not come, in time.
-            TypeError: the cost is no whole number.
-            ValueError: the cost is negative, or more than may ever be let through at once; or the time-out is negative.
+            TimeoutError: its turn would not come, or did not come, in time.
+            TypeError: the cost is not a whole number.
+            ValueError: the cost is negative, or more than is ever admitted at once; or the timeout is negative.
         """
         self._check_cost(cost)
         check_timeout(timeout)
@@ -125,16 +125,17 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         return stock
 
     async def try_acquire(self, cost: int = 1) -> Decision:
-        """Let a request through now, or say when it could be. A checkpoint. It does not overtake those that wait.
+        """Admit a request now, or return when it could be admitted. A checkpoint. It does not overtake waiting
+        requests.
 
         Args:
-            cost: of the request, a whole number.
+            cost: the cost of the request, a whole number.
 
         Raises:
-            StoreRefused: what the server has under this name is something else.
+            StoreRefused: the server has data of another kind under this name.
             StoreUnavailable: the server is away, and `on_outage` is "closed".
-            TypeError: the cost is no whole number.
-            ValueError: the cost is negative, or more than may ever be let through at once.
+            TypeError: the cost is not a whole number.
+            ValueError: the cost is negative, or more than is ever admitted at once.
         """
         self._check_cost(cost)
         if self._chunk is not None:
@@ -157,29 +158,30 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         return decision
 
     async def update(self, config: RateLimitConfig) -> None:
-        """Change the limit for all processes, also for those that wait. A checkpoint.
+        """Change the limit for all processes, for waiting requests too. A checkpoint.
 
-        What was let through still counts. The limit stays for 30 days after its last use, whatever other processes made
-        their limiters with. A request that waits and costs more than it ever lets through goes when nothing is owed.
+        Requests that were admitted still count. The limit stays for 30 days after its last use, whatever limit other
+        processes gave to their limiters. A waiting request that costs more than the limit ever admits is admitted when
+        nothing is owed.
 
         Args:
             config: the new limit.
 
         Raises:
-            StoreUnavailable: the server does not answer: the limit may have been changed or not.
-            TypeError: it is no limit.
-            ValueError: its `burst_size` is none for this kind of limiter.
+            StoreUnavailable: the server does not answer; the limit may or may not have been changed.
+            TypeError: `config` is not a limit.
+            ValueError: this kind of limiter does not accept its `burst_size`.
         """
         await self._change({_NAME: self._normal(config)}, 0)
 
     @staticmethod
     def _normal(config: RateLimitConfig) -> RateLimitConfig:
-        """The limit as this kind of limiter understands it."""
+        """Check a limit and convert it for this kind of limiter."""
         check_config(config)
         return config
 
     async def aclose(self) -> None:
-        """Give back what is in stock, and see `RedisRateLimiter.aclose`. A checkpoint."""
+        """Refund the units in stock, and close as `RedisRateLimiter.aclose` does. A checkpoint."""
         here = self._desks.get(running_loop())
         if here is not None and here in self._stocks:
             await self._stocks[here].give_back()
@@ -192,12 +194,13 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
 class RedisTokenBucket(RedisSingleLimiter):
     """A limit on average, with bursts, for all processes: `RedisTokenBucket("mail", RateLimitConfig(100, 60))`.
 
-    What is let through in any t seconds costs at most `burst + t * max_requests / window_seconds`, by the clock of the
-    server. See `AsyncTokenBucket`, which is the same in one process.
+    In any t seconds of the server's clock, the admitted requests cost at most
+    `burst + t * max_requests / window_seconds`. See `AsyncTokenBucket`, which is the same in one process.
 
-    With `chunk`, each event loop takes so many units at once from the server and spends them without asking again: for
-    rates beyond what a server can count one by one. All together may then let through a chunk more for each loop, and
-    what one has in stock the others do not. What is not spent for half a second goes back.
+    With `chunk`, each event loop takes that many units from the server at once and spends them without asking again.
+    This is for rates beyond those that a server can count one by one. All loops together may then admit one more chunk
+    for each loop, and units in the stock of one loop are not available to the others. Units that are not spent for half
+    a second are refunded.
     """
 
     __slots__ = ()
@@ -211,17 +214,18 @@ class RedisTokenBucket(RedisSingleLimiter):
         chunk: int | None = None,
         **options: Unpack[Options],
     ) -> None:
-        """Make one; the server is asked for the first time with the first request.
+        """Create the limiter; the server is asked for the first time with the first request.
 
         Args:
-            name: the same for all that share the limit.
-            rate: the limit, or how much per second.
-            capacity: with a number per second: how much at once; None for what comes in a second.
-            chunk: how many units to take at once; None for what a request costs.
+            name: the same name for all processes that share the limit.
+            rate: the limit, or a number of units per second.
+            capacity: only with a number per second: the units that are admitted at once; None for the units of one
+                second.
+            chunk: the number of units to take at once; None for the cost of each request.
             **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
 
         Raises:
-            TypeError: a limit together with a capacity, or something else than a limit or numbers.
+            TypeError: a limit was given together with a capacity, or a value is neither a limit nor a number.
             ValueError: a number is not more than 0, or the chunk is more than the burst.
         """
         config = bucket_config(rate, capacity)
@@ -234,15 +238,15 @@ class RedisLeakyBucket(RedisSingleLimiter):
     __slots__ = ()
 
     def __init__(self, name: str, config: RateLimitConfig, **options: Unpack[Options]) -> None:
-        """Make one; the server is asked for the first time with the first request.
+        """Create the limiter; the server is asked for the first time with the first request.
 
         Args:
-            name: the same for all that share the limit.
-            config: the limit; its `burst_size` is 1.
+            name: the same name for all processes that share the limit.
+            config: the limit; its `burst_size` is None or 1.
             **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
 
         Raises:
-            TypeError: it is no limit.
+            TypeError: `config` is not a limit.
             ValueError: the limit has another `burst_size`.
         """
         super().__init__(name, "token_bucket", smooth_config(config), AsyncLeakyBucket, None, options)
@@ -255,8 +259,8 @@ class RedisLeakyBucket(RedisSingleLimiter):
 class RedisSlidingWindow(RedisSingleLimiter):
     """A limit for each window, for all processes: `RedisSlidingWindow("mail", RateLimitConfig(100, 60))`.
 
-    The server remembers when what was let through, up to `max_requests` entries of about 100 bytes; with `exact=False`
-    it keeps two numbers instead, and less is promised. See `AsyncSlidingWindow`, which is the same in one process.
+    The server keeps a log of the admitted requests, up to `max_requests` entries of about 100 bytes. With `exact=False`
+    it keeps two numbers instead, with a weaker guarantee. See `AsyncSlidingWindow`, which is the same in one process.
     """
 
     __slots__ = ()
@@ -270,17 +274,17 @@ class RedisSlidingWindow(RedisSingleLimiter):
         exact: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        """Make one; the server is asked for the first time with the first request.
+        """Create the limiter; the server is asked for the first time with the first request.
 
         Args:
-            name: the same for all that share the limit.
-            limit: the limit, or how much in a window.
-            window_seconds: with a number: the window.
-            exact: whether to keep a log, or two counters.
+            name: the same name for all processes that share the limit.
+            limit: the limit, or a number of units in a window.
+            window_seconds: only with a number of units: the window, in seconds.
+            exact: whether to keep a log; otherwise two counters.
             **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
 
         Raises:
-            TypeError: a limit together with a window, a number without one, or something else.
+            TypeError: a limit was given together with a window, a number without one, or a value of another type.
             ValueError: a number is not more than 0, or the limit has a `burst_size`.
         """
         config = window_config(limit, window_seconds)

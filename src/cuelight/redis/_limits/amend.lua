@@ -1,7 +1,7 @@
--- amend: what a request really costs, and whether it has ended.
+-- amend: change the costs of a request to the real ones, and record whether it has ended.
 --
--- ARGV[2] is {id: of the request, as: of this amendment and tickets, if the costs are others; was, costs, ended, keep}.
--- Answers {tickets}, as they are then.
+-- ARGV[2] is {id: of the request, was, costs, ended, keep; if the costs change also tickets, and as: the name of this
+-- amendment}. Answers {tickets}: the new tickets.
 
 local again = op.as and call('HGET', KEYS[4], op.as)
 if again then

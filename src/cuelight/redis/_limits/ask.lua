@@ -1,11 +1,11 @@
--- ask: let a request through, or line it up, or say when it could go. Those that wait look by asking again.
+-- ask: admit a request, or add it to the queue, or answer when it could be admitted. A waiting request asks again.
 --
--- ARGV[2] is {id, party, costs, wait: microseconds that it would wait, 0 to go at once or not at all, at_most: of the
--- first limit, if more than its cost is welcome, got: requests whose answers have arrived, keep: whether hash 4 needs
--- more time, word: the command that reaches its party if that listens, version: of the limits that
--- the caller knows}.
--- Answers {granted = true, tickets, costs, report...}, or {granted = false, wait, queued, report...}: in line it waits
--- until it is told or `wait` is over, and asks again.
+-- ARGV[2] is {id, party, costs, wait: microseconds that it would wait, 0 to be admitted at once or not at all,
+-- at_most: the most units of the first limit, if more than its cost may be charged, got: requests whose answers have
+-- arrived, keep: whether hash 4 needs more time, word: the command that publishes to its party if that is subscribed,
+-- version: of the limits that the caller knows}.
+-- Answers {granted = true, tickets, costs, report...}, or {granted = false, wait, queued, report...}. A queued request
+-- waits until it is notified or `wait` is over, and asks again.
 
 if op.got and #op.got > 0 then
   call('HDEL', KEYS[4], unpack(op.got))
@@ -31,7 +31,7 @@ local function granted(costs, tickets)
   return remember(op.id, pack(answer))
 end
 
--- A place in line, with what all that came before it have asked for.
+-- Add the request to the queue. Its place contains the total costs of all requests before it.
 local function line_up()
   local place = {costs = op.costs, before = state.asked, turn = state.turn + 1}
   state.turn, state.waiting, state.entries, state.asked = place.turn, state.waiting + 1, state.entries + 1, {}
@@ -51,7 +51,7 @@ local function wait()
   end
   local soon = estimate(op.costs, waiter and waiter.before or state.asked, waiter and waiter.turn or state.turn + 1)
   local answer = {granted = false, wait = soon, queued = false, fresh = false}
-  -- EVER: nobody knows when others will give something back. That may be in time.
+  -- EVER: it depends on when others release a permit, which is not known and may be in time.
   if waiter or (op.wait > 0 and (soon <= op.wait or soon >= EVER)) then
     waiter = waiter or line_up()
     waiter.armed, waiter.word = now + soon, op.word

@@ -1,9 +1,10 @@
--- at_once: a request that the limits let through at once, before the script makes the functions of the general form, which
--- takes longer than to let it through. So it is where nobody waits, no permits are counted, there is no pause, and the
--- limits are those of the caller. Anything else, damage too, is left to the general form that follows, and nothing was written.
+-- at_once: the fast path for a request that the limits admit at once. It runs before the script defines the functions
+-- of the general form, which takes longer than admitting the request. It applies if no request waits, no permits are
+-- counted, there is no pause, and the limits are those of the caller. Everything else, damaged data too, is left to
+-- the general form that follows, with nothing written.
 --
--- What is written and answered is what the general form writes and answers; a test runs both and compares. `charge` comes
--- before this, see `bucket_at_once.lua` and `counter_at_once.lua`.
+-- It writes and answers the same as the general form; a test runs both and compares. `charge` is defined in the file
+-- before this one: see `bucket_at_once.lua` and `counter_at_once.lua`.
 
 local function let_through_at_once()
   local HUGE = 2 ^ 60
@@ -13,7 +14,7 @@ local function let_through_at_once()
   end
   local plan, op = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
   local state = cmsgpack.unpack(raw)
-  -- The sum tells of a number that is none, as in `state.lua`.
+  -- The sum detects a value that is not a finite number, as in `state.lua`.
   local sum = state.at + state.pause + state.turn + state.version
   if state.format ~= 1 or state.of ~= plan[1] or state.waiting ~= 0 or state.entries ~= 0 or state.own or plan[3] ~= 0
     or op.at_most or op.version ~= state.version or not (sum > -HUGE and sum < HUGE) then
@@ -42,7 +43,7 @@ local function let_through_at_once()
   return answer, cmsgpack.pack(state), string.format('%.0f', math.ceil(unused / 1000) + 90000), op
 end
 
--- What cannot be read raises.
+-- Data that cannot be decoded raises an error.
 local good, answer, state, keep, op = pcall(let_through_at_once)
 if good and answer then
   if op.got and #op.got > 0 then

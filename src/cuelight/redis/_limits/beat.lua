@@ -1,7 +1,7 @@
--- beat: a party lives. With `held`, it tells which permits it has: it had been taken for dead. With `ended`, which
--- of those it told before it has no more.
+-- beat: renew the lease of a party. A party that was considered dead sends in `held` the permits that it holds, and in
+-- `ended` the permits that it sent before and no longer holds.
 --
--- ARGV[2] is {party, held, ended}. Answers {fresh: whether the party had been buried}.
+-- ARGV[2] is {party, held, ended}. Answers {fresh: whether the party had been removed}.
 
 call('ZADD', KEYS[6], 'XX', whole(now + lease * 1000), op.party)
 for _, id in ipairs(op.held or {}) do

@@ -1,6 +1,6 @@
--- A token bucket by GCRA. A row is {interval, scale, burst}: a cost of 1 is paid off in `interval` ticks, `scale` of
--- which make a microsecond. A limit is {owed, interval, scale}: what is owed, in ticks; less than nothing for as long as
--- nothing has been owed, so that a late amendment is as if the real cost had been charged at the start.
+-- A token bucket by GCRA. A row is {interval, scale, burst}: a cost of 1 is paid off in `interval` ticks, of which
+-- `scale` are a microsecond. A limit is {owed, interval, scale}: the debt in ticks. It goes below 0 with the time since
+-- the debt was paid off, so that a late amendment has the effect of charging the real cost at the start.
 
 function meter.step(i)
   local row, limit = rows[i], limits[i]
@@ -11,7 +11,7 @@ function meter.step(i)
   check(limit[1] + limit[2] + limit[3], min(limit[2], limit[3]))
   limit[1] = max(-EVER, limit[1] - elapsed * limit[3])
   if limit[2] ~= row[1] or limit[3] ~= row[2] then
-    -- Another limit than before: what is owed stays owed, in units.
+    -- The limit has changed: the debt stays the same in units.
     limit[1] = ceil(max(0, limit[1]) / limit[2] * row[1])
     limit[2], limit[3] = row[1], row[2]
   end
@@ -35,7 +35,7 @@ function meter.amend(i, ticket, was, cost)
   local limit = limits[i]
   local change = (cost - was) * limit[2]
   if change < 0 then
-    -- Refunded is what was not paid off yet; booked at another pace, nothing: how much of it is paid off is not known.
+    -- Only the part that is not paid off is refunded. For a booking at another pace that part is unknown: no refund.
     local owed = 0
     if ticket[3] == limit[2] and ticket[4] == limit[3] then
       owed = max(0, ticket[2] - max(0, now - ticket[1]) * limit[3])

@@ -1,4 +1,4 @@
--- Charge a limit of a bucket; nil if it has no room for the cost, or needs the general form. See `bucket.lua`.
+-- Charge a limit of a token bucket; nil if it has no room for the cost, or needs the general form. See `bucket.lua`.
 local function charge(row, limit, cost, now, elapsed)
   local owed, interval, scale = limit[1], limit[2], limit[3]
   if interval ~= row[1] or scale ~= row[2] or cost > row[3] or not (owed > -2 ^ 60 and owed < 2 ^ 60) then

@@ -1,6 +1,6 @@
 -- A sliding window of two counters. A row is {limit, window}; windows begin at multiples of their length. A limit is
--- {index, last, this, window}: which window this is, and what was let through in the last one and in this one. What was
--- let through in the last window counts as spread evenly over it.
+-- {index, last, this, window}: the index of this window, and the costs admitted in the last window and in this one. The
+-- costs of the last window count as spread evenly over it.
 
 local function into(i)
   return now % rows[i][2]
@@ -29,7 +29,7 @@ function meter.step(i)
   check(limit[1] + limit[2] + limit[3] + limit[4], limit[4])
   roll(limit, limit[4])
   if limit[4] ~= window then
-    -- Another window than before: what counts now counts as let through in the new one.
+    -- The window has changed: the cost that counts now counts as admitted in the new window.
     local counts = limit[3] + ceil(limit[2] * (limit[4] - now % limit[4]) / limit[4])
     limits[i] = {floor(now / window), 0, counts, window}
   end
@@ -39,7 +39,7 @@ function meter.due(i, cost, ahead)
   local most, window, limit = rows[i][1], rows[i][2], limits[i]
   local last, this = limit[2], limit[3]
   cost = min(cost, most)
-  -- Each window takes the limit at most, so what is ahead puts it off by whole windows.
+  -- Each window admits the limit at most, so the requests ahead delay it by whole windows.
   local windows = ahead > 0 and floor((min(this, most) + ahead + cost - 1) / most) or 0
   local room = most - min(most, ahead + cost)
   local at

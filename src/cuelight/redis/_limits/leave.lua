@@ -1,6 +1,6 @@
--- leave: a request waits no more, or does not want what it was given. What it was charged is given back.
+-- leave: remove a request that no longer waits, or that cannot use its admission. Its charge is refunded.
 --
--- ARGV[2] is {id, costs, keep}. Answers {}. The request is remembered as one that left, should it still ask.
+-- ARGV[2] is {id, costs, keep}. Answers {}. The request is remembered as one that left, in case it still asks.
 
 local given = call('HGET', KEYS[4], op.id)
 given = given and read(given)

@@ -1,10 +1,10 @@
--- Who waits, in order, and what it means to be let through; the same rules as in one process.
+-- The queue of waiting requests and the admission of requests, by the same rules as in one process.
 --
--- 1. Requests are let through in the order in which they came: the first is, as soon as its limits allow it, and nothing
---    before it. Any script that runs lets through all that are due, whoever asked for it.
+-- 1. Requests are admitted in the order of arrival: the first as soon as its limits allow it, and no other before it.
+--    Every script admits all requests that are due, of any party.
 -- 2. A request is charged in all limits or in none.
--- 3. The first in line has a timer that is not too late, or is told over the channel when its turn comes earlier.
--- 4. A party whose lease has ended waits for nothing and holds nothing.
+-- 3. The first in the queue has a timer that is not too late, or is notified over the channel of an earlier turn.
+-- 4. A party whose lease has ended has no waiting requests and no permits.
 
 local count = #rows
 local told = {}
@@ -18,7 +18,7 @@ local function party_of(id)
   return string.match(id, '^[^:]+')
 end
 
--- Only those who listen, and have said by which word they are reached: it is another in a cluster.
+-- Notify a request, if its party is subscribed and has sent the command for publishing, which differs in a cluster.
 local function tell(id, waiter)
   if waiter.word and id ~= op.id then
     local party = party_of(id)
@@ -37,7 +37,7 @@ local function first()
   return call('ZRANGE', KEYS[2], 0, 0)[1]
 end
 
--- When there is a permit after `ahead` others that wait for one.
+-- Microseconds until a permit is free after `ahead` other waiting requests.
 local function permit_due(ahead)
   if permits == 0 then
     return -EVER
@@ -46,7 +46,8 @@ local function permit_due(ahead)
   return (held == 0 or held + ahead + 1 <= permits) and 0 or EVER
 end
 
--- When a request can go that nobody is before, from now on; it may be in the past. What it does not use does not count.
+-- Microseconds until the first request in the queue can be admitted; may be negative. Limits in which it costs nothing
+-- do not delay it.
 local function due_of(costs)
   local due = max(state.pause, permit_due(0))
   for i = 1, count do
@@ -57,7 +58,7 @@ local function due_of(costs)
   return due
 end
 
--- When it will be a request's turn after all that came before it. Never too late, unless one of those leaves.
+-- Microseconds until a request is admitted after all requests before it. Never too late, unless one of them leaves.
 local function estimate(costs, before, turn)
   local due, served, ahead = max(0, state.pause), before, 0
   if state.waiting > 0 then
@@ -73,7 +74,7 @@ local function estimate(costs, before, turn)
   return max(due, permit_due(ahead))
 end
 
--- Let a request through: its tickets.
+-- Admit a request. Returns its tickets.
 local function admit(id, costs, late)
   local tickets = {}
   for i = 1, count do
@@ -85,7 +86,7 @@ local function admit(id, costs, late)
   return tickets
 end
 
--- Take back what a request was charged, and its permit.
+-- Refund the charge of a request, and release its permit.
 local function give_back(id, costs, tickets)
   for i = 1, count do
     if costs[i] > 0 then
@@ -95,7 +96,7 @@ local function give_back(id, costs, tickets)
   call('ZREM', KEYS[5], id)
 end
 
--- A request waits no more, whether or not it was let through.
+-- Remove a request from the waiting ones, whether or not it was admitted.
 local function forget(id)
   if call('ZREM', KEYS[2], id) == 1 then
     state.waiting = state.waiting - 1
@@ -103,7 +104,7 @@ local function forget(id)
   state.entries = state.entries - call('HDEL', KEYS[3], id)
 end
 
--- A party is there for another lease. True if it was not there, or was buried.
+-- Renew the lease of a party. Returns true if the party is new, or had been removed.
 local function renew(party)
   local fresh = call('ZADD', KEYS[6], whole(now + lease * 1000), party) == 1
   for key = 2, 6 do
@@ -114,7 +115,7 @@ local function renew(party)
   return fresh
 end
 
--- Take away what parties have whose leases have ended.
+-- Remove the parties whose leases have ended, with their waiting requests and permits.
 local function bury()
   local dead = {}
   for _, party in ipairs(call('ZRANGEBYSCORE', KEYS[6], '-inf', whole(now))) do
@@ -139,7 +140,7 @@ local function bury()
   end
 end
 
--- Let through all that are due, and see that the next one's timer is not too late.
+-- Admit all requests that are due, and make sure that the timer of the next one is not too late.
 local function advance()
   if state.waiting == 0 and permits == 0 then
     return
@@ -168,12 +169,12 @@ local function advance()
     tell(head, waiter)
   end
   local head = first()
-  if head then -- the rest in another step: nobody else is served while a script runs
+  if head then -- the rest in another step: the server serves no other client while a script runs
     tell(head, asked(head))
   end
 end
 
--- Remember an answer, for as long as the question may come again. The caller says when the key needs more time.
+-- Remember an answer, for as long as the same call may be sent again. The caller says when the key needs more time.
 local function remember(id, answer)
   call('HSET', KEYS[4], id, answer)
   if op.keep or not raw then
@@ -182,7 +183,7 @@ local function remember(id, answer)
   return answer
 end
 
--- Write the state, and tell those whose turn came.
+-- Write the state, and notify the requests whose turn came.
 local function save()
   local unused = max(0, state.pause)
   for i = 1, count do
@@ -201,7 +202,8 @@ local function save()
   end
 end
 
--- What is left, when it will be as if unused, and what limits there are, if the caller does not know.
+-- Add to an answer the remaining amounts, the time until the limiter is as if unused, and the limits, if the caller
+-- has another version of them.
 local function report(answer)
   local unused, open = max(0, state.pause), state.waiting == 0 and state.pause <= 0
   answer.left = {}

@@ -1,6 +1,6 @@
--- A sliding window with a log. A row is {limit, window}. A limit is {used}: what the entries of its log cost together.
--- An entry is `cost:request`, scored by when it was let through. At time t + window, what was let through at t counts no
--- more.
+-- A sliding window with a log. A row is {limit, window}. A limit is {used}: the total cost of the entries of its log.
+-- An entry is `cost:request`, scored by the time of its admission. A request admitted at time t no longer counts at
+-- t + window.
 
 local function cost_of(entry)
   return tonumber(string.match(entry, '^%d+'))
@@ -37,7 +37,7 @@ function meter.due(i, cost, ahead)
   if total == 0 then
     return 0
   end
-  -- As many whole windows later as what is ahead fills, and then when enough of what counts now expires.
+  -- First the whole windows that the requests ahead fill, then the time until enough current entries expire.
   local windows, rest = floor((total - 1) / most), (total - 1) % most
   local lacking, from = rest + 1 - (most - limits[i][1]), 0
   if lacking <= 0 then
@@ -52,7 +52,7 @@ function meter.due(i, cost, ahead)
       end
     end
     if #entries == 0 then
-      return (windows + 1) * window -- the server has lost a part of the log
+      return (windows + 1) * window -- the server has lost part of the log
     end
     from = from + 100
   end

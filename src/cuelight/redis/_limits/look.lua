@@ -1,4 +1,4 @@
--- look: what is left, and when such a request could go.
+-- look: return the remaining amounts, and the time until such a request could be admitted.
 --
 -- ARGV[2] is {costs, version}. Answers {wait, waiting, held, report...}.
 

@@ -1,23 +1,23 @@
--- What every script of a limiter begins with: its arguments, the time, and what the server remembers of it.
+-- The beginning of every limiter script: its arguments, the time, and the state on the server.
 --
 -- KEYS of every script, all in one slot:
---   1  string  the state: what is owed, the pause, an override; packed by cmsgpack. Lives for as long as it says
---              something that a new one would not, and 90 s.
---   2  zset    those that wait, scored by their turn
---   3  hash    what those that wait ask for, packed
---   4  hash    what the caller's party was answered lately, by request, in case that the answer got lost
---   5  zset    who holds a permit, scored by when it was given
---   6  zset    parties, scored by when their leases end. A party is one limiter object in one event loop of one
+--   1  string  the state: debts, the pause, limits set for all; packed by cmsgpack. Expires 90 s after it has become
+--              equal to a new state.
+--   2  zset    the waiting requests, scored by their turn
+--   3  hash    the arguments of the waiting requests, packed
+--   4  hash    recent answers to the caller's party, by request, in case an answer got lost
+--   5  zset    the requests that hold a permit, scored by the time of the grant
+--   6  zset    the parties, scored by the end of their leases. A party is one limiter object in one event loop of one
 --              process; the name of a request begins with the name of its party and a colon.
---   7  zset    the log of the first limit, and so on; only where the algorithm keeps logs
--- ARGV: 1 the plan, 2 what is asked; both packed by msgpack.
+--   7  zset    the log of the first limit, and so on; only if the algorithm keeps logs
+-- ARGV: 1 the plan, 2 the arguments of the script; both packed by msgpack.
 --
--- A plan is {what it limits, rows, permits (0: any number), lease in milliseconds, the first part of the channel of a party}.
--- A row is one limit.
--- An answer is packed too, a map. With `error` in it, nothing was done.
+-- A plan is {kind: the algorithm and the names of the limits, rows, permits (0: any number), lease in milliseconds, the
+-- first part of the channel of a party}. A row is one limit.
+-- An answer is packed too, a map. If it contains `error`, nothing was done.
 --
--- Times are whole microseconds of this server. Where it matters (what is owed, pauses) they are counted from the last
--- step, so that a clock that was set back makes nothing wait for it. All numbers are whole and below 2^53.
+-- Times are whole microseconds of this server. Debts and pauses are counted from the last step, so that no request
+-- waits for a clock that was set back. All numbers are whole and below 2^53.
 
 local FORMAT, EVER, LATE, RECENT, OVERRIDE, HUGE = 1, 2 ^ 52, 10000, 90000, 30 * 86400000, 2 ^ 60
 local pack, read = cmsgpack.pack, cmsgpack.unpack
@@ -46,7 +46,7 @@ if raw then
   if value.of ~= plan[1] then
     return pack({error = 'other', of = value.of})
   end
-  -- A sum tells of any that is no number, not finite, or absurd: one that is nan would let everything through.
+  -- The sum detects any value that is not a number, not finite, or absurdly large: a nan would admit every request.
   local good, sum = pcall(function()
     return value.at + value.pause + value.waiting + value.entries + value.turn + value.version + #value.limits
   end)
@@ -55,13 +55,14 @@ if raw then
   end
   state = value
 else
-  -- pause: how long it lasts, less than 0 when it is over; waiting: how many; entries: how many
-  -- are in hash 3, with those that were let through and do not know it; turn: the last one's; asked: what all
-  -- that ever waited asked for, by limit, since somebody waits; own: limits that were
-  -- set for all {rows, permits, numbers}, and version: how many times.
+  -- pause: microseconds that it still lasts, below 0 when it is over; waiting: the number of waiting requests;
+  -- entries: the number of entries in hash 3, which include requests that were admitted and do not know it yet;
+  -- turn: the turn of the last request; asked: by limit, the total costs of all requests that have waited since
+  -- the queue was last empty; own: the limits that were set for all {rows, permits, numbers}, and version: how
+  -- often they were set.
   state = {format = FORMAT, of = plan[1], at = now, pause = -EVER, waiting = 0, entries = 0, turn = 0, version = 0,
     limits = {}}
-  call('DEL', KEYS[2], KEYS[3]) -- who waits asks again
+  call('DEL', KEYS[2], KEYS[3]) -- waiting requests ask again
 end
 
 local rows, permits, lease = plan[2], plan[3], plan[4]
@@ -70,7 +71,7 @@ if state.own then
 end
 local limits = state.limits
 
--- Refuse numbers that are none, by their sum, and one that must be 1 or more.
+-- Raise an error if the sum shows that a value is not a finite number, or if `least` is below 1.
 local function check(sum, least)
   if not (sum > -HUGE and sum < HUGE and least >= 1) then
     error('CORRUPT limit')
@@ -89,5 +90,5 @@ elapsed = max(0, elapsed)
 state.at = now
 state.pause = max(-EVER, state.pause - elapsed)
 
--- The meters of the algorithm. Each function takes the number of the limit first; due is from now on.
+-- The meters of the algorithm. The first argument of each function is the number of the limit; `due` counts from now.
 local meter = {}

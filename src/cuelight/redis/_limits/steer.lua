@@ -1,7 +1,7 @@
--- steer: a pause, its end, other limits, or what a service says is left.
+-- steer: begin or end a pause, change the limits, or lower the remaining amounts to those that a service reports.
 --
--- ARGV[2] is any of {pause: microseconds, resume, limits: {rows, permits, numbers}, left: by limit, -1 for not known, version}.
--- Answers {pause: microseconds that are left, report...}.
+-- ARGV[2] is any of {pause: microseconds, resume, limits: {rows, permits, numbers}, left: by limit, -1 for unknown,
+-- version}. Answers {pause: the microseconds that are left, report...}.
 
 if op.limits then
   state.own, state.version = op.limits, state.version + 1

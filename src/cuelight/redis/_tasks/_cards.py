@@ -1,7 +1,7 @@
-"""Between what a store gets and gives, and what it keeps on the server.
+"""Converts between the values of the task store interface and the data on the server.
 
-A task is kept in two parts. Its row is an array that scripts read and write, see `book.lua`. Its record is bytes that
-only we read: the length of a head, the head (msgpack), and the payload, which can be replaced by itself.
+A task has two parts on the server. Its row is an array that scripts read and write, see `book.lua`. Its record is bytes
+that only this module reads: the length of a head, the head (msgpack), and the payload, which can be replaced alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 _LENGTH: Final = struct.Struct(">I")
 _EXACT: Final = 2**53
-"""Scripts count in doubles."""
+"""Scripts count in doubles: whole numbers below this are exact."""
 STORY: Final = 1
 CHECKPOINT: Final = 2
 PROGRESS: Final = 4
@@ -40,7 +40,7 @@ RESULT: Final = 8
 
 
 class _Row(msgspec.Struct, array_like=True):
-    """The names are those of `book.lua`. What a newer version has put behind them is ignored."""
+    """The fields are named as in `book.lua`. Fields that a newer version has appended are ignored."""
 
     id: str
     seq: int
@@ -88,7 +88,7 @@ _decode_story: Final = msgspec.msgpack.Decoder(_Story).decode
 
 
 _BROKEN: Final = (msgspec.MsgspecError, struct.error, ValueError, OverflowError, RecursionError, IndexError)
-"""What decoders raise for bytes that nobody has written: deep nesting, too, and text that is no Unicode."""
+"""The errors that decoders raise for damaged bytes, including deep nesting and text that is not valid Unicode."""
 
 UNDECODABLE: Final = "undecodable"
 
@@ -97,8 +97,8 @@ class Unreadable(Exception):
     """A part of a task cannot be read.
 
     Attributes:
-        part: which: "row", "record" or "story" (what attempts have left behind).
-        row: the row of the task, as it is kept.
+        part: the damaged part: "row", "record" or "story" (the data that attempts have left).
+        row: the row of the task, as it is stored.
         why: a sentence without the name of the task.
     """
 
@@ -109,14 +109,16 @@ class Unreadable(Exception):
 
 
 def tag_of(prefix: str, queue: str) -> str:
-    """What all keys of a queue begin with: a hash tag, which no name can end before its time."""
+    """Return the common prefix of all keys of a queue: a hash tag, in which names are escaped so that they cannot end
+    it.
+    """
     return (
         "{" + ":".join(re.sub(r"[%:{}]", lambda found: f"%{ord(found[0]):02X}", name) for name in (prefix, queue)) + "}"
     )
 
 
 def limit_card(limit: Limit) -> list[Any]:
-    """A limit as scripts have it."""
+    """Convert a limit to the array that scripts use."""
     return [
         limit.key,
         limit.max_concurrent or False,
@@ -128,14 +130,14 @@ def limit_card(limit: Limit) -> list[Any]:
 
 
 def card_of(record: Record, nonce: str) -> tuple[msgspec.Raw, bytes]:
-    """The row of a new task (msgpack), and its record.
+    """Return the row of a new task (msgpack), and its record.
 
     Args:
-        record: what a producer gave, checked.
-        nonce: by which the same enqueue is known when it comes again.
+        record: the record of a producer, already checked.
+        nonce: identifies the enqueue, so that it is recognised when it is sent again.
 
     Raises:
-        ValueError: a text in it is no Unicode, or a number is too large.
+        ValueError: a text in it is not valid Unicode, or a number is too large.
     """
     if not -_EXACT < record.priority < _EXACT:
         raise ValueError(f"Record({record.id!r}, priority={record.priority!r}): give a number below 2**53")
@@ -190,7 +192,7 @@ def _counts(story: _Story) -> Counts:
 
 
 def leases_of(parts: Sequence[bytes]) -> Iterator[Lease | Unreadable]:
-    """The leases in the reply to a claim, each as its row, record, story and checkpoint."""
+    """Decode the leases in the reply to a claim, each from its row, record, story and checkpoint."""
     for at in range(0, len(parts) - 3, 4):
         raw = parts[at]
         try:
@@ -203,9 +205,9 @@ def leases_of(parts: Sequence[bytes]) -> Iterator[Lease | Unreadable]:
 
 
 def snapshots_of(parts: Sequence[bytes]) -> Iterator[Snapshot | Unreadable]:
-    """The tasks in a reply, each as its row, record, story, checkpoint, progress and result.
+    """Decode the tasks in a reply, each from its row, record, story, checkpoint, progress and result.
 
-    A dead letter is shown with what can be read of it: it says itself that the rest cannot.
+    A dead letter is shown with its readable parts; its reason says that the rest cannot be read.
     """
     for at in range(0, len(parts) - 5, 6):
         try:
@@ -252,15 +254,16 @@ def _snapshot_of(parts: Sequence[bytes]) -> Snapshot:
 
 
 def shown(unreadable: Unreadable) -> Snapshot:
-    """What people see of a task that is no dead letter yet though it cannot be read."""
+    """Return the snapshot of an unreadable task that is not a dead letter yet."""
     record = Record(id="", type="", payload=unreadable.row)
     return Snapshot(record=record, state="dead_letter", reason=UNDECODABLE, sequence=0, epoch=0, counts=Counts())
 
 
 def schedule_of(name: str, spec: str | bool, due: float, row: bytes, blob: bytes) -> Schedule:
-    """Periodic work; the nonce of its record is in the row alone, for what it makes has none.
+    """Decode a schedule. The nonce of its record is only in its row, because the tasks that it creates have none.
 
-    What cannot be read is shown with the spec "undecodable", due never, and with all that there is for a payload.
+    An unreadable schedule is returned with the spec "undecodable", an infinite due time, and all its bytes as the
+    payload.
     """
     try:
         card = _row_of(row)

@@ -1,14 +1,15 @@
-"""What a store knows of changes that others make, and those who wait for them.
+"""Notifications of changes that other processes make to a store, and the callers that wait for them.
 
-The server counts changes, and those among them that may have made something claimable. Each reply carries both numbers.
-Who waits has a mark set on the server; the step that changes something while there is a mark publishes both numbers and
-takes the mark away. So nothing is published while nobody waits, and each who waits is told once.
+The server counts all changes, and separately the changes that may have made a task claimable. Each reply contains both
+numbers. A waiting caller sets a mark on the server. The step that makes a change while a mark is set publishes both
+numbers and removes the mark. So nothing is published while no caller waits, and each waiting caller is notified once.
 
-1. A wait that begins before a change ends soon after it: the mark was set while the numbers were those that were seen
-   before what the caller has read, or they are compared again.
-2. A hint is only a hint: while somebody waits the numbers are compared once in `LOOK` seconds, and after each gap.
-3. Who has found less to claim than it wanted, and has read nothing else since, is told only of what may be claimable:
-   what others finish, or what it has claimed itself, is none of its business.
+1. A wait that begins before a change ends soon after it. The mark was set while the numbers were those that the caller
+   had seen before it read; otherwise they are compared again.
+2. A notification is only a hint: while a caller waits, the numbers are compared once in `LOOK` seconds, and after each
+   gap in the subscription.
+3. A worker whose last claim came back short, and that has read nothing else since, is notified only when new tasks may
+   be claimable, not of other changes, such as tasks that others finish or that it has claimed itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Hints"]
 
 LOOK: Final = 1.0
-"""Seconds after which a store that is waited for asks whether a hint got lost."""
+"""Seconds after which a store with waiting callers asks the server whether a notification got lost."""
 
 
 class _Ear:
@@ -47,25 +48,25 @@ class _Ear:
 
 
 class Hints:
-    """Of one store, in all loops.
+    """The notifications of one store, in all loops.
 
     Attributes:
-        version: of the store, see `Store.version`.
+        version: the version of the store, see `Store.version`.
     """
 
     def __init__(self, channel: str, arm: Callable[[str, int, int], Awaitable[bool]]) -> None:
-        """Begin to know nothing.
+        """Create it without any knowledge of the server.
 
         Args:
-            channel: where hints come from.
-            arm: sets a mark on the server unless the numbers there are others; whether it did. It calls `reset` with
-                the reply if it did not.
+            channel: the channel of the notifications.
+            arm: sets a mark on the server, unless the numbers there differ, and returns whether it did. If it did not,
+                it calls `reset` with the reply.
         """
         self._channel, self._arm = channel, arm
         self._changes, self._stirs = Changes(), Changes()
         self._seen = (0, 0)
-        self._marked = -1  # up to which version a mark for any change is set
-        self._read = self._hungry = 0  # in which of our versions somebody last read something, or found nothing
+        self._marked = -1  # the version up to which a mark for any change is set
+        self._read = self._hungry = 0  # the local versions of the last read, and of the last claim that came back short
         self._lock = threading.Lock()
         self._ears: weakref.WeakKeyDictionary[Any, _Ear] = weakref.WeakKeyDictionary()
         self._closed = False
@@ -75,23 +76,23 @@ class Hints:
         return self._changes.version
 
     def reading(self) -> None:
-        """Somebody reads, and may wait for a change of it."""
+        """Record that a caller reads, and may then wait for a change."""
         self._read = self.version
 
     def saw(self, reply: Reply, *, claimed: bool = False, hungry: bool = False) -> None:
-        """Take the numbers of a reply.
+        """Use the numbers of a reply.
 
         Args:
-            reply: of any step.
-            claimed: whoever asked has seen all that was claimable.
-            hungry: and it was less than asked for; the mark is set.
+            reply: the reply to any step.
+            claimed: the caller has seen everything that was claimable.
+            hungry: the caller got less than it asked for; the mark is set.
         """
         self._took(reply.version, reply.stirred, quietly=claimed)
         if hungry:
             self._hungry = self.version
 
     def reset(self, reply: Reply) -> None:
-        """Take the numbers of a reply whatever was seen before: the server may have lost some."""
+        """Use the numbers of a reply even if they are lower than before: the server may have lost some changes."""
         with self._lock:
             self._seen = (reply.version, reply.stirred)
         self._notify()
@@ -100,7 +101,7 @@ class Hints:
         with self._lock:
             seen_version, seen_stirred = self._seen
             if version <= seen_version:
-                return  # our own change, or an answer that was overtaken
+                return  # a change of this store, or an answer that was overtaken
             self._seen = (version, stirred)
         if stirred > seen_stirred:
             self._notify()
@@ -108,17 +109,17 @@ class Hints:
             self._changes.notify()
 
     def _notify(self) -> None:
-        self._changes.notify()  # before the other: see `changed`
+        self._changes.notify()  # before `_stirs`: see `changed`
         self._stirs.notify()
 
     def _on_message(self, message: bytes) -> None:
         try:
             version, stirred = map(int, message.split())
-        except ValueError:  # not by any step
+        except ValueError:  # not published by a step of a store
             self._notify()
             return
         if version < self._seen[0]:
-            self._notify()  # an old one, or the server has lost some: the next look will tell
+            self._notify()  # an old message, or the server has lost changes: the next comparison shows which
         else:
             self._took(version, stirred, quietly=False)
 
@@ -130,12 +131,12 @@ class Hints:
         """
         began = loop_time()
         stirs = self._stirs.version
-        # What is claimable now raises both, `_changes` first: one of the two comparisons notices it.
+        # A newly claimable task raises both versions, `_changes` first: one of the two comparisons notices it.
         if self.version != since or timeout <= 0:
             await yield_now()
             return
         hungry = self._hungry == since and self._read != since
-        # A server that is away takes longer to say so than the caller may want to wait.
+        # It may take longer to find that the server is away than the caller wants to wait.
         with anyio.move_on_after(timeout):
             ear = await self._listen(server, hungry=hungry)
             await self._wait(ear, since, stirs, began + timeout, hungry=hungry)
@@ -163,12 +164,14 @@ class Hints:
             self._marked = version
 
     async def _listen(self, server: Server, *, hungry: bool) -> _Ear:
-        """The ear of this loop. It has heard everything since the numbers were compared last."""
+        """Return the subscription of this loop, which has received all messages since the last comparison of the
+        numbers.
+        """
         ear = self._ears.setdefault(running_loop(), _Ear())
         if ear.subscription is not None:
             return ear
         async with ear.lock:
-            if ear.subscription is not None:  # others have begun to wait meanwhile
+            if ear.subscription is not None:  # another caller has subscribed in the meantime
                 return ear
             subscription: Subscription | None = None
             with anyio.move_on_after(seconds := time_for_step()):
@@ -187,11 +190,11 @@ class Hints:
         return ear
 
     def open(self) -> None:
-        """Begin to listen again."""
+        """Allow subscriptions again."""
         self._closed = False
 
     def close(self) -> None:
-        """Wake all who wait, and listen no more. From any thread."""
+        """Wake all waiting callers, and end the subscriptions. May be called from any thread."""
         self._closed = True
         for ear in list(self._ears.values()):
             if ear.subscription is not None:

@@ -1,4 +1,4 @@
-"""How the steps of a store reach its server, in what time, and by which clock."""
+"""Sends the steps of a store to its server, within the timeouts, and keeps the time of the server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Steps"]
 
 _DRIFT: Final = 0.001
-"""Seconds by which a reply that was under way for long may set back what we take for the time of the server."""
+"""Seconds by which a slow reply may set back the estimated time of the server."""
 
 
 class Steps:
@@ -42,7 +42,7 @@ class Steps:
         self._keys: list[Argument] = list(steps.keys_of(prefix, queue))
         self._channel = steps.channel_of(prefix, queue)
         self._clock = None if clock is None else SteadyClock(clock)
-        self._ahead = time.time() - time.monotonic()  # of our monotonic clock
+        self._ahead = time.time() - time.monotonic()  # seconds that the server's clock is ahead of the monotonic clock
         self._publish = "PUBLISH"
         self._is_open = False
 
@@ -50,7 +50,7 @@ class Steps:
         return f"RedisStore({self._server.name!r}, queue={self._queue!r})"
 
     def now(self) -> float:
-        """The clock of the server, in seconds since the epoch, as the last answers told it."""
+        """Return the server's clock, in seconds since the epoch, as estimated from the last answers."""
         return time.monotonic() + self._ahead if self._clock is None else self._clock()
 
     def _check_open(self) -> None:
@@ -66,7 +66,7 @@ class Steps:
         ahead = reply.now - time.monotonic()
         known = (
             self._is_open and abs(ahead - self._ahead) < 1.0
-        )  # else the clock was set, or is heard for the first time
+        )  # otherwise the server's clock was set, or this is its first reply
         self._ahead = max(ahead, self._ahead - _DRIFT) if known else ahead
         return reply
 
@@ -81,7 +81,7 @@ class Steps:
             raise self._failed(call, error) from error
         except StoreRefused as error:
             if "WRONGTYPE" in str(error):
-                await steps.check_keys(self._server, self._keys)  # says which
+                await steps.check_keys(self._server, self._keys)  # its error names the key
             raise
 
     def _send_blocking(self, call: Call) -> steps.Reply:
@@ -92,17 +92,17 @@ class Steps:
             raise self._failed(call, error) from error
 
     def _failed(self, call: Call, error: RedisError) -> Exception:
-        """The error for what could not be sent, or what the server could not run to its end."""
+        """Return the error for a step that could not be sent, or that failed on the server."""
         if isinstance(error, DataError):
             return TypeError(f"{self!r}: the step {call.script.name!r} cannot be sent: {safe_str(error)}")
         return StoreRefused(f"{self!r}: the step {call.script.name!r} failed on the server: {safe_str(error)}")
 
     @contextmanager
     def _in_time(self, step: str) -> Generator[None]:
-        """Let what is done in the block take no longer than the caller of the step allows.
+        """Limit the block to the time that the caller of the step allows.
 
         Raises:
-            StoreUnavailable: it would have.
+            StoreUnavailable: the block took too long.
         """
         seconds = time_for_step()
         with anyio.move_on_after(seconds) as scope:
@@ -112,6 +112,6 @@ class Steps:
 
 
 def _timeout_of(server: Server) -> float:
-    """Seconds after which a call of a server fails by itself; 0 if that is not known."""
+    """Seconds after which a call of a server fails by itself; 0 if unknown."""
     settings = server._settings if isinstance(server, RedisClient) else None
     return 0.0 if settings is None else settings.timeout + settings.connect_timeout

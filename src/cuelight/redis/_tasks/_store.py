@@ -61,34 +61,34 @@ log = get_log("cuelight.tasks")
 
 _KIND: Final = {kind: number for number, kind in enumerate(KINDS)}
 _AT_ONCE: Final = 1000
-"""Tasks that one step of the server takes by their identifiers."""
+"""The greatest number of task identifiers in one step of the server."""
 _LEAVING: Final = 1.0
 """Seconds that closing waits for the server."""
 _DRIFT: Final = 0.001
-"""Seconds by which a reply that was under way for long may set back what we take for the time of the server."""
+"""Seconds by which a slow reply may set back the estimated time of the server."""
 
 
 class RedisStore(Steps):
     """Keeps the tasks of one queue on a Redis (6.2 or newer) or Valkey server, for any number of processes.
 
-    Each step is one script on the server, which takes effect wholly or not at all, by the clock of the server. A call
-    that is cancelled while it waits may take effect all the same; made again, it changes nothing more. Calls that are
-    made at once travel together.
+    Each step is one script on the server, which takes effect completely or not at all, by the clock of the server. A
+    call that is cancelled while it waits may take effect all the same; repeating it changes nothing more. Calls that
+    are made at the same time are sent together.
 
-    `durable` says that nothing is lost when every process of ours is killed. What the server itself loses when it ends
-    is its business, and its configuration's:
+    `durable` means that nothing is lost when all client processes are killed. Losses when the server itself ends depend
+    on the server and its configuration:
 
-    * appendonly yes, appendfsync always: nothing that was acknowledged, but by a broken disk.
-    * appendonly yes, appendfsync everysec: nothing when its process is killed, the last second or two when its machine
-      loses power.
-    * snapshots only, or neither: everything since the last snapshot, or everything.
-    * when a replica is promoted: whatever had not reached it. A task that was added in that time is gone, and one that
-      was finished runs again; its epoch may then be given a second time. `min-replicas-to-write` makes the time short.
+    * appendonly yes, appendfsync always: nothing that was acknowledged is lost, unless a disk breaks. * appendonly yes,
+    appendfsync everysec: nothing is lost when the server process is killed; the last second or two when its machine
+    loses power. * snapshots only, or neither: everything since the last snapshot is lost, or everything. * when a
+    replica is promoted: all changes that had not reached it are lost. A task that was added in that time is gone, and a
+    task that was finished runs again; its epoch may then be used a second time. `min-replicas-to-write` makes that time
+    short.
 
-    It must not evict: maxmemory-policy noeviction. A queue of which it has evicted a part is refused.
+    The server must not evict keys: set maxmemory-policy noeviction. A queue is refused if part of it was evicted.
 
-    A queue in which nothing waits, runs or lies dead goes away by itself a day after its last result, unless it is
-    paused, closed, has an overridden limit or periodic work.
+    A queue without waiting tasks, running tasks and dead letters is deleted by itself a day after its last result,
+    unless it is paused, closed, or has an overridden limit or a schedule.
     """
 
     durable = True
@@ -102,16 +102,16 @@ class RedisStore(Steps):
         prefix: str = "cuelight",
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Name the queue; nothing happens before `open`.
+        """Create the store of a queue; nothing is sent before `open`.
 
         Args:
             server: a client, which stays open when the store is closed, or a URL such as "redis://localhost:6379".
-            queue: which queue there.
-            prefix: of all keys, to keep applications apart.
-            clock: seconds since the epoch, in place of the server's clock; for tests.
+            queue: the name of the queue on the server.
+            prefix: the prefix of all keys, which separates applications.
+            clock: returns seconds since the epoch, instead of the server's clock; for tests.
 
         Raises:
-            ValueError: a name is empty, or the URL is none.
+            ValueError: a name is empty, or the URL is invalid.
         """
         super().__init__(server, queue, prefix, clock)
         self._hints = Hints(self._channel, self._arm)
@@ -119,10 +119,10 @@ class RedisStore(Steps):
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
 
     async def open(self) -> None:
-        """Look whether the server is there, and what is kept is ours. A checkpoint.
+        """Check that the server can be reached and that the stored data belongs to a task queue. A checkpoint.
 
         Raises:
-            StoreRefused: a key is of another type, what is kept is of a newer version, or the server wants credentials.
+            StoreRefused: a key is of another type, the data is of a newer version, or the server requires credentials.
             StoreUnavailable: the server cannot be reached.
         """
         with self._in_time("open"):
@@ -133,9 +133,9 @@ class RedisStore(Steps):
         self._hints.open()
 
     async def close(self) -> None:
-        """Refuse all that comes from now on, with `PoolClosed`. A checkpoint.
+        """Refuse all later calls with `PoolClosed`. A checkpoint.
 
-        Whatever is under way goes on. A client that was given stays open.
+        Calls that are under way continue. A client that was passed in stays open.
         """
         if not self._is_open:
             await yield_now()
@@ -143,19 +143,19 @@ class RedisStore(Steps):
         self._is_open = False
         self._hints.close()
         try:
-            # A server that is away keeps its keys: they go when somebody comes back and leaves again.
+            # If the server is away, the keys of an idle queue stay until a store opens and closes again.
             with anyio.move_on_after(_LEAVING), suppress(StoreUnavailable, StoreRefused):
                 await self._send(Call(steps.CHANGE, ["leave", "", []]))
         finally:
             if isinstance(self._server, RedisClient) and self._url is not None:
-                mine, self._server = self._server, RedisClient(self._url)  # for `open`, if there is to be one
+                mine, self._server = self._server, RedisClient(self._url)  # for a later `open`
                 with anyio.CancelScope(shield=True):
                     await mine.aclose()
 
-    # How a step is made
+    # Making steps
 
     async def _step(self, call: Call) -> steps.Reply:
-        """A step after which its caller may wait for what comes."""
+        """Make a step after which its caller may wait for changes."""
         self._check_open()
         self._hints.reading()
         reply = await self._send(call)
@@ -163,12 +163,12 @@ class RedisStore(Steps):
         return reply
 
     async def _change(self, which: str, *args: Any, blobs: Sequence[bytes] = ()) -> Any:
-        """A step that answers the same when it is sent again."""
+        """Make a step that answers the same when it is sent again."""
         nonce = f"{self._nonce}:{next(self._numbers)}"
         return (await self._step(Call(steps.CHANGE, [which, nonce, args], blobs))).answer
 
     async def _each(self, which: str, ids: Sequence[str]) -> list[Any]:
-        """A step for many tasks, in several if they are very many: a server does nothing else meanwhile."""
+        """Make a step for many tasks, split into several: the server does nothing else during a step."""
         return [await self._change(which, some) for some in _slices(ids)]
 
     async def _arm(self, kind: str, version: int, stirred: int) -> bool:
@@ -177,7 +177,7 @@ class RedisStore(Steps):
             self._hints.reset(reply)
         return bool(reply.answer)
 
-    # What producers do
+    # Calls of producers
 
     async def add(self, records: Sequence[Record], bound: Bound | None = None) -> list[Added]:
         self._check_open()
@@ -186,7 +186,7 @@ class RedisStore(Steps):
         cards: list[Any] = []
         blobs: list[bytes] = []
         for record in records:
-            # Without a nonce an enqueue that is sent again after a lost answer would look like another one.
+            # Without a nonce, an enqueue that is sent again after a lost answer would count as another one.
             card, blob = card_of(record, record.nonce or f"{self._nonce}:{next(self._numbers)}")
             cards.append(card)
             blobs.append(blob)
@@ -202,7 +202,7 @@ class RedisStore(Steps):
         outcomes: Sequence[Any] = (await self._step(Call(steps.ADD, [cards, *bounds], blobs))).answer
         return outcomes
 
-    # What workers do
+    # Calls of workers
 
     async def exchange(self, finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
         self._check_open()
@@ -236,14 +236,16 @@ class RedisStore(Steps):
         return exchange
 
     async def _condemn(self, unreadable: Sequence[Unreadable]) -> None:
-        """Dead-letter what nobody can run; the same claim made again would find it again."""
+        """Move unreadable tasks to the dead letters; otherwise the next claim would find them again."""
         for one in unreadable:
             log.error("%r: a task is a dead letter now, %s", self, one)
         parts, whys = [one.part for one in unreadable], [one.why for one in unreadable]
         await self._change("condemn", parts, whys, blobs=[one.row for one in unreadable])
 
     async def _snapshots(self, call: Call) -> tuple[list[Snapshot], Any]:
-        """The tasks in the answer to a question, and what else it says. What cannot be read is a dead letter first."""
+        """Return the tasks in the answer to a query, and the rest of the answer. Unreadable tasks become dead letters
+        first.
+        """
         reply = await self._step(call)
         found = list(snapshots_of(reply.parts))
         unreadable = [one for one in found if isinstance(one, Unreadable)]
@@ -277,7 +279,7 @@ class RedisStore(Steps):
         reply = await self._step(Call(steps.CHANGE, ["save", "", args], blobs))
         return bool(reply.answer)
 
-    # What people do
+    # Calls of operators
 
     async def cancel(self, ids: Sequence[str]) -> list[str]:
         answers: list[list[str]] = await self._each("cancel", ids)
@@ -340,7 +342,7 @@ class RedisStore(Steps):
         return Size(**dict(zip(STATES, sizes, strict=True)), paused=paused, closed=closed)
 
     async def find(self, query: Query) -> list[Snapshot]:
-        """See `Store.find`. Where very many tasks must be looked at, it takes several steps of the server."""
+        """See `Store.find`. If very many tasks must be searched, it takes several steps of the server."""
         self._check_open()
         check_query(query)
         found: list[Snapshot] = []

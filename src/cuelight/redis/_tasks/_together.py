@@ -1,14 +1,15 @@
-"""Adds of one loop that travel together: what is asked for while one is under way goes with the next.
+"""Combines the adds of one loop: adds that are requested while another one is under way are sent together after it.
 
-Most of what an add costs is the same for one task and for a hundred, so that many producers gain, and one alone loses
-nothing: the first goes at once.
+Most of the cost of an add is the same for one task and for a hundred. So many producers gain, and a single one loses
+nothing, because its add is sent at once.
 
 The invariants:
 
-1. At most one is under way. Whoever finds none leads: it sends its own and all that wait and are bounded alike.
-2. A leader that is cancelled leaves what it sent for others to the next one, who sends it again: each record carries a
-   nonce, so it is the same enqueue.
-3. While anybody waits there is a leader.
+1. At most one add is under way. A caller that finds none leads: it sends its own add, and all waiting ones with the
+   same bounds.
+2. If a leader is cancelled, the adds that it sent for others go to the next leader, which sends them again. Each record
+   carries a nonce, so the server recognises the same enqueue.
+3. While a caller waits, there is a leader.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from cuelight.mailbox import Slot, new_slot
 __all__ = ["Together"]
 
 MOST: Final = 500
-"""Records that travel together."""
+"""The greatest number of records that are sent together."""
 
 _LEAD: Final = object()
 
 Bounds = tuple[int, bool]
 Send = Callable[[Bounds, list[Any], list[bytes]], Awaitable[Sequence[Any]]]
-"""Sends cards and their blobs under a bound. The answer has two values for each."""
+"""Sends cards and their blobs under a bound. The answer has two values for each card."""
 
 
 class _Wish:
@@ -37,11 +38,11 @@ class _Wish:
 
     def __init__(self, bounds: Bounds, cards: list[Any], blobs: list[bytes]) -> None:
         self.bounds, self.cards, self.blobs = bounds, cards, blobs
-        self.slot: Slot | None = None  # where it waits, unless it leads
+        self.slot: Slot | None = None  # the slot on which its caller waits; None for the leader
 
     @property
     def deserted(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether its caller no longer waits."""
         return self.slot is not None and self.slot.done()
 
 
@@ -54,7 +55,7 @@ class Together:
         self._is_led = False
 
     async def add(self, bounds: Bounds, cards: list[Any], blobs: list[bytes]) -> Sequence[Any]:
-        """Send, alone or with others; the answers to these cards. A checkpoint."""
+        """Send cards, alone or with others. Returns the answers to these cards. A checkpoint."""
         wish = _Wish(bounds, cards, blobs)
         if self._is_led:
             answer = await self._wait(wish)
@@ -73,7 +74,7 @@ class Together:
             return await slot
         except BaseException:
             if slot.done() and not slot.cancelled() and slot.result() is _LEAD:
-                self._pass_on()  # cancelled just after it was its turn
+                self._pass_on()  # cancelled just after it became the leader
             raise
 
     async def _lead(self, wish: _Wish) -> Sequence[Any]:
@@ -102,7 +103,7 @@ class Together:
             self._pass_on()
 
     def _alike(self, wish: _Wish) -> list[_Wish]:
-        """Those who may go with it, in their order."""
+        """Take the waiting adds that can be sent with this one, in their order."""
         found: list[_Wish] = []
         room = MOST - len(wish.cards)
         while self._waiting:
@@ -116,7 +117,7 @@ class Together:
         return found
 
     def _pass_on(self) -> None:
-        """Let the next one lead, if anybody waits."""
+        """Make the next waiting caller the leader, if there is one."""
         while self._waiting:
             first = self._waiting.popleft()
             if not first.deserted:
@@ -132,5 +133,5 @@ def _give(wish: _Wish, answer: Any) -> None:
 
 
 def _again(error: Exception) -> Exception:
-    """An error for another task: one of its own, so that tracebacks do not grow into each other."""
+    """Return an error of its own for another task, so that their tracebacks do not mix."""
     return type(error)(*error.args) if isinstance(error, StoreUnavailable) else error

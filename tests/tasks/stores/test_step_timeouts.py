@@ -126,13 +126,13 @@ class Noting(MemoryStore):
         await self._note()
         return await super()._step(step, *args)
 
-    async def add(self, *args: Any) -> Any:
+    async def add(self, records: Any, bound: Any = None) -> Any:
         await self._note()
-        return await super().add(*args)
+        return await super().add(records, bound)
 
-    async def exchange(self, *args: Any) -> Any:
+    async def exchange(self, finishes: Any, claim: Any = None) -> Any:
         await self._note()
-        return await super().exchange(*args)
+        return await super().exchange(finishes, claim)
 
 
 async def test_the_patience_of_a_queue_reaches_its_store() -> None:

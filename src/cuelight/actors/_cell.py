@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell"]
 
 STARTING, LIVE, DRAINING, ENDING, OVER, BURYING, DEAD = range(7)
-"""The states of a cell. `OVER`: the incarnation has ended and its supervisor decides; a restart returns to `STARTING`."""
+"""The states of a cell. `OVER`: the incarnation has ended and its supervisor decides. A restart leads to `STARTING`."""
 
 KILL, STOP, FAIL, RECYCLE, FROM_ABOVE = 1, 2, 4, 8, 16
 
@@ -128,7 +128,7 @@ class Cell(Fates):
 
     @property
     def over(self) -> bool:
-        """Whether its incarnation has ended and its supervisor has to decide what follows."""
+        """Whether its incarnation has ended and its supervisor has to decide on a restart."""
         return self.state == OVER
 
     @property
@@ -258,7 +258,7 @@ class Cell(Fates):
         self.cancel_turn()
 
     def fail_with(self, error: BaseException) -> None:
-        """End this incarnation as if the running handler had raised `error` (for a link, or children that keep failing)."""
+        """End this incarnation as if the running handler had raised `error` (a link, or children that keep failing)."""
         if self.state in (STARTING, LIVE, DRAINING):
             bonds = self.bonds_made()
             if bonds.exit_forced is None:
@@ -414,7 +414,7 @@ class Cell(Fates):
             self.report()
 
     def report(self) -> None:
-        """Report to the family that the whole incarnation has ended. The family decides what follows."""
+        """Report to the family that the whole incarnation has ended. The family decides on a restart."""
         self.state = OVER
         exit_ = self.exit
         assert exit_ is not None  # noqa: S101 - ENDING has one
@@ -464,7 +464,7 @@ class Cell(Fates):
         return error
 
     def failed(self, error: BaseException, item: Any) -> Exit | None:
-        """Handle an exception of a handler. Return the exit of the incarnation, or None if only the request is refused."""
+        """Handle an exception of a handler. Return the incarnation's exit, or None if only the request is refused."""
         refusal = control_error(error, ReplyError)
         if refusal is None:
             return self.crash(self.as_failure(error), item)

@@ -45,7 +45,10 @@ class WasRestarted(Start, frozen=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """The reason why an incarnation ended. The `stopped` and `restarting` hooks, watchers and supervisors receive it."""
+    """The reason why an incarnation ended.
+
+    The `stopped` and `restarting` hooks, watchers and supervisors receive it.
+    """
 
     @property
     def abnormal(self) -> bool:

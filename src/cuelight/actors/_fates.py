@@ -84,7 +84,7 @@ class Fates(Mailbox):
         raise NotImplementedError
 
     def given_up(self, ask: Asked) -> None:
-        """Handle a caller that no longer waits. A queued request is dropped; the handler of a running one is cancelled."""
+        """Handle a caller that no longer waits: drop a queued request, or cancel the handler of a running one."""
         shown = safe_repr(ask.message)
         if ask.state == QUEUED:
             ask.fail(NotStarted(f"the request {shown} was cancelled before {self.path} handled it"))
@@ -203,7 +203,7 @@ class Fates(Mailbox):
         return exit_
 
     def refused(self, error: ReplyError, item: Any) -> None:
-        """Settle the message of a handler that raised `ReplyError`: the caller gets the error, and the actor lives on."""
+        """Settle the message of a handler that raised `ReplyError`. The caller gets the error; the actor continues."""
         if isinstance(item, Asked):
             item.fail(error)
         else:

@@ -348,7 +348,7 @@ class ChannelCore(Generic[T]):
         self._new_slot, self._loop_closed = slot_maker()
 
     def _check_thread(self) -> None:
-        """Check that the caller is in the waiters' thread, the only one that may wake them. Hot paths inline this check."""
+        """Check that the caller is in the waiters' thread, which alone may wake them. Hot paths inline this check."""
         if (self._receivers or self._senders) and get_ident() != self._thread:
             self._refuse_thread()
 

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 
 
 class Actor(Generic[M]):
-    """A state and the handlers for messages of type `M`. It handles one message at a time.
+    """The base class of actors: state, and handlers for messages of type `M`, which run one at a time.
 
     Set the state in `__init__`: a restart calls it again, with the same arguments. The actor already has its address
     inside `__init__`, but spawn children and start timers in `started`.
@@ -177,7 +177,9 @@ class Actor(Generic[M]):
     # Other actors.
 
     def watch(self, ref: Ref[Any]) -> None:
-        """Receive `Terminated(ref, exit)` once, when that actor has ended permanently or if it already has.
+        """Watch an actor: receive `Terminated(ref, exit)` once it has ended permanently, or now if it already has.
+
+        The message is sent once.
 
         Raises:
             TypeError: this actor has no `@on(Terminated)` handler (and no overridden `run`) to receive it.
@@ -270,7 +272,9 @@ class Actor(Generic[M]):
         return defer(self._cell)
 
     def stash(self) -> None:
-        """Set the message being handled aside, to be handled after `unstash`. The stash holds as many as the mailbox.
+        """Set the message being handled aside, to be handled after `unstash`.
+
+        The stash holds as many messages as the mailbox.
 
         Raises:
             StashFull: the stash is full.

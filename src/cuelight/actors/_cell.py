@@ -282,7 +282,6 @@ class Cell(Fates):
         """Note that the link of another actor to this one was removed."""
 
     def cancel_turn(self) -> None:
-        """Cancel the running code."""
         raise NotImplementedError
 
     def hurry(self) -> None:
@@ -313,9 +312,7 @@ class Cell(Fates):
         if self.control:
             if self.items is None:
                 self.items = deque()
-            self.items.appendleft(
-                self.control.popleft()
-            )  # one at a time: the queue may be dropped, control messages may not
+            self.items.appendleft(self.control.popleft())  # one at a time: these must not be dropped
         if self.senders:
             self.admit()
         self.attention = bool(self.control or self.senders or (signals & STOP and self.items))
@@ -434,7 +431,7 @@ class Cell(Fates):
         if self.sent:
             self.withdraw_asks(cut_off=True)  # those of its `stopped` hook
         if holdings:
-            let_go(self)  # locks that the hook has not released
+            let_go(self)  # locks, for example, that the hook has not released
         for item in items or ():
             if not self.stale(item) and not isinstance(item, Terminated):
                 self.dropped(item, "stopped")

@@ -33,19 +33,21 @@ Reason = Literal[
 ]
 """The reason why a message was not handled, or not completely. A user's own overflow policy adds its name.
 
-`stopped`: the actor had ended, or ended before it took the message.
-`unhandled`: no handler takes the message.
-`crashed`: its handler raised.
-`interrupted`: its handler was cancelled.
-`refused`: its handler raised `ReplyError` for a message that was not a request.
-`quarantined`: it crashed the maximum number of incarnations.
-`mailbox_full`: there was no room, and the sender (a timer, another thread, a group) could not wait.
-`policy_failed`: the actor's overflow policy raised, and the sender could not be notified.
+* `stopped`: the actor had ended, or ended before it took the message.
+* `unhandled`: no handler takes the message.
+* `crashed`: its handler raised.
+* `interrupted`: its handler was cancelled.
+* `refused`: its handler raised `ReplyError` for a message that was not a request.
+* `quarantined`: it crashed the maximum number of incarnations.
+* `mailbox_full`: there was no room, and the sender (a timer, another thread, a group) could not wait.
+* `policy_failed`: the actor's overflow policy raised, and the sender could not be notified.
 
 Between nodes:
-`node_lost`: the actor's node was lost before it acknowledged the message.
-`undecodable`: the received data is not a message that this node knows.
-`unsendable`: the message cannot be encoded, and its sender (a timer, another thread, a group) could not be notified.
+
+* `node_lost`: the actor's node was lost before it acknowledged the message.
+* `undecodable`: the received data is not a message that this node knows.
+* `unsendable`: the message cannot be sent to another node, and its sender (a timer, another thread, a group) could not
+  be notified.
 """
 
 log = get_log("cuelight.dead_letters")

@@ -87,7 +87,7 @@ class HandlerTask:
         cell: the actor that it serves, set once a handler of that actor had to wait.
         coroutine: the coroutine that the task runs.
         scopes: anyio's record of the task's scopes, which shows whether a handler has left one open.
-        scope: the cancel scope around the handlers. Cancelling it is the last thing that happens in the task.
+        scope: the cancel scope around the handlers. Once it is cancelled, the task ends after its current work.
         task: the task itself.
     """
 
@@ -163,7 +163,7 @@ class HandlerTask:
         cell = self.cell
         assert cell is not None  # noqa: S101 - it came with the job
         if error is not None and isinstance(awaited, asyncio.Future) and awaited.cancel(*error.args):
-            error = None  # cancelled before this wait began: the future delivers it, as always
+            error = None  # cancelled before this wait began; as always, this arrives through the awaited future
         outcome: Any = True
         failure: BaseException | None = None
         try:

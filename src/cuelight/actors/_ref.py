@@ -44,7 +44,7 @@ class ActorStatistics(msgspec.Struct, frozen=True):
         restarts: restarts since it was last healthy.
         children: live children.
         running: the message being handled, or None.
-        spent: the amounts charged to a supervisor's budget, by unit; empty without a budget.
+        spent: for a supervisor with a budget, the amounts charged to it, by unit; otherwise empty.
     """
 
     state: str
@@ -93,10 +93,10 @@ class Ref(Generic[M_contra]):
             )
 
     async def tell(self, message: M_contra) -> None:
-        """Send a message, waiting for room if the mailbox is full. A checkpoint if it waits, and once in 256 messages.
+        """Send a message, waiting for room if the mailbox is full.
 
-        If this is cancelled while it waits, nothing was sent. If the actor has ended, the message becomes a dead
-        letter.
+        A checkpoint if it waits, and otherwise about every 256th time. If this is cancelled while it waits, nothing was
+        sent. If the actor has ended, the message becomes a dead letter.
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to fail.
@@ -133,7 +133,7 @@ class Ref(Generic[M_contra]):
         self._cell.runtime.call_threadsafe(self._cell.put_or_drop, message)
 
     def ask(self, message: Answerable[M_contra, R], timeout: float | None = None) -> Reply[R]:
-        """Send a request at once and return a `Reply`, which you await for the answer.
+        """Send a request at once and return a `Reply`. Await the reply for the answer.
 
         An ask from inside a handler inherits the time left for the request being handled.
 
@@ -370,5 +370,5 @@ class Exits:
             self._cell.bonds.when_ended.pop(claim, None)
 
     def case_put_back(self, item: Any, /) -> bool:
-        """Return True: polling an exit has no effect that must be undone."""
+        """Undo nothing, because polling an exit has no effect."""
         return item is not None

@@ -239,7 +239,6 @@ class Asked(Reply[Any]):
         return self
 
     def ring(self) -> None:
-        """Handle the deadline."""
         self.timed = False
         if self.state != DONE:
             self.cell.overdue(self)

@@ -66,7 +66,6 @@ class StreamSlot(Asked):
         return len(self.chunks)
 
     def give(self, chunk: Any) -> None:
-        """Add a chunk for the reader."""
         self.chunks.append(chunk)
         if self.waiter is not None:
             self.waiter.wake()

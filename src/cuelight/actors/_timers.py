@@ -135,11 +135,9 @@ class Later:
         alarms.add(due, self)
 
     def ring(self) -> None:
-        """Call the function."""
         self._function(*self._args)
 
     def cancel(self) -> None:
-        """Cancel the call."""
         self._alarms.remove(self._due, self)
 
 

@@ -92,9 +92,7 @@ class Backend(Protocol):
         """Call `ring()` once at the loop's time `when`. This replaces the previous alarm."""
         ...
 
-    def clear_alarm(self) -> None:
-        """Cancel the alarm."""
-        ...
+    def clear_alarm(self) -> None: ...
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         """Run `function(*args)` in the loop soon. This can be called from any thread.
@@ -252,7 +250,7 @@ class TrioBackend:
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
     ) -> Any:
         task = self._lowlevel.spawn_system_task(function, *args, name=name)
-        task.context = context  # as an argument, trio would enter it now, but it may already be entered
+        task.context = context  # not passed above: trio would enter it at once, but it may already be entered
         return task
 
     def set_alarm(self, when: float, ring: Callable[[], None]) -> None:

@@ -36,7 +36,7 @@ __all__ = ["BUDGET", "Channel"]
 T = TypeVar("T")
 
 BUDGET: Final = 64
-"""Among this many items sent (and likewise received) without waiting, a channel lets other tasks run once."""
+"""Other tasks may run once per this number of items sent (and likewise received) without waiting."""
 
 _SPENT: Final = BUDGET - 1
 

@@ -43,8 +43,6 @@ class ChannelStatistics:
 
 
 class ChannelCore(Generic[T]):
-    """The buffer of a channel and its two queues of waiters."""
-
     __slots__ = (
         "__weakref__",
         "_buffer",

@@ -170,7 +170,7 @@ def _wrapper_type() -> type[Any]:
 _Wrapper: Final = _wrapper_type()
 
 drivers: Final[dict[CodeType, Callable[[Mapping[str, Any]], Any]]] = {}
-"""Functions that find, in the local variables of a code object, the coroutine that this code advances by hand."""
+"""For code that advances a coroutine by hand instead of awaiting it: finds that coroutine in the local variables."""
 
 
 def call_in_loop(loop: Any, function: Callable[..., object], *args: object) -> bool:

@@ -1,4 +1,4 @@
-"""Actors: typed messages, the `Actor` class, refs, and what runs them."""
+"""Actors: typed messages, the `Actor` class, refs, and the runtime that runs actors."""
 
 from cuelight.actors._actor import Actor
 from cuelight.actors._background import Background

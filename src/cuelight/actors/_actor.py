@@ -1,4 +1,4 @@
-"""What users subclass: handlers, hooks, and what an actor can do for itself."""
+"""The class that users subclass: handlers, hooks, and the operations of an actor."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ P = ParamSpec("P")
 
 
 class Actor(Generic[M]):
-    """State, and the handlers of the messages of type `M`, one message at a time.
+    """The base class of actors: state, and handlers for messages of type `M`, which run one at a time.
 
-    Set state in `__init__`: a restart calls it again, with the same arguments. Inside `__init__` the actor has its
-    address already; spawn children and start timers in `started`.
+    Set the state in `__init__`: a restart calls it again, with the same arguments. The actor already has its address
+    inside `__init__`, but spawn children and start timers in `started`.
     """
 
     __slots__ = ("_cell",)
@@ -46,7 +46,7 @@ class Actor(Generic[M]):
         """Build the table of handlers and compare it with the messages in `Actor[...]`.
 
         Args:
-            abstract: the class is a base for others, which add the handlers that it lacks.
+            abstract: the class is a base for other classes, which add the missing handlers.
             **kwargs: for other base classes.
 
         Raises:
@@ -58,7 +58,7 @@ class Actor(Generic[M]):
             check_handlers(cls, Actor, cls.__table__)
 
     def __takes__(self, message: M) -> None:
-        """For type checkers: the messages that it takes."""
+        """Declare the messages that the actor takes, for type checkers."""
 
     # Hooks.
 
@@ -66,54 +66,57 @@ class Actor(Generic[M]):
         """Called before the first message of each incarnation; may be `async def`. Raising fails the start.
 
         Args:
-            why: `Spawned`, or `WasRestarted` with how the incarnation before ended.
+            why: `Spawned`, or `WasRestarted` with the exit of the previous incarnation.
         """
 
     def restarting(self, why: Exit) -> Awaitable[None] | None:
         """Called on the old incarnation just before its successor is made; may be `async def`.
 
         Args:
-            why: how it ended.
+            why: the exit of the old incarnation.
         """
 
     def stopped(self, why: Exit) -> Awaitable[None] | None:
-        """Called once, when the actor has ended for good and its children with it; may be `async def`.
+        """Called once, when the actor and its children have ended permanently; may be `async def`.
 
         Args:
-            why: how it ended.
+            why: the exit of the actor.
         """
 
     async def run(self) -> None:
-        """The loop of the actor. Override it to receive by hand, or to `select`; when it returns, the actor stops."""
+        """Receive and handle messages. The actor stops when this returns.
+
+        Override it to receive messages yourself, or to use `select`.
+        """
         inbox = self.inbox
         async for message in inbox:
             await self.handle(message)
 
-    # Who it is.
+    # Identity.
 
     @property
     def ref(self) -> Ref[M]:
-        """Its address."""
+        """The address of the actor."""
         return Ref(self._cell)
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the actor."""
         return self._cell.name
 
     @property
     def path(self) -> str:
-        """Its place in the tree."""
+        """The path of the actor in the tree of actors."""
         return self._cell.path
 
     @property
     def system(self) -> Runtime:
-        """The system that it lives in."""
+        """The system that the actor lives in."""
         return self._cell.runtime
 
     @property
     def inbox(self) -> Inbox[M]:
-        """Its mailbox, for a `run` of its own.
+        """The mailbox of the actor, for an overridden `run`.
 
         Raises:
             RuntimeError: the class does not override `run`.
@@ -122,7 +125,7 @@ class Actor(Generic[M]):
 
     @property
     def remaining(self) -> float:
-        """Seconds that are left to the request being handled; `math.inf` if nobody waits."""
+        """The seconds left for the request being handled, or `math.inf` if no caller waits."""
         return self._cell.runtime.remaining(self._cell)
 
     # Children.
@@ -140,25 +143,25 @@ class Actor(Generic[M]):
         **kwargs: P.kwargs,
     ) -> Ref[C]: ...
     async def spawn(self, factory: Any, /, *args: Any, **kwargs: Any) -> Ref[Any]:
-        """Start a child and wait until it has started. It ends when this incarnation ends.
+        """Start a child and wait until it has started. The child ends when this incarnation ends.
 
         Args:
-            factory: an actor class or async function, followed by its arguments; or a spec made by `child`.
+            factory: an actor class or an async function, followed by its arguments; or a spec made by `child`.
             *args: arguments for each incarnation.
             **kwargs: keyword arguments for each incarnation.
 
         Raises:
-            StartError: its constructor or `started` hook raised.
-            NameTaken: the spec has a name that a live actor has.
+            StartError: the constructor or the `started` hook of the child raised.
+            NameTaken: a live actor already has the name in the spec.
         """
         return await self._cell.runtime.spawn_under(self._cell, factory, args, kwargs)
 
     def spawn_nowait(self, spec: ChildSpec[C], /) -> Ref[C]:
-        """Start a child and do not wait; a failed start is handled by its supervisor. Not a checkpoint.
+        """Start a child without waiting. Its supervisor handles a failed start. Not a checkpoint.
 
         Raises:
-            TypeError: this is no spec.
-            NameTaken: the spec has a name that a live actor has.
+            TypeError: `spec` is not a spec.
+            NameTaken: a live actor already has the name in the spec.
         """
         given: Any = spec
         if not isinstance(given, ChildSpec):
@@ -171,13 +174,15 @@ class Actor(Generic[M]):
         family = self._cell.family
         return () if family is None else tuple(Ref(cell) for cell in family.children())
 
-    # Others.
+    # Other actors.
 
     def watch(self, ref: Ref[Any]) -> None:
-        """Be told `Terminated(ref, exit)` once when that actor has ended for good; also if it has already.
+        """Watch an actor: receive `Terminated(ref, exit)` once it has ended permanently, or now if it already has.
+
+        The message is sent once.
 
         Raises:
-            TypeError: there is no `@on(Terminated)` handler (and no `run`) that could take it.
+            TypeError: this actor has no `@on(Terminated)` handler (and no overridden `run`) to receive it.
         """
         mine, theirs = self._cell, ref._cell
         table = mine.table
@@ -190,7 +195,7 @@ class Actor(Generic[M]):
             theirs.bonds_made().watchers[mine] = None
 
     def unwatch(self, ref: Ref[Any]) -> None:
-        """Undo `watch`, also for a `Terminated` that is under way."""
+        """Undo `watch`. This also removes a `Terminated` that is not handled yet."""
         mine, theirs = self._cell, ref._cell
         if mine.bonds is not None:
             mine.bonds.watched.pop(theirs, None)
@@ -199,7 +204,7 @@ class Actor(Generic[M]):
         mine.drop_terminated(ref)
 
     def link(self, ref: Ref[Any]) -> None:
-        """Tie two lives: when one ends abnormally, the other's incarnation crashes with `LinkedExit`."""
+        """Link two actors: when one ends abnormally, the other's incarnation crashes with `LinkedExit`."""
         mine, theirs = self._cell, ref._cell
         if not ref.alive:
             if theirs.exit is not None and theirs.exit.abnormal:
@@ -217,66 +222,68 @@ class Actor(Generic[M]):
         ref._cell.unlinked_by(self._cell)
 
     def join(self, group: Group[Any] | str) -> None:
-        """Become a member of a process group, given itself or by its name."""
+        """Join a process group, given as the group or as its name."""
         joined = self._cell.runtime.group(group) if isinstance(group, str) else group
         joined.join(self.ref)
 
     # Time.
 
     def after(self, delay: float, message: M, *, key: object = None) -> ActorTimer:
-        """Tell itself a message after `delay` seconds, if the incarnation still lives.
+        """Send this actor a message after `delay` seconds, if the incarnation still lives.
 
         Args:
             delay: seconds; `math.inf` never sends it.
-            message: what to tell.
-            key: a timer with the same key that is still running is replaced.
+            message: the message to send.
+            key: replaces a running timer with the same key.
 
         Raises:
-            TypeError, ValueError: the delay is no number of seconds.
+            TypeError, ValueError: the delay is not a valid number of seconds.
         """
         check_seconds("after(delay)", delay)
         return ActorTimer(self._cell, key, message, delay, None)
 
     def every(self, period: float, message: M, *, key: object = None) -> ActorTimer:
-        """Tell itself a message every `period` seconds while the incarnation lives; missed periods are skipped.
+        """Send this actor a message every `period` seconds while the incarnation lives. Missed periods are skipped.
 
         Args:
             period: seconds, more than 0.
-            message: what to tell.
-            key: a timer with the same key that is still running is replaced.
+            message: the message to send.
+            key: replaces a running timer with the same key.
 
         Raises:
-            TypeError, ValueError: the period is no number of seconds above 0.
+            TypeError, ValueError: the period is not a finite number of seconds above 0.
         """
         if not check_seconds("every(period)", period, finite=True) > 0:
             raise ValueError(f"every({period!r}): a period is more than 0 seconds")
         return ActorTimer(self._cell, key, message, period, period)
 
-    # The message at hand.
+    # The current message.
 
     async def handle(self, message: M) -> None:
-        """Give a message that `run` received to its `@on` handler, and answer if it was asked."""
+        """Pass a message that `run` received to its `@on` handler, and send the reply if it was a request."""
         await self._cell.runtime.handle(self._cell, message)
 
     def defer_reply(self) -> ReplyPort:
-        """Take over the reply of the request being handled: what the handler returns is ignored from now on.
+        """Take over the reply to the request being handled. The handler's return value is then ignored.
 
         Raises:
-            RuntimeError: no request is being handled (it was told, or its reply was taken already).
+            RuntimeError: no request is being handled: the message was told, or its reply was already taken over.
         """
         return defer(self._cell)
 
     def stash(self) -> None:
-        """Put the message being handled aside, to be handled after `unstash`. At most as many as the mailbox holds.
+        """Set the message being handled aside, to be handled after `unstash`.
+
+        The stash holds as many messages as the mailbox.
 
         Raises:
-            StashFull: there are as many already.
+            StashFull: the stash is full.
             RuntimeError: no message is being handled.
         """
         stash(self._cell)
 
     def unstash(self) -> None:
-        """Put all stashed messages back in front of the mailbox, in the order in which they came."""
+        """Put all stashed messages back at the front of the mailbox, in the order in which they arrived."""
         if self._cell.bonds is not None:
             self._cell.bonds.unstash()
 
@@ -286,18 +293,18 @@ class Actor(Generic[M]):
         to_message: Callable[[T], M],
         on_error: Callable[[Exception], M] | None = None,
     ) -> Background:
-        """Do long work beside the messages; its result comes back as a message. It ends with the incarnation.
+        """Run long work in the background and send its result to this actor. The work ends with the incarnation.
 
-        If the handler has deferred its reply before, the work serves that request: it is cancelled when the asker
+        If the handler has already deferred its reply, the work serves that request: it is cancelled when the asker
         stops waiting.
 
         Args:
             work: a coroutine, or another awaitable, such as the `Reply` of an ask.
-            to_message: makes a message of the result.
-            on_error: makes a message of an exception; without it an exception crashes the incarnation.
+            to_message: makes a message from the result.
+            on_error: makes a message from an exception. Without it, an exception crashes the incarnation.
 
         Returns:
-            A handle with `cancel()`: cancelled work sends nothing.
+            A handle with `cancel()`. Cancelled work sends nothing.
         """
         cell = self._cell
 
@@ -313,7 +320,7 @@ class Actor(Generic[M]):
                 cell.fail_with(cell.as_failure(raised))
 
         if isinstance(work, Reply):
-            _ = work.detach()  # it ends with the work now, not with this handler
+            _ = work.detach()  # the request now ends with the work, not with this handler
         background = Background(cell, work, done)
         serving = None if cell.bonds is None else cell.bonds.served_now()
         if serving is not None:
@@ -323,12 +330,15 @@ class Actor(Generic[M]):
     # Ending.
 
     def stop(self) -> None:
-        """Have itself finish its queue and end. Not a checkpoint."""
+        """Request a stop: the actor finishes its queue and ends. Not a checkpoint."""
         self._cell.stop()
 
     @property
     def spent(self) -> dict[str, float]:
-        """What was charged so far to the budgets of the supervisors above, by unit; of each unit to the nearest one."""
+        """The amounts charged so far to the budgets of the supervisors above, by unit.
+
+        For each unit this is the amount of the nearest supervisor that has a budget for it.
+        """
         spent: dict[str, float] = {}
         cell: Cell | None = self._cell
         while cell is not None:
@@ -340,7 +350,7 @@ class Actor(Generic[M]):
         """Charge the budgets of the supervisors above, as in `self.spend(tokens=1200, usd=0.02)`.
 
         Args:
-            **amounts: what was spent, by unit; less than 0 gives back.
+            **amounts: the amounts to charge, by unit. A negative amount is a refund.
 
         Raises:
             TypeError, ValueError: an amount is not a finite number.
@@ -359,7 +369,7 @@ def _refused(name: str) -> Callable[[Any, Any], None]:
     return refuse
 
 
-# At run time only: for type checkers the properties stay without setters.
+# At run time only: type checkers still see properties without setters.
 for _name, _value in list(vars(Actor).items()):
     if isinstance(_value, property):
         setattr(Actor, _name, _value.setter(_refused(_name)))
@@ -368,7 +378,7 @@ Actor.__table__ = HandlerTable(Actor, Actor)
 
 
 class FunctionActor(Actor[Any]):
-    """An actor made of an async function, which is its `run`."""
+    """An actor made from an async function, which becomes its `run`."""
 
     def __init__(self, function: Callable[..., Awaitable[None]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._function, self._args, self._kwargs = function, args, kwargs

@@ -1,4 +1,4 @@
-"""Work beside the messages: a coroutine of an actor's own whose result comes back as a message."""
+"""Background work of an actor: a coroutine that runs beside the messages and whose result returns as a message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Background"]
 
 
 class Background:
-    """A task bound to an incarnation: cancelled and awaited when that ends."""
+    """A task bound to an incarnation. It is cancelled and awaited when the incarnation ends."""
 
     __slots__ = ("_cell", "_scope", "_task", "_work", "cancelled", "sent")
 
@@ -42,28 +42,28 @@ class Background:
         cell.bonds_made().background[self] = None
         cell.runtime.background[self] = None
         context = copy_context()
-        context.run(handling.set, None)  # it keeps nobody from the mail, and inherits no deadline
+        context.run(handling.set, None)  # it does not block the mailbox and inherits no deadline
         context.run(background_work.set, self)
         cell.runtime.awake += 1
         cell.runtime.backend.spawn(self._run, done, context=context, name=f"{cell.path} background")
 
     @property
     def path(self) -> str:
-        """The path of its actor, and that this is not the actor itself."""
+        """The path of the actor, marked as background work."""
         return f"background work of {self._cell.path}"
 
     @property
     def task(self) -> Any:
-        """The task that runs it, once that has begun."""
+        """The task that runs the work, or None before it has begun."""
         return self._task
 
     @property
     def coroutine(self) -> Any:
-        """The coroutine of that task."""
+        """The coroutine of the task."""
         return coroutine_of(self._task)
 
     def cancel(self) -> None:
-        """Cancel the work; nothing comes of it."""
+        """Cancel the work. It then sends no result."""
         self.cancelled = True
         if self._scope is not None:
             self._scope.cancel()
@@ -96,7 +96,7 @@ class Background:
             cell.part_ended()
 
     async def _attempt(self) -> tuple[Any, BaseException | None]:
-        """What the work returned, or what it raised; neither if it was cancelled."""
+        """Return the result of the work or the exception that it raised, or neither if it was cancelled."""
         cell = self._cell
         try:
             with anyio.CancelScope() as self._scope:

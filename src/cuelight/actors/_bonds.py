@@ -1,4 +1,7 @@
-"""What few actors have and so no idle one pays for: timers, background tasks, watchers, links, stash, groups."""
+"""The state that only few actors need: timers, background tasks, watchers, links, stash, groups.
+
+It is a separate object, so that an idle actor without it takes no memory for it.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +28,18 @@ __all__ = ["Bonds", "LinkedExit"]
 
 
 class LinkedExit(CuelightError):
-    """An actor to which this one is linked has ended abnormally."""
+    """A linked actor has ended abnormally."""
 
     @classmethod
     def of(cls, cell: Cell, exit_: Exit) -> Self:
-        """What those get that are linked to a cell that ended so."""
+        """Make the error for the actors that were linked to `cell`."""
         error = cls(f"{cell.path}, to which it is linked, {exit_.describe()}")
         error.__cause__ = exit_.error if isinstance(exit_, Crashed) else None
         return error
 
 
 class Bonds:
-    """Of one cell. What is bound to an incarnation ends with it, the rest with the cell."""
+    """The rarely used state of one cell. State bound to an incarnation ends with it, the rest with the cell."""
 
     __slots__ = (
         "background",
@@ -59,15 +62,15 @@ class Bonds:
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
-        # Of the incarnation.
+        # Bound to the incarnation.
         self.exit_forced: Killed | Crashed | None = None
         self.timers: dict[ActorTimer, None] = {}
-        self.keyed_timers: dict[int, list[ActorTimer]] = {}  # by the hashes of their keys
+        self.keyed_timers: dict[int, list[ActorTimer]] = {}  # by the hash of the key
         self.background: dict[Background, None] = {}
-        self.deferred: dict[Asked, list[Background]] = {}  # with the work that serves each of them
-        self.deferred_now: Asked | None = None  # by the handler that runs, or by one before it
+        self.deferred: dict[Asked, list[Background]] = {}  # each with the work that serves it
+        self.deferred_now: Asked | None = None  # by the running handler, or by an earlier one
         self.watched: dict[Cell, None] = {}
-        # Of the cell.
+        # Bound to the cell.
         self.stash: deque[Any] = deque()
         self.retry: tuple[Any, int] | None = None
         self.error_log: list[BaseException] = []
@@ -83,15 +86,15 @@ class Bonds:
         return bool(self.background)
 
     def call_when_ended(self, callback: Waiter | Callable[[Exit], object]) -> None:
-        """Call `callback(exit)`, or wake a waiter, when the cell has ended for good."""
+        """Call `callback(exit)`, or wake a waiter, when the cell has ended permanently."""
         self.when_ended[callback] = None
 
     def call_when_started(self, callback: Callable[[], object]) -> None:
-        """Call `callback()` once, when the next incarnation is up or never will be."""
+        """Call `callback()` once, when the next incarnation has started or can no longer start."""
         self.when_started[callback] = None
 
     def has_started(self) -> None:
-        """The incarnation is up, or never will be: tell those who wait for that."""
+        """Call the `call_when_started` callbacks: the incarnation has started or can no longer start."""
         when_started, self.when_started = self.when_started, {}
         for tell in when_started:
             try:
@@ -100,7 +103,7 @@ class Bonds:
                 self.cell.runtime.internal_error(error)
 
     def end_incarnation(self) -> None:
-        """End what is bound to the incarnation. Background tasks are cancelled and end a little later."""
+        """End the state bound to the incarnation. Background tasks are cancelled here and end a little later."""
         for timer in list(self.timers):
             timer.cancel()
         for task in list(self.background):
@@ -115,12 +118,12 @@ class Bonds:
         self.unstash()
 
     def served_now(self) -> list[Background] | None:
-        """The work that serves the request whose reply the running handler has deferred; None if it has not."""
+        """Return the list of work for the request whose reply the running handler deferred, or None without one."""
         asked, running = self.deferred_now, self.cell.running
         return self.deferred.get(asked) if asked is not None and (running is ASIDE or running is asked) else None
 
     def unstash(self) -> None:
-        """Put the stash back in front of the mail, oldest first."""
+        """Put the stashed messages back at the front of the mailbox, oldest first."""
         if self.stash:
             if self.cell.items is None:
                 self.cell.items = deque()
@@ -130,7 +133,11 @@ class Bonds:
                 self.cell.woken()
 
     def try_again(self, item: Any, error: BaseException) -> bool:
-        """Count a crash of this message. Puts it back to the front, or quarantines it when it has crashed enough."""
+        """Count a crash on this message, then requeue it at the front, or quarantine it after too many crashes.
+
+        Returns:
+            Whether the message was requeued.
+        """
         cell, count = self.cell, 1
         if self.retry is not None and self.retry[0] is item:
             count += self.retry[1]
@@ -147,7 +154,7 @@ class Bonds:
         return True
 
     def settle(self, cell: Cell, exit_: Exit) -> None:
-        """The cell has ended for good: tell those who wait for it."""
+        """Notify all waiters, watchers and linked actors that the cell has ended permanently."""
         self.has_started()
         for group in list(self.groups):
             group.discard(cell)

@@ -1,15 +1,15 @@
-"""The running half of an actor: its mailbox, its life and its place in the tree. It outlives incarnations.
+"""The running part of an actor: its mailbox, its life cycle and its place in the tree. It outlives incarnations.
 
 Invariants:
 1. At most one message of an actor is handled at any time.
-2. An incarnation ends once: its timers, background tasks and children have ended before its supervisor hears of
-   it, and what ran was cancelled or had returned.
-3. Mail and refs outlive incarnations. When the actor ends for good, every message left becomes a dead letter
-   and every request left fails as `NotStarted`.
-4. Signals overtake: kill, then stop, then interrupt, then supervision, then mail.
+2. An incarnation ends once. Its supervisor is notified only after its timers, background tasks and children have ended,
+   and after the running handler was cancelled or has returned.
+3. Messages and refs outlive incarnations. When the actor ends permanently, every remaining message becomes a dead
+   letter and every remaining request fails as `NotStarted`.
+4. Signals overtake messages. The order is: kill, stop, interrupt, supervision, messages.
 """
 
-# Messages, factories and what users raise are Any here: no annotation could say more.
+# Messages, factories and users' exceptions are Any here: no annotation could say more.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 __all__ = ["Cell"]
 
 STARTING, LIVE, DRAINING, ENDING, OVER, BURYING, DEAD = range(7)
-"""Life of a cell. `OVER`: the incarnation has ended, its supervisor decides; a restart leads back to `STARTING`."""
+"""The states of a cell. `OVER`: the incarnation has ended and its supervisor decides. A restart leads to `STARTING`."""
 
 KILL, STOP, FAIL, RECYCLE, FROM_ABOVE = 1, 2, 4, 8, 16
 
 
 class Cell(Fates):
-    """An actor as its system sees it. Subclasses differ in what runs its handlers."""
+    """An actor as seen by its system. Subclasses differ in how they run handlers."""
 
     __slots__ = (
         "__weakref__",
@@ -109,12 +109,12 @@ class Cell(Fates):
 
     @property
     def name(self) -> str:
-        """The name it was given, or one made of its class and a number."""
+        """The given name, or one made from the class and a number."""
         return self.label or f"{self.table.name}-{self.serial}"
 
     @property
     def path(self) -> str:
-        """Its name behind those of its parents, as `/demo/session-1/agent`."""
+        """The names of its ancestors and its own name, such as `/demo/session-1/agent`."""
         names: list[str] = []
         cell: Cell | None = self
         while cell is not None:
@@ -128,42 +128,42 @@ class Cell(Fates):
 
     @property
     def over(self) -> bool:
-        """Whether its incarnation has ended and its supervisor has to decide."""
+        """Whether its incarnation has ended and its supervisor has to decide on a restart."""
         return self.state == OVER
 
     @property
     def dead(self) -> bool:
-        """Whether it has ended for good."""
+        """Whether it has ended permanently."""
         return self.state == DEAD
 
     @property
     def waits_for_children(self) -> bool:
-        """Whether its incarnation is ending and only its children keep it."""
+        """Whether its incarnation is ending and waits only for its children."""
         return self.state == ENDING and self.family is not None and not self.family.empty
 
     def __repr__(self) -> str:
         return f"<cell {self.path}>"
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any] | None:
-        """Run a handler inside the ask, an `async def` one up to its first wait; only while `asleep` is `INLINE`.
+        """Run a handler inside the ask, up to its first wait if it is `async def`; only while `asleep` is `INLINE`.
 
-        Returns None if that cannot be now, so that the request has to queue.
+        Return None if that is not possible now, so that the request has to queue.
         """
         raise NotImplementedError
 
     def deadline(self) -> float:
-        """The deadline of the request that it handles, for the requests which that handler sends; 0 if it has none."""
+        """Return the deadline of the handled request, for requests that its handler sends, or 0 if there is none."""
         running = self.running
         return running.due if isinstance(running, Asked) else 0.0
 
-    # Starting. `begin` is the subclass's.
+    # Starting. Subclasses implement `begin`.
 
     def begin(self, why: Start) -> None:
-        """Make an incarnation and run its `started` hook; tells the family how it went."""
+        """Make an incarnation, run its `started` hook and report the outcome to the family."""
         raise NotImplementedError
 
     def construct(self) -> Actor[Any]:
-        """A new actor of this cell; whatever its constructor raises passes through."""
+        """Return a new actor for this cell. Exceptions of its constructor propagate."""
         factory = self.factory
         if isinstance(factory, type):
             actor: Actor[Any] = object.__new__(factory)
@@ -180,7 +180,7 @@ class Cell(Fates):
         return actor
 
     def has_started(self) -> None:
-        """The incarnation is up: it may take mail."""
+        """Accept the incarnation as started: it may take messages."""
         self.incarnation += 1
         if self.state == STARTING:
             self.state = LIVE
@@ -189,12 +189,12 @@ class Cell(Fates):
         self.keeper.has_started(self)
 
     def has_not_started(self, error: BaseException) -> None:
-        """The constructor or the `started` hook raised: there is no actor whose other hooks could be called."""
+        """End the incarnation after its constructor or `started` hook raised. No other hook can be called."""
         self.actor = None
         self.incarnation_over(Crashed(self.as_failure(error)))
 
     def restart(self, why: Start) -> None:
-        """Begin the next incarnation; called by the family once the one before is over."""
+        """Begin the next incarnation. Called by the family once the previous one is over."""
         if holdings:
             let_go(self)
         if self.closed:
@@ -203,7 +203,7 @@ class Cell(Fates):
         self.begin(why)
 
     def _reopen(self) -> None:
-        """A permanent actor that was stopped or killed comes back: what it left in its queue is given up."""
+        """Accept messages again after a permanent actor was stopped or killed. Drop the old queue."""
         items, self.items = self.items, None
         self.reopen(self.options.capacity)
         for item in items or ():
@@ -212,14 +212,14 @@ class Cell(Fates):
     # Signals.
 
     def signal(self, bit: int) -> None:
-        """Have something seen to before the next message; wakes the cell."""
+        """Set a signal that is processed before the next message, and wake the cell."""
         self.signals |= bit
         self.attention = True
         if self.asleep:
             self.woken()
 
     def stop(self) -> None:
-        """Finish the queue, then end. Nothing more is accepted from now on."""
+        """Finish the queue, then end. No more messages are accepted from now on."""
         if self.state <= LIVE:
             self.close()
             if self.state == LIVE:
@@ -235,12 +235,12 @@ class Cell(Fates):
             self.keeper.give_up(self, self._stopped())
 
     def shut_down(self) -> None:
-        """Stop, because the supervisor says so."""
+        """Stop on behalf of the supervisor."""
         self.signals |= FROM_ABOVE
         self.stop()
 
     def kill(self, why: str) -> None:
-        """End now: cancel what runs, give the queue up. Children are killed too."""
+        """End now: cancel the running handler, drop the queue and kill the children."""
         if self.state == BURYING:
             self.hurry()
         if self.state >= OVER:
@@ -258,7 +258,7 @@ class Cell(Fates):
         self.cancel_turn()
 
     def fail_with(self, error: BaseException) -> None:
-        """End this incarnation as if the running handler had raised `error` (a link, or children beyond hope)."""
+        """End this incarnation as if the running handler had raised `error` (a link, or children that keep failing)."""
         if self.state in (STARTING, LIVE, DRAINING):
             bonds = self.bonds_made()
             if bonds.exit_forced is None:
@@ -267,40 +267,39 @@ class Cell(Fates):
             self.cancel_turn()
 
     def recycle(self) -> None:
-        """End this incarnation after the running handler, and keep the mail: a sibling's crash asks for it."""
+        """End this incarnation after the running handler and keep the queue, because a sibling has crashed."""
         if self.state in (STARTING, LIVE):
             self.signal(RECYCLE)
 
     def interrupt(self, why: str) -> bool:
-        """Cancel the running handler, not the actor. Returns False if no handler that can be cancelled runs."""
+        """Cancel the running handler, not the actor. Return False if no cancellable handler runs."""
         raise NotImplementedError
 
     def linked_by(self, other: Cell) -> None:
-        """An actor is linked to this one now. A cell that stands for an actor elsewhere passes it on."""
+        """Note that an actor was linked to this one. A cell that represents a remote actor forwards this."""
 
     def unlinked_by(self, other: Cell) -> None:
-        """It is no more."""
+        """Note that the link of another actor to this one was removed."""
 
     def cancel_turn(self) -> None:
-        """Cancel whatever runs."""
         raise NotImplementedError
 
     def hurry(self) -> None:
-        """A kill came while the incarnation was ending."""
+        """Handle a kill that arrives while the actor runs its `stopped` hook."""
         raise NotImplementedError
 
     def waits_in_asks(self) -> bool:
-        """Whether code of this cell that awaits an ask keeps the cell from its mail."""
+        """Return whether code of this cell that awaits an ask blocks the cell's mailbox."""
         return True
 
     def runs(self, task: Any) -> bool:
-        """Whether the code that `task` runs now is this actor's own, not that of a task which it has started."""
+        """Return whether `task` runs this actor's own code now, rather than code of a task that the actor started."""
         raise NotImplementedError
 
     def attend(self) -> Exit | None:
-        """See to signals, control messages and waiting senders. Returns an exit if the incarnation must end."""
+        """Process signals, control messages and waiting senders. Return an exit if the incarnation must end."""
         if self.sent and not self.table.own_run:
-            self.withdraw_asks()  # of the turn that has just ended
+            self.withdraw_asks()  # those of the turn that has just ended
         signals = self.signals
         if signals & (KILL | FAIL):
             self.signals = signals & (STOP | FROM_ABOVE)
@@ -313,7 +312,7 @@ class Cell(Fates):
         if self.control:
             if self.items is None:
                 self.items = deque()
-            self.items.appendleft(self.control.popleft())  # one at a time: mail may be dropped, these may not
+            self.items.appendleft(self.control.popleft())  # one at a time: these must not be dropped
         if self.senders:
             self.admit()
         self.attention = bool(self.control or self.senders or (signals & STOP and self.items))
@@ -331,13 +330,13 @@ class Cell(Fates):
                 sent = self.sent = {}
             sent[asked] = None
             asked.sender = self
-            self.attention = True  # the next look at it is at the end of this turn
+            self.attention = True  # it is checked next at the end of this turn
 
     def withdraw_asks(self, *, cut_off: bool = False) -> None:
         """Withdraw the open requests of a turn that has ended.
 
         Args:
-            cut_off: it did not end by itself, so that nobody is to blame for an answer that was not awaited.
+            cut_off: the turn was ended from outside, so do not report replies that it did not await.
         """
         sent, self.sent = self.sent, None
         withdraw(sent, self.runtime, cut_off=cut_off)
@@ -362,11 +361,11 @@ class Cell(Fates):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs, waits or is scheduled, so that the cell may be ended on the spot."""
+        """Whether nothing runs, waits or is scheduled, so that the cell can be ended at once."""
         return bool(self.asleep and not self.items and not self.attention)
 
     def put_control(self, message: Any) -> None:
-        """Deliver a control message: it overtakes all mail."""
+        """Deliver a control message. It overtakes all messages."""
         if self.state >= ENDING:
             return
         if self.control is None:
@@ -379,11 +378,11 @@ class Cell(Fates):
     # Ending.
 
     def incarnation_over(self, exit_: Exit) -> None:
-        """The incarnation takes no more mail: end what belongs to it, then tell the family."""
+        """End everything that belongs to the incarnation, which takes no more messages, then report to the family."""
         self.exit = exit_
         self.state = ENDING
         self.asleep = 0
-        self.control = None  # it watches nobody any more
+        self.control = None  # it no longer watches any actor
         if self.sent:
             self.withdraw_asks(cut_off=True)
         if holdings and exit_.abnormal:
@@ -399,7 +398,7 @@ class Cell(Fates):
             self.report()
 
     def outstanding(self) -> bool:
-        """Whether children or background tasks of the incarnation still live."""
+        """Return whether children or background tasks of the incarnation still live."""
         if self.family is not None:
             if not self.family.empty:
                 return True
@@ -407,32 +406,32 @@ class Cell(Fates):
         return self.bonds is not None and self.bonds.busy
 
     def part_ended(self) -> None:
-        """A child or a background task of an ending incarnation has ended, perhaps the last one."""
+        """Report to the family if the child or background task that has ended was the last one."""
         if self.state == ENDING and not self.outstanding():
             self.report()
 
     def report(self) -> None:
-        """Everything of the incarnation has ended: the family decides what follows."""
+        """Report to the family that the whole incarnation has ended. The family decides on a restart."""
         self.state = OVER
         exit_ = self.exit
         assert exit_ is not None  # noqa: S101 - ENDING has one
         self.keeper.ended(self, exit_)
 
     def bury(self, exit_: Exit) -> None:
-        """End for good; called by the family. Runs the `stopped` hook, then settles what is left."""
+        """End permanently: run the `stopped` hook, then call `settle`. Called by the family."""
         raise NotImplementedError
 
     def settle(self, exit_: Exit) -> None:
-        """Dead: refuse what is queued, tell the watchers, give back the name."""
+        """Mark the cell dead, refuse its queue, notify its watchers and release its name."""
         self.state = DEAD
         self.exit = exit_
         self.close()
         items, self.items, self.control = self.items, None, None
         self.actor = None
         if self.sent:
-            self.withdraw_asks(cut_off=True)  # of its `stopped` hook
+            self.withdraw_asks(cut_off=True)  # those of its `stopped` hook
         if holdings:
-            let_go(self)  # what that has not given back
+            let_go(self)  # locks, for example, that the hook has not released
         for item in items or ():
             if not self.stale(item) and not isinstance(item, Terminated):
                 self.dropped(item, "stopped")
@@ -445,14 +444,14 @@ class Cell(Fates):
         self.keeper.buried(self)
 
     def abort_if_fatal(self, error: BaseException) -> None:
-        """End the whole system if somebody wants to end the program: `KeyboardInterrupt`, `SystemExit`."""
+        """End the whole system if the error is to end the program: `KeyboardInterrupt` or `SystemExit`."""
         if ends_the_program(error):
             self.runtime.abort(error)
 
     def as_failure(self, error: BaseException) -> BaseException:
-        """What user code raised, as the failure of this actor: a cancellation that nobody meant for it is wrapped.
+        """Return the failure of this actor for an exception of user code. A cancellation from elsewhere is wrapped.
 
-        Ends the whole system if the error is to end the program.
+        This ends the whole system if the error is to end the program.
         """
         if consists_of(error, self.runtime.backend.cancelled):
             failure = UnexpectedCancellation(f"{self.path} awaited something that somebody else had cancelled")
@@ -462,7 +461,7 @@ class Cell(Fates):
         return error
 
     def failed(self, error: BaseException, item: Any) -> Exit | None:
-        """A handler raised. Returns how the incarnation ends; None if the handler only refused its request."""
+        """Handle an exception of a handler. Return the incarnation's exit, or None if only the request is refused."""
         refusal = control_error(error, ReplyError)
         if refusal is None:
             return self.crash(self.as_failure(error), item)
@@ -472,7 +471,7 @@ class Cell(Fates):
         return None
 
     def must_live(self, what: str) -> None:
-        """Check that something can still be bound to this incarnation.
+        """Check that this incarnation is not ending, so that a resource can still be bound to it.
 
         Raises:
             SystemClosed: it is ending.
@@ -481,14 +480,14 @@ class Cell(Fates):
             raise SystemClosed(f"{self.path} is ending and can have no more {what}")
 
     def bonds_made(self) -> Bonds:
-        """Its bonds, made at first use."""
+        """Return its bonds, made at first use."""
         if self.bonds is None:
             self.bonds = self.runtime.new_bonds(self)
         return self.bonds
 
 
 def withdraw(sent: dict[Asked, None] | None, runtime: Runtime, *, cut_off: bool) -> None:
-    """Withdraw the requests that a turn, or background work, has sent and that are still open."""
+    """Withdraw the open requests that a turn or background work has sent."""
     for asked in sent or ():
         asked.sender = None
         if cut_off:

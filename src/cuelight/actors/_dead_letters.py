@@ -1,4 +1,4 @@
-"""Where messages go that nobody handled: each with its reason, and for all to see."""
+"""Dead letters: the messages that no actor handled, each with its reason."""
 
 from __future__ import annotations
 
@@ -31,38 +31,46 @@ Reason = Literal[
     "undecodable",
     "unsendable",
 ]
-"""Why a message was not handled (or not to its end). Overflow policies of one's own add their names.
+"""The reason why a message was not handled, or not completely. A user's own overflow policy adds its name.
 
-`stopped`: its actor had ended, or ended before it came to the message. `unhandled`: no handler takes it. `crashed`:
-its handler raised. `interrupted`: its handler was cancelled. `refused`: its handler raised `ReplyError` and nobody had
-asked. `quarantined`: it crashed as many incarnations as it may. `mailbox_full`: there was no room, and whoever sent it
-(a timer, another thread, a group) could not wait. `policy_failed`: the overflow policy of its actor raised, and the
-sender could not be told. Between nodes: `node_lost`: the node of its actor was lost before it
-said that it has the message. `undecodable`: what came is no message that this node knows. `unsendable`: the message
-cannot travel, and whoever sent it (a timer, another thread, a group) could not be told.
+* `stopped`: the actor had ended, or ended before it took the message.
+* `unhandled`: no handler takes the message.
+* `crashed`: its handler raised.
+* `interrupted`: its handler was cancelled.
+* `refused`: its handler raised `ReplyError` for a message that was not a request.
+* `quarantined`: it crashed the maximum number of incarnations.
+* `mailbox_full`: there was no room, and the sender (a timer, another thread, a group) could not wait.
+* `policy_failed`: the actor's overflow policy raised, and the sender could not be notified.
+
+Between nodes:
+
+* `node_lost`: the actor's node was lost before it acknowledged the message.
+* `undecodable`: the received data is not a message that this node knows.
+* `unsendable`: the message cannot be sent to another node, and its sender (a timer, another thread, a group) could not
+  be notified.
 """
 
 log = get_log("cuelight.dead_letters")
 
 
 class Addressee(Protocol):
-    """Whom a message was meant for."""
+    """The intended receiver of a message."""
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """The path of the receiver."""
         ...
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A message that was told and not handled, or not to its end.
+    """A told message that was not handled, or not completely.
 
     Attributes:
         message: the message.
-        actor: the path of the actor that it was meant for.
+        actor: the path of the intended receiver.
         reason: why it was not handled, one of `Reason`.
-        error: what its handler raised, if it did.
-        history: what it raised each time, for a quarantined message.
+        error: the exception of its handler, if any.
+        history: the exceptions of all attempts, for a quarantined message.
         time: the loop's time in seconds.
     """
 
@@ -75,10 +83,10 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class DeadLetters:
-    """The dead letters of a system: the latest, a count for each reason, and a subscription.
+    """The dead letters of a system: the latest ones, a count per reason, and subscriptions.
 
     Attributes:
-        counts: how many there were, by reason, since the system began.
+        counts: the number of dead letters by reason, since the system began.
     """
 
     def __init__(self, keep: int, clock: Any) -> None:
@@ -88,7 +96,7 @@ class DeadLetters:
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        """The latest ones, oldest first."""
+        """Iterate over the latest dead letters, oldest first."""
         return iter(tuple(self._latest))
 
     def __len__(self) -> int:
@@ -96,14 +104,15 @@ class DeadLetters:
 
     @property
     def total(self) -> int:
-        """How many there were since the system began."""
+        """The number of dead letters since the system began."""
         return self.counts.total()
 
     def subscribe(self, capacity: float = 1000) -> Channel[DeadLetter]:
-        """A channel that gets every dead letter from now on. Close it to end the subscription.
+        """Return a channel that receives every dead letter from now on. Close the channel to unsubscribe.
 
         Args:
-            capacity: how many may wait in it (`math.inf`: all); then the oldest give way.
+            capacity: the number of letters that the channel buffers (`math.inf`: all). When it is full, the oldest one
+                is dropped.
         """
         channel: Channel[DeadLetter] = Channel(capacity, overflow=drop_oldest)
         self._subscribers.append(channel)
@@ -128,11 +137,11 @@ class DeadLetters:
             for channel in self._subscribers:
                 try:
                     channel.send_nowait(letter)
-                except Exception:  # as when somebody receives from it in the loop of another thread
+                except Exception:  # for example, a task in the loop of another thread receives from it
                     log.exception("a subscriber of dead letters was not told of one", kind="subscriber")
 
     def close(self) -> None:
-        """End all subscriptions; what is in their channels stays."""
+        """End all subscriptions. Letters already in their channels stay."""
         subscribers, self._subscribers = self._subscribers, []
         for channel in subscribers:
             try:

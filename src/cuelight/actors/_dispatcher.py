@@ -1,7 +1,7 @@
-"""What the actors of one system share: the dispatcher, time, names, groups and dead letters.
+"""The dispatcher, and the state that all actors of a system share: time, idleness and dead letters.
 
-The dispatcher is one task. It runs what supervisors have to decide first, then gives each plain actor that has mail
-a turn. Supervision therefore never waits for a handler, and never runs inside one.
+The dispatcher is one task. It first runs pending supervision decisions, then gives each plain actor that has messages a
+turn. So supervision never waits for a handler and never runs inside one.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ log = get_log("cuelight")
 
 TURNS_PER_PASS = 64
 INLINE_ASKS = 64
-"""Asks that are answered at once between two looks at the clock."""
+"""The number of asks answered inline between two clock checks."""
 
 INLINE_LOOKS = 8
 INLINE_SECONDS = 0.001
-"""After so many looks, or seconds, other tasks have their turn."""
+"""After this many clock checks, or this many seconds, other tasks run."""
 
 LINGER = 5.0
-"""Seconds that an idle task is kept, at least; at most twice that."""
+"""The minimum time in seconds that an idle task is kept. The maximum is twice that."""
 
 GRAIN = 64
-"""Deadlines are rounded up to a 64th of the time-out, so that many share one timer."""
+"""Deadlines are rounded up to a 64th of the timeout, so that many of them share one timer."""
 
 
 class Dispatcher:
-    """Turns, decisions and time."""
+    """Runs turns of actors, supervision decisions and timers."""
 
     def __init__(self, *, ask_timeout: float, keep_dead_letters: int) -> None:
         self.ask_timeout = ask_timeout
         self.late_replies = 0
         self.inline = -1
-        """Asks that may be answered at once before the next look at the clock; -1 while none may be."""
+        """The number of asks that may be answered inline before the next clock check; -1 while none may be."""
         self._inline_looks = 0
         self._inline_since = 0.0
         self.inline_timeout: float | None = None
@@ -68,9 +68,9 @@ class Dispatcher:
         self._keep_dead_letters = keep_dead_letters
         self._ready: deque[TurnCell] = deque()
         self.turn_asks = 0
-        """How many asks the turns of this pass may still have answered at once."""
+        """The number of asks that the turns of this pass may still answer inline."""
         self.nested_steps = 0
-        """Handlers that are being run up to their first wait, each inside an ask of the one before."""
+        """The number of handlers being run up to their first wait, each inside an ask of the previous one."""
         self.spare_queues: list[deque[Any]] = []
         self.spare_tasks: list[HandlerTask] = []
         self.ending_tasks = 0
@@ -85,7 +85,7 @@ class Dispatcher:
         self.tasks: dict[TaskCell, None] = {}
         self.background: dict[Background, None] = {}
         self.longest_hook = math.inf
-        """Seconds that a hook may take at most; finite once the time of the shutdown is over."""
+        """The longest time in seconds that a hook may take. It is finite once the shutdown time is over."""
         self._warm: dict[TaskCell, None] = {}
         self._cooling: dict[TaskCell, None] = {}
         self._sweeping = False
@@ -103,7 +103,7 @@ class Dispatcher:
         self.backend.spawn(self._dispatch, context=copy_context(), name="cuelight dispatcher")
 
     async def close_runtime(self) -> None:
-        """End the dispatcher and all time; every actor has ended."""
+        """End the dispatcher and all timers. Every actor has already ended."""
         self._open = False
         self.alarms.close()
         self.dead_letters.close()
@@ -120,13 +120,13 @@ class Dispatcher:
             self._wake()
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
-        """Have a decision of supervision taken soon, outside of all handlers."""
+        """Have a supervision decision run soon, outside of all handlers."""
         self._events.append((function, args))
         if self._parked is not None:
             self._wake()
 
     def schedule_again(self, cell: TurnCell) -> None:
-        """Give a cell, which has had one already and counts as awake, another turn."""
+        """Give another turn to a cell that has just had one and still counts as awake."""
         self._ready.append(cell)
         if self._parked is not None:
             self._wake()
@@ -152,8 +152,8 @@ class Dispatcher:
                     self.abort(error)
                     if self.backend.name == "trio":
                         return  # trio itself is ending
-                    # Somebody cancels all tasks of the loop, as asyncio.run does at its end. Actors are still to be
-                    # ended; after that nobody may be left to leave the block of the system.
+                    # All tasks of the loop are being cancelled, as asyncio.run does at its end. The actors must still
+                    # be ended. After that, perhaps no task is left to leave the system's block.
                     self._abandoned = True
             await self._end_tasks()
         finally:
@@ -168,7 +168,7 @@ class Dispatcher:
                 self.abandoned()
 
     async def _end_tasks(self) -> None:
-        """End the tasks that serve nobody, and wait for those that were told to end."""
+        """End the unused handler tasks, and wait for the tasks that were told to end."""
         spares, self.spare_tasks = self.spare_tasks, []
         for task in spares:
             task.end()
@@ -177,15 +177,15 @@ class Dispatcher:
             try:
                 await waiter
             except self.backend.cancelled:
-                pass  # they end all the same, and soon
+                pass  # the tasks end soon anyway
 
     def handler_task_ended(self) -> None:
-        """One of those that were told to end has done so."""
+        """Note that a task that was told to end has ended."""
         if not self.ending_tasks and self._tasks_ended is not None:
             self._tasks_ended.wake()
 
     def abandoned(self) -> None:
-        """The loop is being ended and the block of the system was never left: end what is not a task of the loop."""
+        """End the resources that are not tasks: the loop is ending and the system's block was never left."""
         raise NotImplementedError
 
     def _pass(self) -> None:
@@ -207,7 +207,7 @@ class Dispatcher:
             try:
                 if cell.context.run(cell.turn):
                     ready.append(cell)
-            except BaseException as error:  # not of a handler: a turn catches those
+            except BaseException as error:  # not from a handler: a turn catches those
                 self._turn_failed(cell, error)
             if events:
                 break
@@ -216,8 +216,8 @@ class Dispatcher:
         self._inline_looks = 0
 
     def more_inline(self) -> bool:
-        """Whether more asks may be answered at once before other tasks have their turn; `inline` has come to 0."""
-        now = monotonic()  # under a virtual clock, too
+        """Return whether more asks may be answered inline before other tasks run, after `inline` has reached 0."""
+        now = monotonic()  # real time, also under a virtual clock
         if not self._inline_looks:
             self._inline_since = now
         self._inline_looks += 1
@@ -241,7 +241,7 @@ class Dispatcher:
         raise NotImplementedError
 
     def internal_error(self, error: BaseException) -> None:
-        """Something raised where nothing may: report it and go on."""
+        """Log an exception raised in code that must not raise, and continue."""
         log.error("an internal error of Cuelight; please report it", error=error)
         if ends_the_program(error):
             self.abort(error)
@@ -250,16 +250,16 @@ class Dispatcher:
         """Check that the code runs in the thread of this system's event loop.
 
         Args:
-            used: the actor that it uses, or what else in words.
+            used: the actor that the code uses, or a description of another object.
 
         Raises:
-            RuntimeError: it does not.
+            RuntimeError: it runs in another thread.
         """
         if get_ident() != self.thread:
             raise self.wrong_thread(used)
 
     def wrong_thread(self, used: Cell | str) -> RuntimeError:
-        """The error of code that uses an actor in another thread than that of its event loop."""
+        """Return the error for using an actor outside of the thread of its event loop."""
         name = used if isinstance(used, str) else used.path
         return RuntimeError(
             f"{name} lives in the event loop of another thread: use tell_threadsafe() here, or the blocking refs of "
@@ -267,16 +267,16 @@ class Dispatcher:
         )
 
     def is_inline(self, cell: Cell) -> bool:
-        """Whether the handler of this plain cell runs inside an ask."""
+        """Return whether the handler of this plain cell runs inside an ask."""
         return type(cell) is PlainCell and self.turning is not cell
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
-        """Run a function in the loop soon, from any thread; nothing happens once the system has ended.
+        """Run a function in the loop soon, from any thread. Do nothing once the system has ended.
 
-        What the function raises is logged.
+        An exception of the function is logged.
 
         Raises:
-            RuntimeError: the loop has ended, or runs in the process of which this one is a fork.
+            RuntimeError: the loop has ended, or it runs in the parent of this forked process.
         """
         if self._open:
             self.backend.call_threadsafe(self._call_for_thread, function, args)
@@ -284,13 +284,13 @@ class Dispatcher:
     def _call_for_thread(self, function: Callable[..., object], args: tuple[Any, ...]) -> None:
         try:
             function(*args)
-        except BaseException as error:  # it would end a run of trio
+        except BaseException as error:  # it would end the trio run
             log.exception("a function that was given to call_threadsafe raised", kind="call_threadsafe")
             if ends_the_program(error):
                 self.abort(error)
 
     def busy_cells(self) -> list[Cell]:
-        """The cells whose handlers run now; callable from any thread."""
+        """Return the cells whose handlers run now. Can be called from any thread."""
         busy: list[Cell] = [cell for cell in self.tasks.copy() if cell.running is not None]
         turning = self.turning
         return busy if turning is None else [*busy, turning]
@@ -303,26 +303,26 @@ class Dispatcher:
         return not (self.awake or self._ready or self._events or self.restarting)
 
     def dozed(self) -> None:
-        """An actor or a background task has nothing to do any more."""
+        """Note that an actor or a background task has nothing more to do."""
         self.awake -= 1
         if self._idle_waiters and self.is_idle:
             self._wake()
 
     def looked_idle(self) -> None:
-        """The rest of `dozed`, if somebody waits for that."""
+        """Wake the dispatcher if the system is idle: the rest of `dozed` when a task waits for idleness."""
         if self.is_idle:
             self._wake()
 
     def restart_settled(self) -> None:
-        """A restart that was under way has begun, or was given up."""
+        """Note that a pending restart has begun or was given up."""
         self.restarting -= 1
         if self._idle_waiters and self.is_idle:
             self._wake()
 
     async def wait_until_idle(self) -> None:
-        """Wait until no actor handles or has a message and no restart or background task is under way.
+        """Wait until no actor handles or has a message and no restart or background task is pending.
 
-        Timers that have not rung yet do not count. A checkpoint.
+        Timers that have not fired yet do not count. A checkpoint.
         """
         self.check_thread()
         await self.backend.checkpoint()
@@ -347,7 +347,7 @@ class Dispatcher:
             self.later(LINGER, self._sweep)
 
     def forget_warm(self, cell: TaskCell) -> None:
-        """The task of a cell has ended."""
+        """Forget the task of a cell, because it has ended."""
         self._warm.pop(cell, None)
         self._cooling.pop(cell, None)
 
@@ -363,11 +363,11 @@ class Dispatcher:
     # Time.
 
     def later(self, delay: float, function: Callable[..., object], *args: Any) -> Later:
-        """Call a function after some seconds."""
+        """Call a function after `delay` seconds."""
         return Later(self.alarms, self.backend.time() + delay, function, *args)
 
     def due_in(self, timeout: float) -> float:
-        """The deadline of an ask that may take `timeout` seconds, rounded up so that many share it."""
+        """Return the deadline of an ask with a timeout in seconds, rounded up so that many asks share it."""
         if timeout == math.inf:
             return math.inf
         due = self.backend.time() + timeout
@@ -375,16 +375,16 @@ class Dispatcher:
         return due - due % grain + grain if grain > 0 else due
 
     def inline_patience(self) -> float:
-        """The time-out of the ask whose handler runs inline."""
+        """Return the timeout of the ask whose handler runs inline."""
         return self.ask_timeout if self.inline_timeout is None else self.inline_timeout
 
     def remaining(self, cell: Cell) -> float:
-        """Seconds left to the request that a cell handles."""
+        """Return the seconds left for the request that a cell handles."""
         running = cell.running
         if not isinstance(running, Asked):
             return math.inf
         return max(0.0, (running.due or self.due_in(running.timeout)) - self.backend.time())
 
     def abort(self, error: BaseException) -> None:
-        """Something that is no `Exception` came out of a handler: the whole system ends with it."""
+        """End the whole system, because a handler raised an exception that is not an `Exception`."""
         raise NotImplementedError

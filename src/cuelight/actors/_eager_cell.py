@@ -1,14 +1,15 @@
-"""Cells of actors with `async def` handlers and neither hooks nor a `run` of their own, on asyncio.
+"""Cells for actors on asyncio with `async def` handlers that have neither hooks nor an overridden `run`.
 
-The dispatcher, or the ask of an idle one, runs a handler up to its first wait; a task goes on with it from there. So an
-actor whose handlers do not have to wait never has a task. One that has got a task keeps it for as long as a `TaskCell`.
+The dispatcher, or the ask of an idle actor, runs a handler up to its first wait. From there a task continues it. So an
+actor whose handlers do not have to wait never has a task. An actor that has a task keeps it as long as a `TaskCell`
+does.
 
 Invariants:
-1. While a handler is run, the current task is the one that would go on with it.
-2. A handler that waits belongs to its task, and so does the mail behind it until that task has nothing to do.
+1. While a handler is run, the current task is the one that would continue it.
+2. A handler that waits belongs to its task. So do the messages behind it, until that task has nothing more to do.
 """
 
-# Messages, factories and what users raise are Any here: no annotation could say more.
+# Messages, factories and users' exceptions are Any here: no annotation could say more.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["EagerCell"]
 
 NESTED_STEPS = 8
-"""Handlers that are run inside each other's asks, up to their first wait, before the next request queues."""
+"""The number of handlers that run nested in each other's asks, up to their first wait. Further requests queue."""
 
 ENDS: Final = KILL | FAIL | RECYCLE
 """Signals that end an incarnation before its next message."""
@@ -55,12 +56,12 @@ CANCELLED: Final = "its task was cancelled from outside"
 
 
 async def _awaiting(awaitable: Any) -> Any:
-    """For what is no coroutine of Python's own, but may be awaited."""
+    """Wrap an awaitable that is not a native coroutine."""
     return await awaitable
 
 
 class EagerCell(TurnCell, TaskCell):
-    """An actor whose handlers are run where its mail comes from, until they have to wait."""
+    """An actor whose handlers run in the code that delivers their messages, until they have to wait."""
 
     __slots__ = ("worker",)
 
@@ -79,10 +80,10 @@ class EagerCell(TurnCell, TaskCell):
         if self.items or self.attention:
             self.woken()
 
-    # Steps: what runs before the first wait.
+    # Steps: the code that runs before the first wait.
 
     def turn(self) -> bool:
-        """Handle some mail, up to the first wait. Returns whether there is more. It runs in the cell's context."""
+        """Handle some messages, up to the first wait, in the cell's context. Return whether there are more."""
         if not self.handled:
             handling.set(self)
         runtime = self.runtime
@@ -99,7 +100,7 @@ class EagerCell(TurnCell, TaskCell):
             awaited = coroutine.send(None)
         except StopIteration as end:
             outcome = end.value
-        except BaseException as error:  # the handler has raised the cancellation that it had called for itself
+        except BaseException as error:  # the handler has raised its own cancellation
             outcome = self._was_cancelled(error, caught=self.cut)
         else:
             self._hand_over(worker, coroutine, awaited)
@@ -118,31 +119,30 @@ class EagerCell(TurnCell, TaskCell):
         return self._turn_over(outcome)
 
     def _cut_short(self, worker: HandlerTask, exit_: Exit | None) -> Exit | None:
-        """A handler has used up its task without having waited. Returns how the incarnation ends."""
+        """Replace a task that a handler made unusable without waiting. Return the exit of the incarnation, if any."""
         if self._discard(worker):
             return exit_ or Killed(CANCELLED)
         return exit_ or (self.attend() if self.signals & ENDS else None)
 
     def _discard(self, worker: HandlerTask) -> bool:
-        """End a task that cannot be used again. Returns whether the handler has cancelled it and did not wait then."""
+        """End a task that cannot be used again. Return whether the handler has cancelled it and then did not wait."""
         cut, self.cut = self.cut, False
         self._let_go()
         worker.end()
         return not cut and worker.task.cancelling() > 0
 
     def _let_go(self) -> None:
-        """Have no task any more."""
         self.worker = self.task = self.scope = self.turn_scope = self.coroutine = None
 
     def _has_lost(self, outcome: Exit | bool) -> Exit | bool:
-        """Its task was cancelled and had nothing to wait for, where that could have hit it."""
+        """Return the exit after the task was cancelled and had no wait at which the cancellation could arrive."""
         if outcome is False:  # it counts as asleep
             self.asleep = 0
             self.runtime.awake += 1
         return outcome if isinstance(outcome, Exit) else Killed(CANCELLED)
 
     def _turn_over(self, outcome: Exit | bool) -> bool:
-        """Returns whether there is more mail to handle."""
+        """Return whether there are more messages to handle."""
         if isinstance(outcome, Exit):
             self.runtime.dozed()
             self.incarnation_over(outcome)
@@ -201,7 +201,7 @@ class EagerCell(TurnCell, TaskCell):
     def _begin(self, asked: Begun, call: Callable[..., Any]) -> Any:
         """Run the handler of a request up to its first wait.
 
-        Returns how the incarnation ends, nothing true if it does not, or `WAITS` if the handler has to wait.
+        Return the exit of the incarnation, a false value if it does not end, or `WAITS` if the handler has to wait.
         """
         if not self.handled:
             self.context.run(handling.set, self)
@@ -235,10 +235,10 @@ class EagerCell(TurnCell, TaskCell):
                 asked.state = DONE
         return None
 
-    # Going on in a task.
+    # Continuing in a task.
 
     def _wait_for(self, asked: Asked, handler: Any, awaited: Any) -> None:
-        """The handler of a request that was begun inside its ask has to wait."""
+        """Let a task continue the handler of a request that began inside its ask and has to wait."""
         self.runtime.awake += 1
         coroutine = self._finish(asked, handler, awaited)
         worker = self.worker
@@ -254,7 +254,7 @@ class EagerCell(TurnCell, TaskCell):
         worker.go_on(self, coroutine, awaited)
 
     async def _finish(self, asked: Asked, handler: Any, awaited: Any) -> Exit | bool:
-        """Go on with a request, then with the mail."""
+        """Continue with a request, then with the other messages."""
         try:
             value = await resume(handler, awaited)
             if self.running is asked:
@@ -269,7 +269,7 @@ class EagerCell(TurnCell, TaskCell):
         return self._attended() if self.cut else await self._serve_mail()
 
     async def _serve_mail(self) -> Exit | bool:  # noqa: C901, PLR0912 - a call for each message costs as much as one
-        """Handle some mail. Returns how the incarnation ends, or whether there is more to do."""
+        """Handle some messages. Return the exit of the incarnation, or whether there is more to do."""
         actor, async_calls, plain_calls = self.actor, self.table.async_calls, self.table.plain_calls
         for _ in BUDGET_RANGE:
             if self.attention:
@@ -280,7 +280,7 @@ class EagerCell(TurnCell, TaskCell):
             items = self.items
             if not items:
                 self.running = self.items = None
-                self.asleep = 1 if self.attention else INLINE  # nobody overtakes those that wait in line
+                self.asleep = 1 if self.attention else INLINE  # new messages must not overtake waiting senders
                 runtime = self.runtime
                 if items is not None and len(runtime.spare_queues) < SPARE_QUEUES:
                     runtime.spare_queues.append(items)
@@ -300,7 +300,7 @@ class EagerCell(TurnCell, TaskCell):
                     kind is Asked and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
                 ):
                     item.state = RUNNING
-                    if self.coroutine is not None and not item.timed:  # else that is done at the first wait
+                    if self.coroutine is not None and not item.timed:  # otherwise the clock starts at the first wait
                         item.start_clock()
                     value = await call(actor, item.message)
                     if self.running is item:
@@ -320,18 +320,18 @@ class EagerCell(TurnCell, TaskCell):
         return self._attended() if self.cut else True
 
     def _attended(self) -> Exit | bool:
-        """A handler was cut off: see to the signal that did it at once, so that nobody takes the actor for idle."""
+        """Process the signal that has cut off a handler at once, so that the actor does not seem idle."""
         return (self.attend() if self.signals & ENDS else None) or True
 
     def resumed(self, outcome: Exit | bool) -> None:
-        """Its task has done what it had to; it is kept for a while."""
+        """Take back the task after it has finished its work. It is kept for a while."""
         self.coroutine = None
         self.runtime.tasks.pop(self, None)
         if self._turn_over(outcome):
             self.runtime.schedule_again(self)
 
     def task_over(self, outcome: Exit | bool, failure: BaseException | None, *, caught: bool) -> None:
-        """Its task was cancelled, or cannot be used again for another reason."""
+        """Handle the end of the task, which was cancelled or cannot be used again for another reason."""
         self.runtime.tasks.pop(self, None)
         if failure is not None:
             outcome = self._was_cancelled(failure, caught=caught)
@@ -343,7 +343,7 @@ class EagerCell(TurnCell, TaskCell):
             self.runtime.schedule_again(self)
 
     def _was_cancelled(self, failure: BaseException, *, caught: bool) -> Exit | bool:
-        """The handler that runs was cut off."""
+        """Handle the cancellation of the running handler."""
         item, self.running = self.running, None
         if self.sent:
             self.withdraw_asks(cut_off=True)
@@ -356,7 +356,7 @@ class EagerCell(TurnCell, TaskCell):
         return self.crash(self.as_failure(failure), item)
 
     def lost_task(self, worker: HandlerTask) -> None:
-        """The task that was kept for it has ended: it was not needed any more, or was cancelled."""
+        """Handle the end of the kept task, which was no longer needed or was cancelled."""
         if self.worker is worker:
             self._let_go()
             bonds = self.bonds_made()

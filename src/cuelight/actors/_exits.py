@@ -1,4 +1,4 @@
-"""Why an actor starts and why it ends: values that hooks, watchers and supervisors receive."""
+"""The reasons why an actor starts and ends: values that hooks, watchers and supervisors receive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Why an incarnation starts; given to the `started` hook."""
+    """The reason why an incarnation starts. The `started` hook receives it."""
 
 
 class Spawned(Start, frozen=True):
@@ -33,11 +33,11 @@ class Spawned(Start, frozen=True):
 
 
 class WasRestarted(Start, frozen=True):
-    """A successor.
+    """A later incarnation.
 
     Attributes:
-        after: how the incarnation before it ended.
-        restarts: how often this actor was restarted since it was last healthy, this time included.
+        after: the exit of the previous incarnation.
+        restarts: the number of restarts since this actor was last healthy, including this one.
     """
 
     after: Exit
@@ -45,46 +45,49 @@ class WasRestarted(Start, frozen=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """Why an incarnation ended; given to the `stopped` and `restarting` hooks, to watchers and supervisors."""
+    """The reason why an incarnation ended.
+
+    The `stopped` and `restarting` hooks, watchers and supervisors receive it.
+    """
 
     @property
     def abnormal(self) -> bool:
-        """Whether a `transient` actor is restarted after it."""
+        """Whether a `transient` actor is restarted after this exit."""
         return False
 
     def describe(self) -> str:
-        """The reason in words."""
+        """Return the reason in words."""
         return type(self).__name__.lower()
 
 
 class Stopped(Exit, frozen=True):
-    """It was asked to stop, or its `run` returned."""
+    """The actor was asked to stop, or its `run` returned."""
 
 
 class ShutDown(Exit, frozen=True):
-    """Its supervisor or its system stopped it."""
+    """The actor's supervisor or system stopped it."""
 
     def describe(self) -> str:
-        """The reason in words."""
+        """Return the reason in words."""
         return "shut down"
 
 
 class Killed(Exit, frozen=True):
-    """It was killed: the running handler was cancelled and the queue given up.
+    """The actor was killed: the running handler was cancelled and the queue was dropped.
 
     Attributes:
-        why: who or what killed it, in words.
+        why: the killer or the cause, in words.
     """
 
     why: str = ""
 
     def describe(self) -> str:
-        """The reason in words."""
+        """Return the reason in words."""
         return f"killed ({self.why})" if self.why else "killed"
 
 
 class Crashed(Exit, frozen=True):
-    """It raised an exception.
+    """The actor raised an exception.
 
     Attributes:
         error: the exception, with its traceback.
@@ -100,16 +103,16 @@ class Crashed(Exit, frozen=True):
         return True
 
     def describe(self) -> str:
-        """The reason in words."""
+        """Return the reason in words."""
         return f"crashed: {describe_error(self.error)}"
 
 
 class Terminated(msgspec.Struct, frozen=True):
-    """Told to those who watch an actor, once, when it has ended for good.
+    """Sent to each watcher of an actor, once, when the actor has ended permanently.
 
     Attributes:
         ref: the actor that ended.
-        exit: why.
+        exit: the reason why it ended.
     """
 
     ref: Ref[Any]

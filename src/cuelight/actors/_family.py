@@ -1,4 +1,4 @@
-"""The seam between a cell and whoever supervises it. The supervision package fills it."""
+"""The interface between a cell and its supervisor. The supervision package implements it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Family"]
 
 
 class Family(Protocol):
-    """The children of one cell, and what becomes of them."""
+    """The children of one cell and their supervision."""
 
     runtime: Runtime
     owner: Cell | None
@@ -34,39 +34,39 @@ class Family(Protocol):
         """Make a cell and begin its first incarnation. Its `state` says whether it is up, failed or still starting.
 
         Args:
-            spec: what to start.
-            sponsored: somebody waits for the start, and is told if it fails; else a failure is a crash.
+            spec: the spec of the child.
+            sponsored: a caller waits for the start and gets its failure. Otherwise a failed start is a crash.
         """
         ...
 
     def has_started(self, cell: Cell) -> None:
-        """A child's incarnation is up."""
+        """Note that a child's incarnation has started."""
         ...
 
     def ended(self, cell: Cell, exit_: Exit) -> None:
-        """A child's incarnation is over: restart or bury it."""
+        """Restart or bury a child whose incarnation is over."""
         ...
 
     def buried(self, cell: Cell) -> None:
-        """A child has ended for good."""
+        """Note that a child has ended permanently."""
         ...
 
     def give_up(self, cell: Cell, exit_: Exit) -> None:
-        """A child that waits for its restart was stopped or killed: bury it."""
+        """Bury a child that was stopped or killed while it waited for its restart."""
         ...
 
     def close(self, exit_: Exit) -> None:
-        """Stop all children in the reverse of their start order; tell the owner when none is left."""
+        """Stop all children in the reverse of their start order. Notify the owner when none is left."""
         ...
 
     def kill(self, why: str) -> None:
-        """Kill all children; tell the owner when none is left."""
+        """Kill all children. Notify the owner when none is left."""
         ...
 
     def spent(self) -> dict[str, float]:
-        """What was charged to the budget of this family, by unit; empty if it has none."""
+        """Return the amounts charged to this family's budget, by unit; empty if it has none."""
         ...
 
     def spend(self, amounts: dict[str, float]) -> None:
-        """Charge budgets of this family and of those above it."""
+        """Charge the budgets of this family and of the families above it."""
         ...

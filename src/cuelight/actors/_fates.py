@@ -1,4 +1,4 @@
-"""What becomes of a message that is not simply handled: it waits, is dropped, refused, run again or laid to rest."""
+"""Handles messages that are not processed normally: they wait, or are dropped, refused, retried or dead letters."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class Fates(Mailbox):
 
     @property
     def path(self) -> str:
-        """The place of the actor in the tree."""
+        """The path of the actor in the tree."""
         raise NotImplementedError
 
     @property
     def kind(self) -> str:
-        """The name of the class of the actor."""
+        """The name of the actor's class."""
         raise NotImplementedError
 
     bonds: Bonds | None
 
     def bonds_made(self) -> Bonds:
-        """Its bonds, made at first use."""
+        """Return its bonds, made at first use."""
         raise NotImplementedError
 
-    # What Mailbox asks of its owner.
+    # Methods that Mailbox needs from its owner.
 
     def dropped(self, item: Any, reason: str) -> None:
-        """An item was refused or dropped: fail the ask, or make a dead letter."""
+        """Settle an item that was refused or dropped: fail the ask, or make a dead letter."""
         if isinstance(item, Asked):
             if item.state == QUEUED:
                 shown = safe_repr(item.message)
@@ -70,21 +70,21 @@ class Fates(Mailbox):
         return "it is stopping" if reason == "stopped" else f"its mailbox is full ({reason})"
 
     def stale(self, item: Any) -> bool:
-        """A request that nobody waits for any more."""
+        """Return whether an item is a request whose caller no longer waits."""
         return isinstance(item, Asked) and item.state == DONE
 
     def content(self, item: Any) -> Any:
-        """The message in an item."""
+        """Return the message in an item."""
         return item.message if isinstance(item, Asked) else item
 
-    # Requests that nobody waits for any more.
+    # Requests whose callers no longer wait.
 
     def cancel_running(self, ask: Asked) -> None:
-        """Cancel the running handler if it is the one of this ask."""
+        """Cancel the running handler if it handles this ask."""
         raise NotImplementedError
 
     def given_up(self, ask: Asked) -> None:
-        """An asker waits no more: queued, the request is dropped; running, its handler is cancelled."""
+        """Handle a caller that no longer waits: drop a queued request, or cancel the handler of a running one."""
         shown = safe_repr(ask.message)
         if ask.state == QUEUED:
             ask.fail(NotStarted(f"the request {shown} was cancelled before {self.path} handled it"))
@@ -94,7 +94,7 @@ class Fates(Mailbox):
             self._stop_handling(ask)
 
     def overdue(self, ask: Asked) -> None:
-        """The deadline of a request has passed."""
+        """Handle a request whose deadline has passed."""
         text = f"{self.path} did not answer {safe_repr(ask.message)} in time"
         if ask.state == QUEUED:
             ask.fail(NotStartedTimeout(f"{text}: it had not begun; {len(self)} messages are in its mailbox"))
@@ -112,19 +112,19 @@ class Fates(Mailbox):
         return self.bonds is not None and ask in self.bonds.deferred
 
     def _stop_handling(self, ask: Asked) -> None:
-        """Nobody waits for this request any more: cancel its handler, or the work that serves it."""
+        """Cancel the handler of a request whose caller no longer waits, or the work that serves it."""
         self.cancel_running(ask)
         if self.bonds is not None:
             for work in self.bonds.deferred.pop(ask, ()):
                 work.cancel()
 
     def reply_settled(self, ask: Asked) -> None:
-        """A deferred reply was sent, refused or dropped."""
+        """Forget a deferred reply that was sent, refused or dropped."""
         if self.bonds is not None:
             self.bonds.deferred.pop(ask, None)
 
     def deserted(self, ask: Asked) -> None:
-        """The incarnation that deferred a reply has ended without it."""
+        """Fail a request whose reply was deferred, because the incarnation has ended without sending it."""
         exit_, shown = self.exit, safe_repr(ask.message)
         if isinstance(exit_, Crashed):
             failure: Interrupted = ActorCrashed(
@@ -136,10 +136,10 @@ class Fates(Mailbox):
             failure = Interrupted(f"{self.path} was {how} before it sent the reply to {shown} that it had deferred")
         ask.fail(failure)
 
-    # Putting, for those who cannot wait, and for those who do.
+    # Putting messages, without and with waiting.
 
     def put_or_drop(self, message: Any) -> bool:
-        """Tell without waiting; without room it is a dead letter. Returns whether it was accepted."""
+        """Tell a message without waiting. Without room it becomes a dead letter. Return whether it was accepted."""
         reason = "mailbox_full"
         try:
             accepted = self.put(message)
@@ -155,7 +155,7 @@ class Fates(Mailbox):
         return items is not None and len(items) > 0 and items[-1] is message and not self.closed
 
     async def wait_for_room(self, message: Any) -> None:
-        """Wait in line for a place, then put the message into it."""
+        """Wait in the queue of senders for a place, then put the message into it."""
         sender = WaitingSender(self.runtime.backend.waiter())
         self.line_up(sender)
         try:
@@ -166,7 +166,7 @@ class Fates(Mailbox):
         self.redeem(sender, message)
 
     def requeue(self, item: Any) -> None:
-        """Put an item back in front of the mail: it is to be handled (again)."""
+        """Put an item back at the front of the queue, to be handled (again)."""
         if isinstance(item, Asked):
             item.state = QUEUED
         if self.items is None:
@@ -174,7 +174,7 @@ class Fates(Mailbox):
         self.items.appendleft(item)
 
     def drop_terminated(self, ref: Ref[Any]) -> None:
-        """Forget a `Terminated` of this actor that waits to be handled."""
+        """Remove the waiting `Terminated` messages of this actor."""
         for lane in (self.control, self.items):
             for _ in range(len(lane or ())):  # in place, and without comparing messages of users
                 assert lane is not None  # noqa: S101 - it has a length
@@ -185,7 +185,7 @@ class Fates(Mailbox):
     # Failing.
 
     def crash(self, error: BaseException, item: Any) -> Crashed:
-        """A handler raised: settle its message. Returns how the incarnation ends."""
+        """Settle the message of a handler that raised. Return the exit of the incarnation."""
         if item is None or item is ASIDE:
             return Crashed(error)
         message = self.content(item)
@@ -203,14 +203,14 @@ class Fates(Mailbox):
         return exit_
 
     def refused(self, error: ReplyError, item: Any) -> None:
-        """A handler raised `ReplyError`: the asker gets it, and the actor lives on."""
+        """Settle the message of a handler that raised `ReplyError`. The caller gets the error; the actor continues."""
         if isinstance(item, Asked):
             item.fail(error)
         else:
             self.runtime.dead_letters.add(item, self, "refused", error)
 
     def unhandled(self, item: Any) -> None:
-        """No handler takes this message."""
+        """Settle a message that no handler takes."""
         message = self.content(item)
         if isinstance(item, Asked):
             item.fail(NotStarted(f"{self.path} has no handler for {safe_repr(message)}: {self._why_unhandled(item)}"))
@@ -219,11 +219,11 @@ class Fates(Mailbox):
             self.runtime.report_unhandled(self.path, self.kind, message, self._why_unhandled(item))
 
     def _why_unhandled(self, item: Any) -> str:
-        """What to do about a message that has no handler."""
+        """Return advice for a message that has no handler."""
         raise NotImplementedError
 
     def cut_off(self, item: Any, why: str) -> None:
-        """The handler of this item was cancelled."""
+        """Settle the message of a handler that was cancelled."""
         if isinstance(item, Asked):
             shown = safe_repr(item.message)
             item.fail(Interrupted(f"{self.path} was interrupted while it handled {shown}: {why}"))

@@ -1,15 +1,15 @@
-"""Tasks that go on with `async def` handlers from their first wait on. On asyncio only.
+"""Tasks that continue `async def` handlers from their first wait on. On asyncio only.
 
-The code that runs a handler up to its first wait makes such a task the current one meanwhile. What the handler binds to
-its task, such as cancel scopes and time-outs, is therefore bound to the task that goes on with it.
+The code that runs a handler up to its first wait makes such a task the current one in the meantime. So everything that
+the handler binds to its task, such as cancel scopes and timeouts, is bound to the task that will continue it.
 
 Invariants:
 1. Such a task serves one actor from the first wait of its handler on, until it ends. Before that, it may have been the
    current task of handlers of several actors, none of which waited.
-2. It is not used again once it was cancelled, or a handler has left a cancel scope open in it.
+2. It is not reused after it was cancelled, or after a handler has left a cancel scope open in it.
 """
 
-# Awaitables, scopes and tasks are those of asyncio and anyio: no annotation could say more.
+# Awaitables, scopes and tasks belong to asyncio and anyio: no annotation could say more.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["HandlerTask", "resume"]
 
 @types.coroutine
 def resume(coroutine: Any, awaited: Any) -> Generator[Any, Any, Any]:
-    """Await a coroutine that was begun elsewhere and waits for `awaited`, which it has yielded there."""
+    """Await a coroutine that was begun elsewhere and waits for `awaited`, the object that it yielded there."""
     while True:
         try:
             yield awaited
@@ -51,7 +51,7 @@ def resume(coroutine: Any, awaited: Any) -> Generator[Any, Any, Any]:
 
 @types.coroutine
 def _drive(context: Context, coroutine: Any, awaited: Any, error: BaseException | None) -> Generator[Any, Any, Any]:
-    """Go on in a context with a coroutine that was begun there and waits for `awaited`, or throw an error into it."""
+    """Continue a coroutine in the context where it was begun, or throw an error into it. It waits for `awaited`."""
     run, send, throw = context.run, coroutine.send, coroutine.throw
     try:
         if error is not None:
@@ -70,7 +70,7 @@ def _drive(context: Context, coroutine: Any, awaited: Any, error: BaseException 
         return end.value
 
 
-# So that a task can be seen from outside to wait for what its handler waits for.
+# This makes visible from outside that a task waits for the object that its handler awaits.
 drivers[resume.__code__] = lambda variables: variables["coroutine"]
 drivers[_drive.__code__] = lambda variables: variables["coroutine"]
 
@@ -81,13 +81,13 @@ def _begin() -> Generator[None, None, None]:
 
 
 class HandlerTask:
-    """A task that waits for a handler which it can go on with.
+    """A task that waits for a handler to continue.
 
     Attributes:
-        cell: the actor that it serves, once a handler of that had to wait.
-        coroutine: what the task runs.
-        scopes: what anyio knows of its scopes, to see whether a handler has left one open.
-        scope: the cancel scope around the handlers. Cancelled, it is the last thing that the task does.
+        cell: the actor that it serves, set once a handler of that actor had to wait.
+        coroutine: the coroutine that the task runs.
+        scopes: anyio's record of the task's scopes, which shows whether a handler has left one open.
+        scope: the cancel scope around the handlers. Once it is cancelled, the task ends after its current work.
         task: the task itself.
     """
 
@@ -100,7 +100,7 @@ class HandlerTask:
         self._ending = False
         self.cell: EagerCell | None = None
         self.coroutine = coroutine = self._run()
-        coroutine.send(None)  # else a cancellation that comes before the task has begun would skip all of it
+        coroutine.send(None)  # otherwise a cancellation before the task begins would skip all of it
         backend = runtime.backend
         self.task: asyncio.Task[Any] = backend.spawn(
             lambda: coroutine, context=runtime.context.copy(), name="cuelight handlers"
@@ -116,12 +116,12 @@ class HandlerTask:
 
     @property
     def clean(self) -> bool:
-        """Whether it can be used again: it was not cancelled, and no scope was left open in it."""
+        """Whether it can be reused: it was not cancelled, and no scope was left open in it."""
         scope = self.scope
         return not (self.task.cancelling() or scope.cancel_called) and self.scopes.cancel_scope is scope
 
     def go_on(self, cell: EagerCell, coroutine: Any, awaited: Any) -> None:
-        """Go on soon with what a cell has begun, and what waits for `awaited` now."""
+        """Continue soon with a coroutine that a cell has begun, and that waits for `awaited` now."""
         if self.cell is not cell:
             self.cell = cell
             self.task.set_name(cell.path)
@@ -130,7 +130,7 @@ class HandlerTask:
             self._waiter.wake()
 
     def end(self) -> None:
-        """It is not needed any more."""
+        """End the task, because it is no longer needed."""
         if not (self._ending or self.task.done()):
             self._ending = True
             self._runtime.ending_tasks += 1
@@ -151,7 +151,7 @@ class HandlerTask:
                 if not await self._perform(*job, error):
                     break
             elif error is not None:
-                break  # cancelled by somebody
+                break  # cancelled from outside
             job = error = None
             if self._ending:
                 break
@@ -159,11 +159,11 @@ class HandlerTask:
         self._has_ended()
 
     async def _perform(self, coroutine: Any, awaited: Any, error: BaseException | None) -> bool:
-        """Go on with a handler, and with the mail behind it. Returns whether the task can be used again."""
+        """Continue a handler and the messages queued behind it. Return whether the task can be reused."""
         cell = self.cell
         assert cell is not None  # noqa: S101 - it came with the job
         if error is not None and isinstance(awaited, asyncio.Future) and awaited.cancel(*error.args):
-            error = None  # cancelled before it began to wait here; as always, that goes through what it waits for
+            error = None  # cancelled before this wait began; as always, this arrives through the awaited future
         outcome: Any = True
         failure: BaseException | None = None
         try:
@@ -179,11 +179,11 @@ class HandlerTask:
         return False
 
     def _leave_scope(self, failure: BaseException | None) -> bool:
-        """Returns whether the scope takes this failure: it was cancelled, and this is that cancellation."""
+        """Return whether the scope absorbs this failure: it was cancelled, and the failure is that cancellation."""
         self._in_scope = False
         try:
             return self.scope.__exit__(None if failure is None else type(failure), failure, None) is True
-        except BaseException:  # a handler has left a scope open, which is inside of this one
+        except BaseException:  # a handler has left an inner scope open
             return self.scope.cancel_called
 
     def _has_ended(self) -> None:
@@ -201,13 +201,13 @@ class HandlerTask:
 
 
 class _Unseen:
-    """Stands for what cannot be seen."""
+    """Stands for anyio's record when that is not accessible."""
 
     def __init__(self, scope: anyio.CancelScope) -> None:
         self.cancel_scope = scope
 
 
 def _scopes_of(task: asyncio.Task[Any], scope: anyio.CancelScope) -> Any:
-    """What anyio knows of the cancel scopes of a task: its `cancel_scope` is the innermost one that is open."""
+    """Return anyio's record of a task's cancel scopes. Its `cancel_scope` is the innermost open scope."""
     states = getattr(sys.modules.get("anyio._backends._asyncio"), "_task_states", None)
     return _Unseen(scope) if states is None else states[task]

@@ -1,4 +1,4 @@
-"""Which function handles which message: `@on`, and the table that each actor class has from its definition on."""
+"""The decorator `@on`, and the table of handlers that each actor class gets when it is defined."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def on(
     kind: type[MsgT], /
 ) -> Callable[[Callable[[A, MsgT], None] | Callable[[A, MsgT], Awaitable[None]]], Callable[[A, MsgT], Any]]: ...
 def on(kind: Any, /) -> Any:
-    """Mark a method as the handler of one kind of message, its subclasses included.
+    """Mark a method as the handler of one kind of message, including its subclasses.
 
-    The method may be `def` or `async def`; for a `StreamRequest` it is an async generator. What it returns
-    answers a `Request`; type checkers compare it with the declared reply.
+    The method may be `def` or `async def`; for a `StreamRequest` it is an async generator. Its return value is the
+    reply to a `Request`; type checkers compare it with the declared reply type.
 
     Args:
         kind: a `Message`, `Request` or `StreamRequest` class, or `Terminated`.
 
     Raises:
-        TypeError: `kind` is not a class, as in `@on` without brackets.
+        TypeError: `kind` is not a class, as in `@on` without parentheses.
     """
     if not isinstance(kind, type):
         raise TypeError(f"@on({kind!r}): name the class of the message, as in @on(Add)")
@@ -56,16 +56,16 @@ def on(kind: Any, /) -> Any:
 
 
 class HandlerTable:
-    """What a cell must know of an actor class.
+    """The properties of an actor class that a cell needs.
 
     Attributes:
-        calls: message class to handler; classes met later (subclasses) are added as they come.
-        async_calls: the part of `calls` whose handler is `async def`.
-        plain_calls: the part of it whose handler is `def`.
+        calls: maps message classes to handlers. Subclasses are added when they first occur.
+        async_calls: the part of `calls` with `async def` handlers.
+        plain_calls: the part of `calls` with `def` handlers.
         streaming: the message classes whose handler is an async generator.
-        plain: nothing of the class can suspend, so no task is ever needed.
-        own_run: the class overrides `run`.
-        hooks: which of `started`, `stopped`, `restarting` the class overrides.
+        plain: whether no method of the class can suspend, so that no task is ever needed.
+        own_run: whether the class overrides `run`.
+        hooks: the names among `started`, `stopped` and `restarting` that the class overrides.
     """
 
     __slots__ = ("async_calls", "calls", "hooks", "name", "own_run", "plain", "plain_calls", "streaming")
@@ -89,7 +89,7 @@ class HandlerTable:
         )
 
     def find(self, kind: type[Any]) -> Callable[..., Any] | None:
-        """The handler of a class that is not in `calls` yet: that of its nearest base; remembered."""
+        """Return the handler of a class that is not in `calls` yet: that of its nearest base. Add it to `calls`."""
         for base in kind.__mro__[1:]:
             call = self.calls.get(base)
             if call is not None:
@@ -103,10 +103,10 @@ class HandlerTable:
 
 
 def _marked(cls: type[Any], base: type[Any]) -> dict[type[Any], Callable[..., Any]]:
-    """The handlers of a class, those it inherits included; a method that is overridden stays a handler.
+    """Return the handlers of a class, including inherited ones. An overridden handler method stays a handler.
 
     Raises:
-        TypeError: a handler has the name of something that every actor has, or cannot be called with a message.
+        TypeError: a handler has the name of an attribute of every actor, or cannot be called with a message.
     """
     names: dict[type[Any], str] = {}
     for owner in reversed(cls.__mro__):
@@ -133,7 +133,7 @@ def _marked(cls: type[Any], base: type[Any]) -> dict[type[Any], Callable[..., An
 def _check_handler(owner: type[Any], name: str, function: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a kind that does not say
+    except (TypeError, ValueError):  # a callable without a signature
         return
     try:
         signature.bind(None, None)
@@ -154,7 +154,7 @@ def _check_hook(cls: type[Any], hook: str) -> None:
 
 
 def message_types(cls: type[Any], base: type[Any]) -> tuple[type[Any], ...] | None:
-    """The classes in `Actor[...]` of a class definition, or None where it has type variables or names none."""
+    """Return the classes in `Actor[...]` of a class definition, or None if it has type variables or no classes."""
     for declared in (one for owner in cls.__mro__ for one in vars(owner).get("__orig_bases__", ())):
         if get_origin(declared) is base:
             (given,) = get_args(declared)
@@ -167,10 +167,10 @@ def message_types(cls: type[Any], base: type[Any]) -> tuple[type[Any], ...] | No
 
 
 def check_handlers(cls: type[Any], base: type[Any], table: HandlerTable) -> None:
-    """Compare the handlers of a class with the messages that it says it takes.
+    """Compare the handlers of a class with its declared messages.
 
     Raises:
-        TypeError: a message of the union has no handler, or a handler is for a message that is not in it.
+        TypeError: a message of the union has no handler, or a handler is for a message that is not in the union.
     """
     taken = message_types(cls, base)
     if taken is None or table.own_run:

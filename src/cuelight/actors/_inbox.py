@@ -1,4 +1,4 @@
-"""The mailbox as an actor with a loop of its own sees it: receive, iterate, select."""
+"""The mailbox from the view of an actor with its own receive loop: receive, iterate, select."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Inbox"]
 M = TypeVar("M")
 
 AT_ONCE = KILL | FAIL | RECYCLE
-"""Signals that do not wait for the queue."""
+"""Signals that take effect before the queue is finished."""
 
 
 class Inbox(Generic[M]):
-    """Where `run`, or an actor made of a function, takes its messages from. Also a case of `select`.
+    """The source of messages for `run`, or for an actor made from a function. Also a case of `select`.
 
-    A request that was received and neither answered (`reply`), deferred nor given to `handle` fails when the next
-    message is received: no asker is left hanging.
+    Each received request must be answered (`reply`), deferred or passed to `handle`. Otherwise it fails when the next
+    message is received, so that no asker waits in vain.
     """
 
     __slots__ = ("_cell", "_waiters")
@@ -41,7 +41,7 @@ class Inbox(Generic[M]):
         return len(self._cell)
 
     def _take(self) -> Any:
-        """The next message, `NOT_READY` or `CLOSED`."""
+        """Return the next message, `NOT_READY` or `CLOSED`."""
         cell = self._cell
         self._settle_last()
         if cell.attention and (cell.signals & AT_ONCE or cell.attend() is not None):
@@ -73,11 +73,11 @@ class Inbox(Generic[M]):
         return ChannelClosed(f"{self._cell.path} is stopping, and its mailbox is empty")
 
     async def receive(self) -> M:
-        """The next message. A checkpoint only if there is none yet.
+        """Receive the next message. A checkpoint only if it has to wait.
 
         Raises:
-            ChannelClosed: the actor is to stop, and everything in its mailbox was received.
-            anyio.BusyResourceError: another task waits for the next message already.
+            ChannelClosed: the actor is stopping, and all messages in its mailbox were received.
+            anyio.BusyResourceError: another task already waits for the next message.
         """
         cell = self._cell
         while True:
@@ -96,11 +96,11 @@ class Inbox(Generic[M]):
                 cell.waiter = None
 
     def receive_nowait(self) -> M:
-        """The next message, if there is one. Not a checkpoint.
+        """Receive the next message if there is one. Not a checkpoint.
 
         Raises:
             anyio.WouldBlock: there is none.
-            ChannelClosed: the actor is to stop, and everything in its mailbox was received.
+            ChannelClosed: the actor is stopping, and all messages in its mailbox were received.
         """
         message = self._take()
         if message is CLOSED:
@@ -111,7 +111,7 @@ class Inbox(Generic[M]):
         return taken
 
     def reply(self, value: Any) -> None:
-        """Answer the request that was received last. Nothing happens if it was told, not asked.
+        """Answer the request that was received last. Do nothing if that message was told, not asked.
 
         Args:
             value: the answer, of the type that the request declares.
@@ -136,8 +136,8 @@ class Inbox(Generic[M]):
         """Take the next message.
 
         Raises:
-            ChannelClosed: the actor is to stop, and everything in its mailbox was received. A loop that selects on
-                its inbox and on timers must hear of that, so the inbox does not just drop out.
+            ChannelClosed: the actor is stopping, and all messages in its mailbox were received. The inbox does not just
+                drop out of the select, because a loop that selects on its inbox and on timers must notice the stop.
         """
         message = self._take()
         if message is CLOSED:
@@ -145,19 +145,19 @@ class Inbox(Generic[M]):
         return message
 
     def case_enroll(self, waiter: CaseWaiter, /) -> None:
-        """Claim the select when mail comes."""
+        """Claim the select when a message arrives."""
         self._waiters.append(waiter)
         self._cell.waiter = self
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:
-        """The select is over."""
+        """Forget the waiter of a select that is over."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
         if not self._waiters:
             self._cell.waiter = None
 
     def case_put_back(self, item: Any, /) -> bool:
-        """The select was cancelled: the message goes back to the front."""
+        """Put the message of a cancelled select back at the front."""
         cell = self._cell
         back = cell.running if cell.running is not None else item
         cell.running = None
@@ -167,7 +167,7 @@ class Inbox(Generic[M]):
         return True
 
     def wake(self) -> None:
-        """Mail has come while a select waits for it."""
+        """Give new messages to the waiting select."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if waiter.done():

@@ -1,4 +1,4 @@
-"""What actors send each other: values, and the types that tell a checker who answers what."""
+"""The messages of actors: values, and types that let a type checker match requests with replies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class ReplyType(Generic[R]):
-    """Carries the type of a reply for type checkers, invariantly. It is never made."""
+    """Carries the type of a reply for type checkers, invariantly. It has no instances outside of type checking."""
 
     value: R
 
 
 class Answerable(Protocol[M_co, R_co]):
-    """A message that is one of `M_co` and is answered with an `R_co`, or less than one. What `ask` takes.
+    """A message of type `M_co` with a reply of type `R_co` or of a subtype. This is the parameter type of `ask`.
 
-    Covariant in the reply, so that an answer can stand where any object can, as in `print(await ref.ask(Total()))`.
+    It is covariant in the reply, so that an answer can be used where any object is accepted, as in `print(await
+    ref.ask(Total()))`.
     """
 
     def __message__(self) -> M_co: ...
@@ -30,14 +31,14 @@ class Answerable(Protocol[M_co, R_co]):
 
 
 class Answers(Protocol[M_co, R]):
-    """A message that is one of `M_co` and is answered with exactly `R`; `Request` fulfils it. What `on` takes."""
+    """A message of type `M_co` with a reply of exactly type `R`, such as a `Request`. The parameter type of `on`."""
 
     def __message__(self) -> M_co: ...
     def __reply__(self) -> ReplyType[R]: ...
 
 
 class Streams(Protocol[M_co, R]):
-    """A message that is one of `M_co` and is answered with a stream of `R`; `StreamRequest` fulfils it."""
+    """A message of type `M_co` that is answered with a stream of `R`, such as a `StreamRequest`."""
 
     def __message__(self) -> M_co: ...
     def __chunk__(self) -> ReplyType[R]: ...
@@ -45,39 +46,39 @@ class Streams(Protocol[M_co, R]):
 
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class MessageMeta(msgspec.StructMeta):
-    """Makes `class Add(Message): amount: int` frozen and tagged, for type checkers too."""
+    """Makes classes such as `class Add(Message): amount: int` frozen and tagged, also for type checkers."""
 
 
 class Message(msgspec.Struct, metaclass=MessageMeta, frozen=True, tag=True):
-    """A message that is told and not answered: a frozen, tagged `msgspec.Struct`.
+    """A message without a reply: a frozen, tagged `msgspec.Struct`.
 
-    Equal values are equal messages. Subclass it and list the fields with their types.
+    Messages with equal values are equal. Subclass it and list the fields with their types.
     """
 
 
 class Request(msgspec.Struct, Generic[R], metaclass=MessageMeta, frozen=True, tag=True):
-    """A message that is answered with an `R`: `class Total(Request[int])`."""
+    """A message with a reply of type `R`, as in `class Total(Request[int])`."""
 
     def __message__(self) -> Self:
-        """For type checkers: this message itself."""
+        """Return this message, for type checkers."""
         return self
 
     def __reply__(self) -> ReplyType[R]:
-        """For type checkers: the type of the reply."""
+        """Return the type of the reply, for type checkers."""
         return ReplyType()
 
     def __answer__(self) -> R:
-        """For type checkers: the type of the reply. It cannot be called."""
+        """Declare the type of the reply, for type checkers. It cannot be called."""
         raise TypeError(f"{self!r} is answered by the actor that it is sent to")
 
 
 class StreamRequest(msgspec.Struct, Generic[R], metaclass=MessageMeta, frozen=True, tag=True):
-    """A message that is answered with many `R`, one after another, by an async generator handler."""
+    """A message that is answered with a stream of `R` values, by an async generator handler."""
 
     def __message__(self) -> Self:
-        """For type checkers: this message itself."""
+        """Return this message, for type checkers."""
         return self
 
     def __chunk__(self) -> ReplyType[R]:
-        """For type checkers: the type of one chunk."""
+        """Return the type of one chunk, for type checkers."""
         return ReplyType()

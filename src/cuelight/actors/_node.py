@@ -1,4 +1,4 @@
-"""The seam between a system and the other systems that its actors talk with. The redis package fills it."""
+"""The interface between a system and its cluster. The redis package implements it."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ __all__ = ["Node"]
 
 
 class Node(Protocol):
-    """A system's place among others: it gives names to actors, and refs to names."""
+    """The membership of a system in a cluster: it registers names of actors and resolves names to refs."""
 
     async def join(self, runtime: Runtime) -> None:
-        """Enter the cluster; called once, when the block of the system is entered."""
+        """Enter the cluster. Called once, when the system's block is entered."""
         ...
 
     async def expose(self, ref: Ref[Any], name: str) -> None:
-        """Make an actor of this system known by a name."""
+        """Register an actor of this system under a name."""
         ...
 
     async def unexpose(self, name: str) -> None:
-        """Take a name back."""
+        """Remove a name."""
         ...
 
     async def resolve(self, name: str, timeout: float) -> Ref[Any]:
-        """The actor that has this name, wherever it is."""
+        """Return the actor with this name, wherever it is in the cluster."""
         ...
 
     def withdraw(self, runtime: Runtime) -> None:
-        """Begin to take all names back: the system is about to end. Nothing happens if another system has joined."""
+        """Begin to remove all names, because the system is about to end. Do nothing if another system has joined."""
         ...
 
     async def leave(self, runtime: Runtime) -> None:
-        """Leave the cluster, as far as it was entered, and wait for that: every actor has ended.
+        """Leave the cluster, as far as it was entered, and wait for that. Every actor has ended.
 
-        Nothing happens if it is another system that has joined. Must neither raise nor take long. If it is cancelled it
-        is called again, to wait on.
+        Do nothing if another system has joined. This must neither raise nor take long. If it is cancelled, it is called
+        again to continue the wait.
         """
         ...

@@ -1,6 +1,6 @@
-"""Cells of actors in which nothing can suspend: the dispatcher runs them, so they need no task."""
+"""Cells of actors in which nothing can suspend. The dispatcher runs them, so they need no task."""
 
-# Messages, factories and what users raise are Any here: no annotation could say more.
+# Messages, factories and users' exceptions are Any here: no annotation could say more.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 __all__ = ["PlainCell", "TurnCell"]
 
 BUDGET = 128
-"""Messages that one actor handles before another has its turn."""
+"""The number of messages that one actor handles before the next actor has its turn."""
 
 BUDGET_RANGE = range(BUDGET)
 
 NESTED_STARTS = 20
-"""Starts inside each other's hooks before the next one waits for the dispatcher."""
+"""The number of starts nested in each other's hooks. Further starts wait for the dispatcher."""
 
 INLINE = 2
-"""`asleep` of an idle plain cell: an ask may run its handler at once."""
+"""The value of `asleep` for an idle plain cell: an ask may run its handler at once."""
 
 
 SPARE_QUEUES = 64
-"""Empty queues that are kept for actors that get mail: making one costs as much as handling a message."""
+"""The number of empty queues kept for actors that get messages: making one costs as much as handling a message."""
 
 
 class TurnCell(Cell):
-    """An actor to which the dispatcher gives a turn when it has mail."""
+    """An actor to which the dispatcher gives a turn when it has messages."""
 
     __slots__ = ()
 
@@ -49,7 +49,7 @@ class TurnCell(Cell):
         if len(items) >= self.limit:
             return self._put_full(item)
         items.append(item)
-        if self.asleep:  # what `woken` comes to: a call costs as much as the rest
+        if self.asleep:  # `woken` inlined: a call costs as much as the rest
             self.asleep = 0
             runtime.awake += 1
             runtime._ready.append(self)
@@ -62,19 +62,19 @@ class TurnCell(Cell):
         self.runtime.schedule(self)
 
     def turn(self) -> bool:
-        """Handle some mail. Returns whether there is more. It runs in the cell's context."""
+        """Handle some messages in the cell's context. Return whether there are more."""
         raise NotImplementedError
 
 
 class PlainCell(TurnCell):
-    """An actor with `def` handlers and hooks only."""
+    """An actor with only `def` handlers and hooks."""
 
     __slots__ = ()
 
     def begin(self, why: Start) -> None:
         runtime = self.runtime
         if runtime.nested_starts >= NESTED_STARTS:
-            runtime.post(self.begin, why)  # a hook that starts a child whose hook starts a child ... is no recursion
+            runtime.post(self.begin, why)  # bounds the recursion of hooks that start children with hooks
             return
         try:
             if self.table.hooks:
@@ -94,7 +94,7 @@ class PlainCell(TurnCell):
             self.woken()
 
     def _come_up(self, why: Start) -> None:
-        if handling.get() is not self:  # it is, from the first time on
+        if handling.get() is not self:  # already set after the first time
             handling.set(self)
         if type(why) is WasRestarted and self.actor is not None:
             try:
@@ -105,11 +105,11 @@ class PlainCell(TurnCell):
         self.construct().started(why)
 
     def turn(self) -> bool:  # noqa: C901 - a call for each message costs as much as one
-        """Handle some messages. Returns whether there are more. It runs in the cell's context."""
-        if not self.handled and handling.get() is not self:  # it is, from the first time on
+        """Handle some messages in the cell's context. Return whether there are more."""
+        if not self.handled and handling.get() is not self:  # already set after the first time
             handling.set(self)
         actor, calls = self.actor, self.table.calls
-        handled = 0  # `self.handled` is brought up to date at the end: adding to it costs as much as a look-up
+        handled = 0  # added to `self.handled` only at the end, because each addition costs as much as a look-up
         for handled in BUDGET_RANGE:
             if self.attention:
                 exit_ = self.attend()
@@ -120,7 +120,7 @@ class PlainCell(TurnCell):
             if not items:
                 self.handled += handled
                 self.running = self.items = None
-                self.asleep = 1 if self.attention else INLINE  # nobody overtakes those that wait in line
+                self.asleep = 1 if self.attention else INLINE  # new messages must not overtake waiting senders
                 runtime = self.runtime
                 if items is not None and len(runtime.spare_queues) < SPARE_QUEUES:
                     runtime.spare_queues.append(items)
@@ -151,7 +151,7 @@ class PlainCell(TurnCell):
         return True
 
     def _turn_over(self, handled: int, exit_: Exit) -> None:
-        """The turn ends with the incarnation."""
+        """End the turn together with the incarnation."""
         self.handled += handled
         self.running = None
         self.runtime.dozed()
@@ -178,10 +178,10 @@ class PlainCell(TurnCell):
             call(self.actor, message)
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
-        """Run a handler in the asker's stead: the cell is idle, and a `def` handler cannot suspend."""
+        """Run a handler inside the ask. This is safe because the cell is idle and a `def` handler cannot suspend."""
         runtime = self.runtime
         self.asleep = 0
-        asks_left, runtime.inline = runtime.inline, -1  # what it asks itself queues
+        asks_left, runtime.inline = runtime.inline, -1  # its own asks queue
         reply, exit_ = self.context.run(self._answer, message, call)
         runtime.inline = asks_left
         self.handled += 1
@@ -195,7 +195,7 @@ class PlainCell(TurnCell):
         return reply
 
     def _answer(self, message: Any, call: Callable[..., Any]) -> tuple[Reply[Any], Exit | None]:
-        if not self.handled and handling.get() is not self:  # it is, from the first time on
+        if not self.handled and handling.get() is not self:  # already set after the first time
             handling.set(self)
         self.running = message
         try:
@@ -222,20 +222,20 @@ class PlainCell(TurnCell):
         return False
 
     def cancel_running(self, ask: Asked) -> None:
-        """Nothing to do: a `def` handler that runs cannot be seen running from outside."""
+        """Do nothing: no other code runs during a `def` handler, so none can cancel it."""
 
     def cancel_turn(self) -> None:
-        """Nothing to do, for the same reason."""
+        """Do nothing, for the same reason as `cancel_running`."""
 
     def hurry(self) -> None:
-        """Nothing of its own can suspend while it ends."""
+        """Do nothing: its `stopped` hook cannot suspend."""
 
     def bury(self, exit_: Exit) -> None:
         actor = self.actor
         if actor is not None and "stopped" in self.table.hooks and self.state != STARTING:
-            self.state = BURYING  # the hook may stop the cell or its parent: it is not to be given up once more
+            self.state = BURYING  # the hook may stop the cell or its parent, which must not give it up again
             try:
-                if self.runtime.turning is self:  # it ended in its own turn, so inside its context
+                if self.runtime.turning is self:  # it ended in its own turn, so this already runs in its context
                     actor.stopped(exit_)
                 else:
                     self.context.run(actor.stopped, exit_)

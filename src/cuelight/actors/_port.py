@@ -1,4 +1,4 @@
-"""Setting a message aside while it is handled: answer it later, or handle it again later."""
+"""Setting aside the message being handled, to answer it later or to handle it again later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ReplyPort", "defer", "stash"]
 
 
 class ReplyPort:
-    """The answering end of a deferred reply. It fails the ask when it is dropped unused, and when its actor ends."""
+    """The answering end of a deferred reply. The ask fails when the port is dropped unused or its actor ends."""
 
     __slots__ = ("_asked",)
 
@@ -25,16 +25,16 @@ class ReplyPort:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for the answer any more, or it was given."""
+        """Whether the caller no longer waits for the answer, or the answer was already given."""
         return self._asked.state == DONE
 
     def send(self, value: Any) -> None:
-        """Answer. A late answer is counted in `system.late_replies` and dropped."""
+        """Send the answer. A late answer is counted in `system.late_replies` and dropped."""
         self._asked.cell.reply_settled(self._asked)
         self._asked.succeed(value)
 
     def refuse(self, error: ReplyError) -> None:
-        """Answer with a refusal."""
+        """Answer with an error, which the caller gets as a refusal."""
         self._asked.cell.reply_settled(self._asked)
         self._asked.fail(error)
 
@@ -46,11 +46,11 @@ class ReplyPort:
             try:
                 asked.cell.runtime.call_threadsafe(asked.fail, error)
             except RuntimeError:
-                pass  # the loop has ended, and the asker with it
+                pass  # the loop has ended, and with it the caller
 
 
 def take_running(cell: Cell, verb: str) -> Any:
-    """The item being handled, taken out of the cell's hands; an inline request gets its slot now."""
+    """Return the item being handled and set it aside. An inline request gets its slot now."""
     item = cell.running
     inline = cell.runtime.is_inline(cell)
     if item is None or item is ASIDE or (inline and isinstance(item, Asked)):
@@ -65,7 +65,6 @@ def take_running(cell: Cell, verb: str) -> Any:
 
 
 def defer(cell: Cell) -> ReplyPort:
-    """Take over the reply of the request being handled."""
     if isinstance(cell.running, StreamSlot):
         raise RuntimeError(f"{cell.path} cannot defer a reply: a stream handler yields its answers")  # noqa: TRY004
     item = take_running(cell, "defer a reply")
@@ -79,7 +78,6 @@ def defer(cell: Cell) -> ReplyPort:
 
 
 def stash(cell: Cell) -> None:
-    """Put the message being handled aside."""
     bonds = cell.bonds_made()
     waiting = bonds.stash
     if len(waiting) >= cell.options.capacity:

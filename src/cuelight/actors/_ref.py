@@ -1,4 +1,7 @@
-"""The address of an actor: all that others hold of it. Refs stay valid over restarts; equal refs, same actor."""
+"""The address of an actor, through which all other code uses it. Refs stay valid over restarts.
+
+Equal refs are refs of the same actor.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ STATES = ("starting", "running", "draining", "ending", "restarting", "ending", "
 
 
 class ActorStatistics(msgspec.Struct, frozen=True):
-    """What an actor is doing, at one moment.
+    """The activity of an actor at one moment.
 
     Attributes:
         state: `starting`, `running`, `draining` (finishes its queue), `ending`, `restarting` or `ended`.
@@ -40,8 +43,8 @@ class ActorStatistics(msgspec.Struct, frozen=True):
         handled: messages handled since it was spawned.
         restarts: restarts since it was last healthy.
         children: live children.
-        running: the message that is being handled, or None.
-        spent: what was charged to the budget of a supervisor, by unit; empty without a budget.
+        running: the message being handled, or None.
+        spent: for a supervisor with a budget, the amounts charged to it, by unit; otherwise empty.
     """
 
     state: str
@@ -57,8 +60,8 @@ class ActorStatistics(msgspec.Struct, frozen=True):
 class Ref(Generic[M_contra]):
     """The address of an actor that takes messages of type `M_contra`.
 
-    A `Ref[A | B]` is also a `Ref[A]`. All methods belong to the loop that the actor lives in; from other threads
-    use `tell_threadsafe`, or an `ActorSystem.blocking()`.
+    A `Ref[A | B]` is also a `Ref[A]`. Call all methods in the loop that the actor lives in. From other threads, use
+    `tell_threadsafe` or an `ActorSystem.blocking()`.
     """
 
     __slots__ = ("_cell",)
@@ -67,9 +70,9 @@ class Ref(Generic[M_contra]):
         self._cell = cell
 
     def tell_nowait(self, message: M_contra) -> None:
-        """Send a message and do not wait, not even for room. Not a checkpoint.
+        """Send a message without waiting, not even for room. Not a checkpoint.
 
-        To an actor that has ended it becomes a dead letter.
+        If the actor has ended, the message becomes a dead letter.
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to wait or to fail.
@@ -79,7 +82,7 @@ class Ref(Generic[M_contra]):
         items = cell.items
         if get_ident() != cell.runtime.thread:
             raise cell.runtime.wrong_thread(cell)
-        if items is not None and len(items) < cell.limit:  # what `put` comes to: a call costs as much as the rest
+        if items is not None and len(items) < cell.limit:  # `put` inlined: a call costs as much as the rest
             items.append(message)
             if cell.asleep:
                 cell.woken()
@@ -90,9 +93,10 @@ class Ref(Generic[M_contra]):
             )
 
     async def tell(self, message: M_contra) -> None:
-        """Send a message; wait for room if the mailbox is full. A checkpoint only then, and every so often.
+        """Send a message, waiting for room if the mailbox is full.
 
-        Cancelled while it waits, it has not sent anything. To an actor that has ended it becomes a dead letter.
+        A checkpoint if it waits, and otherwise about every 256th time. If this is cancelled while it waits, nothing was
+        sent. If the actor has ended, the message becomes a dead letter.
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to fail.
@@ -102,7 +106,7 @@ class Ref(Generic[M_contra]):
         items = cell.items
         if get_ident() != cell.runtime.thread:
             raise cell.runtime.wrong_thread(cell)
-        if items is not None:  # what `put` comes to: a call costs as much as the rest
+        if items is not None:  # `put` inlined: a call costs as much as the rest
             queued = len(items)
             if queued < cell.limit:
                 items.append(message)
@@ -121,7 +125,7 @@ class Ref(Generic[M_contra]):
                 await runtime.backend.checkpoint()
 
     def tell_threadsafe(self, message: M_contra) -> None:
-        """Send a message from any thread; without room it becomes a dead letter.
+        """Send a message from any thread. Without room it becomes a dead letter.
 
         Raises:
             RuntimeError: the loop of the actor has ended.
@@ -129,22 +133,22 @@ class Ref(Generic[M_contra]):
         self._cell.runtime.call_threadsafe(self._cell.put_or_drop, message)
 
     def ask(self, message: Answerable[M_contra, R], timeout: float | None = None) -> Reply[R]:
-        """Send a request; await what this returns for the answer. The request is sent at once.
+        """Send a request at once and return a `Reply`. Await the reply for the answer.
 
-        An ask from inside a handler inherits what time is left to the request that is being handled.
+        An ask from inside a handler inherits the time left for the request being handled.
 
         Args:
             message: the request.
-            timeout: seconds until it fails and its handler is cancelled; None takes the system's `ask_timeout`,
-                `math.inf` waits for ever. They are counted from the await, or from when its handler begins, if that
-                is earlier; kept to within 2 %, never too early.
+            timeout: seconds until the request fails and its handler is cancelled. None means the system's
+                `ask_timeout`, and `math.inf` sets no limit. The time counts from the await, or from the start of the
+                handler if that is earlier. It may be exceeded by up to 2 % and is never cut short.
 
         Returns:
-            An awaitable `Reply`; see there for what awaiting it raises.
+            An awaitable `Reply`. Its `__await__` lists the errors of the request.
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to fail.
-            TypeError, ValueError: the time-out is no number of seconds.
+            TypeError, ValueError: the timeout is not a valid number of seconds.
             RuntimeError: the actor lives in the event loop of another thread.
         """
         cell = self._cell
@@ -180,11 +184,11 @@ class Ref(Generic[M_contra]):
 
         Args:
             message: the request.
-            timeout: seconds to wait for each chunk; None takes the system's `ask_timeout`.
+            timeout: seconds to wait for each chunk; None means the system's `ask_timeout`.
 
         Raises:
             MailboxFull: there is no room, and the overflow policy is to fail.
-            TypeError, ValueError: the time-out is no number of seconds.
+            TypeError, ValueError: the timeout is not a valid number of seconds.
             RuntimeError: the actor lives in the event loop of another thread.
         """
         cell = self._cell
@@ -204,16 +208,16 @@ class Ref(Generic[M_contra]):
     # Ending.
 
     async def stop(self, timeout: float | None = None) -> None:
-        """Have the actor finish its queue and end, and wait for that. A checkpoint unless it ends at once.
+        """Let the actor finish its queue and end, and wait for that. A checkpoint unless it ends at once.
 
-        Called by the actor itself it does not wait. A `permanent` actor is started again by its supervisor; then
-        this returns once it has.
+        It does not wait if the actor itself calls it. The supervisor of a `permanent` actor starts it again; then this
+        returns once the actor has restarted.
 
         Args:
-            timeout: seconds after which it is killed; None waits as long as it takes.
+            timeout: seconds after which the actor is killed; None sets no limit.
 
         Raises:
-            TypeError, ValueError: the time-out is no number of seconds.
+            TypeError, ValueError: the timeout is not a valid number of seconds.
         """
         cell = self._cell
         if timeout is not None:
@@ -231,10 +235,10 @@ class Ref(Generic[M_contra]):
                     later.cancel()
 
     async def kill(self, why: str = "killed") -> None:
-        """End the actor now and wait for that: the running handler is cancelled, the queue given up.
+        """End the actor now and wait for that: its running handler is cancelled and its queue is dropped.
 
-        A checkpoint unless it ends at once. Called by the actor itself it does not wait. A `permanent` actor is
-        started again by its supervisor; then this returns once it has.
+        A checkpoint unless it ends at once. It does not wait if the actor itself calls it. The supervisor of a
+        `permanent` actor starts it again; then this returns once the actor has restarted.
 
         Args:
             why: shown in its exit.
@@ -248,7 +252,7 @@ class Ref(Generic[M_contra]):
             await self._succeeded(incarnation)
 
     async def _succeeded(self, incarnation: int) -> None:
-        """Wait until the actor has ended for good, or a later incarnation than this is up."""
+        """Wait until the actor has ended permanently, or a later incarnation than `incarnation` has started."""
         cell = self._cell
         while cell.state != DEAD and cell.incarnation <= incarnation:
             waiter = cell.runtime.backend.waiter()
@@ -261,19 +265,19 @@ class Ref(Generic[M_contra]):
                 bonds.when_started.pop(wake, None)
 
     def interrupt(self, why: str = "interrupted") -> bool:
-        """Cancel the handler that runs, not the actor; an asker gets `Interrupted`. Not a checkpoint.
+        """Cancel the running handler, not the actor. Its caller gets `Interrupted`. Not a checkpoint.
 
         Args:
-            why: shown in the asker's error.
+            why: shown in the caller's error.
 
         Returns:
-            Whether a handler was running that can be cancelled.
+            Whether a cancellable handler was running.
         """
         self._cell.runtime.check_thread(self._cell)
         return self._cell.interrupt(why)
 
     async def ended(self) -> Exit:
-        """Wait until the actor has ended for good; returns why. A checkpoint unless it has."""
+        """Wait until the actor has ended permanently, and return its exit. A checkpoint unless it has already ended."""
         cell = self._cell
         if cell.state != DEAD:
             cell.runtime.check_thread(cell)
@@ -289,28 +293,28 @@ class Ref(Generic[M_contra]):
 
     @property
     def exits(self) -> Exits:
-        """A case for `select` that is ready, with the exit, once the actor has ended for good."""
+        """A case for `select` that is ready, with the exit, once the actor has ended permanently."""
         return Exits(self._cell)
 
-    # Looking.
+    # Inspection.
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended; an actor that waits for its restart is alive."""
+        """Whether the actor has not ended. An actor that waits for its restart is alive."""
         return self._cell.state != DEAD
 
     @property
     def name(self) -> str:
-        """Its name, unique in its system if it was given one."""
+        """The name of the actor. If the name was given, it is unique in the system."""
         return self._cell.name
 
     @property
     def path(self) -> str:
-        """Its place in the tree, as `/demo/session-1/agent`."""
+        """The path of the actor in the tree, such as `/demo/session-1/agent`."""
         return self._cell.path
 
     def statistics(self) -> ActorStatistics:
-        """What it is doing now."""
+        """Return the current activity of the actor."""
         cell = self._cell
         running = cell.running
         return ActorStatistics(
@@ -345,7 +349,7 @@ class Exits:
         self._callbacks: dict[CaseWaiter, Any] = {}
 
     def case_poll(self) -> Exit | NotNow:
-        """The exit, once there is one."""
+        """Return the exit once there is one."""
         exit_ = self._cell.exit
         return NOT_READY if exit_ is None or self._cell.state != DEAD else exit_
 
@@ -360,11 +364,11 @@ class Exits:
         self._cell.bonds_made().call_when_ended(claim)
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:
-        """The select is over."""
+        """Forget the waiter of a select that is over."""
         claim = self._callbacks.pop(waiter, None)
         if self._cell.bonds is not None and claim is not None:
             self._cell.bonds.when_ended.pop(claim, None)
 
     def case_put_back(self, item: Any, /) -> bool:
-        """An exit stays an exit: nothing was taken."""
+        """Undo nothing, because polling an exit has no effect."""
         return item is not None

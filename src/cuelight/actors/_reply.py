@@ -1,10 +1,10 @@
-"""The reply slot of an ask. It lives outside every mailbox: an answer that comes too late is counted, not delivered.
+"""The reply slot of an ask. It is not part of a mailbox: an answer that comes too late is counted, not delivered.
 
 Invariants:
-1. A slot is queued, then running, then done; it is completed at most once.
-2. Whoever stops waiting (cancelled or overdue) reaches the callee: queued, it is never handled; running, its
-   handler is cancelled.
-3. An actor's handler never waits, through asks, for itself.
+1. A slot is first queued, then running, then done. It is completed at most once.
+2. A caller that stops waiting (cancelled or overdue) withdraws the request from the callee: a queued request is never
+   handled, and the handler of a running one is cancelled.
+3. An actor's handler never waits for itself through asks.
 4. A request ends with the turn that sent it, unless it was detached.
 """
 
@@ -35,7 +35,10 @@ QUEUED, RUNNING, DONE = range(3)
 
 
 class Aside(enum.Enum):
-    """What a handler handles once it has deferred the reply or stashed the message: nothing that would end with it."""
+    """Stands for the running message of a handler that has deferred the reply or stashed the message.
+
+    That message no longer ends with the handler.
+    """
 
     ASIDE = "a message that was set aside"
 
@@ -43,28 +46,28 @@ class Aside(enum.Enum):
 ASIDE: Final = Aside.ASIDE
 
 handling: ContextVar[Cell | None] = ContextVar("cuelight_handling", default=None)
-"""The cell whose handler the running code belongs to; None outside of handlers."""
+"""The cell whose handler the running code belongs to, or None outside of handlers."""
 
 
 background_work: ContextVar[Sender | None] = ContextVar("cuelight_background_work", default=None)
-"""The background work of an actor that the running code belongs to; None elsewhere."""
+"""The background work of an actor that the running code belongs to, or None elsewhere."""
 
 
 class Sender(Protocol):
-    """Code that sends requests and withdraws at its end those that are still open: a turn, or background work."""
+    """Code that sends requests and, at its end, withdraws those that are still open: a turn, or background work."""
 
     sent: dict[Asked, None] | None
     """The open requests."""
 
     def has_sent(self, asked: Asked) -> None:
-        """Remember a request, if the code that runs now is the sender's own, not that of a task that it started."""
+        """Remember a request if the running code is the sender's own, not that of a task that the sender started."""
         ...
 
 
 class Reply(Generic[R]):
-    """What `ask` returns: await it for the answer. The request is on its way already.
+    """The result of `ask`. Await it for the answer. The request has already been sent.
 
-    One task may await it. Cancelling that task cancels the request.
+    Only one task may await it. Cancelling that task cancels the request.
     """
 
     __slots__ = ("error", "value")
@@ -74,29 +77,29 @@ class Reply(Generic[R]):
 
     @property
     def done(self) -> bool:
-        """Whether the answer, or an error, is there: then awaiting it does not suspend."""
+        """Whether the answer or an error has arrived. Then awaiting it does not suspend."""
         return True
 
     def cancel(self) -> None:
-        """Give the request up: queued, it is dropped; running, its handler is cancelled. Harmless when done."""
+        """Withdraw the request: drop a queued one, or cancel the handler of a running one. Do nothing if it is done."""
 
     def detach(self) -> Self:
-        """Keep the request when the handler that sent it ends, and give it its own time-out. Returns the reply itself.
+        """Keep the request when the handler that sent it ends, with its own timeout. Return the reply itself.
 
-        Without this, a handler, a hook or the work of `pipe_to_self` that ends withdraws the requests that it has
-        sent. Nobody but the task that awaits the reply withdraws a detached one.
+        Without this, a handler, a hook or the work of `pipe_to_self` withdraws its open requests when it ends. A
+        detached request is withdrawn only by the task that awaits the reply.
         """
         return self
 
     def __await__(self) -> Generator[Any, Any, R]:
-        """Wait for the answer. A checkpoint only if it is not there yet.
+        """Wait for the answer. A checkpoint only if the answer has not arrived yet.
 
         Raises:
-            NotStarted: the request was never handled; `NotStartedTimeout` if its time ran out before.
-            Interrupted: the handler was cut off; `InterruptedTimeout` if its time ran out, `ActorCrashed` if it
-                raised (the exception is the cause).
-            ReplyError: the handler refused.
-            DeadlockError: the actor asked waits, through asks, for the asker.
+            NotStarted: the request was never handled. `NotStartedTimeout` if it timed out before that.
+            Interrupted: the handler was cancelled. `InterruptedTimeout` if it timed out, `ActorCrashed` if it raised
+                (the exception is the cause).
+            ReplyError: the handler refused the request.
+            DeadlockError: the asked actor waits, through asks, for the asker.
         """
         if self.error is not None:
             raise self.error
@@ -105,7 +108,7 @@ class Reply(Generic[R]):
 
 
 class Answered(Reply[R]):
-    """A reply that was there at once."""
+    """A reply that was available at once."""
 
     __slots__ = ()
 
@@ -115,7 +118,10 @@ class Answered(Reply[R]):
 
 
 class AnsweredLate(Answered[Any]):
-    """A reply that was there at once, but its asker was cancelled meanwhile: awaiting it lets that come through."""
+    """A reply that was available at once, but whose asker was cancelled meanwhile.
+
+    Awaiting it delivers the cancellation.
+    """
 
     __slots__ = ()
 
@@ -127,9 +133,9 @@ class AnsweredLate(Answered[Any]):
 
 
 class Unheard:
-    """Warns when a request is forgotten that was answered, or failed, before anybody awaited it.
+    """Warns when a request is forgotten that was answered, or failed, before any task awaited it.
 
-    It is made only then, because a finalizer of each request would cost as much as all else that one does.
+    It is made only in that case, because a finalizer for each request would cost as much as the rest of a request.
     """
 
     __slots__ = ("_message", "_path", "heard")
@@ -154,7 +160,7 @@ def _warn_of_unheard(message: Any, path: str, reply: object) -> None:
 
 
 class Asked(Reply[Any]):
-    """A request on its way, and the place for its answer. It travels through the mailbox in the message's stead."""
+    """A sent request and the slot for its answer. It travels through the mailbox instead of the message."""
 
     __slots__ = ("cell", "due", "message", "sender", "state", "timed", "timeout", "unheard", "waiter")
 
@@ -165,13 +171,13 @@ class Asked(Reply[Any]):
         self.message = message
         self.cell = cell
         self.timeout = timeout
-        self.due = 0.0  # before the clock starts: the deadline inherited from the asker's own request, if any
+        self.due = 0.0  # before the clock starts: the deadline inherited from the asker's request, if any
         self.state = QUEUED
         self.error = None
         self.waiter: Waiter | None = None
         self.timed = False
-        self.sender: Sender | None = None  # withdraws it at the end
-        self.unheard: bool | Unheard = False  # whether somebody should await it, and nobody has
+        self.sender: Sender | None = None  # withdraws the request when it ends
+        self.unheard: bool | Unheard = False  # whether it should be awaited and has not been
 
     @property
     def done(self) -> bool:
@@ -179,13 +185,13 @@ class Asked(Reply[Any]):
         return self.state == DONE
 
     def hear(self) -> None:
-        """Somebody knows of the answer, or wants none."""
+        """Note that the answer was received or is not wanted, so that there is no warning."""
         unheard, self.unheard = self.unheard, False
         if isinstance(unheard, Unheard):
             unheard.heard = True
 
     def succeed(self, value: Any) -> None:
-        """Complete it with the handler's return value."""
+        """Complete the request with the handler's return value."""
         if self.state == DONE:
             self.cell.runtime.late_replies += 1
             return
@@ -193,7 +199,7 @@ class Asked(Reply[Any]):
         self._complete()
 
     def fail(self, error: BaseException) -> None:
-        """Complete it with an error."""
+        """Complete the request with an error."""
         if self.state != DONE:
             self.error = error
             self._complete()
@@ -219,7 +225,7 @@ class Asked(Reply[Any]):
         self.withdraw()
 
     def withdraw(self) -> None:
-        """Give it up, as its sender has ended; if nobody has awaited it, that is still a mistake."""
+        """Withdraw the request because its sender has ended. If it was never awaited, that is still reported."""
         if self.state != DONE:
             self.cell.given_up(self)
 
@@ -233,13 +239,12 @@ class Asked(Reply[Any]):
         return self
 
     def ring(self) -> None:
-        """The deadline has passed."""
         self.timed = False
         if self.state != DONE:
             self.cell.overdue(self)
 
     def start_clock(self) -> None:
-        """Have the deadline enforced from now on."""
+        """Enforce the deadline from now on."""
         if not self.timed and self.state != DONE:
             runtime = self.cell.runtime
             due = runtime.due_in(self.timeout)
@@ -277,7 +282,7 @@ class Asked(Reply[Any]):
         return self.outcome()
 
     def outcome(self) -> Any:
-        """What awaiting it comes to."""
+        """Return or raise the result of awaiting it."""
         if self.error is not None:
             raise self.error
         return self.value
@@ -302,22 +307,22 @@ class Asked(Reply[Any]):
 
 
 class Begun(Asked):
-    """A request whose handler was begun inside the ask, and may have asked others before its asker began to wait."""
+    """A request whose handler was begun inside the ask and may have sent asks before its asker began to wait."""
 
     __slots__ = ()
 
     begun = True
 
     def __del__(self) -> None:
-        if self.unheard is True and self.state == DONE:  # it was answered at once
+        if self.unheard is True and self.state == DONE:  # answered at once
             _warn_of_unheard(self.message, self.cell.path, self)
 
 
 def _fail_last(circle: list[Step], asker: Cell) -> bool:
-    """Fail the ask that leads back to the asker, as it would have failed if the asker had waited by then.
+    """Fail the ask that leads back to the asker, as if the asker had already been waiting when it was sent.
 
     Returns:
-        Whether there is one, which has not begun.
+        Whether there is such an ask that has not begun.
     """
     if len(circle) < 2 or circle[-1] != (asker, None):
         return False

@@ -1,6 +1,6 @@
-"""What the actors of one system share besides the dispatcher: spawning, names and groups."""
+"""The parts that all actors of a system share besides the dispatcher: spawning, names and groups."""
 
-# Messages, factories and what users raise are Any here: no annotation could say more.
+# Messages, factories and users' exceptions are Any here: no annotation could say more.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ P = ParamSpec("P")
 log = get_log("cuelight")
 
 WARNINGS_PER_KIND = 5
-"""Warnings of messages without a handler, for each class of actors and of messages."""
+"""The number of warnings about messages without a handler, for each pair of actor class and message class."""
 
 KINDS_OF_WARNINGS = 1000
 
 
 class Runtime(Dispatcher):
-    """One system. `ActorSystem` adds the tree."""
+    """The runtime of one system. `ActorSystem` adds the tree."""
 
     root: Cell
 
@@ -64,11 +64,11 @@ class Runtime(Dispatcher):
     # Spawning.
 
     def new_family(self, owner: Cell) -> Family:
-        """A family for the children that an actor spawns."""
+        """Return a family for the children that an actor spawns."""
         raise NotImplementedError
 
     def family_made(self, cell: Cell) -> Family:
-        """The family of a live cell, made at its first child.
+        """Return the family of a live cell, made at its first child.
 
         Raises:
             SystemClosed: the actor is ending.
@@ -79,11 +79,10 @@ class Runtime(Dispatcher):
         return cell.family
 
     def new_bonds(self, cell: Cell) -> Bonds:
-        """Bonds for a cell."""
         return Bonds(cell)
 
     def new_cell(self, keeper: Family, spec: ChildSpec[Any]) -> Cell:
-        """A cell for a spec: plain if nothing of its class can suspend, eager if nothing but handlers can.
+        """Return a cell for a spec: plain if no method of the class can suspend, eager if only handlers can.
 
         Raises:
             NameTaken: a live actor has the name.
@@ -126,7 +125,7 @@ class Runtime(Dispatcher):
         )
 
     def adapt(self, cell: Cell, factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Actor[Any]:
-        """An actor made by a function, or of a function."""
+        """Return an actor that a function returns, or one made from an async function."""
         if inspect.iscoroutinefunction(factory):
             return FunctionActor(factory, args, kwargs)
         actor = factory(*args, **kwargs)
@@ -151,13 +150,13 @@ class Runtime(Dispatcher):
         """Start an actor at the top of the tree and wait until it has started. A checkpoint only if that takes time.
 
         Args:
-            factory: an actor class or async function, followed by its arguments; or a spec made by `child`.
+            factory: an actor class or an async function, followed by its arguments; or a spec made by `child`.
             *args: arguments for each incarnation.
             **kwargs: keyword arguments for each incarnation.
 
         Raises:
-            StartError: its constructor or `started` hook raised.
-            NameTaken: the spec has a name that a live actor has.
+            StartError: the constructor or the `started` hook of the actor raised.
+            NameTaken: a live actor already has the name in the spec.
             SystemClosed: the system is not running, or is shutting down.
         """
         return await self.spawn_under(self.root, factory, args, kwargs)
@@ -193,7 +192,7 @@ class Runtime(Dispatcher):
             raise
 
     def inbox_of(self, cell: Cell) -> Inbox[Any]:
-        """The inbox of an actor with a `run` of its own."""
+        """Return the inbox of an actor with an overridden `run`."""
         if not isinstance(cell, TaskCell) or not cell.table.own_run:
             raise RuntimeError(f"{cell.path} has handlers: only an actor that overrides run() receives by hand")
         if cell.inbox is None:
@@ -201,7 +200,7 @@ class Runtime(Dispatcher):
         return cell.inbox
 
     async def handle(self, cell: Cell, message: Any) -> None:
-        """Give a message that `run` received to its handler."""
+        """Pass a message that `run` received to its handler."""
         if not isinstance(cell, TaskCell) or not cell.table.own_run:
             raise RuntimeError(f"{cell.path} does not override run(): its messages go to its handlers by themselves")
         await cell.handle(message)
@@ -209,7 +208,7 @@ class Runtime(Dispatcher):
     # Names and groups.
 
     def find(self, name: str) -> Ref[Any]:
-        """The live actor that was given this name. Its ref outlives restarts.
+        """Return the live actor that was given this name. Its ref outlives restarts.
 
         Raises:
             ActorNotFound: there is none.
@@ -221,14 +220,14 @@ class Runtime(Dispatcher):
         return Ref(cell)
 
     def forget_name(self, cell: Cell) -> None:
-        """A named actor has ended."""
+        """Remove the name of an actor that has ended."""
         if cell.label is not None and self._names.get(cell.label) is cell:
             del self._names[cell.label]
 
     async def expose(self, ref: Ref[Any], name: str) -> None:
-        """Make an actor of this system known to the others of its cluster, by a name. A checkpoint.
+        """Register an actor of this system under a name for the other systems of its cluster. A checkpoint.
 
-        The name is free again when the actor has ended for good, or its node has left the cluster or was lost.
+        The name becomes free when the actor has ended permanently, or when its node has left the cluster or was lost.
 
         Args:
             ref: an actor of this system.
@@ -237,29 +236,29 @@ class Runtime(Dispatcher):
         Raises:
             NameTaken: another live actor has the name.
             ActorNotFound: the actor has ended.
-            ValueError: the actor is not of this system, or this is no name.
+            ValueError: the actor does not belong to this system, or the name is not valid.
             StoreUnavailable: the cluster cannot be reached.
         """
         await self._node_or_raise("expose").expose(ref, name)
 
     async def unexpose(self, name: str) -> None:
-        """Take back a name that was given with `expose`. Refs stay valid. A checkpoint.
+        """Remove a name that was registered with `expose`. Refs stay valid. A checkpoint.
 
         Raises:
-            ActorNotFound: this system has given no such name.
+            ActorNotFound: this system has not registered the name.
             StoreUnavailable: the cluster cannot be reached.
         """
         await self._node_or_raise("unexpose").unexpose(name)
 
     async def resolve(self, name: str, timeout: float = 0.0) -> Ref[Any]:
-        """The actor that was exposed with this name, wherever in the cluster it lives. A checkpoint.
+        """Return the actor that was exposed under this name, wherever in the cluster it lives. A checkpoint.
 
         Args:
-            name: as it was given to `expose`.
-            timeout: seconds to wait until somebody exposes it; 0 looks once.
+            name: the name given to `expose`.
+            timeout: seconds to wait until the name is registered; 0 checks once.
 
         Raises:
-            ActorNotFound: nobody has the name; the message says which names are like it.
+            ActorNotFound: no actor has the name. The message lists similar names.
             StoreUnavailable: the cluster cannot be reached.
         """
         return await self._node_or_raise("resolve").resolve(name, timeout)
@@ -275,16 +274,16 @@ class Runtime(Dispatcher):
         return self._node
 
     def group(self, name: str) -> Group[Any]:
-        """The process group of this name; made when it is first asked for."""
+        """Return the process group with this name. It is made at the first call."""
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = Group(self, name)
         return group
 
-    # Trouble.
+    # Problems.
 
     def hook_failed(self, cell: Cell, hook: str, error: BaseException) -> None:
-        """A `stopped` or `restarting` hook raised: nobody else can be told."""
+        """Log a failure of a `stopped` or `restarting` hook. No caller could receive the error."""
         log.error(
             "the %s hook of %s failed and was ignored: %s",
             hook,
@@ -295,7 +294,7 @@ class Runtime(Dispatcher):
         )
 
     def stream_failed(self, cell: Cell, message: Any, error: BaseException) -> None:
-        """The generator of a stream handler raised while it was closed."""
+        """Log that the generator of a stream handler raised while it was closed."""
         log.error(
             "the stream handler of %s for %s failed in its cleanup, after its stream had ended: %s",
             cell.path,
@@ -306,7 +305,7 @@ class Runtime(Dispatcher):
         )
 
     def policy_failed(self, cell: Fates, error: BaseException) -> None:
-        """The overflow policy of a mailbox raised, and nobody waits for the message: a timer or a thread sent it."""
+        """Log that an overflow policy raised for a message whose sender, a timer or a thread, does not wait."""
         log.error(
             "the overflow policy of %s raised, so the message is a dead letter: %s",
             cell.path,
@@ -318,7 +317,7 @@ class Runtime(Dispatcher):
             self.abort(error)
 
     def report_unhandled(self, path: str, actor: str, message: Any, advice: str) -> None:
-        """Warn of a message without a handler, for the first few of each kind of actor and message."""
+        """Warn about a message without a handler, for the first few of each pair of actor class and message class."""
         kind = (actor, type_name(message))
         seen = self._unhandled.get(kind, 0)
         if seen < WARNINGS_PER_KIND and (seen or len(self._unhandled) < KINDS_OF_WARNINGS):

@@ -1,4 +1,4 @@
-"""What a supervisor must know to start a child, and to start it again."""
+"""Specs: the data that a supervisor needs to start a child, and to start it again."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ M = TypeVar("M")
 P = ParamSpec("P")
 
 Restart = Literal["permanent", "transient", "temporary"]
-"""When a child is restarted: always, after a crash only, never."""
+"""When a child is restarted: always, only after a crash, or never."""
 
 RESTARTS = ("permanent", "transient", "temporary")
 
 
 class BackoffPolicy(Protocol):
-    """How long to wait before a restart; `Backoff` is the one there is."""
+    """Defines how long to wait before a restart. `Backoff` implements it."""
 
     @property
     def healthy_after(self) -> float:
-        """Seconds of life after which the count of restarts begins anew."""
+        """Seconds of life after which the count of restarts begins again at 0."""
         ...
 
     def delay(self, restarts: int, jitter: float) -> float:
-        """Seconds before restart number `restarts` (from 0), with a random `jitter` in [0, 1)."""
+        """Return the seconds to wait before restart number `restarts` (from 0), with a random `jitter` in [0, 1)."""
         ...
 
 
 class RestartLimitPolicy(Protocol):
-    """How many restarts are allowed; `RestartLimit` is the one there is."""
+    """Defines how many restarts are allowed. `RestartLimit` implements it."""
 
     @property
     def max_restarts(self) -> int:
-        """The number, for reports."""
+        """The number of allowed restarts, for reports."""
         ...
 
     @property
@@ -66,25 +66,25 @@ class RestartLimitPolicy(Protocol):
         ...
 
     def count(self, history: tuple[float, ...], now: float) -> tuple[tuple[float, ...], bool]:
-        """Count one more restart; returns the new history, and whether the restart is allowed."""
+        """Count one more restart. Return the new history, and whether the restart is allowed."""
         ...
 
 
 class Options(msgspec.Struct, frozen=True):
-    """How a child is kept. Shared by all children that are spawned without options of their own.
+    """How a child is supervised. All children that are spawned without options share one instance.
 
     Attributes:
         restart: `permanent`, `transient` (the default: restarted after a crash) or `temporary`.
         shutdown: seconds that it may take to stop before it is cancelled.
-        capacity: how many messages its mailbox holds.
-        overflow: what happens when the mailbox is full.
+        capacity: the number of messages that its mailbox holds.
+        overflow: the overflow policy for a full mailbox.
         backoff: the delays before restarts; None takes the supervisor's.
-        redeliver: how many incarnations one message may crash before it is quarantined; 0 and 1 never run a
-            message again.
+        redeliver: how many incarnations one message may crash before it is quarantined. With 0 and 1 no message is run
+            again.
         significant: whether its end may end its supervisor (see `auto_shutdown`).
-        restart_limit: how many restarts it may have, as a `RestartLimit`. One more and it stays ended, while its
-            supervisor and its siblings go on. None counts its restarts towards the limit of the supervisor, which
-            ends with one too many.
+        restart_limit: the allowed restarts, as a `RestartLimit`. One restart more, and the child stays ended, while its
+            supervisor and its siblings continue. None counts the child's restarts towards the limit of the supervisor,
+            which ends when that is exceeded.
     """
 
     restart: Restart = "transient"
@@ -119,9 +119,9 @@ DEFAULTS = Options()
 
 
 class ChildSpec(Generic[M]):
-    """An actor that can be started, and started again: what to call, with which arguments, how to keep it.
+    """The description of an actor that can be started and restarted: factory, arguments and options.
 
-    Made by `child`. Immutable: `with_options` gives a changed copy.
+    Made by `child`. It is immutable: `with_options` returns a changed copy.
     """
 
     __slots__ = ("args", "factory", "kwargs", "name", "options")
@@ -138,15 +138,15 @@ class ChildSpec(Generic[M]):
         self.factory, self.args, self.kwargs, self.name, self.options = factory, args, kwargs, name, options
 
     def with_options(self, *, name: str | None = None, **options: Any) -> Self:
-        """A copy with some of the fields of `Options`, or the name, changed.
+        """Return a copy with another name or with some of the fields of `Options` changed.
 
         Args:
             name: a name, unique in the system.
             **options: fields of `Options`.
 
         Raises:
-            TypeError: there is no such option, or the overflow policy is no function.
-            ValueError: a value makes no sense; the message says which.
+            TypeError: there is no such option, or the overflow policy is not a function.
+            ValueError: a value is not valid. The message says which.
         """
         if not options:
             changed = self.options
@@ -166,16 +166,16 @@ class ChildSpec(Generic[M]):
 
 
 def check_function(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check that an async function can be the loop of an actor: called with its inbox, then with these arguments.
+    """Check that an async function can be an actor: that it takes an inbox, followed by these arguments.
 
     Raises:
-        TypeError: it cannot be called so.
+        TypeError: it cannot be called like that.
     """
     try:
         signature = _signatures.get(function)
         if signature is None:
             signature = _signatures[function] = inspect.signature(function)
-    except (TypeError, ValueError):  # a callable of a kind that does not say, or cannot be kept
+    except (TypeError, ValueError):  # a callable without a signature, or one that cannot be weakly referenced
         return
     try:
         signature.bind(None, *args, **kwargs)
@@ -200,8 +200,8 @@ def child(factory: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ChildSpe
     """Describe an actor for `spawn` or a supervisor: its class (or function) and the arguments of its constructor.
 
     Args:
-        factory: an `Actor` class, a function that returns an actor, or an async function whose first parameter
-            is its `Inbox`.
+        factory: an `Actor` class, a function that returns an actor, or an async function whose first parameter is its
+            `Inbox`.
         *args: arguments for each incarnation.
         **kwargs: keyword arguments for each incarnation.
 

@@ -1,4 +1,4 @@
-"""Streaming replies: the chunks of an async generator handler, one by one, with back-pressure both ways."""
+"""Streaming replies: the chunks of an async generator handler, one by one, with back-pressure in both directions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Stream", "StreamSlot"]
 R = TypeVar("R")
 
 WINDOW = 16
-"""Chunks that a handler may be ahead of its reader."""
+"""The number of chunks that a handler may be ahead of its reader."""
 
 
 class StreamSlot(Asked):
-    """The reply slot of a stream: `succeed` marks its end, `fail` its failure; the chunks wait in between."""
+    """The reply slot of a stream. It buffers chunks until `succeed` marks its end or `fail` its failure."""
 
     __slots__ = ("chunks", "patience", "writer")
 
@@ -36,21 +36,21 @@ class StreamSlot(Asked):
         self.writer: Waiter | None = None
 
     def start_clock(self) -> None:
-        """Only waiting for a chunk is timed, see `Stream.__anext__`."""
+        """Do nothing: only the waits for chunks have a timeout, see `Stream.__anext__`."""
 
     def wait_for_chunk(self) -> None:
-        """Have the deadline of the next chunk enforced."""
+        """Enforce the deadline of the next chunk from now on."""
         runtime = self.cell.runtime
         self.due = runtime.due_in(self.patience)
         self.timed = True
         runtime.alarms.add(self.due, self)
 
     def chunk_came(self) -> None:
-        """The wait for a chunk is over."""
+        """End the wait for a chunk."""
         if self.timed:
             self.timed = False
             self.cell.runtime.alarms.remove(self.due, self)
-        self.due = 0.0  # nobody waits: what the handler asks has its own time
+        self.due = 0.0  # the reader does not wait now: the handler's asks have their own timeouts
 
     def _complete(self) -> None:
         Asked._complete(self)
@@ -58,21 +58,20 @@ class StreamSlot(Asked):
             self.writer.wake()
 
     def outcome(self) -> None:
-        """Awaiting it only sleeps: chunks that came before an error are still to be read."""
+        """Return nothing, so that awaiting the slot only waits: chunks before an error must still be read."""
 
     @property
     def ahead(self) -> int:
-        """Chunks that the reader has not taken yet."""
+        """The number of chunks that the reader has not taken yet."""
         return len(self.chunks)
 
     def give(self, chunk: Any) -> None:
-        """One more for the reader."""
         self.chunks.append(chunk)
         if self.waiter is not None:
             self.waiter.wake()
 
     async def feed(self, chunks: AsyncGenerator[Any, None]) -> None:
-        """Run the handler's generator to its end, no more than a window ahead of the reader."""
+        """Run the handler's generator to its end, no more than `WINDOW` chunks ahead of the reader."""
         try:
             async for chunk in chunks:
                 if self.state == DONE:
@@ -87,10 +86,10 @@ class StreamSlot(Asked):
             await self._close(chunks)
 
     async def _close(self, chunks: AsyncGenerator[Any, None]) -> None:
-        """Close a generator whose reader has left, or that is being cancelled; harmless at its end.
+        """Close a generator whose reader has left, or that is being cancelled. Do nothing at its end.
 
-        Closing raises `GeneratorExit` at its `yield`, which a task group there wraps. What its cleanup raises besides
-        is reported: the stream has ended already, and nobody waits for it.
+        Closing raises `GeneratorExit` at the generator's `yield`, where a task group may wrap it. Any other exception
+        of its cleanup is logged, because the stream has already ended and no caller waits for it.
         """
         backend = self.cell.runtime.backend
         try:
@@ -104,9 +103,10 @@ class StreamSlot(Asked):
 
 
 class Stream(AsyncIterator[R], Generic[R]):
-    """What `ref.stream` returns: iterate over it with `async for`.
+    """The result of `ref.stream`: iterate over it with `async for`.
 
-    Leaving the loop early, `aclose()` or the end of its `async with` block cancels the handler.
+    The handler is cancelled when the loop is left early, when `aclose()` is called, or when the stream's `async with`
+    block ends.
     """
 
     __slots__ = ("_slot",)
@@ -118,12 +118,12 @@ class Stream(AsyncIterator[R], Generic[R]):
         return self
 
     async def __anext__(self) -> R:
-        """The next chunk. A checkpoint only if it is not there yet.
+        """Return the next chunk. A checkpoint only if the chunk has not arrived yet.
 
         Raises:
             StopAsyncIteration: the handler's generator has ended.
-            NotStarted, Interrupted, ReplyError, DeadlockError: as for an ask; `InterruptedTimeout` if no chunk
-                came in time.
+            NotStarted, Interrupted, ReplyError, DeadlockError: as for an ask. `InterruptedTimeout` if no chunk came in
+                time.
         """
         slot = self._slot
         while not slot.chunks:
@@ -142,15 +142,16 @@ class Stream(AsyncIterator[R], Generic[R]):
         return chunk
 
     def detach(self) -> Self:
-        """Keep the stream when the handler that opened it ends. Returns the stream itself.
+        """Keep the stream when the handler that opened it ends. Return the stream itself.
 
-        Without this, a handler, a hook or the work of `pipe_to_self` that ends closes the streams that it has opened.
+        Without this, a handler, a hook or the work of `pipe_to_self` closes the streams that it has opened when it
+        ends.
         """
         _ = self._slot.detach()
         return self
 
     async def aclose(self) -> None:
-        """Give the stream up: its handler is cancelled. Harmless at its end. Not a checkpoint."""
+        """Close the stream: its handler is cancelled. Do nothing at its end. Not a checkpoint."""
         self._give_up()
 
     def _give_up(self) -> None:
@@ -174,4 +175,4 @@ class Stream(AsyncIterator[R], Generic[R]):
             try:
                 slot.cell.runtime.call_threadsafe(slot.cancel)
             except RuntimeError:
-                pass  # the loop has ended, and the handler with it
+                pass  # the loop has ended, and with it the handler

@@ -1,10 +1,10 @@
-"""Cells of actors that can suspend: a task comes with mail, lingers for a while, and goes.
+"""Cells of actors that can suspend. A task starts when messages arrive, stays idle for a while after them, and ends.
 
-One cancel scope serves a whole busy period and is replaced only after it was used, so that the power to cancel
-any handler costs nothing per message.
+One cancel scope serves a whole busy period and is replaced only after it was cancelled. So the ability to cancel any
+handler costs nothing per message.
 """
 
-# Messages, factories and what users raise are Any here: no annotation could say more.
+# Messages, factories and users' exceptions are Any here: no annotation could say more.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ if TYPE_CHECKING:
 __all__ = ["TaskCell"]
 
 BUDGET = 256
-"""Messages that one actor handles before it lets other tasks run."""
+"""The number of messages that one actor handles before it lets other tasks run."""
 
 
 class Wakeable(Protocol):
     """A sleeping task, or a select."""
 
     def wake(self) -> None:
-        """Mail has come."""
+        """Wake it, because a message has arrived."""
         ...
 
 
 class TaskCell(Cell):
-    """An actor with `async def` handlers or hooks, or a `run` of its own."""
+    """An actor with `async def` handlers or hooks, or an overridden `run`."""
 
     __slots__ = ("coroutine", "cut", "inbox", "retired", "scope", "task", "turn_scope", "waiter", "why_cut")
 
     def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
         Cell.__init__(self, keeper, spec, table)
         self.coroutine: Coroutine[Any, Any, None] | None = None
-        self.task: Any = None  # the one that runs the coroutine, once it has begun
-        self.scope: anyio.CancelScope | None = None  # of the task
-        self.turn_scope: anyio.CancelScope | None = None  # of what an interrupt cancels
+        self.task: Any = None  # the task that runs the coroutine, once it has begun
+        self.scope: anyio.CancelScope | None = None  # around the whole task
+        self.turn_scope: anyio.CancelScope | None = None  # around the code that an interrupt cancels
         self.waiter: Wakeable | None = None
         self.cut = False
         self.why_cut = ""
@@ -91,7 +91,7 @@ class TaskCell(Cell):
             waiter.wake()
         elif self.scope is None:
             self._start_task(self._main, None)
-        else:  # a `run` of its own, busy with something else than its inbox
+        else:  # an overridden `run` that is not waiting at its inbox
             self.asleep = 0
             self.runtime.awake += 1
 
@@ -122,7 +122,7 @@ class TaskCell(Cell):
             self.incarnation_over(exit_)
 
     async def _live(self, why: Start | None) -> Exit | None:
-        """Serve until the incarnation is over, or until there is nothing to do (None)."""
+        """Serve until the incarnation is over. Return its exit, or None if there is nothing more to do."""
         if why is not None:
             exit_ = await self._come_up(why)
             if exit_ is not None:
@@ -146,7 +146,7 @@ class TaskCell(Cell):
                 self.withdraw_asks(cut_off=True)
             if scope.cancelled_caught:
                 self.cut_off(item, self.why_cut)
-            else:  # it got to its end before the cancellation reached it
+            else:  # the handler ended before the cancellation reached it
                 self.handled += 1
 
     async def _come_up(self, why: Start) -> Exit | None:
@@ -173,7 +173,7 @@ class TaskCell(Cell):
     async def _run_own(self) -> Exit | None:
         actor = self.actor
         assert actor is not None  # noqa: S101 - it has started
-        self.asleep = 1  # counted as awake only from the arrival of mail to the next empty receive
+        self.asleep = 1  # awake only from the arrival of a message to the next empty receive
         self.runtime.dozed()
         try:
             if self.items:
@@ -182,7 +182,7 @@ class TaskCell(Cell):
         except BaseException as error:
             if self._is_ours(error):
                 raise
-            # A closed mailbox is how a loop hears that it is to stop, also one in a task group.
+            # A closed mailbox tells a receive loop to stop, also a loop in a task group.
             if not (self.closed and control_error(error, ChannelClosed)):
                 item, self.running = self.running, None
                 return self.crash(self.as_failure(error), item)
@@ -192,7 +192,10 @@ class TaskCell(Cell):
         return (self.attend() if self.attention else None) or self._stopped()
 
     async def _serve(self) -> Exit | None:  # noqa: C901, PLR0912 - a call for each message costs as much as one
-        """Handle mail until the incarnation is over (an exit), the task retires or the scope was used (None)."""
+        """Handle messages until the incarnation is over.
+
+        Return its exit, or None if the task retires or its scope was cancelled.
+        """
         actor, async_calls, plain_calls = self.actor, self.table.async_calls, self.table.plain_calls
         checkpoint = self.runtime.backend.checkpoint
         pause_at = self.handled + BUDGET
@@ -246,18 +249,21 @@ class TaskCell(Cell):
 
     def failed(self, error: BaseException, item: Any) -> Exit | None:
         if self.cut and consists_of(error, self.runtime.backend.cancelled, GeneratorExit):
-            # A task group wraps cancellations, and what generators raise that are closed meanwhile.
+            # A task group wraps cancellations, and exceptions of generators that are closed during them.
             self.cut_off(item, self.why_cut)
             return None
         return Cell.failed(self, error, item)
 
     def _is_ours(self, error: BaseException) -> bool:
-        """Whether this is the cancellation of this task, by its system or from outside, and no failure of user code."""
+        """Return whether the error is a cancellation of this task, by its system or from outside.
+
+        Otherwise it is an error of user code.
+        """
         backend = self.runtime.backend
         return isinstance(error, backend.cancelled) and (self.cut or backend.cancellation_pending())
 
     def _lie_down(self) -> Waiter:
-        """Get ready to sleep until there is something to do, or the task has lingered long enough."""
+        """Return a waiter that wakes when there is something to do, or when the task has been idle long enough."""
         self.running = self.items = None
         self.asleep = 1
         runtime = self.runtime
@@ -268,7 +274,7 @@ class TaskCell(Cell):
         return waiter
 
     def retire(self) -> None:
-        """End the idle task; the next mail starts another."""
+        """End the idle task. The next message starts another one."""
         if self.waiter is not None:
             self.retired = True
             self.waiter.wake()
@@ -300,11 +306,11 @@ class TaskCell(Cell):
             call(actor, message)
 
     async def handle(self, message: Any) -> None:
-        """Have the `@on` handlers take a message that `run` received; it can be interrupted."""
+        """Pass a message that `run` received to its `@on` handler. The handler can be interrupted."""
         item = self.running
         if item is None or self.content(item) is not message:
             item = message
-        outside, self.sent = self.sent, None  # what the handler sends ends with it, and nothing else
+        outside, self.sent = self.sent, None  # only the handler's own requests end with it
         with anyio.CancelScope() as scope:
             self.turn_scope = scope
             try:
@@ -327,7 +333,7 @@ class TaskCell(Cell):
 
     @property
     def cut_short(self) -> bool:
-        """Whether what its task runs was cancelled, by a kill or because a hook took too long."""
+        """Whether the code of its task was cancelled, by a kill or because a hook took too long."""
         return self.cut or (self.scope is not None and self.scope.cancel_called)
 
     @property
@@ -375,7 +381,7 @@ class TaskCell(Cell):
     # Ending.
 
     async def _hook(self, name: str, argument: object) -> None:
-        """Run a hook of the old incarnation, within the time that a stop may take."""
+        """Run a hook of the old incarnation, within the time allowed for a stop."""
         outside = self.scope
         try:
             with anyio.move_on_after(min(self.options.shutdown, self.runtime.longest_hook)) as scope:

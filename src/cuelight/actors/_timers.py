@@ -1,4 +1,4 @@
-"""Time for actors: one heap and one alarm of the loop for all deadlines and timers of a system."""
+"""Timers for actors: one heap, and one alarm of the loop, for all deadlines and timers of a system."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 __all__ = ["Alarms", "Entry", "ActorTimer"]
 
 TOLERANCE = 1e-6
-"""Seconds by which an alarm may be early: loops round."""
+"""The time in seconds by which an alarm may be early, because loops round times."""
 
 SLACK = 64
-"""Times without an entry that are kept before the heap is rebuilt."""
+"""The number of due times without an entry that are kept before the heap is rebuilt."""
 
 MISSING = object()
 
 
 class Entry(Protocol):
-    """Something that is due at a time."""
+    """An object that is due at a time."""
 
     def ring(self) -> None:
-        """Called once, when its time has come, by the loop and never by user code."""
+        """Called once, by the loop and never by user code, when the time has come."""
         ...
 
 
 class Alarms:
-    """Entries by due time. Entries that are due at the same time share a place in the heap.
+    """Entries by due time. Entries that are due at the same time share one item of the heap.
 
-    An entry that raises when it rings is reported, and keeps no other entry from ringing.
+    If an entry raises when it rings, the exception is reported and the other entries still ring.
     """
 
     __slots__ = ("_armed", "_backend", "_closed", "_due", "_empty", "_failed", "_heap")
 
     def __init__(self, backend: Backend, failed: Callable[[BaseException], object]) -> None:
-        """Set it up.
+        """Make an empty set of entries.
 
         Args:
             backend: the event loop.
-            failed: called with what an entry raised.
+            failed: called with the exception of an entry.
         """
         self._backend = backend
         self._failed = failed
@@ -59,7 +59,7 @@ class Alarms:
         return sum(map(len, self._due.values()))
 
     def add(self, due: float, entry: Entry) -> None:
-        """Have `entry.ring()` called at the loop's time `due`, which must not be NaN. Nothing happens after `close`."""
+        """Have `entry.ring()` called at the loop's time `due`, which must not be NaN. Do nothing after `close`."""
         if self._closed or due == math.inf:
             return
         bucket = self._due.get(due)
@@ -75,9 +75,9 @@ class Alarms:
             self._backend.set_alarm(due, self._ring)
 
     def remove(self, due: float, entry: Entry) -> None:
-        """Forget an entry; harmless if it has rung."""
+        """Forget an entry. Do nothing if it has already rung."""
         bucket = self._due.get(due)
-        # An empty place stays for a while: with asks it is wanted again at once, and the alarm is not touched.
+        # An empty due time stays for a while: asks soon need it again, and the alarm need not be changed.
         if bucket is not None and bucket.pop(entry, MISSING) is None and not bucket:
             self._empty += 1
             if self._empty > SLACK and self._empty * 2 > len(self._due):
@@ -108,7 +108,7 @@ class Alarms:
                 self._empty = max(0, self._empty - 1)
                 continue
             for entry in list(bucket):
-                if entry in bucket:  # one that rang before may have cancelled it
+                if entry in bucket:  # an entry that rang before it may have removed it
                     del bucket[entry]
                     try:
                         entry.ring()
@@ -116,7 +116,7 @@ class Alarms:
                         self._failed(error)
 
     def close(self) -> None:
-        """Forget all entries, and take no more."""
+        """Forget all entries and accept no more."""
         self._closed = True
         self._due.clear()
         self._heap.clear()
@@ -135,16 +135,14 @@ class Later:
         alarms.add(due, self)
 
     def ring(self) -> None:
-        """The time has come."""
         self._function(*self._args)
 
     def cancel(self) -> None:
-        """Forget it."""
         self._alarms.remove(self._due, self)
 
 
 class ActorTimer:
-    """A message that an actor sends itself later, once or again and again, while its incarnation lives."""
+    """A message that an actor sends itself after a delay, once or periodically, while its incarnation lives."""
 
     __slots__ = ("_cell", "_due", "_hash", "_key", "_message", "_period")
 
@@ -152,7 +150,7 @@ class ActorTimer:
         cell.runtime.check_thread(cell)
         cell.must_live("timers")
         self._cell, self._message, self._period = cell, message, period
-        # Hashing and comparing keys runs code of users, so it is done here and never again.
+        # Hashing and comparing keys runs code of users, so both are done only here.
         self._key, self._hash = key, 0 if key is None else hash(key)
         self._due = cell.runtime.backend.time() + delay
         bonds = cell.bonds_made()
@@ -180,19 +178,19 @@ class ActorTimer:
         return bonds is not None and self in bonds.timers
 
     def cancel(self) -> None:
-        """Send nothing any more. A message that is in the mailbox already stays there. Harmless when over."""
+        """Stop the timer. A message that is already in the mailbox stays there. Do nothing if the timer is over."""
         if self.active and self._cell.bonds is not None:
             self._forget(self._cell.bonds)
             self._cell.runtime.alarms.remove(self._due, self)
 
     def ring(self) -> None:
-        """The time has come."""
+        """Send the message, and schedule the next one of a periodic timer."""
         cell = self._cell
         if self._period is None:
             if cell.bonds is not None:
                 self._forget(cell.bonds)
         else:
-            # Periods that were missed, as after a blocked loop, are skipped: no burst, no drift.
+            # Missed periods, for example after the loop was blocked, are skipped, without a burst and without drift.
             now = cell.runtime.backend.time()
             missed = max(0.0, (now - self._due) // self._period)
             self._due += (missed + 1) * self._period

@@ -1,15 +1,15 @@
-"""Who waits for whom: one graph over asks and whatever else can hold somebody up, such as locks.
+"""The wait-for graph, which covers asks and all other blocking waits, such as those for locks.
 
-Its nodes are cells, tasks and threads. An actor waits for the actors that its handler has asked; a task for the actor
-whose answer it awaits; each of them for those that keep it from a lock.
+Its nodes are cells, tasks and threads. An actor waits for the actors that its handler has asked. A task waits for the
+actor whose answer it awaits. Each node also waits for the holders of a lock that it wants.
 
 Invariants:
-1. Whoever begins to wait is in the graph before it looks for a circle, so that of those who close one together at
-   least one finds it.
-2. There is an edge only where the wait cannot end without the node that it leads to.
+1. A node enters the graph before it looks for a cycle. So if several nodes close a cycle together, at least one of them
+   finds it.
+2. There is an edge only if the wait cannot end without the node at the end of the edge.
 """
 
-# Nodes are tasks of either library, threads and cells: no annotation could say more.
+# Nodes are tasks of asyncio or trio, threads and cells: no annotation could say more.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -39,58 +39,58 @@ __all__ = [
 
 
 class Wait(Protocol):
-    """Somebody waits for a thing that others hold."""
+    """The wait of a node for a thing that other nodes hold."""
 
     @property
     def thing(self) -> str:
-        """What is waited for, such as `lock 'db'`."""
+        """The thing that the node waits for, such as `lock 'db'`."""
         ...
 
     def blockers(self) -> Iterable[Any]:
-        """The nodes without which the wait cannot end; none once it has ended."""
+        """Return the nodes without which the wait cannot end, or none once it has ended."""
         ...
 
 
 class Holdings(Protocol):
-    """What an actor holds."""
+    """The things that an actor holds."""
 
     def let_go(self) -> None:
-        """The actor's incarnation is over: give it all back."""
+        """Release everything, because the actor's incarnation is over."""
         ...
 
 
 blocked: Final[dict[Any, list[Wait]]] = {}
-"""Waits for things, by who waits; by its loop, too, if a whole loop is blocked. Empty as long as nobody waits."""
+"""The waits by waiting node, and also by loop if a whole loop is blocked. Empty while there are no waits."""
 
 holdings: Final[dict[Any, Holdings]] = {}
-"""What actors hold beyond one handler, by cell. Empty as long as none of them holds anything."""
+"""The things that actors hold beyond one handler, by cell. Empty while no actor holds anything."""
 
 code_of_asks: Final[set[CodeType]] = set()
-"""The code in which an asker is while it awaits an answer."""
+"""The code in which an asker awaits an answer."""
 
 code_of_waits: Final[dict[CodeType, Callable[[Mapping[str, Any], Any], Wait]]] = {}
-"""Code in which a task or a thread is while it waits for something else, and how to see that wait in its variables."""
+"""Code in which a task or a thread waits for something else, with a function that makes the wait from its variables."""
 
 Step = tuple[Any, str | None]
-"""A node, and through which thing the one before waits for it; None for an ask."""
+"""A node, and the thing through which the previous node waits for it, or None for an ask."""
 
 
 def let_go(cell: Cell) -> None:
-    """Give back what an actor holds whose incarnation is over."""
+    """Release the things held by an actor whose incarnation is over."""
     held = holdings.pop(cell, None)
     if held is not None:
         held.let_go()
 
 
 def find_circle(starts: Collection[Any], first: Iterable[Step]) -> list[Step] | None:
-    """The way from one of `starts` over one of the nodes of `first` back to one of `starts`, if there is one.
+    """Return a path from one of `starts` through a node of `first` back to one of `starts`, or None.
 
     Args:
-        starts: who begins to wait: an actor, its task, or a whole loop.
-        first: what it is going to wait for.
+        starts: the nodes that begin to wait: an actor, its task, or a whole loop.
+        first: the nodes that they are about to wait for.
 
     Returns:
-        The steps, of which the last leads back.
+        The steps of the path. The last step leads back.
     """
     came_from: dict[Any, tuple[Any, str | None]] = {}
     frontier: list[Any] = []
@@ -120,7 +120,7 @@ def _way(node: Any, came_from: dict[Any, tuple[Any, str | None]]) -> list[Step]:
 
 
 def show_circle(starts: Sequence[Any], way: list[Step]) -> str:
-    """A circle in words: `/s/a → lock 'db' → /s/b → /s/a`. One that leads to a blocked loop ends with that."""
+    """Describe a cycle: `/s/a → lock 'db' → /s/b → /s/a`. If it leads to a blocked loop, the text ends there."""
     shown = [name_of(starts[0])]
     for node, thing in way:
         shown += [name_of(node)] if thing is None else [thing, name_of(node)]
@@ -130,7 +130,7 @@ def show_circle(starts: Sequence[Any], way: list[Step]) -> str:
 
 
 def name_of(node: Any) -> str:
-    """A node in words: the path of an actor, a task or a thread by its name."""
+    """Describe a node: the path of an actor, or the name of a task or a thread."""
     path: str | None = getattr(node, "path", None)
     if path is not None:
         return path
@@ -156,7 +156,7 @@ def _loop_of(node: Any) -> Any:
 
 
 def _seen_in_frames(node: Any) -> list[Step]:
-    """What a task or a thread waits for. Seen from outside, so that its wait need not be entered anywhere."""
+    """Return the nodes that a task or thread waits for, found in its frames, so that no wait has to be registered."""
     steps: list[Step] = []
     for frame in _frames_of(node):
         code = frame.f_code
@@ -169,7 +169,7 @@ def _seen_in_frames(node: Any) -> list[Step]:
 
 
 def _frames_of(node: Any) -> Iterator[FrameType]:
-    """The frames of a task, from the outermost coroutine on; or of a thread, from the innermost on."""
+    """Yield the frames of a task from the outermost coroutine on, or those of a thread from the innermost on."""
     step = coroutine_of(node)
     while step is not None:
         frame = frame_of(step)

@@ -1,7 +1,8 @@
-"""Channels between tasks, `select` over them, and what happens when there is no room.
+"""Channels between tasks, `select` over them, and overflow policies.
 
-A `Channel` is a FIFO with back-pressure. `select` waits for several channels, timers or other cases and takes
-exactly one. Overflow policies say what a full channel or mailbox does.
+A `Channel` is a FIFO with back-pressure. `select` waits for several channels, timers or other cases and takes exactly
+one. An overflow policy decides which item is dropped when a channel or a mailbox is full, or that the sender waits or
+fails.
 """
 
 from cuelight.mailbox._backend import (

@@ -1,7 +1,7 @@
-"""The one module that knows asyncio from trio: parking, tasks, one alarm, wake-ups from threads.
+"""The differences between asyncio and trio: sleeping and waking, starting tasks, one alarm, calls from other threads.
 
-Everything above speaks to a `Backend`. Tasks started here belong to no task group: whoever starts one must
-await its end (the actor system does), and catch every exception inside it.
+The modules above this one use a `Backend`. A task started here belongs to no task group: its starter must await its end
+(the actor system does), and the task must catch every exception.
 """
 
 from __future__ import annotations
@@ -42,70 +42,68 @@ LOST_LOOP: Final = "this process is a fork of the one that runs the event loop, 
 
 
 class Waiter(Protocol):
-    """A place where one task sleeps until it is woken; for one use.
+    """A place where one task sleeps until it is woken. It can be used once.
 
-    `await waiter` sleeps; `wake()` ends that, at most once, and may come before the await.
+    `await waiter` sleeps and `wake()` ends the sleep. `wake()` may be called before the await.
     """
 
     def wake(self) -> None:
-        """Wake the task. Does nothing when it was woken or cancelled already."""
+        """Wake the task. Do nothing if it was already woken or cancelled."""
         ...
 
     def __await__(self) -> Generator[Any, Any, None]: ...
 
 
 class Backend(Protocol):
-    """What Cuelight needs of an event loop."""
+    """The operations that Cuelight needs from an event loop."""
 
     name: str
     loop: Any
-    """Which loop it is: what `running_loop` says there."""
+    """The identity of the loop, as `running_loop` returns it."""
     cancelled: type[BaseException]
     time: Callable[[], float]
     waiter: Callable[[], Waiter]
-    """Makes a new place to sleep for the current task."""
+    """Makes a new waiter for the current task."""
     current_task: Callable[[], Any]
-    """The task that runs now; None in a callback of asyncio. Only in the loop's own thread."""
+    """Returns the running task, or None in an asyncio callback. Call it only in the loop's thread."""
 
     def cancellation_pending(self) -> bool:
-        """Whether the current task was cancelled by somebody, natively or by a scope around it.
+        """Return whether the current task was cancelled natively or by an enclosing scope.
 
-        A cancellation that was caught by a scope of the library itself is not seen on asyncio: who owns the scope
-        knows of it. Only in a task of the loop.
+        On asyncio this misses a cancellation that a scope of the library has already caught: the owner of that scope
+        must check for it. Call this only in a task of the loop.
         """
         ...
 
     steps_by_hand: bool
-    """Whether code of one task may be run in another up to its first wait; see `swap_current_task`."""
+    """Whether one task can run the code of another one up to its first wait; see `swap_current_task`."""
 
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
     ) -> Any:
-        """Start `function(*args)` as a task in `context`; returns the task. It must not raise."""
+        """Start `function(*args)` as a task in `context` and return the task. `function` must not raise."""
         ...
 
     def checkpoint(self) -> Awaitable[None]:
-        """Let other tasks run; a cancellation point."""
+        """Let other tasks run. This is a cancellation point."""
         ...
 
     def set_alarm(self, when: float, ring: Callable[[], None]) -> None:
-        """Call `ring()` once at the loop's time `when`; replaces the alarm that was set before."""
+        """Call `ring()` once at the loop's time `when`. This replaces the previous alarm."""
         ...
 
-    def clear_alarm(self) -> None:
-        """Forget the alarm."""
-        ...
+    def clear_alarm(self) -> None: ...
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
-        """Run `function(*args)` in the loop soon; callable from any thread.
+        """Run `function(*args)` in the loop soon. This can be called from any thread.
 
         Raises:
-            RuntimeError: the loop has ended, or runs in the process of which this one is a fork.
+            RuntimeError: the loop has ended, or it runs in the parent of this forked process.
         """
         ...
 
     def abandon(self, task: Any) -> None:
-        """Let the program end although this task, which was cancelled, goes on. Trio cannot do that."""
+        """Let the program end although this cancelled task still runs. This is not possible on trio."""
         ...
 
 
@@ -130,7 +128,7 @@ else:
     _current_tasks: dict[Any, Any] = _tasks._current_tasks
 
     def swap_current_task(loop: Any, task: Any) -> Any:
-        """Make `task` the one that an asyncio loop runs now; returns the one before. None stands for no task."""
+        """Make `task` the running task of an asyncio loop and return the previous one. None stands for no task."""
         before = _current_tasks.get(loop)
         if task is None:
             _current_tasks.pop(loop, None)
@@ -140,7 +138,7 @@ else:
 
 
 class AsyncioBackend:
-    """asyncio, also on uvloop."""
+    """The back end for asyncio and uvloop."""
 
     name = "asyncio"
     steps_by_hand = True
@@ -163,7 +161,7 @@ class AsyncioBackend:
     def spawn(
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
     ) -> Any:
-        # Not loop.create_task: an eager task factory would run the task inside the sender.
+        # Not loop.create_task: with an eager task factory the new task would start running inside the sender.
         task = asyncio.Task(function(*args), loop=self.loop, context=context, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -188,7 +186,7 @@ class AsyncioBackend:
         self.loop.call_soon_threadsafe(function, *args)
 
     def abandon(self, task: Any) -> None:
-        # Else the end of asyncio.run cancels it once more and waits for it.
+        # Otherwise asyncio.run would cancel the task again at its end and wait for it.
         asyncio._unregister_task(task)
         task._log_destroy_pending = False
 
@@ -220,21 +218,19 @@ class _TrioWaiter:
 
 
 class TrioBackend:
-    """trio. Tasks are system tasks: an actor's life is ended by its system, not by the scope that spawned
-    it.
-    """
+    """The back end for trio. Tasks are system tasks, because the actor system ends an actor, not the spawning scope."""
 
     name = "trio"
     steps_by_hand = False
-    """No: a task of trio is known to it by more than its being current."""
+    """Trio keeps more state about the running task than the reference to it."""
 
     def __init__(self) -> None:
-        import trio  # noqa: PLC0415 - trio is an option
+        import trio  # noqa: PLC0415 - trio is optional
 
         self._trio = trio
         self._lowlevel = trio.lowlevel
         self.cancelled: type[BaseException] = trio.Cancelled
-        self.time: Callable[[], float] = trio.lowlevel.current_clock().current_time  # raises where trio does not run
+        self.time: Callable[[], float] = trio.lowlevel.current_clock().current_time  # raises outside of trio
         hold_interrupts()
         self.checkpoint: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.waiter: Callable[[], Waiter] = partial(_TrioWaiter, trio.lowlevel)
@@ -254,7 +250,7 @@ class TrioBackend:
         self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, context: Context, name: str
     ) -> Any:
         task = self._lowlevel.spawn_system_task(function, *args, name=name)
-        task.context = context  # not as an argument: trio would enter it now, and it may be entered already
+        task.context = context  # not passed above: trio would enter it at once, but it may already be entered
         return task
 
     def set_alarm(self, when: float, ring: Callable[[], None]) -> None:
@@ -294,11 +290,11 @@ class TrioBackend:
         self._token.run_sync_soon(function, *args)
 
     def abandon(self, task: Any) -> None:
-        """Nothing to do: trio waits for every task."""
+        """Do nothing: trio waits for every task."""
 
 
 def current_backend() -> Backend:
-    """The back end of the running event loop.
+    """Return the back end of the running event loop.
 
     Raises:
         RuntimeError: no event loop runs in this thread.
@@ -314,33 +310,33 @@ def current_backend() -> Backend:
 
 
 class Slot(Protocol):
-    """A place where the current task waits for one value; for one use, filled from the same thread.
+    """A place where the current task waits for one value. It is filled once, from the same thread.
 
-    Whoever wants to fill it must look first: `if not slot.done(): slot.set_result(value)`. A slot whose task
-    was cancelled is done, so nothing can be given to a task that will not take it.
+    Always check a slot before filling it: `if not slot.done(): slot.set_result(value)`. The slot of a cancelled task is
+    done, so no value goes to a task that will not take it.
     """
 
     def done(self) -> bool:
-        """Whether it was filled, or its task cancelled."""
+        """Return whether the slot was filled or its task was cancelled."""
         ...
 
     def cancelled(self) -> bool:
-        """Whether its task was cancelled before it was filled."""
+        """Return whether the task was cancelled before the slot was filled."""
         ...
 
     def set_result(self, result: Any, /) -> None:
-        """Fill it and wake its task."""
+        """Fill the slot and wake its task."""
         ...
 
     def result(self) -> Any:
-        """What it was filled with."""
+        """Return the value that the slot was filled with."""
         ...
 
     def __await__(self) -> Generator[Any, Any, Any]: ...
 
 
 class _TrioSlot:
-    # On asyncio a plain future is the slot. This is the least that looks the same.
+    # On asyncio the slot is a plain future. This class has only the methods that `Slot` needs.
     __slots__ = ("_cancelled", "_filled", "_lowlevel", "_result", "_task")
 
     def __init__(self) -> None:
@@ -373,7 +369,7 @@ class _TrioSlot:
 
 
 def new_slot() -> Slot:
-    """A slot for the current task, which must await it before it does anything else.
+    """Return a slot for the current task. The task must await it before it does anything else.
 
     Raises:
         RuntimeError: no event loop runs in this thread.
@@ -385,9 +381,9 @@ _Future: Final[Any] = asyncio.Future
 
 
 def slot_maker() -> tuple[Callable[[], Slot], Callable[[], bool]]:
-    """What `new_slot` does here, and whether that is out of date, for those that do it often.
+    """Return the running loop's slot factory, and a function that returns whether that factory is out of date.
 
-    Asking asyncio for the running loop costs more than all else that it takes to wait.
+    This is for callers that create many slots: asking asyncio for the running loop costs more than the rest of a wait.
 
     Raises:
         RuntimeError: no event loop runs in this thread.
@@ -398,7 +394,7 @@ def slot_maker() -> tuple[Callable[[], Slot], Callable[[], bool]]:
     try:
         sys.modules["trio"].lowlevel.current_task()
         hold_interrupts()
-    except (KeyError, AttributeError, RuntimeError):  # not imported, or another thread is in the midst of that
+    except (KeyError, AttributeError, RuntimeError):  # not imported, or another thread is importing it
         message = "no asyncio or trio event loop runs here: call this inside anyio.run(...)"
         raise RuntimeError(message) from None
     return _TrioSlot, _always
@@ -414,7 +410,7 @@ def _expire(slot: Slot) -> None:
 
 
 async def await_until(slot: Slot, deadline: float) -> Any:
-    """Await `slot`, but not longer than to the loop's time `deadline`; None when that was reached."""
+    """Await `slot` until the loop's time `deadline` at the latest. Return None if the deadline was reached."""
     loop = _events._get_running_loop()
     if loop is None:
         with sys.modules["trio"].CancelScope(deadline=deadline):
@@ -428,7 +424,7 @@ async def await_until(slot: Slot, deadline: float) -> Any:
 
 
 def loop_time() -> float:
-    """The running loop's time in seconds: what its timers go by, a virtual clock too.
+    """Return the running loop's time in seconds. Its timers use this clock, which may be a virtual one.
 
     Raises:
         RuntimeError: no event loop runs in this thread.
@@ -438,7 +434,7 @@ def loop_time() -> float:
 
 
 def yield_now() -> Awaitable[None]:
-    """Let other tasks run; a cancellation point."""
+    """Let other tasks run. This is a cancellation point."""
     if _events._get_running_loop() is not None:
         return asyncio.sleep(0)
     checkpoint: Awaitable[None] = sys.modules["trio"].lowlevel.checkpoint()
@@ -446,13 +442,13 @@ def yield_now() -> Awaitable[None]:
 
 
 def postpone_cancellation(error: BaseException) -> bool:
-    """Let a cancellation hit the current task at its next await instead of now.
+    """Let a cancellation reach the current task at its next await instead of now.
 
-    For an operation that took effect before the cancellation reached it and cannot be undone.
+    This is for an operation that took effect before the cancellation arrived and cannot be undone.
 
     Returns:
-        Whether that was possible. It is not before Python 3.13, where `Task.uncancel` does not take back a
-        cancellation that is still to be delivered, nor for anything but asyncio's `CancelledError`.
+        Whether the cancellation was postponed. That is not possible before Python 3.13, where `Task.uncancel` does not
+        withdraw a cancellation that is not yet delivered, nor for any exception but asyncio's `CancelledError`.
     """
     if sys.hexversion < 0x030D0000 or not isinstance(error, asyncio.CancelledError):
         return False

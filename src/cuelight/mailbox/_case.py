@@ -1,24 +1,22 @@
-"""What `select` can wait for: the `Case` protocol, and the claim that makes exactly one case take effect.
+"""The `Case` protocol: the things that `select` can wait for, and the claim that makes exactly one case take effect.
 
 A select has three steps:
 
-1. **poll** the cases in turn: the first that can take effect does so, at once, and the select is over;
-2. else **enroll** a `CaseWaiter` with each of them and sleep. Nothing can happen between the polls and the
-   enrolments, because no other task runs in between;
-3. when woken, **withdraw** from each of them.
+1. **Poll** the cases in turn. The first case that can take effect does so at once, and the select is over.
+2. Otherwise, **enroll** a `CaseWaiter` with each case and sleep. Nothing can happen between the polls and the
+   enrolments, because no other task runs in between.
+3. After waking, **withdraw** the waiter from each case.
 
-All the waiters of one select share one slot. Whoever owns a case and has something for it *claims* the
-waiter:
+All waiters of one select share one slot. The owner of a case that has a result for the select *claims* the waiter:
 
-    if not waiter.done():           # the select got something else already, or was cancelled: try the next
-    one
-        waiter.set_result(item)     # this select is over, and takes this item
+    if not waiter.done():           # otherwise the select has another result or was cancelled: try the next waiter
+        waiter.set_result(item)     # this select is over and takes this item
 
-Between the two lines there must be no await. With that, no two cases can both take effect.
-`set_result(CLOSED)` says that the case will never be ready again: the select goes on with the others.
+There must be no await between these two lines. Then no two cases can both take effect. `set_result(CLOSED)` says that
+the case will never be ready again: the select continues with the other cases.
 
-One gap remains on asyncio: a native `task.cancel()` can hit the selecting task after a waiter was claimed and
-before the task ran. Then the select calls `case_put_back(item)` and raises the cancellation.
+One gap remains on asyncio: a native `task.cancel()` can hit the selecting task after a waiter was claimed and before
+the task ran. Then the select calls `case_put_back(item)` and raises the cancellation.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Signal(enum.Enum):
-    """What stands in the place of an item when there is none."""
+    """The values that stand for a missing item."""
 
     NOT_READY = "not ready"
     CLOSED = "closed"
@@ -51,19 +49,19 @@ NotNow: TypeAlias = Literal[Signal.NOT_READY, Signal.CLOSED]
 
 
 class Waiting(Protocol):
-    """Somebody who waits for one value: the slot of a plain operation, or the waiter of a select."""
+    """A wait for one value: the slot of a plain operation, or the waiter of a select."""
 
     def done(self) -> bool:
-        """Whether it has its value, or no longer waits for one."""
+        """Return whether it has its value, or no longer waits for one."""
         ...
 
     def set_result(self, result: Any, /) -> None:
-        """Give it its value. Only after `done()` said False."""
+        """Deliver the value. Call this only after `done()` returned False."""
         ...
 
 
 class CaseWaiter:
-    """One case of one sleeping select. Hashable by identity; for one use."""
+    """One case of one sleeping select. It is hashable by identity and can be used once."""
 
     __slots__ = ("index", "slot")
 
@@ -72,11 +70,11 @@ class CaseWaiter:
         self.index = index
 
     def done(self) -> bool:
-        """Whether the select is over: it has something else, or was cancelled."""
+        """Return whether the select is over, because it has another result or was cancelled."""
         return self.slot.done()
 
     def set_result(self, result: Any, /) -> None:
-        """Claim the select for this case. Only after `done()` said False.
+        """Claim the select for this case. Call this only after `done()` returned False.
 
         Args:
             result: the item that the select returns, or `CLOSED`.
@@ -85,34 +83,32 @@ class CaseWaiter:
 
 
 class Case(Protocol[T_co]):
-    """Anything that `select` can wait for. All four methods are called in the loop's thread."""
+    """A thing that `select` can wait for. All four methods are called in the loop's thread."""
 
     def case_poll(self) -> T_co | NotNow:
-        """Take effect now, if that is possible.
+        """Take effect now if that is possible.
 
         Returns:
-            The item; or `NOT_READY`, and nothing has happened; or `CLOSED`, and it never will.
+            The item. Or `NOT_READY` if the case did not take effect now, or `CLOSED` if it never will.
 
         Raises:
-            Exception: the case is an error; the select raises it and no case takes effect.
+            Exception: the case has failed. The select raises this exception, and no case takes effect.
         """
         ...
 
     def case_enroll(self, waiter: CaseWaiter, /) -> None:
-        """Claim `waiter` as soon as there is something for it. Called only after `case_poll` was not
-        ready.
-        """
+        """Claim `waiter` as soon as there is an item for it. Called only after `case_poll` returned `NOT_READY`."""
         ...
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:
-        """Forget `waiter`. Called for every enrolled waiter, the claimed one too; must not raise."""
+        """Forget `waiter`. Called for every enrolled waiter, including the claimed one. It must not raise."""
         ...
 
     def case_put_back(self, item: Any, /) -> bool:
-        """The claimed select was cancelled before it could take `item`: undo the effect.
+        """Undo the effect of this case, because the claimed select was cancelled before it could take `item`.
 
         Returns:
-            True: it is as if this case had never taken effect. False: that cannot be undone; then the select
-            returns normally and the cancellation comes at the next await, where the loop can do that.
+            True if this case is now as if it had never taken effect. False if its effect cannot be undone; then the
+            select returns normally, and the cancellation arrives at the next await if the loop supports that.
         """
         ...

@@ -1,16 +1,16 @@
 """Channels: a FIFO of items between tasks, with back-pressure.
 
-The invariants. They hold whenever no task is inside a method, and "waits" is said of live waiters only: one
-whose task was cancelled is dead from that moment, though it leaves its queue a little later.
+The invariants hold whenever no task is inside a method. "Waits" is said of live waiters only. The waiter of a cancelled
+task is dead from the cancellation on, although it leaves its queue a little later.
 
 1. While an item is buffered, no receiver waits.
 2. While there is room, no sender waits.
-3. No sender with an item waits while a receiver waits, except one select that waits on both sides of the
-   channel, and beside receivers of a rendezvous that are kept for permits.
-4. Buffered items and kept places are no more than the capacity, except for items that came back from natively
-   cancelled receivers, and items sent by a permit of a rendezvous whose receiver had gone.
-5. What was sent was received, was dropped or is buffered.
-6. At a closed channel nobody waits.
+3. No sender with an item waits while a receiver waits. There are two exceptions: a select that waits on both sides of
+   the channel, and receivers of a rendezvous that are reserved for permits.
+4. Buffered items plus reserved places are at most the capacity. There are two exceptions: items returned by natively
+   cancelled receivers, and items sent with a permit of a rendezvous whose receiver has gone.
+5. Every item that was sent was received, was dropped or is buffered.
+6. No task waits at a closed channel.
 7. Items are received in the order in which they were sent.
 """
 
@@ -36,7 +36,7 @@ __all__ = ["BUDGET", "Channel"]
 T = TypeVar("T")
 
 BUDGET: Final = 64
-"""A channel lets other tasks run once in this many items sent, and received, without waiting."""
+"""Other tasks may run once per this number of items sent (and likewise received) without waiting."""
 
 _SPENT: Final = BUDGET - 1
 
@@ -44,17 +44,19 @@ _SPENT: Final = BUDGET - 1
 class Channel(ChannelCore[T]):
     """A FIFO between any number of sending and receiving tasks of one event loop.
 
-    An operation completes or raises, never both: one that raises has had no effect. That holds for
-    cancellation too, by scope and by `Task.cancel()`. The one gap is a `send` that is cancelled natively on
-    Python before 3.13: see `reserve`.
+    An operation either completes or raises: an operation that raises has had no effect. That also holds for
+    cancellation, by a scope or by `Task.cancel()`. The only gap is a `send` that is cancelled natively on Python before
+    3.13: see `reserve`.
 
-    An operation that waits is a cancellation point. One that need not wait does not yield each time: every
-    64th item sent, and every 64th received, lets other tasks run first. So in a cancelled scope an operation
-    that need not wait may complete; one that waits raises.
+    An operation that waits is a cancellation point. An operation that does not wait lets other tasks run only at every
+    64th item sent and every 64th item received. So in a cancelled scope an operation that need not wait may complete,
+    and one that waits raises.
 
-    A channel is an asynchronous iterator over its items that ends when it is closed and drained, an
-    asynchronous context manager that closes it, and a case of `select` that is ready when `receive` would not
-    wait.
+    A channel is also:
+
+    * an asynchronous iterator over its items, which ends when the channel is closed and drained;
+    * an asynchronous context manager, which closes the channel;
+    * a case of `select`, which is ready when `receive` would not wait.
     """
 
     __slots__ = ("_open_receivers", "_open_senders")
@@ -70,35 +72,36 @@ class Channel(ChannelCore[T]):
         """Make an open, empty channel.
 
         Args:
-            capacity: how many items it buffers. 0 makes a rendezvous, where each `send` waits for a
-                `receive`; with `math.inf` no sender ever waits.
-            overflow: what becomes of an item that finds no room: `wait`, `drop_oldest`, `drop_newest`,
-                `fail`, `coalesce(key)` or a function of your own.
-            on_dropped: called with each item that will never be received, just before it goes, and with why:
-                the name of the overflow policy, or "no receivers". If it raises, so does the operation, and
-                the item stays. It must not use this channel.
+            capacity: the number of items that it buffers. 0 makes a rendezvous, where each `send` waits for a
+                `receive`. With `math.inf` no sender ever waits.
+            overflow: the policy for an item that finds no room: `wait`, `drop_oldest`, `drop_newest`, `fail`,
+                `coalesce(key)` or a function of your own.
+            on_dropped: called as `on_dropped(item, reason)` just before an item is dropped that was never received. The
+                reason is the name of the overflow policy, or "no receivers". If the call raises, the operation raises
+                the same exception and the item stays. The function must not use this channel.
             name: shown in errors.
 
         Raises:
-            TypeError: the capacity is no number, or the overflow policy no function.
+            TypeError: the capacity is not a number, or the overflow policy is not a function.
             ValueError: the capacity is negative or a fraction.
         """
         super().__init__(capacity, overflow, on_dropped, name)
         self._open_senders = self._open_receivers = 0
 
     async def send(self, item: T) -> None:
-        """Send `item`, waiting for room, or at a rendezvous for a receiver. A cancellation point when it
-        waits.
+        """Send `item`, waiting for room, or at a rendezvous for a receiver.
+
+        This is a cancellation point when it waits.
 
         Raises:
-            ChannelClosed: it is closed, or was while this waited; the item was not sent.
-            MailboxFull: there is no room and the overflow policy is `fail`; the item was not sent.
+            ChannelClosed: the channel is closed, or was closed during the wait. The item was not sent.
+            MailboxFull: there is no room and the overflow policy is `fail`. The item was not sent.
         """
         if self._sent % BUDGET == _SPENT:
             await yield_now()
         if (self._capacity or self._closed or self._receivers or self._overflow is not wait) and self._try_send(
             item
-        ):  # else it would come to nothing but False
+        ):  # otherwise _try_send could only return False
             return
         if get_ident() != self._thread or self._loop_closed():
             self._adopt_loop()
@@ -115,22 +118,21 @@ class Channel(ChannelCore[T]):
             raise self._closed_error()
 
     def send_nowait(self, item: T) -> None:
-        """Send `item` if that needs no waiting.
+        """Send `item` if that is possible without waiting.
 
         Raises:
-            ChannelClosed: it is closed.
-            MailboxFull: there is no room, or at a rendezvous no receiver that waits. It is an
-                `anyio.WouldBlock`.
+            ChannelClosed: the channel is closed.
+            MailboxFull: there is no room, or at a rendezvous no waiting receiver. It is an `anyio.WouldBlock`.
         """
         if not self._try_send(item):
             message = f"{self!r} has no room" if self._capacity else f"no receiver waits at {self!r}"
             raise MailboxFull(message)
 
     async def receive(self) -> T:
-        """Receive the oldest item, waiting for one. A cancellation point when it waits.
+        """Receive the oldest item, waiting for one if there is none. This is a cancellation point when it waits.
 
         Raises:
-            ChannelClosed: it is closed and drained, or was closed while this waited.
+            ChannelClosed: the channel is closed and drained, or was closed during the wait.
         """
         if self._received % BUDGET == _SPENT:
             await yield_now()
@@ -154,8 +156,8 @@ class Channel(ChannelCore[T]):
         """Receive the oldest item if there is one.
 
         Raises:
-            anyio.WouldBlock: there is none yet.
-            ChannelClosed: it is closed and drained.
+            anyio.WouldBlock: there is no item yet.
+            ChannelClosed: the channel is closed and drained.
         """
         item = self.case_poll()
         if item is NOT_READY:
@@ -165,17 +167,17 @@ class Channel(ChannelCore[T]):
         return item
 
     async def reserve(self) -> Permit[T]:
-        """Wait for room and keep it: the permit's `send` is immediate and certain. Always a cancellation
-        point.
+        """Wait for room and reserve it. The permit's `send` then takes effect at once and cannot fail for lack of room.
 
-        Between the wait and the send there is nothing that a cancellation could hit, so this is how to send
-        exactly once under native cancellation on every Python. Overflow policies are not asked.
+        This is always a cancellation point. There is no await between the wait and the send that a cancellation could
+        hit. So use `reserve` to send exactly once under native cancellation on every Python version. Overflow policies
+        are not called.
 
-        At a rendezvous it waits until a receiver has to wait, and keeps one from other senders. If the
-        receivers go away meanwhile, the item that the permit sends is buffered for the next one.
+        At a rendezvous `reserve` waits until a receiver waits, and reserves that receiver. If the receivers go away
+        before the permit is used, the item that the permit sends is buffered for the next receiver.
 
         Raises:
-            ChannelClosed: it is closed, or was while this waited.
+            ChannelClosed: the channel is closed, or was closed during the wait.
         """
         await yield_now()
         if not self._keep_place():
@@ -193,7 +195,7 @@ class Channel(ChannelCore[T]):
         return Permit(self)
 
     def sending(self, item: T) -> SendCase[T]:
-        """A case of `select` that sends `item`. It may be used again and sends it each time it is chosen."""
+        """Return a case of `select` that sends `item`, each time that it is chosen. The case is reusable."""
         return SendCase(self, item)
 
     def __aiter__(self) -> Self:
@@ -206,29 +208,29 @@ class Channel(ChannelCore[T]):
             raise StopAsyncIteration from None
 
     def close(self) -> None:
-        """Close it: nothing more can be sent; what is buffered can still be received. The second time does
-        nothing.
+        """Close the channel: nothing more can be sent, but buffered items can still be received.
 
-        Senders that wait get `ChannelClosed` and their items are not sent; receivers that wait get it too.
+        Waiting senders get `ChannelClosed` and their items are not sent. Waiting receivers get `ChannelClosed` too.
+        Closing a closed channel does nothing.
         """
         if not self._closed:
             self._close()
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed; there may still be buffered items."""
+        """Whether the channel is closed. It may still hold buffered items."""
         return self._closed
 
     @property
     def capacity(self) -> float:
-        """How many items it buffers."""
+        """The number of items that the channel can buffer."""
         return self._capacity
 
     def __len__(self) -> int:
         return len(self._buffer)
 
     def __bool__(self) -> bool:
-        return True  # an empty channel is a channel: `channel or default` must not replace it
+        return True  # `channel or default` must not replace an empty channel
 
     async def __aenter__(self) -> Self:
         return self
@@ -239,17 +241,18 @@ class Channel(ChannelCore[T]):
         self.close()
 
     def sender(self) -> Sender[T]:
-        """A new end that can only send. When the last open one closes, the channel closes."""
+        """Return a new end that can only send. When the last open one closes, the channel closes."""
         return Sender(self)
 
     def receiver(self) -> Receiver[T]:
-        """A new end that can only receive. When the last open one closes, the channel closes and drops its
-        items.
+        """Return a new end that can only receive.
+
+        When the last open one closes, the channel closes and drops its items.
         """
         return Receiver(self)
 
     def from_thread(self) -> ThreadEnd[T]:
-        """A blocking end for any number of threads. Call this in the event loop, use the end outside of it.
+        """Return a blocking end for any number of threads. Call this in the event loop and use the end outside of it.
 
         Raises:
             RuntimeError: no event loop runs in this thread.
@@ -258,5 +261,5 @@ class Channel(ChannelCore[T]):
 
 
 def _committed(slot: Slot) -> bool:
-    """Whether the operation took effect, although its task was cancelled before it could see that."""
+    """Return whether the operation took effect although its task was cancelled before it could see that."""
     return slot.done() and not slot.cancelled() and slot.result() is not CLOSED

@@ -1,7 +1,6 @@
-"""The state of a channel and its steps, none of which waits. `_channel.py` states the invariants and adds the
-waiting.
+"""The state of a channel and its steps, none of which waits. `_channel.py` states the invariants and adds the waiting.
 
-Each step leaves the invariants true and wakes nobody before the state is final.
+Each step keeps the invariants and wakes no task before the state is final.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ __all__ = ["RESERVE", "ChannelCore", "ChannelStatistics"]
 T = TypeVar("T")
 
 RESERVE: Final = object()
-"""Stands in the queue of senders for one that has no item yet and wants a permit."""
+"""Stands in the queue of senders for one that has no item yet and waits for a permit."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelStatistics:
-    """What a channel holds, who waits at it, and how many items went through, at one moment.
+    """The items and the waiters of a channel at one moment, and the number of items that went through.
 
     Always `sent == received + dropped + buffered`.
     """
@@ -44,8 +43,6 @@ class ChannelStatistics:
 
 
 class ChannelCore(Generic[T]):
-    """A channel's buffer and its two queues of waiters."""
-
     __slots__ = (
         "__weakref__",
         "_buffer",
@@ -84,14 +81,14 @@ class ChannelCore(Generic[T]):
         self._closed = False
         self._deserted = False  # the last receiving end was closed
         self._buffer: deque[T] = deque()
-        # Ordered dictionaries, because a waiter anywhere in a queue can leave it in constant time.
+        # Ordered dictionaries, so that a waiter at any position can leave its queue in constant time.
         self._senders: OrderedDict[Waiting, Any] = OrderedDict()
         self._receivers: OrderedDict[Waiting, None] = OrderedDict()
-        self._limit = self._capacity  # the capacity less the places kept for permits
-        self._held = 0  # how many waiting receivers are kept for permits; only of a rendezvous
+        self._limit = self._capacity  # the capacity minus the places reserved for permits
+        self._held = 0  # waiting receivers reserved for permits; only at a rendezvous
         self._sent = self._received = self._dropped = 0
         self._returned = self._returned_at = self._returned_run = 0
-        self._thread: int | None = None  # where those that wait live
+        self._thread: int | None = None  # the thread of the loop in which all waiters wait
         self._new_slot: Callable[[], Slot]
         self._loop_closed: Callable[[], bool]
 
@@ -118,7 +115,7 @@ class ChannelCore(Generic[T]):
         return self._overflow is not wait and self._make_room(item)
 
     def _make_room(self, item: T) -> bool:
-        """Ask the overflow policy; False when the sender has to wait."""
+        """Call the overflow policy. Return False if the sender has to wait."""
         buffer = self._buffer
         position = checked_position(self._overflow(buffer, item), len(buffer), self)
         if position is None:
@@ -136,7 +133,7 @@ class ChannelCore(Generic[T]):
     # Receiving, as a case of select
 
     def case_poll(self) -> T | NotNow:
-        """Receive the oldest item if there is one; part of `Case`."""
+        """Receive the oldest item if there is one (part of `Case`)."""
         if self._senders:
             return self._receive_beside_senders()
         if self._buffer:
@@ -171,21 +168,19 @@ class ChannelCore(Generic[T]):
         return NOT_READY
 
     def case_enroll(self, waiter: Waiting, /) -> None:
-        """Queue a receiver; part of `Case`."""
+        """Queue a receiver (part of `Case`)."""
         if get_ident() != self._thread:
             self._adopt_loop()
         self._receivers[waiter] = None
         if self._senders and not self._capacity:
-            self._match()  # one that wants a permit may have waited for a receiver
+            self._match()  # a `reserve` may be waiting for a receiver
 
     def case_withdraw(self, waiter: Waiting, /) -> None:
-        """Take a receiver out of the queue; part of `Case`."""
+        """Take a receiver out of the queue (part of `Case`)."""
         self._receivers.pop(waiter, None)
 
     def case_put_back(self, item: T, /) -> bool:
-        """Undo a receive: the item goes to the next receiver, else to the front of the buffer; part of
-        `Case`.
-        """
+        """Undo a receive (part of `Case`): the item goes to the next receiver, or else to the front of the buffer."""
         self._returned += 1
         while self._receivers:
             waiter, _ = self._receivers.popitem(last=False)
@@ -193,8 +188,8 @@ class ChannelCore(Generic[T]):
                 self._received += 1
                 waiter.set_result(item)
                 return True
-        # Several may come back one after the other, oldest first: each goes behind those of the same run that
-        # have not been received again meanwhile.
+        # Several items may be returned one after the other, oldest first. Each one goes behind the items of the same
+        # run that have not been received again in the meantime.
         run = max(0, self._returned_run - (self._received - self._returned_at))
         self._buffer.insert(run, item)
         self._returned_run = run + 1
@@ -219,7 +214,7 @@ class ChannelCore(Generic[T]):
         return True
 
     def _leave_place(self) -> None:
-        """A place that was kept is free again: whoever waits for it gets it."""
+        """Free a reserved place and give it to the next waiter."""
         if self._closed:
             return
         self._check_thread()
@@ -252,7 +247,7 @@ class ChannelCore(Generic[T]):
         self._buffer.append(item)
 
     def _admit_senders(self) -> None:
-        """Let those that wait longest into the room there is."""
+        """Let the senders that have waited longest into the free places."""
         while self._senders and len(self._buffer) < self._limit:
             waiter, item = self._senders.popitem(last=False)
             if waiter.done():
@@ -265,9 +260,7 @@ class ChannelCore(Generic[T]):
             waiter.set_result(None)
 
     def _match(self) -> None:
-        """Bring together the waiting senders and receivers of a rendezvous, after a receiver came or became
-        free.
-        """
+        """Pair the waiting senders and receivers of a rendezvous after a receiver arrived or became free."""
         for waiter, item in [*self._senders.items()]:
             free = [receiver for receiver in self._receivers if not receiver.done()][self._held :]
             if not free:
@@ -278,7 +271,7 @@ class ChannelCore(Generic[T]):
                 self._held += 1
             else:
                 strangers = [receiver for receiver in free if _sleeper(receiver) is not _sleeper(waiter)]
-                if not strangers:  # one select on both sides must not meet itself
+                if not strangers:  # a select on both sides must not be paired with itself
                     continue
                 del self._receivers[strangers[0]]
                 self._sent += 1
@@ -300,7 +293,7 @@ class ChannelCore(Generic[T]):
                 waiter.set_result(CLOSED)
 
     def _desert(self) -> None:
-        """Nobody will receive any more."""
+        """Close the channel and drop its items, because no task will receive any more."""
         self._close()
         self._deserted = True
         self._drop_all()
@@ -318,7 +311,7 @@ class ChannelCore(Generic[T]):
         return sum(not waiter.done() for waiter in self._receivers)
 
     def statistics(self) -> ChannelStatistics:
-        """What it holds and who waits, at this moment."""
+        """Return the items and the waiters of the channel at this moment, and its counts."""
         return ChannelStatistics(
             buffered=len(self._buffer),
             capacity=self._capacity,
@@ -341,19 +334,19 @@ class ChannelCore(Generic[T]):
     # Threads
 
     def make_slot(self) -> Slot:
-        """A slot for the current task, which is about to wait here."""
+        """Return a slot for the current task, which is about to wait at this channel."""
         if get_ident() != self._thread or self._loop_closed():
             self._adopt_loop()
         return self._new_slot()
 
     def _adopt_loop(self) -> None:
-        """Somebody is about to wait here, which must be where the others wait."""
+        """Remember the running loop for a task that is about to wait. All waiters must be in the same loop."""
         self._check_thread()
         self._thread = get_ident()
         self._new_slot, self._loop_closed = slot_maker()
 
     def _check_thread(self) -> None:
-        """Whoever wakes others must be in their thread. The hot paths have this in line."""
+        """Check that the caller is in the waiters' thread, which alone may wake them. Hot paths inline this check."""
         if (self._receivers or self._senders) and get_ident() != self._thread:
             self._refuse_thread()
 

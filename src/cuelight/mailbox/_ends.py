@@ -1,4 +1,4 @@
-"""The faces of a channel: what it looks like to one that only sends, only receives, or holds a permit."""
+"""The ends of a channel, which can only send or only receive; its permits; and the `select` case that sends."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Permit(Generic[T_contra]):
-    """A place in a channel for one item, from `Channel.reserve`.
+    """A reserved place in a channel for one item, returned by `Channel.reserve`.
 
-    Use it as a context manager, or call `release` when there is nothing to send: a permit that is only
-    forgotten keeps its place.
+    Use it as a context manager, or call `release` if there is nothing to send. A permit that is neither used nor
+    released keeps its place.
     """
 
     __slots__ = ("_channel",)
@@ -32,11 +32,11 @@ class Permit(Generic[T_contra]):
         self._channel: Channel[T_contra] | None = channel
 
     def send(self, item: T_contra) -> None:
-        """Send `item` to the place. It never waits and is no cancellation point.
+        """Send `item` to the reserved place. This never waits and is not a cancellation point.
 
         Raises:
-            ChannelClosed: the channel was closed; the item was not sent.
-            RuntimeError: the permit was used or released before.
+            ChannelClosed: the channel was closed. The item was not sent.
+            RuntimeError: the permit was already used or released.
         """
         channel = self._channel
         if channel is None:
@@ -46,7 +46,7 @@ class Permit(Generic[T_contra]):
         self._channel = None
 
     def release(self) -> None:
-        """Give the place back. Does nothing when the permit was used or released before."""
+        """Free the place. Do nothing if the permit was already used or released."""
         if self._channel is not None:
             self._channel._leave_place()
             self._channel = None
@@ -61,7 +61,7 @@ class Permit(Generic[T_contra]):
 
 
 class SendCase(Generic[T_contra]):
-    """A case of `select` that sends an item; made by `Channel.sending`. Its item in the result is None."""
+    """A case of `select` that sends an item, made by `Channel.sending`. Its item in the select's result is None."""
 
     __slots__ = ("_channel", "_item")
 
@@ -70,27 +70,27 @@ class SendCase(Generic[T_contra]):
         self._item = item
 
     def case_poll(self) -> NotNow | None:
-        """Send, if that needs no waiting; part of `Case`."""
+        """Send the item if that is possible without waiting (part of `Case`)."""
         return None if self._channel._try_send(self._item) else NOT_READY
 
     def case_enroll(self, waiter: CaseWaiter, /) -> None:
-        """Queue a sender; part of `Case`."""
+        """Queue a sender (part of `Case`)."""
         self._channel._adopt_loop()
         self._channel._senders[waiter] = self._item
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:
-        """Take a sender out of the queue; part of `Case`."""
+        """Take a sender out of the queue (part of `Case`)."""
         self._channel._senders.pop(waiter, None)
 
     def case_put_back(self, item: object, /) -> bool:
-        """Say that what was sent stays sent; part of `Case`."""
+        """Return False, because a send cannot be undone (part of `Case`)."""
         return False
 
 
 class Sender(Generic[T_contra]):
     """The sending end of a channel. When the last open one closes, the channel closes.
 
-    An operation that already waits when its end closes is not disturbed by that, unless the channel closes.
+    Closing this end does not affect an operation that already waits, unless the channel closes.
     """
 
     __slots__ = ("_channel", "_open")
@@ -101,29 +101,31 @@ class Sender(Generic[T_contra]):
         channel._open_senders += 1
 
     def send(self, item: T_contra) -> Coroutine[Any, Any, None]:
-        """See `Channel.send`. Raises ChannelClosed also when this end is closed."""
+        """See `Channel.send`. Raises ChannelClosed also if this end is closed."""
         return self._checked().send(item)
 
     def send_nowait(self, item: T_contra) -> None:
-        """See `Channel.send_nowait`. Raises ChannelClosed also when this end is closed."""
+        """See `Channel.send_nowait`. Raises ChannelClosed also if this end is closed."""
         self._checked().send_nowait(item)
 
     def reserve(self) -> Coroutine[Any, Any, Permit[T_contra]]:
-        """See `Channel.reserve`. Raises ChannelClosed also when this end is closed."""
+        """See `Channel.reserve`. Raises ChannelClosed also if this end is closed."""
         return self._checked().reserve()
 
     def sending(self, item: T_contra) -> SendCase[T_contra]:
-        """See `Channel.sending`. Raises ChannelClosed also when this end is closed."""
+        """See `Channel.sending`. Raises ChannelClosed also if this end is closed."""
         return self._checked().sending(item)
 
     def clone(self) -> Sender[T_contra]:
-        """Another end of the same channel, closed on its own. Raises ChannelClosed when this end is
-        closed.
+        """Return another sending end of the same channel, which is closed separately.
+
+        Raises:
+            ChannelClosed: this end is closed.
         """
         return Sender(self._checked())
 
     def close(self) -> None:
-        """Close this end. The second time does nothing."""
+        """Close this end. Closing it again does nothing."""
         if self._open:
             self._open = False
             self._channel._open_senders -= 1
@@ -146,12 +148,10 @@ class Sender(Generic[T_contra]):
 
 
 class Receiver(Generic[T_co]):
-    """The receiving end of a channel: also an asynchronous iterator and a case of `select`, as the channel
-    is.
+    """The receiving end of a channel. Like the channel, it is an asynchronous iterator and a case of `select`.
 
-    When the last open one closes, the channel closes too: senders get `ChannelClosed`, and what was buffered
-    is dropped. An operation that already waits when its end closes is not disturbed by that, unless the
-    channel closes.
+    When the last open one closes, the channel closes too: senders get `ChannelClosed`, and buffered items are dropped.
+    Closing this end does not affect an operation that already waits, unless the channel closes.
     """
 
     __slots__ = ("_channel", "_open")
@@ -162,21 +162,23 @@ class Receiver(Generic[T_co]):
         channel._open_receivers += 1
 
     def receive(self) -> Coroutine[Any, Any, T_co]:
-        """See `Channel.receive`. Raises ChannelClosed also when this end is closed."""
+        """See `Channel.receive`. Raises ChannelClosed also if this end is closed."""
         return self._checked().receive()
 
     def receive_nowait(self) -> T_co:
-        """See `Channel.receive_nowait`. Raises ChannelClosed also when this end is closed."""
+        """See `Channel.receive_nowait`. Raises ChannelClosed also if this end is closed."""
         return self._checked().receive_nowait()
 
     def clone(self) -> Receiver[T_co]:
-        """Another end of the same channel, closed on its own. Raises ChannelClosed when this end is
-        closed.
+        """Return another receiving end of the same channel, which is closed separately.
+
+        Raises:
+            ChannelClosed: this end is closed.
         """
         return Receiver(self._checked())
 
     def close(self) -> None:
-        """Close this end. The second time does nothing."""
+        """Close this end. Closing it again does nothing."""
         if self._open:
             self._open = False
             self._channel._open_receivers -= 1

@@ -16,10 +16,10 @@ __all__ = ["TaskGroup"]
 
 
 class TaskGroup:
-    """A task group of anyio. On trio its tasks are those of the nursery.
+    """An anyio task group. On trio it starts tasks in the nursery itself.
 
-    There the task of anyio would begin with code of anyio, where Ctrl-C raises: what the task has to do would never
-    begin, and nobody would learn of it.
+    A task that anyio starts on trio begins with code of anyio, where Ctrl-C raises. The function of the task would then
+    never begin, and no code would notice.
 
     Attributes:
         cancel_scope: cancels all tasks.

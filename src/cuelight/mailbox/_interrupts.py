@@ -1,12 +1,12 @@
-"""Ctrl-C on trio: which code it must not stop in the middle.
+"""Ctrl-C on trio: protect the library's code from a `KeyboardInterrupt` in the middle of its bookkeeping.
 
-Trio's handler of SIGINT raises `KeyboardInterrupt` wherever the main thread is, in any task that is not trio's own. In
-the middle of bookkeeping that costs a task that is never started, or a waiter that is never woken. But trio knows code
-that is protected, and looks at the frames when a signal comes: while protected code runs it delivers the interrupt at
-the next checkpoint of the main task instead. So all code of this library is registered there, once, when trio is first
-used; a call or a message costs nothing.
+Trio's handler of SIGINT raises `KeyboardInterrupt` at any point of the main thread, in any task that is not trio's own.
+In the middle of bookkeeping that could leave a task that is never started, or a waiter that is never woken. Trio keeps
+a register of protected code and looks at the frames when a signal arrives: while protected code runs, it delivers the
+interrupt at the next checkpoint of the main task instead. So all code of this library is registered once, when trio is
+first used. This costs nothing per call or message.
 
-Code that blocks its thread must stay interruptible, and so must the functions of users that run in a task of ours.
+Code that blocks its thread must stay interruptible, and so must users' functions that run in the library's tasks.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ BLOCKING: Final = frozenset(
         "cuelight.tasks._blocking_queue",
     }
 )
-"""Modules whose functions block the thread that calls them. They expect an interrupt at any moment."""
+"""Modules whose functions block the calling thread. They expect an interrupt at any moment."""
 
 _interruptible: Final[set[CodeType]] = set()
-_held: Final[set[str]] = set()  # modules whose code trio knows
-_modules = 0  # how many modules of whatever package there were then
+_held: Final[set[str]] = set()  # modules whose code is registered with trio
+_modules = 0  # the length of `sys.modules` at the last complete registration
 
 
 class _Coded:
-    """What trio takes in the place of a function."""
+    """An object with a code object, which trio accepts like a function."""
 
     def __init__(self, code: CodeType) -> None:
         self.__code__ = code
 
 
 def interruptible(function: F) -> F:
-    """Let an interrupt be raised in this function, and in what it calls that is not protected itself."""
+    """Let an interrupt be raised in this function, and in the unprotected code that it calls."""
     _interruptible.add(function.__code__)
     return function
 
@@ -71,19 +71,19 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 
 async def run_interruptible(awaitable: Awaitable[T]) -> T:
-    """Await what a function of a user has returned. On trio interrupts may be raised in it, as in any code of users."""
+    """Await the result of a user's function. On trio, interrupts may be raised in it, as in any code of users."""
     try:
         return await _await(awaitable)
     except BaseException:
-        close = getattr(awaitable, "close", None)  # the interrupt may have come before it began
+        close = getattr(awaitable, "close", None)  # the interrupt may have arrived before it began
         if close is not None:
             close()
         raise
 
 
 def hold_interrupts() -> None:
-    """Have trio, which was imported, hold interrupts back while code of the modules runs that are loaded by now."""
-    global _modules  # noqa: PLW0603 - so that it is cheap to ask again
+    """Register the modules loaded so far, so that trio holds interrupts back in their code. Trio must be imported."""
+    global _modules  # noqa: PLW0603 - makes repeated calls cheap
     count = len(sys.modules)
     if count == _modules:
         return
@@ -93,7 +93,7 @@ def hold_interrupts() -> None:
         if name in _held or not (name == PACKAGE or name.startswith(f"{PACKAGE}.")):
             continue
         if getattr(getattr(module, "__spec__", None), "_initializing", False):
-            whole = False  # another thread is importing it
+            whole = False  # another thread is still importing it
             continue
         protected = name not in BLOCKING
         for code in _codes_of(module):
@@ -122,7 +122,7 @@ _LOOKED_INTO: Final[set[Any]] = {
 
 
 def _codes_of(module: ModuleType) -> Iterator[CodeType]:
-    """All code of the functions that a module has defined."""
+    """Yield the code of every function that is defined in a module."""
     home = vars(module)
     seen: dict[int, Any] = {}
     # Copied in one step: another thread may add to the module.

@@ -1,13 +1,15 @@
-"""The mailbox of an actor: a bounded lane for mail and a control lane that overtakes it.
+"""The mailbox of an actor: a bounded queue of messages, and a queue of control messages that overtakes it.
 
 Invariants:
-1. Mail is taken in the order in which it was accepted; of one sender, in the order in which it was sent.
-2. At most `capacity` messages wait, promised places included. While senders wait, nobody overtakes them.
-3. A sender that waits keeps its message until it has a place: cancelled before that, nothing was sent.
-4. The control lane is bounded by the lives of actors, not by `capacity`, and is emptied before mail is taken.
+1. Messages are taken in the order in which they were accepted. Messages of one sender are taken in the order in which
+   they were sent.
+2. At most `capacity` messages wait, including promised places. While senders wait, no other message overtakes them.
+3. A waiting sender keeps its message until it has a place. If it is cancelled before that, nothing was sent.
+4. The number of control messages is bounded by the number of actors' lives, not by `capacity`. All of them are taken
+   before the next message.
 
-The owner reads `items` itself, because a call for each message costs as much as a message. It must look at
-`attention` first; when that is set, at `control` and then `admit()`.
+The consumer reads `items` itself, because one call per message costs as much as the message. It must first check
+`attention`. If that is set, it must take `control` and then call `admit()`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ SOME_STALE = 64
 
 
 class WaitingSender:
-    """A sender that waits for room: first parked, then promised a place, which it fills when it wakes.
+    """A sender that waits for room. It is first parked, then promised a place, which it fills when it wakes.
 
-    One that was cancelled stays in the line for a while: taking it out at once would cost a walk along the line.
+    A cancelled sender stays in the queue for a while, because removing it at once would need a search through the
+    queue.
     """
 
     __slots__ = ("cancelled", "promised", "waiter")
@@ -38,12 +41,12 @@ class WaitingSender:
 
 
 class Mailbox:
-    """Mail and control messages of one consumer, on one event loop. Subclasses say how to wake it.
+    """The messages and control messages of one consumer, on one event loop. Subclasses define how to wake it.
 
     Attributes:
-        items: the mail, or None while there is none: an idle actor keeps no deque.
-        attention: whether there is something to see to before the next piece of mail is taken.
-        asleep: whether the consumer must be told of new mail (0: no).
+        items: the messages, or None while there are none: an idle actor keeps no deque.
+        attention: whether there is something to do before the next message is taken.
+        asleep: whether the consumer must be woken for a new message (0: no).
     """
 
     __slots__ = (
@@ -74,28 +77,28 @@ class Mailbox:
     def __len__(self) -> int:
         return len(self.items or ())
 
-    # What the owner of a mailbox says.
+    # Methods that the owner of a mailbox implements.
 
     def woken(self) -> None:
-        """Called when mail comes while `asleep`, and when `attention` is set."""
+        """Called when a message arrives while `asleep`, and when `attention` is set."""
         raise NotImplementedError
 
     def dropped(self, item: Any, reason: str) -> None:
-        """Called with an item that the overflow policy dropped or a closed mailbox refused."""
+        """Called with an item that the overflow policy dropped or that a closed mailbox refused."""
         raise NotImplementedError
 
     def stale(self, item: Any) -> bool:
-        """Whether a waiting item is of no use any more, so that its place is free."""
+        """Return whether a waiting item is no longer needed, so that its place is free."""
         raise NotImplementedError
 
     def content(self, item: Any) -> Any:
-        """The message in an item, for overflow policies."""
+        """Return the message in an item, for overflow policies."""
         raise NotImplementedError
 
     # Putting.
 
     def put(self, item: Any) -> bool:
-        """Accept an item, or let the overflow policy decide. Returns False if its sender must wait.
+        """Accept an item, or call the overflow policy. Return False if its sender must wait.
 
         Raises:
             MailboxFull: the overflow policy is `fail`.
@@ -123,7 +126,7 @@ class Mailbox:
                 return False
             position = self.overflow([self.content(one) for one in items], self.content(item))
             position = checked_position(position, len(items), self)
-            ended: bool = self.closed  # perhaps by the policy itself
+            ended: bool = self.closed  # the policy itself may have closed it
             if ended or self.items is not items:
                 self.dropped(item, "stopped")
                 return True
@@ -142,13 +145,12 @@ class Mailbox:
         return True
 
     def note_stale(self) -> None:
-        """An item that waits, with the senders or in the mail, became stale. Cleans up once that is worth it."""
+        """Count a waiting item or sender that became stale, and remove the stale ones once there are enough of them."""
         self.stales += 1
         if self.stales > SOME_STALE and self.stales * 2 > len(self) + len(self.senders or ()):
             self.drop_stale()
 
     def drop_stale(self) -> None:
-        """Free the places of stale items."""
         self.stales = 0
         for lane in (self.items, self.senders):
             if lane:
@@ -159,11 +161,11 @@ class Mailbox:
         self.admit()
 
     def waits_in_vain(self, item: Any) -> bool:
-        """Whether an item or a sender in a line is of no use any more."""
+        """Return whether a waiting item or sender is no longer needed."""
         return item.cancelled if type(item) is WaitingSender else self.stale(item)
 
     def line_up(self, sender: Any) -> None:
-        """Let a sender (a `WaitingSender`, or an item that needs nobody to be woken) wait for room."""
+        """Queue a sender that waits for room: a `WaitingSender`, or an item for which no task must be woken."""
         if self.senders is None:
             self.senders = deque()
         self.senders.append(sender)
@@ -171,7 +173,7 @@ class Mailbox:
         self.attention = True
 
     def leave(self, sender: WaitingSender) -> None:
-        """A waiting sender was cancelled: give up its place in the line, or the place it was promised."""
+        """Give up the place of a cancelled sender, in the queue or the one that it was promised."""
         if sender.promised:
             self.promised -= 1
         else:
@@ -183,7 +185,7 @@ class Mailbox:
         self.admit()
 
     def redeem(self, sender: WaitingSender, item: Any) -> None:
-        """Fill the place that was promised to a sender."""
+        """Put an item into the place that was promised to its sender."""
         if sender.promised:
             self.promised -= 1
         if self.closed:
@@ -197,7 +199,7 @@ class Mailbox:
             self.woken()
 
     def admit(self) -> None:
-        """Give free places to waiting senders, first come first served."""
+        """Give free places to waiting senders, in the order of their arrival."""
         if self.closed:
             return
         senders = self.senders
@@ -230,11 +232,11 @@ class Mailbox:
 
     @property
     def closed(self) -> bool:
-        """Whether no more mail is accepted."""
+        """Whether no more messages are accepted."""
         return self.capacity < 0
 
     def close(self) -> None:
-        """Accept no more mail; what is in it stays. Senders that wait are refused."""
+        """Accept no more messages and refuse waiting senders. Messages in the mailbox stay."""
         if self.closed:
             return
         self.capacity = self.limit = -math.inf
@@ -246,6 +248,6 @@ class Mailbox:
                 self.dropped(sender, "stopped")
 
     def reopen(self, capacity: float) -> None:
-        """Accept mail again after `close`."""
+        """Accept messages again after `close`."""
         self.capacity = capacity
         self._set_limit()

@@ -1,14 +1,14 @@
-"""What happens to an item when there is no room for it: one function for each policy.
+"""Overflow policies: functions that decide which item is dropped when there is no room.
 
-A policy is a pure function of what waits and what comes. It is asked only when there is no room, and says
-which item has to go: think of the new item as standing behind the last one in the buffer.
+A policy is a pure function of the buffered items and the new item. It is called only when there is no room. Think of
+the new item as standing behind the last item of the buffer. The policy does one of these:
 
-* an `int`: drop the item at this position; `len(buffer)` is the new item itself;
-* `None`: drop nothing, the sender waits for room;
-* raising an exception refuses the item: the sender gets the exception, nothing has changed.
+* it returns an `int`, the position of the item to drop; `len(buffer)` is the new item itself;
+* it returns `None`: nothing is dropped, and the sender waits for room;
+* it raises an exception: the sender gets the exception, and nothing has changed.
 
-To add a policy, write one such function here. It sees the buffer and must not change it, so that whoever
-owns the buffer can tell what was dropped. Channels and actor mailboxes use the same policies.
+To add a policy, write one such function here. It may read the buffer but must not change it, so that the owner of the
+buffer can report the dropped item. Channels and actor mailboxes use the same policies.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 T = TypeVar("T")
 
 Overflow: TypeAlias = Callable[[Sequence[T], T], int | None]
-"""An overflow policy: `(buffer, item)` to the position that is dropped, or `None` to wait."""
+"""An overflow policy: maps `(buffer, item)` to the position of the item to drop, or to `None` to wait."""
 
 
 def checked_overflow(overflow: Overflow[T]) -> Overflow[T]:
-    """The policy, if it is one.
+    """Return the policy if it is a function.
 
     Raises:
         TypeError: it cannot be called.
@@ -52,15 +52,15 @@ def checked_overflow(overflow: Overflow[T]) -> Overflow[T]:
 
 
 def checked_position(position: object, size: int, owner: object) -> int | None:
-    """What an overflow policy said, if it makes sense.
+    """Return the result of an overflow policy if it is valid.
 
     Args:
-        position: what it returned.
-        size: how many items wait.
-        owner: whose policy it is, for the error.
+        position: the result of the policy.
+        size: the number of buffered items.
+        owner: the owner of the buffer, for the error.
 
     Raises:
-        ValueError: it is neither None nor a position of the buffer with the new item behind it.
+        ValueError: the result is neither None nor a position from 0 to `size`.
     """
     if position is None or (isinstance(position, int) and 0 <= position <= size):
         return position
@@ -68,30 +68,30 @@ def checked_position(position: object, size: int, owner: object) -> int | None:
 
 
 def policy_name(overflow: Overflow[T]) -> str:
-    """The name of a policy, as reasons of dead letters have it; `overflow` if it has none."""
+    """Return the name of a policy, as used in the reasons of dead letters, or `overflow` if it has none."""
     try:
         name: object = getattr(overflow, "__name__", None)
-    except Exception:  # an object of a class of the user
+    except Exception:  # `overflow` may be an instance of a user's class
         return "overflow"
     return name if type(name) is str else "overflow"
 
 
 def wait(buffer: Sequence[object], item: object) -> None:
-    """Let the sender wait: back-pressure. Use it unless you know that losing items is harmless."""
+    """Let the sender wait: back-pressure. Use this policy unless you know that losing items is harmless."""
 
 
 def drop_oldest(buffer: Sequence[object], item: object) -> int:  # noqa: ARG001
-    """Drop the item that waited longest. Use it where only recent items matter, as with measurements."""
+    """Drop the item that has waited longest. Use this policy if only recent items matter, as with measurements."""
     return 0
 
 
 def drop_newest(buffer: Sequence[object], item: object) -> int:  # noqa: ARG001
-    """Drop the item that comes. Use it where work already accepted must be finished first."""
+    """Drop the new item. Use this policy if accepted work must be finished first."""
     return len(buffer)
 
 
 def fail(buffer: Sequence[object], item: object) -> None:  # noqa: ARG001
-    """Refuse the item. Use it where the sender can do something better than wait.
+    """Refuse the new item. Use this policy if the sender can do something better than wait.
 
     Raises:
         MailboxFull: always.
@@ -101,13 +101,14 @@ def fail(buffer: Sequence[object], item: object) -> None:  # noqa: ARG001
 
 
 def coalesce(key: Callable[[T], Hashable]) -> Overflow[T]:
-    """Make a policy that drops the older item with the same key; if there is none, the sender waits.
+    """Make a policy that drops the older item with the same key. If there is none, the sender waits.
 
-    Use it for items that replace each other, such as the latest price of each stock. While there is room
-    nothing is dropped. The new item takes its place at the end, so what survives stays in order.
+    Use it for items that replace each other, such as the latest price of each stock. Nothing is dropped while there is
+    room. The new item is added at the end, so the remaining items stay in order.
 
     Args:
-        key: says which items replace each other. Called for the new item and for those that wait.
+        key: returns the key of an item. Items with equal keys replace each other. It is called for the new item and for
+            the buffered ones.
     """
 
     def coalesce_by_key(buffer: Sequence[T], item: T) -> int | None:

@@ -1,6 +1,4 @@
-"""Select: wait for several things at once, and take exactly one. How it claims its case is described in
-`_case.py`.
-"""
+"""Select: wait for several things at once, and take exactly one. `_case.py` describes how it claims its case."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ E = TypeVar("E")
 T = TypeVar("T")
 
 _random: Final = Random()  # noqa: S311 - for fairness, not for secrets
-# All orders of up to five cases, so that drawing one is one look-up: the first ready one in an order drawn
-# uniformly is uniform among the ready.
+# All orders of up to five cases, so that drawing an order is one look-up. The first ready case in a uniformly drawn
+# order is uniformly distributed among the ready cases.
 _ORDERS: Final = [tuple(permutations(range(count))) for count in range(6)]
 _COUNTS: Final = [len(orders) for orders in _ORDERS]
 _draw: Final = _random.random
@@ -42,9 +40,7 @@ _turns: Final = cycle([False] * (BUDGET - 1) + [True])
 
 
 def seed_select(seed: int | str | bytes | None) -> None:
-    """Make the choices of all selects that get no `rng` of their own repeatable; None makes them random
-    again.
-    """
+    """Make the choices of all selects without an `rng` argument repeatable. A seed of None makes them random again."""
     _random.seed(seed)
 
 
@@ -92,28 +88,32 @@ async def select(*cases: Case[T] | None, priority: bool = False, rng: Random | N
 async def select(  # noqa: C901, PLR0912 - a call for each case costs as much as the case
     *cases: Case[Any] | None, priority: bool = False, rng: Random | None = None
 ) -> tuple[int, Any]:
-    """Wait until one of `cases` is ready, and take it and no other. A cancellation point when it waits.
+    """Wait until one of `cases` is ready and take only that one. This is a cancellation point when it waits.
 
-    A case is a channel or a `Receiver` (to receive), `channel.sending(item)`, `after(seconds)`,
-    `every(seconds)`, anything else that implements `Case`, or None, which is never ready. A channel that is
-    closed and drained, and a timer that is over, drop out: the others go on. Every 64th select lets other
-    tasks run first.
+    A case is one of these:
+
+    * a channel or a `Receiver`, to receive;
+    * `channel.sending(item)`, to send;
+    * `after(seconds)` or `every(seconds)`;
+    * any other object that implements `Case`;
+    * None, which is never ready.
+
+    A channel that is closed and drained drops out, and so does a timer that is over. The select continues with the
+    other cases. Every 64th select lets other tasks run first.
 
     Args:
-        *cases: what to wait for.
-        priority: take the first ready one in the order of the arguments. Else all that are ready are equally
-        likely.
-        rng: draws among the ready ones; by default the generator that `seed_select` seeds.
+        *cases: the cases to wait for.
+        priority: take the first ready case in the order of the arguments. Otherwise all ready cases are equally likely.
+        rng: the generator that chooses among the ready cases. The default is the generator that `seed_select` seeds.
 
     Returns:
-        The position of the case that was taken, and its item: what was received; None for a send and for
-        `after`; for `every` how many periods have ended.
+        The position of the case that was taken, and its item: the received item, None for a send or `after`, or the
+        number of ended periods for `every`.
 
     Raises:
-        ChannelClosed: all cases have dropped out, or a case was to send to a closed channel. Nothing was
-        taken.
-        TypeError: an argument is no case.
-        ValueError: there is no case but None, so this would wait for ever.
+        ChannelClosed: all cases have dropped out, or a case would send to a closed channel. Nothing was taken.
+        TypeError: an argument is not a case.
+        ValueError: all cases are None, so the select would never return.
     """
     case: Any
     taken: tuple[int, Any] | None
@@ -130,7 +130,7 @@ async def select(  # noqa: C901, PLR0912 - a call for each case costs as much as
             order = _ORDERS[count][int(_draw() * _COUNTS[count])]
         for index in order:
             case = cases[index]
-            if type(case) is _Plain:  # what case_poll comes to: selects spend their time here
+            if type(case) is _Plain:  # case_poll inlined, because this is the hot path
                 if case._senders:
                     item = case._receive_beside_senders()
                 elif case._buffer:
@@ -162,7 +162,7 @@ async def select(  # noqa: C901, PLR0912 - a call for each case costs as much as
         finally:
             for waiter in enrolled:
                 cases[waiter.index].case_withdraw(waiter)  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
-        # Else a case has closed, or the time of one has come: look again.
+        # Otherwise a case has closed or the time of a timer has come: poll again.
         if taken is not None and taken[1] is not CLOSED:
             return taken
 
@@ -186,14 +186,13 @@ def select_nowait(
 @overload
 def select_nowait(*cases: Case[T] | None, priority: bool = False, rng: Random | None = None) -> tuple[int, T]: ...
 def select_nowait(*cases: Case[Any] | None, priority: bool = False, rng: Random | None = None) -> tuple[int, Any]:
-    """Take one of `cases` that is ready now; `select` in all else.
+    """Take one of `cases` that is ready now. The cases and arguments are those of `select`.
 
     Raises:
-        anyio.WouldBlock: none is ready.
-        ChannelClosed: all cases have dropped out, or a case was to send to a closed channel. Nothing was
-        taken.
-        TypeError: an argument is no case.
-        ValueError: there is no case but None.
+        anyio.WouldBlock: no case is ready.
+        ChannelClosed: all cases have dropped out, or a case would send to a closed channel. Nothing was taken.
+        TypeError: an argument is not a case.
+        ValueError: all cases are None.
     """
     _check(cases)
     waiting: list[int] = []
@@ -206,13 +205,13 @@ def select_nowait(*cases: Case[Any] | None, priority: bool = False, rng: Random 
 
 
 def merge(*cases: Case[T]) -> AsyncIterator[T]:
-    """Iterate over the items of several channels as they come, fairly, until all are closed and drained."""
+    """Iterate over the items of several channels as they arrive, fairly, until all are closed and drained."""
     _check(cases)
     return _Merge(cases)
 
 
 class _Merge(Generic[T]):
-    # Not an asynchronous generator: it could be closed in the middle, with an item in hand.
+    # Not an asynchronous generator: that could be closed at a point where it has taken an item and not yet yielded it.
     def __init__(self, cases: Sequence[Case[T]]) -> None:
         self._cases = cases
 
@@ -250,9 +249,7 @@ def _order(count: int, priority: bool, rng: Random | None) -> Sequence[int]:
 
 
 def _poll(cases: Sequence[Case[Any] | None], order: Sequence[int], waiting: list[int]) -> tuple[int, Any] | None:
-    """Take the first ready one in `order`; when there is none, fill `waiting` with those that may become
-    ready.
-    """
+    """Take the first ready case in `order`. If none is ready, add those that may become ready to `waiting`."""
     for index in order:
         case = cases[index]
         if case is not None:
@@ -265,9 +262,9 @@ def _poll(cases: Sequence[Case[Any] | None], order: Sequence[int], waiting: list
 
 
 def _enroll(cases: Sequence[Any], waiting: list[int]) -> tuple[Slot, list[CaseWaiter], float]:
-    """Put a waiter with each case; also returns when a timer among them is ready."""
+    """Enroll a waiter with each case. Also return the earliest deadline of the timers among them."""
     first = cases[waiting[0]]
-    slot = first.make_slot() if type(first) is Channel else new_slot()  # the former is faster
+    slot = first.make_slot() if type(first) is Channel else new_slot()  # a channel's own factory is faster
     thread = get_ident()
     enrolled: list[CaseWaiter] = []
     deadline = math.inf
@@ -277,7 +274,7 @@ def _enroll(cases: Sequence[Any], waiting: list[int]) -> tuple[Slot, list[CaseWa
             waiter = CaseWaiter(slot, index)
             enrolled.append(waiter)
             if type(case) is Channel and case._thread == thread and not case._senders:
-                case._receivers[waiter] = None  # what case_enroll comes to: selects spend their time here
+                case._receivers[waiter] = None  # case_enroll inlined, because this is the hot path
                 continue
             case.case_enroll(waiter)
             if isinstance(case, Alarm):
@@ -290,7 +287,7 @@ def _enroll(cases: Sequence[Any], waiting: list[int]) -> tuple[Slot, list[CaseWa
 
 
 def _lasting_effect(cases: Sequence[Any], slot: Slot) -> tuple[int, Any] | None:
-    """The task was cancelled. If a case had been taken, undo that; return the case that cannot be undone."""
+    """After a cancellation, undo the effect of the case that was taken. Return that case if it cannot be undone."""
     taken: tuple[int, Any] | None = slot.result() if slot.done() and not slot.cancelled() else None
     if taken is None or taken[1] is CLOSED or cases[taken[0]].case_put_back(taken[1]):
         return None

@@ -1,10 +1,10 @@
-"""What a task is, on asyncio and on trio: who runs here, in which loop, whether it has ended, and where it is.
+"""Tasks on asyncio and on trio: the running task, its loop, whether a task has ended, and where it is.
 
-A loop is known by an object: on asyncio by itself, on trio by the root task of the run. All functions may be called
-from any thread, unless they say otherwise.
+A loop is identified by an object: on asyncio the loop itself, on trio the root task of the run. All functions may be
+called from any thread, unless they say otherwise.
 """
 
-# Tasks and loops are those of either library: no annotation could say more.
+# Tasks and loops belong to either library, so annotations could say no more than Any.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ __all__ = [
 
 if sys.version_info >= (3, 12):
     asyncio_task: Callable[[Any], Any] = asyncio.current_task
-else:  # there it is a slow function around this
+else:  # before 3.12 it is a slow function around this
     _current: Any = asyncio.tasks
     asyncio_task = _current._current_tasks.get
-"""The task that a given asyncio loop runs now, or None."""
+"""Returns the task that the given asyncio loop runs now, or None."""
 
 
 class _Here(threading.local):
-    task: Any = None  # the trio task that ran last in this thread and whose run has its token known
+    task: Any = None  # the last trio task seen in this thread; the token of its run is in `_tokens`
 
 
 _here = _Here()
 _probe: Callable[[], bool] | None = None
 _library: Any = None
-_tokens: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()  # of trio runs, by their root tasks
-_watched: Final[dict[Any, dict[Any, Callable[[Any], object]]]] = {}  # by root task: the tasks whose end is awaited
+_tokens: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()  # the tokens of trio runs, by root task
+_watched: Final[dict[Any, dict[Any, Callable[[Any], object]]]] = {}  # by root task: watched tasks, callbacks
 
 
 def running_task() -> Any:
-    """The task that runs here; None in a thread outside of tasks."""
+    """Return the task that runs in this thread, or None outside of tasks."""
     loop = _events._get_running_loop()
     if loop is not None:
         return asyncio_task(loop)
@@ -74,19 +74,19 @@ def running_task() -> Any:
 
 
 def in_trio_task() -> bool:
-    """Whether a trio task runs here."""
-    global _probe, _library  # noqa: PLW0603 - found once
+    """Return whether a trio task runs in this thread."""
+    global _probe, _library  # noqa: PLW0603 - looked up once
     if _probe is None:
         _library = getattr(sys.modules.get("sniffio"), "thread_local", None)
         _probe = getattr(sys.modules.get("trio.lowlevel"), "in_trio_task", None)
-        if _probe is None:  # not imported, or not wholly
+        if _probe is None:  # not imported, or not completely
             return False
-    # Trio announces itself through sniffio, where a thread without it is told in a tenth of the time.
+    # Trio announces itself through sniffio. In a thread without trio, asking sniffio takes a tenth of the time.
     return (_library is None or _library.name == "trio") and _probe()
 
 
 def running_loop() -> Any:
-    """The loop that runs in this thread, or None."""
+    """Return the loop that runs in this thread, or None."""
     loop = _events._get_running_loop()
     if loop is not None:
         return loop
@@ -95,7 +95,7 @@ def running_loop() -> Any:
 
 
 def loop_of(task: Any) -> Any:
-    """The loop of a task; None for what is no task."""
+    """Return the loop of a task, or None if the object is not a task."""
     if isinstance(task, asyncio.Future):
         return task.get_loop()
     if not _is_trio(task):
@@ -106,7 +106,7 @@ def loop_of(task: Any) -> Any:
 
 
 def _trio_lowlevel() -> Any:
-    """`trio.lowlevel`; None if trio is not imported, or another thread is in the midst of that."""
+    """Return `trio.lowlevel`, or None if trio is not imported or another thread is still importing it."""
     return getattr(sys.modules.get("trio"), "lowlevel", None)
 
 
@@ -116,21 +116,21 @@ def _is_trio(task: Any) -> bool:
 
 
 def coroutine_of(task: Any) -> Any:
-    """The coroutine that a task runs; None for what is no task."""
+    """Return the coroutine that a task runs, or None if the object is not a task."""
     if isinstance(task, asyncio.Task):
         return task.get_coro()
     return task.coro if _is_trio(task) else None
 
 
 def has_ended(task: Any) -> bool:
-    """Whether a task has ended, or will never run again because its loop is closed."""
+    """Return whether a task has ended, or will never run again because its loop is closed."""
     if isinstance(task, asyncio.Future):
         return task.done() or task.get_loop().is_closed()
     return _is_trio(task) and inspect.getcoroutinestate(task.coro) == inspect.CORO_CLOSED
 
 
 def place_of(task: Any) -> str | None:
-    """Where a task is now, as `file:line`: the innermost frame of its coroutines. None if that cannot be seen."""
+    """Return the innermost frame of a task's coroutines as `file:line`, or None if it is unknown."""
     step, frame = coroutine_of(task), None
     while step is not None:
         frame = frame_of(step) or frame
@@ -139,15 +139,15 @@ def place_of(task: Any) -> str | None:
 
 
 def frame_of(step: Any) -> FrameType | None:
-    """The frame of a coroutine or generator; None for what has none, or has ended."""
+    """Return the frame of a coroutine or generator, or None if it has none or has ended."""
     return getattr(step, "cr_frame", None) or getattr(step, "gi_frame", None)
 
 
 def awaited_by(step: Any) -> Any:
-    """The coroutine or generator that a coroutine or generator awaits; None if it is the innermost one."""
+    """Return the coroutine or generator that a coroutine or generator awaits, or None if it is the innermost one."""
     awaited = getattr(step, "cr_await", None) or getattr(step, "gi_yieldfrom", None)
     if type(awaited) is _Wrapper:
-        return next(iter(gc.get_referents(awaited)), None)  # it has no attribute for what it wraps
+        return next(iter(gc.get_referents(awaited)), None)  # it has no attribute for the wrapped coroutine
     frame = frame_of(step)
     if awaited is None and frame is not None:
         look = drivers.get(frame.f_code)
@@ -156,7 +156,7 @@ def awaited_by(step: Any) -> Any:
 
 
 async def _coroutine() -> None:
-    """What `__await__` of a coroutine wraps."""
+    """A coroutine from which `_wrapper_type` gets the type of the object that `__await__` returns."""
 
 
 def _wrapper_type() -> type[Any]:
@@ -170,23 +170,23 @@ def _wrapper_type() -> type[Any]:
 _Wrapper: Final = _wrapper_type()
 
 drivers: Final[dict[CodeType, Callable[[Mapping[str, Any]], Any]]] = {}
-"""Code that advances a coroutine by hand instead of awaiting it, and how to find that coroutine in its variables."""
+"""For code that advances a coroutine by hand instead of awaiting it: finds that coroutine in the local variables."""
 
 
 def call_in_loop(loop: Any, function: Callable[..., object], *args: object) -> bool:
-    """Run `function(*args)` soon in a loop. Returns whether that loop still lives."""
+    """Run `function(*args)` soon in a loop. Return whether that loop still lives."""
     try:
         if isinstance(loop, asyncio.AbstractEventLoop):
             loop.call_soon_threadsafe(function, *args)
         else:
             _tokens[loop].run_sync_soon(function, *args)
-    except (RuntimeError, KeyError):  # closed; a trio run that has ended; one that never asked who runs there
+    except (RuntimeError, KeyError):  # closed, or a trio run that has ended or never called `running_task`
         return False
     return True
 
 
 def when_task_ends(task: Any, call: Callable[[Any], object]) -> bool:
-    """Have `call(task)` called in the loop of a task when that has ended; once for each task.
+    """Have `call(task)` called in the loop of a task when the task ends; once for each task.
 
     Returns:
         Whether its loop still lives.
@@ -213,7 +213,10 @@ def _watch_trio(root: Any, task: Any, call: Callable[[Any], object]) -> None:
 
 
 def _ends_instrument(root: Any, watched: dict[Any, Callable[[Any], object]]) -> Any:
-    """An instrument that is there only while somebody's end is awaited: it costs each task that ends something."""
+    """Make an instrument that watches for the ends of tasks.
+
+    It is installed only while a task is watched, because it adds a cost to every task that ends.
+    """
     trio = sys.modules["trio"]
 
     class Ends(trio.abc.Instrument):  # type: ignore[misc, name-defined, unused-ignore]

@@ -1,8 +1,7 @@
-"""A channel for code that blocks: threads outside the event loop.
+"""The blocking end of a channel, for threads outside of the event loop.
 
-Every step runs in the loop's thread, so that the channel needs no lock. The calling thread sleeps until its
-step is done. A time-out is such a step too: it either takes the operation back or finds that it has taken
-effect already.
+Every step runs in the loop's thread, so the channel needs no lock. The calling thread sleeps until its step is done. A
+timeout is such a step too: it either withdraws the operation or finds that the operation has already taken effect.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ __all__ = ["ThreadEnd"]
 
 T = TypeVar("T")
 
-_LOOK: Final = 0.2  # seconds between two looks at whether the loop still lives: it does not tell us when it ends
+_LOOK: Final = 0.2  # seconds between checks that the loop still lives, because it does not announce its end
 _WITHDRAWN: Final = object()
 
 
 class _Call:
-    """One operation of a thread; a waiter in the channel's queues. Only the loop's thread completes it."""
+    """One operation of a thread, which is a waiter in the channel's queues. Only the loop's thread completes it."""
 
     __slots__ = ("_woken", "error", "result", "settled")
 
@@ -63,7 +62,7 @@ class _Call:
 class ThreadEnd(Generic[T]):
     """The blocking end of a channel, made by `Channel.from_thread`. Any number of threads may use it at once.
 
-    An iteration over it receives until the channel is closed and drained.
+    Iterating over it receives items until the channel is closed and drained.
     """
 
     def __init__(self, channel: Channel[T]) -> None:
@@ -72,16 +71,16 @@ class ThreadEnd(Generic[T]):
         self._loop_thread = threading.get_ident()
 
     def send(self, item: T, timeout: float | None = None) -> None:
-        """Send `item`; block while there is no room.
+        """Send `item`, blocking while there is no room.
 
         Args:
-            item: what to send.
-            timeout: how long to wait for room, in seconds; None waits as long as it takes. While the loop is
-                busy, the answer can take longer, because only the loop can tell whether the item was sent.
+            item: the item to send.
+            timeout: the longest wait for room in seconds; None sets no limit. The call can take longer while the loop
+                is busy, because only the loop knows whether the item was sent.
 
         Raises:
-            TimeoutError: there was no room in time; the item was not sent.
-            ChannelClosed: the channel is closed, or its event loop has ended; the item was not sent.
+            TimeoutError: there was no room in time. The item was not sent.
+            ChannelClosed: the channel is closed, or its event loop has ended. The item was not sent.
             MailboxFull: there is no room and the overflow policy is `fail`.
             RuntimeError: called in the loop's own thread.
         """
@@ -93,20 +92,20 @@ class ThreadEnd(Generic[T]):
                 else:
                     self._channel._adopt_loop()
                     self._channel._senders[call] = item
-            except Exception as error:  # it belongs to the thread that sends
+            except Exception as error:  # raised in the sending thread
                 call.fail(error)
 
         call = _Call()
         self._perform(call, start, self._channel._senders, timeout)
 
     def receive(self, timeout: float | None = None) -> T:
-        """Receive the oldest item; block while there is none.
+        """Receive the oldest item, blocking while there is none.
 
         Args:
-            timeout: how long to wait for an item, in seconds; None waits as long as it takes.
+            timeout: the longest wait for an item in seconds; None sets no limit.
 
         Raises:
-            TimeoutError: there was no item in time; none was taken.
+            TimeoutError: there was no item in time. None was taken.
             ChannelClosed: the channel is closed and drained, or its event loop has ended.
             RuntimeError: called in the loop's own thread.
         """
@@ -118,7 +117,7 @@ class ThreadEnd(Generic[T]):
                     self._channel.case_enroll(call)
                 else:
                     call.set_result(item)
-            except Exception as error:  # it belongs to the thread that receives
+            except Exception as error:  # raised in the receiving thread
                 call.fail(error)
 
         call = _Call()
@@ -144,7 +143,7 @@ class ThreadEnd(Generic[T]):
         try:
             self._sleep(call, start, queue, timeout)
         except BaseException:
-            # Such as KeyboardInterrupt: nobody is left to take the result.
+            # For example KeyboardInterrupt: the caller will not take the result.
             self._in_loop(call, lambda: self._abandon(call, queue))
             raise
         if call.error is not None:
@@ -164,7 +163,7 @@ class ThreadEnd(Generic[T]):
         while not call.wait(_LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))):
             if deadline is not None and time.monotonic() >= deadline:
                 self._in_loop(call, lambda: _withdraw(call, queue))
-                deadline = None  # the loop decides now
+                deadline = None  # from now on the loop decides
             else:
                 self._in_loop(call, lambda: None)
 
@@ -172,7 +171,7 @@ class ThreadEnd(Generic[T]):
         try:
             self._backend.call_threadsafe(step)
         except RuntimeError as error:
-            # The loop has ended, so nobody else touches the call any more.
+            # The loop has ended, so no other thread uses the call any more.
             if not call.settled:
                 call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended: {error}"))
 

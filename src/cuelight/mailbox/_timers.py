@@ -1,6 +1,4 @@
-"""Time as a case of `select`. A timer is a value: the loop is asked to wake a task only while a select sleeps
-on it.
-"""
+"""Time as a case of `select`. A timer is only a value: the loop has a wake-up only while a select sleeps on it."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ __all__ = ["Alarm", "Ticker", "Timer", "after", "every"]
 
 
 class Alarm:
-    """What `Timer` and `Ticker` share: a next time, and who sleeps until then."""
+    """The common base of `Timer` and `Ticker`: the next deadline, and the selects that wait for it."""
 
     __slots__ = ("_deadline", "_waiters")
 
@@ -24,11 +22,11 @@ class Alarm:
 
     @property
     def deadline(self) -> float:
-        """When it is ready next, in the loop's time; `math.inf` when never."""
+        """The loop's time at which it is ready next, or `math.inf` if it never is."""
         return self._deadline
 
     def cancel(self) -> None:
-        """Never be ready again: selects go on without it."""
+        """Make it never ready again. Selects continue without it."""
         self._deadline = math.inf
         waiting = [*self._waiters]
         self._waiters.clear()
@@ -37,7 +35,7 @@ class Alarm:
                 waiter.set_result(CLOSED)
 
     def case_enroll(self, waiter: CaseWaiter, /) -> None:
-        """Remember who sleeps, for `cancel`. The select itself looks at `deadline` and wakes then."""
+        """Store the waiter for `cancel`. The select itself wakes at `deadline`."""
         self._waiters[waiter] = None
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:
@@ -45,13 +43,14 @@ class Alarm:
         self._waiters.pop(waiter, None)
 
     def case_put_back(self, item: object, /) -> bool:
-        """See `Case`. Never called, as a timer takes effect only when it is polled."""
+        """See `Case`. Never called, because a timer takes effect only when it is polled."""
         return True
 
 
 class Timer(Alarm):
-    """Ready once, made by `after`. Its item is None. After that, or when cancelled, selects go on without
-    it.
+    """A case that is ready once, made by `after`. Its item is None.
+
+    After it was ready or was cancelled, selects continue without it.
     """
 
     __slots__ = ()
@@ -67,10 +66,9 @@ class Timer(Alarm):
 
 
 class Ticker(Alarm):
-    """Ready once in each period, made by `every`. Its item says how many periods have ended since the last
-    one.
+    """A case that is ready once per period, made by `every`. Its item is the number of periods since the last tick.
 
-    A select that comes late gets one tick for all that it missed, and the next tick is on time again.
+    A select that is late gets one tick for all missed periods. The next tick is on time again.
     """
 
     __slots__ = ("_count", "_period", "_start")
@@ -88,8 +86,8 @@ class Ticker(Alarm):
         now = loop_time()
         if now < self._deadline:
             return NOT_READY
-        # From the start, not from the last tick: rounding must not add up. And one at least, whatever the
-        # rounding.
+        # Count from the start, not from the last tick, so that rounding errors do not add up. Despite rounding, at
+        # least one period has ended.
         count = max(self._count + 1, math.floor((now - self._start) / self._period))
         ticks = count - self._count
         self._count = count
@@ -98,11 +96,10 @@ class Ticker(Alarm):
 
 
 def after(seconds: float) -> Timer:
-    """A case of `select` that is ready once, `seconds` from now in the loop's time. Call it in the event
-    loop.
+    """Return a case of `select` that is ready once, `seconds` from now in the loop's time. Call it in the event loop.
 
     Raises:
-        ValueError: `seconds` is negative or no finite number.
+        ValueError: `seconds` is negative or not a finite number.
         RuntimeError: no event loop runs in this thread.
     """
     if not 0 <= seconds < math.inf:
@@ -112,11 +109,12 @@ def after(seconds: float) -> Timer:
 
 
 def every(seconds: float) -> Ticker:
-    """A case of `select` that is ready every `seconds`, counted from now in the loop's time. Call it in the
-    event loop.
+    """Return a case of `select` that is ready every `seconds` of the loop's time. Call it in the event loop.
+
+    The first period begins now.
 
     Raises:
-        ValueError: `seconds` is not above 0, or no finite number.
+        ValueError: `seconds` is not above 0, or not a finite number.
         RuntimeError: no event loop runs in this thread.
     """
     if not 0 < seconds < math.inf:

@@ -60,7 +60,7 @@ class Board:
             )
 
     def inherit(self, other: Board) -> None:
-        """In a forked process: copy the tasks of the parent; those that have not ended are cancelled here, not there."""
+        """In a forked process: copy the tasks of the parent; unfinished ones are cancelled here, and go on there."""
         for state in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
             self.counts[state._value_] = other.counts[state._value_]
         self.failures, self._ended = other.failures, deque(other._ended)

@@ -2,7 +2,7 @@
 
 Invariants:
 1. A worker runs one attempt at a time: one task, or one chunk of a map.
-2. An attempt ends once. If it is stopped (`cut`), it has ended, or was abandoned in a thread, before its result is made.
+2. An attempt ends once. If it is stopped (`cut`), it has ended, or its thread was abandoned, before its result is made.
 3. If a worker dies, only its attempt is lost: the task is tried again, or quarantined.
 
 The worker keeps one cancel scope until it was cancelled, and one timer until it fires. So the ability to stop a task

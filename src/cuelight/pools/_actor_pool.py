@@ -431,7 +431,7 @@ class ActorPool(PoolBlock, Generic[M]):
 
     @property
     def members(self) -> tuple[Ref[M], ...]:
-        """The live members, in the order of their places."""
+        """The live members, in the order of their places in the pool."""
         return tuple(Ref(seat.cell) for seat in self.seats)
 
     def stats(self) -> ActorPoolStats:

@@ -48,7 +48,7 @@ class Board:
         self._watchers: list[_Watcher] = []
 
     def check_free(self) -> None:
-        """Check that no step of this board is under way in this thread.
+        """Check that this thread is not in the middle of a step of this board.
 
         Raises:
             DeadlockError: the caller is a signal handler or finaliser that has interrupted a step of the pool.

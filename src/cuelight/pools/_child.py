@@ -151,7 +151,7 @@ def _sibling(name: str) -> Any:
             return import_module(places[name])
         label = "cuelight_" + os.path.basename(name).strip("_").removesuffix(".py")
         spec = util.spec_from_file_location(label, os.path.join(os.path.dirname(__file__), name))
-        assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - it lies beside this file
+        assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - the file is beside this one
         module = util.module_from_spec(spec)
         sys.modules[label] = module
         spec.loader.exec_module(module)
@@ -189,7 +189,7 @@ class _Main:
     @staticmethod
     def _run_module(name: str, path: str) -> None:
         import runpy  # noqa: PLC0415 - few calls need it
-        import types  # noqa: PLC0415 - likewise
+        import types  # noqa: PLC0415 - few calls need it
 
         module = types.ModuleType("__mp_main__")
         if name == "__main__":  # the `__main__.py` of a folder
@@ -350,7 +350,7 @@ def serve(connection: socket.socket, region: mmap.mmap) -> None:
                 _run_call(connection, call)
             else:
                 _run_chunk(connection, region, words, call)
-            del call, content  # arguments are not kept until the next call
+            del call, content  # so that arguments are not kept alive until the next call
 
 
 # The process.

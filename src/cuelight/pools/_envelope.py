@@ -121,9 +121,8 @@ class Envelope:
         if is_a(error, ReplyError):
             return "refused"
         if is_a(error, ActorCrashed):
-            return (
-                "crashed" if cell.options.redeliver <= 1 else None
-            )  # for redelivered messages the actor makes the dead letter
+            # For messages that are redelivered, the actor itself makes the dead letter.
+            return "crashed" if cell.options.redeliver <= 1 else None
         if is_a(error, NotStarted):
             return "stopped" if cell.closed or cell.dead else "unhandled"
         if not is_a(error, Interrupted):

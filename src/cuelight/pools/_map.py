@@ -51,7 +51,7 @@ class Crews(Protocol):
         ...
 
     def opened(self) -> AbstractAsyncContextManager[Crew]:
-        """That crew, or one for this call only."""
+        """The crew of the pool, or a crew for this call only."""
         ...
 
 

@@ -391,9 +391,8 @@ class MapRun:
         """Report progress, if there is a reporter."""
         if self.reporter is not None:
             try:
-                self.context.copy().run(
-                    self.reporter.advance, items
-                )  # the callback may end the map, which closes the source
+                # The callback may end the map, which closes the source.
+                self.context.copy().run(self.reporter.advance, items)
             except BaseException as error:
                 self.fail(error)
                 if ends_the_program(error):

@@ -39,7 +39,7 @@ CLOSE_LIMIT: Final = 10.0
 
 
 class Sink(Protocol):
-    """The map that a source feeds."""
+    """The interface of the map for its source."""
 
     def refresh(self) -> None:
         """Called when there are items, or there will be no more."""

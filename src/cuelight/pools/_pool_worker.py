@@ -109,7 +109,7 @@ class PoolWorker(Actor[Call]):
         except ChannelClosed:
             pass  # the worker was told to stop
         except GeneratorExit:
-            self._executor = None  # the event loop has ended, so its end cannot be awaited
+            self._executor = None  # the event loop has ended, so the end of the executor cannot be awaited
             raise
         finally:
             if self._alarm is not None:

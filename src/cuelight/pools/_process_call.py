@@ -39,7 +39,7 @@ class ProcessCaller:
             frame = call_frame(function, args, kwargs)
             answer = self._exchange(frame)
             if answer.death is not None and not answer.begun and not self.killed:
-                answer = self._exchange(frame)  # it died before it began
+                answer = self._exchange(frame)  # the process died before it began the call
         except BaseException as error:
             return False, without_our_frame(error)  # there is no process, or the call could not be pickled
         return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))

@@ -143,7 +143,7 @@ class ProcessLink:
 
     @staticmethod
     def _start(executable: str | None, *descriptors: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - our own interpreter
+        return subprocess.Popen(  # noqa: S603 - the command starts a Python interpreter
             command(executable, descriptors),
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
@@ -226,7 +226,7 @@ class ProcessLink:
         with part, part.cast(form) as numbers:
             return list(numbers)
 
-    # Its end.
+    # The end of the process.
 
     def hang_up(self) -> None:
         """Close the connection for writing, so that the process ends once it is idle."""

@@ -224,9 +224,8 @@ class ProcessExecutor:
                 break
             if answer.death is not None and len(outcomes) < len(items):
                 under = f"{full_name(function)}, item {len(outcomes)} of its chunk"
-                left = (
-                    1 if answer.begun else len(items) - len(outcomes)
-                )  # two processes in a row died before they began
+                # If it had not begun, two processes in a row have died before they began.
+                left = 1 if answer.begun else len(items) - len(outcomes)
                 outcomes += [(False, died(self.name, answer, under)) for _ in range(left)]
         return outcomes
 
@@ -277,9 +276,8 @@ class ProcessExecutor:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
         if self._link is None:
-            self._link = ProcessLink(
-                self._executable
-            )  # blocks for a millisecond or two; event loops start processes in the same way
+            # Blocks for a millisecond or two; event loops start processes in the same way.
+            self._link = ProcessLink(self._executable)
         link = self._link
         try:
             try:

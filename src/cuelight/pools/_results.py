@@ -240,7 +240,7 @@ def successes(first: int, values: Iterable[R], shared: Shared) -> list[TaskResul
 
 @dataclass(slots=True)
 class PoolStats:
-    """Totals of a pool.
+    """Totals and current numbers of a pool.
 
     Attributes:
         submitted: number of submitted tasks.

@@ -64,7 +64,7 @@ class Sent(NamedTuple):
     members: tuple[int, ...]
 
 
-# Out.
+# Serialization.
 
 
 def dump(error: BaseException, describe: Callable[[BaseException], str]) -> list[tuple[Any, ...]]:
@@ -201,7 +201,7 @@ def _dict_of(error: BaseException) -> dict[str, Any]:
     return attributes
 
 
-# Back.
+# Restoration.
 
 
 def load(report: list[tuple[Any, ...]], describe: Callable[[BaseException], str]) -> BaseException:

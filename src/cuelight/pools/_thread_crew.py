@@ -56,7 +56,7 @@ _PENDING, _SCHEDULED = TaskStatus.PENDING, TaskStatus.SCHEDULED
 class Crew(CrewState):
     """Assigns tasks to threads. Policies and timers are in other modules."""
 
-    def __init__(  # noqa: PLR0917 - one pool makes it
+    def __init__(  # noqa: PLR0917 - called in one place
         self,
         name: str,
         config: WorkerPoolConfig,

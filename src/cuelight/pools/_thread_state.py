@@ -74,7 +74,7 @@ class CrewState:
             heappush(self._ready, (job.priority, job.sequence, job))
 
     def _take(self, worker: Worker) -> Job | None:
-        """Assign the next task to the worker. If there is none, a helper leaves, and any other worker becomes idle."""
+        """Assign the next task to the worker. Without one, a helper leaves; others are idle unless all is over."""
         job = self.helpers.take() if worker.helps else self._pop()
         if job is not None:
             self.board.move(job, _IN_FLIGHT)

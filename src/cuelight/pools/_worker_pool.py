@@ -154,7 +154,7 @@ class WorkerPool:
 
         Raises:
             PoolClosed: the pool was shut down. It is a RuntimeError.
-            TypeError: the function cannot be called or is async, or the arguments are no tuple.
+            TypeError: the function cannot be called or is async, or `args` is not a tuple or list.
             DeadlockError: the caller is a signal handler or finaliser that has interrupted a step of the pool.
         """
         if task_fn is not self._checked:

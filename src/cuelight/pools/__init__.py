@@ -1,4 +1,4 @@
-"""Pools: supervised workers behind one handle; async functions, threads and processes."""
+"""Pools: supervised workers behind one handle, for async functions, threads and processes."""
 
 from cuelight.pools._actor_pool import ActorPool
 from cuelight.pools._async_pool import AsyncWorkerPool

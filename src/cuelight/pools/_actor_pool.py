@@ -1,12 +1,12 @@
-"""Actor pools: a supervised group of like actors behind one handle, and a rule that says who gets which message.
+"""A supervised group of actors behind one handle, with a rule that routes each message to members.
 
 Invariants:
-1. The mail of a member is its own: what was routed to it waits for it over its restarts.
-2. With a rule that may wait, a member has at most one message of the pool, and the others wait in the pool in the
-   order in which they came. A message that a member had not begun when it ended goes to another.
+1. Each member has its own mailbox. A message that was routed to a member stays there when the member restarts.
+2. With a rule that may wait, a member holds at most one message of the pool. The other messages wait in the pool, in
+   the order of arrival. If a member ends before it has begun its message, the message goes to another member.
 """
 
-# Messages and replies are Any inside: the handle is typed.
+# Messages and replies are Any in this module; the public handle is typed.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ R = TypeVar("R")
 
 
 class ActorPool(PoolBlock, Generic[M]):
-    """Like actors behind one handle: `async with ActorPool(child(Renderer), size=4) as pool: await pool.ask(Page(1))`.
+    """A group of equal actors behind one handle.
 
-    The members are children of one supervisor. One that crashes is restarted and keeps its mail; one that ends for
-    good (it stopped itself, or was killed) is missed until the pool is resized.
+    Example: `async with ActorPool(child(Renderer), size=4) as pool: await pool.ask(Page(1))`.
+
+    The members are children of one supervisor. The supervisor restarts a member that crashes, and the member keeps
+    its mailbox. A member that ends for good (it stopped itself, or was killed) is not replaced until the pool is
+    resized.
     """
 
     def __init__(
@@ -63,21 +66,22 @@ class ActorPool(PoolBlock, Generic[M]):
         max_restarts: int = 10,
         within: float = 5.0,
     ) -> None:
-        """Set up a pool; its members start when its block is entered, or with `start`.
+        """Set up a pool. Its members start when its block is entered, or with `start`.
 
         Args:
-            spec: the members, made by `child`. Its name, if it has one, names the pool.
-            size: how many members.
-            routing: who gets which message: `pull`, `round_robin`, `least_loaded`, `broadcast`, `by_key(...)`, or a
-                function of your own (see `Routing`).
-            system: where the members live; None gives the pool a system of its own.
-            name: the name of the pool in paths and logs.
-            capacity: how many messages may wait in the pool for a member to be free; math.inf for no limit.
-            max_restarts: restarts of members allowed `within` so many seconds before all members are restarted.
-            within: the window, in seconds.
+            spec: the spec of the members, made by `child`. If it has a name, this is the name of the pool.
+            size: number of members.
+            routing: the rule that chooses the members for each message: `pull`, `round_robin`, `least_loaded`,
+                `broadcast`, `by_key(...)`, or a function of your own (see `Routing`).
+            system: the actor system in which the members run; None creates one for the pool.
+            name: name of the pool in paths and logs, unless `spec` has a name.
+            capacity: number of messages that may wait in the pool for a free member; math.inf for no limit.
+            max_restarts: number of restarts of members allowed within `within` seconds. After one more, all members
+                are restarted.
+            within: length of this window, in seconds.
 
         Raises:
-            ValueError: a value makes no sense; the message says which.
+            ValueError: a value is invalid; the message says which.
         """
         self.name = spec.name or name
         self._spec: ChildSpec[M] = ChildSpec(spec.factory, spec.args, spec.kwargs, options=spec.options)
@@ -97,7 +101,7 @@ class ActorPool(PoolBlock, Generic[M]):
         self._closed = self._pumping = False
         self._generation = forks.generation
 
-    # Its life.
+    # Start and end.
 
     async def __aenter__(self) -> Self:
         stack = AsyncExitStack()
@@ -113,12 +117,12 @@ class ActorPool(PoolBlock, Generic[M]):
         return self
 
     async def start(self) -> None:
-        """Start the members in the system that was given, and wait until they have started. It ends with that.
+        """Start the members in the given system, and wait until they have started. The pool ends with that system.
 
         Raises:
-            PoolClosed: it was started before.
+            PoolClosed: the pool was started before.
             StartError: a member did not start.
-            ValueError: it was given no system: use `async with`.
+            ValueError: the pool was given no system: use `async with`.
         """
         system = self._system
         if system is None:
@@ -132,11 +136,11 @@ class ActorPool(PoolBlock, Generic[M]):
         self._seat(home._cell)
 
     def members_to_be(self) -> Iterable[ChildSpec[M]]:
-        """The specs of its members: what the supervisor starts."""
+        """The specs that the supervisor starts."""
         return [self._spec] * self._size
 
     def manned(self) -> None:
-        """The supervisor has started its members, perhaps again."""
+        """Take over the members that the supervisor has started or restarted."""
         if self._home is not None:
             self._seat(self._home)
 
@@ -156,14 +160,14 @@ class ActorPool(PoolBlock, Generic[M]):
         cell.bonds_made().call_when_ended(lambda _exit: self._lost(cell))
 
     def _lost(self, cell: Cell) -> None:
-        """A member has ended for good."""
+        """Forget a member that has ended for good."""
         seat = self._at.pop(cell, None)
         if seat in self.seats:
             self.seats.remove(seat)
         self._pump_soon()
 
     def _ended(self) -> None:
-        """The supervisor has ended, and will not come back."""
+        """Fail the waiting messages, because the supervisor has ended for good."""
         self._closed = True
         queue, self._queue = self._queue, deque()
         for envelope in queue:
@@ -174,10 +178,10 @@ class ActorPool(PoolBlock, Generic[M]):
         await self.shutdown(cancel=now)
 
     async def shutdown(self, cancel: bool = False) -> None:
-        """Take no more messages, have the members finish what waits, and stop them. A checkpoint.
+        """Take no more messages, let the members handle all waiting messages, and stop them. A checkpoint.
 
         Args:
-            cancel: kill the members instead: what they handle is cancelled, what waits is refused.
+            cancel: kill the members at once: the messages that they handle are cancelled, waiting messages are refused.
         """
         self._closed = True
         home = self._home
@@ -191,16 +195,21 @@ class ActorPool(PoolBlock, Generic[M]):
         await Ref[Any](home).ended()
 
     async def drain(self) -> None:
-        """Wait until no message waits in the pool for a member to be free. A checkpoint."""
+        """Wait until no message waits in the pool for a free member. A checkpoint."""
         await self._running().runtime.backend.checkpoint()
         while self._queue:
             await self._bell.wait()
 
     def resize(self, size: int) -> None:
-        """Have more or fewer members. Surplus members, the last first, finish their mail and end. Not a checkpoint.
+        """Change the number of members. Not a checkpoint.
+
+        The pool removes surplus members from the last one on. A removed member handles its mailbox, and then ends.
+
+        Args:
+            size: the new number of members.
 
         Raises:
-            ValueError: that is less than 1.
+            ValueError: `size` is less than 1.
             PoolClosed: the pool is not running.
         """
         home = self._running()
@@ -226,10 +235,10 @@ class ActorPool(PoolBlock, Generic[M]):
     # Messages.
 
     def tell_nowait(self, message: M) -> None:
-        """Send a message and do not wait, not even for room. Not a checkpoint.
+        """Send a message without waiting for room. Not a checkpoint.
 
         Raises:
-            MailboxFull: there is no room, in the pool or in the mailbox of the member.
+            MailboxFull: there is no room in the pool, or in the mailbox of the member.
             ActorNotFound: no member is alive.
             PoolClosed: the pool is not running.
         """
@@ -246,9 +255,10 @@ class ActorPool(PoolBlock, Generic[M]):
             self._post(Envelope(Asked(message, home, math.inf), self, told=True))
 
     async def tell(self, message: M) -> None:
-        """Send a message; wait for room if there is none. A checkpoint only then, and every so often.
+        """Send a message, and wait for room if there is none.
 
-        Cancelled while it waits, it has not sent anything (`broadcast`: not to all).
+        A checkpoint if it waits, and otherwise from time to time. If the call is cancelled while it waits, the message
+        was not sent (with `broadcast`: not to all members).
 
         Raises:
             ActorNotFound: no member is alive.
@@ -270,18 +280,19 @@ class ActorPool(PoolBlock, Generic[M]):
             await runtime.backend.checkpoint()
 
     def ask(self, message: Answerable[M, R], timeout: float | None = None) -> Reply[R]:
-        """Send a request to one member; await what this returns for the answer. As `Ref.ask`.
+        """Send a request to one member, and return its reply, which the caller awaits. As `Ref.ask`.
 
         Args:
             message: the request.
-            timeout: seconds, also for the time that it waits in the pool; None takes the system's `ask_timeout`.
+            timeout: seconds until the answer must be there, including the time that the request waits in the pool;
+                None takes the `ask_timeout` of the system.
 
         Raises:
             ValueError: the rule chose several members, as `broadcast` does: use `ask_all`.
             ActorNotFound: no member is alive.
             PoolClosed: the pool is not running.
-            TypeError, ValueError: the time-out is no number of seconds.
-            RuntimeError: the pool lives in the event loop of another thread.
+            TypeError, ValueError: the time-out is not a number of seconds.
+            RuntimeError: the pool belongs to the event loop of another thread.
         """
         if timeout is not None:
             check_seconds("ask(timeout)", timeout)
@@ -296,7 +307,7 @@ class ActorPool(PoolBlock, Generic[M]):
             sender = background_work.get() if asker is None else asker
             reply: Any = envelope.reply
             if sender is not None and not envelope.stale:
-                sender.has_sent(reply)  # it withdraws it at its end
+                sender.has_sent(reply)  # the sender withdraws the request when it ends
             pooled: Reply[R] = reply
             return pooled
         chosen = self._chosen(message)
@@ -305,16 +316,16 @@ class ActorPool(PoolBlock, Generic[M]):
         return Ref[Any](chosen[0].cell).ask(message, timeout)
 
     async def ask_all(self, message: Answerable[M, R], timeout: float | None = None) -> list[R]:
-        """Send a request to all members, whatever the rule, and wait for all answers.
+        """Send a request to all members, regardless of the rule, and wait for all answers.
 
         Args:
             message: the request.
             timeout: seconds for each answer, as for `Ref.ask`.
 
         Raises:
-            AskError: one of them failed; the other requests are cancelled.
+            AskError: a request failed; the other requests are cancelled.
             PoolClosed: the pool is not running.
-            TypeError, ValueError: the time-out is no number of seconds.
+            TypeError, ValueError: the time-out is not a number of seconds.
         """
         self._open()
         replies: list[Reply[Any]] = [Ref[Any](seat.cell).ask(message, timeout) for seat in self.seats]
@@ -354,14 +365,14 @@ class ActorPool(PoolBlock, Generic[M]):
             self._pump()
 
     def _pump(self) -> None:
-        """Give what waits to those who are free."""
+        """Give waiting messages to free members."""
         self._pumping = False
         queue = self._queue
         while queue and self.seats:
             envelope = queue[0]
             try:
                 chosen = self._chosen(envelope.asked.message)
-            except BaseException as error:  # its sender hears what is wrong with it; the next may be better
+            except BaseException as error:  # the sender gets the error; the rule may accept the next message
                 fatal = ends_the_program(error)
                 envelope.asked.fail(as_failure(f"the rule of the actor pool {self.name!r}", error))
                 if fatal:
@@ -377,7 +388,7 @@ class ActorPool(PoolBlock, Generic[M]):
             self._bell.ring()
 
     def _pump_soon(self) -> None:
-        # Not at once: this is heard in the middle of a turn, before it is known whether the member lives on.
+        # Not at once: this runs in the middle of a turn, before it is known whether the member is still alive.
         if not self._pumping and self._queue and self._home is not None:
             self._pumping = True
             self._home.runtime.post(self._pump)
@@ -389,7 +400,7 @@ class ActorPool(PoolBlock, Generic[M]):
                 seat.cell.bonds_made().call_when_started(seat.returned)
 
     def done(self, envelope: Envelope) -> None:
-        """The slot of an envelope is done, in the queue or with a member."""
+        """Settle or requeue an envelope whose slot is done, in the queue or at a member."""
         seat = None if envelope.cell is None else self._at.get(envelope.cell)
         if seat is not None:
             seat.given -= 1
@@ -405,14 +416,14 @@ class ActorPool(PoolBlock, Generic[M]):
             envelope.settle()
         self._pump_soon()
 
-    # Looking.
+    # Inspection.
 
     @property
     def system(self) -> ActorSystem:
-        """The system that the members live in.
+        """The actor system in which the members run.
 
         Raises:
-            PoolClosed: the pool is to have one of its own, and was not entered yet.
+            PoolClosed: the pool creates its own system, and was not entered yet.
         """
         if self._system is None:
             raise PoolClosed(f"the actor pool {self.name!r} is not running: use `async with`, or await start()")
@@ -420,9 +431,9 @@ class ActorPool(PoolBlock, Generic[M]):
 
     @property
     def members(self) -> tuple[Ref[M], ...]:
-        """The live members, in the order of their places."""
+        """The live members, in the order of their places in the pool."""
         return tuple(Ref(seat.cell) for seat in self.seats)
 
     def stats(self) -> ActorPoolStats:
-        """What the pool and its members are doing now."""
+        """The current state of the pool and of its members."""
         return ActorPoolStats(len(self._queue), {seat.name: Ref(seat.cell).statistics() for seat in self.seats})

@@ -1,4 +1,4 @@
-"""The pool for async code: `submit`, `map`, and the life of its crew."""
+"""The pool for async code: `submit`, `map`, and the start and end of its crews."""
 
 from __future__ import annotations
 
@@ -49,16 +49,19 @@ R = TypeVar("R")
 
 
 class AsyncWorkerPool(PoolLetters, PoolBlock):
-    """Workers that pull: `async with AsyncWorkerPool(8) as pool: results = await pool.map(fetch, urls)`.
+    """A pool of workers for async and plain functions.
 
-    The workers are actors under a supervisor. They are hired when there is work for them, and one that dies costs
-    only its attempt. Leaving the block waits until everything is done; leaving it by an exception cancels everything.
+    Example: `async with AsyncWorkerPool(8) as pool: results = await pool.map(fetch, urls)`.
 
-    Without a block, `await pool.map(...)` and `await pool.submit(...)` work too: each has workers of its own, for as
-    long as it is awaited.
+    The workers are actors under a supervisor. They start when there is work for them, and pull it. If a worker dies,
+    only its current attempt is lost. Leaving the block waits until all work is done; leaving it by an exception
+    cancels all work.
 
-    All methods belong to the loop that the pool was entered in. Each task, and each item of a map, runs in a copy of
-    the context (`contextvars`) in which `submit` or `map` was called. Worker processes see no context.
+    `await pool.map(...)` and `await pool.submit(...)` also work without a block: each call then has its own workers
+    for as long as it is awaited.
+
+    Call the methods only in the event loop in which the pool was entered. Each task, and each item of a map, runs in a
+    copy of the context (`contextvars`) in which `submit` or `map` was called. Worker processes get no context.
     """
 
     def __init__(
@@ -81,28 +84,31 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         """Set up a pool.
 
         Args:
-            max_workers: how many tasks run at a time, at most.
-            name: shown in paths, task identifiers and logs.
-            system: where the workers live; None gives the pool a system of its own. In a given system the pool works
-                without a block too, and ends with the system, its block or `shutdown`, whichever comes first.
-            kind: None runs async functions in the loop and plain functions each in the thread of a worker; "thread"
-                and "process" take plain functions only. Functions for processes must be importable by name, and a
-                time-out counts from before a new process has imported them.
+            max_workers: maximum number of tasks that run at a time.
+            name: name of the pool in paths, task identifiers and logs.
+            system: the actor system in which the workers run; None creates one for the pool. In a given system the
+                pool also works without a block. It ends with the system, its block or `shutdown`, whichever comes
+                first.
+            kind: None runs async functions in the event loop, and plain functions in the threads of the workers;
+                "thread" and "process" take plain functions only. Functions for processes must be importable by name,
+                and the time-out also covers the time in which a new process imports them.
             timeout: seconds that one attempt may take; None for no limit.
-            max_pending: how many submitted tasks may wait for a worker.
-            retries: attempts after the first when a task raises or takes too long, at once. `Rejected` is not tried
-                again.
-            max_crashes: attempts that may end with the death of their worker, before the task is quarantined.
-            max_restarts: crashes of workers themselves that are allowed within 5 seconds.
-            keep_metrics: how many tasks `metrics` remembers.
-            executor: makes what runs plain functions, given the name of a worker; for executors of your own.
-            executable: the Python interpreter of worker processes; by default the one that runs this program.
-            dead_letters: where tasks go that have failed for good; by default a queue of its own, which keeps the
-                last 1,000.
+            max_pending: maximum number of submitted tasks that wait for a worker.
+            retries: number of further attempts when a task raises or takes too long. They begin at once. `Rejected`
+                is not tried again.
+            max_crashes: number of attempts that end with the death of their worker, after which the task is
+                quarantined.
+            max_restarts: number of crashes of the workers themselves that are allowed within 5 seconds.
+            keep_metrics: number of tasks that `metrics` remembers.
+            executor: factory of the executors that run plain functions, called with the name of a worker; for
+                executors of your own.
+            executable: path of the Python interpreter of worker processes; by default the one that runs this program.
+            dead_letters: queue for tasks that have failed for good; by default the pool has its own queue, which keeps
+                the last 1,000.
 
         Raises:
-            ValueError: a value makes no sense; the message says which.
-            TypeError: the name is no string, or the queue keeps no letters of others.
+            ValueError: a value is invalid; the message says which.
+            TypeError: the name is not a string, or the queue cannot store dead letters of a pool.
         """
         self.name = check_text("name", name)
         self._options = PoolOptions(
@@ -125,7 +131,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         self._closed = False
         self._next_id = count(1).__next__
 
-    # Its life.
+    # Start and end.
 
     async def __aenter__(self) -> Self:
         if self._stack is not None or self._closed:
@@ -147,14 +153,14 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
 
     @property
     def crew(self) -> Crew | None:
-        """Its workers, where they outlive a call: in its block, or in the system that it was given."""
+        """The crew that outlives a call: inside the block, or in a given system; otherwise None."""
         if self._crew is None and self._system is not None and not self._closed:
             self._crew = self._new_crew(self._system)
         return self._crew
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[Crew]:
-        """Its crew, or one for this call only.
+        """The crew of the pool, or a crew for this call only.
 
         Raises:
             PoolClosed: the pool was shut down.
@@ -188,13 +194,14 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         await self.shutdown(cancel=now)
 
     async def shutdown(self, wait: bool = True, cancel: bool = False) -> None:
-        """Take no more work, and let the workers go once everything is done. A checkpoint if it waits.
+        """Take no more work, and end the workers once all work is done. A checkpoint if it waits.
 
-        Streams whose reader does not read are cancelled when nothing else is left.
+        When only streams are left whose readers do not read, they are cancelled.
 
         Args:
-            wait: return only when the last worker has ended. Cancelled meanwhile, the shutdown goes on.
-            cancel: cancel everything, also what runs, instead of finishing it.
+            wait: return only when the last worker has ended. If the caller is cancelled meanwhile, the shutdown
+                continues.
+            cancel: cancel all work, including running tasks, instead of finishing it.
         """
         self._check_process()
         self._closed = True
@@ -209,7 +216,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
                 await crew.ended()
 
     async def drain(self) -> None:
-        """Wait until everything that was given to the pool is done. A checkpoint."""
+        """Wait until all work that the pool was given is done. A checkpoint."""
         self._check_process()
         for crew in list(self._crews):
             crew.check_from_outside("all its tasks")
@@ -249,23 +256,27 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         timeout: float | Default | None = DEFAULT,
         **kwargs: Any,
     ) -> Submission[Any]:
-        """Give the pool a task. Await what this returns for its `TaskResult`. Not a checkpoint.
+        """Submit a task. Not a checkpoint.
 
-        In a pool without a block the task runs when that is awaited, and only then.
+        In a pool without a block, the task runs only while the returned `Submission` is awaited.
 
         Args:
             fn: the function, async or plain.
-            *args: its arguments.
-            task_id: the identifier of the task; None makes one of the pool's name and a number.
-            priority: smaller first; within a priority, in the order of submission.
-            timeout: seconds that one attempt may take, instead of what the pool says; None for no limit.
-            **kwargs: its keyword arguments. To give it a `task_id`, `priority` or `timeout`, use `functools.partial`.
+            *args: arguments of the function.
+            task_id: the identifier of the task; None makes one from the name of the pool and a number.
+            priority: tasks with a smaller number go first; tasks with the same number in the order of submission.
+            timeout: seconds that one attempt may take, instead of the time-out of the pool; None for no limit.
+            **kwargs: keyword arguments of the function. If the function itself takes a `task_id`, `priority` or
+                `timeout`, use `functools.partial`.
+
+        Returns:
+            A handle that is awaited for the `TaskResult`.
 
         Raises:
             PoolClosed: the pool was shut down.
-            PoolFull: as many tasks wait as may; see `wait_for_room`.
+            PoolFull: `max_pending` tasks wait already; see `wait_for_room`.
             TypeError: `fn` cannot be called, or is async in a pool for plain functions.
-            ValueError: the time-out makes no sense.
+            ValueError: the time-out is invalid.
         """
         self._check_open()
         in_loop = check_kind(fn, self._options.kind)
@@ -327,28 +338,32 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         priority: int = 2,
         progress: Progress | bool | None = None,
     ) -> Map[Any]:
-        """Call a function with each item. Await what this returns for all results, or loop over it. Not a checkpoint.
+        """Call a function with each item. Not a checkpoint.
 
-        An item whose function raises has a result with that error: the others go on. An error of the source itself
-        ends the map.
+        If the function raises for an item, the result of this item has the error, and the other items go on. An error
+        of the source itself ends the map.
 
         Args:
             fn: the function, async or plain; called with one item.
-            items: an iterable or async iterable; it may be endless if you loop. Read in the loop, as workers want it:
-                a plain iterable should not block.
-            ordered: results in the order of the items; False as they are completed.
-            chunk_size: items that a thread or process gets at once; None finds out. With a time-out it is 1.
-            buffer: how many items may be running or done before the loop reads their results; None takes twice what
-                the workers hold.
-            timeout: seconds that one attempt at an item may take, instead of what the pool says; None for no limit.
-            priority: smaller first, among maps and submitted tasks.
-            progress: called with (done, total) after each item, total being None if the items cannot be counted; or
-                True for a bar (extra `progress`). If it raises, so does the map.
+            items: an iterable or async iterable. With `async for` it may be infinite. It is read in the event loop, as
+                the workers need items, so a plain iterable should not block.
+            ordered: True for results in the order of the items, False for the order of completion.
+            chunk_size: number of items that a thread or process gets at once; None adapts it. With a time-out it is 1.
+            buffer: number of items that may be running or done before the `async for` loop reads their results; None
+                takes twice the number that the workers hold.
+            timeout: seconds that one attempt at an item may take, instead of the time-out of the pool; None for no
+                limit.
+            priority: maps and submitted tasks with a smaller number go first.
+            progress: called with (done, total) after each item; `total` is None if the items cannot be counted. True
+                shows a bar (extra `progress`). If the callback raises, so does the map.
+
+        Returns:
+            A handle that is awaited for all results, or iterated over with `async for`.
 
         Raises:
             PoolClosed: the pool was shut down.
             TypeError: `fn` cannot be called, or is async in a pool for plain functions.
-            ValueError: a value makes no sense; the message says which.
+            ValueError: a value is invalid; the message says which.
         """
         self._check_open()
         for what, number in (("chunk_size", chunk_size), ("buffer", buffer)):
@@ -376,39 +391,39 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
             await self.crew.room()
 
     def abort_pending(self) -> int:
-        """Cancel the submitted tasks that wait for a worker. What runs goes on, maps too.
+        """Cancel the submitted tasks that wait for a worker. Running tasks and maps go on.
 
         Returns:
-            How many tasks that were.
+            The number of cancelled tasks.
         """
         return sum(crew.abort_pending() for crew in list(self._crews))
 
     def cancel_all(self) -> int:
-        """Cancel everything: waiting tasks are dropped, running ones stopped, maps ended.
+        """Cancel all work: drop waiting tasks, stop running ones, and end maps.
 
         Returns:
-            How many tasks and maps that were.
+            The number of cancelled tasks and maps.
         """
         return sum(crew.cancel_all() for crew in list(self._crews))
 
     def resize(self, max_workers: int) -> None:
-        """Have more or fewer workers, while the pool runs. Surplus workers finish what they do. Not a checkpoint.
+        """Change the number of workers while the pool runs. Surplus workers finish their tasks. Not a checkpoint.
 
         Args:
-            max_workers: how many tasks run at a time from now on, at most.
+            max_workers: maximum number of tasks that run at a time from now on.
 
         Raises:
-            ValueError: that is less than 1.
+            ValueError: `max_workers` is less than 1.
         """
         check_whole("max_workers", max_workers, 1)
         self._options = msgspec.structs.replace(self._options, max_workers=max_workers)
         for crew in list(self._crews):
             crew.resize(max_workers)
 
-    # Looking.
+    # Inspection.
 
     def stats(self) -> PoolStats:
-        """Totals since the pool was made, and what it does now; a copy."""
+        """Totals since the pool was made, and its current state; a copy."""
         crews = list(self._crews)
         return replace(
             self._ledger.stats(),
@@ -418,5 +433,5 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         )
 
     def metrics(self) -> dict[str, TaskMetrics]:
-        """How the last tasks ran, by identifier, the latest last; of so many as `keep_metrics` says."""
+        """Metrics of the last `keep_metrics` tasks, by identifier, the latest last."""
         return self._ledger.metrics()

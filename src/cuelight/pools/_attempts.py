@@ -1,4 +1,4 @@
-"""What follows from an attempt: the policy of retries, and how a function is to be called. Pure functions."""
+"""The policy of retries, and helpers that look at or wrap a task's function. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = [
 ]
 
 Kind = Literal["thread", "process"]
-"""What runs plain functions; async functions always run in the loop."""
+"""The kind of worker that runs plain functions. Async functions always run in the event loop."""
 
 _NAME_LENGTH: Final = 200
 
 
 class Tries:
-    """The attempts of one task after which it was tried again.
+    """Counts of the attempts of one task that were followed by another attempt.
 
     Attributes:
-        errors: those that raised or took too long.
-        crashes: those whose worker died.
-        elapsed_ms: milliseconds that all of them ran.
-        delay: seconds until the next one, if the last one was told to come later; None if it comes at once.
+        errors: attempts that raised or took too long.
+        crashes: attempts whose worker died.
+        elapsed_ms: milliseconds that all these attempts ran.
+        delay: seconds until the next attempt, if the last one was rate limited; None if the next one begins at once.
     """
 
     __slots__ = ("crashes", "delay", "elapsed_ms", "errors")
@@ -50,10 +50,10 @@ class Tries:
 
 
 def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -> Exception | None:
-    """Returns the error that the task ends with, or None, counted, if it is to be tried again."""
+    """Return the final error of the task, or count the attempt and return None if the task is tried again."""
     tries.delay = None
     if is_a(error, RateLimited):
-        tries.delay = rate_limit_delay(error)  # type: ignore[arg-type]  # looked at by its type
+        tries.delay = rate_limit_delay(error)  # type: ignore[arg-type]  # checked by its type
         return None
     if is_a(error, WorkerDied):
         crashes = tries.crashes + 1
@@ -72,7 +72,7 @@ def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it makes a coroutine, as far as can be seen without a call."""
+    """Whether the function returns a coroutine, as far as this can be seen without a call."""
     if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
         return True
     while isinstance(function, functools.partial):
@@ -85,10 +85,10 @@ def is_async(function: Callable[..., Any]) -> bool:
 class Unawaited:
     """A coroutine that a plain function has returned in a thread, as `lambda: fetch(url)` does.
 
-    It is awaited in the loop. If nobody takes it, because the call was cancelled meanwhile, it is closed.
+    The event loop awaits the coroutine. If the call was cancelled meanwhile, so that nobody awaits it, it is closed.
 
-    It must be made before the coroutine: the garbage collector runs the finalizers of a cycle by age, and that of a
-    coroutine warns that it was never awaited.
+    Make this object before the coroutine: the garbage collector runs the finalizers of a cycle by age, and the
+    finalizer of a coroutine warns that the coroutine was never awaited.
     """
 
     __slots__ = ("_coroutine",)
@@ -97,7 +97,6 @@ class Unawaited:
         self._coroutine: CoroutineType[Any, Any, Any] | None = None
 
     def holding(self, coroutine: Any) -> Unawaited:
-        """Itself, with the coroutine."""
         self._coroutine = coroutine
         return self
 
@@ -112,20 +111,20 @@ class Unawaited:
 
 
 def holding_coroutines(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, but a coroutine that it returns comes as `Unawaited`."""
+    """Wrap a function: if it returns a coroutine, the wrapper returns that as `Unawaited`."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         holder = Unawaited()
         value: Any = function(*args, **kwargs)
         return holder.holding(value) if type(value) is CoroutineType else value
 
-    call.held_function = function  # type: ignore[attr-defined]  # its name is looked up when somebody asks
+    call.held_function = function  # type: ignore[attr-defined]  # so that its name is looked up only on demand
     return call
 
 
 def holding_coroutine(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As `holding_coroutines`, for a function of one argument, in less time."""
-    spare: list[Unawaited] = []  # most functions return no coroutine, and need no holder of their own
+    """A faster `holding_coroutines` for functions of one argument."""
+    spare: list[Unawaited] = []  # most calls return no coroutine, so their holder can be used again
 
     def call(item: Any) -> Any:
         try:
@@ -147,7 +146,7 @@ _HOLDING: Final = frozenset(made.__code__ for made in _made)
 
 
 def what_is_called(function: Any) -> Any:
-    """The function itself, without `functools.partial` and what was wrapped around it here."""
+    """The function without `functools.partial` and without the wrappers of this module."""
     inner = function
     while True:
         if isinstance(inner, functools.partial):
@@ -159,7 +158,7 @@ def what_is_called(function: Any) -> Any:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name of a function, for people. Never raises: the function may be an object of any kind."""
+    """The readable name of a function. Never raises, although the function may be an object of any type."""
     if type(function) is FunctionType and function.__code__ not in _HOLDING:
         return function.__qualname__
     try:
@@ -171,10 +170,10 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def check_kind(function: Callable[..., Any], kind: Kind | None) -> bool:
-    """Whether the function runs in the loop.
+    """Check the function, and return whether it runs in the event loop.
 
     Raises:
-        TypeError: it cannot be called, or is async and the pool runs plain functions only.
+        TypeError: it cannot be called, or is async although the pool runs plain functions only.
     """
     if not callable(function):
         raise TypeError(f"{safe_repr(function)} cannot be called: give a function, and its arguments after it")

@@ -1,4 +1,4 @@
-"""Where any number of tasks wait for the next time that something happens."""
+"""A condition without a lock: tasks wait for the next notification."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Bell"]
 
 
 class Bell:
-    """Wakes all who wait, once. Who waits for a condition looks again: `while not done: await bell.wait()`."""
+    """Wakes all waiting tasks at once. Wait for a condition in a loop: `while not done: await bell.wait()`."""
 
     __slots__ = ("_backend", "_waiters")
 
@@ -20,7 +20,6 @@ class Bell:
         self._waiters: dict[Waiter, None] = {}
 
     async def wait(self) -> None:
-        """Sleep until the next ring."""
         waiter = self._backend.waiter()
         self._waiters[waiter] = None
         try:
@@ -29,7 +28,6 @@ class Bell:
             self._waiters.pop(waiter, None)
 
     def ring(self) -> None:
-        """Wake those who wait now."""
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             waiter.wake()

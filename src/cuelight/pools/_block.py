@@ -1,4 +1,4 @@
-"""The block of a pool: however it is left, nothing of the pool is left behind."""
+"""The `async with` block of a pool. However it is left, the pool has ended then."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["PoolBlock"]
 
 
 class PoolBlock(ABC):
-    """Leaving it finishes what the pool has; leaving it by an exception or a cancellation cancels that.
+    """Leaving the block finishes the work of the pool; leaving it by an exception or a cancellation cancels the work.
 
-    A pool puts what ends with the block onto `_stack`, and `_leave` on top.
+    A pool pushes onto `_stack` everything that ends with the block, and `_leave` last.
     """
 
     _stack: AsyncExitStack | None = None
 
     @abstractmethod
     async def _end(self, *, now: bool) -> None:
-        """Shut the pool down: finish what it has, or cancel it."""
+        """Shut the pool down: finish its work, or cancel it if `now`."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,6 +1,6 @@
-"""A map of a blocking pool: tasks that are submitted as their results are read."""
+"""The map of a blocking pool, which submits tasks as their results are read."""
 
-# Items are Any here: the pool's method is typed.
+# Items are Any in this module; the method of the pool is typed.
 # pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def stream(
     buffer: int,
     reporter: Reporter | None,
 ) -> Iterator[TaskResult[Any]]:
-    """The results of a function for each item, in order.
+    """Yield the results of a function for each item, in order.
 
     Args:
-        crew: whose threads call it.
-        function: what to call.
-        source: the items; read here, by the reader of the results.
-        context: each call has a copy of it.
-        priority: the smaller go first.
-        buffer: items that are read ahead.
-        reporter: told of each result, if there is one.
+        crew: the threads that call the function.
+        function: called with one item.
+        source: the items; the reader of the results reads them here.
+        context: each call runs in a copy of it.
+        priority: tasks with a smaller number go first.
+        buffer: number of items that are read ahead.
+        reporter: notified of each result, if not None.
     """
     name, metrics = name_of(function), crew.config.enable_instrumentation
     waiting: deque[Job] = deque()

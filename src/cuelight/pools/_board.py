@@ -1,4 +1,4 @@
-"""The tasks of a blocking pool: how many are where, which are remembered, and who waits for them."""
+"""The tasks of a blocking pool: counts by status, remembered tasks, and threads that wait for them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["Board"]
 
 
 class Board:
-    """Every change is made under the lock, by the crew. The waiting methods are for anybody, and take it themselves.
+    """The crew makes every change under the lock. The waiting methods take the lock themselves; any code may call them.
 
-    The lock can be taken again by the thread that has it, because a signal handler, or the garbage collector with code
-    of users, may run in the middle of a step. Such code is refused (`check_free`) rather than let in.
+    The lock is reentrant, because a signal handler, or user code that the garbage collector runs, may interrupt a step
+    in the same thread. `check_free` refuses calls of such code.
 
     Attributes:
-        jobs: the tasks that are remembered, in the order of submission.
-        counts: tasks by status, those that were forgotten included.
-        unfinished: tasks that have not ended.
-        open: those of them that are kept.
-        failures: kept tasks that have failed.
+        jobs: the remembered tasks, in the order of submission.
+        counts: numbers of tasks by status, including forgotten tasks.
+        unfinished: number of tasks that have not ended.
+        open: number of kept tasks that have not ended.
+        failures: number of kept tasks that have failed.
         spent: values to drop after the step, outside of the lock.
         is_inside: whether this thread is in the middle of a step.
     """
@@ -39,7 +39,7 @@ class Board:
         lock: Any = self.lock
         self.is_inside: Callable[[], bool] = lock._is_owned
         self.jobs: dict[str, Job] = {}
-        # By their texts: to hash a member of an enumeration takes a call.
+        # Keyed by text, because hashing a member of an enumeration takes a call.
         self.counts = {status.value: 0 for status in TaskStatus}
         self.unfinished = self.open = self.failures = 0
         self.spent: list[object] = []
@@ -48,10 +48,10 @@ class Board:
         self._watchers: list[_Watcher] = []
 
     def check_free(self) -> None:
-        """Check that no step of this board is under way in this thread.
+        """Check that this thread is not in the middle of a step of this board.
 
         Raises:
-            DeadlockError: the caller is a signal handler or a finaliser that has interrupted the pool itself.
+            DeadlockError: the caller is a signal handler or finaliser that has interrupted a step of the pool.
         """
         if self.is_inside():
             raise DeadlockError(
@@ -60,7 +60,7 @@ class Board:
             )
 
     def inherit(self, other: Board) -> None:
-        """In a forked process: remember what was remembered there. What has not ended goes on there alone."""
+        """In a forked process: copy the tasks of the parent; unfinished ones are cancelled here, and go on there."""
         for state in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
             self.counts[state._value_] = other.counts[state._value_]
         self.failures, self._ended = other.failures, deque(other._ended)
@@ -77,8 +77,7 @@ class Board:
     # Under the lock.
 
     def enter(self, job: Job, job_id: str) -> None:
-        """A new task."""
-        # No call in between: an interrupt comes before all of this, or after it.
+        # No call in between, so an interrupt comes before all these lines or after them.
         self.counts[job.status._value_] += 1
         self.unfinished += 1
         job.id = job_id
@@ -87,16 +86,16 @@ class Board:
             self.open += 1
 
     def move(self, job: Job, status: TaskStatus) -> None:
-        """A task that has not ended is somewhere else now."""
+        """Change the status of a task that has not ended."""
         self.counts[job.status._value_] -= 1
         self.counts[status._value_] += 1
         job.status = status
 
     def end(self, job: Job, status: TaskStatus) -> None:
-        """A task has ended: tell whoever waits for that."""
+        """Record the end of a task, and wake the threads that wait for it."""
         now = time.time()
         waiters, job.waiters = job.waiters, ()
-        # No call in between: an interrupt comes before all of this, or after it.
+        # No call in between, so an interrupt comes before all these lines or after them.
         self.counts[job.status._value_] -= 1
         self.counts[status._value_] += 1
         job.status = status
@@ -122,18 +121,18 @@ class Board:
 
     @property
     def waiting(self) -> int:
-        """Tasks that do not run now: they wait for a thread, or for their next attempt."""
+        """Number of tasks that wait for a thread, or for their next attempt."""
         return self.counts[TaskStatus.PENDING.value] + self.counts[TaskStatus.SCHEDULED.value]
 
     def take_spent(self) -> list[object]:
-        """Values to drop after the lock is released: dropping them may run code of users."""
+        """Return values to drop after the lock is released, because dropping them may run user code."""
         spent, self.spent = self.spent, []
         return spent
 
     # Waiting.
 
     def wait_for(self, job: Job, timeout: float | None) -> bool:
-        """Block until a task has ended; whether it has."""
+        """Block until a task has ended or the time is up. Returns whether the task has ended."""
         with self.lock:
             if job.ended is not None:
                 return True
@@ -146,7 +145,7 @@ class Board:
                 job.waiters = tuple(waiter for waiter in job.waiters if waiter is not baton)
 
     def wait_until(self, satisfied: Callable[[], bool], timeout: float | None) -> bool:
-        """Block until the board is in some state; whether it is. The condition is called under the lock."""
+        """Block until the condition holds or the time is up. Returns whether it holds. It is called under the lock."""
         with self.lock:
             if satisfied():
                 return True
@@ -161,7 +160,7 @@ class Board:
 
 
 class _Watcher:
-    """Somebody who waits for a state of the board as a whole."""
+    """A thread that waits for a state of the whole board."""
 
     def __init__(self, satisfied: Callable[[], bool]) -> None:
         self.satisfied = satisfied
@@ -169,12 +168,12 @@ class _Watcher:
 
 
 def _baton() -> threading.Lock:
-    """What one thread waits for and another lets go of."""
+    """A held lock: one thread waits for it, another thread releases it."""
     baton = threading.Lock()
     baton.acquire()
     return baton
 
 
 def _seconds(timeout: float | None) -> float:
-    """A time-out as locks take it."""
+    """The time-out in the form that `Lock.acquire` takes."""
     return -1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)

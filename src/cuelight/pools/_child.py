@@ -1,21 +1,22 @@
-"""What runs in a worker process, and what is said on the way to it and back.
+"""The program of a worker process, and the protocol between it and the parent.
 
-Imports the standard library alone, and the process loads this file without its package: so it starts in milliseconds,
-and imports what a call needs with the call. What errors need is loaded with the first error, in the same way.
+This file imports only the standard library, and the process loads it without its package. So the process starts in
+milliseconds, and imports the modules of a call with the call. It loads the modules for errors with the first error, in
+the same way.
 
-One socket connects the two. A frame is a kind, a length and that many bytes. The parent sends one call and then only
-waits; the child answers with frames of kind PART and one of kind END, or one of kind UNLOADABLE. Their bytes are
-records, one for each item, in order. When every item of a chunk has succeeded with an atom, and all records are in the
-region, the answer is one frame of kind VALUES instead: one pickled list, which the parent has much sooner, and which
-counts instead of all parts. (Of other
-values a list would not do: one that was changed by a later call has to arrive as it was when it was returned.)
+One socket connects parent and child. A frame is a kind, a length and that many bytes. The parent sends one call and
+then only waits. The child answers with frames of kind PART and one of kind END, or with one frame of kind UNLOADABLE.
+Their bytes are records, one for each item, in order. If every item of a chunk has succeeded with an atom, and all
+records are in the region, the answer is one frame of kind VALUES: one pickled list, which the parent decodes much
+faster. It replaces all parts. (A list would be wrong for other values: a later call may change a value, but it must
+arrive as it was when it was returned.)
 
-The region is memory that both can see, so what is there outlives a child that is killed. The invariants:
+The region is shared memory, so its content outlives a child that is killed. The invariants:
 
-1. BEGUN is 0 until the child has unpickled the call, and 1 from then on. The parent sets it to 0 before it sends one.
-2. The region holds the records of the items BASE, BASE + 1, ... up to WRITTEN bytes, each of them whole. If KIND is
-   not RECORDS, it holds the first WRITTEN items as numbers of eight bytes instead, and BASE is 0.
-3. An item is in the region, or in a frame that was sent, before the next one begins. Both may hold it.
+1. BEGUN is 0 until the child has unpickled the call, then 1. The parent sets it to 0 before it sends a call.
+2. The region holds the records of the items BASE, BASE + 1, ... in its first WRITTEN bytes, each of them complete. If
+   KIND is not RECORDS, it holds the first WRITTEN items as numbers of eight bytes instead, and BASE is 0.
+3. An item is in the region, or in a frame that was sent, before the next item begins. Both may hold it.
 """
 
 from __future__ import annotations
@@ -51,39 +52,39 @@ FRAME = struct.Struct("=cQ")  # kind, length
 SETUP, CALL, CHUNK = b"s", b"c", b"k"
 PART, END, UNLOADABLE, VALUES = b"p", b"e", b"u", b"v"
 
-ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # exactly these types: nothing can change them
+ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # exactly these types, whose values are immutable
 
 RECORD = struct.Struct("=?Q")  # succeeded, length
 HEADS = [RECORD.pack(True, length) for length in range(128)]  # most results are short
 BEGUN, BASE, WRITTEN, KIND = range(4)  # words of eight bytes at the start of the region
 DATA = 32  # where its records begin
-REGION = 65536  # bytes; what does not fit goes through the socket
-RECORDS, INTS, FLOATS = range(3)  # kinds of what is in the region
+REGION = 65536  # bytes; records that do not fit go through the socket
+RECORDS, INTS, FLOATS = range(3)  # kinds of content of the region
 KINDS: dict[type, tuple[int, str]] = {int: (INTS, "q"), float: (FLOATS, "d")}
 
 SOURCE, LOADING = "__cuelight_source__", "__cuelight_loading__"  # marks in the stand-in for `__main__`
-READ = 65536  # bytes at once; malloc has such pieces at hand
+READ = 65536  # bytes at once; malloc has blocks of this size ready
 
 RUN_MODULE = "run_module"
 
 Source = tuple[str, str]
-"""Where the parent's `__main__` came from: ("init_main_from_path", path) or ("init_main_from_name", module), as
-`multiprocessing` has it, or (RUN_MODULE, module and path in two lines) for a `__main__.py`, which that would not load.
+"""The origin of the parent's `__main__`: ("init_main_from_path", path) or ("init_main_from_name", module), as in
+`multiprocessing`, or (RUN_MODULE, module and path in two lines) for a `__main__.py`, which `multiprocessing` would not
+load.
 """
 
 
 class Frames:
-    """Bytes on their way to become frames."""
+    """Assembles received bytes to frames."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def add(self, data: bytes) -> None:
-        """Some bytes came."""
         self._bytes += data
 
     def take(self) -> tuple[bytes, bytes] | None:
-        """The next frame, kind and content, if it is complete."""
+        """Remove and return the next frame, kind and content; None if it is not complete."""
         if len(self._bytes) < FRAME.size:
             return None
         kind, length = FRAME.unpack_from(self._bytes)
@@ -100,7 +101,7 @@ def _send(connection: socket.socket, kind: bytes, *parts: bytes) -> None:
 
 
 def _receive(connection: socket.socket, frames: Frames) -> tuple[bytes, bytes] | None:
-    """The next frame; None when the parent has hung up."""
+    """The next frame; None when the parent has closed the connection."""
     while (frame := frames.take()) is None:
         data = connection.recv(READ)
         if not data:
@@ -129,7 +130,7 @@ def _unpicklable(value: object, error: BaseException) -> bytes:
 
 
 def _failure(error: BaseException) -> bytes:
-    """The error, and where it was raised. Never raises, but for want of memory."""
+    """The record of an error and its traceback. Raises only when memory runs out."""
     errors, texts = _sibling("_sent_errors.py"), _sibling("../_text.py")
     trace = error.__traceback__
     if trace is not None:
@@ -140,7 +141,7 @@ def _failure(error: BaseException) -> bytes:
 
 
 def _sibling(name: str) -> Any:
-    """A module beside this one, loaded as this one is: by its path, without the package, and when it is needed."""
+    """A module of this package, loaded like this one: by its path, without the package, on first use."""
     module = _siblings.get(name)
     if module is None:
         from importlib import import_module, util  # noqa: PLC0415 - few calls need it
@@ -150,7 +151,7 @@ def _sibling(name: str) -> Any:
             return import_module(places[name])
         label = "cuelight_" + os.path.basename(name).strip("_").removesuffix(".py")
         spec = util.spec_from_file_location(label, os.path.join(os.path.dirname(__file__), name))
-        assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - it lies beside this file
+        assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - the file is beside this one
         module = util.module_from_spec(spec)
         sys.modules[label] = module
         spec.loader.exec_module(module)
@@ -165,7 +166,7 @@ _siblings: dict[str, Any] = {}
 
 
 class _Main:
-    """The `__main__` of the parent: loaded when a call needs it, under another name, so that its guard holds."""
+    """Loads the `__main__` of the parent when a call needs it, under another name, so that its guard holds."""
 
     def __init__(self) -> None:
         self.source: Source | None = None
@@ -188,10 +189,10 @@ class _Main:
     @staticmethod
     def _run_module(name: str, path: str) -> None:
         import runpy  # noqa: PLC0415 - few calls need it
-        import types  # noqa: PLC0415 - likewise
+        import types  # noqa: PLC0415 - few calls need it
 
         module = types.ModuleType("__mp_main__")
-        if name == "__main__":  # of a folder
+        if name == "__main__":  # the `__main__.py` of a folder
             content = runpy.run_path(path, run_name="__mp_main__")
         else:
             content = runpy.run_module(name, run_name="__mp_main__", alter_sys=True)
@@ -227,7 +228,7 @@ def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, 
         return
     if numbers:
         _send(connection, PART, *map(_success, numbers))
-    words[WRITTEN] = 0  # before the kind and the base: what is there must not count as something else
+    words[WRITTEN] = 0  # before kind and base, so that old content is not read as records
     words[KIND] = RECORDS
     words[BASE] = len(numbers)
     _run_others(connection, region, words, call, (numbers, after))
@@ -238,10 +239,10 @@ def _run_numbers(
 ) -> tuple[list[Any], tuple[bool, Any] | None]:
     """Run items as long as they return numbers of one type, each of which fits into eight bytes.
 
-    To write such a number to the region takes a fraction of the time that a record takes.
+    Writing such a number to the region takes a fraction of the time of a record.
 
     Returns:
-        The numbers, and what came of the item after them: (True, value) or (False, record); None if there is none.
+        The numbers, and the outcome of the item after them, (True, value) or (False, record); None if there is none.
     """
     function, items = call
     values: list[Any] = []
@@ -262,7 +263,7 @@ def _run_numbers(
                 words[KIND] = kind
             try:
                 numbers[index] = value
-            except (ValueError, IndexError):  # it takes more than eight bytes; there is no more room
+            except (ValueError, IndexError):  # it takes more than eight bytes, or the region is full
                 return values, (True, value)
             words[WRITTEN] = index + 1
             add(value)
@@ -280,11 +281,11 @@ def _run_others(
     call: tuple[Any, list[Any]],
     begun: tuple[list[Any], tuple[bool, Any] | None],
 ) -> None:
-    """Run what is left of a chunk after what `_run_numbers` has returned, and write a record of each item."""
+    """Run the items of a chunk that `_run_numbers` has left, and write a record of each item."""
     (function, items), (numbers, after) = call, begun
     position, room = DATA, len(region)
     dumps, protocol, heads, short = pickle.dumps, pickle.HIGHEST_PROTOCOL, HEADS, len(HEADS)
-    values: list[Any] | None = numbers  # no more of them than there is room for in the region
+    values: list[Any] | None = numbers  # at most as many as fit into the region
     for index in range(len(numbers), len(items)):
         try:
             if after is None:
@@ -312,7 +313,7 @@ def _run_others(
                     continue
         values = None
         _send(connection, PART, region[DATA:position], record)
-        words[WRITTEN] = 0  # before the base: the old records must not count from there
+        words[WRITTEN] = 0  # before the base, so that old records are not counted from the new base
         words[BASE] = index + 1
         position = DATA
     if values is not None and _are_atoms(values):
@@ -324,12 +325,12 @@ def _run_others(
 def _are_atoms(values: list[Any]) -> bool:
     try:
         return ATOMS.issuperset(map(type, values))
-    except BaseException:  # a class that cannot be hashed, because its metaclass says so
+    except BaseException:  # a class whose metaclass makes it unhashable
         return False
 
 
 def serve(connection: socket.socket, region: mmap.mmap) -> None:
-    """Run call after call, until the parent hangs up."""
+    """Run call after call, until the parent closes the connection."""
     frames, main = Frames(), _Main()
     with memoryview(region)[:DATA] as header, header.cast("Q") as words:
         while (frame := _receive(connection, frames)) is not None:
@@ -349,25 +350,25 @@ def serve(connection: socket.socket, region: mmap.mmap) -> None:
                 _run_call(connection, call)
             else:
                 _run_chunk(connection, region, words, call)
-            del call, content  # arguments are not kept until the next call
+            del call, content  # so that arguments are not kept alive until the next call
 
 
 # The process.
 
 
 def _die_with_parent(lifeline: int) -> None:  # pragma: no cover - in another process
-    """Have this process, and all that it starts, killed when the parent ends, whatever runs here at that time.
+    """Have this process, and all processes that it starts, killed when the parent ends, whatever runs here then.
 
-    The parent holds the other end of the lifeline, and never writes.
+    The parent holds the other end of the lifeline, and never writes to it.
     """
     os.set_inheritable(lifeline, False)
     if sys.platform == "linux":
-        # The kernel does it, so a call that never lets go of the interpreter's lock cannot prevent it.
+        # The kernel sends the signal, so a call that never releases the GIL cannot prevent it.
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
         try:
-            _wait_for_end(lifeline)  # it may have ended before
+            _wait_for_end(lifeline)  # the parent may have ended before
         except BlockingIOError:
             return
     else:
@@ -382,20 +383,21 @@ def _wait_for_end(lifeline: int) -> None:  # pragma: no cover - in another proce
 
 
 def main(descriptors: list[str] | None = None) -> None:  # pragma: no cover - in another process
-    """Be a worker process.
+    """Run as a worker process.
 
     Args:
-        descriptors: three file descriptors; by default the arguments of the program.
+        descriptors: the file descriptors of the socket, the region and the lifeline; by default the arguments of the
+            program.
     """
     connection_fd, region_fd, lifeline = map(int, sys.argv[1:] if descriptors is None else descriptors)
     _die_with_parent(lifeline)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # the parent may have closed its own
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what Python starts with has it
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the streams of Python have this method
     connection = socket.socket(fileno=connection_fd)
     connection.set_inheritable(False)
-    # A process that a call forks must not keep the line open when this one has died.
+    # A process that a call forks must not keep the connection open after this process has died.
     os.register_at_fork(after_in_child=connection.close)
     region = mmap.mmap(region_fd, 0)
     os.close(region_fd)

@@ -1,10 +1,10 @@
-"""Awaiting work in another context (`contextvars`) than that of the task that awaits it, without a task for it.
+"""Awaiting a coroutine in another context (`contextvars`) than that of the awaiting task, without a new task.
 
-A coroutine may be advanced in any context. Here a worker advances the work it was given in the context of whoever gave
-it. What the work awaits goes on to the event loop as it is.
+A coroutine may be advanced in any context. A worker advances submitted work in the context of the submitter. Whatever
+the work yields is passed on to the event loop unchanged.
 """
 
-# Coroutines and what they wait for are Any here: they belong to users and to event loops.
+# Coroutines and the values that they yield are Any here: they belong to users and to event loops.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ __all__ = ["AWAY", "Abandoned", "Calls", "in_context", "submission_context"]
 
 
 class Abandoned(GeneratorExit):
-    """The coroutine of a worker was closed in the middle of its work: its event loop has ended.
+    """Thrown into work when the coroutine of its worker is closed, because the event loop has ended.
 
-    It is told in this way from a `GeneratorExit` that the work itself has raised.
+    A class of its own, so that it differs from a `GeneratorExit` that the work itself raises.
     """
 
 
 def submission_context() -> Context:
-    """A copy of the current context, for work that is given away here.
+    """A copy of the current context, for work that is submitted here.
 
-    The work is not part of the handler that gives it away, which may end before: in particular its asks are its own.
+    The work is not part of the handler that submits it, because the handler may end first. In particular, requests
+    that the work sends do not belong to the handler.
     """
     context = copy_context()
     if handling.get() is not None:
@@ -40,7 +41,6 @@ def submission_context() -> Context:
 
 @types.coroutine
 def in_context(context: Context, work: Coroutine[Any, Any, Any] | Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Await a coroutine in a context."""
     run, send = context.run, work.send
     try:
         trap = run(send, None)
@@ -63,26 +63,27 @@ def _abandon(run: Callable[..., Any], work: Any) -> None:
         run(work.throw, Abandoned())
     except (StopIteration, GeneratorExit):
         pass
-    except RuntimeError:  # the collector does this, in the midst of something else in the same context
+    except RuntimeError:  # the garbage collector closes it while the same context is entered elsewhere
         work.close()
 
 
 AWAY: Final = object()
-"""What a coroutine of `Calls` yields when it waits for its next argument."""
+"""Yielded by the coroutine of `Calls` when it waits for its next argument."""
 
 
 class Calls:
-    """Awaits one function call after another, each in a context of its own, in one coroutine.
+    """Awaits one function call after another in one coroutine, each call in its own context.
 
-    That coroutine does not end with a call, and an exception of a call does not leave it: to start and to end a
-    coroutine, and to raise, takes more time than everything else here.
+    The coroutine does not end with a call, and an exception of a call does not leave it. Starting and ending a
+    coroutine, and raising, would take more time than all other steps here.
 
     Attributes:
-        function: what to call next.
-        value: what the last call returned.
-        error: what it raised; None if it returned.
-        send: advances the coroutine; to be called in the context of the call. Returns `AWAY` when the call is over.
-        throw: likewise, with an exception.
+        function: the function to call next.
+        value: the value that the last call returned.
+        error: the exception that the last call raised; None if it returned.
+        send: advances the coroutine. The caller runs it in the context of the call. Returns `AWAY` when the call is
+            over.
+        throw: as `send`, with an exception.
     """
 
     __slots__ = ("_coroutine", "error", "function", "send", "throw", "value")
@@ -97,12 +98,11 @@ class Calls:
         self.send(None)
 
     def close(self) -> None:
-        """There will be no more calls."""
         self._coroutine.close()
 
     @types.coroutine
     def perform(self, context: Context, function: Callable[[Any], Any], argument: Any) -> Generator[Any, Any, None]:
-        """Await `function(argument)` in a context. Raises nothing but `GeneratorExit`: see `value` and `error`."""
+        """Await `function(argument)` in a context, and set `value` and `error`. Raises only `GeneratorExit`."""
         self.function = function
         run = context.run
         trap = run(self.send, argument)
@@ -110,11 +110,11 @@ class Calls:
             yield from self.wait(run, trap)
 
     def wait(self, run: Callable[..., Any], trap: Any) -> Generator[Any, Any, None]:
-        """Have the call wait for what it has yielded, and for what it yields then, until it is over.
+        """Pass everything that the call yields on to the event loop, until the call is over.
 
         Args:
             run: runs a function in the context of the call.
-            trap: what it has yielded.
+            trap: the first yielded value.
         """
         send, throw = self.send, self.throw
         while trap is not AWAY:
@@ -142,11 +142,11 @@ class Calls:
             argument = made = coroutine = None
 
 
-# So that a task can be seen from outside to wait for what its work waits for.
+# Lets an observer of a task see the await of the work that the task advances.
 drivers[in_context.__code__] = lambda variables: variables["work"]
 drivers[Calls.wait.__code__] = lambda variables: variables["self"]._coroutine
 
 
 async def _awaited(made: Any) -> Any:
-    """For what is no coroutine of Python, but may be awaited."""
+    """Wrap an awaitable that is not a native coroutine."""
     return await made

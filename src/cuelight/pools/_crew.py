@@ -1,12 +1,12 @@
-"""The crew of a pool: what waits for a worker, the workers, and their supervisor. Idle workers pull; nothing is pushed.
+"""The crew of a pool: waiting work, workers, and their supervisor. Idle workers pull work; it is never pushed.
 
 Invariants:
-1. Of what waits, a worker takes the smallest (priority, serial) first; a task that is tried again keeps its serial.
-2. While something that waits can be taken and a worker is idle, or may still be hired, one worker has been called.
-   A worker that was called and took something calls the next, so a burst wakes no more workers than it needs.
-3. There are never more workers than `size`; after a `resize` the surplus leave when their task is over.
-4. Every task that was accepted ends: in a result, or as cancelled when the crew ends.
-5. A worker whose work waits for other work of a pool does not count; as many helpers may come instead.
+1. A worker takes the waiting work with the smallest (priority, serial). A task that is tried again keeps its serial.
+2. While waiting work is ready, and a worker is idle or may still be hired, one worker has been called. A called worker
+   that has taken work calls the next worker, so a burst wakes no more workers than it needs.
+3. There are never more workers than `size`. After a `resize`, surplus workers leave when their task is over.
+4. Every task that was accepted ends: with a result, or as cancelled when the crew ends.
+5. A worker whose work waits for other work of a pool does not count; there may be as many helpers instead.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SOME_STALE = 64
 
 
 class Work(Protocol):
-    """Something that waits for workers: one task, or a map with many."""
+    """One task, or a map, which waits for workers."""
 
     priority: int
     serial: int
@@ -48,41 +48,41 @@ class Work(Protocol):
     held: bool
     """Whether a drain waits for it."""
     crew: Crew
-    """Whose work it is."""
+    """The crew that it belongs to."""
 
     @property
     def ready(self) -> bool:
-        """Whether a worker could take something now."""
+        """Whether a worker could take a task or an item now."""
         ...
 
     @property
     def thing(self) -> str:
-        """What it is, for people who are told of a deadlock."""
+        """Its description in deadlock errors."""
         ...
 
     @property
     def way_out(self) -> str:
-        """What these people can do about it."""
+        """The advice in deadlock errors."""
         ...
 
     def runners(self) -> list[Any] | None:
-        """The nodes in the graph of waits that run it; None if it waits for a worker."""
+        """The nodes of the graph of waits that run it; None if it waits for a worker."""
         ...
 
     def occupants(self) -> list[Any]:
-        """The nodes of which one must end before it can begin; none if a place is free."""
+        """The nodes that keep all places, one of which must end before it can begin; empty if a place is free."""
         ...
 
     async def serve(self, worker: PoolWorker) -> None:
-        """Have a worker do one task, or tasks until there is something better to do."""
+        """Have a worker run one task, or run items until more urgent work is ready."""
         ...
 
     def cancel(self) -> object:
-        """End it as cancelled; what runs is stopped."""
+        """End it as cancelled, and stop its running parts."""
         ...
 
     def drop(self, why: str) -> bool:
-        """Cancel it if it is a task that waits. Returns whether it is."""
+        """Cancel it if it is a waiting task. Returns whether it was one."""
         ...
 
 
@@ -111,20 +111,20 @@ class Crew:
         self._when_done = Bell(runtime.backend)
         self._when_room = Bell(runtime.backend)
         self.thread = runtime.thread
-        # Workers do not belong to a submitter; the work itself runs in the context of its submitter.
+        # Workers belong to no submitter; the work itself runs in the context of its submitter.
         self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
         self.cell = self._context.run(runtime.family_made(runtime.root).adopt, spec)
-        self.cell.label = name  # shown in paths, and taken from nobody: several pools may have one name
+        self.cell.label = name  # shown in paths, but not registered: several pools may have the same name
 
-    # What waits.
+    # Waiting work.
 
     def enter(self, work: Work) -> None:
-        """Take work in; `call` has workers look at it.
+        """Accept work. The caller then calls `call` to have a worker take it.
 
         Raises:
             PoolClosed: the pool is shutting down.
-            RuntimeError: this is not the loop of the pool.
+            RuntimeError: this is not the event loop of the pool.
         """
         if get_ident() != self.thread:
             raise self.wrong_thread()
@@ -140,7 +140,7 @@ class Crew:
             heappush(self.heap, (work.priority, work.serial, work))
 
     def wrong_thread(self) -> RuntimeError:
-        """The error of code that uses the pool in another thread than that of its event loop."""
+        """The error for a call from another thread than that of the event loop of the pool."""
         return RuntimeError(
             f"the pool {self.name!r} belongs to the event loop of another thread: use it there (from a thread of anyio "
             f"with anyio.from_thread.run), or use a WorkerPool, which all threads may use"
@@ -150,7 +150,7 @@ class Crew:
         """Check that one more task may wait.
 
         Raises:
-            PoolFull: as many wait as may.
+            PoolFull: `max_pending` tasks wait already.
         """
         if self.pending >= self.options.max_pending:
             raise PoolFull(
@@ -159,14 +159,14 @@ class Crew:
             )
 
     def line_up(self, work: Work) -> None:
-        """Have workers take from this work, now that something can be taken."""
+        """Put work that has become ready into the heap, and call a worker."""
         if not work.listed:
             work.listed = True
             heappush(self.heap, (work.priority, work.serial, work))
         self.call()
 
     def finished(self, work: Work) -> None:
-        """This work is over."""
+        """Forget work that is over."""
         if self.helpers.awaited:
             self.helpers.settled(work)
         if work in self.works:
@@ -175,7 +175,7 @@ class Crew:
                 self.release()
 
     def note_stale(self) -> None:
-        """Something in the heap cannot be taken any more. Cleans up once that is worth it."""
+        """Note that an entry of the heap is no longer ready. Cleans the heap up once there are enough such entries."""
         self._stale += 1
         if self._stale > SOME_STALE and self._stale * 2 > len(self.heap):
             self._stale = 0
@@ -185,7 +185,7 @@ class Crew:
             heapify(self.heap)
 
     def top(self) -> Work | None:
-        """What is to be done next; None if nothing can be taken."""
+        """The most urgent ready work; None if there is none."""
         heap = self.heap
         while heap:
             work = heap[0][2]
@@ -198,7 +198,7 @@ class Crew:
     # Workers.
 
     def call(self) -> None:
-        """Wake or hire one worker, if there is something to take and none is on its way."""
+        """Wake or hire one worker, if work is ready and no called worker is on its way."""
         if self.called is not None or self.top() is None:
             return
         cell = self._find()
@@ -209,10 +209,10 @@ class Crew:
             self._hire(helps=True)
 
     def _find(self) -> Cell | None:
-        """An idle worker, or a new one; None if all are busy, and there may be no more."""
+        """An idle worker, or a new one; None if all workers are busy and `size` is reached."""
         while self.idle:
             cell, _ = self.idle.popitem()
-            if not cell.closed:  # else it is on its way out
+            if not cell.closed:  # else it is ending
                 return cell
         return self._hire() if len(self.workers) - len(self.helpers.cells) < self.size else None
 
@@ -220,7 +220,7 @@ class Crew:
         try:
             family = self.runtime.family_made(self.cell)
         except SystemClosed:
-            return None  # the supervisor is ending, and settles what waits; or it restarts, and calls again
+            return None  # the supervisor is ending, and settles waiting work; or it restarts, and calls again
         cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self, helps)))
         self._hired += 1
         cell.label = f"{self.name}-{self._hired}"
@@ -231,19 +231,19 @@ class Crew:
         return cell
 
     def rest(self, cell: Cell) -> None:
-        """A worker has nothing to do. It was hired for a call that it has not taken yet, or may be called."""
+        """Make a worker without work idle, unless it was hired for a call that it has not taken yet."""
         if self.called is not cell and cell not in self._leaving:
             self.idle[cell] = None
             self.call()  # work may have come while it was being restarted
 
     def answered(self, cell: Cell) -> None:
-        """A worker that was called is there."""
+        """Note that a called worker has arrived."""
         self.idle.pop(cell, None)
         if self.called is cell:
             self.called = None
 
     def unavailable(self, cell: Cell) -> None:
-        """A worker cannot take anything for now: its incarnation is over."""
+        """Note that the incarnation of a worker is over, so that it takes no work for now."""
         self.answered(cell)
         worker = self.workers.get(cell)
         if worker is not None:
@@ -252,7 +252,7 @@ class Crew:
         self.call()
 
     def gone(self, cell: Cell) -> None:
-        """A worker has ended for good."""
+        """Forget a worker that has ended for good."""
         self.answered(cell)
         self.workers.pop(cell, None)
         self.helpers.cells.pop(cell, None)
@@ -260,7 +260,7 @@ class Crew:
         self.call()
 
     def resize(self, size: int) -> None:
-        """Have so many workers at most. Surplus workers finish what they do."""
+        """Set the maximum number of workers. Surplus workers finish their work."""
         self.size = size
         surplus = len(self.workers) - len(self.helpers.cells) - len(self._leaving) - size
         # Idle ones first, the youngest first.
@@ -276,20 +276,20 @@ class Crew:
 
     @property
     def busy(self) -> int:
-        """Workers that run something now."""
+        """Number of workers that run work now."""
         return sum(1 for worker in self.workers.values() if worker is not None and worker.busy)
 
     def occupants(self) -> list[Any]:
-        """The nodes that keep all places, in the graph of waits; none if a place is free."""
+        """The nodes of the graph of waits that keep all places; empty if a place is free."""
         busy = [worker for worker in self.workers.values() if worker is not None and worker.busy and not worker.waits]
         if len(busy) < self.size or self.helpers.wants(self):
             return []
         return [node for worker in busy for node in worker.nodes()[-1:]]
 
-    # What becomes of attempts.
+    # Outcomes of attempts.
 
     def failed(self, tries: Tries, error: Exception, ms: float) -> Exception | None:
-        """What a task ends with after this attempt; None if it is to be tried again."""
+        """The final error of a task after this attempt; None if the task is tried again."""
         final = verdict(tries, error, retries=self.options.retries, max_crashes=self.options.max_crashes)
         if final is None:
             tries.elapsed_ms += ms
@@ -298,7 +298,7 @@ class Crew:
     def result(  # noqa: PLR0917 - called for each task: keywords would cost more than the rest
         self, task_id: str, name: str, worker: str, value: Any, error: Exception | None, tries: Tries | None, ms: float
     ) -> TaskResult[Any]:
-        """The result of a task, entered into the books."""
+        """Make the result of a task, and enter it into the ledger."""
         retries = 0
         if tries is not None:
             ms += tries.elapsed_ms
@@ -310,7 +310,7 @@ class Crew:
         return made
 
     def report(self, result: TaskResult[Any], call: FailedCall, tries: Tries | None) -> None:
-        """A task has failed for good: log it and make it a dead letter, before anybody gets its result."""
+        """Log a task that has failed for good and make it a dead letter, before its result is delivered."""
         task_type = full_name(call.function)
         retries = 0 if tries is None else tries.errors + tries.crashes
         report_failure(self.name, result, task_type, retries)
@@ -319,13 +319,13 @@ class Crew:
     # Idleness and the end.
 
     def hold(self) -> None:
-        """Something is under way that a drain waits for, and that keeps the system awake."""
+        """Count work in progress, for which a drain waits and which keeps the system awake."""
         if not self._open:
             self.runtime.awake += 1
         self._open += 1
 
     def release(self) -> None:
-        """It is over, or nobody waits for it now."""
+        """Undo one `hold`: the work is over, or waits only for its reader."""
         self._open -= 1
         if not self._open:
             self.runtime.dozed()
@@ -333,13 +333,12 @@ class Crew:
             self._end_if_closed()
 
     async def drained(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until no work is in progress."""
         await self.runtime.backend.checkpoint()
         while self._open:
             await self._when_done.wait()
 
     async def room(self) -> None:
-        """Wait until one more task may wait."""
         await self.runtime.backend.checkpoint()
         place = current_place.get()
         worker = None if place is None else place.worker
@@ -350,7 +349,7 @@ class Crew:
             await self._when_room.wait()
 
     async def _room_for(self, worker: PoolWorker) -> None:
-        """Work of this crew waits for room, and gives its place to work that makes some."""
+        """Wait for room on behalf of work of this crew, and give its place to work that makes room."""
         helpers = self.helpers
         while self.pending >= self.options.max_pending and not self.over:
             helpers.park(worker)
@@ -363,56 +362,55 @@ class Crew:
                 helpers.unpark(worker)
 
     def check_from_outside(self, what: str) -> None:
-        """Check that what waits for everything is none of it.
+        """Check that a caller that waits for all work of this crew is not itself such work.
 
         Raises:
-            DeadlockError: it is work of this crew.
+            DeadlockError: the caller is work of this crew.
         """
         place = current_place.get()
         if place is not None and place.worker is not None and place.worker.crew is self:
             raise DeadlockError(f"a task of the pool {self.name!r} waits for {what}, so for itself")
 
     def one_less(self) -> None:
-        """A task does not wait any more."""
+        """Note that a task no longer waits."""
         self.pending -= 1
         if self.pending == self.options.max_pending - 1:
             self._when_room.ring()
 
     def close(self) -> None:
-        """Take no more work, and end once everything is done."""
+        """Take no more work, and end once all work is done."""
         self.closed = True
         self._end_if_closed()
 
     def _end_if_closed(self) -> None:
         if self.closed and not self._open:
-            for work in list(self.works):  # streams that nobody reads
+            for work in list(self.works):  # streams without a reader
                 work.cancel()
             self.cell.shut_down()
 
     def cancel_all(self) -> int:
-        """Cancel everything, also what runs. Returns how many tasks and maps that were."""
+        """Cancel all work, including running work. Returns the number of cancelled tasks and maps."""
         works = list(self.works)
         for work in works:
             work.cancel()
         return len(works)
 
     def abort_pending(self) -> int:
-        """Cancel the tasks that wait. Returns how many."""
+        """Cancel waiting tasks. Returns their number."""
         return sum(work.drop("it was aborted before it ran") for work in list(self.works))
 
     async def ended(self) -> None:
-        """Wait until every worker has ended."""
         await Ref[Any](self.cell).ended()
 
     def has_ended(self) -> None:
-        """The supervisor has ended for good, and the workers with it: nobody will do what is left."""
+        """Cancel the remaining work, because the supervisor and its workers have ended for good."""
         self.over = self.closed = True
         self.cancel_all()
         self._when_room.ring()
 
 
 class CrewSupervisor(DynamicSupervisor):
-    """The supervisor of one crew. It has plain hooks only, so it needs no task, and is up at once."""
+    """The supervisor of one crew. It has only plain hooks, so it needs no task, and starts at once."""
 
     def __init__(self, crew: Crew) -> None:
         super().__init__(max_restarts=crew.options.max_restarts)

@@ -1,8 +1,8 @@
-"""Helpers of a crew: workers in the place of workers whose work waits for other work of a pool.
+"""Helpers of a crew: extra workers that replace workers whose work waits for other work of a pool.
 
-Work that waits for other work keeps its worker, and gives its place away: to a helper, which does only what work of
-pools waits for, and leaves when there is nothing of that. So work that waits for work of the same pool goes on however
-deep it is nested, and no more of it runs at a time than the pool has places.
+Work that waits for other work keeps its worker, but its place goes to a helper. A helper does only awaited work, and
+leaves when there is none. So work that waits for work of the same pool makes progress at any depth of nesting, and the
+number of running tasks never exceeds the number of places of the pool.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ __all__ = ["Helpers", "Place", "current_place", "in_graph", "place_given_away", 
 
 
 class Place(Protocol):
-    """What a worker does: one task, or items of a map."""
+    """The current work of a worker: one task, or items of a map."""
 
     worker: PoolWorker | None
-    """The worker; None once it is through with that."""
+    """The worker; None once it has finished this work."""
 
 
 current_place: Final[ContextVar[Place | None]] = ContextVar("cuelight_pool_place", default=None)
-"""What the running code belongs to, if it is work of a pool: also in tasks and callbacks that the work has started."""
+"""The pool work that the running code belongs to, if any. Tasks and callbacks that the work started inherit it."""
 
 awaited_work.append(current_place.get)
 
 
 class Helpers:
-    """The helpers of one crew, and what they are there for.
+    """The helpers of one crew, and the waits that call for them.
 
     Attributes:
         cells: the helpers; they are among the workers of the crew.
-        parked: workers of this crew whose work waits for work of whichever pool.
-        awaited: work of this crew that is waited for, and the workers whose work waits.
-        room_wanted: how many wait until one more task may be submitted; then helpers do what is next.
+        parked: number of workers of this crew whose work waits for work of any pool.
+        awaited: awaited work of this crew, with the workers whose work waits for it.
+        room_wanted: number of workers whose work waits for room to submit a task. Helpers then do any work.
     """
 
     def __init__(self) -> None:
@@ -55,51 +55,50 @@ class Helpers:
         self.room_wanted = 0
 
     def park(self, worker: PoolWorker) -> None:
-        """The work of a worker of this crew begins to wait."""
+        """Record that the work of a worker of this crew begins to wait."""
         worker.waits += 1
         self.parked += worker.waits == 1
 
     def unpark(self, worker: PoolWorker) -> None:
-        """It goes on. Harmless if the worker has ended meanwhile."""
+        """Record that the work goes on. Harmless if the worker has ended meanwhile."""
         if worker.waits:
             worker.waits -= 1
             self.parked -= not worker.waits
 
     def worker_is_over(self, worker: PoolWorker) -> None:
-        """A worker is no more."""
         self.parked -= worker.waits > 0
         worker.waits = 0
 
     def settled(self, work: Work) -> None:
-        """Work has ended: those who wait for it go on, in their own places."""
+        """Unpark the workers that wait for this work, which has ended. Their work goes on in their own places."""
         for worker in self.awaited.pop(work, ()):
             worker.crew.helpers.unpark(worker)
 
     def wants(self, crew: Crew) -> bool:
-        """Whether one more helper may come, and has something to do."""
+        """Whether there may be one more helper, and work for it."""
         return len(self.cells) < self.parked and self.next(crew) is not None
 
     def next(self, crew: Crew) -> Work | None:
-        """What a helper does next; None if there is nothing for it."""
+        """The next work of a helper; None if there is none."""
         found = next((work for work in self.awaited if work.ready), None)
         return crew.top() if found is None and self.room_wanted else found
 
     def stays(self) -> bool:
-        """Whether a helper may go on: not more of them are there than places were given away."""
+        """Whether a helper may go on: there are at most as many helpers as parked workers."""
         return len(self.cells) <= self.parked
 
 
 def waits_alone() -> bool:
-    """Whether nobody can wait for the running code, so that its wait needs no look: the usual case."""
+    """Whether no task or actor can wait for the running code, so that its wait needs no check: the usual case."""
     return not blocked and current_place.get() is None and handling.get() is None
 
 
 @contextmanager
 def place_given_away(work: Work) -> Generator[None]:
-    """While a task waits for work of a pool: if the task belongs to work of a pool, that gives its place away.
+    """Give the place of the running pool work, if any, to a helper while the task waits for other work of a pool.
 
     Raises:
-        DeadlockError: it would wait for itself, through whomever.
+        DeadlockError: the task would wait for itself, directly or through others.
     """
     place = current_place.get()
     worker = None if place is None else place.worker
@@ -125,7 +124,7 @@ def place_given_away(work: Work) -> Generator[None]:
 
 @contextmanager
 def in_graph(work: Work, worker: PoolWorker | None) -> Generator[None]:
-    """Enter the wait of the running task in the graph of waits, if others may wait for it."""
+    """Enter the wait of the running task into the graph of waits, if others may wait for this task."""
     task = running_task()
     cell = handling.get()
     owners: list[Any] = []

@@ -1,7 +1,7 @@
-"""What a pool keeps of tasks that have failed for good: dead letters.
+"""Dead letters: the tasks of a pool that have failed for good.
 
-The queue of dead letters lives in the package of tasks, above this one. That package gives the way to make one
-(`provide_dead_letters`), so a pool has one of its own without knowing more of it than `DeadLetterSink`.
+The class of the queue is in the package `tasks`, which is above this one. That package registers a factory
+(`provide_dead_letters`), so a pool can make a queue while it knows only the interface `DeadLetterSink`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class FailedCall(msgspec.Struct, frozen=True):
     """A task of a pool that has failed for good: the payload of its dead letter.
 
     Attributes:
-        function: what was called.
-        args: its arguments; of a map the item.
+        function: the function of the task.
+        args: its arguments; the item, for an item of a map.
         kwargs: its keyword arguments.
         name: the name of the task.
-        priority: the smaller go first.
-        timeout: seconds that an attempt may take; None for no limit. Of a `WorkerPool` its config counts.
+        priority: tasks with a smaller number go first.
+        timeout: seconds that an attempt may take; None for no limit. A `WorkerPool` uses its config instead.
     """
 
     function: Callable[..., Any]
@@ -58,7 +58,7 @@ class FailedCall(msgspec.Struct, frozen=True):
 
 
 class DeadLetterSink(Protocol):
-    """Where dead letters go: a `DeadLetterQueue` that keeps them in memory."""
+    """The interface of a `DeadLetterQueue` that keeps dead letters in memory."""
 
     def add_nowait(
         self,
@@ -71,17 +71,17 @@ class DeadLetterSink(Protocol):
         letter_id: str = "",
         way_back: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """Keep a letter. From any thread; does not wait."""
+        """Store a letter without waiting. May be called from any thread."""
         ...
 
 
 class Pool(Protocol):
-    """What a dead letter knows of the pool that it came from."""
+    """The interface of the pool that a dead letter came from."""
 
     name: str
 
     def submit_again(self, call: FailedCall, task_id: str) -> Any:
-        """Give the pool a task that has failed. What this returns is awaited if it can be."""
+        """Submit a failed task again. The caller awaits the returned value if it is awaitable."""
         ...
 
 
@@ -89,22 +89,22 @@ _make: list[Callable[[], DeadLetterSink]] = []
 
 
 def provide_dead_letters(make: Callable[[], DeadLetterSink]) -> None:
-    """Have pools make their queues of dead letters so."""
+    """Register the factory with which pools make their queues of dead letters."""
     _make[:] = [make]
 
 
 class DeadLetterBox:
-    """The dead letters of one pool. The queue is made with the first letter, or when somebody asks for it."""
+    """The dead letters of one pool. The queue is made with the first letter, or when it is first accessed."""
 
     def __init__(self, pool: Pool, given: DeadLetterSink | None) -> None:
-        """Set it up.
+        """Set the box up.
 
         Args:
-            pool: a letter holds it weakly, so that a pool that was dropped can go.
+            pool: the pool. Letters hold it weakly, so that a pool that was dropped can be freed.
             given: a queue that was made elsewhere, perhaps for several pools.
 
         Raises:
-            TypeError: that is no queue of dead letters that takes any.
+            TypeError: `given` is not a queue, or a queue that takes no letters.
         """
         if given is not None:
             _check(given)
@@ -114,14 +114,13 @@ class DeadLetterBox:
 
     @property
     def queue(self) -> DeadLetterQueue:
-        """The queue."""
         found = self._queue.get("queue")
-        # One step, whichever threads ask.
+        # `setdefault` is one step, also if several threads come here at once.
         queue: DeadLetterQueue = self._queue.setdefault("queue", _make[0]()) if found is None else found
         return queue
 
     def add(self, call: FailedCall, result: TaskResult[Any], task_type: str) -> None:
-        """Keep a task that has failed for good. Never raises, but for what ends programs."""
+        """Store a task that has failed for good. Raises only exceptions that end the program."""
         error = result.error
         try:
             sink: Any = self.queue
@@ -134,7 +133,7 @@ class DeadLetterBox:
                 letter_id=result.task_id,
                 way_back=self._submit_again,
             )
-        except BaseException as raised:  # for want of memory; or the queue was given, and is of a class of users
+        except BaseException as raised:  # no memory is left, or a queue of a user's class has failed
             if ends_the_program(raised):
                 raise
             log.exception("%s: no dead letter could be made of %s", self._name, result.task_id)

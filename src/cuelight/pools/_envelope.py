@@ -1,6 +1,6 @@
-"""A message that an actor pool has taken in, on its way to a member; and the reply of one that was asked."""
+"""A message in the queue of an actor pool or at a member, and the reply to a request."""
 
-# Messages and replies are Any here: the handle is typed.
+# Messages and replies are Any in this module; the public handle is typed.
 # pyright: reportUnknownVariableType=false
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["Envelope", "PooledReply"]
 
 
 class Members(Protocol):
-    """The pool, as a message sees it."""
+    """The interface of the pool for a message."""
 
     name: str
     seats: list[Seat]
 
     def done(self, envelope: Envelope) -> None:
-        """The slot of an envelope is done, in the queue or with a member."""
+        """Called when the slot of an envelope is done, in the queue or at a member."""
         ...
 
 
 class Envelope:
-    """A message and its slot. It is told (through `wake`, in the stead of an asker) when a member is done with it."""
+    """A message and its slot. The slot calls `wake` instead of waking an asker when a member is done with it."""
 
     __slots__ = ("_pool", "asked", "cell", "given_up", "reply")
 
@@ -47,33 +47,32 @@ class Envelope:
 
     def _watch(self, asked: Asked) -> None:
         self.asked = asked
-        heard_by: Any = self  # it is woken as an asker would be, and nobody awaits it
+        heard_by: Any = self  # the slot wakes it like an asker; no task awaits it
         asked.waiter = heard_by
 
     def wake(self) -> None:
-        """The slot is done."""
         self._pool.done(self)
 
     def give_to(self, cell: Cell) -> None:
-        """Put it into the mailbox of a member."""
+        """Put the message into the mailbox of a member."""
         self.cell = self.asked.cell = cell
         if not cell.put(self.asked):
             cell.line_up(self.asked)
 
     @property
     def stale(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether the slot is done: answered, failed or withdrawn."""
         return self.asked.state == DONE
 
     @property
     def untouched(self) -> bool:
-        """Whether a member that has ended gave it back, so that another can have it."""
+        """Whether a member ended before it began the message, so that another member can have it."""
         error = self.asked.error
         lost = error is not None and is_a(error, NotStarted) and not is_a(error, NotStartedTimeout)
         return lost and not self.given_up and self.cell is not None and self.cell.closed
 
     def renew(self, home: Cell) -> None:
-        """Make it fit to be given to another member, with what is left of its time."""
+        """Give the message a new slot for another member, with the same deadline."""
         old = self.asked
         asked = Asked(old.message, home, old.timeout)
         asked.due = old.due
@@ -86,27 +85,27 @@ class Envelope:
 
     @property
     def thing(self) -> str:
-        """What it is, for people who are told of a deadlock."""
+        """Its description in deadlock errors."""
         return f"an answer of the actor pool {self._pool.name!r}"
 
     @property
     def way_out(self) -> str:
-        """What to do about a deadlock."""
+        """The advice in deadlock errors."""
         return "Tell instead of ask, or ask from a background task (pipe_to_self)"
 
     def runners(self) -> list[Any] | None:
-        """The member that has it; None if it waits for one."""
+        """The member that has the message; None if it waits for a member."""
         if self.stale:
             return []
         return None if self.cell is None else [self.cell]
 
     def occupants(self) -> list[Any]:
-        """The members of which one must be free before it goes to one; none if one is, or will be for sure."""
+        """The members, one of which must become free first; empty if one is free, or certainly will be."""
         seats = self._pool.seats
         return [] if any(seat.ready or not seat.live for seat in seats) else [seat.cell for seat in seats]
 
     def settle(self) -> None:
-        """It is done with: wake the asker, or make a dead letter of a failure that nobody else would hear of."""
+        """Wake the asker, or make a dead letter of the failure of a told message, which has no asker."""
         if self.reply is not None:
             self.reply.wake()
             return
@@ -122,19 +121,20 @@ class Envelope:
         if is_a(error, ReplyError):
             return "refused"
         if is_a(error, ActorCrashed):
-            return "crashed" if cell.options.redeliver <= 1 else None  # one that is redelivered is laid to rest there
+            # For messages that are redelivered, the actor itself makes the dead letter.
+            return "crashed" if cell.options.redeliver <= 1 else None
         if is_a(error, NotStarted):
             return "stopped" if cell.closed or cell.dead else "unhandled"
         if not is_a(error, Interrupted):
-            return "unhandled"  # the rule did not know what to do with it
-        # A loop of its own that takes the next message has done with the last: nobody wanted a reply.
+            return "unhandled"  # the rule failed on the message
+        # An actor with its own `run` loop finishes a message by taking the next; no asker waited for a reply.
         return "interrupted" if not cell.table.own_run else None
 
 
 class PooledReply(Reply[Any]):
-    """The reply of `ActorPool.ask`. It follows its request to the member that gets it.
+    """The reply of `ActorPool.ask`. It follows its request from member to member.
 
-    The turn that has sent it remembers it as it remembers an `Asked`, and withdraws it at its end.
+    The turn that has sent the request remembers this reply like an `Asked`, and withdraws it when the turn ends.
     """
 
     __slots__ = ("_envelope", "_waiter", "sender", "unheard")
@@ -152,11 +152,11 @@ class PooledReply(Reply[Any]):
 
     @property
     def awaited(self) -> bool:
-        """Whether a task waits for it."""
+        """Whether a task awaits this reply."""
         return self._waiter is not None
 
     def hear(self) -> None:
-        """Somebody knows of the answer, or wants none."""
+        """Note that the answer was noticed, or is not wanted."""
         unheard, self.unheard = self.unheard, False
         if isinstance(unheard, Unheard):
             unheard.heard = True
@@ -166,7 +166,7 @@ class PooledReply(Reply[Any]):
         self.withdraw()
 
     def withdraw(self) -> None:
-        """Give it up, as its sender has ended; if nobody has awaited it, that is still a mistake."""
+        """Give the request up because its sender has ended. If the reply was never awaited, that is still a mistake."""
         self._envelope.given_up = True
         self._envelope.asked.cancel()
 
@@ -185,7 +185,7 @@ class PooledReply(Reply[Any]):
             requests.pop(self, None)
 
     def wake(self) -> None:
-        """The answer is there."""
+        """Wake the asker, because the answer has arrived."""
         if self.sender is not None:
             self._forget_sender()
         if self.unheard is True:

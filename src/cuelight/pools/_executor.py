@@ -1,4 +1,4 @@
-"""The seam between a worker and what runs its work: this task, a thread or another process."""
+"""The interface between a worker and the thread, process or other means that runs its work."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from typing import Any, Protocol
 __all__ = ["Executor", "Outcome", "Successes"]
 
 Outcome = tuple[bool, Any]
-"""(True, what it returned) or (False, the exception that it raised)."""
+"""(True, the returned value) or (False, the raised exception)."""
 
 
 class Successes(list[Any]):
-    """What the items of a chunk returned, when every one of them has succeeded."""
+    """The values that the items of a chunk returned, if every item has succeeded."""
 
 
 class Executor(Protocol):
-    """What runs the work of one worker: one call, or one chunk of a map, at a time.
+    """Interface of an object that runs the work of one worker: one call, or one chunk of a map, at a time.
 
-    Cancelling a call really stops the work where that can be done: an async function is cancelled, a
-    process is killed. A thread cannot be stopped: it is abandoned, and `abandoned` says how many of them still run.
-    After that, and after a worker's process has died, the next call has a fresh thread or process.
+    Cancelling a call stops the work where this is possible: an async function is cancelled, a process is killed. A
+    thread cannot be stopped. It is abandoned, and `abandoned` is the number of such threads that still run. After
+    that, and after the death of a process, the next call gets a new thread or process.
 
-    An executor may also have a method `run_many`: as `run_chunk`, but if all have succeeded it may return their bare
-    values, as `Successes`, because a tuple for each item takes time. Maps prefer it.
+    An executor may also have a method `run_many`. It works as `run_chunk`, but if all items have succeeded, it may
+    return the bare values as `Successes`, because a tuple for each item takes time. Maps prefer this method.
     """
 
     abandoned: int
-    """Threads of this executor that were left behind and still run."""
+    """Number of threads of this executor that were abandoned and still run."""
     replaced: int
-    """Threads and processes that were replaced."""
+    """Number of threads and processes that were replaced."""
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function and return its result. A checkpoint.
 
         Raises:
-            WorkerDied: the process died under it (killed, out of memory, `os._exit`).
-            Exception: what the function raised.
+            WorkerDied: the process died during the call (killed, out of memory, `os._exit`).
+            Exception: the exception that the function raised.
         """
         ...
 
     async def run_chunk(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Outcome]:
-        """Call the function with each item, in order; one round trip for all. A checkpoint.
+        """Call the function with each item, in order, in one round trip. A checkpoint.
 
         Returns:
-            One outcome for each item. If the process died at item k, outcome k is `(False, WorkerDied)`, and the items
-            after k were run by its successor.
+            One outcome for each item. If the process died at item k, outcome k is `(False, WorkerDied)`, and a new
+            process has run the items after k.
         """
         ...
 
     async def aclose(self) -> None:
-        """Stop the thread or process once it is idle; kill a process that is not. A checkpoint."""
+        """Stop the thread or process once it is idle, and kill a process that is busy. A checkpoint."""
         ...

@@ -1,6 +1,6 @@
-"""The error of a piece of work for what its function raised.
+"""Conversion of exceptions that a task's function raised to errors of the task.
 
-They look at the type of an exception alone: `isinstance` asks an object for its `__class__`, which is code of users.
+These functions look only at the type of an exception, because `isinstance` reads `__class__`, which may run user code.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ __all__ = [
 ]
 
 LONGEST_DELAY: Final = 366 * 86400.0
-"""Seconds: a service that says "never" is asked again after a year."""
+"""Longest delay in seconds: a rate limit without an end is tried again after a year."""
 
-_TRACEBACK: Final[Any] = BaseException.__dict__["__traceback__"]  # not what a subclass made of it
+_TRACEBACK: Final[Any] = BaseException.__dict__["__traceback__"]  # not an attribute of the same name of a subclass
 
 
 def is_a(error: BaseException, *kinds: type[BaseException]) -> bool:
-    """Whether the type of an exception is one of these, or a subclass of one."""
+    """Whether the type of an exception is one of these types, or a subclass of one."""
     return issubclass(type(error), kinds)
 
 
 def as_failure(name: str, error: BaseException) -> Exception:
     """The error of a task whose function raised `error`.
 
-    An exception group that holds only `Rejected`, or only `RateLimited`, is that. What is no `Exception` becomes the
-    cause of one, because it would end the reader of the result: `UnexpectedCancellation` for a cancellation,
-    `TaskFailed` for anything else.
+    An exception group that holds only `Rejected`, or only `RateLimited`, becomes this exception. An error that is not
+    an `Exception` would end the reader of the result. So it becomes the cause of an `Exception`:
+    `UnexpectedCancellation` for a cancellation, `TaskFailed` for anything else.
 
     Args:
         name: the name of the task or of its function.
-        error: what was raised; not a cancellation of the task itself.
+        error: the raised exception; not a cancellation of the task itself.
     """
     control = control_error(error, Rejected, RateLimited)
     if control is not None:
         return control
     if is_a(error, Exception):
-        return error  # type: ignore[return-value]  # looked at by its type
+        return error  # type: ignore[return-value]  # checked by its type
     failure: Exception
     if control_error(error, *_cancellations()) is not None:
         failure = UnexpectedCancellation(
@@ -76,14 +76,14 @@ def as_failure(name: str, error: BaseException) -> Exception:
 
 
 def _cancellations() -> tuple[type[BaseException], ...]:
-    """The cancellations of both event loops: a function may raise that of the other."""
+    """The cancellation classes of asyncio and trio: a function may raise that of the other event loop."""
     trio = sys.modules.get("trio")
     found: Any = getattr(trio, "Cancelled", None)
     return (asyncio.CancelledError,) if found is None else (asyncio.CancelledError, found)
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether another attempt makes no sense: the task refused itself, or wanted to end the program."""
+    """Whether no other attempt should follow: the task rejected itself, or tried to end the program."""
     if is_a(error, Rejected, PicklingError):
         return True
     cause = error.__cause__ if type(error) is TaskFailed else error
@@ -91,14 +91,14 @@ def is_final(error: BaseException) -> bool:
 
 
 def told_to_end() -> bool:
-    """Whether the running task was cancelled by the scope of its pool or of its actor, or by one around it."""
+    """Whether a cancel scope of the pool, of the actor, or around them has cancelled the running task."""
     return anyio.current_effective_deadline() == -math.inf
 
 
 def split_cancellation(
     raised: BaseException, cancelled: type[BaseException]
 ) -> tuple[BaseException | None, BaseException | None]:
-    """The cancellation in an exception, and what else is in it, in case it is a group."""
+    """Split an exception, which may be a group, into its cancellation and the rest; either may be None."""
     if is_a(raised, cancelled):
         return raised, None
     if not is_a(raised, BaseExceptionGroup):
@@ -106,12 +106,12 @@ def split_cancellation(
     group: Any = raised
     try:
         return group.split(cancelled)  # type: ignore[no-any-return]
-    except Exception:  # the group is of a class of users, which takes part in that
+    except Exception:  # the group is of a user's class, whose methods `split` calls
         return None, raised
 
 
 def forget_cancellation() -> None:
-    """The running task goes on although it was cancelled, by the work that it has done: asyncio counts that."""
+    """Reset asyncio's count of cancellations: the finished work has cancelled the running task, which goes on."""
     task = running_task()
     if isinstance(task, asyncio.Task):
         while task.cancelling():
@@ -119,7 +119,7 @@ def forget_cancellation() -> None:
 
 
 def rate_limit_delay(error: RateLimited) -> float:
-    """Seconds that a `RateLimited` asks for. A subclass may have made anything of `retry_after`."""
+    """The delay in seconds of a `RateLimited`. In a subclass `retry_after` may be any object."""
     try:
         delay = float(error.retry_after)
     except Exception:
@@ -128,7 +128,7 @@ def rate_limit_delay(error: RateLimited) -> float:
 
 
 def without_our_frame(error: BaseException) -> BaseException:
-    """The exception, with a traceback that begins below the frame that caught it: that frame holds it, a circle."""
+    """Remove the frame that caught the exception from its traceback, because frame and exception form a cycle."""
     trace = _TRACEBACK.__get__(error)
     if trace is not None:
         _TRACEBACK.__set__(error, trace.tb_next)

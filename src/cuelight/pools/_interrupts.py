@@ -1,8 +1,8 @@
-"""Ctrl-C comes at a bad moment: it is held back until a short step is over.
+"""Delay of Ctrl-C until a short step is over.
 
-Python raises `KeyboardInterrupt` in the main thread wherever that is, also in the middle of `threading.Thread.start`,
-which is not made for it: the new thread may never begin, or the exception may become a `RuntimeError`. Steps that are
-rare and that must be done whole are done with `InterruptsHeld`. All others can be interrupted.
+Python raises `KeyboardInterrupt` anywhere in the main thread, also inside `threading.Thread.start`, which cannot
+handle it: the new thread may never begin, or the exception may become a `RuntimeError`. Rare steps that must not be
+interrupted use `InterruptsHeld`. All other steps can be interrupted.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["InterruptsHeld"]
 
 
 class InterruptsHeld:
-    """For the time of a block SIGINT does nothing; at its end the handler of the program is called if it came.
+    """Holds SIGINT back during a block. If the signal came, the handler of the program is called at the end.
 
-    It is for blocks that take milliseconds at most. Elsewhere than in the main thread it does nothing: signals do not
-    interrupt other threads.
+    Use it for blocks that take milliseconds at most. In other threads than the main thread it does nothing, because
+    signals do not interrupt them.
     """
 
     __slots__ = ("_frame", "_handler", "_held")

@@ -1,4 +1,4 @@
-"""One task of a blocking pool: what is known of it, and what is made of that for others."""
+"""One task of a blocking pool, and its result and metrics."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["Job", "retry_delay"]
 
 
 class Job:
-    """A task. Everything about it changes under the lock of its pool; once `ended` is set nothing changes any more.
+    """A task. Its fields change only under the lock of its pool. Once `ended` is set, nothing changes any more.
 
     Attributes:
-        sequence: its place among its like; it keeps that when it is tried again.
-        kept: whether `wait_for_all` and the metrics know it.
-        listed: whether it is in the heap of what waits for a thread.
-        began: when its first attempt began, in seconds since the epoch; 0 before.
-        ended: when it ended, likewise; None before.
+        sequence: its position among tasks of the same priority, which it keeps when it is tried again.
+        kept: whether `wait_for_all` and the metrics include it.
+        listed: whether it is in the heap of tasks that wait for a thread.
+        began: time when its first attempt began, in seconds since the epoch; 0 before that.
+        ended: time when it ended, in seconds since the epoch; None before that.
         ran: seconds that its attempts ran.
         runner: the thread that runs it now.
-        waiters: batons of those who wait for it.
+        waiters: batons of the threads that wait for it.
     """
 
     __slots__ = (
@@ -85,32 +85,32 @@ class Job:
         self.outcome: TaskResult[Any] | None = None
 
     def attempt(self) -> tuple[bool, Any]:
-        """Call the function in this thread; whether it returned, and what it returned or raised."""
+        """Call the function in this thread. Returns (True, the value) or (False, the exception)."""
         try:
-            # A copy: the next attempt begins with the context as it was, and this one may be left behind inside of it.
+            # A copy: the next attempt begins with the original context, and this one may be abandoned inside the copy.
             return True, self.context.copy().run(self.function, *self.args, **self.kwargs)
         except BaseException as error:
             return False, without_our_frame(error)
 
     def let_go(self) -> object:
-        """Keep nothing of the call of a task that has ended.
+        """Release function, arguments and context of a task that has ended.
 
         Returns:
-            Values to drop outside of the lock, because dropping them may run code of users.
+            Values to drop outside of the lock, because dropping them may run user code.
         """
         spent = self.function, self.args, self.kwargs, self.context
         del self.function, self.args, self.kwargs, self.context
         return spent
 
     def call(self) -> FailedCall:
-        """What a dead letter keeps of it, while it has not ended."""
+        """The payload of its dead letter. Call it before the task ends."""
         return FailedCall(self.function, self.args, self.kwargs, self.name, self.priority)
 
     def taken_result(self, *, metrics: bool = True) -> TaskResult[Any]:
-        """The outcome of a task that has ended.
+        """The result of a task that has ended.
 
         Args:
-            metrics: whether it has metrics.
+            metrics: whether the result includes metrics.
         """
         if self.outcome is None:
             self.outcome = TaskResult(
@@ -127,7 +127,7 @@ class Job:
         return self.outcome
 
     def metrics(self) -> TaskMetrics:
-        """How it runs, or ran. Not under the lock, for the text of an error is code of users."""
+        """Its metrics. Call this without the lock, because describing an error runs user code."""
         error = self.error
         return TaskMetrics(
             task_id=self.id,
@@ -143,20 +143,20 @@ class Job:
 
 
 def retry_delay(error: Exception, retries: int, most: int, base: float, maximum: float) -> float | None:
-    """Seconds before the next attempt; None if the task is to be given up.
+    """Seconds before the next attempt; None if there is none.
 
-    `min(maximum, base * 2**retries)`, without jitter, so that a run can be repeated.
+    The delay is `min(maximum, base * 2**retries)`, without jitter, so that a run can be repeated.
 
     Args:
-        error: how the attempt ended.
-        retries: attempts after the first so far.
-        most: how many there may be.
+        error: the error of the last attempt.
+        retries: number of retries so far.
+        most: maximum number of retries.
         base: seconds before the first retry.
-        maximum: seconds at most.
+        maximum: maximum delay in seconds.
     """
     if is_a(error, RateLimited):
-        return rate_limit_delay(error)  # type: ignore[arg-type]  # looked at by its type
+        return rate_limit_delay(error)  # type: ignore[arg-type]  # checked by its type
     if retries >= most or is_final(error):
         return None
-    # 2.0**1024 overflows; no delay needs so many doublings.
+    # 2.0**1024 overflows; no delay needs as many doublings.
     return min(maximum, base * 2.0 ** min(retries, 1000)) if base else 0.0

@@ -1,4 +1,4 @@
-"""The books of a pool: totals, and how the last tasks ran."""
+"""The ledger of a pool: totals, and metrics of the last tasks."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ __all__ = ["COMPLETED", "Ledger"]
 COMPLETED = TaskStatus.COMPLETED
 
 Line = tuple[str, int, int, str, TaskStatus, float, float, str, int, str | None]
-"""What is kept of a task: identifier, number of the first, count, name, status, end, milliseconds, worker, retries and
-the text of its error.
+"""The record of a task: identifier, number of the first item, count, name, status, end, milliseconds, worker, retries
+and the text of its error.
 
-With a count above 0 the line is for so many items of a map, which were done together. A plain tuple, because most items
-have one of their own. No result and no traceback: they may be large.
+A line with a count above 0 records this number of items of a map, which were done together. It is a plain tuple,
+because most items have a line of their own. It holds no result and no traceback, which may be large.
 """
 
 
 class Ledger:
-    """Totals over all crews that a pool has had, and a line for each of the last tasks.
+    """Totals over all crews of a pool, and a line for each of the last tasks.
 
     Attributes:
-        totals: the counts. What is true only now (workers, pending) is filled in by the pool.
+        totals: the counts. The pool fills in the current values (workers, pending).
         note: adds a line.
     """
 
     def __init__(self, keep: int) -> None:
         self.totals = PoolStats()
         self._keep = keep
-        self._executors: dict[int, Executor] = {}  # by identity: what they are equal to is for users to say
+        self._executors: dict[int, Executor] = {}  # by identity, because users may define equality of executors
         self._lines: deque[Line] = deque(maxlen=keep)
         self.note = self._lines.append
 
     def enter(self, result: TaskResult[Any], retries: int = 0) -> None:
-        """A task has ended."""
+        """Record the end of a task."""
         totals, error = self.totals, result.error
         text = None
         if error is None:
@@ -66,23 +66,22 @@ class Ledger:
     def enter_many(  # noqa: PLR0917 - the columns of a line
         self, task_id: str, first: int, items: int, name: str, ended: float, ms: float, worker: str
     ) -> None:
-        """So many consecutive items of a map have succeeded."""
+        """Record that consecutive items of a map have succeeded."""
         totals = self.totals
         totals.completed += items
         totals.total_elapsed_ms += ms * items
         self.note((task_id, first, items, name, COMPLETED, ended, ms, worker, 0, None))
 
     def hired(self, executor: Executor) -> None:
-        """A thread or process has come to be."""
+        """Record a new executor."""
         self._executors[id(executor)] = executor
 
     def retired(self, executor: Executor) -> None:
-        """It was let go. Threads that it has abandoned are counted until they end."""
+        """Forget an executor, unless threads that it has abandoned still run: those are counted until they end."""
         if not _count(executor, "abandoned") and self._executors.pop(id(executor), None) is not None:
             self.totals.replaced += _count(executor, "replaced")
 
     def stats(self) -> PoolStats:
-        """A copy of the totals."""
         executors = list(self._executors.values())
         return replace(
             self.totals,
@@ -91,7 +90,7 @@ class Ledger:
         )
 
     def metrics(self) -> dict[str, TaskMetrics]:
-        """How the last tasks ran, the latest last."""
+        """Metrics of the last tasks, the latest last."""
         latest_first: list[TaskMetrics] = []
         for task_id, first, items, name, status, ended, ms, worker, retries, error in reversed(self._lines):
             names = [f"{task_id}-{first + at}" for at in range(items)] or [task_id]
@@ -105,7 +104,7 @@ class Ledger:
 
 
 def _count(executor: Executor, name: str) -> int:
-    """What an executor has counted; 0 if one of a user does not count."""
+    """A counter of an executor; 0 if a user's executor has no valid one."""
     try:
         return int(getattr(executor, name))
     except Exception:

@@ -1,4 +1,4 @@
-"""The handle on a map: await it for all results, or loop over it for one after another."""
+"""The handle of a map: await it for all results, or iterate over it for one result after another."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Results(list[TaskResult[R]]):
-    """The results of a map, in the order of its items (as they were completed, with `ordered=False`)."""
+    """The results of a map, in the order of its items (with `ordered=False` in the order of completion)."""
 
     @property
     def values(self) -> list[R]:
-        """What those items returned that succeeded."""
+        """The returned values of the items that succeeded."""
         return [result.unwrap() for result in self if result.error is None]
 
     @property
     def errors(self) -> list[Exception]:
-        """The errors of those items that failed."""
+        """The errors of the items that failed."""
         return [result.error for result in self if result.error is not None]
 
 
 class Crews(Protocol):
-    """The pool, as a map sees it."""
+    """The interface of the pool for a map."""
 
     name: str
 
     @property
     def crew(self) -> Crew | None:
-        """The crew of the pool's block, or of the system that it lives in."""
+        """The crew of the pool's block, or of its given system; None if there is neither."""
         ...
 
     def opened(self) -> AbstractAsyncContextManager[Crew]:
-        """That crew, or one for this call only."""
+        """The crew of the pool, or a crew for this call only."""
         ...
 
 
 class Map(Generic[R]):
-    """What `pool.map` returns. Use it once: `await` it, or `async for result in` it.
+    """The handle that `AsyncWorkerPool.map` returns. Use it once: `await` it, or `async for result in` it.
 
-    Nothing is read or run before that.
+    The map reads and runs nothing before that.
     """
 
     __slots__ = ("__weakref__", "_pool", "_request", "_used")
@@ -73,11 +73,14 @@ class Map(Generic[R]):
         self._used = True
 
     def __await__(self) -> Generator[Any, Any, Results[R]]:
-        """Wait for all results. Cancelling that cancels what runs, waits until it has stopped, and closes the source.
+        """Wait for all results.
+
+        If the caller is cancelled, running items are cancelled. The call returns once they have stopped and the source
+        is closed.
 
         Raises:
-            Exception: what the source of the items, or the progress callback, raised.
-            TaskCancelled: the pool was told to cancel everything.
+            Exception: the exception that the source of the items, or the progress callback, raised.
+            TaskCancelled: the pool cancelled all its work.
             PoolClosed: the pool was shut down.
         """
         self._use()
@@ -102,7 +105,8 @@ class Map(Generic[R]):
         """Read the results one by one, while the map runs a little ahead.
 
         Raises:
-            PoolClosed: the pool is not in its block: who would end the workers if the loop is left early?
+            PoolClosed: the pool is not in its block. Without a block, the workers would not end when the loop is left
+                early.
         """
         self._use()
         crew = self._pool.crew
@@ -125,7 +129,7 @@ class Map(Generic[R]):
 
 
 class MapStream(AsyncIterator[TaskResult[R]]):
-    """The results of a map as they come. Dropping it (`break`), or `aclose()`, cancels what still runs."""
+    """The results of a map as they arrive. Dropping the stream (`break`), or `aclose()`, cancels running items."""
 
     __slots__ = ("__weakref__", "_run", "_store")
 
@@ -136,11 +140,13 @@ class MapStream(AsyncIterator[TaskResult[R]]):
         return self
 
     async def __anext__(self) -> TaskResult[R]:
-        """The next result. A checkpoint only if it is not there yet. Cancelled, the map is cancelled.
+        """Return the next result. A checkpoint only if the result is not there yet.
+
+        If the caller is cancelled, so is the map.
 
         Raises:
-            Exception: what the source of the items, or the progress callback, raised.
-            TaskCancelled: the pool was told to cancel everything, or has ended.
+            Exception: the exception that the source of the items, or the progress callback, raised.
+            TaskCancelled: the pool cancelled all its work, or has ended.
             anyio.BusyResourceError: another task waits for the next result.
         """
         run, store = self._run, self._store
@@ -163,10 +169,10 @@ class MapStream(AsyncIterator[TaskResult[R]]):
         return result
 
     async def aclose(self) -> None:
-        """Cancel what still runs, wait until it has stopped, and close the source. Harmless when it is over.
+        """Cancel running items, wait until they have stopped, and close the source. Harmless when the map is over.
 
         Raises:
-            Exception: what the source raised when it was closed.
+            Exception: the exception that the source raised when it was closed.
         """
         before = self._run.failure
         self._run.abandon()

@@ -1,4 +1,4 @@
-"""What a map was asked for, and the small things that belong to one."""
+"""The arguments of a map, and small parts of one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["MapPlace", "MapRequest", "map_failure"]
 
 
 class MapRequest(msgspec.Struct, frozen=True):
-    """What `AsyncWorkerPool.map` was asked for."""
+    """The checked arguments of `AsyncWorkerPool.map`."""
 
     function: Callable[[Any], Any]
     items: Any
@@ -35,7 +35,7 @@ class MapRequest(msgspec.Struct, frozen=True):
 
 
 class MapPlace:
-    """What items of the map that one worker does belong to."""
+    """The place of the items of a map that one worker runs."""
 
     __slots__ = ("worker",)
 
@@ -44,9 +44,10 @@ class MapPlace:
 
 
 def map_failure(name: str, error: BaseException) -> Exception:
-    """What awaiting a map raises when its source or its callback has raised this.
+    """The error of a map whose source or progress callback raised `error`.
 
-    `StopAsyncIteration` would look like the end of the results, and what is no `Exception` would end more than the map.
+    `StopAsyncIteration` would look like the end of the results, and an error that is not an `Exception` would end more
+    than the map. So both are replaced.
     """
     if is_a(error, StopIteration, StopAsyncIteration):
         failure = RuntimeError(f"the source of the map of {name}, or its progress callback, raised {type_name(error)}")

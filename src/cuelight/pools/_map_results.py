@@ -1,4 +1,4 @@
-"""Where the results of a map go: into a list, or to a reader."""
+"""The destinations of the results of a map: a list, or a reader."""
 
 from __future__ import annotations
 
@@ -15,30 +15,28 @@ __all__ = ["Gathered", "Store", "Streamed"]
 
 
 class Store(Protocol):
-    """Where the results of a map go."""
+    """The destination of the results of a map."""
 
     limit: float
-    """So many items may be taken in all, until results are read."""
+    """Maximum number of items taken since the start of the map. It grows when results are read."""
 
-    def opened(self, run: MapRun) -> None:
-        """The map begins."""
-        ...
+    def opened(self, run: MapRun) -> None: ...
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
-        """The result of an item."""
+        """Accept the result of an item."""
         ...
 
     def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        """The results of consecutive items."""
+        """Accept the results of consecutive items."""
         ...
 
     def closed(self) -> None:
-        """There will be no more results."""
+        """Called when there will be no more results."""
         ...
 
 
 class Gathered:
-    """All results in a list: in the order of the items, or as they are completed."""
+    """Collects all results in a list, in the order of the items or of completion."""
 
     limit = math.inf
 
@@ -49,7 +47,7 @@ class Gathered:
         """Nothing to do."""
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Put it in its place; those before it that are missing still come."""
+        """Put the result in its place. Missing results before it arrive later."""
         results = self._results
         if not self._ordered or index == len(results):
             results.append(result)
@@ -59,7 +57,6 @@ class Gathered:
             results[index] = result
 
     def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        """Put them in their places."""
         if not self._ordered:
             self._results.extend(results)
         else:
@@ -73,7 +70,7 @@ class Gathered:
 
 
 class Streamed:
-    """Results for a reader, a window ahead of it at most."""
+    """Keeps results for a reader. The map is at most one window ahead of the reader."""
 
     def __init__(self, *, ordered: bool) -> None:
         self._ordered = ordered
@@ -85,12 +82,11 @@ class Streamed:
         self.waiter: Waiter | None = None
 
     def opened(self, run: MapRun) -> None:
-        """The map begins."""
         self._run = run
         self.limit = run.window
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Hand it out, once those before it were, if order matters."""
+        """Make the result readable; if ordered, after all results before it."""
         if not self._ordered:
             self._out.append(result)
         elif index == self._next:
@@ -106,12 +102,11 @@ class Streamed:
             self.waiter.wake()
 
     def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        """Hand them out."""
         for index, result in enumerate(results, first):
             self.put(index, result)
 
     def closed(self) -> None:
-        """Wake the reader: there will be no more."""
+        """Wake the reader, because there will be no more results."""
         self._wake()
 
     def _wake(self) -> None:
@@ -119,12 +114,12 @@ class Streamed:
             self.waiter.wake()
 
     def clear(self) -> None:
-        """Nobody will read what is left."""
+        """Drop the remaining results, which nobody will read."""
         self._out.clear()
         self._early.clear()
 
     def pop(self) -> TaskResult[Any] | None:
-        """The next result, if it is there."""
+        """The next result; None if it is not there yet."""
         if not self._out:
             return None
         result = self._out.popleft()

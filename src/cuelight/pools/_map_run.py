@@ -1,12 +1,12 @@
-"""A map while it runs: workers take its items, and its results go into a list or to a reader.
+"""A running map: workers take its items, and its results go into a list or to a reader.
 
 Invariants:
-1. Each item that was taken from the source has one result, or the map as a whole ends early.
-2. A stream is never more than its window ahead of its reader: items taken and results not yet read.
-3. A map is over once nothing of it runs and its source is closed; whoever waits for it hears of that only then.
+1. Each item that was taken from the source gets one result, or the map as a whole ends early.
+2. The items taken by a stream whose results are not yet read never exceed its window.
+3. A map is over once none of its items runs and its source is closed. Only then are waiting tasks notified.
 """
 
-# Functions, items and results are Any here: the handles in `_map` are typed.
+# Functions, items and results are Any in this module; the handles in `_map` are typed.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ log = get_log("cuelight")
 
 
 class MapRun:
-    """The work of one map; see `Work`."""
+    """A map as `Work` of a crew."""
 
     def __init__(self, crew: Crew, request: MapRequest, store: Store) -> None:
         self.priority, self.serial = request.priority, 0
@@ -82,28 +82,28 @@ class MapRun:
             self.fail(error)
         self.refresh()
 
-    # Its state.
+    # State.
 
     @property
     def window(self) -> int:
-        """How many items a stream may be ahead of its reader."""
+        """Number of items that a stream may be ahead of its reader."""
         if self._request.buffer is not None:
             return self._request.buffer
         return 2 * self.crew.size * self.chunks.size
 
     @property
     def over(self) -> bool:
-        """Whether nothing of it is left, but perhaps results to be read."""
+        """Whether the map is over. There may still be unread results."""
         return self._over
 
     def refresh(self) -> None:
-        """Look again whether workers can take something, and whether it is over."""
+        """Update whether workers can take items, and whether the map is over."""
         if not (self.ended or self.exhausted):
             room = self.store.limit - self.taken
             if room > 0 or self.running or self.delayed:
                 self._hold()
             else:
-                self._let_go()  # it waits for its reader alone
+                self._let_go()  # it waits only for its reader
             self.source.wanted(int(min(room, self.crew.size * self.chunks.size)))
             self._set_ready(bool(self.again) or (room > 0 and self.source.has_items))
         else:
@@ -141,13 +141,13 @@ class MapRun:
             self.reporter.close()
 
     async def settled(self) -> None:
-        """Wait until it is over."""
+        """Wait until the map is over."""
         if not self._over:
             with place_given_away(self):
                 await self.until_over()
 
     async def until_over(self) -> None:
-        """As `settled`, for a map that was cancelled: nobody can be in its way."""
+        """As `settled`, without giving the place away: a cancelled map needs no worker to end."""
         while not self._over:
             await self._bell.wait()
 
@@ -155,48 +155,48 @@ class MapRun:
 
     @property
     def thing(self) -> str:
-        """What it is, for people who are told of a deadlock."""
+        """Its description in deadlock errors."""
         return f"map of {self.name!r} of the pool {self.crew.name!r}"
 
     def runners(self) -> list[Any] | None:
-        """The nodes that run items of it; None if it waits for a worker."""
+        """The nodes that run its items; None if it waits for a worker."""
         if self._workers:
             return [node for worker in self._workers for node in worker.nodes()]
         return None if self.ready else []
 
     def occupants(self) -> list[Any]:
-        """The nodes of which one must end before it can begin."""
+        """The nodes that keep all places, one of which must end before it can begin."""
         return self.crew.occupants()
 
     @property
     def way_out(self) -> str:
-        """What to do about a deadlock."""
+        """The advice in deadlock errors."""
         return OUTSIDE
 
     def waiter(self) -> Waiter:
-        """A place for its reader to sleep."""
+        """A new waiter for its reader."""
         return self.crew.runtime.backend.waiter()
 
     def cancel(self) -> bool:
-        """Stop what runs, and take no more items. Returns whether it was not over yet."""
+        """Stop running items, and take no more. Always returns True."""
         self.end(TaskCancelled(f"the map of {self.name} was cancelled"))
         return True
 
     def drop(self, why: str) -> bool:
-        """A map is no task that waits."""
+        """Do nothing, because a map is not a waiting task."""
         return False
 
     def fail(self, error: BaseException) -> None:
-        """End the map as a whole: its source or its progress callback raised."""
+        """End the map because its source or its progress callback raised."""
         self.end(map_failure(self.name, error))
 
     def lost(self, items: int, error: BaseException) -> None:
-        """The results of items that were taken could not be entered: the map ends, rather than wait for them."""
+        """End the map because results of taken items could not be recorded, so that it does not wait for them."""
         self.running -= items
         self.fail(error)
 
     def abandon(self) -> None:
-        """End the map: nobody wants more results. Called from any thread, as the garbage collector may."""
+        """End the map, because its reader is gone. May be called from any thread, as the garbage collector does."""
         if self._over or self.ended:
             return
         if get_ident() == self.crew.thread:
@@ -208,7 +208,7 @@ class MapRun:
                 pass  # the loop has ended, and the map with it
 
     def end(self, error: BaseException | None) -> None:
-        """Stop what runs, and take no more items; the first error counts."""
+        """Stop running items, and take no more. The map fails with the first error."""
         if self._over:
             return
         if self.failure is None:
@@ -223,13 +223,13 @@ class MapRun:
                 worker.stop_task(Cut.CANCELLED)
             self.source.close(self)
         if self.crew.over:
-            self.running = 0  # nobody is left who could run anything
+            self.running = 0  # no worker is left
         self.refresh()
 
     # Work.
 
     async def serve(self, worker: PoolWorker) -> None:
-        """Have a worker do items until there are none, or something more urgent."""
+        """Have a worker run items until there are none, or more urgent work is ready."""
         self._workers[worker] = None
         place = MapPlace(worker)
         context = self.context.copy()
@@ -245,17 +245,17 @@ class MapRun:
 
     @property
     def endless_room(self) -> bool:
-        """Whether a worker may take items without a look at anything but the source."""
+        """Whether a worker may take items without checking anything but the source."""
         return self.store.limit == math.inf and type(self.source) is SyncSource
 
     def take(self) -> Taken | None:
-        """The next item; None if there is none just now."""
+        """Take the next item; None if there is none now."""
         if self.again:
             taken = self.again.popleft()
         else:
             try:
                 item = self.source.next()
-                if self.ended:  # by its own source
+                if self.ended:  # its own source has ended the map
                     self.source.close(self)
                     return None
             except BaseException as error:
@@ -271,7 +271,7 @@ class MapRun:
         return taken
 
     def source_over(self, error: BaseException) -> None:
-        """There are no more items: the source has ended, or failed."""
+        """Note that there are no more items, because the source has ended or failed."""
         self.exhausted = True
         if is_a(error, StopIteration):
             self.refresh()
@@ -281,8 +281,8 @@ class MapRun:
             raise error
 
     def take_many(self, most: int) -> tuple[int, list[Any]]:
-        """Up to so many items, and the number of the first; no items if there are none just now."""
-        first = self.take()  # it sees to all that can be the matter
+        """Take up to `most` items. Returns the number of the first, and the items; no items if there are none now."""
+        first = self.take()  # it handles all special cases
         if first is None:
             return 0, []
         index, item = first
@@ -301,7 +301,7 @@ class MapRun:
             self.running += more
             self.taken += more
             self.totals.submitted += more
-            if self.ended:  # by its own source
+            if self.ended:  # its own source has ended the map
                 self.source.close(self)
             self.refresh()
         return index, items
@@ -315,7 +315,7 @@ class MapRun:
         fatal: BaseException | None,
         ms: float,
     ) -> None:
-        """An attempt at an item is over: it has its result, or is tried again."""
+        """Record the end of an attempt at an item: store its result, or try it again."""
         crew, index = self.crew, taken[0]
         self.running -= 1
         tries = self.tries.get(index) if self.tries else None
@@ -337,7 +337,7 @@ class MapRun:
             if error is not None and not is_a(error, TaskCancelled):
                 call = FailedCall(self.function, (taken[1],), {}, self.name, self.priority, self.timeout)
                 crew.report(result, call, tries)
-        except BaseException as broken:  # for want of memory
+        except BaseException as broken:  # no memory is left
             self.fail(broken)
             raise
         if not self.ended:
@@ -352,7 +352,7 @@ class MapRun:
         self.refresh()
 
     def settle_one(self, index: int, value: Any, worker: str, ms: float) -> None:
-        """An item has succeeded, at its first attempt. As `settle`, in less time."""
+        """Record that an item has succeeded at its first attempt. A faster `settle`."""
         self.running -= 1
         now = time()
         task_id = f"{self.task_id}-{index}"
@@ -362,7 +362,7 @@ class MapRun:
             totals.total_elapsed_ms += ms
             self._note((task_id, 0, 0, self.name, COMPLETED, now, ms, worker, 0, None))
             self._put(index, TaskResult(task_id, True, value, None, ms, self.name, worker, now, None))
-        except BaseException as broken:  # for want of memory
+        except BaseException as broken:  # no memory is left
             self.fail(broken)
             raise
         if self.reporter is not None:
@@ -371,7 +371,7 @@ class MapRun:
             self.refresh()
 
     def settle_many(self, first: int, values: list[Any], worker: PoolWorker, ms: float) -> None:
-        """The items from number `first` on have succeeded, each in `ms` milliseconds."""
+        """Record that the items from number `first` on have succeeded, each in `ms` milliseconds."""
         prefix, name, label, now = self.task_id, self.name, worker.label, time()
         self.running -= len(values)
         try:
@@ -379,7 +379,7 @@ class MapRun:
             self.crew.ledger.enter_many(prefix, first, len(values), name, now, ms, label)
             if not self.ended:
                 self.store.put_many(first, results)
-        except BaseException as broken:  # for want of memory
+        except BaseException as broken:  # no memory is left
             self.fail(broken)
             raise
         if not self.ended:
@@ -388,10 +388,11 @@ class MapRun:
             self.refresh()
 
     def report(self, items: int) -> None:
-        """Tell how far it is, if somebody wants to know."""
+        """Report progress, if there is a reporter."""
         if self.reporter is not None:
             try:
-                self.context.copy().run(self.reporter.advance, items)  # it may end the map, whose source is closed then
+                # The callback may end the map, which closes the source.
+                self.context.copy().run(self.reporter.advance, items)
             except BaseException as error:
                 self.fail(error)
                 if ends_the_program(error):

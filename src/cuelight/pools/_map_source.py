@@ -1,10 +1,10 @@
-"""Where a map has its items from: an iterator that workers advance, or an async one with a reader of its own.
+"""The sources of the items of a map: an iterator that workers advance, or an async iterator with its own reader.
 
-An async source is read by one actor, from its first item to its close, because it may hold a cancel scope or a task
-group, which belong to one task.
+One actor reads an async source, from its first item to its close, because the source may hold a cancel scope or a
+task group, which belong to one task.
 """
 
-# Items are Any here: the handles in `_map` are typed.
+# Items are Any in this module; the handles in `_map` are typed.
 # pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ if TYPE_CHECKING:
 __all__ = ["END", "AsyncSource", "Sink", "Source", "SyncSource", "close_generator", "count_items", "source_of"]
 
 END = object()
-"""There are no more items."""
+"""Marks the end of an async source."""
 
 CLOSE_LIMIT: Final = 10.0
 """Seconds that an async generator may take to close before it is cancelled."""
 
 
 class Sink(Protocol):
-    """The map that a source feeds."""
+    """The interface of the map for its source."""
 
     def refresh(self) -> None:
-        """Something has changed: there are items, or there will be no more."""
+        """Called when there are items, or there will be no more."""
         ...
 
     def fail(self, error: BaseException) -> None:
-        """The source is broken."""
+        """Called when the source has failed."""
         ...
 
 
 _WITHOUT_CODE: Final = frozenset({type(iter([])), type(iter(())), type(iter(range(1))), type(iter(""))})
-"""Iterators that run no code of users, so that it does not matter in which context they are advanced."""
+"""Iterators that run no user code, so they may be advanced in any context."""
 
 
 class SyncSource:
-    """A plain iterable. It is read in the loop, in the context of the map, by whichever worker is idle."""
+    """A plain iterable. Idle workers read it in the event loop, in the context of the map."""
 
     def __init__(self, items: Iterable[Any], context: Context) -> None:
         self._iterator: Iterator[Any] = context.run(iter, items)
@@ -66,34 +66,34 @@ class SyncSource:
         self.busy = False
 
     def next_many(self, most: int) -> list[Any]:
-        """Up to so many items. Fewer does not mean that there are no more."""
+        """Up to `most` items. If there are fewer, this does not mean the end of the source."""
         return self._context.run(list, islice(self._iterator, most))
 
     def start(self, crew: Crew, sink: Sink) -> None:
-        """Nothing needs to be started."""
+        """Do nothing: a plain iterable needs no reader."""
 
     def close(self, sink: Sink) -> None:
-        """Read no more; a generator is closed."""
+        """Read no more items, and close a generator."""
         self.next = _end
         try:
             if getattr(self._iterator, "gi_running", False):
-                return  # it is ending its own map, and is closed once it has yielded
+                return  # the generator is ending its own map, and is closed once it has yielded
             self._context.run(close_generator, self._iterator)
         except BaseException as error:
             sink.fail(error)
 
     def wanted(self, room: int) -> None:
-        """Nothing is read ahead."""
+        """Do nothing: a plain iterable is not read ahead."""
 
 
 def close_generator(iterator: Any) -> None:
-    """Close a source that is a generator, and does not run."""
+    """Close the source if it is a generator that is not running."""
     if isinstance(iterator, Generator) and not getattr(iterator, "gi_running", False):
         iterator.close()
 
 
 def count_items(items: Any) -> int | None:
-    """How many items there are, if their source says that. A source that cannot count is read all the same."""
+    """Number of items, if the source has a length that can be read; otherwise None."""
     try:
         return len(items) if isinstance(items, Sized) else None
     except BaseException as error:
@@ -107,7 +107,7 @@ def _end() -> Any:
 
 
 class AsyncSource:
-    """An async iterable, read by an actor of its own, only when workers want items."""
+    """An async iterable. Its own actor reads it, only when workers want items."""
 
     def __init__(self, items: AsyncIterable[Any], context: Context) -> None:
         self._items, self._context = items, context
@@ -120,14 +120,14 @@ class AsyncSource:
 
     @property
     def has_items(self) -> bool:
-        """Whether `next` returns an item now, or says that there are no more."""
+        """Whether `next` returns an item now, or there are no more items."""
         return bool(self._ahead) or self._ended
 
     def next(self) -> Any:
-        """The next item.
+        """Return the next item.
 
         Raises:
-            StopIteration: there are no more.
+            StopIteration: there are no more items.
         """
         if self._ahead:
             item = self._ahead.popleft()
@@ -136,20 +136,20 @@ class AsyncSource:
         raise StopIteration
 
     def next_many(self, most: int) -> list[Any]:
-        """Up to so many items, of those that were read ahead."""
+        """Up to `most` of the items that were read ahead."""
         items = [self._ahead.popleft() for _ in range(min(most, len(self._ahead)))]
         self._wake()
         return items
 
     def start(self, crew: Crew, sink: Sink) -> None:
-        """Begin to read, in the context of the map."""
+        """Start the reader, in the context of the map."""
         family = crew.runtime.family_made(crew.cell)
         self.busy = True
         self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
         self._cell.bonds_made().call_when_ended(lambda _exit: self._over(sink))
 
     def wanted(self, room: int) -> None:
-        """Read so far ahead."""
+        """Set how many items to read ahead."""
         self._room = room
         self._wake()
 
@@ -181,7 +181,7 @@ class AsyncSource:
             await self._close(iterator, sink)
 
     def _failed(self, error: BaseException, sink: Sink) -> None:
-        """The source raised something, unless its reader was told to end."""
+        """Report an exception of the source, unless the reader itself was cancelled."""
         if ends_the_program(error):
             sink.fail(error)
             raise error
@@ -209,7 +209,7 @@ class AsyncSource:
         sink.refresh()
 
     def close(self, sink: Sink) -> None:
-        """Read no more: what is being read is cancelled, and an async generator closed."""
+        """Read no more items: cancel the current read, and close an async generator."""
         self._ahead.clear()
         self._ended = True
         if self._cell is not None and self.busy:
@@ -222,14 +222,14 @@ Source = SyncSource | AsyncSource
 
 
 def source_of(items: Any, context: Context) -> Source:
-    """The source for what was given to `map`.
+    """The source for the `items` argument of `map`.
 
     Args:
-        items: what was given.
-        context: where code of users runs that the source consists of.
+        items: an iterable or async iterable.
+        context: the context in which the user code of the source runs.
 
     Raises:
-        TypeError: it cannot be iterated.
+        TypeError: `items` cannot be iterated.
     """
     if isinstance(items, AsyncIterable):
         return AsyncSource(items, context)

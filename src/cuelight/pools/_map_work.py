@@ -1,6 +1,6 @@
-"""The two ways in which a worker does the items of a map: in the loop, or in chunks in its thread or process."""
+"""How a worker runs the items of a map: in the event loop, or in chunks in its thread or process."""
 
-# Functions, items and results are Any here: the handles in `_map` are typed.
+# Functions, items and results are Any in this module; the handles in `_map` are typed.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Taken = tuple[int, Any]
 
 
 @types.coroutine
-def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much as one
+def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as much as the item
     run: MapRun, worker: PoolWorker, context: Context
 ) -> Generator[Any, Any, None]:
-    """Await the function for one item after another, while the map is next in line.
+    """Await the function for one item after another, while the map is the most urgent work.
 
-    Each item has a copy of the context, so that what one item sets is not there for the next.
+    Each item runs in its own copy of the context, so that variables set by one item do not reach the next.
     """
     timeout, take, settle_one = run.timeout, run.take, run.settle_one
     heap, checkpoint, cell, label = run.crew.heap, run.crew.runtime.backend.checkpoint, worker.cell, worker.label
@@ -46,10 +46,10 @@ def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much a
     calls = Calls(run.function)
     try:
         while run.ready and (heap[0][2] is run or worker.goes_on_with(run)) and not (worker.cut or cell.attention):
-            if quick and not run.again:  # as `take`, in less time
+            if quick and not run.again:  # the same as `take`, but faster
                 try:
                     item = run.source.next()
-                    if run.ended:  # by its own source
+                    if run.ended:  # its own source has ended the map
                         return run.source.close(run)
                 except BaseException as error:
                     return run.source_over(error)
@@ -82,7 +82,7 @@ def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much a
             budget -= 1
             if not budget:
                 budget = ITEMS_PER_YIELD
-                yield from checkpoint()  # type: ignore[misc]  # a coroutine on both loops
+                yield from checkpoint()  # type: ignore[misc]  # a coroutine on asyncio and on trio
     except BaseException as error:
         if taken is not None and not is_a(error, GeneratorExit):
             run.lost(1, error)
@@ -92,7 +92,7 @@ def serve_in_loop(  # noqa: C901, PLR0912 - a call for each item costs as much a
 
 
 def _settle(run: MapRun, worker: PoolWorker, taken: Taken, calls: Calls, ms: float) -> None:
-    """Enter what came of an item that was not simply a success."""
+    """Record the outcome of an item that failed or was stopped, or whose map has retries or has ended."""
     error, fatal = (None, None) if calls.error is None else worker.sort_out(run.name, calls.error)
     if worker.cut is not None:
         error = worker.cut_short(error, run.timeout)
@@ -102,9 +102,10 @@ def _settle(run: MapRun, worker: PoolWorker, taken: Taken, calls: Calls, ms: flo
 
 
 async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -> None:
-    """Hand one chunk after another to the worker's executor, while the map is next in line.
+    """Hand one chunk after another to the worker's executor, while the map is the most urgent work.
 
-    A chunk is settled while the executor has the next one: posted, it comes when this worker waits for that.
+    A chunk is settled while the executor runs the next one: the posted callback runs when this worker waits for that
+    chunk.
     """
     chunks, post = run.chunks, run.crew.runtime.post
     done = Done(run, worker)
@@ -128,14 +129,14 @@ async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -
 
 
 class Done:
-    """The last chunk of a worker, until it is settled."""
+    """Keeps the last chunk of a worker until it is settled."""
 
     def __init__(self, run: MapRun, worker: PoolWorker) -> None:
         self._run, self._worker = run, worker
         self.chunk: tuple[int, list[Any], Successes | list[Outcome], BaseException | None, float] | None = None
 
     def settle(self) -> None:
-        """Enter the results of the chunk. Harmless if that was done."""
+        """Record the results of the chunk, once."""
         if self.chunk is None:
             return
         first, items, outcomes, fatal, each = self.chunk
@@ -148,7 +149,7 @@ class Done:
                     run.settle_many(first, outcomes, self._worker, each)
                     return
                 outcomes = [(True, value) for value in outcomes]
-            elif not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator costs more
+            elif not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator is slower
                 left = 0
                 run.settle_many(first, [value for _, value in outcomes], self._worker, each)
                 return
@@ -164,7 +165,7 @@ class Done:
 async def _attempt(
     run: MapRun, worker: PoolWorker, context: Context, items: list[Any]
 ) -> tuple[Successes | list[Outcome], BaseException | None]:
-    """Run items in the worker's thread or process: an outcome for each, and what must not vanish."""
+    """Run items in the worker's executor. Returns their outcomes, and an exception that must be raised, if any."""
 
     async def call() -> Successes | list[Outcome]:
         executor: Any = worker.executor
@@ -172,7 +173,7 @@ async def _attempt(
             run_many: Any = getattr(executor, "run_many", executor.run_chunk)
             return _checked(await run_many(run.plain_function, items), len(items), worker.label)
         value = await executor.run(run.plain_function, (items[0],), {})
-        if type(value) is Unawaited:  # from now on the function is called in the loop
+        if type(value) is Unawaited:  # from now on the function is called in the event loop
             run.in_loop = True
             value = await value
         return [(True, value)]
@@ -195,14 +196,14 @@ async def _attempt(
 
 
 def _checked(given: Any, items: int, worker: str) -> Successes | list[Outcome]:
-    """What an executor has made of a chunk.
+    """Check the outcomes that an executor has returned for a chunk.
 
     Raises:
-        TypeError: that is not one outcome for each item. Executors may be of users.
+        TypeError: there is not exactly one outcome for each item, as may happen with executors of users.
     """
     if type(given) is Successes and len(given) == items:
         return given
-    # Nearly always all have succeeded. A call for each, or a generator, would cost more than the rest.
+    # Nearly always all items have succeeded. A call for each item, or a generator, would cost more than all else here.
     plain = type(given) is list and len(given) == items
     if plain and all([type(one) is tuple and len(one) == 2 and one[0] is True for one in given]):  # noqa: C419
         values = [value for _, value in given]

@@ -1,4 +1,4 @@
-"""The options of a pool, checked where they are given."""
+"""The options of a pool, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Default:
-    """Stands for: as the pool has it."""
+    """The type of `DEFAULT`: use the value of the pool."""
 
     def __repr__(self) -> str:
         return "the pool's"
@@ -42,10 +42,10 @@ DEFAULT: Final = Default()
 
 
 def check_whole(what: str, value: Any, least: int) -> int:
-    """A whole number from `least` up.
+    """Return a whole number of at least `least`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is not such a number.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{what}={safe_repr(value)}: give a whole number, {least} or more")
@@ -53,10 +53,10 @@ def check_whole(what: str, value: Any, least: int) -> int:
 
 
 def check_priority(priority: Any) -> int:
-    """A priority, as a plain number: tasks are compared by it.
+    """Return a priority as a plain `int`, because tasks are compared by it.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: the priority is not a whole number.
     """
     if not isinstance(priority, int):
         raise TypeError(f"priority={safe_repr(priority)}: give a whole number; smaller ones go first")
@@ -64,10 +64,10 @@ def check_priority(priority: Any) -> int:
 
 
 def check_text(what: str, text: Any) -> str:
-    """A text.
+    """Return a text as a plain `str`.
 
     Raises:
-        TypeError: it is none.
+        TypeError: the value is not a string.
     """
     if not isinstance(text, str):
         raise TypeError(f"{what}={safe_repr(text)}: give a string")
@@ -75,19 +75,19 @@ def check_text(what: str, text: Any) -> str:
 
 
 def check_restarts(restarts: Any) -> float:
-    """How many restarts are allowed: a whole number from 0 up, or infinity.
+    """Return a number of allowed restarts: a whole number of at least 0, or infinity.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the value is neither.
     """
     return restarts if restarts == math.inf else check_whole("max_restarts", restarts, 0)
 
 
 def check_timeout(timeout: Any) -> float | None:
-    """Seconds, or None for no limit.
+    """Return a time-out in seconds, or None for no limit.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the value is not None, and not a number above 0.
     """
     if timeout is None:
         return None
@@ -97,7 +97,7 @@ def check_timeout(timeout: Any) -> float | None:
 
 
 class PoolOptions(msgspec.Struct, frozen=True):
-    """How a pool works; see `AsyncWorkerPool`."""
+    """The options of an `AsyncWorkerPool`, described there."""
 
     max_workers: int
     kind: Kind | None
@@ -127,11 +127,11 @@ class PoolOptions(msgspec.Struct, frozen=True):
 
 
 def make_executor(kind: Kind | None, executable: Any = None) -> Callable[[str], Executor]:
-    """What makes the executor of a worker.
+    """Return the factory of the executors of workers.
 
     Raises:
-        TypeError: the executable is no path.
-        ValueError: there is no such file, or no process for it.
+        TypeError: the executable is not a path.
+        ValueError: there is no such file, or `kind` is not "process".
     """
     if executable is None:
         return ProcessExecutor if kind == "process" else ThreadExecutor

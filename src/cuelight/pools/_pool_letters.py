@@ -16,7 +16,7 @@ __all__ = ["PoolLetters"]
 
 
 class PoolLetters:
-    """What a pool can do about tasks that have failed for good."""
+    """The methods of an async pool for tasks that have failed for good."""
 
     name: str
     _letters: DeadLetterBox
@@ -29,20 +29,24 @@ class PoolLetters:
 
     @property
     def dead_letters(self) -> DeadLetterQueue:
-        """Tasks that have failed for good, with their errors: to look at, edit, replay and purge.
+        """The tasks that have failed for good, with their errors, to inspect, edit, replay and purge.
 
-        `replay` submits a task again; use it in the loop of the pool.
+        `replay` submits a task again. Call it in the event loop of the pool.
         """
         return self._letters.queue
 
     def submit_again(self, call: FailedCall, task_id: str) -> Submission[Any] | None:
-        """Submit what a dead letter has kept, as `DeadLetterQueue.replay` does.
+        """Submit the task of a dead letter again, as `DeadLetterQueue.replay` does.
+
+        Args:
+            call: the payload of the dead letter.
+            task_id: the identifier of the task.
 
         Returns:
-            The awaitable that makes it run; None if it runs anyway.
+            A submission that runs only while it is awaited; None if the task runs anyway.
 
         Raises:
-            RuntimeError: this is not the loop of the pool.
+            RuntimeError: this is not the event loop of the pool.
         """
         crew = self.crew
         if crew is not None and crew.thread != get_ident():

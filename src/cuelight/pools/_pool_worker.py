@@ -2,14 +2,14 @@
 
 Invariants:
 1. A worker runs one attempt at a time: one task, or one chunk of a map.
-2. An attempt ends once. What `cut` stops has ended (or, in a thread, was abandoned) before its result is made.
-3. A worker that dies costs only its attempt: the task is tried again, or quarantined.
+2. An attempt ends once. If it is stopped (`cut`), it has ended, or its thread was abandoned, before its result is made.
+3. If a worker dies, only its attempt is lost: the task is tried again, or quarantined.
 
-One cancel scope serves until it was used, and one timer until it rings, so that the power to stop any task costs
-nothing for each.
+The worker keeps one cancel scope until it was cancelled, and one timer until it fires. So the ability to stop a task
+costs nothing for each task.
 """
 
-# What users' functions take and return is Any here.
+# Arguments and results of users' functions are Any here.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -46,35 +46,35 @@ if TYPE_CHECKING:
 __all__ = ["CALL", "Cut", "PoolWorker"]
 
 TOLERANCE = 1e-6
-"""Seconds by which an alarm may be early: loops round."""
+"""Seconds by which a timer may fire early, because event loops round."""
 
 _CLOSE: Final = 15.0
-"""Seconds that an executor may take to close; our own need less."""
+"""Seconds that an executor may take to close. The executors of this package need less."""
 
 log = get_log("cuelight.pools")
 
 
 class Call(Message):
-    """There is work."""
+    """Tells a worker that there is work."""
 
 
 CALL = Call()
 
 
 class Cut(Enum):
-    """Why what runs was stopped."""
+    """The reason for which an attempt was stopped."""
 
     TIMED_OUT = "timed out"
     CANCELLED = "cancelled"
 
 
 class PoolWorker(Actor[Call]):
-    """One of the crew.
+    """A worker of a crew.
 
     Attributes:
-        helps: it does only what work of pools waits for, and leaves when there is nothing of that.
-        waits: how often its work waits for other work of pools now.
-        task: its task.
+        helps: whether it is a helper, which does only awaited work and leaves when there is none.
+        waits: number of current waits of its work for other work of pools.
+        task: the task that runs this actor.
     """
 
     def __init__(self, crew: Crew, helps: bool = False) -> None:
@@ -105,11 +105,11 @@ class PoolWorker(Actor[Call]):
                     await self._serve(called)
                 if self.helps and self.cut is None:
                     return
-                called = True  # the scope was used: there may be more to do
+                called = True  # the scope was cancelled; there may be more work
         except ChannelClosed:
-            pass  # it is to stop
+            pass  # the worker was told to stop
         except GeneratorExit:
-            self._executor = None  # the event loop has ended, so its end cannot be awaited
+            self._executor = None  # the event loop has ended, so the end of the executor cannot be awaited
             raise
         finally:
             if self._alarm is not None:
@@ -120,13 +120,13 @@ class PoolWorker(Actor[Call]):
             await self._let_go()
 
     async def _serve(self, called: bool) -> None:
-        """Wait for calls and do what there is, until the scope was used, or there is nothing for a helper."""
+        """Wait for calls and do all work, until the scope was cancelled, or a helper has no work."""
         crew, cell, inbox = self.crew, self.cell, self.inbox
         while True:
             if not called:
                 crew.rest(cell)
                 await inbox.receive()
-                inbox.reply(None)  # the call is not what it works on
+                inbox.reply(None)  # finish the call message, so that it does not count as being handled
                 crew.answered(cell)
             called = False
             self.busy = True
@@ -151,13 +151,13 @@ class PoolWorker(Actor[Call]):
         return crew.helpers.next(crew) if crew.helpers.stays() else None
 
     def goes_on_with(self, work: Work) -> bool:
-        """Whether it may do more of this, now that it has done some."""
+        """Whether the worker may continue with this work: it is still the most urgent."""
         if self.helps:
             return self._next() is work
         return self.crew.heap[0][2] is work
 
     def nodes(self) -> list[Any]:
-        """Who it is in the graph of waits: its task, and then its thread if that runs something."""
+        """Its nodes in the graph of waits: its task, and then its thread if the thread runs a call."""
         party = getattr(self._executor, "party", None)
         return [self.task] if party is None else [self.task, party]
 
@@ -170,7 +170,7 @@ class PoolWorker(Actor[Call]):
                 await executor.aclose()
             if scope.cancelled_caught:
                 log.error("%s: its executor took longer than %g s to close and was cut off", self.label, _CLOSE)
-        except BaseException as error:  # an executor of a user may raise anything
+        except BaseException as error:  # a user's executor may raise anything
             log.exception("%s: its executor could not be closed", self.label)
             if ends_the_program(error):
                 raise
@@ -179,19 +179,19 @@ class PoolWorker(Actor[Call]):
 
     @property
     def goes_on(self) -> bool:
-        """Whether it may take more: nothing was cut, and it is not told to stop."""
+        """Whether it may take more work: the attempt was not stopped, and the worker was not told to stop."""
         return self.cut is None and not self.cell.attention
 
-    # Stopping what runs.
+    # Stopping attempts.
 
     def stop_task(self, why: Cut) -> None:
-        """Stop what runs now. Its result says why."""
+        """Stop the running attempt. Its result states the reason."""
         if self.cut is None and self._scope is not None:
             self.cut = why
             self._scope.cancel()
 
     def start_clock(self, timeout: float) -> None:
-        """Stop what runs from now on when so many seconds are over, unless `stop_clock` comes first."""
+        """Stop the attempt that begins now after `timeout` seconds, unless `stop_clock` is called first."""
         runtime = self.crew.runtime
         self._due = due = runtime.backend.time() + timeout
         if self._alarm is None or self._alarm_due > due:
@@ -201,7 +201,7 @@ class PoolWorker(Actor[Call]):
             self._alarm = runtime.later(timeout, self._ring)
 
     def stop_clock(self) -> None:
-        """What ran is over. The alarm stays: the next task most likely needs it later."""
+        """End the time limit of the attempt. The timer stays, because the next task probably needs a later one."""
         self._due = math.inf
 
     def _ring(self) -> None:
@@ -217,7 +217,7 @@ class PoolWorker(Actor[Call]):
 
     @property
     def executor(self) -> Executor:
-        """Its thread or process."""
+        """Its executor, which is made on first use."""
         if self._executor is None:
             self._executor = self.crew.options.make_executor(self.label)
             self.crew.ledger.hired(self._executor)
@@ -226,11 +226,11 @@ class PoolWorker(Actor[Call]):
     async def attempt(
         self, name: str, work: Awaitable[Any], timeout: float | None
     ) -> tuple[Any, Exception | None, BaseException | None]:
-        """Await something once, for at most so many seconds.
+        """Await `work` once, for at most `timeout` seconds.
 
         Returns:
-            What it returned, or its error; and an exception that must not vanish, to be raised once the books are
-            in order.
+            The value, the error, and a fatal exception, each of them None if there is none. The caller raises the
+            fatal exception once it has recorded the result.
         """
         value, error, fatal = None, None, None
         if timeout is not None:
@@ -252,7 +252,7 @@ class PoolWorker(Actor[Call]):
         function: Callable[[PoolWorker], Any],
         timeout: float | None,
     ) -> tuple[Any, Exception | None, BaseException | None]:
-        """Await `function(self)` once, in a context, for at most so many seconds. Returns what `attempt` does."""
+        """Await `function(self)` once, in a context, for at most `timeout` seconds. Returns the same as `attempt`."""
         calls = self._calls
         if calls is None:
             calls = self._calls = Calls(function)
@@ -270,10 +270,10 @@ class PoolWorker(Actor[Call]):
         return value, error, fatal
 
     def sort_out(self, name: str, raised: BaseException) -> tuple[Exception, BaseException | None]:
-        """What an attempt raised: a failure, its being stopped, the end of this worker, or the end of the program.
+        """Classify an exception of an attempt: a failure, a stop, the end of this worker, or the end of the program.
 
         Returns:
-            The error of the task, and what ends this worker, if anything does.
+            The error of the task, and the exception that ends this worker, if any.
         """
         if is_a(raised, Exception):
             return as_failure(name, raised), None
@@ -292,11 +292,11 @@ class PoolWorker(Actor[Call]):
         return as_failure(name, raised), None
 
     def may_retry(self, error: Exception, fatal: BaseException | None) -> bool:
-        """Whether another attempt at the task makes sense: nobody cancelled it, and it did not end the system."""
+        """Whether the task may be tried again: it was not cancelled, and it did not end the system."""
         return self.cut is not Cut.CANCELLED and (fatal is None or is_a(error, WorkerDied))
 
     def cut_short(self, error: Exception | None, timeout: float | None) -> Exception:
-        """The error of a task that was stopped; what it raised meanwhile is the cause."""
+        """The error of a task that was stopped. An exception that it raised meanwhile becomes the cause."""
         short: Exception
         if self.cut is Cut.TIMED_OUT:
             short = TaskTimedOut(f"it took longer than its time-out, {timeout:g} s, and was stopped")

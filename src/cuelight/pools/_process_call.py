@@ -1,4 +1,4 @@
-"""A worker process for a thread that waits by blocking."""
+"""A worker process for a thread that blocks while it waits."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CLOSE: Final = 5.0  # seconds that an idle process may take to end before it is
 
 
 class ProcessCaller:
-    """Runs one call at a time in a process that starts with the first; `ProcessExecutor` without an event loop.
+    """Runs one call at a time in a process that starts with the first call. A `ProcessExecutor` without an event loop.
 
     Attributes:
-        killed: somebody has called `kill`; no call is begun until this is taken back.
+        killed: whether `kill` was called. No call begins until this is set to False again.
     """
 
     def __init__(self, name: str, executable: str | None = None) -> None:
@@ -34,29 +34,29 @@ class ProcessCaller:
         self._link: ProcessLink | None = None
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
-        """Call the function in the process, and block until it has returned, has raised, or has died."""
+        """Call the function in the process, and block until it has returned or raised, or the process has died."""
         try:
             frame = call_frame(function, args, kwargs)
             answer = self._exchange(frame)
             if answer.death is not None and not answer.begun and not self.killed:
-                answer = self._exchange(frame)  # it died before it began
+                answer = self._exchange(frame)  # the process died before it began the call
         except BaseException as error:
-            return False, without_our_frame(error)  # no process, or nothing that could be sent
+            return False, without_our_frame(error)  # there is no process, or the call could not be pickled
         return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
 
     def kill(self) -> None:
-        """End the call that is under way, if there is one, and the process. From any thread."""
+        """Kill the process, and so end its current call, if any. May be called from any thread."""
         self.killed = True
         link = self._link
         if link is not None:
             link.kill()
 
     def close(self) -> None:
-        """End the process; no call is under way."""
+        """End the process. Call this only between calls."""
         link, self._link = self._link, None
         if link is not None:
             link.hang_up()
-            _poll(link, select.POLLIN, _CLOSE)  # it is readable once the process has let go of it
+            _poll(link, select.POLLIN, _CLOSE)  # the socket is readable once the process has closed its end
             link.kill()
             link.wait()
             link.close()

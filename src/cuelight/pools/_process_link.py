@@ -1,4 +1,4 @@
-"""The parent's end of a worker process. It never waits: whoever uses it does, in an event loop or in a thread."""
+"""The parent's end of a worker process. It never waits for answers: its user does, in an event loop or a thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["ProcessLink", "RemoteTraceback", "encode_call", "encode_chunk"]
 
 
 class RemoteTraceback(Exception):
-    """Where an exception was raised in a worker process: it is the cause of that exception here."""
+    """The traceback of an exception of a worker process. It is the cause of that exception in this process."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
@@ -38,17 +38,17 @@ def _frame(kind: bytes, content: bytes) -> bytes:
 
 
 def encode_call(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> bytes:
-    """The frame for one call: (function, args, kwargs). Raises whatever pickling it raises."""
+    """The frame for one call: (function, args, kwargs). Raises the exceptions of pickling."""
     return _frame(_child.CALL, pickle.dumps(call, pickle.HIGHEST_PROTOCOL))
 
 
 def encode_chunk(chunk: tuple[Any, list[Any]]) -> bytes:
-    """The frame for one chunk: (function, items). Raises whatever pickling it raises."""
+    """The frame for one chunk: (function, items). Raises the exceptions of pickling."""
     return _frame(_child.CHUNK, pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL))
 
 
 def _setup() -> bytes:
-    # Classes of `__main__` have this name in a worker process, and so in what it sends back.
+    # In a worker process, and so in its answers, classes of `__main__` belong to the module of this name.
     sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
     path = [entry or os.getcwd() for entry in sys.path]
     return _frame(_child.SETUP, pickle.dumps((path, sys.argv, main_source()), pickle.HIGHEST_PROTOCOL))
@@ -70,7 +70,7 @@ _links: Final[WeakSet[ProcessLink]] = WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """In a forked process: worker processes are those of the other one, and end with it, not with this."""
+    """In a forked process: leave the worker processes to the parent. They end with it, not with this process."""
     for link in list(_links):
         link.leave_to_parent()
 
@@ -82,22 +82,22 @@ if hasattr(os, "register_at_fork"):
 class ProcessLink:
     """One worker process, from its start to its end.
 
-    It leads a process group, to which what it starts belongs: `kill` ends all of them.
+    It leads a process group. Processes that it starts belong to this group, and `kill` ends all of them.
 
     Attributes:
-        values: what the items of a chunk returned, if the process has sent that as a whole: every one has succeeded.
-        is_of_parent: this process was forked, and the worker process is that of its parent.
+        values: the returned values of a chunk, if every item has succeeded and the process has sent them in one frame.
+        is_of_parent: whether this process was forked after the start, so that the worker process belongs to its parent.
     """
 
     def __init__(self, executable: str | None = None) -> None:
-        """Start the process; it says nothing until it has a call.
+        """Start the process. It sends nothing before it gets a call.
 
         Args:
-            executable: the Python interpreter; by default the one that runs this program.
+            executable: path of the Python interpreter; by default the one that runs this program.
 
         Raises:
-            RuntimeError: this process is itself loading the main module for a call; or this program is frozen, and not
-                prepared for that; or there are no process groups.
+            RuntimeError: this process is itself a worker process that is loading the main module for a call; or this
+                program is frozen and has not called `freeze_support`; or the system has no process groups.
             OSError: the process could not be started.
         """
         if sys.platform == "win32":
@@ -107,7 +107,7 @@ class ProcessLink:
                 "a worker process is loading this program for a function of it, and that starts worker processes: "
                 "put what the program does under `if __name__ == '__main__':`"
             )
-        command(executable, ())  # refused before anything is made
+        command(executable, ())  # raises before any resource is made
         self.is_of_parent = False
         self._lock = threading.Lock()
         self._frames = Frames()
@@ -135,15 +135,15 @@ class ProcessLink:
         _links.add(self)
 
     def leave_to_parent(self) -> None:
-        """In a forked process: let go of it, and do nothing to it."""
+        """In a forked process: close this end, and leave the worker process alone."""
         self.is_of_parent = True
-        self._process.returncode = 0  # nobody waits for it here, and nobody is warned that it still runs
+        self._process.returncode = 0  # so that `subprocess` neither waits for it nor warns that it still runs
         self._connection.close()
-        self._lifeline.close()  # else it would live as long as this process
+        self._lifeline.close()  # else the worker process would live as long as this process
 
     @staticmethod
     def _start(executable: str | None, *descriptors: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - our own interpreter
+        return subprocess.Popen(  # noqa: S603 - the command starts a Python interpreter
             command(executable, descriptors),
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
@@ -151,20 +151,19 @@ class ProcessLink:
         )
 
     def fileno(self) -> int:
-        """What to wait for: readable when an answer may be there, writable when `send` can go on."""
+        """The socket: readable when an answer may be there, writable when `send` can continue."""
         return self._connection.fileno()
 
     # One call at a time.
 
     def begin(self, frame: bytes) -> None:
-        """Prepare to send a call."""
         self._words[BEGUN] = self._words[BASE] = self._words[WRITTEN] = self._words[KIND] = 0
         self._records.clear()
         self.values = None
         self._outgoing = memoryview(bytes(self._outgoing) + frame if self._outgoing else frame)
 
     def send(self) -> bool:
-        """Send what can be sent now; whether that is all.
+        """Send as much as possible without waiting. Returns whether all of the call is sent.
 
         Raises:
             OSError: the process has died.
@@ -177,7 +176,7 @@ class ProcessLink:
         return True
 
     def receive(self) -> bytes | None:
-        """Take in what is there; the kind of the last frame once the answer is complete.
+        """Read the available bytes. Returns the kind of the last frame once the answer is complete, before that None.
 
         Raises:
             EOFError: the process has died.
@@ -196,7 +195,7 @@ class ProcessLink:
         while (frame := self._frames.take()) is not None:
             kind, content = frame
             if kind == VALUES:
-                self.values = pickle.loads(content)  # noqa: S301 - from our own process; atoms, which never fail
+                self.values = pickle.loads(content)  # noqa: S301 - from a process of this pool; atoms always unpickle
                 return kind
             self._records += content
             if kind != _child.PART:
@@ -205,15 +204,13 @@ class ProcessLink:
 
     @property
     def begun(self) -> bool:
-        """Whether the process has begun the call."""
         return bool(self._words[BEGUN])
 
     def outcomes(self) -> list[Outcome]:
-        """What came in frames: the outcomes in order. None if there are `values`."""
+        """The outcomes that were sent in frames, in order; an empty list if there are `values`."""
         return [] if self.values is not None else _decode(self._records)
 
     def salvage(self) -> list[Outcome]:
-        """The outcomes of all items that were finished when the process died."""
         sent = self.outcomes()
         written = self._words[WRITTEN]
         for kind, form in KINDS.values():
@@ -229,45 +226,45 @@ class ProcessLink:
         with part, part.cast(form) as numbers:
             return list(numbers)
 
-    # Its end.
+    # The end of the process.
 
     def hang_up(self) -> None:
-        """Have the process end once it is idle."""
+        """Close the connection for writing, so that the process ends once it is idle."""
         try:
             self._connection.shutdown(socket.SHUT_WR)
         except OSError:
-            self.kill()  # it has died, or is about to
+            self.kill()  # the process has died, or is about to die
 
     def kill(self) -> None:
-        """End the process and all that it has started, at once. Harmless when it has ended."""
+        """Kill the process and all processes that it has started. Harmless when it has ended."""
         with self._lock:
             self._kill_group()
 
     def _kill_group(self) -> None:
-        if self._process.returncode is None:  # until then nobody else can have its number
+        if self._process.returncode is None:  # until it is reaped, no other process can get its number
             try:
                 os.killpg(self.pid, signal.SIGKILL)
             except ProcessLookupError:
                 return
 
     def wait(self) -> int:
-        """Wait, by blocking, until the process has ended, and end what it left running.
+        """Block until the process has ended, and kill the processes that it left running.
 
         Returns:
-            Its exit status; negative: the signal that killed it.
+            Its exit status; if negative, the negated number of the signal that killed it.
         """
-        if not hasattr(os, "waitid"):  # macOS before Python 3.13: what it left running is left
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13: processes that it left go on running
             return self._process.wait()
         try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            return self._process.wait()  # another thread has waited, too
+            return self._process.wait()  # another thread has reaped it
         with self._lock:
             self._kill_group()
             return self._process.wait()
 
     def close(self) -> None:
-        """Let go of everything; a process that still runs is killed."""
+        """Kill the process if it still runs, and close all resources."""
         self.kill()
         self._words.release()
         self._region.close()
@@ -275,7 +272,7 @@ class ProcessLink:
         self._lifeline.close()
 
     def last_words(self) -> str:
-        """How the process ended, for people; after `wait`."""
+        """Describe how the process ended. Call this after `wait`."""
         status = self._process.returncode
         if status is None:
             return "was killed"
@@ -301,7 +298,7 @@ def _decode(records: bytes | bytearray) -> list[Outcome]:
                 value = loads(view[start:position])
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # code of users runs here
+            except BaseException as error:  # unpickling runs user code
                 reason = f"the result cannot be unpickled here: {describe_error(error)}"
                 outcomes.append((False, pickle.UnpicklingError(reason)))
                 outcomes[-1][1].__cause__ = without_our_frame(error)
@@ -311,16 +308,16 @@ def _decode(records: bytes | bytearray) -> list[Outcome]:
 
 
 def _revive(report: list[tuple[Any, ...]], text: str) -> Exception:
-    """The error that a call raised, for this process: nothing that a worker process does ends it.
+    """The error of a call, as an `Exception`, so that no error of a worker process ends this process.
 
-    Where it was raised becomes the last of its causes.
+    The remote traceback becomes the last of its causes.
     """
     error = load(report, describe_error)
     failure = as_failure("a function in a worker process", error)
     last, seen = error, {id(error)}
     while (cause := last.__cause__) is not None:
         if id(cause) in seen:
-            last = error  # a circle has no last one
+            last = error  # a cycle has no last cause
             break
         last = cause
         seen.add(id(last))

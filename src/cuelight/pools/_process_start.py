@@ -1,4 +1,4 @@
-"""How a worker process is started, and where it finds the functions of the main program."""
+"""The command that starts a worker process, and the main module that it imports functions from."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _supports_freezing: list[bool] = []
 
 
 def freeze_support() -> None:
-    """Let a frozen program (PyInstaller, cx_Freeze and the like) have worker processes.
+    """Enable worker processes in a frozen program (PyInstaller, cx_Freeze and others).
 
-    Call it first thing in the main program, as `multiprocessing.freeze_support()`:
+    Call it at the very start of the main program, like `multiprocessing.freeze_support()`:
 
         if __name__ == "__main__":
             freeze_support()
             main()
 
-    A worker process of a frozen program is that program, started again. There this does not return: it runs tasks,
-    and then ends the process. In a program that is not frozen it does nothing.
+    A worker process of a frozen program is this program, started again. In the worker process this function does not
+    return: it runs tasks, and then ends the process. In a program that is not frozen, it does nothing.
     """
     if len(sys.argv) > 1 and sys.argv[1] == _FROZEN_WORKER:
         _child.main(sys.argv[2:])
@@ -47,10 +47,10 @@ def freeze_support() -> None:
 
 
 def check_executable(executable: Any) -> str | None:
-    """A Python interpreter for worker processes, as text; None for the one that runs this program.
+    """Return the path of a Python interpreter as text; None stands for the interpreter that runs this program.
 
     Raises:
-        TypeError: it is no path.
+        TypeError: the value is not a path.
         ValueError: there is no such file.
     """
     if executable is None:
@@ -67,11 +67,11 @@ def command(executable: str | None, descriptors: tuple[int, ...]) -> list[str]:
     """The command that starts a worker process.
 
     Args:
-        executable: the interpreter; None for the one that runs this program.
-        descriptors: what the process gets.
+        executable: path of the interpreter; None for the one that runs this program.
+        descriptors: the file descriptors that the process gets as arguments.
 
     Raises:
-        RuntimeError: this program is frozen, and would start itself again and again.
+        RuntimeError: this program is frozen and has not called `freeze_support`, so it would start itself without end.
     """
     numbers = [str(descriptor) for descriptor in descriptors]
     program = executable or _set_for_multiprocessing() or sys.executable
@@ -88,19 +88,19 @@ def command(executable: str | None, descriptors: tuple[int, ...]) -> list[str]:
 
 
 def _set_for_multiprocessing() -> str | None:
-    """What `multiprocessing.set_executable` was given, if that was called."""
+    """The interpreter that `multiprocessing` uses; None if it is not imported."""
     spawn = sys.modules.get("multiprocessing.spawn")
     return None if spawn is None else os.fsdecode(spawn.get_executable())
 
 
 def main_source() -> _child.Source | None:
-    """Where our `__main__` came from, so that a worker process can load it should a call need it; None if it cannot."""
+    """The origin of `__main__`, from which a worker process can load it on demand; None if it cannot be loaded."""
     main = sys.modules["__main__"]
-    if _child.SOURCE in vars(main):  # this is a worker process, which has not needed it
+    if _child.SOURCE in vars(main):  # this is a worker process that has not loaded it
         source: _child.Source | None = vars(main)[_child.SOURCE]
         return source
     if getattr(sys, "frozen", False):
-        return None  # the process is this program, and has its functions
+        return None  # the process runs this same program, and has its functions
     path = getattr(main, "__file__", None)
     if not isinstance(path, str) or not os.path.isfile(path):
         return None
@@ -109,7 +109,7 @@ def main_source() -> _child.Source | None:
         return ("init_main_from_path", os.path.abspath(path))
     if spec.name.rpartition(".")[2] != "__main__":
         return ("init_main_from_name", spec.name)
-    # The `__main__.py` of a package or a folder: most of them just run the program.
+    # The `__main__.py` of a package or a folder: most of them run the program without a guard.
     return None if not _is_guarded(path) else (_child.RUN_MODULE, f"{spec.name}\n{os.path.abspath(path)}")
 
 
@@ -123,10 +123,10 @@ def _is_guarded(path: str) -> bool:
 
 
 def check_importable(function: Any) -> None:
-    """Check that a worker process can find a function, if it is one of the main program.
+    """Check that a worker process can import a function, if the main program defines it.
 
     Raises:
-        pickle.PicklingError: it cannot: the program came from nowhere that can be imported.
+        pickle.PicklingError: a worker process cannot import the main program.
     """
     try:
         while isinstance(function, functools.partial):
@@ -134,7 +134,7 @@ def check_importable(function: Any) -> None:
         module = getattr(function, "__module__", None)
         code = getattr(function, "__code__", None)
     except Exception:
-        return  # pickling will say what is wrong
+        return  # pickling raises the error
     if module != "__main__" or getattr(sys, "frozen", False):
         return
     typed_in = code is not None and str(code.co_filename).startswith("<")

@@ -1,11 +1,11 @@
-"""A worker process as an executor: a call that is cancelled is really stopped, and a death costs one item.
+"""An executor that runs calls in a worker process: it can stop a cancelled call, and loses one item when it dies.
 
 The invariants:
 
-1. A call is begun by at most one process. If a process dies before it has begun a call, the call goes to its successor.
-2. What a process finished before it died keeps its outcome; the item that it had under way is `WorkerDied`; later ones
-   are run by its successor.
-3. When a call was cancelled its process is killed, with all that it has started.
+1. At most one process begins a call. If a process dies before it has begun a call, the next process gets the call.
+2. Items that a process finished before it died keep their outcomes. The item that it was running gets `WorkerDied`. The
+   next process runs the later items.
+3. When a call is cancelled, its process is killed, with all processes that it has started.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "ProcessExecutor", "call_frame", "died"]
 
-_REAP: Final = 1.0  # seconds that a killed process may take to be gone before nobody waits for it any more
+_REAP: Final = 1.0  # longest wait, in seconds, for the end of a killed process
 
 
 @dataclass
 class Answer:
-    """What came of one frame.
+    """The answer to one frame.
 
     Attributes:
-        outcomes: one for each item that was finished, unless there are values.
-        loaded: whether the process could unpickle the call; if not, the only outcome says why.
+        outcomes: one for each finished item, unless there are values.
+        loaded: whether the process could unpickle the call; if not, the only outcome is the error.
         begun: whether the process began the call.
-        death: how the process ended; None if it lives.
-        values: what the items returned, if it came as a whole: every one has succeeded.
+        death: description of how the process ended; None if it is alive.
+        values: the returned values, if every item has succeeded and they came in one frame.
     """
 
     outcomes: list[Outcome]
@@ -58,7 +58,7 @@ class Answer:
 
     @classmethod
     def of(cls, link: ProcessLink, kind: bytes) -> Answer:
-        """The answer of a process that lives."""
+        """The answer of a live process."""
         answer = cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
         if not answer.loaded and main_source() is None:
             for _, error in answer.outcomes:
@@ -70,7 +70,7 @@ class Answer:
 
     @classmethod
     def of_dead(cls, link: ProcessLink) -> Answer:
-        """What is left of the answer of a process that died, after `wait`."""
+        """The salvaged answer of a process that died. Call this after `wait`."""
         return cls(link.salvage(), begun=link.begun, death=f"process {link.pid} {link.last_words()}")
 
 
@@ -78,7 +78,7 @@ def call_frame(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     """The frame for one call.
 
     Raises:
-        pickle.PicklingError: the function or an argument cannot be pickled; it says which.
+        pickle.PicklingError: the function or an argument cannot be pickled; the message says which.
     """
     check_importable(function)
     try:
@@ -107,12 +107,12 @@ def _can_pickle(value: object) -> bool:
     except BaseException as error:
         if ends_the_program(error):
             raise
-        return False  # why it cannot is told by the first attempt
+        return False  # the caller has the error of the first attempt
     return True
 
 
 def died(name: str, answer: Answer, under: str) -> WorkerDied:
-    """The error for the item that was under way."""
+    """The error of the item that was running when the process died."""
     when = "under" if answer.begun else "before it began"
     return WorkerDied(f"{name}: {answer.death} {when} {under}")
 
@@ -120,24 +120,24 @@ def died(name: str, answer: Answer, under: str) -> WorkerDied:
 class ProcessExecutor:
     """Runs plain functions in a worker process; see `Executor`.
 
-    The process starts with the first call and is used for many. Functions, arguments, results and exceptions are
-    pickled. Functions of the main program work as with the "spawn" method of `multiprocessing`: its module is loaded
-    under another name, so what it does must be guarded by `if __name__ == "__main__":`. The process ignores Ctrl-C,
-    has no input, writes to the same output, and is killed when this process ends, however that ends. What a call
-    started (other processes) is ended together with the worker process.
+    The process starts with the first call and runs all further calls. Functions, arguments, results and exceptions are
+    pickled. Functions of the main program work as with the "spawn" method of `multiprocessing`: the process loads the
+    main module under another name, so the module must guard its actions with `if __name__ == "__main__":`. The
+    process ignores Ctrl-C, has no input, and writes to the same output. It is killed when this process ends in any
+    way. Processes that a call started end together with the worker process.
 
-    An exception of a call has a `RemoteTraceback` as its cause. It needs POSIX: process groups.
+    An exception of a call has a `RemoteTraceback` as its cause. The executor needs POSIX process groups.
     """
 
     def __init__(
         self, name: str, *, close_timeout: float = 5.0, executable: str | os.PathLike[str] | None = None
     ) -> None:
-        """Set up an executor; its process starts with the first call.
+        """Set up an executor. Its process starts with the first call.
 
         Args:
-            name: for error messages.
+            name: name of the executor in error messages.
             close_timeout: seconds that an idle process may take to end before it is killed.
-            executable: the Python interpreter of the process; by default the one that runs this program.
+            executable: path of the Python interpreter of the process; by default the one that runs this program.
 
         Raises:
             ValueError: the time-out is negative or not a number, or there is no such interpreter.
@@ -155,20 +155,20 @@ class ProcessExecutor:
 
     @property
     def pid(self) -> int | None:
-        """The number of the worker process; None while there is none."""
+        """The process ID of the worker process; None while there is no process."""
         return None if self._link is None else self._link.pid
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function in the process and return its result. A checkpoint.
 
-        Cancelling this kills the process.
+        If the caller is cancelled, the process is killed.
 
         Raises:
-            WorkerDied: the process died under it (killed, out of memory, `os._exit`).
-            Exception: what the function raised.
+            WorkerDied: the process died during the call (killed, out of memory, `os._exit`).
+            Exception: the exception that the function raised.
             pickle.PicklingError: the function, an argument or the result cannot be pickled.
             PoolClosed: the executor was closed.
-            RuntimeError: another call is under way.
+            RuntimeError: another call is in progress.
         """
         answer = await self._deliver(call_frame(function, args, kwargs))
         if answer.death is not None and not answer.outcomes:
@@ -179,27 +179,27 @@ class ProcessExecutor:
         try:
             raise tamed(value, function)
         finally:
-            del value, answer  # the traceback would hold itself
+            del value, answer  # break the cycle with the traceback
 
     async def run_chunk(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Outcome]:
-        """Call the function with each item, in order; one round trip for all. A checkpoint.
+        """Call the function with each item, in order, in one round trip. A checkpoint.
 
-        Cancelling this kills the process.
+        If the caller is cancelled, the process is killed.
 
         Returns:
-            One outcome for each item. If the process died at item k, outcome k is `(False, WorkerDied)`, and the items
-            after k were run by its successor. An item that cannot be pickled costs only itself.
+            One outcome for each item. If the process died at item k, outcome k is `(False, WorkerDied)`, and a new
+            process has run the items after k. If an item cannot be pickled, only this item fails.
 
         Raises:
             pickle.PicklingError: the function cannot be pickled.
             PoolClosed: the executor was closed.
-            RuntimeError: another call is under way.
+            RuntimeError: another call is in progress.
         """
         outcomes = await self.run_many(function, items)
         return [(True, value) for value in outcomes] if isinstance(outcomes, Successes) else outcomes
 
     async def run_many(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Successes | list[Outcome]:
-        """As `run_chunk`, but without a tuple for each item if every one of them has returned an atom."""
+        """As `run_chunk`, but returns `Successes` without a tuple for each item if every item has returned an atom."""
         outcomes: list[Outcome] = []
         while len(outcomes) < len(items) or not items:
             rest = list(items[len(outcomes) :])
@@ -224,7 +224,8 @@ class ProcessExecutor:
                 break
             if answer.death is not None and len(outcomes) < len(items):
                 under = f"{full_name(function)}, item {len(outcomes)} of its chunk"
-                left = 1 if answer.begun else len(items) - len(outcomes)  # two in a row could not even begin
+                # If it had not begun, two processes in a row have died before they began.
+                left = 1 if answer.begun else len(items) - len(outcomes)
                 outcomes += [(False, died(self.name, answer, under)) for _ in range(left)]
         return outcomes
 
@@ -236,14 +237,14 @@ class ProcessExecutor:
         return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
 
     async def aclose(self) -> None:
-        """End the process; one that runs a call, or takes longer than `close_timeout`, is killed. A checkpoint."""
+        """End the process; kill it if it runs a call or takes longer than `close_timeout`. A checkpoint."""
         self._closed = True
         link = self._link
         if link is not None and link.is_of_parent:
             link = self._link = None
         if link is None or self._busy:
             if link is not None:
-                link.kill()  # whoever awaits the call will see it, and let go of the process
+                link.kill()  # the task that awaits the call notices it, and closes the link
             await current_backend().checkpoint()
             return
         self._link = None
@@ -257,7 +258,7 @@ class ProcessExecutor:
     # One frame.
 
     async def _deliver(self, frame: bytes) -> Answer:
-        """Have a process answer. One that dies before it has begun is replaced, once."""
+        """Send a frame and return the answer. If the process dies before it has begun the call, try once more."""
         if self._link is not None and self._link.is_of_parent:
             self._link, self._busy = None, False
         if self._busy:
@@ -275,9 +276,8 @@ class ProcessExecutor:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
         if self._link is None:
-            self._link = ProcessLink(
-                self._executable
-            )  # a millisecond or two, as event loops themselves start processes
+            # Blocks for a millisecond or two; event loops start processes in the same way.
+            self._link = ProcessLink(self._executable)
         link = self._link
         try:
             try:
@@ -289,7 +289,7 @@ class ProcessExecutor:
                     await anyio.wait_readable(link)
                 return Answer.of(link, kind)
             except (EOFError, OSError):
-                link.kill()  # should it live, deaf
+                link.kill()  # in case it is alive and has only closed the socket
                 await _wait(link)
                 answer = Answer.of_dead(link)
         except BaseException:
@@ -304,7 +304,7 @@ class ProcessExecutor:
 
     @staticmethod
     async def _end(link: ProcessLink) -> None:
-        """Kill the process, and wait a moment until it is gone, whatever happens."""
+        """Kill the process, and wait a moment for its end, also if the task is cancelled."""
         link.kill()
         try:
             with anyio.move_on_after(_REAP, shield=True):
@@ -314,5 +314,5 @@ class ProcessExecutor:
 
 
 async def _wait(link: ProcessLink) -> None:
-    # A limiter of its own: the threads that all share may be taken.
+    # A limiter of its own, because all threads of the shared limiter may be in use.
     await anyio.to_thread.run_sync(link.wait, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))

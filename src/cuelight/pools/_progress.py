@@ -1,4 +1,4 @@
-"""How far a map is: told to a callback, or shown as a bar."""
+"""The progress of a map, reported to a callback or shown as a bar."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from cuelight.pools._attempts import is_async
 __all__ = ["Progress", "Reporter"]
 
 Progress: TypeAlias = Callable[[int, int | None], object]
-"""Called with how many items are done, and how many there are (None if that is not known)."""
+"""Called with the number of items done, and the number of all items (None if it is not known)."""
 
 log = get_log("cuelight.pools")
 
 
 class Reporter:
-    """Counts what is done, and tells."""
+    """Counts finished items, and reports them."""
 
     def __init__(self, progress: Progress | bool, total: int | None, name: str) -> None:
-        """Set it up.
+        """Set the reporter up.
 
         Args:
             progress: a callback, or True for a bar.
-            total: how many items there are, if that is known.
-            name: what the bar is called.
+            total: number of all items, if it is known.
+            name: label of the bar.
 
         Raises:
-            ModuleNotFoundError: a bar is wanted, and tqdm is not installed.
-            TypeError: `progress` is neither.
+            ModuleNotFoundError: `progress` is True, and tqdm is not installed.
+            TypeError: `progress` is neither a plain callback nor True.
         """
         self._done, self._total = 0, total
         self._bar: Any = None
@@ -52,13 +52,13 @@ class Reporter:
             raise TypeError(f"progress={safe_repr(progress)}: give a plain callback (done, total), or True for a bar")
 
     def advance(self, items: int = 1) -> None:
-        """So many more items are done: tell of each."""
+        """Count finished items, and report each of them."""
         for _ in range(items):
             self._done += 1
             self._tell(self._done, self._total)
 
     def close(self) -> None:
-        """Nothing more will be done. Does not raise, for there is nobody left to be told."""
+        """Close the bar. Errors are logged, because no caller is left to handle them."""
         if self._bar is not None:
             try:
                 self._bar.close()

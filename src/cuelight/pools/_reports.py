@@ -16,9 +16,9 @@ log = get_log("cuelight.pools")
 
 
 def report_failure(pool: str, result: TaskResult[Any], task_type: str, retries: int) -> None:
-    """Log a failure with its traceback, and with what a program may want to know of it as attributes of the record.
+    """Log a failure with its traceback. Details for programs are attributes of the log record.
 
-    Failures of one type of task by one type of exception are counted together, see `cuelight._log`.
+    Failures of the same type of task with the same type of exception are counted together, see `cuelight._log`.
     """
     error = result.error
     assert error is not None  # noqa: S101 - the caller looked

@@ -1,4 +1,4 @@
-"""What became of one piece of work, for every kind of pool and for task workers."""
+"""Results, metrics and totals, for every kind of pool and for task workers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ R = TypeVar("R")
 
 
 class TaskStatus(StrEnum):
-    """Where a task is in its life.
+    """The status of a task.
 
     Attributes:
         PENDING: it waits for a worker.
-        SCHEDULED: it waits for its time: it was delayed, or is to be tried again.
+        SCHEDULED: it waits for its time: it was delayed, or will be tried again.
         IN_FLIGHT: a worker has it.
         PARKED: no worker knows its type.
         COMPLETED: it succeeded.
-        FAILED: it was given up, in a pool.
+        FAILED: it has failed for good, in a pool.
         CANCELLED: it was cancelled before it completed.
-        DEAD_LETTER: it was given up, in a task queue, and can be looked at and replayed.
+        DEAD_LETTER: it has failed for good, in a task queue, and can be inspected and replayed.
     """
 
     PENDING = "pending"
@@ -41,18 +41,18 @@ class TaskStatus(StrEnum):
 
 @dataclass(slots=True)
 class TaskMetrics:
-    """How one task ran.
+    """The metrics of one task.
 
     Attributes:
         task_id: its identifier.
-        task_name: its name, for people.
-        status: where it is.
-        start_time: when its first attempt began, in seconds since the epoch; 0 before that.
-        end_time: when it ended, in seconds since the epoch; None before that.
-        execution_time_ms: milliseconds that its attempts ran, without what it waited between them.
-        retries_used: attempts after the first.
-        worker_id: who ran it last.
-        error_message: the last error.
+        task_name: its readable name.
+        status: its current status.
+        start_time: time when its first attempt began, in seconds since the epoch; 0 before that.
+        end_time: time when it ended, in seconds since the epoch; None before that.
+        execution_time_ms: milliseconds that its attempts ran, without the waits between them.
+        retries_used: number of attempts after the first.
+        worker_id: identifier of the worker that ran it last.
+        error_message: description of the last error.
     """
 
     task_id: str
@@ -67,7 +67,7 @@ class TaskMetrics:
 
 
 class Shared(NamedTuple):
-    """What the results of consecutive items of a map have in common."""
+    """The common fields of the results of consecutive items of a map."""
 
     task_id: str
     elapsed_ms: float
@@ -77,7 +77,7 @@ class Shared(NamedTuple):
 
 
 class _Item:
-    """The slots of a result that has only been told which item of which chunk it is of."""
+    """The slots of a result that computes its other fields on first access; see `successes`."""
 
     __slots__ = ("_index", "_shared")
 
@@ -90,16 +90,16 @@ class TaskResult(_Item, Generic[R]):
     """The outcome of one task: a result or an error, never both.
 
     Attributes:
-        task_id: its identifier.
-        success: whether it succeeded.
-        result: what it returned; None if it failed.
-        error: the exception that it raised; None if it succeeded.
-        elapsed_ms: milliseconds that it ran.
-        task_name: its name, for people.
-        worker_id: who ran it.
-        timestamp: when it ended, in seconds since the epoch.
-        metrics: how it ran, where the pool keeps that.
-        duration_ms: the same as `elapsed_ms`.
+        task_id: the identifier of the task.
+        success: whether the task succeeded.
+        result: the returned value; None if the task failed.
+        error: the exception that the task raised; None if it succeeded.
+        elapsed_ms: milliseconds that the task ran.
+        task_name: the readable name of the task.
+        worker_id: identifier of the worker that ran the task.
+        timestamp: time when the task ended, in seconds since the epoch.
+        metrics: the metrics of the task, if the pool keeps them.
+        duration_ms: another name of `elapsed_ms`.
     """
 
     task_id: str
@@ -130,19 +130,19 @@ class TaskResult(_Item, Generic[R]):
         """Make a result.
 
         Args:
-            task_id: its identifier.
-            success: whether it succeeded.
-            result: what it returned.
-            error: the exception that it raised.
-            elapsed_ms: milliseconds that it ran; 0 by default.
-            task_name: its name, for people.
-            worker_id: who ran it.
-            timestamp: when it ended, in seconds since the epoch; now by default.
-            metrics: how it ran.
+            task_id: the identifier of the task.
+            success: whether the task succeeded.
+            result: the returned value.
+            error: the exception that the task raised.
+            elapsed_ms: milliseconds that the task ran; 0 by default.
+            task_name: the readable name of the task.
+            worker_id: identifier of the worker that ran the task.
+            timestamp: time when the task ended, in seconds since the epoch; now by default.
+            metrics: the metrics of the task.
             duration_ms: another name of `elapsed_ms`.
 
         Raises:
-            ValueError: `elapsed_ms` and `duration_ms` were given, and differ.
+            ValueError: both `elapsed_ms` and `duration_ms` were given, and differ.
         """
         if elapsed_ms is None or duration_ms is not None:
             elapsed_ms = _milliseconds(elapsed_ms, duration_ms)
@@ -159,10 +159,10 @@ class TaskResult(_Item, Generic[R]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """What has not been written down yet; see `successes`."""
+            """Compute and store a field that is not stored yet; see `successes`."""
             if name not in _LATER:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-            shared = _Item._shared.__get__(self)  # raises AttributeError if it is no such result
+            shared = _Item._shared.__get__(self)  # raises AttributeError if `successes` did not make this result
             if name == "task_id":
                 value = f"{shared.task_id}-{self._index}"
             else:
@@ -174,10 +174,10 @@ class TaskResult(_Item, Generic[R]):
             return None, {one.name: getattr(self, one.name) for one in fields(self) if one.name != "duration_ms"}
 
     def unwrap(self) -> R:
-        """What it returned.
+        """Return the value that the task returned.
 
         Raises:
-            Exception: the task failed: its own error.
+            Exception: the error of the task, if it failed.
         """
         if self.error is not None:
             raise self.error
@@ -214,14 +214,15 @@ _make: Final[Any] = object.__new__
 
 
 def successes(first: int, values: Iterable[R], shared: Shared) -> list[TaskResult[R]]:
-    """The results of consecutive items of a map that have all succeeded.
+    """Make the results of consecutive items of a map that have all succeeded.
 
-    Only what differs is written down; everything else when somebody looks at it. That takes a third of the time.
+    Only the fields that differ are stored; the other fields are computed on first access. This takes a third of the
+    time.
 
     Args:
         first: the number of the first item.
-        values: what the function returned for each.
-        shared: what they have in common; its `task_id` is that of the map.
+        values: the returned values.
+        shared: the common fields; its `task_id` is that of the map.
     """
     results: list[TaskResult[R]] = []
     add, make = results.append, _make
@@ -239,19 +240,19 @@ def successes(first: int, values: Iterable[R], shared: Shared) -> list[TaskResul
 
 @dataclass(slots=True)
 class PoolStats:
-    """Totals of a pool.
+    """Totals and current numbers of a pool.
 
     Attributes:
-        submitted: tasks given to it.
-        completed: tasks that succeeded.
-        failed: tasks that ended with an error.
-        cancelled: tasks that were cancelled.
-        total_elapsed_ms: milliseconds that all tasks ran, added up.
-        workers: workers that it has now.
-        busy: workers that run something now.
-        pending: tasks that wait for a worker now.
-        abandoned: threads that were left behind because a time-out cannot stop them, and that still run.
-        replaced: workers that died and were replaced.
+        submitted: number of submitted tasks.
+        completed: number of tasks that succeeded.
+        failed: number of tasks that ended with an error.
+        cancelled: number of cancelled tasks.
+        total_elapsed_ms: total run time of all tasks, in milliseconds.
+        workers: current number of workers.
+        busy: number of workers that run a task now.
+        pending: number of tasks that wait for a worker now.
+        abandoned: number of threads that were abandoned, because a time-out cannot stop them, and that still run.
+        replaced: number of workers that died and were replaced.
     """
 
     submitted: int = 0

@@ -1,9 +1,9 @@
-# ruff: noqa: ARG001 - rules have one shape, and each looks at what it needs
-"""Which members of an actor pool get a message: one function for each rule.
+# ruff: noqa: ARG001 - all rules have the same parameters, and each uses only some of them
+"""Rules that choose the members of an actor pool for a message: one function for each rule.
 
-To add one, write such a function here: it gets the members, the message and how many messages were routed before, and
-returns the positions of those that get the message. It looks and changes nothing. If it may return none, because the
-message should wait until some member has finished what it does, mark it with `@may_wait`: it is asked again then.
+To add a rule, write such a function. It gets the members, the message and the number of messages that were routed
+before. It returns the positions of the members that get the message, and changes nothing. If it may return no position,
+because the message should wait until a member becomes free, mark it with `@may_wait`. The pool then calls it again.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Member(Protocol):
-    """A member, as a rule sees it."""
+    """The interface of a member for a rule."""
 
     @property
     def name(self) -> str:
-        """Its name, which stays with its place over restarts and resizes."""
+        """The name of the member, which belongs to its place and survives restarts and resizes."""
         ...
 
     @property
     def load(self) -> int:
-        """Messages that it handles or that wait for it."""
+        """Number of messages that the member handles or that wait for it."""
         ...
 
     @property
     def ready(self) -> bool:
-        """Whether it would handle a message at once: it has none, and is not being restarted."""
+        """Whether the member would handle a message at once: it has no message, and is not restarting."""
         ...
 
 
 Routing: TypeAlias = Callable[[Sequence[Member], Any, int], Sequence[int]]
-"""`(members, message, turn)` to the positions of those that get the message."""
+"""A rule: maps `(members, message, turn)` to the positions of the members that get the message."""
 
 
 def may_wait(rule: F) -> F:
-    """Mark a rule that may choose nobody for now."""
+    """Mark a rule that may choose no member for now, so that the message waits."""
     rule.__may_wait__ = True  # type: ignore[attr-defined]
     return rule
 
 
 @may_wait
 def pull(members: Sequence[Member], message: Any, turn: int) -> Sequence[int]:
-    """The first member that is idle takes the next message; until then it waits in the pool. The default."""
+    """Give the next message to the first idle member; until one is idle, messages wait in the pool. The default."""
     return next(([at] for at, member in enumerate(members) if member.ready), ())
 
 
 def round_robin(members: Sequence[Member], message: Any, turn: int) -> Sequence[int]:
-    """One member after the other. For messages that are all alike."""
+    """Choose one member after the other. For messages that are all alike."""
     return (turn % len(members),)
 
 
 def least_loaded(members: Sequence[Member], message: Any, turn: int) -> Sequence[int]:
-    """The member with the fewest messages; the first of them. For actors that keep a queue of their own."""
+    """Choose the first member with the fewest messages. For actors that keep their own queue."""
     return (min(range(len(members)), key=lambda at: members[at].load),)
 
 
 def broadcast(members: Sequence[Member], message: Any, turn: int) -> Sequence[int]:
-    """All members. For what each of them must know."""
+    """Choose all members. For messages that every member must get."""
     return range(len(members))
 
 
 def by_key(key: Callable[[Any], Any]) -> Routing:
-    """Messages with the same key to the same member. For state that is divided by key.
+    """Return a rule that sends messages with the same key to the same member. For state that is divided by key.
 
-    Each member bids for a key and the highest bid wins, so a resize moves only the keys of members that go, or those
-    that a new member wins.
+    Each member bids for a key, and the highest bid wins (rendezvous hashing). So a resize moves only the keys of
+    removed members, or the keys that a new member wins.
 
     Args:
-        key: the key of a message. Equal keys must have equal `repr`.
+        key: function that returns the key of a message. Equal keys must have equal `repr`.
     """
     from hashlib import blake2b  # noqa: PLC0415 - loads OpenSSL, and few need it
 

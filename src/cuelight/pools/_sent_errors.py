@@ -1,12 +1,12 @@
-"""Exceptions on their way out of a worker process, as bytes, and back.
+"""Serialization of exceptions of a worker process to bytes, and back.
 
-An exception comes back as itself: of its class, with its arguments, attributes, notes, causes, and the exceptions in
-it if it is a group. It is not pickled as a whole, because that would call its constructor with `args`, which is wrong
-for every constructor that takes something else. Its class, the arguments of the class that Python itself provides, and
-its attributes are pickled; a class that says itself how it is pickled has the say. What cannot be sent, or would not
-come back as what it was, is replaced by a `RuntimeError` that names it and says why.
+An exception keeps its class, arguments, attributes, notes and causes, and a group its exceptions. It is not pickled as
+a whole, because unpickling would call its constructor with `args`, which is wrong for constructors with other
+parameters. Instead its class, the fields of its built-in base class, and its attributes are pickled. A class that
+defines its own pickling is pickled in its own way. An exception that cannot be sent, or would not come back unchanged,
+is replaced by a `RuntimeError` with its name and the reason.
 
-A worker process loads this file without its package: it imports the standard library alone.
+A worker process loads this file without its package, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple
 __all__ = ["Sent", "dump", "load"]
 
 MOST: Final = 1000
-"""Exceptions in one report: causes, contexts and members of groups, added up."""
+"""Maximum number of exceptions in one report: causes, contexts and members of groups together."""
 
 DEPTH: Final = 50
-"""How deep causes and groups are followed."""
+"""Maximum depth to which causes and groups are followed."""
 
 _PICKLING: Final = (
     "__reduce__",
@@ -39,18 +39,18 @@ _HEAP_TYPE: Final = 1 << 9
 
 
 class Sent(NamedTuple):
-    """One exception.
+    """One serialized exception.
 
     Attributes:
         kind: "parts", "group" or "whole"; "" if it could not be sent.
-        pickled: (class, fields, attributes), of a group (class, (message,), attributes), or the exception as a whole.
+        pickled: (class, fields, attributes), for a group (class, (message,), attributes), or the exception as a whole.
         name: module and name of its class.
-        told: what it says; for people.
-        why: why it could not be sent.
-        cause: the place of its cause in the report, or -1.
-        context: likewise, of what was being handled when it was raised.
+        told: its readable description.
+        why: the reason for which it could not be sent.
+        cause: the position of its cause in the report, or -1.
+        context: the position of its context, the exception that was being handled when it was raised, or -1.
         suppressed: its `__suppress_context__`.
-        members: the places of the exceptions of a group.
+        members: the positions of the exceptions of a group.
     """
 
     kind: str
@@ -64,15 +64,17 @@ class Sent(NamedTuple):
     members: tuple[int, ...]
 
 
-# Out.
+# Serialization.
 
 
 def dump(error: BaseException, describe: Callable[[BaseException], str]) -> list[tuple[Any, ...]]:
-    """A report of an exception and of what belongs to it, in atoms; the exception itself comes first.
+    """Make a report of an exception with its causes, contexts and members. The exception itself comes first.
+
+    The report consists only of atoms.
 
     Args:
         error: the exception.
-        describe: makes one line of an exception, and never raises.
+        describe: returns a description of an exception in one line, and never raises.
     """
     return [tuple(one) for one in _Report(describe).of(error)]
 
@@ -82,14 +84,14 @@ class _Report:
         self._describe = describe
         self._places: dict[int, int] = {}
         self._sent: list[Sent | None] = []
-        self._kept: list[BaseException] = []  # their identities must stay theirs
+        self._kept: list[BaseException] = []  # kept alive, so that no other object gets their `id`
 
     def of(self, error: BaseException) -> list[Sent]:
         self._enter(error, 0)
         return [one for one in self._sent if one is not None]
 
     def _enter(self, error: BaseException | None, depth: int) -> int:
-        """The place of an exception in the report; -1 for none, and for what is left out."""
+        """Add an exception to the report. Returns its position; -1 for None and for exceptions beyond the limits."""
         if error is None:
             return -1
         if id(error) in self._places:
@@ -124,7 +126,7 @@ class _Report:
 
 
 def _getter(name: str) -> Callable[[BaseException], Any]:
-    """Reads a field of an exception, whatever a subclass made of its name."""
+    """Return a function that reads a field of an exception, even if a subclass redefines its name."""
     read: Callable[[BaseException], Any] = BaseException.__dict__[name].__get__
     return read
 
@@ -144,7 +146,7 @@ def _name(error: BaseException) -> str:
 
 
 def _provided(cls: type[BaseException]) -> type[BaseException]:
-    """The class in Python itself on which a class of exceptions is built."""
+    """The built-in base class of an exception class."""
     return next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
 
 
@@ -161,7 +163,7 @@ def _pickled(error: BaseException) -> tuple[str, bytes]:
 
 
 def _fields(error: BaseException, base: type[BaseException]) -> dict[str, Any]:
-    """What the class in Python itself keeps of it: `args`, and such as `errno` and `filename`."""
+    """The fields of the built-in base class: `args`, and others such as `errno` and `filename`."""
     found: dict[str, Any] = {}
     for name, field in _fields_of(base).items():
         try:
@@ -179,7 +181,7 @@ def _fields_of(base: type[BaseException]) -> dict[str, Any]:
         for name, field in cls.__dict__.items()
         if isinstance(field, kinds)
         and not name.startswith("__")
-        and name != "obj"  # of AttributeError: anything at all
+        and name != "obj"  # a field of AttributeError that may hold any object
     }
 
 
@@ -199,19 +201,19 @@ def _dict_of(error: BaseException) -> dict[str, Any]:
     return attributes
 
 
-# Back.
+# Restoration.
 
 
 def load(report: list[tuple[Any, ...]], describe: Callable[[BaseException], str]) -> BaseException:
-    """The exception of a report. Never raises, but for what ends programs.
+    """Restore the exception of a report. Raises only exceptions that end the program.
 
     Args:
-        report: what `dump` has made.
+        report: a report that `dump` has made.
         describe: as for `dump`.
     """
     sent = [Sent(*one) for one in report]
     made: dict[int, BaseException] = {}
-    # Members of a group come after it in the report, so that they are made before it.
+    # Members of a group come after it in the report. The reverse order restores them before the group.
     for place in range(len(sent) - 1, -1, -1):
         made[place] = _made(sent[place], made, describe)
     for place, one in enumerate(sent):
@@ -222,7 +224,7 @@ def load(report: list[tuple[Any, ...]], describe: Callable[[BaseException], str]
             if one.cause >= 0:
                 error.__cause__ = made[one.cause]
             error.__suppress_context__ = one.suppressed
-        except Exception:  # noqa: S112 - a property of its class: the chain of causes ends here
+        except Exception:  # noqa: S112 - a property of its class refuses it: the chain of causes ends here
             continue
     return made[0]
 
@@ -245,12 +247,12 @@ def _made(one: Sent, made: dict[int, BaseException], describe: Callable[[BaseExc
 
 
 def _in_main(name: str) -> str:
-    """The name here of a class of the main program, which has another name in a worker process."""
+    """The name in this process of a class of the main program, whose module has another name in a worker process."""
     return f"__main__.{name.removeprefix('__mp_main__.')}" if name.startswith("__mp_main__.") else name
 
 
 def _unpickled(one: Sent, made: dict[int, BaseException]) -> Any:
-    found: Any = pickle.loads(one.pickled)  # noqa: S301 - from a process of our own
+    found: Any = pickle.loads(one.pickled)  # noqa: S301 - from a worker process of this program
     if one.kind == "whole":
         return found
     cls, given, attributes = found
@@ -261,7 +263,7 @@ def _unpickled(one: Sent, made: dict[int, BaseException]) -> Any:
         error = base.__new__(cls)
         fields = _fields_of(base)
         for name, value in given.items():
-            if value is not None:  # None stands for "never set", which is more than None for some
+            if value is not None:  # None stands for "never set", which some fields distinguish from None
                 fields[name].__set__(error, value)
     slots = getattr(copyreg, "_slotnames")(cls)  # noqa: B009 - not in the stubs
     for name, value in attributes.items():

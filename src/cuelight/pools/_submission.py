@@ -1,4 +1,4 @@
-"""One task given to a pool, and the handle on it."""
+"""A task submitted to a pool, and its handle."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ R = TypeVar("R")
 
 
 class Submission(Generic[R]):
-    """What `submit` returns: await it for the `TaskResult`. Awaiting never raises what the function raised.
+    """The handle that `AsyncWorkerPool.submit` returns: await it for the `TaskResult`.
 
-    Cancelling a task that awaits it cancels the work, and waits until it has stopped; await `wait()` instead to leave
-    the work alone.
+    Awaiting it never raises the exception of the function. If the awaiting task is cancelled, the submitted task is
+    cancelled as well, and the call returns once it has stopped. To leave the submitted task alone, await `wait()`
+    instead.
 
     Attributes:
         task_id: the identifier of the task.
@@ -51,19 +52,19 @@ class Submission(Generic[R]):
 
     @property
     def done(self) -> bool:
-        """Whether the result is there: then awaiting does not suspend."""
+        """Whether the result is there, so that awaiting does not suspend."""
         return self._result is not None
 
     def cancel(self) -> bool:
-        """Give the task up: waiting, it is dropped; running, it is stopped. Its result says `TaskCancelled`.
+        """Cancel the task: drop it if it waits, stop it if it runs. The error of its result is `TaskCancelled`.
 
         Returns:
-            Whether it was not done yet.
+            Whether the task was not done yet.
         """
         raise NotImplementedError
 
     async def wait(self) -> TaskResult[R]:
-        """Wait for the result; being cancelled meanwhile does not touch the task. A checkpoint unless it is done."""
+        """Wait for the result. Cancelling the wait does not affect the task. A checkpoint unless the task is done."""
         raise NotImplementedError
 
     def __await__(self) -> Generator[Any, Any, TaskResult[R]]:
@@ -74,7 +75,7 @@ class Submission(Generic[R]):
 
 
 class Submitted(Submission[Any]):
-    """A task in a crew. It is also the `Work` that waits there."""
+    """A task of a crew. It is both the handle and the `Work`."""
 
     __slots__ = (
         "_args",
@@ -129,15 +130,15 @@ class Submitted(Submission[Any]):
     # As work.
 
     async def serve(self, worker: PoolWorker) -> None:
-        """Run it once. It is done then, or waits to be tried again."""
+        """Run one attempt. After it the task is done, or waits for the next attempt."""
         crew = self.crew
         self.ready = False
         crew.one_less()
-        crew.call()  # there may be more
+        crew.call()  # there may be more work
         self.worker = worker
         self._began = perf_counter()
         try:
-            # A copy: the next attempt begins with the context as it was.
+            # A copy, so that the next attempt begins with the original context.
             value, error, fatal = await worker.attempt_in(self.name, self._context.copy(), self._call, self._timeout)
             ms = (perf_counter() - self._began) * 1000
             self.worker = None
@@ -155,7 +156,7 @@ class Submitted(Submission[Any]):
             raise fatal
 
     def _try_again(self, delay: float | None) -> None:
-        """Wait for a worker again, from now on or after some seconds."""
+        """Make the task wait for a worker again, now or after `delay` seconds."""
         self.crew.pending += 1
         if delay is not None:
             self._later = self.crew.runtime.later(delay, self._delay_is_over)
@@ -189,14 +190,14 @@ class Submitted(Submission[Any]):
 
     def _done(self, result: TaskResult[Any]) -> None:
         self._result = result
-        self._function, self._args, self._kwargs = _over, (), {}  # a handle that is kept keeps no arguments
+        self._function, self._args, self._kwargs = _over, (), {}  # so that a handle does not keep the arguments alive
         self._context = _EMPTY
         if self._bell is not None:
             self._bell.ring()
         self.crew.finished(self)
 
     def _break(self, error: BaseException) -> None:
-        """The pool's own code has failed, for want of memory perhaps: waiting callers get its error."""
+        """End the task with an error of the pool's own code, for example a `MemoryError`."""
         self.worker = None
         if self._result is None:
             if self._waits_for_worker():
@@ -215,7 +216,7 @@ class Submitted(Submission[Any]):
         return True
 
     def drop(self, why: str) -> bool:
-        """Cancel it if it waits. Returns whether it did."""
+        """Cancel the task if it waits. Returns whether it did."""
         if not self._waits_for_worker():
             return False
         self.crew.note_stale()
@@ -224,7 +225,7 @@ class Submitted(Submission[Any]):
         return True
 
     def _waits_for_worker(self) -> bool:
-        """Whether it waits for a worker, or for the time when it may; from now on it does not."""
+        """End the wait for a worker, or for the next attempt. Returns whether the task waited."""
         waited = self.ready or self._later is not None
         self.ready = False
         if self._later is not None:
@@ -251,22 +252,22 @@ class Submitted(Submission[Any]):
 
     @property
     def thing(self) -> str:
-        """What it is, for people who are told of a deadlock."""
+        """Its description in deadlock errors."""
         return f"task {self.name!r} ({self.task_id}) of the pool {self.crew.name!r}"
 
     def runners(self) -> list[Any] | None:
-        """The nodes that run it; None if it waits for a worker."""
+        """The nodes that run the task; None if it waits for a worker."""
         if self.worker is not None:
             return self.worker.nodes()
         return None if self.ready else []
 
     def occupants(self) -> list[Any]:
-        """The nodes of which one must end before it can begin."""
+        """The nodes that keep all places, one of which must end before the task can begin."""
         return self.crew.occupants()
 
     @property
     def way_out(self) -> str:
-        """What to do about a deadlock."""
+        """The advice in deadlock errors."""
         return OUTSIDE
 
     async def _wait_or_cancel(self) -> TaskResult[Any]:
@@ -286,14 +287,14 @@ code_of_waits[Submitted._until_done.__code__] = lambda variables, node: PoolWait
 
 
 def _over() -> None:
-    """Stands in for the function of a task that is done."""
+    """Replaces the function of a task that is done."""
 
 
 _EMPTY = Context()
 
 
 class Detached(Submission[Any]):
-    """A task for a pool that has no block: it runs, in a system of its own, while it is awaited."""
+    """A task for a pool without a block: it runs in its own actor system, only while it is awaited."""
 
     __slots__ = ("_cancelled", "_inner", "_make", "_open", "_used", "name")
 

@@ -1,17 +1,15 @@
-"""The threads of a blocking pool and what they share, under one lock.
+"""The threads of a blocking pool and their shared state, under one lock.
 
-The invariants, which `tests/pools/test_worker_pool_model.py` asserts in the same words:
+The invariants, which `tests/pools/test_worker_pool_model.py` asserts:
 
-1. Each task ends once: completed, failed or cancelled; and an attempt of it is under way in at most one thread that was
-   not left behind.
-2. Threads take tasks in the order of (priority, sequence), and while one is ready no thread is idle, or one is on its
-   way to look.
-3. There are at most `max_workers` threads, those left behind not counted, and helpers, of which there are at most as
-   many as threads that wait for another task meanwhile.
-4. What a thread that was left behind still does changes nothing.
-5. Once the crew is closed and the last task has ended, every thread ends, except those left behind; they end when their
-   call does.
-6. A failure is logged and made a dead letter before the task ends, outside of the lock; meanwhile the task is still in
+1. Each task ends once: completed, failed or cancelled. At most one thread that was not abandoned runs an attempt of it.
+2. Threads take tasks in the order of (priority, sequence). While a task is ready, no thread is idle, or one thread is
+   on its way to take it.
+3. There are at most `max_workers` threads, not counting abandoned threads and helpers. There are at most as many
+   helpers as threads that wait for another task.
+4. Nothing that an abandoned thread still does changes the state of the pool.
+5. Once the crew is closed and the last task has ended, every thread ends. An abandoned thread ends when its call does.
+6. A failure is logged and made a dead letter before the task ends, outside of the lock. Meanwhile the task is still in
    flight, and nothing else ends it.
 """
 
@@ -56,9 +54,9 @@ _PENDING, _SCHEDULED = TaskStatus.PENDING, TaskStatus.SCHEDULED
 
 
 class Crew(CrewState):
-    """Tasks and threads. Policies and timers are elsewhere; this is who has what."""
+    """Assigns tasks to threads. Policies and timers are in other modules."""
 
-    def __init__(  # noqa: PLR0917 - one pool makes it
+    def __init__(  # noqa: PLR0917 - called in one place
         self,
         name: str,
         config: WorkerPoolConfig,
@@ -73,10 +71,9 @@ class Crew(CrewState):
         self._generation = forks.generation
         self._starting = threading.Lock()
 
-    # From outside.
+    # Calls of other threads.
 
     def start(self) -> None:
-        """Start what keeps time, once."""
         with InterruptsHeld(), self._starting:
             if self.keeper is None and not self.closed:
                 keeper = Timekeeper(self.name, self.tick, self._options)
@@ -84,11 +81,11 @@ class Crew(CrewState):
                 self.keeper = keeper
 
     def submit(self, job: Job) -> None:
-        """Take a task.
+        """Accept a task.
 
         Raises:
-            PoolClosed: the crew takes no more.
-            DeadlockError: a signal handler or a finaliser has interrupted the crew itself.
+            PoolClosed: the crew takes no more tasks.
+            DeadlockError: the caller is a signal handler or finaliser that has interrupted a step of the crew.
             RuntimeError: there is no thread, and none can be started.
         """
         if self.board.is_inside():
@@ -102,21 +99,22 @@ class Crew(CrewState):
                 self._sequence = job.sequence = self._sequence + 1
                 engaged = not self.threads
                 if engaged:
-                    self._hire()  # before the task is there: if that fails, it is not
+                    self._hire()  # before the task is entered, so that a failure leaves no task
                 self.board.enter(job, f"{self.name}-{job.sequence}")
                 job.listed = True
                 heappush(self._ready, (job.priority, job.sequence, job))
                 if not (engaged or self._waking):
                     self._engage()
-        except BaseException:  # an interrupt, perhaps in the midst of that
+        except BaseException:  # an interrupt, perhaps in the middle of these steps
             if job.id:
                 self.cancel([job])
             raise
 
     def cancel(self, jobs: Iterable[Job] | None = None) -> int:
-        """End those of these tasks (by default of all) that do not run; how many."""
+        """Cancel the given tasks (by default all) that are not running. Returns their number."""
         if self.board.is_inside():
-            threading.Thread(target=self.cancel, args=(jobs,), daemon=True).start()  # after the step under way
+            # In another thread, so after the current step.
+            threading.Thread(target=self.cancel, args=(jobs,), daemon=True).start()
             return self.board.waiting
         cancelled = 0
         with InterruptsHeld(), self.lock:
@@ -135,9 +133,10 @@ class Crew(CrewState):
         return cancelled
 
     def close(self) -> None:
-        """Take no more tasks; the threads end after the last one. May be called twice."""
+        """Take no more tasks. The threads end after the last task. May be called twice."""
         if self.board.is_inside():
-            threading.Thread(target=self.close, daemon=True).start()  # after the step under way
+            # In another thread, so after the current step.
+            threading.Thread(target=self.close, daemon=True).start()
             return
         with InterruptsHeld(), self._starting, self.lock:
             self.closed = True
@@ -145,23 +144,23 @@ class Crew(CrewState):
                 self._wind_up()
 
     def inherit(self, other: Self) -> Self:
-        """In a forked process: take over what is remembered of the crew of the other process, whose threads are there.
+        """In a forked process: take over the remembered tasks of the crew of the parent, whose threads stay there.
 
-        Its tasks that have not ended are its own: here they are cancelled.
+        Tasks that have not ended go on in the parent, and are cancelled here.
         """
-        _left_to_parents.append(other)  # its threads and its event loop must not be let go of here
+        _left_to_parents.append(other)  # keeps its threads and its event loop from being freed here
         self._sequence, self.closed, self.over = other._sequence, other.closed, other.closed
         self.board.inherit(other.board)
         return self
 
     def dropped(self) -> None:
-        """Nobody can reach the pool any more: close. Called by the collector, in any thread, whatever that holds."""
+        """Close after the pool was dropped. The garbage collector calls this in any thread, which may hold locks."""
         keeper = self.keeper
         if keeper is not None and not forks.is_old(self._generation):
             keeper.call(self.close)
 
     def join(self) -> None:
-        """Wait until all tasks and all threads have ended, but for those left behind; `close` comes first."""
+        """Wait until all tasks and threads, except abandoned threads, have ended. Call `close` first."""
         self.board.wait_until(lambda: not self.board.unfinished, None)
         with self.lock:
             leaving = self._leaving
@@ -170,7 +169,7 @@ class Crew(CrewState):
         if self.keeper is not None:
             self.keeper.join()
 
-    # A thread's life.
+    # Code of the threads.
 
     def serve(self, worker: Worker) -> None:
         """Run task after task in this thread."""
@@ -187,7 +186,7 @@ class Crew(CrewState):
                 worker.caller.close()
 
     def _next(self, worker: Worker) -> Job | None:
-        """The next task, for a worker that somebody woke or hired; None when all is over."""
+        """The next task of a worker that was woken or hired; None when the crew is over."""
         while True:
             with self.lock:
                 if not worker.helps:
@@ -195,14 +194,14 @@ class Crew(CrewState):
                 job = self._take(worker)
                 if job is not None:
                     if self._ready:
-                        self._engage()  # it wakes the next: so a crowd of small tasks wakes few
+                        self._engage()  # each thread wakes the next, hence a burst of small tasks wakes few
                     return job
                 if self.over or worker.helps:
                     return None
             worker.baton.acquire()
 
     def _exchange(self, worker: Worker, job: Job, succeeded: bool, value: Any) -> Job | None:
-        """Hand in the outcome of one task and take the next."""
+        """Record the outcome of one task, and take the next task."""
         now = self.clock()
         board, final = self.board, False
         error = None if succeeded else as_failure(f"the task {job.name!r}", value)
@@ -210,7 +209,7 @@ class Crew(CrewState):
             if worker.abandoned:
                 self.abandoned -= 1
                 return None
-            if worker.overdue and worker.caller is not None:  # the caller was killed
+            if worker.overdue and worker.caller is not None:  # the process was killed
                 worker.overdue = worker.caller.killed = False
                 self.replaced += 1
                 error = self._too_long(job, "its process was killed")
@@ -242,10 +241,10 @@ class Crew(CrewState):
         return self._next(worker)
 
     def _give_up(self, job: Job, error: Exception, worker: Worker | None) -> Job | None:
-        """Report a failure, and then end its task. Returns what the worker does next."""
+        """Report a failure, and then end its task. Returns the next task of the worker."""
         try:
             self._report(job, error)
-        except BaseException:  # a queue of dead letters of a user: here nothing ends the program
+        except BaseException:  # a user's queue of dead letters has failed, which must not end the program here
             log.exception("%s: the failure of the task %s could not be reported", self.name, job.id)
         with self.lock:
             self._fail(job, error)
@@ -258,11 +257,11 @@ class Crew(CrewState):
         return following
 
     def _crashed(self, worker: Worker, error: BaseException) -> None:
-        """Something in the harness itself failed: it costs one attempt and one thread."""
+        """Handle a failure of the pool's own code: end the task of this thread, and replace the thread."""
         log.error("%s: the thread %s failed and is replaced", self.name, worker.worker_id, error=error)
         with self.lock:
             if not worker.helps:
-                self._waking = False  # it may have been this one
+                self._waking = False  # this may be the thread that was woken
             job, worker.job = worker.job, None
             if worker.abandoned:
                 self.abandoned -= 1
@@ -279,7 +278,7 @@ class Crew(CrewState):
     # Time.
 
     def tick(self, now: float) -> float:
-        """Do what is due, in the thread that keeps time; when the next is, `math.inf` for never."""
+        """Handle due times, in the thread of the timekeeper. Returns the next due time; `math.inf` if there is none."""
         overdue: list[tuple[Job, TaskTimedOut, bool]] = []
         with self.lock:
             while self._delayed and self._delayed[0][0] <= now:
@@ -309,13 +308,13 @@ class Crew(CrewState):
         return due
 
     def _overdue(self, worker: Worker, now: float) -> list[tuple[Job, TaskTimedOut, bool]]:
-        """An attempt has run too long: end its process, or leave its thread behind."""
+        """Stop an attempt that has run too long: kill its process, or abandon its thread."""
         job = worker.job
         assert job is not None  # noqa: S101 - the caller looked
         worker.deadline = math.inf
         if worker.caller is not None:
             worker.overdue = True
-            worker.caller.kill()  # the thread will notice
+            worker.caller.kill()  # the thread then handles the failed call
             return []
         worker.abandoned, worker.job = True, None
         self._discard(worker)
@@ -338,10 +337,11 @@ class Crew(CrewState):
     # Waiting.
 
     def wait(self, job: Job, timeout: float | None) -> bool:
-        """Block until a task has ended; whether it has.
+        """Block until a task has ended or the time is up. Returns whether the task has ended.
 
         Raises:
-            DeadlockError: the task waits, through whomever, for the caller; or a signal handler has called.
+            DeadlockError: the task waits for the caller, directly or through others; or the caller is a signal handler
+                that has interrupted a step of the crew.
         """
         self.board.check_free()
         if job.ended is not None:
@@ -356,12 +356,12 @@ class Crew(CrewState):
 
     @staticmethod
     def seen_wait(variables: Mapping[str, Any], node: Any) -> PoolWait:
-        """The wait of a thread that is inside of `wait`."""
+        """The wait of a thread that is inside `wait`, from the local variables of its frame."""
         return PoolWait(AwaitedJob(variables["self"], variables["job"]), [node])
 
     @contextmanager
     def _in_place_of(self, worker: Worker, job: Job) -> Generator[None]:
-        """Have a helper run what is waited for meanwhile, if no thread is free."""
+        """Have a helper run the awaited task during the block, if no thread is free."""
         home = worker.crew
         assert isinstance(home, Crew)  # noqa: S101 - every worker has one
         with home.lock:

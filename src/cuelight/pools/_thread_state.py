@@ -1,4 +1,4 @@
-"""Who has what in a blocking pool: its tasks and its threads. Every method is called under the lock of the pool."""
+"""The state of a blocking pool: its tasks and threads. Every method is called under the lock of the pool."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["CrewState"]
 _PENDING, _IN_FLIGHT, _SCHEDULED = TaskStatus.PENDING, TaskStatus.IN_FLIGHT, TaskStatus.SCHEDULED
 
 NO_THREAD = 1.0
-"""Seconds before it is tried again to start a thread when the system had none to give."""
+"""Seconds before the next try to start a thread after the system could not start one."""
 
 
 class CrewState:
-    """Tasks and threads. `Crew` adds the lock, the life of a thread, and time."""
+    """Tasks and threads. `Crew` adds locking, the loop of a thread, and timers."""
 
     def __init__(
         self,
@@ -64,17 +64,17 @@ class CrewState:
         self._trouble: tuple[RuntimeError, int] | None = None
 
     def serve(self, worker: Worker) -> None:
-        """Run task after task in this thread. Not under the lock."""
+        """Run task after task in this thread. Called without the lock."""
         raise NotImplementedError
 
     def _push(self, job: Job) -> None:
-        """A task waits for a thread."""
+        """Put a task into the heap of tasks that wait for a thread."""
         if not job.listed:
             job.listed = True
             heappush(self._ready, (job.priority, job.sequence, job))
 
     def _take(self, worker: Worker) -> Job | None:
-        """Give the worker the next task; without one it is idle, or leaves if all is over."""
+        """Assign the next task to the worker. Without one, a helper leaves; others are idle unless all is over."""
         job = self.helpers.take() if worker.helps else self._pop()
         if job is not None:
             self.board.move(job, _IN_FLIGHT)
@@ -98,18 +98,18 @@ class CrewState:
         while ready:
             job = heappop(ready)[2]
             job.listed = False
-            if job.status is _PENDING:  # else it was cancelled, or a helper has it
+            if job.status is _PENDING:  # else the task was cancelled, or a helper has it
                 return job
         return None
 
     def _engage(self) -> None:
-        """A task is ready: have a thread look, unless one is on its way."""
+        """Wake or start a thread for a ready task, unless a thread is on its way."""
         if self._waking:
             return
         if self.idle:
             worker = self.idle[-1]
             worker.baton.release()
-            del self.idle[-1]  # no call in between, so that no interrupt comes before it was woken
+            del self.idle[-1]  # no call in between, so no interrupt comes before the thread is woken
             self._waking = True
         elif len(self.threads) - len(self.helpers.threads) < self.config.max_workers:
             self._try_to_hire()
@@ -117,7 +117,7 @@ class CrewState:
             self.engage_helper()
 
     def engage_helper(self) -> None:
-        """Have a helper come, if there is something for one."""
+        """Start a helper, if there is a task for one."""
         if self.helpers.wanted:
             self._try_to_hire(helps=True)
 
@@ -125,7 +125,7 @@ class CrewState:
         try:
             self._hire(helps=helps)
         except RuntimeError as error:
-            self._trouble = error, len(self.threads)  # it is logged outside of the lock
+            self._trouble = error, len(self.threads)  # logged outside of the lock
             self._arm(min(self._armed, self.clock() + NO_THREAD))
 
     def _hire(self, *, helps: bool = False) -> None:
@@ -150,7 +150,7 @@ class CrewState:
         self.helpers.unpark(worker)
 
     def _attempt_over(self, job: Job, error: Exception, seconds: float) -> bool:
-        """An attempt has failed. Returns whether that is for good: then the task is still in flight."""
+        """Record a failed attempt. Returns True if the task has failed for good; it is then still in flight."""
         config = self.config
         job.runner = None
         job.ran += seconds
@@ -188,19 +188,19 @@ class CrewState:
             self._wind_up()
 
     def _wind_up(self) -> None:
-        """The last task has ended: send everybody home."""
+        """End all threads, because the last task has ended."""
         self.over = True
         self._leaving += self.threads
         self.threads.clear()
         for worker in self._leaving:
-            if worker.baton.locked():  # it waits for that, or looks again once it is through
+            if worker.baton.locked():  # an idle thread wakes; a busy one looks again after its task
                 worker.baton.release()
         self.idle.clear()
         if self.keeper is not None:
             self.keeper.stop()
 
     def _arm(self, due: float) -> None:
-        """Have time looked at when something is due."""
+        """Have the timekeeper call `tick` at the time `due`."""
         self._armed = due
         if self.keeper is not None:
             self.keeper.look()

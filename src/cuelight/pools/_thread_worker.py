@@ -16,7 +16,7 @@ __all__ = ["Worker", "current_worker"]
 
 
 class Employer(Protocol):
-    """The crew, as a thread sees it."""
+    """The interface of the crew for a thread."""
 
     def serve(self, worker: Worker) -> None:
         """Run task after task in this thread."""
@@ -27,14 +27,14 @@ class Worker(threading.Thread):
     """A thread. Its fields change under the lock of the crew.
 
     Attributes:
-        job: what it runs.
-        deadline: until when that may run, by the clock of the crew.
-        abandoned: it was left behind with its call.
-        overdue: its process was killed because the call took too long.
-        helps: it runs only what a task of a pool waits for, in the place of a thread that waits.
-        parked: it waits for another task; one helper may take its place.
-        baton: it waits for this when it is idle.
-        party: who it is for locks, and in the graph of waits; None before it runs.
+        job: the task that it runs.
+        deadline: time until which this task may run, by the clock of the crew.
+        abandoned: whether it was abandoned with its call.
+        overdue: whether its process was killed because the call took too long.
+        helps: whether it is a helper, which runs only awaited tasks in the place of a waiting thread.
+        parked: whether it waits for another task, so that a helper may take its place.
+        baton: the lock that it waits for when it is idle.
+        party: its identity for locks and in the graph of waits; None before it runs.
     """
 
     def __init__(self, crew: Employer, name: str, caller: ProcessCaller | None, *, helps: bool = False) -> None:
@@ -54,11 +54,11 @@ class Worker(threading.Thread):
         self.crew.serve(self)
 
     def attempt(self, job: Job) -> tuple[bool, Any]:
-        """Call the function: here, or in the worker's process."""
+        """Call the function, in this thread or in the worker's process."""
         return job.attempt() if self.caller is None else self.caller.call(job.function, job.args, job.kwargs)
 
 
 def current_worker() -> Worker | None:
-    """The worker whose task has called, of whichever pool; None if none has."""
+    """The worker, of any pool, whose task is the caller; None if the caller is no task of a pool."""
     thread = threading.current_thread()
     return thread if isinstance(thread, Worker) else None

@@ -1,11 +1,11 @@
-"""A thread as an executor: one daemon thread, made on first use, fed without polling.
+"""An executor that runs calls in one daemon thread, which it starts on first use and feeds without polling.
 
 The invariants:
 
 1. The thread runs at most one call at a time, and a call runs in one thread.
-2. A call that is cancelled before the thread has begun it is never run.
-3. A call that is cancelled while it runs goes on in a thread that is left behind: `abandoned` counts it until it ends,
-   and no later call waits for it.
+2. A call that is cancelled before the thread has begun it never runs.
+3. A call that is cancelled while it runs goes on in an abandoned thread. `abandoned` counts this thread until the call
+   ends, and no later call waits for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = get_log("cuelight.pools")
 
 
 def full_name(function: Callable[..., Any]) -> str:
-    """The module and the name of a function, for people. Never raises."""
+    """The readable name of a function with its module. Never raises."""
     name = name_of(function)
     try:
         module: object = getattr(what_is_called(function), "__module__", None)
@@ -47,9 +47,10 @@ def full_name(function: Callable[..., Any]) -> str:
 
 
 def tamed(error: BaseException, function: Callable[..., Any]) -> BaseException:
-    """The error to raise in the loop for what a function raised elsewhere.
+    """The error to raise in the event loop for an exception that a function raised in a thread or process.
 
-    A foreign cancellation or `GeneratorExit` would end a task that nobody cancelled. What ends programs stays as it is.
+    A foreign cancellation or `GeneratorExit` would end a task that was not cancelled, so it is replaced. An exception
+    that ends the program stays unchanged.
     """
     if is_a(error, StopIteration):
         stand_in = RuntimeError(f"{full_name(function)} raised {describe_error(error)}")
@@ -61,17 +62,17 @@ def tamed(error: BaseException, function: Callable[..., Any]) -> BaseException:
 
 
 class ThreadExecutor:
-    """Runs plain functions in a thread of its own; see `Executor`.
+    """Runs plain functions in its own thread; see `Executor`.
 
-    The thread is a daemon: a program can end while a call that was left behind still runs. Context variables are
-    copied into each call.
+    The thread is a daemon, so a program can end while an abandoned call still runs. Each call gets a copy of the
+    context variables.
     """
 
     def __init__(self, name: str) -> None:
-        """Set up an executor; its thread starts with the first call.
+        """Set up an executor. Its thread starts with the first call.
 
         Args:
-            name: the thread's name.
+            name: name of the executor and of its thread.
         """
         self.name = name
         self.abandoned = 0
@@ -84,19 +85,19 @@ class ThreadExecutor:
 
     @property
     def party(self) -> Any:
-        """Who its thread is for locks and in the graph of waits, while it runs a call; None otherwise."""
+        """The identity of its thread for locks and in the graph of waits while it runs a call; None otherwise."""
         thread = self._thread
         return None if thread is None or self._current is None else thread.party
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function in the thread and return its result. A checkpoint.
 
-        Cancelling this leaves the thread behind if it has begun the call.
+        If the caller is cancelled after the thread has begun the call, the thread is abandoned.
 
         Raises:
-            Exception: what the function raised.
+            Exception: the exception that the function raised.
             PoolClosed: the executor was closed.
-            RuntimeError: another call is under way, or the function raised what only an event loop may raise.
+            RuntimeError: another call is in progress, or the function raised `StopIteration`.
         """
         call = _Single(self, function, args, kwargs)
         [(succeeded, value)] = await self._perform(call)
@@ -105,21 +106,21 @@ class ThreadExecutor:
         try:
             raise tamed(value, function)
         finally:
-            del value, call  # the traceback would hold itself
+            del value, call  # break the cycle with the traceback
 
     async def run_chunk(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Outcome]:
-        """Call the function with each item, in order; one round trip for all. A checkpoint.
+        """Call the function with each item, in order, in one round trip. A checkpoint.
 
-        Cancelling this leaves the thread behind with the item that it has begun; later items are not run.
+        If the caller is cancelled, the thread is abandoned with the item that it has begun. Later items do not run.
 
         Raises:
             PoolClosed: the executor was closed.
-            RuntimeError: another call is under way.
+            RuntimeError: another call is in progress.
         """
         return await self._perform(_Chunk(self, function, items))
 
     async def aclose(self) -> None:
-        """End the thread, and wait for that unless it still runs something. A checkpoint."""
+        """End the thread, and wait for its end unless it still runs a call. A checkpoint."""
         self._closed = True
         backend = current_backend()
         await backend.checkpoint()
@@ -135,7 +136,7 @@ class ThreadExecutor:
     async def _perform(self, call: _Call) -> list[Outcome]:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
-        if self._generation != forks.generation:  # its thread, and what it was doing, are in the other process
+        if self._generation != forks.generation:  # its thread and the current call are in the parent process
             self._generation, self._thread, self._current, self.abandoned = forks.generation, None, None, 0
             self._lock = threading.Lock()
         if self._current is not None:
@@ -156,7 +157,7 @@ class ThreadExecutor:
         return call.outcomes
 
     def _give_up(self, call: _Call) -> None:
-        """Nobody waits for this call any more."""
+        """Mark a call as unwanted. If the thread has begun the call, abandon the thread."""
         with self._lock:
             call.unwanted = True
             if not call.begun or call.ended:
@@ -174,13 +175,13 @@ class ThreadExecutor:
         )
 
     def begin(self, call: _Call) -> bool:
-        """In the thread: whether this call is still wanted; from now on it runs."""
+        """Mark the call as begun if it is still wanted. Returns whether it is. Called in the thread."""
         with self._lock:
             call.begun = not call.unwanted
             return call.begun
 
     def end(self, call: _Call) -> None:
-        """In the thread: the call has ended."""
+        """Mark the call as ended, and wake the caller. Called in the thread."""
         with self._lock:
             call.ended = True
             if call.unwanted:
@@ -193,7 +194,7 @@ class ThreadExecutor:
 
 
 class _Call:
-    """What the thread is given; `begun`, `ended` and `unwanted` change under the executor's lock."""
+    """A call for the thread. `begun`, `ended` and `unwanted` change under the lock of the executor."""
 
     backend: Backend
     waiter: Waiter
@@ -247,14 +248,14 @@ class _Chunk(_Call):
             if self.unwanted:
                 return
             try:
-                # A copy for each: what one item sets is not there for the next, wherever that runs.
+                # A copy for each item, so that variables set by one item do not reach the next.
                 enter((True, copy().run(function, item)))
             except BaseException as error:
                 enter((False, error))
 
 
 class _Thread(threading.Thread):
-    """The thread. It knows nothing of its executor, so that one that was dropped does not live on through it."""
+    """The thread. It holds no reference to its executor, so that a dropped executor can be freed."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -267,7 +268,7 @@ class _Thread(threading.Thread):
         self.party = here.me
         while (call := self.calls.get()) is not None:
             call()
-            del call  # it holds arguments and results
+            del call  # the call holds arguments and results
         if self._tell is not None:
             backend, waiter = self._tell
             try:

@@ -1,4 +1,4 @@
-"""The actor that keeps time for a pool of threads: it is told when to look, and asks when to look again."""
+"""The timekeeper of a blocking pool: an actor that calls the pool's `tick` when something is due."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Timekeeper", "load_event_loop"]
 
-_PAUSE: Final = 1.0  # seconds before it begins anew
+_PAUSE: Final = 1.0  # seconds before the event loop is started again
 
 log = get_log("cuelight.pools")
 
 
 def load_event_loop() -> None:
-    """Import what a timekeeper will need, in the thread that makes a pool.
+    """Import the event loop of the timekeeper, in the thread that makes a pool.
 
-    If it was imported with the first task, and another thread forked meanwhile, the import would never end in the
-    child.
+    If it were imported with the first task, and another thread forked during the import, the import would never end in
+    the child.
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("anyio._backends._asyncio")
 
 
 class _Look(Message):
-    """Look what is due."""
+    """Asks the warden to call `tick`."""
 
 
 class _Warden(Actor[_Look]):
-    """Looks at each start, so a restart forgets nothing: what is due stands in the pool, not here."""
+    """Calls `tick` at each start, so a restart loses nothing: the pool keeps the due times, not this actor."""
 
     def __init__(self, tick: Callable[[float], float], clock: Callable[[], float]) -> None:
         self._tick, self._clock = tick, clock
@@ -59,23 +59,25 @@ class _Warden(Actor[_Look]):
 
 
 class Timekeeper:
-    """An actor system with one actor, in a daemon thread: a program can end while it runs.
+    """An actor system with one actor, in a daemon thread, so a program can end while it runs.
 
-    (The thread of `ActorSystem.blocking()` is not a daemon: a pool that nobody shut down would keep the program alive.)
+    (The thread of `ActorSystem.blocking()` is not a daemon: with it, a pool that was not shut down would keep the
+    program alive.)
 
     Attributes:
-        clock: the time of its event loop in seconds; callable from any thread.
+        clock: returns the time of its event loop in seconds; callable from any thread.
     """
 
     clock: Callable[[], float]
 
     def __init__(self, name: str, tick: Callable[[float], float], backend_options: dict[str, Any] | None) -> None:
-        """Start it, and wait until it runs.
+        """Start the timekeeper, and wait until it runs.
 
         Args:
-            name: for paths in log lines.
-            tick: called with the time, in the thread of the system; does what is due, and returns when the next is.
-            backend_options: of the event loop (asyncio); tests put a virtual clock there.
+            name: name of the pool, for paths in log lines.
+            tick: called with the current time, in the thread of the system. It handles due times, and returns the next
+                one.
+            backend_options: options of the event loop (asyncio). Tests put a virtual clock there.
 
         Raises:
             Exception: the event loop could not be started.
@@ -90,34 +92,33 @@ class Timekeeper:
         try:
             self._thread.start()
             self._running.wait()
-        except BaseException:  # an interrupt: nobody knows it, so nobody would end it
+        except BaseException:  # an interrupt: the caller gets no object that it could stop
             self.stop()
             raise
         if self._failure is not None:
             raise self._failure
 
     def look(self) -> None:
-        """Have `tick` called soon. From any thread."""
+        """Have `tick` called soon. May be called from any thread."""
         try:
             self._warden.tell_threadsafe(_Look())
         except RuntimeError:
             log.debug("%s: the timekeeper begins anew, and looks then", self._name)
 
     def stop(self) -> None:
-        """End it soon. From any thread; may be called twice."""
+        """End the timekeeper soon. May be called from any thread, and twice."""
         self._ended.set()
-        if self._running.is_set() and self._failure is None:  # else it looks when it runs
+        if self._running.is_set() and self._failure is None:  # else it checks `_ended` once it runs
             self.call(lambda: self._stop.set())
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function soon, in the thread of the system. From any thread; nothing happens once it has ended."""
+        """Call a function soon, in the thread of the system. From any thread. Does nothing after the end."""
         try:
             self._system.call_threadsafe(function)
         except RuntimeError:
             log.debug("%s: the timekeeper has ended", self._name)
 
     def join(self) -> None:
-        """Wait until it has ended."""
         self._thread.join()
 
     def _live(self) -> None:
@@ -138,6 +139,6 @@ class Timekeeper:
             self._system, self._stop = system, anyio.Event()
             self.clock = system.backend.time
             self._warden = await system.spawn(_Warden, self._tick, self.clock)
-            self._running.set()  # before it looks whether it was stopped meanwhile
+            self._running.set()  # before the check whether it was stopped meanwhile
             if not self._ended.is_set():
                 await self._stop.wait()

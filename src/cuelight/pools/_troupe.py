@@ -1,4 +1,4 @@
-"""The members of an actor pool, as rules and statistics see them, and their supervisor."""
+"""The members of an actor pool, for rules and statistics, and their supervisor."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["ActorPoolStats", "Seat", "Troupe"]
 
 
 class ActorPoolStats(msgspec.Struct, frozen=True):
-    """What an actor pool is doing, at one moment.
+    """A snapshot of an actor pool.
 
     Attributes:
-        queued: messages that wait in the pool for a member to be free.
-        members: what each member is doing, by its name in the pool.
+        queued: number of messages that wait in the pool for a free member.
+        members: statistics of each member, by its name in the pool.
     """
 
     queued: int
@@ -32,7 +32,7 @@ class ActorPoolStats(msgspec.Struct, frozen=True):
 
 
 class Seat:
-    """A member, as rules see it, and what it has of the pool."""
+    """A member, for rules, with the messages that the pool has given it."""
 
     __slots__ = ("cell", "expected", "given", "name", "pump")
 
@@ -42,21 +42,21 @@ class Seat:
 
     @property
     def load(self) -> int:
-        """Messages that it handles or that wait for it."""
+        """Number of messages that the member handles or that wait for it."""
         return len(self.cell) + (self.cell.running is not None)
 
     @property
     def ready(self) -> bool:
-        """Whether it would handle a message at once."""
+        """Whether the member would handle a message at once."""
         return self.live and not (self.given or len(self.cell))
 
     @property
     def live(self) -> bool:
-        """Whether it is neither starting nor ending."""
+        """Whether the member is neither starting nor ending."""
         return self.cell.state == LIVE
 
     def returned(self) -> None:
-        """It was restarted, or has ended for good."""
+        """Called when the member was restarted or has ended for good."""
         self.expected = False
         self.pump()
 

@@ -1,14 +1,14 @@
-"""Waits for work of pools, in the graph of who waits for whom.
+"""Waits for work of pools, in the graph of waits.
 
-A caller that waits for a task of a pool waits for the worker that runs it. That edge is seen in two ways. A task of a
-pool and a handler of an actor, which others may wait for, enter their wait in the graph. Of everybody else it is seen
-from outside, in the frames of who waits, when somebody looks for a circle: so waiting for a pool costs nothing for it.
+A caller that waits for a task of a pool waits for the worker that runs it. This edge is known in two ways. A task of a
+pool or a handler of an actor, for which others may wait, enters its wait into the graph. For all other callers, a
+search for a cycle finds the wait in the stack frames of the caller. So waiting for a pool costs them nothing.
 
-A task that has not begun waits for any of those who keep the workers of its pool busy. It can never begin if each of
-them waits, in the end, for the one who waits for the task.
+A task that has not begun waits for any one of the nodes that keep the workers of its pool busy. It can never begin if
+each of these nodes waits, directly or through others, for the caller that waits for the task.
 """
 
-# Nodes are tasks of either library, threads and cells: no annotation could say more.
+# Nodes are tasks of asyncio or trio, threads and cells. No annotation could be more precise.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from cuelight.errors import DeadlockError
 __all__ = ["Awaited", "OUTSIDE", "PoolWait", "blocked", "check", "waiting"]
 
 OUTSIDE: Final = "Let the task return and wait for the other one outside of the pool, or give back what it holds first"
-"""The way out of most deadlocks with pools."""
+"""The advice for most deadlocks with pools."""
 
 
 class Awaited(Protocol):
-    """What can be waited for: a task or a map of a pool."""
+    """An object that callers wait for: a task or a map of a pool."""
 
     @property
     def thing(self) -> str:
-        """What it is, such as `task 'fetch' of the pool 'web'`."""
+        """Its description, such as `task 'fetch' of the pool 'web'`."""
         ...
 
     @property
     def way_out(self) -> str:
-        """What to do about a deadlock."""
+        """The advice in deadlock errors."""
         ...
 
     def runners(self) -> Collection[Any] | None:
-        """The nodes that run it now, without which it cannot end; None if it waits for a worker."""
+        """The nodes that run it now, and must end first; None if it waits for a worker."""
         ...
 
     def occupants(self) -> Sequence[Any]:
-        """The nodes of which one must end before it can begin; none if it can begin, or that is not known."""
+        """The nodes, one of which must end before it can begin; empty if it can begin, or this is not known."""
         ...
 
 
 class PoolWait:
-    """A wait in the graph."""
+    """A wait in the graph of waits."""
 
     __slots__ = ("_awaited", "_owners")
 
@@ -59,21 +59,19 @@ class PoolWait:
 
     @property
     def thing(self) -> str:
-        """What is waited for."""
         return self._awaited.thing
 
     @property
     def way_out(self) -> str:
-        """What to do about a deadlock."""
         return self._awaited.way_out
 
     def blockers(self) -> Iterable[Any]:
-        """The nodes without which the wait cannot end."""
+        """The nodes on which the end of the wait depends."""
         runners = self._awaited.runners()
         if runners is not None:
             return runners
         if _looking:
-            return ()  # within such a look; a task that may begin holds nobody up
+            return ()  # this search is nested in another one, in which a task that has not begun blocks no node
         _looking.append(self)
         try:
             occupants = self._awaited.occupants()
@@ -83,19 +81,19 @@ class PoolWait:
             _looking.clear()
 
 
-_looking: Final[list[PoolWait]] = []  # under the monitor
+_looking: Final[list[PoolWait]] = []  # used only under the monitor
 
 
 @contextmanager
 def waiting(awaited: Awaited, owners: Sequence[Any]) -> Generator[None]:
-    """Enter a wait in the graph for the time of a block.
+    """Enter a wait into the graph for the time of a block.
 
     Args:
-        awaited: what is waited for.
-        owners: who is held up meanwhile; nobody is not an error.
+        awaited: the awaited task or map.
+        owners: the nodes that wait; may be empty.
 
     Raises:
-        DeadlockError: it would wait for itself, through whomever.
+        DeadlockError: an owner would wait for itself, directly or through others.
     """
     if not owners:
         yield
@@ -114,10 +112,10 @@ def waiting(awaited: Awaited, owners: Sequence[Any]) -> Generator[None]:
 
 
 def check(wait: PoolWait, owners: Sequence[Any]) -> None:
-    """Look for a circle.
+    """Search the graph for a cycle.
 
     Raises:
-        DeadlockError: there is one.
+        DeadlockError: there is a cycle.
     """
     with monitor:
         way = find_circle(owners, [(blocker, wait.thing) for blocker in wait.blockers()])

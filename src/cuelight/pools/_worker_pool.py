@@ -1,4 +1,4 @@
-"""A pool of threads, or of processes, for programs that block: no event loop in sight."""
+"""A pool of threads, or of processes, for blocking programs without an event loop."""
 
 from __future__ import annotations
 
@@ -44,22 +44,23 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 ReturnWhen = Literal["ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"]
-"""What `WorkerPool.wait_for_all` waits for."""
+"""The event for which `WorkerPool.wait_for_all` waits."""
 
 
 class WorkerPool:
     """Runs plain functions in threads, with retries, time-outs and metrics: `with WorkerPool(config) as pool:`.
 
-    All methods may be called from any thread, those of tasks included. A task that waits for another one of the pool
-    gives its place to it. Each task runs in a copy of the context (`contextvars`) in which it was submitted.
+    All methods may be called from any thread, including threads of tasks. A task that waits for another task of the
+    pool gives its place to that task. Each task runs in a copy of the context (`contextvars`) in which it was
+    submitted.
 
-    Leaving the block waits until all tasks have ended; leaving it by an exception cancels those that do not run yet.
-    A thread cannot be stopped: an attempt that takes too long is given up and its thread left behind, while a fresh one
-    takes its place. Worker processes (`kind="process"`) are killed instead. Threads are daemons: a program that ends
-    without leaving the block does not wait for its tasks.
+    Leaving the block waits until all tasks have ended; leaving it by an exception cancels tasks that do not run yet.
+    A thread cannot be stopped. If an attempt takes too long, the pool abandons its thread, and a new thread takes its
+    place. Worker processes (`kind="process"`) are killed instead. The threads are daemons: a program that ends without
+    leaving the block does not wait for its tasks.
     """
 
-    _backend_options: dict[str, Any] | None = None  # of the event loop that keeps time; tests put a clock there
+    _backend_options: dict[str, Any] | None = None  # options of the timekeeper's event loop; tests set a virtual clock
 
     def __init__(
         self,
@@ -71,20 +72,21 @@ class WorkerPool:
         executable: str | PathLike[str] | None = None,
         dead_letters: DeadLetterQueue | None = None,
     ) -> None:
-        """Set up a pool; nothing is started before the first task.
+        """Set up a pool. Its threads start with the first task.
 
         Args:
-            config: how it works; `WorkerPoolConfig()` by default.
-            name: the first part of identifiers and names of threads.
-            kind: "thread", or "process": each worker has a process, where functions, arguments and results are pickled.
-            keep_results: how many tasks that have ended are remembered; by default all, until the pool is dropped.
-            executable: the Python interpreter of worker processes; by default the one that runs this program.
-            dead_letters: where tasks go that have failed for good; by default a queue of its own, which keeps the
-                last 1,000.
+            config: the options of the pool; `WorkerPoolConfig()` by default.
+            name: the first part of task identifiers and thread names.
+            kind: "thread", or "process". With "process" each worker has a process; functions, arguments and results
+                are pickled.
+            keep_results: number of ended tasks that the pool remembers; by default all, until the pool is dropped.
+            executable: path of the Python interpreter of worker processes; by default the one that runs this program.
+            dead_letters: queue for tasks that have failed for good; by default the pool has its own queue, which keeps
+                the last 1,000.
 
         Raises:
-            TypeError: the config is none, or the queue keeps no letters of others.
-            ValueError: a value makes no sense; the message says which.
+            TypeError: the config is not a `WorkerPoolConfig`, or the queue cannot store dead letters of a pool.
+            ValueError: a value is invalid; the message says which.
         """
         config = WorkerPoolConfig() if config is None else config
         if not isinstance(config, WorkerPoolConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -117,7 +119,7 @@ class WorkerPool:
 
     @property
     def _crew(self) -> Crew:
-        """Its tasks and threads. In a forked process it begins anew: the threads are those of the other process."""
+        """The crew. A forked process makes a new one, because the threads are in the parent."""
         if self._generation != forks.generation:
             self._generation = forks.generation
             self._current = self._new_crew().inherit(self._current)
@@ -134,25 +136,26 @@ class WorkerPool:
         *,
         priority: int = 2,
     ) -> str:
-        """Have a function called by a worker. Does not wait.
+        """Submit a task. Does not wait.
 
-        An exception is retried, up to `max_retries` times and with a back-off, unless it is `Rejected`, or something
-        could not be pickled for a process. After `RateLimited` the task waits as long as that says; this is no attempt.
+        A task that raises is tried again, up to `max_retries` times and with a back-off. It is not tried again after
+        `Rejected`, or if an object could not be pickled for a process. After `RateLimited` the task waits for the
+        delay of this exception; this does not count as an attempt.
 
         Args:
-            task_name: for people; need not be unique.
+            task_name: readable name of the task; need not be unique.
             task_fn: a plain function.
-            args: its arguments.
-            kwargs: its keyword arguments.
-            priority: the smaller go first; within one, tasks are begun in the order in which they were submitted.
+            args: arguments of the function.
+            kwargs: keyword arguments of the function.
+            priority: tasks with a smaller number go first; tasks with the same number begin in the order of submission.
 
         Returns:
             The identifier of the task.
 
         Raises:
             PoolClosed: the pool was shut down. It is a RuntimeError.
-            TypeError: the function cannot be called or is async, or the arguments are no tuple.
-            DeadlockError: a signal handler or a finaliser has interrupted the pool itself.
+            TypeError: the function cannot be called or is async, or `args` is not a tuple or list.
+            DeadlockError: the caller is a signal handler or finaliser that has interrupted a step of the pool.
         """
         if task_fn is not self._checked:
             self._check(task_fn)
@@ -169,7 +172,7 @@ class WorkerPool:
         return job.id
 
     def submit_again(self, call: FailedCall, task_id: str) -> None:
-        """Submit what a dead letter has kept, as `DeadLetterQueue.replay` does. It gets a new identifier."""
+        """Submit the task of a dead letter again, as `DeadLetterQueue.replay` does. The task gets a new identifier."""
         self.submit_task(call.name, call.function, call.args, call.kwargs, priority=call.priority)
 
     def map(
@@ -183,16 +186,16 @@ class WorkerPool:
     ) -> Iterator[TaskResult[R]]:
         """Call a function with each item, and iterate over the results in the order of the items.
 
-        Items are taken as results are: not more than `buffer` of them are under way or wait to be looked at, so the
-        source may be infinite. An item whose function raised is a result with an error. Leaving the loop early cancels
-        what has not begun, and closes the source if it is a generator. Items are counted in the summary, but
-        `get_metrics` and `wait_for_all` do not know them.
+        The iterator takes items as its results are read: at most `buffer` items run or have results that are not read
+        yet, so the source may be infinite. If the function raises for an item, the result of this item has the error.
+        Leaving the loop early cancels items that have not begun, and closes the source if it is a generator. The
+        summary counts items of maps, but `get_metrics` and `wait_for_all` do not include them.
 
         Args:
             fn: a plain function.
-            items: the source.
-            priority: the smaller go first.
-            buffer: items that are read ahead; by default 4 for each worker.
+            items: an iterable of the items.
+            priority: tasks with a smaller number go first.
+            buffer: number of items that are read ahead; by default 4 for each worker.
             progress: called with (done, total or None) after each item; or True for a bar, which needs tqdm.
 
         Raises:
@@ -216,22 +219,22 @@ class WorkerPool:
         )
 
     def abort_pending_tasks(self) -> int:
-        """Cancel all tasks that do not run now, those that wait for a retry included; how many there were."""
+        """Cancel all tasks that do not run now, including tasks that wait for a retry. Returns their number."""
         return self._crew.cancel()
 
     # Results.
 
     def get_task_result(self, task_id: str, timeout: float | None = None) -> TaskResult[Any]:
-        """What became of a task. Blocks until it has ended.
+        """Return the result of a task. Blocks until the task has ended.
 
         Args:
-            task_id: what `submit_task` returned.
-            timeout: seconds to wait; None for as long as it takes. It ends the wait, not the task.
+            task_id: the identifier that `submit_task` returned.
+            timeout: seconds to wait; None for no limit. It ends the wait, not the task.
 
         Raises:
             TimeoutError: the task had not ended in time.
-            TaskNotFound: there is no such task, or it was forgotten (`keep_results`).
-            DeadlockError: a task asks for its own result.
+            TaskNotFound: there is no such task, or the pool no longer remembers it (`keep_results`).
+            DeadlockError: the task waits for the caller, for example a task asks for its own result.
         """
         if timeout is not None:
             check_seconds("get_task_result(timeout)", timeout)
@@ -248,13 +251,13 @@ class WorkerPool:
     def wait_for_all(
         self, timeout: float | None = None, return_when: ReturnWhen = "ALL_COMPLETED"
     ) -> list[TaskResult[Any]]:
-        """The results of all submitted tasks that have ended, in the order of submission. Blocks.
+        """Wait for submitted tasks, and return the results of the ended ones, in the order of submission. Blocks.
 
         Args:
-            timeout: seconds to wait; None for as long as it takes. It ends the wait, not the tasks: those that have
-                ended by then are returned.
-            return_when: "ALL_COMPLETED" waits until every task has ended, "FIRST_COMPLETED" until any has,
-                "FIRST_EXCEPTION" until any has failed, or every one has ended.
+            timeout: seconds to wait; None for no limit. It ends the wait, not the tasks: the results of the tasks that
+                have ended by then are returned.
+            return_when: "ALL_COMPLETED" waits until every task has ended, "FIRST_COMPLETED" until any task has ended,
+                "FIRST_EXCEPTION" until any task has failed, or every task has ended.
 
         Raises:
             ValueError: `return_when` is none of these.
@@ -281,18 +284,18 @@ class WorkerPool:
 
     @property
     def dead_letters(self) -> DeadLetterQueue:
-        """Tasks that have failed for good, with their errors: to look at, edit, replay and purge.
+        """The tasks that have failed for good, with their errors, to inspect, edit, replay and purge.
 
-        `replay` submits a task again. In blocking code use it in a block: `with pool.dead_letters as letters:`.
+        `replay` submits a task again. In blocking code, use the queue in a block: `with pool.dead_letters as letters:`.
         """
         return self._letters.queue
 
     # Metrics.
 
     def get_metrics(self) -> dict[str, TaskMetrics]:
-        """How each task runs or ran, by identifier, in the order of submission; a copy.
+        """Return the metrics of each remembered task, by identifier, in the order of submission; a copy.
 
-        Empty with `enable_instrumentation=False`.
+        The dictionary is empty with `enable_instrumentation=False`.
         """
         if not self.config.enable_instrumentation:
             return {}
@@ -301,21 +304,21 @@ class WorkerPool:
         return {job.id: job.metrics() for job in jobs}
 
     def get_summary_metrics(self) -> dict[str, Any]:
-        """Totals of the pool, all taken at the same moment.
+        """Return the totals of the pool, all read at the same moment.
 
-        With `enable_instrumentation=False` nothing is measured: the time and the retries stay 0.
+        With `enable_instrumentation=False` the pool measures nothing: the time and the retries stay 0.
 
         Returns:
-            total_tasks: submitted; each of them is one of the next five.
-            completed, failed, cancelled: ended so.
-            pending: waiting for a worker or for a retry.
-            running: having a worker.
-            avg_execution_time_ms: milliseconds that tasks which completed or failed ran, on the average.
-            total_retries: attempts after the first.
-            success_rate: completed ones of those that completed or failed, 0 to 1.
-            workers: threads now, without those left behind.
-            abandoned: threads that were left behind and still run.
-            replaced: threads that were left behind, and processes that were killed.
+            total_tasks: number of submitted tasks, which is the sum of the next five numbers.
+            completed, failed, cancelled: number of tasks that ended in this way.
+            pending: number of tasks that wait for a worker or for a retry.
+            running: number of tasks that a worker has.
+            avg_execution_time_ms: average run time of completed and failed tasks, in milliseconds.
+            total_retries: number of attempts after the first ones.
+            success_rate: completed tasks as a fraction of completed and failed tasks, 0 to 1.
+            workers: current number of threads, without abandoned ones.
+            abandoned: number of threads that were abandoned and still run.
+            replaced: number of threads that were abandoned, and of processes that were killed.
         """
         crew = self._crew
         with crew.lock:
@@ -344,10 +347,10 @@ class WorkerPool:
     # The end.
 
     def shutdown(self, wait: bool = True, cancel_futures: bool = False) -> None:
-        """Take no more tasks, and end the threads after the last one. May be called again.
+        """Take no more tasks, and end the threads after the last task. May be called again.
 
         Args:
-            wait: block until all has ended, but for threads that were left behind.
+            wait: block until all tasks and threads have ended, except abandoned threads.
             cancel_futures: cancel the tasks that do not run now.
 
         Raises:
@@ -372,7 +375,7 @@ class WorkerPool:
         self.shutdown(cancel_futures=error is not None)
 
     def _worker(self) -> Worker | None:
-        """The worker of this pool whose task has called."""
+        """The worker of this pool whose task is the caller; None if the caller is no task of this pool."""
         worker = current_worker()
         return worker if worker is not None and worker.crew is self._crew else None
 
@@ -396,7 +399,7 @@ def _as_tuple(args: Any) -> tuple[Any, ...]:
 
 
 def _report(pool: str, logged: bool, letters: DeadLetterBox, job: Job, error: Exception) -> None:
-    """Log a task that has failed for good, and make it a dead letter. It has not ended yet."""
+    """Log a task that has failed for good, and make it a dead letter. Called before the task ends."""
     result: TaskResult[Any] = TaskResult(job.id, error=error, task_name=job.name, worker_id=job.worker or "")
     task_type = full_name(job.function)
     if logged:
@@ -409,6 +412,6 @@ def _no_process(_: str) -> None:
 
 
 def _new_process(executable: str | None, name: str) -> ProcessCaller:
-    from cuelight.pools._process_call import ProcessCaller  # noqa: PLC0415 - threads do without
+    from cuelight.pools._process_call import ProcessCaller  # noqa: PLC0415 - pools of threads do not need it
 
     return ProcessCaller(name, executable)

@@ -1,4 +1,4 @@
-"""How a blocking pool works, checked where it is given."""
+"""The options of a blocking pool, with checks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["WorkerPoolConfig"]
 
 @dataclass
 class WorkerPoolConfig:
-    """How a `WorkerPool` works.
+    """The options of a `WorkerPool`.
 
     Attributes:
-        max_workers: threads at most; they start when there is something to do.
-        task_timeout_seconds: seconds that one attempt may run; `math.inf` for as long as it takes.
-        max_retries: attempts after the first. An attempt that took too long counts.
-        backoff_base_seconds: seconds before the first retry; they double with each.
-        backoff_max_seconds: seconds before a retry at most.
-        enable_instrumentation: log each task, as "cuelight.pools": it completed (debug), is tried again (info), failed
-            (warning, with its traceback); and keep metrics of it. Without it there are neither.
+        max_workers: maximum number of threads. They start when there is work.
+        task_timeout_seconds: seconds that one attempt may run; `math.inf` for no limit.
+        max_retries: maximum number of attempts after the first. Attempts that took too long count.
+        backoff_base_seconds: seconds before the first retry. The delay doubles with each retry.
+        backoff_max_seconds: maximum delay before a retry, in seconds.
+        enable_instrumentation: whether to log each task with the logger "cuelight.pools" and to keep its metrics. A
+            task is logged when it completes (debug), is tried again (info) or fails (warning, with its traceback).
     """
 
     max_workers: int = 50
@@ -36,7 +36,7 @@ class WorkerPoolConfig:
         """Check the values.
 
         Raises:
-            ValueError: a value makes no sense; the message says which.
+            ValueError: a value is invalid; the message says which.
         """
         for field, least in {"max_workers": 1, "max_retries": 0}.items():
             count: Any = getattr(self, field)

@@ -59,6 +59,11 @@ def test_a_plain_sentence_is_no_finding(tmp_path: Path, sentence: str) -> None:
     assert _lines(tmp_path, {"docs/a.md": f"{sentence}\n\n```python\nwhat = whoever\n```\n"}) == []
 
 
+def test_the_name_of_an_argument_is_no_finding(tmp_path: Path) -> None:
+    source = 'def every(what):\n    """Repeat a task.\n\n    Args:\n        what: the task.\n    """\n'
+    assert _lines(tmp_path, {"src/cuelight/_a.py": source}) == []
+
+
 def test_text_that_the_program_uses_is_not_read(tmp_path: Path) -> None:
     assert _lines(tmp_path, {"src/cuelight/_a.py": 'whoever = "what is to be given"\n'}) == []
 

@@ -97,7 +97,7 @@ _decode: Final = msgspec.msgpack.Decoder(tuple[float, int, int, Any]).decode
 
 
 class Call(NamedTuple):
-    """A step to be sent to the server."""
+    """A step that is sent to the server."""
 
     script: Script
     asked: Any

@@ -1,7 +1,7 @@
 """Combines the adds of one loop: adds that are requested while another one is under way are sent together after it.
 
-Most of the cost of an add is the same for one task and for a hundred. So many producers gain, and a single one loses
-nothing, because its add is sent at once.
+Most of the cost of an add is the same for one task and for a hundred. Therefore many producers gain. A single producer
+loses nothing, because its add is sent at once.
 
 The invariants:
 

@@ -6,8 +6,6 @@ import math
 
 from cuelight._text import safe_repr
 
-__all__ = ["check_finite", "check_seconds"]
-
 
 def check_finite(call: str, number: object) -> None:
     """Check that an argument is a finite number.

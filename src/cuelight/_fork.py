@@ -11,8 +11,6 @@ import os
 import threading
 from typing import Final
 
-__all__ = ["Forks", "forks"]
-
 
 class Forks:
     """Counts forks.

@@ -18,8 +18,6 @@ from typing import Any, Final
 
 from cuelight._text import describe_error, format_traceback, safe_repr, shortened
 
-__all__ = ["Log", "flush_logs", "get_log"]
-
 MESSAGE_LIMIT: Final = 8_000
 
 WHOLE: Final = 10

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-__all__ = ["describe_error", "error_lines", "format_traceback", "safe_repr", "safe_str", "shortened", "type_name"]
-
 REPR_LIMIT: Final = 300
 STR_LIMIT: Final = 2_000
 TRACEBACK_LIMIT: Final = 20_000

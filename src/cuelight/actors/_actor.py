@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from cuelight.actors._inbox import Inbox
     from cuelight.actors._runtime import Runtime
 
-__all__ = ["Actor", "FunctionActor"]
-
 M = TypeVar("M")
 C = TypeVar("C")
 T = TypeVar("T")

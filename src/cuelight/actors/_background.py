@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
     from cuelight.actors._reply import Asked
 
-__all__ = ["Background"]
-
 
 class Background:
     """A task bound to an incarnation. It is cancelled and awaited when the incarnation ends."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from cuelight.actors._timers import ActorTimer
     from cuelight.mailbox import Waiter
 
-__all__ = ["Bonds", "LinkedExit"]
-
 
 class LinkedExit(CuelightError):
     """A linked actor has ended abnormally."""

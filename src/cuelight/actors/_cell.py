@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from cuelight.actors._runtime import Runtime
     from cuelight.actors._spec import ChildSpec, Options
 
-__all__ = ["Cell"]
-
 STARTING, LIVE, DRAINING, ENDING, OVER, BURYING, DEAD = range(7)
 """The states of a cell. `OVER`: the incarnation has ended and its supervisor decides. A restart leads to `STARTING`."""
 

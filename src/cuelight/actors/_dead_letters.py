@@ -13,8 +13,6 @@ from cuelight.mailbox import Channel, drop_oldest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-__all__ = ["DeadLetter", "DeadLetters", "Reason"]
-
 Reason = Literal[
     "stopped",
     "unhandled",

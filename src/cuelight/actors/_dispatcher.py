@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import Backend
 
-__all__ = ["Dispatcher"]
-
 log = get_log("cuelight")
 
 TURNS_PER_PASS = 64

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._spec import ChildSpec
 
-__all__ = ["EagerCell"]
-
 NESTED_STEPS = 8
 """The number of handlers that run nested in each other's asks, up to their first wait. Further requests queue."""
 

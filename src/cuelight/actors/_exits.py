@@ -11,18 +11,6 @@ from cuelight._text import describe_error
 if TYPE_CHECKING:
     from cuelight.actors._ref import Ref
 
-__all__ = [
-    "Crashed",
-    "Exit",
-    "Killed",
-    "ShutDown",
-    "Spawned",
-    "Start",
-    "Stopped",
-    "Terminated",
-    "WasRestarted",
-]
-
 
 class Start(msgspec.Struct, frozen=True):
     """The reason why an incarnation starts. The `started` hook receives it."""

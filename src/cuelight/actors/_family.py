@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from cuelight.actors._runtime import Runtime
     from cuelight.actors._spec import ChildSpec
 
-__all__ = ["Family"]
-
 
 class Family(Protocol):
     """The children of one cell and their supervision."""

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from cuelight.actors._runtime import Runtime
     from cuelight.actors._spec import Options
 
-__all__ = ["Fates"]
-
 
 class Fates(Mailbox):
     """The part of a cell that settles messages."""

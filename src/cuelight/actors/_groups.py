@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
     from cuelight.actors._runtime import Runtime
 
-__all__ = ["Group"]
-
 M = TypeVar("M")
 
 

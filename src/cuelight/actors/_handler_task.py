@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cuelight.actors._eager_cell import EagerCell
     from cuelight.mailbox import Waiter
 
-__all__ = ["HandlerTask", "resume"]
-
 
 @types.coroutine
 def resume(coroutine: Any, awaited: Any) -> Generator[Any, Any, Any]:

@@ -11,8 +11,6 @@ from typing import Any, TypeVar, get_args, get_origin, overload
 from cuelight.actors._exits import Terminated
 from cuelight.actors._messages import Answers, Message, Streams
 
-__all__ = ["HandlerTable", "on"]
-
 A = TypeVar("A")
 Q = TypeVar("Q")
 R = TypeVar("R")

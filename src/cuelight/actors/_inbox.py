@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import CaseWaiter
 
-__all__ = ["Inbox"]
-
 M = TypeVar("M")
 
 AT_ONCE = KILL | FAIL | RECYCLE

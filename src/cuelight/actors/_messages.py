@@ -6,8 +6,6 @@ from typing import Generic, Protocol, Self, TypeVar, dataclass_transform
 
 import msgspec
 
-__all__ = ["Answerable", "Answers", "Message", "ReplyType", "Request", "StreamRequest", "Streams"]
-
 M_co = TypeVar("M_co", covariant=True)
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

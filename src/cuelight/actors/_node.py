@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     from cuelight.actors._ref import Ref
     from cuelight.actors._runtime import Runtime
 
-__all__ = ["Node"]
-
 
 class Node(Protocol):
     """The membership of a system in a cluster: it registers names of actors and resolves names to refs."""

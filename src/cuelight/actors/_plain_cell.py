@@ -17,8 +17,6 @@ from cuelight.errors import ReplyError, control_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PlainCell", "TurnCell"]
-
 BUDGET = 128
 """The number of messages that one actor handles before the next actor has its turn."""
 

@@ -12,8 +12,6 @@ from cuelight.errors import Interrupted, ReplyError, StashFull
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
 
-__all__ = ["ReplyPort", "defer", "stash"]
-
 
 class ReplyPort:
     """The answering end of a deferred reply. The ask fails when the port is dropped unused or its actor ends."""

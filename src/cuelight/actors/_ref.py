@@ -23,8 +23,6 @@ from cuelight.mailbox import NOT_READY
 if TYPE_CHECKING:
     from cuelight.mailbox import CaseWaiter, NotNow
 
-__all__ = ["ActorStatistics", "Ref"]
-
 M_contra = TypeVar("M_contra", contravariant=True)
 R = TypeVar("R")
 

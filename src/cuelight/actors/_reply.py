@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from cuelight.actors._waits import Step
     from cuelight.mailbox import Waiter
 
-__all__ = ["Reply"]
-
 R = TypeVar("R")
 
 QUEUED, RUNNING, DONE = range(3)

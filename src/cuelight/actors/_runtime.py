@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._node import Node
 
-__all__ = ["Runtime"]
-
 M = TypeVar("M")
 P = ParamSpec("P")
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cuelight.actors._actor import Actor
     from cuelight.actors._inbox import Inbox
 
-__all__ = ["DEFAULTS", "BackoffPolicy", "ChildSpec", "Options", "Restart", "child"]
-
 M = TypeVar("M")
 P = ParamSpec("P")
 

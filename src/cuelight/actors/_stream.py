@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
     from cuelight.mailbox import Waiter
 
-__all__ = ["Stream", "StreamSlot"]
-
 R = TypeVar("R")
 
 WINDOW = 16

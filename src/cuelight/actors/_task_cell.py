@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cuelight.actors._spec import ChildSpec
     from cuelight.mailbox import Waiter
 
-__all__ = ["TaskCell"]
-
 BUDGET = 256
 """The number of messages that one actor handles before it lets other tasks run."""
 

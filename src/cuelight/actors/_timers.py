@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
     from cuelight.mailbox import Backend
 
-__all__ = ["Alarms", "Entry", "ActorTimer"]
-
 TOLERANCE = 1e-6
 """The time in seconds by which an alarm may be early, because loops round times."""
 

@@ -24,19 +24,6 @@ from cuelight.mailbox import awaited_by, coroutine_of, frame_of, loop_of
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
 
-__all__ = [
-    "Holdings",
-    "Wait",
-    "blocked",
-    "code_of_asks",
-    "code_of_waits",
-    "find_circle",
-    "holdings",
-    "let_go",
-    "name_of",
-    "show_circle",
-]
-
 
 class Wait(Protocol):
     """The wait of a node for a thing that other nodes hold."""

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Block"]
-
 
 class Block(ABC):
     """Acquires on entering the block, and releases on leaving it."""

@@ -21,21 +21,6 @@ from collections import deque
 from types import CodeType
 from typing import Any, Final
 
-__all__ = [
-    "ALL",
-    "Core",
-    "CountedCore",
-    "DOWNGRADED",
-    "GONE",
-    "GRANTED",
-    "Hold",
-    "LockCore",
-    "Place",
-    "READ",
-    "Ticket",
-    "WAITING",
-]
-
 WAITING, GRANTED, GONE = range(3)
 
 ALL: Final = 1 << 30

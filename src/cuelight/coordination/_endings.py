@@ -27,8 +27,6 @@ from cuelight.mailbox import when_task_ends
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
 
-__all__ = ["collect_dead", "enter_holding", "forget", "monitor", "now", "reap", "report", "watch", "watched"]
-
 log = get_log("cuelight")
 
 monitor: Final = threading.RLock()

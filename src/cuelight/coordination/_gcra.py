@@ -21,8 +21,6 @@ from typing import NamedTuple
 
 from cuelight.coordination._limit_meter import EVER, RateLimitConfig, Ticket
 
-__all__ = ["Bucket", "Pace", "gcra"]
-
 
 def gcra(tat: int, now: int, interval: int, burst: int, cost: int) -> tuple[bool, int, int]:
     """Decide whether a request is admitted now: one step of the generic cell rate algorithm.

@@ -25,8 +25,6 @@ from cuelight._log import get_log
 from cuelight._text import safe_repr
 from cuelight.errors import ends_the_program
 
-__all__ = ["KeyedLimiter", "KeyedStatistics"]
-
 
 class Forgettable(Protocol):
     """The part of a limiter that this module needs; local and shared limiters have it."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-__all__ = ["Headers", "read_headers"]
-
 # x-ratelimit-remaining-tokens, vendor-ratelimit-input-tokens-remaining, ratelimit-remaining
 _REMAINING = re.compile(r"(?:[a-z]+-)?ratelimit-(?:remaining(?:-(?P<last>[a-z-]+))?|(?P<first>[a-z-]+)-remaining)")
 

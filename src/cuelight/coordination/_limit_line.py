@@ -34,8 +34,6 @@ from cuelight.coordination._limit_waiter import Line, Waiter, plus, sleep
 from cuelight.coordination._spread import spread
 from cuelight.mailbox import Slot, new_slot, running_loop, running_task
 
-__all__ = ["YIELD", "Limiter", "jittered"]
-
 _LATE: Final = SECOND // 100
 """Nanoseconds by which a timer may be late without changing the time at which the request counts as admitted. Timers
 are late by a millisecond or two, and a bucket without a burst would lose that time with each request.

@@ -8,21 +8,6 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from cuelight._text import safe_repr
 
-__all__ = [
-    "EVER",
-    "Decision",
-    "LimiterStatistics",
-    "Meter",
-    "Permits",
-    "RateLimitConfig",
-    "SECOND",
-    "Ticket",
-    "check_positive",
-    "check_timeout",
-    "check_whole",
-    "from_rate",
-]
-
 EVER: Final = 1 << 62
 """Nanoseconds, 146 years: stands for a time that never comes."""
 

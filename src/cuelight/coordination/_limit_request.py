@@ -27,17 +27,6 @@ from cuelight.coordination._limiters import check_function
 from cuelight.coordination._window import WindowCounter, WindowLog
 from cuelight.mailbox._backend import yield_now
 
-__all__ = [
-    "Admission",
-    "RateLimiter",
-    "Requesting",
-    "USUAL",
-    "check_costs",
-    "check_limits",
-    "check_named",
-    "order_costs",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -9,8 +9,6 @@ from typing import Any, Final
 from cuelight.coordination._limit_meter import EVER, SECOND, Ticket
 from cuelight.mailbox import Slot, await_until, call_in_loop, loop_time, running_loop, running_task
 
-__all__ = ["Line", "Waiter", "plus", "sleep"]
-
 _SHORTEST: Final = 1000
 """The least time to sleep, in nanoseconds: less would be lost in the rounding of a loop's time, which is a float."""
 

@@ -23,20 +23,6 @@ from cuelight.coordination._limit_meter import (
 from cuelight.coordination._window import WindowCounter, WindowLog
 from cuelight.mailbox._backend import yield_now
 
-__all__ = [
-    "AsyncLeakyBucket",
-    "AsyncSlidingWindow",
-    "AsyncTokenBucket",
-    "Paced",
-    "SingleLimiter",
-    "bucket_config",
-    "check_config",
-    "check_cost",
-    "check_function",
-    "smooth_config",
-    "window_config",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

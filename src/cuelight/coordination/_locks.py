@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["BaseLock", "Claim", "LocalLock", "next_name"]
-
 _modules: Final = sys.modules
 _running_asyncio: Final = _events._get_running_loop  # fast when no loop is running
 _handling: Final = handling.get

@@ -21,8 +21,6 @@ from cuelight.mailbox import loop_time, running_task
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Acquisition", "LockFactory", "LockManager"]
-
 SWEEP: Final = 64
 
 

@@ -23,17 +23,6 @@ from cuelight.mailbox import loop_time, running_loop
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
 
-__all__ = [
-    "acquire",
-    "acquire_blocking",
-    "acquire_nowait",
-    "downgrade",
-    "give_back",
-    "hand_over",
-    "release",
-    "took",
-]
-
 
 def acquire_nowait(core: Core, weight: int) -> None:
     """Acquire at once or raise.

@@ -12,8 +12,6 @@ from cuelight.coordination._parties import describe, my_place
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
 
-__all__ = ["debug_by_default", "note_acquired", "note_released"]
-
 log = get_log("cuelight")
 
 MOST: Final = 10_000

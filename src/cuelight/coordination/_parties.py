@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
     from cuelight.coordination._core import Place
 
-__all__ = [
-    "ThreadParty",
-    "caller_place",
-    "describe",
-    "here",
-    "my_place",
-    "party_ended",
-    "place_now",
-    "plain_task",
-    "show_place",
-    "whoever",
-]
-
 _running_asyncio: Final = _events._get_running_loop
 _modules: Final = sys.modules
 _handling: Final = handling.get

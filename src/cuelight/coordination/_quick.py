@@ -19,8 +19,6 @@ from cuelight.coordination._operations import hand_over
 from cuelight.coordination._parties import caller_place
 from cuelight.coordination._waiting import LoopWaiting, blocked_loops, is_awaited_work, is_inside, line_up, withdraw
 
-__all__ = ["pass_on", "stand_in_line"]
-
 _Future: Final = asyncio.Future
 _Task: Final = asyncio.Task
 

@@ -8,8 +8,6 @@ from cuelight.coordination._operations import downgrade, release
 from cuelight.coordination._order import debug_by_default
 from cuelight.coordination._statistics import LockStatistics, statistics_of
 
-__all__ = ["ReadWriteLock"]
-
 
 class _Side(Claim):
     """The lock for reading or for writing. Either can release the hold that is left after a downgrade."""

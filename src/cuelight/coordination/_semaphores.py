@@ -36,8 +36,6 @@ _running_asyncio: Final = _events._get_running_loop
 A_FEW: Final = 1024
 """The greatest number of permits that are kept as single items; a semaphore with more keeps a number."""
 
-__all__ = ["BaseSemaphore", "LocalSemaphore", "Semaphore"]
-
 
 class BaseSemaphore(Block):
     """The interface of all semaphores: `with` in any thread, `async with` in any event loop.

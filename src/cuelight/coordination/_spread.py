@@ -10,8 +10,6 @@ import os
 import random
 from typing import Final
 
-__all__ = ["spread"]
-
 spread: Final = random.Random()  # noqa: S311 - not used for secrets
 
 if hasattr(os, "register_at_fork"):

@@ -12,8 +12,6 @@ from cuelight.coordination._parties import describe, place_now, show_place
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
 
-__all__ = ["Holder", "LockStatistics", "statistics_of"]
-
 
 class Holder(msgspec.Struct, frozen=True):
     """An owner that holds a lock.

@@ -38,18 +38,6 @@ if TYPE_CHECKING:
     from cuelight.coordination._core import Place
     from cuelight.mailbox import Slot
 
-__all__ = [
-    "LoopWaiting",
-    "ThreadWaiting",
-    "awaited_work",
-    "blocked_loops",
-    "gave_up",
-    "is_awaited_work",
-    "is_inside",
-    "line_up",
-    "withdraw",
-]
-
 LOOK: Final = 0.25
 """Seconds between two checks for holders whose loop was closed while they held the lock: no event reports that."""
 

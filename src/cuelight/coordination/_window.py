@@ -22,8 +22,6 @@ from collections import deque
 
 from cuelight.coordination._limit_meter import EVER, RateLimitConfig, Ticket
 
-__all__ = ["WindowCounter", "WindowLog"]
-
 
 class WindowLog:
     """An exact log of the times and costs of admitted requests, up to `max_requests` entries. See `Meter`."""

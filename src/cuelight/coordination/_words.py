@@ -10,8 +10,6 @@ from cuelight.errors import DeadlockError, LockTimeout
 if TYPE_CHECKING:
     from cuelight.coordination._core import Core
 
-__all__ = ["deadlock", "holders_of", "reentered", "timed_out"]
-
 
 def holders_of(core: Core) -> str:
     """The holders, in words."""

@@ -24,20 +24,6 @@ from cuelight.mailbox._tasks import asyncio_task
 if TYPE_CHECKING:
     import trio
 
-__all__ = [
-    "Backend",
-    "Slot",
-    "Waiter",
-    "await_until",
-    "current_backend",
-    "loop_time",
-    "new_slot",
-    "postpone_cancellation",
-    "slot_maker",
-    "swap_current_task",
-    "yield_now",
-]
-
 LOST_LOOP: Final = "this process is a fork of the one that runs the event loop, and no thread runs it here"
 
 

@@ -27,8 +27,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, Type
 if TYPE_CHECKING:
     from cuelight.mailbox._backend import Slot
 
-__all__ = ["CLOSED", "NOT_READY", "Case", "CaseWaiter", "NotNow", "Signal", "Waiting"]
-
 T_co = TypeVar("T_co", covariant=True)
 
 

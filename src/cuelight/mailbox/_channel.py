@@ -31,8 +31,6 @@ from cuelight.mailbox._ends import Permit, Receiver, SendCase, Sender
 from cuelight.mailbox._overflow import Overflow, wait
 from cuelight.mailbox._threads import ThreadEnd
 
-__all__ = ["BUDGET", "Channel"]
-
 T = TypeVar("T")
 
 BUDGET: Final = 64

@@ -17,8 +17,6 @@ from cuelight.mailbox._backend import Slot, slot_maker
 from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow, Waiting
 from cuelight.mailbox._overflow import Overflow, checked_overflow, checked_position, policy_name, wait
 
-__all__ = ["RESERVE", "ChannelCore", "ChannelStatistics"]
-
 T = TypeVar("T")
 
 RESERVE: Final = object()

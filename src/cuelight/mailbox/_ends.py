@@ -12,8 +12,6 @@ from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow
 if TYPE_CHECKING:
     from cuelight.mailbox._channel import Channel
 
-__all__ = ["Permit", "Receiver", "SendCase", "Sender"]
-
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)

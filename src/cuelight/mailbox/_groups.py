@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["TaskGroup"]
-
 
 class TaskGroup:
     """An anyio task group. On trio it starts tasks in the nursery itself.

@@ -18,8 +18,6 @@ from functools import cache, cached_property, partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, TypeVar, cast
 
-__all__ = ["hold_interrupts", "interruptible", "run_interruptible"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 

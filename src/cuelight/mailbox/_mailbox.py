@@ -21,8 +21,6 @@ from typing import Any
 from cuelight.mailbox._backend import Waiter
 from cuelight.mailbox._overflow import Overflow, checked_position, policy_name
 
-__all__ = ["Mailbox", "WaitingSender"]
-
 SOME_STALE = 64
 
 

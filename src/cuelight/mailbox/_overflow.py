@@ -19,18 +19,6 @@ from typing import TypeAlias, TypeVar
 from cuelight._text import safe_repr
 from cuelight.errors import MailboxFull
 
-__all__ = [
-    "Overflow",
-    "checked_overflow",
-    "checked_position",
-    "coalesce",
-    "drop_newest",
-    "drop_oldest",
-    "fail",
-    "policy_name",
-    "wait",
-]
-
 T = TypeVar("T")
 
 Overflow: TypeAlias = Callable[[Sequence[T], T], int | None]

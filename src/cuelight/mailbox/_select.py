@@ -18,8 +18,6 @@ from cuelight.mailbox._channel import BUDGET, Channel
 from cuelight.mailbox._ends import Receiver, SendCase
 from cuelight.mailbox._timers import Alarm, Ticker, Timer
 
-__all__ = ["merge", "seed_select", "select", "select_nowait"]
-
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")

@@ -22,22 +22,6 @@ from weakref import WeakKeyDictionary
 
 from cuelight.mailbox._interrupts import hold_interrupts
 
-__all__ = [
-    "asyncio_task",
-    "awaited_by",
-    "call_in_loop",
-    "coroutine_of",
-    "drivers",
-    "frame_of",
-    "has_ended",
-    "in_trio_task",
-    "loop_of",
-    "place_of",
-    "running_loop",
-    "running_task",
-    "when_task_ends",
-]
-
 if sys.version_info >= (3, 12):
     asyncio_task: Callable[[Any], Any] = asyncio.current_task
 else:  # before 3.12 it is a slow function around this

@@ -20,8 +20,6 @@ from cuelight.mailbox._case import CLOSED, NOT_READY
 if TYPE_CHECKING:
     from cuelight.mailbox._channel import Channel
 
-__all__ = ["ThreadEnd"]
-
 T = TypeVar("T")
 
 _LOOK: Final = 0.2  # seconds between checks that the loop still lives, because it does not announce its end

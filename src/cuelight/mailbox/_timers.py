@@ -8,8 +8,6 @@ from collections import OrderedDict
 from cuelight.mailbox._backend import loop_time
 from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow
 
-__all__ = ["Alarm", "Ticker", "Timer", "after", "every"]
-
 
 class Alarm:
     """The common base of `Timer` and `Ticker`: the next deadline, and the selects that wait for it."""

@@ -38,8 +38,6 @@ from cuelight.supervision import ActorSystem, RestartLimit
 if TYPE_CHECKING:
     from cuelight.actors import Cell
 
-__all__ = ["ActorPool"]
-
 M = TypeVar("M")
 R = TypeVar("R")
 

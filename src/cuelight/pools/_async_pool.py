@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from cuelight.pools._progress import Progress
     from cuelight.pools._results import PoolStats, TaskMetrics
 
-__all__ = ["AsyncWorkerPool"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

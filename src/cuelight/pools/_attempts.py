@@ -12,19 +12,6 @@ from cuelight._text import safe_repr, safe_str
 from cuelight.errors import RateLimited, TaskQuarantined, WorkerDied
 from cuelight.pools._failures import is_a, is_final, rate_limit_delay
 
-__all__ = [
-    "Kind",
-    "Tries",
-    "Unawaited",
-    "check_kind",
-    "holding_coroutine",
-    "holding_coroutines",
-    "is_async",
-    "name_of",
-    "verdict",
-    "what_is_called",
-]
-
 Kind = Literal["thread", "process"]
 """The kind of worker that runs plain functions. Async functions always run in the event loop."""
 

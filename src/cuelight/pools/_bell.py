@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cuelight.mailbox import Backend, Waiter
 
-__all__ = ["Bell"]
-
 
 class Bell:
     """Wakes all waiting tasks at once. Wait for a condition in a loop: `while not done: await bell.wait()`."""

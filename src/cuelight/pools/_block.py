@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from types import TracebackType
 
-__all__ = ["PoolBlock"]
-
 
 class PoolBlock(ABC):
     """Leaving the block finishes the work of the pool; leaving it by an exception or a cancellation cancels the work.

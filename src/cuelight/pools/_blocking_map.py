@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from cuelight.pools._results import TaskResult
     from cuelight.pools._thread_crew import Crew
 
-__all__ = ["stream"]
-
 
 def stream(
     crew: Crew,

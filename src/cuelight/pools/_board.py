@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from cuelight.pools._job import Job
 
-__all__ = ["Board"]
-
 
 class Board:
     """The crew makes every change under the lock. The waiting methods take the lock themselves; any code may call them.

@@ -33,21 +33,6 @@ from typing import Any
 if sys.platform != "win32":
     import fcntl
 
-__all__ = [
-    "BASE",
-    "BEGUN",
-    "DATA",
-    "FRAME",
-    "Frames",
-    "KIND",
-    "KINDS",
-    "LOADING",
-    "RECORD",
-    "SOURCE",
-    "VALUES",
-    "WRITTEN",
-]
-
 FRAME = struct.Struct("=cQ")  # kind, length
 SETUP, CALL, CHUNK = b"s", b"c", b"k"
 PART, END, UNLOADABLE, VALUES = b"p", b"e", b"u", b"v"

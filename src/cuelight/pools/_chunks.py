@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Chunks"]
-
 AIM_MS = 10.0
 """Intended run time of a chunk in milliseconds: much longer than the hand-over, too short for a noticeable wait."""
 GROWTH = 8

@@ -17,8 +17,6 @@ from typing import Any, Final
 from cuelight.actors import handling
 from cuelight.mailbox import drivers
 
-__all__ = ["AWAY", "Abandoned", "Calls", "in_context", "submission_context"]
-
 
 class Abandoned(GeneratorExit):
     """Thrown into work when the coroutine of its worker is closed, because the event loop has ended.

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from cuelight.pools._ledger import Ledger
     from cuelight.pools._options import PoolOptions
 
-__all__ = ["Crew", "Work"]
-
 SOME_STALE = 64
 
 

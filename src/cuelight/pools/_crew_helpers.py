@@ -12,17 +12,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from cuelight.actors import handling
+from cuelight.actors import blocked, handling
 from cuelight.coordination._waiting import awaited_work
 from cuelight.mailbox import running_task
-from cuelight.pools._waiting import PoolWait, blocked, check, waiting
+from cuelight.pools._waiting import PoolWait, check, waiting
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell
     from cuelight.pools._crew import Crew, Work
     from cuelight.pools._pool_worker import PoolWorker
-
-__all__ = ["Helpers", "Place", "current_place", "in_graph", "place_given_away", "waits_alone"]
 
 
 class Place(Protocol):

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cuelight.pools._results import TaskResult
     from cuelight.tasks import DeadLetterQueue as DeadLetterQueue  # noqa: PLC0414 - for the modules beside this one
 
-__all__ = ["DeadLetterBox", "DeadLetterSink", "FailedCall", "Pool", "provide_dead_letters"]
-
 log = get_log("cuelight.pools")
 
 

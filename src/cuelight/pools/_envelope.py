@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from cuelight.mailbox import Waiter
     from cuelight.pools._troupe import Seat
 
-__all__ = ["Envelope", "PooledReply"]
-
 
 class Members(Protocol):
     """The interface of the pool for a message."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["Executor", "Outcome", "Successes"]
-
 Outcome = tuple[bool, Any]
 """(True, the returned value) or (False, the raised exception)."""
 

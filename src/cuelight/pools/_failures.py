@@ -24,18 +24,6 @@ from cuelight.errors import (
 )
 from cuelight.mailbox import running_task
 
-__all__ = [
-    "LONGEST_DELAY",
-    "as_failure",
-    "forget_cancellation",
-    "is_a",
-    "is_final",
-    "rate_limit_delay",
-    "split_cancellation",
-    "told_to_end",
-    "without_our_frame",
-]
-
 LONGEST_DELAY: Final = 366 * 86400.0
 """Longest delay in seconds: a rate limit without an end is tried again after a year."""
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
-__all__ = ["InterruptsHeld"]
-
 
 class InterruptsHeld:
     """Holds SIGINT back during a block. If the signal came, the handler of the program is called at the end.

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from cuelight.pools._thread_worker import Worker
 
-__all__ = ["Job", "retry_delay"]
-
 
 class Job:
     """A task. Its fields change only under the lock of its pool. Once `ended` is set, nothing changes any more.

@@ -14,8 +14,6 @@ from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStat
 if TYPE_CHECKING:
     from cuelight.pools._executor import Executor
 
-__all__ = ["COMPLETED", "Ledger"]
-
 COMPLETED = TaskStatus.COMPLETED
 
 Line = tuple[str, int, int, str, TaskStatus, float, float, str, int, str | None]

@@ -20,8 +20,6 @@ from cuelight.pools._results import TaskResult
 if TYPE_CHECKING:
     from cuelight.pools._crew import Crew
 
-__all__ = ["Map", "MapStream", "Results"]
-
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 

@@ -15,8 +15,6 @@ from cuelight.pools._progress import Progress
 if TYPE_CHECKING:
     from cuelight.pools._pool_worker import PoolWorker
 
-__all__ = ["MapPlace", "MapRequest", "map_failure"]
-
 
 class MapRequest(msgspec.Struct, frozen=True):
     """The checked arguments of `AsyncWorkerPool.map`."""

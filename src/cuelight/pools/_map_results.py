@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from cuelight.pools._map_run import MapRun
     from cuelight.pools._results import TaskResult
 
-__all__ = ["Gathered", "Store", "Streamed"]
-
 
 class Store(Protocol):
     """The destination of the results of a map."""

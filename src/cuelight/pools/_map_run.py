@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from cuelight.pools._crew import Crew
     from cuelight.pools._pool_worker import PoolWorker
 
-__all__ = ["MapRequest", "MapRun"]
-
 log = get_log("cuelight")
 
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from cuelight.mailbox import Waiter
     from cuelight.pools._crew import Crew
 
-__all__ = ["END", "AsyncSource", "Sink", "Source", "SyncSource", "close_generator", "count_items", "source_of"]
-
 END = object()
 """Marks the end of an async source."""
 

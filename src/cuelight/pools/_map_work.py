@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from cuelight.pools._map_run import MapRun
     from cuelight.pools._pool_worker import PoolWorker
 
-__all__ = ["Taken", "serve_in_executor", "serve_in_loop"]
-
 ITEMS_PER_YIELD = 64
 
 Taken = tuple[int, Any]

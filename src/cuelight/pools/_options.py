@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from cuelight.pools._attempts import Kind
     from cuelight.pools._executor import Executor
 
-__all__ = [
-    "DEFAULT",
-    "Default",
-    "PoolOptions",
-    "check_priority",
-    "check_restarts",
-    "check_text",
-    "check_timeout",
-    "check_whole",
-    "make_executor",
-]
-
 
 class Default:
     """The type of `DEFAULT`: use the value of the pool."""

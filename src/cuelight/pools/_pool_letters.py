@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from cuelight.pools._dead_letters import DeadLetterBox, DeadLetterQueue, FailedCall
     from cuelight.pools._submission import Submission
 
-__all__ = ["PoolLetters"]
-
 
 class PoolLetters:
     """The methods of an async pool for tasks that have failed for good."""

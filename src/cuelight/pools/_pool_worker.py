@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from cuelight.pools._crew import Crew, Work
     from cuelight.pools._executor import Executor
 
-__all__ = ["CALL", "Cut", "PoolWorker"]
-
 TOLERANCE = 1e-6
 """Seconds by which a timer may fire early, because event loops round."""
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from cuelight.pools._executor import Outcome
 
-__all__ = ["ProcessCaller"]
-
 _CLOSE: Final = 5.0  # seconds that an idle process may take to end before it is killed
 
 

@@ -23,8 +23,6 @@ from cuelight.pools._sent_errors import load
 if TYPE_CHECKING:
     from cuelight.pools._executor import Outcome
 
-__all__ = ["ProcessLink", "RemoteTraceback", "encode_call", "encode_chunk"]
-
 
 class RemoteTraceback(Exception):
     """The traceback of an exception of a worker process. It is the cause of that exception in this process."""

@@ -13,8 +13,6 @@ from cuelight._text import safe_repr
 from cuelight.pools import _child
 from cuelight.pools._attempts import name_of
 
-__all__ = ["check_executable", "check_importable", "command", "freeze_support", "main_source"]
-
 _BOOT: Final = """\
 from importlib import util
 spec = util.spec_from_file_location("cuelight_child", {path!r})

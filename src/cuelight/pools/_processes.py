@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from cuelight.pools._executor import Outcome
 
-__all__ = ["Answer", "ProcessExecutor", "call_frame", "died"]
-
 _REAP: Final = 1.0  # longest wait, in seconds, for the end of a killed process
 
 

@@ -10,8 +10,6 @@ from cuelight._text import safe_repr
 from cuelight.errors import ends_the_program
 from cuelight.pools._attempts import is_async
 
-__all__ = ["Progress", "Reporter"]
-
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the number of items done, and the number of all items (None if it is not known)."""
 

@@ -10,8 +10,6 @@ from cuelight._text import describe_error, type_name
 if TYPE_CHECKING:
     from cuelight.pools._results import TaskResult
 
-__all__ = ["report_failure"]
-
 log = get_log("cuelight.pools")
 
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from cuelight._text import safe_repr
 
-__all__ = ["PoolStats", "Shared", "TaskMetrics", "TaskResult", "TaskStatus", "successes"]
-
 R = TypeVar("R")
 
 

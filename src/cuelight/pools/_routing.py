@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-__all__ = ["Member", "Routing", "broadcast", "by_key", "least_loaded", "may_wait", "pull", "round_robin"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -17,8 +17,6 @@ from collections.abc import Callable
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Sent", "dump", "load"]
-
 MOST: Final = 1000
 """Maximum number of exceptions in one report: causes, contexts and members of groups together."""
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cuelight.pools._crew import Crew
     from cuelight.pools._pool_worker import PoolWorker
 
-__all__ = ["Detached", "Submission", "Submitted"]
-
 R = TypeVar("R")
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
-from cuelight.actors import code_of_waits
+from cuelight.actors import blocked, code_of_waits
 from cuelight.coordination._parties import here
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
@@ -35,7 +35,7 @@ from cuelight.pools._thread_helpers import AwaitedJob
 from cuelight.pools._thread_state import CrewState
 from cuelight.pools._thread_worker import Worker, current_worker
 from cuelight.pools._timekeeper import Timekeeper
-from cuelight.pools._waiting import PoolWait, blocked, check, waiting
+from cuelight.pools._waiting import PoolWait, check, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from cuelight.pools._job import Job
     from cuelight.pools._process_call import ProcessCaller
     from cuelight.pools._worker_pool_config import WorkerPoolConfig
-
-__all__ = ["Crew", "Worker"]
 
 log = get_log("cuelight.pools")
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from cuelight.pools._thread_crew import Crew
     from cuelight.pools._thread_worker import Worker
 
-__all__ = ["AwaitedJob", "Helpers"]
-
 
 class Helpers:
     """The helpers of one crew, and the waits that call for them.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from cuelight.pools._timekeeper import Timekeeper
     from cuelight.pools._worker_pool_config import WorkerPoolConfig
 
-__all__ = ["CrewState"]
-
 _PENDING, _IN_FLIGHT, _SCHEDULED = TaskStatus.PENDING, TaskStatus.IN_FLIGHT, TaskStatus.SCHEDULED
 
 NO_THREAD = 1.0

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from cuelight.pools._job import Job
     from cuelight.pools._process_call import ProcessCaller
 
-__all__ = ["Worker", "current_worker"]
-
 
 class Employer(Protocol):
     """The interface of the crew for a thread."""

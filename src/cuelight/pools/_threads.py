@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cuelight.mailbox import Backend, Waiter
     from cuelight.pools._executor import Outcome
 
-__all__ = ["ThreadExecutor", "full_name", "tamed"]
-
 log = get_log("cuelight.pools")
 
 

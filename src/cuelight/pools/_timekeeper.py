@@ -17,8 +17,6 @@ from cuelight.supervision import ActorSystem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Timekeeper", "load_event_loop"]
-
 _PAUSE: Final = 1.0  # seconds before the event loop is started again
 
 log = get_log("cuelight.pools")

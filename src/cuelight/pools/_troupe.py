@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cuelight.actors import Cell
     from cuelight.pools._actor_pool import ActorPool
 
-__all__ = ["ActorPoolStats", "Seat", "Troupe"]
-
 
 class ActorPoolStats(msgspec.Struct, frozen=True):
     """A snapshot of an actor pool.

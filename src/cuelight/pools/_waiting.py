@@ -21,8 +21,6 @@ from cuelight.actors import blocked, find_circle, name_of, show_circle
 from cuelight.coordination._endings import monitor
 from cuelight.errors import DeadlockError
 
-__all__ = ["Awaited", "OUTSIDE", "PoolWait", "blocked", "check", "waiting"]
-
 OUTSIDE: Final = "Let the task return and wait for the other one outside of the pool, or give back what it holds first"
 """The advice for most deadlocks with pools."""
 

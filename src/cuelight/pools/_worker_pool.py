@@ -25,8 +25,8 @@ from cuelight.pools._process_start import check_executable
 from cuelight.pools._progress import Progress, Reporter
 from cuelight.pools._reports import report_failure
 from cuelight.pools._results import TaskMetrics, TaskResult
-from cuelight.pools._thread_crew import Crew, Worker
-from cuelight.pools._thread_worker import current_worker
+from cuelight.pools._thread_crew import Crew
+from cuelight.pools._thread_worker import Worker, current_worker
 from cuelight.pools._threads import full_name
 from cuelight.pools._timekeeper import load_event_loop
 from cuelight.pools._worker_pool_config import WorkerPoolConfig
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from cuelight.pools._dead_letters import DeadLetterQueue
     from cuelight.pools._process_call import ProcessCaller
-
-__all__ = ["ReturnWhen", "WorkerPool", "WorkerPoolConfig"]
 
 R = TypeVar("R")
 T = TypeVar("T")

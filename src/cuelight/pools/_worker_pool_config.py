@@ -8,8 +8,6 @@ from typing import Any
 
 from cuelight._text import safe_repr
 
-__all__ = ["WorkerPoolConfig"]
-
 
 @dataclass
 class WorkerPoolConfig:

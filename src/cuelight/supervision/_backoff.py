@@ -6,8 +6,6 @@ import math
 
 import msgspec
 
-__all__ = ["Backoff"]
-
 
 class Backoff(msgspec.Struct, frozen=True):
     """Exponential delays: `min(maximum, minimum * 2**n) * (1 + U * jitter)`, where `U` is random in [0, 1).

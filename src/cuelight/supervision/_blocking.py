@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from cuelight.mailbox import Backend
     from cuelight.supervision._system import ActorSystem
 
-__all__ = ["BlockingRef", "BlockingSystem"]
-
 log = get_log("cuelight")
 
 M = TypeVar("M")

@@ -9,8 +9,6 @@ from collections import deque
 
 from cuelight.errors import BudgetExceeded
 
-__all__ = ["Budget", "Ledger"]
-
 
 class Budget:
     """The resources that a subtree may use: `Budget(tokens=200_000, usd=2, wall=3600, memory=2**30)`.

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from cuelight.actors import BackoffPolicy
     from cuelight.actors._spec import RestartLimitPolicy
 
-__all__ = ["DEFAULT_PLAN", "AutoShutdown", "Children", "Plan"]
-
 AutoShutdown = Literal["never", "any_significant", "all_significant"]
 
 MEMORY_PERIOD = 1.0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["RestartLimit"]
-
 
 class RestartLimit(msgspec.Struct, frozen=True):
     """At most `max_restarts` restarts within any `within` seconds, counted as in OTP's supervisors.

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from cuelight.actors import Cell, Exit
     from cuelight.supervision._children import Children
 
-__all__ = ["Regroup"]
-
 
 class Regroup:
     __slots__ = ("_affected", "_delay", "_ended", "_family", "_running", "_starting", "_timer")

@@ -14,8 +14,6 @@ from cuelight._text import error_lines, safe_repr, type_name
 if TYPE_CHECKING:
     from cuelight.actors import Cell, Crashed
 
-__all__ = ["report_crash"]
-
 log = get_log("cuelight")
 
 HOW_TO_CHANGE = (

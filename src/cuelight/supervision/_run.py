@@ -13,8 +13,6 @@ import anyio
 from cuelight.actors import ChildSpec
 from cuelight.supervision._system import ActorSystem
 
-__all__ = ["run"]
-
 T = TypeVar("T")
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-__all__ = ["Strategy", "one_for_all", "one_for_one", "rest_for_one"]
-
 T = TypeVar("T")
 
 Strategy: TypeAlias = Callable[[Sequence[Any], Any], Sequence[Any]]

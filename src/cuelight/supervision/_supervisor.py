@@ -17,18 +17,6 @@ from cuelight.supervision._children import AutoShutdown, Plan
 from cuelight.supervision._limit import RestartLimit
 from cuelight.supervision._strategies import Strategy, one_for_one
 
-__all__ = [
-    "ChildInfo",
-    "DynamicSupervisor",
-    "RestartChild",
-    "StartChild",
-    "StopChild",
-    "Supervisor",
-    "SupervisorMessage",
-    "WhichChildren",
-    "supervisor",
-]
-
 
 class ChildInfo(msgspec.Struct, frozen=True):
     """One child of a supervisor.

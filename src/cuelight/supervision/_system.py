@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import Waiter
 
-__all__ = ["ActorSystem"]
-
 log = get_log("cuelight")
 
 LAST_RESORT = 5.0

@@ -16,8 +16,6 @@ from cuelight.mailbox import awaited_by
 if TYPE_CHECKING:
     from cuelight.actors import Cell, Runtime
 
-__all__ = ["Watchdog"]
-
 log = get_log("cuelight.slow")
 
 FEED = StreamSlot.feed.__code__

@@ -10,6 +10,7 @@ from cuelight.tasks._memory import MemoryStore
 from cuelight.tasks._options import WorkerStats
 from cuelight.tasks._queue import TaskQueue
 from cuelight.tasks._queue_base import WhenFull
+from cuelight.tasks._record import Record
 from cuelight.tasks._scheduler import BlockingTaskScheduler, TaskScheduler
 from cuelight.tasks._schedules import Cron, Every, ScheduleChanges
 from cuelight.tasks._sqlite import SQLiteStore
@@ -22,7 +23,6 @@ from cuelight.tasks._store import (
     Finish,
     Lease,
     Query,
-    Record,
     Schedule,
     Size,
     Snapshot,

@@ -13,19 +13,6 @@ from cuelight.tasks._task import Limit, Task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "check_callback",
-    "check_function",
-    "check_limit",
-    "check_number",
-    "check_query",
-    "check_store",
-    "check_task",
-    "id_given",
-    "items_given",
-    "string_given",
-]
-
 
 def check_task(call: str, task: object) -> None:
     """Raise `TypeError`, with `call` as the name of the method, if `task` is not a `Task`."""

@@ -27,8 +27,6 @@ from cuelight.supervision import ActorSystem, BlockingSystem
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["BlockingFace"]
-
 H = TypeVar("H")
 R = TypeVar("R")
 P = ParamSpec("P")

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._dead_letter_queue import DeadLetterQueue  # noqa: F401 - in strings; it imports this module
     from cuelight.tasks._task import Attempt
 
-__all__ = ["BlockingDeadLetterQueue"]
-
 Entries: TypeAlias = list[DeadLetterEntry]
 """Needed because `list` is a method inside the class."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._task import Limit, Task
     from cuelight.tasks._task_handle import TaskHandle
 
-__all__ = ["BlockingTaskHandle", "BlockingTaskQueue"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

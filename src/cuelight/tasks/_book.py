@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from cuelight.tasks._record import Record
 from cuelight.tasks._rows import Gate, Lane, Row
-from cuelight.tasks._store import Query, Record, Schedule
+from cuelight.tasks._store import Query, Schedule
 from cuelight.tasks._turns import Turns
-
-__all__ = ["Book"]
 
 
 class Book(Protocol):

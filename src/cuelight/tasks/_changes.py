@@ -12,8 +12,6 @@ import anyio
 
 from cuelight.mailbox._backend import Backend, Waiter, current_backend, yield_now
 
-__all__ = ["Changes"]
-
 
 class Changes:
     """The version of a store and its waiters.

@@ -10,28 +10,11 @@ from msgspec.structs import replace
 
 from cuelight._text import safe_repr
 from cuelight.errors import PoolClosed
+from cuelight.tasks._record import Record
 from cuelight.tasks._rows import STATES
-from cuelight.tasks._store import Claim, Finish, Query, Record, Schedule
+from cuelight.tasks._store import Claim, Finish, Query, Schedule
 from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit
 from cuelight.tasks._transitions import check_finish
-
-__all__ = [
-    "EXACT",
-    "FAR",
-    "check_beat",
-    "check_control",
-    "check_exchange",
-    "check_ids",
-    "check_pause",
-    "check_query",
-    "check_record",
-    "check_schedule",
-    "check_set_limit",
-    "check_text",
-    "ids_given",
-    "queue_closed",
-]
-
 
 EXACT: Final = 2**53
 """Integers below this are exact in every store: one of them stores numbers as doubles."""

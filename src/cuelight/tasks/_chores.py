@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._shift import Shift
     from cuelight.tasks._store import Schedule
 
-__all__ = ["Chores"]
-
 Chore = Callable[[], Coroutine[Any, Any, None]]
 
 log = get_log("cuelight.tasks")

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._shift import Shift
     from cuelight.tasks._store import Lease
 
-__all__ = ["Claimer"]
-
 log = get_log("cuelight.tasks")
 
 T = TypeVar("T")

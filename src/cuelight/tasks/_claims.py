@@ -22,8 +22,6 @@ from cuelight.tasks._transitions import CRASH, count, fate_of
 if TYPE_CHECKING:
     from cuelight.tasks._engine import Engine
 
-__all__ = ["Claims"]
-
 _SWEEP: Final = 300
 """The maximum number of tasks that one claim moves for each effect of time."""
 _IN_VAIN: Final = 256

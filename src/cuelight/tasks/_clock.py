@@ -11,8 +11,6 @@ from cuelight._text import safe_repr
 from cuelight.errors import ends_the_program
 from cuelight.tasks._checks import FAR
 
-__all__ = ["SteadyClock"]
-
 log = get_log("cuelight.tasks")
 
 # seconds; a larger step means that the clock was wrong, and it would take too long to wait for

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._text import safe_repr
 from cuelight.pools import TaskStatus
-from cuelight.tasks._store import Lease, Record
+from cuelight.tasks._record import Record
+from cuelight.tasks._store import Lease
 from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit, Task, TaskPriority
 from cuelight.tasks._values import decode, encode
 
 if TYPE_CHECKING:
     from cuelight.tasks._store import Snapshot
-
-__all__ = ["decode", "encode", "limits_of", "record_of", "task_of"]
 
 _PRIORITIES = tuple(TaskPriority)
 _LAST = len(_PRIORITIES) - 1

@@ -19,7 +19,7 @@ import anyio
 import msgspec
 
 from cuelight.errors import LeaseLost, StoreUnavailable
-from cuelight.tasks._codec import decode, encode
+from cuelight.tasks._values import decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._store import Lease
     from cuelight.tasks._task import Counts
     from cuelight.tasks._thread_calls import ThreadCalls
-
-__all__ = ["Desk", "TaskContext", "current_task", "running_task"]
 
 
 class Desk(Protocol):

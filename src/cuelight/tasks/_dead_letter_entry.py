@@ -15,21 +15,6 @@ from cuelight.errors import ActorNotFound, MailboxFull, TaskNotFound
 from cuelight.tasks._outcome import said, trace_of
 from cuelight.tasks._task import Attempt, Counts
 
-__all__ = [
-    "Choice",
-    "DeadLetterEntry",
-    "ReplayReport",
-    "Target",
-    "Which",
-    "attempt_of",
-    "deliver",
-    "failure_of",
-    "last_failure",
-    "nowhere",
-    "tell_once",
-    "unknown",
-]
-
 
 class DeadLetterEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Work that was given up: a task, a message to an actor, or an item that was passed to `add`.

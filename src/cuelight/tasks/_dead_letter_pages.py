@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._dead_letter_entry import Choice, DeadLetterEntry
     from cuelight.tasks._dead_letter_sources import Letters
 
-__all__ = ["Each", "Pages"]
-
 
 class Pages:
     """The selected letters in non-empty pages."""

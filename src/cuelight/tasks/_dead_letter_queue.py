@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._dead_letter_sources import Letters
     from cuelight.tasks._store import Store
 
-__all__ = ["DeadLetterQueue"]
-
 Entries: TypeAlias = list[DeadLetterEntry]
 """Needed because `list` is a method inside the class."""
 

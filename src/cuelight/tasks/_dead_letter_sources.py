@@ -22,18 +22,16 @@ import msgspec
 
 from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, MailboxFull, SystemClosed, TaskNotFound
-from cuelight.tasks._codec import decode, encode
 from cuelight.tasks._dead_letter_entry import Choice, DeadLetterEntry, attempt_of, last_failure, tell_once, unknown
 from cuelight.tasks._opened import close_store, open_store
 from cuelight.tasks._store import Query
 from cuelight.tasks._task import Attempt, Counts
+from cuelight.tasks._values import decode, encode
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell, DeadLetter
     from cuelight.supervision import ActorSystem
     from cuelight.tasks._store import Snapshot, Store
-
-__all__ = ["ActorLetters", "Kept", "Letters", "StoreLetters"]
 
 HISTORY: Final = 20
 PAGE: Final = 100

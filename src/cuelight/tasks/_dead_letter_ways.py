@@ -13,8 +13,6 @@ from weakref import WeakSet
 from cuelight.tasks._dead_letter_entry import DeadLetterEntry, failure_of, nowhere, unknown
 from cuelight.tasks._dead_letter_sources import Kept, Letters
 
-__all__ = ["AddsLetters", "ReturnableLetters", "WayBack"]
-
 WayBack: TypeAlias = Callable[[DeadLetterEntry], Any]
 """Returns a letter to its source. An awaitable result is awaited."""
 

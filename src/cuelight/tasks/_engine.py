@@ -16,6 +16,7 @@ from cuelight.tasks._checks import check_beat, check_exchange, check_record, que
 from cuelight.tasks._claims import Claims
 from cuelight.tasks._engine_admin import EngineAdmin
 from cuelight.tasks._engine_core import is_over
+from cuelight.tasks._record import Record
 from cuelight.tasks._rows import (
     CANCELLED,
     COMPLETED,
@@ -29,11 +30,9 @@ from cuelight.tasks._rows import (
     Story,
     order_of,
 )
-from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Record
+from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish
 from cuelight.tasks._task import Attempt
 from cuelight.tasks._transitions import Fate, count, fate_of, settled_before, step_of
-
-__all__ = ["Engine"]
 
 
 class Engine(EngineAdmin):

@@ -22,8 +22,6 @@ from cuelight.tasks._store import Query, Schedule, Size, Snapshot
 from cuelight.tasks._task import Limit
 from cuelight.tasks._transitions import Fate
 
-__all__ = ["EngineAdmin"]
-
 _FORGOTTEN: Final = 1000
 """The maximum number of expired results that one step removes."""
 

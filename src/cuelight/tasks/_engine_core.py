@@ -10,8 +10,6 @@ from cuelight.tasks._rows import CANCELLED, COMPLETED, DEAD_LETTER, IN_FLIGHT, P
 from cuelight.tasks._task import Attempt
 from cuelight.tasks._transitions import Fate
 
-__all__ = ["EngineCore", "is_over"]
-
 
 class EngineCore:
     """The basic operations of an engine."""

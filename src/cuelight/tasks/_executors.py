@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from cuelight.pools._attempts import Kind
     from cuelight.tasks._context import TaskContext
 
-__all__ = ["Executors"]
-
 
 class _InThread:
     """A function that records its thread in the context. It has the name of the original function, for people."""

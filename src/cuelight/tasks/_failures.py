@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._store import Lease
     from cuelight.tasks._task import Counts, Task
 
-__all__ = ["QUIET", "Failure"]
-
 QUIET: Final = frozenset({"released", "rate_limited", "cancelled"})
 """Kinds of attempts that did not succeed, but are not failures of the task."""
 

@@ -25,15 +25,14 @@ import msgspec
 
 from cuelight._text import safe_repr
 from cuelight.tasks._blocking import BlockingFace
-from cuelight.tasks._codec import decode, limits_of, record_of
+from cuelight.tasks._codec import limits_of, record_of
 from cuelight.tasks._parameters import Arguments, Parameters, brief
 from cuelight.tasks._task import Limit, Task, TaskPriority
+from cuelight.tasks._values import decode
 
 if TYPE_CHECKING:
     from cuelight.tasks._queue import TaskQueue
     from cuelight.tasks._task_handle import TaskHandle
-
-__all__ = ["AsyncTaskFunction", "PlainTaskFunction", "SendOptions", "TaskFunction", "TaskOptions", "task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

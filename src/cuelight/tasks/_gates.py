@@ -18,8 +18,6 @@ from math import inf
 from cuelight.tasks._rows import Gate
 from cuelight.tasks._task import Limit
 
-__all__ = ["forget_at", "opens", "take"]
-
 
 def opens(gate: Gate, own: Limit) -> float:
     """The time at which a task with this limit may start, in seconds since the epoch.

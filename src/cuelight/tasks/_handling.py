@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._text import safe_repr
 from cuelight.pools._attempts import is_async, name_of
-from cuelight.tasks._codec import decode, encode, task_of
+from cuelight.tasks._codec import task_of
 from cuelight.tasks._context import TaskContext, running_task
 from cuelight.tasks._function import TaskFunction
-from cuelight.tasks._store import Lease, Record
+from cuelight.tasks._record import Record
+from cuelight.tasks._store import Lease
+from cuelight.tasks._values import decode, encode
 
 if TYPE_CHECKING:
     from cuelight.tasks._task import Task
-
-__all__ = ["Given", "Handler", "Handlers", "Table", "call_in_process", "table_of"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -22,8 +22,6 @@ from cuelight._text import describe_error
 from cuelight.errors import ends_the_program
 from cuelight.tasks._store import Beat, Store
 
-__all__ = ["Keeper"]
-
 log = get_log("cuelight.tasks")
 
 Held = tuple[str, int]

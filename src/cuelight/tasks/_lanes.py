@@ -20,8 +20,6 @@ from cuelight.tasks._gates import forget_at, opens, take
 from cuelight.tasks._rows import Lane, Row, order_of
 from cuelight.tasks._task import Limit
 
-__all__ = ["Lanes"]
-
 
 class Lanes:
     """The lanes and gates of one queue."""

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 
 from cuelight.mailbox import Waiter
 
-__all__ = ["Line"]
-
 
 class Line:
     """The waiters. Belongs to one event loop."""

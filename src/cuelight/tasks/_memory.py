@@ -13,10 +13,9 @@ from cuelight.tasks._changes import Changes
 from cuelight.tasks._clock import SteadyClock
 from cuelight.tasks._engine import Engine
 from cuelight.tasks._memory_book import MemoryBook
-from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Query, Record, Schedule, Size, Snapshot
+from cuelight.tasks._record import Record
+from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Query, Schedule, Size, Snapshot
 from cuelight.tasks._task import Limit
-
-__all__ = ["MemoryStore"]
 
 R = TypeVar("R")
 

@@ -17,6 +17,7 @@ from math import inf
 from operator import attrgetter
 from typing import Any, Final
 
+from cuelight.tasks._record import Record
 from cuelight.tasks._rows import (
     CANCELLED,
     COMPLETED,
@@ -30,11 +31,9 @@ from cuelight.tasks._rows import (
     Lane,
     Row,
 )
-from cuelight.tasks._store import Query, Record, Schedule
+from cuelight.tasks._store import Query, Schedule
 from cuelight.tasks._task import QueueEntry
 from cuelight.tasks._turns import Turns
-
-__all__ = ["MemoryBook"]
 
 _GONE: Final = -1
 _tuple: Any = tuple

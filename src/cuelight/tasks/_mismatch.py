@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._store import Lease, Store
     from cuelight.tasks._task import Attempt
 
-__all__ = ["PATIENCE", "Mismatch", "verdict_on"]
-
 PATIENCE: Final = 3600.0
 """Seconds after which a task that fits no worker is given up."""
 

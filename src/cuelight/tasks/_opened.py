@@ -22,8 +22,6 @@ from cuelight.mailbox import current_backend
 if TYPE_CHECKING:
     from cuelight.tasks._store import Store
 
-__all__ = ["close_store", "open_store"]
-
 
 class _Use(msgspec.Struct):
     store: Store

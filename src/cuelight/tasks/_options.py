@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from cuelight.supervision import Backoff
     from cuelight.tasks._store import Finish
 
-__all__ = ["Heartbeat", "Tally", "WorkerOptions", "WorkerStats", "options_of"]
-
 Heartbeat = Literal["thread", "loop"]
 
 THREADS = 32

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from cuelight.tasks._store import Lease
 
-__all__ = ["MISMATCH", "RETRIES", "Released", "failure", "kind_of", "pause_of", "said", "trace_of"]
-
 log = get_log("cuelight.tasks")
 
 LONGEST_DELAY: Final = 366 * 86400.0

@@ -38,18 +38,6 @@ from msgspec.msgpack import Ext
 
 from cuelight._text import describe_error, safe_repr, type_name
 
-__all__ = [
-    "DEEPEST",
-    "PLAIN",
-    "Extension",
-    "Unstorable",
-    "encode_native",
-    "pack",
-    "pack_dict",
-    "pack_time",
-    "too_deep",
-]
-
 DEEPEST: Final = 100
 """The maximum nesting depth of a value. Reading uses as many levels of Python's recursion limit."""
 

@@ -25,8 +25,6 @@ from cuelight.tasks._typed import Packer, advice_on, packer_of
 from cuelight.tasks._unique_key import unique_key
 from cuelight.tasks._values import decode
 
-__all__ = ["ArgumentMismatch", "Arguments", "Parameters", "brief"]
-
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 _WIDEST = 2**63 - 1

@@ -22,8 +22,6 @@ from typing import Any, Final
 
 from cuelight._text import safe_repr, safe_str
 
-__all__ = ["cron_spec", "due_after_change", "every_spec", "is_same_period", "latest_due", "next_due", "shifted"]
-
 SHORTEST: Final = 0.01
 """Seconds. A shorter period is a mistake, and would keep a worker busy with firing."""
 

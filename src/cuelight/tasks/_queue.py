@@ -14,23 +14,23 @@ from cuelight.errors import PoolClosed, QueueFull, TaskTimedOut, control_error
 from cuelight.pools import TaskStatus
 from cuelight.tasks._arguments import check_function, check_task, id_given, items_given, string_given
 from cuelight.tasks._blocking_queue import BlockingTaskQueue
-from cuelight.tasks._codec import decode, encode, record_of
+from cuelight.tasks._codec import record_of
 from cuelight.tasks._context import running_task
 from cuelight.tasks._failures import QUIET, Failure
 from cuelight.tasks._function import TaskFunction
 from cuelight.tasks._outcome import kind_of, pause_of, said, trace_of
 from cuelight.tasks._queue_admin import QueueAdmin
 from cuelight.tasks._queue_life import Held, Life
-from cuelight.tasks._store import Added, Finish, Record
+from cuelight.tasks._record import Record
+from cuelight.tasks._store import Added, Finish
 from cuelight.tasks._task import Task
 from cuelight.tasks._task_handle import TaskHandle
+from cuelight.tasks._values import decode, encode
 from cuelight.tasks._waiting import resting
 from cuelight.tasks._watch import FOREVER, SOON
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-__all__ = ["TaskQueue"]
 
 log = get_log("cuelight.tasks")
 

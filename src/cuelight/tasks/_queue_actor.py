@@ -10,8 +10,6 @@ from cuelight.tasks._queue_life import Life, Resolve, Step, Told
 if TYPE_CHECKING:
     from cuelight.actors import Exit
 
-__all__ = ["QueueActor"]
-
 AGAIN = 1.0
 """Seconds after which unanswered steps are tried again."""
 

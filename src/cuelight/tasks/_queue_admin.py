@@ -25,8 +25,6 @@ from cuelight.tasks._watch import FOREVER, SOON
 if TYPE_CHECKING:
     from cuelight.tasks._function import TaskFunction
 
-__all__ = ["QueueAdmin"]
-
 R = TypeVar("R")
 
 

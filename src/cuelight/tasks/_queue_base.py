@@ -28,8 +28,6 @@ from cuelight.tasks._watch import Watch
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["QueueBase", "WhenFull"]
-
 WhenFull = Literal["wait", "reject", "shed_lowest"]
 """The reaction of `enqueue` to a full queue: wait for room, raise `QueueFull`, or give up the least urgent task."""
 

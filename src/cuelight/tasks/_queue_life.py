@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from cuelight.actors import Ref
     from cuelight.tasks._options import Heartbeat
 
-__all__ = ["Held", "Life", "Resolve", "Step", "Told"]
-
 T = TypeVar("T")
 
 log = get_log("cuelight.tasks")

@@ -8,8 +8,6 @@ import msgspec
 
 from cuelight.tasks._task import Limit
 
-__all__ = ["Record"]
-
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A task that a producer adds to a store. Payloads and results are opaque bytes.

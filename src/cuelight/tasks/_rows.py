@@ -7,28 +7,9 @@ from typing import Final
 
 import msgspec
 
-from cuelight.tasks._store import Record, Snapshot
+from cuelight.tasks._record import Record
+from cuelight.tasks._store import Snapshot
 from cuelight.tasks._task import Attempt, Counts, Limit
-
-__all__ = [
-    "CANCELLED",
-    "COMPLETED",
-    "DEAD_LETTER",
-    "HISTORY",
-    "IN_FLIGHT",
-    "PARKED",
-    "PENDING",
-    "SCHEDULED",
-    "STATES",
-    "Damage",
-    "Gate",
-    "Lane",
-    "Order",
-    "Row",
-    "Story",
-    "order_of",
-    "snapshot",
-]
 
 # Waiting states come before IN_FLIGHT, final ones after it.
 PENDING: Final = 0

@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._shift import Shift
     from cuelight.tasks._store import Lease
 
-__all__ = ["CANCELLED", "LOST", "Runner", "SHUT_DOWN"]
-
 log = get_log("cuelight.tasks")
 
 LOST: Final = "its lease was lost"

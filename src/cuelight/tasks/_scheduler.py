@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from cuelight.actors import Exit, Ref
     from cuelight.tasks._task import Task
 
-__all__ = ["BlockingTaskScheduler", "TaskScheduler"]
-
 log = get_log("cuelight.tasks")
 
 

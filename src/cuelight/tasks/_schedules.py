@@ -17,9 +17,7 @@ from cuelight.tasks._task import Task
 from cuelight.tasks._values import decode
 
 if TYPE_CHECKING:
-    from cuelight.tasks._store import Record
-
-__all__ = ["Cron", "Every", "Periodic", "ScheduleChanges", "declared", "is_changed", "moved_back", "named", "updated"]
+    from cuelight.tasks._record import Record
 
 
 class Periodic(msgspec.Struct, frozen=True):

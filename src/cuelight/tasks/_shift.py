@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._options import Tally, WorkerOptions
     from cuelight.tasks._store import Beat, Lease, Store
 
-__all__ = ["Shift"]
-
 log = get_log("cuelight.tasks")
 
 ROUSED: Final = 4

@@ -16,14 +16,13 @@ from cuelight.mailbox._backend import yield_now
 from cuelight.tasks._changes import Changes
 from cuelight.tasks._checks import check_text
 from cuelight.tasks._clock import SteadyClock
+from cuelight.tasks._record import Record
 from cuelight.tasks._step_timeout import time_for_step
-from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Query, Record, Schedule, Size, Snapshot
+from cuelight.tasks._store import Added, Beat, Bound, Claim, Exchange, Finish, Query, Schedule, Size, Snapshot
 from cuelight.tasks._task import Limit
 
 if TYPE_CHECKING:
     from cuelight.tasks._sqlite_writer import Call, Writer
-
-__all__ = ["SQLiteStore"]
 
 _BUSY: Final = 10.0
 _SPARE: Final = 1.0

@@ -16,6 +16,7 @@ from typing import Any
 
 from cuelight.errors import StoreRefused
 from cuelight.tasks._checks import EXACT
+from cuelight.tasks._record import Record
 from cuelight.tasks._rows import CANCELLED, COMPLETED, IN_FLIGHT, STATES, Lane, Row
 from cuelight.tasks._sqlite_limits import SQLiteLimits
 from cuelight.tasks._sqlite_rows import (
@@ -60,9 +61,7 @@ from cuelight.tasks._sqlite_statements import (
     UPDATE_ALIKE,
 )
 from cuelight.tasks._sqlite_turns import SQLiteTurns
-from cuelight.tasks._store import Query, Record, Schedule
-
-__all__ = ["SQLiteBook"]
+from cuelight.tasks._store import Query, Schedule
 
 
 class SQLiteBook(SQLiteLimits):

@@ -21,8 +21,6 @@ from urllib.parse import quote
 from cuelight._log import get_log
 from cuelight.errors import StoreRefused, StoreUnavailable
 
-__all__ = ["Moved", "OpenFile", "gone", "make_private", "uri_of"]
-
 log = get_log("cuelight.tasks")
 
 _Identity = tuple[int, int]

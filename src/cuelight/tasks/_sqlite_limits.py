@@ -13,8 +13,6 @@ from cuelight.tasks._rows import Gate, Lane
 from cuelight.tasks._sqlite_rows import LATEST, Garbled, json_of, keys_of, limit_of
 from cuelight.tasks._sqlite_statements import FIRST_LANE, GATES_DUE, LANE_BY_ID, LANE_BY_KEYS, SAVE_GATE, SAVE_LANE
 
-__all__ = ["SQLiteLimits"]
-
 log = get_log("cuelight.tasks")
 
 

@@ -23,8 +23,6 @@ from cuelight.tasks._sqlite_rows import LATEST
 from cuelight.tasks._sqlite_schema import orphaned
 from cuelight.tasks._sqlite_statements import ADOPT, FIRST_OWNER, LANES, NEXT_LANE, NEXT_WAIT, UNLISTED, WAITING
 
-__all__ = ["Mending"]
-
 log = get_log("cuelight.tasks")
 
 _EVERY: Final = 60.0

@@ -17,28 +17,11 @@ import msgspec
 
 from cuelight._text import safe_str, type_name
 from cuelight.tasks._checks import EXACT, FAR
+from cuelight.tasks._record import Record
 from cuelight.tasks._rows import DEAD_LETTER, IN_FLIGHT, SCHEDULED, STATES, Damage, Row, Story
-from cuelight.tasks._store import Record, Schedule
+from cuelight.tasks._store import Schedule
 from cuelight.tasks._task import Limit
 from cuelight.tasks._transitions import KINDS
-
-__all__ = [
-    "LATEST",
-    "UNDECODABLE",
-    "Garbled",
-    "body_of",
-    "encode",
-    "is_garbled",
-    "json_of",
-    "keys_of",
-    "leases_of",
-    "limit_of",
-    "lines_of",
-    "readable_text",
-    "renamed_seq",
-    "rows_of",
-    "schedules_of",
-]
 
 LATEST: Final = 4 * FAR
 """Seconds since the epoch that no time of a task reaches: times that callers pass are below `FAR`."""

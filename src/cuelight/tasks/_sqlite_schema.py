@@ -18,19 +18,6 @@ from cuelight._text import safe_str
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.tasks._sqlite_file import make_private, uri_of
 
-__all__ = [
-    "SCRIPTS",
-    "SYNCHRONOUS",
-    "connect",
-    "is_busy",
-    "migrate",
-    "orphaned",
-    "queue_number",
-    "too_new",
-    "unavailable",
-    "version_of",
-]
-
 SYNCHRONOUS: Final = ("FULL", "NORMAL", "EXTRA", "OFF")
 _OLDEST: Final = (3, 37, 0)  # the first version with STRICT tables
 _APPLICATION: Final = 0x43554531  # "CUE1"; distinguishes the file from those of other applications

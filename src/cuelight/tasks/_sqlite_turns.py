@@ -10,8 +10,6 @@ from cuelight.tasks._checks import EXACT
 from cuelight.tasks._sqlite_rows import lines_of
 from cuelight.tasks._turns import Turns
 
-__all__ = ["SQLiteTurns"]
-
 
 class SQLiteTurns(Turns):
     """`Turns` in SQLite tables."""

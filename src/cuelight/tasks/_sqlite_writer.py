@@ -42,8 +42,6 @@ from cuelight.tasks._sqlite_mending import Mending
 from cuelight.tasks._sqlite_rows import is_garbled, readable_text
 from cuelight.tasks._sqlite_schema import connect, is_busy, migrate, queue_number, too_new, unavailable, version_of
 
-__all__ = ["Call", "Writer"]
-
 log = get_log("cuelight.tasks")
 
 _POLL: Final = 0.005  # seconds between two checks for changes of other processes, while callers wait for changes

@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-__all__ = ["LEAST", "STEP_TIMEOUT", "step_timeout", "time_for_step"]
-
 LEAST: Final = 0.1
 """The minimum number of seconds for a step, so that a caller without patience still tries once."""
 

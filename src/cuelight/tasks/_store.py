@@ -42,22 +42,6 @@ import msgspec
 from cuelight.tasks._record import Record
 from cuelight.tasks._task import Attempt, Counts, Limit
 
-__all__ = [
-    "Added",
-    "Beat",
-    "Bound",
-    "Claim",
-    "Exchange",
-    "Finish",
-    "Lease",
-    "Query",
-    "Record",
-    "Schedule",
-    "Size",
-    "Snapshot",
-    "Store",
-]
-
 
 class Bound(msgspec.Struct, frozen=True):
     """The maximum number of pending, scheduled and parked tasks of a queue.

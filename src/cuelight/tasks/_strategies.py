@@ -14,18 +14,6 @@ from typing import Final, NamedTuple, TypeAlias
 
 from cuelight.tasks._task import Task
 
-__all__ = [
-    "STRATEGIES",
-    "Assignments",
-    "SchedulingStrategy",
-    "WorkerInfo",
-    "affinity",
-    "is_capable",
-    "least_loaded",
-    "round_robin",
-    "AssignStrategy",
-]
-
 
 class SchedulingStrategy(StrEnum):
     """How a `TaskScheduler` chooses the worker for the next task.

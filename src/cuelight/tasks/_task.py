@@ -15,9 +15,6 @@ from cuelight._text import safe_repr
 from cuelight.coordination import RateLimitConfig
 from cuelight.pools import TaskStatus
 
-__all__ = ["HEAVIEST", "LIGHTEST", "Attempt", "Counts", "Limit", "QueueEntry", "Task", "TaskPriority"]
-
-
 LIGHTEST: Final = 0.001
 HEAVIEST: Final = 1000.0
 """Bounds of tenant weights: a float that sums up a billion turns of `LIGHTEST` still changes by one of `HEAVIEST`."""

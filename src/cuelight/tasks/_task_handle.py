@@ -11,15 +11,14 @@ import anyio
 from cuelight._checks import check_seconds
 from cuelight.errors import TaskCancelled, TaskExpired, TaskFailed, TaskNotFound, TaskQuarantined, TaskTimedOut
 from cuelight.pools import TaskStatus
-from cuelight.tasks._codec import decode, task_of
+from cuelight.tasks._codec import task_of
+from cuelight.tasks._values import decode
 from cuelight.tasks._waiting import is_nested, waiting_for_task
 
 if TYPE_CHECKING:
     from cuelight.tasks._queue import TaskQueue
     from cuelight.tasks._store import Snapshot
     from cuelight.tasks._task import Task
-
-__all__ = ["TaskHandle", "failure_of"]
 
 R_co = TypeVar("R_co", covariant=True)
 

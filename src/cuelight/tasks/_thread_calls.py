@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from cuelight.mailbox import Backend
 
-__all__ = ["ThreadCalls"]
-
 
 class ThreadCalls:
     """Runs async functions in the loop for threads that wait for them to end, while its block is open."""

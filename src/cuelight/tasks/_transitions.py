@@ -22,8 +22,6 @@ from cuelight.tasks._rows import (
 from cuelight.tasks._store import Finish
 from cuelight.tasks._task import Attempt, Counts
 
-__all__ = ["CRASH", "Fate", "check_finish", "count", "fate_of", "settled_before", "step_of"]
-
 KINDS: Final = (
     "done",
     "error",

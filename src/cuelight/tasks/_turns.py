@@ -22,8 +22,6 @@ from typing import Final
 from cuelight.tasks._record import Record
 from cuelight.tasks._rows import Row
 
-__all__ = ["Turns"]
-
 _FEW: Final = 64
 
 

@@ -28,8 +28,6 @@ from msgspec import inspect as kinds
 
 from cuelight.tasks._packing import PLAIN, Unstorable, encode_native, pack, pack_dict, pack_time, too_deep
 
-__all__ = ["Packer", "advice_on", "packer_of"]
-
 Packer = Callable[[Any, int], Any]
 """Gets a value and its maximum nesting depth, and returns the value to encode. Raises `Unstorable`."""
 

@@ -21,8 +21,6 @@ import msgspec
 
 from cuelight.tasks._packing import Unstorable, encode_native, pack
 
-__all__ = ["unique_key"]
-
 
 def unique_key(name: str, arguments: Mapping[str, Any]) -> str:
     """The key of a call.

@@ -25,8 +25,6 @@ import msgspec
 from cuelight._text import describe_error
 from cuelight.tasks._packing import PLAIN, Extension, Unstorable, encode_native, pack
 
-__all__ = ["decode", "encode"]
-
 
 def encode(value: Any, what: str = "the value") -> bytes:
     """Encode a value without an annotation.

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._context import TaskContext
     from cuelight.tasks._store import Store
 
-__all__ = ["Runs", "blocking_thread", "is_nested", "resting", "runs", "waiting_for_task"]
-
 awaited_work.append(running_task.get)
 
 

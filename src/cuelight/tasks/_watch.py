@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._queue_life import Life
     from cuelight.tasks._store import Snapshot
 
-__all__ = ["FOREVER", "SOON", "Watch"]
-
 FOREVER = 86400.0
 """Seconds to wait for a change that must occur, such as the end of the handle."""
 SOON = 0.001

@@ -18,12 +18,12 @@ from cuelight.errors import PoolClosed, TaskFailed, WorkerDied
 from cuelight.pools import TaskResult
 from cuelight.tasks._arguments import check_task
 from cuelight.tasks._blocking import BlockingFace
-from cuelight.tasks._codec import decode
 from cuelight.tasks._context import running_task
 from cuelight.tasks._handling import Given
 from cuelight.tasks._options import Tally, WorkerStats, options_of
 from cuelight.tasks._queue_base import QueueBase
 from cuelight.tasks._shift import FLUSH, Shift
+from cuelight.tasks._values import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from cuelight.tasks._options import Heartbeat
     from cuelight.tasks._queue import TaskQueue
     from cuelight.tasks._task import Task
-
-__all__ = ["TaskWorker"]
 
 log = get_log("cuelight.tasks")
 

@@ -197,7 +197,9 @@ def real_time() -> Generator[None]:
         RuntimeError: when no event loop is running in this thread.
     """
     if "trio" in sys.modules:
-        from cuelight.testing._trio_clock import in_trio_run, real_pace  # noqa: PLC0415
+        from trio.lowlevel import in_trio_run  # noqa: PLC0415
+
+        from cuelight.testing._trio_clock import real_pace  # noqa: PLC0415
 
         if in_trio_run():
             with real_pace():

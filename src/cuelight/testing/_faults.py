@@ -15,8 +15,6 @@ from cuelight.actors import Actor
 if TYPE_CHECKING:
     from cuelight.supervision import ActorSystem
 
-__all__ = ["InjectedCrash", "assert_no_orphans", "crash_once", "wait_until_idle"]
-
 
 class InjectedCrash(Exception):
     """Raised in a handler by `crash_once`."""

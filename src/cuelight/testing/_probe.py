@@ -16,8 +16,6 @@ from cuelight.mailbox import Channel
 if TYPE_CHECKING:
     from cuelight.supervision import ActorSystem
 
-__all__ = ["Probe"]
-
 T = TypeVar("T")
 
 Arrival = tuple[Any, ReplyPort | None]

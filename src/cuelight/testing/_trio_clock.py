@@ -11,10 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import trio
-from trio.lowlevel import in_trio_run
 from trio.testing import MockClock, active_thread_count
-
-__all__ = ["autojump_options", "in_trio_run", "real_pace"]
 
 
 class _Pace(trio.abc.Instrument):

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from cuelight.redis._actors._endpoint import Endpoint
     from cuelight.redis._actors._membership import Membership
 
-__all__ = ["AsyncioConnection", "Connection", "Tls", "TrioConnection", "connect_socket", "connection_on"]
-
 CHUNK: Final = 65536
 """Maximum bytes of one read."""
 

@@ -21,8 +21,6 @@ from cuelight.redis._actors._transport import TcpTransport, Transport
 if TYPE_CHECKING:
     from cuelight.redis._actors._peer import Peer
 
-__all__ = ["Connector"]
-
 log = get_log("cuelight.redis")
 
 FIRST_PAUSE: Final = 0.05

@@ -30,8 +30,6 @@ from cuelight.redis._actors._direct import LONGEST_BATCH, Outgoing
 if TYPE_CHECKING:
     from cuelight.redis._actors._peer import Peer
 
-__all__ = ["Batch", "Delivery"]
-
 log = get_log("cuelight.redis")
 
 TICK: Final = 0.025

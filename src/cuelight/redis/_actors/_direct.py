@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from cuelight.redis._actors._membership import Membership
     from cuelight.redis._actors._peer import Peer
 
-__all__ = ["Incoming", "LONGEST_BATCH", "Outgoing"]
-
 log = get_log("cuelight.redis")
 
 LONGEST_BATCH: Final = 18 * 1024 * 1024

@@ -11,8 +11,6 @@ from cuelight.errors import StoreRefused
 from cuelight.redis._actors._frames import FORMAT
 from cuelight.redis._client import Argument, Script, Server, read_reply
 
-__all__ = ["Beat", "Directory", "ENTRIES_AT_ONCE", "Entry", "LARGEST"]
-
 _PACKAGE: Final = "cuelight.redis._actors"
 _JOIN: Final = Script.load(_PACKAGE, "join.lua")
 _BEAT: Final = Script.load(_PACKAGE, "beat.lua")

@@ -20,24 +20,6 @@ import msgspec
 
 from cuelight.redis._actors._frames import FORMAT
 
-__all__ = [
-    "BadGreeting",
-    "Challenge",
-    "Endpoint",
-    "Hello",
-    "Proof",
-    "VERSION",
-    "Welcome",
-    "decode_endpoint",
-    "machine",
-    "new_secret",
-    "nonce",
-    "pack_greeting",
-    "prove",
-    "proves",
-    "read_greeting",
-]
-
 VERSION: Final = 1
 """The version of the protocol of direct connections. Nodes of different versions communicate through the server."""
 

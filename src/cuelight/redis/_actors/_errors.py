@@ -21,8 +21,6 @@ from cuelight.errors import CuelightError, ReplyError, ends_the_program
 from cuelight.redis._actors._frames import LONGEST, Raised
 from cuelight.tasks._values import decode, encode
 
-__all__ = ["ErrorTypes", "RemoteError", "cause_of", "path_of", "raised_of", "restored"]
-
 CAUSES: Final = 8
 """The number of causes that are encoded with an exception: its cause, the cause of that, and so on."""
 

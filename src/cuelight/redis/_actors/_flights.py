@@ -14,8 +14,6 @@ from cuelight.errors import NotStarted, Unknown
 if TYPE_CHECKING:
     from cuelight.redis._actors._remote_cell import RemoteCell
 
-__all__ = ["Flight", "Flights"]
-
 
 class Flight:
     """One pending request.

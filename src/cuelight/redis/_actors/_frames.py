@@ -11,32 +11,6 @@ import msgspec
 
 from cuelight._text import shortened
 
-__all__ = [
-    "Ask",
-    "Batch",
-    "Cancel",
-    "Chunk",
-    "Credit",
-    "Ended",
-    "FORMAT",
-    "Fail",
-    "Frame",
-    "LONGEST",
-    "Link",
-    "More",
-    "Open",
-    "Raised",
-    "Reply",
-    "Signal",
-    "Tell",
-    "Up",
-    "Watch",
-    "addressee_of",
-    "batch_of",
-    "encode_frames",
-    "frames_of",
-]
-
 FORMAT: Final = 1
 """The format of frames and of the keys on the server. Any other number is rejected."""
 

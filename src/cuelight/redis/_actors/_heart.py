@@ -19,8 +19,6 @@ from cuelight._text import safe_str
 from cuelight.coordination._spread import spread
 from cuelight.redis._actors._directory import Directory
 
-__all__ = ["Heart"]
-
 log = get_log("cuelight.redis")
 
 BEATS: Final = 5

@@ -30,8 +30,6 @@ from cuelight.redis._actors._outcomes import ended_frame, fail_frame, unsendable
 if TYPE_CHECKING:
     from cuelight.redis._actors._peer import Peer
 
-__all__ = ["Inbound"]
-
 
 class Inbound:
     """The frames of one peer for actors here."""

@@ -27,8 +27,6 @@ from cuelight.redis._actors._transport import TcpTransport, Transport
 if TYPE_CHECKING:
     from cuelight.redis._actors._membership import Membership
 
-__all__ = ["Listener"]
-
 log = get_log("cuelight.redis")
 
 STRANGERS: Final = 64

@@ -40,8 +40,6 @@ from cuelight.redis._actors._remote_cell import RemoteCell
 from cuelight.redis._actors._transport import Transport
 from cuelight.redis._client import Subscription
 
-__all__ = ["Membership", "Undecoded"]
-
 T = TypeVar("T")
 
 log = get_log("cuelight.redis")

@@ -31,8 +31,6 @@ from cuelight.redis._actors._transport import Transport, check_transport
 from cuelight.redis._client import RedisClient, Server, answer_time, publishing_command
 from cuelight.tasks._checks import check_text
 
-__all__ = ["NodeStatistics", "PeerStatistics", "RedisNode"]
-
 log = get_log("cuelight.redis")
 
 INBOX: Final = 16 * 1024 * 1024

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cuelight.redis._actors._flights import Flight
     from cuelight.redis._actors._peer import Peer
 
-__all__ = ["Outbound"]
-
 
 class Outbound:
     """The frames of one peer about its actors."""

@@ -25,8 +25,6 @@ from cuelight.redis._actors._errors import cause_of, raised_of, restored
 from cuelight.redis._actors._frames import LONGEST, Ended, Fail
 from cuelight.redis._actors._registry import Registry
 
-__all__ = ["NodeLost", "ended_frame", "error_of", "exit_of", "fail_frame"]
-
 log = get_log("cuelight.redis")
 
 OUTCOMES: Final[dict[str, type[CuelightError]]] = {

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from cuelight.redis._actors._directory import Entry
     from cuelight.redis._actors._membership import Membership
 
-__all__ = ["Peer", "PeerStatistics"]
-
 log = get_log("cuelight.redis")
 
 BATCH: Final = 65536

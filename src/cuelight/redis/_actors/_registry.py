@@ -22,8 +22,6 @@ from cuelight.actors import Message, Ref, Request, StreamRequest
 from cuelight.errors import MessageRefused, ReplyError, ends_the_program
 from cuelight.redis._actors._errors import ErrorTypes, path_of
 
-__all__ = ["Address", "Registry"]
-
 KINDS: Final = (Message, Request, StreamRequest, Exception)
 
 Address = tuple[str, int, str]

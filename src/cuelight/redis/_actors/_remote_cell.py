@@ -35,8 +35,6 @@ from cuelight.redis._actors._frames import Ask, Cancel, Frame, Link, More, Open,
 if TYPE_CHECKING:
     from cuelight.redis._actors._peer import Peer
 
-__all__ = ["RemoteCell", "WINDOW"]
-
 WINDOW: Final = 512
 """The number of messages that may be under way to one actor."""
 

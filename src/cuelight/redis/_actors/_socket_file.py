@@ -18,8 +18,6 @@ import weakref
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["SocketFile", "open_socket_file"]
-
 if sys.platform != "win32":
     import fcntl
 

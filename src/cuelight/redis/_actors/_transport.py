@@ -7,8 +7,6 @@ from typing import Any, Final, Literal
 
 from cuelight._text import safe_repr, type_name
 
-__all__ = ["TcpTransport", "Transport", "check_transport"]
-
 HIGHEST_PORT: Final = 65535
 
 

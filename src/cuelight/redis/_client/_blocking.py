@@ -22,8 +22,6 @@ from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, keys_of, redirection, slots_of
 from cuelight.redis._client._wire import pack_all
 
-__all__ = ["BlockingServer"]
-
 _HOPS: Final = 5
 
 

@@ -22,8 +22,6 @@ from redis import exceptions as redis_errors
 from cuelight._text import describe_error, safe_str
 from cuelight.redis._client._wire import reply_error
 
-__all__ = ["BlockingConnection"]
-
 _CHUNK: Final = 65536
 _NOTHING: Final = object()
 _SLACK: Final = 0.01

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from cuelight.redis._client._script import Script
     from cuelight.redis._client._server import Argument, Subscription
 
-__all__ = ["RedisClient"]
-
 _ROUTES: Final[dict[str, type[Route]]] = {"cluster": ClusterRoute, "sentinel": SentinelRoute, "single": SingleRoute}
 _PATIENCE: Final = 5.0  # seconds to wait for connections in other loops to close
 

@@ -21,8 +21,6 @@ from cuelight.redis._client._route import Route
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, keys_of, redirection, slot_of_key, slots_of
 
-__all__ = ["ClusterRoute"]
-
 _HOPS: Final = 5
 _LOST: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ClusterDownError)
 

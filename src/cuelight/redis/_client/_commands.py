@@ -16,8 +16,6 @@ from redis._parsers import Encoder
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.commands import AsyncCoreCommands
 
-__all__ = ["Commands", "Pipeline"]
-
 Encoding = tuple[str, str]
 Send = Callable[[list[tuple[Any, ...]], bool], Any]
 """Sends commands in one write, as a transaction or not, and returns their replies."""

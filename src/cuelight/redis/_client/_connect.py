@@ -20,8 +20,6 @@ from cuelight.redis._client._faults import read_reply
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._wire import AsyncioWire, Wire, pack_all
 
-__all__ = ["Opened", "check_version", "of_login", "open_wire", "warn_of_eviction"]
-
 log = get_log("cuelight.redis")
 
 OLDEST: Final = {"redis": (6, 2), "valkey": (7, 2)}

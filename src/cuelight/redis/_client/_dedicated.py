@@ -14,8 +14,6 @@ from cuelight.redis._client._faults import translated
 from cuelight.redis._client._wire import Wire, pack, pack_all
 from cuelight.redis._client._words import MAY_BLOCK, blocking_time, kind_of
 
-__all__ = ["Dedicated"]
-
 
 class Dedicated(Commands):
     """A connection for one block: `WATCH`, `SELECT`, `WAIT`, `CLIENT TRACKING` and so on; made by `dedicated()`.

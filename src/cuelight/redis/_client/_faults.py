@@ -10,8 +10,6 @@ from redis import exceptions as redis_errors
 from cuelight._text import describe_error, safe_repr, safe_str
 from cuelight.errors import StoreRefused, StoreUnavailable
 
-__all__ = ["read_reply", "refusal", "translated"]
-
 T = TypeVar("T")
 
 _ODD: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

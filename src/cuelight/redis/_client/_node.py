@@ -30,8 +30,6 @@ from cuelight.redis._client._connect import Opened, open_wire
 from cuelight.redis._client._settings import Address, Settings
 from cuelight.redis._client._wire import Wire, fresh, pack, pack_all
 
-__all__ = ["Node", "Pause", "Wires"]
-
 _IDLE: Final = 4  # idle connections for blocking commands that are kept
 
 

@@ -18,8 +18,6 @@ from cuelight.redis._client._node import Pause
 from cuelight.redis._client._script import Script
 from cuelight.redis._client._server import Argument
 
-__all__ = ["answer_time", "call_within", "late", "run_patiently", "run_patiently_blocking", "shorter"]
-
 Call = Callable[[Sequence[Any]], Awaitable[Any]]
 
 LEAST: Final = 0.05

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cuelight.redis._client._script import Script
     from cuelight.redis._client._server import Argument, Subscription
 
-__all__ = ["PluggedServer", "use_coredis", "use_redis_py"]
-
 Send = Callable[[Sequence[Any]], Awaitable[Any]]
 
 

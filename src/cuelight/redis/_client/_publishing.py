@@ -7,8 +7,6 @@ from typing import Any
 
 from cuelight.redis._client._server import Server
 
-__all__ = ["publishing_command"]
-
 
 async def publishing_command(server: Server) -> str:
     """Return the command with which a script reaches listeners.

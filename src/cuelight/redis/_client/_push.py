@@ -23,8 +23,6 @@ from cuelight.redis._client._faults import refusal
 from cuelight.redis._client._node import Pause
 from cuelight.redis._client._wire import Wire, pack_all
 
-__all__ = ["Listener", "PushLine", "Topic"]
-
 log = get_log("cuelight.redis")
 
 _CONFIRMED: Final = frozenset({b"ssubscribe", b"subscribe", b"sunsubscribe", b"unsubscribe"})

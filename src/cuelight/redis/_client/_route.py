@@ -21,8 +21,6 @@ from cuelight.redis._client._settings import Address, Settings
 from cuelight.redis._client._wire import Wire
 from cuelight.redis._client._words import blocking_time
 
-__all__ = ["Route", "SentinelRoute", "SingleRoute"]
-
 
 class Route:
     """The connections from one loop to the servers."""

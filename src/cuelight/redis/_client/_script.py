@@ -6,8 +6,6 @@ import hashlib
 from importlib.resources import files
 from typing import Final
 
-__all__ = ["Script"]
-
 
 class Script:
     """A Lua script.

@@ -13,8 +13,6 @@ from cuelight.redis._client._faults import read_reply
 from cuelight.redis._client._settings import Address, Settings, place
 from cuelight.redis._client._wire import pack
 
-__all__ = ["find_primary", "no_primary", "primary_of"]
-
 
 async def find_primary(settings: Settings) -> Address:
     """Ask the sentinels, one after the other, for the address of the primary. A checkpoint.

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 from cuelight.redis._client._script import Script
 
-__all__ = ["Argument", "Server", "Subscription"]
-
 Argument = bytes | str | int | float
 """The name of a command, or an argument."""
 

@@ -21,8 +21,6 @@ from redis.retry import Retry
 
 from cuelight._text import safe_repr, safe_str
 
-__all__ = ["Address", "Settings", "place", "settings_of"]
-
 Address = tuple[str, int] | str
 """A host and a port, or the path of a Unix socket."""
 

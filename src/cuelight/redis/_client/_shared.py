@@ -9,8 +9,6 @@ from cuelight.redis._client._client import RedisClient
 if TYPE_CHECKING:
     from cuelight.redis._client._server import Server
 
-__all__ = ["DEFAULT_URL", "server_for"]
-
 DEFAULT_URL: Final = "redis://localhost:6379"
 
 _clients: Final[dict[str, RedisClient]] = {}

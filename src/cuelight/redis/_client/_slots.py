@@ -13,8 +13,6 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from cuelight.redis._client._faults import read_reply
 from cuelight.redis._client._settings import Address, place
 
-__all__ = ["KeyTable", "SlotMap", "concerns_all", "keys_of", "redirection", "slot_of_key", "slots_of"]
-
 _EVERYWHERE: Final = frozenset({"FLUSHALL", "FLUSHDB", "SCRIPT FLUSH", "SCRIPT LOAD"})
 
 _COUNTED: Final[Mapping[str, int]] = {

@@ -14,8 +14,6 @@ from redis import exceptions as redis_errors
 from cuelight.mailbox import Backend, TaskGroup
 from cuelight.redis._client._wire import Wire
 
-__all__ = ["StreamWire"]
-
 _CHUNK: Final = 65536
 
 

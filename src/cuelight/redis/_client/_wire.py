@@ -37,8 +37,6 @@ from cuelight._text import describe_error, safe_repr, safe_str
 from cuelight.errors import CuelightError
 from cuelight.mailbox import Backend, Slot, new_slot
 
-__all__ = ["AsyncioWire", "Block", "Wire", "fresh", "pack", "pack_all", "reply_error"]
-
 E = TypeVar("E", bound=BaseException)
 
 BUFFER: Final = 1 << 20

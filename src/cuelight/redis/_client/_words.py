@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["blocking_time", "kind_of", "refuse"]
-
 _BY_LAST: Final = frozenset({"BLMOVE", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZPOPMAX", "BZPOPMIN"})
 _BY_FIRST: Final = frozenset({"BLMPOP", "BZMPOP"})
 _BY_OPTION: Final = frozenset({"XREAD", "XREADGROUP"})

@@ -7,9 +7,6 @@ from typing import Any, Final, TypedDict
 
 import msgspec
 
-__all__ = ["Answer", "unpack"]
-
-
 Answer = dict[str, Any]
 """A checked answer: it has the fields that its script promises, with these types."""
 

@@ -22,8 +22,6 @@ from cuelight.redis._limits._answers import Answer, unpack
 from cuelight.redis._limits._outage import Outage
 from cuelight.redis._limits._plan import Plan, Scripts, pack, scripts_of
 
-__all__ = ["Away", "Calls", "Delivery"]
-
 _PATIENCE: Final = 1.0
 """Seconds that the end of a request waits for the server, before it leaves the delivery to the background."""
 

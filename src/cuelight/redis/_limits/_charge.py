@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Charge"]
-
 
 class Charge:
     """An admitted request: the costs charged on the server, and the costs to charge.

@@ -20,8 +20,6 @@ from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_
 from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._desk import Desk
 
-__all__ = ["Stock"]
-
 _IDLE: Final = 0.5
 """Seconds without a request after which the rest is refunded; it may take twice as long."""
 

@@ -31,8 +31,6 @@ from cuelight.redis._limits._charge import Charge
 from cuelight.redis._limits._outage import Outage
 from cuelight.redis._limits._plan import Plan
 
-__all__ = ["EVER", "MICROSECONDS", "Desk", "TooLate"]
-
 EVER: Final = 1 << 52
 """Microseconds: stands for a time that never comes."""
 

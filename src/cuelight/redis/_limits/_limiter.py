@@ -17,8 +17,6 @@ from cuelight.redis._limits._desk import EVER, MICROSECONDS, Desk
 from cuelight.redis._limits._outage import OnOutage, Outage
 from cuelight.redis._limits._plan import Algorithm, Plan, row_of
 
-__all__ = ["Options", "RedisLimiter", "in_seconds"]
-
 L = TypeVar("L", bound=Limiter)
 
 

@@ -13,8 +13,6 @@ from cuelight._text import safe_repr
 from cuelight.coordination._limit_meter import check_positive
 from cuelight.errors import StoreUnavailable
 
-__all__ = ["OnOutage", "Outage"]
-
 T = TypeVar("T")
 
 OnOutage = Literal["closed", "open", "local"]

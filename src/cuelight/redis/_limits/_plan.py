@@ -15,19 +15,6 @@ from cuelight.redis._client import Script
 from cuelight.redis._limits._answers import Answer
 from cuelight.tasks._checks import check_text
 
-__all__ = [
-    "ALGORITHMS",
-    "AT_ONCE",
-    "Algorithm",
-    "Plan",
-    "Scripts",
-    "most_of",
-    "pack",
-    "row_of",
-    "script_of",
-    "scripts_of",
-]
-
 Algorithm = Literal["token_bucket", "sliding_window", "sliding_counter"]
 
 ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)

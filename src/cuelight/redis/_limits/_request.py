@@ -29,8 +29,6 @@ from cuelight.redis._limits._limiter import RedisLimiter, in_seconds
 from cuelight.redis._limits._outage import OnOutage
 from cuelight.redis._limits._plan import Algorithm
 
-__all__ = ["RedisAdmission", "RedisRateLimiter"]
-
 
 class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
     """Several limits in one step, for all processes that use the same name on one server.

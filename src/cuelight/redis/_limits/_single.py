@@ -27,8 +27,6 @@ from cuelight.redis._limits._desk import Desk, TooLate
 from cuelight.redis._limits._limiter import Options, RedisLimiter, in_seconds
 from cuelight.redis._limits._plan import Algorithm
 
-__all__ = ["RedisLeakyBucket", "RedisSlidingWindow", "RedisTokenBucket"]
-
 _NAME = "limit"
 
 

@@ -14,19 +14,6 @@ from cuelight.redis._client import Argument, Script
 from cuelight.redis._locks._names import describe_member
 from cuelight.redis._locks._terms import Terms
 
-__all__ = [
-    "Answer",
-    "LEASE",
-    "LockMember",
-    "LockState",
-    "Lowering",
-    "Ticket",
-    "outcomes",
-    "renewal",
-    "renewals",
-    "stated",
-]
-
 LEASE: Final = Script.load("cuelight.redis._locks", "lease.lua")
 
 

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from cuelight.redis._locks._lease import Lease
     from cuelight.redis._locks._shared import SharedCore
 
-__all__ = ["Hold", "RedisClaim", "not_held"]
-
-
 PATIENCE: Final = 1.0
 """Seconds that the end of a block waits for the server. After that, the release continues in the background."""
 

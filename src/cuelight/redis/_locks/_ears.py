@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cuelight.mailbox import Slot
     from cuelight.redis._client import Server, Subscription
 
-__all__ = ["Ear", "Hint", "TaskHint", "ThreadHint"]
-
 
 class Hint(Protocol):
     """A waiter for a notification."""

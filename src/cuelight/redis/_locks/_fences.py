@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cuelight.redis._client import Argument, Server
 from cuelight.tasks._checks import check_text
 
-__all__ = ["fence_key", "fenced_set", "fenced_set_blocking"]
-
 _FENCE: Final = Script.load("cuelight.redis._locks", "fence.lua")
 
 

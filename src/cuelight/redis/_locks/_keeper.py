@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from cuelight.redis._locks._lease import Lease
     from cuelight.redis._locks._shared import SharedCore
 
-__all__ = ["FAILURES", "Keeper", "loop_has_ended", "pause"]
-
 log = get_log("cuelight.redis")
 
 FAILURES: Final = (StoreUnavailable, StoreRefused, ResponseError)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from cuelight.redis._locks._calls import Ticket
     from cuelight.redis._locks._keeper import Keeper
 
-__all__ = ["Lease"]
-
 log = get_log("cuelight.redis")
 
 _guard: Final = threading.Lock()

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from cuelight.coordination import LockFactory
     from cuelight.redis._client import Server
 
-__all__ = ["DistributedLock", "RedisLock", "redis_locks"]
-
 
 class RedisLock(RedisClaim):
     """A lock shared by all processes that use one Redis or Valkey server, for threads and event loops at once.

@@ -11,8 +11,6 @@ from typing import Final
 from cuelight._text import safe_repr
 from cuelight.tasks._checks import check_text
 
-__all__ = ["Names", "client_name", "describe_member", "names_of"]
-
 LONGEST: Final = 512
 """The largest length of a name. Longer texts are most likely data that was passed by mistake."""
 

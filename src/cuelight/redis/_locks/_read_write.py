@@ -23,8 +23,6 @@ from cuelight.redis._locks._terms import OnLoss, Terms
 if TYPE_CHECKING:
     from cuelight.redis._client import Server
 
-__all__ = ["RedisReadWriteLock"]
-
 
 class _Side(RedisClaim):
     """The read or the write side, as a lock. Each side also releases the rest of a downgraded lock."""

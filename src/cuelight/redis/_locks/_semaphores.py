@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from cuelight.redis._client import Server
     from cuelight.redis._locks._lease import Lease
 
-__all__ = ["RedisSemaphore"]
-
 
 class RedisSemaphore(BaseSemaphore):
     """A semaphore shared by all processes that use one Redis or Valkey server, for threads and event loops at once.

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from cuelight.redis._locks._ears import Ear
     from cuelight.redis._locks._lease import Lease
 
-__all__ = ["SharedCore", "shared_core"]
-
 T = TypeVar("T")
 
 next_number: Final = count(1).__next__

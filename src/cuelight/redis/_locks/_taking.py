@@ -36,8 +36,6 @@ from cuelight.redis._locks._thread import keeper_here, the_thread
 if TYPE_CHECKING:
     from cuelight.redis._locks._shared import SharedCore
 
-__all__ = ["take", "take_blocking", "take_nowait"]
-
 log = get_log("cuelight.redis")
 
 SOON = 3

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 from cuelight._text import safe_repr
 
-__all__ = ["OnLoss", "Terms", "now"]
-
 OnLoss = Literal["cancel", "flag"] | Callable[["Lease"], object]
 
 LONGEST: Final = 3600.0

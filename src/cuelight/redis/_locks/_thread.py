@@ -22,8 +22,6 @@ from cuelight.redis._locks._keeper import Keeper, loop_has_ended
 if TYPE_CHECKING:
     from cuelight.redis._locks._shared import SharedCore
 
-__all__ = ["LoopThread", "keeper_here", "the_thread"]
-
 log = get_log("cuelight.redis")
 
 T = TypeVar("T")

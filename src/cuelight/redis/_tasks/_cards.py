@@ -18,18 +18,6 @@ from cuelight._text import safe_str
 from cuelight.tasks import Attempt, Counts, Lease, Limit, Record, Schedule, Snapshot
 from cuelight.tasks._rows import DEAD_LETTER, STATES
 
-__all__ = [
-    "UNDECODABLE",
-    "Unreadable",
-    "card_of",
-    "leases_of",
-    "limit_card",
-    "schedule_of",
-    "shown",
-    "snapshots_of",
-    "tag_of",
-]
-
 _LENGTH: Final = struct.Struct(">I")
 _EXACT: Final = 2**53
 """Scripts count in doubles: whole numbers below this are exact."""

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from cuelight.redis._client import Server, Subscription
     from cuelight.redis._tasks._steps import Reply
 
-__all__ = ["Hints"]
-
 LOOK: Final = 1.0
 """Seconds after which a store with waiting callers asks the server whether a notification got lost."""
 

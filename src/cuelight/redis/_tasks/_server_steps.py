@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from cuelight.redis._client import Argument, Server
     from cuelight.redis._tasks._steps import Call
 
-__all__ = ["Steps"]
-
 _DRIFT: Final = 0.001
 """Seconds by which a slow reply may set back the estimated time of the server."""
 

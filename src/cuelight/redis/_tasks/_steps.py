@@ -19,23 +19,6 @@ if TYPE_CHECKING:
 
     from cuelight.redis._client import Argument, Server
 
-__all__ = [
-    "ADD",
-    "ARM",
-    "ASK",
-    "BEAT",
-    "CHANGE",
-    "EXCHANGE",
-    "Call",
-    "Reply",
-    "arguments_of",
-    "channel_of",
-    "check_keys",
-    "keys_of",
-    "reply_of",
-    "script_of",
-]
-
 _PRELUDE: Final = ("book.lua", "rows.lua", "tenants.lua", "lanes.lua", "tasks.lua")
 _END: Final = ("damage.lua", "reply.lua")
 

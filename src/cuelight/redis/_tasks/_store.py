@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
     from cuelight.redis._client import Server
 
-__all__ = ["RedisStore"]
-
 log = get_log("cuelight.tasks")
 
 _KIND: Final = {kind: number for number, kind in enumerate(KINDS)}

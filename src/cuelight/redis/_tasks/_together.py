@@ -21,8 +21,6 @@ from typing import Any, Final
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import Slot, new_slot
 
-__all__ = ["Together"]
-
 MOST: Final = 500
 """The greatest number of records that are sent together."""
 

@@ -13,7 +13,8 @@ from cuelight.errors import DeadlockError, PoolClosed, TaskCancelled, TaskFailed
 from cuelight.pools import TaskStatus, WorkerPoolConfig
 from cuelight.pools import _thread_crew as module
 from cuelight.pools._job import Job
-from cuelight.pools._thread_crew import Crew, Worker
+from cuelight.pools._thread_crew import Crew
+from cuelight.pools._thread_worker import Worker
 from cuelight.pools._timekeeper import Timekeeper
 
 

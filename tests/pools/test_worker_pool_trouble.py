@@ -19,7 +19,7 @@ import pytest
 from cuelight.errors import TaskFailed, TaskTimedOut, WorkerDied
 from cuelight.pools import WorkerPool, WorkerPoolConfig
 from cuelight.pools._job import Job
-from cuelight.pools._thread_crew import Worker
+from cuelight.pools._thread_worker import Worker
 from cuelight.pools._timekeeper import Timekeeper
 from helpers import process_jobs as jobs
 

@@ -10,13 +10,14 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from check_structure import EXCEPTIONS, Finding, compare_with_exceptions, read_exceptions
 
 LISTED: Final = EXCEPTIONS / "prose.txt"
+SOURCES: Final = ("src", "scripts", "examples")
 DOCUMENTS: Final = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs")
 ALLOWED: Final = 0.5
 """Findings in 1,000 words of all files that are not listed."""
@@ -78,13 +79,14 @@ def passages(path: Path) -> Iterator[Passage]:
 
 
 def files(root: Path) -> Iterator[Path]:
-    yield from sorted((root / "src").rglob("*.py"))
+    for name in SOURCES:
+        yield from sorted((root / name).rglob("*.py"))
     for name in DOCUMENTS:
         yield from [root / name] if name.endswith(".md") else sorted((root / name).rglob("*.md"))
 
 
-def file_findings(root: Path, path: Path) -> Iterator[Finding]:
-    for begin, text in passages(path):
+def file_findings(root: Path, path: Path, texts: Iterable[Passage]) -> Iterator[Finding]:
+    for begin, text in texts:
         for pattern, way in PATTERNS:
             for match in pattern.finditer(text):
                 line = begin + text.count("\n", 0, match.end())
@@ -92,8 +94,8 @@ def file_findings(root: Path, path: Path) -> Iterator[Finding]:
                 yield Finding(path.relative_to(root), line, f"`{words}`: {way}")
 
 
-def word_count(path: Path) -> int:
-    return sum(len(text.split()) for _, text in passages(path))
+def word_count(texts: Iterable[Passage]) -> int:
+    return sum(len(text.split()) for _, text in texts)
 
 
 def findings(root: Path) -> Iterator[Finding]:
@@ -101,12 +103,13 @@ def findings(root: Path) -> Iterator[Finding]:
     first: dict[str, Finding] = {}
     words, rest = 0, list[Finding]()
     for path in files(root):
-        found = list(file_findings(root, path))
+        texts = list(passages(path))
+        found = list(file_findings(root, path, texts))
         name = str(path.relative_to(root))
         if name in listed:
             first.update((name, finding) for finding in found[:1])
         else:
-            words += word_count(path)
+            words += word_count(texts)
             rest += found
     yield from compare_with_exceptions(root, LISTED, first)
     if len(rest) * 1000 > ALLOWED * words:
@@ -115,8 +118,12 @@ def findings(root: Path) -> Iterator[Finding]:
 
 def rate(root: Path) -> float:
     """Findings in 1,000 words."""
-    paths = list(files(root))
-    return 1000 * sum(len(list(file_findings(root, path))) for path in paths) / sum(map(word_count, paths))
+    found, words = 0, 0
+    for path in files(root):
+        texts = list(passages(path))
+        found += sum(1 for _ in file_findings(root, path, texts))
+        words += word_count(texts)
+    return 1000 * found / words
 
 
 def main(root: Path, *options: str) -> int:

@@ -42,6 +42,7 @@ class Module:
     path: Path  # relative to the root
     source: str
     tree: ast.Module
+    nodes: list[ast.AST]  # all of the tree
 
     @property
     def name(self) -> str:
@@ -86,7 +87,7 @@ def check_file_length(module: Module) -> Iterator[Finding]:
 def code_lines(module: Module) -> int:
     """Lines that hold code: no blank lines, comments or docstrings."""
     docstrings: set[int] = set()
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
@@ -98,7 +99,7 @@ def code_lines(module: Module) -> int:
 
 
 def check_function_length(module: Module) -> Iterator[Finding]:
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, Function) and (lines := body_lines(node)) > FUNCTION_LINES:
             yield module.finding(
                 node.lineno,
@@ -118,7 +119,7 @@ def body_lines(function: Function) -> int:
 def check_root_import(module: Module) -> Iterator[Finding]:
     """Also within functions: a lazy import of the root is the same cycle, later."""
     depth = len(module.path.parts) - len(("src", PACKAGE, "module.py"))
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Import):
             named = any(alias.name == PACKAGE for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -133,7 +134,7 @@ def check_root_import(module: Module) -> Iterator[Finding]:
 
 
 def check_import_circles(root: Path, sources: list[Module]) -> Iterator[Finding]:
-    """Imports within functions and for type checkers count, too: whoever reads one module has to read them all."""
+    """Imports within functions and for type checkers count, too: a reader of one module has to read all of them."""
     by_name = {module.name: module for module in sources}
     imports = {name: imported_modules(module, by_name) for name, module in by_name.items()}
     found: dict[str, Finding] = {}
@@ -148,7 +149,7 @@ def check_import_circles(root: Path, sources: list[Module]) -> Iterator[Finding]
 def imported_modules(module: Module, by_name: dict[str, Module]) -> dict[str, int]:
     """The modules of this package that `module` names in imports, each with the line of the first import."""
     found: dict[str, int] = {}
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         match node:
             case ast.Import(names=names):
                 targets = [alias.name for alias in names]
@@ -184,7 +185,7 @@ def check_class_names(root: Path, sources: list[Module]) -> Iterator[Finding]:
     """A leading underscore makes no other name of it."""
     places: dict[str, list[tuple[Module, int]]] = {}
     for module in sources:
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name.lstrip("_"), []).append((module, node.lineno))
     found: dict[str, Finding] = {}
@@ -230,7 +231,7 @@ def check_logging(module: Module) -> Iterator[Finding]:
     """Log handlers are code of users: only the guarded log may call them."""
     if module.path.name == "_log.py":
         return
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Attribute) and node.attr == "getLogger":
             yield module.finding(node.lineno, "logs unguarded: use `get_log` of `cuelight._log`")
 
@@ -239,7 +240,7 @@ def check_error_texts(module: Module) -> Iterator[Finding]:
     """The text of an exception that users raise is code of theirs: it may raise itself."""
     if module.path.name in {"_log.py", "_text.py", "_child.py"}:  # the last is loaded without its package
         return
-    for function in ast.walk(module.tree):
+    for function in module.nodes:
         if not isinstance(function, Function):
             continue
         names = broad_error_names(function)
@@ -330,7 +331,8 @@ def modules(root: Path) -> Iterator[Module]:
     for folder in ("src", "tests"):
         for path in sorted((root / folder).rglob("*.py")):
             source = path.read_text(encoding="utf-8")
-            yield Module(root, path.relative_to(root), source, ast.parse(source, str(path)))
+            tree = ast.parse(source, str(path))
+            yield Module(root, path.relative_to(root), source, tree, list(ast.walk(tree)))
 
 
 def findings(root: Path) -> Iterator[Finding]:

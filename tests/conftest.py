@@ -22,10 +22,10 @@ settings.load_profile("stress" if STRESS else "ci")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out in the gate (`make test`) what differs by its loop only; any other run has all of it.
+    """In the gate (`make test`), run each test on one or two of its loops. Any other run uses all of them.
 
-    Of a test on asyncio and trio one runs, half of the tests on each. Of a test that runs on uvloop and in the debug
-    mode of asyncio, too, that on trio runs and one of the others.
+    A test for asyncio and trio runs on one of the two, half of them on each. A test that is also for uvloop and for the
+    debug mode of asyncio runs on trio and on one of the others.
     """
     if not GATE:
         return

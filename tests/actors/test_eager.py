@@ -590,7 +590,7 @@ async def test_a_lock_taken_before_the_first_wait_is_the_actors() -> None:
 
     async def holds(doer: Doer) -> None:
         async with lock:
-            await anyio.sleep(0.01)
+            await anyio.lowlevel.checkpoint()
             doer.seen.append("held")
 
     async with ActorSystem() as system:

@@ -129,7 +129,7 @@ def test_plain_tasks_of_one_loop_take_the_quick_way(kind: str, monkeypatch: pyte
     thing = THINGS[kind]()
     program: list[tuple[int, int, int | None, int]] = [(0, 2, None, 3)] * 8
     anyio.run(_play, thing, program)
-    assert len(general) <= 3  # whoever comes when nobody waits
+    assert len(general) <= 3  # the tasks that arrive when none waits
     assert sum(passed) >= 24 - 3 - len(general) - 3
     assert thing.statistics().acquisitions == 24
 

@@ -117,7 +117,7 @@ async def test_an_error_has_the_traceback_of_the_process_as_its_cause() -> None:
 async def test_an_error_that_cannot_come_back_as_itself_says_so(kind: str) -> None:
     async with a_process() as executor:
         with pytest.raises(
-            RuntimeError, match=r"raised in a worker process; the .* itself cannot be had here"
+            RuntimeError, match=r"raised in a worker process; the .* itself cannot be restored here"
         ) as caught:
             await executor.run(jobs.raise_it, (kind,), {})
         assert isinstance(caught.value.__cause__, RemoteTraceback)

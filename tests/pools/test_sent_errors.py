@@ -103,7 +103,7 @@ def test_a_group_of_too_many_is_told_in_words() -> None:
     back = returned(ExceptionGroup("crowd", [ValueError(number) for number in range(sent.MOST)]))
     assert type(back) is RuntimeError
     assert "crowd (1000 sub-exceptions)" in str(back)
-    assert str(back).endswith("cannot be had here: it holds too many exceptions, or is nested too deep)")
+    assert str(back).endswith("cannot be restored here: it holds too many exceptions, or is nested too deep)")
 
 
 def test_causes_are_followed_so_deep_and_no_deeper() -> None:
@@ -138,7 +138,7 @@ def test_an_exception_is_sent_although_its_cause_cannot_be_read(monkeypatch: pyt
 def test_what_cannot_be_sent_becomes_an_error_that_names_it_and_says_why(error: Exception, why: str) -> None:
     back = returned(error)
     assert type(back) is RuntimeError
-    assert f"the helpers.process_jobs.{type(error).__name__} itself cannot be had here: " in str(back)
+    assert f"the helpers.process_jobs.{type(error).__name__} itself cannot be restored here: " in str(back)
     assert why in str(back)
 
 
@@ -146,14 +146,16 @@ def test_a_class_without_a_name_is_called_an_exception() -> None:
     cls: Any = Unnamed("Odd", (Exception,), {})
     back = returned(cls("odd"))
     assert type(back) is RuntimeError
-    assert "the an exception itself cannot be had here" in str(back)
+    assert "the an exception itself cannot be restored here" in str(back)
 
 
-def test_an_exception_that_refuses_a_cause_comes_back_without() -> None:
+def test_an_exception_that_refuses_a_cause_comes_back_with_it_all_the_same() -> None:
     chainless = Chainless("alone")
-    BaseException.__dict__["__cause__"].__set__(chainless, KeyError("cause"))
+    for name, value in (("__context__", OSError()), ("__cause__", KeyError("cause"))):
+        BaseException.__dict__[name].__set__(chainless, value)
     back = returned(chainless)
-    assert (type(back), back.args, back.__cause__) == (Chainless, ("alone",), None)
+    assert (type(back), back.args) == (Chainless, ("alone",))
+    assert (type(back.__cause__), type(back.__context__), back.__suppress_context__) == (KeyError, OSError, True)
 
 
 def test_ctrl_c_while_an_exception_is_unpacked_is_not_swallowed() -> None:

@@ -214,17 +214,19 @@ def load(report: list[tuple[Any, ...]], describe: Callable[[BaseException], str]
     # Members of a group come after it in the report. The reverse order restores them before the group.
     for place in range(len(sent) - 1, -1, -1):
         made[place] = _made(sent[place], made, describe)
+    # Set by the descriptors of BaseException: assignment would call code of the class.
     for place, one in enumerate(sent):
         error = made[place]
-        try:
-            if one.context >= 0:
-                error.__context__ = made[one.context]
-            if one.cause >= 0:
-                error.__cause__ = made[one.cause]
-            error.__suppress_context__ = one.suppressed
-        except Exception:  # noqa: S112 - a property of its class refuses it: the chain of causes ends here
-            continue
+        if one.context >= 0:
+            _set("__context__", error, made[one.context])
+        if one.cause >= 0:
+            _set("__cause__", error, made[one.cause])
+        _set("__suppress_context__", error, one.suppressed)
     return made[0]
+
+
+def _set(name: str, error: BaseException, value: object) -> None:
+    BaseException.__dict__[name].__set__(error, value)
 
 
 def _made(one: Sent, made: dict[int, BaseException], describe: Callable[[BaseException], str]) -> BaseException:
@@ -241,7 +243,9 @@ def _made(one: Sent, made: dict[int, BaseException], describe: Callable[[BaseExc
                 return error
             why = f"it comes back as something else, of type {type(error).__name__}"
     reason = why or "unknown"
-    return RuntimeError(f"{one.told} (raised in a worker process; the {one.name} itself cannot be had here: {reason})")
+    return RuntimeError(
+        f"{one.told} (raised in a worker process; the {one.name} itself cannot be restored here: {reason})"
+    )
 
 
 def _in_main(name: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from cuelight.redis._actors import _endpoint
-from cuelight.redis._actors._connection import Connection, Tls, connect_socket, connection_on
+from cuelight.redis._actors._connection import NodeConnection, Tls, connect_socket, connection_on
 from cuelight.redis._actors._endpoint import (
     VERSION,
     BadGreeting,
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.transport("unix")
 class Ends:
     """What a connection has said."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: NodeConnection) -> None:
         self.came = b""
         self.why: list[str] = []
         self.room = 0

@@ -309,7 +309,7 @@ async def test_a_new_connection_of_a_node_takes_the_place_of_its_old_one() -> No
         await remote(here, there)
         before = incoming_of(here, there)
         with Stranger(there) as stranger:
-            await stranger.become(node_of(here).identity)  # whoever knows the secret may be any node
+            await stranger.become(node_of(here).identity)  # a stranger that knows the secret may be any node
             assert before.has_ended
         await until(lambda: outgoing_of(here, there) is None)
 

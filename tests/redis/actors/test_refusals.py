@@ -77,7 +77,7 @@ async def test_a_message_that_is_not_registered_is_refused_where_it_is_sent() ->
             await ref.tell(Unknown())
         with pytest.raises(MessageRefused, match="is not registered"):
             await ref.ask(Ask42())
-        ref.tell_threadsafe(Unknown())  # whoever cannot be told makes a dead letter
+        ref.tell_threadsafe(Unknown())  # a message that cannot be sent becomes a dead letter
         await until(lambda: here.dead_letters.counts["unsendable"] == 1)
         assert here.group("g").broadcast(Unknown()) == 0
         assert await ref.ask(Total()) == 0

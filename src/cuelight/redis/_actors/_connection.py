@@ -78,7 +78,7 @@ class Tls:
             try:
                 self._shake_hands()
             except ssl.SSLError as error:
-                raise _Refused(self._out.read(), error) from error
+                raise _HandshakeFailed(self._out.read(), error) from error
         parts: list[bytes] = []
         with contextlib.suppress(ssl.SSLWantReadError):
             while self._ready and (part := self._object.read(CHUNK)):
@@ -86,7 +86,7 @@ class Tls:
         return b"".join(parts), self._out.read()
 
 
-class _Refused(ssl.SSLError):
+class _HandshakeFailed(ssl.SSLError):
     """A TLS handshake failed. The alert tells the other side the reason."""
 
     def __init__(self, alert: bytes, error: ssl.SSLError) -> None:
@@ -94,7 +94,7 @@ class _Refused(ssl.SSLError):
         self.alert = alert
 
 
-class Connection:
+class NodeConnection:
     """One connection of a membership. Subclasses implement the parts that differ between loops.
 
     Attributes:
@@ -195,7 +195,7 @@ class Connection:
             try:
                 data, reply = self._tls.decrypt(data)
             except ssl.SSLError as error:
-                if isinstance(error, _Refused):
+                if isinstance(error, _HandshakeFailed):
                     self._send(error.alert)
                 self.end(f"TLS: {safe_str(error)}")
                 return
@@ -242,7 +242,7 @@ class Connection:
         raise NotImplementedError
 
 
-class AsyncioConnection(Connection):
+class AsyncioConnection(NodeConnection):
     """On asyncio, the loop calls the connection: no task and no frame is between a socket and its user."""
 
     def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
@@ -277,7 +277,7 @@ class AsyncioConnection(Connection):
             self._call(self.on_room)
 
 
-class TrioConnection(Connection):
+class TrioConnection(NodeConnection):
     """On trio, two tasks serve the connection."""
 
     def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
@@ -336,7 +336,7 @@ class TrioConnection(Connection):
                 await self._sleeper
 
 
-def connection_on(membership: Membership, connected: socket.socket, tls: Tls | None) -> Connection:
+def connection_on(membership: Membership, connected: socket.socket, tls: Tls | None) -> NodeConnection:
     """Return a connection over a connected socket."""
     kind = AsyncioConnection if membership.runtime.backend.name == "asyncio" else TrioConnection
     return kind(membership, connected, tls)

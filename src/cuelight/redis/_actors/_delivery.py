@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     frames: int
 
 
-class Delivery:
+class BatchDelivery:
     """The delivery to one peer.
 
     Attributes:

@@ -36,7 +36,7 @@ from cuelight.redis._actors._endpoint import (
 from cuelight.redis._actors._frames import FORMAT
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._connection import Connection
+    from cuelight.redis._actors._connection import NodeConnection
     from cuelight.redis._actors._membership import Membership
     from cuelight.redis._actors._peer import Peer
 
@@ -63,7 +63,7 @@ class Incoming:
         since: the time at which the connection was accepted, on the clock of the loop.
     """
 
-    def __init__(self, membership: Membership, connection: Connection, secret: bytes) -> None:
+    def __init__(self, membership: Membership, connection: NodeConnection, secret: bytes) -> None:
         self.peer: Peer | None = None
         self.since = membership.runtime.backend.time()
         self._membership, self._connection, self._secret = membership, connection, secret
@@ -214,7 +214,7 @@ class Outgoing:
         problem: the reason why the connection has ended; "" before.
     """
 
-    def __init__(self, peer: Peer, connection: Connection, endpoint: Endpoint) -> None:
+    def __init__(self, peer: Peer, connection: NodeConnection, endpoint: Endpoint) -> None:
         self.connection = connection
         self.greeted = anyio.Event()
         self.seen = 0

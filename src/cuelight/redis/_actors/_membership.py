@@ -28,7 +28,7 @@ from cuelight.actors import Cell, Exit, Ref, Runtime, Stopped
 from cuelight.actors._cell import DEAD
 from cuelight.errors import MessageRefused, NotStarted, StoreRefused, StoreUnavailable, ends_the_program
 from cuelight.redis._actors import _frames as frames
-from cuelight.redis._actors._connection import Connection
+from cuelight.redis._actors._connection import NodeConnection
 from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, LARGEST, Directory, Entry
 from cuelight.redis._actors._flights import Flights
 from cuelight.redis._actors._heart import Heart
@@ -103,7 +103,7 @@ class Membership:
         self._former: OrderedDict[str, tuple[int, int]] = (
             OrderedDict()
         )  # lost nodes, with the numbers of their last processed batches
-        self.connections: dict[Connection, None] = {}
+        self.connections: dict[NodeConnection, None] = {}
         self.listener = Listener(self, transport)
         self._context = copy_context()
         self._exported: dict[int, Cell] = {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cuelight._log import get_log
-from cuelight.redis._actors._delivery import Batch, Delivery
+from cuelight.redis._actors._delivery import Batch, BatchDelivery
 from cuelight.redis._actors._frames import Ask, Credit, Fail, Frame, Open, Reply, Tell, encode_frames
 from cuelight.redis._actors._inbound import Inbound
 from cuelight.redis._actors._outbound import Outbound
@@ -87,7 +87,7 @@ class Peer:
         self._owed = 0
         self._reminded = False
         self.number = 0
-        self.delivery = Delivery(self)
+        self.delivery = BatchDelivery(self)
         self.incoming: Incoming | None = None
         self.seen = self.seen_directly = 0
         self.received_directly = self.received_by_inbox = 0

@@ -279,22 +279,25 @@ async def test_what_cannot_be_decoded_on_a_connection_costs_that_frame() -> None
             msgspec.msgpack.encode([[1, serial, "Add", one], [99, 1], [1, serial, "Add", b"\xc1"], {"a": 1}]),
             msgspec.msgpack.encode([[1, serial, "Add", one]]),
         ]
-        with Stranger(there) as stranger:
-            await stranger.become("other")
-            await until(lambda: "other" in node_of(there)._membership._peers)
-            for number, payload in enumerate(payloads, 1):
-                for part in (struct.pack(">IQ", len(payload), number), payload):
-                    if part:
-                        await anyio.to_thread.run_sync(_send_all, stranger.socket, part)
-            await until(lambda: inside(own).total == 2)
-            assert node_of(there)._membership.peer("other").incoming is not None
-            # Sent again, in pieces: it was seen.
-            for byte in struct.pack(">IQ", len(payloads[-1]), 5) + payloads[-1]:
-                stranger.say(bytes([byte]))
-                await anyio.lowlevel.checkpoint()
-            stranger.buffer.clear()
-            await until(lambda: node_of(there)._membership.peer("other").incoming._unconfirmed == 0)
-            assert inside(own).total == 2
+        # A member that does not connect itself: the connection of a node that is no member would soon be ended.
+        other = node(node_of(there)._membership.directory.cluster, transport="redis")
+        async with ActorSystem("other", node=other) as member:
+            sender = node_of(member).identity
+            with Stranger(there) as stranger:
+                await stranger.become(sender)
+                for number, payload in enumerate(payloads, 1):
+                    for part in (struct.pack(">IQ", len(payload), number), payload):
+                        if part:
+                            await anyio.to_thread.run_sync(_send_all, stranger.socket, part)
+                await until(lambda: inside(own).total == 2)
+                assert node_of(there)._membership.peer(sender).incoming is not None
+                # Sent again, in pieces: it was seen.
+                for byte in struct.pack(">IQ", len(payloads[-1]), 5) + payloads[-1]:
+                    stranger.say(bytes([byte]))
+                    await anyio.lowlevel.checkpoint()
+                stranger.buffer.clear()
+                await until(lambda: node_of(there)._membership.peer(sender).incoming._unconfirmed == 0)
+                assert inside(own).total == 2
         assert await ref.ask(Total()) == 2
 
 

@@ -36,8 +36,8 @@ TURNS_PER_PASS = 64
 INLINE_ASKS = 64
 """The number of asks answered inline between two clock checks."""
 
-INLINE_LOOKS = 8
-INLINE_SECONDS = 0.001
+INLINE_LOOKS = 16
+INLINE_SECONDS = 0.002
 """After this many clock checks, or this many seconds, other tasks run."""
 
 LINGER = 5.0

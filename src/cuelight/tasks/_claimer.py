@@ -88,6 +88,8 @@ class Claimer:
         self._window, self._ended, self._pace = shift.backend.time(), 0, 0.0
         self._numbers = 0
         self._prefix = uuid.uuid4().hex
+        self._waits = False  # whether the store may hand over a task
+        self._handed: list[Lease] = []  # tasks that were handed over since the last claim
 
     @property
     def unsent(self) -> int:
@@ -135,9 +137,9 @@ class Claimer:
 
     async def flush(self) -> None:
         """Send the remaining finishes, and return tasks whose claim was interrupted."""
-        while self._pending or self._shift.finishes:
+        while self._pending or self._shift.finishes or self._waits:
             if not self._pending:
-                self._start(self._shift.finishes, None)
+                self._start(self._shift.finishes, self._claim(0, None) if self._waits else None)
                 self._shift.finishes = []
             try:
                 await self._try(self._pending[0])
@@ -154,7 +156,7 @@ class Claimer:
             StoreUnavailable: the store did not answer for the length of a lease.
         """
         shift = self._shift
-        claim = self._claim(1)
+        claim = self._claim(1, None)
         errand = self._start((), claim)
         answer = await self.patiently(lambda: shift.store.exchange((), claim), shift.options.lease)
         self._end(errand)
@@ -196,8 +198,8 @@ class Claimer:
         self._measure(len(finishes))
         most = 0
         if not shift.draining and (self._look or finishes):
-            most = shift.room + min(MOST_AHEAD, int(self._pace)) - self._most
-        claim = self._claim(most) if most > 0 else None
+            most = max(0, shift.room + min(MOST_AHEAD, int(self._pace)) - self._most)
+        claim = self._claim(most, None if shift.draining else self._take) if most > 0 or self._handed else None
         if not finishes and claim is None:
             return None
         shift.finishes = []
@@ -213,10 +215,21 @@ class Claimer:
         self._pending.remove(errand)
         self._most -= errand.claim.most if errand.claim is not None else 0
 
-    def _claim(self, most: int) -> Claim:
+    def _claim(self, most: int, take: Callable[[Lease], object] | None) -> Claim:
         self._numbers += 1
-        options = self._shift.options
-        return Claim(options.worker_id, f"{self._prefix}:{self._numbers}", most, options.lease)
+        shift, options = self._shift, self._shift.options
+        handed, self._handed = self._handed, []
+        leases = [(lease.record.id, lease.epoch) for lease in handed]
+        confirmed = tuple(lease for lease in leases if shift.keeper.holds(*lease))
+        return Claim(options.worker_id, f"{self._prefix}:{self._numbers}", most, options.lease, take, confirmed)
+
+    def _take(self, lease: Lease) -> None:
+        """Start a task that the store has handed over. The next claim confirms its lease."""
+        shift = self._shift
+        since = shift.keeper.clock() + lease.expires - shift.store.now() - shift.options.lease
+        self._handed.append(lease)
+        shift.feed([lease], since)
+        self.look()
 
     def _measure(self, ended: int) -> None:
         """Update `_pace`, the number of attempts that end in `AHEAD` seconds."""
@@ -238,6 +251,9 @@ class Claimer:
         if self._odd:
             self._odd = self._odd - 1 if finishes else self._odd
         if claim is not None:
+            self._waits = answer.waits
+            for lease in claim.confirmed:
+                self._shift.keeper.renewed(*lease, errand.sent)
             self._shift.feed(answer.leases, errand.sent)
             self._answered(claim)
             self._look = len(answer.leases) >= claim.most

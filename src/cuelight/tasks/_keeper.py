@@ -93,6 +93,16 @@ class Keeper:
         if self._idle:
             self._wake.set()
 
+    def holds(self, task_id: str, epoch: int) -> bool:
+        """Whether this lease is renewed."""
+        return (task_id, epoch) in self._held
+
+    def renewed(self, task_id: str, epoch: int, since: float) -> None:
+        """Note that a step sent at `since`, by the keeper's clock, has renewed a lease, if it is still held."""
+        until = self._held.get((task_id, epoch))
+        if until is not None:
+            until[0] = max(until[0], since + self._lease)
+
     def drop(self, task_id: str, epoch: int) -> None:
         """Stop renewing this lease. Call this before its finish is sent: an ended lease looks like a lost one."""
         self._held.pop((task_id, epoch), None)

@@ -33,7 +33,7 @@ Invariants, tested in `tests/tasks/stores/test_store_model.py` for every store:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Protocol
 
@@ -78,12 +78,20 @@ class Claim(msgspec.Struct, frozen=True):
             length of a lease, if the claim returned leases.
         most: the maximum number of tasks; 0 only applies the effects of time and returns `wake_at`.
         lease: the length of the leases, in seconds.
+        on_hand_over: if the claim returns fewer tasks than `most`, a store may call this later with one more task, in
+            the loop of the claim, before the next claim of the worker is answered. Such a lease is short. The next
+            claim confirms it, and is made at once.
+        confirmed: the leases of the worker that were handed over and have not ended, (id, epoch). They are renewed.
+            A lease that was handed over and is not confirmed is returned by the next claim if it is still valid.
+            Otherwise the task becomes pending again when the lease is over, which counts as no crash.
     """
 
     worker: str
     nonce: str
     most: int
     lease: float
+    on_hand_over: Callable[[Lease], object] | None = None
+    confirmed: tuple[tuple[str, int], ...] = ()
 
 
 class Lease(msgspec.Struct):
@@ -145,11 +153,13 @@ class Exchange(msgspec.Struct):
         wake_at: when a task may become claimable, or a deadline passes, without a call (because of a delay, a lease or
             a rate), in seconds since the epoch; `math.inf` for never, and if there was no claim. A time that is not
             after now means that this claim left work for the next one; claimable tasks beyond `most` do not count.
+        waits: whether the store may hand over one more task to the worker, until the worker makes its next claim.
     """
 
     accepted: list[str]
     leases: list[Lease]
     wake_at: float = inf
+    waits: bool = False
 
 
 class Beat(msgspec.Struct):

@@ -20,7 +20,7 @@ from helpers import BACKENDS, run_on
 from helpers.redis_servers import shared_server
 from helpers.stores import START, HandClock
 
-GENERAL: Final = script_of("add.lua")
+GENERAL: Final = script_of("add.lua", "hand_over.lua")
 SHORT: Final = Script(f"{steps.ADD.text.decode().split('-- The book of one queue')[0]}\nreturn {{'', ''}}", "short")
 
 
@@ -42,17 +42,32 @@ class Watched(RedisStore):
         self.replies.append(reply)
         return reply.answer
 
+    async def wait_for_task(self, nonce: str, earlier: list[str], confirmed: list[str | int]) -> Any:
+        """Claim a task for a worker that waits for one if there is none."""
+        asked = ("w", nonce, 1, 10.0, self._waiting, [(one, 10.0, self._waiting, "w") for one in earlier], confirmed)
+        reply = await self._step(Call(steps.EXCHANGE, [[], asked]))
+        return reply.answer, reply.parts
+
+    @property
+    def _waiting(self) -> str:
+        return self._channel.removesuffix("hints") + "waiting"
+
     async def stored(self) -> dict[str, Any]:
         """All that is kept of the queue, and what was published."""
         tag = steps.channel_of("at-once", self._queue).removesuffix(":tasks:hints")
         found: dict[str, Any] = {}
-        for key in [*map(str, self._keys), self._channel]:
+        for key in [*map(str, self._keys), self._channel, self._waiting]:
             name, expires = key.removeprefix(tag), await self.client.execute("PTTL", key) >= 0
             kind = await self.client.execute("TYPE", key)
             if kind == b"hash":
                 found[name] = expires, await self.client.hgetall(key)
             elif kind == b"zset":
                 found[name] = expires, await self.client.zrange(key, 0, -1, withscores=True)
+                if name == ":tasks:idle":  # its members name the channel
+                    found[name] = (
+                        expires,
+                        [(member.replace(tag.encode(), b""), score) for member, score in found[name][1]],
+                    )
             elif kind == b"list":
                 found[name] = expires, await self.client.lrange(key, 0, -1)
         return found
@@ -109,6 +124,7 @@ STEPS: Final = st.lists(
         st.tuples(st.just("add"), st.lists(PLAIN, min_size=1, max_size=3), BOUNDS),
         st.tuples(st.just("add"), st.lists(PLAIN | ODD, min_size=1, max_size=3), BOUNDS),
         st.tuples(st.just("claim"), st.integers(1, 3)),
+        st.tuples(st.just("wait for task"), st.booleans()),
         st.tuples(st.just("arm"), st.sampled_from(["hungry", "watched"])),
         st.tuples(st.just("wait"), st.sampled_from([-1.0, 1.0, 5.0, 100_000.0])),
         st.tuples(st.just("control"), st.sampled_from([{"paused": True}, {"paused": False}, {"closed": False}])),
@@ -126,7 +142,7 @@ async def scenario(taken: list[Any]) -> None:
         for number, (step, *given_to) in enumerate(taken):
             await _run(twins, number, step, given_to)
         for store in twins.stores:
-            await client.execute("DEL", *store._keys, store._channel)
+            await client.execute("DEL", *store._keys, store._channel, store._waiting)
 
 
 async def _run(twins: Twins, number: int, step: str, given_to: list[Any]) -> None:
@@ -137,6 +153,10 @@ async def _run(twins: Twins, number: int, step: str, given_to: list[Any]) -> Non
         exchange = await twins.both("exchange", [], claim)
         done = [Finish(lease.record.id, lease.epoch, "done") for lease in exchange.leases[1:]]
         await twins.both("exchange", done)
+    elif step == "wait for task":
+        confirmed = [lease for task in range(8) for lease in (f"t{task}", 1)] if given_to[0] else []
+        earlier = [f"c{before}" for before in range(number)]
+        await twins.both("wait_for_task", f"c{number}", earlier, confirmed)
     elif step == "arm":
         size = await twins.stores[0]._send(Call(steps.ASK, ["size", False]))
         await twins.both("_arm", given_to[0], size.version, size.stirred)

@@ -93,7 +93,7 @@ class Hints:
         """Use the numbers of a reply even if they are lower than before: the server may have lost some changes."""
         with self._lock:
             self._seen = (reply.version, reply.stirred)
-        self._notify()
+        self.notify()
 
     def _took(self, version: int, stirred: int, *, quietly: bool) -> None:
         with self._lock:
@@ -102,11 +102,12 @@ class Hints:
                 return  # a change of this store, or an answer that was overtaken
             self._seen = (version, stirred)
         if stirred > seen_stirred:
-            self._notify()
+            self.notify()
         elif not quietly or self._changes.waiting or self._read == self.version:
             self._changes.notify()
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Wake all waiting callers. May be called from any thread."""
         self._changes.notify()  # before `_stirs`: see `changed`
         self._stirs.notify()
 
@@ -114,10 +115,10 @@ class Hints:
         try:
             version, stirred = map(int, message.split())
         except ValueError:  # not published by a step of a store
-            self._notify()
+            self.notify()
             return
         if version < self._seen[0]:
-            self._notify()  # an old message, or the server has lost changes: the next comparison shows which
+            self.notify()  # an old message, or the server has lost changes: the next comparison shows which
         else:
             self._took(version, stirred, quietly=False)
 
@@ -173,7 +174,7 @@ class Hints:
                 return ear
             subscription: Subscription | None = None
             with anyio.move_on_after(seconds := time_for_step()):
-                subscription = await server.subscribe(self._channel, self._on_message, self._notify)
+                subscription = await server.subscribe(self._channel, self._on_message, self.notify)
             if subscription is None:
                 raise StoreUnavailable(f"{server.name} did not begin to listen to {self._channel!r} in {seconds:g} s")
             try:
@@ -198,4 +199,4 @@ class Hints:
             if ear.subscription is not None:
                 ear.subscription.close()
                 ear.subscription = None
-        self._notify()
+        self.notify()

@@ -56,7 +56,7 @@ def script_of(name: str, *before: str) -> Script:
     return Script(inlined(text), name.removesuffix(".lua"))
 
 
-ADD: Final = script_of("add.lua", "add_at_once.lua")
+ADD: Final = script_of("add.lua", "hand_over.lua", "add_at_once.lua")
 ARM: Final = script_of("arm.lua")
 ASK: Final = script_of("ask.lua")
 BEAT: Final = script_of("beat.lua")
@@ -71,7 +71,7 @@ _TYPES: Final = Script(
 _KINDS: Final = {
     **dict.fromkeys(("meta", "rows", "blobs", "side", "schedules"), "hash"),
     **dict.fromkeys(("ready", "delayed", "leases", "parked", "dead", "completed", "cancelled"), "zset"),
-    **dict.fromkeys(("sequences", "deadlines", "waits", "turns", "gates", "ends", "tenants"), "zset"),
+    **dict.fromkeys(("sequences", "deadlines", "waits", "turns", "gates", "ends", "tenants", "idle"), "zset"),
 }
 """The keys in the order of `book.lua`, and the type of each."""
 

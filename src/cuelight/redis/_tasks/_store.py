@@ -18,6 +18,7 @@ from cuelight.mailbox._backend import yield_now
 from cuelight.redis._client import RedisClient, publishing_command
 from cuelight.redis._tasks import _steps as steps
 from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, limit_card, schedule_of, shown, snapshots_of
+from cuelight.redis._tasks._hand_overs import HandOvers
 from cuelight.redis._tasks._hints import Hints
 from cuelight.redis._tasks._server_steps import Steps
 from cuelight.redis._tasks._steps import Call
@@ -113,6 +114,7 @@ class RedisStore(Steps):
         """
         super().__init__(server, queue, prefix, clock)
         self._hints = Hints(self._channel, self._arm)
+        self._hand_overs = HandOvers(self._channel, self.now, self._hints.notify)
         self._adds: WeakKeyDictionary[Any, Together] = WeakKeyDictionary()  # by loop
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
 
@@ -140,6 +142,7 @@ class RedisStore(Steps):
             return
         self._is_open = False
         self._hints.close()
+        self._hand_overs.close()
         try:
             # If the server is away, the keys of an idle queue stay until a store opens and closes again.
             with anyio.move_on_after(_LEAVING), suppress(StoreUnavailable, StoreRefused):
@@ -218,11 +221,14 @@ class RedisStore(Steps):
         if claim is None:
             reply = await self._step(Call(steps.EXCHANGE, [cards, False], blobs))
             return Exchange(_states(reply.answer[0]), [])
-        wish = (claim.worker, claim.nonce, claim.most, claim.lease)
-        reply = await self._send(Call(steps.EXCHANGE, [cards, wish], blobs))
+        channel, earlier = self._hand_overs.begin(claim)
+        confirmed = [part for lease in claim.confirmed for part in lease]
+        asked = (claim.worker, claim.nonce, claim.most, claim.lease, channel, earlier, confirmed)
+        reply = await self._send(Call(steps.EXCHANGE, [cards, asked], blobs))
         outcomes, wake_at, hungry = reply.answer
         self._hints.saw(reply, claimed=True, hungry=hungry)
-        exchange = Exchange(_states(outcomes), [], wake_at)
+        waits = self._hand_overs.answered(claim, earlier, waits=hungry)
+        exchange = Exchange(_states(outcomes), [], wake_at, waits)
         unreadable: list[Unreadable] = []
         for lease in leases_of(reply.parts):
             if isinstance(lease, Unreadable):
@@ -372,6 +378,7 @@ class RedisStore(Steps):
     async def changed(self, since: int, timeout: float) -> None:
         self._check_open()
         try:
+            await self._hand_overs.listen(self._server)
             await self._hints.changed(self._server, since, timeout)
         except StoreUnavailable:
             if self._is_open:

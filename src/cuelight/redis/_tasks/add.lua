@@ -86,7 +86,25 @@ local function outcome_of(row, blob)
   end
   insert(row, blob)
   waiting = waiting + 1
-  return 'added', row[ID]
+  return 'added', row[ID], row
+end
+
+-- A task without limits that was added alone, while nothing else was pending, goes to a worker that waits.
+local function offer(row, blob)
+  if row[STATE] ~= PENDING or row[LIMITS] or meta.hungry ~= 1 or meta.paused ~= 0 or count(READY) ~= 1 then
+    return
+  end
+  write_zsets() -- so that `hand_over` sees what is due
+  local claim = hand_over(row, blob, now)
+  if not claim then
+    return
+  end
+  local due = row[DUE]
+  row[STATE], row[DUE] = PENDING, 0
+  shift(row, IN_FLIGHT, due)
+  started(row)
+  keep_until('c' .. claim[1], pack({row[ID], row[EPOCH]}), due)
+  stirs = false
 end
 
 local ids = {}
@@ -94,6 +112,10 @@ for index, row in ipairs(asked[1]) do
   ids[index] = row[ID]
 end
 load(ids)
+local inserted
 for index, row in ipairs(asked[1]) do
-  answer[2 * index - 1], answer[2 * index] = outcome_of(row, ARGV[4 + index])
+  answer[2 * index - 1], answer[2 * index], inserted = outcome_of(row, ARGV[4 + index])
+end
+if inserted and #asked[1] == 1 then
+  offer(inserted, ARGV[5])
 end

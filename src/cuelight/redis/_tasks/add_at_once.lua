@@ -59,18 +59,31 @@ local function take_at_once()
     local second = first + 1
     sequence = sequence + 1
     row[SEQ], row[TURN], row[STATE], row[DUE], row[ENDED] = sequence, turn, PENDING, 0, 0
-    rows[first], rows[second] = id, cmsgpack.pack(row)
     blobs[first], blobs[second] = 'b' .. id, ARGV[4 + index]
     ready[first] = 0
     ready[second] = 'p1' .. struct.pack('>d', row[PRIORITY] + 0) .. '1' .. struct.pack('>ddd', INF, turn, sequence) .. id
     sequences[first], sequences[second] = sequence, id
     answer[first], answer[second] = 'added', id
   end
+  local version, stirred = meta[4] + 1, meta[5] + 1
+  local claim = meta[6] == 1 and meta[8] == 0 and #ids == 1 and redis.call('EXISTS', READY) == 0
+    and hand_over(cards[1], blobs[2], now)
+  if claim then
+    local row, id = cards[1], ids[1]
+    local ends = string.format('%.17g', row[DUE])
+    redis.call('ZADD', LEASES, ends, id)
+    redis.call('HSET', SIDE, 'c' .. claim[1], cmsgpack.pack({id, row[EPOCH]}))
+    redis.call('ZADD', ENDS, ends, 'c' .. claim[1])
+    meta[6], stirred = 0, meta[5] -- nobody else is told
+  else
+    redis.call('ZADD', READY, unpack(ready))
+  end
+  for index = 1, #ids do
+    rows[2 * index - 1], rows[2 * index] = ids[index], cmsgpack.pack(cards[index])
+  end
   redis.call('HSET', ROWS, unpack(rows))
-  redis.call('ZADD', READY, unpack(ready))
   redis.call('ZADD', SEQUENCES, unpack(sequences))
   redis.call('HSET', BLOBS, unpack(blobs))
-  local version, stirred = meta[4] + 1, meta[5] + 1
   redis.call('HSET', META, 'sequence', string.format('%.17g', sequence), 'version', string.format('%.17g', version),
     'stirred', string.format('%.17g', stirred), 'time', string.format('%.17g', now))
   if meta[6] == 1 or meta[7] == 1 then

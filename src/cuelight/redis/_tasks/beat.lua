@@ -18,7 +18,7 @@ for index, id in ipairs(ids) do
     if seconds >= 0 then
       -- To hold it for longer is no change that anybody waits for.
       stirs = stirs or now + seconds < row[DUE]
-      row[DUE] = now + seconds
+      row[DUE], row[HAS] = now + seconds, bit.band(row[HAS], HANDED - 1)
       save(row)
       zput(LEASES, id, row[DUE])
     end

@@ -26,6 +26,7 @@
 --  17 gates      zset  limits, by the time to look at them again
 --  18 ends       zset  fields of `side`, by the time when they are forgotten
 --  19 tenants    zset  line ":" tenant, by where its last task ends; not there while nobody has a tenant
+--  20 idle       zset  claims whose workers wait for a task, by time, see `hand_over.lua`; has a time to live
 -- ARGV: 1 the time in seconds since the epoch, "" for the time of the server; 2 the channel for hints, 3 the command
 -- that publishes; 4 the arguments of the step (msgpack), then what is bytes in them.
 --
@@ -42,10 +43,11 @@
 local META, ROWS, BLOBS, SIDE, SCHEDULES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local READY, DELAYED, LEASES, PARKS, DEAD = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local DONE, CANCELS, SEQUENCES, DEADLINES, WAITS = KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15]
-local TURNS, GATES, ENDS, TENANTS = KEYS[16], KEYS[17], KEYS[18], KEYS[19]
+local TURNS, GATES, ENDS, TENANTS, IDLE = KEYS[16], KEYS[17], KEYS[18], KEYS[19], KEYS[20]
 
 local FORMAT = 1
 local QUIET, THROTTLE, AGES = 86400, 60, 3000000000 -- seconds; what is kept for ages is kept for ever
+local WAITS_FOR = 6 -- seconds that a worker waits for a task after its claim
 local INF = 1/0
 local EXACT = 9007199254740992 -- whole numbers below this are exact
 local GO_ON = 1 -- for `checked`: the parts are to be gone through at once
@@ -58,6 +60,7 @@ local CRASHES, UNIQUE, UNIQUE_FOR, TTL, LIMITS, CREATED = 20, 21, 22, 23, 24, 25
 local TURN, TENANT, WEIGHT = 26, 27, 28 -- missing in rows of the first version
 local PENDING, SCHEDULED, PARKED, IN_FLIGHT, COMPLETED, CANCELLED, DEAD_LETTER = 0, 1, 2, 3, 4, 5, 6
 local STORY, CHECKPOINT, PROGRESS, RESULT = 1, 2, 4, 8
+local HANDED = 16 -- behind these: a lease that `hand_over.lua` has made and no claim has confirmed
 local HOME = {
   [PENDING] = READY, [SCHEDULED] = DELAYED, [PARKED] = PARKS, [IN_FLIGHT] = LEASES, [COMPLETED] = DONE, [CANCELLED] = CANCELS,
   [DEAD_LETTER] = DEAD,

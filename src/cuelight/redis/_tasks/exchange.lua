@@ -1,7 +1,9 @@
 -- Settle attempts, then claim. Arguments: {finishes, claim}; a finish is {id, epoch, kind, delay, result, attempt,
 -- pause_key}: result is the number of its bytes or 0, attempt and pause_key are false for none; a claim is false or
--- {worker, nonce, most, lease}. Answer: {outcomes, wake_at, hungry}; then for each lease its row, record, story and
--- checkpoint, "" for none.
+-- {worker, nonce, most, lease, channel, earlier, confirmed}: the channel in which the worker waits for a task if the claim
+-- finds too few, or false; its earlier claims that wait for one, each as a member of `idle`; and id, epoch, id, epoch, ...
+-- of the tasks that were handed over to it since, see `hand_over.lua`. Answer: {outcomes, wake_at, hungry}; then for each
+-- lease its row, record, story and checkpoint, "" for none.
 
 local SWEEP, IN_VAIN, CHUNK, MOST_LEASES = 300, 256, 250, 1000
 local asked = unpacked(ARGV[4])
@@ -194,47 +196,84 @@ local function keep_claim()
   keep_until('c' .. claim[2], pack(kept), now + claim[4])
 end
 
--- The answer was lost, and time has passed since: they last from now on.
-local function give_again(pairs_given)
+-- Let the worker have leases, {id, epoch, id, epoch, ...}, from now on, as far as it still has them.
+local function renew(leases, step)
   local ids = {}
-  for index = 1, #pairs_given, 2 do
-    ids[#ids + 1] = pairs_given[index]
+  for index = 1, #leases, 2 do
+    ids[#ids + 1] = leases[index]
   end
   load(ids)
-  for index = 1, #pairs_given, 2 do
-    local row = cache[pairs_given[index]]
-    if row and row[STATE] == IN_FLIGHT and row[WORKER] == claim[1] and row[EPOCH] == pairs_given[index + 1] then
-      row[DUE] = math.max(row[DUE], now + claim[4])
+  for index = 1, #leases, 2 do
+    local row = cache[leases[index]]
+    if row and row[STATE] == IN_FLIGHT and row[WORKER] == claim[1] and row[EPOCH] == leases[index + 1] then
+      row[DUE], row[HAS] = math.max(row[DUE], now + claim[4]), bit.band(row[HAS], HANDED - 1)
       save(row)
       zput(LEASES, row[ID], row[DUE])
-      given[#given + 1] = row
+      if step then
+        step(row)
+      end
     end
   end
-  keep_claim()
+end
+
+-- The answer was lost, and time has passed since.
+local function give_again(leases)
+  renew(leases, function(row) given[#given + 1] = row end)
 end
 
 -- What an earlier claim with this nonce was given.
-local function given_before()
-  local raw = read(SIDE, 'c' .. claim[2])
+local function given_before(nonce)
+  local raw = read(SIDE, 'c' .. nonce)
   local readable, there = pcall(unpacked, raw or '')
   return raw and readable and type(there) == 'table' and there or nil
 end
 
+-- The worker does not wait by its earlier claims any more. A task that was handed over and not confirmed is given again:
+-- the message was lost, or comes too late.
+local function stop_waiting()
+  local before_this = changed
+  renew(claim[7])
+  changed = before_this -- to hold them for longer is no change that anybody waits for
+  for _, earlier in ipairs(claim[6]) do
+    local leases = given_before(earlier[1])
+    redis.call('ZREM', IDLE, pack(earlier))
+    if leases then
+      put(SIDE, 'c' .. earlier[1], false)
+      zdrop(ENDS, 'c' .. earlier[1])
+      local row = row_of(leases[1])
+      if row and bit.band(row[HAS], HANDED) > 0 then
+        give_again(leases)
+      end
+    end
+  end
+end
+
+-- The next task that is added is handed over to the worker.
+local function wait_for_task()
+  redis.call('ZADD', IDLE, exact(now), pack({claim[2], claim[4], claim[5], claim[1]}))
+  redis.call('EXPIRE', IDLE, WAITS_FOR)
+end
+
 local function serve()
-  local before_this = given_before()
+  local before_this = given_before(claim[2])
   if before_this then
     give_again(before_this)
+    keep_claim()
     return next_due()
   end
+  stop_waiting()
   local unfinished, most = sweep(), math.min(claim[3], MOST_LEASES)
-  if meta.paused == 0 and most > 0 then
+  if meta.paused == 0 and most > #given then
     unfinished = pick(most) or unfinished or (#given == MOST_LEASES and claim[3] > most)
-    if #given > 0 then
-      keep_claim()
-    end
+  end
+  if #given > 0 then
+    keep_claim()
   end
   settle_turns()
   hungry = #given < claim[3] and not unfinished
+  if hungry and claim[5] then
+    wait_for_task()
+  end
   return unfinished and now or next_due()
 end
 

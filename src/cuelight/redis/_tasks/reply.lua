@@ -75,7 +75,7 @@ if (changed or meta.resting ~= 1) and (tidy or meta.resting == 1) and not (meta.
   elseif meta.resting == 1 then
     set('resting', 0)
     for index, key in ipairs(KEYS) do
-      if index ~= 5 then
+      if index ~= 5 and index ~= 20 then
         redis.call('PERSIST', key)
       end
     end
@@ -95,7 +95,7 @@ do
 end
 if expiring then
   for index, key in ipairs(KEYS) do
-    if index ~= 5 then
+    if index ~= 5 and index ~= 20 then
       redis.call('PEXPIRE', key, expiring)
     end
   end

@@ -4,7 +4,8 @@ local KINDS = 7 -- states, in the number that says how an attempt was settled
 local NAMES = {
   [0] = 'done', 'error', 'timeout', 'crash', 'rate_limited', 'released', 'rejected', 'cancelled', 'unknown', 'undecodable',
 }
-local IS_DONE, IS_CRASH, IS_RATE_LIMITED, IS_REJECTED, IS_CANCELLED, IS_UNKNOWN, IS_UNDECODABLE = 0, 3, 4, 6, 7, 8, 9
+local IS_DONE, IS_CRASH, IS_RATE_LIMITED, IS_RELEASED, IS_REJECTED, IS_CANCELLED = 0, 3, 4, 5, 6, 7
+local IS_UNKNOWN, IS_UNDECODABLE = 8, 9
 local readable_name, holder_of, held_by, hold, shift, apply, expire, tell, fate_of, give_up, crash, insert, answered, remember
 
 do
@@ -70,6 +71,9 @@ do
     local old, lane_left, lane = row[STATE], row[LANE], nil
     leave(row)
     row[STATE], row[DUE], row[LANE] = state, ends or 0, 0
+    if old == IN_FLIGHT then
+      row[HAS] = bit.band(row[HAS], HANDED - 1)
+    end
     if row[LIMITS] and state == PENDING then
       lane = lane_of(row)
       row[LANE] = lane[NUMBER]
@@ -163,7 +167,12 @@ do
     apply(row, DEAD_LETTER, 0, 'undecodable')
   end
 
+  -- The lease of a task is over.
   function crash(row)
+    if bit.band(row[HAS], HANDED) > 0 then
+      apply(row, fate_of(row, IS_RELEASED, 0)) -- its worker has not heard of it
+      return
+    end
     local attempt = {kind = 'crash', worker = row[WORKER], at = now, elapsed = 0, error = 'the lease ran out'}
     local story = tell(row, IS_CRASH, attempt)
     if story then

@@ -96,7 +96,7 @@ WORKLOADS: dict[str, Rivals] = {
 
 AIMS = {
     "ask one at a time, def": Aim("actio", 9.5, absent=True, why="BEAM"),
-    "ask one at a time, async": Aim("actio", 3, trio=1),
-    "ask 1,000 in flight, def": Aim("actio", 3),
-    "ask 1,000 in flight, async": Aim("actio", 1.5),
+    "ask one at a time, async": Aim("actio", 4, trio=0.6),
+    "ask 1,000 in flight, def": Aim("actio", 1.6),
+    "ask 1,000 in flight, async": Aim("actio", 1, trio=0.75),
 }

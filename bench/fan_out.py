@@ -56,4 +56,4 @@ WORKLOADS: dict[str, Rivals] = {
     "fan out to 1,000 and gather, async": {"cuelight": ours(Async), "pykka": pykka, "actio": in_actio(_actio)},
 }
 
-AIMS = {"fan out to 1,000 and gather, async": Aim("actio", 2, trio=1)}
+AIMS = {"fan out to 1,000 and gather, async": Aim("actio", 1.5, trio=0.5)}

@@ -157,8 +157,8 @@ WORKLOADS: dict[str, Rivals] = {
     "ring of 100, async": _rivals(AsyncPlayer, 100),
 }
 
-_DEF = Aim("actio", 6.5, absent=True, why="3 x Thespian")
-_ASYNC = Aim("actio", 2.5, trio=1.5)
+_DEF = Aim("actio", 8, absent=True, why="3.7 x Thespian")
+_ASYNC = Aim("actio", 3, trio=1.1)
 
 AIMS = {
     "ping-pong, def": _DEF,

@@ -200,7 +200,7 @@ WORKLOADS: dict[str, Rivals] = {
 
 AIMS = {
     "map, async, 100 at a time": Aim("gather+Semaphore", 3),
-    "map, async, streamed": Aim("gather+Semaphore", 3),
+    "map, async, streamed": Aim("gather+Semaphore", 2.4),
     "map, 8 threads": Aim("ThreadPoolExecutor", 1),
     "map, 2 processes": Aim("ProcessPoolExecutor, chunks", 1),
     "submit and wait, 8 threads": Aim("ThreadPoolExecutor", 1),

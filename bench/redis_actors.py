@@ -123,7 +123,7 @@ WORKLOADS: dict[str, Rivals] = {
 
 AIMS = {
     "remote tell": Aim("scripts, 1,000 at once", 1.5),
-    "remote ask, one at a time": Aim("scripts, one by one", 0.25, trio=0.7),
+    "remote ask, one at a time": Aim("scripts, one by one", 0.3, trio=0.5),
     "remote ask, 1,000 in flight": Aim("scripts, 1,000 at once", 0.3),
 }
 

@@ -126,12 +126,12 @@ WORKLOADS: dict[str, Rivals] = {
     "spawn 1,000, then stop them, async": _crowd(Async),
 }
 
-_BEAM = Aim("actio", 6.5, absent=True, why="BEAM")
+_BEAM = Aim("actio", 4.2, absent=True, why="0.65 x BEAM")
 
 AIMS = {
     "spawn + stop, def": _BEAM,
     "spawn + stop, async": _BEAM,
-    "spawn + ask + stop, async": Aim("actio", 2.5, trio=1),
+    "spawn + ask + stop, async": Aim("actio", 3.5, trio=0.4),
     "spawn 1,000, then stop them, def": _BEAM,
     "spawn 1,000, then stop them, async": _BEAM,
 }

@@ -198,7 +198,7 @@ WORKLOADS: dict[str, Rivals] = {
 }
 
 AIMS = {
-    "SQLite, enqueue one by one": Aim("huey", 1),
-    "SQLite, enqueue in batches of 100": Aim("huey", 5),
-    "SQLite, drained by one worker": Aim("huey", 5),
+    "SQLite, enqueue one by one": Aim("huey", 0.3),
+    "SQLite, enqueue in batches of 100": Aim("huey", 3),
+    "SQLite, drained by one worker": Aim("huey", 3),
 }

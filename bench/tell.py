@@ -84,5 +84,5 @@ AIMS = {
     "tell_nowait, def": Aim("pykka", 5),
     "tell_nowait, async": Aim("pykka", 4, trio=2.5),
     "await tell, def": Aim("pykka", 5),
-    "await tell, async": Aim("pykka", 4.5, trio=3),
+    "await tell, async": Aim("pykka", 4.5, trio=3.5),
 }

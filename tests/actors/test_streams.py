@@ -25,7 +25,7 @@ from cuelight import (
     on,
     wait,
 )
-from cuelight.actors._stream import WINDOW
+from cuelight.actors._reply import WINDOW
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend, wait_until_idle
 from helpers import Backend
 from helpers.players import Busy, Get, Put, Wait, outcome, settle

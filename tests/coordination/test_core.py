@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight.coordination._core import ALL, GONE, GRANTED, WAITING, Core, CountedCore, LockCore, Ticket
+from cuelight.coordination._lock_state import ALL, GONE, GRANTED, WAITING, Core, CountedCore, LockCore, Ticket
 
 
 @dataclass

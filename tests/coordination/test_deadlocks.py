@@ -16,8 +16,8 @@ import pytest
 
 from cuelight import Actor, ActorSystem, Ref, Request, on
 from cuelight.actors import blocked
-from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, ReadWriteLock, _order
-from cuelight.coordination._endings import monitor
+from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, ReadWriteLock, _lock_order
+from cuelight.coordination._lock_waiting import monitor
 from cuelight.errors import DeadlockError
 from helpers import BACKENDS, run_on
 from helpers.lockable import until, worker
@@ -478,12 +478,12 @@ def test_a_finaliser_that_would_wait_inside_a_step_is_refused() -> None:
 
 
 def test_debug_mode_forgets_orders_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_order, "MOST", 3)
+    monkeypatch.setattr(_lock_order, "MOST", 3)
     locks = [LocalLock(f"many-{number}", debug=True) for number in range(10)]
     for first, second in pairwise(locks):
         with first, second:
             pass
-    assert len(_order._after) <= 3
+    assert len(_lock_order._after) <= 3
 
 
 def test_asyncio_task_groups_take_turns() -> None:

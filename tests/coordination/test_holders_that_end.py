@@ -17,7 +17,7 @@ import pytest
 from cuelight import Actor, ActorCrashed, ActorSystem, Exit, Message, Request, ShutDown, Start, on
 from cuelight.actors import holdings
 from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, ReadWriteLock
-from cuelight.coordination._endings import watched
+from cuelight.coordination._lock_waiting import watched
 from cuelight.errors import LockHeld, LockNotHeld, LockTimeout
 from helpers.lockable import KINDS, until, worker
 from helpers.players import outcome, settle

@@ -8,11 +8,10 @@ import threading
 import pytest
 
 from cuelight.coordination import LocalLock, LocalSemaphore, LockManager
-from cuelight.coordination import _operations as operations
-from cuelight.coordination._core import Core
-from cuelight.coordination._endings import _take_away, monitor, reap, watch
-from cuelight.coordination._parties import ThreadParty, here, whoever
-from cuelight.coordination._waiting import ThreadWaiting
+from cuelight.coordination import _lock_waiting as operations
+from cuelight.coordination._lock_state import Core
+from cuelight.coordination._lock_waiting import ThreadWaiting, _take_away, monitor, reap, watch
+from cuelight.coordination._owner import ThreadParty, here, whoever
 from helpers.lockable import until, worker
 
 

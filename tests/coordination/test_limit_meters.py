@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight.coordination import RateLimitConfig, gcra
-from cuelight.coordination._gcra import Bucket, _pace
-from cuelight.coordination._limit_meter import EVER, Meter, Permits, from_rate
-from cuelight.coordination._window import WindowCounter, WindowLog
+from cuelight.coordination._meters import EVER, Bucket, Meter, Permits, WindowCounter, WindowLog, _pace, from_rate
 
 NANOSECOND = 1e-9
 STATES = 20_000

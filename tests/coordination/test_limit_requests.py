@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight.coordination import RateLimitConfig, RateLimiter
-from cuelight.coordination._limit_headers import read_headers
+from cuelight.coordination._rate_limiter import read_headers
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend
 from helpers import Backend, run_on
 

@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight.coordination import AsyncLeakyBucket, AsyncSlidingWindow, AsyncTokenBucket, Decision, RateLimitConfig
-from cuelight.coordination._gcra import Bucket
-from cuelight.coordination._limit_meter import SECOND, Meter
 from cuelight.coordination._limiters import SingleLimiter
-from cuelight.coordination._window import WindowCounter, WindowLog
+from cuelight.coordination._meters import SECOND, Bucket, Meter, WindowCounter, WindowLog
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend
 from helpers import Backend, run_on
 

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from cuelight.actors import blocked
 from cuelight.coordination import LocalLock, LocalSemaphore, LockManager, LockStatistics
+from cuelight.coordination import _lock_manager as manager
 from cuelight.coordination import _locks as locks
-from cuelight.coordination import _manager as manager
 from cuelight.coordination import _quick as quick
 from cuelight.coordination import _semaphores as semaphores
-from cuelight.coordination._core import CountedCore, LockCore
-from cuelight.coordination._endings import watched
-from cuelight.coordination._waiting import LoopWaiting, line_up
+from cuelight.coordination._lock_state import CountedCore, LockCore
+from cuelight.coordination._lock_waiting import LoopWaiting, line_up, watched
 from helpers.players import settle
 
 THINGS: dict[str, Callable[[], LocalLock | LocalSemaphore]] = {

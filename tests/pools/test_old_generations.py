@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cuelight import ActorSystem
-from cuelight.coordination._parties import here
+from cuelight.coordination._owner import here
 from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.pools import AsyncWorkerPool, ProcessExecutor, ThreadExecutor, WorkerPool, WorkerPoolConfig
 from cuelight.pools import _child as child

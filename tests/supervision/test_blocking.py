@@ -27,7 +27,7 @@ from cuelight import (
     on,
 )
 from cuelight._fork import forks
-from cuelight.supervision import _blocking
+from cuelight.supervision import _blocking_system
 
 
 class Add(Message):
@@ -187,7 +187,7 @@ def test_a_stray_cancellation_of_a_blocking_call_is_an_error_of_that_call() -> N
 
 
 def test_a_blocking_block_is_left_although_a_handler_blocks_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocking, "UNRESPONSIVE", 0.2)
+    monkeypatch.setattr(_blocking_system, "UNRESPONSIVE", 0.2)
     until = threading.Event()
     try:
         with (
@@ -255,7 +255,7 @@ def test_an_interrupt_while_a_blocking_block_is_left_kills_what_was_to_end_in_go
         system.call(anyio.wait_all_tasks_blocked)
         monkeypatch.setattr(threading.Thread, "join", interrupted)
     assert ends == ["cancelled", "stopped"]
-    assert not _blocking._SystemThread.running
+    assert not _blocking_system._SystemThread.running
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -281,10 +281,10 @@ def test_an_interrupt_while_a_blocking_block_is_entered_ends_its_thread(
             thread.ready.result()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_blocking._SystemThread, "start", start)
+    monkeypatch.setattr(_blocking_system._SystemThread, "start", start)
     with pytest.raises(KeyboardInterrupt), system:
         pytest.fail("entered")
-    assert not _blocking._SystemThread.running
+    assert not _blocking_system._SystemThread.running
     assert not [thread for thread in threading.enumerate() if thread.name == "cuelight actor system"]
 
 
@@ -295,14 +295,14 @@ def test_an_interrupt_before_the_thread_of_a_blocking_system_has_started_leaves_
         thread.running.add(thread)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_blocking._SystemThread, "start", start)
+    monkeypatch.setattr(_blocking_system._SystemThread, "start", start)
     with pytest.raises(KeyboardInterrupt), ActorSystem.blocking():
         pytest.fail("entered")
-    assert not _blocking._SystemThread.running
+    assert not _blocking_system._SystemThread.running
 
 
 def test_a_thread_that_is_told_to_end_before_its_loop_runs_starts_no_system() -> None:
-    thread = _blocking._SystemThread(ActorSystem, "asyncio", None)
+    thread = _blocking_system._SystemThread(ActorSystem, "asyncio", None)
     thread._tell((None, None, None))
     with pytest.raises(SystemClosed, match="interrupted"):
         thread.start()
@@ -346,8 +346,8 @@ def test_what_a_blocking_system_in_a_fork_does_is_decided_by_the_process(monkeyp
             with pytest.raises(SystemClosed, match="is a fork of the one"):
                 system.call(list)
             assert system.__exit__(None, None, None) is None
-            thread = next(iter(_blocking._SystemThread.running))
-            _blocking._end_all()  # leaves those of the parent alone
+            thread = next(iter(_blocking_system._SystemThread.running))
+            _blocking_system._end_all()  # leaves those of the parent alone
             assert thread.thread.is_alive()
         thread.end()
     assert not thread.thread.is_alive()
@@ -357,8 +357,8 @@ def test_a_system_that_fails_when_the_program_ends_is_logged(caplog: pytest.LogC
     system = ActorSystem.blocking()
     system.__enter__()
     system.call(system.system.abort, ZeroDivisionError("at the end"))
-    _blocking._end_all()
+    _blocking_system._end_all()
     assert "an actor system failed when the program ended" in caplog.text
-    assert not _blocking._SystemThread.running
+    assert not _blocking_system._SystemThread.running
     with pytest.raises(BaseExceptionGroup):
         system.__exit__(None, None, None)

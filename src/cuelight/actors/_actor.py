@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 
 from cuelight._checks import check_finite, check_seconds
 from cuelight._text import safe_repr
-from cuelight.actors._background import Background
-from cuelight.actors._bonds import LinkedExit
-from cuelight.actors._exits import Exit, Start, Terminated
+from cuelight.actors._cell_extras import Background, LinkedExit
 from cuelight.actors._handlers import HandlerTable, check_handlers
-from cuelight.actors._port import ReplyPort, defer, stash
+from cuelight.actors._messages import Exit, Start, Terminated
 from cuelight.actors._ref import Ref
-from cuelight.actors._reply import Reply
+from cuelight.actors._reply import Reply, ReplyPort, defer, stash
 from cuelight.actors._spec import ChildSpec
 from cuelight.actors._timers import ActorTimer
 
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
-    from cuelight.actors._groups import Group
-    from cuelight.actors._inbox import Inbox
-    from cuelight.actors._runtime import Runtime
+    from cuelight.actors._ref import Group
+    from cuelight.actors._spawner import Runtime
+    from cuelight.actors._task_cell import Inbox
 
 M = TypeVar("M")
 C = TypeVar("C")

@@ -15,13 +15,12 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cuelight.actors._exits import Crashed, Exit, Killed, ShutDown, Start, Stopped, Terminated
-from cuelight.actors._fates import Fates
-from cuelight.actors._reply import Asked, Reply
-from cuelight.actors._stream import StreamSlot
-from cuelight.actors._waits import holdings, let_go
+from cuelight.actors._message_disposal import Fates
+from cuelight.actors._messages import Crashed, Exit, Killed, ShutDown, Start, Stopped, Terminated
+from cuelight.actors._reply import Asked, Reply, StreamSlot
+from cuelight.actors._wait_graph import holdings, let_go
 from cuelight.errors import (
     ReplyError,
     SystemClosed,
@@ -33,15 +32,15 @@ from cuelight.errors import (
 from cuelight.mailbox import Mailbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from contextvars import Context
 
     from cuelight.actors._actor import Actor
-    from cuelight.actors._bonds import Bonds
-    from cuelight.actors._family import Family
+    from cuelight.actors._cell_extras import Bonds
     from cuelight.actors._handlers import HandlerTable
-    from cuelight.actors._runtime import Runtime
+    from cuelight.actors._spawner import Runtime
     from cuelight.actors._spec import ChildSpec, Options
+
 
 STARTING, LIVE, DRAINING, ENDING, OVER, BURYING, DEAD = range(7)
 """The states of a cell. `OVER`: the incarnation has ended and its supervisor decides. A restart leads to `STARTING`."""
@@ -494,3 +493,63 @@ def withdraw(sent: dict[Asked, None] | None, runtime: Runtime, *, cut_off: bool)
             asked.withdraw()
         except BaseException as error:
             runtime.internal_error(error)
+
+
+# The interface between a cell and its supervisor. The supervision package implements it.
+
+
+class Family(Protocol):
+    """The children of one cell and their supervision."""
+
+    runtime: Runtime
+    owner: Cell | None
+
+    @property
+    def empty(self) -> bool:
+        """Whether no child is left."""
+        ...
+
+    def children(self) -> Iterable[Cell]:
+        """The children, in the order in which they were started."""
+        ...
+
+    def adopt(self, spec: ChildSpec[Any], *, sponsored: bool = False) -> Cell:
+        """Make a cell and begin its first incarnation. Its `state` says whether it is up, failed or still starting.
+
+        Args:
+            spec: the spec of the child.
+            sponsored: a caller waits for the start and gets its failure. Otherwise a failed start is a crash.
+        """
+        ...
+
+    def has_started(self, cell: Cell) -> None:
+        """Note that a child's incarnation has started."""
+        ...
+
+    def ended(self, cell: Cell, exit_: Exit) -> None:
+        """Restart or bury a child whose incarnation is over."""
+        ...
+
+    def buried(self, cell: Cell) -> None:
+        """Note that a child has ended permanently."""
+        ...
+
+    def give_up(self, cell: Cell, exit_: Exit) -> None:
+        """Bury a child that was stopped or killed while it waited for its restart."""
+        ...
+
+    def close(self, exit_: Exit) -> None:
+        """Stop all children in the reverse of their start order. Notify the owner when none is left."""
+        ...
+
+    def kill(self, why: str) -> None:
+        """Kill all children. Notify the owner when none is left."""
+        ...
+
+    def spent(self) -> dict[str, float]:
+        """Return the amounts charged to this family's budget, by unit; empty if it has none."""
+        ...
+
+    def spend(self, amounts: dict[str, float]) -> None:
+        """Charge the budgets of this family and of the families above it."""
+        ...

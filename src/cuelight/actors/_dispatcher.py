@@ -24,8 +24,8 @@ from cuelight.mailbox import Waiter, current_backend
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors._background import Background
     from cuelight.actors._cell import Cell
+    from cuelight.actors._cell_extras import Background
     from cuelight.actors._handler_task import HandlerTask
     from cuelight.actors._task_cell import TaskCell
     from cuelight.mailbox import Backend

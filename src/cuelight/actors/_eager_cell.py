@@ -18,8 +18,8 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.actors._cell import FAIL, KILL, RECYCLE, Cell
-from cuelight.actors._exits import Exit, Killed, Start
 from cuelight.actors._handler_task import HandlerTask, resume
+from cuelight.actors._messages import Exit, Killed, Start
 from cuelight.actors._plain_cell import BUDGET_RANGE, INLINE, SPARE_QUEUES, TurnCell
 from cuelight.actors._reply import (
     DONE,
@@ -38,7 +38,7 @@ from cuelight.mailbox import swap_current_task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors._family import Family
+    from cuelight.actors._cell import Family
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._spec import ChildSpec
 

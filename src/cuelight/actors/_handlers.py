@@ -8,8 +8,7 @@ import typing
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, get_args, get_origin, overload
 
-from cuelight.actors._exits import Terminated
-from cuelight.actors._messages import Answers, Message, Streams
+from cuelight.actors._messages import Answers, Message, Streams, Terminated
 
 A = TypeVar("A")
 Q = TypeVar("Q")

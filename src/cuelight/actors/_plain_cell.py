@@ -9,9 +9,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cuelight.actors._cell import BURYING, STARTING, Cell
-from cuelight.actors._exits import Exit, Start, WasRestarted
-from cuelight.actors._reply import DONE, QUEUED, RUNNING, Answered, Asked, Reply, handling
-from cuelight.actors._stream import StreamSlot
+from cuelight.actors._messages import Exit, Start, WasRestarted
+from cuelight.actors._reply import DONE, QUEUED, RUNNING, Answered, Asked, Reply, StreamSlot, handling
 from cuelight.errors import ReplyError, control_error
 
 if TYPE_CHECKING:

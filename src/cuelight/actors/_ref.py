@@ -5,6 +5,7 @@ Equal refs are refs of the same actor.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -12,16 +13,18 @@ import msgspec
 
 from cuelight._checks import check_seconds
 from cuelight.actors._cell import DEAD, OVER, STARTING, Cell
-from cuelight.actors._exits import Exit
-from cuelight.actors._messages import Answerable, Streams
+from cuelight.actors._messages import Answerable, Exit, Streams
 from cuelight.actors._plain_cell import INLINE
-from cuelight.actors._reply import ASIDE, Asked, Reply, background_work, handling
-from cuelight.actors._stream import Stream, StreamSlot
-from cuelight.errors import MailboxFull
+from cuelight.actors._reply import ASIDE, Asked, Reply, Stream, StreamSlot, background_work, handling
+from cuelight.errors import ActorNotFound, MailboxFull
 from cuelight.mailbox import NOT_READY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cuelight.actors._spawner import Runtime
     from cuelight.mailbox import CaseWaiter, NotNow
+
 
 M_contra = TypeVar("M_contra", contravariant=True)
 R = TypeVar("R")
@@ -370,3 +373,68 @@ class Exits:
     def case_put_back(self, item: Any, /) -> bool:
         """Undo nothing, because polling an exit has no effect."""
         return item is not None
+
+
+# Process groups: one name for many actors. A member leaves automatically when it ends.
+
+
+M = TypeVar("M")
+
+
+class Group(Generic[M]):
+    """Many actors under one name, made by `system.group(name)`."""
+
+    def __init__(self, runtime: Runtime, name: str) -> None:
+        self._runtime = runtime
+        self.name = name
+        self._members: dict[Cell, None] = {}
+        self._turns: OrderedDict[Cell, None] = OrderedDict()  # in the order of the next calls of `pick`
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Ref[M]]:
+        """Iterate over the members, in the order in which they joined."""
+        refs: list[Ref[M]] = [Ref(cell) for cell in self._members]
+        return iter(refs)
+
+    def __contains__(self, ref: object) -> bool:
+        return isinstance(ref, Ref) and ref._cell in self._members
+
+    def join(self, ref: Ref[M]) -> None:
+        """Add an actor. Adding a member again does nothing, and neither does adding an actor that has ended."""
+        cell = ref._cell
+        if ref.alive:
+            self._members[cell] = self._turns[cell] = None
+            cell.bonds_made().groups[self] = None
+
+    def leave(self, ref: Ref[M]) -> None:
+        """Remove an actor. Do nothing if it is not a member."""
+        cell = ref._cell
+        self.discard(cell)
+        if cell.bonds is not None:
+            cell.bonds.groups.pop(self, None)
+
+    def discard(self, cell: Cell) -> None:
+        """Remove a member that has ended."""
+        self._members.pop(cell, None)
+        self._turns.pop(cell, None)
+
+    def broadcast(self, message: M) -> int:
+        """Tell all members without waiting. Return the number of members that accepted the message.
+
+        A message that finds no room becomes a dead letter.
+        """
+        self._runtime.check_thread(f"the group {self.name!r}")
+        return sum(cell.put_or_drop(message) for cell in list(self._members))
+
+    def pick(self) -> Ref[M]:
+        """Return one member, taking turns.
+
+        Raises:
+            ActorNotFound: the group is empty.
+        """
+        for cell in self._turns:
+            self._turns.move_to_end(cell)
+            return Ref(cell)
+        raise ActorNotFound(f"the group {self.name!r} is empty: join() an actor first")

@@ -13,19 +13,23 @@ from __future__ import annotations
 import enum
 import math
 import warnings
-from collections.abc import Generator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from cuelight._text import safe_repr
-from cuelight.actors._waits import blocked, code_of_asks, find_circle, name_of, show_circle
-from cuelight.errors import DeadlockError
+from cuelight.actors._wait_graph import blocked, code_of_asks, find_circle, name_of, show_circle
+from cuelight.errors import DeadlockError, Interrupted, ReplyError, StashFull, consists_of
 from cuelight.mailbox import running_task
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from cuelight.actors._cell import Cell
-    from cuelight.actors._waits import Step
+    from cuelight.actors._wait_graph import Step
     from cuelight.mailbox import Waiter
+
 
 R = TypeVar("R")
 
@@ -343,3 +347,241 @@ def _deadlock(asker: Any, asked: Cell, circle: str) -> DeadlockError:
 
 
 code_of_asks.add(Asked.__await__.__code__)
+
+
+# Streaming replies: the chunks of an async generator handler, one by one, with back-pressure in both directions.
+
+
+WINDOW = 16
+"""The number of chunks that a handler may be ahead of its reader."""
+
+
+class StreamSlot(Asked):
+    """The reply slot of a stream. It buffers chunks until `succeed` marks its end or `fail` its failure."""
+
+    __slots__ = ("chunks", "patience", "writer")
+
+    def __init__(self, message: Any, cell: Cell, patience: float) -> None:
+        Asked.__init__(self, message, cell, patience)
+        self.chunks: deque[Any] = deque()
+        self.patience = patience
+        self.writer: Waiter | None = None
+
+    def start_clock(self) -> None:
+        """Do nothing: only the waits for chunks have a timeout, see `Stream.__anext__`."""
+
+    def wait_for_chunk(self) -> None:
+        """Enforce the deadline of the next chunk from now on."""
+        runtime = self.cell.runtime
+        self.due = runtime.due_in(self.patience)
+        self.timed = True
+        runtime.alarms.add(self.due, self)
+
+    def chunk_came(self) -> None:
+        """End the wait for a chunk."""
+        if self.timed:
+            self.timed = False
+            self.cell.runtime.alarms.remove(self.due, self)
+        self.due = 0.0  # the reader does not wait now: the handler's asks have their own timeouts
+
+    def _complete(self) -> None:
+        Asked._complete(self)
+        if self.writer is not None:
+            self.writer.wake()
+
+    def outcome(self) -> None:
+        """Return nothing, so that awaiting the slot only waits: chunks before an error must still be read."""
+
+    @property
+    def ahead(self) -> int:
+        """The number of chunks that the reader has not taken yet."""
+        return len(self.chunks)
+
+    def give(self, chunk: Any) -> None:
+        self.chunks.append(chunk)
+        if self.waiter is not None:
+            self.waiter.wake()
+
+    async def feed(self, chunks: AsyncGenerator[Any, None]) -> None:
+        """Run the handler's generator to its end, no more than `WINDOW` chunks ahead of the reader."""
+        try:
+            async for chunk in chunks:
+                if self.state == DONE:
+                    return
+                self.give(chunk)
+                while self.ahead >= WINDOW and self.state != DONE:
+                    self.writer = self.cell.runtime.backend.waiter()
+                    await self.writer
+                    self.writer = None
+            self.succeed(None)
+        finally:
+            await self._close(chunks)
+
+    async def _close(self, chunks: AsyncGenerator[Any, None]) -> None:
+        """Close a generator whose reader has left, or that is being cancelled. Do nothing at its end.
+
+        Closing raises `GeneratorExit` at the generator's `yield`, where a task group may wrap it. Any other exception
+        of its cleanup is logged, because the stream has already ended and no caller waits for it.
+        """
+        backend = self.cell.runtime.backend
+        try:
+            await chunks.aclose()
+        except backend.cancelled:
+            raise
+        except BaseException as error:
+            if consists_of(error, GeneratorExit, backend.cancelled):
+                return
+            self.cell.runtime.stream_failed(self.cell, self.message, self.cell.as_failure(error))
+
+
+class Stream(AsyncIterator[R], Generic[R]):
+    """The result of `ref.stream`: iterate over it with `async for`.
+
+    The handler is cancelled when the loop is left early, when `aclose()` is called, or when the stream's `async with`
+    block ends.
+    """
+
+    __slots__ = ("_slot",)
+
+    def __init__(self, slot: StreamSlot) -> None:
+        self._slot = slot
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> R:
+        """Return the next chunk. A checkpoint only if the chunk has not arrived yet.
+
+        Raises:
+            StopAsyncIteration: the handler's generator has ended.
+            NotStarted, Interrupted, ReplyError, DeadlockError: as for an ask. `InterruptedTimeout` if no chunk came in
+                time.
+        """
+        slot = self._slot
+        while not slot.chunks:
+            if slot.state == DONE:
+                if slot.error is not None:
+                    raise slot.error
+                raise StopAsyncIteration
+            slot.wait_for_chunk()
+            try:
+                await slot
+            finally:
+                slot.chunk_came()
+        chunk: R = slot.chunks.popleft()
+        if slot.writer is not None and len(slot.chunks) <= WINDOW // 2:
+            slot.writer.wake()
+        return chunk
+
+    def detach(self) -> Self:
+        """Keep the stream when the handler that opened it ends. Return the stream itself.
+
+        Without this, a handler, a hook or the work of `pipe_to_self` closes the streams that it has opened when it
+        ends.
+        """
+        _ = self._slot.detach()
+        return self
+
+    async def aclose(self) -> None:
+        """Close the stream: its handler is cancelled. Do nothing at its end. Not a checkpoint."""
+        self._give_up()
+
+    def _give_up(self) -> None:
+        slot = self._slot
+        slot.chunks.clear()
+        if slot.state != DONE:
+            slot.cancel()
+            slot.error = Interrupted(f"the stream of {safe_repr(slot.message)} was closed by its reader")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_up()
+
+    def __del__(self) -> None:
+        slot = self._slot
+        if slot.state != DONE:
+            try:
+                slot.cell.runtime.call_threadsafe(slot.cancel)
+            except RuntimeError:
+                pass  # the loop has ended, and with it the handler
+
+
+# Setting aside the message being handled, to answer it later or to handle it again later.
+
+
+class ReplyPort:
+    """The answering end of a deferred reply. The ask fails when the port is dropped unused or its actor ends."""
+
+    __slots__ = ("_asked",)
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the caller no longer waits for the answer, or the answer was already given."""
+        return self._asked.state == DONE
+
+    def send(self, value: Any) -> None:
+        """Send the answer. A late answer is counted in `system.late_replies` and dropped."""
+        self._asked.cell.reply_settled(self._asked)
+        self._asked.succeed(value)
+
+    def refuse(self, error: ReplyError) -> None:
+        """Answer with an error, which the caller gets as a refusal."""
+        self._asked.cell.reply_settled(self._asked)
+        self._asked.fail(error)
+
+    def __del__(self) -> None:
+        asked = self._asked
+        asked.cell.reply_settled(asked)
+        if asked.state != DONE:
+            error = Interrupted(f"{asked.cell.path} deferred the reply to {safe_repr(asked.message)} and dropped it")
+            try:
+                asked.cell.runtime.call_threadsafe(asked.fail, error)
+            except RuntimeError:
+                pass  # the loop has ended, and with it the caller
+
+
+def take_running(cell: Cell, verb: str) -> Any:
+    """Return the item being handled and set it aside. An inline request gets its slot now."""
+    item = cell.running
+    inline = cell.runtime.is_inline(cell)
+    if item is None or item is ASIDE or (inline and isinstance(item, Asked)):
+        raise RuntimeError(f"{cell.path} cannot {verb}: no message is being handled, or it was set aside already")
+    if inline:
+        asked: Asked = Asked(item, cell, cell.runtime.inline_patience())
+        asked.state = RUNNING
+        cell.running = asked
+        return asked
+    cell.running = ASIDE
+    return item
+
+
+def defer(cell: Cell) -> ReplyPort:
+    if isinstance(cell.running, StreamSlot):
+        raise RuntimeError(f"{cell.path} cannot defer a reply: a stream handler yields its answers")  # noqa: TRY004
+    item = take_running(cell, "defer a reply")
+    if isinstance(item, Asked):
+        bonds = cell.bonds_made()
+        bonds.deferred[item] = []
+        bonds.deferred_now = item
+        return ReplyPort(item)
+    cell.running = item
+    raise RuntimeError(f"{cell.path} cannot defer a reply: {safe_repr(item)} was told, not asked")
+
+
+def stash(cell: Cell) -> None:
+    bonds = cell.bonds_made()
+    waiting = bonds.stash
+    if len(waiting) >= cell.options.capacity:
+        raise StashFull(f"the stash of {cell.path} holds {len(waiting)} messages: unstash(), or give it more capacity")
+    item = take_running(cell, "stash")
+    bonds.deferred_now = None
+    if isinstance(item, Asked):
+        item.state = QUEUED
+    waiting.append(item)

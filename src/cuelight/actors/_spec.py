@@ -26,7 +26,7 @@ from cuelight.mailbox import Overflow, checked_overflow, wait
 
 if TYPE_CHECKING:
     from cuelight.actors._actor import Actor
-    from cuelight.actors._inbox import Inbox
+    from cuelight.actors._task_cell import Inbox
 
 M = TypeVar("M")
 P = ParamSpec("P")

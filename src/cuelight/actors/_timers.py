@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors._bonds import Bonds
     from cuelight.actors._cell import Cell
+    from cuelight.actors._cell_extras import Bonds
     from cuelight.mailbox import Backend
 
 TOLERANCE = 1e-6

@@ -9,18 +9,19 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from cuelight._text import safe_repr
-from cuelight.coordination._gcra import Bucket
-from cuelight.coordination._limit_line import YIELD, Limiter
-from cuelight.coordination._limit_meter import (
+from cuelight.coordination._limiter_queue import YIELD, Limiter
+from cuelight.coordination._meters import (
     SECOND,
+    Bucket,
     Decision,
     Meter,
     RateLimitConfig,
+    WindowCounter,
+    WindowLog,
     check_timeout,
     check_whole,
     from_rate,
 )
-from cuelight.coordination._window import WindowCounter, WindowLog
 from cuelight.mailbox._backend import yield_now
 
 P = ParamSpec("P")

@@ -13,11 +13,21 @@ import asyncio
 from typing import Any, Final
 
 from cuelight.actors import blocked
-from cuelight.coordination._core import WAITING, CountedCore, LockCore
-from cuelight.coordination._endings import monitor, now, watch, watched
-from cuelight.coordination._operations import hand_over
-from cuelight.coordination._parties import caller_place
-from cuelight.coordination._waiting import LoopWaiting, blocked_loops, is_awaited_work, is_inside, line_up, withdraw
+from cuelight.coordination._lock_state import WAITING, CountedCore, LockCore
+from cuelight.coordination._lock_waiting import (
+    LoopWaiting,
+    blocked_loops,
+    hand_over,
+    is_awaited_work,
+    is_inside,
+    line_up,
+    monitor,
+    now,
+    watch,
+    watched,
+    withdraw,
+)
+from cuelight.coordination._owner import caller_place
 
 _Future: Final = asyncio.Future
 _Task: Final = asyncio.Task

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from cuelight._text import safe_repr
 from cuelight.actors import handling
-from cuelight.coordination._block import Block
-from cuelight.coordination._core import WAITING, Core, CountedCore
-from cuelight.coordination._locks import BaseLock, Claim, next_name
-from cuelight.coordination._operations import (
+from cuelight.coordination._lock_order import debug_by_default
+from cuelight.coordination._lock_state import WAITING, Core, CountedCore
+from cuelight.coordination._lock_waiting import (
     acquire,
     acquire_blocking,
     acquire_nowait,
@@ -20,11 +19,10 @@ from cuelight.coordination._operations import (
     hand_over,
     release,
     took,
+    withdraw,
 )
-from cuelight.coordination._order import debug_by_default
+from cuelight.coordination._locks import BaseLock, Block, Claim, LockStatistics, next_name, statistics_of
 from cuelight.coordination._quick import pass_on, stand_in_line
-from cuelight.coordination._statistics import LockStatistics, statistics_of
-from cuelight.coordination._waiting import withdraw
 from cuelight.mailbox import asyncio_task, running_task
 
 if TYPE_CHECKING:

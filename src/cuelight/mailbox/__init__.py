@@ -16,15 +16,14 @@ from cuelight.mailbox._backend import (
     swap_current_task,
 )
 from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter, NotNow, Signal
-from cuelight.mailbox._channel import Channel
-from cuelight.mailbox._core import ChannelStatistics
-from cuelight.mailbox._ends import Permit, Receiver, SendCase, Sender
+from cuelight.mailbox._channel import Channel, Permit, Receiver, SendCase, Sender
+from cuelight.mailbox._channel_core import ChannelStatistics
 from cuelight.mailbox._groups import TaskGroup
 from cuelight.mailbox._interrupts import hold_interrupts, interruptible, run_interruptible
 from cuelight.mailbox._mailbox import Mailbox, WaitingSender
 from cuelight.mailbox._overflow import Overflow, checked_overflow, coalesce, drop_newest, drop_oldest, fail, wait
 from cuelight.mailbox._select import merge, seed_select, select, select_nowait
-from cuelight.mailbox._tasks import (
+from cuelight.mailbox._task_info import (
     asyncio_task,
     awaited_by,
     call_in_loop,
@@ -39,7 +38,7 @@ from cuelight.mailbox._tasks import (
     running_task,
     when_task_ends,
 )
-from cuelight.mailbox._threads import ThreadEnd
+from cuelight.mailbox._thread_channel import ThreadEnd
 from cuelight.mailbox._timers import Ticker, Timer, after, every
 
 __all__ = [

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cuelight._fork import forks
 from cuelight.mailbox._interrupts import hold_interrupts
-from cuelight.mailbox._tasks import asyncio_task
+from cuelight.mailbox._task_info import asyncio_task
 
 if TYPE_CHECKING:
     import trio

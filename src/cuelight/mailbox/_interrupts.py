@@ -25,7 +25,7 @@ PACKAGE: Final = "cuelight"
 
 BLOCKING: Final = frozenset(
     {
-        "cuelight.mailbox._threads",
+        "cuelight.mailbox._thread_channel",
         "cuelight.pools._blocking_map",
         "cuelight.pools._board",
         "cuelight.pools._interrupts",
@@ -38,7 +38,7 @@ BLOCKING: Final = frozenset(
         "cuelight.pools._worker_pool",
         "cuelight.redis._client._blocking",
         "cuelight.redis._locks._thread",
-        "cuelight.supervision._blocking",
+        "cuelight.supervision._blocking_system",
         "cuelight.tasks._blocking",
         "cuelight.tasks._blocking_queue",
     }

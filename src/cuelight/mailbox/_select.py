@@ -14,8 +14,7 @@ import anyio
 from cuelight.errors import ChannelClosed
 from cuelight.mailbox._backend import Slot, await_until, new_slot, postpone_cancellation, yield_now
 from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter
-from cuelight.mailbox._channel import BUDGET, Channel
-from cuelight.mailbox._ends import Receiver, SendCase
+from cuelight.mailbox._channel import BUDGET, Channel, Receiver, SendCase
 from cuelight.mailbox._timers import Alarm, Ticker, Timer
 
 A = TypeVar("A")

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cuelight.actors import blocked, handling
-from cuelight.coordination._waiting import awaited_work
+from cuelight.coordination._lock_waiting import awaited_work
 from cuelight.mailbox import running_task
 from cuelight.pools._waiting import PoolWait, check, waiting
 

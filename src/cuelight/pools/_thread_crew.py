@@ -26,7 +26,7 @@ from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
 from cuelight.actors import blocked, code_of_waits
-from cuelight.coordination._parties import here
+from cuelight.coordination._owner import here
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
 from cuelight.pools._interrupts import InterruptsHeld

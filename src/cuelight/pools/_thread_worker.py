@@ -6,7 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cuelight.coordination._parties import here
+from cuelight.coordination._owner import here
 
 if TYPE_CHECKING:
     from cuelight.pools._job import Job

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
-from cuelight.coordination._parties import here
+from cuelight.coordination._owner import here
 from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._attempts import name_of, what_is_called

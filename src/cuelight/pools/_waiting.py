@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from cuelight.actors import blocked, find_circle, name_of, show_circle
-from cuelight.coordination._endings import monitor
+from cuelight.coordination._lock_waiting import monitor
 from cuelight.errors import DeadlockError
 
 OUTSIDE: Final = "Let the task return and wait for the other one outside of the pool, or give back what it holds first"

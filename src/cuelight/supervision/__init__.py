@@ -1,12 +1,10 @@
 """Supervision: strategies, limits and budgets as pure values, and the supervisors that apply them."""
 
-from cuelight.supervision._backoff import Backoff
-from cuelight.supervision._blocking import BlockingRef, BlockingSystem
+from cuelight.supervision._blocking_system import BlockingRef, BlockingSystem
 from cuelight.supervision._budget import Budget
 from cuelight.supervision._children import AutoShutdown
-from cuelight.supervision._limit import RestartLimit
+from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_for_all, one_for_one, rest_for_one
 from cuelight.supervision._run import run
-from cuelight.supervision._strategies import Strategy, one_for_all, one_for_one, rest_for_one
 from cuelight.supervision._supervisor import (
     ChildInfo,
     DynamicSupervisor,

@@ -11,11 +11,9 @@ import msgspec
 from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Ref, ReplyPort, Request, Start, child, on
 from cuelight.errors import ActorNotFound, CuelightError, ReplyError, StartError
-from cuelight.supervision._backoff import Backoff
 from cuelight.supervision._budget import Budget
 from cuelight.supervision._children import AutoShutdown, Plan
-from cuelight.supervision._limit import RestartLimit
-from cuelight.supervision._strategies import Strategy, one_for_one
+from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_for_one
 
 
 class ChildInfo(msgspec.Struct, frozen=True):

@@ -13,11 +13,9 @@ from cuelight._text import describe_error
 from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Exit, Runtime, Spawned
 from cuelight.actors._timers import Later
 from cuelight.errors import ShutdownTimeout, SystemClosed, ends_the_program
-from cuelight.supervision._backoff import Backoff
-from cuelight.supervision._blocking import BlockingSystem
+from cuelight.supervision._blocking_system import BlockingSystem
 from cuelight.supervision._children import Children, Plan
-from cuelight.supervision._limit import RestartLimit
-from cuelight.supervision._strategies import Strategy, one_for_one
+from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_for_one
 from cuelight.supervision._supervisor import Supervisor
 from cuelight.supervision._watchdog import Watchdog, awaiting
 

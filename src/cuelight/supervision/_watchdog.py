@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
 from cuelight._text import safe_repr
-from cuelight.actors._stream import StreamSlot
+from cuelight.actors._reply import StreamSlot
 from cuelight.mailbox import awaited_by
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from cuelight.coordination._parties import here
+from cuelight.coordination._owner import here
 from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
 from cuelight.tasks._store import Query

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from cuelight.coordination._parties import here
+from cuelight.coordination._owner import here
 from cuelight.mailbox import TaskGroup, run_interruptible
 from cuelight.pools import ProcessExecutor, ThreadExecutor
 from cuelight.pools._attempts import name_of

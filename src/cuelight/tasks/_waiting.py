@@ -23,9 +23,8 @@ from uuid import UUID
 import anyio
 
 from cuelight.actors import blocked, find_circle, handling, name_of, show_circle
-from cuelight.coordination._endings import monitor
-from cuelight.coordination._parties import here, whoever
-from cuelight.coordination._waiting import awaited_work
+from cuelight.coordination._lock_waiting import awaited_work, monitor
+from cuelight.coordination._owner import here, whoever
 from cuelight.errors import DeadlockError
 from cuelight.mailbox import coroutine_of
 from cuelight.tasks._context import running_task

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from cuelight.coordination import RateLimitConfig
-from cuelight.coordination._gcra import Bucket
-from cuelight.coordination._limit_meter import Meter
-from cuelight.coordination._window import WindowCounter, WindowLog
+from cuelight.coordination._meters import Bucket, Meter, WindowCounter, WindowLog
 from cuelight.redis import RedisClient
 from cuelight.redis._limits._answers import unpack
 from cuelight.redis._limits._plan import ALGORITHMS, Algorithm, Plan, bucket_row, pack, row_of, scripts_of

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cuelight.coordination._operations import release
+from cuelight.coordination._lock_waiting import release
 from cuelight.errors import LeaseLost, LockNotHeld, StoreUnavailable
 from cuelight.redis import RedisClient, RedisLock, RedisSemaphore
 from cuelight.redis._locks import _claim

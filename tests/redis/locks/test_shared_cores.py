@@ -14,7 +14,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from cuelight.errors import LeaseLost, StoreRefused, StoreUnavailable
-from cuelight.mailbox._tasks import running_task
+from cuelight.mailbox._task_info import running_task
 from cuelight.redis import fenced_set_blocking
 from cuelight.redis._locks import _keeper as keepers
 from cuelight.redis._locks import _names as names

@@ -7,8 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight._text import safe_repr
-from cuelight.actors._reply import Asked
-from cuelight.actors._stream import StreamSlot
+from cuelight.actors._reply import Asked, StreamSlot
 from cuelight.errors import NotStarted, Unknown
 
 if TYPE_CHECKING:

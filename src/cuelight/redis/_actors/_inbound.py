@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Cell, Exit
 from cuelight.actors._cell import DEAD
-from cuelight.actors._reply import Asked
-from cuelight.actors._stream import StreamSlot
+from cuelight.actors._reply import Asked, StreamSlot
 from cuelight.errors import MessageRefused, NotStarted, ends_the_program
 from cuelight.mailbox import WaitingSender
 from cuelight.redis._actors._frames import Ask, Cancel, Chunk, Link, More, Open, Reply, Signal, Tell, Up, Watch

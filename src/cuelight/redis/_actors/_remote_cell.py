@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Actor, Cell, Exit, Reply, Start
-from cuelight.actors._bonds import Bonds
 from cuelight.actors._cell import DEAD, LIVE
-from cuelight.actors._reply import RUNNING, Asked
+from cuelight.actors._cell_extras import Bonds
+from cuelight.actors._reply import RUNNING, Asked, StreamSlot
+from cuelight.actors._reply import WINDOW as CHUNKS
 from cuelight.actors._spec import DEFAULTS
-from cuelight.actors._stream import WINDOW as CHUNKS
-from cuelight.actors._stream import StreamSlot
 from cuelight.errors import MessageRefused, NotStarted, Unknown, UnknownTimeout
 from cuelight.mailbox import Mailbox, WaitingSender, wait
 from cuelight.redis._actors._frames import Ask, Cancel, Frame, Link, More, Open, Signal, Tell, Watch

@@ -9,8 +9,8 @@ from typing import Any, Final, Generic, TypedDict, TypeVar
 
 from cuelight._text import safe_repr
 from cuelight.coordination import LimiterStatistics, RateLimitConfig
-from cuelight.coordination._limit_line import Limiter, jittered
-from cuelight.coordination._limit_meter import check_positive
+from cuelight.coordination._limiter_queue import Limiter, jittered
+from cuelight.coordination._meters import check_positive
 from cuelight.mailbox import call_in_loop, has_ended, running_loop
 from cuelight.redis._client import DEFAULT_URL, Server, server_for
 from cuelight.redis._limits._desk import EVER, MICROSECONDS, Desk

@@ -10,7 +10,7 @@ import anyio
 
 from cuelight._log import get_log
 from cuelight._text import safe_repr
-from cuelight.coordination._limit_meter import check_positive
+from cuelight.coordination._meters import check_positive
 from cuelight.errors import StoreUnavailable
 
 T = TypeVar("T")

@@ -8,16 +8,16 @@ from types import TracebackType
 
 from cuelight._text import safe_repr
 from cuelight.coordination import Admission, RateLimitConfig, RateLimiter
-from cuelight.coordination._limit_headers import read_headers
-from cuelight.coordination._limit_line import jittered
-from cuelight.coordination._limit_meter import check_timeout, check_whole
-from cuelight.coordination._limit_request import (
+from cuelight.coordination._limiter_queue import jittered
+from cuelight.coordination._meters import check_timeout, check_whole
+from cuelight.coordination._rate_limiter import (
     USUAL,
     Requesting,
     check_costs,
     check_limits,
     check_named,
     order_costs,
+    read_headers,
 )
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import call_in_loop, running_loop

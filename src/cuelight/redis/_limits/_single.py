@@ -7,8 +7,7 @@ from typing import Unpack
 
 from cuelight._text import safe_repr
 from cuelight.coordination import AsyncLeakyBucket, AsyncSlidingWindow, AsyncTokenBucket, Decision, RateLimitConfig
-from cuelight.coordination._limit_line import YIELD
-from cuelight.coordination._limit_meter import check_timeout, check_whole
+from cuelight.coordination._limiter_queue import YIELD
 from cuelight.coordination._limiters import (
     Paced,
     SingleLimiter,
@@ -18,6 +17,7 @@ from cuelight.coordination._limiters import (
     smooth_config,
     window_config,
 )
+from cuelight.coordination._meters import check_timeout, check_whole
 from cuelight.mailbox import running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.redis._limits._calls import Away

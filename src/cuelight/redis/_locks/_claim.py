@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 
 from cuelight.coordination import BaseLock, LockStatistics
-from cuelight.coordination._operations import acquire, acquire_blocking, acquire_nowait, release
-from cuelight.coordination._parties import describe, whoever
-from cuelight.coordination._statistics import statistics_of
-from cuelight.coordination._words import holders_of
+from cuelight.coordination._lock_waiting import acquire, acquire_blocking, acquire_nowait, holders_of, release
+from cuelight.coordination._locks import statistics_of
+from cuelight.coordination._owner import describe, whoever
 from cuelight.errors import LeaseLost, LockNotHeld
 from cuelight.mailbox import loop_time, new_slot, running_loop
 from cuelight.redis._locks._calls import LockState, Lowering, stated

@@ -21,8 +21,8 @@ from redis.exceptions import ResponseError
 
 from cuelight._log import get_log
 from cuelight._text import safe_str
-from cuelight.coordination._endings import reap
-from cuelight.coordination._parties import party_ended
+from cuelight.coordination._lock_waiting import reap
+from cuelight.coordination._owner import party_ended
 from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import call_in_loop, current_backend, has_ended, loop_time, running_loop

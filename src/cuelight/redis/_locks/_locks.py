@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuelight.coordination._order import debug_by_default
+from cuelight.coordination._lock_order import debug_by_default
 from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._locks._claim import Hold, RedisClaim
 from cuelight.redis._locks._names import names_of

@@ -6,12 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cuelight.coordination import LockStatistics
-from cuelight.coordination._core import ALL, DOWNGRADED, READ
-from cuelight.coordination._operations import downgrade
-from cuelight.coordination._order import debug_by_default
-from cuelight.coordination._parties import describe, whoever
-from cuelight.coordination._statistics import statistics_of
-from cuelight.coordination._words import holders_of
+from cuelight.coordination._lock_order import debug_by_default
+from cuelight.coordination._lock_state import ALL, DOWNGRADED, READ
+from cuelight.coordination._lock_waiting import downgrade, holders_of
+from cuelight.coordination._locks import statistics_of
+from cuelight.coordination._owner import describe, whoever
 from cuelight.errors import LockNotHeld
 from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._locks._calls import LockState

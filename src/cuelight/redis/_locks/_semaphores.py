@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Self
 
 from cuelight._text import safe_repr
 from cuelight.coordination import BaseSemaphore, LockStatistics
-from cuelight.coordination._operations import release
-from cuelight.coordination._order import debug_by_default
-from cuelight.coordination._parties import whoever
+from cuelight.coordination._lock_order import debug_by_default
+from cuelight.coordination._lock_waiting import release
+from cuelight.coordination._owner import whoever
 from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._locks._calls import LockState
 from cuelight.redis._locks._claim import RedisClaim, not_held

@@ -24,8 +24,8 @@ from weakref import WeakValueDictionary
 from redis.exceptions import ResponseError
 
 from cuelight._text import safe_str
-from cuelight.coordination._core import Core
-from cuelight.coordination._endings import forget, monitor, now
+from cuelight.coordination._lock_state import Core
+from cuelight.coordination._lock_waiting import forget, monitor, now
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import call_in_loop
 from cuelight.redis._client import read_reply

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from cuelight._log import get_log
-from cuelight.coordination._parties import describe, whoever
+from cuelight.coordination._owner import describe, whoever
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.redis._client import answer_time

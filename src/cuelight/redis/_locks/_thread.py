@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cuelight._log import get_log
-from cuelight.coordination._parties import ThreadParty, party_ended
+from cuelight.coordination._owner import ThreadParty, party_ended
 from cuelight.mailbox import running_loop
 from cuelight.redis._locks._keeper import Keeper, loop_has_ended
 

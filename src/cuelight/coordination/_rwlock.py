@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from cuelight.coordination._core import ALL, DOWNGRADED, READ, Core
-from cuelight.coordination._locks import BaseLock, Claim, next_name
-from cuelight.coordination._operations import downgrade, release
-from cuelight.coordination._order import debug_by_default
-from cuelight.coordination._statistics import LockStatistics, statistics_of
+from cuelight.coordination._lock_order import debug_by_default
+from cuelight.coordination._lock_state import ALL, DOWNGRADED, READ, Core
+from cuelight.coordination._lock_waiting import downgrade, release
+from cuelight.coordination._locks import BaseLock, Claim, LockStatistics, next_name, statistics_of
 
 
 class _Side(Claim):

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cuelight._text import describe_error, safe_repr
-from cuelight.actors._exits import Crashed, Exit, Terminated
+from cuelight.actors._messages import Crashed, Exit, Terminated
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, Asked
 from cuelight.errors import (
     ActorCrashed,
@@ -20,9 +20,9 @@ from cuelight.errors import (
 from cuelight.mailbox import Mailbox, WaitingSender
 
 if TYPE_CHECKING:
-    from cuelight.actors._bonds import Bonds
+    from cuelight.actors._cell_extras import Bonds
     from cuelight.actors._ref import Ref
-    from cuelight.actors._runtime import Runtime
+    from cuelight.actors._spawner import Runtime
     from cuelight.actors._spec import Options
 
 

@@ -6,20 +6,23 @@ It is a separate object, so that an idle actor without it takes no memory for it
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Self
 
-from cuelight.actors._exits import Crashed, Exit, Terminated
+import anyio
+
+from cuelight.actors._cell import withdraw
+from cuelight.actors._messages import Crashed, Exit, Terminated
 from cuelight.actors._ref import Ref
-from cuelight.actors._reply import ASIDE
-from cuelight.errors import CuelightError
+from cuelight.actors._reply import ASIDE, background_work, handling
+from cuelight.errors import CuelightError, ends_the_program
+from cuelight.mailbox import coroutine_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cuelight.actors._background import Background
     from cuelight.actors._cell import Cell
-    from cuelight.actors._exits import Killed
-    from cuelight.actors._groups import Group
+    from cuelight.actors._messages import Killed
+    from cuelight.actors._ref import Group
     from cuelight.actors._reply import Asked
     from cuelight.actors._timers import ActorTimer
     from cuelight.mailbox import Waiter
@@ -175,3 +178,102 @@ class Bonds:
                     waiting.wake()
             except BaseException as error:
                 cell.runtime.internal_error(error)
+
+
+# Background work of an actor: a coroutine that runs beside the messages and whose result returns as a message.
+
+
+class Background:
+    """A task bound to an incarnation. It is cancelled and awaited when the incarnation ends."""
+
+    __slots__ = ("_cell", "_scope", "_task", "_work", "cancelled", "sent")
+
+    def __init__(self, cell: Cell, work: Awaitable[Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        try:
+            cell.runtime.check_thread(cell)
+            cell.must_live("background tasks")
+        except RuntimeError:
+            if isinstance(work, Coroutine):
+                work.close()
+            raise
+        self._cell = cell
+        self._work = work
+        self._scope: anyio.CancelScope | None = None
+        self._task: Any = None
+        self.cancelled = False
+        self.sent: dict[Asked, None] | None = None
+        cell.bonds_made().background[self] = None
+        cell.runtime.background[self] = None
+        context = copy_context()
+        context.run(handling.set, None)  # it does not block the mailbox and inherits no deadline
+        context.run(background_work.set, self)
+        cell.runtime.awake += 1
+        cell.runtime.backend.spawn(self._run, done, context=context, name=f"{cell.path} background")
+
+    @property
+    def path(self) -> str:
+        """The path of the actor, marked as background work."""
+        return f"background work of {self._cell.path}"
+
+    @property
+    def task(self) -> Any:
+        """The task that runs the work, or None before it has begun."""
+        return self._task
+
+    @property
+    def coroutine(self) -> Any:
+        """The coroutine of the task."""
+        return coroutine_of(self._task)
+
+    def cancel(self) -> None:
+        """Cancel the work. It then sends no result."""
+        self.cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def has_sent(self, asked: Asked) -> None:
+        """Remember a request, to withdraw it if it is still open when the work ends."""
+        if self._cell.runtime.backend.current_task() is self._task:
+            if self.sent is None:
+                self.sent = {}
+            self.sent[asked] = None
+            asked.sender = self
+
+    async def _run(self, done: Callable[[Any, BaseException | None], None]) -> None:
+        cell = self._cell
+        self._task = cell.runtime.backend.current_task()
+        result, error = None, None
+        try:
+            result, error = await self._attempt()
+        finally:
+            cell.bonds_made().background.pop(self, None)
+            cell.runtime.background.pop(self, None)
+            sent, self.sent = self.sent, None
+            withdraw(sent, cell.runtime, cut_off=self.cancelled or error is not None)
+            try:
+                if not self.cancelled:
+                    done(result, error)
+            except BaseException as raised:
+                cell.runtime.internal_error(raised)
+            cell.runtime.dozed()
+            cell.part_ended()
+
+    async def _attempt(self) -> tuple[Any, BaseException | None]:
+        """Return the result of the work or the exception that it raised, or neither if it was cancelled."""
+        cell = self._cell
+        try:
+            with anyio.CancelScope() as self._scope:
+                if self.cancelled:
+                    self._scope.cancel()
+                return await self._work, None
+        except BaseException as raised:
+            backend = cell.runtime.backend
+            if isinstance(raised, backend.cancelled) and (self.cancelled or backend.cancellation_pending()):
+                self.cancelled = True
+                return None, None
+            if ends_the_program(raised):
+                self.cancelled = True
+                cell.fail_with(cell.as_failure(raised))
+                return None, None
+            return None, cell.as_failure(raised)
+        return None, None

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 from weakref import ref
 
 from cuelight._text import safe_repr
-from cuelight.coordination._endings import now
+from cuelight.coordination._lock_order import debug_by_default
+from cuelight.coordination._lock_waiting import now
 from cuelight.coordination._locks import BaseLock, LocalLock
-from cuelight.coordination._order import debug_by_default
-from cuelight.coordination._parties import plain_task
+from cuelight.coordination._owner import plain_task
 from cuelight.errors import LeaseLost
 from cuelight.mailbox import loop_time, running_task
 

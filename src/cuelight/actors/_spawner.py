@@ -8,31 +8,29 @@ from __future__ import annotations
 import inspect
 from itertools import count
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from cuelight._log import get_log
 from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.actors._actor import Actor, FunctionActor
-from cuelight.actors._bonds import Bonds
 from cuelight.actors._cell import DEAD, Cell
+from cuelight.actors._cell_extras import Bonds
 from cuelight.actors._dispatcher import Dispatcher
 from cuelight.actors._eager_cell import EagerCell
-from cuelight.actors._exits import Crashed
-from cuelight.actors._groups import Group
-from cuelight.actors._inbox import Inbox
+from cuelight.actors._messages import Crashed
 from cuelight.actors._plain_cell import PlainCell
-from cuelight.actors._ref import Ref
+from cuelight.actors._ref import Group, Ref
 from cuelight.actors._spec import ChildSpec, check_function
-from cuelight.actors._task_cell import TaskCell
+from cuelight.actors._task_cell import Inbox, TaskCell
 from cuelight.errors import ActorNotFound, NameTaken, StartError, SystemClosed, ends_the_program
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cuelight.actors._family import Family
-    from cuelight.actors._fates import Fates
+    from cuelight.actors._cell import Family
     from cuelight.actors._handlers import HandlerTable
-    from cuelight.actors._node import Node
+    from cuelight.actors._message_disposal import Fates
+
 
 M = TypeVar("M")
 P = ParamSpec("P")
@@ -321,3 +319,38 @@ class Runtime(Dispatcher):
         if seen < WARNINGS_PER_KIND and (seen or len(self._unhandled) < KINDS_OF_WARNINGS):
             self._unhandled[kind] = seen + 1
             log.warning("%s has no handler for %s, which is a dead letter: %s", path, safe_repr(message), advice)
+
+
+# The interface between a system and its cluster. The redis package implements it.
+
+
+class Node(Protocol):
+    """The membership of a system in a cluster: it registers names of actors and resolves names to refs."""
+
+    async def join(self, runtime: Runtime) -> None:
+        """Enter the cluster. Called once, when the system's block is entered."""
+        ...
+
+    async def expose(self, ref: Ref[Any], name: str) -> None:
+        """Register an actor of this system under a name."""
+        ...
+
+    async def unexpose(self, name: str) -> None:
+        """Remove a name."""
+        ...
+
+    async def resolve(self, name: str, timeout: float) -> Ref[Any]:
+        """Return the actor with this name, wherever it is in the cluster."""
+        ...
+
+    def withdraw(self, runtime: Runtime) -> None:
+        """Begin to remove all names, because the system is about to end. Do nothing if another system has joined."""
+        ...
+
+    async def leave(self, runtime: Runtime) -> None:
+        """Leave the cluster, as far as it was entered, and wait for that. Every actor has ended.
+
+        Do nothing if another system has joined. This must neither raise nor take long. If it is cancelled, it is called
+        again to continue the wait.
+        """
+        ...

@@ -7,10 +7,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight._log import get_log
-from cuelight.coordination._parties import describe, my_place
+from cuelight.coordination._owner import describe, my_place
 
 if TYPE_CHECKING:
-    from cuelight.coordination._core import Core
+    from cuelight.coordination._lock_state import Core
 
 log = get_log("cuelight")
 

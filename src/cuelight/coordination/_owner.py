@@ -17,7 +17,7 @@ from cuelight.mailbox import asyncio_task, has_ended, place_of, running_task
 if TYPE_CHECKING:
     from types import FrameType
 
-    from cuelight.coordination._core import Place
+    from cuelight.coordination._lock_state import Place
 
 _running_asyncio: Final = _events._get_running_loop
 _modules: Final = sys.modules

@@ -36,7 +36,7 @@ from cuelight import (
 from cuelight._text import format_traceback
 from cuelight.errors import TaskCancelled, TaskFailed, TaskTimedOut, UnexpectedCancellation, ends_the_program
 from cuelight.pools import by_key, may_wait
-from cuelight.pools._threads import ThreadExecutor
+from cuelight.pools._threads._executor import ThreadExecutor
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend
 from helpers import BACKENDS, Backend
 from hostile.cases import AWAITED, CALLED, CASES, NEVER, RAISING, Case, ProgressBar, catch_a_stray_cancellation, covers

@@ -21,8 +21,8 @@ from cuelight.errors import (
     WorkerDied,
 )
 from cuelight.pools import AsyncWorkerPool, Submission
-from cuelight.pools._crew import Crew
 from cuelight.pools._pool_worker import PoolWorker
+from cuelight.pools._worker_group import Crew
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend
 

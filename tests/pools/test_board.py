@@ -8,8 +8,8 @@ import pytest
 
 from cuelight.errors import DeadlockError, TaskCancelled
 from cuelight.pools import TaskStatus
-from cuelight.pools._board import Board
-from cuelight.pools._job import Job
+from cuelight.pools._threads._job import Job
+from cuelight.pools._threads._job_table import Board
 
 
 def new_job(name: str = "job", *, kept: bool = True) -> Job:

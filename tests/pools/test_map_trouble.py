@@ -13,12 +13,12 @@ import pytest
 
 from cuelight.errors import PoolClosed, RateLimited, TaskCancelled
 from cuelight.pools import AsyncWorkerPool, Outcome
-from cuelight.pools._crew import Crew
-from cuelight.pools._executor import Successes
-from cuelight.pools._ledger import Ledger
-from cuelight.pools._map_results import Gathered
-from cuelight.pools._map_source import AsyncSource, SyncSource
+from cuelight.pools._maps._run import Gathered
+from cuelight.pools._maps._source import AsyncSource, SyncSource
 from cuelight.pools._pool_worker import PoolWorker
+from cuelight.pools._results import Ledger
+from cuelight.pools._threads._executor import Successes
+from cuelight.pools._worker_group import Crew
 from helpers.pool_jobs import double, odd_only
 
 
@@ -188,7 +188,7 @@ async def test_a_map_whose_reader_cannot_be_started_raises_that(monkeypatch: pyt
 
 
 async def test_a_source_that_takes_too_long_to_close_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cuelight.pools._map_source.CLOSE_LIMIT", 0.01)
+    monkeypatch.setattr("cuelight.pools._maps._source.CLOSE_LIMIT", 0.01)
 
     async def slow() -> AsyncGenerator[int]:
         try:

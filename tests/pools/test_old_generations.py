@@ -17,8 +17,8 @@ from cuelight.pools import _child as child
 from cuelight.pools import _process_call as call_module
 from cuelight.pools import _processes as processes
 from cuelight.pools import _thread_crew as crew_module
-from cuelight.pools._process_call import ProcessCaller
-from cuelight.pools._processes import Answer
+from cuelight.pools._processes._caller import ProcessCaller
+from cuelight.pools._processes._executor import Answer
 
 
 class LinkOfParent:

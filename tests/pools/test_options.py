@@ -9,10 +9,10 @@ import pytest
 
 from cuelight.pools import AsyncWorkerPool, TaskResult, WorkerPool, WorkerPoolConfig
 from cuelight.pools import _options as options
-from cuelight.pools._attempts import name_of
 from cuelight.pools._dead_letters import _reason
-from cuelight.pools._ledger import _count
-from cuelight.pools._threads import full_name
+from cuelight.pools._functions import name_of
+from cuelight.pools._results import _count
+from cuelight.pools._threads._executor import full_name
 
 
 class Level(IntEnum):

@@ -15,7 +15,7 @@ import pytest
 
 from cuelight.pools import _child as child
 from cuelight.pools import _process_link as module
-from cuelight.pools._process_link import ProcessLink
+from cuelight.pools._processes._link import ProcessLink
 
 
 class Process:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from cuelight.errors import PoolClosed, TaskFailed, WorkerDied
 from cuelight.pools import Executor, ProcessExecutor, RemoteTraceback
-from cuelight.pools._executor import Successes
+from cuelight.pools._threads._executor import Successes
 from helpers import Backend, run_on
 from helpers import process_jobs as jobs
 
@@ -262,7 +262,7 @@ async def test_a_death_in_the_middle_of_a_large_call_is_not_an_attempt() -> None
 
 
 async def test_a_process_that_cannot_start_is_tried_twice_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cuelight.pools._process_start._set_for_multiprocessing", _nothing)
+    monkeypatch.setattr("cuelight.pools._processes._start._set_for_multiprocessing", _nothing)
     monkeypatch.setattr("sys.executable", "/bin/false")
     async with a_process() as executor:
         with pytest.raises(WorkerDied, match=r"ended with exit status 1 before it began"):
@@ -277,7 +277,7 @@ async def test_a_program_that_is_not_there_is_an_error(monkeypatch: pytest.Monke
     before = descriptors()
     async with a_process() as executor:
         with monkeypatch.context() as patch:
-            patch.setattr("cuelight.pools._process_start._set_for_multiprocessing", _nothing)
+            patch.setattr("cuelight.pools._processes._start._set_for_multiprocessing", _nothing)
             patch.setattr("sys.executable", "/nowhere/python")
             with pytest.raises(FileNotFoundError):
                 await executor.run(jobs.same, (1,), {})

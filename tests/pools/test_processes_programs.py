@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cuelight.pools import AsyncWorkerPool, WorkerPool
-from cuelight.pools._child import CALL, CHUNK, DATA, FRAME, REGION, SETUP, Frames
+from cuelight.pools._processes._child import CALL, CHUNK, DATA, FRAME, REGION, SETUP, Frames
 
 PROGRAM = """
 import os, sys, time
@@ -100,7 +100,7 @@ def test_functions_of_modules_do_not_load_the_main_program(tmp_path: Path) -> No
 
 
 REFUSED = "double cannot be sent to a worker process, which cannot import it: the program was typed in"
-NO_PROCESS = "import cuelight.pools._process_link as links\nlinks.subprocess = None  # none can be started\n"
+NO_PROCESS = "import cuelight.pools._processes._link as links\nlinks.subprocess = None  # none can be started\n"
 
 
 @pytest.mark.parametrize("how", ["-c", "-", "-i"])

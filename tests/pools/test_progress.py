@@ -11,7 +11,7 @@ import pytest
 import tqdm
 
 from cuelight.pools import AsyncWorkerPool
-from cuelight.pools._progress import Reporter
+from cuelight.pools._results import Reporter
 
 
 async def nothing(_: int) -> None:

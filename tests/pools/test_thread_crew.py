@@ -12,10 +12,10 @@ import pytest
 from cuelight.errors import DeadlockError, PoolClosed, TaskCancelled, TaskFailed
 from cuelight.pools import TaskStatus, WorkerPoolConfig
 from cuelight.pools import _thread_crew as module
-from cuelight.pools._job import Job
-from cuelight.pools._thread_crew import Crew
-from cuelight.pools._thread_worker import Worker
-from cuelight.pools._timekeeper import Timekeeper
+from cuelight.pools._threads._job import Job
+from cuelight.pools._threads._pool import Crew
+from cuelight.pools._threads._timer import Timekeeper
+from cuelight.pools._threads._worker import Worker
 
 
 class Keeper:

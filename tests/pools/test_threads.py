@@ -19,7 +19,7 @@ import pytest
 
 from cuelight.errors import PoolClosed, TaskFailed
 from cuelight.pools import Executor, ThreadExecutor
-from cuelight.pools._attempts import holding_coroutine, holding_coroutines
+from cuelight.pools._functions import holding_coroutine, holding_coroutines
 
 LEVEL: contextvars.ContextVar[int] = contextvars.ContextVar("LEVEL", default=0)
 

@@ -18,9 +18,9 @@ import pytest
 
 from cuelight.errors import TaskFailed, TaskTimedOut, WorkerDied
 from cuelight.pools import WorkerPool, WorkerPoolConfig
-from cuelight.pools._job import Job
-from cuelight.pools._thread_worker import Worker
-from cuelight.pools._timekeeper import Timekeeper
+from cuelight.pools._threads._job import Job
+from cuelight.pools._threads._timer import Timekeeper
+from cuelight.pools._threads._worker import Worker
 from helpers import process_jobs as jobs
 
 
@@ -117,7 +117,7 @@ def test_a_thread_that_cannot_be_replaced_at_once_is_replaced_later(
         start(thread)
 
     gate = threading.Event()
-    monkeypatch.setattr("cuelight.pools._thread_state.NO_THREAD", 0.01)
+    monkeypatch.setattr("cuelight.pools._threads._state.NO_THREAD", 0.01)
     monkeypatch.setattr(threading.Thread, "start", fail_second)
     limits = config(1, task_timeout_seconds=0.05, max_retries=0)
     with caplog.at_level(logging.ERROR, "cuelight.pools"), WorkerPool(limits) as pool:
@@ -128,7 +128,7 @@ def test_a_thread_that_cannot_be_replaced_at_once_is_replaced_later(
 
 
 def test_time_is_kept_even_if_looking_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("cuelight.pools._timekeeper._PAUSE", 0.001)
+    monkeypatch.setattr("cuelight.pools._threads._timer._PAUSE", 0.001)
     looks: list[float] = []
     done = threading.Event()
 
@@ -252,7 +252,7 @@ def test_a_process_that_takes_too_long_is_killed(tmp_path: Path) -> None:
 def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(config(1, max_retries=0), kind="process") as pool:
         with monkeypatch.context() as patch:
-            patch.setattr("cuelight.pools._process_start._set_for_multiprocessing", _nothing)
+            patch.setattr("cuelight.pools._processes._start._set_for_multiprocessing", _nothing)
             patch.setattr("sys.executable", "/nowhere/python")
             assert isinstance(pool.get_task_result(pool.submit_task("x", len, ("",))).error, FileNotFoundError)
             patch.setattr("sys.executable", "/bin/false")

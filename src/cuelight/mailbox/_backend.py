@@ -24,6 +24,9 @@ from cuelight.mailbox._task_info import asyncio_task
 if TYPE_CHECKING:
     import trio
 
+    from cuelight.mailbox import Backend, Waiter
+
+
 LOST_LOOP: Final = "this process is a fork of the one that runs the event loop, and no thread runs it here"
 
 
@@ -444,3 +447,29 @@ def postpone_cancellation(error: BaseException) -> bool:
     task.uncancel()
     task.cancel(*error.args)
     return True
+
+
+# A condition without a lock: tasks wait for the next notification.
+
+
+class Bell:
+    """Wakes all waiting tasks at once. Wait for a condition in a loop: `while not done: await bell.wait()`."""
+
+    __slots__ = ("_backend", "_waiters")
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._waiters: dict[Waiter, None] = {}
+
+    async def wait(self) -> None:
+        waiter = self._backend.waiter()
+        self._waiters[waiter] = None
+        try:
+            await waiter
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def ring(self) -> None:
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            waiter.wake()

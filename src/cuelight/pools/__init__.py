@@ -1,22 +1,19 @@
 """Pools: supervised workers behind one handle, for async functions, threads and processes."""
 
-from cuelight.pools._actor_pool import ActorPool
+from cuelight.pools._actor_pool import ActorPool, ActorPoolStats
 from cuelight.pools._async_pool import AsyncWorkerPool
-from cuelight.pools._attempts import Kind
 from cuelight.pools._dead_letters import FailedCall, provide_dead_letters
-from cuelight.pools._executor import Executor, Outcome
-from cuelight.pools._map import Map, MapStream, Results
-from cuelight.pools._process_link import RemoteTraceback
-from cuelight.pools._process_start import freeze_support
-from cuelight.pools._processes import ProcessExecutor
-from cuelight.pools._progress import Progress
-from cuelight.pools._results import PoolStats, TaskMetrics, TaskResult, TaskStatus
+from cuelight.pools._functions import Kind
+from cuelight.pools._maps._handle import Map, MapStream, Results
+from cuelight.pools._options import WorkerPoolConfig
+from cuelight.pools._processes._executor import ProcessExecutor
+from cuelight.pools._processes._link import RemoteTraceback
+from cuelight.pools._processes._start import freeze_support
+from cuelight.pools._results import PoolStats, Progress, TaskMetrics, TaskResult, TaskStatus
 from cuelight.pools._routing import Member, Routing, broadcast, by_key, least_loaded, may_wait, pull, round_robin
 from cuelight.pools._submission import Submission
-from cuelight.pools._threads import ThreadExecutor
-from cuelight.pools._troupe import ActorPoolStats
+from cuelight.pools._threads._executor import Executor, Outcome, ThreadExecutor
 from cuelight.pools._worker_pool import ReturnWhen, WorkerPool
-from cuelight.pools._worker_pool_config import WorkerPoolConfig
 
 __all__ = [
     "ActorPool",

@@ -12,14 +12,11 @@ import msgspec
 
 from cuelight._fork import forks
 from cuelight.errors import PoolClosed
-from cuelight.pools._attempts import Kind, check_kind, name_of
-from cuelight.pools._block import PoolBlock
 from cuelight.pools._contexts import submission_context
-from cuelight.pools._crew import Crew
-from cuelight.pools._dead_letters import DeadLetterBox
-from cuelight.pools._ledger import Ledger
-from cuelight.pools._map import Map
-from cuelight.pools._map_request import MapRequest
+from cuelight.pools._dead_letters import DeadLetterBox, PoolLetters
+from cuelight.pools._functions import Kind, check_kind, name_of
+from cuelight.pools._maps._handle import Map
+from cuelight.pools._maps._request import MapRequest
 from cuelight.pools._options import (
     DEFAULT,
     Default,
@@ -30,17 +27,18 @@ from cuelight.pools._options import (
     check_whole,
     make_executor,
 )
-from cuelight.pools._pool_letters import PoolLetters
+from cuelight.pools._pool_block import PoolBlock
+from cuelight.pools._results import Ledger
 from cuelight.pools._submission import Detached, Submission, Submitted
+from cuelight.pools._worker_group import Crew
 from cuelight.supervision import ActorSystem
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from cuelight.pools._dead_letters import DeadLetterQueue
-    from cuelight.pools._executor import Executor
-    from cuelight.pools._progress import Progress
-    from cuelight.pools._results import PoolStats, TaskMetrics
+    from cuelight.pools._results import PoolStats, Progress, TaskMetrics
+    from cuelight.pools._threads._executor import Executor
 
 T = TypeVar("T")
 R = TypeVar("R")

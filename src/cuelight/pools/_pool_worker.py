@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from cuelight.actors import Cell
-    from cuelight.pools._crew import Crew, Work
-    from cuelight.pools._executor import Executor
+    from cuelight.pools._threads._executor import Executor
+    from cuelight.pools._worker_group import Crew, Work
 
 TOLERANCE = 1e-6
 """Seconds by which a timer may fire early, because event loops round."""

@@ -12,11 +12,11 @@ import anyio
 
 from cuelight.actors import code_of_waits
 from cuelight.errors import TaskCancelled
-from cuelight.pools._attempts import Tries, Unawaited, holding_coroutines, name_of
-from cuelight.pools._bell import Bell
-from cuelight.pools._crew_helpers import current_place, place_given_away, waits_alone
+from cuelight.mailbox._backend import Bell
 from cuelight.pools._dead_letters import FailedCall
+from cuelight.pools._extra_workers import current_place, place_given_away, waits_alone
 from cuelight.pools._failures import as_failure, is_a
+from cuelight.pools._functions import Tries, Unawaited, holding_coroutines, name_of
 from cuelight.pools._pool_worker import Cut
 from cuelight.pools._results import TaskResult
 from cuelight.pools._waiting import OUTSIDE, PoolWait
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from cuelight.actors._timers import Later
-    from cuelight.pools._crew import Crew
     from cuelight.pools._pool_worker import PoolWorker
+    from cuelight.pools._worker_group import Crew
 
 R = TypeVar("R")
 

@@ -14,29 +14,27 @@ from cuelight._fork import forks
 from cuelight._text import safe_repr
 from cuelight.actors import handling
 from cuelight.errors import DeadlockError, TaskNotFound
-from cuelight.pools._attempts import Kind, is_async, name_of
-from cuelight.pools._blocking_map import stream
 from cuelight.pools._contexts import submission_context
 from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
-from cuelight.pools._job import Job
-from cuelight.pools._map_source import count_items
-from cuelight.pools._options import check_priority, check_text, check_whole
-from cuelight.pools._process_start import check_executable
-from cuelight.pools._progress import Progress, Reporter
-from cuelight.pools._reports import report_failure
-from cuelight.pools._results import TaskMetrics, TaskResult
-from cuelight.pools._thread_crew import Crew
-from cuelight.pools._thread_worker import Worker, current_worker
-from cuelight.pools._threads import full_name
-from cuelight.pools._timekeeper import load_event_loop
-from cuelight.pools._worker_pool_config import WorkerPoolConfig
+from cuelight.pools._failures import report_failure
+from cuelight.pools._functions import Kind, is_async, name_of
+from cuelight.pools._maps._blocking import stream
+from cuelight.pools._maps._source import count_items
+from cuelight.pools._options import WorkerPoolConfig, check_priority, check_text, check_whole
+from cuelight.pools._processes._start import check_executable
+from cuelight.pools._results import Progress, Reporter, TaskMetrics, TaskResult
+from cuelight.pools._threads._executor import full_name
+from cuelight.pools._threads._job import Job
+from cuelight.pools._threads._pool import Crew
+from cuelight.pools._threads._timer import load_event_loop
+from cuelight.pools._threads._worker import Worker, current_worker
 
 if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
     from cuelight.pools._dead_letters import DeadLetterQueue
-    from cuelight.pools._process_call import ProcessCaller
+    from cuelight.pools._processes._caller import ProcessCaller
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -410,6 +408,6 @@ def _no_process(_: str) -> None:
 
 
 def _new_process(executable: str | None, name: str) -> ProcessCaller:
-    from cuelight.pools._process_call import ProcessCaller  # noqa: PLC0415 - pools of threads do not need it
+    from cuelight.pools._processes._caller import ProcessCaller  # noqa: PLC0415 - pools of threads do not need it
 
     return ProcessCaller(name, executable)

@@ -10,14 +10,14 @@ import anyio
 from cuelight.coordination._owner import here
 from cuelight.mailbox import TaskGroup, run_interruptible
 from cuelight.pools import ProcessExecutor, ThreadExecutor
-from cuelight.pools._attempts import name_of
+from cuelight.pools._functions import name_of
 from cuelight.tasks._handling import Handler, call_in_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cuelight.pools import Executor
-    from cuelight.pools._attempts import Kind
+    from cuelight.pools._functions import Kind
     from cuelight.tasks._context import TaskContext
 
 

@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from cuelight._text import safe_repr
-from cuelight.pools._attempts import is_async, name_of
+from cuelight.pools._functions import is_async, name_of
 from cuelight.tasks._codec import task_of
 from cuelight.tasks._context import TaskContext, running_task
 from cuelight.tasks._function import TaskFunction

@@ -19,7 +19,7 @@ from cuelight.tasks._handling import Handlers, Table, table_of
 from cuelight.tasks._outcome import RETRIES
 
 if TYPE_CHECKING:
-    from cuelight.pools._attempts import Kind
+    from cuelight.pools._functions import Kind
     from cuelight.supervision import Backoff
     from cuelight.tasks._store import Finish
 

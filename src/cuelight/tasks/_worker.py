@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cuelight.actors import Exit, Ref
-    from cuelight.pools._attempts import Kind
+    from cuelight.pools._functions import Kind
     from cuelight.supervision import Backoff
     from cuelight.tasks._handling import Handlers
     from cuelight.tasks._options import Heartbeat

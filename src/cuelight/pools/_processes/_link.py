@@ -15,13 +15,13 @@ from weakref import WeakSet
 
 from cuelight._text import describe_error
 from cuelight.pools import _child
-from cuelight.pools._child import BASE, BEGUN, DATA, FRAME, KIND, KINDS, RECORD, VALUES, WRITTEN, Frames
 from cuelight.pools._failures import as_failure, without_our_frame
-from cuelight.pools._process_start import command, main_source
-from cuelight.pools._sent_errors import load
+from cuelight.pools._processes._child import BASE, BEGUN, DATA, FRAME, KIND, KINDS, RECORD, VALUES, WRITTEN, Frames
+from cuelight.pools._processes._sent_errors import load
+from cuelight.pools._processes._start import command, main_source
 
 if TYPE_CHECKING:
-    from cuelight.pools._executor import Outcome
+    from cuelight.pools._threads._executor import Outcome
 
 
 class RemoteTraceback(Exception):

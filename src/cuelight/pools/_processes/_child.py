@@ -132,7 +132,7 @@ def _sibling(name: str) -> Any:
         from importlib import import_module, util  # noqa: PLC0415 - few calls need it
 
         if __package__:  # in a frozen program, which has no files
-            places = {"_sent_errors.py": "cuelight.pools._sent_errors", "../_text.py": "cuelight._text"}
+            places = {"_sent_errors.py": "cuelight.pools._processes._sent_errors", "../_text.py": "cuelight._text"}
             return import_module(places[name])
         label = "cuelight_" + os.path.basename(name).strip("_").removesuffix(".py")
         spec = util.spec_from_file_location(label, os.path.join(os.path.dirname(__file__), name))

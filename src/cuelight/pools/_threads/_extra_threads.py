@@ -15,9 +15,9 @@ from cuelight.pools._results import TaskStatus
 from cuelight.pools._waiting import OUTSIDE
 
 if TYPE_CHECKING:
-    from cuelight.pools._job import Job
-    from cuelight.pools._thread_crew import Crew
-    from cuelight.pools._thread_worker import Worker
+    from cuelight.pools._threads._job import Job
+    from cuelight.pools._threads._pool import Crew
+    from cuelight.pools._threads._worker import Worker
 
 
 class Helpers:

@@ -15,32 +15,192 @@ import math
 from collections import deque
 from threading import get_ident
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight._log import get_log
 from cuelight.actors import code_of_waits
 from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
-from cuelight.pools._attempts import Tries, holding_coroutine, name_of
-from cuelight.pools._bell import Bell
-from cuelight.pools._chunks import Chunks
-from cuelight.pools._crew_helpers import current_place, place_given_away
+from cuelight.mailbox._backend import Bell
 from cuelight.pools._dead_letters import FailedCall
+from cuelight.pools._extra_workers import current_place, place_given_away
 from cuelight.pools._failures import is_a
-from cuelight.pools._ledger import COMPLETED
-from cuelight.pools._map_request import MapPlace, MapRequest, map_failure
-from cuelight.pools._map_results import Store
-from cuelight.pools._map_source import SyncSource, count_items, source_of
-from cuelight.pools._map_work import Taken, serve_in_executor, serve_in_loop
+from cuelight.pools._functions import Tries, holding_coroutine, name_of
+from cuelight.pools._maps._request import MapPlace, MapRequest, map_failure
+from cuelight.pools._maps._source import SyncSource, count_items, source_of
+from cuelight.pools._maps._work import Taken, serve_in_executor, serve_in_loop
 from cuelight.pools._pool_worker import Cut
-from cuelight.pools._progress import Reporter
-from cuelight.pools._results import Shared, TaskResult, successes
+from cuelight.pools._results import COMPLETED, Reporter, Shared, TaskResult, successes
 from cuelight.pools._waiting import OUTSIDE, PoolWait
 
 if TYPE_CHECKING:
     from cuelight.actors._timers import Later
     from cuelight.mailbox import Waiter
-    from cuelight.pools._crew import Crew
     from cuelight.pools._pool_worker import PoolWorker
+    from cuelight.pools._worker_group import Crew
+
+
+# The destinations of the results of a map: a list, or a reader.
+
+
+class Store(Protocol):
+    """The destination of the results of a map."""
+
+    limit: float
+    """Maximum number of items taken since the start of the map. It grows when results are read."""
+
+    def opened(self, run: MapRun) -> None: ...
+
+    def put(self, index: int, result: TaskResult[Any]) -> None:
+        """Accept the result of an item."""
+        ...
+
+    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
+        """Accept the results of consecutive items."""
+        ...
+
+    def closed(self) -> None:
+        """Called when there will be no more results."""
+        ...
+
+
+class Gathered:
+    """Collects all results in a list, in the order of the items or of completion."""
+
+    limit = math.inf
+
+    def __init__(self, results: list[Any], *, ordered: bool) -> None:
+        self._results, self._ordered = results, ordered
+
+    def opened(self, run: MapRun) -> None:
+        """Nothing to do."""
+
+    def put(self, index: int, result: TaskResult[Any]) -> None:
+        """Put the result in its place. Missing results before it arrive later."""
+        results = self._results
+        if not self._ordered or index == len(results):
+            results.append(result)
+        else:
+            if index > len(results):
+                results.extend([None] * (index + 1 - len(results)))
+            results[index] = result
+
+    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
+        if not self._ordered:
+            self._results.extend(results)
+        else:
+            missing = first - len(self._results)
+            if missing > 0:
+                self._results.extend([None] * missing)
+            self._results[first : first + len(results)] = results
+
+    def closed(self) -> None:
+        """Nothing to do."""
+
+
+class Streamed:
+    """Keeps results for a reader. The map is at most one window ahead of the reader."""
+
+    def __init__(self, *, ordered: bool) -> None:
+        self._ordered = ordered
+        self._out: deque[TaskResult[Any]] = deque()
+        self._early: dict[int, TaskResult[Any]] = {}
+        self._next = 0
+        self._read = 0
+        self.limit: float = 0
+        self.waiter: Waiter | None = None
+
+    def opened(self, run: MapRun) -> None:
+        self._run = run
+        self.limit = run.window
+
+    def put(self, index: int, result: TaskResult[Any]) -> None:
+        """Make the result readable; if ordered, after all results before it."""
+        if not self._ordered:
+            self._out.append(result)
+        elif index == self._next:
+            self._out.append(result)
+            self._next = index + 1
+            early = self._early
+            while early and self._next in early:
+                self._out.append(early.pop(self._next))
+                self._next += 1
+        else:
+            self._early[index] = result
+        if self.waiter is not None:
+            self.waiter.wake()
+
+    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
+        for index, result in enumerate(results, first):
+            self.put(index, result)
+
+    def closed(self) -> None:
+        """Wake the reader, because there will be no more results."""
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.waiter is not None:
+            self.waiter.wake()
+
+    def clear(self) -> None:
+        """Drop the remaining results, which nobody will read."""
+        self._out.clear()
+        self._early.clear()
+
+    def pop(self) -> TaskResult[Any] | None:
+        """The next result; None if it is not there yet."""
+        if not self._out:
+            return None
+        result = self._out.popleft()
+        self._read += 1
+        run = self._run
+        limit = self._read + run.window
+        if limit > self.limit:
+            self.limit = limit
+            if not run.ready:
+                run.refresh()
+        return result
+
+
+# The number of items of a map that go to a thread or process at once.
+
+
+AIM_MS = 10.0
+"""Intended run time of a chunk in milliseconds: much longer than the hand-over, too short for a noticeable wait."""
+GROWTH = 8
+MOST = 8192
+
+
+class Chunks:
+    """Adapts the size of chunks to the run time of the last ones.
+
+    Attributes:
+        size: number of items in a chunk.
+    """
+
+    def __init__(self, fixed: int | None, total: int | None) -> None:
+        """Set the size up.
+
+        Args:
+            fixed: a fixed size; None adapts the size.
+            total: number of all items, if it is known: then the last chunks are smaller, so that all workers end at
+                about the same time.
+        """
+        self.size = fixed or 1
+        self._fixed = fixed is not None
+        self._total = total
+
+    def next(self, taken: int, workers: int) -> int:
+        """The size of the next chunk, after `taken` items."""
+        if self._fixed or self._total is None:
+            return self.size
+        return max(1, min(self.size, (self._total - taken) // (2 * workers)))
+
+    def took(self, items: int, ms: float) -> None:
+        """Record that a chunk of `items` items took `ms` milliseconds."""
+        if not self._fixed:
+            fitting = int(AIM_MS * items / ms) if ms > 0 else MOST
+            self.size = max(1, min(fitting, self.size * GROWTH, MOST))
+
 
 log = get_log("cuelight")
 

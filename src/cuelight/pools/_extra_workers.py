@@ -19,8 +19,8 @@ from cuelight.pools._waiting import PoolWait, check, waiting
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell
-    from cuelight.pools._crew import Crew, Work
     from cuelight.pools._pool_worker import PoolWorker
+    from cuelight.pools._worker_group import Crew, Work
 
 
 class Place(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cuelight._text import safe_repr
 from cuelight.pools import _child
-from cuelight.pools._attempts import name_of
+from cuelight.pools._functions import name_of
 
 _BOOT: Final = """\
 from importlib import util

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 import anyio
 
 from cuelight.errors import PoolClosed
-from cuelight.pools._attempts import name_of
-from cuelight.pools._crew_helpers import place_given_away
-from cuelight.pools._map_request import MapRequest
-from cuelight.pools._map_results import Gathered, Streamed
-from cuelight.pools._map_run import MapRun
+from cuelight.pools._extra_workers import place_given_away
+from cuelight.pools._functions import name_of
+from cuelight.pools._maps._request import MapRequest
+from cuelight.pools._maps._run import Gathered, MapRun, Streamed
 from cuelight.pools._results import TaskResult
 
 if TYPE_CHECKING:
-    from cuelight.pools._crew import Crew
+    from cuelight.pools._worker_group import Crew
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from cuelight.pools._thread_worker import Worker
+    from cuelight.pools._threads._worker import Worker
 
 
 class Job:

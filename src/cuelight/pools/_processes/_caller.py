@@ -6,14 +6,14 @@ import select
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.pools._failures import without_our_frame
-from cuelight.pools._process_link import ProcessLink
-from cuelight.pools._processes import Answer, call_frame, died
-from cuelight.pools._threads import full_name
+from cuelight.pools._processes._executor import Answer, call_frame, died
+from cuelight.pools._processes._link import ProcessLink
+from cuelight.pools._threads._executor import full_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.pools._executor import Outcome
+    from cuelight.pools._threads._executor import Outcome
 
 _CLOSE: Final = 5.0  # seconds that an idle process may take to end before it is killed
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from cuelight.mailbox import Waiter
-    from cuelight.pools._crew import Crew
+    from cuelight.pools._worker_group import Crew
 
 END = object()
 """Marks the end of an async source."""

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight.actors import Cell, ChildSpec, Exit, Ref, Runtime, Start, child
 from cuelight.errors import DeadlockError, PoolClosed, PoolFull, SystemClosed
-from cuelight.pools._attempts import Tries, verdict
-from cuelight.pools._bell import Bell
-from cuelight.pools._crew_helpers import Helpers, current_place
+from cuelight.mailbox._backend import Bell
+from cuelight.pools._extra_workers import Helpers, current_place
+from cuelight.pools._failures import report_failure
+from cuelight.pools._functions import Tries, verdict
 from cuelight.pools._pool_worker import CALL, PoolWorker
-from cuelight.pools._reports import report_failure
 from cuelight.pools._results import TaskResult
-from cuelight.pools._threads import full_name
+from cuelight.pools._threads._executor import full_name
 from cuelight.supervision import DynamicSupervisor
 
 if TYPE_CHECKING:
     from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
-    from cuelight.pools._ledger import Ledger
     from cuelight.pools._options import PoolOptions
+    from cuelight.pools._results import Ledger
 
 SOME_STALE = 64
 

@@ -22,16 +22,15 @@ from cuelight._checks import check_seconds
 from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.errors import PoolClosed, WorkerDied, ends_the_program
 from cuelight.mailbox import current_backend
-from cuelight.pools._child import UNLOADABLE
-from cuelight.pools._executor import Successes
-from cuelight.pools._process_link import ProcessLink, encode_call, encode_chunk
-from cuelight.pools._process_start import check_executable, check_importable, main_source
-from cuelight.pools._threads import full_name, tamed
+from cuelight.pools._processes._child import UNLOADABLE
+from cuelight.pools._processes._link import ProcessLink, encode_call, encode_chunk
+from cuelight.pools._processes._start import check_executable, check_importable, main_source
+from cuelight.pools._threads._executor import Successes, full_name, tamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cuelight.pools._executor import Outcome
+    from cuelight.pools._threads._executor import Outcome
 
 _REAP: Final = 1.0  # longest wait, in seconds, for the end of a killed process
 

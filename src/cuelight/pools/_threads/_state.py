@@ -8,20 +8,20 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from cuelight.errors import RateLimited, TaskCancelled
-from cuelight.pools._board import Board
 from cuelight.pools._failures import is_a
 from cuelight.pools._interrupts import InterruptsHeld
-from cuelight.pools._job import Job, retry_delay
 from cuelight.pools._results import TaskStatus
-from cuelight.pools._thread_helpers import Helpers
-from cuelight.pools._thread_worker import Worker
+from cuelight.pools._threads._extra_threads import Helpers
+from cuelight.pools._threads._job import Job, retry_delay
+from cuelight.pools._threads._job_table import Board
+from cuelight.pools._threads._worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.pools._process_call import ProcessCaller
-    from cuelight.pools._timekeeper import Timekeeper
-    from cuelight.pools._worker_pool_config import WorkerPoolConfig
+    from cuelight.pools._options import WorkerPoolConfig
+    from cuelight.pools._processes._caller import ProcessCaller
+    from cuelight.pools._threads._timer import Timekeeper
 
 _PENDING, _IN_FLIGHT, _SCHEDULED = TaskStatus.PENDING, TaskStatus.IN_FLIGHT, TaskStatus.SCHEDULED
 

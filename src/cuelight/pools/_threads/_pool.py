@@ -31,18 +31,18 @@ from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
 from cuelight.pools._interrupts import InterruptsHeld
 from cuelight.pools._results import TaskStatus
-from cuelight.pools._thread_helpers import AwaitedJob
-from cuelight.pools._thread_state import CrewState
-from cuelight.pools._thread_worker import Worker, current_worker
-from cuelight.pools._timekeeper import Timekeeper
+from cuelight.pools._threads._extra_threads import AwaitedJob
+from cuelight.pools._threads._state import CrewState
+from cuelight.pools._threads._timer import Timekeeper
+from cuelight.pools._threads._worker import Worker, current_worker
 from cuelight.pools._waiting import PoolWait, check, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
 
-    from cuelight.pools._job import Job
-    from cuelight.pools._process_call import ProcessCaller
-    from cuelight.pools._worker_pool_config import WorkerPoolConfig
+    from cuelight.pools._options import WorkerPoolConfig
+    from cuelight.pools._processes._caller import ProcessCaller
+    from cuelight.pools._threads._job import Job
 
 log = get_log("cuelight.pools")
 

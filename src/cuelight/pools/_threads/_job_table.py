@@ -13,7 +13,7 @@ from cuelight.pools._results import TaskStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.pools._job import Job
+    from cuelight.pools._threads._job import Job
 
 
 class Board:

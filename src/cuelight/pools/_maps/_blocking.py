@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cuelight.errors import ends_the_program
-from cuelight.pools._attempts import name_of
 from cuelight.pools._failures import as_failure, is_a
-from cuelight.pools._job import Job
-from cuelight.pools._map_source import close_generator
+from cuelight.pools._functions import name_of
+from cuelight.pools._maps._source import close_generator
+from cuelight.pools._threads._job import Job
 
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from cuelight.pools._progress import Reporter
-    from cuelight.pools._results import TaskResult
-    from cuelight.pools._thread_crew import Crew
+    from cuelight.pools._results import Reporter, TaskResult
+    from cuelight.pools._threads._pool import Crew
 
 
 def stream(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cuelight.coordination._owner import here
 
 if TYPE_CHECKING:
-    from cuelight.pools._job import Job
-    from cuelight.pools._process_call import ProcessCaller
+    from cuelight.pools._processes._caller import ProcessCaller
+    from cuelight.pools._threads._job import Job
 
 
 class Employer(Protocol):

@@ -10,7 +10,7 @@ import msgspec
 
 from cuelight._text import type_name
 from cuelight.pools._failures import as_failure, is_a
-from cuelight.pools._progress import Progress
+from cuelight.pools._results import Progress
 
 if TYPE_CHECKING:
     from cuelight.pools._pool_worker import PoolWorker

@@ -11,17 +11,17 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from cuelight._text import safe_repr
-from cuelight.pools._attempts import Unawaited
 from cuelight.pools._contexts import AWAY, Calls, in_context
-from cuelight.pools._executor import Successes
 from cuelight.pools._failures import is_a
+from cuelight.pools._functions import Unawaited
+from cuelight.pools._threads._executor import Successes
 
 if TYPE_CHECKING:
     from contextvars import Context
 
-    from cuelight.pools._executor import Outcome
-    from cuelight.pools._map_run import MapRun
+    from cuelight.pools._maps._run import MapRun
     from cuelight.pools._pool_worker import PoolWorker
+    from cuelight.pools._threads._executor import Outcome
 
 ITEMS_PER_YIELD = 64
 

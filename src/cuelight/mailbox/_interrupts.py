@@ -40,7 +40,7 @@ BLOCKING: Final = frozenset(
         "cuelight.redis._locks._thread",
         "cuelight.supervision._blocking_system",
         "cuelight.tasks._blocking",
-        "cuelight.tasks._blocking_queue",
+        "cuelight.tasks._queue._blocking",
     }
 )
 """Modules whose functions block the calling thread. They expect an interrupt at any moment."""

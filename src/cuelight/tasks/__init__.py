@@ -1,20 +1,31 @@
 """Tasks: a durable queue with workers, a scheduler, dead letters and interchangeable stores."""
 
-from cuelight.tasks._blocking_dead_letters import BlockingDeadLetterQueue
-from cuelight.tasks._blocking_queue import BlockingTaskHandle, BlockingTaskQueue
 from cuelight.tasks._context import TaskContext, current_task
-from cuelight.tasks._dead_letter_entry import DeadLetterEntry, ReplayReport
-from cuelight.tasks._dead_letter_queue import DeadLetterQueue
-from cuelight.tasks._function import AsyncTaskFunction, PlainTaskFunction, SendOptions, TaskFunction, TaskOptions, task
-from cuelight.tasks._memory import MemoryStore
-from cuelight.tasks._options import WorkerStats
-from cuelight.tasks._queue import TaskQueue
-from cuelight.tasks._queue_base import WhenFull
-from cuelight.tasks._record import Record
-from cuelight.tasks._scheduler import BlockingTaskScheduler, TaskScheduler
-from cuelight.tasks._schedules import Cron, Every, ScheduleChanges
-from cuelight.tasks._sqlite import SQLiteStore
-from cuelight.tasks._store import (
+from cuelight.tasks._dead_letters._blocking import BlockingDeadLetterQueue
+from cuelight.tasks._dead_letters._entry import DeadLetterEntry, ReplayReport
+from cuelight.tasks._dead_letters._queue import DeadLetterQueue
+from cuelight.tasks._functions._function import (
+    AsyncTaskFunction,
+    PlainTaskFunction,
+    SendOptions,
+    TaskFunction,
+    TaskOptions,
+    task,
+)
+from cuelight.tasks._queue._blocking import BlockingTaskHandle, BlockingTaskQueue
+from cuelight.tasks._queue._queue import TaskQueue, WhenFull
+from cuelight.tasks._queue._schedules import Cron, Every, ScheduleChanges
+from cuelight.tasks._queue._task_handle import TaskHandle
+from cuelight.tasks._scheduler import (
+    Assignments,
+    AssignStrategy,
+    BlockingTaskScheduler,
+    SchedulingStrategy,
+    TaskScheduler,
+    WorkerInfo,
+)
+from cuelight.tasks._stores._memory import MemoryStore
+from cuelight.tasks._stores._protocol import (
     Added,
     Beat,
     Bound,
@@ -28,10 +39,10 @@ from cuelight.tasks._store import (
     Snapshot,
     Store,
 )
-from cuelight.tasks._strategies import Assignments, AssignStrategy, SchedulingStrategy, WorkerInfo
-from cuelight.tasks._task import Attempt, Counts, Limit, QueueEntry, Task, TaskPriority
-from cuelight.tasks._task_handle import TaskHandle
-from cuelight.tasks._worker import TaskWorker
+from cuelight.tasks._stores._sqlite._store import SQLiteStore
+from cuelight.tasks._task import Attempt, Counts, Limit, QueueEntry, Record, Task, TaskPriority
+from cuelight.tasks._worker._options import WorkerStats
+from cuelight.tasks._worker._worker import TaskWorker
 
 __all__ = [
     "Added",

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cuelight._text import safe_repr
-from cuelight.tasks._function import TaskFunction
-from cuelight.tasks._store import Query
+from cuelight.tasks._functions._function import TaskFunction
+from cuelight.tasks._stores._protocol import Query
 from cuelight.tasks._task import Limit, Task
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._text import safe_repr
 from cuelight.pools import TaskStatus
-from cuelight.tasks._record import Record
-from cuelight.tasks._store import Lease
-from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit, Task, TaskPriority
-from cuelight.tasks._values import decode, encode
+from cuelight.tasks._functions._values import decode, encode
+from cuelight.tasks._stores._protocol import Lease
+from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit, Record, Task, TaskPriority
 
 if TYPE_CHECKING:
-    from cuelight.tasks._store import Snapshot
+    from cuelight.tasks._stores._protocol import Snapshot
 
 _PRIORITIES = tuple(TaskPriority)
 _LAST = len(_PRIORITIES) - 1

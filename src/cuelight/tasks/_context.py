@@ -19,14 +19,14 @@ import anyio
 import msgspec
 
 from cuelight.errors import LeaseLost, StoreUnavailable
-from cuelight.tasks._values import decode, encode
+from cuelight.tasks._functions._values import decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cuelight.tasks._store import Lease
+    from cuelight.tasks._stores._protocol import Lease
     from cuelight.tasks._task import Counts
-    from cuelight.tasks._thread_calls import ThreadCalls
+    from cuelight.tasks._worker._thread_calls import ThreadCalls
 
 
 class Desk(Protocol):

@@ -27,7 +27,7 @@ from cuelight.tasks import (
     Store,
     TaskQueue,
 )
-from cuelight.tasks._values import encode
+from cuelight.tasks._functions._values import encode
 from helpers.stores import STORES
 
 R = TypeVar("R")

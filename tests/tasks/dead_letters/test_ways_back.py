@@ -8,8 +8,8 @@ import pytest
 
 from cuelight.tasks import DeadLetterQueue, MemoryStore
 from cuelight.tasks import _dead_letter_ways as ways
-from cuelight.tasks._dead_letter_entry import DeadLetterEntry
-from cuelight.tasks._dead_letter_ways import ReturnableLetters
+from cuelight.tasks._dead_letters._entry import DeadLetterEntry
+from cuelight.tasks._dead_letters._returnable import ReturnableLetters
 
 
 def way_back(letter: DeadLetterEntry) -> None:

@@ -14,7 +14,7 @@ from cuelight.errors import PoolClosed, QueueFull, TaskFailed, TaskNotFound
 from cuelight.pools import TaskStatus
 from cuelight.supervision import ActorSystem
 from cuelight.tasks import BlockingTaskQueue, Limit, MemoryStore, Query, SQLiteStore, Task, TaskQueue, task
-from cuelight.tasks._values import encode
+from cuelight.tasks._functions._values import encode
 
 from .conftest import MakeStore
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cuelight.pools import TaskStatus
 from cuelight.tasks import Counts, Lease, Limit, Record, Task, TaskPriority
 from cuelight.tasks._codec import record_of, task_of
-from cuelight.tasks._values import decode, encode
+from cuelight.tasks._functions._values import decode, encode
 from helpers.task_values import values
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from cuelight.supervision import ActorSystem
 from cuelight.tasks import Beat, Claim, MemoryStore, Store, Task, TaskQueue
-from cuelight.tasks._queue_actor import QueueActor
-from cuelight.tasks._queue_life import Resolve
+from cuelight.tasks._queue._session import QueueActor, Resolve
 from cuelight.testing import VIRTUAL_BACKENDS, crash_once, virtual_backend
 from helpers import Backend
 from helpers.task_queues import flaky

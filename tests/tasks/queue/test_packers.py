@@ -14,8 +14,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from cuelight.tasks._packing import Unstorable, pack
-from cuelight.tasks._typed import packer_of
+from cuelight.tasks._functions._packing import Unstorable, pack
+from cuelight.tasks._functions._typed import packer_of
 
 ID = UUID(int=1)
 

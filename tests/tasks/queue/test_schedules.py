@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cuelight.tasks import Cron, Every, Schedule, Task, TaskQueue, task
-from cuelight.tasks._periodic import due_after_change
+from cuelight.tasks._queue._periodic import due_after_change
 from helpers.task_queues import flaky
 
 

@@ -19,7 +19,7 @@ from cuelight.errors import (
 )
 from cuelight.pools import TaskStatus
 from cuelight.tasks import Claim, MemoryStore, Query, Task, TaskHandle, TaskQueue, task
-from cuelight.tasks._values import encode
+from cuelight.tasks._functions._values import encode
 
 from .conftest import MakeStore
 

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 
 from cuelight.tasks import TaskQueue, task
-from cuelight.tasks._unique_key import unique_key
+from cuelight.tasks._functions._unique_key import unique_key
 from helpers.task_values import AN_HOUR, BERLIN, values
 
 NOTHING = object()

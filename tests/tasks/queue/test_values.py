@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight.tasks import task
-from cuelight.tasks._packing import DEEPEST
-from cuelight.tasks._values import decode, encode
+from cuelight.tasks._functions._packing import DEEPEST
+from cuelight.tasks._functions._values import decode, encode
 from helpers.task_values import BERLIN, values
 
 
@@ -228,7 +228,7 @@ def test_no_memory_is_no_fault_of_the_bytes(monkeypatch: pytest.MonkeyPatch) -> 
         def decode(self, data: bytes) -> Any:
             raise MemoryError
 
-    monkeypatch.setattr("cuelight.tasks._values._DECODER", Full())
+    monkeypatch.setattr("cuelight.tasks._functions._values._DECODER", Full())
     with pytest.raises(MemoryError):
         decode(b"\xc0")
 

@@ -9,7 +9,7 @@ import pytest
 
 from cuelight import Actor, ActorSystem, Message, on
 from cuelight.tasks import SchedulingStrategy, Task, TaskScheduler, WorkerInfo
-from cuelight.tasks._strategies import Assignments, affinity
+from cuelight.tasks._scheduler import Assignments, affinity
 
 
 class Nothing(Message):

@@ -10,8 +10,8 @@ import msgspec
 from hypothesis import example, given, settings
 
 from cuelight.tasks import Attempt, Limit, Record, Schedule
-from cuelight.tasks._rows import Damage, Row, Story
-from cuelight.tasks._sqlite_rows import (
+from cuelight.tasks._stores._rows import Damage, Row, Story
+from cuelight.tasks._stores._sqlite._columns import (
     Garbled,
     keys_of,
     leases_of,

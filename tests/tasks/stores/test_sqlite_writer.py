@@ -20,10 +20,9 @@ from cuelight.mailbox._backend import current_backend
 from cuelight.tasks import Record, SQLiteStore
 from cuelight.tasks import _sqlite_schema as schema
 from cuelight.tasks import _sqlite_writer as writers
-from cuelight.tasks._changes import Changes
-from cuelight.tasks._clock import SteadyClock
-from cuelight.tasks._sqlite_file import Moved, OpenFile
-from cuelight.tasks._sqlite_writer import Call, Writer
+from cuelight.tasks._stores._sqlite._file import Moved, OpenFile
+from cuelight.tasks._stores._sqlite._writer import Call, Writer
+from cuelight.tasks._stores._support import Changes, SteadyClock
 from helpers import Backend, run_on
 
 A = Record(id="a", type="t")

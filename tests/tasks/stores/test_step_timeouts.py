@@ -16,7 +16,7 @@ import pytest
 from cuelight.errors import StoreUnavailable
 from cuelight.redis import RedisStore
 from cuelight.tasks import Claim, Finish, MemoryStore, Query, Record, Schedule, SQLiteStore, Store, Task, TaskQueue
-from cuelight.tasks._step_timeout import LEAST, step_timeout, time_for_step
+from cuelight.tasks._stores._step_timeout import LEAST, step_timeout, time_for_step
 from helpers.redis_servers import shared_server
 from helpers.tcp_proxy import TcpProxy
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from cuelight.coordination import RateLimitConfig, gcra
 from cuelight.redis._tasks import RedisStore
 from cuelight.tasks import Finish, Lease, Limit
-from cuelight.tasks._gates import opens, take
-from cuelight.tasks._rows import Gate
+from cuelight.tasks._stores._limits import opens, take
+from cuelight.tasks._stores._rows import Gate
 from helpers.stores import START, Desk, HandClock, entries
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cuelight.tasks._context import running_task
-from cuelight.tasks._handling import call_in_process
+from cuelight.tasks._worker._handlers import call_in_process
 
 
 def test_a_function_in_a_worker_process_finds_its_context_while_it_runs() -> None:

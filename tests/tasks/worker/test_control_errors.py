@@ -14,7 +14,7 @@ from cuelight.errors import LeaseLost, RateLimited, Rejected, TaskCancelled, Tas
 from cuelight.mailbox import current_backend
 from cuelight.supervision import Backoff
 from cuelight.tasks import Snapshot, Task
-from cuelight.tasks._outcome import Released
+from cuelight.tasks._worker._failure import Released
 from cuelight.testing import virtual_backend
 from helpers.workers import new_worker, open_queue, until
 

@@ -9,7 +9,7 @@ import pytest
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import loop_time
 from cuelight.tasks import Claim, Exchange, Finish, MemoryStore, Task
-from cuelight.tasks._claimer import BATCH, MOST_AHEAD
+from cuelight.tasks._worker._fetcher import BATCH, MOST_AHEAD
 from helpers.workers import EPOCH, new_worker, open_queue
 
 SLOTS = 3 * BATCH

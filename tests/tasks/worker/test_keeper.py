@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cuelight.errors import StoreUnavailable
 from cuelight.tasks import Beat, Store
-from cuelight.tasks._keeper import Keeper
+from cuelight.tasks._worker._lease_keeper import Keeper
 
 LEASE = 9.0
 Key = tuple[str, int]

@@ -14,7 +14,7 @@ import pytest
 
 from cuelight.errors import WorkerDied
 from cuelight.tasks import Beat, Claim, Finish, Store, Task, TaskWorker
-from cuelight.tasks._values import encode
+from cuelight.tasks._functions._values import encode
 from helpers.workers import Faulty, Wrapped, loop_store, new_worker, open_queue, snapshot, until
 
 LEASE = 6.0

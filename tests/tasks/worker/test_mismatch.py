@@ -10,7 +10,7 @@ import pytest
 
 from cuelight.errors import StoreUnavailable, TaskFailed
 from cuelight.tasks import Task, TaskFunction, task
-from cuelight.tasks._mismatch import PATIENCE
+from cuelight.tasks._worker._mismatch import PATIENCE
 from helpers.workers import Faulty, loop_store, new_worker, open_queue, snapshot, until
 
 

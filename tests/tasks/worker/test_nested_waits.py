@@ -271,7 +271,7 @@ async def test_a_worker_that_ends_gives_back_the_tasks_that_wait() -> None:
 
 
 async def test_very_many_tasks_that_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cuelight.tasks._shift.MOST_RESTING", 3)
+    monkeypatch.setattr("cuelight.tasks._worker._loop.MOST_RESTING", 3)
     async with working([nested]) as queue:
         assert await (await queue.send(nested, 3)).result(100) == 3
         with pytest.raises(TaskFailed, match=r"3 tasks of .* do so already"):

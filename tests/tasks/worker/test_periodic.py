@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cuelight.mailbox import current_backend
 from cuelight.tasks import MemoryStore, Record, Schedule, Task
-from cuelight.tasks._periodic import cron_spec, due_after_change, every_spec, latest_due, next_due
+from cuelight.tasks._queue._periodic import cron_spec, due_after_change, every_spec, latest_due, next_due
 from helpers.workers import EPOCH, Faulty, loop_store, new_worker, open_queue
 
 BERLIN = ZoneInfo("Europe/Berlin")

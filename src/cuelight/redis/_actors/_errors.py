@@ -19,7 +19,7 @@ from typing import Any, Final
 from cuelight._text import describe_error, safe_str, shortened, type_name
 from cuelight.errors import CuelightError, ReplyError, ends_the_program
 from cuelight.redis._actors._frames import LONGEST, Raised
-from cuelight.tasks._values import decode, encode
+from cuelight.tasks._functions._values import decode, encode
 
 CAUSES: Final = 8
 """The number of causes that are encoded with an exception: its cause, the cause of that, and so on."""

@@ -29,7 +29,7 @@ from cuelight.redis._actors._registry import Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
 from cuelight.redis._actors._transport import Transport, check_transport
 from cuelight.redis._client import RedisClient, Server, answer_time, publishing_command
-from cuelight.tasks._checks import check_text
+from cuelight.tasks._stores._checks import check_text
 
 log = get_log("cuelight.redis")
 

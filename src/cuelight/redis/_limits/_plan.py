@@ -13,7 +13,7 @@ from cuelight._text import safe_repr
 from cuelight.coordination import RateLimitConfig
 from cuelight.redis._client import Script
 from cuelight.redis._limits._answers import Answer
-from cuelight.tasks._checks import check_text
+from cuelight.tasks._stores._checks import check_text
 
 Algorithm = Literal["token_bucket", "sliding_window", "sliding_counter"]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cuelight.redis._client import Argument, Server
-from cuelight.tasks._checks import check_text
+from cuelight.tasks._stores._checks import check_text
 
 _FENCE: Final = Script.load("cuelight.redis._locks", "fence.lua")
 

@@ -9,7 +9,7 @@ import socket
 from typing import Final
 
 from cuelight._text import safe_repr
-from cuelight.tasks._checks import check_text
+from cuelight.tasks._stores._checks import check_text
 
 LONGEST: Final = 512
 """The largest length of a name. Longer texts are most likely data that was passed by mistake."""

@@ -16,7 +16,7 @@ import msgspec
 
 from cuelight._text import safe_str
 from cuelight.tasks import Attempt, Counts, Lease, Limit, Record, Schedule, Snapshot
-from cuelight.tasks._rows import DEAD_LETTER, STATES
+from cuelight.tasks._stores._rows import DEAD_LETTER, STATES
 
 _LENGTH: Final = struct.Struct(">I")
 _EXACT: Final = 2**53

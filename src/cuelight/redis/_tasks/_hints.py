@@ -23,8 +23,8 @@ import anyio
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.mailbox._backend import yield_now
-from cuelight.tasks._changes import Changes
-from cuelight.tasks._step_timeout import time_for_step
+from cuelight.tasks._stores._step_timeout import time_for_step
+from cuelight.tasks._stores._support import Changes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -13,8 +13,8 @@ from cuelight._text import safe_str
 from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.redis._client import RedisClient
 from cuelight.redis._tasks import _steps as steps
-from cuelight.tasks._clock import SteadyClock
-from cuelight.tasks._step_timeout import time_for_step
+from cuelight.tasks._stores._step_timeout import time_for_step
+from cuelight.tasks._stores._support import SteadyClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -12,7 +12,7 @@ from cuelight._text import safe_str
 from cuelight.errors import StoreRefused
 from cuelight.redis._client import Script
 from cuelight.redis._tasks._cards import tag_of
-from cuelight.tasks._checks import queue_closed
+from cuelight.tasks._stores._checks import queue_closed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

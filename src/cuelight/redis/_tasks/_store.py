@@ -37,7 +37,7 @@ from cuelight.tasks import (
     Size,
     Snapshot,
 )
-from cuelight.tasks._checks import (
+from cuelight.tasks._stores._checks import (
     check_beat,
     check_control,
     check_exchange,
@@ -48,8 +48,8 @@ from cuelight.tasks._checks import (
     check_schedule,
     check_set_limit,
 )
-from cuelight.tasks._rows import STATES
-from cuelight.tasks._transitions import KINDS
+from cuelight.tasks._stores._engine import KINDS
+from cuelight.tasks._stores._rows import STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

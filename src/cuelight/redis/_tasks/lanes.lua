@@ -1,5 +1,5 @@
--- Which task with limits may go next, without looking at those that may not. The rules are those of `tasks/_lanes.py`
--- and `tasks/_gates.py`, which a test of the contract holds them to:
+-- Which task with limits may go next, without looking at those that may not. The rules are those of `tasks/_stores/_limits.py`
+-- and `tasks/_stores/_limits.py`, which a test of the contract holds them to:
 --
 -- 1. A lane that is asked for work waits on no limit; any other waits on exactly one.
 -- 2. Where lanes wait on a limit that would admit the first task of the first of them, that lane is asked for work.

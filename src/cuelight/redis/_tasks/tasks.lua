@@ -1,4 +1,4 @@
--- What moves a task. The rules are those of `tasks/_engine.py` and `tasks/_transitions.py`.
+-- What moves a task. The rules are those of `tasks/_stores/_engine.py` and `tasks/_stores/_engine.py`.
 
 local KINDS = 7 -- states, in the number that says how an attempt was settled
 local NAMES = {

@@ -1,4 +1,4 @@
--- Whose turn it is. The rules are those of `tasks/_turns.py`; the virtual times are one field of `side`, and the ends
+-- Whose turn it is. The rules are those of `tasks/_stores/_fair_queue.py`; the virtual times are one field of `side`, and the ends
 -- of tenants are a zset that is there only while they count.
 
 local turn_of_new, virtual_of, started, settle_turns

@@ -1,0 +1,358 @@
+"""The worker's connection to the store. Each request (an exchange) reports finished tasks and claims new ones.
+
+If an exchange is a network round trip, a second one may run at the same time, so that the server is busy while answers
+travel and are read. The second one is only sent if it has enough finishes to be worthwhile.
+
+Invariants:
+
+1. An exchange is repeated unchanged until the store has answered it. A nonce and an epoch let the store recognize the
+   repetition. No finish is in two exchanges, and each claim leaves out the slots that pending claims may fill.
+2. A finish is dropped only when the store has answered it, or has rejected that finish on its own several times.
+3. While there are free slots, the worker queries the store at least every few seconds, whatever happened before.
+4. A claim asks for no more tasks than there are free slots, plus those that will start within some milliseconds at the
+   current rate.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import anyio
+
+from cuelight._log import get_log
+from cuelight.errors import PoolClosed, StoreUnavailable
+from cuelight.supervision import Backoff
+from cuelight.tasks._stores._protocol import Claim, Exchange, Finish
+from cuelight.tasks._worker._failure import QUIET
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cuelight.mailbox import Waiter
+    from cuelight.tasks._stores._protocol import Lease
+    from cuelight.tasks._worker._loop import Shift
+
+log = get_log("cuelight.tasks")
+
+T = TypeVar("T")
+
+AWAY: Final = Backoff(minimum=0.05, maximum=5.0, jitter=1.0)
+"""Delays before a store that did not answer is tried again. With jitter, so that many workers do not retry at once."""
+
+AHEAD: Final = 0.02
+"""Seconds of work that are claimed in advance of free slots, at the current rate."""
+
+MOST_AHEAD: Final = 1000
+
+LOOK: Final = 5.0
+"""Seconds after which the store is queried without a notification of a change."""
+
+TRIES: Final = 3
+"""How often a finish that makes the store fail is sent on its own."""
+
+BATCH: Final = 32
+"""The minimum number of finishes for a second exchange while another one is pending."""
+
+
+@dataclass(eq=False)
+class Errand:
+    """An exchange that the store has not answered yet.
+
+    Attributes:
+        finishes: the finishes that it reports.
+        claim: the claim; None if it claims nothing.
+        sent: when it was last sent, by the keeper's clock.
+    """
+
+    finishes: Sequence[Finish]
+    claim: Claim | None
+    sent: float
+
+
+class Claimer:
+    """Claims and settles the tasks of one shift."""
+
+    def __init__(self, shift: Shift) -> None:
+        self._shift = shift
+        self._pending: list[Errand] = []
+        self._most = 0  # number of tasks that these claim
+        self._parked: list[Waiter] = []
+        self._thirsty: Waiter | None = None
+        self._look = True
+        self._since, self._wake_at = 0, 0.0
+        self._early = self._failures = self._odd = 0
+        self._window, self._ended, self._pace = shift.backend.time(), 0, 0.0
+        self._numbers = 0
+        self._prefix = uuid.uuid4().hex
+        self._waits = False  # whether the store may hand over a task
+        self._handed: list[Lease] = []  # tasks that were handed over since the last claim
+
+    @property
+    def unsent(self) -> int:
+        """The number of finishes that the store has not acknowledged."""
+        return len(self._shift.finishes) + sum(len(errand.finishes) for errand in self._pending)
+
+    def wake(self) -> None:
+        """Continue: an attempt has ended, or a slot is free."""
+        if self._parked:
+            self._parked.pop().wake()
+
+    def look(self) -> None:
+        """Claim for a slot that has become free unexpectedly."""
+        self._look = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Exchange until cancelled. May be called several times at once. Unanswered exchanges are left for `flush`."""
+        errand: Errand | None = None
+        while True:
+            if errand is None:
+                errand = self._prepare()
+            if errand is None:
+                waiter = self._shift.backend.waiter()
+                self._parked.append(waiter)
+                await waiter
+                continue
+            errand = await self._try(errand)
+
+    async def _try(self, errand: Errand) -> Errand | None:
+        """Make an exchange. Return the exchange to repeat, or None if the store has answered it."""
+        try:
+            await self._send(errand)
+        except StoreUnavailable as error:
+            await self._wait_for_store(error)
+            return errand
+        except PoolClosed:
+            raise
+        except Exception as error:  # no error of a store ends the worker
+            log.exception("%s: its store failed", self._shift.options.worker_id)
+            if errand in self._pending:
+                errand = self._take_apart(errand)
+            await self._wait_for_store(error)
+        return errand if errand in self._pending else None
+
+    async def flush(self) -> None:
+        """Send the remaining finishes, and return tasks whose claim was interrupted."""
+        while self._pending or self._shift.finishes or self._waits:
+            if not self._pending:
+                self._start(self._shift.finishes, self._claim(0, None) if self._waits else None)
+                self._shift.finishes = []
+            try:
+                await self._try(self._pending[0])
+            except PoolClosed:
+                log.warning(
+                    "%s: its store was closed with %d unsent finishes", self._shift.options.worker_id, self.unsent
+                )
+                return
+
+    async def claim_one(self) -> Lease | None:
+        """Claim one task. Return None if there is none.
+
+        Raises:
+            StoreUnavailable: the store did not answer for the length of a lease.
+        """
+        shift = self._shift
+        claim = self._claim(1, None)
+        errand = self._start((), claim)
+        answer = await self.patiently(lambda: shift.store.exchange((), claim), shift.options.lease)
+        self._end(errand)
+        self._answered(claim)
+        for lease in answer.leases:
+            shift.keeper.hold(lease.record.id, lease.epoch, errand.sent)
+            return lease
+        return None
+
+    async def patiently(self, step: Callable[[], Awaitable[T]], patience: float = float("inf")) -> T:
+        """Repeat an idempotent call of the store until it answers.
+
+        Raises:
+            StoreUnavailable: the store did not answer for `patience` seconds.
+        """
+        give_up = self._shift.backend.time() + patience
+        while True:
+            try:
+                result = await step()
+            except StoreUnavailable as error:
+                if self._shift.backend.time() >= give_up:
+                    raise
+                await self._wait_for_store(error)
+            else:
+                self._is_back()
+                return result
+
+    # One exchange.
+
+    def _prepare(self) -> Errand | None:
+        """Return the next exchange, or None if none is needed now."""
+        shift = self._shift
+        finishes: Sequence[Finish] = shift.finishes
+        if self._pending and (self._odd or len(finishes) < BATCH):
+            return None
+        if self._odd and finishes:  # one of them made the store fail: send them one by one
+            shift.finishes = list(finishes[1:])
+            return self._start(finishes[:1], None)
+        self._measure(len(finishes))
+        most = 0
+        if not shift.draining and (self._look or finishes):
+            most = max(0, shift.room + min(MOST_AHEAD, int(self._pace)) - self._most)
+        claim = self._claim(most, None if shift.draining else self._take) if most > 0 or self._handed else None
+        if not finishes and claim is None:
+            return None
+        shift.finishes = []
+        return self._start(finishes, claim)
+
+    def _start(self, finishes: Sequence[Finish], claim: Claim | None) -> Errand:
+        errand = Errand(finishes, claim, self._shift.keeper.clock())
+        self._pending.append(errand)
+        self._most += claim.most if claim is not None else 0
+        return errand
+
+    def _end(self, errand: Errand) -> None:
+        self._pending.remove(errand)
+        self._most -= errand.claim.most if errand.claim is not None else 0
+
+    def _claim(self, most: int, take: Callable[[Lease], object] | None) -> Claim:
+        self._numbers += 1
+        shift, options = self._shift, self._shift.options
+        handed, self._handed = self._handed, []
+        leases = [(lease.record.id, lease.epoch) for lease in handed]
+        confirmed = tuple(lease for lease in leases if shift.keeper.holds(*lease))
+        return Claim(options.worker_id, f"{self._prefix}:{self._numbers}", most, options.lease, take, confirmed)
+
+    def _take(self, lease: Lease) -> None:
+        """Start a task that the store has handed over. The next claim confirms its lease."""
+        shift = self._shift
+        since = shift.keeper.clock() + lease.expires - shift.store.now() - shift.options.lease
+        self._handed.append(lease)
+        shift.feed([lease], since)
+        self.look()
+
+    def _measure(self, ended: int) -> None:
+        """Update `_pace`, the number of attempts that end in `AHEAD` seconds."""
+        passed = self._shift.backend.time() - self._window
+        if passed >= AHEAD:
+            self._pace = self._ended * AHEAD / passed
+            self._window += passed
+            self._ended = 0
+        self._ended += ended
+
+    async def _send(self, errand: Errand) -> None:
+        """Make the exchange. It is pending until it is answered."""
+        finishes, claim = errand.finishes, errand.claim
+        since = self._shift.store.version()
+        errand.sent = self._shift.keeper.clock()
+        answer = await self._shift.store.exchange(finishes, claim)
+        self._end(errand)
+        self._is_back()
+        if self._odd:
+            self._odd = self._odd - 1 if finishes else self._odd
+        if claim is not None:
+            self._waits = answer.waits
+            for lease in claim.confirmed:
+                self._shift.keeper.renewed(*lease, errand.sent)
+            self._shift.feed(answer.leases, errand.sent)
+            self._answered(claim)
+            self._look = len(answer.leases) >= claim.most
+            if not self._look:
+                self._since = since
+                self._wait_for_more(answer)
+        self._settled(finishes, answer)
+
+    def _answered(self, claim: Claim) -> None:
+        self._shift.tally.last_claim = self._shift.store.now()
+
+    def _settled(self, finishes: Sequence[Finish], answer: Exchange) -> None:
+        shift = self._shift
+        worker, failures = shift.options.worker_id, shift.failures
+        for finish, state in zip(finishes, answer.accepted, strict=True):
+            if finish.kind == "done" and state:
+                continue
+            failed = failures.pop((finish.id, finish.epoch), None)
+            attempt = finish.attempt
+            if not state:
+                shift.tally.lease_lost += 1
+                log.warning("%s: lease_lost: the finish (%s) of %s was rejected", worker, finish.kind, finish.id)
+            elif failed is not None and attempt is not None and attempt.kind not in QUIET:
+                text = f"{attempt.error}\n{attempt.traceback}".rstrip()
+                failed.report(log, worker=worker, queue=shift.queue, kind=attempt.kind, state=state, text=text)
+
+    # A store that is unavailable or fails.
+
+    async def _wait_for_store(self, error: Exception) -> None:
+        if not self._shift.tally.away:
+            self._shift.tally.away = True
+            log.warning("%s cannot reach its store, and keeps trying: %r", self._shift.options.worker_id, error)
+        delay = AWAY.delay(self._failures, random.random())  # noqa: S311 - no secret
+        self._failures += 1
+        await anyio.sleep(delay)
+
+    def _is_back(self) -> None:
+        self._failures = 0
+        if self._shift.tally.away:
+            self._shift.tally.away = False
+            log.warning("%s can reach its store again", self._shift.options.worker_id)
+
+    def _take_apart(self, errand: Errand) -> Errand:
+        """Split an exchange that made the store fail, so that one bad finish does not block the others.
+
+        Returns:
+            The remaining exchange, which must be repeated if it is still pending.
+        """
+        finishes, claim = errand.finishes, errand.claim
+        if not finishes:
+            return errand
+        self._end(errand)
+        if claim is not None:
+            errand = Errand((), claim, errand.sent)
+            self._pending.append(errand)
+            self._most += claim.most
+        elif len(finishes) == 1 and self._odd >= TRIES:
+            log.error(
+                "%s drops the finish (%s) of %s, which its store rejects: the task runs again after its lease",
+                self._shift.options.worker_id,
+                finishes[0].kind,
+                finishes[0].id,
+            )
+            self._shift.failures.pop((finishes[0].id, finishes[0].epoch), None)
+            finishes = ()
+        self._shift.finishes[:0] = finishes
+        self._odd += 1
+        return errand
+
+    # Waiting for something to claim.
+
+    def _wait_for_more(self, answer: Exchange) -> None:
+        """The claim returned fewer tasks than requested: have the watcher wait for more."""
+        self._wake_at = answer.wake_at
+        if self._thirsty is not None:
+            thirsty, self._thirsty = self._thirsty, None
+            thirsty.wake()
+
+    async def watch(self) -> None:
+        """Wait for claimable tasks after each claim that returned fewer tasks than requested."""
+        store = self._shift.store
+        while True:
+            if self._look:
+                self._thirsty = self._shift.backend.waiter()
+                await self._thirsty
+            try:
+                await store.changed(self._since, self._patience(self._wake_at - store.now()))
+            except Exception as error:  # ignored, because the next claim shows whether the store works
+                if not isinstance(error, StoreUnavailable):
+                    log.exception("%s cannot watch its store", self._shift.options.worker_id)
+                await anyio.sleep(AWAY.delay(2, random.random()))  # noqa: S311 - no secret
+            self._look = True
+            self.wake()
+
+    def _patience(self, until: float) -> float:
+        """The number of seconds to wait for a change."""
+        if until > 0:
+            self._early = 0
+            return min(until, LOOK)
+        # The store announced a task and did not return it (it may be paused): avoid a busy loop.
+        self._early += 1
+        return min(0.1, 0.001 * 2.0 ** min(self._early, 10))

@@ -1,0 +1,190 @@
+"""Background work of a worker: firing schedules, unparking tasks, returning unstarted tasks, detecting a blocked loop.
+
+Invariants:
+
+1. Each due time of a schedule is fired by exactly one worker. Missed due times are caught up once. When the clock is
+   set back, periodic work is not delayed by that amount.
+2. A parked task is unparked while a worker that knows its type runs, even if the worker started before the task was
+   parked.
+3. A task that was claimed ahead and not started within a second is returned to the queue.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import anyio
+
+from cuelight._log import get_log
+from cuelight._text import safe_repr
+from cuelight.errors import PoolClosed, StoreUnavailable
+from cuelight.tasks._queue._periodic import latest_due, next_due
+from cuelight.tasks._queue._schedules import moved_back
+from cuelight.tasks._stores._protocol import Query
+
+if TYPE_CHECKING:
+    from cuelight.tasks._stores._protocol import Schedule
+    from cuelight.tasks._worker._loop import Shift
+
+Chore = Callable[[], Coroutine[Any, Any, None]]
+
+log = get_log("cuelight.tasks")
+slow = get_log("cuelight.slow")
+
+TICK: Final = 0.5
+UNPARK: Final = 15.0
+"""Seconds between two searches for parked tasks. A worker of an older version may park tasks that this one can run."""
+
+LOOK: Final = 60.0
+"""Seconds after which the schedules are read again if nothing has changed."""
+
+CALM: Final = 0.25
+"""Minimum seconds between two reads of the schedules, however often the queue changes."""
+
+BLOCKED: Final = 1.0
+"""Seconds without an answer after which an event loop is reported as blocked."""
+
+
+class Chores:
+    """The background work of one shift."""
+
+    def __init__(self, shift: Shift) -> None:
+        self._shift = shift
+        self._loop_thread = threading.get_ident()
+        self._asked: float | None = None
+        self._reported = False
+        self._unreadable: set[str] = set()
+        # time of the last read; infinite at first, because the clock may have been set back before
+        self._latest = float("inf")
+
+    @property
+    def of_leases(self) -> tuple[Chore, ...]:
+        """The work to do while a task runs."""
+        return (self._tick, self._renew) if self._shift.options.heartbeat == "loop" else (self._tick,)
+
+    @property
+    def all(self) -> tuple[Chore, ...]:
+        """The work to do until the shift ends."""
+        return (*self.of_leases, self._unpark, self._fire)
+
+    async def _renew(self) -> None:
+        while True:  # noqa: ASYNC110 - there is no event to wait for: leases expire with time
+            await anyio.sleep(self._shift.keeper.step())
+
+    async def _tick(self) -> None:
+        shift, taken = self._shift, -1
+        while True:
+            await anyio.sleep(TICK)
+            shift.keeper.expire()  # the keeper's thread may be blocked in a call of the store
+            if shift.waiting and shift.taken == taken:
+                shift.give_back()
+            taken = shift.taken
+
+    # Parked tasks.
+
+    async def _unpark(self) -> None:
+        while True:
+            pause = UNPARK
+            try:
+                await self._unpark_once()
+            except StoreUnavailable:
+                pause = TICK
+            except Exception:
+                log.exception("%s could not look for parked tasks", self._shift.options.worker_id)
+            await anyio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+
+    async def _unpark_once(self) -> None:
+        store, table = self._shift.store, self._shift.options.table
+        types = set(table.by_type)
+        if table.fallback is not None:
+            types |= {parked.record.type for parked in await store.find(Query(state="parked"))}
+        if types:
+            await store.unpark(sorted(types))
+
+    # Schedules.
+
+    async def _fire(self) -> None:
+        store = self._shift.store
+        while True:
+            since = store.version()
+            try:
+                due = await self._fire_due()
+                await store.changed(since, max(0.0, min(LOOK, due - store.now())))
+                await anyio.sleep(max(0.0, min(CALM, due - store.now())))
+            except StoreUnavailable:
+                await anyio.sleep(TICK * random.uniform(1.0, 2.0))  # noqa: S311 - no secret
+            except Exception:
+                log.exception("%s could not fire the due schedules", self._shift.options.worker_id)
+                await anyio.sleep(LOOK * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+
+    async def _fire_due(self) -> float:
+        """Fire all due schedules. Return the next due time, in seconds since the epoch."""
+        store = self._shift.store
+        soonest = float("inf")
+        set_back = store.now() < self._latest
+        schedules = await store.schedules()
+        self._latest = store.now()
+        for schedule in schedules:
+            try:
+                soonest = min(soonest, await self._fire_one(schedule, store.now(), set_back=set_back))
+            except (StoreUnavailable, PoolClosed):
+                self._latest = float("inf") if set_back else self._latest
+                raise
+            except Exception:  # the other schedules are still fired
+                if schedule.name not in self._unreadable:
+                    self._unreadable.add(schedule.name)
+                    log.exception("the schedule %s cannot be fired", safe_repr(schedule.name), kind="schedule")
+        return soonest
+
+    async def _fire_one(self, schedule: Schedule, now: float, *, set_back: bool) -> float:
+        """Fire a schedule if it is due. Return its next due time.
+
+        Raises:
+            ValueError: its spec is invalid.
+            ImportError: it is a cron line, and cronsim is not installed.
+        """
+        store = self._shift.store
+        if schedule.due > now:
+            if not set_back or schedule.due <= latest_due(schedule.spec, now):
+                return schedule.due
+            moved = moved_back(schedule, now, uuid4().hex[:6])
+            log.warning("the clock was set back: the schedule %s is due in %g s", moved.name, moved.due - now)
+            await store.put_schedule(moved)
+            return moved.due
+        after = next_due(schedule.spec, now, schedule.due)
+        await store.fire(schedule.name, schedule.due, after)
+        return after
+
+    # Detecting a blocked loop.
+
+    def pulse(self) -> None:
+        """Check that the loop answers. Runs in the keeper's thread, every half second while a task runs."""
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked, self._reported = now, False
+            try:
+                self._shift.backend.call_threadsafe(self._answer)
+            except RuntimeError:
+                slow.debug("the loop of %s has ended", self._shift.options.worker_id)
+        elif not self._reported and now - self._asked >= BLOCKED:
+            self._reported = True
+            frames: dict[int, Any] = sys._current_frames()
+            stack = "".join(traceback.format_stack(frames.get(self._loop_thread)))
+            slow.warning(
+                "the event loop of %s has been blocked for %.1f s, %d tasks run in it and their leases are kept. "
+                "It stands at:\n%s",
+                self._shift.options.worker_id,
+                now - self._asked,
+                self._shift.busy,
+                stack,
+            )
+
+    def _answer(self) -> None:
+        self._asked = None

@@ -22,7 +22,7 @@ from cuelight.redis import (
     RedisTokenBucket,
     fence_key,
 )
-from cuelight.redis._client._slots import slot_of_key
+from cuelight.redis._client._cluster import slot_of_key
 from helpers.redis_servers import RedisServer
 
 NAMES = [

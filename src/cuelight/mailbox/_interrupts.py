@@ -37,7 +37,7 @@ BLOCKING: Final = frozenset(
         "cuelight.pools._threads._timer",
         "cuelight.pools._worker_pool",
         "cuelight.redis._client._blocking",
-        "cuelight.redis._locks._thread",
+        "cuelight.redis._locks._renewal",
         "cuelight.supervision._blocking_system",
         "cuelight.tasks._blocking",
         "cuelight.tasks._queue._blocking",

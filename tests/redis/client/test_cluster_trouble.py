@@ -15,7 +15,7 @@ from redis.exceptions import AskError
 
 from cuelight.errors import StoreUnavailable
 from cuelight.redis import RedisClient, Script
-from cuelight.redis._client._slots import slot_of_key
+from cuelight.redis._client._cluster import slot_of_key
 from helpers.redis_servers import RedisCluster, RedisServer, free_port, shared_server, until
 from helpers.tcp_proxy import TcpProxy
 

@@ -17,7 +17,7 @@ import redis.asyncio
 
 from cuelight.errors import StoreRefused
 from cuelight.redis import RedisClient
-from cuelight.redis._client import _words
+from cuelight.redis._client import _command_info
 from helpers.redis_servers import RedisServer, redis_binary, valkey_binary
 
 SEVEN = hashlib.sha1(b"return 7").hexdigest()
@@ -316,9 +316,9 @@ async def test_a_dedicated_connection_has_pipelines_errors_and_watches_that_are_
 
 def test_names_of_commands_that_come_from_people_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     known: dict[Any, int] = {}
-    monkeypatch.setattr(_words, "_kinds", known)
+    monkeypatch.setattr(_command_info, "_kinds", known)
     for n in range(3000):
-        assert _words.kind_of(f"INVENTED{n}") == _words.PLAIN
+        assert _command_info.kind_of(f"INVENTED{n}") == _command_info.PLAIN
     assert len(known) == 2000
-    assert _words.kind_of("blpop") == _words.MAY_BLOCK
-    assert _words.kind_of("watch") == _words.REFUSED
+    assert _command_info.kind_of("blpop") == _command_info.MAY_BLOCK
+    assert _command_info.kind_of("watch") == _command_info.REFUSED

@@ -19,7 +19,7 @@ import redis
 
 from cuelight.errors import StoreUnavailable
 from cuelight.redis import RedisClient, Script
-from cuelight.redis._client._wire import pack
+from cuelight.redis._client._connection import pack
 from helpers import Backend, run_on
 from helpers.redis_servers import RedisServer, shared_server, until
 from helpers.tcp_proxy import TcpProxy

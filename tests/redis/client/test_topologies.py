@@ -15,7 +15,7 @@ import redis
 
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient, Script
-from cuelight.redis._client._slots import slot_of_key
+from cuelight.redis._client._cluster import slot_of_key
 from helpers.redis_servers import RedisCluster, RedisServer, Sentinel, redis_binary, until, valkey_binary
 
 READ = Script("return redis.call('GET', KEYS[1])", "read")

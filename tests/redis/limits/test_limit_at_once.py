@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cuelight.coordination import RateLimitConfig
 from cuelight.redis import RedisClient, Script
 from cuelight.redis._limits._answers import unpack
-from cuelight.redis._limits._plan import AT_ONCE, Algorithm, Plan, pack, row_of, script_of, scripts_of
+from cuelight.redis._limits._config import AT_ONCE, Algorithm, Plan, pack, row_of, script_of, scripts_of
 from helpers.redis_servers import shared_server
 
 QUICK: Final[list[Algorithm]] = ["token_bucket", "sliding_counter"]

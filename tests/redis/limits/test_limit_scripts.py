@@ -12,7 +12,7 @@ from cuelight.coordination import RateLimitConfig
 from cuelight.coordination._meters import Bucket, Meter, WindowCounter, WindowLog
 from cuelight.redis import RedisClient
 from cuelight.redis._limits._answers import unpack
-from cuelight.redis._limits._plan import ALGORITHMS, Algorithm, Plan, bucket_row, pack, row_of, scripts_of
+from cuelight.redis._limits._config import ALGORITHMS, Algorithm, Plan, bucket_row, pack, row_of, scripts_of
 from helpers.redis_servers import RedisServer, redis_binary, shared_server
 
 METERS: dict[Algorithm, Callable[[RateLimitConfig], Meter]] = {

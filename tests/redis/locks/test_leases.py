@@ -17,8 +17,7 @@ import pytest
 from cuelight.coordination import LockManager
 from cuelight.errors import LeaseLost, LockNotHeld, StoreRefused, StoreUnavailable
 from cuelight.redis import Lease, LockState, RedisClient, RedisLock, RedisSemaphore, redis_locks
-from cuelight.redis._locks._keeper import Keeper
-from cuelight.redis._locks._thread import _keepers, the_thread
+from cuelight.redis._locks._renewal import Keeper, _keepers, the_thread
 from helpers import BACKENDS, run_on
 from helpers.lockable import over_redis, until, until_server, worker
 from helpers.players import outcome, settle

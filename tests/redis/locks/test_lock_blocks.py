@@ -12,7 +12,7 @@ import pytest
 from cuelight.coordination._lock_waiting import release
 from cuelight.errors import LeaseLost, LockNotHeld, StoreUnavailable
 from cuelight.redis import RedisClient, RedisLock, RedisSemaphore
-from cuelight.redis._locks import _claim
+from cuelight.redis._locks import _lock
 from helpers.lockable import over_redis, until, until_server, worker
 from helpers.redis_servers import shared_server
 from helpers.tcp_proxy import TcpProxy
@@ -171,7 +171,7 @@ async def test_a_block_waits_for_a_thread_that_was_quicker_to_tell_the_server(
                         proxy.swallow_every(1, of={"EVALSHA"}, times=1)
                         thread.start(lock.acquire_blocking)
                         await until(lambda: lock.statistics().waiting)
-                        monkeypatch.setattr(_claim, "release", release_and_wait)
+                        monkeypatch.setattr(_lock, "release", release_and_wait)
                         if late:
                             tasks.cancel_scope.cancel()
                 finally:

@@ -18,9 +18,9 @@ from redis.exceptions import ResponseError
 
 from cuelight.errors import LeaseLost, LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient, RedisLock
-from cuelight.redis._locks import _claim, _taking, _thread
-from cuelight.redis._locks._calls import LEASE
-from cuelight.redis._locks._thread import LoopThread
+from cuelight.redis._locks import _acquire, _lock, _renewal
+from cuelight.redis._locks._renewal import LoopThread
+from cuelight.redis._locks._ticket import LEASE
 from helpers import BACKENDS, Backend, run_on
 from helpers.lockable import over_redis, until, until_blocking, until_server, worker
 from helpers.players import outcome
@@ -271,7 +271,7 @@ def a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Generator[LoopThread
     """The thread that keeps leases, for a program of its own: that can end, and the tests go on."""
     own = LoopThread()
     with monkeypatch.context() as patch:
-        for module in (_claim, _taking, _thread):
+        for module in (_lock, _acquire, _renewal):
             patch.setattr(module, "the_thread", own)
         yield own
         own.end()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cuelight.errors import PoolClosed, StoreRefused
 from cuelight.redis import RedisClient, RedisStore, Script
-from cuelight.redis._tasks import _steps as steps
-from cuelight.redis._tasks._steps import Call, Reply, script_of
+from cuelight.redis._tasks import _scripts as steps
+from cuelight.redis._tasks._scripts import Call, Reply, script_of
 from cuelight.tasks import Bound, Claim, Finish, Limit, Record
 from helpers import BACKENDS, run_on
 from helpers.redis_servers import shared_server

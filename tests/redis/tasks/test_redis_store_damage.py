@@ -16,8 +16,8 @@ import pytest
 
 from cuelight.errors import StoreRefused
 from cuelight.redis import RedisClient, RedisStore
-from cuelight.redis._tasks._cards import _Row
-from cuelight.redis._tasks._steps import _KINDS
+from cuelight.redis._tasks._encoding import _Row
+from cuelight.redis._tasks._scripts import _KINDS
 from cuelight.tasks import Limit, Record, TaskQueue, TaskWorker
 from helpers.damage import DEEP, FINAL, IDS, RAW, VALUES, fill, run_out, wrong
 from helpers.redis_servers import shared_server

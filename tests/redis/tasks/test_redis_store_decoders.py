@@ -10,9 +10,9 @@ import msgspec
 from hypothesis import example, given, settings
 
 from cuelight.errors import PoolClosed, StoreRefused
-from cuelight.redis._tasks._cards import Unreadable, card_of, leases_of, schedule_of, snapshots_of
-from cuelight.redis._tasks._hints import Hints
-from cuelight.redis._tasks._steps import reply_of
+from cuelight.redis._tasks._encoding import Unreadable, card_of, leases_of, schedule_of, snapshots_of
+from cuelight.redis._tasks._notifications import Hints
+from cuelight.redis._tasks._scripts import reply_of
 from cuelight.tasks import Lease, Limit, Record, Schedule, Snapshot
 
 encode = msgspec.msgpack.encode

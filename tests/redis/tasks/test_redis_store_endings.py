@@ -10,8 +10,8 @@ import pytest
 
 from cuelight import StoreUnavailable
 from cuelight.redis import RedisStore
-from cuelight.redis._tasks import _hints
-from cuelight.redis._tasks._together import Together
+from cuelight.redis._tasks import _notifications
+from cuelight.redis._tasks._store import Together
 from cuelight.tasks import Record
 from helpers import BACKENDS
 from helpers.redis_servers import shared_server, until
@@ -21,7 +21,7 @@ from helpers.tcp_proxy import TcpProxy
 async def test_a_wait_ends_when_its_store_is_closed_though_the_server_is_silent(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_hints, "LOOK", 0.05)
+    monkeypatch.setattr(_notifications, "LOOK", 0.05)
     with TcpProxy(shared_server().port) as proxy:
         store = RedisStore(f"{proxy.url}?socket_timeout=20", prefix=prefix)
         await store.open()
@@ -50,7 +50,7 @@ async def test_a_wait_ends_when_its_store_is_closed_though_the_server_is_silent(
 async def test_a_wait_says_so_when_the_server_goes_silent_and_can_be_made_again(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_hints, "LOOK", 0.05)
+    monkeypatch.setattr(_notifications, "LOOK", 0.05)
     with TcpProxy(shared_server().port) as proxy:
         store = RedisStore(f"{proxy.url}?socket_timeout=0.3", prefix=prefix)
         await store.open()

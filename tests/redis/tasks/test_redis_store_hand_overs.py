@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint as yield_now
 
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient, RedisStore
-from cuelight.redis._tasks import _steps as steps
+from cuelight.redis._tasks import _scripts as steps
 from cuelight.tasks import Claim, Counts, Exchange, Lease, Limit, Query, TaskQueue, TaskWorker, task
 from helpers.redis_servers import shared_server, until
 from helpers.stores import START, Desk, HandClock

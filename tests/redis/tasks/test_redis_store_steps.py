@@ -10,8 +10,8 @@ import pytest
 from redis.exceptions import DataError, ResponseError
 
 from cuelight.errors import StoreRefused
-from cuelight.redis._tasks import _steps as steps
-from cuelight.redis._tasks._cards import Unreadable, card_of, schedule_of, shown, snapshots_of
+from cuelight.redis._tasks import _scripts as steps
+from cuelight.redis._tasks._encoding import Unreadable, card_of, schedule_of, shown, snapshots_of
 from cuelight.redis._tasks._server_steps import Steps
 from cuelight.tasks import Record
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from cuelight.errors import PoolClosed, StoreUnavailable
-from cuelight.redis._tasks._together import MOST, Together
+from cuelight.redis._tasks._store import MOST, Together
 
 FREE = (-1, False)
 

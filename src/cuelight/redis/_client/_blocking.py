@@ -16,11 +16,10 @@ from redis import exceptions as redis_errors
 
 from cuelight._text import describe_error
 from cuelight.redis._client._blocking_connection import BlockingConnection
-from cuelight.redis._client._connect import check_version, of_login, warn_of_eviction
-from cuelight.redis._client._sentinel import no_primary, primary_of
+from cuelight.redis._client._cluster import KeyTable, SlotMap, concerns_all, keys_of, redirection, slots_of
+from cuelight.redis._client._connect import check_version, no_primary, of_login, primary_of, warn_of_eviction
+from cuelight.redis._client._connection import pack_all
 from cuelight.redis._client._settings import Address, Settings, place
-from cuelight.redis._client._slots import KeyTable, SlotMap, concerns_all, keys_of, redirection, slots_of
-from cuelight.redis._client._wire import pack_all
 
 _HOPS: Final = 5
 

@@ -20,7 +20,7 @@ import redis
 from redis import exceptions as redis_errors
 
 from cuelight._text import describe_error, safe_str
-from cuelight.redis._client._wire import reply_error
+from cuelight.redis._client._connection import reply_error
 
 _CHUNK: Final = 65536
 _NOTHING: Final = object()

@@ -16,22 +16,20 @@ from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client._blocking import BlockingServer
 from cuelight.redis._client._cluster import ClusterRoute
-from cuelight.redis._client._commands import Commands, in_transaction, of_transaction
-from cuelight.redis._client._dedicated import Dedicated
-from cuelight.redis._client._faults import translated
+from cuelight.redis._client._command_info import MAY_BLOCK, PLAIN, blocking_time, kind_of, refuse
+from cuelight.redis._client._commands import Commands, Dedicated, in_transaction, of_transaction
+from cuelight.redis._client._connection import pack
+from cuelight.redis._client._errors import call_within, run_patiently, run_patiently_blocking, shorter, translated
 from cuelight.redis._client._node import closed_error
-from cuelight.redis._client._patience import call_within, run_patiently, run_patiently_blocking, shorter
-from cuelight.redis._client._push import Listener
+from cuelight.redis._client._pubsub import Listener
 from cuelight.redis._client._route import Route, SentinelRoute, SingleRoute
 from cuelight.redis._client._settings import settings_of
-from cuelight.redis._client._wire import pack
-from cuelight.redis._client._words import MAY_BLOCK, PLAIN, blocking_time, kind_of, refuse
 
 if TYPE_CHECKING:
     from redis.credentials import CredentialProvider
 
-    from cuelight.redis._client._script import Script
-    from cuelight.redis._client._server import Argument, Subscription
+    from cuelight.redis._client._server import Argument, Script, Server, Subscription
+
 
 _ROUTES: Final[dict[str, type[Route]]] = {"cluster": ClusterRoute, "sentinel": SentinelRoute, "single": SingleRoute}
 _PATIENCE: Final = 5.0  # seconds to wait for connections in other loops to close
@@ -365,3 +363,29 @@ def _end_elsewhere(route: Route, then: Callable[[], object]) -> bool:
         return True
     route.abandon()
     return False
+
+
+# Shared clients: all callers in this process that give the same address use the same client.
+
+
+DEFAULT_URL: Final = "redis://localhost:6379"
+
+_clients: Final[dict[str, RedisClient]] = {}
+
+
+def server_for(redis_url: str, server: Server | None) -> Server:
+    """Return `server` if it was given, else the shared client of an address.
+
+    A shared client lives as long as the process. It has one or two connections in each loop that uses it, which end
+    with that loop, and one for each thread.
+
+    Raises:
+        ValueError: the address is invalid, or both an address and a server were given.
+    """
+    if server is not None:
+        if redis_url != DEFAULT_URL:
+            raise ValueError("redis_url and server were both given: give one of them")
+        return server
+    # No lock, because another thread could hold it at a fork. If two threads arrive at once, one of them creates a
+    # client that is discarded, and that has not connected yet.
+    return _clients.get(redis_url) or _clients.setdefault(redis_url, RedisClient(redis_url))

@@ -27,8 +27,8 @@ from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, UnexpectedCancellation
 from cuelight.mailbox import Backend, TaskGroup, loop_time
 from cuelight.redis._client._connect import Opened, open_wire
+from cuelight.redis._client._connection import Wire, fresh, pack, pack_all
 from cuelight.redis._client._settings import Address, Settings
-from cuelight.redis._client._wire import Wire, fresh, pack, pack_all
 
 _IDLE: Final = 4  # idle connections for blocking commands that are kept
 

@@ -19,14 +19,12 @@ from redis import exceptions as redis_errors
 from cuelight._text import safe_str, type_name
 from cuelight.mailbox import running_loop
 from cuelight.redis._client._client import RedisClient
-from cuelight.redis._client._faults import translated
-from cuelight.redis._client._patience import call_within, late, run_patiently
-from cuelight.redis._client._wire import reply_error
-from cuelight.redis._client._words import MAY_BLOCK, blocking_time, kind_of, refuse
+from cuelight.redis._client._command_info import MAY_BLOCK, blocking_time, kind_of, refuse
+from cuelight.redis._client._connection import reply_error
+from cuelight.redis._client._errors import call_within, late, run_patiently, translated
 
 if TYPE_CHECKING:
-    from cuelight.redis._client._script import Script
-    from cuelight.redis._client._server import Argument, Subscription
+    from cuelight.redis._client._server import Argument, Script, Subscription
 
 Send = Callable[[Sequence[Any]], Awaitable[Any]]
 

@@ -14,12 +14,12 @@ import anyio
 from redis import exceptions as redis_errors
 
 from cuelight.mailbox import TaskGroup, current_backend, running_loop, running_task
+from cuelight.redis._client._command_info import blocking_time
+from cuelight.redis._client._connect import find_primary
+from cuelight.redis._client._connection import Wire
 from cuelight.redis._client._node import Node, Wires
-from cuelight.redis._client._push import PushLine
-from cuelight.redis._client._sentinel import find_primary
+from cuelight.redis._client._pubsub import PushLine
 from cuelight.redis._client._settings import Address, Settings
-from cuelight.redis._client._wire import Wire
-from cuelight.redis._client._words import blocking_time
 
 
 class Route:

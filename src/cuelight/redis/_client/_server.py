@@ -6,10 +6,53 @@ keys of one call are in one slot, by their hash tag.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from importlib.resources import files
+from typing import Any, Final, Protocol
 
-from cuelight.redis._client._script import Script
+# Lua scripts: their text and the hash by which a server identifies them.
+
+
+class Script:
+    """A Lua script.
+
+    A changed text is another script with another hash, so workers of different versions never run each other's scripts.
+
+    Attributes:
+        text: the source text, encoded.
+        sha: the hash for EVALSHA.
+        name: the name for messages.
+    """
+
+    __slots__ = ("name", "sha", "text")
+
+    def __init__(self, text: str, name: str = "script") -> None:
+        """Create a script from its text.
+
+        Args:
+            text: the Lua source.
+            name: the name for messages.
+        """
+        self.text: Final = text.encode()
+        self.sha: Final = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+        self.name: Final = name
+
+    def __repr__(self) -> str:
+        return f"Script({self.name!r}, {self.sha.decode()[:8]})"
+
+    @classmethod
+    def load(cls, package: str, *names: str) -> Script:
+        """Read a script from files of a package. Several files are concatenated; the last one gives the name.
+
+        Args:
+            package: the package, such as "cuelight.redis._locks".
+            names: the names of the files, such as "lease.lua".
+        """
+        text = "\n".join(files(package).joinpath(name).read_text("utf-8") for name in names)
+        return cls(text, names[-1].removesuffix(".lua"))
+
 
 Argument = bytes | str | int | float
 """The name of a command, or an argument."""
@@ -109,3 +152,24 @@ class Server(Protocol):
     async def publish(self, channel: str, message: bytes) -> None:
         """Publish to a channel, which is sharded in a cluster. Delivery is not guaranteed. A checkpoint."""
         ...
+
+
+# The command with which a script publishes to listeners of `Server.subscribe`.
+
+
+async def publishing_command(server: Server) -> str:
+    """Return the command with which a script reaches listeners.
+
+    It is SPUBLISH in a cluster whose servers support it, else PUBLISH. A checkpoint.
+
+    Raises:
+        StoreUnavailable: the server does not answer.
+    """
+    if not re.search(r"cluster_enabled:1", _text(await server.execute("INFO", "cluster"))):
+        return "PUBLISH"
+    version = re.search(r"redis_version:(\d+)", _text(await server.execute("INFO", "server")))
+    return "SPUBLISH" if version is not None and int(version[1]) >= 7 else "PUBLISH"
+
+
+def _text(reply: Any) -> str:
+    return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)

@@ -8,19 +8,99 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import anyio
 from redis.exceptions import ResponseError
 
 from cuelight._log import get_log
 from cuelight._text import safe_repr, safe_str
+from cuelight.coordination._meters import check_positive
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import current_backend, loop_time
 from cuelight.redis._client import Script, Server, read_reply
 from cuelight.redis._limits._answers import Answer, unpack
-from cuelight.redis._limits._outage import Outage
-from cuelight.redis._limits._plan import Plan, Scripts, pack, scripts_of
+from cuelight.redis._limits._config import Plan, Scripts, pack, scripts_of
+
+# The behaviour of a limiter while its server is away.
+
+
+T = TypeVar("T")
+
+OnOutage = Literal["closed", "open", "local"]
+"""The handling of requests while the server is away: they raise `StoreUnavailable`, are admitted without being counted,
+or are counted by this process alone.
+"""
+
+_CHOICES: Final = get_args(OnOutage)
+
+_AGAIN: Final = 1.0
+"""Seconds between two checks whether the server is back. The first request after that time checks for all."""
+
+log = get_log("cuelight.redis")
+
+
+class Outage:
+    """Whether the server is considered away. Shared by all loops and threads without a lock: a race costs one check too
+    many.
+
+    Attributes:
+        mode: the handling of requests while it is away.
+    """
+
+    __slots__ = ("_again", "_name", "_patience", "away", "mode")
+
+    def __init__(self, name: str, mode: OnOutage, patience: float) -> None:
+        if mode not in _CHOICES:
+            raise ValueError(f"on_outage={safe_repr(mode)}: it is one of {', '.join(_CHOICES)}")
+        check_positive("outage_after", patience)
+        self.mode, self.away = mode, False
+        self._name, self._patience = name, patience
+        self._again = 0.0
+
+    async def reach(self, call: Callable[[float | None], Awaitable[T]], timeout: float | None) -> T | None:
+        """Make a call that waits only for the server. Returns None if the server is away and the mode is not "closed".
+
+        Args:
+            call: makes the call, with a timeout in seconds or None for that of the client.
+            timeout: seconds that the caller has. If they end before the server is considered away, this request is
+                admitted without it, and other requests go on asking.
+
+        Raises:
+            StoreUnavailable: the server is away, and the mode is "closed".
+        """
+        if self.mode == "closed":
+            return await call(timeout)
+        with anyio.move_on_after(self._patience if timeout is None else min(self._patience, timeout)):
+            try:
+                result = await call(None)
+            except StoreUnavailable:
+                pass
+            else:
+                if self.away:
+                    log.warning("limiter %s: its server is back", self._name)
+                self.away = False
+                return result
+        if timeout is not None and timeout < self._patience:
+            return None
+        if not self.away:
+            log.warning("limiter %s: its server is away, requests are %s", self._name, _SAID[self.mode])
+        self.away, self._again = True, time.monotonic() + _AGAIN
+        return None
+
+    def skips(self) -> bool:
+        """Whether a request must not try the server."""
+        if not self.away:
+            return False
+        now = time.monotonic()
+        if now < self._again:
+            return True
+        self._again = now + _AGAIN
+        return False
+
+
+_SAID: Final = {"open": "let through uncounted", "local": "counted in this process alone"}
+
 
 _PATIENCE: Final = 1.0
 """Seconds that the end of a request waits for the server, before it leaves the delivery to the background."""
@@ -33,8 +113,6 @@ _RECENT: Final = 90.0
 
 _KEEP: Final = 60.0
 """Seconds for which the delivery of a message is retried."""
-
-log = get_log("cuelight.redis")
 
 
 class Away(Exception):
@@ -207,3 +285,66 @@ class Delivery:
         if self._delivered is not None:
             with anyio.move_on_after(_PATIENCE):
                 await self._delivered.wait()
+
+
+# An admitted request and its charge on the server.
+
+
+class Charge:
+    """An admitted request: the costs charged on the server, and the costs to charge.
+
+    Attributes:
+        id: the name of the request.
+        costs: the costs to charge.
+        charged: the costs that the server has charged.
+        tickets: the records that the server needs to change the charge.
+        ended: whether the request has ended.
+        known_ended: whether the server knows that it has ended.
+        attempt: the message that was sent to the server and not answered yet.
+        busy: whether a task is about to send a message.
+        waited: seconds that the request waited; None if it did not have to.
+    """
+
+    __slots__ = (
+        "_amended",
+        "_target",
+        "attempt",
+        "busy",
+        "charged",
+        "costs",
+        "ended",
+        "id",
+        "known_ended",
+        "tickets",
+        "waited",
+    )
+
+    def __init__(self, name: str, costs: list[int], tickets: list[Any], waited: float | None, ended: bool) -> None:
+        self.id, self.tickets, self.waited = name, tickets, waited
+        self.costs = self.charged = costs
+        self.ended = self.known_ended = ended
+        self.attempt: dict[str, Any] | None = None
+        self.busy = False
+        self._amended = 0
+        self._target = self.costs, ended
+
+    @property
+    def settled(self) -> bool:
+        """Whether the server knows everything."""
+        return self.attempt is None and self.costs == self.charged and self.ended == self.known_ended
+
+    def next_attempt(self) -> dict[str, Any]:
+        """Return the message for the server. It stays the same until the server has answered."""
+        if self.attempt is None:
+            self._target = self.costs, self.ended
+            self.attempt = {"id": self.id, "was": self.charged, "costs": self.costs, "ended": self.ended}
+            if self.costs != self.charged:
+                self._amended += 1
+                self.attempt |= {"as": f"{self.id}/{self._amended}", "tickets": self.tickets}
+        return self.attempt
+
+    def succeeded(self, tickets: list[Any] | None) -> None:
+        """Record the answer of the server, with new tickets if the costs changed."""
+        self.tickets = tickets or self.tickets
+        self.charged, self.known_ended = self._target
+        self.attempt = None

@@ -13,9 +13,9 @@ from cuelight.coordination._limiter_queue import Limiter, jittered
 from cuelight.coordination._meters import check_positive
 from cuelight.mailbox import call_in_loop, has_ended, running_loop
 from cuelight.redis._client import DEFAULT_URL, Server, server_for
-from cuelight.redis._limits._desk import EVER, MICROSECONDS, Desk
-from cuelight.redis._limits._outage import OnOutage, Outage
-from cuelight.redis._limits._plan import Algorithm, Plan, row_of
+from cuelight.redis._limits._calls import OnOutage, Outage
+from cuelight.redis._limits._config import Algorithm, Plan, row_of
+from cuelight.redis._limits._loop_client import EVER, MICROSECONDS, Desk
 
 L = TypeVar("L", bound=Limiter)
 

@@ -1,11 +1,11 @@
 """Locks, read-write locks and semaphores shared by processes. All of them use one lease script."""
 
-from cuelight.redis._locks._calls import LockMember, LockState
-from cuelight.redis._locks._fences import fence_key, fenced_set, fenced_set_blocking
+from cuelight.redis._locks._fencing import fence_key, fenced_set, fenced_set_blocking
 from cuelight.redis._locks._lease import Lease
-from cuelight.redis._locks._locks import DistributedLock, RedisLock, redis_locks
-from cuelight.redis._locks._read_write import RedisReadWriteLock
-from cuelight.redis._locks._semaphores import RedisSemaphore
+from cuelight.redis._locks._lock import DistributedLock, RedisLock, redis_locks
+from cuelight.redis._locks._rwlock import RedisReadWriteLock
+from cuelight.redis._locks._semaphore import RedisSemaphore
+from cuelight.redis._locks._ticket import LockMember, LockState
 
 __all__ = [
     "DistributedLock",

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cuelight._log import get_log
 from cuelight.errors import LeaseLost, ends_the_program
-from cuelight.redis._locks._terms import now
+from cuelight.redis._locks._ticket import now
 
 if TYPE_CHECKING:
     import anyio
 
-    from cuelight.redis._locks._calls import Ticket
-    from cuelight.redis._locks._keeper import Keeper
+    from cuelight.redis._locks._renewal import Keeper
+    from cuelight.redis._locks._ticket import Ticket
 
 log = get_log("cuelight.redis")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cuelight._log import get_log
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import running_loop
-from cuelight.redis._tasks._cards import leases_of
+from cuelight.redis._tasks._encoding import leases_of
 from cuelight.tasks import Lease
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from redis.exceptions import DataError, RedisError
 from cuelight._text import safe_str
 from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.redis._client import RedisClient
-from cuelight.redis._tasks import _steps as steps
+from cuelight.redis._tasks import _scripts as steps
 from cuelight.tasks._stores._step_timeout import time_for_step
 from cuelight.tasks._stores._support import SteadyClock
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from cuelight.redis._client import Argument, Server
-    from cuelight.redis._tasks._steps import Call
+    from cuelight.redis._tasks._scripts import Call
 
 _DRIFT: Final = 0.001
 """Seconds by which a slow reply may set back the estimated time of the server."""

@@ -5,14 +5,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from cuelight._text import safe_repr
 from cuelight.redis._client import Argument, Script
-from cuelight.redis._locks._names import describe_member
-from cuelight.redis._locks._terms import Terms
+from cuelight.tasks._stores._checks import check_text
+
+if TYPE_CHECKING:
+    from cuelight.redis._locks._lease import Lease
+
+
+# The names of keys and channels on the server, and the name of this process there.
+
+
+LONGEST: Final = 512
+"""The largest length of a name. Longer texts are most likely data that was passed by mistake."""
+
+
+class Names:
+    """The keys and channels of one lock. All have one hash tag, so a cluster keeps them in one slot."""
+
+    __slots__ = ("channels", "keys", "tag")
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self.keys: tuple[str, ...] = tuple(f"{{{tag}}}:{part}" for part in ("state", "held", "line", "members", "gone"))
+        self.channels = f"{{{tag}}}:to:"
+
+
+def names_of(prefix: str, kind: str, name: str) -> Names:
+    """Return the keys of a lock.
+
+    Args:
+        prefix: separates the keys of one application from others on the same server.
+        kind: the kind of lock.
+        name: the user's name for the lock. Braces are escaped, because they would end the hash tag.
+
+    Raises:
+        TypeError: the name or the prefix is not a str.
+        ValueError: it is empty, too long or not Unicode text.
+    """
+    for what, text in {"name": name, "prefix": prefix}.items():
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{what}={safe_repr(text)}: the {what} of a lock is a str")
+        if not 0 < len(text) <= LONGEST:
+            raise ValueError(f"{what}={text[:40]!r}: give 1 to {LONGEST} characters, not {len(text)}")
+        check_text("a lock", **{what: text})
+    return Names(f"{_escaped(prefix).replace(':', '%3A')}:{kind}:{_escaped(name)}")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+
+
+_name = ""
+
+
+def client_name() -> str:
+    """The name of this process on the server: host, process identifier and a random part that makes it unique."""
+    global _name  # noqa: PLW0603 - a child of a fork is another process
+    if not _name:
+        host = re.sub("[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0])[:24] or "host"
+        _name = f"{host}.{os.getpid()}.{secrets.token_hex(4)}"
+    return _name
+
+
+def _forget() -> None:
+    global _name  # noqa: PLW0603
+    _name = ""
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def describe_member(member: str) -> str:
+    """Describe a member of the script in words."""
+    client = member.partition("/")[0]
+    host, _, rest = client.partition(".")
+    return f"process {rest.partition('.')[0]} on {host}" if rest else "another process"
+
+
+# The terms of a lease: its duration, and the reaction to its loss.
+
+
+OnLoss = Literal["cancel", "flag"] | Callable[["Lease"], object]
+
+LONGEST: Final = 3600.0
+SHORTEST: Final = 0.05
+
+
+def _clock() -> Callable[[], float]:
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic if boot is None else lambda: time.clock_gettime(boot)
+
+
+now: Final = _clock()
+"""The lease clock, in seconds. Where the system has such a clock, it also counts while the machine sleeps, as the
+server's leases do.
+"""
+
+
+class Terms:
+    """The terms of a lease.
+
+    Attributes:
+        lease: seconds without a renewal after which the server gives the lock to others.
+        on_loss: the reaction to a lost lease.
+        delay: seconds after the expiry of a lease during which nobody gets the lock.
+        wait_replicas: the number of replicas that must have a grant.
+    """
+
+    __slots__ = ("delay", "delay_ms", "lease", "lease_ms", "on_loss", "wait_replicas")
+
+    def __init__(self, lease: float, on_loss: OnLoss, lock_delay: float, wait_replicas: int) -> None:
+        """Check and store the terms.
+
+        Raises:
+            ValueError: a value is invalid.
+        """
+        if not SHORTEST <= lease <= LONGEST:
+            raise ValueError(
+                f"lease={safe_repr(lease)}: give seconds, {SHORTEST:g} to {LONGEST:g}; it is renewed while held"
+            )
+        if not callable(on_loss) and on_loss not in ("cancel", "flag"):
+            raise ValueError(f"on_loss={safe_repr(on_loss)}: give 'cancel', 'flag' or a function of the lease")
+        if not 0 <= lock_delay <= LONGEST:
+            raise ValueError(f"lock_delay={safe_repr(lock_delay)}: give seconds, 0 to {LONGEST:g}")
+        if wait_replicas < 0 or wait_replicas != int(wait_replicas):
+            raise ValueError(f"wait_replicas={safe_repr(wait_replicas)}: give a number of replicas, 0 or more")
+        self.lease, self.on_loss, self.delay, self.wait_replicas = lease, on_loss, lock_delay, wait_replicas
+        self.lease_ms, self.delay_ms = max(1, round(lease * 1000)), round(lock_delay * 1000)
+
+    def valid_until(self, asked: float) -> float:
+        """Return the time until which a lease requested at `asked` is certainly held.
+
+        The server's lease began after the request; the margin covers small differences between the clocks.
+        """
+        return asked + self.lease * 0.99 - 0.002
+
 
 LEASE: Final = Script.load("cuelight.redis._locks", "lease.lua")
 

@@ -22,12 +22,10 @@ from cuelight.coordination._rate_limiter import (
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client import DEFAULT_URL, Server
-from cuelight.redis._limits._calls import Away
-from cuelight.redis._limits._charge import Charge
-from cuelight.redis._limits._desk import EVER, MICROSECONDS, Desk, TooLate
+from cuelight.redis._limits._calls import Away, Charge, OnOutage
+from cuelight.redis._limits._config import Algorithm
 from cuelight.redis._limits._limiter import RedisLimiter, in_seconds
-from cuelight.redis._limits._outage import OnOutage
-from cuelight.redis._limits._plan import Algorithm
+from cuelight.redis._limits._loop_client import EVER, MICROSECONDS, Desk, TooLate
 
 
 class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cuelight.redis._client import Server, Subscription
-    from cuelight.redis._tasks._steps import Reply
+    from cuelight.redis._tasks._scripts import Reply
 
 LOOK: Final = 1.0
 """Seconds after which a store with waiting callers asks the server whether a notification got lost."""

@@ -19,9 +19,9 @@ from cuelight._log import get_log
 from cuelight.errors import StoreRefused, ends_the_program
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client._connect import Opened
-from cuelight.redis._client._faults import refusal
+from cuelight.redis._client._connection import Wire, pack_all
+from cuelight.redis._client._errors import refusal
 from cuelight.redis._client._node import Pause
-from cuelight.redis._client._wire import Wire, pack_all
 
 log = get_log("cuelight.redis")
 

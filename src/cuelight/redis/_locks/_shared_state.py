@@ -8,6 +8,10 @@ Invariants:
 1. A ticket keeps its own slot until the server has confirmed its end or cannot know it any more.
 2. A release that the server has not confirmed is in `pending` or being sent; if sending fails, it returns to `pending`.
 3. A holder that has ended without a release is found when its lease is to be renewed, if not before.
+
+Receives the server's notifications of granted locks in one loop, and wakes the waiting task or thread.
+
+A notification is only a hint: a waiter also asks again by itself after a while, and always after a gap.
 """
 
 from __future__ import annotations
@@ -18,30 +22,39 @@ from collections import deque
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
+import anyio
 from redis.exceptions import ResponseError
 
 from cuelight._text import safe_str
 from cuelight.coordination._lock_state import Core
 from cuelight.coordination._lock_waiting import forget, monitor, now
-from cuelight.errors import StoreRefused
-from cuelight.mailbox import call_in_loop
+from cuelight.errors import StoreRefused, StoreUnavailable
+from cuelight.mailbox import await_until, call_in_loop, interruptible, loop_time, new_slot
 from cuelight.redis._client import read_reply
-from cuelight.redis._locks._calls import LEASE, Answer, Lowering, Ticket, outcomes, renewal, renewals
-from cuelight.redis._locks._names import Names, client_name
-from cuelight.redis._locks._terms import Terms
-from cuelight.redis._locks._terms import now as clock
+from cuelight.redis._locks._ticket import (
+    LEASE,
+    Answer,
+    Lowering,
+    Names,
+    Terms,
+    Ticket,
+    client_name,
+    outcomes,
+    renewal,
+    renewals,
+)
+from cuelight.redis._locks._ticket import now as clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import anyio
-
-    from cuelight.redis._client import Argument, Server
-    from cuelight.redis._locks._ears import Ear
+    from cuelight.mailbox import Slot
+    from cuelight.redis._client import Argument, Server, Subscription
     from cuelight.redis._locks._lease import Lease
+
 
 T = TypeVar("T")
 
@@ -326,3 +339,97 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+class Hint(Protocol):
+    """A waiter for a notification."""
+
+    def ring(self) -> None:
+        """Wake the waiter."""
+        ...
+
+
+class Ear:
+    """The subscription of this process to one lock's channel, in one loop. It does not refer to the lock."""
+
+    def __init__(self, server: Server, channel: str) -> None:
+        self._server, self._channel = server, channel
+        self._lock = anyio.Lock()
+        self._subscription: Subscription | None = None
+        self.hints: dict[bytes, Hint] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether the subscription is active."""
+        return self._subscription is not None
+
+    async def listen(self, timeout: float | None = None) -> None:
+        """Subscribe. A checkpoint.
+
+        Raises:
+            StoreUnavailable: the server did not confirm the subscription within `timeout` seconds.
+        """
+        with anyio.move_on_after(timeout):
+            async with self._lock:
+                if self._subscription is None:
+                    self._subscription = await self._server.subscribe(self._channel, self._on_message, self._on_gap)
+            return
+        raise StoreUnavailable(f"{self._server.name} did not begin to tell of changes within {timeout:.3g} s")
+
+    def close(self) -> None:
+        """Unsubscribe. Any thread may call it."""
+        if self._subscription is not None:
+            self._subscription.close()
+
+    def _on_message(self, member: bytes) -> None:
+        hint = self.hints.get(member)
+        if hint is not None:
+            hint.ring()
+
+    def _on_gap(self) -> None:
+        for hint in list(self.hints.values()):
+            hint.ring()
+
+
+class TaskHint:
+    """A task that waits for a notification, in the loop that receives it."""
+
+    __slots__ = ("_rung", "_slot")
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._slot: Slot | None = None
+
+    def ring(self) -> None:
+        self._rung = True
+        slot = self._slot
+        if slot is not None and not slot.done():
+            slot.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Sleep until a notification has arrived since the last call, or for `seconds`."""
+        if not self._rung:
+            self._slot = slot = new_slot()
+            try:
+                await await_until(slot, loop_time() + seconds)
+            finally:
+                self._slot = None
+        self._rung = False
+
+
+class ThreadHint:
+    """A thread that waits for a notification."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    @interruptible
+    def wait(self, seconds: float) -> None:
+        """Sleep until a notification has arrived since the last call, or for `seconds`."""
+        self._event.wait(seconds)
+        self._event.clear()

@@ -11,7 +11,7 @@ import msgspec
 from cuelight._text import safe_str
 from cuelight.errors import StoreRefused
 from cuelight.redis._client import Script
-from cuelight.redis._tasks._cards import tag_of
+from cuelight.redis._tasks._encoding import tag_of
 from cuelight.tasks._stores._checks import queue_closed
 
 if TYPE_CHECKING:

@@ -25,16 +25,13 @@ from cuelight.coordination._owner import describe, whoever
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.redis._client import answer_time
-from cuelight.redis._locks._calls import LEASE, Answer
-from cuelight.redis._locks._ears import Ear, Hint, TaskHint, ThreadHint
-from cuelight.redis._locks._keeper import Keeper, loop_has_ended, pause
 from cuelight.redis._locks._lease import Lease
-from cuelight.redis._locks._names import client_name, describe_member
-from cuelight.redis._locks._terms import Terms, now
-from cuelight.redis._locks._thread import keeper_here, the_thread
+from cuelight.redis._locks._renewal import Keeper, keeper_here, loop_has_ended, pause, the_thread
+from cuelight.redis._locks._shared_state import Ear, Hint, TaskHint, ThreadHint
+from cuelight.redis._locks._ticket import LEASE, Answer, Terms, client_name, describe_member, now
 
 if TYPE_CHECKING:
-    from cuelight.redis._locks._shared import SharedCore
+    from cuelight.redis._locks._shared_state import SharedCore
 
 log = get_log("cuelight.redis")
 

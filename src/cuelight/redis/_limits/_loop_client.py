@@ -26,10 +26,8 @@ from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot
 from cuelight.redis._client import Server, Subscription, answer_time, publishing_command
 from cuelight.redis._limits._answers import Answer
-from cuelight.redis._limits._calls import Calls, Delivery
-from cuelight.redis._limits._charge import Charge
-from cuelight.redis._limits._outage import Outage
-from cuelight.redis._limits._plan import Plan
+from cuelight.redis._limits._calls import Calls, Charge, Delivery, Outage
+from cuelight.redis._limits._config import Plan
 
 EVER: Final = 1 << 52
 """Microseconds: stands for a time that never comes."""

@@ -209,6 +209,8 @@ def check_private_exports(root: Path, sources: list[Module]) -> Iterator[Finding
 
 def check_exports(module: Module) -> Iterator[Finding]:
     listed, line = declared_exports(module.tree)
+    if listed is None and module.path.parent.name.startswith("_") and not module.tree.body[1:]:
+        return  # a private package that only groups modules
     if listed is None:
         yield module.finding(1, "the package has no literal `__all__`: add a list of the names that it exports")
         return

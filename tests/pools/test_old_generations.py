@@ -13,12 +13,12 @@ from cuelight import ActorSystem
 from cuelight.coordination._owner import here
 from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.pools import AsyncWorkerPool, ProcessExecutor, ThreadExecutor, WorkerPool, WorkerPoolConfig
-from cuelight.pools import _child as child
-from cuelight.pools import _process_call as call_module
-from cuelight.pools import _processes as processes
-from cuelight.pools import _thread_crew as crew_module
+from cuelight.pools._processes import _caller as call_module
+from cuelight.pools._processes import _child as child
+from cuelight.pools._processes import _executor as processes
 from cuelight.pools._processes._caller import ProcessCaller
 from cuelight.pools._processes._executor import Answer
+from cuelight.pools._threads import _pool as crew_module
 
 
 class LinkOfParent:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cuelight.pools import _child as child
-from cuelight.pools import _process_link as module
+from cuelight.pools._processes import _child as child
+from cuelight.pools._processes import _link as module
 from cuelight.pools._processes._link import ProcessLink
 
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from cuelight.pools import _child as child
-from cuelight.pools import _process_start as start
+from cuelight.pools._processes import _child as child
+from cuelight.pools._processes import _start as start
 
 GUARDED = "if __name__ == '__main__':\n    print('run')\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cuelight._text import describe_error
-from cuelight.pools import _sent_errors as sent
+from cuelight.pools._processes import _sent_errors as sent
 from helpers import process_jobs as jobs
 
 

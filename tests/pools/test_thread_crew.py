@@ -11,7 +11,7 @@ import pytest
 
 from cuelight.errors import DeadlockError, PoolClosed, TaskCancelled, TaskFailed
 from cuelight.pools import TaskStatus, WorkerPoolConfig
-from cuelight.pools import _thread_crew as module
+from cuelight.pools._threads import _pool as module
 from cuelight.pools._threads._job import Job
 from cuelight.pools._threads._pool import Crew
 from cuelight.pools._threads._timer import Timekeeper

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cuelight.pools._results import TaskResult
     from cuelight.pools._submission import Submission
     from cuelight.pools._worker_group import Crew
-    from cuelight.tasks import DeadLetterQueue as DeadLetterQueue
+    from cuelight.tasks import DeadLetterQueue as DeadLetterQueue  # noqa: PLC0414 - for the modules beside this one
 
 
 log = get_log("cuelight.pools")

@@ -12,8 +12,9 @@ from cuelight.tasks._functions._function import (
     TaskOptions,
     task,
 )
+from cuelight.tasks._queue._base import WhenFull
 from cuelight.tasks._queue._blocking import BlockingTaskHandle, BlockingTaskQueue
-from cuelight.tasks._queue._queue import TaskQueue, WhenFull
+from cuelight.tasks._queue._queue import TaskQueue
 from cuelight.tasks._queue._schedules import Cron, Every, ScheduleChanges
 from cuelight.tasks._queue._task_handle import TaskHandle
 from cuelight.tasks._scheduler import (

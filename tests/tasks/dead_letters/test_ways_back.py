@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from cuelight.tasks import DeadLetterQueue, MemoryStore
-from cuelight.tasks import _dead_letter_ways as ways
+from cuelight.tasks._dead_letters import _returnable as ways
 from cuelight.tasks._dead_letters._entry import DeadLetterEntry
 from cuelight.tasks._dead_letters._returnable import ReturnableLetters
 

@@ -16,7 +16,7 @@ import pytest
 
 from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.tasks import Claim, Record, SQLiteStore
-from cuelight.tasks import _sqlite_schema as schema
+from cuelight.tasks._stores._sqlite import _schema as schema
 
 A = Record(id="a", type="t")
 

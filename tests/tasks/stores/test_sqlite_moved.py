@@ -14,7 +14,7 @@ import pytest
 
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.tasks import Record, SQLiteStore, TaskQueue, TaskWorker, task
-from cuelight.tasks import _sqlite_schema as schema
+from cuelight.tasks._stores._sqlite import _schema as schema
 
 
 def record(name: str, **fields: Any) -> Record:

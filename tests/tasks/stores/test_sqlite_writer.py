@@ -18,8 +18,8 @@ import pytest
 from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.mailbox._backend import current_backend
 from cuelight.tasks import Record, SQLiteStore
-from cuelight.tasks import _sqlite_schema as schema
-from cuelight.tasks import _sqlite_writer as writers
+from cuelight.tasks._stores._sqlite import _schema as schema
+from cuelight.tasks._stores._sqlite import _writer as writers
 from cuelight.tasks._stores._sqlite._file import Moved, OpenFile
 from cuelight.tasks._stores._sqlite._writer import Call, Writer
 from cuelight.tasks._stores._support import Changes, SteadyClock

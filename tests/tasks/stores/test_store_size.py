@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cuelight.tasks import Claim, Finish, Lease, Limit, MemoryStore, Record, SQLiteStore, Store
-from cuelight.tasks import _sqlite_statements as statements
+from cuelight.tasks._stores._sqlite import _statements as statements
 from helpers.stores import START, HandClock
 
 BATCH = 1000

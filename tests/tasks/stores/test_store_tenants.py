@@ -12,8 +12,8 @@ import pytest
 
 from cuelight.redis._tasks import RedisStore
 from cuelight.tasks import Bound, Claim, Finish, Limit, MemoryStore, Record, SQLiteStore, Store, Task
-from cuelight.tasks import _sqlite_schema as schema
 from cuelight.tasks._codec import record_of
+from cuelight.tasks._stores._sqlite import _schema as schema
 from helpers.stores import START, STORES, Desk, HandClock
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from cuelight.errors import PoolClosed, RestartLimitExceeded, WorkerDied
 from cuelight.supervision import ActorSystem
-from cuelight.tasks import Task, TaskQueue, TaskWorker, _chores
+from cuelight.tasks import Task, TaskQueue, TaskWorker
+from cuelight.tasks._worker import _housekeeping
 from helpers.workers import loop_store, new_worker, open_queue, snapshot, until
 
 
@@ -422,7 +423,7 @@ def test_a_blocking_queue_is_refused_with_the_way_out() -> None:
 def test_a_task_that_blocks_the_loop_is_reported_with_where_it_stands(
     backend: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_chores, "BLOCKED", 0.1)
+    monkeypatch.setattr(_housekeeping, "BLOCKED", 0.1)
 
     async def block(_: Any) -> None:
         give_up = time.monotonic() + 20

@@ -1,0 +1,1 @@
+"""Maps of pools: their handles, their sources of items, and how workers run the items."""

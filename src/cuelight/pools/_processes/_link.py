@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from cuelight._text import describe_error
-from cuelight.pools import _child
 from cuelight.pools._failures import as_failure, without_our_frame
+from cuelight.pools._processes import _child
 from cuelight.pools._processes._child import BASE, BEGUN, DATA, FRAME, KIND, KINDS, RECORD, VALUES, WRITTEN, Frames
 from cuelight.pools._processes._sent_errors import load
 from cuelight.pools._processes._start import command, main_source

@@ -10,8 +10,8 @@ import sys
 from typing import Any, Final
 
 from cuelight._text import safe_repr
-from cuelight.pools import _child
 from cuelight.pools._functions import name_of
+from cuelight.pools._processes import _child
 
 _BOOT: Final = """\
 from importlib import util

@@ -39,8 +39,8 @@ from cuelight.errors import MessageRefused, NotStarted, StoreRefused, StoreUnava
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors._connection import NodeConnection
 from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, LARGEST, Directory, Entry
-from cuelight.redis._actors._frames import NodeLost, fail_frame
 from cuelight.redis._actors._listener import Listener
+from cuelight.redis._actors._outcomes import NodeLost, fail_frame
 from cuelight.redis._actors._peer import Flights, Peer, PeerStatistics
 from cuelight.redis._actors._registry import Address, Registry
 from cuelight.redis._actors._remote_cell import RemoteCell
@@ -53,7 +53,7 @@ BEATS: Final = 5
 """Beats in one lease."""
 
 
-class Listener(Protocol):
+class HeartbeatListener(Protocol):
     """Callbacks of a heart, called in its thread."""
 
     def others(self) -> Sequence[str]:
@@ -76,7 +76,7 @@ class Heart:
         renewed: the time at which the last successful beat was sent, on `time.monotonic`.
     """
 
-    def __init__(self, directory: Directory, lease: float, listener: Listener) -> None:
+    def __init__(self, directory: Directory, lease: float, listener: HeartbeatListener) -> None:
         self._directory, self._lease, self._listener = directory, lease, listener
         self.renewed = math.inf
         self._away = False

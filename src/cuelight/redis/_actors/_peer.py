@@ -53,12 +53,8 @@ from cuelight.redis._actors._frames import (
     Up,
     Watch,
     encode_frames,
-    ended_frame,
-    error_of,
-    exit_of,
-    fail_frame,
-    unsendable,
 )
+from cuelight.redis._actors._outcomes import ended_frame, error_of, exit_of, fail_frame, unsendable
 from cuelight.redis._actors._remote_cell import WINDOW, RemoteCell
 
 if TYPE_CHECKING:

@@ -2,8 +2,9 @@
 
 from cuelight.redis._client._client import DEFAULT_URL, RedisClient, server_for
 from cuelight.redis._client._commands import Dedicated, Pipeline
-from cuelight.redis._client._errors import answer_time, read_reply
+from cuelight.redis._client._errors import read_reply
 from cuelight.redis._client._plugged import PluggedServer, use_coredis, use_redis_py
+from cuelight.redis._client._retry import answer_time
 from cuelight.redis._client._server import Argument, Script, Server, Subscription, publishing_command
 
 __all__ = [

@@ -19,9 +19,10 @@ from cuelight.redis._client._cluster import ClusterRoute
 from cuelight.redis._client._command_info import MAY_BLOCK, PLAIN, blocking_time, kind_of, refuse
 from cuelight.redis._client._commands import Commands, Dedicated, in_transaction, of_transaction
 from cuelight.redis._client._connection import pack
-from cuelight.redis._client._errors import call_within, run_patiently, run_patiently_blocking, shorter, translated
+from cuelight.redis._client._errors import translated
 from cuelight.redis._client._node import closed_error
 from cuelight.redis._client._pubsub import Listener
+from cuelight.redis._client._retry import call_within, run_patiently, run_patiently_blocking, shorter
 from cuelight.redis._client._route import Route, SentinelRoute, SingleRoute
 from cuelight.redis._client._settings import settings_of
 

@@ -21,7 +21,8 @@ from cuelight.mailbox import running_loop
 from cuelight.redis._client._client import RedisClient
 from cuelight.redis._client._command_info import MAY_BLOCK, blocking_time, kind_of, refuse
 from cuelight.redis._client._connection import reply_error
-from cuelight.redis._client._errors import call_within, late, run_patiently, translated
+from cuelight.redis._client._errors import translated
+from cuelight.redis._client._retry import call_within, late, run_patiently
 
 if TYPE_CHECKING:
     from cuelight.redis._client._server import Argument, Script, Subscription

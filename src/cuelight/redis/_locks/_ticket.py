@@ -99,8 +99,8 @@ def describe_member(member: str) -> str:
 
 OnLoss = Literal["cancel", "flag"] | Callable[["Lease"], object]
 
-LONGEST: Final = 3600.0
-SHORTEST: Final = 0.05
+LONGEST_LEASE: Final = 3600.0
+SHORTEST_LEASE: Final = 0.05
 
 
 def _clock() -> Callable[[], float]:
@@ -132,14 +132,14 @@ class Terms:
         Raises:
             ValueError: a value is invalid.
         """
-        if not SHORTEST <= lease <= LONGEST:
+        if not SHORTEST_LEASE <= lease <= LONGEST_LEASE:
             raise ValueError(
-                f"lease={safe_repr(lease)}: give seconds, {SHORTEST:g} to {LONGEST:g}; it is renewed while held"
+                f"lease={safe_repr(lease)}: give {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} seconds; it is renewed"
             )
         if not callable(on_loss) and on_loss not in ("cancel", "flag"):
             raise ValueError(f"on_loss={safe_repr(on_loss)}: give 'cancel', 'flag' or a function of the lease")
-        if not 0 <= lock_delay <= LONGEST:
-            raise ValueError(f"lock_delay={safe_repr(lock_delay)}: give seconds, 0 to {LONGEST:g}")
+        if not 0 <= lock_delay <= LONGEST_LEASE:
+            raise ValueError(f"lock_delay={safe_repr(lock_delay)}: give seconds, 0 to {LONGEST_LEASE:g}")
         if wait_replicas < 0 or wait_replicas != int(wait_replicas):
             raise ValueError(f"wait_replicas={safe_repr(wait_replicas)}: give a number of replicas, 0 or more")
         self.lease, self.on_loss, self.delay, self.wait_replicas = lease, on_loss, lock_delay, wait_replicas

@@ -40,6 +40,7 @@ from cuelight.redis._tasks._scripts import Call
 from cuelight.redis._tasks._server_steps import Steps
 from cuelight.tasks import Added, Beat, Bound, Claim, Exchange, Finish, Limit, Query, Record, Schedule, Size, Snapshot
 from cuelight.tasks._stores._checks import (
+    KINDS,
     check_beat,
     check_control,
     check_exchange,
@@ -50,7 +51,6 @@ from cuelight.tasks._stores._checks import (
     check_schedule,
     check_set_limit,
 )
-from cuelight.tasks._stores._engine import KINDS
 from cuelight.tasks._stores._rows import STATES
 
 if TYPE_CHECKING:

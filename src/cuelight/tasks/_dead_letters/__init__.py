@@ -1,0 +1,1 @@
+"""The dead letter queue, and the sources of its letters."""

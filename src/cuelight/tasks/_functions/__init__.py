@@ -1,0 +1,1 @@
+"""Task functions: `@task`, their parameters, and the packing of their arguments and results."""

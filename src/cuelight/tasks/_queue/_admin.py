@@ -15,7 +15,7 @@ from cuelight.tasks._arguments import check_function, check_limit, check_query, 
 from cuelight.tasks._codec import task_of
 from cuelight.tasks._context import running_task
 from cuelight.tasks._dead_letters._queue import DeadLetterQueue
-from cuelight.tasks._queue._queue import QueueBase
+from cuelight.tasks._queue._base import QueueBase
 from cuelight.tasks._queue._schedules import Cron, Every, ScheduleChanges, declared, is_changed, updated
 from cuelight.tasks._queue._session import FOREVER, SOON
 from cuelight.tasks._stores._checks import ids_given

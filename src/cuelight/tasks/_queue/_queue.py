@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, ExitStack
-from math import inf
-from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-import anyio
 import msgspec
 
 from cuelight._checks import check_seconds
 from cuelight._log import get_log
 from cuelight._text import format_traceback, safe_repr, safe_str
-from cuelight.actors import Ref, child
-from cuelight.errors import PoolClosed, QueueFull, SystemClosed, TaskTimedOut, control_error
+from cuelight.errors import PoolClosed, QueueFull, TaskTimedOut, control_error
 from cuelight.pools import TaskStatus
-from cuelight.supervision import ActorSystem, BlockingSystem
 from cuelight.tasks._arguments import (
-    check_callback,
     check_function,
-    check_store,
     check_task,
     id_given,
     items_given,
@@ -33,14 +25,12 @@ from cuelight.tasks._functions._function import TaskFunction
 from cuelight.tasks._functions._values import decode, encode
 from cuelight.tasks._queue._admin import QueueAdmin
 from cuelight.tasks._queue._blocking import BlockingTaskQueue
-from cuelight.tasks._queue._session import FOREVER, SOON, Held, Life, QueueActor, Watch
+from cuelight.tasks._queue._session import FOREVER, SOON, Held, Life
 from cuelight.tasks._queue._task_handle import TaskHandle
 from cuelight.tasks._queue._task_waits import resting
-from cuelight.tasks._stores._memory import MemoryStore
-from cuelight.tasks._stores._protocol import Added, Bound, Finish, Store
+from cuelight.tasks._stores._protocol import Added, Finish
 from cuelight.tasks._task import Record, Task
 from cuelight.tasks._worker._failure import QUIET, Failure, kind_of, pause_of, said, trace_of
-from cuelight.tasks._worker._options import Heartbeat
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -368,227 +358,3 @@ def _failed(life: Life, held: Held, error: BaseException | str | None, delay: fl
     seconds = pause if delay is None else delay
     trace = trace_of(error) or format_traceback(error, 2000)  # the exception may never have been raised
     return life.finish(held, kind, delay=seconds, error=said(cause), traceback=trace, pause_key=key)
-
-
-# The base class of `TaskQueue`: its options, and its three ways to start and end.
-
-
-WhenFull = Literal["wait", "reject", "shed_lowest"]
-"""The reaction of `enqueue` to a full queue: wait for room, raise `QueueFull`, or give up the least urgent task."""
-
-
-_IN_OTHER_THREADS = (
-    "make another TaskQueue over the same store for this thread, with `async with` if it runs a loop, else with `with`"
-)
-
-
-class _Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The checked arguments of a handle."""
-
-    max_length: int | None
-    overflow: WhenFull
-    lease: float
-    patience: float
-    on_lost: Callable[[Task], object] | None
-    on_cancel: Callable[[Task], object] | None
-    heartbeat: Heartbeat
-
-    def __post_init__(self) -> None:
-        most: Any = self.max_length
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-            raise ValueError(f"max_length={safe_repr(most)}: give a whole number, 1 or more, or None for any number")
-        if self.overflow not in ("wait", "reject", "shed_lowest"):
-            raise ValueError(f"overflow={safe_repr(self.overflow)}: give 'wait', 'reject' or 'shed_lowest'")
-        if not 0 < check_seconds("lease", self.lease) < inf:
-            raise ValueError(f"lease={self.lease!r}: give more than 0 seconds")
-        if self.heartbeat not in ("thread", "loop"):
-            raise ValueError(f"heartbeat={safe_repr(self.heartbeat)}: give 'thread' or 'loop'")
-        if not check_seconds("TaskQueue(patience)", self.patience) >= 0:
-            raise ValueError(f"patience={self.patience!r}: give seconds, 0 or more")
-        check_callback("TaskQueue(on_lost)", self.on_lost)
-        check_callback("TaskQueue(on_cancel)", self.on_cancel)
-
-
-class QueueBase:
-    """The part of `TaskQueue` that opens and closes it."""
-
-    def __init__(
-        self,
-        store: Store | None = None,
-        *,
-        name: str = "default",
-        system: ActorSystem | None = None,
-        max_length: int | None = 100_000,
-        overflow: WhenFull = "wait",
-        lease: float = 15.0,
-        patience: float = 30.0,
-        on_lost: Callable[[Task], object] | None = None,
-        on_cancel: Callable[[Task], object] | None = None,
-        heartbeat: Heartbeat = "thread",
-    ) -> None:
-        """Set up a queue. With `system`, it can be used at once.
-
-        Args:
-            store: the store of the tasks; a new `MemoryStore` by default. It is opened for this handle, and closed with
-                the last handle that uses it.
-            name: a name for log and error messages.
-            system: a running actor system to use.
-            max_length: how many tasks may wait; None for no limit. Tasks in flight do not count.
-            overflow: the reaction of `enqueue` to a full queue: "wait" for room, "reject" with `QueueFull`, or
-                "shed_lowest", which makes the least urgent task a dead letter.
-            lease: seconds after which another consumer gets the tasks that this handle has dequeued if its process
-                dies.
-            patience: seconds for which a call retries while the store is unavailable, before it raises
-                `StoreUnavailable`.
-            on_lost: called in the event loop with a task that this handle has dequeued, when its lease is lost.
-            on_cancel: called in the event loop with a task that this handle has dequeued, when it is cancelled.
-            heartbeat: where leases are renewed: in a "thread", or in the "loop", for tests with a virtual clock.
-
-        Raises:
-            ValueError: a value is invalid; the message names it.
-            TypeError: a value has the wrong type.
-            SystemClosed: the system is not running.
-            RuntimeError: the system belongs to the event loop of another thread.
-        """
-        self._options = _Options(
-            max_length=max_length,
-            overflow=overflow,
-            lease=lease,
-            patience=patience,
-            on_lost=on_lost,
-            on_cancel=on_cancel,
-            heartbeat=heartbeat,
-        )
-        self.name = string_given("TaskQueue(name)", name)
-        if store is not None:
-            check_store("TaskQueue(store)", store)
-        self.store: Store = MemoryStore() if store is None else store
-        self._bound = None if max_length is None else Bound(max_length, shed=overflow == "shed_lowest")
-        self._state: tuple[ActorSystem, Ref[Any], Life, Watch] | None = None
-        self._entered = False
-        self._block, self._blocking = AsyncExitStack(), ExitStack()
-        if system is not None:
-            self._begin(system)
-
-    def _begin(self, system: ActorSystem) -> Ref[Any]:
-        given: Any = system
-        if isinstance(given, BlockingSystem):
-            raise TypeError(f"TaskQueue(system={given!r}): in blocking code use `with TaskQueue(store) as queue:`")
-        if not isinstance(given, ActorSystem):
-            raise TypeError(f"TaskQueue(system={safe_repr(given)}): give a running ActorSystem, or leave it out")
-        if not system._open:
-            raise SystemClosed(
-                f"the system {system.name!r} is not running: make the queue inside its `async with` block"
-            )
-        if get_ident() != system.thread:
-            raise RuntimeError(
-                f"the system {system.name!r} lives in the event loop of another thread, so the task queue "
-                f"{self.name!r} cannot be made here: {_IN_OTHER_THREADS}"
-            )
-        options = self._options
-        life = Life(
-            self.store,
-            self.name,
-            lease=options.lease,
-            patience=options.patience,
-            on_lost=options.on_lost,
-            on_cancel=options.on_cancel,
-            heartbeat=options.heartbeat,
-        )
-        ref: Ref[Any] = Ref(system.family_made(system.root).adopt(child(QueueActor, life)))
-        # Needed if the `stopped` hook is not called, for example because the actor never started.
-        ref._cell.bonds_made().call_when_ended(lambda _: life.end())
-        life.ref = ref
-        self._state = system, ref, life, Watch(life)
-        return ref
-
-    def _opened(self) -> tuple[ActorSystem, Ref[Any], Life, Watch]:
-        if self._state is None:
-            raise PoolClosed(
-                f"the task queue {self.name!r} is not open: use it in `async with TaskQueue() as queue:`, in blocking "
-                "code in `with TaskQueue() as queue:`, or give it a running system: `TaskQueue(system=system)`"
-            )
-        return self._state
-
-    def _here(self) -> tuple[ActorSystem, Ref[Any], Life, Watch]:
-        """Like `_opened`. Raises `RuntimeError` outside the thread of the queue's event loop."""
-        state = self._opened()
-        if get_ident() != state[2].thread:
-            raise RuntimeError(
-                f"the task queue {self.name!r} lives in the event loop of another thread: {_IN_OTHER_THREADS}"
-            )
-        return state
-
-    @property
-    def system(self) -> ActorSystem:
-        """The actor system of the queue.
-
-        Raises:
-            PoolClosed: the queue is not open.
-        """
-        return self._opened()[0]
-
-    @property
-    def life(self) -> Life:
-        """The open state of the queue. For internal use.
-
-        Raises:
-            PoolClosed: the queue is not open.
-            RuntimeError: this is not the thread of the queue's event loop.
-        """
-        return self._here()[2]
-
-    @property
-    def watch(self) -> Watch:
-        """The callers that wait for tasks of this queue. For internal use.
-
-        Raises:
-            PoolClosed: the queue is not open.
-            RuntimeError: this is not the thread of the queue's event loop.
-        """
-        return self._here()[3]
-
-    async def ready(self) -> None:
-        """Wait until the store is open. A checkpoint only until then. All methods wait by themselves.
-
-        Raises:
-            PoolClosed: the handle is not open.
-            StoreUnavailable: the store is unavailable.
-        """
-        await self.life.ready()
-
-    async def _ready(self) -> Life:
-        life = self.life
-        await life.ready()
-        return life
-
-    # The block.
-
-    async def __aenter__(self) -> Self:
-        self._refuse_second_block()
-        async with AsyncExitStack() as stack:
-            if self._state is None:
-                self._begin(await stack.enter_async_context(ActorSystem(self.name)))
-            stack.push_async_exit(self._end)
-            await self.ready()
-            self._block = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._block.__aexit__(kind, error, trace)
-
-    async def _end(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        ref = self._opened()[1]
-        with anyio.CancelScope(shield=True):
-            await (ref.stop() if error is None else ref.kill("the block of the queue was left by an exception"))
-
-    def _refuse_second_block(self) -> None:
-        if self._entered:
-            raise PoolClosed(
-                f"the task queue {self.name!r} was entered before: make another TaskQueue over the same store"
-            )
-        self._entered = True

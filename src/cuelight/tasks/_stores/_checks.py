@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import inf
+from math import inf, isfinite
 from typing import Final
 
 from msgspec.structs import replace
 
 from cuelight._text import safe_repr
 from cuelight.errors import PoolClosed
-from cuelight.tasks._stores._engine import check_finish
 from cuelight.tasks._stores._protocol import Claim, Finish, Query, Schedule
 from cuelight.tasks._stores._rows import STATES
 from cuelight.tasks._task import HEAVIEST, LIGHTEST, Limit, Record
@@ -20,6 +19,21 @@ EXACT: Final = 2**53
 
 FAR: Final = 1e13
 """Seconds since the epoch (about 300,000 years). Later times, from a clock or a caller, are rejected as invalid."""
+
+
+KINDS: Final = (
+    "done",
+    "error",
+    "timeout",
+    "crash",
+    "rate_limited",
+    "released",
+    "rejected",
+    "cancelled",
+    "unknown",
+    "undecodable",
+)
+"""Scripts and files use their positions, so new kinds must be appended."""
 
 
 def check_record(record: Record) -> None:
@@ -116,6 +130,14 @@ def ids_given(ids: Iterable[str]) -> list[str]:
         raise TypeError(f"{safe_repr(ids)}: give the identifier of a task, or a list of them") from None
     check_ids(given)
     return list(dict.fromkeys(given))
+
+
+def check_finish(finish: Finish) -> None:
+    """Raise `ValueError` for an unknown kind, or for a delay that is negative or not finite."""
+    if finish.kind not in KINDS:
+        raise ValueError(f"Finish({finish.id!r}, kind={finish.kind!r}): the kinds are {', '.join(KINDS)}")
+    if not (finish.delay >= 0 and isfinite(finish.delay)):
+        raise ValueError(f"Finish({finish.id!r}, delay={finish.delay!r}): give seconds, 0 or more")
 
 
 def check_exchange(finishes: Sequence[Finish], claim: Claim | None) -> None:

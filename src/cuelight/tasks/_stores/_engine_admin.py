@@ -16,10 +16,10 @@ from cuelight.tasks._stores._checks import (
     check_schedule,
     check_set_limit,
 )
-from cuelight.tasks._stores._engine import Fate
 from cuelight.tasks._stores._engine_core import EngineCore
 from cuelight.tasks._stores._protocol import Query, Schedule, Size, Snapshot
 from cuelight.tasks._stores._rows import CANCELLED, DEAD_LETTER, IN_FLIGHT, PENDING, STATES, Row, Story, snapshot
+from cuelight.tasks._stores._transitions import Fate
 from cuelight.tasks._task import Limit
 
 _FORGOTTEN: Final = 1000

@@ -25,7 +25,6 @@ import msgspec
 from cuelight._log import get_log
 from cuelight._text import safe_repr
 from cuelight.errors import ends_the_program
-from cuelight.mailbox import current_backend
 from cuelight.mailbox._backend import Backend, Waiter, current_backend, yield_now
 from cuelight.tasks._stores._checks import FAR
 

@@ -1,0 +1,1 @@
+"""The worker: its loop, the exchange with the store, and the attempts."""

@@ -20,7 +20,7 @@ from cuelight.tasks._arguments import check_task
 from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._context import running_task
 from cuelight.tasks._functions._values import decode
-from cuelight.tasks._queue._queue import QueueBase
+from cuelight.tasks._queue._base import QueueBase
 from cuelight.tasks._worker._handlers import Given
 from cuelight.tasks._worker._loop import FLUSH, Shift
 from cuelight.tasks._worker._options import Tally, WorkerStats, options_of

@@ -16,8 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from cuelight._text import safe_str, type_name
-from cuelight.tasks._stores._checks import EXACT, FAR
-from cuelight.tasks._stores._engine import KINDS
+from cuelight.tasks._stores._checks import EXACT, FAR, KINDS
 from cuelight.tasks._stores._protocol import Schedule
 from cuelight.tasks._stores._rows import DEAD_LETTER, IN_FLIGHT, SCHEDULED, STATES, Damage, Row, Story
 from cuelight.tasks._task import Limit, Record

@@ -11,7 +11,7 @@ from cuelight._log import get_log
 from cuelight.tasks._stores._checks import EXACT
 from cuelight.tasks._stores._rows import Gate, Lane
 from cuelight.tasks._stores._sqlite._columns import LATEST, Garbled, json_of, keys_of, limit_of
-from cuelight.tasks._stores._sqlite._row_store import (
+from cuelight.tasks._stores._sqlite._statements import (
     FIRST_LANE,
     GATES_DUE,
     LANE_BY_ID,

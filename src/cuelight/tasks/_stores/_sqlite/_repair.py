@@ -19,7 +19,9 @@ from cuelight._log import get_log
 from cuelight.tasks._stores._engine import Engine
 from cuelight.tasks._stores._rows import COMPLETED, IN_FLIGHT, PARKED, PENDING, SCHEDULED, order_of
 from cuelight.tasks._stores._sqlite._columns import LATEST
-from cuelight.tasks._stores._sqlite._row_store import (
+from cuelight.tasks._stores._sqlite._row_store import SQLiteBook
+from cuelight.tasks._stores._sqlite._schema import orphaned
+from cuelight.tasks._stores._sqlite._statements import (
     ADOPT,
     FIRST_OWNER,
     LANES,
@@ -27,9 +29,7 @@ from cuelight.tasks._stores._sqlite._row_store import (
     NEXT_WAIT,
     UNLISTED,
     WAITING,
-    SQLiteBook,
 )
-from cuelight.tasks._stores._sqlite._schema import orphaned
 
 log = get_log("cuelight.tasks")
 

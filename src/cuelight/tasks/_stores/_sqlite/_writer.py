@@ -32,8 +32,8 @@ from cuelight._text import safe_str
 from cuelight.errors import CuelightError, PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.mailbox._backend import Backend, Waiter, current_backend
 from cuelight.mailbox._interrupts import interruptible
-from cuelight.tasks import _sqlite_schema as schema
 from cuelight.tasks._stores._engine import Engine
+from cuelight.tasks._stores._sqlite import _schema as schema
 from cuelight.tasks._stores._sqlite._columns import is_garbled, readable_text
 from cuelight.tasks._stores._sqlite._file import Moved, OpenFile, gone
 from cuelight.tasks._stores._sqlite._repair import Mending

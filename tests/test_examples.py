@@ -1,5 +1,9 @@
-"""Every example runs as a user would run it, and says nothing on stderr that would worry one."""
+"""Every example runs as a user would run it and prints no error or warning.
 
+`tests/examples/test_numbered_examples.py` runs the numbered ones.
+"""
+
+import json
 import os
 import subprocess
 import sys
@@ -9,10 +13,12 @@ import pytest
 
 from helpers.redis_servers import shared_server
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[!_]*.py"))
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[!_0-9]*.py"))
+ARGUMENTS = {"stdlib_report": ["--path", str(Path(json.__file__).parents[1] / "email")]}
+"""By default, the report is about the whole standard library, which takes a minute: `make demo` does that."""
 
 RUNS = [
-    pytest.param(path, options, id=" ".join([path.stem, *options[1:]]))
+    pytest.param(path, [*ARGUMENTS.get(path.stem, []), *options], id=" ".join([path.stem, *options[1:]]))
     for path in EXAMPLES
     for options in ([], ["--backend", "trio"])
     if not options or "--backend" in path.read_text(encoding="utf-8")

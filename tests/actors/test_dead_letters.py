@@ -221,7 +221,7 @@ async def _spawns(system: ActorSystem, count: int) -> None:
 
 @pytest.mark.stress
 @pytest.mark.timeout(1100)
-@pytest.mark.parametrize(("work", "short", "long"), [(_asks, 100_000, 1_000_000), (_spawns, 20_000, 100_000)])
+@pytest.mark.parametrize(("work", "short", "long"), [(_asks, 20_000, 1_000_000), (_spawns, 5_000, 100_000)])
 def test_memory_comes_back(work: Any, short: int, long: int, stress: bool) -> None:
     async def main() -> int:
         async with ActorSystem(slow_after=None, keep_dead_letters=10) as system:

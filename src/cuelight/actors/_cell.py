@@ -14,14 +14,17 @@ Invariants:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from cuelight.actors._cell_extras import Bonds
 from cuelight.actors._message_disposal import Fates
-from cuelight.actors._messages import Crashed, Exit, Killed, ShutDown, Start, Stopped, Terminated
+from cuelight.actors._messages import ControlMessage, Crashed, Exit, Killed, ShutDown, Start, Stopped
 from cuelight.actors._reply import Asked, Reply, StreamSlot
 from cuelight.actors._wait_graph import holdings, let_go
 from cuelight.errors import (
+    CuelightError,
     ReplyError,
     SystemClosed,
     UnexpectedCancellation,
@@ -35,10 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextvars import Context
 
-    from cuelight.actors._actor import Actor
-    from cuelight.actors._cell_extras import Bonds
+    from cuelight.actors._dispatcher import Dispatcher
     from cuelight.actors._handlers import HandlerTable
-    from cuelight.actors._spawner import Runtime
     from cuelight.actors._spec import ChildSpec, Options
 
 
@@ -56,7 +57,6 @@ class Cell(Fates):
         "actor",
         "args",
         "asks",
-        "bonds",
         "context",
         "factory",
         "family",
@@ -88,7 +88,7 @@ class Cell(Fates):
         self.label = spec.name
         self.serial = runtime.next_serial()
         self.context: Context = runtime.context.copy()
-        self.actor: Actor[Any] | None = None
+        self.actor: Any = None
         self.state = STARTING
         self.signals = 0
         self.restarts = 0
@@ -100,7 +100,7 @@ class Cell(Fates):
         self.asks: dict[Asked, None] | None = None
         self.sent: dict[Asked, None] | None = None
         self.family: Family | None = None
-        self.bonds: Bonds | None = None
+        self.bonds: Bonds[Cell] | None = None
 
     # Names.
 
@@ -141,12 +141,17 @@ class Cell(Fates):
     def __repr__(self) -> str:
         return f"<cell {self.path}>"
 
+    @property
+    def inside_ask(self) -> bool:
+        """Whether a handler that runs now runs inside the ask, without a slot for the reply."""
+        return False
+
+    @abstractmethod
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any] | None:
         """Run a handler inside the ask, up to its first wait if it is `async def`; only while `asleep` is `INLINE`.
 
         Return None if that is not possible now, so that the request has to queue.
         """
-        raise NotImplementedError
 
     def deadline(self) -> float:
         """Return the deadline of the handled request, for requests that its handler sends, or 0 if there is none."""
@@ -155,21 +160,21 @@ class Cell(Fates):
 
     # Starting. Subclasses implement `begin`.
 
+    @abstractmethod
     def begin(self, why: Start) -> None:
         """Make an incarnation, run its `started` hook and report the outcome to the family."""
-        raise NotImplementedError
 
-    def construct(self) -> Actor[Any]:
+    def construct(self) -> Any:
         """Return a new actor for this cell. Exceptions of its constructor propagate."""
         factory = self.factory
         if isinstance(factory, type):
-            actor: Actor[Any] = object.__new__(factory)
+            actor: Any = object.__new__(factory)
             actor._cell = self
             self.actor = actor
             if self.kwargs is None:
-                actor.__init__(*self.args)  # type: ignore[misc]
+                actor.__init__(*self.args)
             else:
-                actor.__init__(*self.args, **self.kwargs)  # type: ignore[misc]
+                actor.__init__(*self.args, **self.kwargs)
             return actor
         actor = self.runtime.adapt(self, factory, self.args, self.kwargs or {})
         actor._cell = self
@@ -182,7 +187,7 @@ class Cell(Fates):
         if self.state == STARTING:
             self.state = LIVE
         if self.bonds is not None and self.bonds.when_started:
-            self.bonds.has_started()
+            self.notify_started()
         self.keeper.has_started(self)
 
     def has_not_started(self, error: BaseException) -> None:
@@ -268,9 +273,9 @@ class Cell(Fates):
         if self.state in (STARTING, LIVE):
             self.signal(RECYCLE)
 
+    @abstractmethod
     def interrupt(self, why: str) -> bool:
         """Cancel the running handler, not the actor. Return False if no cancellable handler runs."""
-        raise NotImplementedError
 
     def linked_by(self, other: Cell) -> None:
         """Note that an actor was linked to this one. A cell that represents a remote actor forwards this."""
@@ -278,20 +283,21 @@ class Cell(Fates):
     def unlinked_by(self, other: Cell) -> None:
         """Note that the link of another actor to this one was removed."""
 
+    @abstractmethod
     def cancel_turn(self) -> None:
-        raise NotImplementedError
+        """Cancel the running handler, because the incarnation ends."""
 
+    @abstractmethod
     def hurry(self) -> None:
         """Handle a kill that arrives while the actor runs its `stopped` hook."""
-        raise NotImplementedError
 
     def waits_in_asks(self) -> bool:
         """Return whether code of this cell that awaits an ask blocks the cell's mailbox."""
         return True
 
+    @abstractmethod
     def runs(self, task: Any) -> bool:
         """Return whether `task` runs this actor's own code now, rather than code of a task that the actor started."""
-        raise NotImplementedError
 
     def attend(self) -> Exit | None:
         """Process signals, control messages and waiting senders. Return an exit if the incarnation must end."""
@@ -385,7 +391,7 @@ class Cell(Fates):
         if holdings and exit_.abnormal:
             let_go(self)
         if self.bonds is not None:
-            self.bonds.end_incarnation()
+            self._end_bonds(self.bonds)
         if self.family is not None:
             if isinstance(exit_, Killed):
                 self.family.kill(exit_.why)
@@ -400,7 +406,7 @@ class Cell(Fates):
             if not self.family.empty:
                 return True
             self.family = None
-        return self.bonds is not None and self.bonds.busy
+        return self.bonds is not None and bool(self.bonds.background)
 
     def part_ended(self) -> None:
         """Report to the family if the child or background task that has ended was the last one."""
@@ -414,9 +420,9 @@ class Cell(Fates):
         assert exit_ is not None  # noqa: S101 - ENDING has one
         self.keeper.ended(self, exit_)
 
+    @abstractmethod
     def bury(self, exit_: Exit) -> None:
         """End permanently: run the `stopped` hook, then call `settle`. Called by the family."""
-        raise NotImplementedError
 
     def settle(self, exit_: Exit) -> None:
         """Mark the cell dead, refuse its queue, notify its watchers and release its name."""
@@ -430,10 +436,10 @@ class Cell(Fates):
         if holdings:
             let_go(self)  # locks, for example, that the hook has not released
         for item in items or ():
-            if not self.stale(item) and not isinstance(item, Terminated):
+            if not self.stale(item) and not isinstance(item, ControlMessage):
                 self.dropped(item, "stopped")
         if self.bonds is not None:
-            self.bonds.settle(self, exit_)
+            self.notify_ended(exit_)
             self.bonds = None
         if self.label is not None:
             self.runtime.forget_name(self)
@@ -476,14 +482,99 @@ class Cell(Fates):
         if self.state > DRAINING:
             raise SystemClosed(f"{self.path} is ending and can have no more {what}")
 
-    def bonds_made(self) -> Bonds:
+    # The state that only few actors need.
+
+    def bonds_made(self) -> Bonds[Cell]:
         """Return its bonds, made at first use."""
         if self.bonds is None:
-            self.bonds = self.runtime.new_bonds(self)
+            self.bonds = Bonds()
         return self.bonds
 
+    def family_made(self) -> Family:
+        """Return the family of a live cell, made at its first child.
 
-def withdraw(sent: dict[Asked, None] | None, runtime: Runtime, *, cut_off: bool) -> None:
+        Raises:
+            SystemClosed: the actor is ending.
+        """
+        self.must_live("children")
+        if self.family is None:
+            self.family = self.keeper.new_family(self)
+        return self.family
+
+    def notify_started(self) -> None:
+        """Call the `call_when_started` callbacks: the incarnation has started or can no longer start."""
+        bonds = self.bonds_made()
+        when_started, bonds.when_started = bonds.when_started, {}
+        for tell in when_started:
+            try:
+                tell()
+            except BaseException as error:
+                self.runtime.internal_error(error)
+
+    def notify_ended(self, exit_: Exit) -> None:
+        """Notify all waiters, watchers and linked actors that the cell has ended permanently."""
+        bonds = self.bonds_made()
+        self.notify_started()
+        for group in list(bonds.groups):
+            group.discard(self)
+        for watcher, tell in bonds.watchers.items():
+            if watcher.bonds is not None:
+                watcher.bonds.watched.pop(self, None)
+            tell(exit_)
+        for other in bonds.links:
+            if other.bonds is not None:
+                other.bonds.links.pop(self, None)
+            if exit_.abnormal:
+                other.fail_with(LinkedExit.of(self, exit_))
+        when_ended, bonds.when_ended = bonds.when_ended, {}
+        for waiting in when_ended:
+            try:
+                if callable(waiting):
+                    waiting(exit_)
+                else:
+                    waiting.wake()
+            except BaseException as error:
+                self.runtime.internal_error(error)
+
+    def unstash(self) -> None:
+        """Put the stashed messages back at the front of the mailbox, oldest first."""
+        bonds = self.bonds
+        if bonds is not None and bonds.stash:
+            if self.items is None:
+                self.items = deque()
+            self.items.extendleft(reversed(bonds.stash))
+            bonds.stash.clear()
+            if self.asleep:
+                self.woken()
+
+    def _end_bonds(self, bonds: Bonds[Cell]) -> None:
+        """End the state bound to the incarnation. Background tasks are cancelled here and end a little later."""
+        for timer in list(bonds.timers):
+            timer.cancel()
+        for task in list(bonds.background):
+            task.cancel()
+        deferred, bonds.deferred, bonds.deferred_now = bonds.deferred, {}, None
+        for asked in deferred:
+            self.deserted(asked)
+        for other in bonds.watched:
+            if other.bonds is not None:
+                other.bonds.watchers.pop(self, None)
+        bonds.watched.clear()
+        self.unstash()
+
+
+class LinkedExit(CuelightError):
+    """A linked actor has ended abnormally."""
+
+    @classmethod
+    def of(cls, cell: Cell, exit_: Exit) -> Self:
+        """Make the error for the actors that were linked to `cell`."""
+        error = cls(f"{cell.path}, to which it is linked, {exit_.describe()}")
+        error.__cause__ = exit_.error if isinstance(exit_, Crashed) else None
+        return error
+
+
+def withdraw(sent: dict[Asked, None] | None, runtime: Dispatcher, *, cut_off: bool) -> None:
     """Withdraw the open requests that a turn or background work has sent."""
     for asked in sent or ():
         asked.sender = None
@@ -501,8 +592,15 @@ def withdraw(sent: dict[Asked, None] | None, runtime: Runtime, *, cut_off: bool)
 class Family(Protocol):
     """The children of one cell and their supervision."""
 
-    runtime: Runtime
-    owner: Cell | None
+    @property
+    def runtime(self) -> Dispatcher:
+        """The runtime of the system."""
+        ...
+
+    @property
+    def owner(self) -> Cell | None:
+        """The actor whose children these are, or None for the root."""
+        ...
 
     @property
     def empty(self) -> bool:
@@ -520,6 +618,10 @@ class Family(Protocol):
             spec: the spec of the child.
             sponsored: a caller waits for the start and gets its failure. Otherwise a failed start is a crash.
         """
+        ...
+
+    def new_family(self, owner: Cell) -> Family:
+        """Return a family for the children of a child."""
         ...
 
     def has_started(self, cell: Cell) -> None:

@@ -7,27 +7,27 @@ turn. So supervision never waits for a handler and never runs inside one.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections import deque
 from contextvars import copy_context
+from itertools import count
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight._log import get_log
-from cuelight.actors._dead_letters import DeadLetters
-from cuelight.actors._plain_cell import PlainCell, TurnCell
-from cuelight.actors._reply import Asked
+from cuelight._text import describe_error, safe_repr, type_name
+from cuelight.actors._dead_letters import Addressee, DeadLetters
 from cuelight.actors._timers import Alarms, Later
 from cuelight.errors import ends_the_program
 from cuelight.mailbox import Waiter, current_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
-    from cuelight.actors._cell import Cell
-    from cuelight.actors._cell_extras import Background
     from cuelight.actors._handler_task import HandlerTask
-    from cuelight.actors._task_cell import TaskCell
+    from cuelight.actors._messages import Exit
     from cuelight.mailbox import Backend
 
 log = get_log("cuelight")
@@ -46,6 +46,83 @@ LINGER = 5.0
 GRAIN = 64
 """Deadlines are rounded up to a 64th of the timeout, so that many of them share one timer."""
 
+WARNINGS_PER_KIND = 5
+"""The number of warnings about messages without a handler, for each pair of actor class and message class."""
+
+KINDS_OF_WARNINGS = 1000
+
+
+class Busy(Protocol):
+    """A cell that may be handling a message."""
+
+    running: Any
+    handled: int
+
+    @property
+    def path(self) -> str:
+        """The path of the actor in the tree."""
+        ...
+
+    def content(self, item: Any) -> Any:
+        """Return the message in an item."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of waiting messages."""
+        ...
+
+
+class Runnable(Busy, Protocol):
+    """A cell that takes turns."""
+
+    context: Context
+
+    def turn(self) -> bool:
+        """Handle some messages. Return whether there are more."""
+        ...
+
+    def crash(self, error: BaseException, item: Any) -> Exit:
+        """Settle the message of a handler that raised. Return the exit of the incarnation."""
+        ...
+
+    def incarnation_over(self, exit_: Exit) -> None:
+        """End the incarnation."""
+        ...
+
+
+class TaskUser(Protocol):
+    """An object whose code runs in a task of its own."""
+
+    @property
+    def path(self) -> str:
+        """The path of the actor, or a description."""
+        ...
+
+    @property
+    def task(self) -> Any:
+        """The task, or None before it has begun."""
+        ...
+
+    @property
+    def coroutine(self) -> Any:
+        """The coroutine of the task."""
+        ...
+
+
+class TaskCellLike(Busy, TaskUser, Protocol):
+    """A cell whose handlers run in a task, which it may keep while it is idle."""
+
+    asleep: int
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the code of the task was cancelled."""
+        ...
+
+    def retire(self) -> None:
+        """End the idle task."""
+        ...
+
 
 class Dispatcher:
     """Runs turns of actors, supervision decisions and timers."""
@@ -62,9 +139,9 @@ class Dispatcher:
         self.told = 0
         self.awake = 0
         self.restarting = 0
-        self.turning: Cell | None = None
+        self.turning: Busy | None = None
         self._keep_dead_letters = keep_dead_letters
-        self._ready: deque[TurnCell] = deque()
+        self._ready: deque[Runnable] = deque()
         self.turn_asks = 0
         """The number of asks that the turns of this pass may still answer inline."""
         self.nested_steps = 0
@@ -76,16 +153,19 @@ class Dispatcher:
         self._events: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._parked: Waiter | None = None
         self._open = False
+        self.alive = 0
+        self.next_serial: Callable[[], int] = count(1).__next__
+        self._unhandled: dict[tuple[str, str], int] = {}
         self._ended: Waiter | None = None
         self._dispatching = False
         self._idle_waiters: dict[Waiter, None] = {}
         self._abandoned = False
-        self.tasks: dict[TaskCell, None] = {}
-        self.background: dict[Background, None] = {}
+        self.tasks: dict[TaskCellLike, None] = {}
+        self.background: dict[TaskUser, None] = {}
         self.longest_hook = math.inf
         """The longest time in seconds that a hook may take. It is finite once the shutdown time is over."""
-        self._warm: dict[TaskCell, None] = {}
-        self._cooling: dict[TaskCell, None] = {}
+        self._warm: dict[TaskCellLike, None] = {}
+        self._cooling: dict[TaskCellLike, None] = {}
         self._sweeping = False
 
     # The dispatcher.
@@ -110,7 +190,7 @@ class Dispatcher:
             self._ended = self.backend.waiter()
             await self._ended
 
-    def schedule(self, cell: TurnCell) -> None:
+    def schedule(self, cell: Runnable) -> None:
         """Give a cell a turn soon."""
         self.awake += 1
         self._ready.append(cell)
@@ -123,7 +203,7 @@ class Dispatcher:
         if self._parked is not None:
             self._wake()
 
-    def schedule_again(self, cell: TurnCell) -> None:
+    def schedule_again(self, cell: Runnable) -> None:
         """Give another turn to a cell that has just had one and still counts as awake."""
         self._ready.append(cell)
         if self._parked is not None:
@@ -182,9 +262,9 @@ class Dispatcher:
         if not self.ending_tasks and self._tasks_ended is not None:
             self._tasks_ended.wake()
 
+    @abstractmethod
     def abandoned(self) -> None:
         """End the resources that are not tasks: the loop is ending and the system's block was never left."""
-        raise NotImplementedError
 
     def _pass(self) -> None:
         events, ready = self._events, self._ready
@@ -225,7 +305,7 @@ class Dispatcher:
         self.inline = -1
         return False
 
-    def _turn_failed(self, cell: TurnCell, error: BaseException) -> None:
+    def _turn_failed(self, cell: Runnable, error: BaseException) -> None:
         self.internal_error(error)
         self.dozed()
         try:
@@ -234,9 +314,9 @@ class Dispatcher:
             self.internal_error(raised)
 
     @property
+    @abstractmethod
     def over(self) -> bool:
         """Whether every actor has ended."""
-        raise NotImplementedError
 
     def internal_error(self, error: BaseException) -> None:
         """Log an exception raised in code that must not raise, and continue."""
@@ -244,7 +324,7 @@ class Dispatcher:
         if ends_the_program(error):
             self.abort(error)
 
-    def check_thread(self, used: Cell | str = "the actor system") -> None:
+    def check_thread(self, used: Addressee | str = "the actor system") -> None:
         """Check that the code runs in the thread of this system's event loop.
 
         Args:
@@ -256,17 +336,13 @@ class Dispatcher:
         if get_ident() != self.thread:
             raise self.wrong_thread(used)
 
-    def wrong_thread(self, used: Cell | str) -> RuntimeError:
+    def wrong_thread(self, used: Addressee | str) -> RuntimeError:
         """Return the error for using an actor outside of the thread of its event loop."""
         name = used if isinstance(used, str) else used.path
         return RuntimeError(
             f"{name} lives in the event loop of another thread: use tell_threadsafe() here, or the blocking refs of "
             f"ActorSystem.blocking()"
         )
-
-    def is_inline(self, cell: Cell) -> bool:
-        """Return whether the handler of this plain cell runs inside an ask."""
-        return type(cell) is PlainCell and self.turning is not cell
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         """Run a function in the loop soon, from any thread. Do nothing once the system has ended.
@@ -287,9 +363,9 @@ class Dispatcher:
             if ends_the_program(error):
                 self.abort(error)
 
-    def busy_cells(self) -> list[Cell]:
+    def busy_cells(self) -> list[Busy]:
         """Return the cells whose handlers run now. Can be called from any thread."""
-        busy: list[Cell] = [cell for cell in self.tasks.copy() if cell.running is not None]
+        busy: list[Busy] = [cell for cell in self.tasks.copy() if cell.running is not None]
         turning = self.turning
         return busy if turning is None else [*busy, turning]
 
@@ -337,14 +413,14 @@ class Dispatcher:
         for waiter in waiters:
             waiter.wake()
 
-    def keep_warm(self, cell: TaskCell) -> None:
+    def keep_warm(self, cell: TaskCellLike) -> None:
         """Keep the idle task of a cell for a while."""
         self._warm[cell] = None
         if not self._sweeping:
             self._sweeping = True
             self.later(LINGER, self._sweep)
 
-    def forget_warm(self, cell: TaskCell) -> None:
+    def forget_warm(self, cell: TaskCellLike) -> None:
         """Forget the task of a cell, because it has ended."""
         self._warm.pop(cell, None)
         self._cooling.pop(cell, None)
@@ -376,13 +452,60 @@ class Dispatcher:
         """Return the timeout of the ask whose handler runs inline."""
         return self.ask_timeout if self.inline_timeout is None else self.inline_timeout
 
-    def remaining(self, cell: Cell) -> float:
-        """Return the seconds left for the request that a cell handles."""
-        running = cell.running
-        if not isinstance(running, Asked):
-            return math.inf
-        return max(0.0, (running.due or self.due_in(running.timeout)) - self.backend.time())
+    # Problems.
 
+    @abstractmethod
     def abort(self, error: BaseException) -> None:
         """End the whole system, because a handler raised an exception that is not an `Exception`."""
-        raise NotImplementedError
+
+    def hook_failed(self, path: str, actor: str, hook: str, error: BaseException) -> None:
+        """Log a failure of a `stopped` or `restarting` hook. No caller could receive the error."""
+        log.error(
+            "the %s hook of %s failed and was ignored: %s",
+            hook,
+            path,
+            describe_error(error),
+            error=error,
+            kind=("hook", hook, actor),
+        )
+
+    def stream_failed(self, path: str, actor: str, message: Any, error: BaseException) -> None:
+        """Log that the generator of a stream handler raised while it was closed."""
+        log.error(
+            "the stream handler of %s for %s failed in its cleanup, after its stream had ended: %s",
+            path,
+            safe_repr(message),
+            describe_error(error),
+            error=error,
+            kind=("stream", actor, type_name(message)),
+        )
+
+    def policy_failed(self, path: str, policy: Any, error: BaseException) -> None:
+        """Log that an overflow policy raised for a message whose sender, a timer or a thread, does not wait."""
+        log.error(
+            "the overflow policy of %s raised, so the message is a dead letter: %s",
+            path,
+            describe_error(error),
+            error=error,
+            kind=("policy", policy),
+        )
+        if ends_the_program(error):
+            self.abort(error)
+
+    def report_unhandled(self, path: str, actor: str, message: Any, advice: str) -> None:
+        """Warn about a message without a handler, for the first few of each pair of actor class and message class."""
+        kind = (actor, type_name(message))
+        seen = self._unhandled.get(kind, 0)
+        if seen < WARNINGS_PER_KIND and (seen or len(self._unhandled) < KINDS_OF_WARNINGS):
+            self._unhandled[kind] = seen + 1
+            log.warning("%s has no handler for %s, which is a dead letter: %s", path, safe_repr(message), advice)
+
+    # Cells.
+
+    @abstractmethod
+    def adapt(self, cell: Any, factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an actor that a function returns, or one made from an async function."""
+
+    @abstractmethod
+    def forget_name(self, cell: Any) -> None:
+        """Remove the name of an actor that has ended."""

@@ -19,16 +19,50 @@ import sys
 import types
 from collections.abc import Generator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from cuelight.mailbox import drivers, swap_current_task
 
 if TYPE_CHECKING:
-    from cuelight.actors._dispatcher import Dispatcher
-    from cuelight.actors._eager_cell import EagerCell
-    from cuelight.mailbox import Waiter
+    from cuelight.mailbox import Backend, Waiter
+
+
+class TaskRuntime(Protocol):
+    """The runtime that handler tasks belong to."""
+
+    backend: Backend
+    context: Context
+    spare_tasks: list[HandlerTask]
+    ending_tasks: int
+
+    def handler_task_ended(self) -> None:
+        """Note that a task that was told to end has ended."""
+        ...
+
+
+class TaskOwner(Protocol):
+    """The cell whose handlers a task continues."""
+
+    context: Context
+
+    @property
+    def path(self) -> str:
+        """The path of the actor in the tree."""
+        ...
+
+    def resumed(self, outcome: Any) -> None:
+        """Take back the task after it has finished its work."""
+        ...
+
+    def task_over(self, outcome: Any, failure: BaseException | None, *, caught: bool) -> None:
+        """Handle the end of the task during its work."""
+        ...
+
+    def lost_task(self, worker: HandlerTask) -> None:
+        """Handle the end of the task while it had no work."""
+        ...
 
 
 @types.coroutine
@@ -91,12 +125,12 @@ class HandlerTask:
 
     __slots__ = ("_ending", "_in_scope", "_job", "_runtime", "_waiter", "cell", "coroutine", "scope", "scopes", "task")
 
-    def __init__(self, runtime: Dispatcher) -> None:
+    def __init__(self, runtime: TaskRuntime) -> None:
         self._runtime = runtime
         self._job: tuple[Any, Any] | None = None
         self._waiter: Waiter | None = None
         self._ending = False
-        self.cell: EagerCell | None = None
+        self.cell: TaskOwner | None = None
         self.coroutine = coroutine = self._run()
         coroutine.send(None)  # otherwise a cancellation before the task begins would skip all of it
         backend = runtime.backend
@@ -118,7 +152,7 @@ class HandlerTask:
         scope = self.scope
         return not (self.task.cancelling() or scope.cancel_called) and self.scopes.cancel_scope is scope
 
-    def go_on(self, cell: EagerCell, coroutine: Any, awaited: Any) -> None:
+    def go_on(self, cell: TaskOwner, coroutine: Any, awaited: Any) -> None:
         """Continue soon with a coroutine that a cell has begun, and that waits for `awaited` now."""
         if self.cell is not cell:
             self.cell = cell

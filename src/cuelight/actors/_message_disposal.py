@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cuelight._text import describe_error, safe_repr
-from cuelight.actors._messages import Crashed, Exit, Terminated
+from cuelight.actors._messages import ControlMessage, Crashed, Exit
 from cuelight.actors._reply import ASIDE, DONE, QUEUED, Asked
 from cuelight.errors import (
     ActorCrashed,
@@ -20,36 +21,36 @@ from cuelight.errors import (
 from cuelight.mailbox import Mailbox, WaitingSender
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cuelight.actors._cell_extras import Bonds
-    from cuelight.actors._ref import Ref
-    from cuelight.actors._spawner import Runtime
+    from cuelight.actors._dispatcher import Dispatcher
     from cuelight.actors._spec import Options
 
 
 class Fates(Mailbox):
     """The part of a cell that settles messages."""
 
-    __slots__ = ("exit", "options", "runtime")
+    __slots__ = ("bonds", "exit", "options", "runtime")
 
-    runtime: Runtime
+    runtime: Dispatcher
     options: Options
     exit: Exit | None
+    bonds: Bonds[Any] | None
 
     @property
+    @abstractmethod
     def path(self) -> str:
         """The path of the actor in the tree."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def kind(self) -> str:
         """The name of the actor's class."""
-        raise NotImplementedError
 
-    bonds: Bonds | None
-
-    def bonds_made(self) -> Bonds:
+    @abstractmethod
+    def bonds_made(self) -> Bonds[Any]:
         """Return its bonds, made at first use."""
-        raise NotImplementedError
 
     # Methods that Mailbox needs from its owner.
 
@@ -77,9 +78,9 @@ class Fates(Mailbox):
 
     # Requests whose callers no longer wait.
 
+    @abstractmethod
     def cancel_running(self, ask: Asked) -> None:
         """Cancel the running handler if it handles this ask."""
-        raise NotImplementedError
 
     def given_up(self, ask: Asked) -> None:
         """Handle a caller that no longer waits: drop a queued request, or cancel the handler of a running one."""
@@ -145,7 +146,7 @@ class Fates(Mailbox):
             accepted = False
         except BaseException as error:
             accepted, reason = False, "policy_failed"
-            self.runtime.policy_failed(self, error)
+            self.runtime.policy_failed(self.path, self.options.overflow, error)
         if not accepted:
             self.dropped(message, reason)
             return False
@@ -171,13 +172,13 @@ class Fates(Mailbox):
             self.items = deque()
         self.items.appendleft(item)
 
-    def drop_terminated(self, ref: Ref[Any]) -> None:
-        """Remove the waiting `Terminated` messages of this actor."""
+    def drop_control(self, unwanted: Callable[[ControlMessage], bool]) -> None:
+        """Remove the waiting control messages that are no longer wanted."""
         for lane in (self.control, self.items):
             for _ in range(len(lane or ())):  # in place, and without comparing messages of users
                 assert lane is not None  # noqa: S101 - it has a length
                 item = lane.popleft()
-                if not (isinstance(item, Terminated) and item.ref == ref):
+                if not (isinstance(item, ControlMessage) and unwanted(item)):
                     lane.append(item)
 
     # Failing.
@@ -188,9 +189,9 @@ class Fates(Mailbox):
             return Crashed(error)
         message = self.content(item)
         exit_ = Crashed(error, message)
-        if isinstance(item, Terminated):
+        if isinstance(item, ControlMessage):
             return exit_
-        if self.options.redeliver > 1 and self.bonds_made().try_again(item, error):
+        if self.options.redeliver > 1 and self._try_again(item, error):
             return exit_
         if isinstance(item, Asked):
             failure = ActorCrashed(f"{self.path} crashed on {safe_repr(message)}: {describe_error(error)}")
@@ -199,6 +200,26 @@ class Fates(Mailbox):
         elif self.options.redeliver <= 1:
             self.runtime.dead_letters.add(message, self, "crashed", error)
         return exit_
+
+    def _try_again(self, item: Any, error: BaseException) -> bool:
+        """Count a crash on this message, then requeue it at the front, or quarantine it after too many crashes.
+
+        Returns:
+            Whether the message was requeued.
+        """
+        bonds, count = self.bonds_made(), 1
+        if bonds.retry is not None and bonds.retry[0] is item:
+            count += bonds.retry[1]
+        else:
+            bonds.error_log = []
+        bonds.error_log.append(error)
+        if count >= self.options.redeliver:
+            bonds.retry = (item, 0)
+            self.runtime.dead_letters.add(self.content(item), self, "quarantined", error, tuple(bonds.error_log))
+            return False
+        bonds.retry = (item, count)
+        self.requeue(item)
+        return True
 
     def refused(self, error: ReplyError, item: Any) -> None:
         """Settle the message of a handler that raised `ReplyError`. The caller gets the error; the actor continues."""
@@ -216,14 +237,14 @@ class Fates(Mailbox):
             self.runtime.dead_letters.add(message, self, "unhandled")
             self.runtime.report_unhandled(self.path, self.kind, message, self._why_unhandled(item))
 
+    @abstractmethod
     def _why_unhandled(self, item: Any) -> str:
         """Return advice for a message that has no handler."""
-        raise NotImplementedError
 
     def cut_off(self, item: Any, why: str) -> None:
         """Settle the message of a handler that was cancelled."""
         if isinstance(item, Asked):
             shown = safe_repr(item.message)
             item.fail(Interrupted(f"{self.path} was interrupted while it handled {shown}: {why}"))
-        elif item is not None and item is not ASIDE and not isinstance(item, Terminated):
+        elif item is not None and item is not ASIDE and not isinstance(item, ControlMessage):
             self.runtime.dead_letters.add(item, self, "interrupted")

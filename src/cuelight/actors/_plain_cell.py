@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,9 @@ class TurnCell(Cell):
         self.asleep = 0
         self.runtime.schedule(self)
 
+    @abstractmethod
     def turn(self) -> bool:
         """Handle some messages in the cell's context. Return whether there are more."""
-        raise NotImplementedError
 
 
 class PlainCell(TurnCell):
@@ -97,7 +98,7 @@ class PlainCell(TurnCell):
             try:
                 self.actor.restarting(why.after)
             except BaseException as error:
-                self.runtime.hook_failed(self, "restarting", error)
+                self.runtime.hook_failed(self.path, self.kind, "restarting", error)
                 self.abort_if_fatal(error)
         self.construct().started(why)
 
@@ -174,6 +175,10 @@ class PlainCell(TurnCell):
         else:
             call(self.actor, message)
 
+    @property
+    def inside_ask(self) -> bool:
+        return self.runtime.turning is not self
+
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
         """Run a handler inside the ask. This is safe because the cell is idle and a `def` handler cannot suspend."""
         runtime = self.runtime
@@ -237,6 +242,6 @@ class PlainCell(TurnCell):
                 else:
                     self.context.run(actor.stopped, exit_)
             except BaseException as error:
-                self.runtime.hook_failed(self, "stopped", error)
+                self.runtime.hook_failed(self.path, self.kind, "stopped", error)
                 self.abort_if_fatal(error)
         self.settle(exit_)

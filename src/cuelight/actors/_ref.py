@@ -13,7 +13,7 @@ import msgspec
 
 from cuelight._checks import check_seconds
 from cuelight.actors._cell import DEAD, OVER, STARTING, Cell
-from cuelight.actors._messages import Answerable, Exit, Streams
+from cuelight.actors._messages import Answerable, ControlMessage, Exit, Streams
 from cuelight.actors._plain_cell import INLINE
 from cuelight.actors._reply import ASIDE, Asked, Reply, Stream, StreamSlot, background_work, handling
 from cuelight.errors import ActorNotFound, MailboxFull
@@ -22,7 +22,7 @@ from cuelight.mailbox import NOT_READY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cuelight.actors._spawner import Runtime
+    from cuelight.actors._dispatcher import Dispatcher
     from cuelight.mailbox import CaseWaiter, NotNow
 
 
@@ -340,6 +340,18 @@ class Ref(Generic[M_contra]):
         return f"<ref {self._cell.path}{restarting if self.alive else ' ended'}>"
 
 
+class Terminated(ControlMessage, frozen=True):
+    """Sent to each watcher of an actor, once, when the actor has ended permanently.
+
+    Attributes:
+        ref: the actor that ended.
+        exit: the reason why it ended.
+    """
+
+    ref: Ref[Any]
+    exit: Exit
+
+
 class Exits:
     """The end of an actor as a case of `select`."""
 
@@ -384,7 +396,7 @@ M = TypeVar("M")
 class Group(Generic[M]):
     """Many actors under one name, made by `system.group(name)`."""
 
-    def __init__(self, runtime: Runtime, name: str) -> None:
+    def __init__(self, runtime: Dispatcher, name: str) -> None:
         self._runtime = runtime
         self.name = name
         self._members: dict[Cell, None] = {}

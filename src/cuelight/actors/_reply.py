@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from cuelight._text import safe_repr
 from cuelight.actors._wait_graph import blocked, code_of_asks, find_circle, name_of, show_circle
-from cuelight.errors import DeadlockError, Interrupted, ReplyError, StashFull, consists_of
+from cuelight.errors import DeadlockError, Interrupted, ReplyError, consists_of
 from cuelight.mailbox import running_task
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from cuelight.actors._cell import Cell
+    from cuelight.actors._dispatcher import Dispatcher
     from cuelight.actors._wait_graph import Step
     from cuelight.mailbox import Waiter
 
@@ -47,7 +47,7 @@ class Aside(enum.Enum):
 
 ASIDE: Final = Aside.ASIDE
 
-handling: ContextVar[Cell | None] = ContextVar("cuelight_handling", default=None)
+handling: ContextVar[Asker | None] = ContextVar("cuelight_handling", default=None)
 """The cell whose handler the running code belongs to, or None outside of handlers."""
 
 
@@ -63,6 +63,57 @@ class Sender(Protocol):
 
     def has_sent(self, asked: Asked) -> None:
         """Remember a request if the running code is the sender's own, not that of a task that the sender started."""
+        ...
+
+
+class Asker(Sender, Protocol):
+    """The cell whose handler sends a request, and awaits the reply."""
+
+    asks: dict[Asked, None] | None
+    """The requests whose replies it awaits."""
+
+    def deadline(self) -> float:
+        """Return the deadline of the request that it handles, or 0 if there is none."""
+        ...
+
+    def waits_in_asks(self) -> bool:
+        """Return whether code of this cell that awaits a reply blocks the cell's mailbox."""
+        ...
+
+    def note_stale(self) -> None:
+        """Note that a request in its mailbox is no longer needed."""
+        ...
+
+
+class Callee(Protocol):
+    """The cell that handles a request."""
+
+    runtime: Dispatcher
+
+    @property
+    def path(self) -> str:
+        """The path of the actor in the tree."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """The name of the actor's class."""
+        ...
+
+    def as_failure(self, error: BaseException) -> BaseException:
+        """Return the failure of the actor for an exception of its code."""
+        ...
+
+    def given_up(self, ask: Asked) -> None:
+        """Handle a caller that no longer waits."""
+        ...
+
+    def overdue(self, ask: Asked) -> None:
+        """Handle a request whose deadline has passed."""
+        ...
+
+    def reply_settled(self, ask: Asked) -> None:
+        """Forget a deferred reply that was sent, refused or dropped."""
         ...
 
 
@@ -169,7 +220,7 @@ class Asked(Reply[Any]):
     begun = False
     """Whether its handler was begun inside the ask."""
 
-    def __init__(self, message: Any, cell: Cell, timeout: float) -> None:
+    def __init__(self, message: Any, cell: Callee, timeout: float) -> None:
         self.message = message
         self.cell = cell
         self.timeout = timeout
@@ -289,7 +340,7 @@ class Asked(Reply[Any]):
             raise self.error
         return self.value
 
-    def _enter_graph(self, asker: Cell | None) -> None:
+    def _enter_graph(self, asker: Asker | None) -> None:
         starts: list[Any] = []
         if asker is not None:
             if asker.asks is None:
@@ -320,7 +371,7 @@ class Begun(Asked):
             _warn_of_unheard(self.message, self.cell.path, self)
 
 
-def _fail_last(circle: list[Step], asker: Cell) -> bool:
+def _fail_last(circle: list[Step], asker: Asker) -> bool:
     """Fail the ask that leads back to the asker, as if the asker had already been waiting when it was sent.
 
     Returns:
@@ -339,7 +390,7 @@ def _fail_last(circle: list[Step], asker: Cell) -> bool:
     return False
 
 
-def _deadlock(asker: Any, asked: Cell, circle: str) -> DeadlockError:
+def _deadlock(asker: Any, asked: Callee, circle: str) -> DeadlockError:
     return DeadlockError(
         f"{name_of(asker)} asks {asked.path} and would wait for ever, because each waits for the next: {circle}. "
         f"Tell instead of ask, or ask from a background task (pipe_to_self)"
@@ -361,7 +412,7 @@ class StreamSlot(Asked):
 
     __slots__ = ("chunks", "patience", "writer")
 
-    def __init__(self, message: Any, cell: Cell, patience: float) -> None:
+    def __init__(self, message: Any, cell: Callee, patience: float) -> None:
         Asked.__init__(self, message, cell, patience)
         self.chunks: deque[Any] = deque()
         self.patience = patience
@@ -431,7 +482,7 @@ class StreamSlot(Asked):
         except BaseException as error:
             if consists_of(error, GeneratorExit, backend.cancelled):
                 return
-            self.cell.runtime.stream_failed(self.cell, self.message, self.cell.as_failure(error))
+            self.cell.runtime.stream_failed(self.cell.path, self.cell.kind, self.message, self.cell.as_failure(error))
 
 
 class Stream(AsyncIterator[R], Generic[R]):
@@ -545,43 +596,3 @@ class ReplyPort:
                 asked.cell.runtime.call_threadsafe(asked.fail, error)
             except RuntimeError:
                 pass  # the loop has ended, and with it the caller
-
-
-def take_running(cell: Cell, verb: str) -> Any:
-    """Return the item being handled and set it aside. An inline request gets its slot now."""
-    item = cell.running
-    inline = cell.runtime.is_inline(cell)
-    if item is None or item is ASIDE or (inline and isinstance(item, Asked)):
-        raise RuntimeError(f"{cell.path} cannot {verb}: no message is being handled, or it was set aside already")
-    if inline:
-        asked: Asked = Asked(item, cell, cell.runtime.inline_patience())
-        asked.state = RUNNING
-        cell.running = asked
-        return asked
-    cell.running = ASIDE
-    return item
-
-
-def defer(cell: Cell) -> ReplyPort:
-    if isinstance(cell.running, StreamSlot):
-        raise RuntimeError(f"{cell.path} cannot defer a reply: a stream handler yields its answers")  # noqa: TRY004
-    item = take_running(cell, "defer a reply")
-    if isinstance(item, Asked):
-        bonds = cell.bonds_made()
-        bonds.deferred[item] = []
-        bonds.deferred_now = item
-        return ReplyPort(item)
-    cell.running = item
-    raise RuntimeError(f"{cell.path} cannot defer a reply: {safe_repr(item)} was told, not asked")
-
-
-def stash(cell: Cell) -> None:
-    bonds = cell.bonds_made()
-    waiting = bonds.stash
-    if len(waiting) >= cell.options.capacity:
-        raise StashFull(f"the stash of {cell.path} holds {len(waiting)} messages: unstash(), or give it more capacity")
-    item = take_running(cell, "stash")
-    bonds.deferred_now = None
-    if isinstance(item, Asked):
-        item.state = QUEUED
-    waiting.append(item)

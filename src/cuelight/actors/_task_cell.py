@@ -391,12 +391,12 @@ class TaskCell(Cell):
         except BaseException as error:
             if self._is_ours(error):
                 raise
-            self.runtime.hook_failed(self, name, self.as_failure(error))
+            self.runtime.hook_failed(self.path, self.kind, name, self.as_failure(error))
         else:
             if not scope.cancelled_caught:
                 return
             overrun = TimeoutError(f"it was cancelled after {self.options.shutdown} s (shutdown), or by a kill")
-            self.runtime.hook_failed(self, name, overrun)
+            self.runtime.hook_failed(self.path, self.kind, name, overrun)
         finally:
             self.scope = outside
 
@@ -415,7 +415,7 @@ class TaskCell(Cell):
         try:
             await self._hook("stopped", exit_)
         except BaseException as error:
-            self.runtime.hook_failed(self, "stopped", error)
+            self.runtime.hook_failed(self.path, self.kind, "stopped", error)
         self.runtime.tasks.pop(self, None)
         self.coroutine = self.task = None
         self.runtime.dozed()

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors._cell import Cell
-    from cuelight.actors._cell_extras import Bonds
     from cuelight.mailbox import Backend
 
 TOLERANCE = 1e-6
@@ -137,60 +135,3 @@ class Later:
 
     def cancel(self) -> None:
         self._alarms.remove(self._due, self)
-
-
-class ActorTimer:
-    """A message that an actor sends itself after a delay, once or periodically, while its incarnation lives."""
-
-    __slots__ = ("_cell", "_due", "_hash", "_key", "_message", "_period")
-
-    def __init__(self, cell: Cell, key: object, message: Any, delay: float, period: float | None) -> None:
-        cell.runtime.check_thread(cell)
-        cell.must_live("timers")
-        self._cell, self._message, self._period = cell, message, period
-        # Hashing and comparing keys runs code of users, so both are done only here.
-        self._key, self._hash = key, 0 if key is None else hash(key)
-        self._due = cell.runtime.backend.time() + delay
-        bonds = cell.bonds_made()
-        if key is not None:
-            alike = bonds.keyed_timers.get(self._hash, ())
-            earlier = next((timer for timer in alike if timer._key is key or timer._key == key), None)
-            if earlier is not None:
-                earlier.cancel()
-            bonds.keyed_timers.setdefault(self._hash, []).append(self)
-        bonds.timers[self] = None
-        cell.runtime.alarms.add(self._due, self)
-
-    def _forget(self, bonds: Bonds) -> None:
-        bonds.timers.pop(self, None)
-        alike = None if self._key is None else bonds.keyed_timers.get(self._hash)
-        if alike is not None:
-            alike[:] = [timer for timer in alike if timer is not self]
-            if not alike:
-                del bonds.keyed_timers[self._hash]
-
-    @property
-    def active(self) -> bool:
-        """Whether it will send its message (again)."""
-        bonds = self._cell.bonds
-        return bonds is not None and self in bonds.timers
-
-    def cancel(self) -> None:
-        """Stop the timer. A message that is already in the mailbox stays there. Do nothing if the timer is over."""
-        if self.active and self._cell.bonds is not None:
-            self._forget(self._cell.bonds)
-            self._cell.runtime.alarms.remove(self._due, self)
-
-    def ring(self) -> None:
-        """Send the message, and schedule the next one of a periodic timer."""
-        cell = self._cell
-        if self._period is None:
-            if cell.bonds is not None:
-                self._forget(cell.bonds)
-        else:
-            # Missed periods, for example after the loop was blocked, are skipped, without a burst and without drift.
-            now = cell.runtime.backend.time()
-            missed = max(0.0, (now - self._due) // self._period)
-            self._due += (missed + 1) * self._period
-            cell.runtime.alarms.add(self._due, self)
-        cell.put_or_drop(self._message)

@@ -17,12 +17,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from cuelight.mailbox import awaited_by, coroutine_of, frame_of, loop_of
-
-if TYPE_CHECKING:
-    from cuelight.actors._cell import Cell
 
 
 class Wait(Protocol):
@@ -62,7 +59,7 @@ Step = tuple[Any, str | None]
 """A node, and the thing through which the previous node waits for it, or None for an ask."""
 
 
-def let_go(cell: Cell) -> None:
+def let_go(cell: Any) -> None:
     """Release the things held by an actor whose incarnation is over."""
     held = holdings.pop(cell, None)
     if held is not None:

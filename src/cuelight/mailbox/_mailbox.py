@@ -15,6 +15,7 @@ The consumer reads `items` itself, because one call per message costs as much as
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections import deque
 from typing import Any
 
@@ -77,21 +78,21 @@ class Mailbox:
 
     # Methods that the owner of a mailbox implements.
 
+    @abstractmethod
     def woken(self) -> None:
         """Called when a message arrives while `asleep`, and when `attention` is set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dropped(self, item: Any, reason: str) -> None:
         """Called with an item that the overflow policy dropped or that a closed mailbox refused."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stale(self, item: Any) -> bool:
         """Return whether a waiting item is no longer needed, so that its place is free."""
-        raise NotImplementedError
 
+    @abstractmethod
     def content(self, item: Any) -> Any:
         """Return the message in an item, for overflow policies."""
-        raise NotImplementedError
 
     # Putting.
 

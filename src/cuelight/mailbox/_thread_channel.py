@@ -10,15 +10,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from cuelight._checks import check_seconds
 from cuelight.errors import ChannelClosed
 from cuelight.mailbox._backend import current_backend
 from cuelight.mailbox._case import CLOSED, NOT_READY
-
-if TYPE_CHECKING:
-    from cuelight.mailbox._channel import Channel
+from cuelight.mailbox._channel_core import ChannelCore
 
 T = TypeVar("T")
 
@@ -63,7 +61,7 @@ class ThreadEnd(Generic[T]):
     Iterating over it receives items until the channel is closed and drained.
     """
 
-    def __init__(self, channel: Channel[T]) -> None:
+    def __init__(self, channel: ChannelCore[T]) -> None:
         self._channel = channel
         self._backend = current_backend()
         self._loop_thread = threading.get_ident()

@@ -282,7 +282,7 @@ class ActorPool(PoolBlock, Generic[M]):
         for seat in self.seats[size:]:
             seat.cell.stop()
         del self.seats[size:]
-        family = home.runtime.family_made(home)
+        family = home.family_made()
         while len(self.seats) < size:
             self._add(family.adopt(self._spec))
         self._pump()

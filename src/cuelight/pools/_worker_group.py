@@ -112,7 +112,7 @@ class Crew:
         # Workers belong to no submitter; the work itself runs in the context of its submitter.
         self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
-        self.cell = self._context.run(runtime.family_made(runtime.root).adopt, spec)
+        self.cell = self._context.run(runtime.root.family_made().adopt, spec)
         self.cell.label = name  # shown in paths, but not registered: several pools may have the same name
 
     # Waiting work.
@@ -216,7 +216,7 @@ class Crew:
 
     def _hire(self, *, helps: bool = False) -> Cell | None:
         try:
-            family = self.runtime.family_made(self.cell)
+            family = self.cell.family_made()
         except SystemClosed:
             return None  # the supervisor is ending, and settles waiting work; or it restarts, and calls again
         cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self, helps)))

@@ -30,7 +30,7 @@ from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cuelight.actors import BackoffPolicy
+    from cuelight.actors import BackoffPolicy, Family
     from cuelight.actors._spec import RestartLimitPolicy
 
 
@@ -191,6 +191,9 @@ class Children:
 
     def children(self) -> Iterable[Cell]:
         return tuple(self._cells)
+
+    def new_family(self, owner: Cell) -> Family:
+        return self.runtime.new_family(owner)
 
     # Starting.
 

@@ -130,7 +130,7 @@ class Supervisor(Actor[SupervisorMessage]):
         given: Any = spec
         if not isinstance(given, ChildSpec):
             raise TypeError(f"StartChild({safe_repr(given)}): give a spec, as child(...) makes one")
-        cell = self._cell.runtime.family_made(self._cell).adopt(spec, sponsored=True)
+        cell = self._cell.family_made().adopt(spec, sponsored=True)
         if isinstance(cell.exit, Crashed):
             raise StartError(f"{cell.path} did not start: {cell.exit.describe()}") from cell.exit.error
         return Ref(cell)
@@ -165,7 +165,7 @@ class Supervisor(Actor[SupervisorMessage]):
         return [ChildInfo(ref.name, ref, ref.statistics().state, ref.statistics().restarts) for ref in refs]
 
     def _family(self) -> Any:
-        return self._cell.runtime.family_made(self._cell)
+        return self._cell.family_made()
 
     def _child(self, wanted: str | Ref[Any]) -> Cell:
         family = self._cell.family

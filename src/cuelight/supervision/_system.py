@@ -45,6 +45,9 @@ class _Keeper:
         self.runtime = runtime
         self.owner: Cell | None = None
 
+    def new_family(self, owner: Cell) -> Family:
+        return self.runtime.new_family(owner)
+
     def has_started(self, cell: Cell) -> None:
         """Nothing to do."""
 

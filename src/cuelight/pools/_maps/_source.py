@@ -141,7 +141,7 @@ class AsyncSource:
 
     def start(self, crew: Crew, sink: Sink) -> None:
         """Start the reader, in the context of the map."""
-        family = crew.runtime.family_made(crew.cell)
+        family = crew.cell.family_made()
         self.busy = True
         self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
         self._cell.bonds_made().call_when_ended(lambda _exit: self._over(sink))

@@ -214,9 +214,9 @@ class RemoteCell(Cell):
 
     # Lifecycle.
 
-    def bonds_made(self) -> Bonds:
+    def bonds_made(self) -> Bonds[Cell]:
         if self.bonds is None:
-            self.bonds = self.runtime.new_bonds(self)
+            self.bonds = Bonds()
             self.peer.keep(self)
             self.peer.send(Watch(self.serial))
         return self.bonds
@@ -229,7 +229,7 @@ class RemoteCell(Cell):
         self.state = DEAD
         self.close()
         if self.bonds is not None:
-            self.bonds.settle(self, exit_)
+            self.notify_ended(exit_)
             self.bonds = None
         self._let_go()
 
@@ -244,7 +244,7 @@ class RemoteCell(Cell):
     def came_up(self) -> None:
         """Note that a later incarnation has started, for callers that wait in `stop` or `kill`."""
         self.incarnation += 1
-        self.bonds_made().has_started()
+        self.notify_started()
 
     def linked_by(self, other: Cell) -> None:
         self._link(other, True)

@@ -153,7 +153,7 @@ class QueueBase:
             on_cancel=options.on_cancel,
             heartbeat=options.heartbeat,
         )
-        ref: Ref[Any] = Ref(system.family_made(system.root).adopt(child(QueueActor, life)))
+        ref: Ref[Any] = Ref(system.root.family_made().adopt(child(QueueActor, life)))
         # Needed if the `stopped` hook is not called, for example because the actor never started.
         ref._cell.bonds_made().call_when_ended(lambda _: life.end())
         life.ref = ref

@@ -514,6 +514,7 @@ class Runtime(Dispatcher):
     """The runtime of one system. `ActorSystem` adds the tree."""
 
     root: Cell
+    shutdown_timeout: float
 
     def __init__(self, *, ask_timeout: float, keep_dead_letters: int, node: Node | None = None) -> None:
         super().__init__(ask_timeout=ask_timeout, keep_dead_letters=keep_dead_letters)
@@ -543,7 +544,7 @@ class Runtime(Dispatcher):
             if taken is not None:
                 raise NameTaken(f"{taken.path} has the name {spec.name!r} already")
         table = self._table_of(spec)
-        kind: type[Cell] = TaskCell
+        kind: Callable[[Family, ChildSpec[Any], HandlerTable], Cell] = TaskCell
         if isinstance(spec.factory, type):
             if table.plain:
                 kind = PlainCell

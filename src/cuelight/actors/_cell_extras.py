@@ -25,7 +25,7 @@ class Cancellable(Protocol):
         ...
 
 
-class Membership(Protocol):
+class JoinedGroup(Protocol):
     """A group that an actor has joined."""
 
     def discard(self, cell: Any) -> None:
@@ -71,7 +71,7 @@ class Bonds(Generic[C]):
         self.watchers: dict[C, Callable[[Exit], object]] = {}  # each with the function that tells it
         self.when_ended: dict[Waiter | Callable[[Exit], object], None] = {}
         self.when_started: dict[Callable[[], object], None] = {}
-        self.groups: dict[Membership, None] = {}
+        self.groups: dict[JoinedGroup, None] = {}
 
     def call_when_ended(self, callback: Waiter | Callable[[Exit], object]) -> None:
         """Call `callback(exit)`, or wake a waiter, when the cell has ended permanently."""

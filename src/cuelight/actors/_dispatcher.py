@@ -52,7 +52,7 @@ WARNINGS_PER_KIND = 5
 KINDS_OF_WARNINGS = 1000
 
 
-class Busy(Protocol):
+class BusyCell(Protocol):
     """A cell that may be handling a message."""
 
     running: Any
@@ -72,7 +72,7 @@ class Busy(Protocol):
         ...
 
 
-class Runnable(Busy, Protocol):
+class Runnable(BusyCell, Protocol):
     """A cell that takes turns."""
 
     context: Context
@@ -90,7 +90,7 @@ class Runnable(Busy, Protocol):
         ...
 
 
-class TaskUser(Protocol):
+class TaskBound(Protocol):
     """An object whose code runs in a task of its own."""
 
     @property
@@ -109,7 +109,7 @@ class TaskUser(Protocol):
         ...
 
 
-class TaskCellLike(Busy, TaskUser, Protocol):
+class CellWithTask(BusyCell, TaskBound, Protocol):
     """A cell whose handlers run in a task, which it may keep while it is idle."""
 
     asleep: int
@@ -139,7 +139,7 @@ class Dispatcher:
         self.told = 0
         self.awake = 0
         self.restarting = 0
-        self.turning: Busy | None = None
+        self.turning: BusyCell | None = None
         self._keep_dead_letters = keep_dead_letters
         self._ready: deque[Runnable] = deque()
         self.turn_asks = 0
@@ -160,12 +160,12 @@ class Dispatcher:
         self._dispatching = False
         self._idle_waiters: dict[Waiter, None] = {}
         self._abandoned = False
-        self.tasks: dict[TaskCellLike, None] = {}
-        self.background: dict[TaskUser, None] = {}
+        self.tasks: dict[CellWithTask, None] = {}
+        self.background: dict[TaskBound, None] = {}
         self.longest_hook = math.inf
         """The longest time in seconds that a hook may take. It is finite once the shutdown time is over."""
-        self._warm: dict[TaskCellLike, None] = {}
-        self._cooling: dict[TaskCellLike, None] = {}
+        self._warm: dict[CellWithTask, None] = {}
+        self._cooling: dict[CellWithTask, None] = {}
         self._sweeping = False
 
     # The dispatcher.
@@ -363,9 +363,9 @@ class Dispatcher:
             if ends_the_program(error):
                 self.abort(error)
 
-    def busy_cells(self) -> list[Busy]:
+    def busy_cells(self) -> list[BusyCell]:
         """Return the cells whose handlers run now. Can be called from any thread."""
-        busy: list[Busy] = [cell for cell in self.tasks.copy() if cell.running is not None]
+        busy: list[BusyCell] = [cell for cell in self.tasks.copy() if cell.running is not None]
         turning = self.turning
         return busy if turning is None else [*busy, turning]
 
@@ -413,14 +413,14 @@ class Dispatcher:
         for waiter in waiters:
             waiter.wake()
 
-    def keep_warm(self, cell: TaskCellLike) -> None:
+    def keep_warm(self, cell: CellWithTask) -> None:
         """Keep the idle task of a cell for a while."""
         self._warm[cell] = None
         if not self._sweeping:
             self._sweeping = True
             self.later(LINGER, self._sweep)
 
-    def forget_warm(self, cell: TaskCellLike) -> None:
+    def forget_warm(self, cell: CellWithTask) -> None:
         """Forget the task of a cell, because it has ended."""
         self._warm.pop(cell, None)
         self._cooling.pop(cell, None)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cuelight.mailbox import Backend, Waiter
 
 
-class TaskRuntime(Protocol):
+class HandlerTaskRuntime(Protocol):
     """The runtime that handler tasks belong to."""
 
     backend: Backend
@@ -42,7 +42,7 @@ class TaskRuntime(Protocol):
         ...
 
 
-class TaskOwner(Protocol):
+class HandlerTaskOwner(Protocol):
     """The cell whose handlers a task continues."""
 
     context: Context
@@ -125,12 +125,12 @@ class HandlerTask:
 
     __slots__ = ("_ending", "_in_scope", "_job", "_runtime", "_waiter", "cell", "coroutine", "scope", "scopes", "task")
 
-    def __init__(self, runtime: TaskRuntime) -> None:
+    def __init__(self, runtime: HandlerTaskRuntime) -> None:
         self._runtime = runtime
         self._job: tuple[Any, Any] | None = None
         self._waiter: Waiter | None = None
         self._ending = False
-        self.cell: TaskOwner | None = None
+        self.cell: HandlerTaskOwner | None = None
         self.coroutine = coroutine = self._run()
         coroutine.send(None)  # otherwise a cancellation before the task begins would skip all of it
         backend = runtime.backend
@@ -152,7 +152,7 @@ class HandlerTask:
         scope = self.scope
         return not (self.task.cancelling() or scope.cancel_called) and self.scopes.cancel_scope is scope
 
-    def go_on(self, cell: TaskOwner, coroutine: Any, awaited: Any) -> None:
+    def go_on(self, cell: HandlerTaskOwner, coroutine: Any, awaited: Any) -> None:
         """Continue soon with a coroutine that a cell has begun, and that waits for `awaited` now."""
         if self.cell is not cell:
             self.cell = cell

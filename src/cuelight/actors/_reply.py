@@ -80,6 +80,10 @@ class Asker(Sender, Protocol):
         """Return whether code of this cell that awaits a reply blocks the cell's mailbox."""
         ...
 
+    def runs(self, task: Any) -> bool:
+        """Return whether `task` runs the actor's own code now, rather than code of a task that the actor started."""
+        ...
+
     def note_stale(self) -> None:
         """Note that a request in its mailbox is no longer needed."""
         ...

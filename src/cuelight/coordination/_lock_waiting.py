@@ -389,7 +389,7 @@ def _nodes(owner: Any, ticket: _Waiting) -> tuple[Any, ...]:
     return tuple(nodes)
 
 
-def _is_awaited_by(cell: Cell) -> bool:
+def _is_awaited_by(cell: object) -> bool:
     """Whether a handler of this actor waits for the running task in a task group, at any depth."""
     coroutine = getattr(cell, "coroutine", None)
     if coroutine is None or running_task() is None:

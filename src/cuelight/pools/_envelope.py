@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from cuelight.actors import Reason, Reply
-from cuelight.actors._reply import DONE, Asked, Sender, Unheard, handling
+from cuelight.actors import Cell, Reason, Reply
+from cuelight.actors._reply import DONE, Asked, Callee, Sender, Unheard, handling
 from cuelight.errors import ActorCrashed, Interrupted, NotStarted, NotStartedTimeout, ReplyError
 from cuelight.pools._failures import is_a
 from cuelight.pools._waiting import waiting
 
 if TYPE_CHECKING:
-    from cuelight.actors import Cell
     from cuelight.mailbox import Waiter
     from cuelight.pools._actor_pool import Seat
 
@@ -113,11 +112,12 @@ class Envelope:
             cause = error.__cause__ if error is not None and is_a(error, ActorCrashed) else error
             cell.runtime.dead_letters.add(self.asked.message, cell, reason, cause)
 
-    def _reason(self, error: BaseException | None, cell: Cell) -> Reason | None:
+    def _reason(self, error: BaseException | None, cell: Callee) -> Reason | None:
         if error is None:
             return None
         if is_a(error, ReplyError):
             return "refused"
+        assert isinstance(cell, Cell)  # noqa: S101 - a member, or the actor of the pool
         if is_a(error, ActorCrashed):
             # For messages that are redelivered, the actor itself makes the dead letter.
             return "crashed" if cell.options.redeliver <= 1 else None

@@ -8,14 +8,15 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, overload
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
 from cuelight._fork import forks
 from cuelight._log import get_log
-from cuelight.actors import Actor, Answerable, ChildSpec, Exit, Inbox, Ref, Streams
+from cuelight.actors import Actor, Answerable, ChildSpec, Exit, Inbox, Ref, Runtime, Streams
 from cuelight.errors import ShutdownTimeout, SystemClosed, UnexpectedCancellation
 from cuelight.mailbox import current_backend
 
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cuelight.mailbox import Backend
-    from cuelight.supervision._system import ActorSystem
 
 log = get_log("cuelight")
 
 M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
 R = TypeVar("R")
+S = TypeVar("S", bound=Runtime)
 P = ParamSpec("P")
+
+MakeSystem: TypeAlias = Callable[[], AbstractAsyncContextManager[S]]
 
 UNRESPONSIVE: Final = 5.0
 """Seconds without a response after which a loop that shuts down counts as blocked."""
@@ -54,7 +57,7 @@ class _Call:
             self.scope.cancel()
 
 
-class _SystemThread:
+class _SystemThread(Generic[S]):
     """A thread that runs an event loop with an actor system in it.
 
     Other threads call the methods. An interrupt (Ctrl-C) may arrive at any point in a method, so no step depends on a
@@ -63,9 +66,9 @@ class _SystemThread:
     the program ends.
     """
 
-    running: Final[set[_SystemThread]] = set()
+    running: Final[set[_SystemThread[Any]]] = set()
 
-    def __init__(self, make: Callable[[], ActorSystem], backend: str, options: dict[str, Any] | None) -> None:
+    def __init__(self, make: MakeSystem[S], backend: str, options: dict[str, Any] | None) -> None:
         self._make, self._backend_name, self._options = make, backend, options
         self._generation = forks.generation
         self._lock = threading.Lock()  # protects the next two
@@ -73,9 +76,9 @@ class _SystemThread:
         self._backend: Backend | None = None  # the loop's, once it runs
         self._leave: anyio.Event | None = None
         self._starting: anyio.CancelScope | None = None
-        self._system: ActorSystem | None = None
+        self._system: S | None = None
         self.portal: BlockingPortal | None = None
-        self.ready: concurrent.futures.Future[ActorSystem] = concurrent.futures.Future()
+        self.ready: concurrent.futures.Future[S] = concurrent.futures.Future()
         self.outcome: concurrent.futures.Future[bool | None] = concurrent.futures.Future()
         self.thread = threading.Thread(target=self._run, name="cuelight actor system", daemon=True)
 
@@ -84,7 +87,7 @@ class _SystemThread:
         """Whether the thread belongs to the parent process and does not exist in this fork."""
         return forks.is_old(self._generation)
 
-    def start(self) -> ActorSystem:
+    def start(self) -> S:
         self.running.add(self)
         self.thread.start()
         return self.ready.result()
@@ -288,18 +291,18 @@ def _end_all() -> None:
 atexit.register(_end_all)
 
 
-class BlockingSystem:
-    """An actor system with an event loop in its own thread; made by `ActorSystem.blocking()`.
+class ThreadedSystem(Generic[S]):
+    """An actor system with an event loop in its own thread.
 
     Any thread may call its methods. Leaving the `with` block ends all actors, as the async block does, and cancels
     calls of other threads that still wait. A first interrupt (Ctrl-C) ends the block at any moment, also while it is
     entered or left. In a process that was forked inside the block, each call raises `SystemClosed`.
     """
 
-    def __init__(self, make: Callable[[], ActorSystem], backend: str, backend_options: dict[str, Any] | None) -> None:
+    def __init__(self, make: MakeSystem[S], backend: str, backend_options: dict[str, Any] | None) -> None:
         self._make, self._backend, self._options = make, backend, backend_options
-        self._thread: _SystemThread | None = None
-        self._system: ActorSystem | None = None
+        self._thread: _SystemThread[S] | None = None
+        self._system: S | None = None
 
     def __enter__(self) -> Self:
         if self._thread is not None and not self._thread.forked:
@@ -338,7 +341,7 @@ class BlockingSystem:
         return thread.call(function, args)
 
     @property
-    def system(self) -> ActorSystem:
+    def system(self) -> S:
         """The system itself, for code that runs in its loop.
 
         Raises:
@@ -387,7 +390,7 @@ class BlockingRef(Generic[M_contra]):
 
     __slots__ = ("_system", "ref")
 
-    def __init__(self, system: BlockingSystem, ref: Ref[M_contra]) -> None:
+    def __init__(self, system: ThreadedSystem[Any], ref: Ref[M_contra]) -> None:
         self._system = system
         self.ref = ref
 

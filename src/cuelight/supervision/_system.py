@@ -13,7 +13,7 @@ from cuelight._text import describe_error
 from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Exit, Runtime, Spawned
 from cuelight.actors._timers import Later
 from cuelight.errors import ShutdownTimeout, SystemClosed, ends_the_program
-from cuelight.supervision._blocking_system import BlockingSystem
+from cuelight.supervision._blocking_system import ThreadedSystem
 from cuelight.supervision._children import Children, Plan
 from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_for_one
 from cuelight.supervision._supervisor import Supervisor
@@ -22,8 +22,8 @@ from cuelight.supervision._watchdog import Watchdog, awaiting
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors import Background, Family, Node
-    from cuelight.actors._task_cell import TaskCell
+    from cuelight.actors import Family, Node
+    from cuelight.actors._dispatcher import TaskBound
     from cuelight.mailbox import Waiter
 
 log = get_log("cuelight")
@@ -273,7 +273,7 @@ class ActorSystem(Runtime):
 
     def _give_up(self) -> None:
         """Leave the block without the handlers that still run after being cancelled."""
-        stuck: list[TaskCell | Background] = [*self.tasks, *self.background]
+        stuck: list[TaskBound] = [*self.tasks, *self.background]
         self._stuck = True
         paths = ", ".join(cell.path for cell in stuck[:STUCK_SHOWN]) or "an actor"
         more = f" and {len(stuck) - STUCK_SHOWN} more" if len(stuck) > STUCK_SHOWN else ""
@@ -326,3 +326,12 @@ class ActorSystem(Runtime):
         """
         make: Callable[[], ActorSystem] = lambda: cls(name, **options)  # noqa: E731
         return BlockingSystem(make, backend, backend_options)
+
+
+class BlockingSystem(ThreadedSystem[ActorSystem]):
+    """An actor system with an event loop in its own thread; made by `ActorSystem.blocking()`.
+
+    Any thread may call its methods. Leaving the `with` block ends all actors, as the async block does, and cancels
+    calls of other threads that still wait. A first interrupt (Ctrl-C) ends the block at any moment, also while it is
+    entered or left. In a process that was forked inside the block, each call raises `SystemClosed`.
+    """

@@ -14,7 +14,8 @@ from cuelight.actors._reply import StreamSlot
 from cuelight.mailbox import awaited_by
 
 if TYPE_CHECKING:
-    from cuelight.actors import Cell, Runtime
+    from cuelight.actors import Runtime
+    from cuelight.actors._dispatcher import BusyCell
 
 log = get_log("cuelight.slow")
 
@@ -41,7 +42,7 @@ class Watchdog:
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop_thread = 0
-        self._seen: dict[Cell, Seen] = {}
+        self._seen: dict[BusyCell, Seen] = {}
 
     def start(self) -> None:
         """Start to watch the loop of the current thread."""
@@ -63,7 +64,7 @@ class Watchdog:
 
     def look(self, now: float) -> None:
         """Compare the running handlers with those of the last check, and report the slow ones."""
-        seen: dict[Cell, Seen] = {}
+        seen: dict[BusyCell, Seen] = {}
         for cell in self._runtime.busy_cells():
             running = cell.running
             before = self._seen.get(cell)
@@ -75,7 +76,7 @@ class Watchdog:
                 self._report(cell, now - before.since)
         self._seen = seen
 
-    def _report(self, cell: Cell, seconds: float) -> None:
+    def _report(self, cell: BusyCell, seconds: float) -> None:
         running = cell.running
         message = safe_repr(None if running is None else cell.content(running))
         log.warning(
@@ -88,7 +89,7 @@ class Watchdog:
             self._where(cell),
         )
 
-    def _where(self, cell: Cell) -> str:
+    def _where(self, cell: BusyCell) -> str:
         if self._runtime.turning is cell or getattr(getattr(cell, "coroutine", None), "cr_running", False):
             # The handler blocks the loop now, so the loop's thread is executing its code.
             frame = sys._current_frames().get(self._loop_thread)

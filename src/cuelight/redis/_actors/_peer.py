@@ -279,11 +279,11 @@ class _Answering:
 class _Sending(StreamSlot):
     """The writing end of a stream with a remote reader. Chunks are sent immediately and count until they are taken."""
 
-    __slots__ = ("_number", "_open", "_peer")
+    __slots__ = ("_actor", "_number", "_open", "_peer")
 
     def __init__(self, message: Any, cell: Cell, peer: Peer, number: int) -> None:
         StreamSlot.__init__(self, message, cell, math.inf)
-        self._peer, self._number, self._open = peer, number, 0
+        self._actor, self._peer, self._number, self._open = cell, peer, number, 0
 
     @property
     def ahead(self) -> int:
@@ -294,7 +294,7 @@ class _Sending(StreamSlot):
             body = self._peer.membership.coder.body(chunk)
         except MessageRefused as error:
             self.fail(unsendable(chunk, error))
-            self.cell.cancel_running(self)
+            self._actor.cancel_running(self)
             return
         self._open += 1
         self._peer.send(Chunk(self._number, body), len(body))

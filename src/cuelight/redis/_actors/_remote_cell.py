@@ -292,6 +292,12 @@ class RemoteCell(Cell):
     def hurry(self) -> None:
         """Do nothing: no actor runs here."""
 
+    def cancel_running(self, ask: Asked) -> None:
+        """Do nothing: no actor runs here."""
+
+    def runs(self, task: Any) -> bool:
+        return False
+
     def bury(self, exit_: Exit) -> None:
         raise NotImplementedError
 

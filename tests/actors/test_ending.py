@@ -629,7 +629,7 @@ async def test_what_comes_after_the_end_changes_nothing(kind: Any) -> None:
         await ref.stop()
         cell = ref._cell
         cell.fail_with(OSError())
-        cell.recycle()
+        cell.end_for_restart()
         cell.put_control(Put(1))
         cell.stop()
         cell.shut_down()

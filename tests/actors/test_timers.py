@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from cuelight import Actor, ActorSystem, ActorTimer, Message, child, on
-from cuelight.actors._timers import Alarms, Later
+from cuelight.actors._timers import TimerHeap, Later
 from cuelight.mailbox import current_backend
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend
@@ -132,7 +132,7 @@ async def test_every_wants_a_period_of_more_than_nothing() -> None:
 
 
 async def test_entries_of_one_instant_that_are_cancelled_by_the_first_do_not_ring() -> None:
-    alarms = Alarms(current_backend(), lambda error: pytest.fail(repr(error)))
+    alarms = TimerHeap(current_backend(), lambda error: pytest.fail(repr(error)))
     rung: list[str] = []
     due = anyio.current_time() + 1
 
@@ -152,7 +152,7 @@ async def test_entries_of_one_instant_that_are_cancelled_by_the_first_do_not_rin
 
 
 async def test_alarms_that_are_taken_back_leave_nothing_behind() -> None:
-    alarms = Alarms(current_backend(), lambda error: pytest.fail(repr(error)))
+    alarms = TimerHeap(current_backend(), lambda error: pytest.fail(repr(error)))
     rung: list[int] = []
     now = anyio.current_time()
     keep = Later(alarms, now + 10_000, rung.append, 0)

@@ -2,7 +2,7 @@
 
 from cuelight.actors._actor import Actor, Node, Runtime, child
 from cuelight.actors._background import ActorTimer, Background
-from cuelight.actors._cell import Cell, Family, LinkedExit
+from cuelight.actors._cell import Cell, ChildSupervisor, LinkedExit
 from cuelight.actors._dead_letters import DeadLetter, DeadLetters, Reason
 from cuelight.actors._handlers import on
 from cuelight.actors._messages import (
@@ -26,7 +26,7 @@ from cuelight.actors._ref import ActorStatistics, Group, Ref, Terminated
 from cuelight.actors._reply import Reply, ReplyPort, Stream, handling
 from cuelight.actors._spec import BackoffPolicy, ChildSpec, Options, Restart
 from cuelight.actors._task_cell import Inbox
-from cuelight.actors._wait_graph import blocked, code_of_waits, find_circle, holdings, name_of, show_circle
+from cuelight.actors._wait_graph import blocked, wait_code, find_cycle, holdings, name_of, format_cycle
 
 __all__ = [
     "Actor",

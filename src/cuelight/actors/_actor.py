@@ -22,13 +22,13 @@ from cuelight.actors._handlers import HandlerTable, check_handlers
 from cuelight.actors._messages import ControlMessage, Crashed, Exit, Start
 from cuelight.actors._plain_cell import PlainCell
 from cuelight.actors._ref import Group, Ref, Terminated
-from cuelight.actors._reply import ASIDE, QUEUED, RUNNING, Asked, Reply, ReplyPort, StreamSlot
+from cuelight.actors._reply import SET_ASIDE, QUEUED, RUNNING, PendingAsk, Reply, ReplyPort, StreamSlot
 from cuelight.actors._spec import ChildSpec, check_function
 from cuelight.actors._task_cell import Inbox, TaskCell
 from cuelight.errors import ActorNotFound, NameTaken, StartError, StashFull, SystemClosed
 
 if TYPE_CHECKING:
-    from cuelight.actors._cell import Family
+    from cuelight.actors._cell import ChildSupervisor
 
 M = TypeVar("M")
 C = TypeVar("C")
@@ -140,7 +140,7 @@ class Actor(Generic[M]):
         """The seconds left for the request being handled, or `math.inf` if no caller waits."""
         cell = self._cell
         running = cell.running
-        if not isinstance(running, Asked):
+        if not isinstance(running, PendingAsk):
             return math.inf
         return max(0.0, (running.due or cell.runtime.due_in(running.timeout)) - cell.runtime.backend.time())
 
@@ -182,7 +182,7 @@ class Actor(Generic[M]):
         given: Any = spec
         if not isinstance(given, ChildSpec):
             raise TypeError(f"spawn_nowait({safe_repr(given)}): give child(...), a spec that says how to start it")
-        return Ref(self._cell.family_made().adopt(spec))
+        return Ref(self._cell.ensure_children().adopt(spec))
 
     @property
     def children(self) -> tuple[Ref[Any], ...]:
@@ -207,16 +207,16 @@ class Actor(Generic[M]):
         if theirs.exit is not None and not ref.alive:
             mine.put_control(Terminated(ref, theirs.exit))
         else:
-            mine.bonds_made().watched[theirs] = None
-            theirs.bonds_made().watchers[mine] = lambda exit_: mine.put_control(Terminated(ref, exit_))
+            mine.ensure_extras().watched[theirs] = None
+            theirs.ensure_extras().watchers[mine] = lambda exit_: mine.put_control(Terminated(ref, exit_))
 
     def unwatch(self, ref: Ref[Any]) -> None:
         """Undo `watch`. This also removes a `Terminated` that is not handled yet."""
         mine, theirs = self._cell, ref._cell
-        if mine.bonds is not None:
-            mine.bonds.watched.pop(theirs, None)
-        if theirs.bonds is not None:
-            theirs.bonds.watchers.pop(mine, None)
+        if mine.extras is not None:
+            mine.extras.watched.pop(theirs, None)
+        if theirs.extras is not None:
+            theirs.extras.watchers.pop(mine, None)
 
         def is_of_ref(message: ControlMessage) -> bool:
             return isinstance(message, Terminated) and message.ref == ref
@@ -230,15 +230,15 @@ class Actor(Generic[M]):
             if theirs.exit is not None and theirs.exit.abnormal:
                 mine.fail_with(LinkedExit.of(theirs, theirs.exit))
             return
-        mine.bonds_made().links[theirs] = None
-        theirs.bonds_made().links[mine] = None
+        mine.ensure_extras().links[theirs] = None
+        theirs.ensure_extras().links[mine] = None
         theirs.linked_by(mine)
 
     def unlink(self, ref: Ref[Any]) -> None:
         """Undo `link`."""
         for one, other in ((self._cell, ref._cell), (ref._cell, self._cell)):
-            if one.bonds is not None:
-                one.bonds.links.pop(other, None)
+            if one.extras is not None:
+                one.extras.links.pop(other, None)
         ref._cell.unlinked_by(self._cell)
 
     def join(self, group: Group[Any] | str) -> None:
@@ -344,10 +344,10 @@ class Actor(Generic[M]):
         if isinstance(work, Reply):
             _ = work.detach()  # the request now ends with the work, not with this handler
         background = Background(cell, work, done)
-        bonds, running = cell.bonds, cell.running
-        asked = None if bonds is None else bonds.deferred_now
-        if bonds is not None and asked in bonds.deferred and (running is ASIDE or running is asked):
-            bonds.deferred[asked].append(background)
+        extras, running = cell.extras, cell.running
+        asked = None if extras is None else extras.deferred_now
+        if extras is not None and asked in extras.deferred and (running is SET_ASIDE or running is asked):
+            extras.deferred[asked].append(background)
         return background
 
     # Ending.
@@ -444,7 +444,7 @@ async def _spawn_under(parent: Cell, factory: Any, args: tuple[Any, ...], kwargs
     spec = factory if isinstance(factory, ChildSpec) else ChildSpec(factory, args, kwargs or None)
     if spec is factory and (args or kwargs):
         raise TypeError("a spec has its arguments already: spawn(child(Counter, start=10))")
-    cell = parent.family_made().adopt(spec, sponsored=True)
+    cell = parent.ensure_children().adopt(spec, awaited_start=True)
     if not cell.incarnation and cell.state != DEAD:
         await _until_started(cell)
     if not cell.incarnation and cell.exit is not None:
@@ -457,12 +457,12 @@ async def _spawn_under(parent: Cell, factory: Any, args: tuple[Any, ...], kwargs
 async def _until_started(cell: Cell) -> None:
     waiter = cell.runtime.backend.waiter()
     wake = waiter.wake
-    bonds = cell.bonds_made()
-    bonds.call_when_started(wake)
+    extras = cell.ensure_extras()
+    extras.call_when_started(wake)
     try:
         await waiter
     except BaseException:
-        bonds.when_started.pop(wake, None)
+        extras.when_started.pop(wake, None)
         cell.kill("the code that spawned it was cancelled while it started")
         raise
 
@@ -474,14 +474,14 @@ def _take_running(cell: Cell, verb: str) -> Any:
     """Return the item being handled and set it aside. An inline request gets its slot now."""
     item = cell.running
     inline = cell.inside_ask
-    if item is None or item is ASIDE or (inline and isinstance(item, Asked)):
+    if item is None or item is SET_ASIDE or (inline and isinstance(item, PendingAsk)):
         raise RuntimeError(f"{cell.path} cannot {verb}: no message is being handled, or it was set aside already")
     if inline:
-        asked: Asked = Asked(item, cell, cell.runtime.inline_patience())
+        asked: PendingAsk = PendingAsk(item, cell, cell.runtime.inline_ask_timeout())
         asked.state = RUNNING
         cell.running = asked
         return asked
-    cell.running = ASIDE
+    cell.running = SET_ASIDE
     return item
 
 
@@ -489,23 +489,23 @@ def _defer(cell: Cell) -> ReplyPort:
     if isinstance(cell.running, StreamSlot):
         raise RuntimeError(f"{cell.path} cannot defer a reply: a stream handler yields its answers")  # noqa: TRY004
     item = _take_running(cell, "defer a reply")
-    if isinstance(item, Asked):
-        bonds = cell.bonds_made()
-        bonds.deferred[item] = []
-        bonds.deferred_now = item
+    if isinstance(item, PendingAsk):
+        extras = cell.ensure_extras()
+        extras.deferred[item] = []
+        extras.deferred_now = item
         return ReplyPort(item)
     cell.running = item
     raise RuntimeError(f"{cell.path} cannot defer a reply: {safe_repr(item)} was told, not asked")
 
 
 def _stash(cell: Cell) -> None:
-    bonds = cell.bonds_made()
-    waiting = bonds.stash
+    extras = cell.ensure_extras()
+    waiting = extras.stash
     if len(waiting) >= cell.options.capacity:
         raise StashFull(f"the stash of {cell.path} holds {len(waiting)} messages: unstash(), or give it more capacity")
     item = _take_running(cell, "stash")
-    bonds.deferred_now = None
-    if isinstance(item, Asked):
+    extras.deferred_now = None
+    if isinstance(item, PendingAsk):
         item.state = QUEUED
     waiting.append(item)
 
@@ -525,10 +525,10 @@ class Runtime(Dispatcher):
     # Spawning.
 
     @abstractmethod
-    def new_family(self, owner: Cell) -> Family:
+    def new_children(self, owner: Cell) -> ChildSupervisor:
         """Return a family for the children that an actor spawns."""
 
-    def new_cell(self, keeper: Family, spec: ChildSpec[Any]) -> Cell:
+    def new_cell(self, keeper: ChildSupervisor, spec: ChildSpec[Any]) -> Cell:
         """Return a cell for a spec: plain if no method of the class can suspend, eager if only handlers can.
 
         Raises:
@@ -544,7 +544,7 @@ class Runtime(Dispatcher):
             if taken is not None:
                 raise NameTaken(f"{taken.path} has the name {spec.name!r} already")
         table = self._table_of(spec)
-        kind: Callable[[Family, ChildSpec[Any], HandlerTable], Cell] = TaskCell
+        kind: Callable[[ChildSupervisor, ChildSpec[Any], HandlerTable], Cell] = TaskCell
         if isinstance(spec.factory, type):
             if table.plain:
                 kind = PlainCell

@@ -15,8 +15,8 @@ from cuelight.mailbox import coroutine_of
 
 if TYPE_CHECKING:
     from cuelight.actors._cell import Cell
-    from cuelight.actors._cell_extras import Bonds
-    from cuelight.actors._reply import Asked
+    from cuelight.actors._cell_extras import CellExtras
+    from cuelight.actors._reply import PendingAsk
 
 
 class ActorTimer:
@@ -26,47 +26,47 @@ class ActorTimer:
 
     def __init__(self, cell: Cell, key: object, message: Any, delay: float, period: float | None) -> None:
         cell.runtime.check_thread(cell)
-        cell.must_live("timers")
+        cell.check_not_ending("timers")
         self._cell, self._message, self._period = cell, message, period
         # Hashing and comparing keys runs code of users, so both are done only here.
         self._key, self._hash = key, 0 if key is None else hash(key)
         self._due = cell.runtime.backend.time() + delay
-        bonds = cell.bonds_made()
+        extras = cell.ensure_extras()
         if key is not None:
-            alike = bonds.keyed_timers.get(self._hash, ())
+            alike = extras.keyed_timers.get(self._hash, ())
             earlier = next((timer for timer in alike if timer._key is key or timer._key == key), None)
             if earlier is not None:
                 earlier.cancel()
-            bonds.keyed_timers.setdefault(self._hash, []).append(self)
-        bonds.timers[self] = None
+            extras.keyed_timers.setdefault(self._hash, []).append(self)
+        extras.timers[self] = None
         cell.runtime.alarms.add(self._due, self)
 
-    def _forget(self, bonds: Bonds[Cell]) -> None:
-        bonds.timers.pop(self, None)
-        alike = None if self._key is None else bonds.keyed_timers.get(self._hash)
+    def _forget(self, extras: CellExtras[Cell]) -> None:
+        extras.timers.pop(self, None)
+        alike = None if self._key is None else extras.keyed_timers.get(self._hash)
         if alike is not None:
             alike[:] = [timer for timer in alike if timer is not self]
             if not alike:
-                del bonds.keyed_timers[self._hash]
+                del extras.keyed_timers[self._hash]
 
     @property
     def active(self) -> bool:
         """Whether it will send its message (again)."""
-        bonds = self._cell.bonds
-        return bonds is not None and self in bonds.timers
+        extras = self._cell.extras
+        return extras is not None and self in extras.timers
 
     def cancel(self) -> None:
         """Stop the timer. A message that is already in the mailbox stays there. Do nothing if the timer is over."""
-        if self.active and self._cell.bonds is not None:
-            self._forget(self._cell.bonds)
+        if self.active and self._cell.extras is not None:
+            self._forget(self._cell.extras)
             self._cell.runtime.alarms.remove(self._due, self)
 
     def ring(self) -> None:
         """Send the message, and schedule the next one of a periodic timer."""
         cell = self._cell
         if self._period is None:
-            if cell.bonds is not None:
-                self._forget(cell.bonds)
+            if cell.extras is not None:
+                self._forget(cell.extras)
         else:
             # Missed periods, for example after the loop was blocked, are skipped, without a burst and without drift.
             now = cell.runtime.backend.time()
@@ -84,7 +84,7 @@ class Background:
     def __init__(self, cell: Cell, work: Awaitable[Any], done: Callable[[Any, BaseException | None], None]) -> None:
         try:
             cell.runtime.check_thread(cell)
-            cell.must_live("background tasks")
+            cell.check_not_ending("background tasks")
         except RuntimeError:
             if isinstance(work, Coroutine):
                 work.close()
@@ -94,8 +94,8 @@ class Background:
         self._scope: anyio.CancelScope | None = None
         self._task: Any = None
         self.cancelled = False
-        self.sent: dict[Asked, None] | None = None
-        cell.bonds_made().background[self] = None
+        self.sent: dict[PendingAsk, None] | None = None
+        cell.ensure_extras().background[self] = None
         cell.runtime.background[self] = None
         context = copy_context()
         context.run(handling.set, None)  # it does not block the mailbox and inherits no deadline
@@ -124,7 +124,7 @@ class Background:
         if self._scope is not None:
             self._scope.cancel()
 
-    def has_sent(self, asked: Asked) -> None:
+    def has_sent(self, asked: PendingAsk) -> None:
         """Remember a request, to withdraw it if it is still open when the work ends."""
         if self._cell.runtime.backend.current_task() is self._task:
             if self.sent is None:
@@ -139,7 +139,7 @@ class Background:
         try:
             result, error = await self._attempt()
         finally:
-            cell.bonds_made().background.pop(self, None)
+            cell.ensure_extras().background.pop(self, None)
             cell.runtime.background.pop(self, None)
             sent, self.sent = self.sent, None
             withdraw(sent, cell.runtime, cut_off=self.cancelled or error is not None)
@@ -148,7 +148,7 @@ class Background:
                     done(result, error)
             except BaseException as raised:
                 cell.runtime.internal_error(raised)
-            cell.runtime.dozed()
+            cell.runtime.mark_idle()
             cell.part_ended()
 
     async def _attempt(self) -> tuple[Any, BaseException | None]:

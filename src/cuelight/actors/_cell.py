@@ -18,10 +18,10 @@ from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from cuelight.actors._cell_extras import Bonds
-from cuelight.actors._message_disposal import Fates
+from cuelight.actors._cell_extras import CellExtras
+from cuelight.actors._message_disposal import CellMailbox
 from cuelight.actors._messages import ControlMessage, Crashed, Exit, Killed, ShutDown, Start, Stopped
-from cuelight.actors._reply import Asked, Reply, StreamSlot
+from cuelight.actors._reply import PendingAsk, Reply, StreamSlot
 from cuelight.actors._wait_graph import holdings, let_go
 from cuelight.errors import (
     CuelightError,
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from cuelight.actors._spec import ChildSpec, Options
 
 
-STARTING, LIVE, DRAINING, ENDING, OVER, BURYING, DEAD = range(7)
+STARTING, LIVE, DRAINING, ENDING, OVER, STOPPING_HOOK, DEAD = range(7)
 """The states of a cell. `OVER`: the incarnation has ended and its supervisor decides. A restart leads to `STARTING`."""
 
-KILL, STOP, FAIL, RECYCLE, FROM_ABOVE = 1, 2, 4, 8, 16
+KILL, STOP, FAIL, END_FOR_RESTART, BY_SUPERVISOR = 1, 2, 4, 8, 16
 
 
-class Cell(Fates):
+class Cell(CellMailbox):
     """An actor as seen by its system. Subclasses differ in how they run handlers."""
 
     __slots__ = (
@@ -71,12 +71,12 @@ class Cell(Fates):
         "sent",
         "serial",
         "signals",
-        "sponsored",
+        "awaited_start",
         "state",
         "table",
     )
 
-    def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
+    def __init__(self, keeper: ChildSupervisor, spec: ChildSpec[Any], table: HandlerTable) -> None:
         runtime, parent = keeper.runtime, keeper.owner
         options: Options = spec.options
         Mailbox.__init__(self, options.capacity, options.overflow)
@@ -93,14 +93,14 @@ class Cell(Fates):
         self.signals = 0
         self.restarts = 0
         self.incarnation = 0
-        self.sponsored = False
+        self.awaited_start = False
         self.handled = 0
         self.running: Any = None
         self.exit: Exit | None = None
-        self.asks: dict[Asked, None] | None = None
-        self.sent: dict[Asked, None] | None = None
-        self.family: Family | None = None
-        self.bonds: Bonds[Cell] | None = None
+        self.asks: dict[PendingAsk, None] | None = None
+        self.sent: dict[PendingAsk, None] | None = None
+        self.family: ChildSupervisor | None = None
+        self.extras: CellExtras[Cell] | None = None
 
     # Names.
 
@@ -156,7 +156,7 @@ class Cell(Fates):
     def deadline(self) -> float:
         """Return the deadline of the handled request, for requests that its handler sends, or 0 if there is none."""
         running = self.running
-        return running.due if isinstance(running, Asked) else 0.0
+        return running.due if isinstance(running, PendingAsk) else 0.0
 
     # Starting. Subclasses implement `begin`.
 
@@ -186,11 +186,11 @@ class Cell(Fates):
         self.incarnation += 1
         if self.state == STARTING:
             self.state = LIVE
-        if self.bonds is not None and self.bonds.when_started:
+        if self.extras is not None and self.extras.when_started:
             self.notify_started()
         self.keeper.has_started(self)
 
-    def has_not_started(self, error: BaseException) -> None:
+    def start_failed(self, error: BaseException) -> None:
         """End the incarnation after its constructor or `started` hook raised. No other hook can be called."""
         self.actor = None
         self.incarnation_over(Crashed(self.as_failure(error)))
@@ -238,12 +238,12 @@ class Cell(Fates):
 
     def shut_down(self) -> None:
         """Stop on behalf of the supervisor."""
-        self.signals |= FROM_ABOVE
+        self.signals |= BY_SUPERVISOR
         self.stop()
 
     def kill(self, why: str) -> None:
         """End now: cancel the running handler, drop the queue and kill the children."""
-        if self.state == BURYING:
+        if self.state == STOPPING_HOOK:
             self.hurry()
         if self.state >= OVER:
             if self.state == OVER:
@@ -254,24 +254,24 @@ class Cell(Fates):
             if self.family is not None:
                 self.family.kill(why)
             return
-        if self.bonds_made().exit_forced is None:
-            self.bonds_made().exit_forced = Killed(why)
+        if self.ensure_extras().exit_forced is None:
+            self.ensure_extras().exit_forced = Killed(why)
         self.signal(KILL)
         self.cancel_turn()
 
     def fail_with(self, error: BaseException) -> None:
         """End this incarnation as if the running handler had raised `error` (a link, or children that keep failing)."""
         if self.state in (STARTING, LIVE, DRAINING):
-            bonds = self.bonds_made()
-            if bonds.exit_forced is None:
-                bonds.exit_forced = Crashed(error)
+            extras = self.ensure_extras()
+            if extras.exit_forced is None:
+                extras.exit_forced = Crashed(error)
             self.signal(FAIL)
             self.cancel_turn()
 
-    def recycle(self) -> None:
+    def end_for_restart(self) -> None:
         """End this incarnation after the running handler and keep the queue, because a sibling has crashed."""
         if self.state in (STARTING, LIVE):
-            self.signal(RECYCLE)
+            self.signal(END_FOR_RESTART)
 
     @abstractmethod
     def interrupt(self, why: str) -> bool:
@@ -305,12 +305,12 @@ class Cell(Fates):
             self.withdraw_asks()  # those of the turn that has just ended
         signals = self.signals
         if signals & (KILL | FAIL):
-            self.signals = signals & (STOP | FROM_ABOVE)
-            bonds = self.bonds_made()
-            forced, bonds.exit_forced = bonds.exit_forced, None
+            self.signals = signals & (STOP | BY_SUPERVISOR)
+            extras = self.ensure_extras()
+            forced, extras.exit_forced = extras.exit_forced, None
             return forced or Killed()
-        if signals & RECYCLE:
-            self.signals = signals & (STOP | FROM_ABOVE)
+        if signals & END_FOR_RESTART:
+            self.signals = signals & (STOP | BY_SUPERVISOR)
             return ShutDown()
         if self.control:
             if self.items is None:
@@ -325,7 +325,7 @@ class Cell(Fates):
 
     # Requests that this actor has sent.
 
-    def has_sent(self, asked: Asked) -> None:
+    def has_sent(self, asked: PendingAsk) -> None:
         """Remember a request, to withdraw it if it is still open when the turn that sent it ends."""
         if self.runs(self.runtime.backend.current_task()):
             sent = self.sent
@@ -360,7 +360,7 @@ class Cell(Fates):
         return "add one with @on(...)"
 
     def _stopped(self) -> Exit:
-        return ShutDown() if self.signals & FROM_ABOVE else Stopped()
+        return ShutDown() if self.signals & BY_SUPERVISOR else Stopped()
 
     @property
     def idle(self) -> bool:
@@ -390,8 +390,8 @@ class Cell(Fates):
             self.withdraw_asks(cut_off=True)
         if holdings and exit_.abnormal:
             let_go(self)
-        if self.bonds is not None:
-            self._end_bonds(self.bonds)
+        if self.extras is not None:
+            self._end_bonds(self.extras)
         if self.family is not None:
             if isinstance(exit_, Killed):
                 self.family.kill(exit_.why)
@@ -406,7 +406,7 @@ class Cell(Fates):
             if not self.family.empty:
                 return True
             self.family = None
-        return self.bonds is not None and bool(self.bonds.background)
+        return self.extras is not None and bool(self.extras.background)
 
     def part_ended(self) -> None:
         """Report to the family if the child or background task that has ended was the last one."""
@@ -438,9 +438,9 @@ class Cell(Fates):
         for item in items or ():
             if not self.stale(item) and not isinstance(item, ControlMessage):
                 self.dropped(item, "stopped")
-        if self.bonds is not None:
+        if self.extras is not None:
             self.notify_ended(exit_)
-            self.bonds = None
+            self.extras = None
         if self.label is not None:
             self.runtime.forget_name(self)
         self.runtime.alive -= 1
@@ -473,7 +473,7 @@ class Cell(Fates):
         self.refused(refusal, item)
         return None
 
-    def must_live(self, what: str) -> None:
+    def check_not_ending(self, what: str) -> None:
         """Check that this incarnation is not ending, so that a resource can still be bound to it.
 
         Raises:
@@ -484,27 +484,27 @@ class Cell(Fates):
 
     # The state that only few actors need.
 
-    def bonds_made(self) -> Bonds[Cell]:
+    def ensure_extras(self) -> CellExtras[Cell]:
         """Return its bonds, made at first use."""
-        if self.bonds is None:
-            self.bonds = Bonds()
-        return self.bonds
+        if self.extras is None:
+            self.extras = CellExtras()
+        return self.extras
 
-    def family_made(self) -> Family:
+    def ensure_children(self) -> ChildSupervisor:
         """Return the family of a live cell, made at its first child.
 
         Raises:
             SystemClosed: the actor is ending.
         """
-        self.must_live("children")
+        self.check_not_ending("children")
         if self.family is None:
-            self.family = self.keeper.new_family(self)
+            self.family = self.keeper.new_children(self)
         return self.family
 
     def notify_started(self) -> None:
         """Call the `call_when_started` callbacks: the incarnation has started or can no longer start."""
-        bonds = self.bonds_made()
-        when_started, bonds.when_started = bonds.when_started, {}
+        extras = self.ensure_extras()
+        when_started, extras.when_started = extras.when_started, {}
         for tell in when_started:
             try:
                 tell()
@@ -513,20 +513,20 @@ class Cell(Fates):
 
     def notify_ended(self, exit_: Exit) -> None:
         """Notify all waiters, watchers and linked actors that the cell has ended permanently."""
-        bonds = self.bonds_made()
+        extras = self.ensure_extras()
         self.notify_started()
-        for group in list(bonds.groups):
+        for group in list(extras.groups):
             group.discard(self)
-        for watcher, tell in bonds.watchers.items():
-            if watcher.bonds is not None:
-                watcher.bonds.watched.pop(self, None)
+        for watcher, tell in extras.watchers.items():
+            if watcher.extras is not None:
+                watcher.extras.watched.pop(self, None)
             tell(exit_)
-        for other in bonds.links:
-            if other.bonds is not None:
-                other.bonds.links.pop(self, None)
+        for other in extras.links:
+            if other.extras is not None:
+                other.extras.links.pop(self, None)
             if exit_.abnormal:
                 other.fail_with(LinkedExit.of(self, exit_))
-        when_ended, bonds.when_ended = bonds.when_ended, {}
+        when_ended, extras.when_ended = extras.when_ended, {}
         for waiting in when_ended:
             try:
                 if callable(waiting):
@@ -538,28 +538,28 @@ class Cell(Fates):
 
     def unstash(self) -> None:
         """Put the stashed messages back at the front of the mailbox, oldest first."""
-        bonds = self.bonds
-        if bonds is not None and bonds.stash:
+        extras = self.extras
+        if extras is not None and extras.stash:
             if self.items is None:
                 self.items = deque()
-            self.items.extendleft(reversed(bonds.stash))
-            bonds.stash.clear()
+            self.items.extendleft(reversed(extras.stash))
+            extras.stash.clear()
             if self.asleep:
                 self.woken()
 
-    def _end_bonds(self, bonds: Bonds[Cell]) -> None:
+    def _end_bonds(self, extras: CellExtras[Cell]) -> None:
         """End the state bound to the incarnation. Background tasks are cancelled here and end a little later."""
-        for timer in list(bonds.timers):
+        for timer in list(extras.timers):
             timer.cancel()
-        for task in list(bonds.background):
+        for task in list(extras.background):
             task.cancel()
-        deferred, bonds.deferred, bonds.deferred_now = bonds.deferred, {}, None
+        deferred, extras.deferred, extras.deferred_now = extras.deferred, {}, None
         for asked in deferred:
-            self.deserted(asked)
-        for other in bonds.watched:
-            if other.bonds is not None:
-                other.bonds.watchers.pop(self, None)
-        bonds.watched.clear()
+            self.fail_deferred(asked)
+        for other in extras.watched:
+            if other.extras is not None:
+                other.extras.watchers.pop(self, None)
+        extras.watched.clear()
         self.unstash()
 
 
@@ -574,7 +574,7 @@ class LinkedExit(CuelightError):
         return error
 
 
-def withdraw(sent: dict[Asked, None] | None, runtime: Dispatcher, *, cut_off: bool) -> None:
+def withdraw(sent: dict[PendingAsk, None] | None, runtime: Dispatcher, *, cut_off: bool) -> None:
     """Withdraw the open requests that a turn or background work has sent."""
     for asked in sent or ():
         asked.sender = None
@@ -589,7 +589,7 @@ def withdraw(sent: dict[Asked, None] | None, runtime: Dispatcher, *, cut_off: bo
 # The interface between a cell and its supervisor. The supervision package implements it.
 
 
-class Family(Protocol):
+class ChildSupervisor(Protocol):
     """The children of one cell and their supervision."""
 
     @property
@@ -611,7 +611,7 @@ class Family(Protocol):
         """The children, in the order in which they were started."""
         ...
 
-    def adopt(self, spec: ChildSpec[Any], *, sponsored: bool = False) -> Cell:
+    def adopt(self, spec: ChildSpec[Any], *, awaited_start: bool = False) -> Cell:
         """Make a cell and begin its first incarnation. Its `state` says whether it is up, failed or still starting.
 
         Args:
@@ -620,7 +620,7 @@ class Family(Protocol):
         """
         ...
 
-    def new_family(self, owner: Cell) -> Family:
+    def new_children(self, owner: Cell) -> ChildSupervisor:
         """Return a family for the children of a child."""
         ...
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from cuelight.actors._messages import Crashed, Exit, Killed
-    from cuelight.actors._reply import Asked
+    from cuelight.actors._reply import PendingAsk
     from cuelight.mailbox import Waiter
 
 C = TypeVar("C")
@@ -33,7 +33,7 @@ class JoinedGroup(Protocol):
         ...
 
 
-class Bonds(Generic[C]):
+class CellExtras(Generic[C]):
     """The rarely used state of one cell. State bound to an incarnation ends with it, the rest with the cell."""
 
     __slots__ = (
@@ -60,8 +60,8 @@ class Bonds(Generic[C]):
         self.timers: dict[Cancellable, None] = {}
         self.keyed_timers: dict[int, list[Any]] = {}  # by the hash of the key
         self.background: dict[Cancellable, None] = {}
-        self.deferred: dict[Asked, list[Cancellable]] = {}  # each with the work that serves it
-        self.deferred_now: Asked | None = None  # by the running handler, or by an earlier one
+        self.deferred: dict[PendingAsk, list[Cancellable]] = {}  # each with the work that serves it
+        self.deferred_now: PendingAsk | None = None  # by the running handler, or by an earlier one
         self.watched: dict[C, None] = {}
         # Bound to the cell.
         self.stash: deque[Any] = deque()

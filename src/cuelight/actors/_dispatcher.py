@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cuelight._log import get_log
 from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.actors._dead_letters import Addressee, DeadLetters
-from cuelight.actors._timers import Alarms, Later
+from cuelight.actors._timers import TimerHeap, Later
 from cuelight.errors import ends_the_program
 from cuelight.mailbox import Waiter, current_backend
 
@@ -175,7 +175,7 @@ class Dispatcher:
         self.backend: Backend = current_backend()
         self.thread = get_ident()
         self.context = copy_context()
-        self.alarms = Alarms(self.backend, self.internal_error)
+        self.alarms = TimerHeap(self.backend, self.internal_error)
         self.dead_letters = DeadLetters(self._keep_dead_letters, self.backend.time)
         self._open = self._dispatching = True
         self.backend.spawn(self._dispatch, context=copy_context(), name="cuelight dispatcher")
@@ -307,7 +307,7 @@ class Dispatcher:
 
     def _turn_failed(self, cell: Runnable, error: BaseException) -> None:
         self.internal_error(error)
-        self.dozed()
+        self.mark_idle()
         try:
             cell.incarnation_over(cell.crash(error, cell.running))
         except BaseException as raised:
@@ -376,18 +376,18 @@ class Dispatcher:
         """Whether no actor handles, has or awaits a message, a restart or a background task."""
         return not (self.awake or self._ready or self._events or self.restarting)
 
-    def dozed(self) -> None:
+    def mark_idle(self) -> None:
         """Note that an actor or a background task has nothing more to do."""
         self.awake -= 1
         if self._idle_waiters and self.is_idle:
             self._wake()
 
-    def looked_idle(self) -> None:
-        """Wake the dispatcher if the system is idle: the rest of `dozed` when a task waits for idleness."""
+    def wake_if_idle(self) -> None:
+        """Wake the dispatcher if the system is idle: the rest of `mark_idle` when a task waits for idleness."""
         if self.is_idle:
             self._wake()
 
-    def restart_settled(self) -> None:
+    def restart_finished(self) -> None:
         """Note that a pending restart has begun or was given up."""
         self.restarting -= 1
         if self._idle_waiters and self.is_idle:
@@ -413,14 +413,14 @@ class Dispatcher:
         for waiter in waiters:
             waiter.wake()
 
-    def keep_warm(self, cell: CellWithTask) -> None:
+    def keep_idle_task(self, cell: CellWithTask) -> None:
         """Keep the idle task of a cell for a while."""
         self._warm[cell] = None
         if not self._sweeping:
             self._sweeping = True
             self.later(LINGER, self._sweep)
 
-    def forget_warm(self, cell: CellWithTask) -> None:
+    def forget_idle_task(self, cell: CellWithTask) -> None:
         """Forget the task of a cell, because it has ended."""
         self._warm.pop(cell, None)
         self._cooling.pop(cell, None)
@@ -448,7 +448,7 @@ class Dispatcher:
         grain = timeout / GRAIN
         return due - due % grain + grain if grain > 0 else due
 
-    def inline_patience(self) -> float:
+    def inline_ask_timeout(self) -> float:
         """Return the timeout of the ask whose handler runs inline."""
         return self.ask_timeout if self.inline_timeout is None else self.inline_timeout
 
@@ -492,7 +492,7 @@ class Dispatcher:
         if ends_the_program(error):
             self.abort(error)
 
-    def report_unhandled(self, path: str, actor: str, message: Any, advice: str) -> None:
+    def warn_of_unhandled(self, path: str, actor: str, message: Any, advice: str) -> None:
         """Warn about a message without a handler, for the first few of each pair of actor class and message class."""
         kind = (actor, type_name(message))
         seen = self._unhandled.get(kind, 0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
-from cuelight.actors._cell import FAIL, KILL, RECYCLE, Cell
+from cuelight.actors._cell import FAIL, KILL, END_FOR_RESTART, Cell
 from cuelight.actors._handler_task import HandlerTask, resume
 from cuelight.actors._messages import Exit, Killed, Start
 from cuelight.actors._plain_cell import BUDGET_RANGE, INLINE, SPARE_QUEUES, TurnCell
@@ -25,9 +25,9 @@ from cuelight.actors._reply import (
     DONE,
     QUEUED,
     RUNNING,
-    AnsweredLate,
-    Asked,
-    Begun,
+    CompletedForCancelled,
+    PendingAsk,
+    BegunAsk,
     Reply,
     background_work,
     handling,
@@ -38,14 +38,14 @@ from cuelight.mailbox import swap_current_task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors._cell import Family
+    from cuelight.actors._cell import ChildSupervisor
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._spec import ChildSpec
 
 NESTED_STEPS = 8
 """The number of handlers that run nested in each other's asks, up to their first wait. Further requests queue."""
 
-ENDS: Final = KILL | FAIL | RECYCLE
+ENDS: Final = KILL | FAIL | END_FOR_RESTART
 """Signals that end an incarnation before its next message."""
 
 WAITS: Final = object()
@@ -63,7 +63,7 @@ class EagerCell(TurnCell, TaskCell):
 
     __slots__ = ("worker",)
 
-    def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
+    def __init__(self, keeper: ChildSupervisor, spec: ChildSpec[Any], table: HandlerTable) -> None:
         TaskCell.__init__(self, keeper, spec, table)
         self.worker: HandlerTask | None = None  # during a step, and as long as it is kept for this actor
 
@@ -71,7 +71,7 @@ class EagerCell(TurnCell, TaskCell):
         try:
             self.construct()
         except BaseException as error:
-            self.has_not_started(error)
+            self.start_failed(error)
             return
         self.has_started()
         self.asleep = INLINE
@@ -142,11 +142,11 @@ class EagerCell(TurnCell, TaskCell):
     def _turn_over(self, outcome: Exit | bool) -> bool:
         """Return whether there are more messages to handle."""
         if isinstance(outcome, Exit):
-            self.runtime.dozed()
+            self.runtime.mark_idle()
             self.incarnation_over(outcome)
             return False
         if not outcome and self.worker is not None:
-            self.runtime.keep_warm(self)
+            self.runtime.keep_idle_task(self)
         return outcome
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any] | None:
@@ -158,7 +158,7 @@ class EagerCell(TurnCell, TaskCell):
         self.task = task = worker.task
         self.scope = self.turn_scope = worker.scope
         timeout = runtime.inline_timeout
-        self.running = asked = Begun(message, self, runtime.ask_timeout if timeout is None else timeout)
+        self.running = asked = BegunAsk(message, self, runtime.ask_timeout if timeout is None else timeout)
         asker = handling.get()
         if asker is not None:
             asked.due = asker.deadline()
@@ -193,10 +193,10 @@ class EagerCell(TurnCell, TaskCell):
                 sender.has_sent(asked)
         elif before is not None and getattr(before, "_must_cancel", False):
             asked.hear()
-            return AnsweredLate(None if asked.error is not None else asked.value, asked.error)
+            return CompletedForCancelled(None if asked.error is not None else asked.value, asked.error)
         return asked
 
-    def _begin(self, asked: Begun, call: Callable[..., Any]) -> Any:
+    def _begin(self, asked: BegunAsk, call: Callable[..., Any]) -> Any:
         """Run the handler of a request up to its first wait.
 
         Return the exit of the incarnation, a false value if it does not end, or `WAITS` if the handler has to wait.
@@ -235,7 +235,7 @@ class EagerCell(TurnCell, TaskCell):
 
     # Continuing in a task.
 
-    def _wait_for(self, asked: Asked, handler: Any, awaited: Any) -> None:
+    def _wait_for(self, asked: PendingAsk, handler: Any, awaited: Any) -> None:
         """Let a task continue the handler of a request that began inside its ask and has to wait."""
         self.runtime.awake += 1
         coroutine = self._finish(asked, handler, awaited)
@@ -247,11 +247,11 @@ class EagerCell(TurnCell, TaskCell):
         self.coroutine = worker.coroutine
         self.runtime.tasks[self] = None
         asked = self.running
-        if isinstance(asked, Asked):
+        if isinstance(asked, PendingAsk):
             asked.start_clock()
         worker.go_on(self, coroutine, awaited)
 
-    async def _finish(self, asked: Asked, handler: Any, awaited: Any) -> Exit | bool:
+    async def _finish(self, asked: PendingAsk, handler: Any, awaited: Any) -> Exit | bool:
         """Continue with a request, then with the other messages."""
         try:
             value = await resume(handler, awaited)
@@ -284,7 +284,7 @@ class EagerCell(TurnCell, TaskCell):
                     runtime.spare_queues.append(items)
                 runtime.awake -= 1
                 if runtime._idle_waiters:
-                    runtime.looked_idle()
+                    runtime.wake_if_idle()
                 return False
             self.running = item = items.popleft()
             kind: type[Any] = type(item)
@@ -295,7 +295,7 @@ class EagerCell(TurnCell, TaskCell):
                 elif (call := plain_calls.get(kind)) is not None:
                     call(actor, item)
                 elif (
-                    kind is Asked and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
+                    kind is PendingAsk and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
                 ):
                     item.state = RUNNING
                     if self.coroutine is not None and not item.timed:  # otherwise the clock starts at the first wait
@@ -357,9 +357,9 @@ class EagerCell(TurnCell, TaskCell):
         """Handle the end of the kept task, which was no longer needed or was cancelled."""
         if self.worker is worker:
             self._let_go()
-            bonds = self.bonds_made()
-            if bonds.exit_forced is None:
-                bonds.exit_forced = Killed(CANCELLED)
+            extras = self.ensure_extras()
+            if extras.exit_forced is None:
+                extras.exit_forced = Killed(CANCELLED)
             self.signal(KILL)
 
     def retire(self) -> None:
@@ -374,7 +374,7 @@ class EagerCell(TurnCell, TaskCell):
 
     def deadline(self) -> float:
         running = self.running
-        if not isinstance(running, Asked):
+        if not isinstance(running, PendingAsk):
             return 0.0
         if not running.timed:
             running.start_clock()
@@ -385,7 +385,7 @@ class EagerCell(TurnCell, TaskCell):
     def incarnation_over(self, exit_: Exit) -> None:
         worker = self.worker
         if worker is not None:
-            self.runtime.forget_warm(self)
+            self.runtime.forget_idle_task(self)
             self._let_go()
             worker.end()
         Cell.incarnation_over(self, exit_)

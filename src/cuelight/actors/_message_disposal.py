@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._text import describe_error, safe_repr
 from cuelight.actors._messages import ControlMessage, Crashed, Exit
-from cuelight.actors._reply import ASIDE, DONE, QUEUED, Asked
+from cuelight.actors._reply import SET_ASIDE, DONE, QUEUED, PendingAsk
 from cuelight.errors import (
     ActorCrashed,
     Interrupted,
@@ -23,20 +23,20 @@ from cuelight.mailbox import Mailbox, WaitingSender
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors._cell_extras import Bonds
+    from cuelight.actors._cell_extras import CellExtras
     from cuelight.actors._dispatcher import Dispatcher
     from cuelight.actors._spec import Options
 
 
-class Fates(Mailbox):
+class CellMailbox(Mailbox):
     """The part of a cell that settles messages."""
 
-    __slots__ = ("bonds", "exit", "options", "runtime")
+    __slots__ = ("extras", "exit", "options", "runtime")
 
     runtime: Dispatcher
     options: Options
     exit: Exit | None
-    bonds: Bonds[Any] | None
+    extras: CellExtras[Any] | None
 
     @property
     @abstractmethod
@@ -49,14 +49,14 @@ class Fates(Mailbox):
         """The name of the actor's class."""
 
     @abstractmethod
-    def bonds_made(self) -> Bonds[Any]:
+    def ensure_extras(self) -> CellExtras[Any]:
         """Return its bonds, made at first use."""
 
     # Methods that Mailbox needs from its owner.
 
     def dropped(self, item: Any, reason: str) -> None:
         """Settle an item that was refused or dropped: fail the ask, or make a dead letter."""
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             if item.state == QUEUED:
                 shown = safe_repr(item.message)
                 item.fail(NotStarted(f"{self.path} did not take {shown}: {self._why_refused(reason)}"))
@@ -70,34 +70,34 @@ class Fates(Mailbox):
 
     def stale(self, item: Any) -> bool:
         """Return whether an item is a request whose caller no longer waits."""
-        return isinstance(item, Asked) and item.state == DONE
+        return isinstance(item, PendingAsk) and item.state == DONE
 
     def content(self, item: Any) -> Any:
         """Return the message in an item."""
-        return item.message if isinstance(item, Asked) else item
+        return item.message if isinstance(item, PendingAsk) else item
 
     # Requests whose callers no longer wait.
 
     @abstractmethod
-    def cancel_running(self, ask: Asked) -> None:
+    def cancel_running(self, ask: PendingAsk) -> None:
         """Cancel the running handler if it handles this ask."""
 
-    def given_up(self, ask: Asked) -> None:
+    def given_up(self, ask: PendingAsk) -> None:
         """Handle a caller that no longer waits: drop a queued request, or cancel the handler of a running one."""
         shown = safe_repr(ask.message)
         if ask.state == QUEUED:
             ask.fail(NotStarted(f"the request {shown} was cancelled before {self.path} handled it"))
-            self.note_stale()
+            self.note_cancelled()
         else:
             ask.fail(Interrupted(f"the request {shown} was cancelled while {self.path} handled it"))
             self._stop_handling(ask)
 
-    def overdue(self, ask: Asked) -> None:
+    def overdue(self, ask: PendingAsk) -> None:
         """Handle a request whose deadline has passed."""
         text = f"{self.path} did not answer {safe_repr(ask.message)} in time"
         if ask.state == QUEUED:
             ask.fail(NotStartedTimeout(f"{text}: it had not begun; {len(self)} messages are in its mailbox"))
-            self.note_stale()
+            self.note_cancelled()
         elif self._is_deferred(ask):
             ask.fail(InterruptedTimeout(f"{text}: its handler deferred the reply and has not sent it"))
             self._stop_handling(ask)
@@ -107,22 +107,22 @@ class Fates(Mailbox):
 
     # Deferred replies.
 
-    def _is_deferred(self, ask: Asked) -> bool:
-        return self.bonds is not None and ask in self.bonds.deferred
+    def _is_deferred(self, ask: PendingAsk) -> bool:
+        return self.extras is not None and ask in self.extras.deferred
 
-    def _stop_handling(self, ask: Asked) -> None:
+    def _stop_handling(self, ask: PendingAsk) -> None:
         """Cancel the handler of a request whose caller no longer waits, or the work that serves it."""
         self.cancel_running(ask)
-        if self.bonds is not None:
-            for work in self.bonds.deferred.pop(ask, ()):
+        if self.extras is not None:
+            for work in self.extras.deferred.pop(ask, ()):
                 work.cancel()
 
-    def reply_settled(self, ask: Asked) -> None:
+    def deferred_reply_done(self, ask: PendingAsk) -> None:
         """Forget a deferred reply that was sent, refused or dropped."""
-        if self.bonds is not None:
-            self.bonds.deferred.pop(ask, None)
+        if self.extras is not None:
+            self.extras.deferred.pop(ask, None)
 
-    def deserted(self, ask: Asked) -> None:
+    def fail_deferred(self, ask: PendingAsk) -> None:
         """Fail a request whose reply was deferred, because the incarnation has ended without sending it."""
         exit_, shown = self.exit, safe_repr(ask.message)
         if isinstance(exit_, Crashed):
@@ -166,7 +166,7 @@ class Fates(Mailbox):
 
     def requeue(self, item: Any) -> None:
         """Put an item back at the front of the queue, to be handled (again)."""
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             item.state = QUEUED
         if self.items is None:
             self.items = deque()
@@ -185,7 +185,7 @@ class Fates(Mailbox):
 
     def crash(self, error: BaseException, item: Any) -> Crashed:
         """Settle the message of a handler that raised. Return the exit of the incarnation."""
-        if item is None or item is ASIDE:
+        if item is None or item is SET_ASIDE:
             return Crashed(error)
         message = self.content(item)
         exit_ = Crashed(error, message)
@@ -193,7 +193,7 @@ class Fates(Mailbox):
             return exit_
         if self.options.redeliver > 1 and self._try_again(item, error):
             return exit_
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             failure = ActorCrashed(f"{self.path} crashed on {safe_repr(message)}: {describe_error(error)}")
             failure.__cause__ = error
             item.fail(failure)
@@ -207,23 +207,23 @@ class Fates(Mailbox):
         Returns:
             Whether the message was requeued.
         """
-        bonds, count = self.bonds_made(), 1
-        if bonds.retry is not None and bonds.retry[0] is item:
-            count += bonds.retry[1]
+        extras, count = self.ensure_extras(), 1
+        if extras.retry is not None and extras.retry[0] is item:
+            count += extras.retry[1]
         else:
-            bonds.error_log = []
-        bonds.error_log.append(error)
+            extras.error_log = []
+        extras.error_log.append(error)
         if count >= self.options.redeliver:
-            bonds.retry = (item, 0)
-            self.runtime.dead_letters.add(self.content(item), self, "quarantined", error, tuple(bonds.error_log))
+            extras.retry = (item, 0)
+            self.runtime.dead_letters.add(self.content(item), self, "quarantined", error, tuple(extras.error_log))
             return False
-        bonds.retry = (item, count)
+        extras.retry = (item, count)
         self.requeue(item)
         return True
 
     def refused(self, error: ReplyError, item: Any) -> None:
         """Settle the message of a handler that raised `ReplyError`. The caller gets the error; the actor continues."""
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             item.fail(error)
         else:
             self.runtime.dead_letters.add(item, self, "refused", error)
@@ -231,11 +231,11 @@ class Fates(Mailbox):
     def unhandled(self, item: Any) -> None:
         """Settle a message that no handler takes."""
         message = self.content(item)
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             item.fail(NotStarted(f"{self.path} has no handler for {safe_repr(message)}: {self._why_unhandled(item)}"))
         else:
             self.runtime.dead_letters.add(message, self, "unhandled")
-            self.runtime.report_unhandled(self.path, self.kind, message, self._why_unhandled(item))
+            self.runtime.warn_of_unhandled(self.path, self.kind, message, self._why_unhandled(item))
 
     @abstractmethod
     def _why_unhandled(self, item: Any) -> str:
@@ -243,8 +243,8 @@ class Fates(Mailbox):
 
     def cut_off(self, item: Any, why: str) -> None:
         """Settle the message of a handler that was cancelled."""
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             shown = safe_repr(item.message)
             item.fail(Interrupted(f"{self.path} was interrupted while it handled {shown}: {why}"))
-        elif item is not None and item is not ASIDE and not isinstance(item, ControlMessage):
+        elif item is not None and item is not SET_ASIDE and not isinstance(item, ControlMessage):
             self.runtime.dead_letters.add(item, self, "interrupted")

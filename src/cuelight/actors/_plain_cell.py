@@ -9,9 +9,9 @@ from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from cuelight.actors._cell import BURYING, STARTING, Cell
+from cuelight.actors._cell import STOPPING_HOOK, STARTING, Cell
 from cuelight.actors._messages import Exit, Start, WasRestarted
-from cuelight.actors._reply import DONE, QUEUED, RUNNING, Answered, Asked, Reply, StreamSlot, handling
+from cuelight.actors._reply import DONE, QUEUED, RUNNING, Answered, PendingAsk, Reply, StreamSlot, handling
 from cuelight.errors import ReplyError, control_error
 
 if TYPE_CHECKING:
@@ -78,20 +78,20 @@ class PlainCell(TurnCell):
             if self.table.hooks:
                 runtime.nested_starts += 1
                 try:
-                    self.context.run(self._come_up, why)
+                    self.context.run(self._start_incarnation, why)
                 finally:
                     runtime.nested_starts -= 1
             else:
                 self.construct()
         except BaseException as error:
-            self.has_not_started(error)
+            self.start_failed(error)
             return
         self.has_started()
         self.asleep = INLINE
         if self.items or self.attention:
             self.woken()
 
-    def _come_up(self, why: Start) -> None:
+    def _start_incarnation(self, why: Start) -> None:
         if handling.get() is not self:  # already set after the first time
             handling.set(self)
         if type(why) is WasRestarted and self.actor is not None:
@@ -124,7 +124,7 @@ class PlainCell(TurnCell):
                     runtime.spare_queues.append(items)
                 runtime.awake -= 1
                 if runtime._idle_waiters:
-                    runtime.looked_idle()
+                    runtime.wake_if_idle()
                 return False
             self.running = item = items.popleft()
             kind: type[Any] = type(item)
@@ -132,7 +132,7 @@ class PlainCell(TurnCell):
             try:
                 if call is not None:
                     call(actor, item)
-                elif kind is Asked and item.state == QUEUED and (call := calls.get(type(item.message))) is not None:
+                elif kind is PendingAsk and item.state == QUEUED and (call := calls.get(type(item.message))) is not None:
                     item.state = RUNNING
                     value = call(actor, item.message)
                     if self.running is item:
@@ -152,15 +152,15 @@ class PlainCell(TurnCell):
         """End the turn together with the incarnation."""
         self.handled += handled
         self.running = None
-        self.runtime.dozed()
+        self.runtime.mark_idle()
         self.incarnation_over(exit_)
 
     def _handle_rest(self, item: Any) -> None:
         message = item
-        asked = isinstance(item, Asked)
+        asked = isinstance(item, PendingAsk)
         if asked:
             if item.state == DONE:
-                self.stales = max(0, self.stales - 1)
+                self.cancelled_count = max(0, self.cancelled_count - 1)
                 return
             message = item.message
         kind: type[Any] = type(message)
@@ -209,7 +209,7 @@ class PlainCell(TurnCell):
                 if self.sent:
                     self.withdraw_asks(cut_off=True)
                 return Answered(None, refusal), None
-            asked: Asked = slot if type(slot) is Asked else Asked(message, self, self.runtime.inline_patience())
+            asked: PendingAsk = slot if type(slot) is PendingAsk else PendingAsk(message, self, self.runtime.inline_ask_timeout())
             return asked, self.failed(error, asked)
         finally:
             slot, self.running = self.running, None
@@ -218,12 +218,12 @@ class PlainCell(TurnCell):
         return Answered(value), None
 
     def runs(self, task: Any) -> bool:
-        return self.state in (STARTING, BURYING) or (self.running is not None and not self.asleep)
+        return self.state in (STARTING, STOPPING_HOOK) or (self.running is not None and not self.asleep)
 
     def interrupt(self, why: str) -> bool:
         return False
 
-    def cancel_running(self, ask: Asked) -> None:
+    def cancel_running(self, ask: PendingAsk) -> None:
         """Do nothing: no other code runs during a `def` handler, so none can cancel it."""
 
     def cancel_turn(self) -> None:
@@ -235,7 +235,7 @@ class PlainCell(TurnCell):
     def bury(self, exit_: Exit) -> None:
         actor = self.actor
         if actor is not None and "stopped" in self.table.hooks and self.state != STARTING:
-            self.state = BURYING  # the hook may stop the cell or its parent, which must not give it up again
+            self.state = STOPPING_HOOK  # the hook may stop the cell or its parent, which must not give it up again
             try:
                 if self.runtime.turning is self:  # it ended in its own turn, so this already runs in its context
                     actor.stopped(exit_)

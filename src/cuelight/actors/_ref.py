@@ -15,7 +15,7 @@ from cuelight._checks import check_seconds
 from cuelight.actors._cell import DEAD, OVER, STARTING, Cell
 from cuelight.actors._messages import Answerable, ControlMessage, Exit, Streams
 from cuelight.actors._plain_cell import INLINE
-from cuelight.actors._reply import ASIDE, Asked, Reply, Stream, StreamSlot, background_work, handling
+from cuelight.actors._reply import SET_ASIDE, PendingAsk, Reply, Stream, StreamSlot, background_work, handling
 from cuelight.errors import ActorNotFound, MailboxFull
 from cuelight.mailbox import NOT_READY
 
@@ -166,7 +166,7 @@ class Ref(Generic[M_contra]):
                 reply = cell.ask_now(message, call)
                 if reply is not None:
                     return reply
-        asked = Asked(message, cell, runtime.ask_timeout if timeout is None else timeout)
+        asked = PendingAsk(message, cell, runtime.ask_timeout if timeout is None else timeout)
         asker = handling.get()
         if asker is not None:
             asked.due = asker.deadline()
@@ -258,12 +258,12 @@ class Ref(Generic[M_contra]):
         while cell.state != DEAD and cell.incarnation <= incarnation:
             waiter = cell.runtime.backend.waiter()
             wake = waiter.wake
-            bonds = cell.bonds_made()
-            bonds.call_when_started(wake)
+            extras = cell.ensure_extras()
+            extras.call_when_started(wake)
             try:
                 await waiter
             finally:
-                bonds.when_started.pop(wake, None)
+                extras.when_started.pop(wake, None)
 
     def interrupt(self, why: str = "interrupted") -> bool:
         """Cancel the running handler, not the actor. Its caller gets `Interrupted`. Not a checkpoint.
@@ -283,12 +283,12 @@ class Ref(Generic[M_contra]):
         if cell.state != DEAD:
             cell.runtime.check_thread(cell)
             waiter = cell.runtime.backend.waiter()
-            bonds = cell.bonds_made()
-            bonds.call_when_ended(waiter)
+            extras = cell.ensure_extras()
+            extras.call_when_ended(waiter)
             try:
                 await waiter
             finally:
-                bonds.when_ended.pop(waiter, None)
+                extras.when_ended.pop(waiter, None)
         assert cell.exit is not None  # noqa: S101 - it is dead
         return cell.exit
 
@@ -321,11 +321,11 @@ class Ref(Generic[M_contra]):
         return ActorStatistics(
             state=STATES[cell.state],
             queued=len(cell),
-            waiting_senders=sum(not cell.waits_in_vain(sender) for sender in cell.senders or ()),
+            waiting_senders=sum(not cell.is_cancelled(sender) for sender in cell.senders or ()),
             handled=cell.handled,
             restarts=cell.restarts,
             children=0 if cell.family is None else sum(1 for _ in cell.family.children()),
-            running=None if running is None or running is ASIDE else cell.content(running),
+            running=None if running is None or running is SET_ASIDE else cell.content(running),
             spent={} if cell.family is None else cell.family.spent(),
         )
 
@@ -374,13 +374,13 @@ class Exits:
                 waiter.set_result(exit_)
 
         self._callbacks[waiter] = claim
-        self._cell.bonds_made().call_when_ended(claim)
+        self._cell.ensure_extras().call_when_ended(claim)
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:
         """Forget the waiter of a select that is over."""
         claim = self._callbacks.pop(waiter, None)
-        if self._cell.bonds is not None and claim is not None:
-            self._cell.bonds.when_ended.pop(claim, None)
+        if self._cell.extras is not None and claim is not None:
+            self._cell.extras.when_ended.pop(claim, None)
 
     def case_put_back(self, item: Any, /) -> bool:
         """Undo nothing, because polling an exit has no effect."""
@@ -418,14 +418,14 @@ class Group(Generic[M]):
         cell = ref._cell
         if ref.alive:
             self._members[cell] = self._turns[cell] = None
-            cell.bonds_made().groups[self] = None
+            cell.ensure_extras().groups[self] = None
 
     def leave(self, ref: Ref[M]) -> None:
         """Remove an actor. Do nothing if it is not a member."""
         cell = ref._cell
         self.discard(cell)
-        if cell.bonds is not None:
-            cell.bonds.groups.pop(self, None)
+        if cell.extras is not None:
+            cell.extras.groups.pop(self, None)
 
     def discard(self, cell: Cell) -> None:
         """Remove a member that has ended."""

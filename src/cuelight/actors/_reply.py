@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from cuelight._text import safe_repr
-from cuelight.actors._wait_graph import blocked, code_of_asks, find_circle, name_of, show_circle
+from cuelight.actors._wait_graph import blocked, ask_code, find_cycle, name_of, format_cycle
 from cuelight.errors import DeadlockError, Interrupted, ReplyError, consists_of
 from cuelight.mailbox import running_task
 
@@ -42,10 +42,10 @@ class Aside(enum.Enum):
     That message no longer ends with the handler.
     """
 
-    ASIDE = "a message that was set aside"
+    SET_ASIDE = "a message that was set aside"
 
 
-ASIDE: Final = Aside.ASIDE
+SET_ASIDE: Final = Aside.SET_ASIDE
 
 handling: ContextVar[Asker | None] = ContextVar("cuelight_handling", default=None)
 """The cell whose handler the running code belongs to, or None outside of handlers."""
@@ -58,10 +58,10 @@ background_work: ContextVar[Sender | None] = ContextVar("cuelight_background_wor
 class Sender(Protocol):
     """Code that sends requests and, at its end, withdraws those that are still open: a turn, or background work."""
 
-    sent: dict[Asked, None] | None
+    sent: dict[PendingAsk, None] | None
     """The open requests."""
 
-    def has_sent(self, asked: Asked) -> None:
+    def has_sent(self, asked: PendingAsk) -> None:
         """Remember a request if the running code is the sender's own, not that of a task that the sender started."""
         ...
 
@@ -69,7 +69,7 @@ class Sender(Protocol):
 class Asker(Sender, Protocol):
     """The cell whose handler sends a request, and awaits the reply."""
 
-    asks: dict[Asked, None] | None
+    asks: dict[PendingAsk, None] | None
     """The requests whose replies it awaits."""
 
     def deadline(self) -> float:
@@ -84,7 +84,7 @@ class Asker(Sender, Protocol):
         """Return whether `task` runs the actor's own code now, rather than code of a task that the actor started."""
         ...
 
-    def note_stale(self) -> None:
+    def note_cancelled(self) -> None:
         """Note that a request in its mailbox is no longer needed."""
         ...
 
@@ -108,15 +108,15 @@ class Callee(Protocol):
         """Return the failure of the actor for an exception of its code."""
         ...
 
-    def given_up(self, ask: Asked) -> None:
+    def given_up(self, ask: PendingAsk) -> None:
         """Handle a caller that no longer waits."""
         ...
 
-    def overdue(self, ask: Asked) -> None:
+    def overdue(self, ask: PendingAsk) -> None:
         """Handle a request whose deadline has passed."""
         ...
 
-    def reply_settled(self, ask: Asked) -> None:
+    def deferred_reply_done(self, ask: PendingAsk) -> None:
         """Forget a deferred reply that was sent, refused or dropped."""
         ...
 
@@ -174,7 +174,7 @@ class Answered(Reply[R]):
         self.error = error
 
 
-class AnsweredLate(Answered[Any]):
+class CompletedForCancelled(Answered[Any]):
     """A reply that was available at once, but whose asker was cancelled meanwhile.
 
     Awaiting it delivers the cancellation.
@@ -189,7 +189,7 @@ class AnsweredLate(Answered[Any]):
         return self.value
 
 
-class Unheard:
+class UnawaitedReply:
     """Warns when a request is forgotten that was answered, or failed, before any task awaited it.
 
     It is made only in that case, because a finalizer for each request would cost as much as the rest of a request.
@@ -216,7 +216,7 @@ def _warn_of_unheard(message: Any, path: str, reply: object) -> None:
     )
 
 
-class Asked(Reply[Any]):
+class PendingAsk(Reply[Any]):
     """A sent request and the slot for its answer. It travels through the mailbox instead of the message."""
 
     __slots__ = ("cell", "due", "message", "sender", "state", "timed", "timeout", "unheard", "waiter")
@@ -234,7 +234,7 @@ class Asked(Reply[Any]):
         self.waiter: Waiter | None = None
         self.timed = False
         self.sender: Sender | None = None  # withdraws the request when it ends
-        self.unheard: bool | Unheard = False  # whether it should be awaited and has not been
+        self.unheard: bool | UnawaitedReply = False  # whether it should be awaited and has not been
 
     @property
     def done(self) -> bool:
@@ -244,7 +244,7 @@ class Asked(Reply[Any]):
     def hear(self) -> None:
         """Note that the answer was received or is not wanted, so that there is no warning."""
         unheard, self.unheard = self.unheard, False
-        if isinstance(unheard, Unheard):
+        if isinstance(unheard, UnawaitedReply):
             unheard.heard = True
 
     def succeed(self, value: Any) -> None:
@@ -264,7 +264,7 @@ class Asked(Reply[Any]):
     def _complete(self) -> None:
         self.state = DONE
         if self.unheard is True:
-            self.unheard = Unheard(self.message, self.cell.path)
+            self.unheard = UnawaitedReply(self.message, self.cell.path)
         if self.timed:
             self.timed = False
             self.cell.runtime.alarms.remove(self.due, self)
@@ -354,16 +354,16 @@ class Asked(Reply[Any]):
         task = running_task() if blocked else None
         if task is not None:
             starts.append(task)
-        while (circle := find_circle(starts, [(self.cell, None)])) is not None:
+        while (circle := find_cycle(starts, [(self.cell, None)])) is not None:
             if self.begun and asker is not None and _fail_last(circle, asker):
                 continue
             if asker is not None and asker.asks is not None:
                 asker.asks.pop(self, None)
             self.cancel()
-            raise _deadlock(starts[0], self.cell, show_circle(starts, circle))
+            raise _deadlock(starts[0], self.cell, format_cycle(starts, circle))
 
 
-class Begun(Asked):
+class BegunAsk(PendingAsk):
     """A request whose handler was begun inside the ask and may have sent asks before its asker began to wait."""
 
     __slots__ = ()
@@ -387,9 +387,9 @@ def _fail_last(circle: list[Step], asker: Asker) -> bool:
     for ask in list(getattr(last, "asks", None) or ()):
         if ask.cell is asker and ask.state == QUEUED:
             del last.asks[ask]
-            shown = show_circle([last], [(asker, None), *circle[:-1]])
+            shown = format_cycle([last], [(asker, None), *circle[:-1]])
             ask.fail(_deadlock(last, asker, shown))
-            asker.note_stale()
+            asker.note_cancelled()
             return True
     return False
 
@@ -401,7 +401,7 @@ def _deadlock(asker: Any, asked: Callee, circle: str) -> DeadlockError:
     )
 
 
-code_of_asks.add(Asked.__await__.__code__)
+ask_code.add(PendingAsk.__await__.__code__)
 
 
 # Streaming replies: the chunks of an async generator handler, one by one, with back-pressure in both directions.
@@ -411,13 +411,13 @@ WINDOW = 16
 """The number of chunks that a handler may be ahead of its reader."""
 
 
-class StreamSlot(Asked):
+class StreamSlot(PendingAsk):
     """The reply slot of a stream. It buffers chunks until `succeed` marks its end or `fail` its failure."""
 
     __slots__ = ("chunks", "patience", "writer")
 
     def __init__(self, message: Any, cell: Callee, patience: float) -> None:
-        Asked.__init__(self, message, cell, patience)
+        PendingAsk.__init__(self, message, cell, patience)
         self.chunks: deque[Any] = deque()
         self.patience = patience
         self.writer: Waiter | None = None
@@ -440,7 +440,7 @@ class StreamSlot(Asked):
         self.due = 0.0  # the reader does not wait now: the handler's asks have their own timeouts
 
     def _complete(self) -> None:
-        Asked._complete(self)
+        PendingAsk._complete(self)
         if self.writer is not None:
             self.writer.wake()
 
@@ -573,7 +573,7 @@ class ReplyPort:
 
     __slots__ = ("_asked",)
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: PendingAsk) -> None:
         self._asked = asked
 
     @property
@@ -583,17 +583,17 @@ class ReplyPort:
 
     def send(self, value: Any) -> None:
         """Send the answer. A late answer is counted in `system.late_replies` and dropped."""
-        self._asked.cell.reply_settled(self._asked)
+        self._asked.cell.deferred_reply_done(self._asked)
         self._asked.succeed(value)
 
     def refuse(self, error: ReplyError) -> None:
         """Answer with an error, which the caller gets as a refusal."""
-        self._asked.cell.reply_settled(self._asked)
+        self._asked.cell.deferred_reply_done(self._asked)
         self._asked.fail(error)
 
     def __del__(self) -> None:
         asked = self._asked
-        asked.cell.reply_settled(asked)
+        asked.cell.deferred_reply_done(asked)
         if asked.state != DONE:
             error = Interrupted(f"{asked.cell.path} deferred the reply to {safe_repr(asked.message)} and dropped it")
             try:

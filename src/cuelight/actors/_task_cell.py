@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import anyio
 
-from cuelight.actors._cell import BURYING, DRAINING, FAIL, KILL, LIVE, RECYCLE, STARTING, Cell
+from cuelight.actors._cell import STOPPING_HOOK, DRAINING, FAIL, KILL, LIVE, END_FOR_RESTART, STARTING, Cell
 from cuelight.actors._messages import Crashed, Exit, Killed, Start, WasRestarted
-from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked, StreamSlot, handling
+from cuelight.actors._reply import SET_ASIDE, DONE, QUEUED, RUNNING, PendingAsk, StreamSlot, handling
 from cuelight.errors import ChannelClosed, Interrupted, ReplyError, consists_of, control_error
 from cuelight.mailbox import CLOSED, NOT_READY
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from cuelight.actors._cell import Family
+    from cuelight.actors._cell import ChildSupervisor
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._spec import ChildSpec
     from cuelight.mailbox import CaseWaiter, Waiter
@@ -48,7 +48,7 @@ class TaskCell(Cell):
 
     __slots__ = ("coroutine", "cut", "inbox", "retired", "scope", "task", "turn_scope", "waiter", "why_cut")
 
-    def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
+    def __init__(self, keeper: ChildSupervisor, spec: ChildSpec[Any], table: HandlerTable) -> None:
         Cell.__init__(self, keeper, spec, table)
         self.coroutine: Coroutine[Any, Any, None] | None = None
         self.task: Any = None  # the task that runs the coroutine, once it has begun
@@ -69,7 +69,7 @@ class TaskCell(Cell):
         try:
             self.construct()
         except BaseException as error:
-            self.has_not_started(error)
+            self.start_failed(error)
             return
         self.has_started()
         self.asleep = 1
@@ -113,17 +113,17 @@ class TaskCell(Cell):
         self.scope = self.turn_scope = self.waiter = self.coroutine = self.task = None
         self.runtime.tasks.pop(self, None)
         if exit_ is not None:
-            self.runtime.forget_warm(self)
+            self.runtime.forget_idle_task(self)
             self.cut_off(self.running, "the actor ended")
             self.running = None
             if not self.asleep:
-                self.runtime.dozed()
+                self.runtime.mark_idle()
             self.incarnation_over(exit_)
 
     async def _live(self, why: Start | None) -> Exit | None:
         """Serve until the incarnation is over. Return its exit, or None if there is nothing more to do."""
         if why is not None:
-            exit_ = await self._come_up(why)
+            exit_ = await self._start_incarnation(why)
             if exit_ is not None:
                 return exit_
         if self.table.own_run:
@@ -148,7 +148,7 @@ class TaskCell(Cell):
             else:  # the handler ended before the cancellation reached it
                 self.handled += 1
 
-    async def _come_up(self, why: Start) -> Exit | None:
+    async def _start_incarnation(self, why: Start) -> Exit | None:
         try:
             self.cut = False
             with anyio.CancelScope() as scope:
@@ -173,7 +173,7 @@ class TaskCell(Cell):
         actor = self.actor
         assert actor is not None  # noqa: S101 - it has started
         self.asleep = 1  # awake only from the arrival of a message to the next empty receive
-        self.runtime.dozed()
+        self.runtime.mark_idle()
         try:
             if self.items:
                 self.woken()
@@ -186,7 +186,7 @@ class TaskCell(Cell):
                 item, self.running = self.running, None
                 return self.crash(self.as_failure(error), item)
         item, self.running = self.running, None
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             self.cut_off(item, "its run ended without a reply")
         return (self.attend() if self.attention else None) or self._stopped()
 
@@ -207,7 +207,7 @@ class TaskCell(Cell):
             items = self.items
             if not items:
                 item = value = None  # an idle actor keeps no message alive
-                await self._lie_down()
+                await self._prepare_sleep()
                 self.waiter = None
                 if self.retired and self.asleep:
                     return None
@@ -222,7 +222,7 @@ class TaskCell(Cell):
                 elif (call := plain_calls.get(kind)) is not None:
                     call(actor, item)
                 elif (
-                    kind is Asked and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
+                    kind is PendingAsk and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
                 ):
                     item.state = RUNNING
                     if not item.timed:
@@ -261,13 +261,13 @@ class TaskCell(Cell):
         backend = self.runtime.backend
         return isinstance(error, backend.cancelled) and (self.cut or backend.cancellation_pending())
 
-    def _lie_down(self) -> Waiter:
+    def _prepare_sleep(self) -> Waiter:
         """Return a waiter that wakes when there is something to do, or when the task has been idle long enough."""
         self.running = self.items = None
         self.asleep = 1
         runtime = self.runtime
-        runtime.dozed()
-        runtime.keep_warm(self)
+        runtime.mark_idle()
+        runtime.keep_idle_task(self)
         self.retired = False
         waiter = self.waiter = runtime.backend.waiter()
         return waiter
@@ -279,11 +279,11 @@ class TaskCell(Cell):
             self.waiter.wake()
 
     async def _handle_rest(self, actor: Any, item: Any) -> None:
-        asked = isinstance(item, Asked)
+        asked = isinstance(item, PendingAsk)
         message = item
         if asked:
             if item.state == DONE:
-                self.stales = max(0, self.stales - 1)
+                self.cancelled_count = max(0, self.cancelled_count - 1)
                 return
             message = item.message
         kind: type[Any] = type(message)
@@ -347,13 +347,13 @@ class TaskCell(Cell):
         self._cancel(self.turn_scope, why)
         return True
 
-    def cancel_running(self, ask: Asked) -> None:
+    def cancel_running(self, ask: PendingAsk) -> None:
         if self.running is ask and self.turn_scope is not None:
             self._cancel(self.turn_scope, "its asker gave up")
 
     def cancel_turn(self) -> None:
         if self.scope is not None and (self.running is not None or self.table.own_run or self.state == STARTING):
-            forced = None if self.bonds is None else self.bonds.exit_forced
+            forced = None if self.extras is None else self.extras.exit_forced
             if forced is None:
                 why = "the actor is being ended"
             else:
@@ -372,7 +372,7 @@ class TaskCell(Cell):
     def waits_in_asks(self) -> bool:
         if self.state == STARTING:
             return True
-        return self.running is not None and not (self.table.own_run and self.running is ASIDE)
+        return self.running is not None and not (self.table.own_run and self.running is SET_ASIDE)
 
     def runs(self, task: Any) -> bool:
         return task is not None and task is self.task
@@ -404,10 +404,10 @@ class TaskCell(Cell):
         if self.actor is None or "stopped" not in self.table.hooks:
             self.settle(exit_)
             return
-        self.state = BURYING
-        self._start_task(self._last_words, exit_)
+        self.state = STOPPING_HOOK
+        self._start_task(self._run_stopped_hook, exit_)
 
-    async def _last_words(self, exit_: Exit) -> None:
+    async def _run_stopped_hook(self, exit_: Exit) -> None:
         handling.set(self)
         self.task = self.runtime.backend.current_task()
         self.cut = False
@@ -418,7 +418,7 @@ class TaskCell(Cell):
             self.runtime.hook_failed(self.path, self.kind, "stopped", error)
         self.runtime.tasks.pop(self, None)
         self.coroutine = self.task = None
-        self.runtime.dozed()
+        self.runtime.mark_idle()
         self.settle(exit_)
 
 
@@ -427,7 +427,7 @@ class TaskCell(Cell):
 
 M = TypeVar("M")
 
-AT_ONCE = KILL | FAIL | RECYCLE
+AT_ONCE = KILL | FAIL | END_FOR_RESTART
 """Signals that take effect before the queue is finished."""
 
 
@@ -455,9 +455,9 @@ class Inbox(Generic[M]):
             return CLOSED
         while cell.items:
             item = cell.items.popleft()
-            if isinstance(item, Asked):
+            if isinstance(item, PendingAsk):
                 if item.state == DONE:
-                    cell.stales = max(0, cell.stales - 1)
+                    cell.cancelled_count = max(0, cell.cancelled_count - 1)
                     continue
                 item.state = RUNNING
                 item.start_clock()
@@ -467,13 +467,13 @@ class Inbox(Generic[M]):
         cell.items = None
         if not cell.asleep:
             cell.asleep = 1
-            cell.runtime.dozed()
+            cell.runtime.mark_idle()
         return NOT_READY if cell.state in (LIVE, DRAINING) and not cell.closed else CLOSED
 
     def _settle_last(self) -> None:
         cell = self._cell
         last, cell.running = cell.running, None
-        if isinstance(last, Asked) and last.state == RUNNING:
+        if isinstance(last, PendingAsk) and last.state == RUNNING:
             last.fail(Interrupted(f"{cell.path} took {last.message!r} and went on without a reply"))
 
     def _closed(self) -> ChannelClosed:
@@ -525,7 +525,7 @@ class Inbox(Generic[M]):
         """
         cell = self._cell
         last, cell.running = cell.running, None
-        if isinstance(last, Asked):
+        if isinstance(last, PendingAsk):
             last.succeed(value)
 
     def __aiter__(self) -> Self:

@@ -28,7 +28,7 @@ class Entry(Protocol):
         ...
 
 
-class Alarms:
+class TimerHeap:
     """Entries by due time. Entries that are due at the same time share one item of the heap.
 
     If an entry raises when it rings, the exception is reported and the other entries still ring.
@@ -126,7 +126,7 @@ class Later:
 
     __slots__ = ("_alarms", "_args", "_due", "_function")
 
-    def __init__(self, alarms: Alarms, due: float, function: Callable[..., object], *args: Any) -> None:
+    def __init__(self, alarms: TimerHeap, due: float, function: Callable[..., object], *args: Any) -> None:
         self._alarms, self._due, self._function, self._args = alarms, due, function, args
         alarms.add(due, self)
 

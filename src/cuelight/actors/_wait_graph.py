@@ -49,10 +49,10 @@ blocked: Final[dict[Any, list[Wait]]] = {}
 holdings: Final[dict[Any, Holdings]] = {}
 """The things that actors hold beyond one handler, by cell. Empty while no actor holds anything."""
 
-code_of_asks: Final[set[CodeType]] = set()
+ask_code: Final[set[CodeType]] = set()
 """The code in which an asker awaits an answer."""
 
-code_of_waits: Final[dict[CodeType, Callable[[Mapping[str, Any], Any], Wait]]] = {}
+wait_code: Final[dict[CodeType, Callable[[Mapping[str, Any], Any], Wait]]] = {}
 """Code in which a task or a thread waits for something else, with a function that makes the wait from its variables."""
 
 Step = tuple[Any, str | None]
@@ -66,7 +66,7 @@ def let_go(cell: Any) -> None:
         held.let_go()
 
 
-def find_circle(starts: Collection[Any], first: Iterable[Step]) -> list[Step] | None:
+def find_cycle(starts: Collection[Any], first: Iterable[Step]) -> list[Step] | None:
     """Return a path from one of `starts` through a node of `first` back to one of `starts`, or None.
 
     Args:
@@ -103,7 +103,7 @@ def _way(node: Any, came_from: dict[Any, tuple[Any, str | None]]) -> list[Step]:
     return way[::-1]
 
 
-def show_circle(starts: Sequence[Any], way: list[Step]) -> str:
+def format_cycle(starts: Sequence[Any], way: list[Step]) -> str:
     """Describe a cycle: `/s/a → lock 'db' → /s/b → /s/a`. If it leads to a blocked loop, the text ends there."""
     shown = [name_of(starts[0])]
     for node, thing in way:
@@ -144,10 +144,10 @@ def _seen_in_frames(node: Any) -> list[Step]:
     steps: list[Step] = []
     for frame in _frames_of(node):
         code = frame.f_code
-        if code in code_of_asks:
+        if code in ask_code:
             steps.append((frame.f_locals["self"].cell, None))
-        elif code in code_of_waits:
-            wait = code_of_waits[code](frame.f_locals, node)
+        elif code in wait_code:
+            wait = wait_code[code](frame.f_locals, node)
             steps += [(blocker, wait.thing) for blocker in wait.blockers()]
     return steps
 
@@ -161,7 +161,7 @@ def _frames_of(node: Any) -> Iterator[FrameType]:
             yield frame
         step = awaited_by(step)
     ident = getattr(node, "ident", None)
-    if ident is not None and code_of_waits:
+    if ident is not None and wait_code:
         frame = sys._current_frames().get(ident)
         while frame is not None:
             yield frame

@@ -38,7 +38,7 @@ import anyio
 from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import safe_repr
-from cuelight.actors import Cell, blocked, find_circle, handling, holdings, show_circle
+from cuelight.actors import Cell, blocked, find_cycle, handling, holdings, format_cycle
 from cuelight.coordination._lock_order import note_acquired, note_released
 from cuelight.coordination._lock_state import DOWNGRADED, GRANTED, WAITING, Core, Ticket
 from cuelight.coordination._owner import (
@@ -422,9 +422,9 @@ def line_up(core: Core, ticket: W) -> W:
             core.promote(ticket.since)
             if ticket.state == WAITING:
                 if len(nodes) > 1 or core.is_held_by(ticket.owner) or not _nobody_waits_for(ticket.owner):
-                    way = find_circle(nodes, [(node, core.thing) for node in ticket.blockers()])
+                    way = find_cycle(nodes, [(node, core.thing) for node in ticket.blockers()])
                     if way is not None:
-                        raise deadlock(core, ticket.owner, show_circle(nodes, way), blocks_loop=ticket.blocks_loop)
+                        raise deadlock(core, ticket.owner, format_cycle(nodes, way), blocks_loop=ticket.blocks_loop)
                 if len(core.queue or ()) == 1:
                     for owner in core.held():
                         watch(core, owner)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.actors import Cell, handling, name_of
-from cuelight.mailbox import asyncio_task, has_ended, place_of, running_task
+from cuelight.mailbox import asyncio_task, has_ended, source_location, running_task
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -113,7 +113,7 @@ def place_now(party: Any) -> str | None:
     """The current place of an owner, as `file:line`, if it can be determined."""
     if isinstance(party, ThreadParty):
         return party.place()
-    return None if isinstance(party, Cell) else place_of(party)
+    return None if isinstance(party, Cell) else source_location(party)
 
 
 def show_place(place: Place) -> str | None:

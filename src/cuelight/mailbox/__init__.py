@@ -33,7 +33,7 @@ from cuelight.mailbox._task_info import (
     has_ended,
     in_trio_task,
     loop_of,
-    place_of,
+    source_location,
     running_loop,
     running_task,
     when_task_ends,

@@ -58,7 +58,7 @@ class Mailbox:
         "overflow",
         "promised",
         "senders",
-        "stales",
+        "cancelled_count",
     )
 
     def __init__(self, capacity: float, overflow: Overflow[Any]) -> None:
@@ -69,7 +69,7 @@ class Mailbox:
         self.limit = capacity
         self.overflow = overflow
         self.promised = 0
-        self.stales = 0
+        self.cancelled_count = 0
         self.asleep = 0
         self.attention = False
 
@@ -118,8 +118,8 @@ class Mailbox:
             return True
         items = self.items
         assert items is not None  # noqa: S101 - put made it
-        if self.stales:
-            self.drop_stale()
+        if self.cancelled_count:
+            self.drop_cancelled()
         if len(items) >= self.limit:
             if self.senders:
                 return False
@@ -143,23 +143,23 @@ class Mailbox:
             self.woken()
         return True
 
-    def note_stale(self) -> None:
+    def note_cancelled(self) -> None:
         """Count a waiting item or sender that became stale, and remove the stale ones once there are enough of them."""
-        self.stales += 1
-        if self.stales > SOME_STALE and self.stales * 2 > len(self) + len(self.senders or ()):
-            self.drop_stale()
+        self.cancelled_count += 1
+        if self.cancelled_count > SOME_STALE and self.cancelled_count * 2 > len(self) + len(self.senders or ()):
+            self.drop_cancelled()
 
-    def drop_stale(self) -> None:
-        self.stales = 0
+    def drop_cancelled(self) -> None:
+        self.cancelled_count = 0
         for lane in (self.items, self.senders):
             if lane:
-                fresh = [item for item in lane if not self.waits_in_vain(item)]
+                fresh = [item for item in lane if not self.is_cancelled(item)]
                 if len(fresh) < len(lane):
                     lane.clear()
                     lane.extend(fresh)
         self.admit()
 
-    def waits_in_vain(self, item: Any) -> bool:
+    def is_cancelled(self, item: Any) -> bool:
         """Return whether a waiting item or sender is no longer needed."""
         return item.cancelled if type(item) is WaitingSender else self.stale(item)
 
@@ -177,10 +177,10 @@ class Mailbox:
             self.promised -= 1
         else:
             sender.cancelled = True
-            self.note_stale()
-            while self.senders and self.waits_in_vain(self.senders[-1]):
+            self.note_cancelled()
+            while self.senders and self.is_cancelled(self.senders[-1]):
                 self.senders.pop()
-                self.stales = max(0, self.stales - 1)
+                self.cancelled_count = max(0, self.cancelled_count - 1)
         self.admit()
 
     def redeem(self, sender: WaitingSender, item: Any) -> None:
@@ -208,8 +208,8 @@ class Mailbox:
             items = self.items
             while senders and len(items) + self.promised < self.capacity:
                 sender = senders.popleft()
-                if self.waits_in_vain(sender):
-                    self.stales = max(0, self.stales - 1)
+                if self.is_cancelled(sender):
+                    self.cancelled_count = max(0, self.cancelled_count - 1)
                 elif type(sender) is WaitingSender:
                     sender.promised = True
                     self.promised += 1

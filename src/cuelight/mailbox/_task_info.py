@@ -113,7 +113,7 @@ def has_ended(task: Any) -> bool:
     return _is_trio(task) and inspect.getcoroutinestate(task.coro) == inspect.CORO_CLOSED
 
 
-def place_of(task: Any) -> str | None:
+def source_location(task: Any) -> str | None:
     """Return the innermost frame of a task's coroutines as `file:line`, or None if it is unknown."""
     step, frame = coroutine_of(task), None
     while step is not None:

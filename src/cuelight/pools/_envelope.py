@@ -9,7 +9,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cuelight.actors import Cell, Reason, Reply
-from cuelight.actors._reply import DONE, Asked, Callee, Sender, Unheard, handling
+from cuelight.actors._reply import DONE, PendingAsk, Callee, Sender, UnawaitedReply, handling
 from cuelight.errors import ActorCrashed, Interrupted, NotStarted, NotStartedTimeout, ReplyError
 from cuelight.pools._failures import is_a
 from cuelight.pools._waiting import waiting
@@ -35,14 +35,14 @@ class Envelope:
 
     __slots__ = ("_pool", "asked", "cell", "given_up", "reply")
 
-    def __init__(self, asked: Asked, pool: Members, *, told: bool) -> None:
+    def __init__(self, asked: PendingAsk, pool: Members, *, told: bool) -> None:
         self._pool = pool
         self.cell: Cell | None = None
         self.given_up = False
         self.reply = None if told else PooledReply(self)
         self._watch(asked)
 
-    def _watch(self, asked: Asked) -> None:
+    def _watch(self, asked: PendingAsk) -> None:
         self.asked = asked
         heard_by: Any = self  # the slot wakes it like an asker; no task awaits it
         asked.waiter = heard_by
@@ -71,7 +71,7 @@ class Envelope:
     def renew(self, home: Cell) -> None:
         """Give the message a new slot for another member, with the same deadline."""
         old = self.asked
-        asked = Asked(old.message, home, old.timeout)
+        asked = PendingAsk(old.message, home, old.timeout)
         asked.due = old.due
         self.cell = None
         self._watch(asked)
@@ -132,7 +132,7 @@ class Envelope:
 class PooledReply(Reply[Any]):
     """The reply of `ActorPool.ask`. It follows its request from member to member.
 
-    The turn that has sent the request remembers this reply like an `Asked`, and withdraws it when the turn ends.
+    The turn that has sent the request remembers this reply like an `PendingAsk`, and withdraws it when the turn ends.
     """
 
     __slots__ = ("_envelope", "_waiter", "sender", "unheard")
@@ -141,7 +141,7 @@ class PooledReply(Reply[Any]):
         self._envelope = envelope
         self._waiter: Waiter | None = None
         self.sender: Sender | None = None
-        self.unheard: bool | Unheard = True
+        self.unheard: bool | UnawaitedReply = True
 
     @property
     def done(self) -> bool:
@@ -156,7 +156,7 @@ class PooledReply(Reply[Any]):
     def hear(self) -> None:
         """Note that the answer was noticed, or is not wanted."""
         unheard, self.unheard = self.unheard, False
-        if isinstance(unheard, Unheard):
+        if isinstance(unheard, UnawaitedReply):
             unheard.heard = True
 
     def cancel(self) -> None:
@@ -188,7 +188,7 @@ class PooledReply(Reply[Any]):
             self._forget_sender()
         if self.unheard is True:
             asked = self._envelope.asked
-            self.unheard = Unheard(asked.message, asked.cell.path)
+            self.unheard = UnawaitedReply(asked.message, asked.cell.path)
         if self._waiter is not None:
             self._waiter.wake()
 

@@ -17,7 +17,7 @@ from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from cuelight.actors import blocked, find_circle, name_of, show_circle
+from cuelight.actors import blocked, find_cycle, name_of, format_cycle
 from cuelight.coordination._lock_waiting import monitor
 from cuelight.errors import DeadlockError
 
@@ -73,7 +73,7 @@ class PoolWait:
         _looking.append(self)
         try:
             occupants = self._awaited.occupants()
-            stuck = all([find_circle(self._owners, [(one, self.thing)]) is not None for one in occupants])  # noqa: C419
+            stuck = all([find_cycle(self._owners, [(one, self.thing)]) is not None for one in occupants])  # noqa: C419
             return occupants if stuck else ()
         finally:
             _looking.clear()
@@ -116,10 +116,10 @@ def check(wait: PoolWait, owners: Sequence[Any]) -> None:
         DeadlockError: there is a cycle.
     """
     with monitor:
-        way = find_circle(owners, [(blocker, wait.thing) for blocker in wait.blockers()])
+        way = find_cycle(owners, [(blocker, wait.thing) for blocker in wait.blockers()])
         if way is None:
             return
-        circle = show_circle(owners, way)
+        circle = format_cycle(owners, way)
     raise DeadlockError(
         f"{name_of(owners[0])} waits for {wait.thing} and would wait for ever, because each waits for the next: "
         f"{circle}. {wait.way_out}"

@@ -112,7 +112,7 @@ class Crew:
         # Workers belong to no submitter; the work itself runs in the context of its submitter.
         self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
-        self.cell = self._context.run(runtime.root.family_made().adopt, spec)
+        self.cell = self._context.run(runtime.root.ensure_children().adopt, spec)
         self.cell.label = name  # shown in paths, but not registered: several pools may have the same name
 
     # Waiting work.
@@ -172,7 +172,7 @@ class Crew:
             if work.held:
                 self.release()
 
-    def note_stale(self) -> None:
+    def note_cancelled(self) -> None:
         """Note that an entry of the heap is no longer ready. Cleans the heap up once there are enough such entries."""
         self._stale += 1
         if self._stale > SOME_STALE and self._stale * 2 > len(self.heap):
@@ -216,7 +216,7 @@ class Crew:
 
     def _hire(self, *, helps: bool = False) -> Cell | None:
         try:
-            family = self.cell.family_made()
+            family = self.cell.ensure_children()
         except SystemClosed:
             return None  # the supervisor is ending, and settles waiting work; or it restarts, and calls again
         cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self, helps)))
@@ -225,7 +225,7 @@ class Crew:
         self.workers[cell] = None
         if helps:
             self.helpers.cells[cell] = None
-        cell.bonds_made().call_when_ended(lambda _exit: self.gone(cell))
+        cell.ensure_extras().call_when_ended(lambda _exit: self.gone(cell))
         return cell
 
     def rest(self, cell: Cell) -> None:
@@ -326,7 +326,7 @@ class Crew:
         """Undo one `hold`: the work is over, or waits only for its reader."""
         self._open -= 1
         if not self._open:
-            self.runtime.dozed()
+            self.runtime.mark_idle()
             self._when_done.ring()
             self._end_if_closed()
 

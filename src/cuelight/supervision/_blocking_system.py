@@ -171,9 +171,9 @@ class _SystemThread(Generic[S]):
         with self._lock:
             if self._exit_info is None:
                 self._exit_info = exit_info
-        self._post(self._heed)
+        self._post(self._leave_block)
 
-    def _heed(self) -> None:
+    def _leave_block(self) -> None:
         """In the loop's thread: leave the block."""
         if self._leave is not None:
             self._leave.set()

@@ -30,11 +30,11 @@ from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cuelight.actors import BackoffPolicy, Family
+    from cuelight.actors import BackoffPolicy, ChildSupervisor
     from cuelight.actors._spec import RestartLimitPolicy
 
 
-class Regroup:
+class GroupRestart:
     __slots__ = ("_affected", "_delay", "_ended", "_family", "_running", "_starting", "_timer")
 
     def __init__(self, family: Children, affected: list[Cell], delay: float) -> None:
@@ -54,7 +54,7 @@ class Regroup:
             cell = self._running[-1]
             if cell in self._affected and not cell.over:
                 self._timer = self._family.runtime.later(cell.options.shutdown, cell.cancel_turn)
-                cell.recycle()
+                cell.end_for_restart()
                 return
             self._running.pop()
         self._timer = self._family.runtime.later(self._delay, self._start_next)
@@ -80,7 +80,7 @@ class Regroup:
         return True
 
     def _if_current(self, step: Any) -> None:
-        if self._family.regroup is self:
+        if self._family.group_restart is self:
             step()
 
     def _start_next(self) -> None:
@@ -90,7 +90,7 @@ class Regroup:
                 self._starting = cell
                 self._family.restart(cell)
                 return
-        self._family.regrouped()
+        self._family.group_restart_done()
 
     def has_started(self, cell: Cell) -> None:
         """Start the next child."""
@@ -161,9 +161,9 @@ class Children:
         "_stopping",
         "_sweeping",
         "_to_stop",
-        "_undecided",
+        "_deferred",
         "owner",
-        "regroup",
+        "group_restart",
         "runtime",
     )
 
@@ -174,8 +174,8 @@ class Children:
         self._cells: dict[Cell, None] = {}
         self._records: dict[Cell, Record] = {}
         self._history: tuple[float, ...] = ()
-        self.regroup: Regroup | None = None
-        self._undecided: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.group_restart: GroupRestart | None = None
+        self._deferred: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._closing = False
         self._stopping: Cell | None = None
         self._to_stop: list[Cell] = []
@@ -192,17 +192,17 @@ class Children:
     def children(self) -> Iterable[Cell]:
         return tuple(self._cells)
 
-    def new_family(self, owner: Cell) -> Family:
-        return self.runtime.new_family(owner)
+    def new_children(self, owner: Cell) -> ChildSupervisor:
+        return self.runtime.new_children(owner)
 
     # Starting.
 
-    def adopt(self, spec: ChildSpec[Any], *, sponsored: bool = False) -> Cell:
+    def adopt(self, spec: ChildSpec[Any], *, awaited_start: bool = False) -> Cell:
         if len(self._cells) >= self._plan.max_children:
             path = "the supervisor" if self.owner is None else self.owner.path
             raise MaxChildren(f"{path} has {len(self._cells)} children, as many as max_children allows")
         cell = self.runtime.new_cell(self, spec)
-        cell.sponsored = sponsored
+        cell.awaited_start = awaited_start
         self._cells[cell] = None
         cell.begin(SPAWNED)
         return cell
@@ -211,15 +211,15 @@ class Children:
         record = self._records.get(cell)
         if record is not None:
             record.since = self.runtime.backend.time()
-        if self.regroup is not None:
-            self.regroup.has_started(cell)
+        if self.group_restart is not None:
+            self.group_restart.has_started(cell)
 
     # Ends of children.
 
     def ended(self, cell: Cell, exit_: Exit) -> None:
         if self._closing:
             self.bury(cell, exit_)
-        elif self.regroup is not None and self.regroup.heard(cell, exit_):
+        elif self.group_restart is not None and self.group_restart.heard(cell, exit_):
             pass
         elif self._wants_restart(cell, exit_):
             self.runtime.post(self._decide, cell, exit_)
@@ -228,7 +228,7 @@ class Children:
 
     def _start_failed(self, cell: Cell) -> bool:
         """Whether a child failed to start for the first time while a caller waits for its start."""
-        return cell.sponsored and not cell.incarnation
+        return cell.awaited_start and not cell.incarnation
 
     def _wants_restart(self, cell: Cell, exit_: Exit) -> bool:
         kind = cell.options.restart
@@ -256,7 +256,7 @@ class Children:
         if record is not None and record.timer is not None:
             record.timer.cancel()
             record.timer = None
-            self.runtime.restart_settled()
+            self.runtime.restart_finished()
 
     def buried(self, cell: Cell) -> None:
         self._cells.pop(cell, None)
@@ -272,8 +272,8 @@ class Children:
                 self.runtime.post(self.owner.stop)
 
     def give_up(self, cell: Cell, exit_: Exit) -> None:
-        if self.regroup is not None:
-            self.regroup.gone(cell)
+        if self.group_restart is not None:
+            self.group_restart.gone(cell)
         self.bury(cell, exit_)
 
     # Decisions.
@@ -284,8 +284,8 @@ class Children:
         if self._closing:
             self.bury(cell, exit_)
             return
-        if self.regroup is not None:
-            self._undecided.append((self._decide, (cell, exit_)))
+        if self.group_restart is not None:
+            self._deferred.append((self._decide, (cell, exit_)))
             return
         now = self.runtime.backend.time()
         record = self._records.get(cell)
@@ -323,8 +323,8 @@ class Children:
         else:
             for other in affected:
                 self._forget_timer(other)  # replaced by the group restart
-            self.regroup = Regroup(self, affected, delay)
-            self.regroup.begin()
+            self.group_restart = GroupRestart(self, affected, delay)
+            self.group_restart.begin()
         others = f", together with {len(affected) - 1} others" if len(affected) > 1 else ""
         self.report(
             cell,
@@ -357,7 +357,7 @@ class Children:
     def _restart(self, cell: Cell) -> None:
         record = self._records[cell]
         record.timer = None
-        self.runtime.restart_settled()
+        self.runtime.restart_finished()
         self.restart(cell)
 
     def restart(self, cell: Cell) -> None:
@@ -372,26 +372,26 @@ class Children:
         if isinstance(exit_, Crashed):
             report_crash(cell, exit_, self, decision)
 
-    def regrouped(self) -> None:
+    def group_restart_done(self) -> None:
         """End the group restart, complete or abandoned, and resume deferred decisions."""
-        self.regroup = None
-        self.runtime.restart_settled()
-        undecided, self._undecided = self._undecided, deque()
+        self.group_restart = None
+        self.runtime.restart_finished()
+        undecided, self._deferred = self._deferred, deque()
         for decision, args in undecided:
             self.runtime.post(decision, *args)
 
     def restart_child(self, cell: Cell) -> None:
         """Restart one child on request. This does not count as a crash."""
-        if self.regroup is not None:
-            self._undecided.append((self.restart_child, (cell,)))
+        if self.group_restart is not None:
+            self._deferred.append((self.restart_child, (cell,)))
         elif cell in self._cells and not self._closing and not self._is_due(cell):
             self.runtime.restarting += 1
-            self.regroup = Regroup(self, [cell], 0.0)
-            self.regroup.begin()
+            self.group_restart = GroupRestart(self, [cell], 0.0)
+            self.group_restart.begin()
 
     def start_failed_again(self, cell: Cell, exit_: Exit) -> None:
         """Abandon the group restart because a child failed to start, and count that as a crash of the child."""
-        self.regrouped()
+        self.group_restart_done()
         self.runtime.post(self._decide, cell, exit_)
 
     def _exhausted(self, cell: Cell, exit_: Exit) -> None:
@@ -458,10 +458,10 @@ class Children:
         self._to_stop = list(self._cells)  # consumed from the end; some children may end by themselves meanwhile
         for look in self._looks:
             look.cancel()
-        if self.regroup is not None:
-            self.regroup.abandon()
-            self.regroup = None
-            self.runtime.restart_settled()
+        if self.group_restart is not None:
+            self.group_restart.abandon()
+            self.group_restart = None
+            self.runtime.restart_finished()
 
     def close(self, exit_: Exit) -> None:
         if isinstance(exit_, Crashed) and isinstance(exit_.error, BudgetExceeded):
@@ -505,7 +505,7 @@ class Children:
             cell.shut_down()
         if not cell.dead and cell.options.shutdown < float("inf"):  # most actors are idle and have already ended
             timer = self.runtime.later(cell.options.shutdown, self._overdue, cell)
-            cell.bonds_made().call_when_ended(lambda _: timer.cancel())
+            cell.ensure_extras().call_when_ended(lambda _: timer.cancel())
 
     def _overdue(self, cell: Cell) -> None:
         if cell.dead:

@@ -123,14 +123,14 @@ class Supervisor(Actor[SupervisorMessage]):
         cell = ref._cell
         if not cell.incarnation:
             port = self.defer_reply()
-            cell.bonds_made().call_when_started(lambda: self._answer_start(cell, port))
+            cell.ensure_extras().call_when_started(lambda: self._answer_start(cell, port))
         return ref
 
     def _adopt(self, spec: ChildSpec[Any]) -> Ref[Any]:
         given: Any = spec
         if not isinstance(given, ChildSpec):
             raise TypeError(f"StartChild({safe_repr(given)}): give a spec, as child(...) makes one")
-        cell = self._cell.family_made().adopt(spec, sponsored=True)
+        cell = self._cell.ensure_children().adopt(spec, awaited_start=True)
         if isinstance(cell.exit, Crashed):
             raise StartError(f"{cell.path} did not start: {cell.exit.describe()}") from cell.exit.error
         return Ref(cell)
@@ -150,7 +150,7 @@ class Supervisor(Actor[SupervisorMessage]):
         cell.shut_down()
         if not cell.dead:
             port = self.defer_reply()
-            cell.bonds_made().call_when_ended(lambda _exit: port.send(None))
+            cell.ensure_extras().call_when_ended(lambda _exit: port.send(None))
 
     @on(RestartChild)
     def restart_child(self, message: RestartChild) -> None:
@@ -165,7 +165,7 @@ class Supervisor(Actor[SupervisorMessage]):
         return [ChildInfo(ref.name, ref, ref.statistics().state, ref.statistics().restarts) for ref in refs]
 
     def _family(self) -> Any:
-        return self._cell.family_made()
+        return self._cell.ensure_children()
 
     def _child(self, wanted: str | Ref[Any]) -> Cell:
         family = self._cell.family

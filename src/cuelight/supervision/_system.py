@@ -22,13 +22,13 @@ from cuelight.supervision._watchdog import Watchdog, awaiting
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors import Family, Node
+    from cuelight.actors import ChildSupervisor, Node
     from cuelight.actors._dispatcher import TaskBound
     from cuelight.mailbox import Waiter
 
 log = get_log("cuelight")
 
-LAST_RESORT = 5.0
+SECONDS_AFTER_CANCEL = 5.0
 """Seconds that actors have to end after `shutdown_timeout`, when everything has been cancelled."""
 
 STUCK_SHOWN = 10
@@ -45,8 +45,8 @@ class _Keeper:
         self.runtime = runtime
         self.owner: Cell | None = None
 
-    def new_family(self, owner: Cell) -> Family:
-        return self.runtime.new_family(owner)
+    def new_children(self, owner: Cell) -> ChildSupervisor:
+        return self.runtime.new_children(owner)
 
     def has_started(self, cell: Cell) -> None:
         """Nothing to do."""
@@ -123,12 +123,12 @@ class ActorSystem(Runtime):
         self._failure: BaseException | None = None
         self._closing = False
         self._stuck = False
-        self._last_resort: Later | None = None
+        self._final_check: Later | None = None
         self._watchdog = None if slow_after is None else Watchdog(self, slow_after)
 
     # The tree.
 
-    def new_family(self, owner: Cell) -> Family:
+    def new_children(self, owner: Cell) -> ChildSupervisor:
         """Return a family with its owner's plan: a supervisor's own, the system's at the top, else the defaults."""
         actor = owner.actor
         if isinstance(actor, Supervisor):
@@ -167,12 +167,12 @@ class ActorSystem(Runtime):
         while self.root.family is not None and not self.root.family.empty:
             waiter = self.backend.waiter()
             last = next(reversed(tuple(self.root.family.children())))
-            last.bonds_made().call_when_ended(waiter)
+            last.ensure_extras().call_when_ended(waiter)
             try:
                 await waiter
             finally:
-                if last.bonds is not None:
-                    last.bonds.when_ended.pop(waiter, None)
+                if last.extras is not None:
+                    last.extras.when_ended.pop(waiter, None)
 
     # The block.
 
@@ -253,21 +253,21 @@ class ActorSystem(Runtime):
                 draining = False
                 self.root.kill("the task of the system was cancelled")
         deadline.cancel()
-        if self._last_resort is not None:
-            self._last_resort.cancel()
+        if self._final_check is not None:
+            self._final_check.cancel()
         return lost
 
     def _kill_all(self) -> None:
         """Kill the remaining actors at the deadline of the shutdown, and give them some time to end."""
-        self.longest_hook = LAST_RESORT
+        self.longest_hook = SECONDS_AFTER_CANCEL
         self.root.kill("the system's shutdown_timeout is over")
-        self._last_resort = self.later(LAST_RESORT, self._look_for_progress, self.alive)
+        self._final_check = self.later(SECONDS_AFTER_CANCEL, self._look_for_progress, self.alive)
 
     def _look_for_progress(self, alive: int) -> None:
         """Wait as long as actors end or `stopped` hooks have time left."""
         in_hooks = any(not cell.cut_short for cell in self.tasks)
         if self.alive < alive or in_hooks:
-            self._last_resort = self.later(LAST_RESORT, self._look_for_progress, self.alive)
+            self._final_check = self.later(SECONDS_AFTER_CANCEL, self._look_for_progress, self.alive)
         elif not self.root.dead:
             self._give_up()
 

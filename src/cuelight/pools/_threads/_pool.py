@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
-from cuelight.actors import blocked, code_of_waits
+from cuelight.actors import blocked, wait_code
 from cuelight.coordination._owner import here
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
@@ -376,4 +376,4 @@ class Crew(CrewState):
                 home.helpers.unpark(worker)
 
 
-code_of_waits[Crew.wait.__code__] = Crew.seen_wait
+wait_code[Crew.wait.__code__] = Crew.seen_wait

@@ -422,7 +422,7 @@ class Membership:
         serial = cell.serial
         if serial not in self._exported and cell.state != DEAD:
             self._exported[serial] = cell
-            cell.bonds_made().call_when_ended(partial(self._has_ended, cell))
+            cell.ensure_extras().call_when_ended(partial(self._has_ended, cell))
         elif cell.state == DEAD and cell.exit is not None:
             self._remember(cell, cell.exit)
         return serial

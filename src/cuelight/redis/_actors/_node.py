@@ -257,7 +257,7 @@ class RedisNode:
         if cell.state == DEAD:
             self._ended(name, cell)
             raise ActorNotFound(f"{cell.path} has ended: expose an actor that lives")
-        cell.bonds_made().call_when_ended(lambda exit_: self._ended(name, cell, exit_))
+        cell.ensure_extras().call_when_ended(lambda exit_: self._ended(name, cell, exit_))
 
     def _ended(self, name: str, cell: Cell, _: Exit | None = None) -> None:
         if self._names.get(name) is cell:

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import anyio
 
-from cuelight.actors import blocked, find_circle, handling, name_of, show_circle
+from cuelight.actors import blocked, find_cycle, handling, name_of, format_cycle
 from cuelight.coordination._lock_waiting import awaited_work, monitor
 from cuelight.coordination._owner import here, whoever
 from cuelight.errors import DeadlockError
@@ -88,9 +88,9 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
         with monitor:
             for node in nodes:
                 blocked.setdefault(node, []).append(wait)
-            way = find_circle(nodes, [(blocker, wait.thing) for blocker in wait.blockers()])
+            way = find_cycle(nodes, [(blocker, wait.thing) for blocker in wait.blockers()])
             if way is not None:
-                circle = show_circle(nodes, way)
+                circle = format_cycle(nodes, way)
                 raise DeadlockError(
                     f"{name_of(nodes[0])} waits for {wait.thing} and would wait forever, because each waits for the "
                     f"next: {circle}. Return, and let another task wait for both; or release the locks that it holds "

@@ -149,7 +149,7 @@ class TaskWorker:
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
         if ref.alive:
-            ref._cell.bonds_made().call_when_ended(self._ended)
+            ref._cell.ensure_extras().call_when_ended(self._ended)
         elif ref._cell.exit is not None:
             self._ended(ref._cell.exit)
         return self

@@ -202,7 +202,7 @@ async def test_stop_with_a_timeout_kills_in_the_end() -> None:
         await quick.tell(Put(1))
         await quick.stop(timeout=3)
         assert await quick.ended() == Stopped()
-        assert len(system.alarms) <= 1  # the task that is kept warm
+        assert len(system.timers) <= 1  # the task that is kept warm
 
 
 async def test_a_kill_overtakes_a_stop_under_way() -> None:

@@ -1,6 +1,6 @@
 """Actors: typed messages, the `Actor` class, refs, and the runtime that runs actors."""
 
-from cuelight.actors._actor import Actor, Node, Runtime, child
+from cuelight.actors._actor import Actor, ActorRuntime, ClusterNode, child
 from cuelight.actors._background import ActorTimer, Background
 from cuelight.actors._cell import Cell, ChildSupervisor, LinkedExit
 from cuelight.actors._dead_letters import DeadLetter, DeadLetters, Reason
@@ -23,10 +23,10 @@ from cuelight.actors._messages import (
     WasRestarted,
 )
 from cuelight.actors._ref import ActorStatistics, Group, Ref, Terminated
-from cuelight.actors._reply import Reply, ReplyPort, Stream, handling
+from cuelight.actors._reply import Reply, ReplyPort, Stream, current_cell
 from cuelight.actors._spec import BackoffPolicy, ChildSpec, Options, Restart
 from cuelight.actors._task_cell import Inbox
-from cuelight.actors._wait_graph import blocked, wait_code, find_cycle, holdings, name_of, format_cycle
+from cuelight.actors._wait_graph import find_cycle, format_cycle, held_by, name_of, wait_code, waits_by_node
 
 __all__ = [
     "Actor",
@@ -42,13 +42,13 @@ __all__ = [
     "DeadLetter",
     "DeadLetters",
     "Exit",
-    "Family",
+    "ChildSupervisor",
     "Group",
     "Inbox",
     "Killed",
     "LinkedExit",
     "Message",
-    "Node",
+    "ClusterNode",
     "Options",
     "Reason",
     "Ref",
@@ -57,7 +57,7 @@ __all__ = [
     "ReplyType",
     "Request",
     "Restart",
-    "Runtime",
+    "ActorRuntime",
     "ShutDown",
     "Spawned",
     "Start",
@@ -67,13 +67,13 @@ __all__ = [
     "Streams",
     "Terminated",
     "WasRestarted",
-    "blocked",
+    "waits_by_node",
     "child",
-    "code_of_waits",
-    "find_circle",
-    "handling",
-    "holdings",
+    "wait_code",
+    "find_cycle",
+    "current_cell",
+    "held_by",
     "name_of",
     "on",
-    "show_circle",
+    "format_cycle",
 ]

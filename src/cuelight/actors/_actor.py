@@ -22,7 +22,7 @@ from cuelight.actors._handlers import HandlerTable, check_handlers
 from cuelight.actors._messages import ControlMessage, Crashed, Exit, Start
 from cuelight.actors._plain_cell import PlainCell
 from cuelight.actors._ref import Group, Ref, Terminated
-from cuelight.actors._reply import SET_ASIDE, QUEUED, RUNNING, PendingAsk, Reply, ReplyPort, StreamSlot
+from cuelight.actors._reply import QUEUED, RUNNING, SET_ASIDE, PendingAsk, Reply, ReplyPort, StreamSlot
 from cuelight.actors._spec import ChildSpec, check_function
 from cuelight.actors._task_cell import Inbox, TaskCell
 from cuelight.errors import ActorNotFound, NameTaken, StartError, StashFull, SystemClosed
@@ -115,10 +115,10 @@ class Actor(Generic[M]):
         return self._cell.path
 
     @property
-    def system(self) -> Runtime:
+    def system(self) -> ActorRuntime:
         """The system that the actor lives in."""
         runtime = self._cell.runtime
-        assert isinstance(runtime, Runtime)  # noqa: S101 - there is no other kind
+        assert isinstance(runtime, ActorRuntime)  # noqa: S101 - there is no other kind
         return runtime
 
     @property
@@ -182,13 +182,13 @@ class Actor(Generic[M]):
         given: Any = spec
         if not isinstance(given, ChildSpec):
             raise TypeError(f"spawn_nowait({safe_repr(given)}): give child(...), a spec that says how to start it")
-        return Ref(self._cell.ensure_children().adopt(spec))
+        return Ref(self._cell.ensure_children().start_child(spec))
 
     @property
     def children(self) -> tuple[Ref[Any], ...]:
         """The live children, in the order in which they were started."""
-        family = self._cell.family
-        return () if family is None else tuple(Ref(cell) for cell in family.children())
+        children = self._cell.children
+        return () if children is None else tuple(Ref(cell) for cell in children.cells())
 
     # Other actors.
 
@@ -365,7 +365,7 @@ class Actor(Generic[M]):
         spent: dict[str, float] = {}
         cell: Cell | None = self._cell
         while cell is not None:
-            spent = cell.keeper.spent() | spent
+            spent = cell.supervisor.spent() | spent
             cell = cell.parent
         return spent
 
@@ -380,7 +380,7 @@ class Actor(Generic[M]):
         """
         for unit, amount in amounts.items():
             check_finite(f"spend({unit})", amount)
-        self._cell.keeper.spend(amounts)
+        self._cell.supervisor.spend(amounts)
 
 
 def _refused(name: str) -> Callable[[Any, Any], None]:
@@ -444,7 +444,7 @@ async def _spawn_under(parent: Cell, factory: Any, args: tuple[Any, ...], kwargs
     spec = factory if isinstance(factory, ChildSpec) else ChildSpec(factory, args, kwargs or None)
     if spec is factory and (args or kwargs):
         raise TypeError("a spec has its arguments already: spawn(child(Counter, start=10))")
-    cell = parent.ensure_children().adopt(spec, awaited_start=True)
+    cell = parent.ensure_children().start_child(spec, awaited_start=True)
     if not cell.incarnation and cell.state != DEAD:
         await _until_started(cell)
     if not cell.incarnation and cell.exit is not None:
@@ -470,7 +470,7 @@ async def _until_started(cell: Cell) -> None:
 # Setting aside the message being handled, to answer it later or to handle it again later.
 
 
-def _take_running(cell: Cell, verb: str) -> Any:
+def _set_aside_running(cell: Cell, verb: str) -> Any:
     """Return the item being handled and set it aside. An inline request gets its slot now."""
     item = cell.running
     inline = cell.inside_ask
@@ -488,7 +488,7 @@ def _take_running(cell: Cell, verb: str) -> Any:
 def _defer(cell: Cell) -> ReplyPort:
     if isinstance(cell.running, StreamSlot):
         raise RuntimeError(f"{cell.path} cannot defer a reply: a stream handler yields its answers")  # noqa: TRY004
-    item = _take_running(cell, "defer a reply")
+    item = _set_aside_running(cell, "defer a reply")
     if isinstance(item, PendingAsk):
         extras = cell.ensure_extras()
         extras.deferred[item] = []
@@ -503,20 +503,20 @@ def _stash(cell: Cell) -> None:
     waiting = extras.stash
     if len(waiting) >= cell.options.capacity:
         raise StashFull(f"the stash of {cell.path} holds {len(waiting)} messages: unstash(), or give it more capacity")
-    item = _take_running(cell, "stash")
+    item = _set_aside_running(cell, "stash")
     extras.deferred_now = None
     if isinstance(item, PendingAsk):
         item.state = QUEUED
     waiting.append(item)
 
 
-class Runtime(Dispatcher):
+class ActorRuntime(Dispatcher):
     """The runtime of one system. `ActorSystem` adds the tree."""
 
     root: Cell
     shutdown_timeout: float
 
-    def __init__(self, *, ask_timeout: float, keep_dead_letters: int, node: Node | None = None) -> None:
+    def __init__(self, *, ask_timeout: float, keep_dead_letters: int, node: ClusterNode | None = None) -> None:
         super().__init__(ask_timeout=ask_timeout, keep_dead_letters=keep_dead_letters)
         self._node = node
         self._names: dict[str, Cell] = {}
@@ -528,7 +528,7 @@ class Runtime(Dispatcher):
     def new_children(self, owner: Cell) -> ChildSupervisor:
         """Return a family for the children that an actor spawns."""
 
-    def new_cell(self, keeper: ChildSupervisor, spec: ChildSpec[Any]) -> Cell:
+    def new_cell(self, supervisor: ChildSupervisor, spec: ChildSpec[Any]) -> Cell:
         """Return a cell for a spec: plain if no method of the class can suspend, eager if only handlers can.
 
         Raises:
@@ -550,7 +550,7 @@ class Runtime(Dispatcher):
                 kind = PlainCell
             elif self.backend.steps_by_hand and not (table.own_run or table.hooks or table.streaming):
                 kind = EagerCell
-        cell = kind(keeper, spec, table)
+        cell = kind(supervisor, spec, table)
         if spec.name is not None:
             self._names[spec.name] = cell
         self.alive += 1
@@ -666,7 +666,7 @@ class Runtime(Dispatcher):
         """
         return await self._node_or_raise("resolve").resolve(name, timeout)
 
-    def _node_or_raise(self, verb: str) -> Node:
+    def _node_or_raise(self, verb: str) -> ClusterNode:
         if self._node is None:
             raise RuntimeError(
                 f"cannot {verb}: this system belongs to no cluster. Give it a node: "
@@ -687,10 +687,10 @@ class Runtime(Dispatcher):
 # The interface between a system and its cluster. The redis package implements it.
 
 
-class Node(Protocol):
+class ClusterNode(Protocol):
     """The membership of a system in a cluster: it registers names of actors and resolves names to refs."""
 
-    async def join(self, runtime: Runtime) -> None:
+    async def join(self, runtime: ActorRuntime) -> None:
         """Enter the cluster. Called once, when the system's block is entered."""
         ...
 
@@ -706,11 +706,11 @@ class Node(Protocol):
         """Return the actor with this name, wherever it is in the cluster."""
         ...
 
-    def withdraw(self, runtime: Runtime) -> None:
+    def withdraw(self, runtime: ActorRuntime) -> None:
         """Begin to remove all names, because the system is about to end. Do nothing if another system has joined."""
         ...
 
-    async def leave(self, runtime: Runtime) -> None:
+    async def leave(self, runtime: ActorRuntime) -> None:
         """Leave the cluster, as far as it was entered, and wait for that. Every actor has ended.
 
         Do nothing if another system has joined. This must neither raise nor take long. If it is cancelled, it is called

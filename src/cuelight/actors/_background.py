@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from cuelight.actors._cell import withdraw
-from cuelight.actors._reply import background_work, handling
+from cuelight.actors._reply import background_work, current_cell
 from cuelight.errors import ends_the_program
 from cuelight.mailbox import coroutine_of
 
@@ -39,7 +39,7 @@ class ActorTimer:
                 earlier.cancel()
             extras.keyed_timers.setdefault(self._hash, []).append(self)
         extras.timers[self] = None
-        cell.runtime.alarms.add(self._due, self)
+        cell.runtime.timers.add(self._due, self)
 
     def _forget(self, extras: CellExtras[Cell]) -> None:
         extras.timers.pop(self, None)
@@ -59,9 +59,9 @@ class ActorTimer:
         """Stop the timer. A message that is already in the mailbox stays there. Do nothing if the timer is over."""
         if self.active and self._cell.extras is not None:
             self._forget(self._cell.extras)
-            self._cell.runtime.alarms.remove(self._due, self)
+            self._cell.runtime.timers.remove(self._due, self)
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         """Send the message, and schedule the next one of a periodic timer."""
         cell = self._cell
         if self._period is None:
@@ -72,7 +72,7 @@ class ActorTimer:
             now = cell.runtime.backend.time()
             missed = max(0.0, (now - self._due) // self._period)
             self._due += (missed + 1) * self._period
-            cell.runtime.alarms.add(self._due, self)
+            cell.runtime.timers.add(self._due, self)
         cell.put_or_drop(self._message)
 
 
@@ -98,9 +98,9 @@ class Background:
         cell.ensure_extras().background[self] = None
         cell.runtime.background[self] = None
         context = copy_context()
-        context.run(handling.set, None)  # it does not block the mailbox and inherits no deadline
+        context.run(current_cell.set, None)  # it does not block the mailbox and inherits no deadline
         context.run(background_work.set, self)
-        cell.runtime.awake += 1
+        cell.runtime.busy_count += 1
         cell.runtime.backend.spawn(self._run, done, context=context, name=f"{cell.path} background")
 
     @property
@@ -142,7 +142,7 @@ class Background:
             cell.ensure_extras().background.pop(self, None)
             cell.runtime.background.pop(self, None)
             sent, self.sent = self.sent, None
-            withdraw(sent, cell.runtime, cut_off=self.cancelled or error is not None)
+            withdraw(sent, cell.runtime, interrupted=self.cancelled or error is not None)
             try:
                 if not self.cancelled:
                     done(result, error)

@@ -22,7 +22,7 @@ from cuelight.actors._cell_extras import CellExtras
 from cuelight.actors._message_disposal import CellMailbox
 from cuelight.actors._messages import ControlMessage, Crashed, Exit, Killed, ShutDown, Start, Stopped
 from cuelight.actors._reply import PendingAsk, Reply, StreamSlot
-from cuelight.actors._wait_graph import holdings, let_go
+from cuelight.actors._wait_graph import held_by, release_all
 from cuelight.errors import (
     CuelightError,
     ReplyError,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from cuelight.actors._spec import ChildSpec, Options
 
 
-STARTING, LIVE, DRAINING, ENDING, OVER, STOPPING_HOOK, DEAD = range(7)
-"""The states of a cell. `OVER`: the incarnation has ended and its supervisor decides. A restart leads to `STARTING`."""
+STARTING, LIVE, DRAINING, ENDING, INCARNATION_ENDED, STOPPING_HOOK, DEAD = range(7)
+"""The states of a cell. `INCARNATION_ENDED`: its supervisor decides. A restart leads to `STARTING`."""
 
 KILL, STOP, FAIL, END_FOR_RESTART, BY_SUPERVISOR = 1, 2, 4, 8, 16
 
@@ -57,12 +57,12 @@ class Cell(CellMailbox):
         "actor",
         "args",
         "asks",
+        "awaited_start",
+        "children",
         "context",
         "factory",
-        "family",
         "handled",
         "incarnation",
-        "keeper",
         "kwargs",
         "label",
         "parent",
@@ -71,18 +71,18 @@ class Cell(CellMailbox):
         "sent",
         "serial",
         "signals",
-        "awaited_start",
         "state",
+        "supervisor",
         "table",
     )
 
-    def __init__(self, keeper: ChildSupervisor, spec: ChildSpec[Any], table: HandlerTable) -> None:
-        runtime, parent = keeper.runtime, keeper.owner
+    def __init__(self, supervisor: ChildSupervisor, spec: ChildSpec[Any], table: HandlerTable) -> None:
+        runtime, parent = supervisor.runtime, supervisor.owner
         options: Options = spec.options
         Mailbox.__init__(self, options.capacity, options.overflow)
         self.runtime = runtime
         self.parent = parent
-        self.keeper = keeper
+        self.supervisor = supervisor
         self.table = table
         self.factory, self.args, self.kwargs, self.options = spec.factory, spec.args, spec.kwargs, options
         self.label = spec.name
@@ -99,7 +99,7 @@ class Cell(CellMailbox):
         self.exit: Exit | None = None
         self.asks: dict[PendingAsk, None] | None = None
         self.sent: dict[PendingAsk, None] | None = None
-        self.family: ChildSupervisor | None = None
+        self.children: ChildSupervisor | None = None
         self.extras: CellExtras[Cell] | None = None
 
     # Names.
@@ -120,13 +120,13 @@ class Cell(CellMailbox):
         return "/" + "/".join(reversed(names))
 
     @property
-    def kind(self) -> str:
+    def class_name(self) -> str:
         return self.table.name
 
     @property
-    def over(self) -> bool:
+    def incarnation_ended(self) -> bool:
         """Whether its incarnation has ended and its supervisor has to decide on a restart."""
-        return self.state == OVER
+        return self.state == INCARNATION_ENDED
 
     @property
     def dead(self) -> bool:
@@ -136,7 +136,7 @@ class Cell(CellMailbox):
     @property
     def waits_for_children(self) -> bool:
         """Whether its incarnation is ending and waits only for its children."""
-        return self.state == ENDING and self.family is not None and not self.family.empty
+        return self.state == ENDING and self.children is not None and not self.children.empty
 
     def __repr__(self) -> str:
         return f"<cell {self.path}>"
@@ -188,28 +188,28 @@ class Cell(CellMailbox):
             self.state = LIVE
         if self.extras is not None and self.extras.when_started:
             self.notify_started()
-        self.keeper.has_started(self)
+        self.supervisor.child_started(self)
 
     def start_failed(self, error: BaseException) -> None:
         """End the incarnation after its constructor or `started` hook raised. No other hook can be called."""
         self.actor = None
-        self.incarnation_over(Crashed(self.as_failure(error)))
+        self.end_incarnation(Crashed(self.as_failure(error)))
 
     def restart(self, why: Start) -> None:
         """Begin the next incarnation. Called by the family once the previous one is over."""
-        if holdings:
-            let_go(self)
+        if held_by:
+            release_all(self)
         if self.closed:
-            self._reopen()
+            self._reopen_mailbox()
         self.state, self.exit, self.signals = STARTING, None, 0
         self.begin(why)
 
-    def _reopen(self) -> None:
+    def _reopen_mailbox(self) -> None:
         """Accept messages again after a permanent actor was stopped or killed. Drop the old queue."""
         items, self.items = self.items, None
         self.reopen(self.options.capacity)
         for item in items or ():
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
 
     # Signals.
 
@@ -218,7 +218,7 @@ class Cell(CellMailbox):
         self.signals |= bit
         self.attention = True
         if self.asleep:
-            self.woken()
+            self.on_mail()
 
     def stop(self) -> None:
         """Finish the queue, then end. No more messages are accepted from now on."""
@@ -226,15 +226,15 @@ class Cell(CellMailbox):
             self.close()
             if self.state == LIVE:
                 self.state = DRAINING
-            if self.idle and self.family is None:
+            if self.idle and self.children is None:
                 self.asleep = 0
-                self.incarnation_over(self._stopped())
+                self.end_incarnation(self._stopped())
             else:
                 self.signal(STOP)
         elif self.state == ENDING:
             self.close()  # no restart will follow
-        elif self.state == OVER:
-            self.keeper.give_up(self, self._stopped())
+        elif self.state == INCARNATION_ENDED:
+            self.supervisor.abandon_restart(self, self._stopped())
 
     def shut_down(self) -> None:
         """Stop on behalf of the supervisor."""
@@ -244,15 +244,15 @@ class Cell(CellMailbox):
     def kill(self, why: str) -> None:
         """End now: cancel the running handler, drop the queue and kill the children."""
         if self.state == STOPPING_HOOK:
-            self.hurry()
-        if self.state >= OVER:
-            if self.state == OVER:
-                self.keeper.give_up(self, Killed(why))
+            self.cancel_ending()
+        if self.state >= INCARNATION_ENDED:
+            if self.state == INCARNATION_ENDED:
+                self.supervisor.abandon_restart(self, Killed(why))
             return
         self.close()
         if self.state == ENDING:
-            if self.family is not None:
-                self.family.kill(why)
+            if self.children is not None:
+                self.children.kill(why)
             return
         if self.ensure_extras().exit_forced is None:
             self.ensure_extras().exit_forced = Killed(why)
@@ -288,7 +288,7 @@ class Cell(CellMailbox):
         """Cancel the running handler, because the incarnation ends."""
 
     @abstractmethod
-    def hurry(self) -> None:
+    def cancel_ending(self) -> None:
         """Handle a kill that arrives while the actor runs its `stopped` hook."""
 
     def waits_in_asks(self) -> bool:
@@ -299,7 +299,7 @@ class Cell(CellMailbox):
     def runs(self, task: Any) -> bool:
         """Return whether `task` runs this actor's own code now, rather than code of a task that the actor started."""
 
-    def attend(self) -> Exit | None:
+    def process_signals(self) -> Exit | None:
         """Process signals, control messages and waiting senders. Return an exit if the incarnation must end."""
         if self.sent and not self.table.own_run:
             self.withdraw_asks()  # those of the turn that has just ended
@@ -335,14 +335,14 @@ class Cell(CellMailbox):
             asked.sender = self
             self.attention = True  # it is checked next at the end of this turn
 
-    def withdraw_asks(self, *, cut_off: bool = False) -> None:
+    def withdraw_asks(self, *, interrupted: bool = False) -> None:
         """Withdraw the open requests of a turn that has ended.
 
         Args:
-            cut_off: the turn was ended from outside, so do not report replies that it did not await.
+            interrupted: the turn was ended from outside, so do not report replies that it did not await.
         """
         sent, self.sent = self.sent, None
-        withdraw(sent, self.runtime, cut_off=cut_off)
+        withdraw(sent, self.runtime, interrupted=interrupted)
 
     def _why_unhandled(self, item: Any) -> str:
         table, kind = self.table, type(self.content(item))
@@ -376,55 +376,55 @@ class Cell(CellMailbox):
         self.control.append(message)
         self.attention = True
         if self.asleep:
-            self.woken()
+            self.on_mail()
 
     # Ending.
 
-    def incarnation_over(self, exit_: Exit) -> None:
+    def end_incarnation(self, exit_: Exit) -> None:
         """End everything that belongs to the incarnation, which takes no more messages, then report to the family."""
         self.exit = exit_
         self.state = ENDING
         self.asleep = 0
         self.control = None  # it no longer watches any actor
         if self.sent:
-            self.withdraw_asks(cut_off=True)
-        if holdings and exit_.abnormal:
-            let_go(self)
+            self.withdraw_asks(interrupted=True)
+        if held_by and exit_.abnormal:
+            release_all(self)
         if self.extras is not None:
             self._end_bonds(self.extras)
-        if self.family is not None:
+        if self.children is not None:
             if isinstance(exit_, Killed):
-                self.family.kill(exit_.why)
+                self.children.kill(exit_.why)
             else:
-                self.family.close(exit_)
+                self.children.close(exit_)
         if not self.outstanding():
-            self.report()
+            self.report_end()
 
     def outstanding(self) -> bool:
         """Return whether children or background tasks of the incarnation still live."""
-        if self.family is not None:
-            if not self.family.empty:
+        if self.children is not None:
+            if not self.children.empty:
                 return True
-            self.family = None
+            self.children = None
         return self.extras is not None and bool(self.extras.background)
 
     def part_ended(self) -> None:
         """Report to the family if the child or background task that has ended was the last one."""
         if self.state == ENDING and not self.outstanding():
-            self.report()
+            self.report_end()
 
-    def report(self) -> None:
+    def report_end(self) -> None:
         """Report to the family that the whole incarnation has ended. The family decides on a restart."""
-        self.state = OVER
+        self.state = INCARNATION_ENDED
         exit_ = self.exit
         assert exit_ is not None  # noqa: S101 - ENDING has one
-        self.keeper.ended(self, exit_)
+        self.supervisor.child_ended(self, exit_)
 
     @abstractmethod
-    def bury(self, exit_: Exit) -> None:
-        """End permanently: run the `stopped` hook, then call `settle`. Called by the family."""
+    def finalize(self, exit_: Exit) -> None:
+        """End permanently: run the `stopped` hook, then call `mark_dead`. Called by the family."""
 
-    def settle(self, exit_: Exit) -> None:
+    def mark_dead(self, exit_: Exit) -> None:
         """Mark the cell dead, refuse its queue, notify its watchers and release its name."""
         self.state = DEAD
         self.exit = exit_
@@ -432,19 +432,19 @@ class Cell(CellMailbox):
         items, self.items, self.control = self.items, None, None
         self.actor = None
         if self.sent:
-            self.withdraw_asks(cut_off=True)  # those of its `stopped` hook
-        if holdings:
-            let_go(self)  # locks, for example, that the hook has not released
+            self.withdraw_asks(interrupted=True)  # those of its `stopped` hook
+        if held_by:
+            release_all(self)  # locks, for example, that the hook has not released
         for item in items or ():
-            if not self.stale(item) and not isinstance(item, ControlMessage):
-                self.dropped(item, "stopped")
+            if not self.item_cancelled(item) and not isinstance(item, ControlMessage):
+                self.discard(item, "stopped")
         if self.extras is not None:
             self.notify_ended(exit_)
             self.extras = None
         if self.label is not None:
             self.runtime.forget_name(self)
         self.runtime.alive -= 1
-        self.keeper.buried(self)
+        self.supervisor.child_finalized(self)
 
     def abort_if_fatal(self, error: BaseException) -> None:
         """End the whole system if the error is to end the program: `KeyboardInterrupt` or `SystemExit`."""
@@ -467,10 +467,10 @@ class Cell(CellMailbox):
         """Handle an exception of a handler. Return the incarnation's exit, or None if only the request is refused."""
         refusal = control_error(error, ReplyError)
         if refusal is None:
-            return self.crash(self.as_failure(error), item)
+            return self.handle_crash(self.as_failure(error), item)
         if self.sent:
-            self.withdraw_asks(cut_off=True)
-        self.refused(refusal, item)
+            self.withdraw_asks(interrupted=True)
+        self.reject(refusal, item)
         return None
 
     def check_not_ending(self, what: str) -> None:
@@ -497,9 +497,9 @@ class Cell(CellMailbox):
             SystemClosed: the actor is ending.
         """
         self.check_not_ending("children")
-        if self.family is None:
-            self.family = self.keeper.new_children(self)
-        return self.family
+        if self.children is None:
+            self.children = self.supervisor.new_children(self)
+        return self.children
 
     def notify_started(self) -> None:
         """Call the `call_when_started` callbacks: the incarnation has started or can no longer start."""
@@ -545,7 +545,7 @@ class Cell(CellMailbox):
             self.items.extendleft(reversed(extras.stash))
             extras.stash.clear()
             if self.asleep:
-                self.woken()
+                self.on_mail()
 
     def _end_bonds(self, extras: CellExtras[Cell]) -> None:
         """End the state bound to the incarnation. Background tasks are cancelled here and end a little later."""
@@ -574,12 +574,12 @@ class LinkedExit(CuelightError):
         return error
 
 
-def withdraw(sent: dict[PendingAsk, None] | None, runtime: Dispatcher, *, cut_off: bool) -> None:
+def withdraw(sent: dict[PendingAsk, None] | None, runtime: Dispatcher, *, interrupted: bool) -> None:
     """Withdraw the open requests that a turn or background work has sent."""
     for asked in sent or ():
         asked.sender = None
-        if cut_off:
-            asked.hear()
+        if interrupted:
+            asked.mark_awaited()
         try:
             asked.withdraw()
         except BaseException as error:
@@ -607,16 +607,16 @@ class ChildSupervisor(Protocol):
         """Whether no child is left."""
         ...
 
-    def children(self) -> Iterable[Cell]:
+    def cells(self) -> Iterable[Cell]:
         """The children, in the order in which they were started."""
         ...
 
-    def adopt(self, spec: ChildSpec[Any], *, awaited_start: bool = False) -> Cell:
+    def start_child(self, spec: ChildSpec[Any], *, awaited_start: bool = False) -> Cell:
         """Make a cell and begin its first incarnation. Its `state` says whether it is up, failed or still starting.
 
         Args:
             spec: the spec of the child.
-            sponsored: a caller waits for the start and gets its failure. Otherwise a failed start is a crash.
+            awaited_start: a caller waits for the start and gets its failure. Otherwise a failed start is a crash.
         """
         ...
 
@@ -624,19 +624,19 @@ class ChildSupervisor(Protocol):
         """Return a family for the children of a child."""
         ...
 
-    def has_started(self, cell: Cell) -> None:
+    def child_started(self, cell: Cell) -> None:
         """Note that a child's incarnation has started."""
         ...
 
-    def ended(self, cell: Cell, exit_: Exit) -> None:
+    def child_ended(self, cell: Cell, exit_: Exit) -> None:
         """Restart or bury a child whose incarnation is over."""
         ...
 
-    def buried(self, cell: Cell) -> None:
+    def child_finalized(self, cell: Cell) -> None:
         """Note that a child has ended permanently."""
         ...
 
-    def give_up(self, cell: Cell, exit_: Exit) -> None:
+    def abandon_restart(self, cell: Cell, exit_: Exit) -> None:
         """Bury a child that was stopped or killed while it waited for its restart."""
         ...
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cuelight._log import get_log
 from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.actors._dead_letters import Addressee, DeadLetters
-from cuelight.actors._timers import TimerHeap, Later
+from cuelight.actors._timers import Later, TimerHeap
 from cuelight.errors import ends_the_program
 from cuelight.mailbox import Waiter, current_backend
 
@@ -36,14 +36,14 @@ TURNS_PER_PASS = 64
 INLINE_ASKS = 64
 """The number of asks answered inline between two clock checks."""
 
-INLINE_LOOKS = 16
+INLINE_CLOCK_CHECKS = 16
 INLINE_SECONDS = 0.002
 """After this many clock checks, or this many seconds, other tasks run."""
 
-LINGER = 5.0
+IDLE_TASK_SECONDS = 5.0
 """The minimum time in seconds that an idle task is kept. The maximum is twice that."""
 
-GRAIN = 64
+DEADLINE_RESOLUTION = 64
 """Deadlines are rounded up to a 64th of the timeout, so that many of them share one timer."""
 
 WARNINGS_PER_KIND = 5
@@ -81,11 +81,11 @@ class Runnable(BusyCell, Protocol):
         """Handle some messages. Return whether there are more."""
         ...
 
-    def crash(self, error: BaseException, item: Any) -> Exit:
+    def handle_crash(self, error: BaseException, item: Any) -> Exit:
         """Settle the message of a handler that raised. Return the exit of the incarnation."""
         ...
 
-    def incarnation_over(self, exit_: Exit) -> None:
+    def end_incarnation(self, exit_: Exit) -> None:
         """End the incarnation."""
         ...
 
@@ -115,11 +115,11 @@ class CellWithTask(BusyCell, TaskBound, Protocol):
     asleep: int
 
     @property
-    def cut_short(self) -> bool:
+    def cancel_requested(self) -> bool:
         """Whether the code of the task was cancelled."""
         ...
 
-    def retire(self) -> None:
+    def end_idle_task(self) -> None:
         """End the idle task."""
         ...
 
@@ -132,12 +132,12 @@ class Dispatcher:
         self.late_replies = 0
         self.inline = -1
         """The number of asks that may be answered inline before the next clock check; -1 while none may be."""
-        self._inline_looks = 0
+        self._inline_clock_checks = 0
         self._inline_since = 0.0
         self.inline_timeout: float | None = None
         self.nested_starts = 0
-        self.told = 0
-        self.awake = 0
+        self.tells_since_yield = 0
+        self.busy_count = 0
         self.restarting = 0
         self.turning: BusyCell | None = None
         self._keep_dead_letters = keep_dead_letters
@@ -151,9 +151,9 @@ class Dispatcher:
         self.ending_tasks = 0
         self._tasks_ended: Waiter | None = None
         self._events: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._parked: Waiter | None = None
+        self._sleep: Waiter | None = None
         self._open = False
-        self.alive = 0
+        self.alive: int = 0
         self.next_serial: Callable[[], int] = count(1).__next__
         self._unhandled: dict[tuple[str, str], int] = {}
         self._ended: Waiter | None = None
@@ -164,9 +164,9 @@ class Dispatcher:
         self.background: dict[TaskBound, None] = {}
         self.longest_hook = math.inf
         """The longest time in seconds that a hook may take. It is finite once the shutdown time is over."""
-        self._warm: dict[CellWithTask, None] = {}
-        self._cooling: dict[CellWithTask, None] = {}
-        self._sweeping = False
+        self._idle_tasks: dict[CellWithTask, None] = {}
+        self._older_idle_tasks: dict[CellWithTask, None] = {}
+        self._idle_check_scheduled = False
 
     # The dispatcher.
 
@@ -175,7 +175,7 @@ class Dispatcher:
         self.backend: Backend = current_backend()
         self.thread = get_ident()
         self.context = copy_context()
-        self.alarms = TimerHeap(self.backend, self.internal_error)
+        self.timers = TimerHeap(self.backend, self.internal_error)
         self.dead_letters = DeadLetters(self._keep_dead_letters, self.backend.time)
         self._open = self._dispatching = True
         self.backend.spawn(self._dispatch, context=copy_context(), name="cuelight dispatcher")
@@ -183,7 +183,7 @@ class Dispatcher:
     async def close_runtime(self) -> None:
         """End the dispatcher and all timers. Every actor has already ended."""
         self._open = False
-        self.alarms.close()
+        self.timers.close()
         self.dead_letters.close()
         self._wake()
         while self._dispatching:
@@ -192,39 +192,39 @@ class Dispatcher:
 
     def schedule(self, cell: Runnable) -> None:
         """Give a cell a turn soon."""
-        self.awake += 1
+        self.busy_count += 1
         self._ready.append(cell)
-        if self._parked is not None:
+        if self._sleep is not None:
             self._wake()
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Have a supervision decision run soon, outside of all handlers."""
         self._events.append((function, args))
-        if self._parked is not None:
+        if self._sleep is not None:
             self._wake()
 
     def schedule_again(self, cell: Runnable) -> None:
         """Give another turn to a cell that has just had one and still counts as awake."""
         self._ready.append(cell)
-        if self._parked is not None:
+        if self._sleep is not None:
             self._wake()
 
     def _wake(self) -> None:
-        parked, self._parked = self._parked, None
+        parked, self._sleep = self._sleep, None
         if parked is not None:
             parked.wake()
 
     async def _dispatch(self) -> None:
         try:
-            while (self._open and not (self._abandoned and self.over)) or self._ready or self._events:
+            while (self._open and not (self._abandoned and self.all_ended)) or self._ready or self._events:
                 try:
                     self._pass()
                     if self._ready or self._events:
                         await self.backend.checkpoint()
-                    elif self._open and not (self._abandoned and self.over):
+                    elif self._open and not (self._abandoned and self.all_ended):
                         if self._idle_waiters and self.is_idle:
                             self._tell_idle()
-                        self._parked = waiter = self.backend.waiter()
+                        self._sleep = waiter = self.backend.waiter()
                         await waiter
                 except self.backend.cancelled as error:
                     self.abort(error)
@@ -235,13 +235,13 @@ class Dispatcher:
                     self._abandoned = True
             await self._end_tasks()
         finally:
-            self._parked = None
+            self._sleep = None
             self._dispatching = False
             if self._ended is not None:
                 self._ended.wake()
             elif self._abandoned:
                 self._open = False
-                self.alarms.close()
+                self.timers.close()
                 self.dead_letters.close()
                 self.abandoned()
 
@@ -270,7 +270,7 @@ class Dispatcher:
         events, ready = self._events, self._ready
         self.inline = -1
         self.turn_asks = INLINE_ASKS
-        self._inline_looks = 0
+        self._inline_clock_checks = 0
         while events:
             function, args = events.popleft()
             try:
@@ -291,15 +291,15 @@ class Dispatcher:
                 break
         self.turning = None
         self.inline = INLINE_ASKS
-        self._inline_looks = 0
+        self._inline_clock_checks = 0
 
     def more_inline(self) -> bool:
         """Return whether more asks may be answered inline before other tasks run, after `inline` has reached 0."""
         now = monotonic()  # real time, also under a virtual clock
-        if not self._inline_looks:
+        if not self._inline_clock_checks:
             self._inline_since = now
-        self._inline_looks += 1
-        if self._inline_looks < INLINE_LOOKS and now - self._inline_since < INLINE_SECONDS:
+        self._inline_clock_checks += 1
+        if self._inline_clock_checks < INLINE_CLOCK_CHECKS and now - self._inline_since < INLINE_SECONDS:
             self.inline = INLINE_ASKS
             return True
         self.inline = -1
@@ -309,13 +309,13 @@ class Dispatcher:
         self.internal_error(error)
         self.mark_idle()
         try:
-            cell.incarnation_over(cell.crash(error, cell.running))
+            cell.end_incarnation(cell.handle_crash(error, cell.running))
         except BaseException as raised:
             self.internal_error(raised)
 
     @property
     @abstractmethod
-    def over(self) -> bool:
+    def all_ended(self) -> bool:
         """Whether every actor has ended."""
 
     def internal_error(self, error: BaseException) -> None:
@@ -374,11 +374,11 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Whether no actor handles, has or awaits a message, a restart or a background task."""
-        return not (self.awake or self._ready or self._events or self.restarting)
+        return not (self.busy_count or self._ready or self._events or self.restarting)
 
     def mark_idle(self) -> None:
         """Note that an actor or a background task has nothing more to do."""
-        self.awake -= 1
+        self.busy_count -= 1
         if self._idle_waiters and self.is_idle:
             self._wake()
 
@@ -415,37 +415,37 @@ class Dispatcher:
 
     def keep_idle_task(self, cell: CellWithTask) -> None:
         """Keep the idle task of a cell for a while."""
-        self._warm[cell] = None
-        if not self._sweeping:
-            self._sweeping = True
-            self.later(LINGER, self._sweep)
+        self._idle_tasks[cell] = None
+        if not self._idle_check_scheduled:
+            self._idle_check_scheduled = True
+            self.call_later(IDLE_TASK_SECONDS, self._end_older_idle_tasks)
 
     def forget_idle_task(self, cell: CellWithTask) -> None:
         """Forget the task of a cell, because it has ended."""
-        self._warm.pop(cell, None)
-        self._cooling.pop(cell, None)
+        self._idle_tasks.pop(cell, None)
+        self._older_idle_tasks.pop(cell, None)
 
-    def _sweep(self) -> None:
-        cooled, self._cooling, self._warm = self._cooling, self._warm, {}
+    def _end_older_idle_tasks(self) -> None:
+        cooled, self._older_idle_tasks, self._idle_tasks = self._older_idle_tasks, self._idle_tasks, {}
         for cell in cooled:
-            if cell.asleep and cell not in self._cooling:
-                cell.retire()
-        self._sweeping = bool(self._cooling)
-        if self._sweeping:
-            self.later(LINGER, self._sweep)
+            if cell.asleep and cell not in self._older_idle_tasks:
+                cell.end_idle_task()
+        self._idle_check_scheduled = bool(self._older_idle_tasks)
+        if self._idle_check_scheduled:
+            self.call_later(IDLE_TASK_SECONDS, self._end_older_idle_tasks)
 
     # Time.
 
-    def later(self, delay: float, function: Callable[..., object], *args: Any) -> Later:
+    def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Later:
         """Call a function after `delay` seconds."""
-        return Later(self.alarms, self.backend.time() + delay, function, *args)
+        return Later(self.timers, self.backend.time() + delay, function, *args)
 
     def due_in(self, timeout: float) -> float:
         """Return the deadline of an ask with a timeout in seconds, rounded up so that many asks share it."""
         if timeout == math.inf:
             return math.inf
         due = self.backend.time() + timeout
-        grain = timeout / GRAIN
+        grain = timeout / DEADLINE_RESOLUTION
         return due - due % grain + grain if grain > 0 else due
 
     def inline_ask_timeout(self) -> float:

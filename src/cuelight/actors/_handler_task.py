@@ -56,11 +56,11 @@ class HandlerTaskOwner(Protocol):
         """Take back the task after it has finished its work."""
         ...
 
-    def task_over(self, outcome: Any, failure: BaseException | None, *, caught: bool) -> None:
+    def task_ended(self, outcome: Any, failure: BaseException | None, *, caught: bool) -> None:
         """Handle the end of the task during its work."""
         ...
 
-    def lost_task(self, worker: HandlerTask) -> None:
+    def task_lost(self, worker: HandlerTask) -> None:
         """Handle the end of the task while it had no work."""
         ...
 
@@ -152,7 +152,7 @@ class HandlerTask:
         scope = self.scope
         return not (self.task.cancelling() or scope.cancel_called) and self.scopes.cancel_scope is scope
 
-    def go_on(self, cell: HandlerTaskOwner, coroutine: Any, awaited: Any) -> None:
+    def continue_handler(self, cell: HandlerTaskOwner, coroutine: Any, awaited: Any) -> None:
         """Continue soon with a coroutine that a cell has begun, and that waits for `awaited` now."""
         if self.cell is not cell:
             self.cell = cell
@@ -207,7 +207,7 @@ class HandlerTask:
             return True
         caught = self._leave_scope(failure)
         self.cell = None
-        cell.task_over(outcome, failure, caught=caught)
+        cell.task_ended(outcome, failure, caught=caught)
         return False
 
     def _leave_scope(self, failure: BaseException | None) -> bool:
@@ -224,7 +224,7 @@ class HandlerTask:
             self._leave_scope(None)
         if cell is not None:
             self.cell = None
-            cell.lost_task(self)
+            cell.task_lost(self)
         if self in runtime.spare_tasks:
             runtime.spare_tasks.remove(self)
         if self._ending:
@@ -232,7 +232,7 @@ class HandlerTask:
             runtime.handler_task_ended()
 
 
-class _Unseen:
+class _UnknownScopes:
     """Stands for anyio's record when that is not accessible."""
 
     def __init__(self, scope: anyio.CancelScope) -> None:
@@ -242,4 +242,4 @@ class _Unseen:
 def _scopes_of(task: asyncio.Task[Any], scope: anyio.CancelScope) -> Any:
     """Return anyio's record of a task's cancel scopes. Its `cancel_scope` is the innermost open scope."""
     states = getattr(sys.modules.get("anyio._backends._asyncio"), "_task_states", None)
-    return _Unseen(scope) if states is None else states[task]
+    return _UnknownScopes(scope) if states is None else states[task]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuelight._text import describe_error, safe_repr
 from cuelight.actors._messages import ControlMessage, Crashed, Exit
-from cuelight.actors._reply import SET_ASIDE, DONE, QUEUED, PendingAsk
+from cuelight.actors._reply import DONE, QUEUED, SET_ASIDE, PendingAsk
 from cuelight.errors import (
     ActorCrashed,
     Interrupted,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class CellMailbox(Mailbox):
     """The part of a cell that settles messages."""
 
-    __slots__ = ("extras", "exit", "options", "runtime")
+    __slots__ = ("exit", "extras", "options", "runtime")
 
     runtime: Dispatcher
     options: Options
@@ -45,7 +45,7 @@ class CellMailbox(Mailbox):
 
     @property
     @abstractmethod
-    def kind(self) -> str:
+    def class_name(self) -> str:
         """The name of the actor's class."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class CellMailbox(Mailbox):
 
     # Methods that Mailbox needs from its owner.
 
-    def dropped(self, item: Any, reason: str) -> None:
+    def discard(self, item: Any, reason: str) -> None:
         """Settle an item that was refused or dropped: fail the ask, or make a dead letter."""
         if isinstance(item, PendingAsk):
             if item.state == QUEUED:
@@ -68,7 +68,7 @@ class CellMailbox(Mailbox):
             return f"it has ended ({self.exit.describe()})"
         return "it is stopping" if reason == "stopped" else f"its mailbox is full ({reason})"
 
-    def stale(self, item: Any) -> bool:
+    def item_cancelled(self, item: Any) -> bool:
         """Return whether an item is a request whose caller no longer waits."""
         return isinstance(item, PendingAsk) and item.state == DONE
 
@@ -82,7 +82,7 @@ class CellMailbox(Mailbox):
     def cancel_running(self, ask: PendingAsk) -> None:
         """Cancel the running handler if it handles this ask."""
 
-    def given_up(self, ask: PendingAsk) -> None:
+    def cancel_request(self, ask: PendingAsk) -> None:
         """Handle a caller that no longer waits: drop a queued request, or cancel the handler of a running one."""
         shown = safe_repr(ask.message)
         if ask.state == QUEUED:
@@ -92,7 +92,7 @@ class CellMailbox(Mailbox):
             ask.fail(Interrupted(f"the request {shown} was cancelled while {self.path} handled it"))
             self._stop_handling(ask)
 
-    def overdue(self, ask: PendingAsk) -> None:
+    def request_timed_out(self, ask: PendingAsk) -> None:
         """Handle a request whose deadline has passed."""
         text = f"{self.path} did not answer {safe_repr(ask.message)} in time"
         if ask.state == QUEUED:
@@ -148,7 +148,7 @@ class CellMailbox(Mailbox):
             accepted, reason = False, "policy_failed"
             self.runtime.policy_failed(self.path, self.options.overflow, error)
         if not accepted:
-            self.dropped(message, reason)
+            self.discard(message, reason)
             return False
         items = self.items
         return items is not None and len(items) > 0 and items[-1] is message and not self.closed
@@ -156,13 +156,13 @@ class CellMailbox(Mailbox):
     async def wait_for_room(self, message: Any) -> None:
         """Wait in the queue of senders for a place, then put the message into it."""
         sender = WaitingSender(self.runtime.backend.waiter())
-        self.line_up(sender)
+        self.enqueue_sender(sender)
         try:
             await sender.waiter
         except BaseException:
-            self.leave(sender)
+            self.cancel_sender(sender)
             raise
-        self.redeem(sender, message)
+        self.fill_place(sender, message)
 
     def requeue(self, item: Any) -> None:
         """Put an item back at the front of the queue, to be handled (again)."""
@@ -183,7 +183,7 @@ class CellMailbox(Mailbox):
 
     # Failing.
 
-    def crash(self, error: BaseException, item: Any) -> Crashed:
+    def handle_crash(self, error: BaseException, item: Any) -> Crashed:
         """Settle the message of a handler that raised. Return the exit of the incarnation."""
         if item is None or item is SET_ASIDE:
             return Crashed(error)
@@ -221,27 +221,27 @@ class CellMailbox(Mailbox):
         self.requeue(item)
         return True
 
-    def refused(self, error: ReplyError, item: Any) -> None:
+    def reject(self, error: ReplyError, item: Any) -> None:
         """Settle the message of a handler that raised `ReplyError`. The caller gets the error; the actor continues."""
         if isinstance(item, PendingAsk):
             item.fail(error)
         else:
             self.runtime.dead_letters.add(item, self, "refused", error)
 
-    def unhandled(self, item: Any) -> None:
+    def reject_unhandled(self, item: Any) -> None:
         """Settle a message that no handler takes."""
         message = self.content(item)
         if isinstance(item, PendingAsk):
             item.fail(NotStarted(f"{self.path} has no handler for {safe_repr(message)}: {self._why_unhandled(item)}"))
         else:
             self.runtime.dead_letters.add(message, self, "unhandled")
-            self.runtime.warn_of_unhandled(self.path, self.kind, message, self._why_unhandled(item))
+            self.runtime.warn_of_unhandled(self.path, self.class_name, message, self._why_unhandled(item))
 
     @abstractmethod
     def _why_unhandled(self, item: Any) -> str:
         """Return advice for a message that has no handler."""
 
-    def cut_off(self, item: Any, why: str) -> None:
+    def handle_interrupted(self, item: Any, why: str) -> None:
         """Settle the message of a handler that was cancelled."""
         if isinstance(item, PendingAsk):
             shown = safe_repr(item.message)

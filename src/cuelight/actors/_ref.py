@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from cuelight._checks import check_seconds
-from cuelight.actors._cell import DEAD, OVER, STARTING, Cell
+from cuelight.actors._cell import DEAD, INCARNATION_ENDED, STARTING, Cell
 from cuelight.actors._messages import Answerable, ControlMessage, Exit, Streams
 from cuelight.actors._plain_cell import INLINE
-from cuelight.actors._reply import SET_ASIDE, PendingAsk, Reply, Stream, StreamSlot, background_work, handling
+from cuelight.actors._reply import SET_ASIDE, PendingAsk, Reply, Stream, StreamSlot, background_work, current_cell
 from cuelight.errors import ActorNotFound, MailboxFull
 from cuelight.mailbox import NOT_READY
 
@@ -86,7 +86,7 @@ class Ref(Generic[M_contra]):
         if items is not None and len(items) < cell.limit:  # `put` inlined: a call costs as much as the rest
             items.append(message)
             if cell.asleep:
-                cell.woken()
+                cell.on_mail()
         elif not cell.put(message):
             raise MailboxFull(
                 f"the mailbox of {cell.path} is full ({len(cell)} messages): await tell() to wait for room, "
@@ -112,7 +112,7 @@ class Ref(Generic[M_contra]):
             if queued < cell.limit:
                 items.append(message)
                 if cell.asleep:
-                    cell.woken()
+                    cell.on_mail()
                 if queued % TELLS_PER_YIELD == TELLS_PER_YIELD - 1:
                     await cell.runtime.backend.checkpoint()
                 return
@@ -120,9 +120,9 @@ class Ref(Generic[M_contra]):
             await cell.wait_for_room(message)
         else:
             runtime = cell.runtime
-            runtime.told += 1
-            if runtime.told >= TELLS_PER_YIELD:
-                runtime.told = 0
+            runtime.tells_since_yield += 1
+            if runtime.tells_since_yield >= TELLS_PER_YIELD:
+                runtime.tells_since_yield = 0
                 await runtime.backend.checkpoint()
 
     def tell_threadsafe(self, message: M_contra) -> None:
@@ -167,12 +167,12 @@ class Ref(Generic[M_contra]):
                 if reply is not None:
                     return reply
         asked = PendingAsk(message, cell, runtime.ask_timeout if timeout is None else timeout)
-        asker = handling.get()
+        asker = current_cell.get()
         if asker is not None:
             asked.due = asker.deadline()
         if not cell.put(asked):
-            cell.line_up(asked)
-        asked.unheard = True
+            cell.enqueue_sender(asked)
+        asked.unawaited = True
         sender = background_work.get() if asker is None else asker
         if sender is not None:
             sender.has_sent(asked)
@@ -199,8 +199,8 @@ class Ref(Generic[M_contra]):
             check_seconds("stream(timeout)", timeout)
         slot = StreamSlot(message, cell, cell.runtime.ask_timeout if timeout is None else timeout)
         if not cell.put(slot):
-            cell.line_up(slot)
-        asker = handling.get()
+            cell.enqueue_sender(slot)
+        asker = current_cell.get()
         sender = background_work.get() if asker is None else asker
         if sender is not None:
             sender.has_sent(slot)
@@ -227,8 +227,10 @@ class Ref(Generic[M_contra]):
             raise cell.runtime.wrong_thread(cell)
         incarnation = cell.incarnation + (cell.state == STARTING)
         cell.stop()
-        if cell.state != DEAD and handling.get() is not cell:
-            later = None if timeout is None else cell.runtime.later(timeout, cell.kill, f"no stop within {timeout} s")
+        if cell.state != DEAD and current_cell.get() is not cell:
+            later = (
+                None if timeout is None else cell.runtime.call_later(timeout, cell.kill, f"no stop within {timeout} s")
+            )
             try:
                 await self._succeeded(incarnation)
             finally:
@@ -249,7 +251,7 @@ class Ref(Generic[M_contra]):
             raise cell.runtime.wrong_thread(cell)
         incarnation = cell.incarnation + (cell.state == STARTING)
         cell.kill(why)
-        if cell.state != DEAD and handling.get() is not cell:
+        if cell.state != DEAD and current_cell.get() is not cell:
             await self._succeeded(incarnation)
 
     async def _succeeded(self, incarnation: int) -> None:
@@ -324,9 +326,9 @@ class Ref(Generic[M_contra]):
             waiting_senders=sum(not cell.is_cancelled(sender) for sender in cell.senders or ()),
             handled=cell.handled,
             restarts=cell.restarts,
-            children=0 if cell.family is None else sum(1 for _ in cell.family.children()),
+            children=0 if cell.children is None else sum(1 for _ in cell.children.cells()),
             running=None if running is None or running is SET_ASIDE else cell.content(running),
-            spent={} if cell.family is None else cell.family.spent(),
+            spent={} if cell.children is None else cell.children.spent(),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -336,7 +338,7 @@ class Ref(Generic[M_contra]):
         return hash(self._cell)
 
     def __repr__(self) -> str:
-        restarting = " restarting" if self._cell.state == OVER else ""
+        restarting = " restarting" if self._cell.state == INCARNATION_ENDED else ""
         return f"<ref {self._cell.path}{restarting if self.alive else ' ended'}>"
 
 

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from cuelight._text import safe_repr
-from cuelight.actors._wait_graph import blocked, ask_code, find_cycle, name_of, format_cycle
+from cuelight.actors._wait_graph import ask_code, find_cycle, format_cycle, name_of, waits_by_node
 from cuelight.errors import DeadlockError, Interrupted, ReplyError, consists_of
 from cuelight.mailbox import running_task
 
@@ -36,7 +36,7 @@ R = TypeVar("R")
 QUEUED, RUNNING, DONE = range(3)
 
 
-class Aside(enum.Enum):
+class SetAside(enum.Enum):
     """Stands for the running message of a handler that has deferred the reply or stashed the message.
 
     That message no longer ends with the handler.
@@ -45,17 +45,17 @@ class Aside(enum.Enum):
     SET_ASIDE = "a message that was set aside"
 
 
-SET_ASIDE: Final = Aside.SET_ASIDE
+SET_ASIDE: Final = SetAside.SET_ASIDE
 
-handling: ContextVar[Asker | None] = ContextVar("cuelight_handling", default=None)
+current_cell: ContextVar[CurrentCell | None] = ContextVar("cuelight_handling", default=None)
 """The cell whose handler the running code belongs to, or None outside of handlers."""
 
 
-background_work: ContextVar[Sender | None] = ContextVar("cuelight_background_work", default=None)
+background_work: ContextVar[RequestSender | None] = ContextVar("cuelight_background_work", default=None)
 """The background work of an actor that the running code belongs to, or None elsewhere."""
 
 
-class Sender(Protocol):
+class RequestSender(Protocol):
     """Code that sends requests and, at its end, withdraws those that are still open: a turn, or background work."""
 
     sent: dict[PendingAsk, None] | None
@@ -66,7 +66,7 @@ class Sender(Protocol):
         ...
 
 
-class Asker(Sender, Protocol):
+class CurrentCell(RequestSender, Protocol):
     """The cell whose handler sends a request, and awaits the reply."""
 
     asks: dict[PendingAsk, None] | None
@@ -100,7 +100,7 @@ class Callee(Protocol):
         ...
 
     @property
-    def kind(self) -> str:
+    def class_name(self) -> str:
         """The name of the actor's class."""
         ...
 
@@ -108,11 +108,11 @@ class Callee(Protocol):
         """Return the failure of the actor for an exception of its code."""
         ...
 
-    def given_up(self, ask: PendingAsk) -> None:
+    def cancel_request(self, ask: PendingAsk) -> None:
         """Handle a caller that no longer waits."""
         ...
 
-    def overdue(self, ask: PendingAsk) -> None:
+    def request_timed_out(self, ask: PendingAsk) -> None:
         """Handle a request whose deadline has passed."""
         ...
 
@@ -164,7 +164,7 @@ class Reply(Generic[R]):
         yield
 
 
-class Answered(Reply[R]):
+class CompletedReply(Reply[R]):
     """A reply that was available at once."""
 
     __slots__ = ()
@@ -174,7 +174,7 @@ class Answered(Reply[R]):
         self.error = error
 
 
-class CompletedForCancelled(Answered[Any]):
+class CompletedForCancelled(CompletedReply[Any]):
     """A reply that was available at once, but whose asker was cancelled meanwhile.
 
     Awaiting it delivers the cancellation.
@@ -195,18 +195,18 @@ class UnawaitedReply:
     It is made only in that case, because a finalizer for each request would cost as much as the rest of a request.
     """
 
-    __slots__ = ("_message", "_path", "heard")
+    __slots__ = ("_message", "_path", "awaited")
 
     def __init__(self, message: Any, path: str) -> None:
         self._message, self._path = message, path
-        self.heard = False
+        self.awaited = False
 
     def __del__(self) -> None:
-        if not self.heard:
-            _warn_of_unheard(self._message, self._path, self)
+        if not self.awaited:
+            _warn_unawaited(self._message, self._path, self)
 
 
-def _warn_of_unheard(message: Any, path: str, reply: object) -> None:
+def _warn_unawaited(message: Any, path: str, reply: object) -> None:
     warnings.warn(
         f"the answer to {safe_repr(message)}, which {path} was asked, was never awaited: await the ask, or tell the "
         f"actor instead",
@@ -219,7 +219,7 @@ def _warn_of_unheard(message: Any, path: str, reply: object) -> None:
 class PendingAsk(Reply[Any]):
     """A sent request and the slot for its answer. It travels through the mailbox instead of the message."""
 
-    __slots__ = ("cell", "due", "message", "sender", "state", "timed", "timeout", "unheard", "waiter")
+    __slots__ = ("cell", "due", "message", "sender", "state", "timed", "timeout", "unawaited", "waiter")
 
     begun = False
     """Whether its handler was begun inside the ask."""
@@ -233,19 +233,19 @@ class PendingAsk(Reply[Any]):
         self.error = None
         self.waiter: Waiter | None = None
         self.timed = False
-        self.sender: Sender | None = None  # withdraws the request when it ends
-        self.unheard: bool | UnawaitedReply = False  # whether it should be awaited and has not been
+        self.sender: RequestSender | None = None  # withdraws the request when it ends
+        self.unawaited: bool | UnawaitedReply = False  # whether it should be awaited and has not been
 
     @property
     def done(self) -> bool:
-        self.hear()
+        self.mark_awaited()
         return self.state == DONE
 
-    def hear(self) -> None:
+    def mark_awaited(self) -> None:
         """Note that the answer was received or is not wanted, so that there is no warning."""
-        unheard, self.unheard = self.unheard, False
-        if isinstance(unheard, UnawaitedReply):
-            unheard.heard = True
+        unawaited, self.unawaited = self.unawaited, False
+        if isinstance(unawaited, UnawaitedReply):
+            unawaited.awaited = True
 
     def succeed(self, value: Any) -> None:
         """Complete the request with the handler's return value."""
@@ -263,11 +263,11 @@ class PendingAsk(Reply[Any]):
 
     def _complete(self) -> None:
         self.state = DONE
-        if self.unheard is True:
-            self.unheard = UnawaitedReply(self.message, self.cell.path)
+        if self.unawaited is True:
+            self.unawaited = UnawaitedReply(self.message, self.cell.path)
         if self.timed:
             self.timed = False
-            self.cell.runtime.alarms.remove(self.due, self)
+            self.cell.runtime.timers.remove(self.due, self)
         sender = self.sender
         if sender is not None:
             self.sender = None
@@ -278,16 +278,16 @@ class PendingAsk(Reply[Any]):
             waiter.wake()
 
     def cancel(self) -> None:
-        self.hear()
+        self.mark_awaited()
         self.withdraw()
 
     def withdraw(self) -> None:
         """Withdraw the request because its sender has ended. If it was never awaited, that is still reported."""
         if self.state != DONE:
-            self.cell.given_up(self)
+            self.cell.cancel_request(self)
 
     def detach(self) -> Self:
-        self.hear()
+        self.mark_awaited()
         sender, self.sender = self.sender, None
         if sender is not None and sender.sent is not None:
             sender.sent.pop(self, None)
@@ -295,10 +295,10 @@ class PendingAsk(Reply[Any]):
             self.due = 0.0
         return self
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         self.timed = False
         if self.state != DONE:
-            self.cell.overdue(self)
+            self.cell.request_timed_out(self)
 
     def start_clock(self) -> None:
         """Enforce the deadline from now on."""
@@ -309,20 +309,20 @@ class PendingAsk(Reply[Any]):
                 self.due = due
             if self.due != math.inf:
                 self.timed = True
-                runtime.alarms.add(self.due, self)
+                runtime.timers.add(self.due, self)
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        if self.unheard is True:
-            self.unheard = False
-        elif self.unheard:
-            self.hear()
+        if self.unawaited is True:
+            self.unawaited = False
+        elif self.unawaited:
+            self.mark_awaited()
         if self.state != DONE:
             if self.waiter is not None:
                 raise RuntimeError("this reply is awaited already: one task may await it")
-            asker = handling.get()
+            asker = current_cell.get()
             if asker is not None and not asker.waits_in_asks():
                 asker = None
-            if asker is not None or blocked:
+            if asker is not None or waits_by_node:
                 self._enter_graph(asker)
             if not self.timed:
                 self.start_clock()
@@ -344,23 +344,23 @@ class PendingAsk(Reply[Any]):
             raise self.error
         return self.value
 
-    def _enter_graph(self, asker: Asker | None) -> None:
+    def _enter_graph(self, asker: CurrentCell | None) -> None:
         starts: list[Any] = []
         if asker is not None:
             if asker.asks is None:
                 asker.asks = {}
             asker.asks[self] = None
             starts.append(asker)
-        task = running_task() if blocked else None
+        task = running_task() if waits_by_node else None
         if task is not None:
             starts.append(task)
-        while (circle := find_cycle(starts, [(self.cell, None)])) is not None:
-            if self.begun and asker is not None and _fail_last(circle, asker):
+        while (cycle := find_cycle(starts, [(self.cell, None)])) is not None:
+            if self.begun and asker is not None and _fail_last_ask(cycle, asker):
                 continue
             if asker is not None and asker.asks is not None:
                 asker.asks.pop(self, None)
             self.cancel()
-            raise _deadlock(starts[0], self.cell, format_cycle(starts, circle))
+            raise _deadlock(starts[0], self.cell, format_cycle(starts, cycle))
 
 
 class BegunAsk(PendingAsk):
@@ -371,32 +371,32 @@ class BegunAsk(PendingAsk):
     begun = True
 
     def __del__(self) -> None:
-        if self.unheard is True and self.state == DONE:  # answered at once
-            _warn_of_unheard(self.message, self.cell.path, self)
+        if self.unawaited is True and self.state == DONE:  # answered at once
+            _warn_unawaited(self.message, self.cell.path, self)
 
 
-def _fail_last(circle: list[Step], asker: Asker) -> bool:
+def _fail_last_ask(cycle: list[Step], asker: CurrentCell) -> bool:
     """Fail the ask that leads back to the asker, as if the asker had already been waiting when it was sent.
 
     Returns:
         Whether there is such an ask that has not begun.
     """
-    if len(circle) < 2 or circle[-1] != (asker, None):
+    if len(cycle) < 2 or cycle[-1] != (asker, None):
         return False
-    last = circle[-2][0]
+    last = cycle[-2][0]
     for ask in list(getattr(last, "asks", None) or ()):
         if ask.cell is asker and ask.state == QUEUED:
             del last.asks[ask]
-            shown = format_cycle([last], [(asker, None), *circle[:-1]])
+            shown = format_cycle([last], [(asker, None), *cycle[:-1]])
             ask.fail(_deadlock(last, asker, shown))
             asker.note_cancelled()
             return True
     return False
 
 
-def _deadlock(asker: Any, asked: Callee, circle: str) -> DeadlockError:
+def _deadlock(asker: Any, asked: Any, cycle: str) -> DeadlockError:
     return DeadlockError(
-        f"{name_of(asker)} asks {asked.path} and would wait for ever, because each waits for the next: {circle}. "
+        f"{name_of(asker)} asks {name_of(asked)} and would wait for ever, because each waits for the next: {cycle}. "
         f"Tell instead of ask, or ask from a background task (pipe_to_self)"
     )
 
@@ -414,29 +414,29 @@ WINDOW = 16
 class StreamSlot(PendingAsk):
     """The reply slot of a stream. It buffers chunks until `succeed` marks its end or `fail` its failure."""
 
-    __slots__ = ("chunks", "patience", "writer")
+    __slots__ = ("chunk_timeout", "chunks", "writer")
 
-    def __init__(self, message: Any, cell: Callee, patience: float) -> None:
-        PendingAsk.__init__(self, message, cell, patience)
+    def __init__(self, message: Any, cell: Callee, chunk_timeout: float) -> None:
+        PendingAsk.__init__(self, message, cell, chunk_timeout)
         self.chunks: deque[Any] = deque()
-        self.patience = patience
+        self.chunk_timeout = chunk_timeout
         self.writer: Waiter | None = None
 
     def start_clock(self) -> None:
         """Do nothing: only the waits for chunks have a timeout, see `Stream.__anext__`."""
 
-    def wait_for_chunk(self) -> None:
+    def start_chunk_clock(self) -> None:
         """Enforce the deadline of the next chunk from now on."""
         runtime = self.cell.runtime
-        self.due = runtime.due_in(self.patience)
+        self.due = runtime.due_in(self.chunk_timeout)
         self.timed = True
-        runtime.alarms.add(self.due, self)
+        runtime.timers.add(self.due, self)
 
-    def chunk_came(self) -> None:
+    def chunk_arrived(self) -> None:
         """End the wait for a chunk."""
         if self.timed:
             self.timed = False
-            self.cell.runtime.alarms.remove(self.due, self)
+            self.cell.runtime.timers.remove(self.due, self)
         self.due = 0.0  # the reader does not wait now: the handler's asks have their own timeouts
 
     def _complete(self) -> None:
@@ -452,7 +452,7 @@ class StreamSlot(PendingAsk):
         """The number of chunks that the reader has not taken yet."""
         return len(self.chunks)
 
-    def give(self, chunk: Any) -> None:
+    def add_chunk(self, chunk: Any) -> None:
         self.chunks.append(chunk)
         if self.waiter is not None:
             self.waiter.wake()
@@ -463,7 +463,7 @@ class StreamSlot(PendingAsk):
             async for chunk in chunks:
                 if self.state == DONE:
                     return
-                self.give(chunk)
+                self.add_chunk(chunk)
                 while self.ahead >= WINDOW and self.state != DONE:
                     self.writer = self.cell.runtime.backend.waiter()
                     await self.writer
@@ -486,7 +486,9 @@ class StreamSlot(PendingAsk):
         except BaseException as error:
             if consists_of(error, GeneratorExit, backend.cancelled):
                 return
-            self.cell.runtime.stream_failed(self.cell.path, self.cell.kind, self.message, self.cell.as_failure(error))
+            self.cell.runtime.stream_failed(
+                self.cell.path, self.cell.class_name, self.message, self.cell.as_failure(error)
+            )
 
 
 class Stream(AsyncIterator[R], Generic[R]):
@@ -518,11 +520,11 @@ class Stream(AsyncIterator[R], Generic[R]):
                 if slot.error is not None:
                     raise slot.error
                 raise StopAsyncIteration
-            slot.wait_for_chunk()
+            slot.start_chunk_clock()
             try:
                 await slot
             finally:
-                slot.chunk_came()
+                slot.chunk_arrived()
         chunk: R = slot.chunks.popleft()
         if slot.writer is not None and len(slot.chunks) <= WINDOW // 2:
             slot.writer.wake()
@@ -539,9 +541,9 @@ class Stream(AsyncIterator[R], Generic[R]):
 
     async def aclose(self) -> None:
         """Close the stream: its handler is cancelled. Do nothing at its end. Not a checkpoint."""
-        self._give_up()
+        self._close_by_reader()
 
-    def _give_up(self) -> None:
+    def _close_by_reader(self) -> None:
         slot = self._slot
         slot.chunks.clear()
         if slot.state != DONE:
@@ -554,7 +556,7 @@ class Stream(AsyncIterator[R], Generic[R]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_up()
+        self._close_by_reader()
 
     def __del__(self) -> None:
         slot = self._slot

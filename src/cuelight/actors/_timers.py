@@ -20,10 +20,10 @@ SLACK = 64
 MISSING = object()
 
 
-class Entry(Protocol):
+class TimerEntry(Protocol):
     """An object that is due at a time."""
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         """Called once, by the loop and never by user code, when the time has come."""
         ...
 
@@ -46,7 +46,7 @@ class TimerHeap:
         self._backend = backend
         self._failed = failed
         self._closed = False
-        self._due: dict[float, dict[Entry, None]] = {}
+        self._due: dict[float, dict[TimerEntry, None]] = {}
         self._heap: list[float] = []
         self._armed: float | None = None
         self._empty = 0
@@ -54,7 +54,7 @@ class TimerHeap:
     def __len__(self) -> int:
         return sum(map(len, self._due.values()))
 
-    def add(self, due: float, entry: Entry) -> None:
+    def add(self, due: float, entry: TimerEntry) -> None:
         """Have `entry.ring()` called at the loop's time `due`, which must not be NaN. Do nothing after `close`."""
         if self._closed or due == math.inf:
             return
@@ -68,9 +68,9 @@ class TimerHeap:
         heappush(self._heap, due)
         if self._armed is None or due < self._armed:
             self._armed = due
-            self._backend.set_alarm(due, self._ring)
+            self._backend.set_alarm(due, self._fire)
 
-    def remove(self, due: float, entry: Entry) -> None:
+    def remove(self, due: float, entry: TimerEntry) -> None:
         """Forget an entry. Do nothing if it has already rung."""
         bucket = self._due.get(due)
         # An empty due time stays for a while: asks soon need it again, and the alarm need not be changed.
@@ -85,18 +85,18 @@ class TimerHeap:
         self._heap = list(self._due)
         heapify(self._heap)
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._armed = None
         try:
-            self._ring_due(self._backend.time() + TOLERANCE)
+            self._fire_due(self._backend.time() + TOLERANCE)
         except BaseException as error:  # the clock of the loop raised
             self._failed(error)
         heap = self._heap
         if heap and (self._armed is None or heap[0] < self._armed):
             self._armed = heap[0]
-            self._backend.set_alarm(heap[0], self._ring)
+            self._backend.set_alarm(heap[0], self._fire)
 
-    def _ring_due(self, now: float) -> None:
+    def _fire_due(self, now: float) -> None:
         while self._heap and (self._heap[0] <= now or not self._due[self._heap[0]]):
             bucket = self._due[self._heap[0]]
             if not bucket:
@@ -107,7 +107,7 @@ class TimerHeap:
                 if entry in bucket:  # an entry that rang before it may have removed it
                     del bucket[entry]
                     try:
-                        entry.ring()
+                        entry.fire()
                     except BaseException as error:
                         self._failed(error)
 
@@ -124,14 +124,14 @@ class TimerHeap:
 class Later:
     """Calls a function at a time."""
 
-    __slots__ = ("_alarms", "_args", "_due", "_function")
+    __slots__ = ("_args", "_due", "_function", "_timers")
 
-    def __init__(self, alarms: TimerHeap, due: float, function: Callable[..., object], *args: Any) -> None:
-        self._alarms, self._due, self._function, self._args = alarms, due, function, args
-        alarms.add(due, self)
+    def __init__(self, timers: TimerHeap, due: float, function: Callable[..., object], *args: Any) -> None:
+        self._timers, self._due, self._function, self._args = timers, due, function, args
+        timers.add(due, self)
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         self._function(*self._args)
 
     def cancel(self) -> None:
-        self._alarms.remove(self._due, self)
+        self._timers.remove(self._due, self)

@@ -32,11 +32,11 @@ class WaitingSender:
     queue.
     """
 
-    __slots__ = ("cancelled", "promised", "waiter")
+    __slots__ = ("cancelled", "granted", "waiter")
 
     def __init__(self, waiter: Waiter) -> None:
         self.waiter = waiter
-        self.promised = self.cancelled = False
+        self.granted = self.cancelled = False
 
 
 class Mailbox:
@@ -51,14 +51,14 @@ class Mailbox:
     __slots__ = (
         "asleep",
         "attention",
+        "cancelled_count",
         "capacity",
         "control",
+        "granted",
         "items",
         "limit",
         "overflow",
-        "promised",
         "senders",
-        "cancelled_count",
     )
 
     def __init__(self, capacity: float, overflow: Overflow[Any]) -> None:
@@ -68,7 +68,7 @@ class Mailbox:
         self.capacity = capacity
         self.limit = capacity
         self.overflow = overflow
-        self.promised = 0
+        self.granted = 0
         self.cancelled_count = 0
         self.asleep = 0
         self.attention = False
@@ -79,15 +79,15 @@ class Mailbox:
     # Methods that the owner of a mailbox implements.
 
     @abstractmethod
-    def woken(self) -> None:
+    def on_mail(self) -> None:
         """Called when a message arrives while `asleep`, and when `attention` is set."""
 
     @abstractmethod
-    def dropped(self, item: Any, reason: str) -> None:
+    def discard(self, item: Any, reason: str) -> None:
         """Called with an item that the overflow policy dropped or that a closed mailbox refused."""
 
     @abstractmethod
-    def stale(self, item: Any) -> bool:
+    def item_cancelled(self, item: Any) -> bool:
         """Return whether a waiting item is no longer needed, so that its place is free."""
 
     @abstractmethod
@@ -109,12 +109,12 @@ class Mailbox:
             return self._put_full(item)
         items.append(item)
         if self.asleep:
-            self.woken()
+            self.on_mail()
         return True
 
     def _put_full(self, item: Any) -> bool:
         if self.closed:
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
             return True
         items = self.items
         assert items is not None  # noqa: S101 - put made it
@@ -127,20 +127,20 @@ class Mailbox:
             position = checked_position(position, len(items), self)
             ended: bool = self.closed  # the policy itself may have closed it
             if ended or self.items is not items:
-                self.dropped(item, "stopped")
+                self.discard(item, "stopped")
                 return True
             if position is None:
                 return False
             reason = policy_name(self.overflow)
             if position >= len(items):
-                self.dropped(item, reason)
+                self.discard(item, reason)
                 return True
             victim = items[position]
             del items[position]
-            self.dropped(victim, reason)
+            self.discard(victim, reason)
         items.append(item)
         if self.asleep:
-            self.woken()
+            self.on_mail()
         return True
 
     def note_cancelled(self) -> None:
@@ -161,9 +161,9 @@ class Mailbox:
 
     def is_cancelled(self, item: Any) -> bool:
         """Return whether a waiting item or sender is no longer needed."""
-        return item.cancelled if type(item) is WaitingSender else self.stale(item)
+        return item.cancelled if type(item) is WaitingSender else self.item_cancelled(item)
 
-    def line_up(self, sender: Any) -> None:
+    def enqueue_sender(self, sender: Any) -> None:
         """Queue a sender that waits for room: a `WaitingSender`, or an item for which no task must be woken."""
         if self.senders is None:
             self.senders = deque()
@@ -171,10 +171,10 @@ class Mailbox:
         self.limit = 0
         self.attention = True
 
-    def leave(self, sender: WaitingSender) -> None:
+    def cancel_sender(self, sender: WaitingSender) -> None:
         """Give up the place of a cancelled sender, in the queue or the one that it was promised."""
-        if sender.promised:
-            self.promised -= 1
+        if sender.granted:
+            self.granted -= 1
         else:
             sender.cancelled = True
             self.note_cancelled()
@@ -183,19 +183,19 @@ class Mailbox:
                 self.cancelled_count = max(0, self.cancelled_count - 1)
         self.admit()
 
-    def redeem(self, sender: WaitingSender, item: Any) -> None:
+    def fill_place(self, sender: WaitingSender, item: Any) -> None:
         """Put an item into the place that was promised to its sender."""
-        if sender.promised:
-            self.promised -= 1
+        if sender.granted:
+            self.granted -= 1
         if self.closed:
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
             return
         if self.items is None:
             self.items = deque()
         self.items.append(item)
         self._set_limit()
         if self.asleep:
-            self.woken()
+            self.on_mail()
 
     def admit(self) -> None:
         """Give free places to waiting senders, in the order of their arrival."""
@@ -206,18 +206,18 @@ class Mailbox:
             if self.items is None:
                 self.items = deque()
             items = self.items
-            while senders and len(items) + self.promised < self.capacity:
+            while senders and len(items) + self.granted < self.capacity:
                 sender = senders.popleft()
                 if self.is_cancelled(sender):
                     self.cancelled_count = max(0, self.cancelled_count - 1)
                 elif type(sender) is WaitingSender:
-                    sender.promised = True
-                    self.promised += 1
+                    sender.granted = True
+                    self.granted += 1
                     sender.waiter.wake()
                 else:
                     items.append(sender)
                     if self.asleep:
-                        self.woken()
+                        self.on_mail()
         self._set_limit()
 
     def _set_limit(self) -> None:
@@ -225,7 +225,7 @@ class Mailbox:
             self.limit = 0
         else:
             self.senders = None
-            self.limit = self.capacity - self.promised
+            self.limit = self.capacity - self.granted
 
     # Closing.
 
@@ -244,7 +244,7 @@ class Mailbox:
             if type(sender) is WaitingSender:
                 sender.waiter.wake()
             else:
-                self.dropped(sender, "stopped")
+                self.discard(sender, "stopped")
 
     def reopen(self, capacity: float) -> None:
         """Accept messages again after `close`."""

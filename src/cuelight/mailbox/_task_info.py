@@ -30,11 +30,11 @@ else:  # before 3.12 it is a slow function around this
 """Returns the task that the given asyncio loop runs now, or None."""
 
 
-class _Here(threading.local):
+class _LastTask(threading.local):
     task: Any = None  # the last trio task seen in this thread; the token of its run is in `_tokens`
 
 
-_here = _Here()
+_last_task = _LastTask()
 _probe: Callable[[], bool] | None = None
 _library: Any = None
 _tokens: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()  # the tokens of trio runs, by root task
@@ -50,10 +50,10 @@ def running_task() -> Any:
         return None
     lowlevel = sys.modules["trio"].lowlevel
     task = lowlevel.current_task()
-    if task is not _here.task:
+    if task is not _last_task.task:
         hold_interrupts()
         _tokens[lowlevel.current_root_task()] = lowlevel.current_trio_token()
-        _here.task = task
+        _last_task.task = task
     return task
 
 

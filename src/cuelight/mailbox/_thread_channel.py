@@ -20,11 +20,13 @@ from cuelight.mailbox._channel_core import ChannelCore
 
 T = TypeVar("T")
 
-_LOOK: Final = 0.2  # seconds between checks that the loop still lives, because it does not announce its end
+_LOOP_CHECK_SECONDS: Final = (
+    0.2  # seconds between checks that the loop still lives, because it does not announce its end
+)
 _WITHDRAWN: Final = object()
 
 
-class _Call:
+class _ThreadOperation:
     """One operation of a thread, which is a waiter in the channel's queues. Only the loop's thread completes it."""
 
     __slots__ = ("_woken", "error", "result", "settled")
@@ -91,7 +93,7 @@ class ThreadEnd(Generic[T]):
             except Exception as error:  # raised in the sending thread
                 call.fail(error)
 
-        call = _Call()
+        call = _ThreadOperation()
         self._perform(call, start, self._channel._senders, timeout)
 
     def receive(self, timeout: float | None = None) -> T:
@@ -116,7 +118,7 @@ class ThreadEnd(Generic[T]):
             except Exception as error:  # raised in the receiving thread
                 call.fail(error)
 
-        call = _Call()
+        call = _ThreadOperation()
         item: T = self._perform(call, start, self._channel._receivers, timeout)
         return item
 
@@ -129,7 +131,7 @@ class ThreadEnd(Generic[T]):
             yield item
 
     def _perform(
-        self, call: _Call, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
+        self, call: _ThreadOperation, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
     ) -> Any:
         if threading.get_ident() == self._loop_thread and _in_a_loop():
             message = "the event loop's own thread must not block: use the channel's own methods here"
@@ -152,18 +154,20 @@ class ThreadEnd(Generic[T]):
         return call.result
 
     def _sleep(
-        self, call: _Call, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
+        self, call: _ThreadOperation, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
     ) -> None:
         self._in_loop(call, start)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not call.wait(_LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))):
+        while not call.wait(
+            _LOOP_CHECK_SECONDS if deadline is None else max(0.0, min(_LOOP_CHECK_SECONDS, deadline - time.monotonic()))
+        ):
             if deadline is not None and time.monotonic() >= deadline:
                 self._in_loop(call, lambda: _withdraw(call, queue))
                 deadline = None  # from now on the loop decides
             else:
                 self._in_loop(call, lambda: None)
 
-    def _in_loop(self, call: _Call, step: Callable[[], object]) -> None:
+    def _in_loop(self, call: _ThreadOperation, step: Callable[[], object]) -> None:
         try:
             self._backend.call_threadsafe(step)
         except RuntimeError as error:
@@ -171,7 +175,7 @@ class ThreadEnd(Generic[T]):
             if not call.settled:
                 call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended: {error}"))
 
-    def _abandon(self, call: _Call, queue: OrderedDict[Any, Any]) -> None:
+    def _abandon(self, call: _ThreadOperation, queue: OrderedDict[Any, Any]) -> None:
         if not call.settled:
             _withdraw(call, queue)
         elif queue is self._channel._receivers and not call.failed:
@@ -186,7 +190,7 @@ def _in_a_loop() -> bool:
     return True
 
 
-def _withdraw(call: _Call, queue: OrderedDict[Any, Any]) -> None:
+def _withdraw(call: _ThreadOperation, queue: OrderedDict[Any, Any]) -> None:
     if not call.settled:
         queue.pop(call, None)
         call.set_result(_WITHDRAWN)

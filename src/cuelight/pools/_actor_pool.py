@@ -27,7 +27,7 @@ from cuelight._text import safe_repr
 from cuelight.actors import ActorStatistics, Answerable, ChildSpec, Ref, Reply, Start, child
 from cuelight.actors._cell import LIVE
 from cuelight.actors._ref import TELLS_PER_YIELD
-from cuelight.actors._reply import PendingAsk, background_work, handling
+from cuelight.actors._reply import PendingAsk, background_work, current_cell
 from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, ends_the_program
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._envelope import Envelope
@@ -36,7 +36,7 @@ from cuelight.pools._options import check_restarts, check_whole
 from cuelight.pools._pool_block import PoolBlock
 from cuelight.pools._routing import Routing, pull
 from cuelight.supervision import ActorSystem, RestartLimit, Supervisor
-from cuelight.supervision._children import Plan
+from cuelight.supervision._children import SupervisionPolicy
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell
@@ -94,8 +94,8 @@ class Troupe(Supervisor):
         self._pool = pool
         self._limit = limit
 
-    def plan(self) -> Plan:
-        return Plan(limit=self._limit, backoff=self.backoff)
+    def supervision_policy(self) -> SupervisionPolicy:
+        return SupervisionPolicy(limit=self._limit, backoff=self.backoff)
 
     def specs(self) -> Iterable[ChildSpec[Any]]:
         return self._pool.members_to_be()
@@ -211,7 +211,7 @@ class ActorPool(PoolBlock, Generic[M]):
 
     def _seat(self, home: Cell) -> None:
         self.seats.clear()
-        for cell in () if home.family is None else tuple(home.family.children()):
+        for cell in () if home.children is None else tuple(home.children.cells()):
             self._add(cell)
         self._pump()
 
@@ -284,7 +284,7 @@ class ActorPool(PoolBlock, Generic[M]):
         del self.seats[size:]
         family = home.ensure_children()
         while len(self.seats) < size:
-            self._add(family.adopt(self._spec))
+            self._add(family.start_child(self._spec))
         self._pump()
 
     def _running(self) -> Cell:
@@ -339,9 +339,9 @@ class ActorPool(PoolBlock, Generic[M]):
             home = self._open()
         self._post(Envelope(PendingAsk(message, home, math.inf), self, told=True))
         runtime = home.runtime
-        runtime.told += 1
-        if runtime.told >= TELLS_PER_YIELD:
-            runtime.told = 0
+        runtime.tells_since_yield += 1
+        if runtime.tells_since_yield >= TELLS_PER_YIELD:
+            runtime.tells_since_yield = 0
             await runtime.backend.checkpoint()
 
     def ask(self, message: Answerable[M, R], timeout: float | None = None) -> Reply[R]:
@@ -364,7 +364,7 @@ class ActorPool(PoolBlock, Generic[M]):
         home = self._open()
         if self._may_wait:
             asked = PendingAsk(message, home, home.runtime.ask_timeout if timeout is None else timeout)
-            asker = handling.get()
+            asker = current_cell.get()
             if asker is not None:
                 asked.due = asker.deadline()
             envelope = Envelope(asked, self, told=False)

@@ -157,7 +157,7 @@ class Submitted(Submission[Any]):
         """Make the task wait for a worker again, now or after `delay` seconds."""
         self.crew.pending += 1
         if delay is not None:
-            self._later = self.crew.runtime.later(delay, self._delay_is_over)
+            self._later = self.crew.runtime.call_later(delay, self._delay_is_over)
         else:
             self.ready = True
             self.crew.line_up(self)

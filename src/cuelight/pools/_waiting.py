@@ -17,7 +17,7 @@ from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from cuelight.actors import blocked, find_cycle, name_of, format_cycle
+from cuelight.actors import find_cycle, format_cycle, name_of, waits_by_node
 from cuelight.coordination._lock_waiting import monitor
 from cuelight.errors import DeadlockError
 
@@ -99,7 +99,7 @@ def waiting(awaited: Awaited, owners: Sequence[Any]) -> Generator[None]:
     wait = PoolWait(awaited, owners)
     with monitor:
         for owner in owners:
-            blocked.setdefault(owner, []).append(wait)
+            waits_by_node.setdefault(owner, []).append(wait)
     try:
         check(wait, owners)
         yield
@@ -127,8 +127,8 @@ def check(wait: PoolWait, owners: Sequence[Any]) -> None:
 
 
 def _leave(owner: Any, wait: PoolWait) -> None:
-    waits = blocked.get(owner, [])
+    waits = waits_by_node.get(owner, [])
     if wait in waits:
         waits.remove(wait)
     if not waits:
-        blocked.pop(owner, None)
+        waits_by_node.pop(owner, None)

@@ -17,7 +17,7 @@ from heapq import heapify, heappop, heappush
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cuelight.actors import Cell, ChildSpec, Exit, Ref, Runtime, Start, child
+from cuelight.actors import ActorRuntime, Cell, ChildSpec, Exit, Ref, Start, child
 from cuelight.errors import DeadlockError, PoolClosed, PoolFull, SystemClosed
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._extra_workers import Helpers, current_place
@@ -88,7 +88,7 @@ class Crew:
     """One supervised group of workers, in one system."""
 
     def __init__(
-        self, name: str, options: PoolOptions, ledger: Ledger, letters: DeadLetterBox, runtime: Runtime
+        self, name: str, options: PoolOptions, ledger: Ledger, letters: DeadLetterBox, runtime: ActorRuntime
     ) -> None:
         self.name, self.options, self.ledger, self.letters, self.runtime = name, options, ledger, letters, runtime
         self.size = options.max_workers
@@ -112,7 +112,7 @@ class Crew:
         # Workers belong to no submitter; the work itself runs in the context of its submitter.
         self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
-        self.cell = self._context.run(runtime.root.ensure_children().adopt, spec)
+        self.cell = self._context.run(runtime.root.ensure_children().start_child, spec)
         self.cell.label = name  # shown in paths, but not registered: several pools may have the same name
 
     # Waiting work.
@@ -219,7 +219,7 @@ class Crew:
             family = self.cell.ensure_children()
         except SystemClosed:
             return None  # the supervisor is ending, and settles waiting work; or it restarts, and calls again
-        cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self, helps)))
+        cell = self._context.run(family.start_child, ChildSpec(PoolWorker, (self, helps)))
         self._hired += 1
         cell.label = f"{self.name}-{self._hired}"
         self.workers[cell] = None
@@ -319,7 +319,7 @@ class Crew:
     def hold(self) -> None:
         """Count work in progress, for which a drain waits and which keeps the system awake."""
         if not self._open:
-            self.runtime.awake += 1
+            self.runtime.busy_count += 1
         self._open += 1
 
     def release(self) -> None:

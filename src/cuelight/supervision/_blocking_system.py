@@ -16,7 +16,7 @@ from anyio.from_thread import BlockingPortal
 
 from cuelight._fork import forks
 from cuelight._log import get_log
-from cuelight.actors import Actor, Answerable, ChildSpec, Exit, Inbox, Ref, Runtime, Streams
+from cuelight.actors import Actor, ActorRuntime, Answerable, ChildSpec, Exit, Inbox, Ref, Streams
 from cuelight.errors import ShutdownTimeout, SystemClosed, UnexpectedCancellation
 from cuelight.mailbox import current_backend
 
@@ -30,18 +30,18 @@ log = get_log("cuelight")
 M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
 R = TypeVar("R")
-S = TypeVar("S", bound=Runtime)
+S = TypeVar("S", bound=ActorRuntime)
 P = ParamSpec("P")
 
 MakeSystem: TypeAlias = Callable[[], AbstractAsyncContextManager[S]]
 
-UNRESPONSIVE: Final = 5.0
+UNRESPONSIVE_SECONDS: Final = 5.0
 """Seconds without a response after which a loop that shuts down counts as blocked."""
 
 ExitInfo = tuple[type[BaseException] | None, BaseException | None, "TracebackType | None"]
 
 
-class _Call:
+class _LoopCall:
     """A call whose thread waits for the result. Only the loop's thread uses it."""
 
     __slots__ = ("scope", "withdrawn")
@@ -99,7 +99,7 @@ class _SystemThread(Generic[S]):
             ShutdownTimeout: the loop is blocked. The thread was left behind.
             BaseException: the exception raised on leaving the block.
         """
-        self._tell(exit_info)
+        self._request_end(exit_info)
         try:
             self._join(self._system.shutdown_timeout if self._system is not None else 0.0)
         except ShutdownTimeout as blocked:
@@ -118,7 +118,7 @@ class _SystemThread(Generic[S]):
     def abort(self) -> None:
         """End the thread after its start failed or was interrupted."""
         try:
-            self._tell((SystemExit, SystemExit(), None))
+            self._request_end((SystemExit, SystemExit(), None))
             self._wait_or_log()
         finally:
             self.running.discard(self)
@@ -132,7 +132,7 @@ class _SystemThread(Generic[S]):
             )
         if threading.current_thread() is self.thread:
             raise RuntimeError("this is the thread of the event loop, which a blocking call would block: use `await`")
-        call = _Call()
+        call = _LoopCall()
         try:
             future = self._future(call, function, args)
             try:
@@ -146,7 +146,7 @@ class _SystemThread(Generic[S]):
             raise
 
     def _future(
-        self, call: _Call, function: Callable[..., Any], args: tuple[Any, ...]
+        self, call: _LoopCall, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> concurrent.futures.Future[Any]:
         assert self.portal is not None  # noqa: S101 - the system is ready
         try:
@@ -154,7 +154,7 @@ class _SystemThread(Generic[S]):
         except RuntimeError as error:
             raise SystemClosed("the actor system has ended") from error
 
-    async def _run_call(self, call: _Call, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    async def _run_call(self, call: _LoopCall, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         assert self._backend is not None  # noqa: S101 - set before
         if call.withdrawn:
             return None
@@ -167,7 +167,7 @@ class _SystemThread(Generic[S]):
                     raise
                 raise UnexpectedCancellation("the call awaited an object that other code cancelled") from error
 
-    def _tell(self, exit_info: ExitInfo) -> None:
+    def _request_end(self, exit_info: ExitInfo) -> None:
         with self._lock:
             if self._exit_info is None:
                 self._exit_info = exit_info
@@ -196,24 +196,24 @@ class _SystemThread(Generic[S]):
             return False
         return True
 
-    def _join(self, patience: float) -> None:
+    def _join(self, seconds: float) -> None:
         """Wait for the thread as long as its loop responds.
 
         Raises:
             ShutdownTimeout: the loop does not respond.
         """
-        alive = self._is_alive(patience)
+        alive = self._is_alive(seconds)
         while alive:
             answered = threading.Event()
             if self._post(answered.set):
-                answered.wait(UNRESPONSIVE)
-            alive = self._is_alive(UNRESPONSIVE)
+                answered.wait(UNRESPONSIVE_SECONDS)
+            alive = self._is_alive(UNRESPONSIVE_SECONDS)
             if alive and not answered.is_set():
                 frame = sys._current_frames()[self.thread.ident or 0]
                 where = "".join(traceback.format_stack(frame)[-3:])
                 raise ShutdownTimeout(
-                    f"the event loop of the actor system has not responded for {UNRESPONSIVE:g} s, so the block was "
-                    f"left without it: something blocks its thread, at\n{where}"
+                    f"the event loop of the actor system has not responded for {UNRESPONSIVE_SECONDS:g} s, so the "
+                    f"block was left without it: something blocks its thread, at\n{where}"
                 )
 
     def _wait_or_log(self) -> None:
@@ -223,11 +223,11 @@ class _SystemThread(Generic[S]):
         except ShutdownTimeout as blocked:
             log.error("%s", blocked)  # noqa: TRY400
 
-    def _is_alive(self, patience: float) -> bool:
-        """Whether the thread still runs after `patience` seconds. If its start was interrupted, it ends by itself."""
+    def _is_alive(self, seconds: float) -> bool:
+        """Whether the thread still runs after `seconds` seconds. If its start was interrupted, it ends by itself."""
         if self.thread.ident is None:
             return False
-        self.thread.join(min(patience, threading.TIMEOUT_MAX))
+        self.thread.join(min(seconds, threading.TIMEOUT_MAX))
         return self.thread.is_alive()
 
     def _run(self) -> None:
@@ -412,7 +412,7 @@ class BlockingRef(Generic[M_contra]):
         open_stream: Any = self._system.call(self.ref.stream, message, timeout)
 
         async def next_chunk() -> list[R]:
-            return [chunk async for chunk in _first(open_stream)]
+            return [chunk async for chunk in _first_chunk(open_stream)]
 
         try:
             while chunks := self._system.call(next_chunk):
@@ -434,7 +434,7 @@ class BlockingRef(Generic[M_contra]):
         return exit_
 
 
-async def _first(stream: Any) -> AsyncIterator[Any]:
+async def _first_chunk(stream: Any) -> AsyncIterator[Any]:
     async for chunk in stream:
         yield chunk
         return

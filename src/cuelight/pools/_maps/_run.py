@@ -485,7 +485,7 @@ class MapRun:
                 if tries.delay is None:
                     self.again.append(taken)
                 else:
-                    self.delayed[index] = crew.runtime.later(tries.delay, self._delay_is_over, taken)
+                    self.delayed[index] = crew.runtime.call_later(tries.delay, self._delay_is_over, taken)
                 self.refresh()
                 return
         if tries is not None:

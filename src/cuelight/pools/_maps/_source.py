@@ -143,7 +143,7 @@ class AsyncSource:
         """Start the reader, in the context of the map."""
         family = crew.cell.ensure_children()
         self.busy = True
-        self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
+        self._cell = family.start_child(ChildSpec(self._read, (crew, sink), options=READER))
         self._cell.ensure_extras().call_when_ended(lambda _exit: self._over(sink))
 
     def wanted(self, room: int) -> None:

@@ -106,7 +106,9 @@ class Inbound:
             self._peer.credit(frame.to)
             self._refuse(frame.number, NotStarted(f"{frame.left!r} is no time that a request may take"))
             return
-        self._request(frame, lambda message, cell: PendingAsk(message, cell, math.inf if frame.left is None else frame.left))
+        self._request(
+            frame, lambda message, cell: PendingAsk(message, cell, math.inf if frame.left is None else frame.left)
+        )
 
     def open(self, frame: Open) -> None:
         """Put a request for a stream into the mailbox."""
@@ -131,7 +133,7 @@ class Inbound:
         self.asks[frame.number] = asked
         try:
             if not cell.put(asked):
-                cell.line_up(asked)
+                cell.enqueue_sender(asked)
         except BaseException as error:
             if ends_the_program(error):
                 raise
@@ -164,7 +166,7 @@ class Inbound:
         if asked is None:
             return
         if frame.overdue:
-            asked.cell.overdue(asked)
+            asked.cell.request_timed_out(asked)
         else:
             del self.asks[frame.number]
             asked.cancel()
@@ -250,11 +252,11 @@ class _Entering:
         """Enter the queue of senders."""
         entering = cls(cell, message, credit)
         entering.sender = WaitingSender(entering)
-        cell.line_up(entering.sender)
+        cell.enqueue_sender(entering.sender)
 
     def wake(self) -> None:
         """Enter the mailbox, which has room now or was closed."""
-        self.cell.redeem(self.sender, self.message)
+        self.cell.fill_place(self.sender, self.message)
         self.credit()
 
     def __await__(self) -> Any:
@@ -289,7 +291,7 @@ class _Sending(StreamSlot):
     def ahead(self) -> int:
         return self._open
 
-    def give(self, chunk: Any) -> None:
+    def add_chunk(self, chunk: Any) -> None:
         try:
             body = self._peer.membership.coder.body(chunk)
         except MessageRefused as error:
@@ -490,7 +492,7 @@ class Peer:
             self.delivery.flush_soon()
         elif not self._reminded:
             self._reminded = True
-            self.membership.runtime.later(PATIENCE, self._remember)
+            self.membership.runtime.call_later(PATIENCE, self._remember)
 
     def _remember(self) -> None:
         self._reminded = False
@@ -609,7 +611,7 @@ class Flight:
         """Deliver one more chunk of the stream."""
         slot: Any = self.ask
         slot.writer.received += 1
-        slot.give(chunk)
+        slot.add_chunk(chunk)
 
 
 class Flights:

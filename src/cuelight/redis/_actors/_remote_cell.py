@@ -57,8 +57,8 @@ class RemoteCell(Cell):
         self.table, self.options = Actor.__table__, DEFAULTS
         self.factory, self.args, self.kwargs = Actor, (), None
         self.context, self.state = Context(), LIVE
-        self.parent = self.actor = self.running = self.exit = self.asks = self.sent = self.family = self.extras = None
-        self.keeper = _NOBODY
+        self.parent = self.actor = self.running = self.exit = self.asks = self.sent = self.children = self.extras = None
+        self.supervisor = _NOBODY
         self.signals = self.restarts = self.incarnation = self.handled = 0
         self.awaited_start = False
 
@@ -74,7 +74,7 @@ class RemoteCell(Cell):
 
     def put(self, item: Any) -> bool:
         if self.closed:
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
             return True
         coded = self.peer.membership.coder.message(self.content(item))
         if len(self) >= self.limit:
@@ -89,14 +89,14 @@ class RemoteCell(Cell):
         except MessageRefused as error:
             self.runtime.dead_letters.add(message, self, "unsendable", error)
             return False
-        self.dropped(message, "mailbox_full")
+        self.discard(message, "mailbox_full")
         return False
 
-    def redeem(self, sender: WaitingSender, item: Any) -> None:
-        if sender.promised:
-            self.promised -= 1
+    def fill_place(self, sender: WaitingSender, item: Any) -> None:
+        if sender.granted:
+            self.granted -= 1
         if self.closed:
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
             return
         self._transmit(item, self.peer.membership.coder.message(self.content(item)))
         self.admit()
@@ -110,15 +110,15 @@ class RemoteCell(Cell):
 
     def admit(self) -> None:
         senders = self.senders
-        while senders and not self.closed and len(self) + self.promised < self.capacity:
-            if self.promised:
+        while senders and not self.closed and len(self) + self.granted < self.capacity:
+            if self.granted:
                 break  # a sender is about to use its place; trio would wake two in any order
             sender = senders.popleft()
             if self.is_cancelled(sender):
                 self.cancelled_count = max(0, self.cancelled_count - 1)
             elif type(sender) is WaitingSender:
-                sender.promised = True
-                self.promised += 1
+                sender.granted = True
+                self.granted += 1
                 sender.waiter.wake()
             else:
                 self._transmit(sender, self.peer.membership.coder.message(self.content(sender)))
@@ -181,10 +181,10 @@ class RemoteCell(Cell):
 
     # Requests whose askers have given up.
 
-    def given_up(self, ask: PendingAsk) -> None:
+    def cancel_request(self, ask: PendingAsk) -> None:
         flight = self.peer.membership.flights.end(ask)
         if flight is None:
-            super().given_up(ask)
+            super().cancel_request(ask)
             return
         self.peer.send(Cancel(flight.number, False))
         ask.fail(
@@ -193,16 +193,16 @@ class RemoteCell(Cell):
             )
         )
 
-    def overdue(self, ask: PendingAsk) -> None:
+    def request_timed_out(self, ask: PendingAsk) -> None:
         flight = self.peer.membership.flights.of(ask)
         if flight is None:
-            super().overdue(ask)
+            super().request_timed_out(ask)
         elif not flight.overdue:
             flight.overdue = True
             self.peer.send(Cancel(flight.number, True))
             ask.due = self.runtime.backend.time() + GRACE
             ask.timed = True
-            self.runtime.alarms.add(ask.due, ask)
+            self.runtime.timers.add(ask.due, ask)
         else:
             self.peer.membership.flights.end(ask)
             ask.fail(
@@ -280,7 +280,7 @@ class RemoteCell(Cell):
     def begin(self, why: Start) -> None:
         raise NotImplementedError
 
-    def woken(self) -> None:
+    def on_mail(self) -> None:
         """Do nothing: no actor runs here."""
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
@@ -289,7 +289,7 @@ class RemoteCell(Cell):
     def cancel_turn(self) -> None:
         """Do nothing: no actor runs here."""
 
-    def hurry(self) -> None:
+    def cancel_ending(self) -> None:
         """Do nothing: no actor runs here."""
 
     def cancel_running(self, ask: PendingAsk) -> None:
@@ -298,7 +298,7 @@ class RemoteCell(Cell):
     def runs(self, task: Any) -> bool:
         return False
 
-    def bury(self, exit_: Exit) -> None:
+    def finalize(self, exit_: Exit) -> None:
         raise NotImplementedError
 
 

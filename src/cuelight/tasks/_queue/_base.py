@@ -153,7 +153,7 @@ class QueueBase:
             on_cancel=options.on_cancel,
             heartbeat=options.heartbeat,
         )
-        ref: Ref[Any] = Ref(system.root.ensure_children().adopt(child(QueueActor, life)))
+        ref: Ref[Any] = Ref(system.root.ensure_children().start_child(child(QueueActor, life)))
         # Needed if the `stopped` hook is not called, for example because the actor never started.
         ref._cell.ensure_extras().call_when_ended(lambda _: life.end())
         life.ref = ref

@@ -378,14 +378,14 @@ async def test_a_warm_task_that_gets_mail_when_it_retires_handles_it() -> None:
         await ref.ask(Get())
         await settle()
         cell: Any = ref._cell
-        cell.retire()
+        cell.end_idle_task()
         ref.tell_nowait(Put(1))
         assert await ref.ask(Get()) == [1]
         await settle()
-        cell.retire()
+        cell.end_idle_task()
         await settle()
         assert cell.coroutine is None
-        cell.retire()
+        cell.end_idle_task()
         assert await ref.ask(Get()) == [1]
 
 

@@ -73,7 +73,7 @@ async def test_every_skips_periods_that_were_missed() -> None:
         timer._due -= 5.5  # as if the loop had been blocked
         due = timer._due
         system.timers.remove(due + 5.5, timer)
-        timer.ring()
+        timer.fire()
         assert timer._due == pytest.approx(due + 5)
 
 

@@ -137,7 +137,7 @@ class Probe:
                 if wanted(message):
                     return message
                 discarded.append(message)
-        raise AssertionError(f"the probe fished for {within} s and received only {discarded!r}")
+        raise AssertionError(f"the probe fished for {within} s and caught only {discarded!r}")
 
     async def receive(self, count: int, within: float = 3.0) -> list[Any]:
         """Receive `count` messages. Each of them may take up to `within` seconds. A checkpoint when it waits.

@@ -526,7 +526,7 @@ class ActorRuntime(Dispatcher):
 
     @abstractmethod
     def new_children(self, owner: Cell) -> ChildSupervisor:
-        """Return a family for the children that an actor spawns."""
+        """Return a supervisor for the children that an actor spawns."""
 
     def new_cell(self, supervisor: ChildSupervisor, spec: ChildSpec[Any]) -> Cell:
         """Return a cell for a spec: plain if no method of the class can suspend, eager if only handlers can.

@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cuelight.actors._cell_extras import CellExtras
-from cuelight.actors._message_disposal import CellMailbox
+from cuelight.actors._cell_mailbox import CellMailbox
 from cuelight.actors._messages import ControlMessage, Crashed, Exit, Killed, ShutDown, Start, Stopped
 from cuelight.actors._reply import PendingAsk, Reply, StreamSlot
 from cuelight.actors._wait_graph import held_by, release_all
@@ -162,7 +162,7 @@ class Cell(CellMailbox):
 
     @abstractmethod
     def begin(self, why: Start) -> None:
-        """Make an incarnation, run its `started` hook and report the outcome to the family."""
+        """Make an incarnation, run its `started` hook and report the outcome to the supervisor."""
 
     def construct(self) -> Any:
         """Return a new actor for this cell. Exceptions of its constructor propagate."""
@@ -196,7 +196,7 @@ class Cell(CellMailbox):
         self.end_incarnation(Crashed(self.as_failure(error)))
 
     def restart(self, why: Start) -> None:
-        """Begin the next incarnation. Called by the family once the previous one is over."""
+        """Begin the next incarnation. Called by the supervisor once the previous one has ended."""
         if held_by:
             release_all(self)
         if self.closed:
@@ -381,7 +381,7 @@ class Cell(CellMailbox):
     # Ending.
 
     def end_incarnation(self, exit_: Exit) -> None:
-        """End everything that belongs to the incarnation, which takes no more messages, then report to the family."""
+        """End everything that belongs to the incarnation, which takes no more messages, then report the end."""
         self.exit = exit_
         self.state = ENDING
         self.asleep = 0
@@ -391,7 +391,7 @@ class Cell(CellMailbox):
         if held_by and exit_.abnormal:
             release_all(self)
         if self.extras is not None:
-            self._end_bonds(self.extras)
+            self._end_extras(self.extras)
         if self.children is not None:
             if isinstance(exit_, Killed):
                 self.children.kill(exit_.why)
@@ -409,12 +409,12 @@ class Cell(CellMailbox):
         return self.extras is not None and bool(self.extras.background)
 
     def part_ended(self) -> None:
-        """Report to the family if the child or background task that has ended was the last one."""
+        """Report the end if the child or background task that has ended was the last one."""
         if self.state == ENDING and not self.outstanding():
             self.report_end()
 
     def report_end(self) -> None:
-        """Report to the family that the whole incarnation has ended. The family decides on a restart."""
+        """Report that the whole incarnation has ended. The supervisor decides on a restart."""
         self.state = INCARNATION_ENDED
         exit_ = self.exit
         assert exit_ is not None  # noqa: S101 - ENDING has one
@@ -422,7 +422,7 @@ class Cell(CellMailbox):
 
     @abstractmethod
     def finalize(self, exit_: Exit) -> None:
-        """End permanently: run the `stopped` hook, then call `mark_dead`. Called by the family."""
+        """End permanently: run the `stopped` hook, then call `mark_dead`. Called by the supervisor."""
 
     def mark_dead(self, exit_: Exit) -> None:
         """Mark the cell dead, refuse its queue, notify its watchers and release its name."""
@@ -485,13 +485,13 @@ class Cell(CellMailbox):
     # The state that only few actors need.
 
     def ensure_extras(self) -> CellExtras[Cell]:
-        """Return its bonds, made at first use."""
+        """Return the rarely used state, made at first use."""
         if self.extras is None:
             self.extras = CellExtras()
         return self.extras
 
     def ensure_children(self) -> ChildSupervisor:
-        """Return the family of a live cell, made at its first child.
+        """Return the supervisor of the children of a live cell, made at its first child.
 
         Raises:
             SystemClosed: the actor is ending.
@@ -505,9 +505,9 @@ class Cell(CellMailbox):
         """Call the `call_when_started` callbacks: the incarnation has started or can no longer start."""
         extras = self.ensure_extras()
         when_started, extras.when_started = extras.when_started, {}
-        for tell in when_started:
+        for callback in when_started:
             try:
-                tell()
+                callback()
             except BaseException as error:
                 self.runtime.internal_error(error)
 
@@ -517,10 +517,10 @@ class Cell(CellMailbox):
         self.notify_started()
         for group in list(extras.groups):
             group.discard(self)
-        for watcher, tell in extras.watchers.items():
+        for watcher, notify in extras.watchers.items():
             if watcher.extras is not None:
                 watcher.extras.watched.pop(self, None)
-            tell(exit_)
+            notify(exit_)
         for other in extras.links:
             if other.extras is not None:
                 other.extras.links.pop(self, None)
@@ -547,7 +547,7 @@ class Cell(CellMailbox):
             if self.asleep:
                 self.on_mail()
 
-    def _end_bonds(self, extras: CellExtras[Cell]) -> None:
+    def _end_extras(self, extras: CellExtras[Cell]) -> None:
         """End the state bound to the incarnation. Background tasks are cancelled here and end a little later."""
         for timer in list(extras.timers):
             timer.cancel()
@@ -621,7 +621,7 @@ class ChildSupervisor(Protocol):
         ...
 
     def new_children(self, owner: Cell) -> ChildSupervisor:
-        """Return a family for the children of a child."""
+        """Return a supervisor for the children of a child."""
         ...
 
     def child_started(self, cell: Cell) -> None:
@@ -629,7 +629,7 @@ class ChildSupervisor(Protocol):
         ...
 
     def child_ended(self, cell: Cell, exit_: Exit) -> None:
-        """Restart or bury a child whose incarnation is over."""
+        """Restart or finalize a child whose incarnation has ended."""
         ...
 
     def child_finalized(self, cell: Cell) -> None:
@@ -637,7 +637,7 @@ class ChildSupervisor(Protocol):
         ...
 
     def abandon_restart(self, cell: Cell, exit_: Exit) -> None:
-        """Bury a child that was stopped or killed while it waited for its restart."""
+        """Finalize a child that was stopped or killed while it waited for its restart."""
         ...
 
     def close(self, exit_: Exit) -> None:
@@ -649,9 +649,9 @@ class ChildSupervisor(Protocol):
         ...
 
     def spent(self) -> dict[str, float]:
-        """Return the amounts charged to this family's budget, by unit; empty if it has none."""
+        """Return the amounts charged to the budget of this supervisor, by unit; empty if it has none."""
         ...
 
     def spend(self, amounts: dict[str, float]) -> None:
-        """Charge the budgets of this family and of the families above it."""
+        """Charge the budgets of this supervisor and of the supervisors above it."""
         ...

@@ -204,7 +204,7 @@ class Dispatcher:
             self._wake()
 
     def schedule_again(self, cell: Runnable) -> None:
-        """Give another turn to a cell that has just had one and still counts as awake."""
+        """Give another turn to a cell that has just had one and still counts as busy."""
         self._ready.append(cell)
         if self._sleep is not None:
             self._wake()

@@ -124,10 +124,10 @@ class EagerCell(TurnCell, TaskCell):
 
     def _discard(self, worker: HandlerTask) -> bool:
         """End a task that cannot be used again. Return whether the handler has cancelled it and then did not wait."""
-        cut, self.cancelling = self.cancelling, False
+        cancelling, self.cancelling = self.cancelling, False
         self._forget_task()
         worker.end()
-        return not cut and worker.task.cancelling() > 0
+        return not cancelling and worker.task.cancelling() > 0
 
     def _forget_task(self) -> None:
         self.worker = self.task = self.scope = self.turn_scope = self.coroutine = None
@@ -320,7 +320,7 @@ class EagerCell(TurnCell, TaskCell):
         return self._process_ending() if self.cancelling else True
 
     def _process_ending(self) -> Exit | bool:
-        """Process the signal that has cut off a handler at once, so that the actor does not seem idle."""
+        """Process at once the signal that has cancelled a handler, so that the actor does not seem idle."""
         return (self.process_signals() if self.signals & ENDING_SIGNALS else None) or True
 
     def resumed(self, outcome: Exit | bool) -> None:

@@ -47,7 +47,7 @@ class SetAside(enum.Enum):
 
 SET_ASIDE: Final = SetAside.SET_ASIDE
 
-current_cell: ContextVar[CurrentCell | None] = ContextVar("cuelight_handling", default=None)
+current_cell: ContextVar[CurrentCell | None] = ContextVar("cuelight_current_cell", default=None)
 """The cell whose handler the running code belongs to, or None outside of handlers."""
 
 

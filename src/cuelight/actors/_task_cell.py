@@ -182,7 +182,7 @@ class TaskCell(Cell):
     async def _run_own(self) -> Exit | None:
         actor = self.actor
         assert actor is not None  # noqa: S101 - it has started
-        self.asleep = 1  # awake only from the arrival of a message to the next empty receive
+        self.asleep = 1  # it counts as busy only from the arrival of a message to the next empty receive
         self.runtime.mark_idle()
         try:
             if self.items:
@@ -203,7 +203,7 @@ class TaskCell(Cell):
     async def _serve(self) -> Exit | None:  # noqa: C901, PLR0912 - a call for each message costs as much as one
         """Handle messages until the incarnation is over.
 
-        Return its exit, or None if the task retires or its scope was cancelled.
+        Return its exit, or None if the task has been idle too long or its scope was cancelled.
         """
         actor, async_calls, plain_calls = self.actor, self.table.async_calls, self.table.plain_calls
         checkpoint = self.runtime.backend.checkpoint
@@ -447,7 +447,7 @@ class Inbox(Generic[M]):
     """The source of messages for `run`, or for an actor made from a function. Also a case of `select`.
 
     Each received request must be answered (`reply`), deferred or passed to `handle`. Otherwise it fails when the next
-    message is received, so that no asker waits in vain.
+    message is received, so that no asker waits for ever.
     """
 
     __slots__ = ("_cell", "_waiters")

@@ -1,4 +1,4 @@
-"""Timers for actors: one heap, and one alarm of the loop, for all deadlines and timers of a system."""
+"""One heap, and one alarm of the event loop, for all deadlines and timers of a system."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TimerEntry(Protocol):
 class TimerHeap:
     """Entries by due time. Entries that are due at the same time share one item of the heap.
 
-    If an entry raises when it rings, the exception is reported and the other entries still ring.
+    If an entry raises when it fires, the exception is reported and the other entries still fire.
     """
 
     __slots__ = ("_armed", "_backend", "_closed", "_due", "_empty", "_failed", "_heap")
@@ -55,7 +55,7 @@ class TimerHeap:
         return sum(map(len, self._due.values()))
 
     def add(self, due: float, entry: TimerEntry) -> None:
-        """Have `entry.ring()` called at the loop's time `due`, which must not be NaN. Do nothing after `close`."""
+        """Have `entry.fire()` called at the loop's time `due`, which must not be NaN. Do nothing after `close`."""
         if self._closed or due == math.inf:
             return
         bucket = self._due.get(due)
@@ -71,7 +71,7 @@ class TimerHeap:
             self._backend.set_alarm(due, self._fire)
 
     def remove(self, due: float, entry: TimerEntry) -> None:
-        """Forget an entry. Do nothing if it has already rung."""
+        """Forget an entry. Do nothing if it has already fired."""
         bucket = self._due.get(due)
         # An empty due time stays for a while: asks soon need it again, and the alarm need not be changed.
         if bucket is not None and bucket.pop(entry, MISSING) is None and not bucket:
@@ -104,7 +104,7 @@ class TimerHeap:
                 self._empty = max(0, self._empty - 1)
                 continue
             for entry in list(bucket):
-                if entry in bucket:  # an entry that rang before it may have removed it
+                if entry in bucket:  # an entry that fired before it may have removed it
                     del bucket[entry]
                     try:
                         entry.fire()

@@ -246,14 +246,14 @@ class TrioBackend:
             self._alarm_scope.deadline = when
         elif not self._alarm_task:
             self._alarm_task = True
-            self._lowlevel.spawn_system_task(self._keep_alarm, name="cuelight alarm")
+            self._lowlevel.spawn_system_task(self._wait_for_alarm, name="cuelight alarm")
 
     def clear_alarm(self) -> None:
         self._ring = None
         if self._alarm_scope is not None:
             self._alarm_scope.cancel()
 
-    async def _keep_alarm(self) -> None:
+    async def _wait_for_alarm(self) -> None:
         try:
             while self._ring is not None:
                 with self._trio.CancelScope(deadline=self._when) as scope:

@@ -30,9 +30,6 @@ from cuelight.mailbox._channel_core import RESERVE, ChannelCore
 from cuelight.mailbox._overflow import Overflow, wait
 from cuelight.mailbox._thread_channel import ThreadEnd
 
-# The ends of a channel, which can only send or only receive; its permits; and the `select` case that sends.
-
-
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)

@@ -3,7 +3,7 @@
 Invariants:
 1. Messages are taken in the order in which they were accepted. Messages of one sender are taken in the order in which
    they were sent.
-2. At most `capacity` messages wait, including promised places. While senders wait, no other message overtakes them.
+2. At most `capacity` messages wait, including granted places. While senders wait, no other message overtakes them.
 3. A waiting sender keeps its message until it has a place. If it is cancelled before that, nothing was sent.
 4. The number of control messages is bounded by the number of actors' lives, not by `capacity`. All of them are taken
    before the next message.
@@ -26,7 +26,7 @@ SOME_STALE = 64
 
 
 class WaitingSender:
-    """A sender that waits for room. It is first parked, then promised a place, which it fills when it wakes.
+    """A sender that waits for room. It first waits, then is granted a place, which it fills when it wakes.
 
     A cancelled sender stays in the queue for a while, because removing it at once would need a search through the
     queue.
@@ -144,7 +144,7 @@ class Mailbox:
         return True
 
     def note_cancelled(self) -> None:
-        """Count a waiting item or sender that became stale, and remove the stale ones once there are enough of them."""
+        """Count a waiting item or sender that was cancelled. Remove the cancelled ones once there are enough of them."""
         self.cancelled_count += 1
         if self.cancelled_count > SOME_STALE and self.cancelled_count * 2 > len(self) + len(self.senders or ()):
             self.drop_cancelled()
@@ -172,7 +172,7 @@ class Mailbox:
         self.attention = True
 
     def cancel_sender(self, sender: WaitingSender) -> None:
-        """Give up the place of a cancelled sender, in the queue or the one that it was promised."""
+        """Give up the place of a cancelled sender, in the queue or the one that it was granted."""
         if sender.granted:
             self.granted -= 1
         else:
@@ -184,7 +184,7 @@ class Mailbox:
         self.admit()
 
     def fill_place(self, sender: WaitingSender, item: Any) -> None:
-        """Put an item into the place that was promised to its sender."""
+        """Put an item into the place that was granted to its sender."""
         if sender.granted:
             self.granted -= 1
         if self.closed:

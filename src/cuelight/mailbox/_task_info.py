@@ -134,8 +134,8 @@ def awaited_by(step: Any) -> Any:
         return next(iter(gc.get_referents(awaited)), None)  # it has no attribute for the wrapped coroutine
     frame = frame_of(step)
     if awaited is None and frame is not None:
-        look = drivers.get(frame.f_code)
-        return None if look is None else look(frame.f_locals)
+        find = drivers.get(frame.f_code)
+        return None if find is None else find(frame.f_locals)
     return awaited
 
 

@@ -29,21 +29,21 @@ _WITHDRAWN: Final = object()
 class _ThreadOperation:
     """One operation of a thread, which is a waiter in the channel's queues. Only the loop's thread completes it."""
 
-    __slots__ = ("_woken", "error", "result", "settled")
+    __slots__ = ("_done", "completed", "error", "result")
 
     def __init__(self) -> None:
-        self._woken = threading.Event()
-        self.settled = False
+        self._done = threading.Event()
+        self.completed = False
         self.result: Any = None
         self.error: Exception | None = None
 
     def done(self) -> bool:
-        return self.settled
+        return self.completed
 
     def set_result(self, result: Any, /) -> None:
-        self.settled = True
+        self.completed = True
         self.result = result
-        self._woken.set()
+        self._done.set()
 
     def fail(self, error: Exception) -> None:
         self.error = error
@@ -54,7 +54,7 @@ class _ThreadOperation:
         return self.error is not None or self.result is CLOSED or self.result is _WITHDRAWN
 
     def wait(self, seconds: float) -> bool:
-        return self._woken.wait(seconds)
+        return self._done.wait(seconds)
 
 
 class ThreadEnd(Generic[T]):
@@ -172,11 +172,11 @@ class ThreadEnd(Generic[T]):
             self._backend.call_threadsafe(step)
         except RuntimeError as error:
             # The loop has ended, so no other thread uses the call any more.
-            if not call.settled:
+            if not call.completed:
                 call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended: {error}"))
 
     def _abandon(self, call: _ThreadOperation, queue: OrderedDict[Any, Any]) -> None:
-        if not call.settled:
+        if not call.completed:
             _withdraw(call, queue)
         elif queue is self._channel._receivers and not call.failed:
             self._channel.case_put_back(call.result)
@@ -191,6 +191,6 @@ def _in_a_loop() -> bool:
 
 
 def _withdraw(call: _ThreadOperation, queue: OrderedDict[Any, Any]) -> None:
-    if not call.settled:
+    if not call.completed:
         queue.pop(call, None)
         call.set_result(_WITHDRAWN)

@@ -1,14 +1,10 @@
-"""Applies the supervision policies: receives the ends of children, asks the policies for a decision and carries it out.
+"""The supervision of the children of one actor: their starts, restarts and ends, as the policies decide.
 
 Invariants:
 1. Children start one after another, in order, and stop one after another, in reverse order.
 2. No decision is taken inside a handler: the dispatcher, which never waits, decides on crashes.
 3. A restart is a timer: while it runs, children can be stopped, listed and added.
 4. After `close` or `kill` nothing is restarted, and the owner is notified when the last child has ended for good.
-
-A restart of several children: they stop in reverse order, then start in order, one at a time.
-
-The supervisor does not wait and can do other work between the steps.
 """
 
 from __future__ import annotations
@@ -35,6 +31,11 @@ if TYPE_CHECKING:
 
 
 class GroupRestart:
+    """A restart of several children: they stop in reverse order, then start in order, one at a time.
+
+    The supervisor does not wait and can do other work between the steps.
+    """
+
     __slots__ = ("_affected", "_children", "_delay", "_ended", "_running", "_starting", "_timer")
 
     def __init__(self, children: Children, affected: list[Cell], delay: float) -> None:
@@ -105,7 +106,7 @@ class GroupRestart:
             self._affected.discard(cell)
 
     def cancel_timer(self) -> None:
-        """Cancel the timer, because the family is closing or the next step is due now."""
+        """Cancel the timer, because the supervisor is closing or the next step is due now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -117,7 +118,7 @@ MEMORY_CHECK_SECONDS = 1.0
 
 
 class SupervisionPolicy(msgspec.Struct, frozen=True):
-    """How a family is supervised.
+    """How the children of an actor are supervised.
 
     The defaults apply to the children of a plainly spawned actor, and to the top of a system without options.
     """
@@ -148,7 +149,7 @@ class ChildState:
 
 
 class Children:
-    """The children of one cell; implements `actors.Family`."""
+    """The children of one cell; implements `actors.ChildSupervisor`."""
 
     __slots__ = (
         "_budget_counter",
@@ -456,8 +457,8 @@ class Children:
     def _close(self) -> None:
         self._closing = True
         self._to_stop = list(self._cells)  # consumed from the end; some children may end by themselves meanwhile
-        for look in self._budget_timers:
-            look.cancel()
+        for timer in self._budget_timers:
+            timer.cancel()
         if self.group_restart is not None:
             self.group_restart.cancel_timer()
             self.group_restart = None

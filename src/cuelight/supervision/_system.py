@@ -35,11 +35,11 @@ MAX_STUCK_SHOWN = 10
 
 
 class _RootActor(Actor[Any]):
-    """The top of the tree. It has no handlers, only a family."""
+    """The top of the tree. It has no handlers, only children."""
 
 
 class RootSupervisor:
-    """The keeper of the root: when the root ends, the system ends."""
+    """The supervisor of the root: when the root ends, the system ends."""
 
     def __init__(self, runtime: ActorSystem) -> None:
         self.runtime = runtime
@@ -131,7 +131,7 @@ class ActorSystem(ActorRuntime):
     # The tree.
 
     def new_children(self, owner: Cell) -> ChildSupervisor:
-        """Return a family with its owner's plan: a supervisor's own, the system's at the top, else the defaults."""
+        """Return a supervisor with the policy of its owner: its own, the system's at the top, or the defaults."""
         actor = owner.actor
         if isinstance(actor, Supervisor):
             return Children(self, owner, actor.supervision_policy())

@@ -8,12 +8,7 @@ the loop may still wake a task. These count as outside the loop:
 * an open `real_time` block, for the test's own threads, which no loop can know about.
 
 As long as one of these exists, the clock runs at the pace of real time, so a timer can be late but never early. The
-clock stands still while code runs.
-
-The virtual clock on trio: trio's `MockClock`, extended to wait for threads and for I/O.
-
-Without this extension, `MockClock` jumps whenever all tasks are blocked, even while a worker thread runs or a task
-waits for a socket.
+clock stands still while code runs. On trio this is trio's `MockClock`, extended to wait for threads and for I/O.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Handles messages that are not processed normally: they wait, or are dropped, refused, retried or dead letters."""
+"""The mailbox of a cell, and what happens to messages that no handler completes.
+
+They wait, or are dropped, refused, handled again or recorded as dead letters.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class CellMailbox(Mailbox):
-    """The part of a cell that settles messages."""
+    """The mailbox of a cell. Its methods end messages that no handler completes."""
 
     __slots__ = ("exit", "extras", "options", "runtime")
 
@@ -50,7 +53,7 @@ class CellMailbox(Mailbox):
 
     @abstractmethod
     def ensure_extras(self) -> CellExtras[Any]:
-        """Return its bonds, made at first use."""
+        """Return the rarely used state, made at first use."""
 
     # Methods that Mailbox needs from its owner.
 

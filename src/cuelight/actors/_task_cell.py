@@ -209,11 +209,9 @@ class TaskCell(Cell):
         checkpoint = self.runtime.backend.checkpoint
         pause_at = self.handled + BUDGET
         while True:
-            if self.attention:
-                exit_ = self.process_signals()
-                if exit_ is not None:
-                    self.running = None
-                    return exit_
+            if self.attention and (exit_ := self.process_signals()) is not None:
+                self.running = None
+                return exit_
             items = self.items
             if not items:
                 item = value = None  # an idle actor keeps no message alive

@@ -5,7 +5,7 @@ Invariants:
    they were sent.
 2. At most `capacity` messages wait, including granted places. While senders wait, no other message overtakes them.
 3. A waiting sender keeps its message until it has a place. If it is cancelled before that, nothing was sent.
-4. The number of control messages is bounded by the number of actors' lives, not by `capacity`. All of them are taken
+4. The number of control messages is bounded by the number of actors that this one watches, not by `capacity`. All of them are taken
    before the next message.
 
 The consumer reads `items` itself, because one call per message costs as much as the message. It must first check
@@ -22,7 +22,7 @@ from typing import Any
 from cuelight.mailbox._backend import Waiter
 from cuelight.mailbox._overflow import Overflow, checked_position, policy_name
 
-SOME_STALE = 64
+MANY_CANCELLED = 64
 
 
 class WaitingSender:
@@ -144,9 +144,9 @@ class Mailbox:
         return True
 
     def note_cancelled(self) -> None:
-        """Count a waiting item or sender that was cancelled. Remove the cancelled ones once there are enough of them."""
+        """Count a cancelled item or sender that still waits. Remove them once there are enough of them."""
         self.cancelled_count += 1
-        if self.cancelled_count > SOME_STALE and self.cancelled_count * 2 > len(self) + len(self.senders or ()):
+        if self.cancelled_count > MANY_CANCELLED and self.cancelled_count * 2 > len(self) + len(self.senders or ()):
             self.drop_cancelled()
 
     def drop_cancelled(self) -> None:

@@ -202,7 +202,7 @@ async def test_stop_with_a_timeout_kills_in_the_end() -> None:
         await quick.tell(Put(1))
         await quick.stop(timeout=3)
         assert await quick.ended() == Stopped()
-        assert len(system.alarms) <= 1  # the task that is kept warm
+        assert len(system.timers) <= 1  # the task that is kept warm
 
 
 async def test_a_kill_overtakes_a_stop_under_way() -> None:
@@ -378,14 +378,14 @@ async def test_a_warm_task_that_gets_mail_when_it_retires_handles_it() -> None:
         await ref.ask(Get())
         await settle()
         cell: Any = ref._cell
-        cell.retire()
+        cell.end_idle_task()
         ref.tell_nowait(Put(1))
         assert await ref.ask(Get()) == [1]
         await settle()
-        cell.retire()
+        cell.end_idle_task()
         await settle()
         assert cell.coroutine is None
-        cell.retire()
+        cell.end_idle_task()
         assert await ref.ask(Get()) == [1]
 
 
@@ -629,7 +629,7 @@ async def test_what_comes_after_the_end_changes_nothing(kind: Any) -> None:
         await ref.stop()
         cell = ref._cell
         cell.fail_with(OSError())
-        cell.recycle()
+        cell.end_for_restart()
         cell.put_control(Put(1))
         cell.stop()
         cell.shut_down()

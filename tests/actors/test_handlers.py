@@ -331,7 +331,7 @@ async def test_the_function_of_an_actor_is_checked_when_it_is_spawned() -> None:
             child(wrong, 1, stride=2)
         ref: Any = await system.spawn(_takes_an_inbox, 1, step=2)
         await ref.ended()
-        assert not system.root.family or not list(system.root.family.children())
+        assert not system.root.children or not list(system.root.children.cells())
 
 
 async def test_a_message_of_a_class_that_was_defined_twice_is_told_so() -> None:

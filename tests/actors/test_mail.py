@@ -189,9 +189,9 @@ async def test_senders_that_wait_are_let_in_when_a_place_is_given_up() -> None:
             sender = cell.senders[0]
             cell.items.clear()
             cell.admit()  # the first is promised the place; it gives it up before it wakes
-            assert sender.promised
-            cell.leave(sender)
-            sender.promised = False
+            assert sender.granted
+            cell.cancel_sender(sender)
+            sender.granted = False
             first.cancel()
         assert 2 in second
         _open(ref)
@@ -375,14 +375,14 @@ async def test_an_ask_never_overtakes_those_that_wait_in_line() -> None:
         cell = ref._cell
         ref.tell_nowait(Put(0))
         sender = WaitingSender(system.backend.waiter())
-        cell.line_up(sender)
+        cell.enqueue_sender(sender)
         first = ref.ask(Get())
         await settle()
-        assert sender.promised  # it has not filled its place yet, and the actor is idle meanwhile
+        assert sender.granted  # it has not filled its place yet, and the actor is idle meanwhile
         second = ref.ask(Get())
         assert not first.done
         assert not second.done
-        cell.redeem(sender, Put(1))
+        cell.fill_place(sender, Put(1))
         assert await second == [0, 1]
         assert first.done
         assert await first == [0, 1]
@@ -410,11 +410,11 @@ async def test_a_place_that_is_given_back_at_an_idle_actor_goes_to_the_next_in_l
         cell = ref._cell
         ref.tell_nowait(Put(0))
         sender = WaitingSender(system.backend.waiter())
-        cell.line_up(sender)
+        cell.enqueue_sender(sender)
         reply = ref.ask(Get())
         await settle()
         assert not reply.done
-        cell.leave(sender)
+        cell.cancel_sender(sender)
         assert await reply == [0]
 
 
@@ -422,9 +422,9 @@ async def test_a_sender_that_is_cancelled_when_the_mailbox_has_just_closed_leave
     async with ActorSystem() as system:
         ref = await _full(system, [])
         sender = WaitingSender(system.backend.waiter())
-        ref._cell.line_up(sender)
+        ref._cell.enqueue_sender(sender)
         ref._cell.stop()
-        ref._cell.leave(sender)
+        ref._cell.cancel_sender(sender)
         assert ref.statistics().waiting_senders == 0
         _open(ref)
         await ref.ended()

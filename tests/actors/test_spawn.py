@@ -225,7 +225,7 @@ async def test_a_start_that_fails_raises_start_error_and_leaves_nothing(kind: An
             await system.spawn(child(kind, where, log).with_options(name="x"))
         assert isinstance(caught.value.__cause__, OSError)
         assert system.alive == 1  # the root
-        assert len(system.alarms) == 0
+        assert len(system.timers) == 0
         with pytest.raises(ActorNotFound):
             system.find("x")
         assert log == []  # no hook of an actor that never was

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from cuelight import Actor, ActorSystem, ActorTimer, Message, child, on
-from cuelight.actors._timers import Alarms, Later
+from cuelight.actors._timers import Later, TimerHeap
 from cuelight.mailbox import current_backend
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend
@@ -72,8 +72,8 @@ async def test_every_skips_periods_that_were_missed() -> None:
         timer = actor.timers[0]
         timer._due -= 5.5  # as if the loop had been blocked
         due = timer._due
-        system.alarms.remove(due + 5.5, timer)
-        timer.ring()
+        system.timers.remove(due + 5.5, timer)
+        timer.fire()
         assert timer._due == pytest.approx(due + 5)
 
 
@@ -105,7 +105,7 @@ async def test_timers_end_with_their_incarnation() -> None:
         await ref.stop()
         await anyio.sleep(20)
         assert not system.dead_letters.counts["stopped"]
-        assert len(system.alarms) == 0
+        assert len(system.timers) == 0
     assert_no_orphans(system)
 
 
@@ -132,7 +132,7 @@ async def test_every_wants_a_period_of_more_than_nothing() -> None:
 
 
 async def test_entries_of_one_instant_that_are_cancelled_by_the_first_do_not_ring() -> None:
-    alarms = Alarms(current_backend(), lambda error: pytest.fail(repr(error)))
+    alarms = TimerHeap(current_backend(), lambda error: pytest.fail(repr(error)))
     rung: list[str] = []
     due = anyio.current_time() + 1
 
@@ -152,7 +152,7 @@ async def test_entries_of_one_instant_that_are_cancelled_by_the_first_do_not_rin
 
 
 async def test_alarms_that_are_taken_back_leave_nothing_behind() -> None:
-    alarms = Alarms(current_backend(), lambda error: pytest.fail(repr(error)))
+    alarms = TimerHeap(current_backend(), lambda error: pytest.fail(repr(error)))
     rung: list[int] = []
     now = anyio.current_time()
     keep = Later(alarms, now + 10_000, rung.append, 0)
@@ -194,4 +194,4 @@ async def test_times_that_are_no_numbers_are_refused_where_they_are_given() -> N
         with pytest.raises(ValueError, match="finite"):
             actor.every(float("inf"), Put(1))
         assert await ref.ask(Get(), timeout=1) == []  # deadlines hold still
-        assert len(system.alarms) == 0
+        assert len(system.timers) == 0

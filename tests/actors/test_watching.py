@@ -145,7 +145,7 @@ async def test_watches_end_with_the_incarnation_that_set_them() -> None:
         await late.stop()
         await wait_until_idle(system)
         assert seen == []
-        assert late._cell.bonds is None
+        assert late._cell.extras is None
 
 
 async def test_watching_needs_a_handler() -> None:
@@ -186,8 +186,8 @@ async def test_ended_and_exits_tell_who_is_no_actor() -> None:
             await ref.ended()
         with anyio.move_on_after(0.01):
             await select(ref.exits, other.exits)
-        assert ref._cell.bonds is not None
-        assert not ref._cell.bonds.when_ended
+        assert ref._cell.extras is not None
+        assert not ref._cell.extras.when_ended
         tasks.start_soon(wait)
         tasks.start_soon(pick)
         await settle()

@@ -15,7 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from cuelight import Actor, ActorSystem, Ref, Request, on
-from cuelight.actors import blocked
+from cuelight.actors import waits_by_node
 from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, LockManager, ReadWriteLock, _lock_order
 from cuelight.coordination._lock_waiting import monitor
 from cuelight.errors import DeadlockError
@@ -27,7 +27,7 @@ from helpers.players import outcome, settle
 @pytest.fixture(autouse=True)
 def _nobody_is_left_in_the_graph() -> Any:
     yield
-    assert not blocked
+    assert not waits_by_node
 
 
 class Do(Request[Any]):

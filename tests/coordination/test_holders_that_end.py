@@ -15,7 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from cuelight import Actor, ActorCrashed, ActorSystem, Exit, Message, Request, ShutDown, Start, on
-from cuelight.actors import holdings
+from cuelight.actors import held_by
 from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, ReadWriteLock
 from cuelight.coordination._lock_waiting import watched
 from cuelight.errors import LockHeld, LockNotHeld, LockTimeout
@@ -283,7 +283,7 @@ async def test_an_actor_takes_it_in_one_handler_and_releases_it_in_another(lock:
         assert isinstance(caught.value.__cause__, LockNotHeld)
         await ref.ask(Now(lock.release))
         assert not lock.locked
-    assert not holdings
+    assert not held_by
 
 
 @pytest.mark.parametrize("kind", [Doer, Plain])
@@ -305,7 +305,7 @@ async def test_an_actor_that_ends_has_it_released_at_once(
                 await until(lambda: lock.statistics().waiting == 0)
     text = next(text for text in reports() if "ended while it held" in text)
     assert f"actor {ref.path}" in text
-    assert not holdings
+    assert not held_by
 
 
 @pytest.mark.parametrize("end", ["stop", "restart"])
@@ -346,7 +346,7 @@ async def test_an_actor_may_hold_it_from_its_first_hook_to_its_last(end: str, re
                 assert lock.locked
         assert not lock.locked
     assert len([text for text in reports() if "ended while it held" in text]) == (2 if end == "restart" else 0)
-    assert not holdings
+    assert not held_by
 
 
 async def test_an_interrupted_handler_keeps_nothing_that_a_block_took(lock: BaseLock) -> None:

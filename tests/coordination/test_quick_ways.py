@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight.actors import blocked
+from cuelight.actors import waits_by_node
 from cuelight.coordination import LocalLock, LocalSemaphore, LockManager, LockStatistics
 from cuelight.coordination import _lock_manager as manager
 from cuelight.coordination import _locks as locks
@@ -100,7 +100,7 @@ def test_both_ways_serve_the_same_ones_in_the_same_order(
             assert await _play(generally, program) == seen
         assert _figures(quickly.statistics()) == _figures(generally.statistics())
         assert quickly.statistics().held == quickly.statistics().waiting == 0
-        assert not blocked
+        assert not waits_by_node
         await _pass(2)  # the ends of tasks are noticed
         assert len(watched) == before
         assert quickly._core.details is None

@@ -171,7 +171,7 @@ def test_trio_knows_all_code_of_the_library(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("trio.lowlevel.enable_ki_protection", enable)
     monkeypatch.setattr("trio.lowlevel.disable_ki_protection", disable)
-    monkeypatch.setattr(_interrupts, "_held", held)
+    monkeypatch.setattr(_interrupts, "_protected_modules", held)
     monkeypatch.setattr(_interrupts, "_modules", 0)
     _interrupts.hold_interrupts()
     assert held >= _interrupts.BLOCKING  # a module that is renamed must be renamed there, too

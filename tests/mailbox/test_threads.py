@@ -256,7 +256,7 @@ async def test_an_interrupted_thread_takes_nothing(delivered: bool, monkeypatch:
         with pytest.raises(KeyboardInterrupt):
             end.receive()
 
-    monkeypatch.setattr(_thread_channel._Call, "wait", interrupted)
+    monkeypatch.setattr(_thread_channel._ThreadOperation, "wait", interrupted)
     async with anyio.create_task_group() as group:
         group.start_soon(_in_thread, receive)
         await _until(lambda: reached.is_set() and channel.statistics().waiting_receivers == 1)
@@ -280,7 +280,7 @@ async def test_an_interrupted_thread_that_has_sent_stays_sent(monkeypatch: pytes
             time.sleep(0.001)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_thread_channel._Call, "wait", interrupted)
+    monkeypatch.setattr(_thread_channel._ThreadOperation, "wait", interrupted)
 
     def send() -> None:
         with pytest.raises(KeyboardInterrupt):

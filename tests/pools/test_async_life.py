@@ -370,7 +370,7 @@ async def test_the_block_of_a_pool_in_a_given_system_ends_the_pool_alone() -> No
         with pytest.raises(PoolClosed):
             async with pool:
                 pass
-        assert system.root.family is None or system.root.family.empty
+        assert system.root.children is None or system.root.children.empty
     assert_no_orphans(system)
 
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from cuelight.errors import PoolClosed, Rejected, TaskCancelled, TaskFailed
 from cuelight.pools import TaskStatus, WorkerPool, WorkerPoolConfig
 
-Plan = tuple[int, str, int]  # priority, how it ends, after how many failures
+SupervisionPolicy = tuple[int, str, int]  # priority, how it ends, after how many failures
 
 
-def run_plan(plan: Plan, calls: list[int]) -> str:
+def run_plan(plan: SupervisionPolicy, calls: list[int]) -> str:
     _, ending, failures = plan
     if len(calls) <= failures:
         raise ConnectionError(len(calls))
@@ -32,7 +32,7 @@ def run_plan(plan: Plan, calls: list[int]) -> str:
             return ending
 
 
-def expected_starts(plans: list[Plan], max_retries: int) -> list[int]:
+def expected_starts(plans: list[SupervisionPolicy], max_retries: int) -> list[int]:
     """Who is begun when by a single worker: in the order of (priority, sequence), and a retry keeps its sequence."""
     heap = [(priority, number) for number, (priority, _, _) in enumerate(plans)]
     heapq.heapify(heap)
@@ -54,7 +54,9 @@ plans = st.lists(
 
 @settings(max_examples=60)
 @given(plans=plans, workers=st.integers(1, 3), max_retries=st.integers(0, 3))
-def test_each_task_ends_once_and_threads_take_them_in_order(plans: list[Plan], workers: int, max_retries: int) -> None:
+def test_each_task_ends_once_and_threads_take_them_in_order(
+    plans: list[SupervisionPolicy], workers: int, max_retries: int
+) -> None:
     """Each task ends once: completed, failed or cancelled; threads take tasks in the order of (priority, sequence)."""
     starts: list[int] = []
     gate = threading.Event()
@@ -65,7 +67,7 @@ def test_each_task_ends_once_and_threads_take_them_in_order(plans: list[Plan], w
         entered.release()
         assert gate.wait(10)
 
-    def work(number: int, plan: Plan, calls: list[int]) -> str:
+    def work(number: int, plan: SupervisionPolicy, calls: list[int]) -> str:
         starts.append(number)
         calls.append(1)
         return run_plan(plan, calls)

@@ -332,9 +332,9 @@ async def test_callbacks_of_the_library_that_raise_are_reported_and_cost_no_othe
     async with ActorSystem() as system:
         ref = await system.spawn(Member, "a", [])
         cell: Any = ref._cell
-        bonds = cell.bonds_made()
-        bonds.call_when_ended(fails)
-        bonds.call_when_ended(hears)
+        extras = cell.ensure_extras()
+        extras.call_when_ended(fails)
+        extras.call_when_ended(hears)
         system.post(fails)
         await ref.stop()
         await wait_until_idle(system)

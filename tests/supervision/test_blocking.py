@@ -187,7 +187,7 @@ def test_a_stray_cancellation_of_a_blocking_call_is_an_error_of_that_call() -> N
 
 
 def test_a_blocking_block_is_left_although_a_handler_blocks_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocking_system, "UNRESPONSIVE", 0.2)
+    monkeypatch.setattr(_blocking_system, "UNRESPONSIVE_SECONDS", 0.2)
     until = threading.Event()
     try:
         with (
@@ -303,7 +303,7 @@ def test_an_interrupt_before_the_thread_of_a_blocking_system_has_started_leaves_
 
 def test_a_thread_that_is_told_to_end_before_its_loop_runs_starts_no_system() -> None:
     thread = _blocking_system._SystemThread(ActorSystem, "asyncio", None)
-    thread._tell((None, None, None))
+    thread._request_end((None, None, None))
     with pytest.raises(SystemClosed, match="interrupted"):
         thread.start()
     thread.abort()

@@ -160,8 +160,8 @@ async def test_many_that_wait_for_an_actor_may_stop_waiting() -> None:
                 tasks.start_soon(ref.ended)
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
-        assert ref._cell.bonds is not None
-        assert not ref._cell.bonds.when_ended
+        assert ref._cell.extras is not None
+        assert not ref._cell.extras.when_ended
         busy = await system.spawn(Busy)
         await busy.tell(players.Hold())
         async with anyio.create_task_group() as tasks:
@@ -169,8 +169,8 @@ async def test_many_that_wait_for_an_actor_may_stop_waiting() -> None:
                 tasks.start_soon(busy.stop)
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
-        assert busy._cell.bonds is not None
-        assert not busy._cell.bonds.when_started
+        assert busy._cell.extras is not None
+        assert not busy._cell.extras.when_started
         assert busy.interrupt()
 
 

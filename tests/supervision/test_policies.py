@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight import Backoff, Budget, BudgetExceeded, RestartLimit, one_for_all, one_for_one, rest_for_one
-from cuelight.supervision._budget import Ledger, resident_memory
+from cuelight.supervision._budget import BudgetCounter, resident_memory
 
 seconds = st.floats(0, 1e6, allow_nan=False)
 
@@ -63,19 +63,19 @@ def test_strategies_say_who_restarts() -> None:
 
 
 def test_a_budget_is_exceeded_by_more_than_its_limit() -> None:
-    ledger = Ledger(Budget(tokens=10, usd=1))
-    assert ledger.charge({"tokens": 10, "steps": 99}, 0) is None
-    assert ledger.charge({"usd": 1}, 1) is None
-    error = ledger.charge({"tokens": 1}, 2)
+    counter = BudgetCounter(Budget(tokens=10, usd=1))
+    assert counter.charge({"tokens": 10, "steps": 99}, 0) is None
+    assert counter.charge({"usd": 1}, 1) is None
+    error = counter.charge({"tokens": 1}, 2)
     assert isinstance(error, BudgetExceeded)
     assert "11 of at most 10 tokens" in str(error)
 
 
 def test_a_budget_with_a_window_forgets() -> None:
-    ledger = Ledger(Budget(tokens=10, within=60))
-    assert ledger.charge({"tokens": 10}, 0) is None
-    assert ledger.charge({"tokens": 10}, 61) is None
-    assert "within 60" in str(ledger.charge({"tokens": 1}, 62))
+    counter = BudgetCounter(Budget(tokens=10, within=60))
+    assert counter.charge({"tokens": 10}, 0) is None
+    assert counter.charge({"tokens": 10}, 61) is None
+    assert "within 60" in str(counter.charge({"tokens": 1}, 62))
 
 
 def test_bad_budget_is_refused() -> None:

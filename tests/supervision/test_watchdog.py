@@ -116,17 +116,17 @@ def test_only_what_runs_for_long_is_reported(reports: Reports) -> None:
     runtime: Any = FakeRuntime()
     dog = Watchdog(runtime, 1.0)
     for now in (0.0, 0.5):
-        dog.look(now)
+        dog.check(now)
     runtime.cells[0].handled = 1  # another message
     for now in (1.0, 1.9):
-        dog.look(now)
+        dog.check(now)
     assert not reports.texts
     for now in (2.0, 2.5, 9.0):
-        dog.look(now)
+        dog.check(now)
     assert len(reports.texts) == 1
     assert "cannot be shown" in reports.texts[0] or "not awaiting" in reports.texts[0]
     runtime.cells.clear()
-    dog.look(10.0)
+    dog.check(10.0)
     dog.stop()
 
 
@@ -185,7 +185,7 @@ def test_the_watchdog_goes_on_after_a_look_that_failed(reports: Reports, monkeyp
         looks.release()
         raise ValueError("cannot look")
 
-    monkeypatch.setattr(Watchdog, "look", fail)
+    monkeypatch.setattr(Watchdog, "check", fail)
     runtime: Any = None
     watchdog = Watchdog(runtime, 0.01)
     watchdog.start()

@@ -1,8 +1,8 @@
 """Actors: typed messages, the `Actor` class, refs, and the runtime that runs actors."""
 
-from cuelight.actors._actor import Actor
-from cuelight.actors._cell import Cell, Family
-from cuelight.actors._cell_extras import Background, LinkedExit
+from cuelight.actors._actor import Actor, ActorRuntime, ClusterNode, child
+from cuelight.actors._background import ActorTimer, Background
+from cuelight.actors._cell import Cell, ChildSupervisor, LinkedExit
 from cuelight.actors._dead_letters import DeadLetter, DeadLetters, Reason
 from cuelight.actors._handlers import on
 from cuelight.actors._messages import (
@@ -20,19 +20,17 @@ from cuelight.actors._messages import (
     Stopped,
     StreamRequest,
     Streams,
-    Terminated,
     WasRestarted,
 )
-from cuelight.actors._ref import ActorStatistics, Group, Ref
-from cuelight.actors._reply import Reply, ReplyPort, Stream, handling
-from cuelight.actors._spawner import Node, Runtime
-from cuelight.actors._spec import BackoffPolicy, ChildSpec, Options, Restart, child
+from cuelight.actors._ref import ActorStatistics, Group, Ref, Terminated
+from cuelight.actors._reply import Reply, ReplyPort, Stream, current_cell
+from cuelight.actors._spec import BackoffPolicy, ChildSpec, Options, Restart
 from cuelight.actors._task_cell import Inbox
-from cuelight.actors._timers import ActorTimer
-from cuelight.actors._wait_graph import blocked, code_of_waits, find_circle, holdings, name_of, show_circle
+from cuelight.actors._wait_graph import find_cycle, format_cycle, held_by, name_of, wait_code, waits_by_node
 
 __all__ = [
     "Actor",
+    "ActorRuntime",
     "ActorStatistics",
     "ActorTimer",
     "Answerable",
@@ -41,17 +39,17 @@ __all__ = [
     "BackoffPolicy",
     "Cell",
     "ChildSpec",
+    "ChildSupervisor",
+    "ClusterNode",
     "Crashed",
     "DeadLetter",
     "DeadLetters",
     "Exit",
-    "Family",
     "Group",
     "Inbox",
     "Killed",
     "LinkedExit",
     "Message",
-    "Node",
     "Options",
     "Reason",
     "Ref",
@@ -60,7 +58,6 @@ __all__ = [
     "ReplyType",
     "Request",
     "Restart",
-    "Runtime",
     "ShutDown",
     "Spawned",
     "Start",
@@ -70,13 +67,13 @@ __all__ = [
     "Streams",
     "Terminated",
     "WasRestarted",
-    "blocked",
     "child",
-    "code_of_waits",
-    "find_circle",
-    "handling",
-    "holdings",
+    "current_cell",
+    "find_cycle",
+    "format_cycle",
+    "held_by",
     "name_of",
     "on",
-    "show_circle",
+    "wait_code",
+    "waits_by_node",
 ]

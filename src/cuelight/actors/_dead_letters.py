@@ -32,10 +32,10 @@ Reason = Literal[
 """The reason why a message was not handled, or not completely. A user's own overflow policy adds its name.
 
 * `stopped`: the actor had ended, or ended before it took the message.
-* `unhandled`: no handler takes the message.
+* `reject_unhandled`: no handler takes the message.
 * `crashed`: its handler raised.
 * `interrupted`: its handler was cancelled.
-* `refused`: its handler raised `ReplyError` for a message that was not a request.
+* `reject`: its handler raised `ReplyError` for a message that was not a request.
 * `quarantined`: it crashed the maximum number of incarnations.
 * `mailbox_full`: there was no room, and the sender (a timer, another thread, a group) could not wait.
 * `policy_failed`: the actor's overflow policy raised, and the sender could not be notified.

@@ -7,27 +7,27 @@ turn. So supervision never waits for a handler and never runs inside one.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections import deque
 from contextvars import copy_context
+from itertools import count
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight._log import get_log
-from cuelight.actors._dead_letters import DeadLetters
-from cuelight.actors._plain_cell import PlainCell, TurnCell
-from cuelight.actors._reply import Asked
-from cuelight.actors._timers import Alarms, Later
+from cuelight._text import describe_error, safe_repr, type_name
+from cuelight.actors._dead_letters import Addressee, DeadLetters
+from cuelight.actors._timers import Later, TimerHeap
 from cuelight.errors import ends_the_program
 from cuelight.mailbox import Waiter, current_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
-    from cuelight.actors._cell import Cell
-    from cuelight.actors._cell_extras import Background
     from cuelight.actors._handler_task import HandlerTask
-    from cuelight.actors._task_cell import TaskCell
+    from cuelight.actors._messages import Exit
     from cuelight.mailbox import Backend
 
 log = get_log("cuelight")
@@ -36,15 +36,92 @@ TURNS_PER_PASS = 64
 INLINE_ASKS = 64
 """The number of asks answered inline between two clock checks."""
 
-INLINE_LOOKS = 16
+INLINE_CLOCK_CHECKS = 16
 INLINE_SECONDS = 0.002
 """After this many clock checks, or this many seconds, other tasks run."""
 
-LINGER = 5.0
+IDLE_TASK_SECONDS = 5.0
 """The minimum time in seconds that an idle task is kept. The maximum is twice that."""
 
-GRAIN = 64
+DEADLINE_RESOLUTION = 64
 """Deadlines are rounded up to a 64th of the timeout, so that many of them share one timer."""
+
+WARNINGS_PER_KIND = 5
+"""The number of warnings about messages without a handler, for each pair of actor class and message class."""
+
+KINDS_OF_WARNINGS = 1000
+
+
+class BusyCell(Protocol):
+    """A cell that may be handling a message."""
+
+    running: Any
+    handled: int
+
+    @property
+    def path(self) -> str:
+        """The path of the actor in the tree."""
+        ...
+
+    def content(self, item: Any) -> Any:
+        """Return the message in an item."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of waiting messages."""
+        ...
+
+
+class Runnable(BusyCell, Protocol):
+    """A cell that takes turns."""
+
+    context: Context
+
+    def turn(self) -> bool:
+        """Handle some messages. Return whether there are more."""
+        ...
+
+    def handle_crash(self, error: BaseException, item: Any) -> Exit:
+        """Settle the message of a handler that raised. Return the exit of the incarnation."""
+        ...
+
+    def end_incarnation(self, exit_: Exit) -> None:
+        """End the incarnation."""
+        ...
+
+
+class TaskBound(Protocol):
+    """An object whose code runs in a task of its own."""
+
+    @property
+    def path(self) -> str:
+        """The path of the actor, or a description."""
+        ...
+
+    @property
+    def task(self) -> Any:
+        """The task, or None before it has begun."""
+        ...
+
+    @property
+    def coroutine(self) -> Any:
+        """The coroutine of the task."""
+        ...
+
+
+class CellWithTask(BusyCell, TaskBound, Protocol):
+    """A cell whose handlers run in a task, which it may keep while it is idle."""
+
+    asleep: int
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the code of the task was cancelled."""
+        ...
+
+    def end_idle_task(self) -> None:
+        """End the idle task."""
+        ...
 
 
 class Dispatcher:
@@ -55,16 +132,16 @@ class Dispatcher:
         self.late_replies = 0
         self.inline = -1
         """The number of asks that may be answered inline before the next clock check; -1 while none may be."""
-        self._inline_looks = 0
+        self._inline_clock_checks = 0
         self._inline_since = 0.0
         self.inline_timeout: float | None = None
         self.nested_starts = 0
-        self.told = 0
-        self.awake = 0
+        self.tells_since_yield = 0
+        self.busy_count = 0
         self.restarting = 0
-        self.turning: Cell | None = None
+        self.turning: BusyCell | None = None
         self._keep_dead_letters = keep_dead_letters
-        self._ready: deque[TurnCell] = deque()
+        self._ready: deque[Runnable] = deque()
         self.turn_asks = 0
         """The number of asks that the turns of this pass may still answer inline."""
         self.nested_steps = 0
@@ -74,19 +151,22 @@ class Dispatcher:
         self.ending_tasks = 0
         self._tasks_ended: Waiter | None = None
         self._events: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._parked: Waiter | None = None
+        self._sleep: Waiter | None = None
         self._open = False
+        self.alive: int = 0
+        self.next_serial: Callable[[], int] = count(1).__next__
+        self._unhandled: dict[tuple[str, str], int] = {}
         self._ended: Waiter | None = None
         self._dispatching = False
         self._idle_waiters: dict[Waiter, None] = {}
         self._abandoned = False
-        self.tasks: dict[TaskCell, None] = {}
-        self.background: dict[Background, None] = {}
+        self.tasks: dict[CellWithTask, None] = {}
+        self.background: dict[TaskBound, None] = {}
         self.longest_hook = math.inf
         """The longest time in seconds that a hook may take. It is finite once the shutdown time is over."""
-        self._warm: dict[TaskCell, None] = {}
-        self._cooling: dict[TaskCell, None] = {}
-        self._sweeping = False
+        self._idle_tasks: dict[CellWithTask, None] = {}
+        self._older_idle_tasks: dict[CellWithTask, None] = {}
+        self._idle_check_scheduled = False
 
     # The dispatcher.
 
@@ -95,7 +175,7 @@ class Dispatcher:
         self.backend: Backend = current_backend()
         self.thread = get_ident()
         self.context = copy_context()
-        self.alarms = Alarms(self.backend, self.internal_error)
+        self.timers = TimerHeap(self.backend, self.internal_error)
         self.dead_letters = DeadLetters(self._keep_dead_letters, self.backend.time)
         self._open = self._dispatching = True
         self.backend.spawn(self._dispatch, context=copy_context(), name="cuelight dispatcher")
@@ -103,48 +183,48 @@ class Dispatcher:
     async def close_runtime(self) -> None:
         """End the dispatcher and all timers. Every actor has already ended."""
         self._open = False
-        self.alarms.close()
+        self.timers.close()
         self.dead_letters.close()
         self._wake()
         while self._dispatching:
             self._ended = self.backend.waiter()
             await self._ended
 
-    def schedule(self, cell: TurnCell) -> None:
+    def schedule(self, cell: Runnable) -> None:
         """Give a cell a turn soon."""
-        self.awake += 1
+        self.busy_count += 1
         self._ready.append(cell)
-        if self._parked is not None:
+        if self._sleep is not None:
             self._wake()
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Have a supervision decision run soon, outside of all handlers."""
         self._events.append((function, args))
-        if self._parked is not None:
+        if self._sleep is not None:
             self._wake()
 
-    def schedule_again(self, cell: TurnCell) -> None:
-        """Give another turn to a cell that has just had one and still counts as awake."""
+    def schedule_again(self, cell: Runnable) -> None:
+        """Give another turn to a cell that has just had one and still counts as busy."""
         self._ready.append(cell)
-        if self._parked is not None:
+        if self._sleep is not None:
             self._wake()
 
     def _wake(self) -> None:
-        parked, self._parked = self._parked, None
+        parked, self._sleep = self._sleep, None
         if parked is not None:
             parked.wake()
 
     async def _dispatch(self) -> None:
         try:
-            while (self._open and not (self._abandoned and self.over)) or self._ready or self._events:
+            while (self._open and not (self._abandoned and self.all_ended)) or self._ready or self._events:
                 try:
                     self._pass()
                     if self._ready or self._events:
                         await self.backend.checkpoint()
-                    elif self._open and not (self._abandoned and self.over):
+                    elif self._open and not (self._abandoned and self.all_ended):
                         if self._idle_waiters and self.is_idle:
                             self._tell_idle()
-                        self._parked = waiter = self.backend.waiter()
+                        self._sleep = waiter = self.backend.waiter()
                         await waiter
                 except self.backend.cancelled as error:
                     self.abort(error)
@@ -155,13 +235,13 @@ class Dispatcher:
                     self._abandoned = True
             await self._end_tasks()
         finally:
-            self._parked = None
+            self._sleep = None
             self._dispatching = False
             if self._ended is not None:
                 self._ended.wake()
             elif self._abandoned:
                 self._open = False
-                self.alarms.close()
+                self.timers.close()
                 self.dead_letters.close()
                 self.abandoned()
 
@@ -182,15 +262,15 @@ class Dispatcher:
         if not self.ending_tasks and self._tasks_ended is not None:
             self._tasks_ended.wake()
 
+    @abstractmethod
     def abandoned(self) -> None:
         """End the resources that are not tasks: the loop is ending and the system's block was never left."""
-        raise NotImplementedError
 
     def _pass(self) -> None:
         events, ready = self._events, self._ready
         self.inline = -1
         self.turn_asks = INLINE_ASKS
-        self._inline_looks = 0
+        self._inline_clock_checks = 0
         while events:
             function, args = events.popleft()
             try:
@@ -211,32 +291,32 @@ class Dispatcher:
                 break
         self.turning = None
         self.inline = INLINE_ASKS
-        self._inline_looks = 0
+        self._inline_clock_checks = 0
 
     def more_inline(self) -> bool:
         """Return whether more asks may be answered inline before other tasks run, after `inline` has reached 0."""
         now = monotonic()  # real time, also under a virtual clock
-        if not self._inline_looks:
+        if not self._inline_clock_checks:
             self._inline_since = now
-        self._inline_looks += 1
-        if self._inline_looks < INLINE_LOOKS and now - self._inline_since < INLINE_SECONDS:
+        self._inline_clock_checks += 1
+        if self._inline_clock_checks < INLINE_CLOCK_CHECKS and now - self._inline_since < INLINE_SECONDS:
             self.inline = INLINE_ASKS
             return True
         self.inline = -1
         return False
 
-    def _turn_failed(self, cell: TurnCell, error: BaseException) -> None:
+    def _turn_failed(self, cell: Runnable, error: BaseException) -> None:
         self.internal_error(error)
-        self.dozed()
+        self.mark_idle()
         try:
-            cell.incarnation_over(cell.crash(error, cell.running))
+            cell.end_incarnation(cell.handle_crash(error, cell.running))
         except BaseException as raised:
             self.internal_error(raised)
 
     @property
-    def over(self) -> bool:
+    @abstractmethod
+    def all_ended(self) -> bool:
         """Whether every actor has ended."""
-        raise NotImplementedError
 
     def internal_error(self, error: BaseException) -> None:
         """Log an exception raised in code that must not raise, and continue."""
@@ -244,7 +324,7 @@ class Dispatcher:
         if ends_the_program(error):
             self.abort(error)
 
-    def check_thread(self, used: Cell | str = "the actor system") -> None:
+    def check_thread(self, used: Addressee | str = "the actor system") -> None:
         """Check that the code runs in the thread of this system's event loop.
 
         Args:
@@ -256,17 +336,13 @@ class Dispatcher:
         if get_ident() != self.thread:
             raise self.wrong_thread(used)
 
-    def wrong_thread(self, used: Cell | str) -> RuntimeError:
+    def wrong_thread(self, used: Addressee | str) -> RuntimeError:
         """Return the error for using an actor outside of the thread of its event loop."""
         name = used if isinstance(used, str) else used.path
         return RuntimeError(
             f"{name} lives in the event loop of another thread: use tell_threadsafe() here, or the blocking refs of "
             f"ActorSystem.blocking()"
         )
-
-    def is_inline(self, cell: Cell) -> bool:
-        """Return whether the handler of this plain cell runs inside an ask."""
-        return type(cell) is PlainCell and self.turning is not cell
 
     def call_threadsafe(self, function: Callable[..., object], *args: object) -> None:
         """Run a function in the loop soon, from any thread. Do nothing once the system has ended.
@@ -287,9 +363,9 @@ class Dispatcher:
             if ends_the_program(error):
                 self.abort(error)
 
-    def busy_cells(self) -> list[Cell]:
+    def busy_cells(self) -> list[BusyCell]:
         """Return the cells whose handlers run now. Can be called from any thread."""
-        busy: list[Cell] = [cell for cell in self.tasks.copy() if cell.running is not None]
+        busy: list[BusyCell] = [cell for cell in self.tasks.copy() if cell.running is not None]
         turning = self.turning
         return busy if turning is None else [*busy, turning]
 
@@ -298,20 +374,20 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Whether no actor handles, has or awaits a message, a restart or a background task."""
-        return not (self.awake or self._ready or self._events or self.restarting)
+        return not (self.busy_count or self._ready or self._events or self.restarting)
 
-    def dozed(self) -> None:
+    def mark_idle(self) -> None:
         """Note that an actor or a background task has nothing more to do."""
-        self.awake -= 1
+        self.busy_count -= 1
         if self._idle_waiters and self.is_idle:
             self._wake()
 
-    def looked_idle(self) -> None:
-        """Wake the dispatcher if the system is idle: the rest of `dozed` when a task waits for idleness."""
+    def wake_if_idle(self) -> None:
+        """Wake the dispatcher if the system is idle: the rest of `mark_idle` when a task waits for idleness."""
         if self.is_idle:
             self._wake()
 
-    def restart_settled(self) -> None:
+    def restart_finished(self) -> None:
         """Note that a pending restart has begun or was given up."""
         self.restarting -= 1
         if self._idle_waiters and self.is_idle:
@@ -337,52 +413,99 @@ class Dispatcher:
         for waiter in waiters:
             waiter.wake()
 
-    def keep_warm(self, cell: TaskCell) -> None:
+    def keep_idle_task(self, cell: CellWithTask) -> None:
         """Keep the idle task of a cell for a while."""
-        self._warm[cell] = None
-        if not self._sweeping:
-            self._sweeping = True
-            self.later(LINGER, self._sweep)
+        self._idle_tasks[cell] = None
+        if not self._idle_check_scheduled:
+            self._idle_check_scheduled = True
+            self.call_later(IDLE_TASK_SECONDS, self._end_older_idle_tasks)
 
-    def forget_warm(self, cell: TaskCell) -> None:
+    def forget_idle_task(self, cell: CellWithTask) -> None:
         """Forget the task of a cell, because it has ended."""
-        self._warm.pop(cell, None)
-        self._cooling.pop(cell, None)
+        self._idle_tasks.pop(cell, None)
+        self._older_idle_tasks.pop(cell, None)
 
-    def _sweep(self) -> None:
-        cooled, self._cooling, self._warm = self._cooling, self._warm, {}
+    def _end_older_idle_tasks(self) -> None:
+        cooled, self._older_idle_tasks, self._idle_tasks = self._older_idle_tasks, self._idle_tasks, {}
         for cell in cooled:
-            if cell.asleep and cell not in self._cooling:
-                cell.retire()
-        self._sweeping = bool(self._cooling)
-        if self._sweeping:
-            self.later(LINGER, self._sweep)
+            if cell.asleep and cell not in self._older_idle_tasks:
+                cell.end_idle_task()
+        self._idle_check_scheduled = bool(self._older_idle_tasks)
+        if self._idle_check_scheduled:
+            self.call_later(IDLE_TASK_SECONDS, self._end_older_idle_tasks)
 
     # Time.
 
-    def later(self, delay: float, function: Callable[..., object], *args: Any) -> Later:
+    def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Later:
         """Call a function after `delay` seconds."""
-        return Later(self.alarms, self.backend.time() + delay, function, *args)
+        return Later(self.timers, self.backend.time() + delay, function, *args)
 
     def due_in(self, timeout: float) -> float:
         """Return the deadline of an ask with a timeout in seconds, rounded up so that many asks share it."""
         if timeout == math.inf:
             return math.inf
         due = self.backend.time() + timeout
-        grain = timeout / GRAIN
+        grain = timeout / DEADLINE_RESOLUTION
         return due - due % grain + grain if grain > 0 else due
 
-    def inline_patience(self) -> float:
+    def inline_ask_timeout(self) -> float:
         """Return the timeout of the ask whose handler runs inline."""
         return self.ask_timeout if self.inline_timeout is None else self.inline_timeout
 
-    def remaining(self, cell: Cell) -> float:
-        """Return the seconds left for the request that a cell handles."""
-        running = cell.running
-        if not isinstance(running, Asked):
-            return math.inf
-        return max(0.0, (running.due or self.due_in(running.timeout)) - self.backend.time())
+    # Problems.
 
+    @abstractmethod
     def abort(self, error: BaseException) -> None:
         """End the whole system, because a handler raised an exception that is not an `Exception`."""
-        raise NotImplementedError
+
+    def hook_failed(self, path: str, actor: str, hook: str, error: BaseException) -> None:
+        """Log a failure of a `stopped` or `restarting` hook. No caller could receive the error."""
+        log.error(
+            "the %s hook of %s failed and was ignored: %s",
+            hook,
+            path,
+            describe_error(error),
+            error=error,
+            kind=("hook", hook, actor),
+        )
+
+    def stream_failed(self, path: str, actor: str, message: Any, error: BaseException) -> None:
+        """Log that the generator of a stream handler raised while it was closed."""
+        log.error(
+            "the stream handler of %s for %s failed in its cleanup, after its stream had ended: %s",
+            path,
+            safe_repr(message),
+            describe_error(error),
+            error=error,
+            kind=("stream", actor, type_name(message)),
+        )
+
+    def policy_failed(self, path: str, policy: Any, error: BaseException) -> None:
+        """Log that an overflow policy raised for a message whose sender, a timer or a thread, does not wait."""
+        log.error(
+            "the overflow policy of %s raised, so the message is a dead letter: %s",
+            path,
+            describe_error(error),
+            error=error,
+            kind=("policy", policy),
+        )
+        if ends_the_program(error):
+            self.abort(error)
+
+    def warn_of_unhandled(self, path: str, actor: str, message: Any, advice: str) -> None:
+        """Warn about a message without a handler, for the first few of each pair of actor class and message class."""
+        kind = (actor, type_name(message))
+        seen = self._unhandled.get(kind, 0)
+        if seen < WARNINGS_PER_KIND and (seen or len(self._unhandled) < KINDS_OF_WARNINGS):
+            self._unhandled[kind] = seen + 1
+            log.warning("%s has no handler for %s, which is a dead letter: %s", path, safe_repr(message), advice)
+
+    # Cells.
+
+    @abstractmethod
+    def adapt(self, cell: Any, factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an actor that a function returns, or one made from an async function."""
+
+    @abstractmethod
+    def forget_name(self, cell: Any) -> None:
+        """Remove the name of an actor that has ended."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
-from cuelight.actors._cell import FAIL, KILL, RECYCLE, Cell
+from cuelight.actors._cell import END_FOR_RESTART, FAIL, KILL, Cell
 from cuelight.actors._handler_task import HandlerTask, resume
 from cuelight.actors._messages import Exit, Killed, Start
 from cuelight.actors._plain_cell import BUDGET_RANGE, INLINE, SPARE_QUEUES, TurnCell
@@ -25,12 +25,12 @@ from cuelight.actors._reply import (
     DONE,
     QUEUED,
     RUNNING,
-    AnsweredLate,
-    Asked,
-    Begun,
+    BegunAsk,
+    CompletedForCancelled,
+    PendingAsk,
     Reply,
     background_work,
-    handling,
+    current_cell,
 )
 from cuelight.actors._task_cell import TaskCell
 from cuelight.mailbox import swap_current_task
@@ -38,19 +38,19 @@ from cuelight.mailbox import swap_current_task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors._cell import Family
+    from cuelight.actors._cell import ChildSupervisor
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._spec import ChildSpec
 
 NESTED_STEPS = 8
 """The number of handlers that run nested in each other's asks, up to their first wait. Further requests queue."""
 
-ENDS: Final = KILL | FAIL | RECYCLE
+ENDING_SIGNALS: Final = KILL | FAIL | END_FOR_RESTART
 """Signals that end an incarnation before its next message."""
 
-WAITS: Final = object()
+WAITING: Final = object()
 
-CANCELLED: Final = "its task was cancelled from outside"
+CANCELLED_OUTSIDE: Final = "its task was cancelled from outside"
 
 
 async def _awaiting(awaitable: Any) -> Any:
@@ -63,27 +63,27 @@ class EagerCell(TurnCell, TaskCell):
 
     __slots__ = ("worker",)
 
-    def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
-        TaskCell.__init__(self, keeper, spec, table)
+    def __init__(self, supervisor: ChildSupervisor, spec: ChildSpec[Any], table: HandlerTable) -> None:
+        TaskCell.__init__(self, supervisor, spec, table)
         self.worker: HandlerTask | None = None  # during a step, and as long as it is kept for this actor
 
     def begin(self, why: Start) -> None:
         try:
             self.construct()
         except BaseException as error:
-            self.has_not_started(error)
+            self.start_failed(error)
             return
         self.has_started()
         self.asleep = INLINE
         if self.items or self.attention:
-            self.woken()
+            self.on_mail()
 
     # Steps: the code that runs before the first wait.
 
     def turn(self) -> bool:
         """Handle some messages, up to the first wait, in the cell's context. Return whether there are more."""
         if not self.handled:
-            handling.set(self)
+            current_cell.set(self)
         runtime = self.runtime
         kept, spares, loop = self.worker, runtime.spare_tasks, runtime.backend.loop
         self.worker = worker = kept or (spares.pop() if spares else HandlerTask(runtime))
@@ -99,54 +99,54 @@ class EagerCell(TurnCell, TaskCell):
         except StopIteration as end:
             outcome = end.value
         except BaseException as error:  # the handler has raised its own cancellation
-            outcome = self._was_cancelled(error, caught=self.cut)
+            outcome = self._was_cancelled(error, caught=self.cancelling)
         else:
             self._hand_over(worker, coroutine, awaited)
             return False
         finally:
             swap_current_task(loop, before)
             runtime.turn_asks, runtime.inline, runtime.nested_steps = runtime.inline, -1, 0
-        if self.cut or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
+        if self.cancelling or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
             if self._discard(worker):
-                outcome = self._has_lost(outcome)
+                outcome = self._killed_exit(outcome)
         elif kept is None:
             self.worker = self.task = self.scope = self.turn_scope = None
             spares.append(worker)
         if outcome is False and kept is None:
             return False
-        return self._turn_over(outcome)
+        return self._end_turn(outcome)
 
-    def _cut_short(self, worker: HandlerTask, exit_: Exit | None) -> Exit | None:
+    def _replace_task(self, worker: HandlerTask, exit_: Exit | None) -> Exit | None:
         """Replace a task that a handler made unusable without waiting. Return the exit of the incarnation, if any."""
         if self._discard(worker):
-            return exit_ or Killed(CANCELLED)
-        return exit_ or (self.attend() if self.signals & ENDS else None)
+            return exit_ or Killed(CANCELLED_OUTSIDE)
+        return exit_ or (self.process_signals() if self.signals & ENDING_SIGNALS else None)
 
     def _discard(self, worker: HandlerTask) -> bool:
         """End a task that cannot be used again. Return whether the handler has cancelled it and then did not wait."""
-        cut, self.cut = self.cut, False
-        self._let_go()
+        cancelling, self.cancelling = self.cancelling, False
+        self._forget_task()
         worker.end()
-        return not cut and worker.task.cancelling() > 0
+        return not cancelling and worker.task.cancelling() > 0
 
-    def _let_go(self) -> None:
+    def _forget_task(self) -> None:
         self.worker = self.task = self.scope = self.turn_scope = self.coroutine = None
 
-    def _has_lost(self, outcome: Exit | bool) -> Exit | bool:
+    def _killed_exit(self, outcome: Exit | bool) -> Exit | bool:
         """Return the exit after the task was cancelled and had no wait at which the cancellation could arrive."""
         if outcome is False:  # it counts as asleep
             self.asleep = 0
-            self.runtime.awake += 1
-        return outcome if isinstance(outcome, Exit) else Killed(CANCELLED)
+            self.runtime.busy_count += 1
+        return outcome if isinstance(outcome, Exit) else Killed(CANCELLED_OUTSIDE)
 
-    def _turn_over(self, outcome: Exit | bool) -> bool:
+    def _end_turn(self, outcome: Exit | bool) -> bool:
         """Return whether there are more messages to handle."""
         if isinstance(outcome, Exit):
-            self.runtime.dozed()
-            self.incarnation_over(outcome)
+            self.runtime.mark_idle()
+            self.end_incarnation(outcome)
             return False
         if not outcome and self.worker is not None:
-            self.runtime.keep_warm(self)
+            self.runtime.keep_idle_task(self)
         return outcome
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any] | None:
@@ -158,8 +158,8 @@ class EagerCell(TurnCell, TaskCell):
         self.task = task = worker.task
         self.scope = self.turn_scope = worker.scope
         timeout = runtime.inline_timeout
-        self.running = asked = Begun(message, self, runtime.ask_timeout if timeout is None else timeout)
-        asker = handling.get()
+        self.running = asked = BegunAsk(message, self, runtime.ask_timeout if timeout is None else timeout)
+        asker = current_cell.get()
         if asker is not None:
             asked.due = asker.deadline()
         runtime.nested_steps += 1
@@ -171,38 +171,38 @@ class EagerCell(TurnCell, TaskCell):
             swap_current_task(loop, before)
             runtime.turning = turning
             runtime.nested_steps -= 1
-        if exit_ is not WAITS:
+        if exit_ is not WAITING:
             self.running = None
             self.handled += 1
-            if self.cut or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
-                exit_ = self._cut_short(worker, exit_)
+            if self.cancelling or task.cancelling() or worker.scopes.cancel_scope is not worker.scope:
+                exit_ = self._replace_task(worker, exit_)
             elif kept is None:
                 self.worker = self.task = self.scope = self.turn_scope = None
                 spares.append(worker)
             if exit_:
-                self.incarnation_over(exit_)
+                self.end_incarnation(exit_)
             elif self.items or self.attention:
-                self.woken()
+                self.on_mail()
             else:
                 self.items = None
                 self.asleep = INLINE
-        asked.unheard = True
+        asked.unawaited = True
         if asked.state != DONE:
             sender = background_work.get() if asker is None else asker
             if sender is not None:
                 sender.has_sent(asked)
         elif before is not None and getattr(before, "_must_cancel", False):
-            asked.hear()
-            return AnsweredLate(None if asked.error is not None else asked.value, asked.error)
+            asked.mark_awaited()
+            return CompletedForCancelled(None if asked.error is not None else asked.value, asked.error)
         return asked
 
-    def _begin(self, asked: Begun, call: Callable[..., Any]) -> Any:
+    def _begin(self, asked: BegunAsk, call: Callable[..., Any]) -> Any:
         """Run the handler of a request up to its first wait.
 
-        Return the exit of the incarnation, a false value if it does not end, or `WAITS` if the handler has to wait.
+        Return the exit of the incarnation, a false value if it does not end, or `WAITING` if the handler has to wait.
         """
         if not self.handled:
-            self.context.run(handling.set, self)
+            self.context.run(current_cell.set, self)
         message = asked.message
         asked.state = RUNNING
         self.asleep = 0
@@ -214,7 +214,7 @@ class EagerCell(TurnCell, TaskCell):
                     handler = _awaiting(handler)
                 awaited = self.context.run(handler.send, None)
                 self._wait_for(asked, handler, awaited)
-                return WAITS
+                return WAITING
             value = self.context.run(call, self.actor, message)
         except StopIteration as end:
             if handler is None:
@@ -222,7 +222,7 @@ class EagerCell(TurnCell, TaskCell):
             value = end.value
         except BaseException as error:
             if self._is_ours(error):
-                outcome = self._was_cancelled(error, caught=self.cut)
+                outcome = self._was_cancelled(error, caught=self.cancelling)
                 return None if outcome is True else outcome
             return self.failed(error, asked)
         if self.running is asked:
@@ -235,9 +235,9 @@ class EagerCell(TurnCell, TaskCell):
 
     # Continuing in a task.
 
-    def _wait_for(self, asked: Asked, handler: Any, awaited: Any) -> None:
+    def _wait_for(self, asked: PendingAsk, handler: Any, awaited: Any) -> None:
         """Let a task continue the handler of a request that began inside its ask and has to wait."""
-        self.runtime.awake += 1
+        self.runtime.busy_count += 1
         coroutine = self._finish(asked, handler, awaited)
         worker = self.worker
         assert worker is not None  # noqa: S101 - it has one in a step
@@ -247,11 +247,11 @@ class EagerCell(TurnCell, TaskCell):
         self.coroutine = worker.coroutine
         self.runtime.tasks[self] = None
         asked = self.running
-        if isinstance(asked, Asked):
+        if isinstance(asked, PendingAsk):
             asked.start_clock()
-        worker.go_on(self, coroutine, awaited)
+        worker.continue_handler(self, coroutine, awaited)
 
-    async def _finish(self, asked: Asked, handler: Any, awaited: Any) -> Exit | bool:
+    async def _finish(self, asked: PendingAsk, handler: Any, awaited: Any) -> Exit | bool:
         """Continue with a request, then with the other messages."""
         try:
             value = await resume(handler, awaited)
@@ -264,14 +264,14 @@ class EagerCell(TurnCell, TaskCell):
             if (exit_ := self.failed(error, asked)) is not None:
                 return exit_
         self.handled += 1
-        return self._attended() if self.cut else await self._serve_mail()
+        return self._process_ending() if self.cancelling else await self._serve_mail()
 
     async def _serve_mail(self) -> Exit | bool:  # noqa: C901, PLR0912 - a call for each message costs as much as one
         """Handle some messages. Return the exit of the incarnation, or whether there is more to do."""
         actor, async_calls, plain_calls = self.actor, self.table.async_calls, self.table.plain_calls
         for _ in BUDGET_RANGE:
             if self.attention:
-                exit_ = self.attend()
+                exit_ = self.process_signals()
                 if exit_ is not None:
                     self.running = None
                     return exit_
@@ -282,9 +282,9 @@ class EagerCell(TurnCell, TaskCell):
                 runtime = self.runtime
                 if items is not None and len(runtime.spare_queues) < SPARE_QUEUES:
                     runtime.spare_queues.append(items)
-                runtime.awake -= 1
+                runtime.busy_count -= 1
                 if runtime._idle_waiters:
-                    runtime.looked_idle()
+                    runtime.wake_if_idle()
                 return False
             self.running = item = items.popleft()
             kind: type[Any] = type(item)
@@ -295,7 +295,9 @@ class EagerCell(TurnCell, TaskCell):
                 elif (call := plain_calls.get(kind)) is not None:
                     call(actor, item)
                 elif (
-                    kind is Asked and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
+                    kind is PendingAsk
+                    and item.state == QUEUED
+                    and (call := async_calls.get(type(item.message))) is not None
                 ):
                     item.state = RUNNING
                     if self.coroutine is not None and not item.timed:  # otherwise the clock starts at the first wait
@@ -304,7 +306,7 @@ class EagerCell(TurnCell, TaskCell):
                     if self.running is item:
                         item.succeed(value)
                 else:
-                    await self._handle_rest(actor, item)
+                    await self._handle_uncommon(actor, item)
             except BaseException as error:
                 if self._is_ours(error):
                     raise
@@ -312,60 +314,60 @@ class EagerCell(TurnCell, TaskCell):
                 if (exit_ := self.failed(error, item)) is not None:
                     return exit_
             self.handled += 1
-            if self.cut:
+            if self.cancelling:
                 break
         self.running = None
-        return self._attended() if self.cut else True
+        return self._process_ending() if self.cancelling else True
 
-    def _attended(self) -> Exit | bool:
-        """Process the signal that has cut off a handler at once, so that the actor does not seem idle."""
-        return (self.attend() if self.signals & ENDS else None) or True
+    def _process_ending(self) -> Exit | bool:
+        """Process at once the signal that has cancelled a handler, so that the actor does not seem idle."""
+        return (self.process_signals() if self.signals & ENDING_SIGNALS else None) or True
 
     def resumed(self, outcome: Exit | bool) -> None:
         """Take back the task after it has finished its work. It is kept for a while."""
         self.coroutine = None
         self.runtime.tasks.pop(self, None)
-        if self._turn_over(outcome):
+        if self._end_turn(outcome):
             self.runtime.schedule_again(self)
 
-    def task_over(self, outcome: Exit | bool, failure: BaseException | None, *, caught: bool) -> None:
+    def task_ended(self, outcome: Exit | bool, failure: BaseException | None, *, caught: bool) -> None:
         """Handle the end of the task, which was cancelled or cannot be used again for another reason."""
         self.runtime.tasks.pop(self, None)
         if failure is not None:
             outcome = self._was_cancelled(failure, caught=caught)
-        elif self.task._must_cancel and not self.cut:
-            outcome = self._has_lost(outcome)
-        self.cut = False
-        self._let_go()
-        if self._turn_over(outcome):
+        elif self.task._must_cancel and not self.cancelling:
+            outcome = self._killed_exit(outcome)
+        self.cancelling = False
+        self._forget_task()
+        if self._end_turn(outcome):
             self.runtime.schedule_again(self)
 
     def _was_cancelled(self, failure: BaseException, *, caught: bool) -> Exit | bool:
         """Handle the cancellation of the running handler."""
         item, self.running = self.running, None
         if self.sent:
-            self.withdraw_asks(cut_off=True)
+            self.withdraw_asks(interrupted=True)
         if caught:
-            self.cut_off(item, self.why_cut)
-            return self._attended()
+            self.handle_interrupted(item, self.why_cancelled)
+            return self._process_ending()
         if isinstance(failure, self.runtime.backend.cancelled):
-            self.cut_off(item, CANCELLED)
-            return Killed(CANCELLED)
-        return self.crash(self.as_failure(failure), item)
+            self.handle_interrupted(item, CANCELLED_OUTSIDE)
+            return Killed(CANCELLED_OUTSIDE)
+        return self.handle_crash(self.as_failure(failure), item)
 
-    def lost_task(self, worker: HandlerTask) -> None:
+    def task_lost(self, worker: HandlerTask) -> None:
         """Handle the end of the kept task, which was no longer needed or was cancelled."""
         if self.worker is worker:
-            self._let_go()
-            bonds = self.bonds_made()
-            if bonds.exit_forced is None:
-                bonds.exit_forced = Killed(CANCELLED)
+            self._forget_task()
+            extras = self.ensure_extras()
+            if extras.exit_forced is None:
+                extras.exit_forced = Killed(CANCELLED_OUTSIDE)
             self.signal(KILL)
 
-    def retire(self) -> None:
+    def end_idle_task(self) -> None:
         worker = self.worker
         if worker is not None:
-            self._let_go()
+            self._forget_task()
             worker.end()
 
     @property
@@ -374,7 +376,7 @@ class EagerCell(TurnCell, TaskCell):
 
     def deadline(self) -> float:
         running = self.running
-        if not isinstance(running, Asked):
+        if not isinstance(running, PendingAsk):
             return 0.0
         if not running.timed:
             running.start_clock()
@@ -382,10 +384,10 @@ class EagerCell(TurnCell, TaskCell):
 
     # Ending.
 
-    def incarnation_over(self, exit_: Exit) -> None:
+    def end_incarnation(self, exit_: Exit) -> None:
         worker = self.worker
         if worker is not None:
-            self.runtime.forget_warm(self)
-            self._let_go()
+            self.runtime.forget_idle_task(self)
+            self._forget_task()
             worker.end()
-        Cell.incarnation_over(self, exit_)
+        Cell.end_incarnation(self, exit_)

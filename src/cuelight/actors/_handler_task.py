@@ -19,16 +19,50 @@ import sys
 import types
 from collections.abc import Generator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from cuelight.mailbox import drivers, swap_current_task
 
 if TYPE_CHECKING:
-    from cuelight.actors._dispatcher import Dispatcher
-    from cuelight.actors._eager_cell import EagerCell
-    from cuelight.mailbox import Waiter
+    from cuelight.mailbox import Backend, Waiter
+
+
+class HandlerTaskRuntime(Protocol):
+    """The runtime that handler tasks belong to."""
+
+    backend: Backend
+    context: Context
+    spare_tasks: list[HandlerTask]
+    ending_tasks: int
+
+    def handler_task_ended(self) -> None:
+        """Note that a task that was told to end has ended."""
+        ...
+
+
+class HandlerTaskOwner(Protocol):
+    """The cell whose handlers a task continues."""
+
+    context: Context
+
+    @property
+    def path(self) -> str:
+        """The path of the actor in the tree."""
+        ...
+
+    def resumed(self, outcome: Any) -> None:
+        """Take back the task after it has finished its work."""
+        ...
+
+    def task_ended(self, outcome: Any, failure: BaseException | None, *, caught: bool) -> None:
+        """Handle the end of the task during its work."""
+        ...
+
+    def task_lost(self, worker: HandlerTask) -> None:
+        """Handle the end of the task while it had no work."""
+        ...
 
 
 @types.coroutine
@@ -91,12 +125,12 @@ class HandlerTask:
 
     __slots__ = ("_ending", "_in_scope", "_job", "_runtime", "_waiter", "cell", "coroutine", "scope", "scopes", "task")
 
-    def __init__(self, runtime: Dispatcher) -> None:
+    def __init__(self, runtime: HandlerTaskRuntime) -> None:
         self._runtime = runtime
         self._job: tuple[Any, Any] | None = None
         self._waiter: Waiter | None = None
         self._ending = False
-        self.cell: EagerCell | None = None
+        self.cell: HandlerTaskOwner | None = None
         self.coroutine = coroutine = self._run()
         coroutine.send(None)  # otherwise a cancellation before the task begins would skip all of it
         backend = runtime.backend
@@ -118,7 +152,7 @@ class HandlerTask:
         scope = self.scope
         return not (self.task.cancelling() or scope.cancel_called) and self.scopes.cancel_scope is scope
 
-    def go_on(self, cell: EagerCell, coroutine: Any, awaited: Any) -> None:
+    def continue_handler(self, cell: HandlerTaskOwner, coroutine: Any, awaited: Any) -> None:
         """Continue soon with a coroutine that a cell has begun, and that waits for `awaited` now."""
         if self.cell is not cell:
             self.cell = cell
@@ -173,7 +207,7 @@ class HandlerTask:
             return True
         caught = self._leave_scope(failure)
         self.cell = None
-        cell.task_over(outcome, failure, caught=caught)
+        cell.task_ended(outcome, failure, caught=caught)
         return False
 
     def _leave_scope(self, failure: BaseException | None) -> bool:
@@ -190,7 +224,7 @@ class HandlerTask:
             self._leave_scope(None)
         if cell is not None:
             self.cell = None
-            cell.lost_task(self)
+            cell.task_lost(self)
         if self in runtime.spare_tasks:
             runtime.spare_tasks.remove(self)
         if self._ending:
@@ -198,7 +232,7 @@ class HandlerTask:
             runtime.handler_task_ended()
 
 
-class _Unseen:
+class _UnknownScopes:
     """Stands for anyio's record when that is not accessible."""
 
     def __init__(self, scope: anyio.CancelScope) -> None:
@@ -208,4 +242,4 @@ class _Unseen:
 def _scopes_of(task: asyncio.Task[Any], scope: anyio.CancelScope) -> Any:
     """Return anyio's record of a task's cancel scopes. Its `cancel_scope` is the innermost open scope."""
     states = getattr(sys.modules.get("anyio._backends._asyncio"), "_task_states", None)
-    return _Unseen(scope) if states is None else states[task]
+    return _UnknownScopes(scope) if states is None else states[task]

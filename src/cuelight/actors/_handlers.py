@@ -8,12 +8,12 @@ import typing
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, get_args, get_origin, overload
 
-from cuelight.actors._messages import Answers, Message, Streams, Terminated
+from cuelight.actors._messages import Answers, ControlMessage, Message, Streams
 
 A = TypeVar("A")
 Q = TypeVar("Q")
 R = TypeVar("R")
-MsgT = TypeVar("MsgT", bound=Message | Terminated)
+MsgT = TypeVar("MsgT", bound=Message | ControlMessage)
 
 HOOKS = ("started", "stopped", "restarting")
 
@@ -179,7 +179,7 @@ def check_handlers(cls: type[Any], base: type[Any], table: HandlerTable) -> None
                 f"@on({member.__name__}), or take it out of Actor[...]"
             )
     for kind, call in table.calls.items():
-        if kind is not Terminated and not any(issubclass(kind, member) for member in taken):
+        if not issubclass(kind, ControlMessage) and not any(issubclass(kind, member) for member in taken):
             raise TypeError(
                 f"{cls.__name__}.{call.__name__} handles {kind.__name__}, which is not in Actor[...]: add it there"
             )

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, dataclass_transform
+from typing import Generic, Protocol, Self, TypeVar, dataclass_transform
 
 import msgspec
 
 from cuelight._text import describe_error
-
-if TYPE_CHECKING:
-    from cuelight.actors._ref import Ref
-
 
 M_co = TypeVar("M_co", covariant=True)
 R = TypeVar("R")
@@ -174,13 +170,5 @@ class Crashed(Exit, frozen=True):
         return f"crashed: {describe_error(self.error)}"
 
 
-class Terminated(msgspec.Struct, frozen=True):
-    """Sent to each watcher of an actor, once, when the actor has ended permanently.
-
-    Attributes:
-        ref: the actor that ended.
-        exit: the reason why it ended.
-    """
-
-    ref: Ref[Any]
-    exit: Exit
+class ControlMessage(msgspec.Struct, frozen=True):
+    """A message that the runtime sends to an actor. It overtakes other messages and is never a dead letter."""

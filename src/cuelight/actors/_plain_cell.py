@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from cuelight.actors._cell import BURYING, STARTING, Cell
+from cuelight.actors._cell import STARTING, STOPPING_HOOK, Cell
 from cuelight.actors._messages import Exit, Start, WasRestarted
-from cuelight.actors._reply import DONE, QUEUED, RUNNING, Answered, Asked, Reply, StreamSlot, handling
+from cuelight.actors._reply import DONE, QUEUED, RUNNING, CompletedReply, PendingAsk, Reply, StreamSlot, current_cell
 from cuelight.errors import ReplyError, control_error
 
 if TYPE_CHECKING:
@@ -46,21 +47,21 @@ class TurnCell(Cell):
         if len(items) >= self.limit:
             return self._put_full(item)
         items.append(item)
-        if self.asleep:  # `woken` inlined: a call costs as much as the rest
+        if self.asleep:  # `on_mail` inlined: a call costs as much as the rest
             self.asleep = 0
-            runtime.awake += 1
+            runtime.busy_count += 1
             runtime._ready.append(self)
-            if runtime._parked is not None:
+            if runtime._sleep is not None:
                 runtime._wake()
         return True
 
-    def woken(self) -> None:
+    def on_mail(self) -> None:
         self.asleep = 0
         self.runtime.schedule(self)
 
+    @abstractmethod
     def turn(self) -> bool:
         """Handle some messages in the cell's context. Return whether there are more."""
-        raise NotImplementedError
 
 
 class PlainCell(TurnCell):
@@ -77,41 +78,41 @@ class PlainCell(TurnCell):
             if self.table.hooks:
                 runtime.nested_starts += 1
                 try:
-                    self.context.run(self._come_up, why)
+                    self.context.run(self._start_incarnation, why)
                 finally:
                     runtime.nested_starts -= 1
             else:
                 self.construct()
         except BaseException as error:
-            self.has_not_started(error)
+            self.start_failed(error)
             return
         self.has_started()
         self.asleep = INLINE
         if self.items or self.attention:
-            self.woken()
+            self.on_mail()
 
-    def _come_up(self, why: Start) -> None:
-        if handling.get() is not self:  # already set after the first time
-            handling.set(self)
+    def _start_incarnation(self, why: Start) -> None:
+        if current_cell.get() is not self:  # already set after the first time
+            current_cell.set(self)
         if type(why) is WasRestarted and self.actor is not None:
             try:
                 self.actor.restarting(why.after)
             except BaseException as error:
-                self.runtime.hook_failed(self, "restarting", error)
+                self.runtime.hook_failed(self.path, self.class_name, "restarting", error)
                 self.abort_if_fatal(error)
         self.construct().started(why)
 
     def turn(self) -> bool:  # noqa: C901 - a call for each message costs as much as one
         """Handle some messages in the cell's context. Return whether there are more."""
-        if not self.handled and handling.get() is not self:  # already set after the first time
-            handling.set(self)
+        if not self.handled and current_cell.get() is not self:  # already set after the first time
+            current_cell.set(self)
         actor, calls = self.actor, self.table.calls
         handled = 0  # added to `self.handled` only at the end, because each addition costs as much as a look-up
         for handled in BUDGET_RANGE:
             if self.attention:
-                exit_ = self.attend()
+                exit_ = self.process_signals()
                 if exit_ is not None:
-                    self._turn_over(handled, exit_)
+                    self._end_turn(handled, exit_)
                     return False
             items = self.items
             if not items:
@@ -121,9 +122,9 @@ class PlainCell(TurnCell):
                 runtime = self.runtime
                 if items is not None and len(runtime.spare_queues) < SPARE_QUEUES:
                     runtime.spare_queues.append(items)
-                runtime.awake -= 1
+                runtime.busy_count -= 1
                 if runtime._idle_waiters:
-                    runtime.looked_idle()
+                    runtime.wake_if_idle()
                 return False
             self.running = item = items.popleft()
             kind: type[Any] = type(item)
@@ -131,41 +132,43 @@ class PlainCell(TurnCell):
             try:
                 if call is not None:
                     call(actor, item)
-                elif kind is Asked and item.state == QUEUED and (call := calls.get(type(item.message))) is not None:
+                elif (
+                    kind is PendingAsk and item.state == QUEUED and (call := calls.get(type(item.message))) is not None
+                ):
                     item.state = RUNNING
                     value = call(actor, item.message)
                     if self.running is item:
                         item.succeed(value)
                 else:
-                    self._handle_rest(item)
+                    self._handle_uncommon(item)
             except BaseException as error:
                 exit_ = self.failed(error, item)
                 if exit_ is not None:
-                    self._turn_over(handled, exit_)
+                    self._end_turn(handled, exit_)
                     return False
         self.handled += BUDGET
         self.running = None
         return True
 
-    def _turn_over(self, handled: int, exit_: Exit) -> None:
+    def _end_turn(self, handled: int, exit_: Exit) -> None:
         """End the turn together with the incarnation."""
         self.handled += handled
         self.running = None
-        self.runtime.dozed()
-        self.incarnation_over(exit_)
+        self.runtime.mark_idle()
+        self.end_incarnation(exit_)
 
-    def _handle_rest(self, item: Any) -> None:
+    def _handle_uncommon(self, item: Any) -> None:
         message = item
-        asked = isinstance(item, Asked)
+        asked = isinstance(item, PendingAsk)
         if asked:
             if item.state == DONE:
-                self.stales = max(0, self.stales - 1)
+                self.cancelled_count = max(0, self.cancelled_count - 1)
                 return
             message = item.message
         kind: type[Any] = type(message)
         call: Callable[..., Any] | None = self.table.calls.get(kind) or self.table.find(kind)
         if call is None or isinstance(item, StreamSlot):
-            self.unhandled(item)
+            self.reject_unhandled(item)
         elif asked:
             item.state = RUNNING
             value = call(self.actor, message)
@@ -173,6 +176,10 @@ class PlainCell(TurnCell):
                 item.succeed(value)
         else:
             call(self.actor, message)
+
+    @property
+    def inside_ask(self) -> bool:
+        return self.runtime.turning is not self
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
         """Run a handler inside the ask. This is safe because the cell is idle and a `def` handler cannot suspend."""
@@ -183,17 +190,17 @@ class PlainCell(TurnCell):
         runtime.inline = asks_left
         self.handled += 1
         if exit_ is not None:
-            self.incarnation_over(exit_)
+            self.end_incarnation(exit_)
         elif self.items or self.attention:
-            self.woken()
+            self.on_mail()
         else:
             self.items = None
             self.asleep = INLINE
         return reply
 
     def _answer(self, message: Any, call: Callable[..., Any]) -> tuple[Reply[Any], Exit | None]:
-        if not self.handled and handling.get() is not self:  # already set after the first time
-            handling.set(self)
+        if not self.handled and current_cell.get() is not self:  # already set after the first time
+            current_cell.set(self)
         self.running = message
         try:
             value = call(self.actor, message)
@@ -202,41 +209,43 @@ class PlainCell(TurnCell):
             refusal = control_error(error, ReplyError) if slot is message else None
             if refusal is not None:
                 if self.sent:
-                    self.withdraw_asks(cut_off=True)
-                return Answered(None, refusal), None
-            asked: Asked = slot if type(slot) is Asked else Asked(message, self, self.runtime.inline_patience())
+                    self.withdraw_asks(interrupted=True)
+                return CompletedReply(None, refusal), None
+            asked: PendingAsk = (
+                slot if type(slot) is PendingAsk else PendingAsk(message, self, self.runtime.inline_ask_timeout())
+            )
             return asked, self.failed(error, asked)
         finally:
             slot, self.running = self.running, None
         if slot is not message:  # the handler deferred its reply, or stashed the request
             return slot, None
-        return Answered(value), None
+        return CompletedReply(value), None
 
     def runs(self, task: Any) -> bool:
-        return self.state in (STARTING, BURYING) or (self.running is not None and not self.asleep)
+        return self.state in (STARTING, STOPPING_HOOK) or (self.running is not None and not self.asleep)
 
     def interrupt(self, why: str) -> bool:
         return False
 
-    def cancel_running(self, ask: Asked) -> None:
+    def cancel_running(self, ask: PendingAsk) -> None:
         """Do nothing: no other code runs during a `def` handler, so none can cancel it."""
 
     def cancel_turn(self) -> None:
         """Do nothing, for the same reason as `cancel_running`."""
 
-    def hurry(self) -> None:
+    def cancel_ending(self) -> None:
         """Do nothing: its `stopped` hook cannot suspend."""
 
-    def bury(self, exit_: Exit) -> None:
+    def finalize(self, exit_: Exit) -> None:
         actor = self.actor
         if actor is not None and "stopped" in self.table.hooks and self.state != STARTING:
-            self.state = BURYING  # the hook may stop the cell or its parent, which must not give it up again
+            self.state = STOPPING_HOOK  # the hook may stop the cell or its parent, which must not give it up again
             try:
                 if self.runtime.turning is self:  # it ended in its own turn, so this already runs in its context
                     actor.stopped(exit_)
                 else:
                     self.context.run(actor.stopped, exit_)
             except BaseException as error:
-                self.runtime.hook_failed(self, "stopped", error)
+                self.runtime.hook_failed(self.path, self.class_name, "stopped", error)
                 self.abort_if_fatal(error)
-        self.settle(exit_)
+        self.mark_dead(exit_)

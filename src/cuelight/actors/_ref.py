@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from cuelight._checks import check_seconds
-from cuelight.actors._cell import DEAD, OVER, STARTING, Cell
-from cuelight.actors._messages import Answerable, Exit, Streams
+from cuelight.actors._cell import DEAD, INCARNATION_ENDED, STARTING, Cell
+from cuelight.actors._messages import Answerable, ControlMessage, Exit, Streams
 from cuelight.actors._plain_cell import INLINE
-from cuelight.actors._reply import ASIDE, Asked, Reply, Stream, StreamSlot, background_work, handling
+from cuelight.actors._reply import SET_ASIDE, PendingAsk, Reply, Stream, StreamSlot, background_work, current_cell
 from cuelight.errors import ActorNotFound, MailboxFull
 from cuelight.mailbox import NOT_READY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cuelight.actors._spawner import Runtime
+    from cuelight.actors._dispatcher import Dispatcher
     from cuelight.mailbox import CaseWaiter, NotNow
 
 
@@ -86,7 +86,7 @@ class Ref(Generic[M_contra]):
         if items is not None and len(items) < cell.limit:  # `put` inlined: a call costs as much as the rest
             items.append(message)
             if cell.asleep:
-                cell.woken()
+                cell.on_mail()
         elif not cell.put(message):
             raise MailboxFull(
                 f"the mailbox of {cell.path} is full ({len(cell)} messages): await tell() to wait for room, "
@@ -112,7 +112,7 @@ class Ref(Generic[M_contra]):
             if queued < cell.limit:
                 items.append(message)
                 if cell.asleep:
-                    cell.woken()
+                    cell.on_mail()
                 if queued % TELLS_PER_YIELD == TELLS_PER_YIELD - 1:
                     await cell.runtime.backend.checkpoint()
                 return
@@ -120,9 +120,9 @@ class Ref(Generic[M_contra]):
             await cell.wait_for_room(message)
         else:
             runtime = cell.runtime
-            runtime.told += 1
-            if runtime.told >= TELLS_PER_YIELD:
-                runtime.told = 0
+            runtime.tells_since_yield += 1
+            if runtime.tells_since_yield >= TELLS_PER_YIELD:
+                runtime.tells_since_yield = 0
                 await runtime.backend.checkpoint()
 
     def tell_threadsafe(self, message: M_contra) -> None:
@@ -166,13 +166,13 @@ class Ref(Generic[M_contra]):
                 reply = cell.ask_now(message, call)
                 if reply is not None:
                     return reply
-        asked = Asked(message, cell, runtime.ask_timeout if timeout is None else timeout)
-        asker = handling.get()
+        asked = PendingAsk(message, cell, runtime.ask_timeout if timeout is None else timeout)
+        asker = current_cell.get()
         if asker is not None:
             asked.due = asker.deadline()
         if not cell.put(asked):
-            cell.line_up(asked)
-        asked.unheard = True
+            cell.enqueue_sender(asked)
+        asked.unawaited = True
         sender = background_work.get() if asker is None else asker
         if sender is not None:
             sender.has_sent(asked)
@@ -199,8 +199,8 @@ class Ref(Generic[M_contra]):
             check_seconds("stream(timeout)", timeout)
         slot = StreamSlot(message, cell, cell.runtime.ask_timeout if timeout is None else timeout)
         if not cell.put(slot):
-            cell.line_up(slot)
-        asker = handling.get()
+            cell.enqueue_sender(slot)
+        asker = current_cell.get()
         sender = background_work.get() if asker is None else asker
         if sender is not None:
             sender.has_sent(slot)
@@ -227,8 +227,10 @@ class Ref(Generic[M_contra]):
             raise cell.runtime.wrong_thread(cell)
         incarnation = cell.incarnation + (cell.state == STARTING)
         cell.stop()
-        if cell.state != DEAD and handling.get() is not cell:
-            later = None if timeout is None else cell.runtime.later(timeout, cell.kill, f"no stop within {timeout} s")
+        if cell.state != DEAD and current_cell.get() is not cell:
+            later = (
+                None if timeout is None else cell.runtime.call_later(timeout, cell.kill, f"no stop within {timeout} s")
+            )
             try:
                 await self._succeeded(incarnation)
             finally:
@@ -249,7 +251,7 @@ class Ref(Generic[M_contra]):
             raise cell.runtime.wrong_thread(cell)
         incarnation = cell.incarnation + (cell.state == STARTING)
         cell.kill(why)
-        if cell.state != DEAD and handling.get() is not cell:
+        if cell.state != DEAD and current_cell.get() is not cell:
             await self._succeeded(incarnation)
 
     async def _succeeded(self, incarnation: int) -> None:
@@ -258,12 +260,12 @@ class Ref(Generic[M_contra]):
         while cell.state != DEAD and cell.incarnation <= incarnation:
             waiter = cell.runtime.backend.waiter()
             wake = waiter.wake
-            bonds = cell.bonds_made()
-            bonds.call_when_started(wake)
+            extras = cell.ensure_extras()
+            extras.call_when_started(wake)
             try:
                 await waiter
             finally:
-                bonds.when_started.pop(wake, None)
+                extras.when_started.pop(wake, None)
 
     def interrupt(self, why: str = "interrupted") -> bool:
         """Cancel the running handler, not the actor. Its caller gets `Interrupted`. Not a checkpoint.
@@ -283,12 +285,12 @@ class Ref(Generic[M_contra]):
         if cell.state != DEAD:
             cell.runtime.check_thread(cell)
             waiter = cell.runtime.backend.waiter()
-            bonds = cell.bonds_made()
-            bonds.call_when_ended(waiter)
+            extras = cell.ensure_extras()
+            extras.call_when_ended(waiter)
             try:
                 await waiter
             finally:
-                bonds.when_ended.pop(waiter, None)
+                extras.when_ended.pop(waiter, None)
         assert cell.exit is not None  # noqa: S101 - it is dead
         return cell.exit
 
@@ -321,12 +323,12 @@ class Ref(Generic[M_contra]):
         return ActorStatistics(
             state=STATES[cell.state],
             queued=len(cell),
-            waiting_senders=sum(not cell.waits_in_vain(sender) for sender in cell.senders or ()),
+            waiting_senders=sum(not cell.is_cancelled(sender) for sender in cell.senders or ()),
             handled=cell.handled,
             restarts=cell.restarts,
-            children=0 if cell.family is None else sum(1 for _ in cell.family.children()),
-            running=None if running is None or running is ASIDE else cell.content(running),
-            spent={} if cell.family is None else cell.family.spent(),
+            children=0 if cell.children is None else sum(1 for _ in cell.children.cells()),
+            running=None if running is None or running is SET_ASIDE else cell.content(running),
+            spent={} if cell.children is None else cell.children.spent(),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -336,8 +338,20 @@ class Ref(Generic[M_contra]):
         return hash(self._cell)
 
     def __repr__(self) -> str:
-        restarting = " restarting" if self._cell.state == OVER else ""
+        restarting = " restarting" if self._cell.state == INCARNATION_ENDED else ""
         return f"<ref {self._cell.path}{restarting if self.alive else ' ended'}>"
+
+
+class Terminated(ControlMessage, frozen=True):
+    """Sent to each watcher of an actor, once, when the actor has ended permanently.
+
+    Attributes:
+        ref: the actor that ended.
+        exit: the reason why it ended.
+    """
+
+    ref: Ref[Any]
+    exit: Exit
 
 
 class Exits:
@@ -362,13 +376,13 @@ class Exits:
                 waiter.set_result(exit_)
 
         self._callbacks[waiter] = claim
-        self._cell.bonds_made().call_when_ended(claim)
+        self._cell.ensure_extras().call_when_ended(claim)
 
     def case_withdraw(self, waiter: CaseWaiter, /) -> None:
         """Forget the waiter of a select that is over."""
         claim = self._callbacks.pop(waiter, None)
-        if self._cell.bonds is not None and claim is not None:
-            self._cell.bonds.when_ended.pop(claim, None)
+        if self._cell.extras is not None and claim is not None:
+            self._cell.extras.when_ended.pop(claim, None)
 
     def case_put_back(self, item: Any, /) -> bool:
         """Undo nothing, because polling an exit has no effect."""
@@ -384,7 +398,7 @@ M = TypeVar("M")
 class Group(Generic[M]):
     """Many actors under one name, made by `system.group(name)`."""
 
-    def __init__(self, runtime: Runtime, name: str) -> None:
+    def __init__(self, runtime: Dispatcher, name: str) -> None:
         self._runtime = runtime
         self.name = name
         self._members: dict[Cell, None] = {}
@@ -406,14 +420,14 @@ class Group(Generic[M]):
         cell = ref._cell
         if ref.alive:
             self._members[cell] = self._turns[cell] = None
-            cell.bonds_made().groups[self] = None
+            cell.ensure_extras().groups[self] = None
 
     def leave(self, ref: Ref[M]) -> None:
         """Remove an actor. Do nothing if it is not a member."""
         cell = ref._cell
         self.discard(cell)
-        if cell.bonds is not None:
-            cell.bonds.groups.pop(self, None)
+        if cell.extras is not None:
+            cell.extras.groups.pop(self, None)
 
     def discard(self, cell: Cell) -> None:
         """Remove a member that has ended."""

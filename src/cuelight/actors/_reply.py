@@ -19,14 +19,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from cuelight._text import safe_repr
-from cuelight.actors._wait_graph import blocked, code_of_asks, find_circle, name_of, show_circle
-from cuelight.errors import DeadlockError, Interrupted, ReplyError, StashFull, consists_of
+from cuelight.actors._wait_graph import ask_code, find_cycle, format_cycle, name_of, waits_by_node
+from cuelight.errors import DeadlockError, Interrupted, ReplyError, consists_of
 from cuelight.mailbox import running_task
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from cuelight.actors._cell import Cell
+    from cuelight.actors._dispatcher import Dispatcher
     from cuelight.actors._wait_graph import Step
     from cuelight.mailbox import Waiter
 
@@ -36,33 +36,88 @@ R = TypeVar("R")
 QUEUED, RUNNING, DONE = range(3)
 
 
-class Aside(enum.Enum):
+class SetAside(enum.Enum):
     """Stands for the running message of a handler that has deferred the reply or stashed the message.
 
     That message no longer ends with the handler.
     """
 
-    ASIDE = "a message that was set aside"
+    SET_ASIDE = "a message that was set aside"
 
 
-ASIDE: Final = Aside.ASIDE
+SET_ASIDE: Final = SetAside.SET_ASIDE
 
-handling: ContextVar[Cell | None] = ContextVar("cuelight_handling", default=None)
+current_cell: ContextVar[CurrentCell | None] = ContextVar("cuelight_current_cell", default=None)
 """The cell whose handler the running code belongs to, or None outside of handlers."""
 
 
-background_work: ContextVar[Sender | None] = ContextVar("cuelight_background_work", default=None)
+background_work: ContextVar[RequestSender | None] = ContextVar("cuelight_background_work", default=None)
 """The background work of an actor that the running code belongs to, or None elsewhere."""
 
 
-class Sender(Protocol):
+class RequestSender(Protocol):
     """Code that sends requests and, at its end, withdraws those that are still open: a turn, or background work."""
 
-    sent: dict[Asked, None] | None
+    sent: dict[PendingAsk, None] | None
     """The open requests."""
 
-    def has_sent(self, asked: Asked) -> None:
+    def has_sent(self, asked: PendingAsk) -> None:
         """Remember a request if the running code is the sender's own, not that of a task that the sender started."""
+        ...
+
+
+class CurrentCell(RequestSender, Protocol):
+    """The cell whose handler sends a request, and awaits the reply."""
+
+    asks: dict[PendingAsk, None] | None
+    """The requests whose replies it awaits."""
+
+    def deadline(self) -> float:
+        """Return the deadline of the request that it handles, or 0 if there is none."""
+        ...
+
+    def waits_in_asks(self) -> bool:
+        """Return whether code of this cell that awaits a reply blocks the cell's mailbox."""
+        ...
+
+    def runs(self, task: Any) -> bool:
+        """Return whether `task` runs the actor's own code now, rather than code of a task that the actor started."""
+        ...
+
+    def note_cancelled(self) -> None:
+        """Note that a request in its mailbox is no longer needed."""
+        ...
+
+
+class Callee(Protocol):
+    """The cell that handles a request."""
+
+    runtime: Dispatcher
+
+    @property
+    def path(self) -> str:
+        """The path of the actor in the tree."""
+        ...
+
+    @property
+    def class_name(self) -> str:
+        """The name of the actor's class."""
+        ...
+
+    def as_failure(self, error: BaseException) -> BaseException:
+        """Return the failure of the actor for an exception of its code."""
+        ...
+
+    def cancel_request(self, ask: PendingAsk) -> None:
+        """Handle a caller that no longer waits."""
+        ...
+
+    def request_timed_out(self, ask: PendingAsk) -> None:
+        """Handle a request whose deadline has passed."""
+        ...
+
+    def deferred_reply_done(self, ask: PendingAsk) -> None:
+        """Forget a deferred reply that was sent, refused or dropped."""
         ...
 
 
@@ -109,7 +164,7 @@ class Reply(Generic[R]):
         yield
 
 
-class Answered(Reply[R]):
+class CompletedReply(Reply[R]):
     """A reply that was available at once."""
 
     __slots__ = ()
@@ -119,7 +174,7 @@ class Answered(Reply[R]):
         self.error = error
 
 
-class AnsweredLate(Answered[Any]):
+class CompletedForCancelled(CompletedReply[Any]):
     """A reply that was available at once, but whose asker was cancelled meanwhile.
 
     Awaiting it delivers the cancellation.
@@ -134,24 +189,24 @@ class AnsweredLate(Answered[Any]):
         return self.value
 
 
-class Unheard:
+class UnawaitedReply:
     """Warns when a request is forgotten that was answered, or failed, before any task awaited it.
 
     It is made only in that case, because a finalizer for each request would cost as much as the rest of a request.
     """
 
-    __slots__ = ("_message", "_path", "heard")
+    __slots__ = ("_message", "_path", "awaited")
 
     def __init__(self, message: Any, path: str) -> None:
         self._message, self._path = message, path
-        self.heard = False
+        self.awaited = False
 
     def __del__(self) -> None:
-        if not self.heard:
-            _warn_of_unheard(self._message, self._path, self)
+        if not self.awaited:
+            _warn_unawaited(self._message, self._path, self)
 
 
-def _warn_of_unheard(message: Any, path: str, reply: object) -> None:
+def _warn_unawaited(message: Any, path: str, reply: object) -> None:
     warnings.warn(
         f"the answer to {safe_repr(message)}, which {path} was asked, was never awaited: await the ask, or tell the "
         f"actor instead",
@@ -161,15 +216,15 @@ def _warn_of_unheard(message: Any, path: str, reply: object) -> None:
     )
 
 
-class Asked(Reply[Any]):
+class PendingAsk(Reply[Any]):
     """A sent request and the slot for its answer. It travels through the mailbox instead of the message."""
 
-    __slots__ = ("cell", "due", "message", "sender", "state", "timed", "timeout", "unheard", "waiter")
+    __slots__ = ("cell", "due", "message", "sender", "state", "timed", "timeout", "unawaited", "waiter")
 
     begun = False
     """Whether its handler was begun inside the ask."""
 
-    def __init__(self, message: Any, cell: Cell, timeout: float) -> None:
+    def __init__(self, message: Any, cell: Callee, timeout: float) -> None:
         self.message = message
         self.cell = cell
         self.timeout = timeout
@@ -178,19 +233,19 @@ class Asked(Reply[Any]):
         self.error = None
         self.waiter: Waiter | None = None
         self.timed = False
-        self.sender: Sender | None = None  # withdraws the request when it ends
-        self.unheard: bool | Unheard = False  # whether it should be awaited and has not been
+        self.sender: RequestSender | None = None  # withdraws the request when it ends
+        self.unawaited: bool | UnawaitedReply = False  # whether it should be awaited and has not been
 
     @property
     def done(self) -> bool:
-        self.hear()
+        self.mark_awaited()
         return self.state == DONE
 
-    def hear(self) -> None:
+    def mark_awaited(self) -> None:
         """Note that the answer was received or is not wanted, so that there is no warning."""
-        unheard, self.unheard = self.unheard, False
-        if isinstance(unheard, Unheard):
-            unheard.heard = True
+        unawaited, self.unawaited = self.unawaited, False
+        if isinstance(unawaited, UnawaitedReply):
+            unawaited.awaited = True
 
     def succeed(self, value: Any) -> None:
         """Complete the request with the handler's return value."""
@@ -208,11 +263,11 @@ class Asked(Reply[Any]):
 
     def _complete(self) -> None:
         self.state = DONE
-        if self.unheard is True:
-            self.unheard = Unheard(self.message, self.cell.path)
+        if self.unawaited is True:
+            self.unawaited = UnawaitedReply(self.message, self.cell.path)
         if self.timed:
             self.timed = False
-            self.cell.runtime.alarms.remove(self.due, self)
+            self.cell.runtime.timers.remove(self.due, self)
         sender = self.sender
         if sender is not None:
             self.sender = None
@@ -223,16 +278,16 @@ class Asked(Reply[Any]):
             waiter.wake()
 
     def cancel(self) -> None:
-        self.hear()
+        self.mark_awaited()
         self.withdraw()
 
     def withdraw(self) -> None:
         """Withdraw the request because its sender has ended. If it was never awaited, that is still reported."""
         if self.state != DONE:
-            self.cell.given_up(self)
+            self.cell.cancel_request(self)
 
     def detach(self) -> Self:
-        self.hear()
+        self.mark_awaited()
         sender, self.sender = self.sender, None
         if sender is not None and sender.sent is not None:
             sender.sent.pop(self, None)
@@ -240,10 +295,10 @@ class Asked(Reply[Any]):
             self.due = 0.0
         return self
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         self.timed = False
         if self.state != DONE:
-            self.cell.overdue(self)
+            self.cell.request_timed_out(self)
 
     def start_clock(self) -> None:
         """Enforce the deadline from now on."""
@@ -254,20 +309,20 @@ class Asked(Reply[Any]):
                 self.due = due
             if self.due != math.inf:
                 self.timed = True
-                runtime.alarms.add(self.due, self)
+                runtime.timers.add(self.due, self)
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        if self.unheard is True:
-            self.unheard = False
-        elif self.unheard:
-            self.hear()
+        if self.unawaited is True:
+            self.unawaited = False
+        elif self.unawaited:
+            self.mark_awaited()
         if self.state != DONE:
             if self.waiter is not None:
                 raise RuntimeError("this reply is awaited already: one task may await it")
-            asker = handling.get()
+            asker = current_cell.get()
             if asker is not None and not asker.waits_in_asks():
                 asker = None
-            if asker is not None or blocked:
+            if asker is not None or waits_by_node:
                 self._enter_graph(asker)
             if not self.timed:
                 self.start_clock()
@@ -289,26 +344,26 @@ class Asked(Reply[Any]):
             raise self.error
         return self.value
 
-    def _enter_graph(self, asker: Cell | None) -> None:
+    def _enter_graph(self, asker: CurrentCell | None) -> None:
         starts: list[Any] = []
         if asker is not None:
             if asker.asks is None:
                 asker.asks = {}
             asker.asks[self] = None
             starts.append(asker)
-        task = running_task() if blocked else None
+        task = running_task() if waits_by_node else None
         if task is not None:
             starts.append(task)
-        while (circle := find_circle(starts, [(self.cell, None)])) is not None:
-            if self.begun and asker is not None and _fail_last(circle, asker):
+        while (cycle := find_cycle(starts, [(self.cell, None)])) is not None:
+            if self.begun and asker is not None and _fail_last_ask(cycle, asker):
                 continue
             if asker is not None and asker.asks is not None:
                 asker.asks.pop(self, None)
             self.cancel()
-            raise _deadlock(starts[0], self.cell, show_circle(starts, circle))
+            raise _deadlock(starts[0], self.cell, format_cycle(starts, cycle))
 
 
-class Begun(Asked):
+class BegunAsk(PendingAsk):
     """A request whose handler was begun inside the ask and may have sent asks before its asker began to wait."""
 
     __slots__ = ()
@@ -316,37 +371,37 @@ class Begun(Asked):
     begun = True
 
     def __del__(self) -> None:
-        if self.unheard is True and self.state == DONE:  # answered at once
-            _warn_of_unheard(self.message, self.cell.path, self)
+        if self.unawaited is True and self.state == DONE:  # answered at once
+            _warn_unawaited(self.message, self.cell.path, self)
 
 
-def _fail_last(circle: list[Step], asker: Cell) -> bool:
+def _fail_last_ask(cycle: list[Step], asker: CurrentCell) -> bool:
     """Fail the ask that leads back to the asker, as if the asker had already been waiting when it was sent.
 
     Returns:
         Whether there is such an ask that has not begun.
     """
-    if len(circle) < 2 or circle[-1] != (asker, None):
+    if len(cycle) < 2 or cycle[-1] != (asker, None):
         return False
-    last = circle[-2][0]
+    last = cycle[-2][0]
     for ask in list(getattr(last, "asks", None) or ()):
         if ask.cell is asker and ask.state == QUEUED:
             del last.asks[ask]
-            shown = show_circle([last], [(asker, None), *circle[:-1]])
+            shown = format_cycle([last], [(asker, None), *cycle[:-1]])
             ask.fail(_deadlock(last, asker, shown))
-            asker.note_stale()
+            asker.note_cancelled()
             return True
     return False
 
 
-def _deadlock(asker: Any, asked: Cell, circle: str) -> DeadlockError:
+def _deadlock(asker: Any, asked: Any, cycle: str) -> DeadlockError:
     return DeadlockError(
-        f"{name_of(asker)} asks {asked.path} and would wait for ever, because each waits for the next: {circle}. "
+        f"{name_of(asker)} asks {name_of(asked)} and would wait for ever, because each waits for the next: {cycle}. "
         f"Tell instead of ask, or ask from a background task (pipe_to_self)"
     )
 
 
-code_of_asks.add(Asked.__await__.__code__)
+ask_code.add(PendingAsk.__await__.__code__)
 
 
 # Streaming replies: the chunks of an async generator handler, one by one, with back-pressure in both directions.
@@ -356,36 +411,36 @@ WINDOW = 16
 """The number of chunks that a handler may be ahead of its reader."""
 
 
-class StreamSlot(Asked):
+class StreamSlot(PendingAsk):
     """The reply slot of a stream. It buffers chunks until `succeed` marks its end or `fail` its failure."""
 
-    __slots__ = ("chunks", "patience", "writer")
+    __slots__ = ("chunk_timeout", "chunks", "writer")
 
-    def __init__(self, message: Any, cell: Cell, patience: float) -> None:
-        Asked.__init__(self, message, cell, patience)
+    def __init__(self, message: Any, cell: Callee, chunk_timeout: float) -> None:
+        PendingAsk.__init__(self, message, cell, chunk_timeout)
         self.chunks: deque[Any] = deque()
-        self.patience = patience
+        self.chunk_timeout = chunk_timeout
         self.writer: Waiter | None = None
 
     def start_clock(self) -> None:
         """Do nothing: only the waits for chunks have a timeout, see `Stream.__anext__`."""
 
-    def wait_for_chunk(self) -> None:
+    def start_chunk_clock(self) -> None:
         """Enforce the deadline of the next chunk from now on."""
         runtime = self.cell.runtime
-        self.due = runtime.due_in(self.patience)
+        self.due = runtime.due_in(self.chunk_timeout)
         self.timed = True
-        runtime.alarms.add(self.due, self)
+        runtime.timers.add(self.due, self)
 
-    def chunk_came(self) -> None:
+    def chunk_arrived(self) -> None:
         """End the wait for a chunk."""
         if self.timed:
             self.timed = False
-            self.cell.runtime.alarms.remove(self.due, self)
+            self.cell.runtime.timers.remove(self.due, self)
         self.due = 0.0  # the reader does not wait now: the handler's asks have their own timeouts
 
     def _complete(self) -> None:
-        Asked._complete(self)
+        PendingAsk._complete(self)
         if self.writer is not None:
             self.writer.wake()
 
@@ -397,7 +452,7 @@ class StreamSlot(Asked):
         """The number of chunks that the reader has not taken yet."""
         return len(self.chunks)
 
-    def give(self, chunk: Any) -> None:
+    def add_chunk(self, chunk: Any) -> None:
         self.chunks.append(chunk)
         if self.waiter is not None:
             self.waiter.wake()
@@ -408,7 +463,7 @@ class StreamSlot(Asked):
             async for chunk in chunks:
                 if self.state == DONE:
                     return
-                self.give(chunk)
+                self.add_chunk(chunk)
                 while self.ahead >= WINDOW and self.state != DONE:
                     self.writer = self.cell.runtime.backend.waiter()
                     await self.writer
@@ -431,7 +486,9 @@ class StreamSlot(Asked):
         except BaseException as error:
             if consists_of(error, GeneratorExit, backend.cancelled):
                 return
-            self.cell.runtime.stream_failed(self.cell, self.message, self.cell.as_failure(error))
+            self.cell.runtime.stream_failed(
+                self.cell.path, self.cell.class_name, self.message, self.cell.as_failure(error)
+            )
 
 
 class Stream(AsyncIterator[R], Generic[R]):
@@ -463,11 +520,11 @@ class Stream(AsyncIterator[R], Generic[R]):
                 if slot.error is not None:
                     raise slot.error
                 raise StopAsyncIteration
-            slot.wait_for_chunk()
+            slot.start_chunk_clock()
             try:
                 await slot
             finally:
-                slot.chunk_came()
+                slot.chunk_arrived()
         chunk: R = slot.chunks.popleft()
         if slot.writer is not None and len(slot.chunks) <= WINDOW // 2:
             slot.writer.wake()
@@ -484,9 +541,9 @@ class Stream(AsyncIterator[R], Generic[R]):
 
     async def aclose(self) -> None:
         """Close the stream: its handler is cancelled. Do nothing at its end. Not a checkpoint."""
-        self._give_up()
+        self._close_by_reader()
 
-    def _give_up(self) -> None:
+    def _close_by_reader(self) -> None:
         slot = self._slot
         slot.chunks.clear()
         if slot.state != DONE:
@@ -499,7 +556,7 @@ class Stream(AsyncIterator[R], Generic[R]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_up()
+        self._close_by_reader()
 
     def __del__(self) -> None:
         slot = self._slot
@@ -518,7 +575,7 @@ class ReplyPort:
 
     __slots__ = ("_asked",)
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: PendingAsk) -> None:
         self._asked = asked
 
     @property
@@ -528,60 +585,20 @@ class ReplyPort:
 
     def send(self, value: Any) -> None:
         """Send the answer. A late answer is counted in `system.late_replies` and dropped."""
-        self._asked.cell.reply_settled(self._asked)
+        self._asked.cell.deferred_reply_done(self._asked)
         self._asked.succeed(value)
 
     def refuse(self, error: ReplyError) -> None:
         """Answer with an error, which the caller gets as a refusal."""
-        self._asked.cell.reply_settled(self._asked)
+        self._asked.cell.deferred_reply_done(self._asked)
         self._asked.fail(error)
 
     def __del__(self) -> None:
         asked = self._asked
-        asked.cell.reply_settled(asked)
+        asked.cell.deferred_reply_done(asked)
         if asked.state != DONE:
             error = Interrupted(f"{asked.cell.path} deferred the reply to {safe_repr(asked.message)} and dropped it")
             try:
                 asked.cell.runtime.call_threadsafe(asked.fail, error)
             except RuntimeError:
                 pass  # the loop has ended, and with it the caller
-
-
-def take_running(cell: Cell, verb: str) -> Any:
-    """Return the item being handled and set it aside. An inline request gets its slot now."""
-    item = cell.running
-    inline = cell.runtime.is_inline(cell)
-    if item is None or item is ASIDE or (inline and isinstance(item, Asked)):
-        raise RuntimeError(f"{cell.path} cannot {verb}: no message is being handled, or it was set aside already")
-    if inline:
-        asked: Asked = Asked(item, cell, cell.runtime.inline_patience())
-        asked.state = RUNNING
-        cell.running = asked
-        return asked
-    cell.running = ASIDE
-    return item
-
-
-def defer(cell: Cell) -> ReplyPort:
-    if isinstance(cell.running, StreamSlot):
-        raise RuntimeError(f"{cell.path} cannot defer a reply: a stream handler yields its answers")  # noqa: TRY004
-    item = take_running(cell, "defer a reply")
-    if isinstance(item, Asked):
-        bonds = cell.bonds_made()
-        bonds.deferred[item] = []
-        bonds.deferred_now = item
-        return ReplyPort(item)
-    cell.running = item
-    raise RuntimeError(f"{cell.path} cannot defer a reply: {safe_repr(item)} was told, not asked")
-
-
-def stash(cell: Cell) -> None:
-    bonds = cell.bonds_made()
-    waiting = bonds.stash
-    if len(waiting) >= cell.options.capacity:
-        raise StashFull(f"the stash of {cell.path} holds {len(waiting)} messages: unstash(), or give it more capacity")
-    item = take_running(cell, "stash")
-    bonds.deferred_now = None
-    if isinstance(item, Asked):
-        item.state = QUEUED
-    waiting.append(item)

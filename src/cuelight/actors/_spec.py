@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Awaitable, Callable
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Generic,
-    Literal,
-    ParamSpec,
-    Protocol,
-    Self,
-    TypeVar,
-    overload,
-)
+from collections.abc import Callable
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -24,12 +13,7 @@ import msgspec
 from cuelight._text import safe_repr
 from cuelight.mailbox import Overflow, checked_overflow, wait
 
-if TYPE_CHECKING:
-    from cuelight.actors._actor import Actor
-    from cuelight.actors._task_cell import Inbox
-
 M = TypeVar("M")
-P = ParamSpec("P")
 
 Restart = Literal["permanent", "transient", "temporary"]
 """When a child is restarted: always, only after a crash, or never."""
@@ -186,28 +170,3 @@ def check_function(function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
 
 
 _signatures: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()
-
-
-@overload
-def child(factory: Callable[P, Actor[M]], /, *args: P.args, **kwargs: P.kwargs) -> ChildSpec[M]: ...
-@overload
-def child(
-    factory: Callable[Concatenate[Inbox[M], P], Awaitable[None]], /, *args: P.args, **kwargs: P.kwargs
-) -> ChildSpec[M]: ...
-def child(factory: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ChildSpec[Any]:
-    """Describe an actor for `spawn` or a supervisor: its class (or function) and the arguments of its constructor.
-
-    Args:
-        factory: an `Actor` class, a function that returns an actor, or an async function whose first parameter is its
-            `Inbox`.
-        *args: arguments for each incarnation.
-        **kwargs: keyword arguments for each incarnation.
-
-    Raises:
-        TypeError: `factory` cannot be called.
-    """
-    if not callable(factory):
-        raise TypeError(f"child({safe_repr(factory)}): give an Actor class, or a function, not an instance")
-    if inspect.iscoroutinefunction(factory):
-        check_function(factory, args, kwargs)
-    return ChildSpec(factory, args, kwargs or None)

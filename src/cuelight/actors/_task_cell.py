@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import anyio
 
-from cuelight.actors._cell import BURYING, DRAINING, FAIL, KILL, LIVE, RECYCLE, STARTING, Cell
+from cuelight.actors._cell import DRAINING, END_FOR_RESTART, FAIL, KILL, LIVE, STARTING, STOPPING_HOOK, Cell
 from cuelight.actors._messages import Crashed, Exit, Killed, Start, WasRestarted
-from cuelight.actors._reply import ASIDE, DONE, QUEUED, RUNNING, Asked, StreamSlot, handling
+from cuelight.actors._reply import DONE, QUEUED, RUNNING, SET_ASIDE, PendingAsk, StreamSlot, current_cell
 from cuelight.errors import ChannelClosed, Interrupted, ReplyError, consists_of, control_error
 from cuelight.mailbox import CLOSED, NOT_READY
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from cuelight.actors._cell import Family
+    from cuelight.actors._cell import ChildSupervisor
     from cuelight.actors._handlers import HandlerTable
     from cuelight.actors._spec import ChildSpec
     from cuelight.mailbox import CaseWaiter, Waiter
@@ -46,18 +46,28 @@ class Wakeable(Protocol):
 class TaskCell(Cell):
     """An actor with `async def` handlers or hooks, or an overridden `run`."""
 
-    __slots__ = ("coroutine", "cut", "inbox", "retired", "scope", "task", "turn_scope", "waiter", "why_cut")
+    __slots__ = (
+        "cancelling",
+        "coroutine",
+        "idle_too_long",
+        "inbox",
+        "scope",
+        "task",
+        "turn_scope",
+        "waiter",
+        "why_cancelled",
+    )
 
-    def __init__(self, keeper: Family, spec: ChildSpec[Any], table: HandlerTable) -> None:
-        Cell.__init__(self, keeper, spec, table)
+    def __init__(self, supervisor: ChildSupervisor, spec: ChildSpec[Any], table: HandlerTable) -> None:
+        Cell.__init__(self, supervisor, spec, table)
         self.coroutine: Coroutine[Any, Any, None] | None = None
         self.task: Any = None  # the task that runs the coroutine, once it has begun
         self.scope: anyio.CancelScope | None = None  # around the whole task
         self.turn_scope: anyio.CancelScope | None = None  # around the code that an interrupt cancels
         self.waiter: Wakeable | None = None
-        self.cut = False
-        self.why_cut = ""
-        self.retired = False
+        self.cancelling = False
+        self.why_cancelled = ""
+        self.idle_too_long = False
         self.inbox: Inbox[Any] | None = None
 
     # Starting and waking.
@@ -69,35 +79,35 @@ class TaskCell(Cell):
         try:
             self.construct()
         except BaseException as error:
-            self.has_not_started(error)
+            self.start_failed(error)
             return
         self.has_started()
         self.asleep = 1
         if self.items or self.attention:
-            self.woken()
+            self.on_mail()
 
     def _start_task(self, function: Any, *args: object) -> None:
         self.asleep = 0
-        self.runtime.awake += 1
+        self.runtime.busy_count += 1
         self.coroutine = coroutine = function(*args)
         self.runtime.backend.spawn(lambda: coroutine, context=self.context, name=self.path)
 
-    def woken(self) -> None:
+    def on_mail(self) -> None:
         waiter = self.waiter
         if waiter is not None:
             self.asleep = 0
-            self.runtime.awake += 1
+            self.runtime.busy_count += 1
             waiter.wake()
         elif self.scope is None:
             self._start_task(self._main, None)
         else:  # an overridden `run` that is not waiting at its inbox
             self.asleep = 0
-            self.runtime.awake += 1
+            self.runtime.busy_count += 1
 
     # The task.
 
     async def _main(self, why: Start | None) -> None:
-        handling.set(self)
+        current_cell.set(self)
         exit_: Exit | None
         self.task = self.runtime.backend.current_task()
         self.runtime.tasks[self] = None
@@ -107,23 +117,23 @@ class TaskCell(Cell):
             item, self.running = self.running, None
             if self._is_ours(error):
                 exit_ = Killed("its task was cancelled from outside")
-                self.cut_off(item, "its task was cancelled from outside")
+                self.handle_interrupted(item, "its task was cancelled from outside")
             else:
-                exit_ = self.crash(self.as_failure(error), item)
+                exit_ = self.handle_crash(self.as_failure(error), item)
         self.scope = self.turn_scope = self.waiter = self.coroutine = self.task = None
         self.runtime.tasks.pop(self, None)
         if exit_ is not None:
-            self.runtime.forget_warm(self)
-            self.cut_off(self.running, "the actor ended")
+            self.runtime.forget_idle_task(self)
+            self.handle_interrupted(self.running, "the actor ended")
             self.running = None
             if not self.asleep:
-                self.runtime.dozed()
-            self.incarnation_over(exit_)
+                self.runtime.mark_idle()
+            self.end_incarnation(exit_)
 
     async def _live(self, why: Start | None) -> Exit | None:
         """Serve until the incarnation is over. Return its exit, or None if there is nothing more to do."""
         if why is not None:
-            exit_ = await self._come_up(why)
+            exit_ = await self._start_incarnation(why)
             if exit_ is not None:
                 return exit_
         if self.table.own_run:
@@ -131,26 +141,26 @@ class TaskCell(Cell):
             with anyio.CancelScope() as scope:
                 self.scope = scope
                 exit_ = await self._run_own()
-            return exit_ or self.attend() or Killed(self.why_cut)
+            return exit_ or self.process_signals() or Killed(self.why_cancelled)
         while True:
             exit_ = None
             with anyio.CancelScope() as scope:
                 self.scope = self.turn_scope = scope
-                self.cut = False
+                self.cancelling = False
                 exit_ = await self._serve()
-            if exit_ is not None or not self.cut:
+            if exit_ is not None or not self.cancelling:
                 return exit_
             item, self.running = self.running, None
             if self.sent:
-                self.withdraw_asks(cut_off=True)
+                self.withdraw_asks(interrupted=True)
             if scope.cancelled_caught:
-                self.cut_off(item, self.why_cut)
+                self.handle_interrupted(item, self.why_cancelled)
             else:  # the handler ended before the cancellation reached it
                 self.handled += 1
 
-    async def _come_up(self, why: Start) -> Exit | None:
+    async def _start_incarnation(self, why: Start) -> Exit | None:
         try:
-            self.cut = False
+            self.cancelling = False
             with anyio.CancelScope() as scope:
                 self.scope = scope
                 if type(why) is WasRestarted and self.actor is not None:
@@ -165,18 +175,18 @@ class TaskCell(Cell):
             return Crashed(self.as_failure(error))
         if scope.cancelled_caught:
             self.actor = None
-            return self.attend() or Killed(self.why_cut)
+            return self.process_signals() or Killed(self.why_cancelled)
         self.has_started()
         return None
 
     async def _run_own(self) -> Exit | None:
         actor = self.actor
         assert actor is not None  # noqa: S101 - it has started
-        self.asleep = 1  # awake only from the arrival of a message to the next empty receive
-        self.runtime.dozed()
+        self.asleep = 1  # it counts as busy only from the arrival of a message to the next empty receive
+        self.runtime.mark_idle()
         try:
             if self.items:
-                self.woken()
+                self.on_mail()
             await actor.run()
         except BaseException as error:
             if self._is_ours(error):
@@ -184,32 +194,30 @@ class TaskCell(Cell):
             # A closed mailbox tells a receive loop to stop, also a loop in a task group.
             if not (self.closed and control_error(error, ChannelClosed)):
                 item, self.running = self.running, None
-                return self.crash(self.as_failure(error), item)
+                return self.handle_crash(self.as_failure(error), item)
         item, self.running = self.running, None
-        if isinstance(item, Asked):
-            self.cut_off(item, "its run ended without a reply")
-        return (self.attend() if self.attention else None) or self._stopped()
+        if isinstance(item, PendingAsk):
+            self.handle_interrupted(item, "its run ended without a reply")
+        return (self.process_signals() if self.attention else None) or self._stopped()
 
     async def _serve(self) -> Exit | None:  # noqa: C901, PLR0912 - a call for each message costs as much as one
         """Handle messages until the incarnation is over.
 
-        Return its exit, or None if the task retires or its scope was cancelled.
+        Return its exit, or None if the task has been idle too long or its scope was cancelled.
         """
         actor, async_calls, plain_calls = self.actor, self.table.async_calls, self.table.plain_calls
         checkpoint = self.runtime.backend.checkpoint
         pause_at = self.handled + BUDGET
         while True:
-            if self.attention:
-                exit_ = self.attend()
-                if exit_ is not None:
-                    self.running = None
-                    return exit_
+            if self.attention and (exit_ := self.process_signals()) is not None:
+                self.running = None
+                return exit_
             items = self.items
             if not items:
                 item = value = None  # an idle actor keeps no message alive
-                await self._lie_down()
+                await self._prepare_sleep()
                 self.waiter = None
-                if self.retired and self.asleep:
+                if self.idle_too_long and self.asleep:
                     return None
                 pause_at = self.handled + BUDGET
                 continue
@@ -222,7 +230,9 @@ class TaskCell(Cell):
                 elif (call := plain_calls.get(kind)) is not None:
                     call(actor, item)
                 elif (
-                    kind is Asked and item.state == QUEUED and (call := async_calls.get(type(item.message))) is not None
+                    kind is PendingAsk
+                    and item.state == QUEUED
+                    and (call := async_calls.get(type(item.message))) is not None
                 ):
                     item.state = RUNNING
                     if not item.timed:
@@ -231,14 +241,14 @@ class TaskCell(Cell):
                     if self.running is item:
                         item.succeed(value)
                 else:
-                    await self._handle_rest(actor, item)
+                    await self._handle_uncommon(actor, item)
             except BaseException as error:
                 if self._is_ours(error):
                     raise
                 self.running = None
                 if (exit_ := self.failed(error, item)) is not None:
                     return exit_
-            if self.cut:
+            if self.cancelling:
                 return None
             self.handled = handled = self.handled + 1
             if handled >= pause_at:
@@ -247,9 +257,9 @@ class TaskCell(Cell):
                 await checkpoint()
 
     def failed(self, error: BaseException, item: Any) -> Exit | None:
-        if self.cut and consists_of(error, self.runtime.backend.cancelled, GeneratorExit):
+        if self.cancelling and consists_of(error, self.runtime.backend.cancelled, GeneratorExit):
             # A task group wraps cancellations, and exceptions of generators that are closed during them.
-            self.cut_off(item, self.why_cut)
+            self.handle_interrupted(item, self.why_cancelled)
             return None
         return Cell.failed(self, error, item)
 
@@ -259,37 +269,37 @@ class TaskCell(Cell):
         Otherwise it is an error of user code.
         """
         backend = self.runtime.backend
-        return isinstance(error, backend.cancelled) and (self.cut or backend.cancellation_pending())
+        return isinstance(error, backend.cancelled) and (self.cancelling or backend.cancellation_pending())
 
-    def _lie_down(self) -> Waiter:
+    def _prepare_sleep(self) -> Waiter:
         """Return a waiter that wakes when there is something to do, or when the task has been idle long enough."""
         self.running = self.items = None
         self.asleep = 1
         runtime = self.runtime
-        runtime.dozed()
-        runtime.keep_warm(self)
-        self.retired = False
+        runtime.mark_idle()
+        runtime.keep_idle_task(self)
+        self.idle_too_long = False
         waiter = self.waiter = runtime.backend.waiter()
         return waiter
 
-    def retire(self) -> None:
+    def end_idle_task(self) -> None:
         """End the idle task. The next message starts another one."""
         if self.waiter is not None:
-            self.retired = True
+            self.idle_too_long = True
             self.waiter.wake()
 
-    async def _handle_rest(self, actor: Any, item: Any) -> None:
-        asked = isinstance(item, Asked)
+    async def _handle_uncommon(self, actor: Any, item: Any) -> None:
+        asked = isinstance(item, PendingAsk)
         message = item
         if asked:
             if item.state == DONE:
-                self.stales = max(0, self.stales - 1)
+                self.cancelled_count = max(0, self.cancelled_count - 1)
                 return
             message = item.message
         kind: type[Any] = type(message)
         call = self.table.calls.get(kind) or self.table.find(kind)
         if call is None or (kind in self.table.streaming) != isinstance(item, StreamSlot):
-            self.unhandled(item)
+            self.reject_unhandled(item)
         elif isinstance(item, StreamSlot):
             item.state = RUNNING
             await item.feed(call(actor, message))
@@ -313,27 +323,27 @@ class TaskCell(Cell):
         with anyio.CancelScope() as scope:
             self.turn_scope = scope
             try:
-                await self._handle_rest(self.actor, item)
+                await self._handle_uncommon(self.actor, item)
             except BaseException as error:
                 refusal = control_error(error, ReplyError)
                 if refusal is None:
                     raise
-                self.refused(refusal, item)
+                self.reject(refusal, item)
             finally:
                 self.turn_scope = None
                 if self.sent:
-                    self.withdraw_asks(cut_off=sys.exception() is not None)
+                    self.withdraw_asks(interrupted=sys.exception() is not None)
                 self.sent = outside
         if scope.cancelled_caught:
-            self.cut = False
-            self.cut_off(item, self.why_cut)
+            self.cancelling = False
+            self.handle_interrupted(item, self.why_cancelled)
         if self.running is item:
             self.running = None
 
     @property
-    def cut_short(self) -> bool:
+    def cancel_requested(self) -> bool:
         """Whether the code of its task was cancelled, by a kill or because a hook took too long."""
-        return self.cut or (self.scope is not None and self.scope.cancel_called)
+        return self.cancelling or (self.scope is not None and self.scope.cancel_called)
 
     @property
     def idle(self) -> bool:
@@ -347,32 +357,32 @@ class TaskCell(Cell):
         self._cancel(self.turn_scope, why)
         return True
 
-    def cancel_running(self, ask: Asked) -> None:
+    def cancel_running(self, ask: PendingAsk) -> None:
         if self.running is ask and self.turn_scope is not None:
             self._cancel(self.turn_scope, "its asker gave up")
 
     def cancel_turn(self) -> None:
         if self.scope is not None and (self.running is not None or self.table.own_run or self.state == STARTING):
-            forced = None if self.bonds is None else self.bonds.exit_forced
+            forced = None if self.extras is None else self.extras.exit_forced
             if forced is None:
                 why = "the actor is being ended"
             else:
                 why = f"it {'was ' if isinstance(forced, Killed) else ''}{forced.describe()}"
             self._cancel(self.scope, why)
 
-    def hurry(self) -> None:
+    def cancel_ending(self) -> None:
         if self.scope is not None:
             self._cancel(self.scope, "the actor is being killed")
 
     def _cancel(self, scope: anyio.CancelScope, why: str) -> None:
-        self.cut = True
-        self.why_cut = why
+        self.cancelling = True
+        self.why_cancelled = why
         scope.cancel()
 
     def waits_in_asks(self) -> bool:
         if self.state == STARTING:
             return True
-        return self.running is not None and not (self.table.own_run and self.running is ASIDE)
+        return self.running is not None and not (self.table.own_run and self.running is SET_ASIDE)
 
     def runs(self, task: Any) -> bool:
         return task is not None and task is self.task
@@ -391,35 +401,35 @@ class TaskCell(Cell):
         except BaseException as error:
             if self._is_ours(error):
                 raise
-            self.runtime.hook_failed(self, name, self.as_failure(error))
+            self.runtime.hook_failed(self.path, self.class_name, name, self.as_failure(error))
         else:
             if not scope.cancelled_caught:
                 return
             overrun = TimeoutError(f"it was cancelled after {self.options.shutdown} s (shutdown), or by a kill")
-            self.runtime.hook_failed(self, name, overrun)
+            self.runtime.hook_failed(self.path, self.class_name, name, overrun)
         finally:
             self.scope = outside
 
-    def bury(self, exit_: Exit) -> None:
+    def finalize(self, exit_: Exit) -> None:
         if self.actor is None or "stopped" not in self.table.hooks:
-            self.settle(exit_)
+            self.mark_dead(exit_)
             return
-        self.state = BURYING
-        self._start_task(self._last_words, exit_)
+        self.state = STOPPING_HOOK
+        self._start_task(self._run_stopped_hook, exit_)
 
-    async def _last_words(self, exit_: Exit) -> None:
-        handling.set(self)
+    async def _run_stopped_hook(self, exit_: Exit) -> None:
+        current_cell.set(self)
         self.task = self.runtime.backend.current_task()
-        self.cut = False
+        self.cancelling = False
         self.runtime.tasks[self] = None
         try:
             await self._hook("stopped", exit_)
         except BaseException as error:
-            self.runtime.hook_failed(self, "stopped", error)
+            self.runtime.hook_failed(self.path, self.class_name, "stopped", error)
         self.runtime.tasks.pop(self, None)
         self.coroutine = self.task = None
-        self.runtime.dozed()
-        self.settle(exit_)
+        self.runtime.mark_idle()
+        self.mark_dead(exit_)
 
 
 # The mailbox from the view of an actor with its own receive loop: receive, iterate, select.
@@ -427,7 +437,7 @@ class TaskCell(Cell):
 
 M = TypeVar("M")
 
-AT_ONCE = KILL | FAIL | RECYCLE
+URGENT_SIGNALS = KILL | FAIL | END_FOR_RESTART
 """Signals that take effect before the queue is finished."""
 
 
@@ -435,7 +445,7 @@ class Inbox(Generic[M]):
     """The source of messages for `run`, or for an actor made from a function. Also a case of `select`.
 
     Each received request must be answered (`reply`), deferred or passed to `handle`. Otherwise it fails when the next
-    message is received, so that no asker waits in vain.
+    message is received, so that no asker waits for ever.
     """
 
     __slots__ = ("_cell", "_waiters")
@@ -450,14 +460,14 @@ class Inbox(Generic[M]):
     def _take(self) -> Any:
         """Return the next message, `NOT_READY` or `CLOSED`."""
         cell = self._cell
-        self._settle_last()
-        if cell.attention and (cell.signals & AT_ONCE or cell.attend() is not None):
+        self._fail_unanswered()
+        if cell.attention and (cell.signals & URGENT_SIGNALS or cell.process_signals() is not None):
             return CLOSED
         while cell.items:
             item = cell.items.popleft()
-            if isinstance(item, Asked):
+            if isinstance(item, PendingAsk):
                 if item.state == DONE:
-                    cell.stales = max(0, cell.stales - 1)
+                    cell.cancelled_count = max(0, cell.cancelled_count - 1)
                     continue
                 item.state = RUNNING
                 item.start_clock()
@@ -467,13 +477,13 @@ class Inbox(Generic[M]):
         cell.items = None
         if not cell.asleep:
             cell.asleep = 1
-            cell.runtime.dozed()
+            cell.runtime.mark_idle()
         return NOT_READY if cell.state in (LIVE, DRAINING) and not cell.closed else CLOSED
 
-    def _settle_last(self) -> None:
+    def _fail_unanswered(self) -> None:
         cell = self._cell
         last, cell.running = cell.running, None
-        if isinstance(last, Asked) and last.state == RUNNING:
+        if isinstance(last, PendingAsk) and last.state == RUNNING:
             last.fail(Interrupted(f"{cell.path} took {last.message!r} and went on without a reply"))
 
     def _closed(self) -> ChannelClosed:
@@ -525,7 +535,7 @@ class Inbox(Generic[M]):
         """
         cell = self._cell
         last, cell.running = cell.running, None
-        if isinstance(last, Asked):
+        if isinstance(last, PendingAsk):
             last.succeed(value)
 
     def __aiter__(self) -> Self:
@@ -570,7 +580,7 @@ class Inbox(Generic[M]):
         cell.running = None
         cell.requeue(back)
         if cell.asleep:
-            cell.woken()
+            cell.on_mail()
         return True
 
     def wake(self) -> None:

@@ -1,4 +1,4 @@
-"""Timers for actors: one heap, and one alarm of the loop, for all deadlines and timers of a system."""
+"""One heap, and one alarm of the event loop, for all deadlines and timers of a system."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors._cell import Cell
-    from cuelight.actors._cell_extras import Bonds
     from cuelight.mailbox import Backend
 
 TOLERANCE = 1e-6
@@ -22,18 +20,18 @@ SLACK = 64
 MISSING = object()
 
 
-class Entry(Protocol):
+class TimerEntry(Protocol):
     """An object that is due at a time."""
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         """Called once, by the loop and never by user code, when the time has come."""
         ...
 
 
-class Alarms:
+class TimerHeap:
     """Entries by due time. Entries that are due at the same time share one item of the heap.
 
-    If an entry raises when it rings, the exception is reported and the other entries still ring.
+    If an entry raises when it fires, the exception is reported and the other entries still fire.
     """
 
     __slots__ = ("_armed", "_backend", "_closed", "_due", "_empty", "_failed", "_heap")
@@ -48,7 +46,7 @@ class Alarms:
         self._backend = backend
         self._failed = failed
         self._closed = False
-        self._due: dict[float, dict[Entry, None]] = {}
+        self._due: dict[float, dict[TimerEntry, None]] = {}
         self._heap: list[float] = []
         self._armed: float | None = None
         self._empty = 0
@@ -56,8 +54,8 @@ class Alarms:
     def __len__(self) -> int:
         return sum(map(len, self._due.values()))
 
-    def add(self, due: float, entry: Entry) -> None:
-        """Have `entry.ring()` called at the loop's time `due`, which must not be NaN. Do nothing after `close`."""
+    def add(self, due: float, entry: TimerEntry) -> None:
+        """Have `entry.fire()` called at the loop's time `due`, which must not be NaN. Do nothing after `close`."""
         if self._closed or due == math.inf:
             return
         bucket = self._due.get(due)
@@ -70,10 +68,10 @@ class Alarms:
         heappush(self._heap, due)
         if self._armed is None or due < self._armed:
             self._armed = due
-            self._backend.set_alarm(due, self._ring)
+            self._backend.set_alarm(due, self._fire)
 
-    def remove(self, due: float, entry: Entry) -> None:
-        """Forget an entry. Do nothing if it has already rung."""
+    def remove(self, due: float, entry: TimerEntry) -> None:
+        """Forget an entry. Do nothing if it has already fired."""
         bucket = self._due.get(due)
         # An empty due time stays for a while: asks soon need it again, and the alarm need not be changed.
         if bucket is not None and bucket.pop(entry, MISSING) is None and not bucket:
@@ -87,18 +85,18 @@ class Alarms:
         self._heap = list(self._due)
         heapify(self._heap)
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._armed = None
         try:
-            self._ring_due(self._backend.time() + TOLERANCE)
+            self._fire_due(self._backend.time() + TOLERANCE)
         except BaseException as error:  # the clock of the loop raised
             self._failed(error)
         heap = self._heap
         if heap and (self._armed is None or heap[0] < self._armed):
             self._armed = heap[0]
-            self._backend.set_alarm(heap[0], self._ring)
+            self._backend.set_alarm(heap[0], self._fire)
 
-    def _ring_due(self, now: float) -> None:
+    def _fire_due(self, now: float) -> None:
         while self._heap and (self._heap[0] <= now or not self._due[self._heap[0]]):
             bucket = self._due[self._heap[0]]
             if not bucket:
@@ -106,10 +104,10 @@ class Alarms:
                 self._empty = max(0, self._empty - 1)
                 continue
             for entry in list(bucket):
-                if entry in bucket:  # an entry that rang before it may have removed it
+                if entry in bucket:  # an entry that fired before it may have removed it
                     del bucket[entry]
                     try:
-                        entry.ring()
+                        entry.fire()
                     except BaseException as error:
                         self._failed(error)
 
@@ -126,71 +124,14 @@ class Alarms:
 class Later:
     """Calls a function at a time."""
 
-    __slots__ = ("_alarms", "_args", "_due", "_function")
+    __slots__ = ("_args", "_due", "_function", "_timers")
 
-    def __init__(self, alarms: Alarms, due: float, function: Callable[..., object], *args: Any) -> None:
-        self._alarms, self._due, self._function, self._args = alarms, due, function, args
-        alarms.add(due, self)
+    def __init__(self, timers: TimerHeap, due: float, function: Callable[..., object], *args: Any) -> None:
+        self._timers, self._due, self._function, self._args = timers, due, function, args
+        timers.add(due, self)
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         self._function(*self._args)
 
     def cancel(self) -> None:
-        self._alarms.remove(self._due, self)
-
-
-class ActorTimer:
-    """A message that an actor sends itself after a delay, once or periodically, while its incarnation lives."""
-
-    __slots__ = ("_cell", "_due", "_hash", "_key", "_message", "_period")
-
-    def __init__(self, cell: Cell, key: object, message: Any, delay: float, period: float | None) -> None:
-        cell.runtime.check_thread(cell)
-        cell.must_live("timers")
-        self._cell, self._message, self._period = cell, message, period
-        # Hashing and comparing keys runs code of users, so both are done only here.
-        self._key, self._hash = key, 0 if key is None else hash(key)
-        self._due = cell.runtime.backend.time() + delay
-        bonds = cell.bonds_made()
-        if key is not None:
-            alike = bonds.keyed_timers.get(self._hash, ())
-            earlier = next((timer for timer in alike if timer._key is key or timer._key == key), None)
-            if earlier is not None:
-                earlier.cancel()
-            bonds.keyed_timers.setdefault(self._hash, []).append(self)
-        bonds.timers[self] = None
-        cell.runtime.alarms.add(self._due, self)
-
-    def _forget(self, bonds: Bonds) -> None:
-        bonds.timers.pop(self, None)
-        alike = None if self._key is None else bonds.keyed_timers.get(self._hash)
-        if alike is not None:
-            alike[:] = [timer for timer in alike if timer is not self]
-            if not alike:
-                del bonds.keyed_timers[self._hash]
-
-    @property
-    def active(self) -> bool:
-        """Whether it will send its message (again)."""
-        bonds = self._cell.bonds
-        return bonds is not None and self in bonds.timers
-
-    def cancel(self) -> None:
-        """Stop the timer. A message that is already in the mailbox stays there. Do nothing if the timer is over."""
-        if self.active and self._cell.bonds is not None:
-            self._forget(self._cell.bonds)
-            self._cell.runtime.alarms.remove(self._due, self)
-
-    def ring(self) -> None:
-        """Send the message, and schedule the next one of a periodic timer."""
-        cell = self._cell
-        if self._period is None:
-            if cell.bonds is not None:
-                self._forget(cell.bonds)
-        else:
-            # Missed periods, for example after the loop was blocked, are skipped, without a burst and without drift.
-            now = cell.runtime.backend.time()
-            missed = max(0.0, (now - self._due) // self._period)
-            self._due += (missed + 1) * self._period
-            cell.runtime.alarms.add(self._due, self)
-        cell.put_or_drop(self._message)
+        self._timers.remove(self._due, self)

@@ -17,12 +17,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from cuelight.mailbox import awaited_by, coroutine_of, frame_of, loop_of
-
-if TYPE_CHECKING:
-    from cuelight.actors._cell import Cell
 
 
 class Wait(Protocol):
@@ -38,38 +35,38 @@ class Wait(Protocol):
         ...
 
 
-class Holdings(Protocol):
+class HeldResources(Protocol):
     """The things that an actor holds."""
 
-    def let_go(self) -> None:
+    def release_all(self) -> None:
         """Release everything, because the actor's incarnation is over."""
         ...
 
 
-blocked: Final[dict[Any, list[Wait]]] = {}
+waits_by_node: Final[dict[Any, list[Wait]]] = {}
 """The waits by waiting node, and also by loop if a whole loop is blocked. Empty while there are no waits."""
 
-holdings: Final[dict[Any, Holdings]] = {}
+held_by: Final[dict[Any, HeldResources]] = {}
 """The things that actors hold beyond one handler, by cell. Empty while no actor holds anything."""
 
-code_of_asks: Final[set[CodeType]] = set()
+ask_code: Final[set[CodeType]] = set()
 """The code in which an asker awaits an answer."""
 
-code_of_waits: Final[dict[CodeType, Callable[[Mapping[str, Any], Any], Wait]]] = {}
+wait_code: Final[dict[CodeType, Callable[[Mapping[str, Any], Any], Wait]]] = {}
 """Code in which a task or a thread waits for something else, with a function that makes the wait from its variables."""
 
 Step = tuple[Any, str | None]
 """A node, and the thing through which the previous node waits for it, or None for an ask."""
 
 
-def let_go(cell: Cell) -> None:
+def release_all(cell: Any) -> None:
     """Release the things held by an actor whose incarnation is over."""
-    held = holdings.pop(cell, None)
+    held = held_by.pop(cell, None)
     if held is not None:
-        held.let_go()
+        held.release_all()
 
 
-def find_circle(starts: Collection[Any], first: Iterable[Step]) -> list[Step] | None:
+def find_cycle(starts: Collection[Any], first: Iterable[Step]) -> list[Step] | None:
     """Return a path from one of `starts` through a node of `first` back to one of `starts`, or None.
 
     Args:
@@ -87,9 +84,9 @@ def find_circle(starts: Collection[Any], first: Iterable[Step]) -> list[Step] | 
             frontier.append(node)
     while frontier:
         node = frontier.pop()
-        loop = _loop_of(node) if blocked else None
+        loop = _loop_of(node) if waits_by_node else None
         if node in starts or (loop is not None and loop in starts):
-            return _way(node, came_from)
+            return _path_to(node, came_from)
         for other, thing in _waits_of(node, loop):
             if other not in came_from:
                 came_from[other] = (node, thing)
@@ -97,21 +94,21 @@ def find_circle(starts: Collection[Any], first: Iterable[Step]) -> list[Step] | 
     return None
 
 
-def _way(node: Any, came_from: dict[Any, tuple[Any, str | None]]) -> list[Step]:
-    way: list[Step] = []
+def _path_to(node: Any, came_from: dict[Any, tuple[Any, str | None]]) -> list[Step]:
+    path: list[Step] = []
     while node is not None:
         before, thing = came_from[node]
-        way.append((node, thing))
+        path.append((node, thing))
         node = before
-    return way[::-1]
+    return path[::-1]
 
 
-def show_circle(starts: Sequence[Any], way: list[Step]) -> str:
+def format_cycle(starts: Sequence[Any], path: list[Step]) -> str:
     """Describe a cycle: `/s/a → lock 'db' → /s/b → /s/a`. If it leads to a blocked loop, the text ends there."""
     shown = [name_of(starts[0])]
-    for node, thing in way:
+    for node, thing in path:
         shown += [name_of(node)] if thing is None else [thing, name_of(node)]
-    if way[-1][0] not in starts:
+    if path[-1][0] not in starts:
         shown.append(f"the event loop, which {shown[0]} blocks")
     return " → ".join(shown)
 
@@ -129,11 +126,11 @@ def name_of(node: Any) -> str:
 
 def _waits_of(node: Any, loop: Any) -> list[Step]:
     steps: list[Step] = [(ask.cell, None) for ask in list(getattr(node, "asks", None) or ())]
-    if blocked:
+    if waits_by_node:
         for place in (node, loop):
-            for wait in blocked.get(place, ()):
+            for wait in waits_by_node.get(place, ()):
                 steps += [(blocker, wait.thing) for blocker in wait.blockers()]
-        steps += _seen_in_frames(node)
+        steps += _steps_in_frames(node)
     return steps
 
 
@@ -142,15 +139,15 @@ def _loop_of(node: Any) -> Any:
     return loop_of(node) if runtime is None else runtime.backend.loop
 
 
-def _seen_in_frames(node: Any) -> list[Step]:
+def _steps_in_frames(node: Any) -> list[Step]:
     """Return the nodes that a task or thread waits for, found in its frames, so that no wait has to be registered."""
     steps: list[Step] = []
     for frame in _frames_of(node):
         code = frame.f_code
-        if code in code_of_asks:
+        if code in ask_code:
             steps.append((frame.f_locals["self"].cell, None))
-        elif code in code_of_waits:
-            wait = code_of_waits[code](frame.f_locals, node)
+        elif code in wait_code:
+            wait = wait_code[code](frame.f_locals, node)
             steps += [(blocker, wait.thing) for blocker in wait.blockers()]
     return steps
 
@@ -164,7 +161,7 @@ def _frames_of(node: Any) -> Iterator[FrameType]:
             yield frame
         step = awaited_by(step)
     ident = getattr(node, "ident", None)
-    if ident is not None and code_of_waits:
+    if ident is not None and wait_code:
         frame = sys._current_frames().get(ident)
         while frame is not None:
             yield frame

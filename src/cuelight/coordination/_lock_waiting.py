@@ -38,7 +38,7 @@ import anyio
 from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import safe_repr
-from cuelight.actors import Cell, blocked, find_circle, handling, holdings, show_circle
+from cuelight.actors import Cell, current_cell, find_cycle, format_cycle, held_by, waits_by_node
 from cuelight.coordination._lock_order import note_acquired, note_released
 from cuelight.coordination._lock_state import DOWNGRADED, GRANTED, WAITING, Core, Ticket
 from cuelight.coordination._owner import (
@@ -92,7 +92,7 @@ class _Holdings:
         self._cell = cell
         self.cores: dict[Core, None] = {}
 
-    def let_go(self) -> None:
+    def release_all(self) -> None:
         """Release all of them: the incarnation has ended."""
         reports: list[str] = []
         with monitor:
@@ -104,9 +104,9 @@ class _Holdings:
 def enter_holding(core: Core, cell: Cell) -> None:
     """Register a core for release at the end of this incarnation of the actor."""
     with monitor:
-        held = holdings.get(cell)
+        held = held_by.get(cell)
         if not isinstance(held, _Holdings):
-            held = holdings[cell] = _Holdings(cell)
+            held = held_by[cell] = _Holdings(cell)
         held.cores[core] = None
 
 
@@ -138,11 +138,11 @@ def forget(core: Core, owner: Any) -> None:
     if not core.is_held_by(owner):
         if owner in watched:
             watched[owner].pop(core, None)
-        held = holdings.get(owner) if holdings else None
+        held = held_by.get(owner) if held_by else None
         if isinstance(held, _Holdings):
             held.cores.pop(core, None)
             if not held.cores:
-                holdings.pop(owner, None)
+                held_by.pop(owner, None)
 
 
 def reap(core: Core) -> None:
@@ -232,7 +232,7 @@ def deadlock(core: Core, owner: Any, circle: str, *, blocks_loop: bool) -> Deadl
 LOOK: Final = 0.25
 """Seconds between two checks for holders whose loop was closed while they held the lock: no event reports that."""
 
-_handling: Final = handling.get
+_handling: Final = current_cell.get
 
 is_inside: Final[Any] = getattr(monitor, "_is_owned")  # noqa: B009 - not in the stubs
 """Whether this thread is inside a step, which a finaliser or a signal handler has interrupted."""
@@ -269,18 +269,18 @@ class _Waiting(Ticket):
         self.nodes = nodes
         blocked_loops[0] += self.blocks_loop
         for node in nodes:
-            blocked.setdefault(node, []).append(self)
+            waits_by_node.setdefault(node, []).append(self)
 
     def leave_graph(self) -> None:
         nodes, self.nodes = self.nodes, ()
         if nodes:
             blocked_loops[0] -= self.blocks_loop
         for node in nodes:
-            waits = blocked.get(node, [])
+            waits = waits_by_node.get(node, [])
             if self in waits:
                 waits.remove(self)
             if not waits:
-                blocked.pop(node, None)
+                waits_by_node.pop(node, None)
 
     def granted(self) -> None:
         """Leave the graph. The owner is a holder now; if others still wait, its end must be noticed."""
@@ -389,7 +389,7 @@ def _nodes(owner: Any, ticket: _Waiting) -> tuple[Any, ...]:
     return tuple(nodes)
 
 
-def _is_awaited_by(cell: Cell) -> bool:
+def _is_awaited_by(cell: object) -> bool:
     """Whether a handler of this actor waits for the running task in a task group, at any depth."""
     coroutine = getattr(cell, "coroutine", None)
     if coroutine is None or running_task() is None:
@@ -422,9 +422,9 @@ def line_up(core: Core, ticket: W) -> W:
             core.promote(ticket.since)
             if ticket.state == WAITING:
                 if len(nodes) > 1 or core.is_held_by(ticket.owner) or not _nobody_waits_for(ticket.owner):
-                    way = find_circle(nodes, [(node, core.thing) for node in ticket.blockers()])
+                    way = find_cycle(nodes, [(node, core.thing) for node in ticket.blockers()])
                     if way is not None:
-                        raise deadlock(core, ticket.owner, show_circle(nodes, way), blocks_loop=ticket.blocks_loop)
+                        raise deadlock(core, ticket.owner, format_cycle(nodes, way), blocks_loop=ticket.blocks_loop)
                 if len(core.queue or ()) == 1:
                     for owner in core.held():
                         watch(core, owner)

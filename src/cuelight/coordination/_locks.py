@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from cuelight.actors import handling
+from cuelight.actors import current_cell
 from cuelight.coordination._lock_order import debug_by_default
 from cuelight.coordination._lock_state import WAITING, Core, LockCore
 from cuelight.coordination._lock_waiting import (
@@ -148,7 +148,7 @@ def statistics_of(core: Core, *, by_weight: bool = True) -> LockStatistics:
 
 _modules: Final = sys.modules
 _running_asyncio: Final = _events._get_running_loop  # fast when no loop is running
-_handling: Final = handling.get
+_handling: Final = current_cell.get
 
 next_name: Final[Callable[[], int]] = count(1).__next__
 """Numbers for locks and semaphores without a name."""

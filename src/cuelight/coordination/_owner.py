@@ -11,8 +11,8 @@ from asyncio import events as _events
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from cuelight.actors import Cell, handling, name_of
-from cuelight.mailbox import asyncio_task, has_ended, place_of, running_task
+from cuelight.actors import Cell, current_cell, name_of
+from cuelight.mailbox import asyncio_task, has_ended, running_task, source_location
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _running_asyncio: Final = _events._get_running_loop
 _modules: Final = sys.modules
-_handling: Final = handling.get
+_handling: Final = current_cell.get
 _getframe: Final = sys._getframe
 
 _OURS: Final = (__file__.rpartition(os.sep)[0], contextlib.__file__)
@@ -113,7 +113,7 @@ def place_now(party: Any) -> str | None:
     """The current place of an owner, as `file:line`, if it can be determined."""
     if isinstance(party, ThreadParty):
         return party.place()
-    return None if isinstance(party, Cell) else place_of(party)
+    return None if isinstance(party, Cell) else source_location(party)
 
 
 def show_place(place: Place) -> str | None:

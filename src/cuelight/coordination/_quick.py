@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from cuelight.actors import blocked
+from cuelight.actors import waits_by_node
 from cuelight.coordination._lock_state import WAITING, CountedCore, LockCore
 from cuelight.coordination._lock_waiting import (
     LoopWaiting,
@@ -43,7 +43,7 @@ def stand_in_line(core: LockCore | CountedCore, me: Any, loop: Any) -> LoopWaiti
     queue = core.queue
     if (
         queue
-        and me not in blocked
+        and me not in waits_by_node
         and not blocked_loops[0]
         and not (watched.get(me))  # it holds nothing that other owners wait for
         and not is_awaited_work()
@@ -55,7 +55,7 @@ def stand_in_line(core: LockCore | CountedCore, me: Any, loop: Any) -> LoopWaiti
             with monitor:
                 if queue:  # so its holders are watched, and their holds recorded
                     ticket.nodes = (me,)
-                    blocked[me] = [ticket]
+                    waits_by_node[me] = [ticket]
                     queue.append(ticket)
                     if core.free or queue[0].state != WAITING:  # a release was interrupted, or is under way
                         core.promote(ticket.since)
@@ -109,9 +109,9 @@ def pass_on(core: LockCore | CountedCore, me: Any, loop: Any) -> bool:
             core.longest_wait = max(core.longest_wait, seconds)
             head.since = at  # from here on it is the start of the hold
             heir = head.owner
-            if len(head.nodes) == 1 and heir in blocked and len(blocked[heir]) == 1:
+            if len(head.nodes) == 1 and heir in waits_by_node and len(waits_by_node[heir]) == 1:
                 head.nodes = ()
-                del blocked[heir]
+                del waits_by_node[heir]
             else:
                 head.leave_graph()
             if me in watched:

@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from cuelight._text import safe_repr
-from cuelight.actors import handling
+from cuelight.actors import current_cell
 from cuelight.coordination._lock_order import debug_by_default
 from cuelight.coordination._lock_state import WAITING, Core, CountedCore
 from cuelight.coordination._lock_waiting import (
@@ -28,7 +28,7 @@ from cuelight.mailbox import asyncio_task, running_task
 if TYPE_CHECKING:
     from types import TracebackType
 
-_handling: Final = handling.get
+_handling: Final = current_cell.get
 _running_asyncio: Final = _events._get_running_loop
 
 A_FEW: Final = 1024

@@ -15,7 +15,7 @@ from cuelight.mailbox._backend import (
     new_slot,
     swap_current_task,
 )
-from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter, NotNow, Signal
+from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter, NoItem, NotNow
 from cuelight.mailbox._channel import Channel, Permit, Receiver, SendCase, Sender
 from cuelight.mailbox._channel_core import ChannelStatistics
 from cuelight.mailbox._groups import TaskGroup
@@ -33,9 +33,9 @@ from cuelight.mailbox._task_info import (
     has_ended,
     in_trio_task,
     loop_of,
-    place_of,
     running_loop,
     running_task,
+    source_location,
     when_task_ends,
 )
 from cuelight.mailbox._thread_channel import ThreadEnd
@@ -50,13 +50,13 @@ __all__ = [
     "ChannelStatistics",
     "Mailbox",
     "NOT_READY",
+    "NoItem",
     "NotNow",
     "Overflow",
     "Permit",
     "Receiver",
     "SendCase",
     "Sender",
-    "Signal",
     "Slot",
     "TaskGroup",
     "ThreadEnd",
@@ -87,13 +87,13 @@ __all__ = [
     "loop_time",
     "merge",
     "new_slot",
-    "place_of",
     "run_interruptible",
     "running_loop",
     "running_task",
     "seed_select",
     "select",
     "select_nowait",
+    "source_location",
     "swap_current_task",
     "wait",
     "when_task_ends",

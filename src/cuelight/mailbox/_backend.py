@@ -24,7 +24,6 @@ from cuelight.mailbox._task_info import asyncio_task
 if TYPE_CHECKING:
     import trio
 
-    
 
 LOST_LOOP: Final = "this process is a fork of the one that runs the event loop, and no thread runs it here"
 
@@ -247,14 +246,14 @@ class TrioBackend:
             self._alarm_scope.deadline = when
         elif not self._alarm_task:
             self._alarm_task = True
-            self._lowlevel.spawn_system_task(self._keep_alarm, name="cuelight alarm")
+            self._lowlevel.spawn_system_task(self._wait_for_alarm, name="cuelight alarm")
 
     def clear_alarm(self) -> None:
         self._ring = None
         if self._alarm_scope is not None:
             self._alarm_scope.cancel()
 
-    async def _keep_alarm(self) -> None:
+    async def _wait_for_alarm(self) -> None:
         try:
             while self._ring is not None:
                 with self._trio.CancelScope(deadline=self._when) as scope:

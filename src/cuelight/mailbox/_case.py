@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Signal(enum.Enum):
+class NoItem(enum.Enum):
     """The values that stand for a missing item."""
 
     NOT_READY = "not ready"
     CLOSED = "closed"
 
 
-NOT_READY: Final = Signal.NOT_READY
+NOT_READY: Final = NoItem.NOT_READY
 """The case cannot take effect now."""
 
-CLOSED: Final = Signal.CLOSED
+CLOSED: Final = NoItem.CLOSED
 """The case can never take effect again."""
 
-NotNow: TypeAlias = Literal[Signal.NOT_READY, Signal.CLOSED]
+NotNow: TypeAlias = Literal[NoItem.NOT_READY, NoItem.CLOSED]
 
 
-class Waiting(Protocol):
+class ChannelWaiter(Protocol):
     """A wait for one value: the slot of a plain operation, or the waiter of a select."""
 
     def done(self) -> bool:

@@ -30,9 +30,6 @@ from cuelight.mailbox._channel_core import RESERVE, ChannelCore
 from cuelight.mailbox._overflow import Overflow, wait
 from cuelight.mailbox._thread_channel import ThreadEnd
 
-# The ends of a channel, which can only send or only receive; its permits; and the `select` case that sends.
-
-
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -67,7 +64,7 @@ class Permit(Generic[T_contra]):
     def release(self) -> None:
         """Free the place. Do nothing if the permit was already used or released."""
         if self._channel is not None:
-            self._channel._leave_place()
+            self._channel._free_place()
             self._channel = None
 
     def __enter__(self) -> Self:
@@ -202,7 +199,7 @@ class Receiver(Generic[T_co]):
             self._open = False
             self._channel._open_receivers -= 1
             if not self._channel._open_receivers:
-                self._channel._desert()
+                self._channel._close_without_receivers()
 
     def __aiter__(self) -> Self:
         return self
@@ -386,7 +383,7 @@ class Channel(ChannelCore[T]):
             ChannelClosed: the channel is closed, or was closed during the wait.
         """
         await yield_now()
-        if not self._keep_place():
+        if not self._reserve_place():
             slot = self.make_slot()
             self._senders[slot] = RESERVE
             try:
@@ -394,7 +391,7 @@ class Channel(ChannelCore[T]):
             except BaseException:
                 self._senders.pop(slot, None)
                 if _committed(slot):
-                    self._leave_place()
+                    self._free_place()
                 raise
             if outcome is CLOSED:
                 raise self._closed_error()

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from cuelight.errors import ChannelClosed
 from cuelight.mailbox._backend import Slot, slot_maker
-from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow, Waiting
+from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, ChannelWaiter, NotNow
 from cuelight.mailbox._overflow import Overflow, checked_overflow, checked_position, policy_name, wait
 
 T = TypeVar("T")
@@ -46,17 +46,17 @@ class ChannelCore(Generic[T]):
         "_buffer",
         "_capacity",
         "_closed",
-        "_deserted",
         "_dropped",
-        "_held",
         "_limit",
         "_loop_closed",
         "_name",
         "_new_slot",
+        "_no_receivers",
         "_on_dropped",
         "_overflow",
         "_received",
         "_receivers",
+        "_reserved_receivers",
         "_returned",
         "_returned_at",
         "_returned_run",
@@ -77,13 +77,13 @@ class ChannelCore(Generic[T]):
         self._on_dropped = on_dropped
         self._name = name
         self._closed = False
-        self._deserted = False  # the last receiving end was closed
+        self._no_receivers = False  # the last receiving end was closed
         self._buffer: deque[T] = deque()
         # Ordered dictionaries, so that a waiter at any position can leave its queue in constant time.
-        self._senders: OrderedDict[Waiting, Any] = OrderedDict()
-        self._receivers: OrderedDict[Waiting, None] = OrderedDict()
+        self._senders: OrderedDict[ChannelWaiter, Any] = OrderedDict()
+        self._receivers: OrderedDict[ChannelWaiter, None] = OrderedDict()
         self._limit = self._capacity  # the capacity minus the places reserved for permits
-        self._held = 0  # waiting receivers reserved for permits; only at a rendezvous
+        self._reserved_receivers = 0  # waiting receivers reserved for permits; only at a rendezvous
         self._sent = self._received = self._dropped = 0
         self._returned = self._returned_at = self._returned_run = 0
         self._thread: int | None = None  # the thread of the loop in which all waiters wait
@@ -98,8 +98,8 @@ class ChannelCore(Generic[T]):
         if self._receivers:
             receivers = self._receivers
             if get_ident() != self._thread:
-                self._refuse_thread()
-            while len(receivers) > self._held:
+                self._raise_wrong_thread()
+            while len(receivers) > self._reserved_receivers:
                 waiter, _ = receivers.popitem(last=False)
                 if not waiter.done():
                     self._sent += 1
@@ -141,7 +141,7 @@ class ChannelCore(Generic[T]):
 
     def _receive_beside_senders(self) -> T | NotNow:
         if get_ident() != self._thread:
-            self._refuse_thread()
+            self._raise_wrong_thread()
         if self._buffer:
             self._received += 1
             item = self._buffer.popleft()
@@ -165,7 +165,7 @@ class ChannelCore(Generic[T]):
                 return item
         return NOT_READY
 
-    def case_enroll(self, waiter: Waiting, /) -> None:
+    def case_enroll(self, waiter: ChannelWaiter, /) -> None:
         """Queue a receiver (part of `Case`)."""
         if get_ident() != self._thread:
             self._adopt_loop()
@@ -173,7 +173,7 @@ class ChannelCore(Generic[T]):
         if self._senders and not self._capacity:
             self._match()  # a `reserve` may be waiting for a receiver
 
-    def case_withdraw(self, waiter: Waiting, /) -> None:
+    def case_withdraw(self, waiter: ChannelWaiter, /) -> None:
         """Take a receiver out of the queue (part of `Case`)."""
         self._receivers.pop(waiter, None)
 
@@ -192,13 +192,13 @@ class ChannelCore(Generic[T]):
         self._buffer.insert(run, item)
         self._returned_run = run + 1
         self._returned_at = self._received
-        if self._deserted:
+        if self._no_receivers:
             self._drop_all()
         return True
 
     # Places for permits
 
-    def _keep_place(self) -> bool:
+    def _reserve_place(self) -> bool:
         if self._closed:
             raise self._closed_error()
         if self._capacity:
@@ -206,12 +206,12 @@ class ChannelCore(Generic[T]):
                 return False
             self._limit -= 1
         else:
-            if self._live_receivers() <= self._held:
+            if self._live_receivers() <= self._reserved_receivers:
                 return False
-            self._held += 1
+            self._reserved_receivers += 1
         return True
 
-    def _leave_place(self) -> None:
+    def _free_place(self) -> None:
         """Free a reserved place and give it to the next waiter."""
         if self._closed:
             return
@@ -221,7 +221,7 @@ class ChannelCore(Generic[T]):
             if self._senders:
                 self._admit_senders()
         else:
-            self._held -= 1
+            self._reserved_receivers -= 1
             if self._senders:
                 self._match()
 
@@ -232,7 +232,7 @@ class ChannelCore(Generic[T]):
         if self._capacity:
             self._limit += 1
         else:
-            self._held -= 1
+            self._reserved_receivers -= 1
         self._sent += 1
         while self._receivers:
             waiter, _ = self._receivers.popitem(last=False)
@@ -260,15 +260,15 @@ class ChannelCore(Generic[T]):
     def _match(self) -> None:
         """Pair the waiting senders and receivers of a rendezvous after a receiver arrived or became free."""
         for waiter, item in [*self._senders.items()]:
-            free = [receiver for receiver in self._receivers if not receiver.done()][self._held :]
+            free = [receiver for receiver in self._receivers if not receiver.done()][self._reserved_receivers :]
             if not free:
                 return
             if waiter.done():
                 continue
             if item is RESERVE:
-                self._held += 1
+                self._reserved_receivers += 1
             else:
-                strangers = [receiver for receiver in free if _sleeper(receiver) is not _sleeper(waiter)]
+                strangers = [receiver for receiver in free if _slot_of(receiver) is not _slot_of(waiter)]
                 if not strangers:  # a select on both sides must not be paired with itself
                     continue
                 del self._receivers[strangers[0]]
@@ -290,10 +290,10 @@ class ChannelCore(Generic[T]):
             if not waiter.done():
                 waiter.set_result(CLOSED)
 
-    def _desert(self) -> None:
+    def _close_without_receivers(self) -> None:
         """Close the channel and drop its items, because no task will receive any more."""
         self._close()
-        self._deserted = True
+        self._no_receivers = True
         self._drop_all()
 
     def _drop_all(self) -> None:
@@ -346,14 +346,14 @@ class ChannelCore(Generic[T]):
     def _check_thread(self) -> None:
         """Check that the caller is in the waiters' thread, which alone may wake them. Hot paths inline this check."""
         if (self._receivers or self._senders) and get_ident() != self._thread:
-            self._refuse_thread()
+            self._raise_wrong_thread()
 
-    def _refuse_thread(self) -> NoReturn:
+    def _raise_wrong_thread(self) -> NoReturn:
         message = f"{self!r} is used in the event loop of another thread: use channel.from_thread() there"
         raise RuntimeError(message)
 
 
-def _sleeper(waiter: Waiting) -> object:
+def _slot_of(waiter: ChannelWaiter) -> object:
     return waiter.slot if isinstance(waiter, CaseWaiter) else waiter
 
 

@@ -46,7 +46,7 @@ BLOCKING: Final = frozenset(
 """Modules whose functions block the calling thread. They expect an interrupt at any moment."""
 
 _interruptible: Final[set[CodeType]] = set()
-_held: Final[set[str]] = set()  # modules whose code is registered with trio
+_protected_modules: Final[set[str]] = set()  # modules whose code is registered with trio
 _modules = 0  # the length of `sys.modules` at the last complete registration
 
 
@@ -88,7 +88,7 @@ def hold_interrupts() -> None:
     lowlevel: Any = sys.modules["trio"].lowlevel
     whole = True
     for name, module in tuple(sys.modules.items()):
-        if name in _held or not (name == PACKAGE or name.startswith(f"{PACKAGE}.")):
+        if name in _protected_modules or not (name == PACKAGE or name.startswith(f"{PACKAGE}.")):
             continue
         if getattr(getattr(module, "__spec__", None), "_initializing", False):
             whole = False  # another thread is still importing it
@@ -97,7 +97,7 @@ def hold_interrupts() -> None:
         for code in _codes_of(module):
             protect = protected and code not in _interruptible
             (lowlevel.enable_ki_protection if protect else lowlevel.disable_ki_protection)(_Coded(code))
-        _held.add(name)
+        _protected_modules.add(name)
     if whole:
         _modules = count
 

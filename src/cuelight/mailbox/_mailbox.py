@@ -3,10 +3,10 @@
 Invariants:
 1. Messages are taken in the order in which they were accepted. Messages of one sender are taken in the order in which
    they were sent.
-2. At most `capacity` messages wait, including promised places. While senders wait, no other message overtakes them.
+2. At most `capacity` messages wait, including granted places. While senders wait, no other message overtakes them.
 3. A waiting sender keeps its message until it has a place. If it is cancelled before that, nothing was sent.
-4. The number of control messages is bounded by the number of actors' lives, not by `capacity`. All of them are taken
-   before the next message.
+4. The number of control messages is bounded by the number of actors that this one watches, not by `capacity`. All of
+   them are taken before the next message.
 
 The consumer reads `items` itself, because one call per message costs as much as the message. It must first check
 `attention`. If that is set, it must take `control` and then call `admit()`.
@@ -15,27 +15,28 @@ The consumer reads `items` itself, because one call per message costs as much as
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections import deque
 from typing import Any
 
 from cuelight.mailbox._backend import Waiter
 from cuelight.mailbox._overflow import Overflow, checked_position, policy_name
 
-SOME_STALE = 64
+MANY_CANCELLED = 64
 
 
 class WaitingSender:
-    """A sender that waits for room. It is first parked, then promised a place, which it fills when it wakes.
+    """A sender that waits for room. It first waits, then is granted a place, which it fills when it wakes.
 
     A cancelled sender stays in the queue for a while, because removing it at once would need a search through the
     queue.
     """
 
-    __slots__ = ("cancelled", "promised", "waiter")
+    __slots__ = ("cancelled", "granted", "waiter")
 
     def __init__(self, waiter: Waiter) -> None:
         self.waiter = waiter
-        self.promised = self.cancelled = False
+        self.granted = self.cancelled = False
 
 
 class Mailbox:
@@ -50,14 +51,14 @@ class Mailbox:
     __slots__ = (
         "asleep",
         "attention",
+        "cancelled_count",
         "capacity",
         "control",
+        "granted",
         "items",
         "limit",
         "overflow",
-        "promised",
         "senders",
-        "stales",
     )
 
     def __init__(self, capacity: float, overflow: Overflow[Any]) -> None:
@@ -67,8 +68,8 @@ class Mailbox:
         self.capacity = capacity
         self.limit = capacity
         self.overflow = overflow
-        self.promised = 0
-        self.stales = 0
+        self.granted = 0
+        self.cancelled_count = 0
         self.asleep = 0
         self.attention = False
 
@@ -77,21 +78,21 @@ class Mailbox:
 
     # Methods that the owner of a mailbox implements.
 
-    def woken(self) -> None:
+    @abstractmethod
+    def on_mail(self) -> None:
         """Called when a message arrives while `asleep`, and when `attention` is set."""
-        raise NotImplementedError
 
-    def dropped(self, item: Any, reason: str) -> None:
+    @abstractmethod
+    def discard(self, item: Any, reason: str) -> None:
         """Called with an item that the overflow policy dropped or that a closed mailbox refused."""
-        raise NotImplementedError
 
-    def stale(self, item: Any) -> bool:
+    @abstractmethod
+    def item_cancelled(self, item: Any) -> bool:
         """Return whether a waiting item is no longer needed, so that its place is free."""
-        raise NotImplementedError
 
+    @abstractmethod
     def content(self, item: Any) -> Any:
         """Return the message in an item, for overflow policies."""
-        raise NotImplementedError
 
     # Putting.
 
@@ -108,17 +109,17 @@ class Mailbox:
             return self._put_full(item)
         items.append(item)
         if self.asleep:
-            self.woken()
+            self.on_mail()
         return True
 
     def _put_full(self, item: Any) -> bool:
         if self.closed:
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
             return True
         items = self.items
         assert items is not None  # noqa: S101 - put made it
-        if self.stales:
-            self.drop_stale()
+        if self.cancelled_count:
+            self.drop_cancelled()
         if len(items) >= self.limit:
             if self.senders:
                 return False
@@ -126,43 +127,43 @@ class Mailbox:
             position = checked_position(position, len(items), self)
             ended: bool = self.closed  # the policy itself may have closed it
             if ended or self.items is not items:
-                self.dropped(item, "stopped")
+                self.discard(item, "stopped")
                 return True
             if position is None:
                 return False
             reason = policy_name(self.overflow)
             if position >= len(items):
-                self.dropped(item, reason)
+                self.discard(item, reason)
                 return True
             victim = items[position]
             del items[position]
-            self.dropped(victim, reason)
+            self.discard(victim, reason)
         items.append(item)
         if self.asleep:
-            self.woken()
+            self.on_mail()
         return True
 
-    def note_stale(self) -> None:
-        """Count a waiting item or sender that became stale, and remove the stale ones once there are enough of them."""
-        self.stales += 1
-        if self.stales > SOME_STALE and self.stales * 2 > len(self) + len(self.senders or ()):
-            self.drop_stale()
+    def note_cancelled(self) -> None:
+        """Count a cancelled item or sender that still waits. Remove them once there are enough of them."""
+        self.cancelled_count += 1
+        if self.cancelled_count > MANY_CANCELLED and self.cancelled_count * 2 > len(self) + len(self.senders or ()):
+            self.drop_cancelled()
 
-    def drop_stale(self) -> None:
-        self.stales = 0
+    def drop_cancelled(self) -> None:
+        self.cancelled_count = 0
         for lane in (self.items, self.senders):
             if lane:
-                fresh = [item for item in lane if not self.waits_in_vain(item)]
+                fresh = [item for item in lane if not self.is_cancelled(item)]
                 if len(fresh) < len(lane):
                     lane.clear()
                     lane.extend(fresh)
         self.admit()
 
-    def waits_in_vain(self, item: Any) -> bool:
+    def is_cancelled(self, item: Any) -> bool:
         """Return whether a waiting item or sender is no longer needed."""
-        return item.cancelled if type(item) is WaitingSender else self.stale(item)
+        return item.cancelled if type(item) is WaitingSender else self.item_cancelled(item)
 
-    def line_up(self, sender: Any) -> None:
+    def enqueue_sender(self, sender: Any) -> None:
         """Queue a sender that waits for room: a `WaitingSender`, or an item for which no task must be woken."""
         if self.senders is None:
             self.senders = deque()
@@ -170,31 +171,31 @@ class Mailbox:
         self.limit = 0
         self.attention = True
 
-    def leave(self, sender: WaitingSender) -> None:
-        """Give up the place of a cancelled sender, in the queue or the one that it was promised."""
-        if sender.promised:
-            self.promised -= 1
+    def cancel_sender(self, sender: WaitingSender) -> None:
+        """Give up the place of a cancelled sender, in the queue or the one that it was granted."""
+        if sender.granted:
+            self.granted -= 1
         else:
             sender.cancelled = True
-            self.note_stale()
-            while self.senders and self.waits_in_vain(self.senders[-1]):
+            self.note_cancelled()
+            while self.senders and self.is_cancelled(self.senders[-1]):
                 self.senders.pop()
-                self.stales = max(0, self.stales - 1)
+                self.cancelled_count = max(0, self.cancelled_count - 1)
         self.admit()
 
-    def redeem(self, sender: WaitingSender, item: Any) -> None:
-        """Put an item into the place that was promised to its sender."""
-        if sender.promised:
-            self.promised -= 1
+    def fill_place(self, sender: WaitingSender, item: Any) -> None:
+        """Put an item into the place that was granted to its sender."""
+        if sender.granted:
+            self.granted -= 1
         if self.closed:
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
             return
         if self.items is None:
             self.items = deque()
         self.items.append(item)
         self._set_limit()
         if self.asleep:
-            self.woken()
+            self.on_mail()
 
     def admit(self) -> None:
         """Give free places to waiting senders, in the order of their arrival."""
@@ -205,18 +206,18 @@ class Mailbox:
             if self.items is None:
                 self.items = deque()
             items = self.items
-            while senders and len(items) + self.promised < self.capacity:
+            while senders and len(items) + self.granted < self.capacity:
                 sender = senders.popleft()
-                if self.waits_in_vain(sender):
-                    self.stales = max(0, self.stales - 1)
+                if self.is_cancelled(sender):
+                    self.cancelled_count = max(0, self.cancelled_count - 1)
                 elif type(sender) is WaitingSender:
-                    sender.promised = True
-                    self.promised += 1
+                    sender.granted = True
+                    self.granted += 1
                     sender.waiter.wake()
                 else:
                     items.append(sender)
                     if self.asleep:
-                        self.woken()
+                        self.on_mail()
         self._set_limit()
 
     def _set_limit(self) -> None:
@@ -224,7 +225,7 @@ class Mailbox:
             self.limit = 0
         else:
             self.senders = None
-            self.limit = self.capacity - self.promised
+            self.limit = self.capacity - self.granted
 
     # Closing.
 
@@ -243,7 +244,7 @@ class Mailbox:
             if type(sender) is WaitingSender:
                 sender.waiter.wake()
             else:
-                self.dropped(sender, "stopped")
+                self.discard(sender, "stopped")
 
     def reopen(self, capacity: float) -> None:
         """Accept messages again after `close`."""

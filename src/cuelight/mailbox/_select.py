@@ -15,7 +15,7 @@ from cuelight.errors import ChannelClosed
 from cuelight.mailbox._backend import Slot, await_until, new_slot, postpone_cancellation, yield_now
 from cuelight.mailbox._case import CLOSED, NOT_READY, Case, CaseWaiter
 from cuelight.mailbox._channel import BUDGET, Channel, Receiver, SendCase
-from cuelight.mailbox._timers import Alarm, Ticker, Timer
+from cuelight.mailbox._timers import Ticker, Timer, TimerCase
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -274,7 +274,7 @@ def _enroll(cases: Sequence[Any], waiting: list[int]) -> tuple[Slot, list[CaseWa
                 case._receivers[waiter] = None  # case_enroll inlined, because this is the hot path
                 continue
             case.case_enroll(waiter)
-            if isinstance(case, Alarm):
+            if isinstance(case, TimerCase):
                 deadline = min(deadline, case.deadline)
     except BaseException:
         for waiter in enrolled:

@@ -30,11 +30,11 @@ else:  # before 3.12 it is a slow function around this
 """Returns the task that the given asyncio loop runs now, or None."""
 
 
-class _Here(threading.local):
+class _LastTask(threading.local):
     task: Any = None  # the last trio task seen in this thread; the token of its run is in `_tokens`
 
 
-_here = _Here()
+_last_task = _LastTask()
 _probe: Callable[[], bool] | None = None
 _library: Any = None
 _tokens: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()  # the tokens of trio runs, by root task
@@ -50,10 +50,10 @@ def running_task() -> Any:
         return None
     lowlevel = sys.modules["trio"].lowlevel
     task = lowlevel.current_task()
-    if task is not _here.task:
+    if task is not _last_task.task:
         hold_interrupts()
         _tokens[lowlevel.current_root_task()] = lowlevel.current_trio_token()
-        _here.task = task
+        _last_task.task = task
     return task
 
 
@@ -113,7 +113,7 @@ def has_ended(task: Any) -> bool:
     return _is_trio(task) and inspect.getcoroutinestate(task.coro) == inspect.CORO_CLOSED
 
 
-def place_of(task: Any) -> str | None:
+def source_location(task: Any) -> str | None:
     """Return the innermost frame of a task's coroutines as `file:line`, or None if it is unknown."""
     step, frame = coroutine_of(task), None
     while step is not None:
@@ -134,8 +134,8 @@ def awaited_by(step: Any) -> Any:
         return next(iter(gc.get_referents(awaited)), None)  # it has no attribute for the wrapped coroutine
     frame = frame_of(step)
     if awaited is None and frame is not None:
-        look = drivers.get(frame.f_code)
-        return None if look is None else look(frame.f_locals)
+        find = drivers.get(frame.f_code)
+        return None if find is None else find(frame.f_locals)
     return awaited
 
 

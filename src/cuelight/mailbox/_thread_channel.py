@@ -10,40 +10,40 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from cuelight._checks import check_seconds
 from cuelight.errors import ChannelClosed
 from cuelight.mailbox._backend import current_backend
 from cuelight.mailbox._case import CLOSED, NOT_READY
-
-if TYPE_CHECKING:
-    from cuelight.mailbox._channel import Channel
+from cuelight.mailbox._channel_core import ChannelCore
 
 T = TypeVar("T")
 
-_LOOK: Final = 0.2  # seconds between checks that the loop still lives, because it does not announce its end
+_LOOP_CHECK_SECONDS: Final = (
+    0.2  # seconds between checks that the loop still lives, because it does not announce its end
+)
 _WITHDRAWN: Final = object()
 
 
-class _Call:
+class _ThreadOperation:
     """One operation of a thread, which is a waiter in the channel's queues. Only the loop's thread completes it."""
 
-    __slots__ = ("_woken", "error", "result", "settled")
+    __slots__ = ("_done", "completed", "error", "result")
 
     def __init__(self) -> None:
-        self._woken = threading.Event()
-        self.settled = False
+        self._done = threading.Event()
+        self.completed = False
         self.result: Any = None
         self.error: Exception | None = None
 
     def done(self) -> bool:
-        return self.settled
+        return self.completed
 
     def set_result(self, result: Any, /) -> None:
-        self.settled = True
+        self.completed = True
         self.result = result
-        self._woken.set()
+        self._done.set()
 
     def fail(self, error: Exception) -> None:
         self.error = error
@@ -54,7 +54,7 @@ class _Call:
         return self.error is not None or self.result is CLOSED or self.result is _WITHDRAWN
 
     def wait(self, seconds: float) -> bool:
-        return self._woken.wait(seconds)
+        return self._done.wait(seconds)
 
 
 class ThreadEnd(Generic[T]):
@@ -63,7 +63,7 @@ class ThreadEnd(Generic[T]):
     Iterating over it receives items until the channel is closed and drained.
     """
 
-    def __init__(self, channel: Channel[T]) -> None:
+    def __init__(self, channel: ChannelCore[T]) -> None:
         self._channel = channel
         self._backend = current_backend()
         self._loop_thread = threading.get_ident()
@@ -93,7 +93,7 @@ class ThreadEnd(Generic[T]):
             except Exception as error:  # raised in the sending thread
                 call.fail(error)
 
-        call = _Call()
+        call = _ThreadOperation()
         self._perform(call, start, self._channel._senders, timeout)
 
     def receive(self, timeout: float | None = None) -> T:
@@ -118,7 +118,7 @@ class ThreadEnd(Generic[T]):
             except Exception as error:  # raised in the receiving thread
                 call.fail(error)
 
-        call = _Call()
+        call = _ThreadOperation()
         item: T = self._perform(call, start, self._channel._receivers, timeout)
         return item
 
@@ -131,7 +131,7 @@ class ThreadEnd(Generic[T]):
             yield item
 
     def _perform(
-        self, call: _Call, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
+        self, call: _ThreadOperation, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
     ) -> Any:
         if threading.get_ident() == self._loop_thread and _in_a_loop():
             message = "the event loop's own thread must not block: use the channel's own methods here"
@@ -154,27 +154,29 @@ class ThreadEnd(Generic[T]):
         return call.result
 
     def _sleep(
-        self, call: _Call, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
+        self, call: _ThreadOperation, start: Callable[[], None], queue: OrderedDict[Any, Any], timeout: float | None
     ) -> None:
         self._in_loop(call, start)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not call.wait(_LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))):
+        while not call.wait(
+            _LOOP_CHECK_SECONDS if deadline is None else max(0.0, min(_LOOP_CHECK_SECONDS, deadline - time.monotonic()))
+        ):
             if deadline is not None and time.monotonic() >= deadline:
                 self._in_loop(call, lambda: _withdraw(call, queue))
                 deadline = None  # from now on the loop decides
             else:
                 self._in_loop(call, lambda: None)
 
-    def _in_loop(self, call: _Call, step: Callable[[], object]) -> None:
+    def _in_loop(self, call: _ThreadOperation, step: Callable[[], object]) -> None:
         try:
             self._backend.call_threadsafe(step)
         except RuntimeError as error:
             # The loop has ended, so no other thread uses the call any more.
-            if not call.settled:
+            if not call.completed:
                 call.fail(ChannelClosed(f"the event loop of {self._channel!r} has ended: {error}"))
 
-    def _abandon(self, call: _Call, queue: OrderedDict[Any, Any]) -> None:
-        if not call.settled:
+    def _abandon(self, call: _ThreadOperation, queue: OrderedDict[Any, Any]) -> None:
+        if not call.completed:
             _withdraw(call, queue)
         elif queue is self._channel._receivers and not call.failed:
             self._channel.case_put_back(call.result)
@@ -188,7 +190,7 @@ def _in_a_loop() -> bool:
     return True
 
 
-def _withdraw(call: _Call, queue: OrderedDict[Any, Any]) -> None:
-    if not call.settled:
+def _withdraw(call: _ThreadOperation, queue: OrderedDict[Any, Any]) -> None:
+    if not call.completed:
         queue.pop(call, None)
         call.set_result(_WITHDRAWN)

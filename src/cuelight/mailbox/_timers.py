@@ -9,7 +9,7 @@ from cuelight.mailbox._backend import loop_time
 from cuelight.mailbox._case import CLOSED, NOT_READY, CaseWaiter, NotNow
 
 
-class Alarm:
+class TimerCase:
     """The common base of `Timer` and `Ticker`: the next deadline, and the selects that wait for it."""
 
     __slots__ = ("_deadline", "_waiters")
@@ -45,7 +45,7 @@ class Alarm:
         return True
 
 
-class Timer(Alarm):
+class Timer(TimerCase):
     """A case that is ready once, made by `after`. Its item is None.
 
     After it was ready or was cancelled, selects continue without it.
@@ -63,7 +63,7 @@ class Timer(Alarm):
         return None
 
 
-class Ticker(Alarm):
+class Ticker(TimerCase):
     """A case that is ready once per period, made by `every`. Its item is the number of periods since the last tick.
 
     A select that is late gets one tick for all missed periods. The next tick is on time again.

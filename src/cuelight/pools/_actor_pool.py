@@ -27,7 +27,7 @@ from cuelight._text import safe_repr
 from cuelight.actors import ActorStatistics, Answerable, ChildSpec, Ref, Reply, Start, child
 from cuelight.actors._cell import LIVE
 from cuelight.actors._ref import TELLS_PER_YIELD
-from cuelight.actors._reply import Asked, background_work, handling
+from cuelight.actors._reply import PendingAsk, background_work, current_cell
 from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, ends_the_program
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._envelope import Envelope
@@ -36,7 +36,7 @@ from cuelight.pools._options import check_restarts, check_whole
 from cuelight.pools._pool_block import PoolBlock
 from cuelight.pools._routing import Routing, pull
 from cuelight.supervision import ActorSystem, RestartLimit, Supervisor
-from cuelight.supervision._children import Plan
+from cuelight.supervision._children import SupervisionPolicy
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell
@@ -94,8 +94,8 @@ class Troupe(Supervisor):
         self._pool = pool
         self._limit = limit
 
-    def plan(self) -> Plan:
-        return Plan(limit=self._limit, backoff=self.backoff)
+    def supervision_policy(self) -> SupervisionPolicy:
+        return SupervisionPolicy(limit=self._limit, backoff=self.backoff)
 
     def specs(self) -> Iterable[ChildSpec[Any]]:
         return self._pool.members_to_be()
@@ -197,7 +197,7 @@ class ActorPool(PoolBlock, Generic[M]):
         home = await system.spawn(child(Troupe, self, self._limit).with_options(name=self.name, shutdown=math.inf))
         self._home = home._cell
         self._bell = Bell(system.backend)
-        self._home.bonds_made().call_when_ended(lambda _exit: self._ended())
+        self._home.ensure_extras().call_when_ended(lambda _exit: self._ended())
         self._seat(home._cell)
 
     def members_to_be(self) -> Iterable[ChildSpec[M]]:
@@ -211,7 +211,7 @@ class ActorPool(PoolBlock, Generic[M]):
 
     def _seat(self, home: Cell) -> None:
         self.seats.clear()
-        for cell in () if home.family is None else tuple(home.family.children()):
+        for cell in () if home.children is None else tuple(home.children.cells()):
             self._add(cell)
         self._pump()
 
@@ -222,7 +222,7 @@ class ActorPool(PoolBlock, Generic[M]):
         self.seats.append(seat)
         self.seats.sort(key=lambda one: int(one.name))
         self._at[cell] = seat
-        cell.bonds_made().call_when_ended(lambda _exit: self._lost(cell))
+        cell.ensure_extras().call_when_ended(lambda _exit: self._lost(cell))
 
     def _lost(self, cell: Cell) -> None:
         """Forget a member that has ended for good."""
@@ -282,9 +282,9 @@ class ActorPool(PoolBlock, Generic[M]):
         for seat in self.seats[size:]:
             seat.cell.stop()
         del self.seats[size:]
-        family = home.runtime.family_made(home)
+        family = home.ensure_children()
         while len(self.seats) < size:
-            self._add(family.adopt(self._spec))
+            self._add(family.start_child(self._spec))
         self._pump()
 
     def _running(self) -> Cell:
@@ -317,7 +317,7 @@ class ActorPool(PoolBlock, Generic[M]):
                 f"capacity, or more members"
             )
         else:
-            self._post(Envelope(Asked(message, home, math.inf), self, told=True))
+            self._post(Envelope(PendingAsk(message, home, math.inf), self, told=True))
 
     async def tell(self, message: M) -> None:
         """Send a message, and wait for room if there is none.
@@ -337,11 +337,11 @@ class ActorPool(PoolBlock, Generic[M]):
         while len(self._queue) >= self._capacity:
             await self._bell.wait()
             home = self._open()
-        self._post(Envelope(Asked(message, home, math.inf), self, told=True))
+        self._post(Envelope(PendingAsk(message, home, math.inf), self, told=True))
         runtime = home.runtime
-        runtime.told += 1
-        if runtime.told >= TELLS_PER_YIELD:
-            runtime.told = 0
+        runtime.tells_since_yield += 1
+        if runtime.tells_since_yield >= TELLS_PER_YIELD:
+            runtime.tells_since_yield = 0
             await runtime.backend.checkpoint()
 
     def ask(self, message: Answerable[M, R], timeout: float | None = None) -> Reply[R]:
@@ -363,8 +363,8 @@ class ActorPool(PoolBlock, Generic[M]):
             check_seconds("ask(timeout)", timeout)
         home = self._open()
         if self._may_wait:
-            asked = Asked(message, home, home.runtime.ask_timeout if timeout is None else timeout)
-            asker = handling.get()
+            asked = PendingAsk(message, home, home.runtime.ask_timeout if timeout is None else timeout)
+            asker = current_cell.get()
             if asker is not None:
                 asked.due = asker.deadline()
             envelope = Envelope(asked, self, told=False)
@@ -462,7 +462,7 @@ class ActorPool(PoolBlock, Generic[M]):
         for seat in self.seats:
             if not (seat.live or seat.cell.dead or seat.expected):
                 seat.expected = True
-                seat.cell.bonds_made().call_when_started(seat.returned)
+                seat.cell.ensure_extras().call_when_started(seat.returned)
 
     def done(self, envelope: Envelope) -> None:
         """Settle or requeue an envelope whose slot is done, in the queue or at a member."""

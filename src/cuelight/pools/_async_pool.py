@@ -144,7 +144,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
     def _new_crew(self, system: ActorSystem) -> Crew:
         crew = Crew(self.name, self._options, self._ledger, self._letters, system)
         self._crews[crew] = None
-        crew.cell.bonds_made().call_when_ended(lambda _exit: self._crews.pop(crew, None))
+        crew.cell.ensure_extras().call_when_ended(lambda _exit: self._crews.pop(crew, None))
         return crew
 
     @property

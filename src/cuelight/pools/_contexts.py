@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any, Final
 
-from cuelight.actors import handling
+from cuelight.actors import current_cell
 from cuelight.mailbox import drivers
 
 
@@ -32,8 +32,8 @@ def submission_context() -> Context:
     that the work sends do not belong to the handler.
     """
     context = copy_context()
-    if handling.get() is not None:
-        context.run(handling.set, None)
+    if current_cell.get() is not None:
+        context.run(current_cell.set, None)
     return context
 
 

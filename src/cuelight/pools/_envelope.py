@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from cuelight.actors import Reason, Reply
-from cuelight.actors._reply import DONE, Asked, Sender, Unheard, handling
+from cuelight.actors import Cell, Reason, Reply
+from cuelight.actors._reply import DONE, Callee, PendingAsk, RequestSender, UnawaitedReply, current_cell
 from cuelight.errors import ActorCrashed, Interrupted, NotStarted, NotStartedTimeout, ReplyError
 from cuelight.pools._failures import is_a
 from cuelight.pools._waiting import waiting
 
 if TYPE_CHECKING:
-    from cuelight.actors import Cell
     from cuelight.mailbox import Waiter
     from cuelight.pools._actor_pool import Seat
 
@@ -36,14 +35,14 @@ class Envelope:
 
     __slots__ = ("_pool", "asked", "cell", "given_up", "reply")
 
-    def __init__(self, asked: Asked, pool: Members, *, told: bool) -> None:
+    def __init__(self, asked: PendingAsk, pool: Members, *, told: bool) -> None:
         self._pool = pool
         self.cell: Cell | None = None
         self.given_up = False
         self.reply = None if told else PooledReply(self)
         self._watch(asked)
 
-    def _watch(self, asked: Asked) -> None:
+    def _watch(self, asked: PendingAsk) -> None:
         self.asked = asked
         heard_by: Any = self  # the slot wakes it like an asker; no task awaits it
         asked.waiter = heard_by
@@ -55,7 +54,7 @@ class Envelope:
         """Put the message into the mailbox of a member."""
         self.cell = self.asked.cell = cell
         if not cell.put(self.asked):
-            cell.line_up(self.asked)
+            cell.enqueue_sender(self.asked)
 
     @property
     def stale(self) -> bool:
@@ -72,7 +71,7 @@ class Envelope:
     def renew(self, home: Cell) -> None:
         """Give the message a new slot for another member, with the same deadline."""
         old = self.asked
-        asked = Asked(old.message, home, old.timeout)
+        asked = PendingAsk(old.message, home, old.timeout)
         asked.due = old.due
         self.cell = None
         self._watch(asked)
@@ -113,11 +112,12 @@ class Envelope:
             cause = error.__cause__ if error is not None and is_a(error, ActorCrashed) else error
             cell.runtime.dead_letters.add(self.asked.message, cell, reason, cause)
 
-    def _reason(self, error: BaseException | None, cell: Cell) -> Reason | None:
+    def _reason(self, error: BaseException | None, cell: Callee) -> Reason | None:
         if error is None:
             return None
         if is_a(error, ReplyError):
             return "refused"
+        assert isinstance(cell, Cell)  # noqa: S101 - a member, or the actor of the pool
         if is_a(error, ActorCrashed):
             # For messages that are redelivered, the actor itself makes the dead letter.
             return "crashed" if cell.options.redeliver <= 1 else None
@@ -132,20 +132,20 @@ class Envelope:
 class PooledReply(Reply[Any]):
     """The reply of `ActorPool.ask`. It follows its request from member to member.
 
-    The turn that has sent the request remembers this reply like an `Asked`, and withdraws it when the turn ends.
+    The turn that has sent the request remembers this reply like an `PendingAsk`, and withdraws it when the turn ends.
     """
 
-    __slots__ = ("_envelope", "_waiter", "sender", "unheard")
+    __slots__ = ("_envelope", "_waiter", "sender", "unawaited")
 
     def __init__(self, envelope: Envelope) -> None:
         self._envelope = envelope
         self._waiter: Waiter | None = None
-        self.sender: Sender | None = None
-        self.unheard: bool | Unheard = True
+        self.sender: RequestSender | None = None
+        self.unawaited: bool | UnawaitedReply = True
 
     @property
     def done(self) -> bool:
-        self.hear()
+        self.mark_awaited()
         return self._envelope.stale
 
     @property
@@ -153,14 +153,14 @@ class PooledReply(Reply[Any]):
         """Whether a task awaits this reply."""
         return self._waiter is not None
 
-    def hear(self) -> None:
+    def mark_awaited(self) -> None:
         """Note that the answer was noticed, or is not wanted."""
-        unheard, self.unheard = self.unheard, False
-        if isinstance(unheard, Unheard):
-            unheard.heard = True
+        unawaited, self.unawaited = self.unawaited, False
+        if isinstance(unawaited, UnawaitedReply):
+            unawaited.awaited = True
 
     def cancel(self) -> None:
-        self.hear()
+        self.mark_awaited()
         self.withdraw()
 
     def withdraw(self) -> None:
@@ -169,7 +169,7 @@ class PooledReply(Reply[Any]):
         self._envelope.asked.cancel()
 
     def detach(self) -> Self:
-        self.hear()
+        self.mark_awaited()
         self._forget_sender()
         asked = self._envelope.asked
         if not asked.timed:
@@ -186,23 +186,23 @@ class PooledReply(Reply[Any]):
         """Wake the asker, because the answer has arrived."""
         if self.sender is not None:
             self._forget_sender()
-        if self.unheard is True:
+        if self.unawaited is True:
             asked = self._envelope.asked
-            self.unheard = Unheard(asked.message, asked.cell.path)
+            self.unawaited = UnawaitedReply(asked.message, asked.cell.path)
         if self._waiter is not None:
             self._waiter.wake()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        if self.unheard is True:
-            self.unheard = False
-        elif self.unheard:
-            self.hear()
+        if self.unawaited is True:
+            self.unawaited = False
+        elif self.unawaited:
+            self.mark_awaited()
         envelope = self._envelope
         asked = envelope.asked
         if asked.state != DONE:
             if self._waiter is not None:
                 raise RuntimeError("this reply is awaited already: one task may await it")
-            asker = handling.get()
+            asker = current_cell.get()
             if asker is not None and not asker.waits_in_asks():
                 asker = None
             if not asked.timed:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from cuelight.actors import blocked, handling
+from cuelight.actors import current_cell, waits_by_node
 from cuelight.coordination._lock_waiting import awaited_work
 from cuelight.mailbox import running_task
 from cuelight.pools._waiting import PoolWait, check, waiting
@@ -88,7 +88,7 @@ class Helpers:
 
 def waits_alone() -> bool:
     """Whether no task or actor can wait for the running code, so that its wait needs no check: the usual case."""
-    return not blocked and current_place.get() is None and handling.get() is None
+    return not waits_by_node and current_place.get() is None and current_cell.get() is None
 
 
 @contextmanager
@@ -124,13 +124,13 @@ def place_given_away(work: Work) -> Generator[None]:
 def in_graph(work: Work, worker: PoolWorker | None) -> Generator[None]:
     """Enter the wait of the running task into the graph of waits, if others may wait for this task."""
     task = running_task()
-    cell = handling.get()
+    cell = current_cell.get()
     owners: list[Any] = []
     if worker is not None and worker.task is task:
         owners.append(task)
     elif cell is not None and cell.waits_in_asks() and cell.runs(task):
         owners.append(cell)
-    elif blocked:
+    elif waits_by_node:
         check(PoolWait(work, [task]), [task])
     with waiting(work, owners):
         yield

@@ -196,7 +196,7 @@ class PoolWorker(Actor[Call]):
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm_due = due
-            self._alarm = runtime.later(timeout, self._ring)
+            self._alarm = runtime.call_later(timeout, self._ring)
 
     def stop_clock(self) -> None:
         """End the time limit of the attempt. The timer stays, because the next task probably needs a later one."""
@@ -209,7 +209,7 @@ class PoolWorker(Actor[Call]):
             self.stop_task(Cut.TIMED_OUT)
         elif left < math.inf:
             self._alarm_due = self._due
-            self._alarm = self.crew.runtime.later(left, self._ring)
+            self._alarm = self.crew.runtime.call_later(left, self._ring)
 
     # Attempts.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
-from cuelight.actors import code_of_waits
+from cuelight.actors import wait_code
 from cuelight.errors import TaskCancelled
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._dead_letters import FailedCall
@@ -157,7 +157,7 @@ class Submitted(Submission[Any]):
         """Make the task wait for a worker again, now or after `delay` seconds."""
         self.crew.pending += 1
         if delay is not None:
-            self._later = self.crew.runtime.later(delay, self._delay_is_over)
+            self._later = self.crew.runtime.call_later(delay, self._delay_is_over)
         else:
             self.ready = True
             self.crew.line_up(self)
@@ -217,7 +217,7 @@ class Submitted(Submission[Any]):
         """Cancel the task if it waits. Returns whether it did."""
         if not self._waits_for_worker():
             return False
-        self.crew.note_stale()
+        self.crew.note_cancelled()
         self.crew.one_less()
         self._settle(None, TaskCancelled(why), "", 0.0)
         return True
@@ -281,7 +281,7 @@ class Submitted(Submission[Any]):
         return self._wait_or_cancel().__await__()
 
 
-code_of_waits[Submitted._until_done.__code__] = lambda variables, node: PoolWait(variables["self"], [node])
+wait_code[Submitted._until_done.__code__] = lambda variables, node: PoolWait(variables["self"], [node])
 
 
 def _over() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from cuelight.actors import blocked, find_circle, name_of, show_circle
+from cuelight.actors import find_cycle, format_cycle, name_of, waits_by_node
 from cuelight.coordination._lock_waiting import monitor
 from cuelight.errors import DeadlockError
 
@@ -73,7 +73,7 @@ class PoolWait:
         _looking.append(self)
         try:
             occupants = self._awaited.occupants()
-            stuck = all([find_circle(self._owners, [(one, self.thing)]) is not None for one in occupants])  # noqa: C419
+            stuck = all([find_cycle(self._owners, [(one, self.thing)]) is not None for one in occupants])  # noqa: C419
             return occupants if stuck else ()
         finally:
             _looking.clear()
@@ -99,7 +99,7 @@ def waiting(awaited: Awaited, owners: Sequence[Any]) -> Generator[None]:
     wait = PoolWait(awaited, owners)
     with monitor:
         for owner in owners:
-            blocked.setdefault(owner, []).append(wait)
+            waits_by_node.setdefault(owner, []).append(wait)
     try:
         check(wait, owners)
         yield
@@ -116,10 +116,10 @@ def check(wait: PoolWait, owners: Sequence[Any]) -> None:
         DeadlockError: there is a cycle.
     """
     with monitor:
-        way = find_circle(owners, [(blocker, wait.thing) for blocker in wait.blockers()])
+        way = find_cycle(owners, [(blocker, wait.thing) for blocker in wait.blockers()])
         if way is None:
             return
-        circle = show_circle(owners, way)
+        circle = format_cycle(owners, way)
     raise DeadlockError(
         f"{name_of(owners[0])} waits for {wait.thing} and would wait for ever, because each waits for the next: "
         f"{circle}. {wait.way_out}"
@@ -127,8 +127,8 @@ def check(wait: PoolWait, owners: Sequence[Any]) -> None:
 
 
 def _leave(owner: Any, wait: PoolWait) -> None:
-    waits = blocked.get(owner, [])
+    waits = waits_by_node.get(owner, [])
     if wait in waits:
         waits.remove(wait)
     if not waits:
-        blocked.pop(owner, None)
+        waits_by_node.pop(owner, None)

@@ -17,7 +17,7 @@ from heapq import heapify, heappop, heappush
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cuelight.actors import Cell, ChildSpec, Exit, Ref, Runtime, Start, child
+from cuelight.actors import ActorRuntime, Cell, ChildSpec, Exit, Ref, Start, child
 from cuelight.errors import DeadlockError, PoolClosed, PoolFull, SystemClosed
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._extra_workers import Helpers, current_place
@@ -88,7 +88,7 @@ class Crew:
     """One supervised group of workers, in one system."""
 
     def __init__(
-        self, name: str, options: PoolOptions, ledger: Ledger, letters: DeadLetterBox, runtime: Runtime
+        self, name: str, options: PoolOptions, ledger: Ledger, letters: DeadLetterBox, runtime: ActorRuntime
     ) -> None:
         self.name, self.options, self.ledger, self.letters, self.runtime = name, options, ledger, letters, runtime
         self.size = options.max_workers
@@ -112,7 +112,7 @@ class Crew:
         # Workers belong to no submitter; the work itself runs in the context of its submitter.
         self._context = runtime.root.context.copy()
         spec = child(CrewSupervisor, self).with_options(shutdown=math.inf)
-        self.cell = self._context.run(runtime.family_made(runtime.root).adopt, spec)
+        self.cell = self._context.run(runtime.root.ensure_children().start_child, spec)
         self.cell.label = name  # shown in paths, but not registered: several pools may have the same name
 
     # Waiting work.
@@ -172,7 +172,7 @@ class Crew:
             if work.held:
                 self.release()
 
-    def note_stale(self) -> None:
+    def note_cancelled(self) -> None:
         """Note that an entry of the heap is no longer ready. Cleans the heap up once there are enough such entries."""
         self._stale += 1
         if self._stale > SOME_STALE and self._stale * 2 > len(self.heap):
@@ -216,16 +216,16 @@ class Crew:
 
     def _hire(self, *, helps: bool = False) -> Cell | None:
         try:
-            family = self.runtime.family_made(self.cell)
+            family = self.cell.ensure_children()
         except SystemClosed:
             return None  # the supervisor is ending, and settles waiting work; or it restarts, and calls again
-        cell = self._context.run(family.adopt, ChildSpec(PoolWorker, (self, helps)))
+        cell = self._context.run(family.start_child, ChildSpec(PoolWorker, (self, helps)))
         self._hired += 1
         cell.label = f"{self.name}-{self._hired}"
         self.workers[cell] = None
         if helps:
             self.helpers.cells[cell] = None
-        cell.bonds_made().call_when_ended(lambda _exit: self.gone(cell))
+        cell.ensure_extras().call_when_ended(lambda _exit: self.gone(cell))
         return cell
 
     def rest(self, cell: Cell) -> None:
@@ -319,14 +319,14 @@ class Crew:
     def hold(self) -> None:
         """Count work in progress, for which a drain waits and which keeps the system awake."""
         if not self._open:
-            self.runtime.awake += 1
+            self.runtime.busy_count += 1
         self._open += 1
 
     def release(self) -> None:
         """Undo one `hold`: the work is over, or waits only for its reader."""
         self._open -= 1
         if not self._open:
-            self.runtime.dozed()
+            self.runtime.mark_idle()
             self._when_done.ring()
             self._end_if_closed()
 

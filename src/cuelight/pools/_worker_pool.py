@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from cuelight._checks import check_seconds
 from cuelight._fork import forks
 from cuelight._text import safe_repr
-from cuelight.actors import handling
+from cuelight.actors import current_cell
 from cuelight.errors import DeadlockError, TaskNotFound
 from cuelight.pools._contexts import submission_context
 from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
@@ -161,7 +161,7 @@ class WorkerPool:
             task_name = check_text("task_name", task_name)
         if type(priority) is not int:
             priority = check_priority(priority)
-        context = copy_context() if handling.get() is None else submission_context()
+        context = copy_context() if current_cell.get() is None else submission_context()
         job = Job(task_name, task_fn, args, {} if kwargs is None else dict(kwargs), priority, context)
         crew = self._current if self._generation == forks.generation else self._crew
         crew.submit(job)

@@ -1,6 +1,6 @@
 """Supervision: strategies, limits and budgets as pure values, and the supervisors that apply them."""
 
-from cuelight.supervision._blocking_system import BlockingRef, BlockingSystem
+from cuelight.supervision._blocking_system import BlockingRef
 from cuelight.supervision._budget import Budget
 from cuelight.supervision._children import AutoShutdown
 from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_for_all, one_for_one, rest_for_one
@@ -16,7 +16,7 @@ from cuelight.supervision._supervisor import (
     WhichChildren,
     supervisor,
 )
-from cuelight.supervision._system import ActorSystem
+from cuelight.supervision._system import ActorSystem, BlockingSystem
 
 __all__ = [
     "ActorSystem",

@@ -8,14 +8,15 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, overload
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
 from cuelight._fork import forks
 from cuelight._log import get_log
-from cuelight.actors import Actor, Answerable, ChildSpec, Exit, Inbox, Ref, Streams
+from cuelight.actors import Actor, ActorRuntime, Answerable, ChildSpec, Exit, Inbox, Ref, Streams
 from cuelight.errors import ShutdownTimeout, SystemClosed, UnexpectedCancellation
 from cuelight.mailbox import current_backend
 
@@ -23,22 +24,24 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cuelight.mailbox import Backend
-    from cuelight.supervision._system import ActorSystem
 
 log = get_log("cuelight")
 
 M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
 R = TypeVar("R")
+S = TypeVar("S", bound=ActorRuntime)
 P = ParamSpec("P")
 
-UNRESPONSIVE: Final = 5.0
+MakeSystem: TypeAlias = Callable[[], AbstractAsyncContextManager[S]]
+
+UNRESPONSIVE_SECONDS: Final = 5.0
 """Seconds without a response after which a loop that shuts down counts as blocked."""
 
 ExitInfo = tuple[type[BaseException] | None, BaseException | None, "TracebackType | None"]
 
 
-class _Call:
+class _LoopCall:
     """A call whose thread waits for the result. Only the loop's thread uses it."""
 
     __slots__ = ("scope", "withdrawn")
@@ -54,7 +57,7 @@ class _Call:
             self.scope.cancel()
 
 
-class _SystemThread:
+class _SystemThread(Generic[S]):
     """A thread that runs an event loop with an actor system in it.
 
     Other threads call the methods. An interrupt (Ctrl-C) may arrive at any point in a method, so no step depends on a
@@ -63,9 +66,9 @@ class _SystemThread:
     the program ends.
     """
 
-    running: Final[set[_SystemThread]] = set()
+    running: Final[set[_SystemThread[Any]]] = set()
 
-    def __init__(self, make: Callable[[], ActorSystem], backend: str, options: dict[str, Any] | None) -> None:
+    def __init__(self, make: MakeSystem[S], backend: str, options: dict[str, Any] | None) -> None:
         self._make, self._backend_name, self._options = make, backend, options
         self._generation = forks.generation
         self._lock = threading.Lock()  # protects the next two
@@ -73,9 +76,9 @@ class _SystemThread:
         self._backend: Backend | None = None  # the loop's, once it runs
         self._leave: anyio.Event | None = None
         self._starting: anyio.CancelScope | None = None
-        self._system: ActorSystem | None = None
+        self._system: S | None = None
         self.portal: BlockingPortal | None = None
-        self.ready: concurrent.futures.Future[ActorSystem] = concurrent.futures.Future()
+        self.ready: concurrent.futures.Future[S] = concurrent.futures.Future()
         self.outcome: concurrent.futures.Future[bool | None] = concurrent.futures.Future()
         self.thread = threading.Thread(target=self._run, name="cuelight actor system", daemon=True)
 
@@ -84,7 +87,7 @@ class _SystemThread:
         """Whether the thread belongs to the parent process and does not exist in this fork."""
         return forks.is_old(self._generation)
 
-    def start(self) -> ActorSystem:
+    def start(self) -> S:
         self.running.add(self)
         self.thread.start()
         return self.ready.result()
@@ -96,7 +99,7 @@ class _SystemThread:
             ShutdownTimeout: the loop is blocked. The thread was left behind.
             BaseException: the exception raised on leaving the block.
         """
-        self._tell(exit_info)
+        self._request_end(exit_info)
         try:
             self._join(self._system.shutdown_timeout if self._system is not None else 0.0)
         except ShutdownTimeout as blocked:
@@ -115,7 +118,7 @@ class _SystemThread:
     def abort(self) -> None:
         """End the thread after its start failed or was interrupted."""
         try:
-            self._tell((SystemExit, SystemExit(), None))
+            self._request_end((SystemExit, SystemExit(), None))
             self._wait_or_log()
         finally:
             self.running.discard(self)
@@ -129,7 +132,7 @@ class _SystemThread:
             )
         if threading.current_thread() is self.thread:
             raise RuntimeError("this is the thread of the event loop, which a blocking call would block: use `await`")
-        call = _Call()
+        call = _LoopCall()
         try:
             future = self._future(call, function, args)
             try:
@@ -143,7 +146,7 @@ class _SystemThread:
             raise
 
     def _future(
-        self, call: _Call, function: Callable[..., Any], args: tuple[Any, ...]
+        self, call: _LoopCall, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> concurrent.futures.Future[Any]:
         assert self.portal is not None  # noqa: S101 - the system is ready
         try:
@@ -151,7 +154,7 @@ class _SystemThread:
         except RuntimeError as error:
             raise SystemClosed("the actor system has ended") from error
 
-    async def _run_call(self, call: _Call, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    async def _run_call(self, call: _LoopCall, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         assert self._backend is not None  # noqa: S101 - set before
         if call.withdrawn:
             return None
@@ -164,13 +167,13 @@ class _SystemThread:
                     raise
                 raise UnexpectedCancellation("the call awaited an object that other code cancelled") from error
 
-    def _tell(self, exit_info: ExitInfo) -> None:
+    def _request_end(self, exit_info: ExitInfo) -> None:
         with self._lock:
             if self._exit_info is None:
                 self._exit_info = exit_info
-        self._post(self._heed)
+        self._post(self._leave_block)
 
-    def _heed(self) -> None:
+    def _leave_block(self) -> None:
         """In the loop's thread: leave the block."""
         if self._leave is not None:
             self._leave.set()
@@ -193,24 +196,24 @@ class _SystemThread:
             return False
         return True
 
-    def _join(self, patience: float) -> None:
+    def _join(self, seconds: float) -> None:
         """Wait for the thread as long as its loop responds.
 
         Raises:
             ShutdownTimeout: the loop does not respond.
         """
-        alive = self._is_alive(patience)
+        alive = self._is_alive(seconds)
         while alive:
             answered = threading.Event()
             if self._post(answered.set):
-                answered.wait(UNRESPONSIVE)
-            alive = self._is_alive(UNRESPONSIVE)
+                answered.wait(UNRESPONSIVE_SECONDS)
+            alive = self._is_alive(UNRESPONSIVE_SECONDS)
             if alive and not answered.is_set():
                 frame = sys._current_frames()[self.thread.ident or 0]
                 where = "".join(traceback.format_stack(frame)[-3:])
                 raise ShutdownTimeout(
-                    f"the event loop of the actor system has not responded for {UNRESPONSIVE:g} s, so the block was "
-                    f"left without it: something blocks its thread, at\n{where}"
+                    f"the event loop of the actor system has not responded for {UNRESPONSIVE_SECONDS:g} s, so the "
+                    f"block was left without it: something blocks its thread, at\n{where}"
                 )
 
     def _wait_or_log(self) -> None:
@@ -220,11 +223,11 @@ class _SystemThread:
         except ShutdownTimeout as blocked:
             log.error("%s", blocked)  # noqa: TRY400
 
-    def _is_alive(self, patience: float) -> bool:
-        """Whether the thread still runs after `patience` seconds. If its start was interrupted, it ends by itself."""
+    def _is_alive(self, seconds: float) -> bool:
+        """Whether the thread still runs after `seconds` seconds. If its start was interrupted, it ends by itself."""
         if self.thread.ident is None:
             return False
-        self.thread.join(min(patience, threading.TIMEOUT_MAX))
+        self.thread.join(min(seconds, threading.TIMEOUT_MAX))
         return self.thread.is_alive()
 
     def _run(self) -> None:
@@ -288,18 +291,18 @@ def _end_all() -> None:
 atexit.register(_end_all)
 
 
-class BlockingSystem:
-    """An actor system with an event loop in its own thread; made by `ActorSystem.blocking()`.
+class ThreadedSystem(Generic[S]):
+    """An actor system with an event loop in its own thread.
 
     Any thread may call its methods. Leaving the `with` block ends all actors, as the async block does, and cancels
     calls of other threads that still wait. A first interrupt (Ctrl-C) ends the block at any moment, also while it is
     entered or left. In a process that was forked inside the block, each call raises `SystemClosed`.
     """
 
-    def __init__(self, make: Callable[[], ActorSystem], backend: str, backend_options: dict[str, Any] | None) -> None:
+    def __init__(self, make: MakeSystem[S], backend: str, backend_options: dict[str, Any] | None) -> None:
         self._make, self._backend, self._options = make, backend, backend_options
-        self._thread: _SystemThread | None = None
-        self._system: ActorSystem | None = None
+        self._thread: _SystemThread[S] | None = None
+        self._system: S | None = None
 
     def __enter__(self) -> Self:
         if self._thread is not None and not self._thread.forked:
@@ -338,7 +341,7 @@ class BlockingSystem:
         return thread.call(function, args)
 
     @property
-    def system(self) -> ActorSystem:
+    def system(self) -> S:
         """The system itself, for code that runs in its loop.
 
         Raises:
@@ -387,7 +390,7 @@ class BlockingRef(Generic[M_contra]):
 
     __slots__ = ("_system", "ref")
 
-    def __init__(self, system: BlockingSystem, ref: Ref[M_contra]) -> None:
+    def __init__(self, system: ThreadedSystem[Any], ref: Ref[M_contra]) -> None:
         self._system = system
         self.ref = ref
 
@@ -409,7 +412,7 @@ class BlockingRef(Generic[M_contra]):
         open_stream: Any = self._system.call(self.ref.stream, message, timeout)
 
         async def next_chunk() -> list[R]:
-            return [chunk async for chunk in _first(open_stream)]
+            return [chunk async for chunk in _first_chunk(open_stream)]
 
         try:
             while chunks := self._system.call(next_chunk):
@@ -431,7 +434,7 @@ class BlockingRef(Generic[M_contra]):
         return exit_
 
 
-async def _first(stream: Any) -> AsyncIterator[Any]:
+async def _first_chunk(stream: Any) -> AsyncIterator[Any]:
     async for chunk in stream:
         yield chunk
         return

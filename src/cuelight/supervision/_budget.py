@@ -43,7 +43,7 @@ class Budget:
         return f"Budget({', '.join(f'{unit}={limit}' for unit, limit in shown.items() if limit != math.inf)})"
 
 
-class Ledger:
+class BudgetCounter:
     """The amounts charged to one budget. It has no clock: callers pass the time."""
 
     __slots__ = ("_budget", "_entries", "_sums")

@@ -22,7 +22,7 @@ HOW_TO_CHANGE = (
 )
 
 
-def report_crash(cell: Cell, exit_: Crashed, family: Any, decision: str) -> None:
+def report_crash(cell: Cell, exit_: Crashed, supervisor: Any, decision: str) -> None:
     """Log a crash.
 
     Crashes of one actor class by one exception type are counted together, see `cuelight._log`.
@@ -30,18 +30,18 @@ def report_crash(cell: Cell, exit_: Crashed, family: Any, decision: str) -> None
     Args:
         cell: the crashed actor.
         exit_: its exit.
-        family: the family of its supervisor.
+        supervisor: its supervisor.
         decision: the supervisor's decision.
     """
     if not log.is_enabled_for(logging.ERROR):
         return
     at_work = "outside of messages" if exit_.message is None else f"on {safe_repr(exit_.message)}"
-    supervisor = "the system" if family.owner is None else family.owner.path
+    owner = "the system" if supervisor.owner is None else supervisor.owner.path
     kind = cell.options.restart
     lines = [
         f"actor {cell.path} crashed {at_work}",
         *(f"  {line}" for line in error_lines(exit_.error)),
-        f"  {supervisor} decided (it is {kind!r}): {decision}",
+        f"  {owner} decided (it is {kind!r}): {decision}",
         HOW_TO_CHANGE,
     ]
     log.error("\n".join(lines), error=exit_.error, kind=("crash", cell.table.name, type_name(exit_.error)))

@@ -1,9 +1,7 @@
-"""The delay before a restart: exponential back-off with jitter.
+"""The values and functions that decide on restarts: back-off, restart limits and strategies.
 
-Restart strategies: functions that choose the children to restart after a crash.
-
-To add a strategy, write such a function here: it gets the children in start order and the crashed child, and returns
-the children to restart, in start order.
+To add a strategy, write a function here. It gets the children in start order and the crashed child, and returns the
+children to restart, in start order.
 """
 
 from __future__ import annotations
@@ -54,9 +52,6 @@ class Backoff(msgspec.Struct, frozen=True):
     def healthy_after(self) -> float:
         """Seconds without a crash after which the count of restarts returns to 0."""
         return (self.minimum + self.maximum) / 2
-
-
-# Restart intensity: the number of restarts allowed in a sliding window.
 
 
 class RestartLimit(msgspec.Struct, frozen=True):

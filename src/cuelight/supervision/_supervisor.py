@@ -12,7 +12,7 @@ from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Ref, ReplyPort, Request, Start, child, on
 from cuelight.errors import ActorNotFound, CuelightError, ReplyError, StartError
 from cuelight.supervision._budget import Budget
-from cuelight.supervision._children import AutoShutdown, Plan
+from cuelight.supervision._children import AutoShutdown, SupervisionPolicy
 from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_for_one
 
 
@@ -92,9 +92,9 @@ class Supervisor(Actor[SupervisorMessage]):
         """Return the specs of the children, in start order. Called at each start of the supervisor."""
         return ()
 
-    def plan(self) -> Plan:
+    def supervision_policy(self) -> SupervisionPolicy:
         """Return the supervision options as a value."""
-        return Plan(
+        return SupervisionPolicy(
             strategy=type(self).strategy,
             limit=RestartLimit(self.max_restarts, self.within),
             backoff=self.backoff,
@@ -109,7 +109,7 @@ class Supervisor(Actor[SupervisorMessage]):
                 raise TypeError(
                     f"{type(self).__name__}.specs gave {safe_repr(given)}: give specs, as child(...) makes them"
                 )
-            if spec.options.significant and self.plan().auto_shutdown == "never":
+            if spec.options.significant and self.supervision_policy().auto_shutdown == "never":
                 raise ValueError(f"{spec!r} is significant: set auto_shutdown of {type(self).__name__}")
             await self.spawn(spec)
 
@@ -123,14 +123,14 @@ class Supervisor(Actor[SupervisorMessage]):
         cell = ref._cell
         if not cell.incarnation:
             port = self.defer_reply()
-            cell.bonds_made().call_when_started(lambda: self._answer_start(cell, port))
+            cell.ensure_extras().call_when_started(lambda: self._answer_start(cell, port))
         return ref
 
     def _adopt(self, spec: ChildSpec[Any]) -> Ref[Any]:
         given: Any = spec
         if not isinstance(given, ChildSpec):
             raise TypeError(f"StartChild({safe_repr(given)}): give a spec, as child(...) makes one")
-        cell = self._cell.runtime.family_made(self._cell).adopt(spec, sponsored=True)
+        cell = self._cell.ensure_children().start_child(spec, awaited_start=True)
         if isinstance(cell.exit, Crashed):
             raise StartError(f"{cell.path} did not start: {cell.exit.describe()}") from cell.exit.error
         return Ref(cell)
@@ -150,26 +150,26 @@ class Supervisor(Actor[SupervisorMessage]):
         cell.shut_down()
         if not cell.dead:
             port = self.defer_reply()
-            cell.bonds_made().call_when_ended(lambda _exit: port.send(None))
+            cell.ensure_extras().call_when_ended(lambda _exit: port.send(None))
 
     @on(RestartChild)
     def restart_child(self, message: RestartChild) -> None:
         """Restart a child, without waiting for it."""
-        self._cell.runtime.post(self._family().restart_child, self._child(message.child))
+        self._cell.runtime.post(self._children().restart_child, self._child(message.child))
 
     @on(WhichChildren)
     def which_children(self, message: WhichChildren) -> list[ChildInfo]:
         """Return the children, in start order."""
-        family = self._cell.family
-        refs: list[Ref[Any]] = [] if family is None else [Ref(cell) for cell in family.children()]
+        children = self._cell.children
+        refs: list[Ref[Any]] = [] if children is None else [Ref(cell) for cell in children.cells()]
         return [ChildInfo(ref.name, ref, ref.statistics().state, ref.statistics().restarts) for ref in refs]
 
-    def _family(self) -> Any:
-        return self._cell.runtime.family_made(self._cell)
+    def _children(self) -> Any:
+        return self._cell.ensure_children()
 
     def _child(self, wanted: str | Ref[Any]) -> Cell:
-        family = self._cell.family
-        cells = () if family is None else tuple(family.children())
+        children = self._cell.children
+        cells = () if children is None else tuple(children.cells())
         given: Any = wanted
         if isinstance(given, str | Ref):  # comparing any other object would run code of the caller
             for cell in cells:
@@ -180,15 +180,15 @@ class Supervisor(Actor[SupervisorMessage]):
         raise Refused(f"{self.path} has no child {shown}; its children: {known}") from ActorNotFound(shown)
 
 
-class _Declared(Supervisor):
-    def __init__(self, specs: tuple[ChildSpec[Any], ...], plan: Plan) -> None:
-        self._specs, self._plan = specs, plan
+class _DeclaredSupervisor(Supervisor):
+    def __init__(self, specs: tuple[ChildSpec[Any], ...], policy: SupervisionPolicy) -> None:
+        self._specs, self._policy = specs, policy
 
     def specs(self) -> Iterable[ChildSpec[Any]]:
         return self._specs
 
-    def plan(self) -> Plan:
-        return self._plan
+    def supervision_policy(self) -> SupervisionPolicy:
+        return self._policy
 
 
 def supervisor(
@@ -222,14 +222,14 @@ def supervisor(
         if not isinstance(given, ChildSpec):
             name = getattr(given, "__name__", "...")
             raise TypeError(f"supervisor({safe_repr(given)}): give child({name}), a spec that says how to start it")
-    plan = Plan(
+    policy = SupervisionPolicy(
         strategy=strategy,
         limit=RestartLimit(max_restarts, within),
         backoff=backoff or Backoff(),
         auto_shutdown=auto_shutdown,
         budget=budget,
     )
-    return child(_Declared, children, plan).with_options(shutdown=math.inf)
+    return child(_DeclaredSupervisor, children, policy).with_options(shutdown=math.inf)
 
 
 class DynamicSupervisor(Supervisor):
@@ -254,12 +254,12 @@ class DynamicSupervisor(Supervisor):
         self._max_children = max_children
         self._limit = RestartLimit(max_restarts, within)
 
-    def plan(self) -> Plan:
-        return Plan(
+    def supervision_policy(self) -> SupervisionPolicy:
+        return SupervisionPolicy(
             limit=self._limit,
             backoff=self.backoff,
             auto_shutdown=self.auto_shutdown,
             max_children=self._max_children,
-            together=True,
+            stop_together=True,
             budget=self.budget,
         )

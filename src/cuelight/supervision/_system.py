@@ -10,11 +10,11 @@ import anyio
 
 from cuelight._log import flush_logs, get_log
 from cuelight._text import describe_error
-from cuelight.actors import Actor, Cell, ChildSpec, Crashed, Exit, Runtime, Spawned
+from cuelight.actors import Actor, ActorRuntime, Cell, ChildSpec, Crashed, Exit, Spawned
 from cuelight.actors._timers import Later
 from cuelight.errors import ShutdownTimeout, SystemClosed, ends_the_program
-from cuelight.supervision._blocking_system import BlockingSystem
-from cuelight.supervision._children import Children, Plan
+from cuelight.supervision._blocking_system import ThreadedSystem
+from cuelight.supervision._children import Children, SupervisionPolicy
 from cuelight.supervision._policies import Backoff, RestartLimit, Strategy, one_for_one
 from cuelight.supervision._supervisor import Supervisor
 from cuelight.supervision._watchdog import Watchdog, awaiting
@@ -22,41 +22,44 @@ from cuelight.supervision._watchdog import Watchdog, awaiting
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cuelight.actors import Background, Family, Node
-    from cuelight.actors._task_cell import TaskCell
+    from cuelight.actors import ChildSupervisor, ClusterNode
+    from cuelight.actors._dispatcher import TaskBound
     from cuelight.mailbox import Waiter
 
 log = get_log("cuelight")
 
-LAST_RESORT = 5.0
+SECONDS_AFTER_CANCEL = 5.0
 """Seconds that actors have to end after `shutdown_timeout`, when everything has been cancelled."""
 
-STUCK_SHOWN = 10
+MAX_STUCK_SHOWN = 10
 
 
-class _Root(Actor[Any]):
-    """The top of the tree. It has no handlers, only a family."""
+class _RootActor(Actor[Any]):
+    """The top of the tree. It has no handlers, only children."""
 
 
-class _Keeper:
-    """The keeper of the root: when the root ends, the system ends."""
+class RootSupervisor:
+    """The supervisor of the root: when the root ends, the system ends."""
 
     def __init__(self, runtime: ActorSystem) -> None:
         self.runtime = runtime
         self.owner: Cell | None = None
 
-    def has_started(self, cell: Cell) -> None:
+    def new_children(self, owner: Cell) -> ChildSupervisor:
+        return self.runtime.new_children(owner)
+
+    def child_started(self, cell: Cell) -> None:
         """Nothing to do."""
 
-    def ended(self, cell: Cell, exit_: Exit) -> None:
+    def child_ended(self, cell: Cell, exit_: Exit) -> None:
         """Bury the root. Every actor has ended with it."""
-        cell.bury(exit_)
+        cell.finalize(exit_)
 
-    def buried(self, cell: Cell) -> None:
+    def child_finalized(self, cell: Cell) -> None:
         """End the system."""
         self.runtime.root_ended(cell.exit)
 
-    def give_up(self, cell: Cell, exit_: Exit) -> None:
+    def abandon_restart(self, cell: Cell, exit_: Exit) -> None:
         """Never called: the root is not restarted."""
 
     def spent(self) -> dict[str, float]:
@@ -64,7 +67,7 @@ class _Keeper:
         return {}
 
 
-class ActorSystem(Runtime):
+class ActorSystem(ActorRuntime):
     """The block in which actors live: `async with ActorSystem("demo") as system:`.
 
     Leaving the block ends all actors, in phases with one deadline. First, nothing new can be spawned at the top. Then
@@ -88,7 +91,7 @@ class ActorSystem(Runtime):
         backoff: Backoff | None = None,
         slow_after: float | None = 1.0,
         keep_dead_letters: int = 1000,
-        node: Node | None = None,
+        node: ClusterNode | None = None,
     ) -> None:
         """Set up a system; it starts when its block is entered.
 
@@ -113,24 +116,26 @@ class ActorSystem(Runtime):
         super().__init__(ask_timeout=ask_timeout, keep_dead_letters=keep_dead_letters, node=node)
         self.name = name
         self.shutdown_timeout = shutdown_timeout
-        self._plan = Plan(strategy=strategy, limit=RestartLimit(max_restarts, within), backoff=backoff or Backoff())
-        self._default = Plan()
+        self._policy = SupervisionPolicy(
+            strategy=strategy, limit=RestartLimit(max_restarts, within), backoff=backoff or Backoff()
+        )
+        self._default_policy = SupervisionPolicy()
         self._scope: anyio.CancelScope | None = None
         self._root_done: Waiter | None = None
         self._failure: BaseException | None = None
         self._closing = False
         self._stuck = False
-        self._last_resort: Later | None = None
+        self._final_check: Later | None = None
         self._watchdog = None if slow_after is None else Watchdog(self, slow_after)
 
     # The tree.
 
-    def new_family(self, owner: Cell) -> Family:
-        """Return a family with its owner's plan: a supervisor's own, the system's at the top, else the defaults."""
+    def new_children(self, owner: Cell) -> ChildSupervisor:
+        """Return a supervisor with the policy of its owner: its own, the system's at the top, or the defaults."""
         actor = owner.actor
         if isinstance(actor, Supervisor):
-            return Children(self, owner, actor.plan())
-        return Children(self, owner, self._plan if owner is self.root else self._default)
+            return Children(self, owner, actor.supervision_policy())
+        return Children(self, owner, self._policy if owner is self.root else self._default_policy)
 
     def root_ended(self, exit_: Exit | None) -> None:
         """Handle the end of the last actor."""
@@ -144,7 +149,7 @@ class ActorSystem(Runtime):
             self._wake()
 
     @property
-    def over(self) -> bool:
+    def all_ended(self) -> bool:
         return self.root.dead
 
     def abandoned(self) -> None:
@@ -161,15 +166,15 @@ class ActorSystem(Runtime):
     async def wait(self) -> None:
         """Wait until every actor at the top has ended. A checkpoint."""
         await self.backend.checkpoint()
-        while self.root.family is not None and not self.root.family.empty:
+        while self.root.children is not None and not self.root.children.empty:
             waiter = self.backend.waiter()
-            last = next(reversed(tuple(self.root.family.children())))
-            last.bonds_made().call_when_ended(waiter)
+            last = next(reversed(tuple(self.root.children.cells())))
+            last.ensure_extras().call_when_ended(waiter)
             try:
                 await waiter
             finally:
-                if last.bonds is not None:
-                    last.bonds.when_ended.pop(waiter, None)
+                if last.extras is not None:
+                    last.extras.when_ended.pop(waiter, None)
 
     # The block.
 
@@ -177,8 +182,8 @@ class ActorSystem(Runtime):
         if self._scope is not None or self._closing:
             raise SystemClosed(f"the system {self.name!r} was entered before: make a new one")
         self.open_runtime()
-        keeper: Any = _Keeper(self)
-        self.root = self.new_cell(keeper, ChildSpec(_Root, name=None))
+        supervisor: Any = RootSupervisor(self)
+        self.root = self.new_cell(supervisor, ChildSpec(_RootActor, name=None))
         self.root.label = self.name
         self.root.begin(Spawned())
         if self._watchdog is not None:
@@ -228,7 +233,7 @@ class ActorSystem(Runtime):
 
     async def _shut_down(self, *, gently: bool) -> BaseException | None:
         """End every actor. Returns a native cancellation or an interrupt that arrived meanwhile."""
-        deadline = self.later(self.shutdown_timeout, self._kill_all)
+        deadline = self.call_later(self.shutdown_timeout, self._kill_all)
         if self._failure is None and not gently:
             self.root.kill("the block of the system was left by an exception")
         lost: BaseException | None = None
@@ -240,7 +245,7 @@ class ActorSystem(Runtime):
                         await self.wait_until_idle()
                     draining = False
                 self.root.shut_down()
-                if not (self.over or self._stuck):
+                if not (self.all_ended or self._stuck):
                     self._root_done = self.backend.waiter()
                     await self._root_done
             except (self.backend.cancelled, KeyboardInterrupt) as error:
@@ -250,37 +255,37 @@ class ActorSystem(Runtime):
                 draining = False
                 self.root.kill("the task of the system was cancelled")
         deadline.cancel()
-        if self._last_resort is not None:
-            self._last_resort.cancel()
+        if self._final_check is not None:
+            self._final_check.cancel()
         return lost
 
     def _kill_all(self) -> None:
         """Kill the remaining actors at the deadline of the shutdown, and give them some time to end."""
-        self.longest_hook = LAST_RESORT
+        self.longest_hook = SECONDS_AFTER_CANCEL
         self.root.kill("the system's shutdown_timeout is over")
-        self._last_resort = self.later(LAST_RESORT, self._look_for_progress, self.alive)
+        self._final_check = self.call_later(SECONDS_AFTER_CANCEL, self._check_progress, self.alive)
 
-    def _look_for_progress(self, alive: int) -> None:
+    def _check_progress(self, alive: int) -> None:
         """Wait as long as actors end or `stopped` hooks have time left."""
-        in_hooks = any(not cell.cut_short for cell in self.tasks)
+        in_hooks = any(not cell.cancel_requested for cell in self.tasks)
         if self.alive < alive or in_hooks:
-            self._last_resort = self.later(LAST_RESORT, self._look_for_progress, self.alive)
+            self._final_check = self.call_later(SECONDS_AFTER_CANCEL, self._check_progress, self.alive)
         elif not self.root.dead:
-            self._give_up()
+            self._leave_stuck_handlers()
 
-    def _give_up(self) -> None:
+    def _leave_stuck_handlers(self) -> None:
         """Leave the block without the handlers that still run after being cancelled."""
-        stuck: list[TaskCell | Background] = [*self.tasks, *self.background]
+        stuck: list[TaskBound] = [*self.tasks, *self.background]
         self._stuck = True
-        paths = ", ".join(cell.path for cell in stuck[:STUCK_SHOWN]) or "an actor"
-        more = f" and {len(stuck) - STUCK_SHOWN} more" if len(stuck) > STUCK_SHOWN else ""
+        paths = ", ".join(cell.path for cell in stuck[:MAX_STUCK_SHOWN]) or "an actor"
+        more = f" and {len(stuck) - MAX_STUCK_SHOWN} more" if len(stuck) > MAX_STUCK_SHOWN else ""
         failure = ShutdownTimeout(
-            f"{paths}{more} did not end within {LAST_RESORT:g} s after being cancelled, so the block of the system was "
-            f"left without waiting any longer: handlers must not swallow cancellations"
+            f"{paths}{more} did not end within {SECONDS_AFTER_CANCEL:g} s after being cancelled, so the block of the "
+            f"system was left without waiting any longer: handlers must not swallow cancellations"
         )
         if self._failure is None:
             self._failure = failure
-        for cell in stuck[:STUCK_SHOWN]:
+        for cell in stuck[:MAX_STUCK_SHOWN]:
             where = "".join(awaiting(cell.coroutine))
             log.error("%s continues to run although it was cancelled. Its stack:\n%s", cell.path, where)
         for cell in stuck:
@@ -323,3 +328,12 @@ class ActorSystem(Runtime):
         """
         make: Callable[[], ActorSystem] = lambda: cls(name, **options)  # noqa: E731
         return BlockingSystem(make, backend, backend_options)
+
+
+class BlockingSystem(ThreadedSystem[ActorSystem]):
+    """An actor system with an event loop in its own thread; made by `ActorSystem.blocking()`.
+
+    Any thread may call its methods. Leaving the `with` block ends all actors, as the async block does, and cancels
+    calls of other threads that still wait. A first interrupt (Ctrl-C) ends the block at any moment, also while it is
+    entered or left. In a process that was forked inside the block, each call raises `SystemClosed`.
+    """

@@ -14,7 +14,8 @@ from cuelight.actors._reply import StreamSlot
 from cuelight.mailbox import awaited_by
 
 if TYPE_CHECKING:
-    from cuelight.actors import Cell, Runtime
+    from cuelight.actors import ActorRuntime
+    from cuelight.actors._dispatcher import BusyCell
 
 log = get_log("cuelight.slow")
 
@@ -24,7 +25,7 @@ FEED = StreamSlot.feed.__code__
 class Watchdog:
     """Checks the running handlers twice in each warning period. It uses real time, also under a virtual clock."""
 
-    def __init__(self, runtime: Runtime, slow_after: float) -> None:
+    def __init__(self, runtime: ActorRuntime, slow_after: float) -> None:
         """Set up a watchdog.
 
         Args:
@@ -41,7 +42,7 @@ class Watchdog:
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop_thread = 0
-        self._seen: dict[Cell, Seen] = {}
+        self._observed: dict[BusyCell, ObservedHandler] = {}
 
     def start(self) -> None:
         """Start to watch the loop of the current thread."""
@@ -57,25 +58,25 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._end.wait(self._slow_after / 2):
             try:
-                self.look(time.monotonic())
+                self.check(time.monotonic())
             except BaseException:
                 log.exception("an internal error of Cuelight in looking for slow handlers; please report it")
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Compare the running handlers with those of the last check, and report the slow ones."""
-        seen: dict[Cell, Seen] = {}
+        seen: dict[BusyCell, ObservedHandler] = {}
         for cell in self._runtime.busy_cells():
             running = cell.running
-            before = self._seen.get(cell)
+            before = self._observed.get(cell)
             if before is None or before.handled != cell.handled or before.running is not running:
-                before = Seen(cell.handled, running, now)
+                before = ObservedHandler(cell.handled, running, now)
             seen[cell] = before
             if not before.reported and now - before.since >= self._slow_after:
                 before.reported = True
                 self._report(cell, now - before.since)
-        self._seen = seen
+        self._observed = seen
 
-    def _report(self, cell: Cell, seconds: float) -> None:
+    def _report(self, cell: BusyCell, seconds: float) -> None:
         running = cell.running
         message = safe_repr(None if running is None else cell.content(running))
         log.warning(
@@ -88,7 +89,7 @@ class Watchdog:
             self._where(cell),
         )
 
-    def _where(self, cell: Cell) -> str:
+    def _where(self, cell: BusyCell) -> str:
         if self._runtime.turning is cell or getattr(getattr(cell, "coroutine", None), "cr_running", False):
             # The handler blocks the loop now, so the loop's thread is executing its code.
             frame = sys._current_frames().get(self._loop_thread)
@@ -96,7 +97,7 @@ class Watchdog:
         return "".join(awaiting(getattr(cell, "coroutine", None)))
 
 
-class Seen:
+class ObservedHandler:
     """The message that a cell was handling at the last check, and the time when it was first seen."""
 
     __slots__ = ("handled", "reported", "running", "since")

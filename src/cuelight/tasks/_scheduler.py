@@ -375,7 +375,7 @@ class _Watch:
             raise ValueError(f"ref={safe_repr(ref)}: this actor has ended: register a worker with a live actor")
         self._table, self._worker_id = table, worker_id
         self._cell, self._thread = ref._cell, get_ident()
-        self._cell.bonds_made().call_when_ended(self._ended)
+        self._cell.ensure_extras().call_when_ended(self._ended)
 
     def _ended(self, exit_: Exit) -> None:
         if self._table.unregister(self._worker_id, only=self):
@@ -390,9 +390,9 @@ class _Watch:
                 self._cell.runtime.call_threadsafe(self._withdraw)
 
     def _withdraw(self) -> None:
-        bonds = self._cell.bonds
-        if bonds is not None and self._ended in bonds.when_ended and not self._cell.dead:
-            bonds.when_ended.pop(self._ended, None)
+        extras = self._cell.extras
+        if extras is not None and self._ended in extras.when_ended and not self._cell.dead:
+            extras.when_ended.pop(self._ended, None)
 
 
 def _named(strategy: str) -> AssignStrategy:

@@ -8,12 +8,7 @@ the loop may still wake a task. These count as outside the loop:
 * an open `real_time` block, for the test's own threads, which no loop can know about.
 
 As long as one of these exists, the clock runs at the pace of real time, so a timer can be late but never early. The
-clock stands still while code runs.
-
-The virtual clock on trio: trio's `MockClock`, extended to wait for threads and for I/O.
-
-Without this extension, `MockClock` jumps whenever all tasks are blocked, even while a worker thread runs or a task
-waits for a socket.
+clock stands still while code runs. On trio this is trio's `MockClock`, extended to wait for threads and for I/O.
 """
 
 from __future__ import annotations
@@ -216,7 +211,7 @@ def real_time() -> Generator[None]:
         yield
 
 
-class _Pace(trio.abc.Instrument):
+class _ClockRate(trio.abc.Instrument):
     """Decides after each step of a task whether the clock may jump. Only a step can change the answer."""
 
     def __init__(self, clock: MockClock) -> None:
@@ -226,9 +221,9 @@ class _Pace(trio.abc.Instrument):
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         del task
-        self.settle()
+        self.update()
 
-    def settle(self) -> None:
+    def update(self) -> None:
         real = self.outside > 0 or active_thread_count() > 0 or _waiting_for_io()
         if real is self._real:
             return
@@ -237,28 +232,28 @@ class _Pace(trio.abc.Instrument):
         self._clock.autojump_threshold = inf if real else 0.0
 
 
-_paces: WeakKeyDictionary[trio.abc.Clock, _Pace] = WeakKeyDictionary()
+_rates: WeakKeyDictionary[trio.abc.Clock, _ClockRate] = WeakKeyDictionary()
 
 
 def autojump_options() -> dict[str, Any]:
     """Return the options of `trio.run` for a fresh virtual clock."""
     clock = MockClock(autojump_threshold=0)
-    pace = _paces[clock] = _Pace(clock)
-    return {"clock": clock, "instruments": [pace]}
+    rate = _rates[clock] = _ClockRate(clock)
+    return {"clock": clock, "instruments": [rate]}
 
 
 @contextmanager
 def real_pace() -> Generator[None]:
     """Keep this run's clock at the real pace while the block is open."""
-    pace = _paces.get(trio.lowlevel.current_clock())
-    if pace is None:
+    rate = _rates.get(trio.lowlevel.current_clock())
+    if rate is None:
         yield
         return
-    pace.outside += 1
+    rate.outside += 1
     try:
         yield
     finally:
-        pace.outside -= 1
+        rate.outside -= 1
 
 
 def _waiting_for_io() -> bool:

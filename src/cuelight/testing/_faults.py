@@ -95,8 +95,8 @@ def assert_no_orphans(system: ActorSystem) -> None:
     left: list[str] = []
     if system.alive:
         left.append(f"{system.alive} actors")
-    if len(system.alarms):
-        left.append(f"{len(system.alarms)} timers")
+    if len(system.timers):
+        left.append(f"{len(system.timers)} timers")
     prefix = f"/{system.name}"
     for task in anyio.get_running_tasks():
         name = task.name or ""

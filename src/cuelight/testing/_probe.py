@@ -21,7 +21,7 @@ T = TypeVar("T")
 Arrival = tuple[Any, ReplyPort | None]
 
 
-class _Watch(Message):
+class _WatchActor(Message):
     """Tell the probe's actor to watch another."""
 
     ref: Any
@@ -35,7 +35,7 @@ class _ProbeActor(Actor[Any]):
 
     async def run(self) -> None:
         async for message in self.inbox:
-            if isinstance(message, _Watch):
+            if isinstance(message, _WatchActor):
                 self.watch(message.ref)
                 continue
             try:
@@ -130,14 +130,14 @@ class Probe:
         Raises:
             AssertionError: no message matched in time.
         """
-        thrown: list[Any] = []
+        discarded: list[Any] = []
         with anyio.move_on_after(within):
             while True:
                 message, self._port = await self._arrivals.receive()
                 if wanted(message):
                     return message
-                thrown.append(message)
-        raise AssertionError(f"the probe fished for {within} s and caught only {thrown!r}")
+                discarded.append(message)
+        raise AssertionError(f"the probe fished for {within} s and caught only {discarded!r}")
 
     async def receive(self, count: int, within: float = 3.0) -> list[Any]:
         """Receive `count` messages. Each of them may take up to `within` seconds. A checkpoint when it waits.
@@ -170,5 +170,5 @@ class Probe:
 
     async def watch(self, ref: Ref[Any]) -> None:
         """Report the end of an actor to this probe. A checkpoint."""
-        await self.ref.tell(_Watch(ref))
+        await self.ref.tell(_WatchActor(ref))
         await anyio.lowlevel.checkpoint()

@@ -361,7 +361,7 @@ async def test_links_hold_across_nodes_in_both_directions() -> None:
 
         ref, own = await remote(here, there, child(Plain).with_options(restart="temporary"))
         linked = await here.spawn(child(Watcher, ref, link=True).with_options(restart="temporary"))
-        await until(lambda: own._cell.bonds is not None and own._cell.bonds.links)
+        await until(lambda: own._cell.extras is not None and own._cell.extras.links)
         linked._cell.fail_with(RuntimeError("own end"))
         exit_ = await own.ended()
         assert isinstance(exit_, Crashed)
@@ -372,9 +372,9 @@ async def test_unlinking_undoes_it_across_nodes() -> None:
     async with pair() as (here, there):
         ref, own = await remote(here, there, child(Plain).with_options(restart="temporary"))
         linked = await here.spawn(child(Watcher, ref, link=True).with_options(restart="temporary"))
-        await until(lambda: own._cell.bonds is not None and own._cell.bonds.links)
+        await until(lambda: own._cell.extras is not None and own._cell.extras.links)
         inside(linked).unlink(ref)
-        await until(lambda: own._cell.bonds is not None and not own._cell.bonds.links)
+        await until(lambda: own._cell.extras is not None and not own._cell.extras.links)
         linked._cell.fail_with(RuntimeError("own end"))
         assert isinstance(await linked.ended(), Crashed)
         assert await ref.ask(Total()) == 0

@@ -189,8 +189,8 @@ async def test_the_end_of_the_block_ends_the_watch_over_workers() -> None:
         ref = await system.spawn(Laborer)
         async with TaskScheduler() as scheduler:
             await scheduler.register_worker("a", ref=ref)
-            assert ref._cell.bonds_made().when_ended
-        assert not ref._cell.bonds_made().when_ended
+            assert ref._cell.ensure_extras().when_ended
+        assert not ref._cell.ensure_extras().when_ended
         await ref.kill()
         assert await loads(scheduler) == {"a": 0}
 

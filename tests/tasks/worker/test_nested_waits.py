@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight.actors import Actor, Request, blocked, child, on
+from cuelight.actors import Actor, Request, child, on, waits_by_node
 from cuelight.coordination import LocalLock
 from cuelight.errors import TaskCancelled, TaskFailed
 from cuelight.tasks import SQLiteStore, TaskQueue, TaskWorker, current_task, task
@@ -29,7 +29,7 @@ async def working(functions: Any, concurrency: int = 1, **options: Any) -> Async
     async with open_queue() as queue, new_worker(queue, functions, concurrency=concurrency, **options) as worker:
         Used.queue, Used.worker = queue, worker
         yield queue
-        assert not blocked, "nobody is left in the graph"
+        assert not waits_by_node, "nobody is left in the graph"
         assert worker._shift is not None
         assert not worker._shift.resting
         await anyio.sleep(1)
@@ -266,7 +266,7 @@ async def test_a_worker_that_ends_gives_back_the_tasks_that_wait() -> None:
             Used.queue, Used.worker = queue, worker
             handle = await queue.send(nested.with_options(delay=0.0), 3)
             await until(queue, handle.task_id, "in_flight")
-        assert not blocked
+        assert not waits_by_node
         assert (await queue.size()).in_flight == 0
 
 
@@ -321,7 +321,7 @@ async def test_plain_functions_that_wait_in_threads_give_up_their_threads_too(tm
         assert [await handle.result(60) for handle in handles] == [5, 5, 5]
         with pytest.raises(TaskFailed, match=r"DeadlockError: .*lock 'of threads'.*the result of plain book"):
             await (await queue.send(plain_holder)).result(60)
-        assert not blocked
+        assert not waits_by_node
         assert worker._shift is not None
         assert not worker._shift.resting
         executors = worker._shift.executors

@@ -18,7 +18,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight._log import get_log
-from cuelight.actors import code_of_waits
+from cuelight.actors import wait_code
 from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._dead_letters import FailedCall
@@ -276,7 +276,7 @@ class MapRun:
             if ready:
                 self.crew.line_up(self)
             else:
-                self.crew.note_stale()
+                self.crew.note_cancelled()
 
     def _hold(self) -> None:
         if not self.held:
@@ -485,7 +485,7 @@ class MapRun:
                 if tries.delay is None:
                     self.again.append(taken)
                 else:
-                    self.delayed[index] = crew.runtime.later(tries.delay, self._delay_is_over, taken)
+                    self.delayed[index] = crew.runtime.call_later(tries.delay, self._delay_is_over, taken)
                 self.refresh()
                 return
         if tries is not None:
@@ -557,4 +557,4 @@ class MapRun:
                     raise
 
 
-code_of_waits[MapRun.until_over.__code__] = lambda variables, node: PoolWait(variables["self"], [node])
+wait_code[MapRun.until_over.__code__] = lambda variables, node: PoolWait(variables["self"], [node])

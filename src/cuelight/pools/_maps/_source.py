@@ -141,10 +141,10 @@ class AsyncSource:
 
     def start(self, crew: Crew, sink: Sink) -> None:
         """Start the reader, in the context of the map."""
-        family = crew.runtime.family_made(crew.cell)
+        family = crew.cell.ensure_children()
         self.busy = True
-        self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
-        self._cell.bonds_made().call_when_ended(lambda _exit: self._over(sink))
+        self._cell = family.start_child(ChildSpec(self._read, (crew, sink), options=READER))
+        self._cell.ensure_extras().call_when_ended(lambda _exit: self._over(sink))
 
     def wanted(self, room: int) -> None:
         """Set how many items to read ahead."""

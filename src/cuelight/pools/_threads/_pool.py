@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
-from cuelight.actors import blocked, code_of_waits
+from cuelight.actors import wait_code, waits_by_node
 from cuelight.coordination._owner import here
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
@@ -346,7 +346,7 @@ class Crew(CrewState):
             return True
         me = current_worker()
         if me is None:
-            if blocked:
+            if waits_by_node:
                 check(PoolWait(AwaitedJob(self, job), [here.me]), [here.me])
             return self.board.wait_for(job, timeout)
         with self._in_place_of(me, job), waiting(AwaitedJob(self, job), [here.me]):
@@ -376,4 +376,4 @@ class Crew(CrewState):
                 home.helpers.unpark(worker)
 
 
-code_of_waits[Crew.wait.__code__] = Crew.seen_wait
+wait_code[Crew.wait.__code__] = Crew.seen_wait

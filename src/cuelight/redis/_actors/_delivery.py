@@ -128,7 +128,7 @@ class BatchDelivery:
         self._outgoing = outgoing
         self.connects += 1
         if self._flushing:
-            self._membership.runtime.later(HURRY, self._hurry, outgoing, self._scope)
+            self._membership.runtime.call_later(HURRY, self._hurry, outgoing, self._scope)
         else:
             self.confirmed(outgoing)
 
@@ -179,7 +179,7 @@ class BatchDelivery:
                 return  # until a batch is confirmed or data is sent
             if self._membership.fenced:
                 if not self._membership.over:  # the lease may still be renewed
-                    self._membership.runtime.later(TICK, self.flush_soon)
+                    self._membership.runtime.call_later(TICK, self.flush_soon)
                 return
             batch = self._next()
             self._send(outgoing, batch)
@@ -205,7 +205,7 @@ class BatchDelivery:
         if not self._ticking:
             self._ticking = True
             self._silent = 0
-            self._membership.runtime.later(TICK, self._tick, self._outgoing)
+            self._membership.runtime.call_later(TICK, self._tick, self._outgoing)
 
     def _tick(self, outgoing: Outgoing) -> None:
         if self._outgoing is not outgoing:
@@ -217,7 +217,7 @@ class BatchDelivery:
         if self._silent > SILENT:
             outgoing.end("nothing is confirmed")
         else:
-            self._membership.runtime.later(TICK, self._tick, outgoing)
+            self._membership.runtime.call_later(TICK, self._tick, outgoing)
 
     def disconnected(self, outgoing: Outgoing, why: str) -> None:
         """Handle the end of the connection: unconfirmed batches go through the inbox."""

@@ -191,7 +191,7 @@ class Incoming:
             self.confirm()
         elif not self._confirming:
             self._confirming = True
-            self._membership.runtime.later(CONFIRM, self._confirm_later)
+            self._membership.runtime.call_later(CONFIRM, self._confirm_later)
 
     def _confirm_later(self) -> None:
         self._confirming = False

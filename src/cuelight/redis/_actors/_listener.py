@@ -132,7 +132,7 @@ class Listener:
     def _sweep_soon(self) -> None:
         if not self._sweeping:
             self._sweeping = True
-            self._membership.runtime.later(PATIENCE / 4, self._sweep)
+            self._membership.runtime.call_later(PATIENCE / 4, self._sweep)
 
     def _sweep(self) -> None:
         """End the connections that have not proved their identity in time."""

@@ -32,7 +32,7 @@ from redis.exceptions import ResponseError
 
 from cuelight._log import get_log
 from cuelight._text import describe_error, safe_repr, safe_str
-from cuelight.actors import Cell, Exit, Ref, Runtime, Stopped
+from cuelight.actors import ActorRuntime, Cell, Exit, Ref, Stopped
 from cuelight.actors._cell import DEAD
 from cuelight.coordination._spread import spread
 from cuelight.errors import MessageRefused, NotStarted, StoreRefused, StoreUnavailable, ends_the_program
@@ -184,7 +184,7 @@ class Membership:
     def __init__(
         self,
         directory: Directory,
-        runtime: Runtime,
+        runtime: ActorRuntime,
         registry: Registry,
         lease: float,
         on_end: Callable[[Membership], None],
@@ -422,7 +422,7 @@ class Membership:
         serial = cell.serial
         if serial not in self._exported and cell.state != DEAD:
             self._exported[serial] = cell
-            cell.bonds_made().call_when_ended(partial(self._has_ended, cell))
+            cell.ensure_extras().call_when_ended(partial(self._has_ended, cell))
         elif cell.state == DEAD and cell.exit is not None:
             self._remember(cell, cell.exit)
         return serial

@@ -19,7 +19,7 @@ import msgspec
 
 from cuelight._log import get_log
 from cuelight._text import safe_repr
-from cuelight.actors import Cell, Exit, Ref, Runtime
+from cuelight.actors import ActorRuntime, Cell, Exit, Ref
 from cuelight.actors._cell import DEAD
 from cuelight.errors import ActorNotFound, NameTaken, StoreUnavailable
 from cuelight.redis._actors._directory import Directory
@@ -119,7 +119,7 @@ class RedisNode:
         self._server: Any = _client(redis, lease) if isinstance(redis, str) else redis
         self._cluster, self._lease = cluster, lease
         self._transport: Transport = transport
-        self._runtime: Runtime | None = None
+        self._runtime: ActorRuntime | None = None
         self._membership: Membership | None = None
         self._incarnation = 0
         self._publish = ""
@@ -159,7 +159,7 @@ class RedisNode:
 
     # Joining, and joining again.
 
-    async def join(self, runtime: Runtime) -> None:
+    async def join(self, runtime: ActorRuntime) -> None:
         """Enter the cluster; the system calls this.
 
         Raises:
@@ -173,7 +173,7 @@ class RedisNode:
         self._publish = await publishing_command(self._server)
         await self._enter(runtime)
 
-    async def _enter(self, runtime: Runtime) -> None:
+    async def _enter(self, runtime: ActorRuntime) -> None:
         label = re.sub(r"[^\w.-]", "-", runtime.root.name)[:50]
         identity = f"{label}-{secrets.token_hex(6)}"
         directory = Directory(
@@ -257,7 +257,7 @@ class RedisNode:
         if cell.state == DEAD:
             self._ended(name, cell)
             raise ActorNotFound(f"{cell.path} has ended: expose an actor that lives")
-        cell.bonds_made().call_when_ended(lambda exit_: self._ended(name, cell, exit_))
+        cell.ensure_extras().call_when_ended(lambda exit_: self._ended(name, cell, exit_))
 
     def _ended(self, name: str, cell: Cell, _: Exit | None = None) -> None:
         if self._names.get(name) is cell:
@@ -319,14 +319,14 @@ class RedisNode:
     def _patience(self) -> float:
         return min(5.0, self._lease)
 
-    def withdraw(self, runtime: Runtime) -> None:
+    def withdraw(self, runtime: ActorRuntime) -> None:
         """Remove all names; the system calls this when it is about to end."""
         if self._runtime is not runtime:
             return
         for name, cell in list(self._names.items()):
             self._ended(name, cell)
 
-    async def leave(self, runtime: Runtime) -> None:
+    async def leave(self, runtime: ActorRuntime) -> None:
         """Leave the cluster; the system calls this when all actors have ended."""
         if self._runtime is not runtime:
             return

@@ -32,7 +32,7 @@ from cuelight._log import get_log
 from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Cell, Exit
 from cuelight.actors._cell import DEAD
-from cuelight.actors._reply import Asked, StreamSlot
+from cuelight.actors._reply import PendingAsk, StreamSlot
 from cuelight.errors import Interrupted, MessageRefused, NotStarted, Unknown, ends_the_program
 from cuelight.mailbox import WaitingSender
 from cuelight.redis._actors._delivery import Batch, BatchDelivery
@@ -68,7 +68,7 @@ class Inbound:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self.asks: dict[int, Asked] = {}
+        self.asks: dict[int, PendingAsk] = {}
         self._watched: dict[int, tuple[Cell, Callable[[Exit], None]]] = {}
 
     # Messages.
@@ -106,13 +106,15 @@ class Inbound:
             self._peer.credit(frame.to)
             self._refuse(frame.number, NotStarted(f"{frame.left!r} is no time that a request may take"))
             return
-        self._request(frame, lambda message, cell: Asked(message, cell, math.inf if frame.left is None else frame.left))
+        self._request(
+            frame, lambda message, cell: PendingAsk(message, cell, math.inf if frame.left is None else frame.left)
+        )
 
     def open(self, frame: Open) -> None:
         """Put a request for a stream into the mailbox."""
         self._request(frame, lambda message, cell: _Sending(message, cell, self._peer, frame.number))
 
-    def _request(self, frame: Ask | Open, make: Callable[[Any, Cell], Asked]) -> None:
+    def _request(self, frame: Ask | Open, make: Callable[[Any, Cell], PendingAsk]) -> None:
         peer, membership = self._peer, self._peer.membership
         peer.credit(frame.to)  # a request that waits for room occupies none, as a local one
         cell = membership.exported(frame.to)
@@ -131,7 +133,7 @@ class Inbound:
         self.asks[frame.number] = asked
         try:
             if not cell.put(asked):
-                cell.line_up(asked)
+                cell.enqueue_sender(asked)
         except BaseException as error:
             if ends_the_program(error):
                 raise
@@ -142,7 +144,7 @@ class Inbound:
     def _refuse(self, number: int, error: NotStarted) -> None:
         self._peer.send(fail_frame(number, error, self._peer.membership.registry))
 
-    def answer(self, number: int, asked: Asked) -> None:
+    def answer(self, number: int, asked: PendingAsk) -> None:
         """Send the result of a completed request, unless the asker has stopped waiting."""
         if self.asks.pop(number, None) is None:
             return
@@ -164,7 +166,7 @@ class Inbound:
         if asked is None:
             return
         if frame.overdue:
-            asked.cell.overdue(asked)
+            asked.cell.request_timed_out(asked)
         else:
             del self.asks[frame.number]
             asked.cancel()
@@ -189,7 +191,7 @@ class Inbound:
                 self._watched.pop(frame.to, None)
                 self._peer.send(ended_frame(frame.to, exit_, self._peer.membership.registry))
 
-            cell.bonds_made().call_when_ended(ended)
+            cell.ensure_extras().call_when_ended(ended)
             self._watched[frame.to] = cell, ended
 
     def signal(self, frame: Signal) -> None:
@@ -204,7 +206,7 @@ class Inbound:
         else:
             cell.kill(frame.why)
         if cell.state != DEAD:
-            cell.bonds_made().call_when_started(partial(self._up, cell, frame.to))
+            cell.ensure_extras().call_when_started(partial(self._up, cell, frame.to))
 
     def _up(self, cell: Cell, serial: int) -> None:
         if cell.state != DEAD:
@@ -217,12 +219,12 @@ class Inbound:
             return
         theirs = self._peer.membership.cell_at((self._peer.identity, frame.mine, frame.path))
         if frame.on:
-            cell.bonds_made().links[theirs] = None
-            theirs.bonds_made().links[cell] = None
+            cell.ensure_extras().links[theirs] = None
+            theirs.ensure_extras().links[cell] = None
         else:
             for one, other in ((cell, theirs), (theirs, cell)):
-                if one.bonds is not None:
-                    one.bonds.links.pop(other, None)
+                if one.extras is not None:
+                    one.extras.links.pop(other, None)
 
     def close(self) -> None:
         """Cancel the requests and watches of the other node, which is lost."""
@@ -230,8 +232,8 @@ class Inbound:
         for asked in asks.values():
             asked.cancel()
         for cell, ended in self._watched.values():
-            if cell.bonds is not None:
-                cell.bonds.when_ended.pop(ended, None)
+            if cell.extras is not None:
+                cell.extras.when_ended.pop(ended, None)
         self._watched.clear()
 
 
@@ -250,11 +252,11 @@ class _Entering:
         """Enter the queue of senders."""
         entering = cls(cell, message, credit)
         entering.sender = WaitingSender(entering)
-        cell.line_up(entering.sender)
+        cell.enqueue_sender(entering.sender)
 
     def wake(self) -> None:
         """Enter the mailbox, which has room now or was closed."""
-        self.cell.redeem(self.sender, self.message)
+        self.cell.fill_place(self.sender, self.message)
         self.credit()
 
     def __await__(self) -> Any:
@@ -266,7 +268,7 @@ class _Answering:
 
     __slots__ = ("asked", "inbound", "number")
 
-    def __init__(self, inbound: Inbound, number: int, asked: Asked) -> None:
+    def __init__(self, inbound: Inbound, number: int, asked: PendingAsk) -> None:
         self.inbound, self.number, self.asked = inbound, number, asked
 
     def wake(self) -> None:
@@ -279,22 +281,22 @@ class _Answering:
 class _Sending(StreamSlot):
     """The writing end of a stream with a remote reader. Chunks are sent immediately and count until they are taken."""
 
-    __slots__ = ("_number", "_open", "_peer")
+    __slots__ = ("_actor", "_number", "_open", "_peer")
 
     def __init__(self, message: Any, cell: Cell, peer: Peer, number: int) -> None:
         StreamSlot.__init__(self, message, cell, math.inf)
-        self._peer, self._number, self._open = peer, number, 0
+        self._actor, self._peer, self._number, self._open = cell, peer, number, 0
 
     @property
     def ahead(self) -> int:
         return self._open
 
-    def give(self, chunk: Any) -> None:
+    def add_chunk(self, chunk: Any) -> None:
         try:
             body = self._peer.membership.coder.body(chunk)
         except MessageRefused as error:
             self.fail(unsendable(chunk, error))
-            self.cell.cancel_running(self)
+            self._actor.cancel_running(self)
             return
         self._open += 1
         self._peer.send(Chunk(self._number, body), len(body))
@@ -490,7 +492,7 @@ class Peer:
             self.delivery.flush_soon()
         elif not self._reminded:
             self._reminded = True
-            self.membership.runtime.later(PATIENCE, self._remember)
+            self.membership.runtime.call_later(PATIENCE, self._remember)
 
     def _remember(self) -> None:
         self._reminded = False
@@ -595,7 +597,7 @@ class Flight:
 
     __slots__ = ("ask", "batch", "cell", "number", "overdue")
 
-    def __init__(self, number: int, ask: Asked, cell: RemoteCell) -> None:
+    def __init__(self, number: int, ask: PendingAsk, cell: RemoteCell) -> None:
         self.number, self.ask, self.cell = number, ask, cell
         self.batch: int | None = None
         self.overdue = False
@@ -609,7 +611,7 @@ class Flight:
         """Deliver one more chunk of the stream."""
         slot: Any = self.ask
         slot.writer.received += 1
-        slot.give(chunk)
+        slot.add_chunk(chunk)
 
 
 class Flights:
@@ -618,18 +620,18 @@ class Flights:
     def __init__(self) -> None:
         self._next: Final[Callable[[], int]] = count(1).__next__
         self._by_number: dict[int, Flight] = {}
-        self._by_ask: dict[Asked, Flight] = {}
+        self._by_ask: dict[PendingAsk, Flight] = {}
 
     def __len__(self) -> int:
         return len(self._by_number)
 
-    def begin(self, ask: Asked, cell: RemoteCell) -> int:
+    def begin(self, ask: PendingAsk, cell: RemoteCell) -> int:
         """Register a request and return its number."""
         flight = Flight(self._next(), ask, cell)
         self._by_number[flight.number] = self._by_ask[ask] = flight
         return flight.number
 
-    def of(self, ask: Asked) -> Flight | None:
+    def of(self, ask: PendingAsk) -> Flight | None:
         """Return a pending request by its slot."""
         return self._by_ask.get(ask)
 
@@ -637,7 +639,7 @@ class Flights:
         """Return a pending request by its number."""
         return self._by_number.get(number)
 
-    def end(self, ask: Asked) -> Flight | None:
+    def end(self, ask: PendingAsk) -> Flight | None:
         """Remove and return a pending request; None if it was removed before."""
         flight = self._by_ask.pop(ask, None)
         if flight is not None:

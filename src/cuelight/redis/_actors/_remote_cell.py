@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Actor, Cell, Exit, Reply, Start
 from cuelight.actors._cell import DEAD, LIVE
-from cuelight.actors._cell_extras import Bonds
-from cuelight.actors._reply import RUNNING, Asked, StreamSlot
+from cuelight.actors._cell_extras import CellExtras
+from cuelight.actors._reply import RUNNING, PendingAsk, StreamSlot
 from cuelight.actors._reply import WINDOW as CHUNKS
 from cuelight.actors._spec import DEFAULTS
 from cuelight.errors import MessageRefused, NotStarted, Unknown, UnknownTimeout
@@ -57,10 +57,10 @@ class RemoteCell(Cell):
         self.table, self.options = Actor.__table__, DEFAULTS
         self.factory, self.args, self.kwargs = Actor, (), None
         self.context, self.state = Context(), LIVE
-        self.parent = self.actor = self.running = self.exit = self.asks = self.sent = self.family = self.bonds = None
-        self.keeper = _NOBODY
+        self.parent = self.actor = self.running = self.exit = self.asks = self.sent = self.children = self.extras = None
+        self.supervisor = _NOBODY
         self.signals = self.restarts = self.incarnation = self.handled = 0
-        self.sponsored = False
+        self.awaited_start = False
 
     def __len__(self) -> int:
         return len(self.in_flight or ())
@@ -74,7 +74,7 @@ class RemoteCell(Cell):
 
     def put(self, item: Any) -> bool:
         if self.closed:
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
             return True
         coded = self.peer.membership.coder.message(self.content(item))
         if len(self) >= self.limit:
@@ -89,36 +89,36 @@ class RemoteCell(Cell):
         except MessageRefused as error:
             self.runtime.dead_letters.add(message, self, "unsendable", error)
             return False
-        self.dropped(message, "mailbox_full")
+        self.discard(message, "mailbox_full")
         return False
 
-    def redeem(self, sender: WaitingSender, item: Any) -> None:
-        if sender.promised:
-            self.promised -= 1
+    def fill_place(self, sender: WaitingSender, item: Any) -> None:
+        if sender.granted:
+            self.granted -= 1
         if self.closed:
-            self.dropped(item, "stopped")
+            self.discard(item, "stopped")
             return
         self._transmit(item, self.peer.membership.coder.message(self.content(item)))
         self.admit()
 
-    def drop_stale(self) -> None:
+    def drop_cancelled(self) -> None:
         """Remove waiting requests whose askers have given up. Requests under way stay until they are confirmed."""
-        self.stales = 0
+        self.cancelled_count = 0
         waiting = self.senders or ()
-        self.senders = deque(one for one in waiting if not self.waits_in_vain(one))
+        self.senders = deque(one for one in waiting if not self.is_cancelled(one))
         self.admit()
 
     def admit(self) -> None:
         senders = self.senders
-        while senders and not self.closed and len(self) + self.promised < self.capacity:
-            if self.promised:
+        while senders and not self.closed and len(self) + self.granted < self.capacity:
+            if self.granted:
                 break  # a sender is about to use its place; trio would wake two in any order
             sender = senders.popleft()
-            if self.waits_in_vain(sender):
-                self.stales = max(0, self.stales - 1)
+            if self.is_cancelled(sender):
+                self.cancelled_count = max(0, self.cancelled_count - 1)
             elif type(sender) is WaitingSender:
-                sender.promised = True
-                self.promised += 1
+                sender.granted = True
+                self.granted += 1
                 sender.waiter.wake()
             else:
                 self._transmit(sender, self.peer.membership.coder.message(self.content(sender)))
@@ -132,7 +132,7 @@ class RemoteCell(Cell):
             self.peer.keep(self)
         self.in_flight.append(item)
         frame: Frame
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             item.state = RUNNING  # its state is not known here until the other side reports it
             number = self.peer.membership.flights.begin(item, self)
             if isinstance(item, StreamSlot):
@@ -144,7 +144,7 @@ class RemoteCell(Cell):
             frame = Tell(self.serial, name, body)
         self.peer.send(frame, len(body))
 
-    def _left(self, ask: Asked) -> float | None:
+    def _left(self, ask: PendingAsk) -> float | None:
         left = ask.timeout
         if ask.due:
             left = min(left, max(0.0, ask.due - self.runtime.backend.time()))
@@ -166,7 +166,7 @@ class RemoteCell(Cell):
         The cause is an invalid address, so this happens to all messages for this actor, in their order.
         """
         item = self.in_flight[0] if self.in_flight else None
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             self.peer.membership.flights.end(item)
             item.fail(NotStarted(f"{safe_repr(item.message)} could not be sent to {self.path}: {safe_str(error)}"))
         elif item is not None:
@@ -176,15 +176,15 @@ class RemoteCell(Cell):
     def _let_go(self) -> None:
         if not self.in_flight:
             self.in_flight = None
-            if self.bonds is None:
+            if self.extras is None:
                 self.peer.forget(self)
 
     # Requests whose askers have given up.
 
-    def given_up(self, ask: Asked) -> None:
+    def cancel_request(self, ask: PendingAsk) -> None:
         flight = self.peer.membership.flights.end(ask)
         if flight is None:
-            super().given_up(ask)
+            super().cancel_request(ask)
             return
         self.peer.send(Cancel(flight.number, False))
         ask.fail(
@@ -193,16 +193,16 @@ class RemoteCell(Cell):
             )
         )
 
-    def overdue(self, ask: Asked) -> None:
+    def request_timed_out(self, ask: PendingAsk) -> None:
         flight = self.peer.membership.flights.of(ask)
         if flight is None:
-            super().overdue(ask)
+            super().request_timed_out(ask)
         elif not flight.overdue:
             flight.overdue = True
             self.peer.send(Cancel(flight.number, True))
             ask.due = self.runtime.backend.time() + GRACE
             ask.timed = True
-            self.runtime.alarms.add(ask.due, ask)
+            self.runtime.timers.add(ask.due, ask)
         else:
             self.peer.membership.flights.end(ask)
             ask.fail(
@@ -214,12 +214,12 @@ class RemoteCell(Cell):
 
     # Lifecycle.
 
-    def bonds_made(self) -> Bonds:
-        if self.bonds is None:
-            self.bonds = self.runtime.new_bonds(self)
+    def ensure_extras(self) -> CellExtras[Cell]:
+        if self.extras is None:
+            self.extras = CellExtras()
             self.peer.keep(self)
             self.peer.send(Watch(self.serial))
-        return self.bonds
+        return self.extras
 
     def end(self, exit_: Exit) -> None:
         """Handle the actor's end or loss: notify everything that waits for it."""
@@ -228,9 +228,9 @@ class RemoteCell(Cell):
         self.exit = exit_
         self.state = DEAD
         self.close()
-        if self.bonds is not None:
-            self.bonds.settle(self, exit_)
-            self.bonds = None
+        if self.extras is not None:
+            self.notify_ended(exit_)
+            self.extras = None
         self._let_go()
 
     def lost(self, exit_: Exit) -> None:
@@ -238,13 +238,13 @@ class RemoteCell(Cell):
         self.end(exit_)
         in_flight, self.in_flight = self.in_flight, None
         for item in in_flight or ():
-            if not isinstance(item, Asked):
+            if not isinstance(item, PendingAsk):
                 self.runtime.dead_letters.add(item, self, "node_lost")
 
     def came_up(self) -> None:
         """Note that a later incarnation has started, for callers that wait in `stop` or `kill`."""
         self.incarnation += 1
-        self.bonds_made().has_started()
+        self.notify_started()
 
     def linked_by(self, other: Cell) -> None:
         self._link(other, True)
@@ -280,7 +280,7 @@ class RemoteCell(Cell):
     def begin(self, why: Start) -> None:
         raise NotImplementedError
 
-    def woken(self) -> None:
+    def on_mail(self) -> None:
         """Do nothing: no actor runs here."""
 
     def ask_now(self, message: Any, call: Callable[..., Any]) -> Reply[Any]:
@@ -289,10 +289,16 @@ class RemoteCell(Cell):
     def cancel_turn(self) -> None:
         """Do nothing: no actor runs here."""
 
-    def hurry(self) -> None:
+    def cancel_ending(self) -> None:
         """Do nothing: no actor runs here."""
 
-    def bury(self, exit_: Exit) -> None:
+    def cancel_running(self, ask: PendingAsk) -> None:
+        """Do nothing: no actor runs here."""
+
+    def runs(self, task: Any) -> bool:
+        return False
+
+    def finalize(self, exit_: Exit) -> None:
         raise NotImplementedError
 
 

@@ -75,7 +75,7 @@ class _Wish:
         self.slot: Slot | None = None  # the slot on which its caller waits; None for the leader
 
     @property
-    def deserted(self) -> bool:
+    def fail_deferred(self) -> bool:
         """Whether its caller no longer waits."""
         return self.slot is not None and self.slot.done()
 
@@ -142,7 +142,7 @@ class Together:
         room = MOST - len(wish.cards)
         while self._waiting:
             first = self._waiting[0]
-            if not first.deserted:
+            if not first.fail_deferred:
                 if first.bounds != wish.bounds or len(first.cards) > room:
                     break
                 room -= len(first.cards)
@@ -154,7 +154,7 @@ class Together:
         """Make the next waiting caller the leader, if there is one."""
         while self._waiting:
             first = self._waiting.popleft()
-            if not first.deserted:
+            if not first.fail_deferred:
                 _give(first, _LEAD)
                 return
         self._is_led = False

@@ -395,7 +395,7 @@ def _letter_of(snapshot: Snapshot) -> DeadLetterEntry:
 def _find(cell: Cell, path: str) -> Cell | None:
     """The live actor with this path at or below `cell`."""
     while cell.path != path:
-        below = () if cell.family is None else cell.family.children()
+        below = () if cell.children is None else cell.children.cells()
         way = (child for child in below if path == child.path or path.startswith(child.path + "/"))
         following = next(way, None)
         if following is None:

@@ -153,9 +153,9 @@ class QueueBase:
             on_cancel=options.on_cancel,
             heartbeat=options.heartbeat,
         )
-        ref: Ref[Any] = Ref(system.family_made(system.root).adopt(child(QueueActor, life)))
+        ref: Ref[Any] = Ref(system.root.ensure_children().start_child(child(QueueActor, life)))
         # Needed if the `stopped` hook is not called, for example because the actor never started.
-        ref._cell.bonds_made().call_when_ended(lambda _: life.end())
+        ref._cell.ensure_extras().call_when_ended(lambda _: life.end())
         life.ref = ref
         self._state = system, ref, life, Watch(life)
         return ref

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import anyio
 
-from cuelight.actors import blocked, find_circle, handling, name_of, show_circle
+from cuelight.actors import current_cell, find_cycle, format_cycle, name_of, waits_by_node
 from cuelight.coordination._lock_waiting import awaited_work, monitor
 from cuelight.coordination._owner import here, whoever
 from cuelight.errors import DeadlockError
@@ -72,7 +72,7 @@ class ResultWait:
 
 def is_nested() -> bool:
     """Whether the running code belongs to a worker's task or to an actor's handler."""
-    return running_task.get() is not None or handling.get() is not None
+    return running_task.get() is not None or current_cell.get() is not None
 
 
 @contextmanager
@@ -87,10 +87,10 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
     try:
         with monitor:
             for node in nodes:
-                blocked.setdefault(node, []).append(wait)
-            way = find_circle(nodes, [(blocker, wait.thing) for blocker in wait.blockers()])
+                waits_by_node.setdefault(node, []).append(wait)
+            way = find_cycle(nodes, [(blocker, wait.thing) for blocker in wait.blockers()])
             if way is not None:
-                circle = show_circle(nodes, way)
+                circle = format_cycle(nodes, way)
                 raise DeadlockError(
                     f"{name_of(nodes[0])} waits for {wait.thing} and would wait forever, because each waits for the "
                     f"next: {circle}. Return, and let another task wait for both; or release the locks that it holds "
@@ -101,11 +101,11 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
     finally:
         with monitor:
             for node in nodes:
-                waits = blocked.get(node, [])
+                waits = waits_by_node.get(node, [])
                 if wait in waits:
                     waits.remove(wait)
                 if not waits:
-                    blocked.pop(node, None)
+                    waits_by_node.pop(node, None)
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def _nodes(context: TaskContext | None) -> list[Any]:
     node = None if context is None else context.node
     if node is not None and node not in nodes and (node is here.me or _waits_for_me(coroutine_of(node))):
         nodes.append(node)
-    cell = handling.get()
+    cell = current_cell.get()
     is_new = cell is not None and cell not in nodes and cell.waits_in_asks()
     if is_new and _waits_for_me(getattr(cell, "coroutine", None)):
         nodes.append(cell)

@@ -13,7 +13,7 @@ import msgspec
 from cuelight._log import get_log
 from cuelight._text import safe_repr
 from cuelight.actors import Actor, Crashed, ShutDown, child
-from cuelight.actors._reply import handling
+from cuelight.actors._reply import current_cell
 from cuelight.errors import PoolClosed, TaskFailed, WorkerDied
 from cuelight.pools import TaskResult
 from cuelight.tasks._arguments import check_task
@@ -149,7 +149,7 @@ class TaskWorker:
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
         if ref.alive:
-            ref._cell.bonds_made().call_when_ended(self._ended)
+            ref._cell.ensure_extras().call_when_ended(self._ended)
         elif ref._cell.exit is not None:
             self._ended(ref._cell.exit)
         return self
@@ -302,7 +302,7 @@ class _WorkerActor(Actor[Any]):
         for variable, value in self._worker._context.items():
             variable.set(value)
         # Tasks are not messages of this actor, so their asks do not wait on its behalf.
-        handling.set(None)
+        current_cell.set(None)
         running_task.set(None)
         await self._worker._work(self)
 

@@ -1,13 +1,17 @@
-"""Handles messages that are not processed normally: they wait, or are dropped, refused, retried or dead letters."""
+"""The mailbox of a cell, and what happens to messages that no handler completes.
+
+They wait, or are dropped, refused, handled again or recorded as dead letters.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cuelight._text import describe_error, safe_repr
-from cuelight.actors._messages import Crashed, Exit, Terminated
-from cuelight.actors._reply import ASIDE, DONE, QUEUED, Asked
+from cuelight.actors._messages import ControlMessage, Crashed, Exit
+from cuelight.actors._reply import DONE, QUEUED, SET_ASIDE, PendingAsk
 from cuelight.errors import (
     ActorCrashed,
     Interrupted,
@@ -20,42 +24,42 @@ from cuelight.errors import (
 from cuelight.mailbox import Mailbox, WaitingSender
 
 if TYPE_CHECKING:
-    from cuelight.actors._cell_extras import Bonds
-    from cuelight.actors._ref import Ref
-    from cuelight.actors._spawner import Runtime
+    from collections.abc import Callable
+
+    from cuelight.actors._cell_extras import CellExtras
+    from cuelight.actors._dispatcher import Dispatcher
     from cuelight.actors._spec import Options
 
 
-class Fates(Mailbox):
-    """The part of a cell that settles messages."""
+class CellMailbox(Mailbox):
+    """The mailbox of a cell. Its methods end messages that no handler completes."""
 
-    __slots__ = ("exit", "options", "runtime")
+    __slots__ = ("exit", "extras", "options", "runtime")
 
-    runtime: Runtime
+    runtime: Dispatcher
     options: Options
     exit: Exit | None
+    extras: CellExtras[Any] | None
 
     @property
+    @abstractmethod
     def path(self) -> str:
         """The path of the actor in the tree."""
-        raise NotImplementedError
 
     @property
-    def kind(self) -> str:
+    @abstractmethod
+    def class_name(self) -> str:
         """The name of the actor's class."""
-        raise NotImplementedError
 
-    bonds: Bonds | None
-
-    def bonds_made(self) -> Bonds:
-        """Return its bonds, made at first use."""
-        raise NotImplementedError
+    @abstractmethod
+    def ensure_extras(self) -> CellExtras[Any]:
+        """Return the rarely used state, made at first use."""
 
     # Methods that Mailbox needs from its owner.
 
-    def dropped(self, item: Any, reason: str) -> None:
+    def discard(self, item: Any, reason: str) -> None:
         """Settle an item that was refused or dropped: fail the ask, or make a dead letter."""
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             if item.state == QUEUED:
                 shown = safe_repr(item.message)
                 item.fail(NotStarted(f"{self.path} did not take {shown}: {self._why_refused(reason)}"))
@@ -67,36 +71,36 @@ class Fates(Mailbox):
             return f"it has ended ({self.exit.describe()})"
         return "it is stopping" if reason == "stopped" else f"its mailbox is full ({reason})"
 
-    def stale(self, item: Any) -> bool:
+    def item_cancelled(self, item: Any) -> bool:
         """Return whether an item is a request whose caller no longer waits."""
-        return isinstance(item, Asked) and item.state == DONE
+        return isinstance(item, PendingAsk) and item.state == DONE
 
     def content(self, item: Any) -> Any:
         """Return the message in an item."""
-        return item.message if isinstance(item, Asked) else item
+        return item.message if isinstance(item, PendingAsk) else item
 
     # Requests whose callers no longer wait.
 
-    def cancel_running(self, ask: Asked) -> None:
+    @abstractmethod
+    def cancel_running(self, ask: PendingAsk) -> None:
         """Cancel the running handler if it handles this ask."""
-        raise NotImplementedError
 
-    def given_up(self, ask: Asked) -> None:
+    def cancel_request(self, ask: PendingAsk) -> None:
         """Handle a caller that no longer waits: drop a queued request, or cancel the handler of a running one."""
         shown = safe_repr(ask.message)
         if ask.state == QUEUED:
             ask.fail(NotStarted(f"the request {shown} was cancelled before {self.path} handled it"))
-            self.note_stale()
+            self.note_cancelled()
         else:
             ask.fail(Interrupted(f"the request {shown} was cancelled while {self.path} handled it"))
             self._stop_handling(ask)
 
-    def overdue(self, ask: Asked) -> None:
+    def request_timed_out(self, ask: PendingAsk) -> None:
         """Handle a request whose deadline has passed."""
         text = f"{self.path} did not answer {safe_repr(ask.message)} in time"
         if ask.state == QUEUED:
             ask.fail(NotStartedTimeout(f"{text}: it had not begun; {len(self)} messages are in its mailbox"))
-            self.note_stale()
+            self.note_cancelled()
         elif self._is_deferred(ask):
             ask.fail(InterruptedTimeout(f"{text}: its handler deferred the reply and has not sent it"))
             self._stop_handling(ask)
@@ -106,22 +110,22 @@ class Fates(Mailbox):
 
     # Deferred replies.
 
-    def _is_deferred(self, ask: Asked) -> bool:
-        return self.bonds is not None and ask in self.bonds.deferred
+    def _is_deferred(self, ask: PendingAsk) -> bool:
+        return self.extras is not None and ask in self.extras.deferred
 
-    def _stop_handling(self, ask: Asked) -> None:
+    def _stop_handling(self, ask: PendingAsk) -> None:
         """Cancel the handler of a request whose caller no longer waits, or the work that serves it."""
         self.cancel_running(ask)
-        if self.bonds is not None:
-            for work in self.bonds.deferred.pop(ask, ()):
+        if self.extras is not None:
+            for work in self.extras.deferred.pop(ask, ()):
                 work.cancel()
 
-    def reply_settled(self, ask: Asked) -> None:
+    def deferred_reply_done(self, ask: PendingAsk) -> None:
         """Forget a deferred reply that was sent, refused or dropped."""
-        if self.bonds is not None:
-            self.bonds.deferred.pop(ask, None)
+        if self.extras is not None:
+            self.extras.deferred.pop(ask, None)
 
-    def deserted(self, ask: Asked) -> None:
+    def fail_deferred(self, ask: PendingAsk) -> None:
         """Fail a request whose reply was deferred, because the incarnation has ended without sending it."""
         exit_, shown = self.exit, safe_repr(ask.message)
         if isinstance(exit_, Crashed):
@@ -145,9 +149,9 @@ class Fates(Mailbox):
             accepted = False
         except BaseException as error:
             accepted, reason = False, "policy_failed"
-            self.runtime.policy_failed(self, error)
+            self.runtime.policy_failed(self.path, self.options.overflow, error)
         if not accepted:
-            self.dropped(message, reason)
+            self.discard(message, reason)
             return False
         items = self.items
         return items is not None and len(items) > 0 and items[-1] is message and not self.closed
@@ -155,44 +159,44 @@ class Fates(Mailbox):
     async def wait_for_room(self, message: Any) -> None:
         """Wait in the queue of senders for a place, then put the message into it."""
         sender = WaitingSender(self.runtime.backend.waiter())
-        self.line_up(sender)
+        self.enqueue_sender(sender)
         try:
             await sender.waiter
         except BaseException:
-            self.leave(sender)
+            self.cancel_sender(sender)
             raise
-        self.redeem(sender, message)
+        self.fill_place(sender, message)
 
     def requeue(self, item: Any) -> None:
         """Put an item back at the front of the queue, to be handled (again)."""
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             item.state = QUEUED
         if self.items is None:
             self.items = deque()
         self.items.appendleft(item)
 
-    def drop_terminated(self, ref: Ref[Any]) -> None:
-        """Remove the waiting `Terminated` messages of this actor."""
+    def drop_control(self, unwanted: Callable[[ControlMessage], bool]) -> None:
+        """Remove the waiting control messages that are no longer wanted."""
         for lane in (self.control, self.items):
             for _ in range(len(lane or ())):  # in place, and without comparing messages of users
                 assert lane is not None  # noqa: S101 - it has a length
                 item = lane.popleft()
-                if not (isinstance(item, Terminated) and item.ref == ref):
+                if not (isinstance(item, ControlMessage) and unwanted(item)):
                     lane.append(item)
 
     # Failing.
 
-    def crash(self, error: BaseException, item: Any) -> Crashed:
+    def handle_crash(self, error: BaseException, item: Any) -> Crashed:
         """Settle the message of a handler that raised. Return the exit of the incarnation."""
-        if item is None or item is ASIDE:
+        if item is None or item is SET_ASIDE:
             return Crashed(error)
         message = self.content(item)
         exit_ = Crashed(error, message)
-        if isinstance(item, Terminated):
+        if isinstance(item, ControlMessage):
             return exit_
-        if self.options.redeliver > 1 and self.bonds_made().try_again(item, error):
+        if self.options.redeliver > 1 and self._try_again(item, error):
             return exit_
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             failure = ActorCrashed(f"{self.path} crashed on {safe_repr(message)}: {describe_error(error)}")
             failure.__cause__ = error
             item.fail(failure)
@@ -200,30 +204,50 @@ class Fates(Mailbox):
             self.runtime.dead_letters.add(message, self, "crashed", error)
         return exit_
 
-    def refused(self, error: ReplyError, item: Any) -> None:
+    def _try_again(self, item: Any, error: BaseException) -> bool:
+        """Count a crash on this message, then requeue it at the front, or quarantine it after too many crashes.
+
+        Returns:
+            Whether the message was requeued.
+        """
+        extras, count = self.ensure_extras(), 1
+        if extras.retry is not None and extras.retry[0] is item:
+            count += extras.retry[1]
+        else:
+            extras.error_log = []
+        extras.error_log.append(error)
+        if count >= self.options.redeliver:
+            extras.retry = (item, 0)
+            self.runtime.dead_letters.add(self.content(item), self, "quarantined", error, tuple(extras.error_log))
+            return False
+        extras.retry = (item, count)
+        self.requeue(item)
+        return True
+
+    def reject(self, error: ReplyError, item: Any) -> None:
         """Settle the message of a handler that raised `ReplyError`. The caller gets the error; the actor continues."""
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             item.fail(error)
         else:
             self.runtime.dead_letters.add(item, self, "refused", error)
 
-    def unhandled(self, item: Any) -> None:
+    def reject_unhandled(self, item: Any) -> None:
         """Settle a message that no handler takes."""
         message = self.content(item)
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             item.fail(NotStarted(f"{self.path} has no handler for {safe_repr(message)}: {self._why_unhandled(item)}"))
         else:
             self.runtime.dead_letters.add(message, self, "unhandled")
-            self.runtime.report_unhandled(self.path, self.kind, message, self._why_unhandled(item))
+            self.runtime.warn_of_unhandled(self.path, self.class_name, message, self._why_unhandled(item))
 
+    @abstractmethod
     def _why_unhandled(self, item: Any) -> str:
         """Return advice for a message that has no handler."""
-        raise NotImplementedError
 
-    def cut_off(self, item: Any, why: str) -> None:
+    def handle_interrupted(self, item: Any, why: str) -> None:
         """Settle the message of a handler that was cancelled."""
-        if isinstance(item, Asked):
+        if isinstance(item, PendingAsk):
             shown = safe_repr(item.message)
             item.fail(Interrupted(f"{self.path} was interrupted while it handled {shown}: {why}"))
-        elif item is not None and item is not ASIDE and not isinstance(item, Terminated):
+        elif item is not None and item is not SET_ASIDE and not isinstance(item, ControlMessage):
             self.runtime.dead_letters.add(item, self, "interrupted")

@@ -156,7 +156,7 @@ async def test_a_supervisor_that_stops_an_actor_lets_it_finish_its_queue(kind: A
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_kill_gives_up_the_queue(kind: Any) -> None:
+async def test_kill_drops_the_queue(kind: Any) -> None:
     async with ActorSystem() as system:
         items: list[Any] = []
         ref = await system.spawn(kind, items)
@@ -202,7 +202,7 @@ async def test_stop_with_a_timeout_kills_in_the_end() -> None:
         await quick.tell(Put(1))
         await quick.stop(timeout=3)
         assert await quick.ended() == Stopped()
-        assert len(system.timers) <= 1  # the task that is kept warm
+        assert len(system.timers) <= 1  # of the idle task that is kept
 
 
 async def test_a_kill_overtakes_a_stop_under_way() -> None:
@@ -372,7 +372,7 @@ async def test_an_idle_actor_has_no_task(kind: Any) -> None:
         await ref.stop()
 
 
-async def test_a_warm_task_that_gets_mail_when_it_retires_handles_it() -> None:
+async def test_an_idle_task_that_gets_mail_just_before_it_ends_handles_it() -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(Busy)
         await ref.ask(Get())

@@ -160,7 +160,7 @@ async def _cancel_promised(turns: int, natively: bool) -> None:
             ref.tell_nowait(Put(number))
 
 
-async def test_a_tell_cancelled_when_it_was_promised_a_place_is_sent_or_raises_never_both(
+async def test_a_tell_cancelled_when_it_was_granted_a_place_is_sent_or_raises_never_both(
     anyio_backend_name: str,
 ) -> None:
     for natively in (False, True) if anyio_backend_name == "asyncio" else (False,):
@@ -353,7 +353,7 @@ async def test_terminated_is_never_dropped_by_an_overflow_policy() -> None:
         assert system.dead_letters.counts["drop_oldest"] == 2
 
 
-async def test_a_tell_that_was_promised_a_place_at_an_actor_that_then_ends_makes_a_dead_letter() -> None:
+async def test_a_tell_that_was_granted_a_place_at_an_actor_that_then_ends_makes_a_dead_letter() -> None:
     async with ActorSystem() as system, anyio.create_task_group() as tasks:
         items: list[Any] = []
         ref = await _full(system, items, capacity=1)

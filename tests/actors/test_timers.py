@@ -1,4 +1,4 @@
-"""Time in actors, on a virtual clock: timers, and the alarms under them."""
+"""Time in actors, on a virtual clock: timers, and the heap under them."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from cuelight import Actor, ActorSystem, ActorTimer, Message, child, on
-from cuelight.actors._timers import Later, TimerHeap
+from cuelight.actors._timers import ScheduledCall, TimerHeap
 from cuelight.mailbox import current_backend
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend
@@ -29,7 +29,7 @@ class Set(Message):
 
 class Clocked(Actor[Set | Put | Get | Bang]):
     def __init__(self) -> None:
-        self.rung: list[Any] = []
+        self.fired: list[Any] = []
         self.timers: list[ActorTimer] = []
 
     @on(Set)
@@ -39,11 +39,11 @@ class Clocked(Actor[Set | Put | Get | Bang]):
 
     @on(Put)
     def put(self, message: Put) -> None:
-        self.rung.append((message.item, anyio.current_time()))
+        self.fired.append((message.item, anyio.current_time()))
 
     @on(Get)
     def get(self, message: Get) -> list[Any]:
-        return self.rung
+        return self.fired
 
     @on(Bang)
     def bang(self, message: Bang) -> None:
@@ -57,9 +57,9 @@ async def test_after_tells_once_and_every_without_drift() -> None:
         await ref.tell(Set(3, "once"))
         await ref.tell(Set(0.7, "again", again=True))
         await anyio.sleep(70.1)
-        rung = await ref.ask(Get())
-        assert [at - began for item, at in rung if item == "once"] == [pytest.approx(3)]
-        again = [at - began for item, at in rung if item == "again"]
+        fired = await ref.ask(Get())
+        assert [at - began for item, at in fired if item == "once"] == [pytest.approx(3)]
+        again = [at - began for item, at in fired if item == "again"]
         assert again == [pytest.approx(0.7 * number) for number in range(1, 101)]
 
 
@@ -132,45 +132,45 @@ async def test_every_wants_a_period_of_more_than_nothing() -> None:
 
 
 async def test_entries_of_one_instant_that_are_cancelled_by_the_first_do_not_ring() -> None:
-    alarms = TimerHeap(current_backend(), lambda error: pytest.fail(repr(error)))
-    rung: list[str] = []
+    timers = TimerHeap(current_backend(), lambda error: pytest.fail(repr(error)))
+    fired: list[str] = []
     due = anyio.current_time() + 1
 
     def first() -> None:
-        rung.append("first")
+        fired.append("first")
         second.cancel()
-        Later(alarms, due, rung.append, "third")  # at an instant that is here
+        ScheduledCall(timers, due, fired.append, "third")  # at an instant that is here
 
-    Later(alarms, due, first)
-    second = Later(alarms, due, rung.append, "second")
-    Later(alarms, due + 1, rung.append, "last")
+    ScheduledCall(timers, due, first)
+    second = ScheduledCall(timers, due, fired.append, "second")
+    ScheduledCall(timers, due + 1, fired.append, "last")
     await anyio.sleep(1.5)
-    assert rung == ["first", "third"]
+    assert fired == ["first", "third"]
     await anyio.sleep(1)
-    assert rung == ["first", "third", "last"]
-    assert len(alarms) == 0
+    assert fired == ["first", "third", "last"]
+    assert len(timers) == 0
 
 
-async def test_alarms_that_are_taken_back_leave_nothing_behind() -> None:
-    alarms = TimerHeap(current_backend(), lambda error: pytest.fail(repr(error)))
-    rung: list[int] = []
+async def test_cancelled_timers_leave_nothing_behind() -> None:
+    timers = TimerHeap(current_backend(), lambda error: pytest.fail(repr(error)))
+    fired: list[int] = []
     now = anyio.current_time()
-    keep = Later(alarms, now + 10_000, rung.append, 0)
+    keep = ScheduledCall(timers, now + 10_000, fired.append, 0)
     for number in range(1000):
-        Later(alarms, now + 1 + number, rung.append, number).cancel()
-    assert len(alarms._heap) < 200
-    early = Later(alarms, now + 1, rung.append, 1)
-    Later(alarms, now + 2, rung.append, 2)
+        ScheduledCall(timers, now + 1 + number, fired.append, number).cancel()
+    assert len(timers._heap) < 200
+    early = ScheduledCall(timers, now + 1, fired.append, 1)
+    ScheduledCall(timers, now + 2, fired.append, 2)
     early.cancel()
     early.cancel()
     await anyio.sleep(5)
-    assert rung == [2]
+    assert fired == [2]
     keep.cancel()
-    assert len(alarms) == 0
-    Later(alarms, anyio.current_time() + 1, rung.append, 3)
-    alarms.close()
+    assert len(timers) == 0
+    ScheduledCall(timers, anyio.current_time() + 1, fired.append, 3)
+    timers.close()
     await anyio.sleep(5)
-    assert rung == [2]
+    assert fired == [2]
 
 
 async def test_times_that_are_no_numbers_are_refused_where_they_are_given() -> None:

@@ -69,14 +69,13 @@ SAME: Final = {
 """Places that are reached through another one, by the same lines."""
 
 OTHERWISE: Final = {
-    "BlockingSystem.call(function)": "raises in the caller; test_blocking.py has the cases",
+    "ThreadedSystem.call(function)": "raises in the caller; test_blocking.py has the cases",
     "run(app)": "it is the program: what it raises leaves `run`",
     "BlockingFace(make)": "only the library makes these",
-    "BlockingSystem(make)": "only the library makes these",
     "BlockingTaskQueue(make)": "only the library makes these",
     "TaskHandle(read)": "only the library makes these",
     "RedisClaim.lower(here)": "only the library calls it",
-    "Dispatcher.later(function)": "only the library calls it",
+    "Dispatcher.call_later(function)": "only the library calls it",
     "Dispatcher.post(function)": "only the library calls it",
     "provide_dead_letters(make)": "only the library calls it",
 }

@@ -65,7 +65,7 @@ async def test_items_left_without_receivers_are_dropped_without_a_hook_too() -> 
 
 async def test_a_closed_sender_refuses_everything() -> None:
     channel = Channel[int](1)
-    keeper = channel.sender()
+    other = channel.sender()
     async with channel.sender() as sender:
         await sender.send(1)
     with pytest.raises(ChannelClosed, match="this sending end"):
@@ -79,12 +79,12 @@ async def test_a_closed_sender_refuses_everything() -> None:
     with pytest.raises(ChannelClosed):
         sender.clone()
     assert not channel.closed
-    keeper.close()
+    other.close()
 
 
 async def test_a_closed_receiver_refuses_everything_and_drops_out_of_select() -> None:
     channel = Channel[int](2)
-    keeper = channel.receiver()
+    other = channel.receiver()
     receiver = channel.receiver()
     receiver.close()
     channel.send_nowait(1)
@@ -96,7 +96,7 @@ async def test_a_closed_receiver_refuses_everything_and_drops_out_of_select() ->
         receiver.clone()
     with pytest.raises(ChannelClosed):
         await anext(receiver)
-    assert await select(receiver, keeper) == (1, 1)
+    assert await select(receiver, other) == (1, 1)
     with pytest.raises(ChannelClosed):
         await select(receiver)
 

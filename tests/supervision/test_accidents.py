@@ -28,11 +28,11 @@ from cuelight import (
 )
 from cuelight.actors._plain_cell import PlainCell
 from cuelight.testing import assert_no_orphans, wait_until_idle
-from helpers.crew import Crash, Log, Member, Note, Sleep
+from helpers.recorder import Crash, Log, Note, Recorder, Sleep
 
 
 def member(name: str, log: Log, **options: Any) -> ChildSpec[Any]:
-    return child(Member, name, log).with_options(name=name, **options)
+    return child(Recorder, name, log).with_options(name=name, **options)
 
 
 class Raise(Message):
@@ -117,7 +117,7 @@ async def test_a_sibling_may_crash_while_its_group_starts() -> None:
     log: Log = []
     crashes = iter([False, False, True])
 
-    class Slow(Member):
+    class Slow(Recorder):
         async def started(self, why: Start) -> None:
             await super().started(why)
             await anyio.sleep(1)
@@ -176,7 +176,7 @@ async def test_members_of_a_group_may_be_stopped_or_killed_meanwhile() -> None:
 async def test_a_member_killed_while_its_group_starts_stays_ended() -> None:
     log: Log = []
 
-    class Slow(Member):
+    class Slow(Recorder):
         async def started(self, why: Start) -> None:
             await anyio.sleep(1)
             await super().started(why)
@@ -221,7 +221,7 @@ async def test_a_block_may_be_left_at_any_point_of_a_group_restart(seconds: floa
 async def test_a_system_that_is_killed_ends_its_block() -> None:
     system = ActorSystem()
     async with system:
-        ref = await system.spawn(Member, "a", [])
+        ref = await system.spawn(Recorder, "a", [])
         system.root.kill("test")
         await anyio.sleep_forever()
     assert await ref.ended() == Killed("test")
@@ -230,7 +230,7 @@ async def test_a_system_that_is_killed_ends_its_block() -> None:
 
 async def test_wait_can_be_cancelled() -> None:
     async with ActorSystem() as system:
-        await system.spawn(Member, "a", [])
+        await system.spawn(Recorder, "a", [])
         with anyio.move_on_after(1) as scope:
             await system.wait()
         assert scope.cancelled_caught
@@ -330,7 +330,7 @@ async def test_callbacks_of_the_library_that_raise_are_reported_and_cost_no_othe
         called.append("ended")
 
     async with ActorSystem() as system:
-        ref = await system.spawn(Member, "a", [])
+        ref = await system.spawn(Recorder, "a", [])
         cell: Any = ref._cell
         extras = cell.ensure_extras()
         extras.call_when_ended(fails)

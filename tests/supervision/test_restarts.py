@@ -31,13 +31,13 @@ from cuelight import (
     supervisor,
 )
 from cuelight.testing import assert_no_orphans, wait_until_idle
-from helpers.crew import Crash, Get, Log, Member, Note, Sleep
+from helpers.recorder import Crash, Get, Log, Note, Recorder, Sleep
 
 NOW = Backoff(0, 0)
 
 
 def member(name: str, log: Log, **options: Any) -> Any:
-    return child(Member, name, log).with_options(name=name, **options)
+    return child(Recorder, name, log).with_options(name=name, **options)
 
 
 async def test_restart_types_say_when_a_child_is_restarted() -> None:
@@ -132,7 +132,7 @@ async def test_a_failed_group_restart_is_tried_again_and_counts() -> None:
     log: Log = []
     failures = iter([False, True, True, False])
 
-    class Fragile(Member):
+    class Fragile(Recorder):
         async def started(self, why: Start) -> None:
             if next(failures, False):
                 raise OSError("no start")
@@ -330,7 +330,7 @@ class Parent(Actor[Spawn | Crash]):
 
     @on(Spawn)
     async def spawn_child(self, message: Spawn) -> Ref[Any]:
-        return await self.spawn(Member, f"child{len(self.children)}", self.log)
+        return await self.spawn(Recorder, f"child{len(self.children)}", self.log)
 
     @on(Crash)
     async def crash(self, message: Crash) -> None:
@@ -384,4 +384,4 @@ async def test_a_child_with_a_limit_of_its_own_ends_alone(caplog: pytest.LogCapt
 
 def test_a_limit_of_its_own_must_be_one() -> None:
     with pytest.raises(TypeError, match="restart_limit=3: give a RestartLimit"):
-        child(Member, "a", []).with_options(restart_limit=3)
+        child(Recorder, "a", []).with_options(restart_limit=3)

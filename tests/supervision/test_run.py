@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cuelight import Actor, ActorSystem, RestartLimitExceeded, child, run
-from helpers.crew import Crash, Get, Member, Note
+from helpers.recorder import Crash, Get, Note, Recorder
 
 SERVICE = """
 import sys, anyio
@@ -75,7 +75,7 @@ def test_the_second_signal_forces(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_run_returns_what_the_application_returns(backend: str) -> None:
     async def app(system: ActorSystem) -> int:
-        ref = await system.spawn(Member, "a", [])
+        ref = await system.spawn(Recorder, "a", [])
         await ref.tell(Note("x"))
         return await ref.ask(Get())
 
@@ -90,7 +90,7 @@ def test_run_returns_what_the_application_returns(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_run_raises_a_crash_beyond_the_limit(backend: str) -> None:
     async def app(system: ActorSystem) -> None:
-        ref = await system.spawn(Member, "a", [])
+        ref = await system.spawn(Recorder, "a", [])
         await ref.tell(Crash("beyond"))
         await system.wait()
 

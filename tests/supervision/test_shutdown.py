@@ -29,7 +29,7 @@ from cuelight import (
     supervisor,
 )
 from cuelight.testing import assert_no_orphans, wait_until_idle
-from helpers.crew import Get, Log, Member, Note, Sleep
+from helpers.recorder import Get, Log, Note, Recorder, Sleep
 
 
 class Pass(Message):
@@ -69,7 +69,7 @@ async def test_shutdown_has_one_deadline() -> None:
     log: Log = []
     began = anyio.current_time()
     async with ActorSystem(shutdown_timeout=4) as system:
-        stuck = await system.spawn(child(Member, "stuck", log).with_options(shutdown=1000))
+        stuck = await system.spawn(child(Recorder, "stuck", log).with_options(shutdown=1000))
         await stuck.tell(Sleep(10_000))
         await stuck.tell(Note("never"))
         await anyio.wait_all_tasks_blocked()
@@ -86,7 +86,7 @@ async def test_a_child_that_overruns_its_shutdown_time_is_cancelled_and_the_rest
     log: Log = []
     async with ActorSystem() as system:
         ref = await system.spawn(
-            supervisor(child(Member, "a", log), child(Member, "b", log).with_options(name="b", shutdown=2))
+            supervisor(child(Recorder, "a", log), child(Recorder, "b", log).with_options(name="b", shutdown=2))
         )
         await system.find("b").tell(Sleep(10_000))
         await anyio.wait_all_tasks_blocked()
@@ -101,7 +101,7 @@ async def test_an_exception_in_the_block_kills_and_passes_through() -> None:
     system = ActorSystem()
     with pytest.raises(ZeroDivisionError):
         async with system:
-            ref = await system.spawn(Member, "a", log)
+            ref = await system.spawn(Recorder, "a", log)
             await ref.tell(Sleep(10_000))
             await anyio.wait_all_tasks_blocked()
             raise ZeroDivisionError
@@ -115,7 +115,7 @@ async def test_a_cancelled_block_leaves_no_actor_behind() -> None:
     began = anyio.current_time()
     with anyio.move_on_after(5) as scope:
         async with system:
-            ref = await system.spawn(Member, "a", log)
+            ref = await system.spawn(Recorder, "a", log)
             await ref.tell(Sleep(10_000))
             await anyio.sleep_forever()
     assert scope.cancelled_caught
@@ -132,7 +132,7 @@ async def test_a_native_cancellation_leaves_no_actor_behind(anyio_backend_name: 
 
     async def block(again: bool) -> None:
         async with system:
-            ref = await system.spawn(Member, "a", log)
+            ref = await system.spawn(Recorder, "a", log)
             await ref.tell(Sleep(10_000))
             if not again:
                 await anyio.sleep_forever()
@@ -152,11 +152,11 @@ async def test_a_native_cancellation_leaves_no_actor_behind(anyio_backend_name: 
 async def test_nothing_can_be_spawned_before_or_after_the_block() -> None:
     system = ActorSystem()
     with pytest.raises((SystemClosed, AttributeError)):
-        await system.spawn(Member, "a", [])
+        await system.spawn(Recorder, "a", [])
     async with system:
-        ref = await system.spawn(Member, "a", [])
+        ref = await system.spawn(Recorder, "a", [])
     with pytest.raises(SystemClosed):
-        await system.spawn(Member, "b", [])
+        await system.spawn(Recorder, "b", [])
     with pytest.raises(SystemClosed, match="entered before"):
         async with system:
             pass

@@ -40,14 +40,14 @@ from cuelight import (
 )
 from cuelight.supervision import Strategy
 from cuelight.testing import assert_no_orphans, wait_until_idle
-from helpers.crew import Crash, Get, Log, Member, Note
+from helpers.recorder import Crash, Get, Log, Note, Recorder
 
 
 def member(name: str, log: Log, **options: Any) -> ChildSpec[Any]:
-    return child(Member, name, log).with_options(name=name, **options)
+    return child(Recorder, name, log).with_options(name=name, **options)
 
 
-class Crew(Supervisor):
+class RecordersSupervisor(Supervisor):
     strategy: ClassVar[Strategy] = rest_for_one
     max_restarts = 5
 
@@ -61,7 +61,7 @@ class Crew(Supervisor):
 async def test_children_start_in_order_and_stop_in_reverse() -> None:
     log: Log = []
     async with ActorSystem() as system:
-        await system.spawn(Crew, log)
+        await system.spawn(RecordersSupervisor, log)
         await system.spawn(supervisor(member("d", log), supervisor(member("e", log), member("f", log))))
         assert log == ["+a", "+b", "+c", "+d", "+e", "+f"]
         log.clear()
@@ -91,22 +91,22 @@ async def test_a_child_that_does_not_start_fails_its_supervisor_and_stops_the_ot
 async def test_a_supervisor_starts_stops_restarts_and_lists_children_on_request() -> None:
     log: Log = []
     async with ActorSystem() as system:
-        crew = await system.spawn(Crew, log)
-        ref = await crew.ask(StartChild(member("d", log)))
+        supervisor_ref = await system.spawn(RecordersSupervisor, log)
+        ref = await supervisor_ref.ask(StartChild(member("d", log)))
         await ref.tell(Note("hello"))
-        assert [info.name for info in await crew.ask(WhichChildren())] == ["a", "b", "c", "d"]
-        await crew.ask(StopChild("b"))
-        await crew.ask(StopChild(ref))
-        await crew.ask(RestartChild("a"))
-        await crew.ask(RestartChild("c"))
+        assert [info.name for info in await supervisor_ref.ask(WhichChildren())] == ["a", "b", "c", "d"]
+        await supervisor_ref.ask(StopChild("b"))
+        await supervisor_ref.ask(StopChild(ref))
+        await supervisor_ref.ask(RestartChild("a"))
+        await supervisor_ref.ask(RestartChild("c"))
         await wait_until_idle(system)
-        infos = await crew.ask(WhichChildren())
+        infos = await supervisor_ref.ask(WhichChildren())
         assert [(info.name, info.state) for info in infos] == [("a", "running"), ("c", "running")]
         assert [e for e in log if e[0] in "-~"] == ["-b", "-d", "~a", "~c"]
         with pytest.raises(ReplyError, match="no child 'z'"):
-            await crew.ask(StopChild("z"))
+            await supervisor_ref.ask(StopChild("z"))
         with pytest.raises(ReplyError, match="has the name 'a' already") as caught:
-            await crew.ask(StartChild(member("a", log)))
+            await supervisor_ref.ask(StartChild(member("a", log)))
         assert isinstance(caught.value.__cause__, NameTaken)
 
 
@@ -227,7 +227,7 @@ async def test_a_budget_ends_its_subtree_and_no_other() -> None:
                 child(Spender).with_options(name="spender"), member("a", log), budget=Budget(tokens=100, within=60)
             )
         )
-        other = await system.spawn(Member, "other", log)
+        other = await system.spawn(Recorder, "other", log)
         spender = system.find("spender")
         await spender.tell(Spend(60))
         await anyio.sleep(61)
@@ -321,15 +321,15 @@ class Hurry(Request[None]):
 async def test_restarting_on_request_while_a_group_restarts_waits_its_turn() -> None:
     log: Log = []
     async with ActorSystem() as system:
-        crew = await system.spawn(
+        supervisor_ref = await system.spawn(
             supervisor(*(member(n, log) for n in "ab"), strategy=rest_for_one, backoff=Backoff(1, 1))
         )
         await system.find("a").tell(Crash())
         await anyio.sleep(0.5)
-        await crew.ask(RestartChild("b"))
+        await supervisor_ref.ask(RestartChild("b"))
         await wait_until_idle(system)
         assert log == ["+a", "+b", "~a", "+a", "~b", "+b", "~b", "+b"]
-        await crew.ask(StopChild("a"))
+        await supervisor_ref.ask(StopChild("a"))
         assert isinstance(system.find("b").statistics().restarts, int)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cuelight._log import get_log
 from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.actors._dead_letters import Addressee, DeadLetters
-from cuelight.actors._timers import Later, TimerHeap
+from cuelight.actors._timers import ScheduledCall, TimerHeap
 from cuelight.errors import ends_the_program
 from cuelight.mailbox import Waiter, current_backend
 
@@ -436,9 +436,9 @@ class Dispatcher:
 
     # Time.
 
-    def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Later:
+    def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> ScheduledCall:
         """Call a function after `delay` seconds."""
-        return Later(self.timers, self.backend.time() + delay, function, *args)
+        return ScheduledCall(self.timers, self.backend.time() + delay, function, *args)
 
     def due_in(self, timeout: float) -> float:
         """Return the deadline of an ask with a timeout in seconds, rounded up so that many asks share it."""

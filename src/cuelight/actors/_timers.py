@@ -121,7 +121,7 @@ class TimerHeap:
         self._backend.clear_alarm()
 
 
-class Later:
+class ScheduledCall:
     """Calls a function at a time."""
 
     __slots__ = ("_args", "_due", "_function", "_timers")

@@ -447,11 +447,8 @@ def postpone_cancellation(error: BaseException) -> bool:
     return True
 
 
-# A condition without a lock: tasks wait for the next notification.
-
-
-class Bell:
-    """Wakes all waiting tasks at once. Wait for a condition in a loop: `while not done: await bell.wait()`."""
+class Notifier:
+    """Wakes all waiting tasks at once. Wait for a condition in a loop: `while not done: await notifier.wait()`."""
 
     __slots__ = ("_backend", "_waiters")
 
@@ -467,7 +464,7 @@ class Bell:
         finally:
             self._waiters.pop(waiter, None)
 
-    def ring(self) -> None:
+    def notify_all(self) -> None:
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             waiter.wake()

@@ -5,8 +5,8 @@ Invariants:
    they were sent.
 2. At most `capacity` messages wait, including granted places. While senders wait, no other message overtakes them.
 3. A waiting sender keeps its message until it has a place. If it is cancelled before that, nothing was sent.
-4. The number of control messages is bounded by the number of actors that this one watches, not by `capacity`. All of
-   them are taken before the next message.
+4. The number of control messages is bounded by the number of watched actors, not by `capacity`. All of them are taken
+   before the next message.
 
 The consumer reads `items` itself, because one call per message costs as much as the message. It must first check
 `attention`. If that is set, it must take `control` and then call `admit()`.

@@ -29,7 +29,7 @@ from cuelight.actors._cell import LIVE
 from cuelight.actors._ref import TELLS_PER_YIELD
 from cuelight.actors._reply import PendingAsk, background_work, current_cell
 from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, ends_the_program
-from cuelight.mailbox._backend import Bell
+from cuelight.mailbox._backend import Notifier
 from cuelight.pools._envelope import Envelope
 from cuelight.pools._failures import as_failure
 from cuelight.pools._options import check_restarts, check_whole
@@ -196,7 +196,7 @@ class ActorPool(PoolBlock, Generic[M]):
             raise PoolClosed(f"the actor pool {self.name!r} was started before: make a new one")
         home = await system.spawn(child(Troupe, self, self._limit).with_options(name=self.name, shutdown=math.inf))
         self._home = home._cell
-        self._bell = Bell(system.backend)
+        self._notifier = Notifier(system.backend)
         self._home.ensure_extras().call_when_ended(lambda _exit: self._ended())
         self._seat(home._cell)
 
@@ -237,7 +237,7 @@ class ActorPool(PoolBlock, Generic[M]):
         queue, self._queue = self._queue, deque()
         for envelope in queue:
             envelope.asked.fail(NotStarted(f"{envelope.asked.cell.path} ended before a member was free"))
-        self._bell.ring()
+        self._notifier.notify_all()
 
     async def _end(self, *, now: bool) -> None:
         await self.shutdown(cancel=now)
@@ -263,7 +263,7 @@ class ActorPool(PoolBlock, Generic[M]):
         """Wait until no message waits in the pool for a free member. A checkpoint."""
         await self._running().runtime.backend.checkpoint()
         while self._queue:
-            await self._bell.wait()
+            await self._notifier.wait()
 
     def resize(self, size: int) -> None:
         """Change the number of members. Not a checkpoint.
@@ -335,7 +335,7 @@ class ActorPool(PoolBlock, Generic[M]):
                 await Ref[Any](seat.cell).tell(message)
             return
         while len(self._queue) >= self._capacity:
-            await self._bell.wait()
+            await self._notifier.wait()
             home = self._open()
         self._post(Envelope(PendingAsk(message, home, math.inf), self, told=True))
         runtime = home.runtime
@@ -450,7 +450,7 @@ class ActorPool(PoolBlock, Generic[M]):
             queue.popleft()
             chosen[0].given += 1
             envelope.give_to(chosen[0].cell)
-            self._bell.ring()
+            self._notifier.notify_all()
 
     def _pump_soon(self) -> None:
         # Not at once: this runs in the middle of a turn, before it is known whether the member is still alive.
@@ -472,7 +472,7 @@ class ActorPool(PoolBlock, Generic[M]):
         if envelope.cell is None:
             if envelope in self._queue:
                 self._queue.remove(envelope)
-                self._bell.ring()
+                self._notifier.notify_all()
             envelope.settle()
         elif envelope.untouched and self._home is not None and not self._home.closed:
             envelope.renew(self._home)

@@ -12,7 +12,7 @@ import anyio
 
 from cuelight.actors import wait_code
 from cuelight.errors import TaskCancelled
-from cuelight.mailbox._backend import Bell
+from cuelight.mailbox._backend import Notifier
 from cuelight.pools._dead_letters import FailedCall
 from cuelight.pools._extra_workers import current_place, place_given_away, waits_alone
 from cuelight.pools._failures import as_failure, is_a
@@ -24,7 +24,7 @@ from cuelight.pools._waiting import OUTSIDE, PoolWait
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from cuelight.actors._timers import Later
+    from cuelight.actors._timers import ScheduledCall
     from cuelight.pools._pool_worker import PoolWorker
     from cuelight.pools._worker_group import Crew
 
@@ -78,12 +78,12 @@ class Submitted(Submission[Any]):
     __slots__ = (
         "_args",
         "_began",
-        "_bell",
         "_context",
         "_function",
         "_in_loop",
         "_kwargs",
         "_later",
+        "_notifier",
         "_timeout",
         "_tries",
         "crew",
@@ -121,9 +121,9 @@ class Submitted(Submission[Any]):
         self._context = context
         self._tries: Tries | None = None
         self.worker: PoolWorker | None = None
-        self._later: Later | None = None
+        self._later: ScheduledCall | None = None
         self._began = 0.0
-        self._bell: Bell | None = None
+        self._notifier: Notifier | None = None
 
     # As work.
 
@@ -190,8 +190,8 @@ class Submitted(Submission[Any]):
         self._result = result
         self._function, self._args, self._kwargs = _over, (), {}  # so that a handle does not keep the arguments alive
         self._context = _EMPTY
-        if self._bell is not None:
-            self._bell.ring()
+        if self._notifier is not None:
+            self._notifier.notify_all()
         self.crew.finished(self)
 
     def _break(self, error: BaseException) -> None:
@@ -241,9 +241,9 @@ class Submitted(Submission[Any]):
 
     async def _until_done(self) -> TaskResult[Any]:
         while self._result is None:
-            if self._bell is None:
-                self._bell = Bell(self.crew.runtime.backend)
-            await self._bell.wait()
+            if self._notifier is None:
+                self._notifier = Notifier(self.crew.runtime.backend)
+            await self._notifier.wait()
         return self._result
 
     # In the graph of waits.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight.actors import ActorRuntime, Cell, ChildSpec, Exit, Ref, Start, child
 from cuelight.errors import DeadlockError, PoolClosed, PoolFull, SystemClosed
-from cuelight.mailbox._backend import Bell
+from cuelight.mailbox._backend import Notifier
 from cuelight.pools._extra_workers import Helpers, current_place
 from cuelight.pools._failures import report_failure
 from cuelight.pools._functions import Tries, verdict
@@ -106,8 +106,8 @@ class Crew:
         self._hired = 0
         self._stale = 0
         self._open = 0
-        self._when_done = Bell(runtime.backend)
-        self._when_room = Bell(runtime.backend)
+        self._when_done = Notifier(runtime.backend)
+        self._when_room = Notifier(runtime.backend)
         self.thread = runtime.thread
         # Workers belong to no submitter; the work itself runs in the context of its submitter.
         self._context = runtime.root.context.copy()
@@ -327,7 +327,7 @@ class Crew:
         self._open -= 1
         if not self._open:
             self.runtime.mark_idle()
-            self._when_done.ring()
+            self._when_done.notify_all()
             self._end_if_closed()
 
     async def drained(self) -> None:
@@ -373,7 +373,7 @@ class Crew:
         """Note that a task no longer waits."""
         self.pending -= 1
         if self.pending == self.options.max_pending - 1:
-            self._when_room.ring()
+            self._when_room.notify_all()
 
     def close(self) -> None:
         """Take no more work, and end once all work is done."""
@@ -404,7 +404,7 @@ class Crew:
         """Cancel the remaining work, because the supervisor and its workers have ended for good."""
         self.over = self.closed = True
         self.cancel_all()
-        self._when_room.ring()
+        self._when_room.notify_all()
 
 
 class CrewSupervisor(DynamicSupervisor):

@@ -11,7 +11,7 @@ import anyio
 from cuelight._log import flush_logs, get_log
 from cuelight._text import describe_error
 from cuelight.actors import Actor, ActorRuntime, Cell, ChildSpec, Crashed, Exit, Spawned
-from cuelight.actors._timers import Later
+from cuelight.actors._timers import ScheduledCall
 from cuelight.errors import ShutdownTimeout, SystemClosed, ends_the_program
 from cuelight.supervision._blocking_system import ThreadedSystem
 from cuelight.supervision._children import Children, SupervisionPolicy
@@ -125,7 +125,7 @@ class ActorSystem(ActorRuntime):
         self._failure: BaseException | None = None
         self._closing = False
         self._stuck = False
-        self._final_check: Later | None = None
+        self._final_check: ScheduledCall | None = None
         self._watchdog = None if slow_after is None else Watchdog(self, slow_after)
 
     # The tree.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cuelight._log import get_log
 from cuelight.actors import wait_code
 from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
-from cuelight.mailbox._backend import Bell
+from cuelight.mailbox._backend import Notifier
 from cuelight.pools._dead_letters import FailedCall
 from cuelight.pools._extra_workers import current_place, place_given_away
 from cuelight.pools._failures import is_a
@@ -33,7 +33,7 @@ from cuelight.pools._results import COMPLETED, Reporter, Shared, TaskResult, suc
 from cuelight.pools._waiting import OUTSIDE, PoolWait
 
 if TYPE_CHECKING:
-    from cuelight.actors._timers import Later
+    from cuelight.actors._timers import ScheduledCall
     from cuelight.mailbox import Waiter
     from cuelight.pools._pool_worker import PoolWorker
     from cuelight.pools._worker_group import Crew
@@ -228,10 +228,10 @@ class MapRun:
         self.running = 0
         self.exhausted = self.ended = self._over = False
         self.again: deque[Taken] = deque()
-        self.delayed: dict[int, Later] = {}
+        self.delayed: dict[int, ScheduledCall] = {}
         self.tries: dict[int, Tries] = {}
         self._workers: dict[PoolWorker, None] = {}
-        self._bell = Bell(crew.runtime.backend)
+        self._notifier = Notifier(crew.runtime.backend)
         crew.enter(self)
         store.opened(self)
         try:
@@ -292,7 +292,7 @@ class MapRun:
         self._over = True
         self.crew.finished(self)
         self.store.closed()
-        self._bell.ring()
+        self._notifier.notify_all()
         if self.unheard and self.failure is not None:
             log.error("a map of %s was left, and then its source failed: %r", self.name, self.failure)
         if self.reporter is not None:
@@ -307,7 +307,7 @@ class MapRun:
     async def until_over(self) -> None:
         """As `settled`, without giving the place away: a cancelled map needs no worker to end."""
         while not self._over:
-            await self._bell.wait()
+            await self._notifier.wait()
 
     # In the graph of waits.
 

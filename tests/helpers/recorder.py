@@ -1,4 +1,4 @@
-"""Actors that tell what happens to them, for the tests of supervision."""
+"""Actors that record what happens to them, for the tests of supervision."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Sleep(Request[str]):
     seconds: float
 
 
-class Member(Actor[Crash | Note | Get | Sleep]):
-    """Writes down when it starts, restarts, is told something and stops."""
+class Recorder(Actor[Crash | Note | Get | Sleep]):
+    """Records when it starts, restarts, is told something and stops."""
 
     def __init__(self, name: str, log: Log) -> None:
         self.label, self.log, self.notes = name, log, 0

@@ -71,14 +71,13 @@ SAME: Final = {
 OTHERWISE: Final = {
     "BlockingSystem.call(function)": "raises in the caller; test_blocking.py has the cases",
     "run(app)": "it is the program: what it raises leaves `run`",
-    "BlockingFace(make)": "only the library makes these",
+    "BlockingProxy(make)": "only the library makes these",
     "BlockingSystem(make)": "only the library makes these",
     "BlockingTaskQueue(make)": "only the library makes these",
     "TaskHandle(read)": "only the library makes these",
     "RedisClaim.lower(here)": "only the library calls it",
     "Dispatcher.later(function)": "only the library calls it",
     "Dispatcher.post(function)": "only the library calls it",
-    "provide_dead_letters(make)": "only the library calls it",
 }
 """Places that are no part of the table, and why."""
 

@@ -2,7 +2,7 @@
 
 from cuelight.pools._actor_pool import ActorPool, ActorPoolStats
 from cuelight.pools._async_pool import AsyncWorkerPool
-from cuelight.pools._dead_letters import FailedCall, provide_dead_letters
+from cuelight.pools._dead_letters import FailedCall
 from cuelight.pools._functions import Kind
 from cuelight.pools._maps._handle import Map, MapStream, Results
 from cuelight.pools._options import WorkerPoolConfig
@@ -45,7 +45,6 @@ __all__ = [
     "freeze_support",
     "least_loaded",
     "may_wait",
-    "provide_dead_letters",
     "pull",
     "round_robin",
 ]

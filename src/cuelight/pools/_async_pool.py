@@ -36,7 +36,7 @@ from cuelight.supervision import ActorSystem
 if TYPE_CHECKING:
     from os import PathLike
 
-    from cuelight.pools._dead_letters import DeadLetterQueue
+    from cuelight._dead_letters._queue import DeadLetterQueue
     from cuelight.pools._results import PoolStats, Progress, TaskMetrics
     from cuelight.pools._threads._executor import Executor
 

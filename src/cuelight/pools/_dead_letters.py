@@ -1,8 +1,4 @@
-"""Dead letters: the tasks of a pool that have failed for good.
-
-The class of the queue is in the package `tasks`, which is above this one. That package registers a factory
-(`provide_dead_letters`), so a pool can make a queue while it knows only the interface `DeadLetterSink`.
-"""
+"""Dead letters: the tasks of a pool that have failed for good."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from cuelight._dead_letters._queue import DeadLetterQueue
 from cuelight._log import get_log
 from cuelight._text import safe_repr
 from cuelight.errors import PoolClosed, Rejected, TaskQuarantined, TaskTimedOut, WorkerDied, ends_the_program
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from cuelight.pools._results import TaskResult
     from cuelight.pools._submission import Submission
     from cuelight.pools._worker_group import Crew
-    from cuelight.tasks import DeadLetterQueue as DeadLetterQueue  # noqa: PLC0414 - for the modules beside this one
 
 
 log = get_log("cuelight.pools")
@@ -53,24 +49,6 @@ class FailedCall(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, args=args, kwargs=kwargs)
 
 
-class DeadLetterSink(Protocol):
-    """The interface of a `DeadLetterQueue` that keeps dead letters in memory."""
-
-    def add_nowait(
-        self,
-        payload: Any = None,
-        *,
-        error: BaseException | str | None = None,
-        reason: str = "failed",
-        task_type: str = "",
-        source: str = "",
-        letter_id: str = "",
-        way_back: Callable[[Any], Any] | None = None,
-    ) -> Any:
-        """Store a letter without waiting. May be called from any thread."""
-        ...
-
-
 class Pool(Protocol):
     """The interface of the pool that a dead letter came from."""
 
@@ -81,18 +59,10 @@ class Pool(Protocol):
         ...
 
 
-_make: list[Callable[[], DeadLetterSink]] = []
-
-
-def provide_dead_letters(make: Callable[[], DeadLetterSink]) -> None:
-    """Register the factory with which pools make their queues of dead letters."""
-    _make[:] = [make]
-
-
 class DeadLetterBox:
     """The dead letters of one pool. The queue is made with the first letter, or when it is first accessed."""
 
-    def __init__(self, pool: Pool, given: DeadLetterSink | None) -> None:
+    def __init__(self, pool: Pool, given: DeadLetterQueue | None) -> None:
         """Set the box up.
 
         Args:
@@ -104,7 +74,7 @@ class DeadLetterBox:
         """
         if given is not None:
             _check(given)
-        self._queue: dict[str, Any] = {} if given is None else {"queue": given}
+        self._queue: dict[str, DeadLetterQueue] = {} if given is None else {"queue": given}
         self._pool = weakref.ref(pool)
         self._name = pool.name
 
@@ -112,15 +82,13 @@ class DeadLetterBox:
     def queue(self) -> DeadLetterQueue:
         found = self._queue.get("queue")
         # `setdefault` is one step, also if several threads come here at once.
-        queue: DeadLetterQueue = self._queue.setdefault("queue", _make[0]()) if found is None else found
-        return queue
+        return self._queue.setdefault("queue", DeadLetterQueue()) if found is None else found
 
     def add(self, call: FailedCall, result: TaskResult[Any], task_type: str) -> None:
         """Store a task that has failed for good. Raises only exceptions that end the program."""
         error = result.error
         try:
-            sink: Any = self.queue
-            sink.add_nowait(
+            self.queue.add_nowait(
                 call,
                 error=error,
                 reason=_reason(error),

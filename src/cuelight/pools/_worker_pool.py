@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
-    from cuelight.pools._dead_letters import DeadLetterQueue
+    from cuelight._dead_letters._queue import DeadLetterQueue
     from cuelight.pools._processes._caller import ProcessCaller
 
 R = TypeVar("R")

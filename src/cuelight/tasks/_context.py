@@ -24,8 +24,8 @@ from cuelight.tasks._functions._values import decode, encode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from cuelight._dead_letters._attempt import Counts
     from cuelight.tasks._stores._protocol import Lease
-    from cuelight.tasks._task import Counts
     from cuelight.tasks._worker._thread_calls import ThreadCalls
 
 

@@ -1,4 +1,4 @@
-"""The invariants of `Kept` in `tasks/_dead_letters/_sources.py`, for any order of events."""
+"""The invariants of `Kept` in `_dead_letters/_sources.py`, for any order of events."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import anyio
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cuelight.tasks._dead_letters._entry import Choice, DeadLetterEntry
-from cuelight.tasks._dead_letters._sources import Kept
+from cuelight._dead_letters._entry import Choice, DeadLetterEntry
+from cuelight._dead_letters._sources import Kept
 
 KEEP = 5
 KINDS = st.sampled_from(["a", "b"])

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
+from cuelight._dead_letters import _returnable as ways
+from cuelight._dead_letters._entry import DeadLetterEntry
+from cuelight._dead_letters._returnable import ReturnableLetters
 from cuelight.tasks import DeadLetterQueue, MemoryStore
-from cuelight.tasks._dead_letters import _returnable as ways
-from cuelight.tasks._dead_letters._entry import DeadLetterEntry
-from cuelight.tasks._dead_letters._returnable import ReturnableLetters
 
 
 def way_back(letter: DeadLetterEntry) -> None:

@@ -23,8 +23,8 @@ from typing import (
 
 import msgspec
 
+from cuelight._blocking_proxy import BlockingProxy
 from cuelight._text import safe_repr
-from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._codec import limits_of, record_of
 from cuelight.tasks._functions._parameters import Arguments, Parameters, brief
 from cuelight.tasks._functions._values import decode
@@ -322,7 +322,7 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 def _async_queue(queue: TaskQueue | None) -> TaskQueue | None:
     given: Any = queue
-    if isinstance(given, BlockingFace):
+    if isinstance(given, BlockingProxy):
         raise TypeError(f"{safe_repr(queue)} is a blocking queue: send with `queue.send(function, ...)`")
     if given is not None and not callable(getattr(given, "send", None)):
         raise TypeError(f"{safe_repr(given)} is not a queue: give a TaskQueue")

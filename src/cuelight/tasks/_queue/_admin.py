@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import msgspec
 
 from cuelight._checks import check_seconds
+from cuelight._dead_letters._queue import DeadLetterQueue
 from cuelight.errors import DeadlockError
 from cuelight.tasks._arguments import check_function, check_limit, check_query, items_given, string_given
 from cuelight.tasks._codec import task_of
 from cuelight.tasks._context import running_task
-from cuelight.tasks._dead_letters._queue import DeadLetterQueue
 from cuelight.tasks._queue._base import QueueBase
 from cuelight.tasks._queue._schedules import Cron, Every, ScheduleChanges, declared, is_changed, updated
 from cuelight.tasks._queue._session import FOREVER, SOON

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from cuelight._blocking_proxy import BlockingProxy
+from cuelight._dead_letters._queue import BlockingDeadLetterQueue
 from cuelight.coordination._owner import here
-from cuelight.tasks._blocking import BlockingFace
-from cuelight.tasks._dead_letters._blocking import BlockingDeadLetterQueue
 from cuelight.tasks._queue._task_waits import blocking_thread
 from cuelight.tasks._stores._protocol import Query
 
@@ -27,7 +27,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class BlockingTaskQueue(BlockingFace["TaskQueue"]):
+class BlockingTaskQueue(BlockingProxy["TaskQueue"]):
     """A task queue for blocking code, made by `with TaskQueue(...) as queue:`.
 
     Its methods may be called from any thread. The callbacks `on_lost` and `on_cancel` are called in the thread of the
@@ -204,7 +204,7 @@ class BlockingTaskHandle(Generic[R_co]):
 
     __slots__ = ("_face", "_handle", "is_new", "task_id")
 
-    def __init__(self, face: BlockingFace[Any], handle: TaskHandle[R_co]) -> None:
+    def __init__(self, face: BlockingProxy[Any], handle: TaskHandle[R_co]) -> None:
         self._face, self._handle = face, handle
         self.task_id, self.is_new = handle.task_id, handle.is_new
 

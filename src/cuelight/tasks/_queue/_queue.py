@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 import msgspec
 
 from cuelight._checks import check_seconds
+from cuelight._dead_letters._attempt import error_text, traceback_text
 from cuelight._log import get_log
 from cuelight._text import format_traceback, safe_repr, safe_str
 from cuelight.errors import PoolClosed, QueueFull, TaskTimedOut, control_error
@@ -30,7 +31,7 @@ from cuelight.tasks._queue._task_handle import TaskHandle
 from cuelight.tasks._queue._task_waits import resting
 from cuelight.tasks._stores._protocol import Added, Finish
 from cuelight.tasks._task import Record, Task
-from cuelight.tasks._worker._failure import QUIET, Failure, kind_of, pause_of, said, trace_of
+from cuelight.tasks._worker._failure import QUIET, Failure, kind_of, pause_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -356,5 +357,5 @@ def _failed(life: Life, held: Held, error: BaseException | str | None, delay: fl
         kind = "timeout"
     pause, key = pause_of(cause) if kind == "rate_limited" else (0.0, None)
     seconds = pause if delay is None else delay
-    trace = trace_of(error) or format_traceback(error, 2000)  # the exception may never have been raised
-    return life.finish(held, kind, delay=seconds, error=said(cause), traceback=trace, pause_key=key)
+    trace = traceback_text(error) or format_traceback(error, 2000)  # the exception may never have been raised
+    return life.finish(held, kind, delay=seconds, error=error_text(cause), traceback=trace, pause_key=key)

@@ -44,6 +44,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt
 from cuelight._log import get_log
 from cuelight._text import describe_error, safe_repr
 from cuelight.actors import Actor, Message, Start, WasRestarted, on
@@ -54,7 +55,7 @@ from cuelight.tasks._codec import task_of
 from cuelight.tasks._stores._protocol import Beat, Claim, Exchange, Finish, Lease, Store
 from cuelight.tasks._stores._step_timeout import STEP_TIMEOUT
 from cuelight.tasks._stores._support import close_store, open_store
-from cuelight.tasks._task import Attempt, Task
+from cuelight.tasks._task import Task
 from cuelight.tasks._worker._lease_keeper import Keeper
 
 if TYPE_CHECKING:

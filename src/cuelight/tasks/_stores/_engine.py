@@ -12,6 +12,7 @@ from typing import Final, cast
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, Counts
 from cuelight.tasks._stores._checks import check_beat, check_exchange, check_record, queue_closed
 from cuelight.tasks._stores._engine_admin import EngineAdmin
 from cuelight.tasks._stores._engine_core import is_over
@@ -32,7 +33,7 @@ from cuelight.tasks._stores._rows import (
     order_of,
 )
 from cuelight.tasks._stores._transitions import CRASH, Fate, count, fate_of, settled_before, step_of
-from cuelight.tasks._task import Attempt, Counts, Record
+from cuelight.tasks._task import Record
 
 # Claims: they apply the effects of time, and then lease the next tasks in their order.
 

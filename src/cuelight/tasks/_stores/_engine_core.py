@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cuelight._dead_letters._attempt import Attempt
 from cuelight.tasks._stores._limits import Lanes
 from cuelight.tasks._stores._row_store import Book
 from cuelight.tasks._stores._rows import CANCELLED, COMPLETED, DEAD_LETTER, IN_FLIGHT, PENDING, Damage, Row, Story
 from cuelight.tasks._stores._transitions import Fate
-from cuelight.tasks._task import Attempt
 
 
 class EngineCore:

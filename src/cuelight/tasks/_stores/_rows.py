@@ -7,8 +7,9 @@ from typing import Final
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, Counts
 from cuelight.tasks._stores._protocol import Snapshot
-from cuelight.tasks._task import Attempt, Counts, Limit, Record
+from cuelight.tasks._task import Limit, Record
 
 # Waiting states come before IN_FLIGHT, final ones after it.
 PENDING: Final = 0

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, Counts
 from cuelight.tasks._stores._checks import KINDS
 from cuelight.tasks._stores._protocol import Finish
 from cuelight.tasks._stores._rows import (
@@ -20,7 +21,6 @@ from cuelight.tasks._stores._rows import (
     Row,
     Story,
 )
-from cuelight.tasks._task import Attempt, Counts
 
 CRASH: Final = "crash"
 _GIVEN_UP: Final = ("rejected", "undecodable")

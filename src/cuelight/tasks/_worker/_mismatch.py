@@ -16,9 +16,9 @@ from cuelight.supervision import Backoff
 from cuelight.tasks._worker._failure import MISMATCH
 
 if TYPE_CHECKING:
+    from cuelight._dead_letters._attempt import Attempt
     from cuelight.tasks._functions._parameters import ArgumentMismatch
     from cuelight.tasks._stores._protocol import Lease, Store
-    from cuelight.tasks._task import Attempt
 
 PATIENCE: Final = 3600.0
 """Seconds after which a task that fits no worker is given up."""

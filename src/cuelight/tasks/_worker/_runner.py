@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from cuelight._dead_letters._attempt import error_text
 from cuelight._log import get_log
 from cuelight._text import type_name
 from cuelight.coordination._owner import here
@@ -43,7 +44,7 @@ from cuelight.pools._functions import name_of
 from cuelight.tasks._context import TaskContext, running_task
 from cuelight.tasks._functions._parameters import ArgumentMismatch
 from cuelight.tasks._stores._protocol import Finish
-from cuelight.tasks._worker._failure import MISMATCH, QUIET, Failure, Released, failure, kind_of, said
+from cuelight.tasks._worker._failure import MISMATCH, QUIET, Failure, Released, failure, kind_of
 from cuelight.tasks._worker._handlers import Given, Handler, call_in_process
 from cuelight.tasks._worker._mismatch import Mismatch, verdict_on
 
@@ -207,7 +208,7 @@ class Runner:
                 raise
             raise await verdict_on(self._shift.store, lease, error) from error
         except Exception as error:
-            raise Rejected(f"{handler.name} cannot be called with this payload: {said(error)}") from error
+            raise Rejected(f"{handler.name} cannot be called with this payload: {error_text(error)}") from error
         if not handler.in_loop:
             call = self._shift.executors.call
             return await call(handler, context, args, kwargs, scope=self._scope, timeout=timeout)
@@ -279,7 +280,7 @@ class Runner:
             text = f"{self.handler.name} awaited something that was cancelled elsewhere ({raised})"
             kind, cause = "error", UnexpectedCancellation(text)
         else:
-            kind, cause = "error", TaskFailed(f"the task raised {said(error)}, which does not end the worker")
+            kind, cause = "error", TaskFailed(f"the task raised {error_text(error)}, which does not end the worker")
         cause.__cause__ = error if isinstance(error, Exception) or onwards is None else None
         return kind, cause
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import msgspec
 
+from cuelight._blocking_proxy import BlockingProxy
 from cuelight._log import get_log
 from cuelight._text import safe_repr
 from cuelight.actors import Actor, Crashed, ShutDown, child
@@ -17,7 +18,6 @@ from cuelight.actors._reply import handling
 from cuelight.errors import PoolClosed, TaskFailed, WorkerDied
 from cuelight.pools import TaskResult
 from cuelight.tasks._arguments import check_task
-from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._context import running_task
 from cuelight.tasks._functions._values import decode
 from cuelight.tasks._queue._base import QueueBase
@@ -97,7 +97,7 @@ class TaskWorker:
             TypeError: a handler cannot run tasks, or `queue` is not a `TaskQueue`.
         """
         given: Any = queue
-        if isinstance(given, BlockingFace):
+        if isinstance(given, BlockingProxy):
             raise TypeError(
                 f"queue={safe_repr(queue)}: a worker needs an async TaskQueue, `async with TaskQueue(store) as "
                 "queue:`, and runs in its loop; a blocking program runs workers as separate programs"

@@ -32,7 +32,7 @@ R = TypeVar("R")
 P = ParamSpec("P")
 
 
-class BlockingFace(Generic[H]):
+class BlockingProxy(Generic[H]):
     """A handle with an event loop in its own thread. Subclasses define blocking versions of the handle's methods.
 
     Each method of a subclass is one line, `return self._call(self._handle.enqueue, task)`, so that type checkers infer

@@ -11,25 +11,19 @@ Invariants, tested in `tests/tasks/dead_letters`:
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, Unpack
 
 import anyio
 import anyio.lowlevel
 import msgspec
 
+from cuelight._blocking_proxy import BlockingProxy
 from cuelight._checks import check_seconds
-from cuelight._text import describe_error, safe_repr
-from cuelight.actors import Ref
-from cuelight.errors import PoolClosed, TaskNotFound
-from cuelight.pools import provide_dead_letters
-from cuelight.supervision import ActorSystem, BlockingSystem
-from cuelight.tasks._arguments import check_number, check_store
-from cuelight.tasks._dead_letters._blocking import BlockingDeadLetterQueue
-from cuelight.tasks._dead_letters._entry import (
+from cuelight._dead_letters._attempt import Attempt
+from cuelight._dead_letters._entry import (
     Choice,
     DeadLetterEntry,
     ReplayReport,
@@ -40,78 +34,38 @@ from cuelight.tasks._dead_letters._entry import (
     nowhere,
     unknown,
 )
-from cuelight.tasks._dead_letters._returnable import AddsLetters, ReturnableLetters
-from cuelight.tasks._dead_letters._sources import PAGE, ActorLetters, StoreLetters
-from cuelight.tasks._task import Attempt
+from cuelight._dead_letters._iteration import Each, Pages
+from cuelight._dead_letters._returnable import AddsLetters, ReturnableLetters
+from cuelight._dead_letters._sources import PAGE, ActorLetters, Letters
+from cuelight._text import describe_error, safe_repr
+from cuelight.actors import Ref
+from cuelight.errors import PoolClosed, TaskNotFound
+from cuelight.supervision import ActorSystem, BlockingSystem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Generator
     from types import TracebackType
 
-    from cuelight.tasks._dead_letters._sources import Letters
-    from cuelight.tasks._stores._protocol import Store
+
+class DeadLetterStore(Protocol):
+    """What type checkers require of the store of a `DeadLetterQueue`; a `cuelight.tasks.Store` at run time."""
+
+    async def open(self) -> None: ...
+
+    async def replay(self, ids: Sequence[str]) -> list[bool]: ...
+
+    async def purge(self, ids: Sequence[str]) -> int: ...
 
 
-# Iteration over dead letters in pages. These are not generators, so that a loop over them can stop at any time.
+_store_letters: list[Callable[[Any], Letters]] = []
 
 
-class Pages:
-    """The selected letters in non-empty pages."""
+def provide_store_letters(make: Callable[[Any], Letters]) -> None:
+    """Register the function that returns the dead letters of a store, or raises `TypeError` if it is not one.
 
-    def __init__(
-        self,
-        letters: Letters,
-        choice: Choice,
-        *,
-        ready: Callable[[], Awaitable[None]],
-        until: tuple[float, float] = (inf, inf),
-        limit: int | None = None,
-    ) -> None:
-        """Prepare to iterate in the order of `sequence`.
-
-        Args:
-            letters: the source of the letters.
-            choice: the conditions.
-            ready: awaited before each page.
-            until: the greatest sequence and the latest `dead_at` of the letters to return.
-            limit: the maximum number of letters.
-        """
-        self._letters, self._choice, self._ready = letters, choice, ready
-        self._until, self._left = until, inf if limit is None else limit
-        self._after = 0
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[DeadLetterEntry]:
-        sequence, time = self._until
-        while self._left > 0 and self._after < sequence:
-            await self._ready()
-            page = await self._letters.page(self._choice, self._after, int(min(PAGE, self._left)))
-            if not page:
-                break
-            self._after = page[-1].sequence
-            wanted = [letter for letter in page if letter.sequence <= sequence and letter.dead_at <= time]
-            self._left -= len(wanted)
-            if wanted:
-                return wanted
-        raise StopAsyncIteration
-
-
-class Each:
-    """The letters of pages, one at a time."""
-
-    def __init__(self, pages: Pages) -> None:
-        self._pages = pages
-        self._page: deque[DeadLetterEntry] = deque()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> DeadLetterEntry:
-        if not self._page:
-            self._page.extend(await anext(self._pages))
-        return self._page.popleft()
+    `cuelight.tasks`, which defines what a store is, calls this.
+    """
+    _store_letters[:] = [make]
 
 
 Entries: TypeAlias = list[DeadLetterEntry]
@@ -135,7 +89,12 @@ class DeadLetterQueue(AddsLetters):
     """
 
     def __init__(
-        self, store: Store | None = None, *, to: Target | None = None, keep: int = 1000, owns_store: bool = True
+        self,
+        store: DeadLetterStore | None = None,
+        *,
+        to: Target | None = None,
+        keep: int = 1000,
+        owns_store: bool = True,
     ) -> None:
         """Show the dead letters of a store, or keep letters in memory.
 
@@ -151,10 +110,9 @@ class DeadLetterQueue(AddsLetters):
             ValueError: `keep` is less than 1.
             TypeError: `store` is not a store.
         """
-        if store is not None:
-            check_store("DeadLetterQueue(store)", store)
-        check_number("keep", keep)
-        self._letters: Letters = ReturnableLetters(keep) if store is None else StoreLetters(store)
+        letters = None if store is None else _store_letters[0](store)
+        _check_number("keep", keep)
+        self._letters: Letters = ReturnableLetters(keep) if letters is None else letters
         self._to = to
         self._owns = owns_store
         self._opened = not owns_store
@@ -244,7 +202,7 @@ class DeadLetterQueue(AddsLetters):
         Raises:
             ValueError: `limit` is less than 1.
         """
-        check_number("limit", limit)
+        _check_number("limit", limit)
         choice = Choice.of(which)
         await self._ready()
         return await self._letters.page(choice, after, limit)
@@ -485,4 +443,103 @@ class DeadLetterQueue(AddsLetters):
         return None if face is None else face.__exit__(kind, error, trace)
 
 
-provide_dead_letters(DeadLetterQueue)
+class BlockingDeadLetterQueue(BlockingProxy[DeadLetterQueue]):
+    """Dead letters for blocking code, made by `with DeadLetterQueue() as dlq:`.
+
+    Its methods may be called from any thread. Functions to which letters are replayed run in the event loop of the
+    block, so they may be async.
+    """
+
+    async def _begin(self) -> None:
+        await self._made[0].__aenter__()
+
+    async def _end(self) -> None:
+        await self._made[0].__aexit__(None, None, None)
+
+    @property
+    def dropped(self) -> int:
+        """Blocking version of `DeadLetterQueue.dropped`."""
+        handle = self._handle
+        return self._do(lambda: handle.dropped)
+
+    def add(
+        self,
+        payload: Any = None,
+        *,
+        error: BaseException | str | None = None,
+        reason: str = "failed",
+        task_type: str = "",
+        source: str = "",
+        letter_id: str | None = None,
+        history: Sequence[Attempt] = (),
+    ) -> DeadLetterEntry:
+        """Blocking version of `DeadLetterQueue.add`."""
+        return self._call(
+            self._handle.add,
+            payload,
+            error=error,
+            reason=reason,
+            task_type=task_type,
+            source=source,
+            letter_id=letter_id,
+            history=history,
+        )
+
+    def list(self, *, limit: int = PAGE, after: int = 0, **which: Unpack[Which]) -> Entries:
+        """Blocking version of `DeadLetterQueue.list`."""
+        handle = self._handle
+        return self._call(lambda: handle.list(limit=limit, after=after, **which))
+
+    def __iter__(self) -> Iterator[DeadLetterEntry]:
+        """Iterate over all dead letters, which are fetched in pages."""
+        after = 0
+        while page := self.list(after=after):
+            yield from page
+            after = page[-1].sequence
+
+    def get(self, letter_id: str) -> DeadLetterEntry:
+        """Blocking version of `DeadLetterQueue.get`."""
+        return self._call(self._handle.get, letter_id)
+
+    def count(self, **which: Unpack[Which]) -> int:
+        """Blocking version of `DeadLetterQueue.count`."""
+        handle = self._handle
+        return self._call(lambda: handle.count(**which))
+
+    def edit(self, letter_id: str, payload: Any) -> DeadLetterEntry:
+        """Blocking version of `DeadLetterQueue.edit`."""
+        return self._call(self._handle.edit, letter_id, payload)
+
+    def replay(self, letter_id: str, *, to: Target | None = None) -> None:
+        """Blocking version of `DeadLetterQueue.replay`."""
+        self._call(self._handle.replay, letter_id, to=to)
+
+    def replay_all(
+        self,
+        *,
+        to: Target | None = None,
+        dry_run: bool = False,
+        rate: float | None = None,
+        limit: int | None = None,
+        **which: Unpack[Which],
+    ) -> ReplayReport:
+        """As `DeadLetterQueue.replay_all`."""
+        handle = self._handle
+        return self._call(lambda: handle.replay_all(to=to, dry_run=dry_run, rate=rate, limit=limit, **which))
+
+    def remove(self, letter_id: str) -> bool:
+        """Blocking version of `DeadLetterQueue.remove`."""
+        return self._call(self._handle.remove, letter_id)
+
+    def purge(self, *, everything: bool = False, **which: Unpack[Which]) -> int:
+        """Blocking version of `DeadLetterQueue.purge`."""
+        handle = self._handle
+        return self._call(lambda: handle.purge(everything=everything, **which))
+
+
+def _check_number(call: str, number: object) -> None:
+    """Raise `TypeError` if `number` is not an `int`, and `ValueError` if it is less than 1."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"{call}={safe_repr(number)}: give a whole number")
+    if number < 1:
+        raise ValueError(f"{call}={number!r}: give 1 or more")

@@ -9,11 +9,10 @@ from typing import Any, Self, TypeAlias, TypedDict, cast
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, Counts, attempt_of
 from cuelight._text import safe_repr
 from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, MailboxFull, TaskNotFound
-from cuelight.tasks._task import Attempt, Counts
-from cuelight.tasks._worker._failure import said, trace_of
 
 
 class DeadLetterEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,14 +141,6 @@ Target: TypeAlias = Ref[Any] | Callable[[DeadLetterEntry], Any]
 """
 
 
-def attempt_of(error: BaseException | str, *, worker: str = "", at: float = 0.0) -> Attempt:
-    """An exception, or its text, as a failed attempt."""
-    given: Any = error
-    if issubclass(type(error), str):  # `isinstance` asks an exception for its `__class__`, which may raise
-        return Attempt(kind="error", worker=worker, at=at, error=given)
-    return Attempt(kind="error", worker=worker, at=at, error=said(given), traceback=trace_of(given))
-
-
 def failure_of(
     payload: Any,
     error: BaseException | str | None,
@@ -175,11 +166,6 @@ def failure_of(
         dead_at=now,
         counts=Counts(errors=len(past)),
     )
-
-
-def last_failure(history: Sequence[Attempt]) -> tuple[str, str]:
-    """The error and the traceback of the last attempt that has an error."""
-    return next(((attempt.error, attempt.traceback) for attempt in reversed(history) if attempt.error), ("", ""))
 
 
 def nowhere() -> str:

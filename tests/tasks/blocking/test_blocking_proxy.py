@@ -13,8 +13,8 @@ import anyio.to_thread
 import pytest
 
 from cuelight import ActorSystem
+from cuelight._blocking_proxy import BlockingProxy, _Call
 from cuelight.errors import PoolClosed, SystemClosed
-from cuelight.tasks._blocking import BlockingFace, _Call
 
 
 class Desk:
@@ -55,7 +55,7 @@ class Desk:
             self.ended.set()
 
 
-class BlockingDesk(BlockingFace[Desk]):
+class BlockingDesk(BlockingProxy[Desk]):
     def add(self, amount: int, *, twice: bool = False) -> int:
         return self._call(self._handle.add, amount, twice=twice)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 from weakref import WeakSet
 
-from cuelight.tasks._dead_letters._entry import DeadLetterEntry, failure_of, nowhere, unknown
-from cuelight.tasks._dead_letters._sources import Kept, Letters
+from cuelight._dead_letters._entry import DeadLetterEntry, failure_of, nowhere, unknown
+from cuelight._dead_letters._sources import Kept, Letters
 
 WayBack: TypeAlias = Callable[[DeadLetterEntry], Any]
 """Returns a letter to its source. An awaitable result is awaited."""

@@ -18,7 +18,7 @@ import pytest
 
 from cuelight.errors import TaskCancelled, TaskFailed, TaskQuarantined, TaskTimedOut, WorkerDied
 from cuelight.pools import AsyncWorkerPool, Outcome
-from cuelight.pools._maps._run import MOST, Chunks
+from cuelight.pools._maps._chunk_sizer import MOST, Chunks
 from helpers.pool_jobs import die_at, double, leave, odd_only, stuck_once
 
 

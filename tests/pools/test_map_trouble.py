@@ -13,7 +13,7 @@ import pytest
 
 from cuelight.errors import PoolClosed, RateLimited, TaskCancelled
 from cuelight.pools import AsyncWorkerPool, Outcome
-from cuelight.pools._maps._run import Gathered
+from cuelight.pools._maps._sinks import Gathered
 from cuelight.pools._maps._source import AsyncSource, SyncSource
 from cuelight.pools._pool_worker import PoolWorker
 from cuelight.pools._results import Ledger

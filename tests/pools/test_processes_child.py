@@ -238,10 +238,10 @@ def test_what_errors_need_is_loaded_by_its_path_and_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(child, "_siblings", loaded)
     [(succeeded, error)] = _decode(child._failure(ValueError("far away")))
     assert (succeeded, type(error), error.args) == (False, ValueError, ("far away",))
-    assert sorted(loaded) == ["../_text.py", "_sent_errors.py"]
+    assert sorted(loaded) == ["../../_text.py", "_sent_errors.py"]
     for name, module in loaded.items():
         assert sys.modules[module.__name__] is module is child._sibling(name)
-    assert loaded["../_text.py"].__name__ == "cuelight_text"
+    assert loaded["../../_text.py"].__name__ == "cuelight_text"
 
 
 def test_values_of_a_class_that_cannot_be_hashed_are_no_atoms() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from itertools import count
 from threading import get_ident
@@ -25,13 +25,13 @@ from cuelight._checks import check_seconds
 from cuelight._fork import forks
 from cuelight._text import safe_repr
 from cuelight.actors import ActorStatistics, Answerable, ChildSpec, Ref, Reply, Start, child
-from cuelight.actors._cell import LIVE
 from cuelight.actors._ref import TELLS_PER_YIELD
 from cuelight.actors._reply import Asked, background_work, handling
 from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, ends_the_program
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._envelope import Envelope
 from cuelight.pools._failures import as_failure
+from cuelight.pools._member_slot import Seat
 from cuelight.pools._options import check_restarts, check_whole
 from cuelight.pools._pool_block import PoolBlock
 from cuelight.pools._routing import Routing, pull
@@ -55,36 +55,6 @@ class ActorPoolStats(msgspec.Struct, frozen=True):
 
     queued: int
     members: dict[str, ActorStatistics]
-
-
-class Seat:
-    """A member, for rules, with the messages that the pool has given it."""
-
-    __slots__ = ("cell", "expected", "given", "name", "pump")
-
-    def __init__(self, name: str, cell: Cell, pump: Callable[[], object]) -> None:
-        self.name, self.cell, self.given = name, cell, 0
-        self.expected, self.pump = False, pump
-
-    @property
-    def load(self) -> int:
-        """Number of messages that the member handles or that wait for it."""
-        return len(self.cell) + (self.cell.running is not None)
-
-    @property
-    def ready(self) -> bool:
-        """Whether the member would handle a message at once."""
-        return self.live and not (self.given or len(self.cell))
-
-    @property
-    def live(self) -> bool:
-        """Whether the member is neither starting nor ending."""
-        return self.cell.state == LIVE
-
-    def returned(self) -> None:
-        """Called when the member was restarted or has ended for good."""
-        self.expected = False
-        self.pump()
 
 
 class Troupe(Supervisor):

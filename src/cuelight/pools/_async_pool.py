@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import count
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
@@ -13,7 +15,7 @@ import msgspec
 from cuelight._fork import forks
 from cuelight.errors import PoolClosed
 from cuelight.pools._contexts import submission_context
-from cuelight.pools._dead_letters import DeadLetterBox, PoolLetters
+from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
 from cuelight.pools._functions import Kind, check_kind, name_of
 from cuelight.pools._maps._handle import Map
 from cuelight.pools._maps._request import MapRequest
@@ -44,7 +46,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncWorkerPool(PoolLetters, PoolBlock):
+class AsyncWorkerPool(PoolBlock):
     """A pool of workers for async and plain functions.
 
     Example: `async with AsyncWorkerPool(8) as pool: results = await pool.map(fetch, urls)`.
@@ -415,6 +417,37 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         self._options = msgspec.structs.replace(self._options, max_workers=max_workers)
         for crew in list(self._crews):
             crew.resize(max_workers)
+
+    # Dead letters.
+
+    @property
+    def dead_letters(self) -> DeadLetterQueue:
+        """The tasks that have failed for good, with their errors, to inspect, edit, replay and purge.
+
+        `replay` submits a task again. Call it in the event loop of the pool.
+        """
+        return self._letters.queue
+
+    def submit_again(self, call: FailedCall, task_id: str) -> Submission[Any] | None:
+        """Submit the task of a dead letter again, as `DeadLetterQueue.replay` does.
+
+        Args:
+            call: the payload of the dead letter.
+            task_id: the identifier of the task.
+
+        Returns:
+            A submission that runs only while it is awaited; None if the task runs anyway.
+
+        Raises:
+            RuntimeError: this is not the event loop of the pool.
+        """
+        crew = self.crew
+        if crew is not None and crew.thread != get_ident():
+            raise crew.wrong_thread()
+        function = partial(call.function, *call.args, **call.kwargs) if call.kwargs else call.function
+        args = () if call.kwargs else call.args
+        task = self.submit(function, *args, task_id=task_id, priority=call.priority, timeout=call.timeout)
+        return task if crew is None else None
 
     # Inspection.
 

@@ -17,7 +17,7 @@ from cuelight.pools._waiting import waiting
 if TYPE_CHECKING:
     from cuelight.actors import Cell
     from cuelight.mailbox import Waiter
-    from cuelight.pools._actor_pool import Seat
+    from cuelight.pools._member_slot import Seat
 
 
 class Members(Protocol):

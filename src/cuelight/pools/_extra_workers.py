@@ -19,15 +19,16 @@ from cuelight.pools._waiting import PoolWait, check, waiting
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell
-    from cuelight.pools._pool_worker import PoolWorker
-    from cuelight.pools._worker_group import Crew, Work
+    from cuelight.pools._pool_worker import PoolWorker, Work, WorkProvider
 
 
 class Place(Protocol):
     """The current work of a worker: one task, or items of a map."""
 
-    worker: PoolWorker | None
-    """The worker; None once it has finished this work."""
+    @property
+    def worker(self) -> PoolWorker | None:
+        """The worker; None once it has finished this work."""
+        ...
 
 
 current_place: Final[ContextVar[Place | None]] = ContextVar("cuelight_pool_place", default=None)
@@ -72,11 +73,11 @@ class Helpers:
         for worker in self.awaited.pop(work, ()):
             worker.crew.helpers.unpark(worker)
 
-    def wants(self, crew: Crew) -> bool:
+    def wants(self, crew: WorkProvider) -> bool:
         """Whether there may be one more helper, and work for it."""
         return len(self.cells) < self.parked and self.next(crew) is not None
 
-    def next(self, crew: Crew) -> Work | None:
+    def next(self, crew: WorkProvider) -> Work | None:
         """The next work of a helper; None if there is none."""
         found = next((work for work in self.awaited if work.ready), None)
         return crew.top() if found is None and self.room_wanted else found

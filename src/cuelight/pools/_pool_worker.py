@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from cuelight.actors import Cell
+    from cuelight.actors import Cell, Runtime
+    from cuelight.pools._options import PoolOptions
+    from cuelight.pools._results import Ledger
     from cuelight.pools._threads._executor import Executor
-    from cuelight.pools._worker_group import Crew, Work
 
 TOLERANCE = 1e-6
 """Seconds by which a timer may fire early, because event loops round."""
@@ -66,6 +67,94 @@ class Cut(Enum):
     CANCELLED = "cancelled"
 
 
+class Work(Protocol):
+    """One task, or a map, which waits for workers."""
+
+    priority: int
+    serial: int
+    listed: bool
+    """Whether it is in the heap."""
+    held: bool
+    """Whether a drain waits for it."""
+
+    @property
+    def crew(self) -> WorkProvider:
+        """The crew that it belongs to."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker could take a task or an item now."""
+        ...
+
+    @property
+    def thing(self) -> str:
+        """Its description in deadlock errors."""
+        ...
+
+    @property
+    def way_out(self) -> str:
+        """The advice in deadlock errors."""
+        ...
+
+    def runners(self) -> list[Any] | None:
+        """The nodes of the graph of waits that run it; None if it waits for a worker."""
+        ...
+
+    def occupants(self) -> list[Any]:
+        """The nodes that keep all places, one of which must end before it can begin; empty if a place is free."""
+        ...
+
+    async def serve(self, worker: PoolWorker) -> None:
+        """Have a worker run one task, or run items until more urgent work is ready."""
+        ...
+
+    def cancel(self) -> object:
+        """End it as cancelled, and stop its running parts."""
+        ...
+
+    def drop(self, why: str) -> bool:
+        """Cancel it if it is a waiting task. Returns whether it was one."""
+        ...
+
+
+class ExtraWork(Protocol):
+    """What a worker uses of the helpers of its crew, and of the waits that call for them."""
+
+    awaited: dict[Work, list[PoolWorker]]
+
+    def park(self, worker: PoolWorker) -> None: ...
+
+    def unpark(self, worker: PoolWorker) -> None: ...
+
+    def next(self, crew: Any) -> Work | None: ...
+
+    def stays(self) -> bool: ...
+
+
+class WorkProvider(Protocol):
+    """What a worker uses of its crew."""
+
+    heap: list[tuple[int, int, Work]]
+    workers: dict[Cell, PoolWorker | None]
+    options: PoolOptions
+    ledger: Ledger
+    runtime: Runtime
+
+    @property
+    def helpers(self) -> ExtraWork: ...
+
+    def top(self) -> Work | None: ...
+
+    def call(self) -> None: ...
+
+    def rest(self, cell: Cell) -> None: ...
+
+    def answered(self, cell: Cell) -> None: ...
+
+    def unavailable(self, cell: Cell) -> None: ...
+
+
 class PoolWorker(Actor[Call]):
     """A worker of a crew.
 
@@ -75,7 +164,7 @@ class PoolWorker(Actor[Call]):
         task: the task that runs this actor.
     """
 
-    def __init__(self, crew: Crew, helps: bool = False) -> None:
+    def __init__(self, crew: WorkProvider, helps: bool = False) -> None:
         self.crew, self.helps = crew, helps
         self.waits = 0
         self.task: Any = None

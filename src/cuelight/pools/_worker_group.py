@@ -15,73 +15,24 @@ import math
 import time
 from heapq import heapify, heappop, heappush
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cuelight.actors import Cell, ChildSpec, Exit, Ref, Runtime, Start, child
 from cuelight.errors import DeadlockError, PoolClosed, PoolFull, SystemClosed
 from cuelight.mailbox._backend import Bell
+from cuelight.pools._dead_letters import DeadLetterBox, FailedCall, report_failure
 from cuelight.pools._extra_workers import Helpers, current_place
-from cuelight.pools._failures import report_failure
 from cuelight.pools._functions import Tries, verdict
-from cuelight.pools._pool_worker import CALL, PoolWorker
+from cuelight.pools._pool_worker import CALL, PoolWorker, Work
 from cuelight.pools._results import TaskResult
 from cuelight.pools._threads._executor import full_name
 from cuelight.supervision import DynamicSupervisor
 
 if TYPE_CHECKING:
-    from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
     from cuelight.pools._options import PoolOptions
     from cuelight.pools._results import Ledger
 
 SOME_STALE = 64
-
-
-class Work(Protocol):
-    """One task, or a map, which waits for workers."""
-
-    priority: int
-    serial: int
-    listed: bool
-    """Whether it is in the heap."""
-    held: bool
-    """Whether a drain waits for it."""
-    crew: Crew
-    """The crew that it belongs to."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether a worker could take a task or an item now."""
-        ...
-
-    @property
-    def thing(self) -> str:
-        """Its description in deadlock errors."""
-        ...
-
-    @property
-    def way_out(self) -> str:
-        """The advice in deadlock errors."""
-        ...
-
-    def runners(self) -> list[Any] | None:
-        """The nodes of the graph of waits that run it; None if it waits for a worker."""
-        ...
-
-    def occupants(self) -> list[Any]:
-        """The nodes that keep all places, one of which must end before it can begin; empty if a place is free."""
-        ...
-
-    async def serve(self, worker: PoolWorker) -> None:
-        """Have a worker run one task, or run items until more urgent work is ready."""
-        ...
-
-    def cancel(self) -> object:
-        """End it as cancelled, and stop its running parts."""
-        ...
-
-    def drop(self, why: str) -> bool:
-        """Cancel it if it is a waiting task. Returns whether it was one."""
-        ...
 
 
 class Crew:

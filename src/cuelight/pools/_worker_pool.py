@@ -15,8 +15,7 @@ from cuelight._text import safe_repr
 from cuelight.actors import handling
 from cuelight.errors import DeadlockError, TaskNotFound
 from cuelight.pools._contexts import submission_context
-from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
-from cuelight.pools._failures import report_failure
+from cuelight.pools._dead_letters import DeadLetterBox, FailedCall, report_failure
 from cuelight.pools._functions import Kind, is_async, name_of
 from cuelight.pools._maps._blocking import stream
 from cuelight.pools._maps._source import count_items

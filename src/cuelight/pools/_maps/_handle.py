@@ -13,7 +13,8 @@ from cuelight.errors import PoolClosed
 from cuelight.pools._extra_workers import place_given_away
 from cuelight.pools._functions import name_of
 from cuelight.pools._maps._request import MapRequest
-from cuelight.pools._maps._run import Gathered, MapRun, Streamed
+from cuelight.pools._maps._run import MapRun
+from cuelight.pools._maps._sinks import Gathered, Streamed
 from cuelight.pools._results import TaskResult
 
 if TYPE_CHECKING:

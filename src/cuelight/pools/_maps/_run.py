@@ -12,195 +12,46 @@ Invariants:
 from __future__ import annotations
 
 import math
+import types
 from collections import deque
+from collections.abc import Generator
 from threading import get_ident
-from time import time
-from typing import TYPE_CHECKING, Any, Protocol
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr
 from cuelight.actors import code_of_waits
 from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
 from cuelight.mailbox._backend import Bell
+from cuelight.pools._contexts import AWAY, Calls, in_context
 from cuelight.pools._dead_letters import FailedCall
 from cuelight.pools._extra_workers import current_place, place_given_away
 from cuelight.pools._failures import is_a
-from cuelight.pools._functions import Tries, holding_coroutine, name_of
+from cuelight.pools._functions import Tries, Unawaited, holding_coroutine, name_of
+from cuelight.pools._maps._chunk_sizer import Chunks
 from cuelight.pools._maps._request import MapPlace, MapRequest, map_failure
+from cuelight.pools._maps._sinks import Store
 from cuelight.pools._maps._source import SyncSource, count_items, source_of
-from cuelight.pools._maps._work import Taken, serve_in_executor, serve_in_loop
 from cuelight.pools._pool_worker import Cut
 from cuelight.pools._results import COMPLETED, Reporter, Shared, TaskResult, successes
+from cuelight.pools._threads._executor import Successes
 from cuelight.pools._waiting import OUTSIDE, PoolWait
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from cuelight.actors._timers import Later
     from cuelight.mailbox import Waiter
     from cuelight.pools._pool_worker import PoolWorker
+    from cuelight.pools._threads._executor import Outcome
     from cuelight.pools._worker_group import Crew
 
 
-# The destinations of the results of a map: a list, or a reader.
+ITEMS_PER_YIELD = 64
 
-
-class Store(Protocol):
-    """The destination of the results of a map."""
-
-    limit: float
-    """Maximum number of items taken since the start of the map. It grows when results are read."""
-
-    def opened(self, run: MapRun) -> None: ...
-
-    def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Accept the result of an item."""
-        ...
-
-    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        """Accept the results of consecutive items."""
-        ...
-
-    def closed(self) -> None:
-        """Called when there will be no more results."""
-        ...
-
-
-class Gathered:
-    """Collects all results in a list, in the order of the items or of completion."""
-
-    limit = math.inf
-
-    def __init__(self, results: list[Any], *, ordered: bool) -> None:
-        self._results, self._ordered = results, ordered
-
-    def opened(self, run: MapRun) -> None:
-        """Nothing to do."""
-
-    def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Put the result in its place. Missing results before it arrive later."""
-        results = self._results
-        if not self._ordered or index == len(results):
-            results.append(result)
-        else:
-            if index > len(results):
-                results.extend([None] * (index + 1 - len(results)))
-            results[index] = result
-
-    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        if not self._ordered:
-            self._results.extend(results)
-        else:
-            missing = first - len(self._results)
-            if missing > 0:
-                self._results.extend([None] * missing)
-            self._results[first : first + len(results)] = results
-
-    def closed(self) -> None:
-        """Nothing to do."""
-
-
-class Streamed:
-    """Keeps results for a reader. The map is at most one window ahead of the reader."""
-
-    def __init__(self, *, ordered: bool) -> None:
-        self._ordered = ordered
-        self._out: deque[TaskResult[Any]] = deque()
-        self._early: dict[int, TaskResult[Any]] = {}
-        self._next = 0
-        self._read = 0
-        self.limit: float = 0
-        self.waiter: Waiter | None = None
-
-    def opened(self, run: MapRun) -> None:
-        self._run = run
-        self.limit = run.window
-
-    def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Make the result readable; if ordered, after all results before it."""
-        if not self._ordered:
-            self._out.append(result)
-        elif index == self._next:
-            self._out.append(result)
-            self._next = index + 1
-            early = self._early
-            while early and self._next in early:
-                self._out.append(early.pop(self._next))
-                self._next += 1
-        else:
-            self._early[index] = result
-        if self.waiter is not None:
-            self.waiter.wake()
-
-    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        for index, result in enumerate(results, first):
-            self.put(index, result)
-
-    def closed(self) -> None:
-        """Wake the reader, because there will be no more results."""
-        self._wake()
-
-    def _wake(self) -> None:
-        if self.waiter is not None:
-            self.waiter.wake()
-
-    def clear(self) -> None:
-        """Drop the remaining results, which nobody will read."""
-        self._out.clear()
-        self._early.clear()
-
-    def pop(self) -> TaskResult[Any] | None:
-        """The next result; None if it is not there yet."""
-        if not self._out:
-            return None
-        result = self._out.popleft()
-        self._read += 1
-        run = self._run
-        limit = self._read + run.window
-        if limit > self.limit:
-            self.limit = limit
-            if not run.ready:
-                run.refresh()
-        return result
-
-
-# The number of items of a map that go to a thread or process at once.
-
-
-AIM_MS = 10.0
-"""Intended run time of a chunk in milliseconds: much longer than the hand-over, too short for a noticeable wait."""
-GROWTH = 8
-MOST = 8192
-
-
-class Chunks:
-    """Adapts the size of chunks to the run time of the last ones.
-
-    Attributes:
-        size: number of items in a chunk.
-    """
-
-    def __init__(self, fixed: int | None, total: int | None) -> None:
-        """Set the size up.
-
-        Args:
-            fixed: a fixed size; None adapts the size.
-            total: number of all items, if it is known: then the last chunks are smaller, so that all workers end at
-                about the same time.
-        """
-        self.size = fixed or 1
-        self._fixed = fixed is not None
-        self._total = total
-
-    def next(self, taken: int, workers: int) -> int:
-        """The size of the next chunk, after `taken` items."""
-        if self._fixed or self._total is None:
-            return self.size
-        return max(1, min(self.size, (self._total - taken) // (2 * workers)))
-
-    def took(self, items: int, ms: float) -> None:
-        """Record that a chunk of `items` items took `ms` milliseconds."""
-        if not self._fixed:
-            fitting = int(AIM_MS * items / ms) if ms > 0 else MOST
-            self.size = max(1, min(fitting, self.size * GROWTH, MOST))
-
+Taken = tuple[int, Any]
+"""The number of an item, and the item."""
 
 log = get_log("cuelight")
 
@@ -555,6 +406,198 @@ class MapRun:
                 self.fail(error)
                 if ends_the_program(error):
                     raise
+
+
+@types.coroutine
+def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as much as the item
+    run: MapRun, worker: PoolWorker, context: Context
+) -> Generator[Any, Any, None]:
+    """Await the function for one item after another, while the map is the most urgent work.
+
+    Each item runs in its own copy of the context, so that variables set by one item do not reach the next.
+    """
+    timeout, take, settle_one = run.timeout, run.take, run.settle_one
+    heap, checkpoint, cell, label = run.crew.heap, run.crew.runtime.backend.checkpoint, worker.cell, worker.label
+    budget, helped, quick, totals = ITEMS_PER_YIELD, False, run.endless_room, run.totals
+    taken: Taken | None = None
+    calls = Calls(run.function)
+    try:
+        while run.ready and (heap[0][2] is run or worker.goes_on_with(run)) and not (worker.cut or cell.attention):
+            if quick and not run.again:  # the same as `take`, but faster
+                try:
+                    item = run.source.next()
+                    if run.ended:  # its own source has ended the map
+                        return run.source.close(run)
+                except BaseException as error:
+                    return run.source_over(error)
+                taken = (run.taken, item)
+                run.taken += 1
+                run.running += 1
+                totals.submitted += 1
+            else:
+                taken = take()
+                if taken is None:
+                    return None
+            if not helped:
+                helped = True
+                run.crew.call()
+            began = perf_counter()
+            if timeout is not None:
+                worker.start_clock(timeout)
+            advance = context.copy().run
+            trap = advance(calls.send, taken[1])
+            if trap is not AWAY:
+                yield from calls.wait(advance, trap)
+            if timeout is not None:
+                worker.stop_clock()
+            ms = (perf_counter() - began) * 1000
+            done, taken = taken, None
+            if calls.error is None and worker.cut is None and not (run.tries or run.ended):  # type: ignore[redundant-expr]
+                settle_one(done[0], calls.value, label, ms)
+            else:
+                _settle(run, worker, done, calls, ms)
+            budget -= 1
+            if not budget:
+                budget = ITEMS_PER_YIELD
+                yield from checkpoint()  # type: ignore[misc]  # a coroutine on asyncio and on trio
+    except BaseException as error:
+        if taken is not None and not is_a(error, GeneratorExit):
+            run.lost(1, error)
+        raise
+    finally:
+        calls.close()
+
+
+def _settle(run: MapRun, worker: PoolWorker, taken: Taken, calls: Calls, ms: float) -> None:
+    """Record the outcome of an item that failed or was stopped, or whose map has retries or has ended."""
+    error, fatal = (None, None) if calls.error is None else worker.sort_out(run.name, calls.error)
+    if worker.cut is not None:
+        error = worker.cut_short(error, run.timeout)
+    run.settle(taken, worker, None if calls.error is not None else calls.value, error, fatal, ms)
+    if fatal is not None:
+        raise fatal
+
+
+async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -> None:
+    """Hand one chunk after another to the worker's executor, while the map is the most urgent work.
+
+    A chunk is settled while the executor runs the next one: the posted callback runs when this worker waits for that
+    chunk.
+    """
+    chunks, post = run.chunks, run.crew.runtime.post
+    done = Done(run, worker)
+    try:
+        while run.ready and worker.goes_on_with(run) and worker.goes_on and not run.in_loop:
+            first, items = run.take_many(chunks.next(run.taken, run.crew.size))
+            if not items:
+                return
+            run.crew.call()
+            began = perf_counter()
+            outcomes, fatal = await _attempt(run, worker, context, items)
+            ms = (perf_counter() - began) * 1000
+            chunks.took(len(items), ms)
+            done.settle()
+            done.chunk = first, items, outcomes, fatal, ms / len(items)
+            if fatal is not None:
+                raise fatal
+            post(done.settle)
+    finally:
+        done.settle()
+
+
+class Done:
+    """Keeps the last chunk of a worker until it is settled."""
+
+    def __init__(self, run: MapRun, worker: PoolWorker) -> None:
+        self._run, self._worker = run, worker
+        self.chunk: tuple[int, list[Any], Successes | list[Outcome], BaseException | None, float] | None = None
+
+    def settle(self) -> None:
+        """Record the results of the chunk, once."""
+        if self.chunk is None:
+            return
+        first, items, outcomes, fatal, each = self.chunk
+        self.chunk = None
+        run, left = self._run, len(items)
+        try:
+            if type(outcomes) is Successes:
+                if not run.tries:
+                    left = 0
+                    run.settle_many(first, outcomes, self._worker, each)
+                    return
+                outcomes = [(True, value) for value in outcomes]
+            elif not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator is slower
+                left = 0
+                run.settle_many(first, [value for _, value in outcomes], self._worker, each)
+                return
+            for index, (fine, outcome) in enumerate(outcomes, first):
+                value, error = (outcome, None) if fine else (None, outcome)
+                left -= 1
+                run.settle((index, items[index - first]), self._worker, value, error, fatal, each)
+        except BaseException as error:
+            run.lost(left, error)
+            raise
+
+
+async def _attempt(
+    run: MapRun, worker: PoolWorker, context: Context, items: list[Any]
+) -> tuple[Successes | list[Outcome], BaseException | None]:
+    """Run items in the worker's executor. Returns their outcomes, and an exception that must be raised, if any."""
+
+    async def call() -> Successes | list[Outcome]:
+        executor: Any = worker.executor
+        if len(items) > 1:
+            run_many: Any = getattr(executor, "run_many", executor.run_chunk)
+            return _checked(await run_many(run.plain_function, items), len(items), worker.label)
+        value = await executor.run(run.plain_function, (items[0],), {})
+        if type(value) is Unawaited:  # from now on the function is called in the event loop
+            run.in_loop = True
+            value = await value
+        return [(True, value)]
+
+    outcomes, error, fatal = await worker.attempt(run.name, in_context(context.copy(), call()), run.timeout)
+    if error is not None:
+        return [(False, error)] * len(items), fatal
+    if type(outcomes) is Successes:
+        return outcomes, fatal
+    for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is Unawaited]:
+        value = outcomes[at][1]
+        if type(value) is Unawaited:
+            text = f"{run.name} returned a coroutine, but not for every item: make it an `async def`"
+            outcomes[at] = (False, TypeError(text))
+        else:
+            error, bomb = worker.sort_out(run.name, value)
+            outcomes[at] = (False, error)
+            fatal = bomb or fatal
+    return outcomes, fatal
+
+
+def _checked(given: Any, items: int, worker: str) -> Successes | list[Outcome]:
+    """Check the outcomes that an executor has returned for a chunk.
+
+    Raises:
+        TypeError: there is not exactly one outcome for each item, as may happen with executors of users.
+    """
+    if type(given) is Successes and len(given) == items:
+        return given
+    # Nearly always all items have succeeded. A call for each item, or a generator, would cost more than all else here.
+    plain = type(given) is list and len(given) == items
+    if plain and all([type(one) is tuple and len(one) == 2 and one[0] is True for one in given]):  # noqa: C419
+        values = [value for _, value in given]
+        if not any([type(value) is Unawaited for value in values]):  # noqa: C419
+            return Successes(values)
+    if isinstance(given, list) and len(given) == items and all([_is_outcome(one) for one in given]):  # noqa: C419
+        return given
+    raise TypeError(
+        f"the executor of {worker} returned {safe_repr(given)} for a chunk of {items} items: return a list with one "
+        f"outcome for each, (True, value) or (False, exception)"
+    )
+
+
+def _is_outcome(one: Any) -> bool:
+    if type(one) is not tuple or len(one) != 2:
+        return False
+    return one[0] is True or (one[0] is False and issubclass(type(one[1]), BaseException))
 
 
 code_of_waits[MapRun.until_over.__code__] = lambda variables, node: PoolWait(variables["self"], [node])

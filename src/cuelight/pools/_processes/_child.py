@@ -110,13 +110,13 @@ def _unpicklable(value: object, error: BaseException) -> bytes:
     cls = type(value)
     named = f"{type.__getattribute__(cls, '__module__')}.{type.__getattribute__(cls, '__qualname__')}"
     advice = "return plain data, or a picklable object"
-    told = _sibling("../_text.py").describe_error(error)
+    told = _sibling("../../_text.py").describe_error(error)
     return _failure(pickle.PicklingError(f"the result, a {named}, cannot be pickled: {told}; {advice}"))
 
 
 def _failure(error: BaseException) -> bytes:
     """The record of an error and its traceback. Raises only when memory runs out."""
-    errors, texts = _sibling("_sent_errors.py"), _sibling("../_text.py")
+    errors, texts = _sibling("_sent_errors.py"), _sibling("../../_text.py")
     trace = error.__traceback__
     if trace is not None:
         error = error.with_traceback(trace.tb_next)  # without the frame of this file
@@ -132,7 +132,7 @@ def _sibling(name: str) -> Any:
         from importlib import import_module, util  # noqa: PLC0415 - few calls need it
 
         if __package__:  # in a frozen program, which has no files
-            places = {"_sent_errors.py": "cuelight.pools._processes._sent_errors", "../_text.py": "cuelight._text"}
+            places = {"_sent_errors.py": "cuelight.pools._processes._sent_errors", "../../_text.py": "cuelight._text"}
             return import_module(places[name])
         label = "cuelight_" + os.path.basename(name).strip("_").removesuffix(".py")
         spec = util.spec_from_file_location(label, os.path.join(os.path.dirname(__file__), name))

@@ -9,14 +9,12 @@ All methods of `Helpers` are called under the lock of the crew.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cuelight.pools._results import TaskStatus
-from cuelight.pools._waiting import OUTSIDE
 
 if TYPE_CHECKING:
     from cuelight.pools._threads._job import Job
-    from cuelight.pools._threads._pool import Crew
     from cuelight.pools._threads._worker import Worker
 
 
@@ -69,35 +67,3 @@ class Helpers:
     def take(self) -> Job | None:
         """The next task of a helper; None if the helper should leave."""
         return self.next() if len(self.threads) <= self.parked else None
-
-
-class AwaitedJob:
-    """A task of a blocking pool in the graph of waits. It reads single fields without the lock."""
-
-    def __init__(self, crew: Crew, job: Job) -> None:
-        self._crew, self._job = crew, job
-
-    @property
-    def thing(self) -> str:
-        """Its description in deadlock errors."""
-        return f"task {self._job.name!r} of the pool {self._crew.name!r}"
-
-    @property
-    def way_out(self) -> str:
-        """The advice in deadlock errors."""
-        return OUTSIDE
-
-    def runners(self) -> list[Any] | None:
-        """The node of the thread that runs the task; None if the task waits for a thread."""
-        runner = self._job.runner
-        if runner is not None:
-            return [] if runner.party is None else [runner.party]
-        return None if self._job.status is TaskStatus.PENDING else []
-
-    def occupants(self) -> list[Any]:
-        """The threads that keep all places, one of which must end its task first; empty if a place is free."""
-        crew = self._crew
-        busy = [worker for worker in list(crew.threads) if worker.job is not None and not worker.parked]
-        if len(busy) < crew.config.max_workers or crew.helpers.wanted:
-            return []
-        return [worker.party for worker in busy]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight._text import describe_error
 from cuelight.errors import RateLimited
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from cuelight.pools._threads._worker import Worker
+
+class JobThread(Protocol):
+    """What a task uses of the thread that runs it."""
+
+    party: Any
+    """Its identity in the graph of waits; None before it runs."""
 
 
 class Job:
@@ -77,7 +82,7 @@ class Job:
         self.began, self.ran = 0.0, 0.0
         self.ended: float | None = None
         self.retries = 0
-        self.runner: Worker | None = None
+        self.runner: JobThread | None = None
         self.worker: str | None = None
         self.waiters: tuple[threading.Lock, ...] = ()
         self.outcome: TaskResult[Any] | None = None

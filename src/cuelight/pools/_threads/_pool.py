@@ -31,11 +31,10 @@ from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
 from cuelight.pools._interrupts import InterruptsHeld
 from cuelight.pools._results import TaskStatus
-from cuelight.pools._threads._extra_threads import AwaitedJob
 from cuelight.pools._threads._state import CrewState
 from cuelight.pools._threads._timer import Timekeeper
 from cuelight.pools._threads._worker import Worker, current_worker
-from cuelight.pools._waiting import PoolWait, check, waiting
+from cuelight.pools._waiting import OUTSIDE, PoolWait, check, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -374,6 +373,38 @@ class Crew(CrewState):
                 self.helpers.expect_no_more(job)
             with home.lock:
                 home.helpers.unpark(worker)
+
+
+class AwaitedJob:
+    """A task of a blocking pool in the graph of waits. It reads single fields without the lock."""
+
+    def __init__(self, crew: Crew, job: Job) -> None:
+        self._crew, self._job = crew, job
+
+    @property
+    def thing(self) -> str:
+        """Its description in deadlock errors."""
+        return f"task {self._job.name!r} of the pool {self._crew.name!r}"
+
+    @property
+    def way_out(self) -> str:
+        """The advice in deadlock errors."""
+        return OUTSIDE
+
+    def runners(self) -> list[Any] | None:
+        """The node of the thread that runs the task; None if the task waits for a thread."""
+        runner = self._job.runner
+        if runner is not None:
+            return [] if runner.party is None else [runner.party]
+        return None if self._job.status is TaskStatus.PENDING else []
+
+    def occupants(self) -> list[Any]:
+        """The threads that keep all places, one of which must end its task first; empty if a place is free."""
+        crew = self._crew
+        busy = [worker for worker in list(crew.threads) if worker.job is not None and not worker.parked]
+        if len(busy) < crew.config.max_workers or crew.helpers.wanted:
+            return []
+        return [worker.party for worker in busy]
 
 
 code_of_waits[Crew.wait.__code__] = Crew.seen_wait

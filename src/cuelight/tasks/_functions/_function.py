@@ -31,7 +31,6 @@ from cuelight.tasks._functions._values import decode
 from cuelight.tasks._task import Limit, Task, TaskPriority
 
 if TYPE_CHECKING:
-    from cuelight.tasks._queue._queue import TaskQueue
     from cuelight.tasks._queue._task_handle import TaskHandle
 
 P = ParamSpec("P")
@@ -78,6 +77,12 @@ class SendOptions(TaskOptions, total=False):
     deadline: float | None
 
 
+class TaskSender(Protocol):
+    """The queue of a task function: a `TaskQueue`."""
+
+    async def send(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+
+
 class TaskFunction(Generic[P, R_co]):
     """A function that workers can run. Made by `@task`.
 
@@ -96,11 +101,11 @@ class TaskFunction(Generic[P, R_co]):
     name: str
     function: Callable[P, Any]
     is_async: bool
-    queue: TaskQueue | None
+    queue: TaskSender | None
     options: SendOptions
 
     def __init__(
-        self, function: Callable[P, Any], name: str | None, queue: TaskQueue | None, options: SendOptions
+        self, function: Callable[P, Any], name: str | None, queue: TaskSender | None, options: SendOptions
     ) -> None:
         given: Any = name
         if given is not None and not isinstance(given, str):
@@ -119,7 +124,7 @@ class TaskFunction(Generic[P, R_co]):
 
     # Sending.
 
-    def bind(self, queue: TaskQueue) -> Self:
+    def bind(self, queue: TaskSender) -> Self:
         """Return a copy whose `send` uses this queue.
 
         Raises:
@@ -269,13 +274,13 @@ def task(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlapping
 @overload
 def task(function: Callable[P, R], /) -> PlainTaskFunction[P, R]: ...
 @overload
-def task(*, name: str | None = None, queue: TaskQueue | None = None, **options: Unpack[TaskOptions]) -> _Decorator: ...
+def task(*, name: str | None = None, queue: TaskSender | None = None, **options: Unpack[TaskOptions]) -> _Decorator: ...
 def task(
     function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
-    queue: TaskQueue | None = None,
+    queue: TaskSender | None = None,
     **options: Any,
 ) -> Any:
     """Make a function a task: `@task`, or `@task(max_retries=5, timeout=60)`.
@@ -320,7 +325,7 @@ def _name_of(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{name}"
 
 
-def _async_queue(queue: TaskQueue | None) -> TaskQueue | None:
+def _async_queue(queue: TaskSender | None) -> TaskSender | None:
     given: Any = queue
     if isinstance(given, BlockingProxy):
         raise TypeError(f"{safe_repr(queue)} is a blocking queue: send with `queue.send(function, ...)`")

@@ -25,7 +25,7 @@ from cuelight.tasks._queue._session import Life, QueueActor, Watch
 from cuelight.tasks._stores._memory import MemoryStore
 from cuelight.tasks._stores._protocol import Bound, Store
 from cuelight.tasks._task import Task
-from cuelight.tasks._worker._options import Heartbeat
+from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from cuelight._blocking_proxy import BlockingProxy
 from cuelight._dead_letters._queue import BlockingDeadLetterQueue
 from cuelight.coordination._owner import here
+from cuelight.tasks._queue._operations import QueueOperations
 from cuelight.tasks._queue._task_waits import blocking_thread
 from cuelight.tasks._stores._protocol import Query
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from cuelight.pools import TaskStatus
     from cuelight.supervision import ActorSystem
     from cuelight.tasks._functions._function import TaskFunction
-    from cuelight.tasks._queue._queue import TaskQueue
     from cuelight.tasks._queue._schedules import Cron, Every, ScheduleChanges
     from cuelight.tasks._queue._task_handle import TaskHandle
     from cuelight.tasks._stores._protocol import Schedule, Size, Snapshot
@@ -27,14 +27,14 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class BlockingTaskQueue(BlockingProxy["TaskQueue"]):
+class BlockingTaskQueue(BlockingProxy[QueueOperations]):
     """A task queue for blocking code, made by `with TaskQueue(...) as queue:`.
 
     Its methods may be called from any thread. The callbacks `on_lost` and `on_cancel` are called in the thread of the
     queue's event loop.
     """
 
-    def __init__(self, make: Callable[[ActorSystem], TaskQueue], name: str) -> None:
+    def __init__(self, make: Callable[[ActorSystem], QueueOperations], name: str) -> None:
         super().__init__(make, name=name)
         self._lock = Lock()
         self._letters: BlockingDeadLetterQueue | None = None

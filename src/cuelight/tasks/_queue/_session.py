@@ -61,7 +61,7 @@ from cuelight.tasks._worker._lease_keeper import Keeper
 if TYPE_CHECKING:
     from cuelight.actors import Exit, Ref
     from cuelight.tasks._stores._protocol import Snapshot
-    from cuelight.tasks._worker._options import Heartbeat
+    from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 
 class Line:

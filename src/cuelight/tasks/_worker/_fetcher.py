@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from cuelight.mailbox import Waiter
     from cuelight.tasks._stores._protocol import Lease
-    from cuelight.tasks._worker._loop import Shift
+    from cuelight.tasks._worker._lease_slots import LeaseSlots
 
 log = get_log("cuelight.tasks")
 
@@ -74,10 +74,10 @@ class Errand:
 
 
 class Claimer:
-    """Claims and settles the tasks of one shift."""
+    """Claims and settles the tasks of one worker."""
 
-    def __init__(self, shift: Shift) -> None:
-        self._shift = shift
+    def __init__(self, slots: LeaseSlots) -> None:
+        self._slots = slots
         self._pending: list[Errand] = []
         self._most = 0  # number of tasks that these claim
         self._parked: list[Waiter] = []
@@ -85,7 +85,7 @@ class Claimer:
         self._look = True
         self._since, self._wake_at = 0, 0.0
         self._early = self._failures = self._odd = 0
-        self._window, self._ended, self._pace = shift.backend.time(), 0, 0.0
+        self._window, self._ended, self._pace = slots.backend.time(), 0, 0.0
         self._numbers = 0
         self._prefix = uuid.uuid4().hex
         self._waits = False  # whether the store may hand over a task
@@ -94,7 +94,7 @@ class Claimer:
     @property
     def unsent(self) -> int:
         """The number of finishes that the store has not acknowledged."""
-        return len(self._shift.finishes) + sum(len(errand.finishes) for errand in self._pending)
+        return len(self._slots.finishes) + sum(len(errand.finishes) for errand in self._pending)
 
     def wake(self) -> None:
         """Continue: an attempt has ended, or a slot is free."""
@@ -113,7 +113,7 @@ class Claimer:
             if errand is None:
                 errand = self._prepare()
             if errand is None:
-                waiter = self._shift.backend.waiter()
+                waiter = self._slots.backend.waiter()
                 self._parked.append(waiter)
                 await waiter
                 continue
@@ -129,7 +129,7 @@ class Claimer:
         except PoolClosed:
             raise
         except Exception as error:  # no error of a store ends the worker
-            log.exception("%s: its store failed", self._shift.options.worker_id)
+            log.exception("%s: its store failed", self._slots.options.worker_id)
             if errand in self._pending:
                 errand = self._take_apart(errand)
             await self._wait_for_store(error)
@@ -137,15 +137,15 @@ class Claimer:
 
     async def flush(self) -> None:
         """Send the remaining finishes, and return tasks whose claim was interrupted."""
-        while self._pending or self._shift.finishes or self._waits:
+        while self._pending or self._slots.finishes or self._waits:
             if not self._pending:
-                self._start(self._shift.finishes, self._claim(0, None) if self._waits else None)
-                self._shift.finishes = []
+                self._start(self._slots.finishes, self._claim(0, None) if self._waits else None)
+                self._slots.finishes = []
             try:
                 await self._try(self._pending[0])
             except PoolClosed:
                 log.warning(
-                    "%s: its store was closed with %d unsent finishes", self._shift.options.worker_id, self.unsent
+                    "%s: its store was closed with %d unsent finishes", self._slots.options.worker_id, self.unsent
                 )
                 return
 
@@ -155,14 +155,14 @@ class Claimer:
         Raises:
             StoreUnavailable: the store did not answer for the length of a lease.
         """
-        shift = self._shift
+        slots = self._slots
         claim = self._claim(1, None)
         errand = self._start((), claim)
-        answer = await self.patiently(lambda: shift.store.exchange((), claim), shift.options.lease)
+        answer = await self.patiently(lambda: slots.store.exchange((), claim), slots.options.lease)
         self._end(errand)
         self._answered(claim)
         for lease in answer.leases:
-            shift.keeper.hold(lease.record.id, lease.epoch, errand.sent)
+            slots.keeper.hold(lease.record.id, lease.epoch, errand.sent)
             return lease
         return None
 
@@ -172,12 +172,12 @@ class Claimer:
         Raises:
             StoreUnavailable: the store did not answer for `patience` seconds.
         """
-        give_up = self._shift.backend.time() + patience
+        give_up = self._slots.backend.time() + patience
         while True:
             try:
                 result = await step()
             except StoreUnavailable as error:
-                if self._shift.backend.time() >= give_up:
+                if self._slots.backend.time() >= give_up:
                     raise
                 await self._wait_for_store(error)
             else:
@@ -188,25 +188,25 @@ class Claimer:
 
     def _prepare(self) -> Errand | None:
         """Return the next exchange, or None if none is needed now."""
-        shift = self._shift
-        finishes: Sequence[Finish] = shift.finishes
+        slots = self._slots
+        finishes: Sequence[Finish] = slots.finishes
         if self._pending and (self._odd or len(finishes) < BATCH):
             return None
         if self._odd and finishes:  # one of them made the store fail: send them one by one
-            shift.finishes = list(finishes[1:])
+            slots.finishes = list(finishes[1:])
             return self._start(finishes[:1], None)
         self._measure(len(finishes))
         most = 0
-        if not shift.draining and (self._look or finishes):
-            most = max(0, shift.room + min(MOST_AHEAD, int(self._pace)) - self._most)
-        claim = self._claim(most, None if shift.draining else self._take) if most > 0 or self._handed else None
+        if not slots.draining and (self._look or finishes):
+            most = max(0, slots.room + min(MOST_AHEAD, int(self._pace)) - self._most)
+        claim = self._claim(most, None if slots.draining else self._take) if most > 0 or self._handed else None
         if not finishes and claim is None:
             return None
-        shift.finishes = []
+        slots.finishes = []
         return self._start(finishes, claim)
 
     def _start(self, finishes: Sequence[Finish], claim: Claim | None) -> Errand:
-        errand = Errand(finishes, claim, self._shift.keeper.clock())
+        errand = Errand(finishes, claim, self._slots.keeper.clock())
         self._pending.append(errand)
         self._most += claim.most if claim is not None else 0
         return errand
@@ -217,23 +217,23 @@ class Claimer:
 
     def _claim(self, most: int, take: Callable[[Lease], object] | None) -> Claim:
         self._numbers += 1
-        shift, options = self._shift, self._shift.options
+        slots, options = self._slots, self._slots.options
         handed, self._handed = self._handed, []
         leases = [(lease.record.id, lease.epoch) for lease in handed]
-        confirmed = tuple(lease for lease in leases if shift.keeper.holds(*lease))
+        confirmed = tuple(lease for lease in leases if slots.keeper.holds(*lease))
         return Claim(options.worker_id, f"{self._prefix}:{self._numbers}", most, options.lease, take, confirmed)
 
     def _take(self, lease: Lease) -> None:
         """Start a task that the store has handed over. The next claim confirms its lease."""
-        shift = self._shift
-        since = shift.keeper.clock() + lease.expires - shift.store.now() - shift.options.lease
+        slots = self._slots
+        since = slots.keeper.clock() + lease.expires - slots.store.now() - slots.options.lease
         self._handed.append(lease)
-        shift.feed([lease], since)
+        slots.feed([lease], since)
         self.look()
 
     def _measure(self, ended: int) -> None:
         """Update `_pace`, the number of attempts that end in `AHEAD` seconds."""
-        passed = self._shift.backend.time() - self._window
+        passed = self._slots.backend.time() - self._window
         if passed >= AHEAD:
             self._pace = self._ended * AHEAD / passed
             self._window += passed
@@ -243,9 +243,9 @@ class Claimer:
     async def _send(self, errand: Errand) -> None:
         """Make the exchange. It is pending until it is answered."""
         finishes, claim = errand.finishes, errand.claim
-        since = self._shift.store.version()
-        errand.sent = self._shift.keeper.clock()
-        answer = await self._shift.store.exchange(finishes, claim)
+        since = self._slots.store.version()
+        errand.sent = self._slots.keeper.clock()
+        answer = await self._slots.store.exchange(finishes, claim)
         self._end(errand)
         self._is_back()
         if self._odd:
@@ -253,8 +253,8 @@ class Claimer:
         if claim is not None:
             self._waits = answer.waits
             for lease in claim.confirmed:
-                self._shift.keeper.renewed(*lease, errand.sent)
-            self._shift.feed(answer.leases, errand.sent)
+                self._slots.keeper.renewed(*lease, errand.sent)
+            self._slots.feed(answer.leases, errand.sent)
             self._answered(claim)
             self._look = len(answer.leases) >= claim.most
             if not self._look:
@@ -263,38 +263,38 @@ class Claimer:
         self._settled(finishes, answer)
 
     def _answered(self, claim: Claim) -> None:
-        self._shift.tally.last_claim = self._shift.store.now()
+        self._slots.counters.last_claim = self._slots.store.now()
 
     def _settled(self, finishes: Sequence[Finish], answer: Exchange) -> None:
-        shift = self._shift
-        worker, failures = shift.options.worker_id, shift.failures
+        slots = self._slots
+        worker, failures = slots.options.worker_id, slots.failures
         for finish, state in zip(finishes, answer.accepted, strict=True):
             if finish.kind == "done" and state:
                 continue
             failed = failures.pop((finish.id, finish.epoch), None)
             attempt = finish.attempt
             if not state:
-                shift.tally.lease_lost += 1
+                slots.counters.lease_lost += 1
                 log.warning("%s: lease_lost: the finish (%s) of %s was rejected", worker, finish.kind, finish.id)
             elif failed is not None and attempt is not None and attempt.kind not in QUIET:
                 text = f"{attempt.error}\n{attempt.traceback}".rstrip()
-                failed.report(log, worker=worker, queue=shift.queue, kind=attempt.kind, state=state, text=text)
+                failed.report(log, worker=worker, queue=slots.queue, kind=attempt.kind, state=state, text=text)
 
     # A store that is unavailable or fails.
 
     async def _wait_for_store(self, error: Exception) -> None:
-        if not self._shift.tally.away:
-            self._shift.tally.away = True
-            log.warning("%s cannot reach its store, and keeps trying: %r", self._shift.options.worker_id, error)
+        if not self._slots.counters.away:
+            self._slots.counters.away = True
+            log.warning("%s cannot reach its store, and keeps trying: %r", self._slots.options.worker_id, error)
         delay = AWAY.delay(self._failures, random.random())  # noqa: S311 - no secret
         self._failures += 1
         await anyio.sleep(delay)
 
     def _is_back(self) -> None:
         self._failures = 0
-        if self._shift.tally.away:
-            self._shift.tally.away = False
-            log.warning("%s can reach its store again", self._shift.options.worker_id)
+        if self._slots.counters.away:
+            self._slots.counters.away = False
+            log.warning("%s can reach its store again", self._slots.options.worker_id)
 
     def _take_apart(self, errand: Errand) -> Errand:
         """Split an exchange that made the store fail, so that one bad finish does not block the others.
@@ -313,13 +313,13 @@ class Claimer:
         elif len(finishes) == 1 and self._odd >= TRIES:
             log.error(
                 "%s drops the finish (%s) of %s, which its store rejects: the task runs again after its lease",
-                self._shift.options.worker_id,
+                self._slots.options.worker_id,
                 finishes[0].kind,
                 finishes[0].id,
             )
-            self._shift.failures.pop((finishes[0].id, finishes[0].epoch), None)
+            self._slots.failures.pop((finishes[0].id, finishes[0].epoch), None)
             finishes = ()
-        self._shift.finishes[:0] = finishes
+        self._slots.finishes[:0] = finishes
         self._odd += 1
         return errand
 
@@ -334,16 +334,16 @@ class Claimer:
 
     async def watch(self) -> None:
         """Wait for claimable tasks after each claim that returned fewer tasks than requested."""
-        store = self._shift.store
+        store = self._slots.store
         while True:
             if self._look:
-                self._thirsty = self._shift.backend.waiter()
+                self._thirsty = self._slots.backend.waiter()
                 await self._thirsty
             try:
                 await store.changed(self._since, self._patience(self._wake_at - store.now()))
             except Exception as error:  # ignored, because the next claim shows whether the store works
                 if not isinstance(error, StoreUnavailable):
-                    log.exception("%s cannot watch its store", self._shift.options.worker_id)
+                    log.exception("%s cannot watch its store", self._slots.options.worker_id)
                 await anyio.sleep(AWAY.delay(2, random.random()))  # noqa: S311 - no secret
             self._look = True
             self.wake()

@@ -31,7 +31,7 @@ from cuelight.tasks._stores._protocol import Query
 
 if TYPE_CHECKING:
     from cuelight.tasks._stores._protocol import Schedule
-    from cuelight.tasks._worker._loop import Shift
+    from cuelight.tasks._worker._lease_slots import LeaseSlots
 
 Chore = Callable[[], Coroutine[Any, Any, None]]
 
@@ -53,10 +53,10 @@ BLOCKED: Final = 1.0
 
 
 class Chores:
-    """The background work of one shift."""
+    """The background work of one worker."""
 
-    def __init__(self, shift: Shift) -> None:
-        self._shift = shift
+    def __init__(self, slots: LeaseSlots) -> None:
+        self._slots = slots
         self._loop_thread = threading.get_ident()
         self._asked: float | None = None
         self._reported = False
@@ -67,25 +67,25 @@ class Chores:
     @property
     def of_leases(self) -> tuple[Chore, ...]:
         """The work to do while a task runs."""
-        return (self._tick, self._renew) if self._shift.options.heartbeat == "loop" else (self._tick,)
+        return (self._tick, self._renew) if self._slots.options.heartbeat == "loop" else (self._tick,)
 
     @property
     def all(self) -> tuple[Chore, ...]:
-        """The work to do until the shift ends."""
+        """The work to do until the worker ends."""
         return (*self.of_leases, self._unpark, self._fire)
 
     async def _renew(self) -> None:
         while True:  # noqa: ASYNC110 - there is no event to wait for: leases expire with time
-            await anyio.sleep(self._shift.keeper.step())
+            await anyio.sleep(self._slots.keeper.step())
 
     async def _tick(self) -> None:
-        shift, taken = self._shift, -1
+        slots, taken = self._slots, -1
         while True:
             await anyio.sleep(TICK)
-            shift.keeper.expire()  # the keeper's thread may be blocked in a call of the store
-            if shift.waiting and shift.taken == taken:
-                shift.give_back()
-            taken = shift.taken
+            slots.keeper.expire()  # the keeper's thread may be blocked in a call of the store
+            if slots.waiting and slots.taken == taken:
+                slots.give_back()
+            taken = slots.taken
 
     # Parked tasks.
 
@@ -97,11 +97,11 @@ class Chores:
             except StoreUnavailable:
                 pause = TICK
             except Exception:
-                log.exception("%s could not look for parked tasks", self._shift.options.worker_id)
+                log.exception("%s could not look for parked tasks", self._slots.options.worker_id)
             await anyio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
     async def _unpark_once(self) -> None:
-        store, table = self._shift.store, self._shift.options.table
+        store, table = self._slots.store, self._slots.options.table
         types = set(table.by_type)
         if table.fallback is not None:
             types |= {parked.record.type for parked in await store.find(Query(state="parked"))}
@@ -111,7 +111,7 @@ class Chores:
     # Schedules.
 
     async def _fire(self) -> None:
-        store = self._shift.store
+        store = self._slots.store
         while True:
             since = store.version()
             try:
@@ -121,12 +121,12 @@ class Chores:
             except StoreUnavailable:
                 await anyio.sleep(TICK * random.uniform(1.0, 2.0))  # noqa: S311 - no secret
             except Exception:
-                log.exception("%s could not fire the due schedules", self._shift.options.worker_id)
+                log.exception("%s could not fire the due schedules", self._slots.options.worker_id)
                 await anyio.sleep(LOOK * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
     async def _fire_due(self) -> float:
         """Fire all due schedules. Return the next due time, in seconds since the epoch."""
-        store = self._shift.store
+        store = self._slots.store
         soonest = float("inf")
         set_back = store.now() < self._latest
         schedules = await store.schedules()
@@ -150,7 +150,7 @@ class Chores:
             ValueError: its spec is invalid.
             ImportError: it is a cron line, and cronsim is not installed.
         """
-        store = self._shift.store
+        store = self._slots.store
         if schedule.due > now:
             if not set_back or schedule.due <= latest_due(schedule.spec, now):
                 return schedule.due
@@ -170,9 +170,9 @@ class Chores:
         if self._asked is None:
             self._asked, self._reported = now, False
             try:
-                self._shift.backend.call_threadsafe(self._answer)
+                self._slots.backend.call_threadsafe(self._answer)
             except RuntimeError:
-                slow.debug("the loop of %s has ended", self._shift.options.worker_id)
+                slow.debug("the loop of %s has ended", self._slots.options.worker_id)
         elif not self._reported and now - self._asked >= BLOCKED:
             self._reported = True
             frames: dict[int, Any] = sys._current_frames()
@@ -180,9 +180,9 @@ class Chores:
             slow.warning(
                 "the event loop of %s has been blocked for %.1f s, %d tasks run in it and their leases are kept. "
                 "It stands at:\n%s",
-                self._shift.options.worker_id,
+                self._slots.options.worker_id,
                 now - self._asked,
-                self._shift.busy,
+                self._slots.busy,
                 stack,
             )
 

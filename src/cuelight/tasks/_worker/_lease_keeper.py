@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from cuelight._log import get_log
 from cuelight._text import describe_error
@@ -23,6 +23,9 @@ from cuelight.errors import ends_the_program
 from cuelight.tasks._stores._protocol import Beat, Store
 
 log = get_log("cuelight.tasks")
+
+Heartbeat = Literal["thread", "loop"]
+"""Where leases are renewed: in a thread of their own, or in the event loop."""
 
 Held = tuple[str, int]
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,13 +17,12 @@ from cuelight._text import safe_repr
 from cuelight.tasks._arguments import string_given
 from cuelight.tasks._worker._failure import RETRIES
 from cuelight.tasks._worker._handlers import Handlers, Table, table_of
+from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 if TYPE_CHECKING:
     from cuelight.pools._functions import Kind
     from cuelight.supervision import Backoff
     from cuelight.tasks._stores._protocol import Finish
-
-Heartbeat = Literal["thread", "loop"]
 
 THREADS = 32
 
@@ -89,7 +88,7 @@ class WorkerStats:
     replaced: int = 0
 
 
-class Tally(WorkerStats):
+class WorkerCounters(WorkerStats):
     """The totals with a method to count."""
 
     __slots__ = ()

@@ -22,8 +22,8 @@ from cuelight.tasks._context import running_task
 from cuelight.tasks._functions._values import decode
 from cuelight.tasks._queue._base import QueueBase
 from cuelight.tasks._worker._handlers import Given
-from cuelight.tasks._worker._loop import FLUSH, Shift
-from cuelight.tasks._worker._options import Tally, WorkerStats, options_of
+from cuelight.tasks._worker._loop import FLUSH, WorkerLoop
+from cuelight.tasks._worker._options import WorkerCounters, WorkerStats, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cuelight.tasks._queue._queue import TaskQueue
     from cuelight.tasks._task import Task
     from cuelight.tasks._worker._handlers import Handlers
-    from cuelight.tasks._worker._options import Heartbeat
+    from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 log = get_log("cuelight.tasks")
 
@@ -118,8 +118,8 @@ class TaskWorker:
             shutdown_timeout=shutdown_timeout,
             heartbeat=heartbeat,
         )
-        self._tally = Tally()
-        self._shift: Shift | None = None
+        self._counters = WorkerCounters()
+        self._worker_loop: WorkerLoop | None = None
         self._ref: Ref[Any] | None = None
         self._entered = self._leaving = False
         self._scope: anyio.CancelScope | None = None  # the scope of the block
@@ -222,9 +222,9 @@ class TaskWorker:
             await self._must_have_queue().ready()
         store: Any = self._must_have_queue().store if task is None else _Nowhere()
         name = "" if self._queue is None else self._queue.name
-        shift = Shift(store, msgspec.structs.replace(self._options, slots=1), self._tally, name)
+        loop = WorkerLoop(store, msgspec.structs.replace(self._options, slots=1), self._counters, name)
         with _unwrapped_interrupt():
-            settled = await shift.once(given)
+            settled = await loop.once(given)
         if task is not None and given is not None and given.checkpoint is not None:
             task.checkpoint = decode(given.checkpoint)
         return None if settled is None else self._result(settled)
@@ -244,15 +244,16 @@ class TaskWorker:
 
     def stats(self) -> WorkerStats:
         """Return a copy of the current totals. May be called from any thread."""
-        shift, tally = self._shift, self._tally
-        now = WorkerStats(**{name: getattr(tally, name) for name in WorkerStats.__dataclass_fields__})
-        if shift is not None:
-            now.running, now.waiting, now.unsent = shift.busy, len(shift.waiting), shift.claimer.unsent
-            now.abandoned, now.replaced = shift.executors.abandoned, shift.executors.replaced
+        loop, counters = self._worker_loop, self._counters
+        now = WorkerStats(**{name: getattr(counters, name) for name in WorkerStats.__dataclass_fields__})
+        if loop is not None:
+            slots = loop.slots
+            now.running, now.waiting, now.unsent = slots.busy, len(slots.waiting), loop.fetcher.unsent
+            now.abandoned, now.replaced = slots.executors.abandoned, slots.executors.replaced
         return now
 
     def __repr__(self) -> str:
-        return f"<TaskWorker {self.worker_id}: {'working' if self._shift is not None else 'off'}>"
+        return f"<TaskWorker {self.worker_id}: {'working' if self._worker_loop is not None else 'off'}>"
 
     def _must_have_queue(self) -> TaskQueue:
         if self._queue is None:
@@ -262,15 +263,15 @@ class TaskWorker:
         return self._queue
 
     async def _work(self, actor: _WorkerActor) -> None:
-        """Run one shift in the actor."""
-        shift = self._shift = Shift(
-            self._must_have_queue().store, self._options, self._tally, self._must_have_queue().name
+        """Run the loop of the worker in the actor."""
+        loop = self._worker_loop = WorkerLoop(
+            self._must_have_queue().store, self._options, self._counters, self._must_have_queue().name
         )
         try:
             with _unwrapped_interrupt():
-                await shift.run(actor.told_to_stop)
+                await loop.run(actor.told_to_stop)
         finally:
-            self._shift = None
+            self._worker_loop = None
 
 
 @contextmanager

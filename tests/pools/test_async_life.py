@@ -22,7 +22,7 @@ from cuelight.errors import (
 )
 from cuelight.pools import AsyncWorkerPool, Submission
 from cuelight.pools._pool_worker import PoolWorker
-from cuelight.pools._worker_group import Crew
+from cuelight.pools._worker_group import WorkerGroup
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend
 
@@ -47,10 +47,10 @@ async def slow(seconds: float = 1.0) -> str:
     return "done"
 
 
-def crew_of(pool: AsyncWorkerPool) -> Crew:
-    crew = pool.crew
-    assert crew is not None
-    return crew
+def crew_of(pool: AsyncWorkerPool) -> WorkerGroup:
+    group = pool.group
+    assert group is not None
+    return group
 
 
 async def test_leaving_the_block_waits_until_everything_is_done() -> None:
@@ -149,16 +149,16 @@ async def test_a_task_under_which_workers_die_is_quarantined() -> None:
 
 async def test_a_worker_whose_own_code_crashes_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     crashes = 0
-    rest = Crew.rest
+    rest = WorkerGroup.rest
 
-    def crash_at_times(self: Crew, cell: Any) -> None:
+    def crash_at_times(self: WorkerGroup, cell: Any) -> None:
         nonlocal crashes
         crashes += 1
         if crashes in (1, 3):
             raise RuntimeError("harness")
         rest(self, cell)
 
-    monkeypatch.setattr(Crew, "rest", crash_at_times)
+    monkeypatch.setattr(WorkerGroup, "rest", crash_at_times)
     async with AsyncWorkerPool(1) as pool:
         assert [(await pool.submit(slow)).result for _ in range(4)] == ["done"] * 4
     assert crashes > 4

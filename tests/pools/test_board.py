@@ -9,7 +9,7 @@ import pytest
 from cuelight.errors import DeadlockError, TaskCancelled
 from cuelight.pools import TaskStatus
 from cuelight.pools._threads._job import Job
-from cuelight.pools._threads._job_table import Board
+from cuelight.pools._threads._job_table import JobTable
 
 
 def new_job(name: str = "job", *, kept: bool = True) -> Job:
@@ -18,7 +18,7 @@ def new_job(name: str = "job", *, kept: bool = True) -> Job:
     return job
 
 
-def entered(board: Board, *names: str) -> list[Job]:
+def entered(board: JobTable, *names: str) -> list[Job]:
     jobs = [new_job(name) for name in names]
     with board.lock:
         for job in jobs:
@@ -26,12 +26,12 @@ def entered(board: Board, *names: str) -> list[Job]:
     return jobs
 
 
-def used(board: Board) -> dict[str, int]:
+def used(board: JobTable) -> dict[str, int]:
     return {status: count for status, count in board.counts.items() if count}
 
 
 def test_each_task_counts_under_one_status() -> None:
-    board = Board(None)
+    board = JobTable(None)
     first, second, third = entered(board, "first", "second", "third")
     assert (used(board), board.waiting, board.unfinished, board.open) == ({"pending": 3}, 3, 3, 3)
     with board.lock:
@@ -47,7 +47,7 @@ def test_each_task_counts_under_one_status() -> None:
 
 
 def test_tasks_that_are_not_kept_are_counted_and_not_remembered() -> None:
-    board = Board(None)
+    board = JobTable(None)
     job = new_job(kept=False)
     with board.lock:
         board.enter(job, "hidden")
@@ -56,7 +56,7 @@ def test_tasks_that_are_not_kept_are_counted_and_not_remembered() -> None:
 
 
 def test_the_oldest_ended_task_is_forgotten() -> None:
-    board = Board(keep=1)
+    board = JobTable(keep=1)
     first, second = entered(board, "first", "second")
     with board.lock:
         board.end(first, TaskStatus.COMPLETED)
@@ -68,7 +68,7 @@ def test_the_oldest_ended_task_is_forgotten() -> None:
 
 
 def test_code_that_interrupts_a_step_is_refused() -> None:
-    board = Board(None)
+    board = JobTable(None)
     board.check_free()
     with board.lock, pytest.raises(DeadlockError, match="in the middle of a step and calls it: set an event there"):
         board.check_free()
@@ -77,12 +77,12 @@ def test_code_that_interrupts_a_step_is_refused() -> None:
 
 @pytest.mark.parametrize("keep", [None, 2])
 def test_a_forked_process_remembers_what_has_ended_and_cancels_the_rest(keep: int | None) -> None:
-    parent = Board(keep)
+    parent = JobTable(keep)
     done, failed, waiting = entered(parent, "done", "failed", "waiting")
     with parent.lock:
         parent.end(done, TaskStatus.COMPLETED)
         parent.end(failed, TaskStatus.FAILED)
-    board = Board(keep)
+    board = JobTable(keep)
     board.inherit(parent)
     assert used(board) == {"completed": 1, "failed": 1, "cancelled": 1}
     assert (board.unfinished, board.open, board.failures) == (0, 0, 1)
@@ -99,12 +99,12 @@ def test_a_forked_process_remembers_what_has_ended_and_cancels_the_rest(keep: in
 
 
 def test_waiting_ends_with_what_is_waited_for_or_its_time() -> None:
-    board = Board(None)
+    board = JobTable(None)
     [job] = entered(board, "job")
     assert not board.wait_for(job, 0)
     assert not board.wait_until(lambda: not board.unfinished, 0)
     assert job.waiters == ()
-    assert board._watchers == []
+    assert board._table_waiters == []
     with board.lock:
         board.end(job, TaskStatus.COMPLETED)
     assert board.wait_for(job, None)

@@ -17,7 +17,7 @@ from cuelight.pools._processes import _caller as call_module
 from cuelight.pools._processes import _child as child
 from cuelight.pools._processes import _executor as processes
 from cuelight.pools._processes._caller import ProcessCaller
-from cuelight.pools._processes._executor import Answer
+from cuelight.pools._processes._executor import ProcessAnswer
 from cuelight.pools._threads import _pool as crew_module
 
 
@@ -61,9 +61,9 @@ async def test_the_party_of_a_thread_executor_is_there_while_it_runs_a_call() ->
 async def test_a_process_executor_leaves_the_process_of_its_parent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[bytes] = []
 
-    async def exchange(frame: bytes) -> Answer:
+    async def exchange(frame: bytes) -> ProcessAnswer:
         frames.append(frame)
-        return Answer([(True, 5)])
+        return ProcessAnswer([(True, 5)])
 
     executor = ProcessExecutor("pet")
     link: Any = LinkOfParent()
@@ -77,9 +77,9 @@ async def test_a_process_executor_leaves_the_process_of_its_parent_alone(monkeyp
 
 
 async def test_a_chunk_of_no_items_has_no_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [Answer([]), Answer([], values=[])]
+    answers = [ProcessAnswer([]), ProcessAnswer([], values=[])]
 
-    async def exchange(frame: bytes) -> Answer:
+    async def exchange(frame: bytes) -> ProcessAnswer:
         return answers.pop(0)
 
     executor = ProcessExecutor("pet")

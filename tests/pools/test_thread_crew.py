@@ -14,7 +14,7 @@ from cuelight.pools import TaskStatus, WorkerPoolConfig
 from cuelight.pools._threads import _pool as module
 from cuelight.pools._threads._job import Job
 from cuelight.pools._threads._pool import Crew
-from cuelight.pools._threads._timer import Timekeeper
+from cuelight.pools._threads._timer import TimerThread
 from cuelight.pools._threads._worker import Worker
 
 
@@ -202,8 +202,8 @@ def test_a_thread_that_fails_is_replaced_while_tasks_are_ready() -> None:
     crew.threads.clear()
     worker = working(crew, first)
     crew._crashed(worker, MemoryError())
-    [hired] = crew.threads
-    assert hired is not worker
+    [executor_started] = crew.threads
+    assert executor_started is not worker
     assert (crew._waking, second.status) == (True, TaskStatus.PENDING)
 
 
@@ -277,7 +277,7 @@ def test_a_timekeeper_whose_start_was_interrupted_ends_once_it_runs(monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            Timekeeper("pet", tick, None)
+            TimerThread("pet", tick, None)
     [thread] = started
     thread.run()  # here: it returns
     assert len(ticks) <= 1
@@ -288,7 +288,7 @@ def test_a_timekeeper_that_has_ended_is_asked_in_vain() -> None:
         return now + 1000
 
     called: list[str] = []
-    keeper = Timekeeper("pet", tick, None)
+    keeper = TimerThread("pet", tick, None)
     keeper.stop()
     keeper.join()
     keeper.look()
@@ -304,10 +304,10 @@ def test_a_timekeeper_between_two_loops_is_not_in_the_way_of_those_who_call_it()
 
         call_threadsafe = tell_threadsafe
 
-    keeper = Timekeeper("pet", lambda now: now + 1000, None)
+    keeper = TimerThread("pet", lambda now: now + 1000, None)
     keeper.stop()
     keeper.join()
     lost: Any = Lost()
-    keeper._warden = keeper._system = lost
+    keeper._checker = keeper._system = lost
     keeper.look()
     keeper.stop()

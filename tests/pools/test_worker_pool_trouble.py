@@ -19,7 +19,7 @@ import pytest
 from cuelight.errors import TaskFailed, TaskTimedOut, WorkerDied
 from cuelight.pools import WorkerPool, WorkerPoolConfig
 from cuelight.pools._threads._job import Job
-from cuelight.pools._threads._timer import Timekeeper
+from cuelight.pools._threads._timer import TimerThread
 from cuelight.pools._threads._worker import Worker
 from helpers import process_jobs as jobs
 
@@ -78,13 +78,13 @@ def test_a_pool_makes_do_with_the_threads_that_it_can_have(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = threading.Thread.start
-    hired: list[threading.Thread] = []
+    executor_started: list[threading.Thread] = []
 
     def fail_second(thread: threading.Thread) -> None:
         if isinstance(thread, Worker):
-            if hired:
+            if executor_started:
                 raise RuntimeError("can't start new thread")
-            hired.append(thread)
+            executor_started.append(thread)
         start(thread)
 
     gate, entered = threading.Event(), threading.Event()
@@ -107,12 +107,12 @@ def test_a_thread_that_cannot_be_replaced_at_once_is_replaced_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = threading.Thread.start
-    hired: list[threading.Thread] = []
+    executor_started: list[threading.Thread] = []
 
     def fail_second(thread: threading.Thread) -> None:
         if isinstance(thread, Worker):
-            hired.append(thread)
-            if len(hired) == 2:
+            executor_started.append(thread)
+            if len(executor_started) == 2:
                 raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -141,7 +141,7 @@ def test_time_is_kept_even_if_looking_fails(monkeypatch: pytest.MonkeyPatch, cap
         return now + 0.001
 
     with caplog.at_level(logging.CRITICAL):
-        keeper = Timekeeper("pet", tick, None)
+        keeper = TimerThread("pet", tick, None)
         assert done.wait(20)
         keeper.stop()
         keeper.join()
@@ -154,7 +154,7 @@ def test_a_timekeeper_that_cannot_start_says_so() -> None:
         raise LookupError("no loop")
 
     with pytest.raises(LookupError, match="no loop"):
-        Timekeeper("pet", lambda now: now, {"loop_factory": no_loop})
+        TimerThread("pet", lambda now: now, {"loop_factory": no_loop})
 
 
 def test_a_pool_that_was_dropped_ends_after_its_last_task() -> None:
@@ -224,10 +224,10 @@ def test_tasks_can_run_in_processes() -> None:
 
 def test_a_process_that_dies_is_an_attempt(tmp_path: Path) -> None:
     with WorkerPool(config(1, max_retries=1, backoff_base_seconds=0), kind="process") as pool:
-        died = pool.get_task_result(pool.submit_task("x", jobs.end, ("kill",)))
-        assert isinstance(died.error, WorkerDied)
-        assert died.metrics is not None
-        assert died.metrics.retries_used == 1
+        death_error = pool.get_task_result(pool.submit_task("x", jobs.end, ("kill",)))
+        assert isinstance(death_error.error, WorkerDied)
+        assert death_error.metrics is not None
+        assert death_error.metrics.retries_used == 1
         pid: int = pool.get_task_result(pool.submit_task("x", os.getpid)).unwrap()
         os.kill(pid, signal.SIGKILL)  # while it is idle: that costs nothing
         result = pool.get_task_result(pool.submit_task("x", os.getpid))

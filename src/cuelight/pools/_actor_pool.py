@@ -31,7 +31,7 @@ from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, 
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._envelope import Envelope
 from cuelight.pools._failures import as_failure
-from cuelight.pools._member_slot import Seat
+from cuelight.pools._member_slot import MemberSlot
 from cuelight.pools._options import check_restarts, check_whole
 from cuelight.pools._pool_block import PoolBlock
 from cuelight.pools._routing import Routing, pull
@@ -57,7 +57,7 @@ class ActorPoolStats(msgspec.Struct, frozen=True):
     members: dict[str, ActorStatistics]
 
 
-class Troupe(Supervisor):
+class MembersSupervisor(Supervisor):
     """The supervisor of the members."""
 
     def __init__(self, pool: ActorPool[Any], limit: RestartLimit) -> None:
@@ -68,11 +68,11 @@ class Troupe(Supervisor):
         return Plan(limit=self._limit, backoff=self.backoff)
 
     def specs(self) -> Iterable[ChildSpec[Any]]:
-        return self._pool.members_to_be()
+        return self._pool.member_specs()
 
     async def started(self, why: Start) -> None:
         await super().started(why)
-        self._pool.manned()
+        self._pool.members_started()
 
 
 M = TypeVar("M")
@@ -129,8 +129,8 @@ class ActorPool(PoolBlock, Generic[M]):
         check_restarts(max_restarts)
         self._limit = RestartLimit(max_restarts, within)
         self._home: Cell | None = None
-        self.seats: list[Seat] = []
-        self._at: dict[Cell, Seat] = {}
+        self.seats: list[MemberSlot] = []
+        self._at: dict[Cell, MemberSlot] = {}
         self._queue: deque[Envelope] = deque()
         self._next_turn = count().__next__
         self._closed = self._pumping = False
@@ -164,17 +164,19 @@ class ActorPool(PoolBlock, Generic[M]):
             raise ValueError(f"the actor pool {self.name!r} has no system: give it one, or use `async with`")
         if self._home is not None:
             raise PoolClosed(f"the actor pool {self.name!r} was started before: make a new one")
-        home = await system.spawn(child(Troupe, self, self._limit).with_options(name=self.name, shutdown=math.inf))
+        home = await system.spawn(
+            child(MembersSupervisor, self, self._limit).with_options(name=self.name, shutdown=math.inf)
+        )
         self._home = home._cell
         self._bell = Bell(system.backend)
         self._home.bonds_made().call_when_ended(lambda _exit: self._ended())
         self._seat(home._cell)
 
-    def members_to_be(self) -> Iterable[ChildSpec[M]]:
+    def member_specs(self) -> Iterable[ChildSpec[M]]:
         """The specs that the supervisor starts."""
         return [self._spec] * self._size
 
-    def manned(self) -> None:
+    def members_started(self) -> None:
         """Take over the members that the supervisor has started or restarted."""
         if self._home is not None:
             self._seat(self._home)
@@ -188,7 +190,7 @@ class ActorPool(PoolBlock, Generic[M]):
     def _add(self, cell: Cell) -> None:
         taken = {seat.name for seat in self.seats}
         name = next(name for name in map(str, count()) if name not in taken)
-        seat = Seat(name, cell, self._pump_soon)
+        seat = MemberSlot(name, cell, self._pump_soon)
         self.seats.append(seat)
         self.seats.sort(key=lambda one: int(one.name))
         self._at[cell] = seat
@@ -379,7 +381,7 @@ class ActorPool(PoolBlock, Generic[M]):
             raise home.runtime.wrong_thread(home)
         return home
 
-    def _chosen(self, message: Any) -> list[Seat]:
+    def _chosen(self, message: Any) -> list[MemberSlot]:
         seats = self.seats
         if not seats:
             raise ActorNotFound(f"no member of the actor pool {self.name!r} is alive: resize() starts new ones")

@@ -17,14 +17,14 @@ from cuelight.pools._waiting import waiting
 if TYPE_CHECKING:
     from cuelight.actors import Cell
     from cuelight.mailbox import Waiter
-    from cuelight.pools._member_slot import Seat
+    from cuelight.pools._member_slot import MemberSlot
 
 
 class Members(Protocol):
     """The interface of the pool for a message."""
 
     name: str
-    seats: list[Seat]
+    seats: list[MemberSlot]
 
     def done(self, envelope: Envelope) -> None:
         """Called when the slot of an envelope is done, in the queue or at a member."""
@@ -91,13 +91,13 @@ class Envelope:
         """The advice in deadlock errors."""
         return "Tell instead of ask, or ask from a background task (pipe_to_self)"
 
-    def runners(self) -> list[Any] | None:
+    def running_nodes(self) -> list[Any] | None:
         """The member that has the message; None if it waits for a member."""
         if self.stale:
             return []
         return None if self.cell is None else [self.cell]
 
-    def occupants(self) -> list[Any]:
+    def busy_nodes(self) -> list[Any]:
         """The members, one of which must become free first; empty if one is free, or certainly will be."""
         seats = self._pool.seats
         return [] if any(seat.ready or not seat.live for seat in seats) else [seat.cell for seat in seats]

@@ -71,7 +71,7 @@ def is_final(error: BaseException) -> bool:
     return cause is not None and ends_the_program(cause)
 
 
-def told_to_end() -> bool:
+def is_cancelled() -> bool:
     """Whether a cancel scope of the pool, of the actor, or around them has cancelled the running task."""
     return anyio.current_effective_deadline() == -math.inf
 

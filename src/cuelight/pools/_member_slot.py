@@ -8,7 +8,7 @@ from cuelight.actors import Cell
 from cuelight.actors._cell import LIVE
 
 
-class Seat:
+class MemberSlot:
     """A member, for rules, with the messages that the pool has given it."""
 
     __slots__ = ("cell", "expected", "given", "name", "pump")

@@ -33,7 +33,7 @@ from cuelight.errors import (
 )
 from cuelight.mailbox import running_task
 from cuelight.pools._contexts import Abandoned, Calls
-from cuelight.pools._failures import as_failure, forget_cancellation, is_a, split_cancellation, told_to_end
+from cuelight.pools._failures import as_failure, forget_cancellation, is_a, split_cancellation, is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from cuelight.actors import Cell, Runtime
     from cuelight.pools._options import PoolOptions
-    from cuelight.pools._results import Ledger
+    from cuelight.pools._results import PoolMetrics
     from cuelight.pools._threads._executor import Executor
 
 TOLERANCE = 1e-6
@@ -53,14 +53,14 @@ _CLOSE: Final = 15.0
 log = get_log("cuelight.pools")
 
 
-class Call(Message):
+class WorkAvailable(Message):
     """Tells a worker that there is work."""
 
 
-CALL = Call()
+WORK_AVAILABLE = WorkAvailable()
 
 
-class Cut(Enum):
+class StopReason(Enum):
     """The reason for which an attempt was stopped."""
 
     TIMED_OUT = "timed out"
@@ -74,12 +74,12 @@ class Work(Protocol):
     serial: int
     listed: bool
     """Whether it is in the heap."""
-    held: bool
+    is_counted: bool
     """Whether a drain waits for it."""
 
     @property
-    def crew(self) -> WorkProvider:
-        """The crew that it belongs to."""
+    def group(self) -> WorkProvider:
+        """The group that it belongs to."""
         ...
 
     @property
@@ -97,11 +97,11 @@ class Work(Protocol):
         """The advice in deadlock errors."""
         ...
 
-    def runners(self) -> list[Any] | None:
+    def running_nodes(self) -> list[Any] | None:
         """The nodes of the graph of waits that run it; None if it waits for a worker."""
         ...
 
-    def occupants(self) -> list[Any]:
+    def busy_nodes(self) -> list[Any]:
         """The nodes that keep all places, one of which must end before it can begin; empty if a place is free."""
         ...
 
@@ -118,8 +118,8 @@ class Work(Protocol):
         ...
 
 
-class ExtraWork(Protocol):
-    """What a worker uses of the helpers of its crew, and of the waits that call for them."""
+class ExtraWorkSource(Protocol):
+    """What a worker uses of the helpers of its group, and of the waits that call for them."""
 
     awaited: dict[Work, list[PoolWorker]]
 
@@ -127,36 +127,36 @@ class ExtraWork(Protocol):
 
     def unpark(self, worker: PoolWorker) -> None: ...
 
-    def next(self, crew: Any) -> Work | None: ...
+    def next(self, group: Any) -> Work | None: ...
 
     def stays(self) -> bool: ...
 
 
 class WorkProvider(Protocol):
-    """What a worker uses of its crew."""
+    """What a worker uses of its group."""
 
     heap: list[tuple[int, int, Work]]
     workers: dict[Cell, PoolWorker | None]
     options: PoolOptions
-    ledger: Ledger
+    metrics: PoolMetrics
     runtime: Runtime
 
     @property
-    def helpers(self) -> ExtraWork: ...
+    def extra_workers(self) -> ExtraWorkSource: ...
 
     def top(self) -> Work | None: ...
 
-    def call(self) -> None: ...
+    def wake_worker(self) -> None: ...
 
-    def rest(self, cell: Cell) -> None: ...
+    def became_idle(self, cell: Cell) -> None: ...
 
-    def answered(self, cell: Cell) -> None: ...
+    def arrived(self, cell: Cell) -> None: ...
 
-    def unavailable(self, cell: Cell) -> None: ...
+    def became_unavailable(self, cell: Cell) -> None: ...
 
 
-class PoolWorker(Actor[Call]):
-    """A worker of a crew.
+class PoolWorker(Actor[WorkAvailable]):
+    """A worker of a group.
 
     Attributes:
         helps: whether it is a helper, which does only awaited work and leaves when there is none.
@@ -164,13 +164,13 @@ class PoolWorker(Actor[Call]):
         task: the task that runs this actor.
     """
 
-    def __init__(self, crew: WorkProvider, helps: bool = False) -> None:
-        self.crew, self.helps = crew, helps
+    def __init__(self, group: WorkProvider, is_extra: bool = False) -> None:
+        self.group, self.is_extra = group, is_extra
         self.waits = 0
         self.task: Any = None
         self.cell: Cell = self._cell
         self.label = self._cell.name
-        self.cut: Cut | None = None
+        self.cut: StopReason | None = None
         self.busy = False
         self._caught: BaseException | None = None
         self._scope: anyio.CancelScope | None = None
@@ -181,18 +181,18 @@ class PoolWorker(Actor[Call]):
         self._alarm_due = math.inf
 
     async def run(self) -> None:
-        crew, cell = self.crew, self.cell
-        crew.workers[cell] = self
+        group, cell = self.group, self.cell
+        group.workers[cell] = self
         self.task = running_task()
-        called = self.helps
+        woken = self.is_extra
         try:
             while True:
                 self.cut = self._caught = None
                 with anyio.CancelScope() as self._scope:
-                    await self._serve(called)
-                if self.helps and self.cut is None:
+                    await self._serve(woken)
+                if self.is_extra and self.cut is None:
                     return
-                called = True  # the scope was cancelled; there may be more work
+                woken = True  # the scope was cancelled; there may be more work
         except ChannelClosed:
             pass  # the worker was told to stop
         except GeneratorExit:
@@ -203,22 +203,22 @@ class PoolWorker(Actor[Call]):
                 self._alarm.cancel()
             if self._calls is not None:
                 self._calls.close()
-            crew.unavailable(cell)
+            group.became_unavailable(cell)
             await self._let_go()
 
-    async def _serve(self, called: bool) -> None:
+    async def _serve(self, woken: bool) -> None:
         """Wait for calls and do all work, until the scope was cancelled, or a helper has no work."""
-        crew, cell, inbox = self.crew, self.cell, self.inbox
+        group, cell, inbox = self.group, self.cell, self.inbox
         while True:
-            if not called:
-                crew.rest(cell)
+            if not woken:
+                group.became_idle(cell)
                 await inbox.receive()
                 inbox.reply(None)  # finish the call message, so that it does not count as being handled
-                crew.answered(cell)
-            called = False
+                group.arrived(cell)
+            woken = False
             self.busy = True
             try:
-                while self.goes_on:
+                while self.may_continue:
                     work = self._next()
                     if work is None:
                         break
@@ -228,25 +228,25 @@ class PoolWorker(Actor[Call]):
             finally:
                 self.busy = False
                 self._due = math.inf
-            if self.cut is not None or self.helps:
+            if self.cut is not None or self.is_extra:
                 return
 
     def _next(self) -> Work | None:
-        crew = self.crew
-        if not self.helps:
-            return crew.top()
-        return crew.helpers.next(crew) if crew.helpers.stays() else None
+        group = self.group
+        if not self.is_extra:
+            return group.top()
+        return group.extra_workers.next(group) if group.extra_workers.stays() else None
 
-    def goes_on_with(self, work: Work) -> bool:
+    def may_continue_with(self, work: Work) -> bool:
         """Whether the worker may continue with this work: it is still the most urgent."""
-        if self.helps:
+        if self.is_extra:
             return self._next() is work
-        return self.crew.heap[0][2] is work
+        return self.group.heap[0][2] is work
 
     def nodes(self) -> list[Any]:
         """Its nodes in the graph of waits: its task, and then its thread if the thread runs a call."""
-        party = getattr(self._executor, "party", None)
-        return [self.task] if party is None else [self.task, party]
+        lock_owner = getattr(self._executor, "lock_owner", None)
+        return [self.task] if lock_owner is None else [self.task, lock_owner]
 
     async def _let_go(self) -> None:
         executor, self._executor = self._executor, None
@@ -262,16 +262,16 @@ class PoolWorker(Actor[Call]):
             if ends_the_program(error):
                 raise
         finally:
-            self.crew.ledger.retired(executor)
+            self.group.metrics.executor_closed(executor)
 
     @property
-    def goes_on(self) -> bool:
+    def may_continue(self) -> bool:
         """Whether it may take more work: the attempt was not stopped, and the worker was not told to stop."""
         return self.cut is None and not self.cell.attention
 
     # Stopping attempts.
 
-    def stop_task(self, why: Cut) -> None:
+    def stop_task(self, why: StopReason) -> None:
         """Stop the running attempt. Its result states the reason."""
         if self.cut is None and self._scope is not None:
             self.cut = why
@@ -279,7 +279,7 @@ class PoolWorker(Actor[Call]):
 
     def start_clock(self, timeout: float) -> None:
         """Stop the attempt that begins now after `timeout` seconds, unless `stop_clock` is called first."""
-        runtime = self.crew.runtime
+        runtime = self.group.runtime
         self._due = due = runtime.backend.time() + timeout
         if self._alarm is None or self._alarm_due > due:
             if self._alarm is not None:
@@ -293,12 +293,12 @@ class PoolWorker(Actor[Call]):
 
     def _ring(self) -> None:
         self._alarm = None
-        left = self._due - self.crew.runtime.backend.time()
+        left = self._due - self.group.runtime.backend.time()
         if left <= TOLERANCE:
-            self.stop_task(Cut.TIMED_OUT)
+            self.stop_task(StopReason.TIMED_OUT)
         elif left < math.inf:
             self._alarm_due = self._due
-            self._alarm = self.crew.runtime.later(left, self._ring)
+            self._alarm = self.group.runtime.later(left, self._ring)
 
     # Attempts.
 
@@ -306,8 +306,8 @@ class PoolWorker(Actor[Call]):
     def executor(self) -> Executor:
         """Its executor, which is made on first use."""
         if self._executor is None:
-            self._executor = self.crew.options.make_executor(self.label)
-            self.crew.ledger.hired(self._executor)
+            self._executor = self.group.options.make_executor(self.label)
+            self.group.metrics.executor_started(self._executor)
         return self._executor
 
     async def attempt(
@@ -325,14 +325,14 @@ class PoolWorker(Actor[Call]):
         try:
             value = await work
         except BaseException as raised:
-            error, fatal = self.sort_out(name, raised)
+            error, fatal = self.classify_error(name, raised)
         if timeout is not None:
             self.stop_clock()
         if self.cut is not None:
-            error = self.cut_short(error, timeout)
+            error = self.stopped_error(error, timeout)
         return value, error, fatal
 
-    async def attempt_in(
+    async def attempt_in_context(
         self,
         name: str,
         context: Context,
@@ -351,12 +351,12 @@ class PoolWorker(Actor[Call]):
         value, raised, calls.value, calls.error = calls.value, calls.error, None, None
         if raised is None and self.cut is None:
             return value, None, None
-        error, fatal = (None, None) if raised is None else self.sort_out(name, raised)
+        error, fatal = (None, None) if raised is None else self.classify_error(name, raised)
         if self.cut is not None:
-            error = self.cut_short(error, timeout)
+            error = self.stopped_error(error, timeout)
         return value, error, fatal
 
-    def sort_out(self, name: str, raised: BaseException) -> tuple[Exception, BaseException | None]:
+    def classify_error(self, name: str, raised: BaseException) -> tuple[Exception, BaseException | None]:
         """Classify an exception of an attempt: a failure, a stop, the end of this worker, or the end of the program.
 
         Returns:
@@ -368,11 +368,11 @@ class PoolWorker(Actor[Call]):
             failed = TaskFailed(f"{name} raised {describe_error(raised)}, which ends the whole system")
             failed.__cause__ = raised
             return failed, raised
-        cancellation, rest = split_cancellation(raised, self.crew.runtime.backend.cancelled)
+        cancellation, became_idle = split_cancellation(raised, self.group.runtime.backend.cancelled)
         if self.cut is not None:
             self._caught = cancellation
-            return TaskCancelled("it was stopped") if rest is None else as_failure(name, rest), None
-        if is_a(raised, Abandoned) or (cancellation is not None and told_to_end()):
+            return TaskCancelled("it was stopped") if became_idle is None else as_failure(name, became_idle), None
+        if is_a(raised, Abandoned) or (cancellation is not None and is_cancelled()):
             return WorkerDied(f"{self.label} was ended while it ran this task"), raised
         if cancellation is not None:
             forget_cancellation()
@@ -380,12 +380,12 @@ class PoolWorker(Actor[Call]):
 
     def may_retry(self, error: Exception, fatal: BaseException | None) -> bool:
         """Whether the task may be tried again: it was not cancelled, and it did not end the system."""
-        return self.cut is not Cut.CANCELLED and (fatal is None or is_a(error, WorkerDied))
+        return self.cut is not StopReason.CANCELLED and (fatal is None or is_a(error, WorkerDied))
 
-    def cut_short(self, error: Exception | None, timeout: float | None) -> Exception:
+    def stopped_error(self, error: Exception | None, timeout: float | None) -> Exception:
         """The error of a task that was stopped. An exception that it raised meanwhile becomes the cause."""
         short: Exception
-        if self.cut is Cut.TIMED_OUT:
+        if self.cut is StopReason.TIMED_OUT:
             short = TaskTimedOut(f"it took longer than its time-out, {timeout:g} s, and was stopped")
         else:
             short = TaskCancelled("it was cancelled while it ran")

@@ -288,8 +288,8 @@ because most items have a line of their own. It holds no result and no traceback
 """
 
 
-class Ledger:
-    """Totals over all crews of a pool, and a line for each of the last tasks.
+class PoolMetrics:
+    """Totals over all groups of a pool, and a line for each of the last tasks.
 
     Attributes:
         totals: the counts. The pool fills in the current values (workers, pending).
@@ -333,11 +333,11 @@ class Ledger:
         totals.total_elapsed_ms += ms * items
         self.note((task_id, first, items, name, COMPLETED, ended, ms, worker, 0, None))
 
-    def hired(self, executor: Executor) -> None:
+    def executor_started(self, executor: Executor) -> None:
         """Record a new executor."""
         self._executors[id(executor)] = executor
 
-    def retired(self, executor: Executor) -> None:
+    def executor_closed(self, executor: Executor) -> None:
         """Forget an executor, unless threads that it has abandoned still run: those are counted until they end."""
         if not _count(executor, "abandoned") and self._executors.pop(id(executor), None) is not None:
             self.totals.replaced += _count(executor, "replaced")

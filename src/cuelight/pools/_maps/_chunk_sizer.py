@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-AIM_MS = 10.0
+TARGET_MS = 10.0
 """Intended run time of a chunk in milliseconds: much longer than the hand-over, too short for a noticeable wait."""
 GROWTH = 8
 MOST = 8192
 
 
-class Chunks:
+class ChunkSizer:
     """Adapts the size of chunks to the run time of the last ones.
 
     Attributes:
@@ -36,5 +36,5 @@ class Chunks:
     def took(self, items: int, ms: float) -> None:
         """Record that a chunk of `items` items took `ms` milliseconds."""
         if not self._fixed:
-            fitting = int(AIM_MS * items / ms) if ms > 0 else MOST
+            fitting = int(TARGET_MS * items / ms) if ms > 0 else MOST
             self.size = max(1, min(fitting, self.size * GROWTH, MOST))

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 import anyio
 
 from cuelight.errors import PoolClosed
-from cuelight.pools._extra_workers import place_given_away
+from cuelight.pools._extra_workers import worker_released
 from cuelight.pools._functions import name_of
 from cuelight.pools._maps._request import MapRequest
 from cuelight.pools._maps._run import MapRun
-from cuelight.pools._maps._sinks import Gathered, Streamed
+from cuelight.pools._maps._sinks import ListSink, StreamSink
 from cuelight.pools._results import TaskResult
 
 if TYPE_CHECKING:
-    from cuelight.pools._worker_group import Crew
+    from cuelight.pools._worker_group import WorkerGroup
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -38,18 +38,18 @@ class Results(list[TaskResult[R]]):
         return [result.error for result in self if result.error is not None]
 
 
-class Crews(Protocol):
+class GroupProvider(Protocol):
     """The interface of the pool for a map."""
 
     name: str
 
     @property
-    def crew(self) -> Crew | None:
-        """The crew of the pool's block, or of its given system; None if there is neither."""
+    def group(self) -> WorkerGroup | None:
+        """The group of the pool's block, or of its given system; None if there is neither."""
         ...
 
-    def opened(self) -> AbstractAsyncContextManager[Crew]:
-        """The crew of the pool, or a crew for this call only."""
+    def opened(self) -> AbstractAsyncContextManager[WorkerGroup]:
+        """The group of the pool, or a group for this call only."""
         ...
 
 
@@ -61,7 +61,7 @@ class Map(Generic[R]):
 
     __slots__ = ("__weakref__", "_pool", "_request", "_used")
 
-    def __init__(self, pool: Crews, request: MapRequest) -> None:
+    def __init__(self, pool: GroupProvider, request: MapRequest) -> None:
         self._pool, self._request = pool, request
         self._used = False
 
@@ -86,8 +86,8 @@ class Map(Generic[R]):
 
     async def _gather(self) -> Results[R]:
         results: Results[R] = Results()
-        async with self._pool.opened() as crew:
-            run = MapRun(crew, self._request, Gathered(results, ordered=self._request.ordered))
+        async with self._pool.opened() as group:
+            run = MapRun(group, self._request, ListSink(results, ordered=self._request.ordered))
             try:
                 await run.settled()
             except BaseException:
@@ -107,14 +107,14 @@ class Map(Generic[R]):
                 early.
         """
         self._use()
-        crew = self._pool.crew
-        if crew is None:
+        group = self._pool.group
+        if group is None:
             raise PoolClosed(
                 f"the pool {self._pool.name!r} is not running: loop over a map inside `async with` of the pool, "
                 f"or await the map"
             )
-        store = Streamed(ordered=self._request.ordered)
-        return MapStream(MapRun(crew, self._request, store), store)
+        store = StreamSink(ordered=self._request.ordered)
+        return MapStream(MapRun(group, self._request, store), store)
 
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
@@ -131,7 +131,7 @@ class MapStream(AsyncIterator[TaskResult[R]]):
 
     __slots__ = ("__weakref__", "_run", "_store")
 
-    def __init__(self, run: MapRun, store: Streamed) -> None:
+    def __init__(self, run: MapRun, store: StreamSink) -> None:
         self._run, self._store = run, store
 
     def __aiter__(self) -> Self:
@@ -157,7 +157,7 @@ class MapStream(AsyncIterator[TaskResult[R]]):
                 raise anyio.BusyResourceError("reading from")
             store.waiter = run.waiter()
             try:
-                with place_given_away(run):
+                with worker_released(run):
                     await store.waiter
             except BaseException:
                 await self._leave()

@@ -26,14 +26,14 @@ from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._contexts import AWAY, Calls, in_context
 from cuelight.pools._dead_letters import FailedCall
-from cuelight.pools._extra_workers import current_place, place_given_away
+from cuelight.pools._extra_workers import current_work, worker_released
 from cuelight.pools._failures import is_a
-from cuelight.pools._functions import Tries, Unawaited, holding_coroutine, name_of
-from cuelight.pools._maps._chunk_sizer import Chunks
-from cuelight.pools._maps._request import MapPlace, MapRequest, map_failure
+from cuelight.pools._functions import Attempts, PendingCoroutine, wrap_coroutine, name_of
+from cuelight.pools._maps._chunk_sizer import ChunkSizer
+from cuelight.pools._maps._request import ServedItems, MapRequest, map_failure
 from cuelight.pools._maps._sinks import Store
 from cuelight.pools._maps._source import SyncSource, count_items, source_of
-from cuelight.pools._pool_worker import Cut
+from cuelight.pools._pool_worker import StopReason
 from cuelight.pools._results import COMPLETED, Reporter, Shared, TaskResult, successes
 from cuelight.pools._threads._executor import Successes
 from cuelight.pools._waiting import OUTSIDE, PoolWait
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from cuelight.mailbox import Waiter
     from cuelight.pools._pool_worker import PoolWorker
     from cuelight.pools._threads._executor import Outcome
-    from cuelight.pools._worker_group import Crew
+    from cuelight.pools._worker_group import WorkerGroup
 
 
 ITEMS_PER_YIELD = 64
@@ -57,37 +57,37 @@ log = get_log("cuelight")
 
 
 class MapRun:
-    """A map as `Work` of a crew."""
+    """A map as `Work` of a group."""
 
-    def __init__(self, crew: Crew, request: MapRequest, store: Store) -> None:
+    def __init__(self, group: WorkerGroup, request: MapRequest, store: Store) -> None:
         self.priority, self.serial = request.priority, 0
-        self.listed = self.held = self.ready = False
+        self.listed = self.is_counted = self.ready = False
         self.failure: BaseException | None = None
         self.unheard = False
-        self.crew, self._request, self.store = crew, request, store
+        self.group, self._request, self.store = group, request, store
         self.function, self.in_loop, self.timeout = request.function, request.in_loop, request.timeout
-        process = crew.options.kind == "process"
-        self.plain_function = request.function if process else holding_coroutine(request.function)
+        process = group.options.kind == "process"
+        self.plain_function = request.function if process else wrap_coroutine(request.function)
         self.name, self.task_id = name_of(request.function), request.task_id
         self.context = request.context
         self.source = source_of(request.items, self.context)
         total = self.context.run(count_items, request.items)
         self.reporter = None if request.progress in (None, False) else Reporter(request.progress, total, self.name)
-        self.chunks = Chunks(1 if request.timeout is not None else request.chunk_size, total)
-        self.totals, self._note, self._put = crew.ledger.totals, crew.ledger.note, store.put
+        self.chunks = ChunkSizer(1 if request.timeout is not None else request.chunk_size, total)
+        self.totals, self._note, self._put = group.metrics.totals, group.metrics.note, store.put
         self.taken = 0
         self.running = 0
         self.exhausted = self.ended = self._over = False
         self.again: deque[Taken] = deque()
         self.delayed: dict[int, Later] = {}
-        self.tries: dict[int, Tries] = {}
+        self.attempts: dict[int, Attempts] = {}
         self._workers: dict[PoolWorker, None] = {}
-        self._bell = Bell(crew.runtime.backend)
-        crew.enter(self)
+        self._bell = Bell(group.runtime.backend)
+        group.add(self)
         store.opened(self)
         try:
-            self.source.start(crew, self)
-        except CuelightError as error:  # the crew is ending, or being restarted
+            self.source.start(group, self)
+        except CuelightError as error:  # the group is ending, or being restarted
             self.fail(error)
         self.refresh()
 
@@ -98,7 +98,7 @@ class MapRun:
         """Number of items that a stream may be ahead of its reader."""
         if self._request.buffer is not None:
             return self._request.buffer
-        return 2 * self.crew.size * self.chunks.size
+        return 2 * self.group.size * self.chunks.size
 
     @property
     def over(self) -> bool:
@@ -113,7 +113,7 @@ class MapRun:
                 self._hold()
             else:
                 self._let_go()  # it waits only for its reader
-            self.source.wanted(int(min(room, self.crew.size * self.chunks.size)))
+            self.source.wanted(int(min(room, self.group.size * self.chunks.size)))
             self._set_ready(bool(self.again) or (room > 0 and self.source.has_items))
         else:
             self._hold()
@@ -125,23 +125,23 @@ class MapRun:
         if ready != self.ready:
             self.ready = ready
             if ready:
-                self.crew.line_up(self)
+                self.group.enqueue(self)
             else:
-                self.crew.note_stale()
+                self.group.note_stale()
 
     def _hold(self) -> None:
-        if not self.held:
-            self.held = True
-            self.crew.hold()
+        if not self.is_counted:
+            self.is_counted = True
+            self.group.work_started()
 
     def _let_go(self) -> None:
-        if self.held:
-            self.held = False
-            self.crew.release()
+        if self.is_counted:
+            self.is_counted = False
+            self.group.work_finished()
 
     def _finish(self) -> None:
         self._over = True
-        self.crew.finished(self)
+        self.group.finished(self)
         self.store.closed()
         self._bell.ring()
         if self.unheard and self.failure is not None:
@@ -152,7 +152,7 @@ class MapRun:
     async def settled(self) -> None:
         """Wait until the map is over."""
         if not self._over:
-            with place_given_away(self):
+            with worker_released(self):
                 await self.until_over()
 
     async def until_over(self) -> None:
@@ -165,17 +165,17 @@ class MapRun:
     @property
     def thing(self) -> str:
         """Its description in deadlock errors."""
-        return f"map of {self.name!r} of the pool {self.crew.name!r}"
+        return f"map of {self.name!r} of the pool {self.group.name!r}"
 
-    def runners(self) -> list[Any] | None:
+    def running_nodes(self) -> list[Any] | None:
         """The nodes that run its items; None if it waits for a worker."""
         if self._workers:
             return [node for worker in self._workers for node in worker.nodes()]
         return None if self.ready else []
 
-    def occupants(self) -> list[Any]:
+    def busy_nodes(self) -> list[Any]:
         """The nodes that keep all places, one of which must end before it can begin."""
-        return self.crew.occupants()
+        return self.group.busy_nodes()
 
     @property
     def way_out(self) -> str:
@@ -184,7 +184,7 @@ class MapRun:
 
     def waiter(self) -> Waiter:
         """A new waiter for its reader."""
-        return self.crew.runtime.backend.waiter()
+        return self.group.runtime.backend.waiter()
 
     def cancel(self) -> bool:
         """Stop running items, and take no more. Always returns True."""
@@ -208,11 +208,11 @@ class MapRun:
         """End the map, because its reader is gone. May be called from any thread, as the garbage collector does."""
         if self._over or self.ended:
             return
-        if get_ident() == self.crew.thread:
+        if get_ident() == self.group.thread:
             self.end(None)
         else:
             try:
-                self.crew.runtime.call_threadsafe(self.end, None)
+                self.group.runtime.call_threadsafe(self.end, None)
             except RuntimeError:
                 pass  # the loop has ended, and the map with it
 
@@ -229,9 +229,9 @@ class MapRun:
                 later.cancel()
             self.delayed.clear()
             for worker in list(self._workers):
-                worker.stop_task(Cut.CANCELLED)
+                worker.stop_task(StopReason.CANCELLED)
             self.source.close(self)
-        if self.crew.over:
+        if self.group.over:
             self.running = 0  # no worker is left
         self.refresh()
 
@@ -240,9 +240,9 @@ class MapRun:
     async def serve(self, worker: PoolWorker) -> None:
         """Have a worker run items until there are none, or more urgent work is ready."""
         self._workers[worker] = None
-        place = MapPlace(worker)
+        place = ServedItems(worker)
         context = self.context.copy()
-        context.run(current_place.set, place)
+        context.run(current_work.set, place)
         try:
             if self.in_loop:
                 await serve_in_loop(self, worker, context)
@@ -325,27 +325,27 @@ class MapRun:
         ms: float,
     ) -> None:
         """Record the end of an attempt at an item: store its result, or try it again."""
-        crew, index = self.crew, taken[0]
+        group, index = self.group, taken[0]
         self.running -= 1
-        tries = self.tries.get(index) if self.tries else None
+        attempts = self.attempts.get(index) if self.attempts else None
         if error is not None and not self.ended and worker.may_retry(error, fatal):
-            if tries is None:
-                tries = self.tries[index] = Tries()
-            error = crew.failed(tries, error, ms)
+            if attempts is None:
+                attempts = self.attempts[index] = Attempts()
+            error = group.failed(attempts, error, ms)
             if error is None:
-                if tries.delay is None:
+                if attempts.delay is None:
                     self.again.append(taken)
                 else:
-                    self.delayed[index] = crew.runtime.later(tries.delay, self._delay_is_over, taken)
+                    self.delayed[index] = group.runtime.later(attempts.delay, self._delay_is_over, taken)
                 self.refresh()
                 return
-        if tries is not None:
-            self.tries.pop(index, None)
+        if attempts is not None:
+            self.attempts.pop(index, None)
         try:
-            result = crew.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, tries, ms)
+            result = group.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, attempts, ms)
             if error is not None and not is_a(error, TaskCancelled):
                 call = FailedCall(self.function, (taken[1],), {}, self.name, self.priority, self.timeout)
-                crew.report(result, call, tries)
+                group.report(result, call, attempts)
         except BaseException as broken:  # no memory is left
             self.fail(broken)
             raise
@@ -385,7 +385,7 @@ class MapRun:
         self.running -= len(values)
         try:
             results = successes(first, values, Shared(prefix, ms, name, label, now))
-            self.crew.ledger.enter_many(prefix, first, len(values), name, now, ms, label)
+            self.group.metrics.enter_many(prefix, first, len(values), name, now, ms, label)
             if not self.ended:
                 self.store.put_many(first, results)
         except BaseException as broken:  # no memory is left
@@ -417,12 +417,12 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
     Each item runs in its own copy of the context, so that variables set by one item do not reach the next.
     """
     timeout, take, settle_one = run.timeout, run.take, run.settle_one
-    heap, checkpoint, cell, label = run.crew.heap, run.crew.runtime.backend.checkpoint, worker.cell, worker.label
+    heap, checkpoint, cell, label = run.group.heap, run.group.runtime.backend.checkpoint, worker.cell, worker.label
     budget, helped, quick, totals = ITEMS_PER_YIELD, False, run.endless_room, run.totals
     taken: Taken | None = None
     calls = Calls(run.function)
     try:
-        while run.ready and (heap[0][2] is run or worker.goes_on_with(run)) and not (worker.cut or cell.attention):
+        while run.ready and (heap[0][2] is run or worker.may_continue_with(run)) and not (worker.cut or cell.attention):
             if quick and not run.again:  # the same as `take`, but faster
                 try:
                     item = run.source.next()
@@ -440,7 +440,7 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
                     return None
             if not helped:
                 helped = True
-                run.crew.call()
+                run.group.wake_worker()
             began = perf_counter()
             if timeout is not None:
                 worker.start_clock(timeout)
@@ -452,7 +452,7 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
                 worker.stop_clock()
             ms = (perf_counter() - began) * 1000
             done, taken = taken, None
-            if calls.error is None and worker.cut is None and not (run.tries or run.ended):  # type: ignore[redundant-expr]
+            if calls.error is None and worker.cut is None and not (run.attempts or run.ended):  # type: ignore[redundant-expr]
                 settle_one(done[0], calls.value, label, ms)
             else:
                 _settle(run, worker, done, calls, ms)
@@ -470,9 +470,9 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
 
 def _settle(run: MapRun, worker: PoolWorker, taken: Taken, calls: Calls, ms: float) -> None:
     """Record the outcome of an item that failed or was stopped, or whose map has retries or has ended."""
-    error, fatal = (None, None) if calls.error is None else worker.sort_out(run.name, calls.error)
+    error, fatal = (None, None) if calls.error is None else worker.classify_error(run.name, calls.error)
     if worker.cut is not None:
-        error = worker.cut_short(error, run.timeout)
+        error = worker.stopped_error(error, run.timeout)
     run.settle(taken, worker, None if calls.error is not None else calls.value, error, fatal, ms)
     if fatal is not None:
         raise fatal
@@ -484,14 +484,14 @@ async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -
     A chunk is settled while the executor runs the next one: the posted callback runs when this worker waits for that
     chunk.
     """
-    chunks, post = run.chunks, run.crew.runtime.post
+    chunks, post = run.chunks, run.group.runtime.post
     done = Done(run, worker)
     try:
-        while run.ready and worker.goes_on_with(run) and worker.goes_on and not run.in_loop:
-            first, items = run.take_many(chunks.next(run.taken, run.crew.size))
+        while run.ready and worker.may_continue_with(run) and worker.may_continue and not run.in_loop:
+            first, items = run.take_many(chunks.next(run.taken, run.group.size))
             if not items:
                 return
-            run.crew.call()
+            run.group.wake_worker()
             began = perf_counter()
             outcomes, fatal = await _attempt(run, worker, context, items)
             ms = (perf_counter() - began) * 1000
@@ -521,12 +521,12 @@ class Done:
         run, left = self._run, len(items)
         try:
             if type(outcomes) is Successes:
-                if not run.tries:
+                if not run.attempts:
                     left = 0
                     run.settle_many(first, outcomes, self._worker, each)
                     return
                 outcomes = [(True, value) for value in outcomes]
-            elif not run.tries and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator is slower
+            elif not run.attempts and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator is slower
                 left = 0
                 run.settle_many(first, [value for _, value in outcomes], self._worker, each)
                 return
@@ -550,7 +550,7 @@ async def _attempt(
             run_many: Any = getattr(executor, "run_many", executor.run_chunk)
             return _checked(await run_many(run.plain_function, items), len(items), worker.label)
         value = await executor.run(run.plain_function, (items[0],), {})
-        if type(value) is Unawaited:  # from now on the function is called in the event loop
+        if type(value) is PendingCoroutine:  # from now on the function is called in the event loop
             run.in_loop = True
             value = await value
         return [(True, value)]
@@ -560,13 +560,13 @@ async def _attempt(
         return [(False, error)] * len(items), fatal
     if type(outcomes) is Successes:
         return outcomes, fatal
-    for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is Unawaited]:
+    for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is PendingCoroutine]:
         value = outcomes[at][1]
-        if type(value) is Unawaited:
+        if type(value) is PendingCoroutine:
             text = f"{run.name} returned a coroutine, but not for every item: make it an `async def`"
             outcomes[at] = (False, TypeError(text))
         else:
-            error, bomb = worker.sort_out(run.name, value)
+            error, bomb = worker.classify_error(run.name, value)
             outcomes[at] = (False, error)
             fatal = bomb or fatal
     return outcomes, fatal
@@ -584,7 +584,7 @@ def _checked(given: Any, items: int, worker: str) -> Successes | list[Outcome]:
     plain = type(given) is list and len(given) == items
     if plain and all([type(one) is tuple and len(one) == 2 and one[0] is True for one in given]):  # noqa: C419
         values = [value for _, value in given]
-        if not any([type(value) is Unawaited for value in values]):  # noqa: C419
+        if not any([type(value) is PendingCoroutine for value in values]):  # noqa: C419
             return Successes(values)
     if isinstance(given, list) and len(given) == items and all([_is_outcome(one) for one in given]):  # noqa: C419
         return given

@@ -10,7 +10,7 @@ from cuelight.mailbox import Waiter
 from cuelight.pools._results import TaskResult
 
 
-class Feeder(Protocol):
+class WindowedMap(Protocol):
     """What a destination uses of its map."""
 
     @property
@@ -28,7 +28,7 @@ class Store(Protocol):
     limit: float
     """Maximum number of items taken since the start of the map. It grows when results are read."""
 
-    def opened(self, run: Feeder) -> None: ...
+    def opened(self, run: WindowedMap) -> None: ...
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
         """Accept the result of an item."""
@@ -43,7 +43,7 @@ class Store(Protocol):
         ...
 
 
-class Gathered:
+class ListSink:
     """Collects all results in a list, in the order of the items or of completion."""
 
     limit = math.inf
@@ -51,7 +51,7 @@ class Gathered:
     def __init__(self, results: list[Any], *, ordered: bool) -> None:
         self._results, self._ordered = results, ordered
 
-    def opened(self, run: Feeder) -> None:
+    def opened(self, run: WindowedMap) -> None:
         """Nothing to do."""
 
     def put(self, index: int, result: TaskResult[Any]) -> None:
@@ -77,7 +77,7 @@ class Gathered:
         """Nothing to do."""
 
 
-class Streamed:
+class StreamSink:
     """Keeps results for a reader. The map is at most one window ahead of the reader."""
 
     def __init__(self, *, ordered: bool) -> None:
@@ -89,7 +89,7 @@ class Streamed:
         self.limit: float = 0
         self.waiter: Waiter | None = None
 
-    def opened(self, run: Feeder) -> None:
+    def opened(self, run: WindowedMap) -> None:
         self._run = run
         self.limit = run.window
 

@@ -21,13 +21,13 @@ from cuelight._text import safe_repr
 from cuelight.actors import Cell, ChildSpec, Inbox, Options
 from cuelight.errors import TaskCancelled, ends_the_program
 from cuelight.pools._contexts import Abandoned, in_context
-from cuelight.pools._failures import is_a, told_to_end
+from cuelight.pools._failures import is_a, is_cancelled
 
 if TYPE_CHECKING:
     from contextvars import Context
 
     from cuelight.mailbox import Waiter
-    from cuelight.pools._worker_group import Crew
+    from cuelight.pools._worker_group import WorkerGroup
 
 END = object()
 """Marks the end of an async source."""
@@ -67,7 +67,7 @@ class SyncSource:
         """Up to `most` items. If there are fewer, this does not mean the end of the source."""
         return self._context.run(list, islice(self._iterator, most))
 
-    def start(self, crew: Crew, sink: Sink) -> None:
+    def start(self, group: WorkerGroup, sink: Sink) -> None:
         """Do nothing: a plain iterable needs no reader."""
 
     def close(self, sink: Sink) -> None:
@@ -139,11 +139,11 @@ class AsyncSource:
         self._wake()
         return items
 
-    def start(self, crew: Crew, sink: Sink) -> None:
+    def start(self, group: WorkerGroup, sink: Sink) -> None:
         """Start the reader, in the context of the map."""
-        family = crew.runtime.family_made(crew.cell)
+        family = group.runtime.family_made(group.cell)
         self.busy = True
-        self._cell = family.adopt(ChildSpec(self._read, (crew, sink), options=READER))
+        self._cell = family.adopt(ChildSpec(self._read, (group, sink), options=READER))
         self._cell.bonds_made().call_when_ended(lambda _exit: self._over(sink))
 
     def wanted(self, room: int) -> None:
@@ -155,16 +155,16 @@ class AsyncSource:
         if self._waiter is not None and len(self._ahead) < self._room:
             self._waiter.wake()
 
-    async def _read(self, _inbox: Inbox[Any], crew: Crew, sink: Sink) -> None:
-        await in_context(self._context, self._read_all(crew, sink))
+    async def _read(self, _inbox: Inbox[Any], group: WorkerGroup, sink: Sink) -> None:
+        await in_context(self._context, self._read_all(group, sink))
 
-    async def _read_all(self, crew: Crew, sink: Sink) -> None:
+    async def _read_all(self, group: WorkerGroup, sink: Sink) -> None:
         iterator: Any = None
         try:
             iterator = aiter(self._items)
             while True:
                 while len(self._ahead) >= self._room:
-                    self._waiter = crew.runtime.backend.waiter()
+                    self._waiter = group.runtime.backend.waiter()
                     await self._waiter
                     self._waiter = None
                 item = await anext(iterator, END)
@@ -183,7 +183,7 @@ class AsyncSource:
         if ends_the_program(error):
             sink.fail(error)
             raise error
-        if not is_a(error, Exception) and (is_a(error, Abandoned) or told_to_end()):
+        if not is_a(error, Exception) and (is_a(error, Abandoned) or is_cancelled()):
             raise error
         sink.fail(error)
 

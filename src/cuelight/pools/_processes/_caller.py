@@ -6,8 +6,8 @@ import select
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.pools._failures import without_our_frame
-from cuelight.pools._processes._executor import Answer, call_frame, died
-from cuelight.pools._processes._link import ProcessLink
+from cuelight.pools._processes._executor import ProcessAnswer, encode_checked_call, death_error
+from cuelight.pools._processes._link import WorkerProcess
 from cuelight.pools._threads._executor import full_name
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ class ProcessCaller:
         self.name = name
         self._executable = executable
         self.killed = False
-        self._link: ProcessLink | None = None
+        self._link: WorkerProcess | None = None
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Call the function in the process, and block until it has returned or raised, or the process has died."""
         try:
-            frame = call_frame(function, args, kwargs)
+            frame = encode_checked_call(function, args, kwargs)
             answer = self._exchange(frame)
             if answer.death is not None and not answer.begun and not self.killed:
                 answer = self._exchange(frame)  # the process died before it began the call
         except BaseException as error:
             return False, without_our_frame(error)  # there is no process, or the call could not be pickled
-        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
+        return answer.outcomes[0] if answer.outcomes else (False, death_error(self.name, answer, full_name(function)))
 
     def kill(self) -> None:
         """Kill the process, and so end its current call, if any. May be called from any thread."""
@@ -53,15 +53,15 @@ class ProcessCaller:
         """End the process. Call this only between calls."""
         link, self._link = self._link, None
         if link is not None:
-            link.hang_up()
+            link.close_writing()
             _poll(link, select.POLLIN, _CLOSE)  # the socket is readable once the process has closed its end
             link.kill()
             link.wait()
             link.close()
 
-    def _exchange(self, frame: bytes) -> Answer:
+    def _exchange(self, frame: bytes) -> ProcessAnswer:
         if self._link is None:
-            self._link = ProcessLink(self._executable)
+            self._link = WorkerProcess(self._executable)
         link = self._link
         try:
             if self.killed:
@@ -71,17 +71,17 @@ class ProcessCaller:
                 _poll(link, select.POLLOUT)
             while (kind := link.receive()) is None:
                 _poll(link, select.POLLIN)
-            return Answer.of(link, kind)
+            return ProcessAnswer.of(link, kind)
         except (EOFError, OSError):
             self._link = None
             link.kill()
             link.wait()
-            answer = Answer.of_dead(link)
+            answer = ProcessAnswer.of_dead(link)
             link.close()
             return answer
 
 
-def _poll(link: ProcessLink, event: int, limit: float | None = None) -> None:
+def _poll(link: WorkerProcess, event: int, limit: float | None = None) -> None:
     poll = select.poll()
     poll.register(link, event)
     poll.poll(None if limit is None else limit * 1000)

@@ -23,9 +23,9 @@ from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.errors import PoolClosed, WorkerDied, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._processes._child import UNLOADABLE
-from cuelight.pools._processes._link import ProcessLink, encode_call, encode_chunk
+from cuelight.pools._processes._link import WorkerProcess, encode_call, encode_chunk
 from cuelight.pools._processes._start import check_executable, check_importable, main_source
-from cuelight.pools._threads._executor import Successes, full_name, tamed
+from cuelight.pools._threads._executor import Successes, full_name, as_task_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ _REAP: Final = 1.0  # longest wait, in seconds, for the end of a killed process
 
 
 @dataclass
-class Answer:
+class ProcessAnswer:
     """The answer to one frame.
 
     Attributes:
@@ -54,7 +54,7 @@ class Answer:
     values: list[Any] | None = None
 
     @classmethod
-    def of(cls, link: ProcessLink, kind: bytes) -> Answer:
+    def of(cls, link: WorkerProcess, kind: bytes) -> ProcessAnswer:
         """The answer of a live process."""
         answer = cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
         if not answer.loaded and main_source() is None:
@@ -66,12 +66,12 @@ class Answer:
         return answer
 
     @classmethod
-    def of_dead(cls, link: ProcessLink) -> Answer:
+    def of_dead(cls, link: WorkerProcess) -> ProcessAnswer:
         """The salvaged answer of a process that died. Call this after `wait`."""
-        return cls(link.salvage(), begun=link.begun, death=f"process {link.pid} {link.last_words()}")
+        return cls(link.recover_results(), begun=link.begun, death=f"process {link.pid} {link.exit_description()}")
 
 
-def call_frame(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def encode_checked_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """The frame for one call.
 
     Raises:
@@ -108,7 +108,7 @@ def _can_pickle(value: object) -> bool:
     return True
 
 
-def died(name: str, answer: Answer, under: str) -> WorkerDied:
+def death_error(name: str, answer: ProcessAnswer, under: str) -> WorkerDied:
     """The error of the item that was running when the process died."""
     when = "under" if answer.begun else "before it began"
     return WorkerDied(f"{name}: {answer.death} {when} {under}")
@@ -146,7 +146,7 @@ class ProcessExecutor:
         self.abandoned = 0
         self.replaced = 0
         self._close_timeout = close_timeout
-        self._link: ProcessLink | None = None
+        self._link: WorkerProcess | None = None
         self._busy = False
         self._closed = False
 
@@ -167,14 +167,14 @@ class ProcessExecutor:
             PoolClosed: the executor was closed.
             RuntimeError: another call is in progress.
         """
-        answer = await self._deliver(call_frame(function, args, kwargs))
+        answer = await self._deliver(encode_checked_call(function, args, kwargs))
         if answer.death is not None and not answer.outcomes:
-            raise died(self.name, answer, full_name(function))
+            raise death_error(self.name, answer, full_name(function))
         [(succeeded, value)] = answer.outcomes
         if succeeded:
             return value
         try:
-            raise tamed(value, function)
+            raise as_task_error(value, function)
         finally:
             del value, answer  # break the cycle with the traceback
 
@@ -207,7 +207,7 @@ class ProcessExecutor:
                 if ends_the_program(error):
                     raise
                 if not _can_pickle(function):
-                    call_frame(function, (), {})
+                    encode_checked_call(function, (), {})
                 return outcomes + [await self._run_item(function, item) for item in rest]
             answer = await self._deliver(frame)
             if not answer.loaded:
@@ -223,15 +223,15 @@ class ProcessExecutor:
                 under = f"{full_name(function)}, item {len(outcomes)} of its chunk"
                 # If it had not begun, two processes in a row have died before they began.
                 left = 1 if answer.begun else len(items) - len(outcomes)
-                outcomes += [(False, died(self.name, answer, under)) for _ in range(left)]
+                outcomes += [(False, death_error(self.name, answer, under)) for _ in range(left)]
         return outcomes
 
     async def _run_item(self, function: Callable[[Any], Any], item: Any) -> Outcome:
         try:
-            answer = await self._deliver(call_frame(function, (item,), {}))
+            answer = await self._deliver(encode_checked_call(function, (item,), {}))
         except pickle.PicklingError as error:
             return False, error
-        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
+        return answer.outcomes[0] if answer.outcomes else (False, death_error(self.name, answer, full_name(function)))
 
     async def aclose(self) -> None:
         """End the process; kill it if it runs a call or takes longer than `close_timeout`. A checkpoint."""
@@ -246,7 +246,7 @@ class ProcessExecutor:
             return
         self._link = None
         try:
-            link.hang_up()
+            link.close_writing()
             with anyio.move_on_after(self._close_timeout):
                 await _wait(link)
         finally:
@@ -254,7 +254,7 @@ class ProcessExecutor:
 
     # One frame.
 
-    async def _deliver(self, frame: bytes) -> Answer:
+    async def _deliver(self, frame: bytes) -> ProcessAnswer:
         """Send a frame and return the answer. If the process dies before it has begun the call, try once more."""
         if self._link is not None and self._link.is_of_parent:
             self._link, self._busy = None, False
@@ -269,12 +269,12 @@ class ProcessExecutor:
             self._busy = False
         return answer
 
-    async def _exchange(self, frame: bytes) -> Answer:
+    async def _exchange(self, frame: bytes) -> ProcessAnswer:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
         if self._link is None:
             # Blocks for a millisecond or two; event loops start processes in the same way.
-            self._link = ProcessLink(self._executable)
+            self._link = WorkerProcess(self._executable)
         link = self._link
         try:
             try:
@@ -284,11 +284,11 @@ class ProcessExecutor:
                 await anyio.wait_readable(link)
                 while (kind := link.receive()) is None:
                     await anyio.wait_readable(link)
-                return Answer.of(link, kind)
+                return ProcessAnswer.of(link, kind)
             except (EOFError, OSError):
                 link.kill()  # in case it is alive and has only closed the socket
                 await _wait(link)
-                answer = Answer.of_dead(link)
+                answer = ProcessAnswer.of_dead(link)
         except BaseException:
             self._link = None
             self.replaced += 1
@@ -300,7 +300,7 @@ class ProcessExecutor:
         return answer
 
     @staticmethod
-    async def _end(link: ProcessLink) -> None:
+    async def _end(link: WorkerProcess) -> None:
         """Kill the process, and wait a moment for its end, also if the task is cancelled."""
         link.kill()
         try:
@@ -310,6 +310,6 @@ class ProcessExecutor:
             link.close()
 
 
-async def _wait(link: ProcessLink) -> None:
+async def _wait(link: WorkerProcess) -> None:
     # A limiter of its own, because all threads of the shared limiter may be in use.
     await anyio.to_thread.run_sync(link.wait, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))

@@ -64,12 +64,12 @@ def _new_region() -> int:
     return fd
 
 
-_links: Final[WeakSet[ProcessLink]] = WeakSet()
+_worker_processes: Final[WeakSet[WorkerProcess]] = WeakSet()
 
 
 def _leave_to_parent() -> None:
     """In a forked process: leave the worker processes to the parent. They end with it, not with this process."""
-    for link in list(_links):
+    for link in list(_worker_processes):
         link.leave_to_parent()
 
 
@@ -77,7 +77,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-class ProcessLink:
+class WorkerProcess:
     """One worker process, from its start to its end.
 
     It leads a process group. Processes that it starts belong to this group, and `kill` ends all of them.
@@ -130,7 +130,7 @@ class ProcessLink:
         self._words = memoryview(self._region)[:DATA].cast("Q")
         self._connection.setblocking(False)
         self.pid = self._process.pid
-        _links.add(self)
+        _worker_processes.add(self)
 
     def leave_to_parent(self) -> None:
         """In a forked process: close this end, and leave the worker process alone."""
@@ -208,7 +208,7 @@ class ProcessLink:
         """The outcomes that were sent in frames, in order; an empty list if there are `values`."""
         return [] if self.values is not None else _decode(self._records)
 
-    def salvage(self) -> list[Outcome]:
+    def recover_results(self) -> list[Outcome]:
         sent = self.outcomes()
         written = self._words[WRITTEN]
         for kind, form in KINDS.values():
@@ -226,7 +226,7 @@ class ProcessLink:
 
     # The end of the process.
 
-    def hang_up(self) -> None:
+    def close_writing(self) -> None:
         """Close the connection for writing, so that the process ends once it is idle."""
         try:
             self._connection.shutdown(socket.SHUT_WR)
@@ -269,7 +269,7 @@ class ProcessLink:
         self._connection.close()
         self._lifeline.close()
 
-    def last_words(self) -> str:
+    def exit_description(self) -> str:
         """Describe how the process ended. Call this after `wait`."""
         status = self._process.returncode
         if status is None:

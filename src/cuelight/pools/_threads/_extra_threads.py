@@ -4,7 +4,7 @@ A task that waits for another task keeps its thread, but its place goes to a hel
 and leaves when there is none. So tasks that wait for tasks of the same pool make progress at any depth of nesting, and
 the number of running tasks never exceeds the number of places of the pool.
 
-All methods of `Helpers` are called under the lock of the crew.
+All methods of `ExtraThreads` are called under the lock of the pool.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from cuelight.pools._threads._worker import Worker
 
 
-class Helpers:
-    """The helpers of one crew, and the waits that call for them.
+class ExtraThreads:
+    """The helpers of one pool, and the waits that call for them.
 
     Attributes:
-        threads: the helpers; they are among the threads of the crew.
-        parked: number of threads of this crew that wait for a task of any pool.
-        awaited: tasks of this crew that are awaited, with the number of tasks, of any pool, that wait for them.
+        threads: the helpers; they are among the threads of the pool.
+        parked: number of threads of this pool that wait for a task of any pool.
+        awaited: tasks of this pool that are awaited, with the number of tasks, of any pool, that wait for them.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Helpers:
         self.awaited: dict[Job, int] = {}
 
     def park(self, worker: Worker) -> None:
-        """Record that a thread of this crew begins to wait."""
+        """Record that a thread of this pool begins to wait."""
         worker.parked = True
         self.parked += 1
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class JobThread(Protocol):
     """What a task uses of the thread that runs it."""
 
-    party: Any
+    lock_owner: Any
     """Its identity in the graph of waits; None before it runs."""
 
 
@@ -51,7 +51,7 @@ class Job:
         "name",
         "outcome",
         "priority",
-        "ran",
+        "run_seconds",
         "result",
         "retries",
         "runner",
@@ -79,7 +79,7 @@ class Job:
         self.status = TaskStatus.PENDING
         self.result: Any = None
         self.error: Exception | None = None
-        self.began, self.ran = 0.0, 0.0
+        self.began, self.run_seconds = 0.0, 0.0
         self.ended: float | None = None
         self.retries = 0
         self.runner: JobThread | None = None
@@ -101,15 +101,15 @@ class Job:
         Returns:
             Values to drop outside of the lock, because dropping them may run user code.
         """
-        spent = self.function, self.args, self.kwargs, self.context
+        discarded = self.function, self.args, self.kwargs, self.context
         del self.function, self.args, self.kwargs, self.context
-        return spent
+        return discarded
 
     def call(self) -> FailedCall:
         """The payload of its dead letter. Call it before the task ends."""
         return FailedCall(self.function, self.args, self.kwargs, self.name, self.priority)
 
-    def taken_result(self, *, metrics: bool = True) -> TaskResult[Any]:
+    def make_result(self, *, metrics: bool = True) -> TaskResult[Any]:
         """The result of a task that has ended.
 
         Args:
@@ -121,7 +121,7 @@ class Job:
                 success=self.status is TaskStatus.COMPLETED,
                 result=self.result,
                 error=self.error,
-                elapsed_ms=self.ran * 1000,
+                elapsed_ms=self.run_seconds * 1000,
                 task_name=self.name,
                 worker_id=self.worker or "",
                 timestamp=self.ended or 0.0,
@@ -138,7 +138,7 @@ class Job:
             status=self.status,
             start_time=self.began,
             end_time=self.ended,
-            execution_time_ms=self.ran * 1000,
+            execution_time_ms=self.run_seconds * 1000,
             retries_used=self.retries,
             worker_id=self.worker,
             error_message=None if error is None else describe_error(error),

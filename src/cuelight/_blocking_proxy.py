@@ -63,7 +63,7 @@ class BlockingProxy(Generic[H]):
         self._system: BlockingSystem | None = None
         self._generation = forks.generation
         self._made: list[H] = []
-        self._calls: set[_Call] = set()  # in progress; only accessed in the loop
+        self._calls: set[_BlockingCall] = set()  # in progress; only accessed in the loop
         self._all_ended: anyio.Event | None = None  # only accessed in the loop; set when the last call ends
 
     def __enter__(self) -> Self:
@@ -156,7 +156,7 @@ class BlockingProxy(Generic[H]):
         system = self._system
         if system is None or forks.is_old(self._generation):
             raise self._closed()
-        call = _Call()
+        call = _BlockingCall()
         try:
             answer = system.call(self._run, call, run)
         except SystemClosed as error:
@@ -174,7 +174,7 @@ class BlockingProxy(Generic[H]):
         result: R = answer[0]
         return result
 
-    async def _run(self, call: _Call, run: Callable[[], Awaitable[R]]) -> list[R]:
+    async def _run(self, call: _BlockingCall, run: Callable[[], Awaitable[R]]) -> list[R]:
         """In the loop: return the result in a list, or an empty list if the end of the block cancelled the call."""
         try:
             if call.withdrawn or self._system is None:
@@ -190,7 +190,7 @@ class BlockingProxy(Generic[H]):
             if self._all_ended is not None and not self._calls:
                 self._all_ended.set()
 
-    def _abandon(self, system: BlockingSystem, call: _Call) -> None:
+    def _abandon(self, system: BlockingSystem, call: _BlockingCall) -> None:
         try:
             started = system.call(call.withdraw)
         except SystemClosed:
@@ -217,7 +217,7 @@ class BlockingProxy(Generic[H]):
         )
 
 
-class _Call:
+class _BlockingCall:
     """One call from one thread. All attributes except `ended` are only accessed in the loop's thread."""
 
     __slots__ = ("ended", "scope", "withdrawn")

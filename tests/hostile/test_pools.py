@@ -94,7 +94,7 @@ async def for_ever() -> None:
     await anyio.sleep_forever()
 
 
-async def may_continue(pool: AsyncWorkerPool) -> None:
+async def goes_on(pool: AsyncWorkerPool) -> None:
     assert (await pool.submit(double, 4)).unwrap() == 8
     assert (await pool.map(double, range(10))).values == list(range(0, 20, 2))
     assert isinstance((await pool.submit(for_ever, timeout=0.05)).error, TaskTimedOut)
@@ -134,7 +134,7 @@ async def _try(function: Place, case: Case, contained: bool, options: dict[str, 
         with anyio.fail_after(30):
             async with system, pool:
                 await function(pool, case)
-                await may_continue(pool)
+                await goes_on(pool)
     except BaseException as error:
         raised = error
     if case.ends_the_program and not contained:
@@ -516,7 +516,7 @@ async def a_queue_of_dead_letters(pool: AsyncWorkerPool, case: Case) -> None:
     async with AsyncWorkerPool(2, dead_letters=Letters()) as other:
         assert type((await other.submit(fail)).error) is ValueError
         assert len((await other.map(fail, range(5))).errors) == 5
-        await may_continue(other)
+        await goes_on(other)
 
 
 @place("log handlers and filters", cases=CALLED, contained=True, retries=1)
@@ -545,7 +545,7 @@ async def a_log_handler(pool: AsyncWorkerPool, case: Case) -> None:
             patch.setattr("sys.stderr.write", lambda _: None, raising=False)
             assert type((await pool.submit(fail)).error) is ValueError
             assert len((await pool.map(fail, range(5))).errors) == 5
-            await may_continue(pool)
+            await goes_on(pool)
     finally:
         logger.removeHandler(handler)
         logger.removeFilter(filters)

@@ -440,13 +440,13 @@ async def test_leaving_the_block_by_an_exception_ends_the_members_at_once() -> N
 async def test_a_pool_starts_in_a_given_system_and_ends_with_it() -> None:
     log: Log = []
     async with ActorSystem() as system:
-        pool = ActorPool(workers(log, name="group"), 2, system=system)
+        pool = ActorPool(workers(log, name="crew"), 2, system=system)
         with pytest.raises(PoolClosed, match="not running"):
             await pool.ask(Work(1))
         await pool.shutdown()
-        pool = ActorPool(workers(log, name="group"), 2, system=system)
+        pool = ActorPool(workers(log, name="crew"), 2, system=system)
         await pool.start()
-        assert system.find("group").path == "/system/crew"
+        assert system.find("crew").path == "/system/crew"
         with pytest.raises(PoolClosed, match="started before"):
             await pool.start()
         await pool.tell(Job(1))

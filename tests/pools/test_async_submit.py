@@ -75,7 +75,7 @@ async def test_names_and_keyword_arguments() -> None:
         await anyio.lowlevel.checkpoint()
         return a + timeout
 
-    async with AsyncWorkerPool(name="group") as pool:
+    async with AsyncWorkerPool(name="crew") as pool:
         task = pool.submit(functools.partial(add, timeout=2), 1, task_id="mine", timeout=5)
         assert (await task).result == 3
         assert task.task_id == (await task).task_id == "mine"

@@ -72,7 +72,7 @@ def outcome(function: Callable[[Any], Any], item: Any) -> Outcome:
         (WorkerGroup, "result", refuse, {}),
         (WorkerGroup, "result", odd_only, {"chunk_size": 4}),
         (ListSink, "put", double_soon, {}),
-        (PoolMetrics, "enter_many", double, {"chunk_size": 4}),
+        (PoolMetrics, "record_many", double, {"chunk_size": 4}),
         (PoolWorker, "start_clock", double_soon, {"timeout": 5}),
     ],
 )
@@ -220,15 +220,15 @@ async def test_a_map_whose_reader_is_ended_is_cancelled() -> None:
 
         group.start_soon(request)
         await reading.wait()
-        group = pool.group
-        assert group is not None
-        [run] = group.works
+        workers = pool.group
+        assert workers is not None
+        [run] = workers.works
         source: Any = getattr(run, "source")  # noqa: B009 - of maps alone
         source._cell.kill("for the test")
 
 
 def test_a_closed_source_has_no_more_items() -> None:
-    class Sink:
+    class SourceOwner:
         def refresh(self) -> None: ...
 
         def fail(self, error: BaseException) -> None:
@@ -236,6 +236,6 @@ def test_a_closed_source_has_no_more_items() -> None:
 
     source = SyncSource(iter([1, 2]), contextvars.copy_context())
     assert source.next() == 1
-    source.close(Sink())
+    source.close(SourceOwner())
     with pytest.raises(StopIteration):
         source.next()

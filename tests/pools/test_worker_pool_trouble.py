@@ -78,13 +78,13 @@ def test_a_pool_makes_do_with_the_threads_that_it_can_have(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = threading.Thread.start
-    executor_started: list[threading.Thread] = []
+    started: list[threading.Thread] = []
 
     def fail_second(thread: threading.Thread) -> None:
         if isinstance(thread, Worker):
-            if executor_started:
+            if started:
                 raise RuntimeError("can't start new thread")
-            executor_started.append(thread)
+            started.append(thread)
         start(thread)
 
     gate, entered = threading.Event(), threading.Event()
@@ -107,12 +107,12 @@ def test_a_thread_that_cannot_be_replaced_at_once_is_replaced_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = threading.Thread.start
-    executor_started: list[threading.Thread] = []
+    started: list[threading.Thread] = []
 
     def fail_second(thread: threading.Thread) -> None:
         if isinstance(thread, Worker):
-            executor_started.append(thread)
-            if len(executor_started) == 2:
+            started.append(thread)
+            if len(started) == 2:
                 raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -141,15 +141,15 @@ def test_time_is_kept_even_if_looking_fails(monkeypatch: pytest.MonkeyPatch, cap
         return now + 0.001
 
     with caplog.at_level(logging.CRITICAL):
-        keeper = TimerThread("pet", tick, None)
+        timer = TimerThread("pet", tick, None)
         assert done.wait(20)
-        keeper.stop()
-        keeper.join()
-        keeper.look()
-        keeper.stop()
+        timer.stop()
+        timer.join()
+        timer.check_soon()
+        timer.stop()
 
 
-def test_a_timekeeper_that_cannot_start_says_so() -> None:
+def test_a_timer_thread_that_cannot_start_says_so() -> None:
     def no_loop() -> None:
         raise LookupError("no loop")
 
@@ -176,12 +176,12 @@ def test_a_pool_that_was_dropped_ends_after_its_last_task() -> None:
 def test_a_pool_can_be_collected_by_a_thread_that_holds_its_lock() -> None:
     pool: Any = WorkerPool(config(1))
     pool.get_task_result(pool.submit_task("x", len, ("",)))
-    crew = pool._crew
-    with crew.lock:
+    threads = pool._thread_pool
+    with threads.lock:
         del pool
         gc.collect()
-    crew.join()
-    assert crew.over
+    threads.join()
+    assert threads.over
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
@@ -224,10 +224,10 @@ def test_tasks_can_run_in_processes() -> None:
 
 def test_a_process_that_dies_is_an_attempt(tmp_path: Path) -> None:
     with WorkerPool(config(1, max_retries=1, backoff_base_seconds=0), kind="process") as pool:
-        death_error = pool.get_task_result(pool.submit_task("x", jobs.end, ("kill",)))
-        assert isinstance(death_error.error, WorkerDied)
-        assert death_error.metrics is not None
-        assert death_error.metrics.retries_used == 1
+        died = pool.get_task_result(pool.submit_task("x", jobs.end, ("kill",)))
+        assert isinstance(died.error, WorkerDied)
+        assert died.metrics is not None
+        assert died.metrics.retries_used == 1
         pid: int = pool.get_task_result(pool.submit_task("x", os.getpid)).unwrap()
         os.kill(pid, signal.SIGKILL)  # while it is idle: that costs nothing
         result = pool.get_task_result(pool.submit_task("x", os.getpid))

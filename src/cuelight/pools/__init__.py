@@ -7,8 +7,8 @@ from cuelight.pools._functions import Kind
 from cuelight.pools._maps._handle import Map, MapStream, Results
 from cuelight.pools._options import WorkerPoolConfig
 from cuelight.pools._processes._executor import ProcessExecutor
-from cuelight.pools._processes._link import RemoteTraceback
 from cuelight.pools._processes._start import freeze_support
+from cuelight.pools._processes._worker_process import RemoteTraceback
 from cuelight.pools._results import PoolStats, Progress, TaskMetrics, TaskResult, TaskStatus
 from cuelight.pools._routing import Member, Routing, broadcast, by_key, least_loaded, may_wait, pull, round_robin
 from cuelight.pools._submission import Submission

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from cuelight.pools._member_slot import MemberSlot
 
 
-class Members(Protocol):
+class EnvelopePool(Protocol):
     """The interface of the pool for a message."""
 
     name: str
-    seats: list[MemberSlot]
+    slots: list[MemberSlot]
 
     def done(self, envelope: Envelope) -> None:
         """Called when the slot of an envelope is done, in the queue or at a member."""
@@ -36,7 +36,7 @@ class Envelope:
 
     __slots__ = ("_pool", "asked", "cell", "given_up", "reply")
 
-    def __init__(self, asked: Asked, pool: Members, *, told: bool) -> None:
+    def __init__(self, asked: Asked, pool: EnvelopePool, *, told: bool) -> None:
         self._pool = pool
         self.cell: Cell | None = None
         self.given_up = False
@@ -58,21 +58,21 @@ class Envelope:
             cell.line_up(self.asked)
 
     @property
-    def stale(self) -> bool:
+    def is_done(self) -> bool:
         """Whether the slot is done: answered, failed or withdrawn."""
         return self.asked.state == DONE
 
     @property
-    def untouched(self) -> bool:
+    def not_begun(self) -> bool:
         """Whether a member ended before it began the message, so that another member can have it."""
         error = self.asked.error
         lost = error is not None and is_a(error, NotStarted) and not is_a(error, NotStartedTimeout)
         return lost and not self.given_up and self.cell is not None and self.cell.closed
 
-    def renew(self, home: Cell) -> None:
+    def reset(self, supervisor: Cell) -> None:
         """Give the message a new slot for another member, with the same deadline."""
         old = self.asked
-        asked = Asked(old.message, home, old.timeout)
+        asked = Asked(old.message, supervisor, old.timeout)
         asked.due = old.due
         self.cell = None
         self._watch(asked)
@@ -93,14 +93,14 @@ class Envelope:
 
     def running_nodes(self) -> list[Any] | None:
         """The member that has the message; None if it waits for a member."""
-        if self.stale:
+        if self.is_done:
             return []
         return None if self.cell is None else [self.cell]
 
     def busy_nodes(self) -> list[Any]:
         """The members, one of which must become free first; empty if one is free, or certainly will be."""
-        seats = self._pool.seats
-        return [] if any(seat.ready or not seat.live for seat in seats) else [seat.cell for seat in seats]
+        slots = self._pool.slots
+        return [] if any(slot.ready or not slot.live for slot in slots) else [slot.cell for slot in slots]
 
     def settle(self) -> None:
         """Wake the asker, or make a dead letter of the failure of a told message, which has no asker."""
@@ -146,7 +146,7 @@ class PooledReply(Reply[Any]):
     @property
     def done(self) -> bool:
         self.hear()
-        return self._envelope.stale
+        return self._envelope.is_done
 
     @property
     def awaited(self) -> bool:

@@ -1,6 +1,6 @@
-"""Helpers of a group: extra workers that replace workers whose work waits for other work of a pool.
+"""Extra workers of a group: they replace workers whose work waits for other work of a pool.
 
-Work that waits for other work keeps its worker, but its place goes to a helper. A helper does only awaited work, and
+Work that waits for other work keeps its worker, but its place goes to an extra worker. An extra worker does only awaited work, and
 leaves when there is none. So work that waits for work of the same pool makes progress at any depth of nesting, and the
 number of running tasks never exceeds the number of places of the pool.
 """
@@ -38,13 +38,13 @@ awaited_work.append(current_work.get)
 
 
 class ExtraWorkers:
-    """The helpers of one group, and the waits that call for them.
+    """The extra workers of one group, and the waits that call for them.
 
     Attributes:
-        cells: the helpers; they are among the workers of the group.
+        cells: the extra workers; they are among the workers of the group.
         parked: number of workers of this group whose work waits for work of any pool.
         awaited: awaited work of this group, with the workers whose work waits for it.
-        room_wanted: number of workers whose work waits for room to submit a task. Helpers then do any work.
+        room_wanted: number of workers whose work waits for room to submit a task. Extra workers then do any work.
     """
 
     def __init__(self) -> None:
@@ -74,16 +74,16 @@ class ExtraWorkers:
             worker.group.extra_workers.unpark(worker)
 
     def wants(self, group: WorkProvider) -> bool:
-        """Whether there may be one more helper, and work for it."""
+        """Whether there may be one more extra worker, and work for it."""
         return len(self.cells) < self.parked and self.next(group) is not None
 
     def next(self, group: WorkProvider) -> Work | None:
-        """The next work of a helper; None if there is none."""
+        """The next work of an extra worker; None if there is none."""
         found = next((work for work in self.awaited if work.ready), None)
         return group.top() if found is None and self.room_wanted else found
 
     def stays(self) -> bool:
-        """Whether a helper may go on: there are at most as many helpers as parked workers."""
+        """Whether an extra worker may go on: there are at most as many extra workers as parked workers."""
         return len(self.cells) <= self.parked
 
 
@@ -94,7 +94,7 @@ def waits_alone() -> bool:
 
 @contextmanager
 def worker_released(work: Work) -> Generator[None]:
-    """Give the place of the running pool work, if any, to a helper while the task waits for other work of a pool.
+    """Give the place of the running pool work, if any, to an extra worker while the task waits for other work of a pool.
 
     Raises:
         DeadlockError: the task would wait for itself, directly or through others.

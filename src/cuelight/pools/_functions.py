@@ -1,4 +1,4 @@
-"""The policy of retries, and helpers that look at or wrap a task's function. Pure functions."""
+"""The policy of retries, and functions that look at or wrap a task's function. Pure functions."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def unwrapped(function: Any) -> Any:
         if isinstance(inner, functools.partial):
             inner = inner.func
         elif type(inner) is FunctionType and inner.__code__ in _WRAPPERS:
-            inner = inner.__dict__["held_function"]
+            inner = inner.__dict__["wrapped_function"]
         else:
             return inner
 

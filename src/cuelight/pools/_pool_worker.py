@@ -2,7 +2,7 @@
 
 Invariants:
 1. A worker runs one attempt at a time: one task, or one chunk of a map.
-2. An attempt ends once. If it is stopped (`cut`), it has ended, or its thread was abandoned, before its result is made.
+2. An attempt ends once. If it is stopped, it has ended, or its thread was abandoned, before its result is made.
 3. If a worker dies, only its attempt is lost: the task is tried again, or quarantined.
 
 The worker keeps one cancel scope until it was cancelled, and one timer until it fires. So the ability to stop a task
@@ -32,8 +32,8 @@ from cuelight.errors import (
     ends_the_program,
 )
 from cuelight.mailbox import running_task
-from cuelight.pools._contexts import Abandoned, Calls
-from cuelight.pools._failures import as_failure, forget_cancellation, is_a, split_cancellation, is_cancelled
+from cuelight.pools._contexts import Abandoned, ContextCalls
+from cuelight.pools._failures import as_failure, forget_cancellation, is_a, is_cancelled, split_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -119,7 +119,7 @@ class Work(Protocol):
 
 
 class ExtraWorkSource(Protocol):
-    """What a worker uses of the helpers of its group, and of the waits that call for them."""
+    """What a worker uses of the extra workers of its group, and of the waits that call for them."""
 
     awaited: dict[Work, list[PoolWorker]]
 
@@ -159,7 +159,7 @@ class PoolWorker(Actor[WorkAvailable]):
     """A worker of a group.
 
     Attributes:
-        helps: whether it is a helper, which does only awaited work and leaves when there is none.
+        is_extra: whether it is an extra worker, which does only awaited work and leaves when there is none.
         waits: number of current waits of its work for other work of pools.
         task: the task that runs this actor.
     """
@@ -170,15 +170,15 @@ class PoolWorker(Actor[WorkAvailable]):
         self.task: Any = None
         self.cell: Cell = self._cell
         self.label = self._cell.name
-        self.cut: StopReason | None = None
+        self.stop_reason: StopReason | None = None
         self.busy = False
-        self._caught: BaseException | None = None
+        self._cancellation: BaseException | None = None
         self._scope: anyio.CancelScope | None = None
         self._executor: Executor | None = None
-        self._calls: Calls | None = None
+        self._calls: ContextCalls | None = None
         self._due = math.inf
-        self._alarm: Any = None
-        self._alarm_due = math.inf
+        self._timer: Any = None
+        self._timer_due = math.inf
 
     async def run(self) -> None:
         group, cell = self.group, self.cell
@@ -187,10 +187,10 @@ class PoolWorker(Actor[WorkAvailable]):
         woken = self.is_extra
         try:
             while True:
-                self.cut = self._caught = None
+                self.stop_reason = self._cancellation = None
                 with anyio.CancelScope() as self._scope:
                     await self._serve(woken)
-                if self.is_extra and self.cut is None:
+                if self.is_extra and self.stop_reason is None:
                     return
                 woken = True  # the scope was cancelled; there may be more work
         except ChannelClosed:
@@ -199,15 +199,15 @@ class PoolWorker(Actor[WorkAvailable]):
             self._executor = None  # the event loop has ended, so the end of the executor cannot be awaited
             raise
         finally:
-            if self._alarm is not None:
-                self._alarm.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             if self._calls is not None:
                 self._calls.close()
             group.became_unavailable(cell)
-            await self._let_go()
+            await self._close_executor()
 
     async def _serve(self, woken: bool) -> None:
-        """Wait for calls and do all work, until the scope was cancelled, or a helper has no work."""
+        """Wait for calls and do all work, until the scope was cancelled, or an extra worker has no work."""
         group, cell, inbox = self.group, self.cell, self.inbox
         while True:
             if not woken:
@@ -223,12 +223,12 @@ class PoolWorker(Actor[WorkAvailable]):
                     if work is None:
                         break
                     await work.serve(self)
-                if self._caught is not None:
-                    raise self._caught
+                if self._cancellation is not None:
+                    raise self._cancellation
             finally:
                 self.busy = False
                 self._due = math.inf
-            if self.cut is not None or self.is_extra:
+            if self.stop_reason is not None or self.is_extra:
                 return
 
     def _next(self) -> Work | None:
@@ -248,7 +248,7 @@ class PoolWorker(Actor[WorkAvailable]):
         lock_owner = getattr(self._executor, "lock_owner", None)
         return [self.task] if lock_owner is None else [self.task, lock_owner]
 
-    async def _let_go(self) -> None:
+    async def _close_executor(self) -> None:
         executor, self._executor = self._executor, None
         if executor is None:
             return
@@ -267,38 +267,38 @@ class PoolWorker(Actor[WorkAvailable]):
     @property
     def may_continue(self) -> bool:
         """Whether it may take more work: the attempt was not stopped, and the worker was not told to stop."""
-        return self.cut is None and not self.cell.attention
+        return self.stop_reason is None and not self.cell.attention
 
     # Stopping attempts.
 
     def stop_task(self, why: StopReason) -> None:
         """Stop the running attempt. Its result states the reason."""
-        if self.cut is None and self._scope is not None:
-            self.cut = why
+        if self.stop_reason is None and self._scope is not None:
+            self.stop_reason = why
             self._scope.cancel()
 
     def start_clock(self, timeout: float) -> None:
         """Stop the attempt that begins now after `timeout` seconds, unless `stop_clock` is called first."""
         runtime = self.group.runtime
         self._due = due = runtime.backend.time() + timeout
-        if self._alarm is None or self._alarm_due > due:
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm_due = due
-            self._alarm = runtime.later(timeout, self._ring)
+        if self._timer is None or self._timer_due > due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_due = due
+            self._timer = runtime.later(timeout, self._timer_fired)
 
     def stop_clock(self) -> None:
         """End the time limit of the attempt. The timer stays, because the next task probably needs a later one."""
         self._due = math.inf
 
-    def _ring(self) -> None:
-        self._alarm = None
+    def _timer_fired(self) -> None:
+        self._timer = None
         left = self._due - self.group.runtime.backend.time()
         if left <= TOLERANCE:
             self.stop_task(StopReason.TIMED_OUT)
         elif left < math.inf:
-            self._alarm_due = self._due
-            self._alarm = self.group.runtime.later(left, self._ring)
+            self._timer_due = self._due
+            self._timer = self.group.runtime.later(left, self._timer_fired)
 
     # Attempts.
 
@@ -328,7 +328,7 @@ class PoolWorker(Actor[WorkAvailable]):
             error, fatal = self.classify_error(name, raised)
         if timeout is not None:
             self.stop_clock()
-        if self.cut is not None:
+        if self.stop_reason is not None:
             error = self.stopped_error(error, timeout)
         return value, error, fatal
 
@@ -342,17 +342,17 @@ class PoolWorker(Actor[WorkAvailable]):
         """Await `function(self)` once, in a context, for at most `timeout` seconds. Returns the same as `attempt`."""
         calls = self._calls
         if calls is None:
-            calls = self._calls = Calls(function)
+            calls = self._calls = ContextCalls(function)
         if timeout is not None:
             self.start_clock(timeout)
         await calls.perform(context, function, self)
         if timeout is not None:
             self.stop_clock()
         value, raised, calls.value, calls.error = calls.value, calls.error, None, None
-        if raised is None and self.cut is None:
+        if raised is None and self.stop_reason is None:
             return value, None, None
         error, fatal = (None, None) if raised is None else self.classify_error(name, raised)
-        if self.cut is not None:
+        if self.stop_reason is not None:
             error = self.stopped_error(error, timeout)
         return value, error, fatal
 
@@ -368,10 +368,10 @@ class PoolWorker(Actor[WorkAvailable]):
             failed = TaskFailed(f"{name} raised {describe_error(raised)}, which ends the whole system")
             failed.__cause__ = raised
             return failed, raised
-        cancellation, became_idle = split_cancellation(raised, self.group.runtime.backend.cancelled)
-        if self.cut is not None:
-            self._caught = cancellation
-            return TaskCancelled("it was stopped") if became_idle is None else as_failure(name, became_idle), None
+        cancellation, rest = split_cancellation(raised, self.group.runtime.backend.cancelled)
+        if self.stop_reason is not None:
+            self._cancellation = cancellation
+            return TaskCancelled("it was stopped") if rest is None else as_failure(name, rest), None
         if is_a(raised, Abandoned) or (cancellation is not None and is_cancelled()):
             return WorkerDied(f"{self.label} was ended while it ran this task"), raised
         if cancellation is not None:
@@ -380,12 +380,12 @@ class PoolWorker(Actor[WorkAvailable]):
 
     def may_retry(self, error: Exception, fatal: BaseException | None) -> bool:
         """Whether the task may be tried again: it was not cancelled, and it did not end the system."""
-        return self.cut is not StopReason.CANCELLED and (fatal is None or is_a(error, WorkerDied))
+        return self.stop_reason is not StopReason.CANCELLED and (fatal is None or is_a(error, WorkerDied))
 
     def stopped_error(self, error: Exception | None, timeout: float | None) -> Exception:
         """The error of a task that was stopped. An exception that it raised meanwhile becomes the cause."""
         short: Exception
-        if self.cut is StopReason.TIMED_OUT:
+        if self.stop_reason is StopReason.TIMED_OUT:
             short = TaskTimedOut(f"it took longer than its time-out, {timeout:g} s, and was stopped")
         else:
             short = TaskCancelled("it was cancelled while it ran")

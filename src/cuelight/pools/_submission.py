@@ -14,9 +14,9 @@ from cuelight.actors import code_of_waits
 from cuelight.errors import TaskCancelled
 from cuelight.mailbox._backend import Bell
 from cuelight.pools._dead_letters import FailedCall
-from cuelight.pools._extra_workers import current_work, worker_released, waits_alone
+from cuelight.pools._extra_workers import current_work, waits_alone, worker_released
 from cuelight.pools._failures import as_failure, is_a
-from cuelight.pools._functions import Attempts, PendingCoroutine, wrap_coroutines, name_of
+from cuelight.pools._functions import Attempts, PendingCoroutine, name_of, wrap_coroutines
 from cuelight.pools._pool_worker import StopReason
 from cuelight.pools._results import TaskResult
 from cuelight.pools._waiting import OUTSIDE, PoolWait
@@ -77,6 +77,7 @@ class Submitted(Submission[Any]):
 
     __slots__ = (
         "_args",
+        "_attempts",
         "_began",
         "_bell",
         "_context",
@@ -85,7 +86,6 @@ class Submitted(Submission[Any]):
         "_kwargs",
         "_later",
         "_timeout",
-        "_attempts",
         "group",
         "is_counted",
         "listed",
@@ -302,12 +302,12 @@ class DeferredSubmission(Submission[Any]):
         self,
         task_id: str,
         name: str,
-        open_crew: Callable[[], AbstractAsyncContextManager[WorkerGroup]],
+        open_group: Callable[[], AbstractAsyncContextManager[WorkerGroup]],
         make: Callable[[WorkerGroup], Submitted],
     ) -> None:
         super().__init__(task_id)
         self.name = name
-        self._open, self._make = open_crew, make
+        self._open, self._make = open_group, make
         self._inner: Submitted | None = None
         self._used = self._cancelled = False
 

@@ -1,12 +1,12 @@
-"""The group of a pool: waiting work, workers, and their supervisor. Idle workers pull work; it is never pushed.
+"""The workers of a pool: waiting work, workers, and their supervisor. Idle workers pull work; it is never pushed.
 
 Invariants:
 1. A worker takes the waiting work with the smallest (priority, serial). A task that is tried again keeps its serial.
-2. While waiting work is ready, and a worker is idle or may still be hired, one worker has been called. A called worker
-   that has taken work calls the next worker, so a burst wakes no more workers than it needs.
+2. While waiting work is ready, and a worker is idle or may still be started, one worker has been woken. A woken worker
+   that has taken work wakes the next worker, so a burst wakes no more workers than it needs.
 3. There are never more workers than `size`. After a `resize`, surplus workers leave when their task is over.
 4. Every task that was accepted ends: with a result, or as cancelled when the group ends.
-5. A worker whose work waits for other work of a pool does not count; there may be as many helpers instead.
+5. A worker whose work waits for other work of a pool does not count; there may be as many extra workers instead.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class WorkerGroup:
     # Workers.
 
     def wake_worker(self) -> None:
-        """Wake or hire one worker, if work is ready and no called worker is on its way."""
+        """Wake or start one worker, if work is ready and no woken worker is on its way."""
         if self.woken is not None or self.top() is None:
             return
         cell = self._idle_or_new_worker()
@@ -180,13 +180,13 @@ class WorkerGroup:
         return cell
 
     def became_idle(self, cell: Cell) -> None:
-        """Make a worker without work idle, unless it was hired for a call that it has not taken yet."""
+        """Make a worker without work idle, unless it was woken for work that it has not taken yet."""
         if self.woken is not cell and cell not in self._leaving:
             self.idle[cell] = None
             self.wake_worker()  # work may have come while it was being restarted
 
     def arrived(self, cell: Cell) -> None:
-        """Note that a called worker has arrived."""
+        """Note that a woken worker has arrived."""
         self.idle.pop(cell, None)
         if self.woken is cell:
             self.woken = None
@@ -254,7 +254,7 @@ class WorkerGroup:
         attempts: Attempts | None,
         ms: float,
     ) -> TaskResult[Any]:
-        """Make the result of a task, and enter it into the ledger."""
+        """Make the result of a task, and record it."""
         retries = 0
         if attempts is not None:
             ms += attempts.elapsed_ms
@@ -262,7 +262,7 @@ class WorkerGroup:
         made: TaskResult[Any] = TaskResult(
             task_id, error is None, value if error is None else None, error, ms, name, worker, time.time(), None
         )
-        self.metrics.enter(made, retries)
+        self.metrics.record(made, retries)
         return made
 
     def report(self, result: TaskResult[Any], call: FailedCall, attempts: Attempts | None) -> None:

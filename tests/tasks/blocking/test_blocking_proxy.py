@@ -13,7 +13,7 @@ import anyio.to_thread
 import pytest
 
 from cuelight import ActorSystem
-from cuelight._blocking_proxy import BlockingProxy, _Call
+from cuelight._blocking_proxy import BlockingProxy, _BlockingCall
 from cuelight.errors import PoolClosed, SystemClosed
 
 
@@ -189,7 +189,7 @@ def test_a_blocking_call_from_the_loop_of_the_face_is_refused(backend_name: str)
 
 def test_a_call_that_is_given_up_before_it_began_never_begins() -> None:
     """As when the interrupt comes while the call is on its way to the loop."""
-    call = _Call()
+    call = _BlockingCall()
     assert not call.withdraw()
     with BlockingDesk(Desk) as desk:
         handle = desk.desk
@@ -268,13 +268,13 @@ def test_a_call_that_never_began_because_the_block_was_left_says_that_the_face_i
 
 def test_a_call_that_is_given_up_does_not_wait_for_a_system_that_has_ended() -> None:
     face, ended = use_ended_system(SystemClosed("it has ended"))
-    call = _Call()
+    call = _BlockingCall()
     face._abandon(ended, call)
     assert not call.ended.is_set()
 
 
 def test_a_call_that_is_given_up_before_it_began_is_not_waited_for() -> None:
-    call = _Call()
+    call = _BlockingCall()
     with BlockingDesk(Desk) as desk:
         assert desk._system is not None
         desk._abandon(desk._system, call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 TARGET_MS = 10.0
 """Intended run time of a chunk in milliseconds: much longer than the hand-over, too short for a noticeable wait."""
 GROWTH = 8
-MOST = 8192
+MAX_SIZE = 8192
 
 
 class ChunkSizer:
@@ -33,8 +33,8 @@ class ChunkSizer:
             return self.size
         return max(1, min(self.size, (self._total - taken) // (2 * workers)))
 
-    def took(self, items: int, ms: float) -> None:
+    def record(self, items: int, ms: float) -> None:
         """Record that a chunk of `items` items took `ms` milliseconds."""
         if not self._fixed:
-            fitting = int(TARGET_MS * items / ms) if ms > 0 else MOST
-            self.size = max(1, min(fitting, self.size * GROWTH, MOST))
+            fitting = int(TARGET_MS * items / ms) if ms > 0 else MAX_SIZE
+            self.size = max(1, min(fitting, self.size * GROWTH, MAX_SIZE))

@@ -89,7 +89,7 @@ class Map(Generic[R]):
         async with self._pool.opened() as group:
             run = MapRun(group, self._request, ListSink(results, ordered=self._request.ordered))
             try:
-                await run.settled()
+                await run.wait()
             except BaseException:
                 run.cancel()
                 with anyio.CancelScope(shield=True):
@@ -113,8 +113,8 @@ class Map(Generic[R]):
                 f"the pool {self._pool.name!r} is not running: loop over a map inside `async with` of the pool, "
                 f"or await the map"
             )
-        store = StreamSink(ordered=self._request.ordered)
-        return MapStream(MapRun(group, self._request, store), store)
+        sink = StreamSink(ordered=self._request.ordered)
+        return MapStream(MapRun(group, self._request, sink), sink)
 
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
@@ -129,10 +129,10 @@ class Map(Generic[R]):
 class MapStream(AsyncIterator[TaskResult[R]]):
     """The results of a map as they arrive. Dropping the stream (`break`), or `aclose()`, cancels running items."""
 
-    __slots__ = ("__weakref__", "_run", "_store")
+    __slots__ = ("__weakref__", "_run", "_sink")
 
-    def __init__(self, run: MapRun, store: StreamSink) -> None:
-        self._run, self._store = run, store
+    def __init__(self, run: MapRun, sink: StreamSink) -> None:
+        self._run, self._sink = run, sink
 
     def __aiter__(self) -> Self:
         return self
@@ -147,23 +147,23 @@ class MapStream(AsyncIterator[TaskResult[R]]):
             TaskCancelled: the pool cancelled all its work, or has ended.
             anyio.BusyResourceError: another task waits for the next result.
         """
-        run, store = self._run, self._store
-        while (result := store.pop()) is None:
+        run, sink = self._run, self._sink
+        while (result := sink.pop()) is None:
             if run.over:
                 if run.failure is not None:
                     raise run.failure
                 raise StopAsyncIteration
-            if store.waiter is not None:
+            if sink.waiter is not None:
                 raise anyio.BusyResourceError("reading from")
-            store.waiter = run.waiter()
+            sink.waiter = run.waiter()
             try:
                 with worker_released(run):
-                    await store.waiter
+                    await sink.waiter
             except BaseException:
                 await self._leave()
                 raise
             finally:
-                store.waiter = None
+                sink.waiter = None
         return result
 
     async def aclose(self) -> None:
@@ -174,14 +174,14 @@ class MapStream(AsyncIterator[TaskResult[R]]):
         """
         before = self._run.failure
         self._run.abandon()
-        self._store.clear()
+        self._sink.clear()
         with anyio.CancelScope(shield=True):
             await self._run.until_over()
         if self._run.failure is not None and self._run.failure is not before:
             raise self._run.failure
 
     async def _leave(self) -> None:
-        self._run.unheard = True
+        self._run.is_unobserved = True
         self._run.abandon()
         with anyio.CancelScope(shield=True):
             await self._run.until_over()
@@ -195,5 +195,5 @@ class MapStream(AsyncIterator[TaskResult[R]]):
     def __del__(self) -> None:
         run = getattr(self, "_run", None)
         if run is not None:
-            run.unheard = True
+            run.is_unobserved = True
             run.abandon()

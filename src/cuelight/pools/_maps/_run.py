@@ -24,14 +24,14 @@ from cuelight._text import safe_repr
 from cuelight.actors import code_of_waits
 from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
 from cuelight.mailbox._backend import Bell
-from cuelight.pools._contexts import AWAY, Calls, in_context
+from cuelight.pools._contexts import CALL_DONE, ContextCalls, in_context
 from cuelight.pools._dead_letters import FailedCall
 from cuelight.pools._extra_workers import current_work, worker_released
 from cuelight.pools._failures import is_a
-from cuelight.pools._functions import Attempts, PendingCoroutine, wrap_coroutine, name_of
+from cuelight.pools._functions import Attempts, PendingCoroutine, name_of, wrap_coroutine
 from cuelight.pools._maps._chunk_sizer import ChunkSizer
-from cuelight.pools._maps._request import ServedItems, MapRequest, map_failure
-from cuelight.pools._maps._sinks import Store
+from cuelight.pools._maps._request import MapRequest, ServedItems, map_failure
+from cuelight.pools._maps._sinks import ResultSink
 from cuelight.pools._maps._source import SyncSource, count_items, source_of
 from cuelight.pools._pool_worker import StopReason
 from cuelight.pools._results import COMPLETED, Reporter, Shared, TaskResult, successes
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 ITEMS_PER_YIELD = 64
 
-Taken = tuple[int, Any]
+Item = tuple[int, Any]
 """The number of an item, and the item."""
 
 log = get_log("cuelight")
@@ -59,12 +59,12 @@ log = get_log("cuelight")
 class MapRun:
     """A map as `Work` of a group."""
 
-    def __init__(self, group: WorkerGroup, request: MapRequest, store: Store) -> None:
+    def __init__(self, group: WorkerGroup, request: MapRequest, sink: ResultSink) -> None:
         self.priority, self.serial = request.priority, 0
         self.listed = self.is_counted = self.ready = False
         self.failure: BaseException | None = None
-        self.unheard = False
-        self.group, self._request, self.store = group, request, store
+        self.is_unobserved = False
+        self.group, self._request, self.sink = group, request, sink
         self.function, self.in_loop, self.timeout = request.function, request.in_loop, request.timeout
         process = group.options.kind == "process"
         self.plain_function = request.function if process else wrap_coroutine(request.function)
@@ -73,18 +73,18 @@ class MapRun:
         self.source = source_of(request.items, self.context)
         total = self.context.run(count_items, request.items)
         self.reporter = None if request.progress in (None, False) else Reporter(request.progress, total, self.name)
-        self.chunks = ChunkSizer(1 if request.timeout is not None else request.chunk_size, total)
-        self.totals, self._note, self._put = group.metrics.totals, group.metrics.note, store.put
+        self.chunk_sizer = ChunkSizer(1 if request.timeout is not None else request.chunk_size, total)
+        self.totals, self._add_row, self._put = group.metrics.totals, group.metrics.add_row, sink.put
         self.taken = 0
         self.running = 0
         self.exhausted = self.ended = self._over = False
-        self.again: deque[Taken] = deque()
+        self.retries_due: deque[Item] = deque()
         self.delayed: dict[int, Later] = {}
         self.attempts: dict[int, Attempts] = {}
         self._workers: dict[PoolWorker, None] = {}
         self._bell = Bell(group.runtime.backend)
         group.add(self)
-        store.opened(self)
+        sink.opened(self)
         try:
             self.source.start(group, self)
         except CuelightError as error:  # the group is ending, or being restarted
@@ -98,7 +98,7 @@ class MapRun:
         """Number of items that a stream may be ahead of its reader."""
         if self._request.buffer is not None:
             return self._request.buffer
-        return 2 * self.group.size * self.chunks.size
+        return 2 * self.group.size * self.chunk_sizer.size
 
     @property
     def over(self) -> bool:
@@ -108,17 +108,17 @@ class MapRun:
     def refresh(self) -> None:
         """Update whether workers can take items, and whether the map is over."""
         if not (self.ended or self.exhausted):
-            room = self.store.limit - self.taken
+            room = self.sink.limit - self.taken
             if room > 0 or self.running or self.delayed:
-                self._hold()
+                self._start_counting()
             else:
-                self._let_go()  # it waits only for its reader
-            self.source.wanted(int(min(room, self.group.size * self.chunks.size)))
-            self._set_ready(bool(self.again) or (room > 0 and self.source.has_items))
+                self._stop_counting()  # it waits only for its reader
+            self.source.wanted(int(min(room, self.group.size * self.chunk_sizer.size)))
+            self._set_ready(bool(self.retries_due) or (room > 0 and self.source.has_items))
         else:
-            self._hold()
-            self._set_ready(bool(self.again))
-            if not (self.running or self.again or self.delayed or self.source.busy or self._over):
+            self._start_counting()
+            self._set_ready(bool(self.retries_due))
+            if not (self.running or self.retries_due or self.delayed or self.source.busy or self._over):
                 self._finish()
 
     def _set_ready(self, ready: bool) -> None:
@@ -129,12 +129,12 @@ class MapRun:
             else:
                 self.group.note_stale()
 
-    def _hold(self) -> None:
+    def _start_counting(self) -> None:
         if not self.is_counted:
             self.is_counted = True
             self.group.work_started()
 
-    def _let_go(self) -> None:
+    def _stop_counting(self) -> None:
         if self.is_counted:
             self.is_counted = False
             self.group.work_finished()
@@ -142,21 +142,21 @@ class MapRun:
     def _finish(self) -> None:
         self._over = True
         self.group.finished(self)
-        self.store.closed()
+        self.sink.closed()
         self._bell.ring()
-        if self.unheard and self.failure is not None:
+        if self.is_unobserved and self.failure is not None:
             log.error("a map of %s was left, and then its source failed: %r", self.name, self.failure)
         if self.reporter is not None:
             self.reporter.close()
 
-    async def settled(self) -> None:
+    async def wait(self) -> None:
         """Wait until the map is over."""
         if not self._over:
             with worker_released(self):
                 await self.until_over()
 
     async def until_over(self) -> None:
-        """As `settled`, without giving the place away: a cancelled map needs no worker to end."""
+        """As `wait`, without giving the place away: a cancelled map needs no worker to end."""
         while not self._over:
             await self._bell.wait()
 
@@ -199,7 +199,7 @@ class MapRun:
         """End the map because its source or its progress callback raised."""
         self.end(map_failure(self.name, error))
 
-    def lost(self, items: int, error: BaseException) -> None:
+    def abandon_items(self, items: int, error: BaseException) -> None:
         """End the map because results of taken items could not be recorded, so that it does not wait for them."""
         self.running -= items
         self.fail(error)
@@ -224,7 +224,7 @@ class MapRun:
             self.failure = error
         if not self.ended:
             self.ended = True
-            self.again.clear()
+            self.retries_due.clear()
             for later in self.delayed.values():
                 later.cancel()
             self.delayed.clear()
@@ -255,12 +255,12 @@ class MapRun:
     @property
     def endless_room(self) -> bool:
         """Whether a worker may take items without checking anything but the source."""
-        return self.store.limit == math.inf and type(self.source) is SyncSource
+        return self.sink.limit == math.inf and type(self.source) is SyncSource
 
-    def take(self) -> Taken | None:
+    def next_item(self) -> Item | None:
         """Take the next item; None if there is none now."""
-        if self.again:
-            taken = self.again.popleft()
+        if self.retries_due:
+            taken = self.retries_due.popleft()
         else:
             try:
                 item = self.source.next()
@@ -275,7 +275,7 @@ class MapRun:
             self.taken = index + 1
             self.totals.submitted += 1
         self.running += 1
-        if self.taken >= self.store.limit or not self.source.has_items:
+        if self.taken >= self.sink.limit or not self.source.has_items:
             self.refresh()
         return taken
 
@@ -289,20 +289,20 @@ class MapRun:
         if ends_the_program(error):
             raise error
 
-    def take_many(self, most: int) -> tuple[int, list[Any]]:
+    def next_items(self, most: int) -> tuple[int, list[Any]]:
         """Take up to `most` items. Returns the number of the first, and the items; no items if there are none now."""
-        first = self.take()  # it handles all special cases
+        first = self.next_item()  # it handles all special cases
         if first is None:
             return 0, []
         index, item = first
         items = [item]
-        most = int(min(most, self.store.limit - self.taken + 1))
+        most = int(min(most, self.sink.limit - self.taken + 1))
         if most > 1 and self.ready and index == self.taken - 1:
             try:
                 items += self.source.next_many(most - 1)
             except BaseException as error:
                 self.exhausted = True
-                self.lost(1, error)
+                self.abandon_items(1, error)
                 if ends_the_program(error):
                     raise
                 return 0, []
@@ -315,9 +315,9 @@ class MapRun:
             self.refresh()
         return index, items
 
-    def settle(  # noqa: PLR0917 - called for each item: keywords would cost more than the rest
+    def finish(  # noqa: PLR0917 - called for each item: keywords would cost more than the rest
         self,
-        taken: Taken,
+        taken: Item,
         worker: PoolWorker,
         value: Any,
         error: Exception | None,
@@ -334,7 +334,7 @@ class MapRun:
             error = group.failed(attempts, error, ms)
             if error is None:
                 if attempts.delay is None:
-                    self.again.append(taken)
+                    self.retries_due.append(taken)
                 else:
                     self.delayed[index] = group.runtime.later(attempts.delay, self._delay_is_over, taken)
                 self.refresh()
@@ -350,18 +350,18 @@ class MapRun:
             self.fail(broken)
             raise
         if not self.ended:
-            self.store.put(index, result)
+            self.sink.put(index, result)
             self.report(1)
         if self.exhausted or not self.ready:
             self.refresh()
 
-    def _delay_is_over(self, taken: Taken) -> None:
+    def _delay_is_over(self, taken: Item) -> None:
         del self.delayed[taken[0]]
-        self.again.append(taken)
+        self.retries_due.append(taken)
         self.refresh()
 
-    def settle_one(self, index: int, value: Any, worker: str, ms: float) -> None:
-        """Record that an item has succeeded at its first attempt. A faster `settle`."""
+    def finish_one(self, index: int, value: Any, worker: str, ms: float) -> None:
+        """Record that an item has succeeded at its first attempt. A faster `finish`."""
         self.running -= 1
         now = time()
         task_id = f"{self.task_id}-{index}"
@@ -369,7 +369,7 @@ class MapRun:
             totals = self.totals
             totals.completed += 1
             totals.total_elapsed_ms += ms
-            self._note((task_id, 0, 0, self.name, COMPLETED, now, ms, worker, 0, None))
+            self._add_row((task_id, 0, 0, self.name, COMPLETED, now, ms, worker, 0, None))
             self._put(index, TaskResult(task_id, True, value, None, ms, self.name, worker, now, None))
         except BaseException as broken:  # no memory is left
             self.fail(broken)
@@ -379,15 +379,15 @@ class MapRun:
         if self.exhausted or not self.ready:
             self.refresh()
 
-    def settle_many(self, first: int, values: list[Any], worker: PoolWorker, ms: float) -> None:
+    def finish_many(self, first: int, values: list[Any], worker: PoolWorker, ms: float) -> None:
         """Record that the items from number `first` on have succeeded, each in `ms` milliseconds."""
         prefix, name, label, now = self.task_id, self.name, worker.label, time()
         self.running -= len(values)
         try:
             results = successes(first, values, Shared(prefix, ms, name, label, now))
-            self.group.metrics.enter_many(prefix, first, len(values), name, now, ms, label)
+            self.group.metrics.record_many(prefix, first, len(values), name, now, ms, label)
             if not self.ended:
-                self.store.put_many(first, results)
+                self.sink.put_many(first, results)
         except BaseException as broken:  # no memory is left
             self.fail(broken)
             raise
@@ -416,14 +416,18 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
 
     Each item runs in its own copy of the context, so that variables set by one item do not reach the next.
     """
-    timeout, take, settle_one = run.timeout, run.take, run.settle_one
+    timeout, next_item, finish_one = run.timeout, run.next_item, run.finish_one
     heap, checkpoint, cell, label = run.group.heap, run.group.runtime.backend.checkpoint, worker.cell, worker.label
     budget, helped, quick, totals = ITEMS_PER_YIELD, False, run.endless_room, run.totals
-    taken: Taken | None = None
-    calls = Calls(run.function)
+    taken: Item | None = None
+    calls = ContextCalls(run.function)
     try:
-        while run.ready and (heap[0][2] is run or worker.may_continue_with(run)) and not (worker.cut or cell.attention):
-            if quick and not run.again:  # the same as `take`, but faster
+        while (
+            run.ready
+            and (heap[0][2] is run or worker.may_continue_with(run))
+            and not (worker.stop_reason or cell.attention)
+        ):
+            if quick and not run.retries_due:  # the same as `next_item`, but faster
                 try:
                     item = run.source.next()
                     if run.ended:  # its own source has ended the map
@@ -435,7 +439,7 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
                 run.running += 1
                 totals.submitted += 1
             else:
-                taken = take()
+                taken = next_item()
                 if taken is None:
                     return None
             if not helped:
@@ -446,14 +450,14 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
                 worker.start_clock(timeout)
             advance = context.copy().run
             trap = advance(calls.send, taken[1])
-            if trap is not AWAY:
+            if trap is not CALL_DONE:
                 yield from calls.wait(advance, trap)
             if timeout is not None:
                 worker.stop_clock()
             ms = (perf_counter() - began) * 1000
             done, taken = taken, None
-            if calls.error is None and worker.cut is None and not (run.attempts or run.ended):  # type: ignore[redundant-expr]
-                settle_one(done[0], calls.value, label, ms)
+            if calls.error is None and worker.stop_reason is None and not (run.attempts or run.ended):  # type: ignore[redundant-expr]
+                finish_one(done[0], calls.value, label, ms)
             else:
                 _settle(run, worker, done, calls, ms)
             budget -= 1
@@ -462,18 +466,18 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
                 yield from checkpoint()  # type: ignore[misc]  # a coroutine on asyncio and on trio
     except BaseException as error:
         if taken is not None and not is_a(error, GeneratorExit):
-            run.lost(1, error)
+            run.abandon_items(1, error)
         raise
     finally:
         calls.close()
 
 
-def _settle(run: MapRun, worker: PoolWorker, taken: Taken, calls: Calls, ms: float) -> None:
+def _settle(run: MapRun, worker: PoolWorker, taken: Item, calls: ContextCalls, ms: float) -> None:
     """Record the outcome of an item that failed or was stopped, or whose map has retries or has ended."""
     error, fatal = (None, None) if calls.error is None else worker.classify_error(run.name, calls.error)
-    if worker.cut is not None:
+    if worker.stop_reason is not None:
         error = worker.stopped_error(error, run.timeout)
-    run.settle(taken, worker, None if calls.error is not None else calls.value, error, fatal, ms)
+    run.finish(taken, worker, None if calls.error is not None else calls.value, error, fatal, ms)
     if fatal is not None:
         raise fatal
 
@@ -484,18 +488,18 @@ async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -
     A chunk is settled while the executor runs the next one: the posted callback runs when this worker waits for that
     chunk.
     """
-    chunks, post = run.chunks, run.group.runtime.post
-    done = Done(run, worker)
+    chunk_sizer, post = run.chunk_sizer, run.group.runtime.post
+    done = PendingChunk(run, worker)
     try:
         while run.ready and worker.may_continue_with(run) and worker.may_continue and not run.in_loop:
-            first, items = run.take_many(chunks.next(run.taken, run.group.size))
+            first, items = run.next_items(chunk_sizer.next(run.taken, run.group.size))
             if not items:
                 return
             run.group.wake_worker()
             began = perf_counter()
             outcomes, fatal = await _attempt(run, worker, context, items)
             ms = (perf_counter() - began) * 1000
-            chunks.took(len(items), ms)
+            chunk_sizer.record(len(items), ms)
             done.settle()
             done.chunk = first, items, outcomes, fatal, ms / len(items)
             if fatal is not None:
@@ -505,7 +509,7 @@ async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -
         done.settle()
 
 
-class Done:
+class PendingChunk:
     """Keeps the last chunk of a worker until it is settled."""
 
     def __init__(self, run: MapRun, worker: PoolWorker) -> None:
@@ -523,19 +527,19 @@ class Done:
             if type(outcomes) is Successes:
                 if not run.attempts:
                     left = 0
-                    run.settle_many(first, outcomes, self._worker, each)
+                    run.finish_many(first, outcomes, self._worker, each)
                     return
                 outcomes = [(True, value) for value in outcomes]
             elif not run.attempts and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator is slower
                 left = 0
-                run.settle_many(first, [value for _, value in outcomes], self._worker, each)
+                run.finish_many(first, [value for _, value in outcomes], self._worker, each)
                 return
             for index, (fine, outcome) in enumerate(outcomes, first):
                 value, error = (outcome, None) if fine else (None, outcome)
                 left -= 1
-                run.settle((index, items[index - first]), self._worker, value, error, fatal, each)
+                run.finish((index, items[index - first]), self._worker, value, error, fatal, each)
         except BaseException as error:
-            run.lost(left, error)
+            run.abandon_items(left, error)
             raise
 
 

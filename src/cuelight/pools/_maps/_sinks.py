@@ -22,7 +22,7 @@ class WindowedMap(Protocol):
     def refresh(self) -> None: ...
 
 
-class Store(Protocol):
+class ResultSink(Protocol):
     """The destination of the results of a map."""
 
     limit: float

@@ -6,8 +6,8 @@ import select
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.pools._failures import without_our_frame
-from cuelight.pools._processes._executor import ProcessAnswer, encode_checked_call, death_error
-from cuelight.pools._processes._link import WorkerProcess
+from cuelight.pools._processes._executor import ProcessAnswer, death_error, encode_checked_call
+from cuelight.pools._processes._worker_process import WorkerProcess
 from cuelight.pools._threads._executor import full_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class ProcessCaller:
         self.name = name
         self._executable = executable
         self.killed = False
-        self._link: WorkerProcess | None = None
+        self._process: WorkerProcess | None = None
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Call the function in the process, and block until it has returned or raised, or the process has died."""
@@ -45,43 +45,43 @@ class ProcessCaller:
     def kill(self) -> None:
         """Kill the process, and so end its current call, if any. May be called from any thread."""
         self.killed = True
-        link = self._link
-        if link is not None:
-            link.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process. Call this only between calls."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.close_writing()
-            _poll(link, select.POLLIN, _CLOSE)  # the socket is readable once the process has closed its end
-            link.kill()
-            link.wait()
-            link.close()
+        process, self._process = self._process, None
+        if process is not None:
+            process.close_writing()
+            _poll(process, select.POLLIN, _CLOSE)  # the socket is readable once the process has closed its end
+            process.kill()
+            process.wait()
+            process.close()
 
     def _exchange(self, frame: bytes) -> ProcessAnswer:
-        if self._link is None:
-            self._link = WorkerProcess(self._executable)
-        link = self._link
+        if self._process is None:
+            self._process = WorkerProcess(self._executable)
+        process = self._process
         try:
             if self.killed:
                 raise EOFError
-            link.begin(frame)
-            while not link.send():
-                _poll(link, select.POLLOUT)
-            while (kind := link.receive()) is None:
-                _poll(link, select.POLLIN)
-            return ProcessAnswer.of(link, kind)
+            process.begin(frame)
+            while not process.send():
+                _poll(process, select.POLLOUT)
+            while (kind := process.receive()) is None:
+                _poll(process, select.POLLIN)
+            return ProcessAnswer.of(process, kind)
         except (EOFError, OSError):
-            self._link = None
-            link.kill()
-            link.wait()
-            answer = ProcessAnswer.of_dead(link)
-            link.close()
+            self._process = None
+            process.kill()
+            process.wait()
+            answer = ProcessAnswer.of_dead(process)
+            process.close()
             return answer
 
 
-def _poll(link: WorkerProcess, event: int, limit: float | None = None) -> None:
+def _poll(process: WorkerProcess, event: int, limit: float | None = None) -> None:
     poll = select.poll()
-    poll.register(link, event)
+    poll.register(process, event)
     poll.poll(None if limit is None else limit * 1000)

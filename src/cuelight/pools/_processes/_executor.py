@@ -23,9 +23,9 @@ from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.errors import PoolClosed, WorkerDied, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._processes._child import UNLOADABLE
-from cuelight.pools._processes._link import WorkerProcess, encode_call, encode_chunk
 from cuelight.pools._processes._start import check_executable, check_importable, main_source
-from cuelight.pools._threads._executor import Successes, full_name, as_task_error
+from cuelight.pools._processes._worker_process import WorkerProcess, encode_call, encode_chunk
+from cuelight.pools._threads._executor import Successes, as_task_error, full_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,9 +54,9 @@ class ProcessAnswer:
     values: list[Any] | None = None
 
     @classmethod
-    def of(cls, link: WorkerProcess, kind: bytes) -> ProcessAnswer:
+    def of(cls, process: WorkerProcess, kind: bytes) -> ProcessAnswer:
         """The answer of a live process."""
-        answer = cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
+        answer = cls(process.outcomes(), loaded=kind != UNLOADABLE, values=process.values)
         if not answer.loaded and main_source() is None:
             for _, error in answer.outcomes:
                 error.add_note(
@@ -66,9 +66,11 @@ class ProcessAnswer:
         return answer
 
     @classmethod
-    def of_dead(cls, link: WorkerProcess) -> ProcessAnswer:
-        """The salvaged answer of a process that died. Call this after `wait`."""
-        return cls(link.recover_results(), begun=link.begun, death=f"process {link.pid} {link.exit_description()}")
+    def of_dead(cls, process: WorkerProcess) -> ProcessAnswer:
+        """The recovered answer of a process that died. Call this after `wait`."""
+        return cls(
+            process.recover_results(), begun=process.begun, death=f"process {process.pid} {process.exit_description()}"
+        )
 
 
 def encode_checked_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -146,14 +148,14 @@ class ProcessExecutor:
         self.abandoned = 0
         self.replaced = 0
         self._close_timeout = close_timeout
-        self._link: WorkerProcess | None = None
+        self._process: WorkerProcess | None = None
         self._busy = False
         self._closed = False
 
     @property
     def pid(self) -> int | None:
         """The process ID of the worker process; None while there is no process."""
-        return None if self._link is None else self._link.pid
+        return None if self._process is None else self._process.pid
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function in the process and return its result. A checkpoint.
@@ -236,28 +238,28 @@ class ProcessExecutor:
     async def aclose(self) -> None:
         """End the process; kill it if it runs a call or takes longer than `close_timeout`. A checkpoint."""
         self._closed = True
-        link = self._link
-        if link is not None and link.is_of_parent:
-            link = self._link = None
-        if link is None or self._busy:
-            if link is not None:
-                link.kill()  # the task that awaits the call notices it, and closes the link
+        process = self._process
+        if process is not None and process.is_of_parent:
+            process = self._process = None
+        if process is None or self._busy:
+            if process is not None:
+                process.kill()  # the task that awaits the call notices it, and closes the link
             await current_backend().checkpoint()
             return
-        self._link = None
+        self._process = None
         try:
-            link.close_writing()
+            process.close_writing()
             with anyio.move_on_after(self._close_timeout):
-                await _wait(link)
+                await _wait(process)
         finally:
-            await self._end(link)
+            await self._end(process)
 
     # One frame.
 
     async def _deliver(self, frame: bytes) -> ProcessAnswer:
         """Send a frame and return the answer. If the process dies before it has begun the call, try once more."""
-        if self._link is not None and self._link.is_of_parent:
-            self._link, self._busy = None, False
+        if self._process is not None and self._process.is_of_parent:
+            self._process, self._busy = None, False
         if self._busy:
             raise RuntimeError(f"the executor {self.name!r} runs one call at a time: await the first, or make another")
         self._busy = True
@@ -272,44 +274,44 @@ class ProcessExecutor:
     async def _exchange(self, frame: bytes) -> ProcessAnswer:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
-        if self._link is None:
+        if self._process is None:
             # Blocks for a millisecond or two; event loops start processes in the same way.
-            self._link = WorkerProcess(self._executable)
-        link = self._link
+            self._process = WorkerProcess(self._executable)
+        process = self._process
         try:
             try:
-                link.begin(frame)
-                while not link.send():
-                    await anyio.wait_writable(link)
-                await anyio.wait_readable(link)
-                while (kind := link.receive()) is None:
-                    await anyio.wait_readable(link)
-                return ProcessAnswer.of(link, kind)
+                process.begin(frame)
+                while not process.send():
+                    await anyio.wait_writable(process)
+                await anyio.wait_readable(process)
+                while (kind := process.receive()) is None:
+                    await anyio.wait_readable(process)
+                return ProcessAnswer.of(process, kind)
             except (EOFError, OSError):
-                link.kill()  # in case it is alive and has only closed the socket
-                await _wait(link)
-                answer = ProcessAnswer.of_dead(link)
+                process.kill()  # in case it is alive and has only closed the socket
+                await _wait(process)
+                answer = ProcessAnswer.of_dead(process)
         except BaseException:
-            self._link = None
+            self._process = None
             self.replaced += 1
-            await self._end(link)
+            await self._end(process)
             raise
-        self._link = None
+        self._process = None
         self.replaced += 1
-        link.close()
+        process.close()
         return answer
 
     @staticmethod
-    async def _end(link: WorkerProcess) -> None:
+    async def _end(process: WorkerProcess) -> None:
         """Kill the process, and wait a moment for its end, also if the task is cancelled."""
-        link.kill()
+        process.kill()
         try:
             with anyio.move_on_after(_REAP, shield=True):
-                await _wait(link)
+                await _wait(process)
         finally:
-            link.close()
+            process.close()
 
 
-async def _wait(link: WorkerProcess) -> None:
+async def _wait(process: WorkerProcess) -> None:
     # A limiter of its own, because all threads of the shared limiter may be in use.
-    await anyio.to_thread.run_sync(link.wait, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+    await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))

@@ -1,6 +1,6 @@
-"""Helpers of a blocking pool: extra threads that replace threads that wait for another task.
+"""Extra threads of a blocking pool: they replace threads that wait for another task.
 
-A task that waits for another task keeps its thread, but its place goes to a helper. A helper runs only awaited tasks,
+A task that waits for another task keeps its thread, but its place goes to an extra thread. An extra thread runs only awaited tasks,
 and leaves when there is none. So tasks that wait for tasks of the same pool make progress at any depth of nesting, and
 the number of running tasks never exceeds the number of places of the pool.
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class ExtraThreads:
-    """The helpers of one pool, and the waits that call for them.
+    """The extra threads of one pool, and the waits that call for them.
 
     Attributes:
-        threads: the helpers; they are among the threads of the pool.
+        threads: the extra threads; they are among the threads of the pool.
         parked: number of threads of this pool that wait for a task of any pool.
         awaited: tasks of this pool that are awaited, with the number of tasks, of any pool, that wait for them.
     """
@@ -57,7 +57,7 @@ class ExtraThreads:
 
     @property
     def wanted(self) -> bool:
-        """Whether there may be one more helper, and a task for it."""
+        """Whether there may be one more extra thread, and a task for it."""
         return len(self.threads) < self.parked and self.next() is not None
 
     def next(self) -> Job | None:
@@ -65,5 +65,5 @@ class ExtraThreads:
         return next((job for job in self.awaited if job.status is TaskStatus.PENDING), None)
 
     def take(self) -> Job | None:
-        """The next task of a helper; None if the helper should leave."""
+        """The next task of an extra thread; None if the extra thread should leave."""
         return self.next() if len(self.threads) <= self.parked else None

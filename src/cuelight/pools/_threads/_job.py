@@ -32,9 +32,9 @@ class Job:
         listed: whether it is in the heap of tasks that wait for a thread.
         began: time when its first attempt began, in seconds since the epoch; 0 before that.
         ended: time when it ended, in seconds since the epoch; None before that.
-        ran: seconds that its attempts ran.
+        run_seconds: seconds that its attempts ran.
         runner: the thread that runs it now.
-        waiters: batons of the threads that wait for it.
+        waiters: held locks on which threads wait, one for each of the threads that wait for it.
     """
 
     __slots__ = (
@@ -51,9 +51,9 @@ class Job:
         "name",
         "outcome",
         "priority",
-        "run_seconds",
         "result",
         "retries",
+        "run_seconds",
         "runner",
         "sequence",
         "status",

@@ -28,7 +28,7 @@ class JobTable:
         unfinished: number of tasks that have not ended.
         open: number of kept tasks that have not ended.
         failures: number of kept tasks that have failed.
-        spent: values to drop after the step, outside of the lock.
+        discarded: values to drop after the step, outside of the lock.
         is_inside: whether this thread is in the middle of a step.
     """
 
@@ -46,7 +46,7 @@ class JobTable:
         self._table_waiters: list[_TableWaiter] = []
 
     def check_free(self) -> None:
-        """Check that this thread is not in the middle of a step of this board.
+        """Check that this thread is not in the middle of a step of this pool.
 
         Raises:
             DeadlockError: the caller is a signal handler or finaliser that has interrupted a step of the pool.
@@ -158,7 +158,7 @@ class JobTable:
 
 
 class _TableWaiter:
-    """A thread that waits for a state of the whole board."""
+    """A thread that waits for a state of the whole table."""
 
     def __init__(self, satisfied: Callable[[], bool]) -> None:
         self.satisfied = satisfied

@@ -5,8 +5,8 @@ The invariants, which `tests/pools/test_worker_pool_model.py` asserts:
 1. Each task ends once: completed, failed or cancelled. At most one thread that was not abandoned runs an attempt of it.
 2. Threads take tasks in the order of (priority, sequence). While a task is ready, no thread is idle, or one thread is
    on its way to take it.
-3. There are at most `max_workers` threads, not counting abandoned threads and helpers. There are at most as many
-   helpers as threads that wait for another task.
+3. There are at most `max_workers` threads, not counting abandoned threads and extra threads. There are at most as many
+   extra threads as threads that wait for another task.
 4. Nothing that an abandoned thread still does changes the state of the pool.
 5. Once the pool is closed and the last task has ended, every thread ends. An abandoned thread ends when its call does.
 6. A failure is logged and made a dead letter before the task ends, outside of the lock. Meanwhile the task is still in
@@ -183,7 +183,7 @@ class ThreadPool(ThreadPoolState):
                 worker.caller.close()
 
     def _next(self, worker: Worker) -> Job | None:
-        """The next task of a worker that was woken or hired; None when the pool is over."""
+        """The next task of a worker that was woken or started; None when the pool is over."""
         while True:
             with self.lock:
                 if not worker.is_extra:
@@ -358,7 +358,7 @@ class ThreadPool(ThreadPoolState):
 
     @contextmanager
     def _released_for(self, worker: Worker, job: Job) -> Generator[None]:
-        """Have a helper run the awaited task during the block, if no thread is free."""
+        """Have an extra thread run the awaited task during the block, if no thread is free."""
         home = worker.pool
         assert isinstance(home, ThreadPool)  # noqa: S101 - every worker has one
         with home.lock:

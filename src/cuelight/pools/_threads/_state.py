@@ -72,7 +72,7 @@ class ThreadPoolState:
             heappush(self._ready, (job.priority, job.sequence, job))
 
     def _assign_next(self, worker: Worker) -> Job | None:
-        """Assign the next task to the worker. Without one, a helper leaves; others are idle unless all is over."""
+        """Assign the next task to the worker. Without one, an extra thread leaves; others are idle unless all is over."""
         job = self.extra_threads.take() if worker.is_extra else self._pop()
         if job is not None:
             self.table.move(job, _IN_FLIGHT)
@@ -96,7 +96,7 @@ class ThreadPoolState:
         while ready:
             job = heappop(ready)[2]
             job.listed = False
-            if job.status is _PENDING:  # else the task was cancelled, or a helper has it
+            if job.status is _PENDING:  # else the task was cancelled, or an extra thread has it
                 return job
         return None
 
@@ -115,7 +115,7 @@ class ThreadPoolState:
             self.start_extra_thread()
 
     def start_extra_thread(self) -> None:
-        """Start a helper, if there is a task for one."""
+        """Start an extra thread, if there is a task for one."""
         if self.extra_threads.wanted:
             self._try_start_thread(is_extra=True)
 

@@ -29,10 +29,10 @@ class Worker(threading.Thread):
         deadline: time until which this task may run, by the clock of the pool.
         abandoned: whether it was abandoned with its call.
         overdue: whether its process was killed because the call took too long.
-        helps: whether it is a helper, which runs only awaited tasks in the place of a waiting thread.
-        parked: whether it waits for another task, so that a helper may take its place.
+        is_extra: whether it is an extra thread, which runs only awaited tasks in the place of a waiting thread.
+        parked: whether it waits for another task, so that an extra thread may take its place.
         wake_lock: the lock that it waits for when it is idle.
-        party: its identity for locks and in the graph of waits; None before it runs.
+        lock_owner: its identity for locks and in the graph of waits; None before it runs.
     """
 
     def __init__(self, pool: JobServer, name: str, caller: ProcessCaller | None, *, is_extra: bool = False) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cuelight.pools._processes import _child as child
-from cuelight.pools._processes import _link as module
-from cuelight.pools._processes._link import WorkerProcess
+from cuelight.pools._processes import _worker_process as module
+from cuelight.pools._processes._worker_process import WorkerProcess
 
 
 class Process:

@@ -1,6 +1,6 @@
 """Extra workers of a group: they replace workers whose work waits for other work of a pool.
 
-Work that waits for other work keeps its worker, but its place goes to an extra worker. An extra worker does only awaited work, and
+Work that waits for other work keeps its worker, but its place goes to an extra worker, which does only awaited work and
 leaves when there is none. So work that waits for work of the same pool makes progress at any depth of nesting, and the
 number of running tasks never exceeds the number of places of the pool.
 """
@@ -94,7 +94,7 @@ def waits_alone() -> bool:
 
 @contextmanager
 def worker_released(work: Work) -> Generator[None]:
-    """Give the place of the running pool work, if any, to an extra worker while the task waits for other work of a pool.
+    """Give the place of the running pool work, if any, to an extra worker while the task waits for other work.
 
     Raises:
         DeadlockError: the task would wait for itself, directly or through others.

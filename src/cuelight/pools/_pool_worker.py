@@ -237,7 +237,7 @@ class PoolWorker(Actor[WorkAvailable]):
             return group.top()
         return group.extra_workers.next(group) if group.extra_workers.stays() else None
 
-    def may_continue_with(self, work: Work) -> bool:
+    def is_first(self, work: Work) -> bool:
         """Whether the worker may continue with this work: it is still the most urgent."""
         if self.is_extra:
             return self._next() is work

@@ -55,9 +55,7 @@ class WorkerPool:
     leaving the block does not wait for its tasks.
     """
 
-    _backend_options: dict[str, Any] | None = (
-        None  # options of the timer thread's event loop; tests set a virtual clock
-    )
+    _backend_options: dict[str, Any] | None = None  # of the timer thread's event loop; tests set a virtual clock
 
     def __init__(
         self,

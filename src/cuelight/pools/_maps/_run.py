@@ -422,11 +422,7 @@ def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as mu
     taken: Item | None = None
     calls = ContextCalls(run.function)
     try:
-        while (
-            run.ready
-            and (heap[0][2] is run or worker.may_continue_with(run))
-            and not (worker.stop_reason or cell.attention)
-        ):
+        while run.ready and (heap[0][2] is run or worker.is_first(run)) and not (worker.stop_reason or cell.attention):
             if quick and not run.retries_due:  # the same as `next_item`, but faster
                 try:
                     item = run.source.next()
@@ -491,7 +487,7 @@ async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -
     chunk_sizer, post = run.chunk_sizer, run.group.runtime.post
     done = PendingChunk(run, worker)
     try:
-        while run.ready and worker.may_continue_with(run) and worker.may_continue and not run.in_loop:
+        while run.ready and worker.is_first(run) and worker.may_continue and not run.in_loop:
             first, items = run.next_items(chunk_sizer.next(run.taken, run.group.size))
             if not items:
                 return

@@ -72,7 +72,7 @@ class ThreadPoolState:
             heappush(self._ready, (job.priority, job.sequence, job))
 
     def _assign_next(self, worker: Worker) -> Job | None:
-        """Assign the next task to the worker. Without one, an extra thread leaves; others are idle unless all is over."""
+        """Assign the next task to the worker. Without one, extra threads leave; others are idle unless all is over."""
         job = self.extra_threads.take() if worker.is_extra else self._pop()
         if job is not None:
             self.table.move(job, _IN_FLIGHT)

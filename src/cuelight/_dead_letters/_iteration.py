@@ -7,17 +7,17 @@ from collections.abc import Awaitable, Callable
 from math import inf
 from typing import Self
 
-from cuelight._dead_letters._entry import Choice, DeadLetterEntry
-from cuelight._dead_letters._sources import PAGE, Letters
+from cuelight._dead_letters._entry import DeadLetterEntry, LetterFilter
+from cuelight._dead_letters._sources import PAGE, LetterSource
 
 
-class Pages:
+class PageIterator:
     """The selected letters in non-empty pages."""
 
     def __init__(
         self,
-        letters: Letters,
-        choice: Choice,
+        letters: LetterSource,
+        selected: LetterFilter,
         *,
         ready: Callable[[], Awaitable[None]],
         until: tuple[float, float] = (inf, inf),
@@ -27,12 +27,12 @@ class Pages:
 
         Args:
             letters: the source of the letters.
-            choice: the conditions.
+            selected: the conditions.
             ready: awaited before each page.
             until: the greatest sequence and the latest `dead_at` of the letters to return.
             limit: the maximum number of letters.
         """
-        self._letters, self._choice, self._ready = letters, choice, ready
+        self._letters, self._selected, self._ready = letters, selected, ready
         self._until, self._left = until, inf if limit is None else limit
         self._after = 0
 
@@ -43,7 +43,7 @@ class Pages:
         sequence, time = self._until
         while self._left > 0 and self._after < sequence:
             await self._ready()
-            page = await self._letters.page(self._choice, self._after, int(min(PAGE, self._left)))
+            page = await self._letters.page(self._selected, self._after, int(min(PAGE, self._left)))
             if not page:
                 break
             self._after = page[-1].sequence
@@ -54,10 +54,10 @@ class Pages:
         raise StopAsyncIteration
 
 
-class Each:
+class LetterIterator:
     """The letters of pages, one at a time."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: PageIterator) -> None:
         self._pages = pages
         self._page: deque[DeadLetterEntry] = deque()
 

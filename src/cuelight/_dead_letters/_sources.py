@@ -1,6 +1,6 @@
 """Sources of dead letters: memory, or an actor system. That of a task store is in `cuelight.tasks`.
 
-Invariants of `Kept`, tested in `tests/tasks/dead_letters/test_letters_model.py`:
+Invariants of `MemoryLetters`, tested in `tests/tasks/dead_letters/test_letters_model.py`:
 
 1. An added letter is kept until it is removed or dropped because of `keep`. Dropped letters are counted.
 2. There are never more than `keep` letters; the oldest ones are dropped.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from cuelight._dead_letters._attempt import Counts, attempt_of, last_failure
-from cuelight._dead_letters._entry import Choice, DeadLetterEntry, tell_once, unknown
+from cuelight._dead_letters._entry import DeadLetterEntry, LetterFilter, tell_once, unknown_letter
 from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, MailboxFull, SystemClosed
 
@@ -33,11 +33,11 @@ HISTORY: Final = 20
 PAGE: Final = 100
 
 
-class Letters(Protocol):
+class LetterSource(Protocol):
     """A source of dead letters."""
 
     @property
-    def way_back(self) -> bool:
+    def replayable(self) -> bool:
         """Whether letters can be sent back to their source."""
         ...
 
@@ -62,11 +62,11 @@ class Letters(Protocol):
         """Add a letter with a new sequence."""
         ...
 
-    async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
+    async def page(self, selected: LetterFilter, after: int, limit: int) -> list[DeadLetterEntry]:
         """Return up to `limit` selected letters with a sequence greater than `after`, in order."""
         ...
 
-    async def frontier(self) -> tuple[float, float]:
+    async def snapshot_limit(self) -> tuple[float, float]:
         """Upper bounds for `sequence` and `dead_at` of all current letters."""
         ...
 
@@ -82,7 +82,7 @@ class Letters(Protocol):
         """Delete letters. Return how many existed."""
         ...
 
-    async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
+    async def replay(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
         """Send letters back to their source and delete them. Return None or the reason of the failure, for each."""
         ...
 
@@ -91,10 +91,10 @@ class Letters(Protocol):
         ...
 
 
-class Kept:
+class MemoryLetters:
     """The latest `keep` letters in memory. Usable from any thread."""
 
-    way_back = False
+    replayable = False
 
     def __init__(self, keep: int) -> None:
         if keep < 1:
@@ -135,18 +135,18 @@ class Kept:
                 self._dropped += 1
         return letter
 
-    async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
+    async def page(self, selected: LetterFilter, after: int, limit: int) -> list[DeadLetterEntry]:
         found: list[DeadLetterEntry] = []
         with self._lock:
             for position in range(bisect_right(self._order, after), len(self._order)):
                 letter = self._letters[self._order[position]]
-                if choice.takes(letter):
+                if selected.matches(letter):
                     found.append(letter)
                     if len(found) == limit:
                         break
         return found
 
-    async def frontier(self) -> tuple[float, float]:
+    async def snapshot_limit(self) -> tuple[float, float]:
         return self._last, inf
 
     async def get(self, letter_id: str) -> DeadLetterEntry | None:
@@ -164,8 +164,8 @@ class Kept:
         with self._lock:
             return sum(self._forget(letter_id) for letter_id in letter_ids)
 
-    async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
-        raise NotImplementedError("there is no way back")
+    async def replay(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
+        raise NotImplementedError("these letters have no source to return to")
 
     def note(self, letter_id: str, error: Exception) -> None:
         with self._lock:
@@ -193,13 +193,13 @@ class Kept:
         return True
 
 
-class ActorLetters(Kept):
+class ActorLetters(MemoryLetters):
     """The kept and the future dead letters of an actor system. They belong to its event loop.
 
     They are read from a subscription on each access, so no task has to wait for them.
     """
 
-    way_back = True
+    replayable = True
 
     def __init__(self, system: ActorSystem, keep: int) -> None:
         super().__init__(keep)
@@ -209,25 +209,25 @@ class ActorLetters(Kept):
         self._system, self._thread = system, get_ident()
         for letter in letters:
             self.add(self._entry(letter))
-        self._news = letters.subscribe(keep)
+        self._subscription = letters.subscribe(keep)
 
     @property
     def dropped(self) -> int:
         self._pull()
-        crowded_out: int = self._news.statistics().dropped
+        crowded_out: int = self._subscription.statistics().dropped
         return self._dropped + crowded_out
 
     async def leave(self) -> None:
         self._pull()
-        self._news.close()
+        self._subscription.close()
 
-    async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
+    async def page(self, selected: LetterFilter, after: int, limit: int) -> list[DeadLetterEntry]:
         self._pull()
-        return await super().page(choice, after, limit)
+        return await super().page(selected, after, limit)
 
-    async def frontier(self) -> tuple[float, float]:
+    async def snapshot_limit(self) -> tuple[float, float]:
         self._pull()
-        return await super().frontier()
+        return await super().snapshot_limit()
 
     async def get(self, letter_id: str) -> DeadLetterEntry | None:
         self._pull()
@@ -237,13 +237,13 @@ class ActorLetters(Kept):
         self._pull()
         return await super().count()
 
-    async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
-        return [await self._give_back(letter) for letter in letters]
+    async def replay(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
+        return [await self._replay(letter) for letter in letters]
 
-    async def _give_back(self, chosen: DeadLetterEntry) -> Exception | None:
+    async def _replay(self, chosen: DeadLetterEntry) -> Exception | None:
         letter = await self.get(chosen.id)
         if letter is None:
-            return unknown(chosen.id)
+            return unknown_letter(chosen.id)
         cell = _find(self._system.root, letter.source)
         if cell is None:
             where = f"no actor {letter.source!r} is alive" if letter.source else "it came from no actor"
@@ -267,8 +267,8 @@ class ActorLetters(Kept):
     def _pull(self) -> None:
         if get_ident() != self._thread:
             raise self.elsewhere()
-        while len(self._news):
-            self.add(self._entry(self._news.receive_nowait()))
+        while len(self._subscription):
+            self.add(self._entry(self._subscription.receive_nowait()))
 
     def _entry(self, letter: DeadLetter) -> DeadLetterEntry:
         """Convert a dead letter of an actor, including its time from the loop's clock to wall-clock time."""

@@ -66,7 +66,7 @@ class BlockingDesk(BlockingProxy[Desk]):
         self._call(self._handle.broken)
 
     def look(self) -> int:
-        return self._do(self._handle.look)
+        return self._call_sync(self._handle.look)
 
     def wait(self) -> None:
         self._call(self._handle.wait)
@@ -133,15 +133,15 @@ def test_an_interrupt_while_a_blocking_call_waits_cancels_it(backend_name: str) 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
 def test_leaving_the_block_cuts_off_the_calls_of_other_threads(backend_name: str) -> None:
     errors: list[BaseException] = []
-    face = BlockingDesk(Desk, backend=backend_name)
+    proxy = BlockingDesk(Desk, backend=backend_name)
 
     def wait() -> None:
         try:
-            face.wait()
+            proxy.wait()
         except PoolClosed as error:
             errors.append(error)
 
-    with face as desk:
+    with proxy as desk:
         handle = desk.desk
         threads = [threading.Thread(target=wait) for _ in range(4)]
         for thread in threads:
@@ -154,17 +154,17 @@ def test_leaving_the_block_cuts_off_the_calls_of_other_threads(backend_name: str
 
 
 def test_a_blocking_face_outside_of_its_block_says_so() -> None:
-    face = BlockingDesk(Desk)
+    proxy = BlockingDesk(Desk)
     with pytest.raises(PoolClosed, match="use it inside its `with` block"):
-        face.add(1)
-    with face:
-        assert face.add(1) == 1
+        proxy.add(1)
+    with proxy:
+        assert proxy.add(1) == 1
         with pytest.raises(PoolClosed, match="in use by another `with` block"):
-            face.__enter__()
+            proxy.__enter__()
     with pytest.raises(PoolClosed, match="use it inside its `with` block"):
-        face.look()
-    with face:
-        assert face.add(2) == 2  # a new block makes a new handle
+        proxy.look()
+    with proxy:
+        assert proxy.add(2) == 2  # a new block makes a new handle
 
 
 async def test_a_blocking_face_in_an_event_loop_is_refused() -> None:
@@ -184,7 +184,7 @@ def test_a_blocking_call_from_the_loop_of_the_face_is_refused(backend_name: str)
         BlockingDesk(Desk, backend=backend_name) as desk,
         pytest.raises(RuntimeError, match="would block the event loop"),
     ):
-        desk._do(desk.look)
+        desk._call_sync(desk.look)
 
 
 def test_a_call_that_is_given_up_before_it_began_never_begins() -> None:
@@ -220,7 +220,7 @@ def test_a_face_that_another_process_entered_is_closed_here_and_left_alone() -> 
     with BlockingDesk(Desk) as desk:
         generation, system, stack = desk._generation, desk._system, desk._stack
         desk._generation -= 1  # as it is in the child of a fork
-        for use in (partial(desk.add, 1), partial(desk._do, int)):
+        for use in (partial(desk.add, 1), partial(desk._call_sync, int)):
             with pytest.raises(
                 PoolClosed, match="this process is a fork of the one that entered the block of Blocking"
             ):
@@ -243,33 +243,33 @@ def test_a_call_when_the_system_of_others_has_ended_says_that_the_face_is_closed
 class EndedSystem:
     """In the place of a system whose loop ends while a call is on its way to it."""
 
-    def __init__(self, face: BlockingDesk, error: Exception) -> None:
-        self.face, self.error = face, error
+    def __init__(self, proxy: BlockingDesk, error: Exception) -> None:
+        self.proxy, self.error = proxy, error
 
     def call(self, *_: object) -> None:
-        self.face._system = None
+        self.proxy._system = None
         raise self.error
 
 
 def use_ended_system(error: Exception) -> tuple[BlockingDesk, Any]:
-    face = BlockingDesk(Desk)
-    ended: Any = EndedSystem(face, error)
-    face._system = ended
-    return face, ended
+    proxy = BlockingDesk(Desk)
+    ended: Any = EndedSystem(proxy, error)
+    proxy._system = ended
+    return proxy, ended
 
 
 def test_a_call_that_never_began_because_the_block_was_left_says_that_the_face_is_closed() -> None:
     error = RuntimeError("the portal is not running")
-    face, _ = use_ended_system(error)
+    proxy, _ = use_ended_system(error)
     with pytest.raises(PoolClosed, match="BlockingDesk is closed") as caught:
-        face._do(int)
+        proxy._call_sync(int)
     assert caught.value.__cause__ is error
 
 
 def test_a_call_that_is_given_up_does_not_wait_for_a_system_that_has_ended() -> None:
-    face, ended = use_ended_system(SystemClosed("it has ended"))
+    proxy, ended = use_ended_system(SystemClosed("it has ended"))
     call = _BlockingCall()
-    face._abandon(ended, call)
+    proxy._abandon(ended, call)
     assert not call.ended.is_set()
 
 

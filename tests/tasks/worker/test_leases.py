@@ -202,7 +202,7 @@ async def test_calls_of_the_store_that_fail_lose_nothing_and_run_nothing_twice(w
 
     chance = random.Random(7)
     faulty = Faulty(loop_store(), lambda _, number: how if EVERY[which](number, chance.random()) else None)
-    async with open_queue(faulty.store, patience=1000.0) as queue:
+    async with open_queue(faulty.store, retry_timeout=1000.0) as queue:
         tasks = [Task(task_type="note", payload=number) for number in range(30)]
         await queue.enqueue_many(tasks)
         # A claim whose answer is lost twenty times in turn is not answered for two minutes: leases last longer.

@@ -1,8 +1,8 @@
 """Extra threads of a blocking pool: they replace threads that wait for another task.
 
 A task that waits for another task keeps its thread, but its place goes to an extra thread, which runs only awaited
-tasks and leaves when there is none. So tasks that wait for tasks of the same pool make progress at any depth of nesting, and
-the number of running tasks never exceeds the number of places of the pool.
+tasks and leaves when there is none. So tasks that wait for tasks of the same pool make progress at any
+depth of nesting, and the number of running tasks never exceeds the number of places of the pool.
 
 All methods of `ExtraThreads` are called under the lock of the pool.
 """

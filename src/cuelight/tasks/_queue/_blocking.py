@@ -87,7 +87,7 @@ class BlockingTaskQueue(BlockingProxy[QueueOperations]):
 
     def in_flight(self) -> dict[str, Task]:
         """As `TaskQueue.in_flight`."""
-        return self._do(self._handle.in_flight)
+        return self._call_sync(self._handle.in_flight)
 
     # Tasks.
 
@@ -202,39 +202,39 @@ class BlockingTaskHandle(Generic[R_co]):
         is_new: see `TaskHandle.is_new`.
     """
 
-    __slots__ = ("_face", "_handle", "is_new", "task_id")
+    __slots__ = ("_handle", "_proxy", "is_new", "task_id")
 
-    def __init__(self, face: BlockingProxy[Any], handle: TaskHandle[R_co]) -> None:
-        self._face, self._handle = face, handle
+    def __init__(self, proxy: BlockingProxy[Any], handle: TaskHandle[R_co]) -> None:
+        self._proxy, self._handle = proxy, handle
         self.task_id, self.is_new = handle.task_id, handle.is_new
 
     def result(self, timeout: float | None = None) -> R_co:
         """Blocking version of `TaskHandle.result`."""
         token = blocking_thread.set(here.me)
         try:
-            return self._face._call(self._handle.result, timeout)
+            return self._proxy._call(self._handle.result, timeout)
         finally:
             blocking_thread.reset(token)
 
     def status(self) -> TaskStatus:
         """Blocking version of `TaskHandle.status`."""
-        return self._face._call(self._handle.status)
+        return self._proxy._call(self._handle.status)
 
     def task(self) -> Task:
         """Blocking version of `TaskHandle.task`."""
-        return self._face._call(self._handle.task)
+        return self._proxy._call(self._handle.task)
 
     def cancel(self) -> str:
         """Blocking version of `TaskHandle.cancel`."""
-        return self._face._call(self._handle.cancel)
+        return self._proxy._call(self._handle.cancel)
 
     def progress(self) -> Any:
         """Blocking version of `TaskHandle.progress`."""
-        return self._face._call(self._handle.progress)
+        return self._proxy._call(self._handle.progress)
 
     def updates(self) -> Iterator[Any]:
         """Blocking version of `TaskHandle.updates`."""
-        return self._face._iterate(self._handle.updates)
+        return self._proxy._iterate(self._handle.updates)
 
     def __repr__(self) -> str:
         return f"<blocking task handle {self.task_id}>"

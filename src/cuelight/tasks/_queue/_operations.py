@@ -23,7 +23,7 @@ from cuelight.tasks._context import running_task
 from cuelight.tasks._functions._function import TaskFunction
 from cuelight.tasks._functions._values import decode, encode
 from cuelight.tasks._queue._admin import QueueAdmin
-from cuelight.tasks._queue._session import FOREVER, SOON, Held, Life
+from cuelight.tasks._queue._session import FOREVER, SOON, DequeuedTask, QueueSession
 from cuelight.tasks._queue._task_handle import TaskHandle
 from cuelight.tasks._queue._task_waits import resting
 from cuelight.tasks._stores._protocol import Added, Finish
@@ -117,37 +117,37 @@ class QueueOperations(QueueAdmin):
         return TaskHandle(self, task_id, _plain if function is None else function.read_result)
 
     async def _add(self, tasks: Sequence[Task]) -> list[Added]:
-        life = self.life
-        records = [record_of(task, life.new_nonce()) for task in tasks]
-        await life.ready()
+        session = self.session
+        records = [record_of(task, session.new_nonce()) for task in tasks]
+        await session.ready()
         if self._options.overflow != "wait":
-            added = await self._try(life, records)
+            added = await self._try(session, records)
             self._refuse_full(added)
             return added
-        ticket = life.line.ticket()
-        added = [] if len(life.line) else await self._try(life, records)
+        ticket = session.waiting_producers.ticket()
+        added = [] if len(session.waiting_producers) else await self._try(session, records)
         outcomes = {index: one for index, one in enumerate(added) if one.outcome != "full"}
         if len(outcomes) < len(records):
-            await self._wait_for_room(life, ticket, records, outcomes)
+            await self._wait_for_room(session, ticket, records, outcomes)
         return [outcomes[index] for index in range(len(records))]
 
-    async def _try(self, life: Life, records: Sequence[Record]) -> list[Added]:
-        return await life.patiently(lambda: life.store.add(records, self._bound))
+    async def _try(self, session: QueueSession, records: Sequence[Record]) -> list[Added]:
+        return await session.with_retries(lambda: session.store.add(records, self._bound))
 
     async def _wait_for_room(
-        self, life: Life, ticket: int, records: Sequence[Record], outcomes: dict[int, Added]
+        self, session: QueueSession, ticket: int, records: Sequence[Record], outcomes: dict[int, Added]
     ) -> None:
         """Add the remaining records, in the order of the tickets."""
-        with resting(running_task.get()), life.line.joined(ticket):
+        with resting(running_task.get()), session.waiting_producers.joined(ticket):
             while True:
-                await life.line.until_first(ticket)
-                version = life.store.version()
+                await session.waiting_producers.until_first(ticket)
+                version = session.store.version()
                 left = [index for index in range(len(records)) if index not in outcomes]
-                answers = await self._try(life, [records[index] for index in left])
+                answers = await self._try(session, [records[index] for index in left])
                 outcomes |= {at: one for at, one in zip(left, answers, strict=True) if one.outcome != "full"}
                 if len(outcomes) == len(records):
                     return
-                await life.changed(version, FOREVER)
+                await session.changed(version, FOREVER)
 
     def _refuse_full(self, added: Sequence[Added]) -> None:
         full = [one.id for one in added if one.outcome == "full"]
@@ -177,18 +177,18 @@ class QueueOperations(QueueAdmin):
             ValueError: `timeout` is negative or NaN.
         """
         check_seconds("dequeue(timeout)", timeout, 0)
-        life = await self._ready()
-        clock = life.backend.time
+        session = await self._ready()
+        clock = session.backend.time
         until = clock() + timeout
         while True:
-            version = life.store.version()
-            task, wait = await life.claim()
+            version = session.store.version()
+            task, wait = await session.claim()
             if task is not None:
                 return task
             left = until - clock()
             if left <= 0:
                 return None
-            await life.changed(version, max(SOON, min(left, wait, FOREVER)))
+            await session.changed(version, max(SOON, min(left, wait, FOREVER)))
 
     async def ack(self, task: Task | str, result: Any = None) -> bool:
         """Settle a task as done. A checkpoint; the task is also done if the call is cancelled there.
@@ -206,10 +206,10 @@ class QueueOperations(QueueAdmin):
             StoreUnavailable: the store was unavailable for too long; this handle still has the task.
         """
         data = encode(result, "result")
-        life, held = await self._held("ack", task)
+        session, held = await self._dequeued("ack", task)
         if held is None:
             return False
-        return await self._settle(life, held, Finish(held.task.task_id, held.epoch, result=data)) != ""
+        return await self._settle(session, held, Finish(held.task.task_id, held.epoch, result=data)) != ""
 
     async def nack(
         self, task: Task | str, error: BaseException | str | None = None, delay: float | None = None
@@ -237,16 +237,16 @@ class QueueOperations(QueueAdmin):
             check_seconds("nack(delay)", delay, 0, finite=True)
         if not (error is None or isinstance(error, BaseException | str)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"nack(error={safe_repr(error)}): give an exception, a text, or None")
-        life, held = await self._held("nack", task)
+        session, held = await self._dequeued("nack", task)
         if held is None:
             return False
-        finish = _failed(life, held, error, delay)
-        state = await self._settle(life, held, finish)
+        finish = _failed(session, held, error, delay)
+        state = await self._settle(session, held, finish)
         if state and finish.kind not in QUIET:
             text, raised = (safe_str(error), None) if isinstance(error, str) else ("", error)
             failed = Failure.of_task(held.task)
             failed.report(
-                log, worker=life.worker, queue=self.name, kind=finish.kind, state=state, text=text, error=raised
+                log, worker=session.worker, queue=self.name, kind=finish.kind, state=state, text=text, error=raised
             )
         return state in {"pending", "scheduled"}
 
@@ -269,10 +269,10 @@ class QueueOperations(QueueAdmin):
         check_seconds("extend(seconds)", renewed, 0, finite=True)
         if not renewed:
             raise ValueError("extend(seconds=0): give more than 0 seconds")
-        life, held = await self._held("extend", task)
+        session, held = await self._dequeued("extend", task)
         if held is None:
             return False
-        return await life.renew(held, renewed)
+        return await session.renew(held, renewed)
 
     def in_flight(self) -> dict[str, Task]:
         """Return the tasks that this handle has dequeued and not settled, by their identifiers. Not a checkpoint.
@@ -280,16 +280,16 @@ class QueueOperations(QueueAdmin):
         Raises:
             PoolClosed: the queue is not open.
         """
-        return {task_id: held.task for task_id, held in self.life.held.items()}
+        return {task_id: held.task for task_id, held in self.session.dequeued.items()}
 
     # Internals.
 
-    async def _held(self, call: str, task: Task | str) -> tuple[Life, Held | None]:
-        life = await self._ready()
-        return life, life.held.get(id_given(call, task))
+    async def _dequeued(self, call: str, task: Task | str) -> tuple[QueueSession, DequeuedTask | None]:
+        session = await self._ready()
+        return session, session.dequeued.get(id_given(call, task))
 
-    async def _settle(self, life: Life, held: Held, finish: Finish) -> str:
-        state = await life.settle(held, finish)
+    async def _settle(self, session: QueueSession, held: DequeuedTask, finish: Finish) -> str:
+        state = await session.settle(held, finish)
         if state:
             held.task.retry_count += finish.kind == "error"
             held.task.status = TaskStatus(state)
@@ -300,14 +300,16 @@ def _plain(data: bytes | None) -> Any:
     return None if data is None else decode(data)
 
 
-def _failed(life: Life, held: Held, error: BaseException | str | None, delay: float | None) -> Finish:
+def _failed(
+    session: QueueSession, held: DequeuedTask, error: BaseException | str | None, delay: float | None
+) -> Finish:
     """The finish of an attempt that failed with this error."""
     if not isinstance(error, BaseException):
-        return life.finish(held, "error", delay=delay or 0.0, error="" if error is None else safe_str(error))
+        return session.finish(held, "error", delay=delay or 0.0, error="" if error is None else safe_str(error))
     kind, cause = ("error", error) if not isinstance(error, Exception) else kind_of(error)
     if kind == "error" and control_error(error, TaskTimedOut) is not None:
         kind = "timeout"
     pause, key = pause_of(cause) if kind == "rate_limited" else (0.0, None)
     seconds = pause if delay is None else delay
     trace = traceback_text(error) or format_traceback(error, 2000)  # the exception may never have been raised
-    return life.finish(held, kind, delay=seconds, error=error_text(cause), traceback=trace, pause_key=key)
+    return session.finish(held, kind, delay=seconds, error=error_text(cause), traceback=trace, pause_key=key)

@@ -31,9 +31,9 @@ class TaskQueue(QueueOperations):
     handle, and a thread renews the lease, however busy the event loop is. When the process dies, the lease expires and
     another consumer gets the task. Leaving the block gives back all tasks that are not settled.
 
-    While the store is unavailable, all methods retry for `patience` seconds, and no operation takes effect twice. After
-    that, they raise `StoreUnavailable`. Once the handle is closed, they raise `PoolClosed`. A handle belongs to the
-    event loop of its system.
+    While the store is unavailable, all methods retry for `retry_timeout` seconds, and no operation takes effect twice.
+    After that, they raise `StoreUnavailable`. Once the handle is closed, they raise `PoolClosed`. A handle belongs to
+    the event loop of its system.
     """
 
     def __enter__(self) -> BlockingTaskQueue:

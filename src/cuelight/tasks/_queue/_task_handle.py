@@ -16,7 +16,7 @@ from cuelight.tasks._functions._values import decode
 from cuelight.tasks._queue._task_waits import is_nested, waiting_for_task
 
 if TYPE_CHECKING:
-    from cuelight.tasks._queue._session import Watch
+    from cuelight.tasks._queue._session import ResultWaiters
     from cuelight.tasks._stores._protocol import Snapshot, Store
     from cuelight.tasks._task import Task
 
@@ -41,7 +41,7 @@ class HandleQueue(Protocol):
     def store(self) -> Store: ...
 
     @property
-    def watch(self) -> Watch: ...
+    def result_waiters(self) -> ResultWaiters: ...
 
     async def snapshot(self, task_id: str) -> Snapshot | None: ...
 
@@ -136,7 +136,9 @@ class TaskHandle(Generic[R_co]):
                 return now
         else:
             with anyio.move_on_after(inf if timeout is None else timeout):
-                found = await (self._wait(wanted) if is_nested() else self._queue.watch.until(self.task_id, wanted))
+                found = await (
+                    self._wait(wanted) if is_nested() else self._queue.result_waiters.until(self.task_id, wanted)
+                )
                 if found is None:
                     raise self._missing()
                 return found
@@ -148,7 +150,7 @@ class TaskHandle(Generic[R_co]):
         if wanted(now):
             return now
         with waiting_for_task(self._queue.store, self.task_id, now.record.type):
-            return await self._queue.watch.until(self.task_id, wanted)
+            return await self._queue.result_waiters.until(self.task_id, wanted)
 
     async def _snapshot(self) -> Snapshot:
         found = await self._queue.snapshot(self.task_id)

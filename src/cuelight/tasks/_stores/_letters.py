@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 from cuelight._dead_letters._attempt import Attempt, last_failure
-from cuelight._dead_letters._entry import Choice, DeadLetterEntry
+from cuelight._dead_letters._entry import DeadLetterEntry, LetterFilter
 from cuelight._dead_letters._sources import PAGE
 from cuelight.errors import TaskNotFound
 from cuelight.tasks._arguments import check_store
@@ -19,7 +19,7 @@ from cuelight.tasks._stores._support import close_store, open_store
 class StoreLetters:
     """The dead letters of a task store."""
 
-    way_back = True
+    replayable = True
     dropped = 0
 
     def __init__(self, store: Store) -> None:
@@ -40,9 +40,9 @@ class StoreLetters:
             "the dead letters of a task store are tasks that it gave up: add others to a DeadLetterQueue() of their own"
         )
 
-    async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
-        type_, reason, before = choice.task_type, choice.reason, choice.before
-        most = limit if choice.error is None and choice.since is None else PAGE
+    async def page(self, selected: LetterFilter, after: int, limit: int) -> list[DeadLetterEntry]:
+        type_, reason, before = selected.task_type, selected.reason, selected.before
+        most = limit if selected.error is None and selected.since is None else PAGE
         found: list[DeadLetterEntry] = []
         while len(found) < limit:
             query = Query(
@@ -54,13 +54,13 @@ class StoreLetters:
                 limit=min(most, PAGE),
             )
             snapshots = await self._store.find(query)
-            found += [letter for snapshot in snapshots if choice.takes(letter := _letter_of(snapshot))]
+            found += [letter for snapshot in snapshots if selected.matches(letter := _letter_of(snapshot))]
             if len(snapshots) < query.limit:
                 break
             after = snapshots[-1].sequence
         return found[:limit]
 
-    async def frontier(self) -> tuple[float, float]:
+    async def snapshot_limit(self) -> tuple[float, float]:
         # A task keeps its sequence when it is replayed and given up again, so it is not returned twice.
         return inf, self._store.now()
 
@@ -81,7 +81,7 @@ class StoreLetters:
         dead = [one.record.id for one in snapshots if one is not None and one.state == "dead_letter"]
         return await self._store.purge(dead)
 
-    async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
+    async def replay(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
         accepted = await self._store.replay([letter.id for letter in letters])
         return [
             None if done else TaskNotFound(f"{letter.id} is not a dead letter any more")

@@ -322,7 +322,7 @@ async def test_a_task_that_was_claimed_ahead_and_is_cancelled_or_lost_is_never_b
         stolen, cancelled = list(loop.slots.waiting)[1:3]
         arranged.extend((stolen.record.id, cancelled.record.id))
         assert await queue.cancel(cancelled.record.id) == "cancelling"
-        loop.heard(Beat([(stolen.record.id, stolen.epoch)], [(cancelled.record.id, cancelled.epoch)]))
+        loop.handle_lease_events(Beat([(stolen.record.id, stolen.epoch)], [(cancelled.record.id, cancelled.epoch)]))
 
     async with (
         open_queue(store) as queue,

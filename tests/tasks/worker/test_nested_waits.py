@@ -31,7 +31,7 @@ async def working(functions: Any, concurrency: int = 1, **options: Any) -> Async
         yield queue
         assert not blocked, "nobody is left in the graph"
         assert worker._worker_loop is not None
-        assert not worker._worker_loop.slots.resting
+        assert not worker._worker_loop.slots.suspended
         await anyio.sleep(1)
         assert worker._worker_loop.slots._runners <= concurrency
 
@@ -271,7 +271,7 @@ async def test_a_worker_that_ends_gives_back_the_tasks_that_wait() -> None:
 
 
 async def test_very_many_tasks_that_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cuelight.tasks._worker._lease_slots.MOST_RESTING", 3)
+    monkeypatch.setattr("cuelight.tasks._worker._lease_slots.MAX_SUSPENDED", 3)
     async with working([nested]) as queue:
         assert await (await queue.send(nested, 3)).result(100) == 3
         with pytest.raises(TaskFailed, match=r"3 tasks of .* do so already"):
@@ -323,6 +323,6 @@ async def test_plain_functions_that_wait_in_threads_give_up_their_threads_too(tm
             await (await queue.send(plain_holder)).result(60)
         assert not blocked
         assert worker._worker_loop is not None
-        assert not worker._worker_loop.slots.resting
+        assert not worker._worker_loop.slots.suspended
         executors = worker._worker_loop.slots.executors
-        assert executors._permits.value - executors._owed == 1
+        assert executors._permits.value - executors._excess == 1

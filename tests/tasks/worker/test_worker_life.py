@@ -383,7 +383,7 @@ async def test_an_error_inside_a_worker_is_survived_by_a_restart_and_costs_no_at
         def fail() -> None:
             raise AssertionError("arranged")
 
-        loop.slots.take = fail  # type: ignore[method-assign]
+        loop.slots.next_lease = fail  # type: ignore[method-assign]
         gate.opened.set()
         for each in tasks:
             assert (await until(queue, each, "completed")).counts.crashes == 0
@@ -423,7 +423,7 @@ def test_a_blocking_queue_is_refused_with_the_way_out() -> None:
 def test_a_task_that_blocks_the_loop_is_reported_with_where_it_stands(
     backend: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_housekeeping, "BLOCKED", 0.1)
+    monkeypatch.setattr(_housekeeping, "BLOCKED_AFTER", 0.1)
 
     async def block(_: Any) -> None:
         give_up = time.monotonic() + 20

@@ -25,7 +25,7 @@ from cuelight.tasks._functions._values import decode, encode
 from cuelight.tasks._queue._admin import QueueAdmin
 from cuelight.tasks._queue._session import FOREVER, SOON, DequeuedTask, QueueSession
 from cuelight.tasks._queue._task_handle import TaskHandle
-from cuelight.tasks._queue._task_waits import resting
+from cuelight.tasks._queue._task_waits import slot_released
 from cuelight.tasks._stores._protocol import Added, Finish
 from cuelight.tasks._task import Record, Task
 from cuelight.tasks._worker._failure import QUIET, Failure, kind_of, pause_of
@@ -138,7 +138,7 @@ class QueueOperations(QueueAdmin):
         self, session: QueueSession, ticket: int, records: Sequence[Record], outcomes: dict[int, Added]
     ) -> None:
         """Add the remaining records, in the order of the tickets."""
-        with resting(running_task.get()), session.waiting_producers.joined(ticket):
+        with slot_released(running_task.get()), session.waiting_producers.joined(ticket):
             while True:
                 await session.waiting_producers.until_first(ticket)
                 version = session.store.version()

@@ -56,7 +56,7 @@ from cuelight.tasks._stores._protocol import Beat, Claim, Exchange, Finish, Leas
 from cuelight.tasks._stores._step_timeout import STEP_TIMEOUT
 from cuelight.tasks._stores._support import close_store, open_store
 from cuelight.tasks._task import Task
-from cuelight.tasks._worker._lease_keeper import Keeper
+from cuelight.tasks._worker._lease_keeper import LeaseKeeper
 
 if TYPE_CHECKING:
     from cuelight.actors import Exit, Ref
@@ -172,7 +172,7 @@ class QueueSession:
         self._unanswered: dict[int, Claim | Finish] = {}  # sent to the store and not answered yet
         self._orphaned: list[Claim | Finish] = []  # those of them whose callers no longer wait
         self._actor_notified = False
-        self._lease_keeper: Keeper | None = None
+        self._lease_keeper: LeaseKeeper | None = None
         self._numbers = 0
         self.heartbeat = heartbeat
         self._clock = time.monotonic if heartbeat == "thread" else self.backend.time
@@ -434,7 +434,7 @@ class QueueSession:
     def _start_renewing(self, lease: Lease, began: float) -> None:
         keeper = self._lease_keeper
         if keeper is None:
-            keeper = Keeper(self.store, self.worker, lease=self.lease, notify=self._notify, clock=self._clock)
+            keeper = LeaseKeeper(self.store, self.worker, lease=self.lease, notify=self._notify, clock=self._clock)
             self._lease_keeper = keeper
             if self.heartbeat == "thread":
                 keeper.start()

@@ -46,7 +46,7 @@ class Executors:
         """
         self.kind, self._name = kind, name
         self._permits = anyio.Semaphore(most)
-        self._owed = 0  # lent permits that were taken back while none was free
+        self._excess = 0  # added permits that were removed while none was free
         self._free: list[Executor] = []
         self._all: list[Executor] = []
 
@@ -97,24 +97,24 @@ class Executors:
             finally:
                 self._free.append(executor)
         finally:
-            self._give_back()
+            self._release_permit()
         # A plain function may return a coroutine: `lambda task: handle(task)`.
         return await run_interruptible(value) if inspect.isawaitable(value) else value
 
-    def lend(self) -> None:
+    def add_permit(self) -> None:
         """Allow one more call, because a running call waits for another task."""
         self._permits.release()
 
-    def take_back(self) -> None:
-        """Undo `lend`, because the call continues or has ended."""
+    def remove_permit(self) -> None:
+        """Undo `add_permit`, because the call continues or has ended."""
         try:
             self._permits.acquire_nowait()
         except anyio.WouldBlock:
-            self._owed += 1  # settled when the next call ends
+            self._excess += 1  # settled when the next call ends
 
-    def _give_back(self) -> None:
-        if self._owed:
-            self._owed -= 1
+    def _release_permit(self) -> None:
+        if self._excess:
+            self._excess -= 1
         else:
             self._permits.release()
 

@@ -62,7 +62,7 @@ def pause_of(error: BaseException) -> tuple[float, str | None]:
     return (min(seconds, LONGEST_DELAY) if seconds >= 0 else RETRIES.minimum), key if type(key) is str and key else None
 
 
-def failure(
+def failed_finish(
     lease: Lease,
     kind: str,
     error: BaseException,

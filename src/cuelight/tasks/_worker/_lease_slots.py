@@ -22,9 +22,9 @@ from cuelight.mailbox import TaskGroup, Waiter, current_backend
 from cuelight.tasks._context import TaskContext
 from cuelight.tasks._stores._protocol import Finish, Lease, Store
 from cuelight.tasks._worker._executors import Executors
-from cuelight.tasks._worker._failure import Failure, Released, failure
-from cuelight.tasks._worker._handlers import Given, Handler
-from cuelight.tasks._worker._lease_keeper import Keeper
+from cuelight.tasks._worker._failure import Failure, Released, failed_finish
+from cuelight.tasks._worker._handlers import DirectTask, Handler
+from cuelight.tasks._worker._lease_keeper import LeaseKeeper
 from cuelight.tasks._worker._options import WorkerCounters, WorkerOptions
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ LOST: Final = "its lease was lost"
 CANCELLED: Final = "the task was cancelled"
 SHUT_DOWN: Final = "the worker was shut down"
 
-ROUSED: Final = 4
+RUNNERS_PER_WAKE: Final = 4
 """The number of runners woken at a time. A runner that finds work wakes others, so short tasks do not wake all."""
 
-MOST_RESTING: Final = 10_000
+MAX_SUSPENDED: Final = 10_000
 """The maximum number of tasks of one worker that wait for others. Each of them uses memory and a lease."""
 
 Settled = tuple[Lease, Finish | None, float, Any, Exception | None]
@@ -53,7 +53,7 @@ class RunningLease(Protocol):
     context: TaskContext
     handler: Handler
 
-    def cut_off(self, why: str) -> None: ...
+    def stop_attempt(self, why: str) -> None: ...
 
 
 class ClaimRequests(Protocol):
@@ -63,7 +63,7 @@ class ClaimRequests(Protocol):
         """Continue: an attempt has ended, or a slot is free."""
         ...
 
-    def look(self) -> None:
+    def fetch_more(self) -> None:
         """Claim for a slot that has become free unexpectedly."""
         ...
 
@@ -72,7 +72,7 @@ class LeaseSlots:
     """The slots of a running worker and its leases. Belongs to one event loop."""
 
     fetcher: ClaimRequests
-    keeper: Keeper
+    keeper: LeaseKeeper
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class LeaseSlots:
         self.group: TaskGroup | None = None
         self.running: dict[str, RunningLease] = {}
         self.outdated: list[RunningLease] = []  # with a lost lease, while another runner runs the task again
-        self.resting: dict[TaskContext, int] = {}  # tasks that wait for others, with the number of their waits
-        self._had_waits = False
+        self.suspended: dict[TaskContext, int] = {}  # tasks that wait for others, with the number of their waits
+        self._had_suspended = False
         self._thread = threading.get_ident()
         self.waiting: deque[Lease] = deque()
         self.finishes: list[Finish] = []
@@ -110,63 +110,63 @@ class LeaseSlots:
         self.executors = Executors(options.kind or "thread", options.threads, options.worker_id)
         self.interrupted: BaseException | None = None
         self._idle: list[Waiter] = []
-        self._runners = self._roused = 0
+        self._runners = self._woken = 0
         self._when_idle: Waiter | None = None
         self._unknown: set[str] = set()
 
     # Leases in.
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """The number of leases that could be started now."""
-        return self.options.slots + len(self.resting) - len(self.running) - len(self.outdated) - len(self.waiting)
+        return self.options.slots + len(self.suspended) - len(self.running) - len(self.outdated) - len(self.waiting)
 
     @property
     def busy(self) -> int:
         """The number of running attempts."""
         return len(self.running) + len(self.outdated)
 
-    def feed(self, leases: Sequence[Lease], since: float) -> None:
+    def add_leases(self, leases: Sequence[Lease], since: float) -> None:
         """Start as many claimed leases as there are slots; the others wait. `since` is when the claim was sent."""
         hold = self.keeper.hold
         for lease in leases:
             hold(lease.record.id, lease.epoch, since)
         self.waiting.extend(leases)
         if self.draining:
-            self.give_back()
+            self.release_unstarted()
         else:
-            self._rouse()
+            self._wake_runners()
 
-    def take(self) -> Lease | None:
+    def next_lease(self) -> Lease | None:
         """The next lease for a runner."""
         if not self.waiting or self.draining:
             return None
-        if self._had_waits and self.busy - len(self.resting) >= self.options.slots:
+        if self._had_suspended and self.busy - len(self.suspended) >= self.options.slots:
             return None
         lease = self.waiting.popleft()
         self.taken += 1
         if self.waiting:
-            self._rouse()
+            self._wake_runners()
         return lease
 
-    def _rouse(self) -> None:
+    def _wake_runners(self) -> None:
         """Wake or start runners for waiting leases, a few at a time."""
-        wanted = min(len(self.waiting), ROUSED)
-        while self._roused < wanted:
+        wanted = min(len(self.waiting), RUNNERS_PER_WAKE)
+        while self._woken < wanted:
             if self._idle:
                 self._idle.pop().wake()
-            elif self._runners < self.options.slots + len(self.resting) and self.group is not None:
+            elif self._runners < self.options.slots + len(self.suspended) and self.group is not None:
                 self._runners += 1
                 self.group.start_soon(self._new_runner, name=f"{self.options.worker_id} runner")
             else:
                 return
-            self._roused += 1
+            self._woken += 1
 
     async def _new_runner(self) -> None:
-        self._roused -= 1
+        self._woken -= 1
         await self._run_leases()
 
-    async def park(self) -> None:
+    async def wait_for_lease(self) -> None:
         """Wait until there is a lease to run. A checkpoint."""
         waiter = self.backend.waiter()
         self._idle.append(waiter)
@@ -176,27 +176,27 @@ class LeaseSlots:
             if waiter in self._idle:
                 self._idle.remove(waiter)
             else:
-                self._roused -= 1
+                self._woken -= 1
             raise
-        self._roused -= 1
+        self._woken -= 1
 
     @property
     def has_too_many_runners(self) -> bool:
         """Whether an idle runner is superfluous, because tasks that waited for others have continued."""
-        return self._had_waits and self._runners > self.options.slots + len(self.resting)
+        return self._had_suspended and self._runners > self.options.slots + len(self.suspended)
 
     def runner_ended(self) -> None:
         """Count a runner that has ended, and replace it if leases wait."""
         self._runners -= 1
         if self.waiting and not self.draining:
-            self._rouse()
+            self._wake_runners()
 
     def handler_of(self, lease: Lease) -> Handler | None:
         """The handler for this lease. If there is none for its type, the task is parked."""
-        handler = self.options.table.find(lease.record.type)
+        handler = self.options.handlers.find(lease.record.type)
         if handler is None:
             kind = lease.record.type
-            if isinstance(lease, Given):
+            if isinstance(lease, DirectTask):
                 log.error(
                     "%s has no handler for the task type %r: the task %s is left to its caller",
                     self.options.worker_id,
@@ -231,21 +231,21 @@ class LeaseSlots:
         context = None if runner is None else getattr(runner, "context", None)
         return None if context is None else context.node
 
-    def rest(self, context: TaskContext) -> bool:
+    def suspend(self, context: TaskContext) -> bool:
         """Free the slot of a task that begins to wait for another one. May be called from any thread.
 
         Raises:
             DeadlockError: too many tasks wait already.
         """
-        if len(self.resting) >= MOST_RESTING and context not in self.resting:
+        if len(self.suspended) >= MAX_SUSPENDED and context not in self.suspended:
             raise DeadlockError(
-                f"{context!r} cannot wait for another task: {MOST_RESTING} tasks of {self.options.worker_id} do so "
+                f"{context!r} cannot wait for another task: {MAX_SUSPENDED} tasks of {self.options.worker_id} do so "
                 f"already. Send the next task at the end of a task, instead of waiting for it"
             )
         if threading.get_ident() == self._thread:
-            self._rest(context)
+            self._suspend(context)
         else:
-            self.backend.call_threadsafe(self._rest, context)
+            self.backend.call_threadsafe(self._suspend, context)
         return True
 
     def resume(self, context: TaskContext) -> None:
@@ -256,32 +256,32 @@ class LeaseSlots:
             with suppress(RuntimeError):  # the worker has ended with its loop
                 self.backend.call_threadsafe(self._resume, context)
 
-    def _rest(self, context: TaskContext) -> None:
+    def _suspend(self, context: TaskContext) -> None:
         runner = self.running.get(context.task_id)
         if runner is None or getattr(runner, "context", None) is not context:
             return  # it has ended in the meantime
-        self._had_waits = True
-        before = self.resting.get(context, 0)
-        self.resting[context] = before + 1
+        self._had_suspended = True
+        before = self.suspended.get(context, 0)
+        self.suspended[context] = before + 1
         if not before:
             if not runner.handler.in_loop:
-                self.executors.lend()
-            self._rouse()
-            self.fetcher.look()
+                self.executors.add_permit()
+            self._wake_runners()
+            self.fetcher.fetch_more()
 
     def _resume(self, context: TaskContext) -> None:
-        left = self.resting.pop(context, 0) - 1
+        left = self.suspended.pop(context, 0) - 1
         if left > 0:
-            self.resting[context] = left
+            self.suspended[context] = left
         elif left == 0:
             runner = self.running.get(context.task_id)
             if runner is not None and getattr(runner, "context", None) is context and not runner.handler.in_loop:
-                self.executors.take_back()
+                self.executors.remove_permit()
 
-    def attempt_over(self, runner: RunningLease) -> None:
+    def attempt_ended(self, runner: RunningLease) -> None:
         """Forget the waits of an attempt that has ended."""
-        if self.resting.pop(runner.context, 0) and not runner.handler.in_loop:
-            self.executors.take_back()
+        if self.suspended.pop(runner.context, 0) and not runner.handler.in_loop:
+            self.executors.remove_permit()
 
     # Leases out.
 
@@ -301,7 +301,7 @@ class LeaseSlots:
             self.finishes.append(finish)
         self.fetcher.wake()
 
-    def give_back(self) -> None:
+    def release_unstarted(self) -> None:
         """Release claimed leases that were not started."""
         while self.waiting:
             self.finish_unstarted(self.waiting.popleft(), Released("the worker did not start it in time"))
@@ -309,7 +309,7 @@ class LeaseSlots:
     def finish_unstarted(self, lease: Lease, why: Exception) -> None:
         """Release or cancel a lease that was not started."""
         options = self.options
-        finish = failure(
+        finish = failed_finish(
             lease,
             "cancelled" if isinstance(why, TaskCancelled) else "released",
             why,
@@ -324,7 +324,7 @@ class LeaseSlots:
 
     async def save(self, lease: Lease, progress: bytes | None, checkpoint: bytes | None) -> bool:
         """Store the progress or the checkpoint of an attempt. Return False if the attempt has lost its lease."""
-        if isinstance(lease, Given):
+        if isinstance(lease, DirectTask):
             return True
         return await self.store.save(lease.record.id, lease.epoch, progress=progress, checkpoint=checkpoint)
 

@@ -15,12 +15,12 @@ import anyio.to_thread
 from cuelight._log import get_log
 from cuelight.errors import TaskCancelled
 from cuelight.mailbox import TaskGroup
-from cuelight.tasks._queue._task_waits import runs
+from cuelight.tasks._queue._task_waits import local_runners
 from cuelight.tasks._stores._support import close_store, open_store
-from cuelight.tasks._worker._fetcher import Claimer
-from cuelight.tasks._worker._handlers import Given
-from cuelight.tasks._worker._housekeeping import Chores
-from cuelight.tasks._worker._lease_keeper import Keeper
+from cuelight.tasks._worker._fetcher import Fetcher
+from cuelight.tasks._worker._handlers import DirectTask
+from cuelight.tasks._worker._housekeeping import Housekeeping
+from cuelight.tasks._worker._lease_keeper import LeaseKeeper
 from cuelight.tasks._worker._lease_slots import CANCELLED, LOST, SHUT_DOWN, LeaseSlots, RunningLease, Settled
 from cuelight.tasks._worker._runner import Runner
 from cuelight.tasks._worker._thread_calls import ThreadCalls
@@ -46,15 +46,15 @@ class WorkerLoop:
     def __init__(self, store: Store, options: WorkerOptions, counters: WorkerCounters, queue: str = "") -> None:
         self._store, self._options = store, options
         self.slots = slots = LeaseSlots(store, options, counters, queue, self._run_leases)
-        self.fetcher = slots.fetcher = Claimer(slots)
-        self._chores = Chores(slots)
+        self.fetcher = slots.fetcher = Fetcher(slots)
+        self._housekeeping = Housekeeping(slots)
         looped = options.heartbeat == "loop"
-        slots.keeper = Keeper(
+        slots.keeper = LeaseKeeper(
             store,
             options.worker_id,
             lease=options.lease,
             notify=self._notify,
-            pulse=None if looped else self._chores.pulse,
+            on_step=None if looped else self._housekeeping.check_loop,
             clock=slots.backend.time if looped else time.monotonic,
         )
         self._opened = False
@@ -65,9 +65,9 @@ class WorkerLoop:
     # Leases lost, tasks cancelled.
 
     def _notify(self, beat: Beat) -> None:
-        self.slots.backend.call_threadsafe(self.heard, beat)
+        self.slots.backend.call_threadsafe(self.handle_lease_events, beat)
 
-    def heard(self, beat: Beat) -> None:
+    def handle_lease_events(self, beat: Beat) -> None:
         """Handle the keeper's report about leases."""
         for why, keys in ((LOST, beat.lost), (CANCELLED, beat.cancelled)):
             for key in keys:
@@ -80,7 +80,7 @@ class WorkerLoop:
                             key[0],
                             runner.lease.record.type,
                         )
-                    runner.cut_off(why)
+                    runner.stop_attempt(why)
                 else:
                     self._forget_waiting(key, why)
 
@@ -122,7 +122,7 @@ class WorkerLoop:
             BaseException: a `KeyboardInterrupt` that a task has raised, possibly in a group.
         """
         slots, gentle = self.slots, False
-        runs[slots] = None
+        local_runners[slots] = None
         try:
             async with ThreadCalls(slots.backend) as slots.calls, TaskGroup() as group:
                 slots.group = group
@@ -132,7 +132,7 @@ class WorkerLoop:
                 gentle = True
                 group.cancel_scope.cancel()
         finally:
-            runs.pop(slots, None)
+            local_runners.pop(slots, None)
             with anyio.CancelScope(shield=True):
                 await self._close(gentle=gentle)
         self._raise_interrupt()
@@ -141,11 +141,11 @@ class WorkerLoop:
         group = self.slots.group
         assert group is not None  # noqa: S101 - `run` sets it
         await self._open()
-        for work in (*[self.fetcher.run] * self._store.overlap, self.fetcher.watch, *self._chores.all):
+        for work in (*[self.fetcher.run] * self._store.overlap, self.fetcher.watch, *self._housekeeping.all):
             group.start_soon(work)
 
     async def _open(self) -> None:
-        await self.fetcher.patiently(lambda: open_store(self._store))
+        await self.fetcher.with_retries(lambda: open_store(self._store))
         self._opened = True
         if self._options.heartbeat == "thread":
             self.slots.keeper.start()
@@ -154,19 +154,19 @@ class WorkerLoop:
         """Stop claiming, wait for running attempts, and cancel them after `shutdown_timeout`."""
         slots = self.slots
         slots.draining = True
-        slots.give_back()
+        slots.release_unstarted()
         self.fetcher.wake()
         with anyio.move_on_after(self._options.shutdown_timeout):
             await slots.until_idle()
         for runner in (*slots.running.values(), *slots.outdated):
-            runner.cut_off(SHUT_DOWN)
+            runner.stop_attempt(SHUT_DOWN)
         await slots.until_idle()
 
     async def _close(self, *, gentle: bool) -> None:
         slots = self.slots
         slots.draining = True
         slots.group = slots.calls = None
-        slots.give_back()
+        slots.release_unstarted()
         try:
             with anyio.move_on_after(FLUSH if gentle else KILLED_FLUSH) as scope:
                 await self.fetcher.flush()
@@ -191,22 +191,22 @@ class WorkerLoop:
         slots = self.slots
         settled: list[Settled] = []
         slots.on_settled = settled.append
-        runs[slots] = None
+        local_runners[slots] = None
         try:
             if lease is None:
                 await self._open()
                 lease = await self.fetcher.claim_one()
             if lease is not None:
                 async with ThreadCalls(slots.backend) as slots.calls, TaskGroup() as beside:
-                    for chore in self._chores.of_leases:
+                    for chore in self._housekeeping.while_running:
                         beside.start_soon(chore)
                     async with TaskGroup() as group:
-                        group.start_soon(Runner(slots).once, lease)
+                        group.start_soon(Runner(slots).run_one, lease)
                     beside.cancel_scope.cancel()
         finally:
-            runs.pop(slots, None)
+            local_runners.pop(slots, None)
             slots.on_settled = None  # avoids a reference cycle: a traceback in the list refers to this loop
-            if isinstance(lease, Given):
+            if isinstance(lease, DirectTask):
                 slots.finishes.clear()  # the task is in no store
             with anyio.CancelScope(shield=True):
                 await self._close(gentle=True)

@@ -16,7 +16,7 @@ from cuelight._checks import check_seconds
 from cuelight._text import safe_repr
 from cuelight.tasks._arguments import string_given
 from cuelight.tasks._worker._failure import RETRIES
-from cuelight.tasks._worker._handlers import Handlers, Table, table_of
+from cuelight.tasks._worker._handlers import Handlers, TaskHandlers, task_handlers_of
 from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class WorkerOptions(msgspec.Struct, frozen=True):
     """
 
     worker_id: str
-    table: Table
+    handlers: TaskHandlers
     slots: int
     threads: int
     lease: float
@@ -155,12 +155,12 @@ def options_of(
         raise TypeError(f"TaskWorker(backoff={safe_repr(delays)}): give a Backoff, such as Backoff(maximum=60)")
     if worker_id == "":
         raise ValueError("worker_id='': give it some characters, or leave it out")
-    table = table_of(handlers, handler)
+    checked = task_handlers_of(handlers, handler)
     most = threads if threads is not None else (os.cpu_count() or 1) if kind == "process" else THREADS
     return WorkerOptions(
         worker_id=worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}",
-        table=table,
-        slots=concurrency if table.in_loop else min(concurrency, most),
+        handlers=checked,
+        slots=concurrency if checked.in_loop else min(concurrency, most),
         threads=most,
         lease=float(lease),
         timeout=None if timeout is None else float(timeout),

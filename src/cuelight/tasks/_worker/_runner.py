@@ -40,10 +40,10 @@ from cuelight.mailbox import running_task as running_task_of_loop
 from cuelight.tasks._context import TaskContext, running_task
 from cuelight.tasks._functions._parameters import ArgumentMismatch
 from cuelight.tasks._stores._protocol import Finish
-from cuelight.tasks._worker._failure import MISMATCH, QUIET, Failure, Released, failure, kind_of
-from cuelight.tasks._worker._handlers import Given, Handler
+from cuelight.tasks._worker._failure import MISMATCH, QUIET, Failure, Released, failed_finish, kind_of
+from cuelight.tasks._worker._handlers import DirectTask, Handler
 from cuelight.tasks._worker._lease_slots import CANCELLED, LOST, SHUT_DOWN, LeaseSlots
-from cuelight.tasks._worker._mismatch import Mismatch, verdict_on
+from cuelight.tasks._worker._mismatch import Mismatch, mismatch_outcome
 
 if TYPE_CHECKING:
     from cuelight.tasks._stores._protocol import Lease
@@ -61,10 +61,20 @@ class Runner:
     Attributes:
         lease: the current lease.
         context: the context of the current attempt.
-        cut: why the current attempt was interrupted; empty if it was not.
+        stop_reason: why the current attempt was interrupted; empty if it was not.
     """
 
-    __slots__ = ("_clean", "_scope", "_slots", "_task", "context", "cut", "handler", "lease", "timeout")
+    __slots__ = (
+        "_initial_context",
+        "_scope",
+        "_slots",
+        "_task",
+        "context",
+        "handler",
+        "lease",
+        "stop_reason",
+        "timeout",
+    )
 
     lease: Lease
     context: TaskContext
@@ -73,77 +83,77 @@ class Runner:
     def __init__(self, slots: LeaseSlots) -> None:
         self._slots = slots
         self._scope = anyio.CancelScope()
-        self._clean = tuple(copy_context().values())
+        self._initial_context = tuple(copy_context().values())
         self._task = slots.backend.current_task()
-        self.cut = ""
+        self.stop_reason = ""
         self.timeout: float | None = None
 
     async def run(self) -> None:
         """Run leases until the worker ends."""
         try:
-            while self._is_clean() and not self._slots.has_too_many_runners:
+            while self._context_unchanged() and not self._slots.has_too_many_runners:
                 with anyio.CancelScope() as self._scope:
-                    await self._serve()
+                    await self._run_leases()
         except BaseException as error:
-            self._hand_over(error)
+            self._report_interrupt(error)
         finally:
             self._slots.runner_ended()
 
-    def _hand_over(self, error: BaseException) -> None:
+    def _report_interrupt(self, error: BaseException) -> None:
         """End the worker with an interrupt. Raised here, it would end asyncio's event loop at once."""
         if _split(error, (KeyboardInterrupt,))[0] is None:
             raise error
         self._slots.interrupt(error)
 
-    async def _serve(self) -> None:
+    async def _run_leases(self) -> None:
         """Run leases until the scope was cancelled or the context of the runner was changed."""
         slots, scope, budget = self._slots, self._scope, BUDGET
         while True:
-            lease = slots.take()
+            lease = slots.next_lease()
             if lease is None:
-                self._forget()
+                self._release_references()
                 if slots.has_too_many_runners:
                     return
-                await slots.park()
+                await slots.wait_for_lease()
                 budget = BUDGET
                 continue
             await self.attempt(lease)
-            if scope.cancel_called or not self._is_clean():
+            if scope.cancel_called or not self._context_unchanged():
                 return
             budget -= 1
             if not budget:
                 budget = BUDGET
                 await slots.backend.checkpoint()
 
-    def _forget(self) -> None:
+    def _release_references(self) -> None:
         """Release the references to the last task while there is no other."""
         if hasattr(self, "lease"):
             del self.lease, self.context, self.handler
 
     def _is_lost(self) -> bool:
-        return self.cut is LOST
+        return self.stop_reason is LOST
 
-    def _is_clean(self) -> bool:
+    def _context_unchanged(self) -> bool:
         # Values are compared by identity: `==` would call user code, and equal values may belong to another request.
         now = copy_context()
-        return len(now) == len(self._clean) and all(map(is_, now.values(), self._clean))
+        return len(now) == len(self._initial_context) and all(map(is_, now.values(), self._initial_context))
 
-    def cut_off(self, why: str) -> None:
+    def stop_attempt(self, why: str) -> None:
         """Cancel the current attempt. The first reason counts, except that a lost lease takes precedence."""
-        if not self.cut or why is LOST:
-            self.cut = why
+        if not self.stop_reason or why is LOST:
+            self.stop_reason = why
             self.context.cancelled = True
             if why is LOST:
                 self.context.end(cancelled=True)
             self._scope.cancel()
 
-    async def once(self, lease: Lease) -> None:
+    async def run_one(self, lease: Lease) -> None:
         """Run one lease only."""
         try:
             with anyio.CancelScope() as self._scope:
                 await self.attempt(lease)
         except BaseException as error:
-            self._hand_over(error)
+            self._report_interrupt(error)
 
     async def attempt(self, lease: Lease) -> None:
         """Run one lease and settle it."""
@@ -153,7 +163,7 @@ class Runner:
             return
         timeout = record.timeout if record.timeout is not None else slots.options.timeout
         deadline = None if timeout is None else slots.store.now() + timeout
-        self.lease, self.handler, self.timeout, self.cut = lease, handler, timeout, ""
+        self.lease, self.handler, self.timeout, self.stop_reason = lease, handler, timeout, ""
         self.context = context = TaskContext(lease, slots, deadline, self._task)
         if record.id in slots.running:  # the previous attempt lost its lease and has not ended
             slots.outdated.append(slots.running[record.id])
@@ -164,7 +174,7 @@ class Runner:
         began = slots.backend.time()
         try:
             value = await self._call(lease, handler, context, timeout)
-            if not isinstance(lease, Given):
+            if not isinstance(lease, DirectTask):
                 data = handler.encode(value)
         except BaseException as raised:  # handled below
             error = raised
@@ -176,8 +186,8 @@ class Runner:
             del slots.running[record.id]
         else:
             slots.outdated.remove(self)
-        if slots.resting:
-            slots.attempt_over(self)
+        if slots.suspended:
+            slots.attempt_ended(self)
         elapsed = slots.backend.time() - began
         if error is None:
             finish = None if self._is_lost() else Finish(record.id, lease.epoch, "done", data)
@@ -192,9 +202,9 @@ class Runner:
         try:
             args, kwargs = handler.arguments(lease)
         except ArgumentMismatch as error:
-            if isinstance(lease, Given):
+            if isinstance(lease, DirectTask):
                 raise
-            raise await verdict_on(self._slots.store, lease, error) from error
+            raise await mismatch_outcome(self._slots.store, lease, error) from error
         except Exception as error:
             raise Rejected(f"{handler.name} cannot be called with this payload: {error_text(error)}") from error
         if not handler.in_loop:
@@ -207,27 +217,27 @@ class Runner:
 
     def _failed(self, error: BaseException, elapsed: float) -> None:
         """Settle an attempt that raised. Re-raise interrupts, and cancellations of the runner."""
-        ours = bool(self.cut) or self._scope.cancel_called
-        onwards, rest = _split(error, (self._slots.backend.cancelled, KeyboardInterrupt))
-        if onwards is not None and not ours and not _must_go_on(onwards):
-            onwards = None  # the task awaited something that was cancelled elsewhere
-            _take_back_cancellation()
-        kind, cause = self._cause(error, ours=ours, onwards=onwards)
+        stopped_by_us = bool(self.stop_reason) or self._scope.cancel_called
+        propagated, rest = _split(error, (self._slots.backend.cancelled, KeyboardInterrupt))
+        if propagated is not None and not stopped_by_us and not _must_propagate(propagated):
+            propagated = None  # the task awaited something that was cancelled elsewhere
+            _undo_cancellation()
+        kind, cause = self._kind_and_cause(error, stopped_by_us=stopped_by_us, propagated=propagated)
         finish = None
-        if self.cut is not LOST:
+        if self.stop_reason is not LOST:
             where = error if rest is None else rest
             try:
                 finish = self._finish(kind, cause, elapsed, where)
             except KeyboardInterrupt as interrupt:  # for example, raised by a back-off
-                kind, cause, onwards = "released", Released(SHUT_DOWN), interrupt
+                kind, cause, propagated = "released", Released(SHUT_DOWN), interrupt
                 finish = self._finish(kind, cause, elapsed, where)
-            self._note(kind, cause)
+            self._record_failure(kind, cause)
         self._slots.settle(self.lease, finish, elapsed, None, cause)
-        if onwards is not None:
-            raise onwards
+        if propagated is not None:
+            raise propagated
 
     def _finish(self, kind: str, cause: Exception, elapsed: float, where: BaseException) -> Finish:
-        return failure(
+        return failed_finish(
             self.lease,
             kind,
             cause,
@@ -240,27 +250,29 @@ class Runner:
             where=where,
         )
 
-    def _note(self, kind: str, cause: Exception) -> None:
+    def _record_failure(self, kind: str, cause: Exception) -> None:
         """Log the failure. If the task is in a store, it is logged once the store has answered with the new state."""
         slots, lease = self._slots, self.lease
         failed = Failure.of(lease, self.handler.name)
-        if not isinstance(lease, Given):
+        if not isinstance(lease, DirectTask):
             slots.failures[lease.record.id, lease.epoch] = failed
         elif kind not in QUIET:
             worker = slots.options.worker_id
             failed.report(log, worker=worker, queue=slots.queue, kind=kind, state="with its caller", error=cause)
 
-    def _cause(self, error: BaseException, *, ours: bool, onwards: BaseException | None) -> tuple[str, Exception]:
+    def _kind_and_cause(
+        self, error: BaseException, *, stopped_by_us: bool, propagated: BaseException | None
+    ) -> tuple[str, Exception]:
         """The kind of the attempt's end and its cause, as one exception."""
         cause: Exception
-        if self.cut is LOST:
+        if self.stop_reason is LOST:
             kind, cause = "lost", LeaseLost(LOST)
-        elif self.cut is CANCELLED:
+        elif self.stop_reason is CANCELLED:
             kind, cause = "cancelled", TaskCancelled(CANCELLED)
-        elif self.cut is SHUT_DOWN or (onwards is not None and not ours):
+        elif self.stop_reason is SHUT_DOWN or (propagated is not None and not stopped_by_us):
             kind, cause = "released", Released(SHUT_DOWN)
-        elif ours:
-            kind, cause = "timeout", TaskTimedOut(f"it ran longer than {self.timeout:g} s{self._left_behind()}")
+        elif stopped_by_us:
+            kind, cause = "timeout", TaskTimedOut(f"it ran longer than {self.timeout:g} s{self._what_still_runs()}")
         elif isinstance(error, Exception):
             return self._kind_of(error)
         elif isinstance(error, self._slots.backend.cancelled):
@@ -269,7 +281,7 @@ class Runner:
             kind, cause = "error", UnexpectedCancellation(text)
         else:
             kind, cause = "error", TaskFailed(f"the task raised {error_text(error)}, which does not end the worker")
-        cause.__cause__ = error if isinstance(error, Exception) or onwards is None else None
+        cause.__cause__ = error if isinstance(error, Exception) or propagated is None else None
         return kind, cause
 
     def _kind_of(self, error: Exception) -> tuple[str, Exception]:
@@ -280,7 +292,7 @@ class Runner:
             return "crash", error
         return kind_of(error)
 
-    def _left_behind(self) -> str:
+    def _what_still_runs(self) -> str:
         if self.handler.in_loop:
             return ""
         process = self._slots.executors.kind == "process"
@@ -301,18 +313,18 @@ def _split(
         parts[not isinstance(leaf, kinds)].append(leaf)
     if not parts[0]:
         return None, error  # pyright: ignore[reportUnknownVariableType]
-    onwards, rest = (BaseExceptionGroup("in a task", part) if part else None for part in parts)
-    return onwards, rest
+    propagated, rest = (BaseExceptionGroup("in a task", part) if part else None for part in parts)
+    return propagated, rest
 
 
-def _must_go_on(error: BaseException) -> bool:
+def _must_propagate(error: BaseException) -> bool:
     """Whether the exception ends this runner: an interrupt, or the cancellation of an enclosing scope."""
     if _split(error, (KeyboardInterrupt,))[0] is not None:
         return True
     return anyio.current_effective_deadline() == -inf
 
 
-def _take_back_cancellation() -> None:
+def _undo_cancellation() -> None:
     """Undo calls of `Task.cancel` on the asyncio task of this runner, which continues."""
     task: Any = running_task_of_loop()
     if hasattr(task, "uncancel"):  # trio has no such cancellations

@@ -21,7 +21,7 @@ from cuelight.tasks._arguments import check_task
 from cuelight.tasks._context import running_task
 from cuelight.tasks._functions._values import decode
 from cuelight.tasks._queue._base import QueueBase
-from cuelight.tasks._worker._handlers import Given
+from cuelight.tasks._worker._handlers import DirectTask
 from cuelight.tasks._worker._loop import FLUSH, WorkerLoop
 from cuelight.tasks._worker._options import WorkerCounters, WorkerStats, options_of
 
@@ -132,7 +132,7 @@ class TaskWorker:
         return self._options.worker_id
 
     async def __aenter__(self) -> Self:
-        queue = self._must_have_queue()
+        queue = self._require_queue()
         if self._entered:
             raise RuntimeError(
                 f"the worker {self.worker_id!r} is already running: make another, or leave its block first"
@@ -156,7 +156,7 @@ class TaskWorker:
 
     def _ended(self, exit_: Exit) -> None:
         """Called when the actor has ended permanently. After an unexpected end, the block must not continue."""
-        system = self._must_have_queue().system
+        system = self._require_queue().system
         if self._leaving or isinstance(exit_, ShutDown) or system._closing or system._failure is not None:
             return
         self._died = WorkerDied(f"the worker {self.worker_id!r} has ended, {exit_.describe()}: it takes no more tasks")
@@ -164,7 +164,7 @@ class TaskWorker:
             self._died.__cause__ = exit_.error
         if self._scope is not None:
             self._scope.cancel()
-        log.error("%s", self._died, extra={"worker_id": self.worker_id, "queue": self._must_have_queue().name})
+        log.error("%s", self._died, extra={"worker_id": self.worker_id, "queue": self._require_queue().name})
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -217,10 +217,10 @@ class TaskWorker:
         """
         if task is not None:
             check_task("process_one", task)
-        given = None if task is None else Given.of(task)
+        given = None if task is None else DirectTask.of(task)
         if task is None:
-            await self._must_have_queue().ready()
-        store: Any = self._must_have_queue().store if task is None else _Nowhere()
+            await self._require_queue().ready()
+        store: Any = self._require_queue().store if task is None else _NullStore()
         name = "" if self._queue is None else self._queue.name
         loop = WorkerLoop(store, msgspec.structs.replace(self._options, slots=1), self._counters, name)
         with _unwrapped_interrupt():
@@ -255,7 +255,7 @@ class TaskWorker:
     def __repr__(self) -> str:
         return f"<TaskWorker {self.worker_id}: {'working' if self._worker_loop is not None else 'off'}>"
 
-    def _must_have_queue(self) -> TaskQueue:
+    def _require_queue(self) -> TaskQueue:
         if self._queue is None:
             raise PoolClosed(
                 f"the worker {self.worker_id!r} has no queue: TaskWorker(queue, [function]), or process_one(task)"
@@ -265,11 +265,11 @@ class TaskWorker:
     async def _work(self, actor: _WorkerActor) -> None:
         """Run the loop of the worker in the actor."""
         loop = self._worker_loop = WorkerLoop(
-            self._must_have_queue().store, self._options, self._counters, self._must_have_queue().name
+            self._require_queue().store, self._options, self._counters, self._require_queue().name
         )
         try:
             with _unwrapped_interrupt():
-                await loop.run(actor.told_to_stop)
+                await loop.run(actor.until_stopped)
         finally:
             self._worker_loop = None
 
@@ -286,7 +286,7 @@ def _unwrapped_interrupt() -> Generator[None]:
         raise KeyboardInterrupt from interrupt
 
 
-class _Nowhere:
+class _NullStore:
     """Replaces the store for tasks that are in none."""
 
     now = staticmethod(time.time)
@@ -307,7 +307,7 @@ class _WorkerActor(Actor[Any]):
         running_task.set(None)
         await self._worker._work(self)
 
-    async def told_to_stop(self) -> None:
+    async def until_stopped(self) -> None:
         """Wait until the actor must stop."""
         async for _ in self.inbox:
             pass

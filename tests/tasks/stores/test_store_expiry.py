@@ -93,7 +93,7 @@ async def _left(store: Store, folder: Path) -> int:
             tables = ("tasks", "bodies", "stories", "uniques")
             return sum(int(file.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in tables)
     assert isinstance(store, MemoryStore)
-    return len(store._book._tasks)
+    return len(store._row_store._tasks)
 
 
 async def test_what_nobody_claims_from_forgets_its_results_when_it_is_looked_at(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from cuelight.coordination import RateLimitConfig, gcra
 from cuelight.redis._tasks import RedisStore
 from cuelight.tasks import Finish, Lease, Limit
-from cuelight.tasks._stores._limits import opens, take
-from cuelight.tasks._stores._rows import Gate
+from cuelight.tasks._stores._limits import available_at, charge
+from cuelight.tasks._stores._rows import LimitState
 from helpers.stores import START, Desk, HandClock, entries
 
 
@@ -238,8 +238,10 @@ async def kept(desk: Desk) -> int:
     from cuelight.tasks import MemoryStore, SQLiteStore
 
     if isinstance(desk.store, MemoryStore):
-        book = desk.store._book
-        return len(book._tasks) + len(book._gates) + len(book._lanes) + len(book._claims) + len(book._unique)
+        book = desk.store._row_store
+        return (
+            len(book._tasks) + len(book._limit_states) + len(book._limit_queues) + len(book._claims) + len(book._unique)
+        )
     if isinstance(desk.store, RedisStore):
         return await entries(desk.store)
     assert isinstance(desk.store, SQLiteStore)
@@ -287,15 +289,15 @@ def test_a_limit_of_tasks_goes_by_the_rule_of_the_limiters(
     interval: int, most: int, burst: int, asked: list[tuple[int, int]]
 ) -> None:
     config = RateLimitConfig(most, most * interval, burst)
-    gate, tat, now = Gate("k"), 0, 0
+    state, tat, now = LimitState("k"), 0, 0
     for later, cost in asked:
         now += later
         limit = Limit.from_config("k", config, cost=min(cost, burst))
         allowed, tat, wait = gcra(tat, now, interval, burst, min(cost, burst))
-        assert max(0.0, opens(gate, limit) - now) == wait
+        assert max(0.0, available_at(state, limit) - now) == wait
         if allowed:
-            take(gate, limit, now)
-            assert gate.tat == tat
+            charge(state, limit, now)
+            assert state.tat == tat
 
 
 async def test_the_configuration_of_a_limiter_is_a_limit_of_tasks(desk: Desk, clock: HandClock) -> None:

@@ -34,7 +34,7 @@ def shares(ids: list[str]) -> str:
 async def ends_kept(store: Store) -> int:
     """How many ends of tenants a store has."""
     if isinstance(store, MemoryStore):
-        return len(store._book.turns._ends)
+        return len(store._row_store.fair_queue._finishes)
     if isinstance(store, SQLiteStore):
         assert store._writer is not None
         assert store._writer._connection is not None

@@ -54,7 +54,7 @@ from cuelight.supervision import Backoff
 from cuelight.tasks._codec import task_of
 from cuelight.tasks._stores._protocol import Beat, Claim, Exchange, Finish, Lease, Store
 from cuelight.tasks._stores._step_timeout import STEP_TIMEOUT
-from cuelight.tasks._stores._support import close_store, open_store
+from cuelight.tasks._stores._support import acquire_store, release_store
 from cuelight.tasks._task import Task
 from cuelight.tasks._worker._lease_keeper import LeaseKeeper
 
@@ -190,7 +190,7 @@ class QueueSession:
             self._notify_actor()
             return
         try:
-            await self.with_retries(lambda: open_store(self.store))
+            await self.with_retries(lambda: acquire_store(self.store))
         except Exception as error:
             log.error("the queue %r cannot open its store: %s", self.name, describe_error(error))  # noqa: TRY400 - each call raises the exception
             self._error = error
@@ -222,7 +222,7 @@ class QueueSession:
                     "the queue %r gave back its tasks, but its store did not answer within %g s", self.name, GRACE
                 )
         finally:
-            await close_store(self.store)
+            await release_store(self.store)
 
     async def _give_all_back(self) -> None:
         unanswered = list(self._unanswered.values())

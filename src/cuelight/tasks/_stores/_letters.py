@@ -13,7 +13,7 @@ from cuelight.errors import TaskNotFound
 from cuelight.tasks._arguments import check_store
 from cuelight.tasks._functions._values import decode, encode
 from cuelight.tasks._stores._protocol import Query, Snapshot, Store
-from cuelight.tasks._stores._support import close_store, open_store
+from cuelight.tasks._stores._support import acquire_store, release_store
 
 
 class StoreLetters:
@@ -30,10 +30,10 @@ class StoreLetters:
         await self._store.open()
 
     async def enter(self) -> None:
-        await open_store(self._store)
+        await acquire_store(self._store)
 
     async def leave(self) -> None:
-        await close_store(self._store)
+        await release_store(self._store)
 
     def add(self, letter: DeadLetterEntry) -> DeadLetterEntry:
         raise TypeError(

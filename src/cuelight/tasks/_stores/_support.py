@@ -1,8 +1,8 @@
 """Counts the users of each store: the first user opens it, the last one closes it.
 
-Invariant: between `open_store` and `close_store` of one user, no `close_store` of another user closes the store. Users
-may be in different event loops and threads. Users in other processes are not counted; a forked process starts with
-none.
+Invariant: between `acquire_store` and `release_store` of one user, no `release_store` of another user closes the store.
+Users may be in different event loops and threads. Users in other processes are not counted; a forked process starts
+with none.
 
 The version of a store, which every change increments, and the callers in any thread that wait for a change.
 
@@ -54,8 +54,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_other_process)
 
 
-async def open_store(store: Store) -> None:
-    """Open a store, and keep it open until `close_store` was called as often. A checkpoint.
+async def acquire_store(store: Store) -> None:
+    """Open a store, and keep it open until `release_store` was called as often. A checkpoint.
 
     Raises:
         StoreUnavailable: the store is unavailable.
@@ -74,12 +74,12 @@ async def open_store(store: Store) -> None:
     try:
         await store.open()
     except BaseException:
-        await close_store(store)
+        await release_store(store)
         raise
 
 
-async def close_store(store: Store) -> None:
-    """Release a store that `open_store` opened; the last user closes it. A checkpoint; closing is not cancelled."""
+async def release_store(store: Store) -> None:
+    """Release a store that `acquire_store` opened; the last user closes it. A checkpoint; closing is not cancelled."""
     with _lock:
         use = _uses[id(store)]
         use.users -= 1
@@ -97,7 +97,7 @@ async def close_store(store: Store) -> None:
                 wake()
 
 
-class Changes:
+class VersionNotifier:
     """The version of a store and its waiters.
 
     Attributes:
@@ -167,7 +167,7 @@ log = get_log("cuelight.tasks")
 _WAITED_OUT: Final = 60.0
 
 
-class SteadyClock:
+class MonotonicWallClock:
     """Returns seconds since the epoch, without small steps back.
 
     After a step back of less than a minute, the time stands still until the clock has caught up. A larger step back is

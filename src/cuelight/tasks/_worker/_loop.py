@@ -16,7 +16,7 @@ from cuelight._log import get_log
 from cuelight.errors import TaskCancelled
 from cuelight.mailbox import TaskGroup
 from cuelight.tasks._queue._task_waits import local_runners
-from cuelight.tasks._stores._support import close_store, open_store
+from cuelight.tasks._stores._support import acquire_store, release_store
 from cuelight.tasks._worker._fetcher import Fetcher
 from cuelight.tasks._worker._handlers import DirectTask
 from cuelight.tasks._worker._housekeeping import Housekeeping
@@ -145,7 +145,7 @@ class WorkerLoop:
             group.start_soon(work)
 
     async def _open(self) -> None:
-        await self.fetcher.with_retries(lambda: open_store(self._store))
+        await self.fetcher.with_retries(lambda: acquire_store(self._store))
         self._opened = True
         if self._options.heartbeat == "thread":
             self.slots.keeper.start()
@@ -180,7 +180,7 @@ class WorkerLoop:
             await slots.executors.aclose()
             if self._opened:
                 await anyio.to_thread.run_sync(self.slots.keeper.close)
-                await close_store(self._store)
+                await release_store(self._store)
 
     async def once(self, lease: Lease | None) -> Settled | None:
         """Run one lease, or claim one task and run it. Return None if there was no task. A checkpoint.

@@ -166,7 +166,7 @@ class Task:
     checkpoint: Any = None
 
 
-class _Place(NamedTuple):
+class _ClaimOrder(NamedTuple):
     priority: int
     deadline: float
     turn: float
@@ -174,7 +174,7 @@ class _Place(NamedTuple):
     task_id: str
 
 
-class QueueEntry(_Place):
+class QueueEntry(_ClaimOrder):
     """The position of a task in a queue: entries are claimed in the order in which they compare.
 
     `MemoryStore` keeps them in its heaps; the other stores use the same order.

@@ -26,7 +26,7 @@ import msgspec
 from cuelight._blocking_proxy import BlockingProxy
 from cuelight._text import safe_repr
 from cuelight.tasks._codec import limits_of, record_of
-from cuelight.tasks._functions._parameters import Arguments, Parameters, brief
+from cuelight.tasks._functions._parameters import Arguments, Parameters, short_repr
 from cuelight.tasks._functions._values import decode
 from cuelight.tasks._task import Limit, Task, TaskPriority
 
@@ -112,7 +112,7 @@ class TaskFunction(Generic[P, R_co]):
             raise TypeError(f"@task(name={safe_repr(given)}): give a string")
         self.name = _name_of(function) if name is None else name
         if not self.name:
-            raise ValueError(f"@task(name=''): give {brief(function)} a name, or leave it out")
+            raise ValueError(f"@task(name=''): give {short_repr(function)} a name, or leave it out")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{self.name} is a generator: a task returns one result; `return` a list instead")
         self.function, self.queue = function, _async_queue(queue)
@@ -222,7 +222,9 @@ class TaskFunction(Generic[P, R_co]):
         try:
             result: R_co = msgspec.convert(value, self._parameters.returns)
         except msgspec.ValidationError as error:
-            raise TypeError(f"{self.name} returned {brief(value)}, not what its annotation says: {error}") from None
+            raise TypeError(
+                f"{self.name} returned {short_repr(value)}, not what its annotation says: {error}"
+            ) from None
         return result
 
     def __copy__(self) -> Self:
@@ -321,7 +323,7 @@ def _kind_of(function: Callable[..., Any]) -> Callable[..., Any]:
 def _name_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", "")
     if not name or "<lambda>" in name:
-        raise ValueError(f"{brief(function)} has no name: give it one, as in task(name='greet')(...)")
+        raise ValueError(f"{short_repr(function)} has no name: give it one, as in task(name='greet')(...)")
     return f"{function.__module__}.{name}"
 
 

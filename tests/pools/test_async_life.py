@@ -164,7 +164,7 @@ async def test_a_worker_whose_own_code_crashes_is_restarted(monkeypatch: pytest.
     assert crashes > 4
 
 
-async def test_a_crew_that_is_beyond_hope_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_beyond_their_restart_limit_leave_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(self: PoolWorker, called: bool) -> None:
         await anyio.lowlevel.checkpoint()
         raise RuntimeError("harness")

@@ -17,7 +17,7 @@ from cuelight._blocking_proxy import BlockingProxy, _BlockingCall
 from cuelight.errors import PoolClosed, SystemClosed
 
 
-class Desk:
+class Counter:
     """An async handle to put a face on."""
 
     def __init__(self, system: ActorSystem) -> None:
@@ -55,7 +55,7 @@ class Desk:
             self.ended.set()
 
 
-class BlockingDesk(BlockingProxy[Desk]):
+class BlockingCounter(BlockingProxy[Counter]):
     def add(self, amount: int, *, twice: bool = False) -> int:
         return self._call(self._handle.add, amount, twice=twice)
 
@@ -82,40 +82,40 @@ class BlockingDesk(BlockingProxy[Desk]):
             items.close()
 
     @property
-    def desk(self) -> Desk:
+    def counter(self) -> Counter:
         return self._handle
 
 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
 def test_a_blocking_face_gives_the_same_methods_to_any_thread(backend_name: str) -> None:
-    with BlockingDesk(Desk, backend=backend_name) as desk:
-        threads = [threading.Thread(target=lambda: [desk.add(1) for _ in range(20)]) for _ in range(8)]
+    with BlockingCounter(Counter, backend=backend_name) as counter:
+        threads = [threading.Thread(target=lambda: [counter.add(1) for _ in range(20)]) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert desk.look() == 160
-        assert desk.add(5, twice=True) == 170
+        assert counter.look() == 160
+        assert counter.add(5, twice=True) == 170
         with pytest.raises(LookupError, match="nothing here"):
-            desk.fail()
+            counter.fail()
         with pytest.raises(RuntimeError, match="the method itself"):
-            desk.broken()
-        assert desk.count(3) == [0, 1, 2]
+            counter.broken()
+        assert counter.count(3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
 def test_a_blocking_iteration_that_is_left_early_ends_the_async_one(backend_name: str) -> None:
-    with BlockingDesk(Desk, backend=backend_name) as desk:
-        assert desk.first(10) == 0
-        assert desk.desk.ended.is_set()
+    with BlockingCounter(Counter, backend=backend_name) as counter:
+        assert counter.first(10) == 0
+        assert counter.counter.ended.is_set()
 
 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
 def test_an_interrupt_while_a_blocking_call_waits_cancels_it(backend_name: str) -> None:
     main = threading.main_thread().ident
     assert main is not None
-    with BlockingDesk(Desk, backend=backend_name) as desk:
-        handle = desk.desk
+    with BlockingCounter(Counter, backend=backend_name) as counter:
+        handle = counter.counter
 
         def interrupt() -> None:
             handle.begun.wait(10)
@@ -124,16 +124,16 @@ def test_an_interrupt_while_a_blocking_call_waits_cancels_it(backend_name: str) 
         thread = threading.Thread(target=interrupt)
         thread.start()
         with pytest.raises(KeyboardInterrupt):
-            desk.wait()
+            counter.wait()
         assert handle.ended.is_set()
         thread.join()
-        assert desk.add(1) == 1
+        assert counter.add(1) == 1
 
 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
 def test_leaving_the_block_cuts_off_the_calls_of_other_threads(backend_name: str) -> None:
     errors: list[BaseException] = []
-    proxy = BlockingDesk(Desk, backend=backend_name)
+    proxy = BlockingCounter(Counter, backend=backend_name)
 
     def wait() -> None:
         try:
@@ -141,8 +141,8 @@ def test_leaving_the_block_cuts_off_the_calls_of_other_threads(backend_name: str
         except PoolClosed as error:
             errors.append(error)
 
-    with proxy as desk:
-        handle = desk.desk
+    with proxy as counter:
+        handle = counter.counter
         threads = [threading.Thread(target=wait) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -154,7 +154,7 @@ def test_leaving_the_block_cuts_off_the_calls_of_other_threads(backend_name: str
 
 
 def test_a_blocking_face_outside_of_its_block_says_so() -> None:
-    proxy = BlockingDesk(Desk)
+    proxy = BlockingCounter(Counter)
     with pytest.raises(PoolClosed, match="use it inside its `with` block"):
         proxy.add(1)
     with proxy:
@@ -169,11 +169,11 @@ def test_a_blocking_face_outside_of_its_block_says_so() -> None:
 
 async def test_a_blocking_face_in_an_event_loop_is_refused() -> None:
     with pytest.raises(RuntimeError, match="use `async with` and `await` here"):
-        BlockingDesk(Desk).__enter__()
+        BlockingCounter(Counter).__enter__()
 
     def work() -> int:
-        with BlockingDesk(Desk) as desk:
-            return desk.add(3)
+        with BlockingCounter(Counter) as counter:
+            return counter.add(3)
 
     assert await anyio.to_thread.run_sync(work) == 3
 
@@ -181,69 +181,69 @@ async def test_a_blocking_face_in_an_event_loop_is_refused() -> None:
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
 def test_a_blocking_call_from_the_loop_of_the_face_is_refused(backend_name: str) -> None:
     with (
-        BlockingDesk(Desk, backend=backend_name) as desk,
+        BlockingCounter(Counter, backend=backend_name) as counter,
         pytest.raises(RuntimeError, match="would block the event loop"),
     ):
-        desk._call_sync(desk.look)
+        counter._call_sync(counter.look)
 
 
 def test_a_call_that_is_given_up_before_it_began_never_begins() -> None:
     """As when the interrupt comes while the call is on its way to the loop."""
     call = _BlockingCall()
     assert not call.withdraw()
-    with BlockingDesk(Desk) as desk:
-        handle = desk.desk
-        assert desk._system is not None
-        assert desk._system.call(desk._run, call, lambda: handle.add(1)) == []
+    with BlockingCounter(Counter) as counter:
+        handle = counter.counter
+        assert counter._system is not None
+        assert counter._system.call(counter._run, call, lambda: handle.add(1)) == []
         assert call.ended.is_set()
-        assert desk.look() == 0
+        assert counter.look() == 0
 
 
 def test_a_handle_that_cannot_be_made_leaves_no_thread() -> None:
-    def make(system: ActorSystem) -> Desk:
+    def make(system: ActorSystem) -> Counter:
         raise LookupError("no desk")
 
     before = set(threading.enumerate())
     with pytest.raises(LookupError, match="no desk"):
-        BlockingDesk(make).__enter__()
+        BlockingCounter(make).__enter__()
     assert set(threading.enumerate()) <= before  # threads of other tests may end meanwhile
 
 
 def test_an_iteration_that_is_left_after_the_block_ends_quietly() -> None:
-    with BlockingDesk(Desk) as desk:
-        items = desk._iterate(desk.desk.count, 3)
+    with BlockingCounter(Counter) as counter:
+        items = counter._iterate(counter.counter.count, 3)
         assert next(items) == 0
     items.close()
 
 
 def test_a_face_that_another_process_entered_is_closed_here_and_left_alone() -> None:
-    with BlockingDesk(Desk) as desk:
-        generation, system, stack = desk._generation, desk._system, desk._stack
-        desk._generation -= 1  # as it is in the child of a fork
-        for use in (partial(desk.add, 1), partial(desk._call_sync, int)):
+    with BlockingCounter(Counter) as counter:
+        generation, system, stack = counter._generation, counter._system, counter._stack
+        counter._generation -= 1  # as it is in the child of a fork
+        for use in (partial(counter.add, 1), partial(counter._call_sync, int)):
             with pytest.raises(
                 PoolClosed, match="this process is a fork of the one that entered the block of Blocking"
             ):
                 use()
-        assert desk.__exit__(None, None, None) is None
-        assert desk._stack is stack
-        desk._generation, desk._system = generation, system
-        assert desk.add(1) == 1
+        assert counter.__exit__(None, None, None) is None
+        assert counter._stack is stack
+        counter._generation, counter._system = generation, system
+        assert counter.add(1) == 1
 
 
 def test_a_call_when_the_system_of_others_has_ended_says_that_the_face_is_closed() -> None:
     with ActorSystem.blocking("shared") as system:
-        desk = BlockingDesk(Desk, system=system).__enter__()
-        assert desk.add(1) == 1
+        counter = BlockingCounter(Counter, system=system).__enter__()
+        assert counter.add(1) == 1
     with pytest.raises(PoolClosed, match="BlockingDesk is closed") as caught:
-        desk.add(1)
+        counter.add(1)
     assert isinstance(caught.value.__cause__, SystemClosed)
 
 
 class EndedSystem:
     """In the place of a system whose loop ends while a call is on its way to it."""
 
-    def __init__(self, proxy: BlockingDesk, error: Exception) -> None:
+    def __init__(self, proxy: BlockingCounter, error: Exception) -> None:
         self.proxy, self.error = proxy, error
 
     def call(self, *_: object) -> None:
@@ -251,8 +251,8 @@ class EndedSystem:
         raise self.error
 
 
-def use_ended_system(error: Exception) -> tuple[BlockingDesk, Any]:
-    proxy = BlockingDesk(Desk)
+def use_ended_system(error: Exception) -> tuple[BlockingCounter, Any]:
+    proxy = BlockingCounter(Counter)
     ended: Any = EndedSystem(proxy, error)
     proxy._system = ended
     return proxy, ended
@@ -275,8 +275,8 @@ def test_a_call_that_is_given_up_does_not_wait_for_a_system_that_has_ended() -> 
 
 def test_a_call_that_is_given_up_before_it_began_is_not_waited_for() -> None:
     call = _BlockingCall()
-    with BlockingDesk(Desk) as desk:
-        assert desk._system is not None
-        desk._abandon(desk._system, call)
+    with BlockingCounter(Counter) as counter:
+        assert counter._system is not None
+        counter._abandon(counter._system, call)
     assert call.withdrawn
     assert not call.ended.is_set()

@@ -1,6 +1,7 @@
-"""Assignment of tasks to workers: the workers, their capabilities and loads, and a strategy.
+"""Assignment of tasks to workers: the workers, their capabilities and loads, and the strategies.
 
-Invariants, tested in `tests/tasks/scheduler/test_scheduler_model.py`:
+A scheduler is a table with a lock. No method waits, and nothing runs in the background. It therefore needs no actor and
+no block, and can be used from any event loop. Invariants, tested in `tests/tasks/scheduler/test_scheduler_model.py`:
 
 1. No task is assigned to a worker that already has `max_concurrent` tasks.
 2. No task is assigned to a worker that is not capable of its type.
@@ -8,15 +9,7 @@ Invariants, tested in `tests/tasks/scheduler/test_scheduler_model.py`:
 4. A worker's load is the load at its registration, plus later assignments, minus reported completions; never below
    zero.
 5. Among workers that stay eligible, the numbers of tasks assigned by round robin differ by at most one.
-
-A scheduler is a table with a lock. No method waits, and nothing runs in the background. It therefore needs no actor and
-no block, and can be used from any event loop.
-
-The strategies that choose a worker for a task.
-
-To add one, write a function here and give it a name in `STRATEGIES`. The function gets the eligible workers (at least
-one, sorted by identifier), the task, and the state of the scheduler. It returns the identifier of one of those workers.
-It must be pure: it uses no other data and changes nothing.
+6. A strategy is a pure function. To add one, write it here and give it a name in `STRATEGIES`.
 """
 
 from __future__ import annotations
@@ -88,7 +81,10 @@ class Assignments(NamedTuple):
 
 
 AssignStrategy: TypeAlias = Callable[[Sequence[WorkerInfo], Task, Assignments], str]
-"""A function `(eligible, task, state)` that returns the identifier of an eligible worker."""
+"""A pure function `(eligible, task, state)` that returns the identifier of an eligible worker.
+
+There is at least one eligible worker, and they are sorted by identifier.
+"""
 
 
 def is_capable(worker: WorkerInfo, task: Task) -> bool:

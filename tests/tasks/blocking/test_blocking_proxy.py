@@ -1,4 +1,4 @@
-"""The base of blocking faces: any thread, interrupts, the end of the block, and loops that must not block."""
+"""The base of blocking proxies: any thread, interrupts, the end of the block, and loops that must not block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cuelight.errors import PoolClosed, SystemClosed
 
 
 class Counter:
-    """An async handle to put a face on."""
+    """An async handle."""
 
     def __init__(self, system: ActorSystem) -> None:
         self.system = system
@@ -87,7 +87,7 @@ class BlockingCounter(BlockingProxy[Counter]):
 
 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
-def test_a_blocking_face_gives_the_same_methods_to_any_thread(backend_name: str) -> None:
+def test_a_blocking_interface_gives_the_same_methods_to_any_thread(backend_name: str) -> None:
     with BlockingCounter(Counter, backend=backend_name) as counter:
         threads = [threading.Thread(target=lambda: [counter.add(1) for _ in range(20)]) for _ in range(8)]
         for thread in threads:
@@ -153,7 +153,7 @@ def test_leaving_the_block_cuts_off_the_calls_of_other_threads(backend_name: str
     assert "with" in str(errors[0])
 
 
-def test_a_blocking_face_outside_of_its_block_says_so() -> None:
+def test_a_blocking_interface_outside_of_its_block_says_so() -> None:
     proxy = BlockingCounter(Counter)
     with pytest.raises(PoolClosed, match="use it inside its `with` block"):
         proxy.add(1)
@@ -167,7 +167,7 @@ def test_a_blocking_face_outside_of_its_block_says_so() -> None:
         assert proxy.add(2) == 2  # a new block makes a new handle
 
 
-async def test_a_blocking_face_in_an_event_loop_is_refused() -> None:
+async def test_a_blocking_interface_in_an_event_loop_is_refused() -> None:
     with pytest.raises(RuntimeError, match="use `async with` and `await` here"):
         BlockingCounter(Counter).__enter__()
 
@@ -179,7 +179,7 @@ async def test_a_blocking_face_in_an_event_loop_is_refused() -> None:
 
 
 @pytest.mark.parametrize("backend_name", ["asyncio", "trio"])
-def test_a_blocking_call_from_the_loop_of_the_face_is_refused(backend_name: str) -> None:
+def test_a_blocking_call_from_the_loop_of_the_interface_is_refused(backend_name: str) -> None:
     with (
         BlockingCounter(Counter, backend=backend_name) as counter,
         pytest.raises(RuntimeError, match="would block the event loop"),
@@ -216,7 +216,7 @@ def test_an_iteration_that_is_left_after_the_block_ends_quietly() -> None:
     items.close()
 
 
-def test_a_face_that_another_process_entered_is_closed_here_and_left_alone() -> None:
+def test_an_interface_that_another_process_entered_is_closed_here_and_left_alone() -> None:
     with BlockingCounter(Counter) as counter:
         generation, system, stack = counter._generation, counter._system, counter._stack
         counter._generation -= 1  # as it is in the child of a fork
@@ -231,11 +231,11 @@ def test_a_face_that_another_process_entered_is_closed_here_and_left_alone() -> 
         assert counter.add(1) == 1
 
 
-def test_a_call_when_the_system_of_others_has_ended_says_that_the_face_is_closed() -> None:
+def test_a_call_when_the_system_of_others_has_ended_says_that_the_proxy_is_closed() -> None:
     with ActorSystem.blocking("shared") as system:
         counter = BlockingCounter(Counter, system=system).__enter__()
         assert counter.add(1) == 1
-    with pytest.raises(PoolClosed, match="BlockingDesk is closed") as caught:
+    with pytest.raises(PoolClosed, match="BlockingCounter is closed") as caught:
         counter.add(1)
     assert isinstance(caught.value.__cause__, SystemClosed)
 
@@ -258,10 +258,10 @@ def use_ended_system(error: Exception) -> tuple[BlockingCounter, Any]:
     return proxy, ended
 
 
-def test_a_call_that_never_began_because_the_block_was_left_says_that_the_face_is_closed() -> None:
+def test_a_call_that_never_began_because_the_block_was_left_says_that_the_proxy_is_closed() -> None:
     error = RuntimeError("the portal is not running")
     proxy, _ = use_ended_system(error)
-    with pytest.raises(PoolClosed, match="BlockingDesk is closed") as caught:
+    with pytest.raises(PoolClosed, match="BlockingCounter is closed") as caught:
         proxy._call_sync(int)
     assert caught.value.__cause__ is error
 

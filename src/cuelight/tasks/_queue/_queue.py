@@ -42,8 +42,8 @@ class TaskQueue(QueueOperations):
             raise PoolClosed(f"the task queue {self.name!r} lives in a system: use `await` in its loop, not `with`")
         options = msgspec.structs.asdict(self._options)
         make = type(self)
-        face = BlockingTaskQueue(lambda system: make(self.store, name=self.name, system=system, **options), self.name)
-        entered = self._blocking.enter_context(face)
+        proxy = BlockingTaskQueue(lambda system: make(self.store, name=self.name, system=system, **options), self.name)
+        entered = self._blocking.enter_context(proxy)
         try:
             entered.ready()
         except BaseException:

@@ -1,7 +1,7 @@
 """The state of an open `TaskQueue`: its access to the store, and the leases of the tasks that it has dequeued.
 
-The handle calls the store directly. An actor (`_session.py`) opens the store, receives reports of lost leases,
-completes the steps whose callers no longer wait for the answer, and gives back all tasks at the end.
+The handle calls the store directly. An actor opens the store, receives reports of lost leases, completes the steps
+whose callers no longer wait for the answer, and gives back all tasks at the end.
 
 Invariants:
 
@@ -11,21 +11,6 @@ Invariants:
    therefore neither loses a task nor costs it an attempt.
 3. A cancelled `ack` or `nack` takes effect, or can be repeated.
 4. After the end, every call raises `PoolClosed`, including calls that were waiting.
-
-A queue of waiters in which only the first one is active.
-
-Invariants:
-
-1. The waiter with the lowest ticket is the first one, even if it joined after the others.
-2. When the first waiter leaves, normally or cancelled, the next one is woken.
-
-Waits for changes of tasks: many waiters share one query of the store.
-
-Invariants:
-
-1. A waiter gets a snapshot that fulfils its condition, and the first such snapshot that a query returns.
-2. The store is only queried after it has reported a possible change, and once for each new waiter.
-3. One of the waiters queries on behalf of all. When it ends, cancelled or answered, another one takes over.
 """
 
 from __future__ import annotations
@@ -65,7 +50,11 @@ if TYPE_CHECKING:
 
 
 class TicketQueue:
-    """The waiters. Belongs to one event loop."""
+    """A queue of waiters in which only the first one is active. Belongs to one event loop.
+
+    The waiter with the lowest ticket is the first one, even if it joined after the others. When it leaves, normally or
+    cancelled, the next one is woken.
+    """
 
     def __init__(self, waiter: Callable[[], Waiter]) -> None:
         self._new_waiter = waiter
@@ -508,7 +497,11 @@ class _ResultWaiter(msgspec.Struct, eq=False):
 
 
 class ResultWaiters:
-    """The callers that wait for tasks of one queue."""
+    """The callers that wait for tasks of one queue. They share one query of the store.
+
+    One of the waiters queries on behalf of all, after each possible change. When it ends, cancelled or answered, another
+    one takes over. Each waiter gets the first snapshot that fulfils its condition. A new waiter causes one more query.
+    """
 
     def __init__(self, session: QueueSession) -> None:
         self._session = session
@@ -584,9 +577,6 @@ class ResultWaiters:
         waiter, one.waiter = one.waiter, None
         if waiter is not None:
             waiter.wake()
-
-
-# The actor of a task queue.
 
 
 RECOVERY_INTERVAL = 1.0

@@ -1,26 +1,18 @@
-"""Selects the next task with limits, without a scan of the tasks that have to wait.
+"""The limits of a store: when a task may start, how a start changes a limit, and which task is next.
+
+A rate is enforced with GCRA: starting a task moves the theoretical arrival time `tat` ahead by the task's cost, and a
+task may start if `tat` is then at most the burst ahead of now. This is the algorithm of `coordination.gcra`, and a test
+compares the two. It is implemented again because a task with several limits must pass all of them before it uses any,
+and because stores use seconds and costs that need not be integers. An override replaces the whole limit of a task
+except for its cost.
 
 A limit queue contains the tasks with the same set of limits. It is runnable until one of its limits rejects its first
-task. It then waits on that limit, with all its tasks.
-
-Invariants:
+task. It then waits on that limit, with all its tasks. So no search examines all tasks that have to wait. Invariants:
 
 1. A runnable limit queue waits on no limit. Every other limit queue waits on exactly one.
 2. If a limit would admit the first task of the first limit queue that waits on it, that queue is made runnable. After
    that queue was used, `settle` is called for each of its keys, which makes the next one runnable.
 3. Therefore a task does not overtake a more urgent one that waits on the same limit, but it does overtake all others.
-
-The rules of limits: when a task may start, and how a start changes a limit. Independent of the store.
-
-A rate is enforced with GCRA: starting a task moves the theoretical arrival time `tat` ahead by the task's cost, and a
-task may start if `tat` is then at most the burst ahead of now. The state is one number, so there are no time windows
-with edges.
-
-This is the algorithm of `coordination.gcra`, and a test compares the two. It is implemented again because a task with
-several limits must pass all of them before it uses any, and because stores use seconds and costs that need not be
-integers.
-
-An override replaces the whole limit of a task except for its cost.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""`MemoryStore`: a store in memory.
-
-The rows of one queue in memory: dicts, and heaps whose entries are validated when they come to the top.
+"""`MemoryStore`: a store in memory. Its rows are in dicts, and in heaps whose entries are checked when they are first.
 
 Invariants:
 

@@ -1,12 +1,11 @@
-"""Counts the users of each store: the first user opens it, the last one closes it.
+"""What stores and their users share: the count of users, the notification of changes, and the clock.
 
-Invariant: between `acquire_store` and `release_store` of one user, no `release_store` of another user closes the store.
-Users may be in different event loops and threads. Users in other processes are not counted; a forked process starts
-with none.
+Invariants:
 
-The version of a store, which every change increments, and the callers in any thread that wait for a change.
-
-A change wakes every wait that began before it: the version is compared and the waiter is added under one lock.
+1. Between `acquire_store` and `release_store` of one user, no `release_store` of another user closes the store. Users
+   may be in different event loops and threads. Users in other processes are not counted; a forked process starts with
+   none.
+2. A change wakes every wait that began before it: the version is compared and the waiter is added under one lock.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ async def release_store(store: Store) -> None:
 
 
 class VersionNotifier:
-    """The version of a store and its waiters.
+    """The version of a store, which every change increments, and the callers in any thread that wait for a change.
 
     Attributes:
         version: incremented by `notify`.
@@ -156,9 +155,6 @@ def _wake_from_afar(backend: Backend, waiter: Waiter) -> None:
         backend.call_threadsafe(waiter.wake)
     except RuntimeError:
         pass  # the waiter ended with its loop
-
-
-# A wall clock that small corrections do not set back.
 
 
 log = get_log("cuelight.tasks")

@@ -66,11 +66,9 @@ from cuelight.tasks._stores._sqlite._statements import (
 )
 from cuelight.tasks._task import Record
 
-# The turns of tenants in SQLite, read at the beginning of a transaction. The ends are read on demand.
-
 
 class SQLiteFairQueue(FairQueue):
-    """`FairQueue` in SQLite tables."""
+    """`FairQueue` in SQLite tables: read at the beginning of a transaction, except for the virtual finishes."""
 
     def __init__(self, connection: sqlite3.Connection, queue: int) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ SAME: Final = {
     "QueueAdmin.cancel(task_id)": "TaskQueue.cancel",
     "QueueAdmin.purge(task_ids)": "TaskQueue.cancel",
     "QueueAdmin.sync_schedules(schedules)": "TaskQueue.sync_schedules",
-    "TaskQueue.enqueue_many(tasks)": "TaskQueue.enqueue_many",
+    "QueueOperations.enqueue_many(tasks)": "TaskQueue.enqueue_many",
     "LockManager.acquire_all(names)": "LockManager.acquire_all",
     "BlockingTaskQueue.cancel(task_id)": "TaskQueue.cancel",
     "BlockingTaskQueue.purge(task_ids)": "TaskQueue.cancel",

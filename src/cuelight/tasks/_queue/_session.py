@@ -499,8 +499,9 @@ class _ResultWaiter(msgspec.Struct, eq=False):
 class ResultWaiters:
     """The callers that wait for tasks of one queue. They share one query of the store.
 
-    One of the waiters queries on behalf of all, after each possible change. When it ends, cancelled or answered, another
-    one takes over. Each waiter gets the first snapshot that fulfils its condition. A new waiter causes one more query.
+    One of the waiters queries on behalf of all, after each possible change. When it ends, cancelled or answered,
+    another one takes over. Each waiter gets the first snapshot that fulfils its condition. A new waiter causes one more
+    query.
     """
 
     def __init__(self, session: QueueSession) -> None:

@@ -3,13 +3,13 @@
 The algorithm is start-time fair queueing (P. Goyal, H. M. Vin, H. Cheng, "Start-time Fair Queueing: A Scheduling
 Algorithm for Integrated Services Packet Switching Networks", SIGCOMM 1996), with tasks instead of packets:
 
-1. The turn of a new task is the virtual time, or the end of its tenant's last task if that is later. The task ends
-   `1 / weight` after its turn.
+1. The turn of a new task is the virtual time, or the virtual finish of its tenant's last task if that is later. The
+   virtual finish of the task is `1 / weight` after its turn.
 2. The virtual time is the latest turn of all claimed tasks. It never goes back.
-3. Each priority has a separate virtual time and separate ends. So have tasks with deadlines of each priority: they are
-   claimed early, and would advance the virtual time of all others.
-4. When a claim leaves no task pending, all virtual times become the end of the last task, and all ends are forgotten.
-   An end that is not after the virtual time has no effect and is forgotten, too.
+3. Each priority has a separate virtual time and separate finishes. So have tasks with deadlines of each priority: they
+   are claimed early, and would advance the virtual time of all others.
+4. When a claim leaves no task pending, all virtual times become the finish of the last task, and all finishes are
+   forgotten. A finish that is not after the virtual time has no effect and is forgotten, too.
 5. Tasks without a tenant count as one tenant of weight 1, from when a task with a tenant is added until step 4. Outside
    that time, their turns are the virtual time, and nothing is stored or computed.
 """
@@ -76,7 +76,7 @@ class FairQueue:
             self.forget()
         self._moved = False
 
-    # Ends
+    # Virtual finishes
 
     def finish_of(self, priority_class: str, tenant: str) -> float:
         """The virtual finish of a tenant's last task; 0 if it was forgotten."""

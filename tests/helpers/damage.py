@@ -11,7 +11,7 @@ import msgspec
 
 from cuelight.errors import StoreRefused
 from cuelight.tasks import Attempt, Finish, Limit, Query, Record, Schedule, Store
-from helpers.stores import Desk, HandClock
+from helpers.stores import Driver, HandClock
 
 K: Final = Limit("k", max_concurrent=1)
 M: Final = Limit("m", max_concurrent=2, rate=1000.0)
@@ -65,28 +65,28 @@ VALUES: Final[dict[str, Any]] = {
 
 async def fill(store: Store, clock: HandClock) -> None:
     """Make the queue: a task of each kind, and at the end some that may run."""
-    desk = Desk(store, clock)
+    driver = Driver(store, clock)
     for name in ("dead", "done", "gone", "parked", "retried", "saved"):
-        await desk.add(name, max_retries=3)
-    leases = {lease.record.id: lease for lease in await desk.claim(9)}
-    await desk.finish(leases["dead"], "rejected", attempt=Attempt("rejected", "w", clock(), error="no"))
-    await desk.finish(leases["done"], result=b"\x05")
-    await desk.finish(leases["parked"], "unknown")
-    await desk.finish(leases["retried"], "error", attempt=Attempt("error", "w", clock(), error="e"))
+        await driver.add(name, max_retries=3)
+    leases = {lease.record.id: lease for lease in await driver.claim(9)}
+    await driver.finish(leases["dead"], "rejected", attempt=Attempt("rejected", "w", clock(), error="no"))
+    await driver.finish(leases["done"], result=b"\x05")
+    await driver.finish(leases["parked"], "unknown")
+    await driver.finish(leases["retried"], "error", attempt=Attempt("error", "w", clock(), error="e"))
     await store.save("saved", leases["saved"].epoch, progress=b"\x01", checkpoint=b"\x02")
-    await desk.finish(leases["saved"], "released")
+    await driver.finish(leases["saved"], "released")
     await store.cancel(["gone"])
-    await desk.finish(leases["gone"], "error")
-    await desk.add("flight", limits=(M,), priority=0)
-    assert await desk.claim_ids(1) == ["flight"]
-    await desk.add("plain0", "plain1", payload=b"\x07")
-    await desk.add("later", delay=5.0)
-    await desk.add("limited0", "limited1", limits=(K, M))
-    await desk.add("tenant", tenant="T", weight=2.0)
-    await desk.add("unique", unique="u")
+    await driver.finish(leases["gone"], "error")
+    await driver.add("flight", limits=(M,), priority=0)
+    assert await driver.claim_ids(1) == ["flight"]
+    await driver.add("plain0", "plain1", payload=b"\x07")
+    await driver.add("later", delay=5.0)
+    await driver.add("limited0", "limited1", limits=(K, M))
+    await driver.add("tenant", tenant="T", weight=2.0)
+    await driver.add("unique", unique="u")
     await store.set_limit(Limit("o", max_concurrent=1), "o")
-    await desk.add("overridden", limits=(Limit("o", max_concurrent=5),))
-    await desk.add("last", deadline=clock() + 100_000, priority=3)
+    await driver.add("overridden", limits=(Limit("o", max_concurrent=5),))
+    await driver.add("last", deadline=clock() + 100_000, priority=3)
     record = Record(id="s", type="t", payload=b"\x09")
     await store.put_schedule(Schedule(name="s", spec="every 1000000.0", due=clock() + 1e6, record=record))
 
@@ -106,9 +106,9 @@ class Seen:
 async def run_out(store: Store, clock: HandClock) -> Seen:
     """Work on the queue until nothing waits in it, and look at all of it."""
     seen = Seen()
-    desk = Desk(store, clock)
+    driver = Driver(store, clock)
     try:
-        await _work(desk, clock, seen)
+        await _work(driver, clock, seen)
         seen.schedules = [schedule.name for schedule in await store.schedules()]
         after = 0
         while page := await store.find(Query(after=after, limit=7)):
@@ -126,15 +126,15 @@ async def run_out(store: Store, clock: HandClock) -> Seen:
     return seen
 
 
-async def _work(desk: Desk, clock: HandClock, seen: Seen) -> None:
+async def _work(driver: Driver, clock: HandClock, seen: Seen) -> None:
     idle = 0
     for _ in range(60):
-        parked = await desk.store.find(Query(state="parked"))
-        await desk.store.unpark([one.record.type for one in parked])
-        exchange = await desk.exchange([], 4)
+        parked = await driver.store.find(Query(state="parked"))
+        await driver.store.unpark([one.record.type for one in parked])
+        exchange = await driver.exchange([], 4)
         seen.ran += [lease.record.id for lease in exchange.leases]
-        await desk.store.exchange([Finish(lease.record.id, lease.epoch) for lease in exchange.leases])
-        size = await desk.store.size()
+        await driver.store.exchange([Finish(lease.record.id, lease.epoch) for lease in exchange.leases])
+        size = await driver.store.size()
         if exchange.leases:
             idle = 0
             continue

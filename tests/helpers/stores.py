@@ -73,7 +73,7 @@ async def entries(store: RedisStore) -> int:
     return number
 
 
-class Desk:
+class Driver:
     """A store, its clock, and short words for what producers and workers do."""
 
     def __init__(self, store: Store, clock: HandClock) -> None:

@@ -84,11 +84,11 @@ class Faulty:
 
 @asynccontextmanager
 async def open_queue(
-    store: Store | None = None, *, patience: float = 30.0, **options: Any
+    store: Store | None = None, *, retry_timeout: float = 30.0, **options: Any
 ) -> AsyncGenerator[TaskQueue]:
     """A queue in a system of its own, on the loop's clock."""
     async with ActorSystem("test", slow_after=None, **options) as system:
-        queue = TaskQueue(loop_store() if store is None else store, system=system, patience=patience)
+        queue = TaskQueue(loop_store() if store is None else store, system=system, retry_timeout=retry_timeout)
         await queue.size()  # it is open now
         yield queue
 

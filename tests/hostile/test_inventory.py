@@ -42,7 +42,7 @@ SAME: Final = {
     "QueueAdmin.cancel(task_id)": "TaskQueue.cancel",
     "QueueAdmin.purge(task_ids)": "TaskQueue.cancel",
     "QueueAdmin.sync_schedules(schedules)": "TaskQueue.sync_schedules",
-    "TaskQueue.enqueue_many(tasks)": "TaskQueue.enqueue_many",
+    "QueueOperations.enqueue_many(tasks)": "TaskQueue.enqueue_many",
     "LockManager.acquire_all(names)": "LockManager.acquire_all",
     "BlockingTaskQueue.cancel(task_id)": "TaskQueue.cancel",
     "BlockingTaskQueue.purge(task_ids)": "TaskQueue.cancel",
@@ -71,13 +71,12 @@ SAME: Final = {
 OTHERWISE: Final = {
     "ThreadedSystem.call(function)": "raises in the caller; test_blocking.py has the cases",
     "run(app)": "it is the program: what it raises leaves `run`",
-    "BlockingFace(make)": "only the library makes these",
+    "BlockingProxy(make)": "only the library makes these",
     "BlockingTaskQueue(make)": "only the library makes these",
     "TaskHandle(read)": "only the library makes these",
     "RedisClaim.lower(here)": "only the library calls it",
     "Dispatcher.call_later(function)": "only the library calls it",
     "Dispatcher.post(function)": "only the library calls it",
-    "provide_dead_letters(make)": "only the library calls it",
 }
 """Places that are no part of the table, and why."""
 

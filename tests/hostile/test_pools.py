@@ -308,7 +308,7 @@ async def results_of(pool: AsyncWorkerPool, source: Any, case: Case, **options: 
                 raise
             found.append(error)
         except BaseException as error:
-            if pool.crew is not None and pool.crew.over and not case.ends_the_program:
+            if pool.group is not None and pool.group.over and not case.ends_the_program:
                 raise
             found.append(error)
             if case.ends_the_program:

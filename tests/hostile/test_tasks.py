@@ -444,7 +444,7 @@ async def the_callbacks_of_a_consumer(queue: TaskQueue, case: Case) -> None:
     held = [await mine.dequeue() for _ in range(3)]
     assert None not in held
     await mine.cancel("cancelled")
-    mine.store.beat(mine.life.worker, [("lost", mine.life.held["lost"].epoch)], 0.1)
+    mine.store.beat(mine.session.worker, [("lost", mine.session.dequeued["lost"].epoch)], 0.1)
     await anyio.sleep(0.2)
     assert await queue.dequeue() is not None
     assert await queue.ack("lost")
@@ -575,7 +575,7 @@ async def an_iterator(queue: TaskQueue, case: Case) -> None:
 @place("MemoryStore(clock)", cases=CALLED)
 async def a_clock_that_fails_now_and_then(queue: TaskQueue, case: Case) -> None:
     times, failing = 0, False
-    time = queue.life.backend.time
+    time = queue.session.backend.time
 
     def clock() -> float:
         nonlocal times

@@ -22,7 +22,7 @@ from cuelight.errors import (
 )
 from cuelight.pools import AsyncWorkerPool, Submission
 from cuelight.pools._pool_worker import PoolWorker
-from cuelight.pools._worker_group import Crew
+from cuelight.pools._worker_group import WorkerGroup
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend
 
@@ -47,10 +47,10 @@ async def slow(seconds: float = 1.0) -> str:
     return "done"
 
 
-def crew_of(pool: AsyncWorkerPool) -> Crew:
-    crew = pool.crew
-    assert crew is not None
-    return crew
+def group_of(pool: AsyncWorkerPool) -> WorkerGroup:
+    group = pool.group
+    assert group is not None
+    return group
 
 
 async def test_leaving_the_block_waits_until_everything_is_done() -> None:
@@ -110,11 +110,11 @@ async def test_a_worker_that_is_killed_costs_only_its_attempt() -> None:
         tasks = [pool.submit(work, number) for number in range(4)]
         mapping = pool.map(work, range(10, 14))
         await anyio.sleep(0.5)
-        first = next(iter(crew_of(pool).workers))
+        first = next(iter(group_of(pool).workers))
         first.kill("test")
         assert [(await task).result for task in tasks] == [0, 1, 2, 3]
         assert sorted(starts) == [0, 0, 1, 2, 3] or sorted(starts) == [0, 1, 1, 2, 3]
-        second = next(iter(crew_of(pool).workers))
+        second = next(iter(group_of(pool).workers))
         async with anyio.create_task_group() as group:
 
             async def kill() -> None:
@@ -133,7 +133,7 @@ async def test_a_task_under_which_workers_die_is_quarantined() -> None:
         async def deadly() -> None:
             nonlocal deaths
             deaths += 1
-            next(iter(crew_of(pool).workers)).kill("poison")
+            next(iter(group_of(pool).workers)).kill("poison")
             await anyio.sleep_forever()
 
         result = await pool.submit(deadly)
@@ -149,22 +149,22 @@ async def test_a_task_under_which_workers_die_is_quarantined() -> None:
 
 async def test_a_worker_whose_own_code_crashes_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     crashes = 0
-    rest = Crew.rest
+    became_idle = WorkerGroup.became_idle
 
-    def crash_at_times(self: Crew, cell: Any) -> None:
+    def crash_at_times(self: WorkerGroup, cell: Any) -> None:
         nonlocal crashes
         crashes += 1
         if crashes in (1, 3):
             raise RuntimeError("harness")
-        rest(self, cell)
+        became_idle(self, cell)
 
-    monkeypatch.setattr(Crew, "rest", crash_at_times)
+    monkeypatch.setattr(WorkerGroup, "became_idle", crash_at_times)
     async with AsyncWorkerPool(1) as pool:
         assert [(await pool.submit(slow)).result for _ in range(4)] == ["done"] * 4
     assert crashes > 4
 
 
-async def test_a_crew_that_is_beyond_hope_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_beyond_their_restart_limit_leave_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(self: PoolWorker, called: bool) -> None:
         await anyio.lowlevel.checkpoint()
         raise RuntimeError("harness")

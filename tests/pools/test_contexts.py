@@ -13,7 +13,7 @@ import pytest
 
 from cuelight import ActorSystem
 from cuelight.pools import AsyncWorkerPool, WorkerPool, WorkerPoolConfig
-from cuelight.pools._contexts import Abandoned, Calls, in_context
+from cuelight.pools._contexts import Abandoned, ContextCalls, in_context
 
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
 
@@ -267,7 +267,7 @@ def test_calls_are_made_one_after_another_each_in_its_context() -> None:
     def function(argument: str) -> Any:
         return work(seen, argument)
 
-    calls = Calls(function)
+    calls = ContextCalls(function)
     for name in ("first", "second"):
         performed: Any = calls.perform(named(name), function, f"trap of {name}")
         assert performed.send(None) == f"trap of {name}"
@@ -289,7 +289,7 @@ def test_a_call_whose_loop_has_ended_is_abandoned_in_its_context() -> None:
     def function(argument: str) -> Any:
         return work(seen, argument)
 
-    calls = Calls(function)
+    calls = ContextCalls(function)
     performed: Any = calls.perform(named("guest"), function, "trap")
     performed.send(None)
     performed.close()
@@ -307,7 +307,7 @@ def test_a_call_may_return_anything_that_can_be_awaited() -> None:
     def promise(_: object) -> Promise:
         return Promise()
 
-    calls = Calls(promise)
+    calls = ContextCalls(promise)
     performed: Any = calls.perform(named("guest"), promise, None)
     assert performed.send(None) == "trap of a promise"
     with pytest.raises(StopIteration):

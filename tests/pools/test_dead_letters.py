@@ -275,7 +275,7 @@ def test_a_failed_task_of_a_blocking_pool_is_logged_before_its_result_is_there(
     class Watch(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.levelno == logging.WARNING:
-                [job] = pool._crew.board.jobs.values()
+                [job] = pool._thread_pool.table.jobs.values()
                 seen.append(job.ended is None)
 
     watch = Watch(logging.WARNING)

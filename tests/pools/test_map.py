@@ -349,16 +349,16 @@ async def test_a_source_may_end_its_own_map() -> None:
 
 
 async def test_time_outs_and_retries_are_for_each_item() -> None:
-    tries: list[float] = []
+    attempts: list[float] = []
 
     async def work(seconds: float) -> float:
-        tries.append(seconds)
+        attempts.append(seconds)
         return await nap(seconds)
 
     async with AsyncWorkerPool(2, retries=1) as pool:
         results = await pool.map(work, [0.4, 2, 0.4, 3, 0.4], timeout=0.5)
         assert [type(result.error) for result in results] == [type(None), TaskTimedOut] * 2 + [type(None)]
-        assert sorted(tries) == [0.4, 0.4, 0.4, 2, 2, 3, 3]
+        assert sorted(attempts) == [0.4, 0.4, 0.4, 2, 2, 3, 3]
         assert [line.retries_used for line in pool.metrics().values()].count(1) == 2
         assert [r.success async for r in pool.map(work, [2, 0.4, 3], timeout=0.5)] == [False, True, False]
 

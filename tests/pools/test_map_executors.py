@@ -18,7 +18,7 @@ import pytest
 
 from cuelight.errors import TaskCancelled, TaskFailed, TaskQuarantined, TaskTimedOut, WorkerDied
 from cuelight.pools import AsyncWorkerPool, Outcome
-from cuelight.pools._maps._run import MOST, Chunks
+from cuelight.pools._maps._chunk_sizer import MAX_SIZE, ChunkSizer
 from helpers.pool_jobs import die_at, double, leave, odd_only, stuck_once
 
 
@@ -231,19 +231,19 @@ async def test_a_source_that_fails_in_the_middle_of_a_chunk_ends_the_map() -> No
 
 
 def test_a_chunk_takes_some_milliseconds_and_the_last_are_small() -> None:
-    chunks = Chunks(None, None)
-    assert chunks.next(0, 4) == 1
-    chunks.took(1, 0.001)
-    assert chunks.next(1, 4) == 8  # it grows by steps, because the first item may not be like the others
-    chunks.took(8, 8.0)
-    assert chunks.next(9, 4) == 10  # 10 ms at 1 ms an item
-    chunks.took(10, 1000.0)
-    assert chunks.next(19, 4) == 1
+    chunk_sizer = ChunkSizer(None, None)
+    assert chunk_sizer.next(0, 4) == 1
+    chunk_sizer.record(1, 0.001)
+    assert chunk_sizer.next(1, 4) == 8  # it grows by steps, because the first item may not be like the others
+    chunk_sizer.record(8, 8.0)
+    assert chunk_sizer.next(9, 4) == 10  # 10 ms at 1 ms an item
+    chunk_sizer.record(10, 1000.0)
+    assert chunk_sizer.next(19, 4) == 1
     for _ in range(10):
-        chunks.took(chunks.size, 0.0)
-    assert chunks.next(0, 4) == MOST
-    known = Chunks(None, 100)
+        chunk_sizer.record(chunk_sizer.size, 0.0)
+    assert chunk_sizer.next(0, 4) == MAX_SIZE
+    known = ChunkSizer(None, 100)
     for _ in range(3):
-        known.took(known.size, 0.0)
+        known.record(known.size, 0.0)
     assert [known.next(taken, 4) for taken in (0, 50, 90, 99)] == [12, 6, 1, 1]
-    assert Chunks(5, 100).next(99, 4) == 5
+    assert ChunkSizer(5, 100).next(99, 4) == 5

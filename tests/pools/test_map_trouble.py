@@ -13,12 +13,12 @@ import pytest
 
 from cuelight.errors import PoolClosed, RateLimited, TaskCancelled
 from cuelight.pools import AsyncWorkerPool, Outcome
-from cuelight.pools._maps._run import Gathered
+from cuelight.pools._maps._sinks import ListSink
 from cuelight.pools._maps._source import AsyncSource, SyncSource
 from cuelight.pools._pool_worker import PoolWorker
-from cuelight.pools._results import Ledger
+from cuelight.pools._results import PoolMetrics
 from cuelight.pools._threads._executor import Successes
-from cuelight.pools._worker_group import Crew
+from cuelight.pools._worker_group import WorkerGroup
 from helpers.pool_jobs import double, odd_only
 
 
@@ -69,10 +69,10 @@ def outcome(function: Callable[[Any], Any], item: Any) -> Outcome:
 @pytest.mark.parametrize(
     ("place", "method", "function", "options"),
     [
-        (Crew, "result", refuse, {}),
-        (Crew, "result", odd_only, {"chunk_size": 4}),
-        (Gathered, "put", double_soon, {}),
-        (Ledger, "enter_many", double, {"chunk_size": 4}),
+        (WorkerGroup, "result", refuse, {}),
+        (WorkerGroup, "result", odd_only, {"chunk_size": 4}),
+        (ListSink, "put", double_soon, {}),
+        (PoolMetrics, "record_many", double, {"chunk_size": 4}),
         (PoolWorker, "start_clock", double_soon, {"timeout": 5}),
     ],
 )
@@ -220,15 +220,15 @@ async def test_a_map_whose_reader_is_ended_is_cancelled() -> None:
 
         group.start_soon(request)
         await reading.wait()
-        crew = pool.crew
-        assert crew is not None
-        [run] = crew.works
+        workers = pool.group
+        assert workers is not None
+        [run] = workers.works
         source: Any = getattr(run, "source")  # noqa: B009 - of maps alone
         source._cell.kill("for the test")
 
 
 def test_a_closed_source_has_no_more_items() -> None:
-    class Sink:
+    class SourceOwner:
         def refresh(self) -> None: ...
 
         def fail(self, error: BaseException) -> None:
@@ -236,6 +236,6 @@ def test_a_closed_source_has_no_more_items() -> None:
 
     source = SyncSource(iter([1, 2]), contextvars.copy_context())
     assert source.next() == 1
-    source.close(Sink())
+    source.close(SourceOwner())
     with pytest.raises(StopIteration):
         source.next()

@@ -63,7 +63,7 @@ async def test_work_that_waits_for_work_of_its_full_pool_goes_on() -> None:
         load = Load()
 
 
-async def test_helpers_do_only_what_is_waited_for_and_leave() -> None:
+async def test_extra_workers_do_only_what_is_waited_for_and_leave() -> None:
     order: list[str] = []
 
     async def outer() -> None:
@@ -189,9 +189,9 @@ async def test_work_that_waits_and_is_cancelled_leaves_no_trace() -> None:
             with anyio.fail_after(PATIENCE):
                 await task
         assert (await pool.submit(double, 2)).unwrap() == 4
-        crew = pool.crew
-        assert crew is not None
-        assert (crew.helpers.parked, dict(crew.helpers.awaited)) == (0, {})
+        group = pool.group
+        assert group is not None
+        assert (group.extra_workers.parked, dict(group.extra_workers.awaited)) == (0, {})
 
 
 async def test_work_that_waits_for_all_work_of_its_pool_is_told() -> None:
@@ -388,13 +388,13 @@ def test_a_task_that_waits_for_a_task_of_its_full_pool_goes_on() -> None:
             assert pool.get_task_result(deep, timeout=PATIENCE).unwrap() == 1
             maps = [pool.submit_task("map", mapped, (7,)) for _ in range(4)]
             assert [pool.get_task_result(one, timeout=PATIENCE).unwrap() for one in maps] == [7] * 4
-            helpers = pool._crew.helpers
-            assert (helpers.parked, helpers.awaited) == (0, {})
+            extra = pool._thread_pool.extra_threads
+            assert (extra.parked, extra.awaited) == (0, {})
         assert load.most <= size
         load = Load()
 
 
-def test_helpers_of_threads_do_only_what_is_waited_for() -> None:
+def test_extra_threads_do_only_what_is_waited_for() -> None:
     order: list[str] = []
     submitted = threading.Event()
 

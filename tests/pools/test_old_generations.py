@@ -17,8 +17,8 @@ from cuelight.pools._processes import _caller as call_module
 from cuelight.pools._processes import _child as child
 from cuelight.pools._processes import _executor as processes
 from cuelight.pools._processes._caller import ProcessCaller
-from cuelight.pools._processes._executor import Answer
-from cuelight.pools._threads import _pool as crew_module
+from cuelight.pools._processes._executor import ProcessAnswer
+from cuelight.pools._threads import _pool as pool_module
 
 
 class LinkOfParent:
@@ -50,36 +50,36 @@ async def test_a_thread_executor_begins_anew() -> None:
         assert not thread.is_alive()
 
 
-async def test_the_party_of_a_thread_executor_is_there_while_it_runs_a_call() -> None:
+async def test_the_lock_owner_of_a_thread_executor_is_there_while_it_runs_a_call() -> None:
     executor = ThreadExecutor("pet")
-    assert executor.party is None
-    assert await executor.run(lambda: executor.party is here.me, (), {})
-    assert executor.party is None
+    assert executor.lock_owner is None
+    assert await executor.run(lambda: executor.lock_owner is here.me, (), {})
+    assert executor.lock_owner is None
     await executor.aclose()
 
 
 async def test_a_process_executor_leaves_the_process_of_its_parent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[bytes] = []
 
-    async def exchange(frame: bytes) -> Answer:
+    async def exchange(frame: bytes) -> ProcessAnswer:
         frames.append(frame)
-        return Answer([(True, 5)])
+        return ProcessAnswer([(True, 5)])
 
     executor = ProcessExecutor("pet")
     link: Any = LinkOfParent()
     monkeypatch.setattr(executor, "_exchange", exchange)
-    executor._link, executor._busy = link, True  # a call was under way when the parent has forked
+    executor._process, executor._busy = link, True  # a call was under way when the parent has forked
     assert await executor.run(len, ("",), {}) == 5
-    assert (executor._link, executor._busy, len(frames)) == (None, False, 1)
-    executor._link = link
+    assert (executor._process, executor._busy, len(frames)) == (None, False, 1)
+    executor._process = link
     await executor.aclose()
     assert executor.pid is None
 
 
 async def test_a_chunk_of_no_items_has_no_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [Answer([]), Answer([], values=[])]
+    answers = [ProcessAnswer([]), ProcessAnswer([], values=[])]
 
-    async def exchange(frame: bytes) -> Answer:
+    async def exchange(frame: bytes) -> ProcessAnswer:
         return answers.pop(0)
 
     executor = ProcessExecutor("pet")
@@ -140,7 +140,7 @@ def test_a_blocking_call_waits_until_its_process_takes_and_answers_it(monkeypatc
         polled.append(event)
         poll(link, event, limit)
 
-    monkeypatch.setattr(call_module, "ProcessLink", Link)
+    monkeypatch.setattr(call_module, "WorkerProcess", Link)
     monkeypatch.setattr(call_module, "_poll", watched)
     with ours, theirs:
         assert ProcessCaller("pet").call(len, ("abc",), {}) == (True, 3)
@@ -149,7 +149,7 @@ def test_a_blocking_call_waits_until_its_process_takes_and_answers_it(monkeypatc
 
 def test_a_blocking_pool_begins_anew_with_what_it_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[object] = []
-    monkeypatch.setattr(crew_module, "_left_to_parents", left)
+    monkeypatch.setattr(pool_module, "_left_to_parents", left)
     pool = WorkerPool(WorkerPoolConfig(max_workers=1))
     before = pool._current
     pool._generation -= 1
@@ -182,6 +182,6 @@ async def test_a_pool_in_a_given_system_is_entered_once() -> None:
         with pytest.raises(PoolClosed, match="was entered or shut down before: make a new one"):
             await pool.__aenter__()
         used = AsyncWorkerPool(1, system=system)
-        crew = used.crew
+        group = used.group
         async with used:
-            assert used.crew is crew
+            assert used.group is group

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cuelight.pools._processes import _child as child
-from cuelight.pools._processes._link import RemoteTraceback, _decode, encode_call, encode_chunk
+from cuelight.pools._processes._worker_process import RemoteTraceback, _decode, encode_call, encode_chunk
 from helpers import process_jobs as jobs
 
 

@@ -100,7 +100,7 @@ def test_functions_of_modules_do_not_load_the_main_program(tmp_path: Path) -> No
 
 
 REFUSED = "double cannot be sent to a worker process, which cannot import it: the program was typed in"
-NO_PROCESS = "import cuelight.pools._processes._link as links\nlinks.subprocess = None  # none can be started\n"
+NO_PROCESS = "import cuelight.pools._processes._worker_process as link\nlink.subprocess = None  # none can be started\n"
 
 
 @pytest.mark.parametrize("how", ["-c", "-", "-i"])

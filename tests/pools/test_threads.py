@@ -19,7 +19,7 @@ import pytest
 
 from cuelight.errors import PoolClosed, TaskFailed
 from cuelight.pools import Executor, ThreadExecutor
-from cuelight.pools._functions import holding_coroutine, holding_coroutines
+from cuelight.pools._functions import wrap_coroutine, wrap_coroutines
 
 LEVEL: contextvars.ContextVar[int] = contextvars.ContextVar("LEVEL", default=0)
 
@@ -235,7 +235,7 @@ anyio.run(main, backend={backend!r})
     assert time.monotonic() - began < 15
 
 
-@pytest.mark.parametrize("wrap", [holding_coroutines, holding_coroutine])
+@pytest.mark.parametrize("wrap", [wrap_coroutines, wrap_coroutine])
 def test_a_coroutine_that_nobody_takes_is_closed_without_a_warning_also_in_a_cycle(
     wrap: Callable[[Callable[[Any], Any]], Callable[[Any], Any]],
 ) -> None:

@@ -174,7 +174,7 @@ def test_a_failure_is_tried_again_after_delays_that_double() -> None:
     with TimedPool(untimed(max_retries=5, backoff_base_seconds=2.0, backoff_max_seconds=10.0)) as pool:
 
         def fail() -> None:
-            times.append(pool._crew.clock())
+            times.append(pool._thread_pool.clock())
             raise ConnectionError("busy")
 
         result = pool.get_task_result(pool.submit_task("x", fail))

@@ -19,7 +19,7 @@ import pytest
 from cuelight.errors import TaskFailed, TaskTimedOut, WorkerDied
 from cuelight.pools import WorkerPool, WorkerPoolConfig
 from cuelight.pools._threads._job import Job
-from cuelight.pools._threads._timer import Timekeeper
+from cuelight.pools._threads._timer import TimerThread
 from cuelight.pools._threads._worker import Worker
 from helpers import process_jobs as jobs
 
@@ -78,13 +78,13 @@ def test_a_pool_makes_do_with_the_threads_that_it_can_have(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = threading.Thread.start
-    hired: list[threading.Thread] = []
+    started: list[threading.Thread] = []
 
     def fail_second(thread: threading.Thread) -> None:
         if isinstance(thread, Worker):
-            if hired:
+            if started:
                 raise RuntimeError("can't start new thread")
-            hired.append(thread)
+            started.append(thread)
         start(thread)
 
     gate, entered = threading.Event(), threading.Event()
@@ -107,12 +107,12 @@ def test_a_thread_that_cannot_be_replaced_at_once_is_replaced_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = threading.Thread.start
-    hired: list[threading.Thread] = []
+    started: list[threading.Thread] = []
 
     def fail_second(thread: threading.Thread) -> None:
         if isinstance(thread, Worker):
-            hired.append(thread)
-            if len(hired) == 2:
+            started.append(thread)
+            if len(started) == 2:
                 raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -141,20 +141,20 @@ def test_time_is_kept_even_if_looking_fails(monkeypatch: pytest.MonkeyPatch, cap
         return now + 0.001
 
     with caplog.at_level(logging.CRITICAL):
-        keeper = Timekeeper("pet", tick, None)
+        timer = TimerThread("pet", tick, None)
         assert done.wait(20)
-        keeper.stop()
-        keeper.join()
-        keeper.look()
-        keeper.stop()
+        timer.stop()
+        timer.join()
+        timer.check_soon()
+        timer.stop()
 
 
-def test_a_timekeeper_that_cannot_start_says_so() -> None:
+def test_a_timer_thread_that_cannot_start_says_so() -> None:
     def no_loop() -> None:
         raise LookupError("no loop")
 
     with pytest.raises(LookupError, match="no loop"):
-        Timekeeper("pet", lambda now: now, {"loop_factory": no_loop})
+        TimerThread("pet", lambda now: now, {"loop_factory": no_loop})
 
 
 def test_a_pool_that_was_dropped_ends_after_its_last_task() -> None:
@@ -176,12 +176,12 @@ def test_a_pool_that_was_dropped_ends_after_its_last_task() -> None:
 def test_a_pool_can_be_collected_by_a_thread_that_holds_its_lock() -> None:
     pool: Any = WorkerPool(config(1))
     pool.get_task_result(pool.submit_task("x", len, ("",)))
-    crew = pool._crew
-    with crew.lock:
+    threads = pool._thread_pool
+    with threads.lock:
         del pool
         gc.collect()
-    crew.join()
-    assert crew.over
+    threads.join()
+    assert threads.over
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])

@@ -27,6 +27,7 @@ BLOCKING: Final = frozenset(
     {
         "cuelight.mailbox._thread_channel",
         "cuelight.pools._maps._blocking",
+        "cuelight._blocking_proxy",
         "cuelight.pools._threads._job_table",
         "cuelight.pools._interrupts",
         "cuelight.pools._processes._caller",
@@ -39,7 +40,6 @@ BLOCKING: Final = frozenset(
         "cuelight.redis._client._blocking",
         "cuelight.redis._locks._renewal",
         "cuelight.supervision._blocking_system",
-        "cuelight.tasks._blocking",
         "cuelight.tasks._queue._blocking",
     }
 )

@@ -2,13 +2,13 @@
 
 from cuelight.pools._actor_pool import ActorPool, ActorPoolStats
 from cuelight.pools._async_pool import AsyncWorkerPool
-from cuelight.pools._dead_letters import FailedCall, provide_dead_letters
+from cuelight.pools._dead_letters import FailedCall
 from cuelight.pools._functions import Kind
 from cuelight.pools._maps._handle import Map, MapStream, Results
 from cuelight.pools._options import WorkerPoolConfig
 from cuelight.pools._processes._executor import ProcessExecutor
-from cuelight.pools._processes._link import RemoteTraceback
 from cuelight.pools._processes._start import freeze_support
+from cuelight.pools._processes._worker_process import RemoteTraceback
 from cuelight.pools._results import PoolStats, Progress, TaskMetrics, TaskResult, TaskStatus
 from cuelight.pools._routing import Member, Routing, broadcast, by_key, least_loaded, may_wait, pull, round_robin
 from cuelight.pools._submission import Submission
@@ -45,7 +45,6 @@ __all__ = [
     "freeze_support",
     "least_loaded",
     "may_wait",
-    "provide_dead_letters",
     "pull",
     "round_robin",
 ]

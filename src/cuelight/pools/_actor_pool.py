@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from itertools import count
 from threading import get_ident
@@ -25,13 +25,13 @@ from cuelight._checks import check_seconds
 from cuelight._fork import forks
 from cuelight._text import safe_repr
 from cuelight.actors import ActorStatistics, Answerable, ChildSpec, Ref, Reply, Start, child
-from cuelight.actors._cell import LIVE
 from cuelight.actors._ref import TELLS_PER_YIELD
 from cuelight.actors._reply import PendingAsk, background_work, current_cell
 from cuelight.errors import ActorNotFound, MailboxFull, NotStarted, PoolClosed, ends_the_program
 from cuelight.mailbox._backend import Notifier
 from cuelight.pools._envelope import Envelope
 from cuelight.pools._failures import as_failure
+from cuelight.pools._member_slot import MemberSlot
 from cuelight.pools._options import check_restarts, check_whole
 from cuelight.pools._pool_block import PoolBlock
 from cuelight.pools._routing import Routing, pull
@@ -57,37 +57,7 @@ class ActorPoolStats(msgspec.Struct, frozen=True):
     members: dict[str, ActorStatistics]
 
 
-class Seat:
-    """A member, for rules, with the messages that the pool has given it."""
-
-    __slots__ = ("cell", "expected", "given", "name", "pump")
-
-    def __init__(self, name: str, cell: Cell, pump: Callable[[], object]) -> None:
-        self.name, self.cell, self.given = name, cell, 0
-        self.expected, self.pump = False, pump
-
-    @property
-    def load(self) -> int:
-        """Number of messages that the member handles or that wait for it."""
-        return len(self.cell) + (self.cell.running is not None)
-
-    @property
-    def ready(self) -> bool:
-        """Whether the member would handle a message at once."""
-        return self.live and not (self.given or len(self.cell))
-
-    @property
-    def live(self) -> bool:
-        """Whether the member is neither starting nor ending."""
-        return self.cell.state == LIVE
-
-    def returned(self) -> None:
-        """Called when the member was restarted or has ended for good."""
-        self.expected = False
-        self.pump()
-
-
-class Troupe(Supervisor):
+class MembersSupervisor(Supervisor):
     """The supervisor of the members."""
 
     def __init__(self, pool: ActorPool[Any], limit: RestartLimit) -> None:
@@ -98,11 +68,11 @@ class Troupe(Supervisor):
         return SupervisionPolicy(limit=self._limit, backoff=self.backoff)
 
     def specs(self) -> Iterable[ChildSpec[Any]]:
-        return self._pool.members_to_be()
+        return self._pool.member_specs()
 
     async def started(self, why: Start) -> None:
         await super().started(why)
-        self._pool.manned()
+        self._pool.members_started()
 
 
 M = TypeVar("M")
@@ -155,22 +125,22 @@ class ActorPool(PoolBlock, Generic[M]):
             check_whole("capacity", capacity, 1)
         self._routing, self._capacity = routing, capacity
         self._may_wait: bool = getattr(routing, "__may_wait__", False)
-        self._system, self._own = system, system is None
+        self._system, self._owns_system = system, system is None
         check_restarts(max_restarts)
         self._limit = RestartLimit(max_restarts, within)
-        self._home: Cell | None = None
-        self.seats: list[Seat] = []
-        self._at: dict[Cell, Seat] = {}
+        self._supervisor: Cell | None = None
+        self.slots: list[MemberSlot] = []
+        self._slot_of: dict[Cell, MemberSlot] = {}
         self._queue: deque[Envelope] = deque()
         self._next_turn = count().__next__
-        self._closed = self._pumping = False
+        self._closed = self._will_dispatch = False
         self._generation = forks.generation
 
     # Start and end.
 
     async def __aenter__(self) -> Self:
         stack = AsyncExitStack()
-        if self._own and self._system is None:
+        if self._owns_system and self._system is None:
             self._system = await stack.enter_async_context(ActorSystem(self.name))
         try:
             await self.start()
@@ -192,44 +162,46 @@ class ActorPool(PoolBlock, Generic[M]):
         system = self._system
         if system is None:
             raise ValueError(f"the actor pool {self.name!r} has no system: give it one, or use `async with`")
-        if self._home is not None:
+        if self._supervisor is not None:
             raise PoolClosed(f"the actor pool {self.name!r} was started before: make a new one")
-        home = await system.spawn(child(Troupe, self, self._limit).with_options(name=self.name, shutdown=math.inf))
-        self._home = home._cell
+        supervisor = await system.spawn(
+            child(MembersSupervisor, self, self._limit).with_options(name=self.name, shutdown=math.inf)
+        )
+        self._supervisor = supervisor._cell
         self._notifier = Notifier(system.backend)
-        self._home.ensure_extras().call_when_ended(lambda _exit: self._ended())
-        self._seat(home._cell)
+        self._supervisor.ensure_extras().call_when_ended(lambda _exit: self._ended())
+        self._adopt_members(supervisor._cell)
 
-    def members_to_be(self) -> Iterable[ChildSpec[M]]:
+    def member_specs(self) -> Iterable[ChildSpec[M]]:
         """The specs that the supervisor starts."""
         return [self._spec] * self._size
 
-    def manned(self) -> None:
+    def members_started(self) -> None:
         """Take over the members that the supervisor has started or restarted."""
-        if self._home is not None:
-            self._seat(self._home)
+        if self._supervisor is not None:
+            self._adopt_members(self._supervisor)
 
-    def _seat(self, home: Cell) -> None:
-        self.seats.clear()
-        for cell in () if home.children is None else tuple(home.children.cells()):
+    def _adopt_members(self, supervisor: Cell) -> None:
+        self.slots.clear()
+        for cell in () if supervisor.children is None else tuple(supervisor.children.cells()):
             self._add(cell)
-        self._pump()
+        self._dispatch()
 
     def _add(self, cell: Cell) -> None:
-        taken = {seat.name for seat in self.seats}
+        taken = {slot.name for slot in self.slots}
         name = next(name for name in map(str, count()) if name not in taken)
-        seat = Seat(name, cell, self._pump_soon)
-        self.seats.append(seat)
-        self.seats.sort(key=lambda one: int(one.name))
-        self._at[cell] = seat
+        slot = MemberSlot(name, cell, self._dispatch_soon)
+        self.slots.append(slot)
+        self.slots.sort(key=lambda one: int(one.name))
+        self._slot_of[cell] = slot
         cell.ensure_extras().call_when_ended(lambda _exit: self._lost(cell))
 
     def _lost(self, cell: Cell) -> None:
         """Forget a member that has ended for good."""
-        seat = self._at.pop(cell, None)
-        if seat in self.seats:
-            self.seats.remove(seat)
-        self._pump_soon()
+        slot = self._slot_of.pop(cell, None)
+        if slot in self.slots:
+            self.slots.remove(slot)
+        self._dispatch_soon()
 
     def _ended(self) -> None:
         """Fail the waiting messages, because the supervisor has ended for good."""
@@ -249,15 +221,15 @@ class ActorPool(PoolBlock, Generic[M]):
             cancel: kill the members at once: the messages that they handle are cancelled, waiting messages are refused.
         """
         self._closed = True
-        home = self._home
-        if home is None or self._system is None:
+        supervisor = self._supervisor
+        if supervisor is None or self._system is None:
             return
         if cancel:
-            home.kill("the pool was shut down")
+            supervisor.kill("the pool was shut down")
         else:
             await self.drain()
-            home.shut_down()
-        await Ref[Any](home).ended()
+            supervisor.shut_down()
+        await Ref[Any](supervisor).ended()
 
     async def drain(self) -> None:
         """Wait until no message waits in the pool for a free member. A checkpoint."""
@@ -277,25 +249,25 @@ class ActorPool(PoolBlock, Generic[M]):
             ValueError: `size` is less than 1.
             PoolClosed: the pool is not running.
         """
-        home = self._running()
+        supervisor = self._running()
         self._size = check_whole("size", size, 1)
-        for seat in self.seats[size:]:
-            seat.cell.stop()
-        del self.seats[size:]
-        family = home.ensure_children()
-        while len(self.seats) < size:
-            self._add(family.start_child(self._spec))
-        self._pump()
+        for slot in self.slots[size:]:
+            slot.cell.stop()
+        del self.slots[size:]
+        children = supervisor.ensure_children()
+        while len(self.slots) < size:
+            self._add(children.start_child(self._spec))
+        self._dispatch()
 
     def _running(self) -> Cell:
-        if self._home is None:
+        if self._supervisor is None:
             raise PoolClosed(f"the actor pool {self.name!r} is not running: use `async with`, or await start()")
         if self._generation != forks.generation:
             raise PoolClosed(
                 f"the members of the actor pool {self.name!r} are in the process that has forked this one: make a new "
                 f"pool here"
             )
-        return self._home
+        return self._supervisor
 
     # Messages.
 
@@ -307,17 +279,17 @@ class ActorPool(PoolBlock, Generic[M]):
             ActorNotFound: no member is alive.
             PoolClosed: the pool is not running.
         """
-        home = self._open()
+        supervisor = self._open()
         if not self._may_wait:
-            for seat in self._chosen(message):
-                Ref[Any](seat.cell).tell_nowait(message)
+            for slot in self._chosen(message):
+                Ref[Any](slot.cell).tell_nowait(message)
         elif len(self._queue) >= self._capacity:
             raise MailboxFull(
-                f"{len(self._queue)} messages wait in {home.path}: await tell() to wait for room, give it more "
+                f"{len(self._queue)} messages wait in {supervisor.path}: await tell() to wait for room, give it more "
                 f"capacity, or more members"
             )
         else:
-            self._post(Envelope(PendingAsk(message, home, math.inf), self, told=True))
+            self._post(Envelope(PendingAsk(message, supervisor, math.inf), self, told=True))
 
     async def tell(self, message: M) -> None:
         """Send a message, and wait for room if there is none.
@@ -329,16 +301,16 @@ class ActorPool(PoolBlock, Generic[M]):
             ActorNotFound: no member is alive.
             PoolClosed: the pool is not running.
         """
-        home = self._open()
+        supervisor = self._open()
         if not self._may_wait:
-            for seat in self._chosen(message):
-                await Ref[Any](seat.cell).tell(message)
+            for slot in self._chosen(message):
+                await Ref[Any](slot.cell).tell(message)
             return
         while len(self._queue) >= self._capacity:
             await self._notifier.wait()
-            home = self._open()
-        self._post(Envelope(PendingAsk(message, home, math.inf), self, told=True))
-        runtime = home.runtime
+            supervisor = self._open()
+        self._post(Envelope(PendingAsk(message, supervisor, math.inf), self, told=True))
+        runtime = supervisor.runtime
         runtime.tells_since_yield += 1
         if runtime.tells_since_yield >= TELLS_PER_YIELD:
             runtime.tells_since_yield = 0
@@ -361,9 +333,9 @@ class ActorPool(PoolBlock, Generic[M]):
         """
         if timeout is not None:
             check_seconds("ask(timeout)", timeout)
-        home = self._open()
+        supervisor = self._open()
         if self._may_wait:
-            asked = PendingAsk(message, home, home.runtime.ask_timeout if timeout is None else timeout)
+            asked = PendingAsk(message, supervisor, supervisor.runtime.ask_timeout if timeout is None else timeout)
             asker = current_cell.get()
             if asker is not None:
                 asked.due = asker.deadline()
@@ -371,7 +343,7 @@ class ActorPool(PoolBlock, Generic[M]):
             self._post(envelope)
             sender = background_work.get() if asker is None else asker
             reply: Any = envelope.reply
-            if sender is not None and not envelope.stale:
+            if sender is not None and not envelope.is_done:
                 sender.has_sent(reply)  # the sender withdraws the request when it ends
             pooled: Reply[R] = reply
             return pooled
@@ -393,7 +365,7 @@ class ActorPool(PoolBlock, Generic[M]):
             TypeError, ValueError: the time-out is not a number of seconds.
         """
         self._open()
-        replies: list[Reply[Any]] = [Ref[Any](seat.cell).ask(message, timeout) for seat in self.seats]
+        replies: list[Reply[Any]] = [Ref[Any](slot.cell).ask(message, timeout) for slot in self.slots]
         try:
             return [await reply for reply in replies]
         except BaseException:
@@ -402,24 +374,24 @@ class ActorPool(PoolBlock, Generic[M]):
             raise
 
     def _open(self) -> Cell:
-        home = self._running()
+        supervisor = self._running()
         if self._closed:
             raise PoolClosed(f"the actor pool {self.name!r} was shut down: make a new one")
-        if get_ident() != home.runtime.thread:
-            raise home.runtime.wrong_thread(home)
-        return home
+        if get_ident() != supervisor.runtime.thread:
+            raise supervisor.runtime.wrong_thread(supervisor)
+        return supervisor
 
-    def _chosen(self, message: Any) -> list[Seat]:
-        seats = self.seats
-        if not seats:
+    def _chosen(self, message: Any) -> list[MemberSlot]:
+        slots = self.slots
+        if not slots:
             raise ActorNotFound(f"no member of the actor pool {self.name!r} is alive: resize() starts new ones")
-        positions = self._routing(seats, message, self._next_turn())
+        positions = self._routing(slots, message, self._next_turn())
         try:
-            return [seats[at] for at in positions]
+            return [slots[at] for at in positions]
         except (IndexError, TypeError) as error:
             raise ValueError(
                 f"the rule of the actor pool {self.name!r} returned {safe_repr(positions)}: return a sequence with the "
-                f"positions of members, 0 to {len(seats) - 1}"
+                f"positions of members, 0 to {len(slots) - 1}"
             ) from error
 
     # Waiting in the pool.
@@ -427,13 +399,13 @@ class ActorPool(PoolBlock, Generic[M]):
     def _post(self, envelope: Envelope) -> None:
         self._queue.append(envelope)
         if len(self._queue) == 1:
-            self._pump()
+            self._dispatch()
 
-    def _pump(self) -> None:
+    def _dispatch(self) -> None:
         """Give waiting messages to free members."""
-        self._pumping = False
+        self._will_dispatch = False
         queue = self._queue
-        while queue and self.seats:
+        while queue and self.slots:
             envelope = queue[0]
             try:
                 chosen = self._chosen(envelope.asked.message)
@@ -441,45 +413,45 @@ class ActorPool(PoolBlock, Generic[M]):
                 fatal = ends_the_program(error)
                 envelope.asked.fail(as_failure(f"the rule of the actor pool {self.name!r}", error))
                 if fatal:
-                    self._pump_soon()
+                    self._dispatch_soon()
                     raise
                 continue
             if not chosen:
-                self._pump_when_restarted()
+                self._dispatch_when_restarted()
                 break
             queue.popleft()
-            chosen[0].given += 1
+            chosen[0].assigned += 1
             envelope.give_to(chosen[0].cell)
             self._notifier.notify_all()
 
-    def _pump_soon(self) -> None:
+    def _dispatch_soon(self) -> None:
         # Not at once: this runs in the middle of a turn, before it is known whether the member is still alive.
-        if not self._pumping and self._queue and self._home is not None:
-            self._pumping = True
-            self._home.runtime.post(self._pump)
+        if not self._will_dispatch and self._queue and self._supervisor is not None:
+            self._will_dispatch = True
+            self._supervisor.runtime.post(self._dispatch)
 
-    def _pump_when_restarted(self) -> None:
-        for seat in self.seats:
-            if not (seat.live or seat.cell.dead or seat.expected):
-                seat.expected = True
-                seat.cell.ensure_extras().call_when_started(seat.returned)
+    def _dispatch_when_restarted(self) -> None:
+        for slot in self.slots:
+            if not (slot.live or slot.cell.dead or slot.is_restart_watched):
+                slot.is_restart_watched = True
+                slot.cell.ensure_extras().call_when_started(slot.restarted)
 
     def done(self, envelope: Envelope) -> None:
         """Settle or requeue an envelope whose slot is done, in the queue or at a member."""
-        seat = None if envelope.cell is None else self._at.get(envelope.cell)
-        if seat is not None:
-            seat.given -= 1
+        slot = None if envelope.cell is None else self._slot_of.get(envelope.cell)
+        if slot is not None:
+            slot.assigned -= 1
         if envelope.cell is None:
             if envelope in self._queue:
                 self._queue.remove(envelope)
                 self._notifier.notify_all()
             envelope.settle()
-        elif envelope.untouched and self._home is not None and not self._home.closed:
-            envelope.renew(self._home)
+        elif envelope.not_begun and self._supervisor is not None and not self._supervisor.closed:
+            envelope.reset(self._supervisor)
             self._queue.appendleft(envelope)
         else:
             envelope.settle()
-        self._pump_soon()
+        self._dispatch_soon()
 
     # Inspection.
 
@@ -497,8 +469,8 @@ class ActorPool(PoolBlock, Generic[M]):
     @property
     def members(self) -> tuple[Ref[M], ...]:
         """The live members, in the order of their places in the pool."""
-        return tuple(Ref(seat.cell) for seat in self.seats)
+        return tuple(Ref(slot.cell) for slot in self.slots)
 
     def stats(self) -> ActorPoolStats:
         """The current state of the pool and of its members."""
-        return ActorPoolStats(len(self._queue), {seat.name: Ref(seat.cell).statistics() for seat in self.seats})
+        return ActorPoolStats(len(self._queue), {slot.name: Ref(slot.cell).statistics() for slot in self.slots})

@@ -1,11 +1,13 @@
-"""The pool for async code: `submit`, `map`, and the start and end of its crews."""
+"""The pool for async code: `submit`, `map`, and the start and end of its groups."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import count
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
@@ -13,7 +15,7 @@ import msgspec
 from cuelight._fork import forks
 from cuelight.errors import PoolClosed
 from cuelight.pools._contexts import submission_context
-from cuelight.pools._dead_letters import DeadLetterBox, PoolLetters
+from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
 from cuelight.pools._functions import Kind, check_kind, name_of
 from cuelight.pools._maps._handle import Map
 from cuelight.pools._maps._request import MapRequest
@@ -28,15 +30,15 @@ from cuelight.pools._options import (
     make_executor,
 )
 from cuelight.pools._pool_block import PoolBlock
-from cuelight.pools._results import Ledger
-from cuelight.pools._submission import Detached, Submission, Submitted
-from cuelight.pools._worker_group import Crew
+from cuelight.pools._results import PoolMetrics
+from cuelight.pools._submission import DeferredSubmission, Submission, Submitted
+from cuelight.pools._worker_group import WorkerGroup
 from cuelight.supervision import ActorSystem
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from cuelight.pools._dead_letters import DeadLetterQueue
+    from cuelight._dead_letters._queue import DeadLetterQueue
     from cuelight.pools._results import PoolStats, Progress, TaskMetrics
     from cuelight.pools._threads._executor import Executor
 
@@ -44,7 +46,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncWorkerPool(PoolLetters, PoolBlock):
+class AsyncWorkerPool(PoolBlock):
     """A pool of workers for async and plain functions.
 
     Example: `async with AsyncWorkerPool(8) as pool: results = await pool.map(fetch, urls)`.
@@ -119,11 +121,11 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
             make_executor=executor or make_executor(kind, executable),
         )
         self._system = system
-        self._ledger = Ledger(keep_metrics)
+        self._metrics = PoolMetrics(keep_metrics)
         self._letters = DeadLetterBox(self, dead_letters)
         self._generation = forks.generation
-        self._crew: Crew | None = None
-        self._crews: dict[Crew, None] = {}
+        self._group: WorkerGroup | None = None
+        self._groups: dict[WorkerGroup, None] = {}
         self._closed = False
         self._next_id = count(1).__next__
 
@@ -136,41 +138,41 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         system = self._system
         if system is None:
             system = await stack.enter_async_context(ActorSystem(self.name, slow_after=None))
-        if self._crew is None:
-            self._crew = self._new_crew(system)
+        if self._group is None:
+            self._group = self._new_group(system)
         stack.push_async_exit(self._leave)
         return self
 
-    def _new_crew(self, system: ActorSystem) -> Crew:
-        crew = Crew(self.name, self._options, self._ledger, self._letters, system)
-        self._crews[crew] = None
-        crew.cell.ensure_extras().call_when_ended(lambda _exit: self._crews.pop(crew, None))
-        return crew
+    def _new_group(self, system: ActorSystem) -> WorkerGroup:
+        group = WorkerGroup(self.name, self._options, self._metrics, self._letters, system)
+        self._groups[group] = None
+        group.cell.ensure_extras().call_when_ended(lambda _exit: self._groups.pop(group, None))
+        return group
 
     @property
-    def crew(self) -> Crew | None:
-        """The crew that outlives a call: inside the block, or in a given system; otherwise None."""
-        if self._crew is None and self._system is not None and not self._closed:
-            self._crew = self._new_crew(self._system)
-        return self._crew
+    def group(self) -> WorkerGroup | None:
+        """The group that outlives a call: inside the block, or in a given system; otherwise None."""
+        if self._group is None and self._system is not None and not self._closed:
+            self._group = self._new_group(self._system)
+        return self._group
 
     @asynccontextmanager
-    async def opened(self) -> AsyncGenerator[Crew]:
-        """The crew of the pool, or a crew for this call only.
+    async def opened(self) -> AsyncGenerator[WorkerGroup]:
+        """The group of the pool, or a group for this call only.
 
         Raises:
             PoolClosed: the pool was shut down.
         """
-        crew = self.crew
-        if crew is not None:
-            yield crew
+        group = self.group
+        if group is not None:
+            yield group
             return
         self._check_open()
         async with ActorSystem(self.name, slow_after=None) as system:
-            crew = self._new_crew(system)
-            yield crew
-            crew.close()
-            await crew.ended()
+            group = self._new_group(system)
+            yield group
+            group.close()
+            await group.ended()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -179,7 +181,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
 
     def _check_process(self) -> None:
         if self._generation != forks.generation:
-            if self._crews or self._stack is not None:
+            if self._groups or self._stack is not None:
                 raise PoolClosed(
                     f"the workers of the pool {self.name!r} are in the process that has forked this one: make a new "
                     f"pool here"
@@ -201,22 +203,22 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         """
         self._check_process()
         self._closed = True
-        crews = list(self._crews)
+        groups = list(self._groups)
         if cancel:
             self.cancel_all()
-        for crew in crews:
-            crew.close()
+        for group in groups:
+            group.close()
         if wait:
-            for crew in crews:
-                crew.check_from_outside("the end of the pool")
-                await crew.ended()
+            for group in groups:
+                group.check_not_own_work("the end of the pool")
+                await group.ended()
 
     async def drain(self) -> None:
         """Wait until all work that the pool was given is done. A checkpoint."""
         self._check_process()
-        for crew in list(self._crews):
-            crew.check_from_outside("all its tasks")
-            await crew.drained()
+        for group in list(self._groups):
+            group.check_not_own_work("all its tasks")
+            await group.drained()
 
     # Work.
 
@@ -282,19 +284,19 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
             priority = check_priority(priority)
         context = submission_context()
 
-        def make(crew: Crew) -> Submitted:
-            crew.check_room()
-            task = Submitted(crew, named, fn, args, kwargs, context, in_loop=in_loop, priority=priority, timeout=limit)
-            crew.enter(task)
-            self._ledger.totals.submitted += 1
-            crew.pending += 1
-            crew.call()
+        def make(group: WorkerGroup) -> Submitted:
+            group.check_room()
+            task = Submitted(group, named, fn, args, kwargs, context, in_loop=in_loop, priority=priority, timeout=limit)
+            group.add(task)
+            self._metrics.totals.submitted += 1
+            group.pending += 1
+            group.wake_worker()
             return task
 
-        crew = self.crew
-        if crew is None:
-            return Detached(named, name_of(fn), self.opened, make)
-        return make(crew)
+        group = self.group
+        if group is None:
+            return DeferredSubmission(named, name_of(fn), self.opened, make)
+        return make(group)
 
     @overload
     def map(
@@ -383,8 +385,8 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
     async def wait_for_room(self) -> None:
         """Wait until one more task may be submitted. A checkpoint."""
         self._check_process()
-        if self.crew is not None:
-            await self.crew.room()
+        if self.group is not None:
+            await self.group.wait_for_room()
 
     def abort_pending(self) -> int:
         """Cancel the submitted tasks that wait for a worker. Running tasks and maps go on.
@@ -392,7 +394,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         Returns:
             The number of cancelled tasks.
         """
-        return sum(crew.abort_pending() for crew in list(self._crews))
+        return sum(group.abort_pending() for group in list(self._groups))
 
     def cancel_all(self) -> int:
         """Cancel all work: drop waiting tasks, stop running ones, and end maps.
@@ -400,7 +402,7 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         Returns:
             The number of cancelled tasks and maps.
         """
-        return sum(crew.cancel_all() for crew in list(self._crews))
+        return sum(group.cancel_all() for group in list(self._groups))
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers while the pool runs. Surplus workers finish their tasks. Not a checkpoint.
@@ -413,21 +415,52 @@ class AsyncWorkerPool(PoolLetters, PoolBlock):
         """
         check_whole("max_workers", max_workers, 1)
         self._options = msgspec.structs.replace(self._options, max_workers=max_workers)
-        for crew in list(self._crews):
-            crew.resize(max_workers)
+        for group in list(self._groups):
+            group.resize(max_workers)
+
+    # Dead letters.
+
+    @property
+    def dead_letters(self) -> DeadLetterQueue:
+        """The tasks that have failed for good, with their errors, to inspect, edit, replay and purge.
+
+        `replay` submits a task again. Call it in the event loop of the pool.
+        """
+        return self._letters.queue
+
+    def submit_again(self, call: FailedCall, task_id: str) -> Submission[Any] | None:
+        """Submit the task of a dead letter again, as `DeadLetterQueue.replay` does.
+
+        Args:
+            call: the payload of the dead letter.
+            task_id: the identifier of the task.
+
+        Returns:
+            A submission that runs only while it is awaited; None if the task runs anyway.
+
+        Raises:
+            RuntimeError: this is not the event loop of the pool.
+        """
+        group = self.group
+        if group is not None and group.thread != get_ident():
+            raise group.wrong_thread()
+        function = partial(call.function, *call.args, **call.kwargs) if call.kwargs else call.function
+        args = () if call.kwargs else call.args
+        task = self.submit(function, *args, task_id=task_id, priority=call.priority, timeout=call.timeout)
+        return task if group is None else None
 
     # Inspection.
 
     def stats(self) -> PoolStats:
         """Totals since the pool was made, and its current state; a copy."""
-        crews = list(self._crews)
+        groups = list(self._groups)
         return replace(
-            self._ledger.stats(),
-            workers=sum(len(crew.workers) for crew in crews),
-            busy=sum(crew.busy for crew in crews),
-            pending=sum(crew.pending for crew in crews),
+            self._metrics.stats(),
+            workers=sum(len(group.workers) for group in groups),
+            busy=sum(group.busy for group in groups),
+            pending=sum(group.pending for group in groups),
         )
 
     def metrics(self) -> dict[str, TaskMetrics]:
         """Metrics of the last `keep_metrics` tasks, by identifier, the latest last."""
-        return self._ledger.metrics()
+        return self._metrics.metrics()

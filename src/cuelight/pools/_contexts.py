@@ -65,11 +65,11 @@ def _abandon(run: Callable[..., Any], work: Any) -> None:
         work.close()
 
 
-AWAY: Final = object()
-"""Yielded by the coroutine of `Calls` when it waits for its next argument."""
+CALL_DONE: Final = object()
+"""Yielded by the coroutine of `ContextCalls` when it waits for its next argument."""
 
 
-class Calls:
+class ContextCalls:
     """Awaits one function call after another in one coroutine, each call in its own context.
 
     The coroutine does not end with a call, and an exception of a call does not leave it. Starting and ending a
@@ -79,8 +79,8 @@ class Calls:
         function: the function to call next.
         value: the value that the last call returned.
         error: the exception that the last call raised; None if it returned.
-        send: advances the coroutine. The caller runs it in the context of the call. Returns `AWAY` when the call is
-            over.
+        send: advances the coroutine. The caller runs it in the context of the call. Returns `CALL_DONE` when the call
+            is over.
         throw: as `send`, with an exception.
     """
 
@@ -104,7 +104,7 @@ class Calls:
         self.function = function
         run = context.run
         trap = run(self.send, argument)
-        if trap is not AWAY:
+        if trap is not CALL_DONE:
             yield from self.wait(run, trap)
 
     def wait(self, run: Callable[..., Any], trap: Any) -> Generator[Any, Any, None]:
@@ -115,7 +115,7 @@ class Calls:
             trap: the first yielded value.
         """
         send, throw = self.send, self.throw
-        while trap is not AWAY:
+        while trap is not CALL_DONE:
             try:
                 value = yield trap
             except GeneratorExit:
@@ -129,7 +129,7 @@ class Calls:
     @types.coroutine
     def _run(self) -> Generator[Any, Any, None]:
         while True:
-            argument = yield AWAY
+            argument = yield CALL_DONE
             self.error = None
             try:
                 made = self.function(argument)
@@ -142,7 +142,7 @@ class Calls:
 
 # Lets an observer of a task see the await of the work that the task advances.
 drivers[in_context.__code__] = lambda variables: variables["work"]
-drivers[Calls.wait.__code__] = lambda variables: variables["self"]._coroutine
+drivers[ContextCalls.wait.__code__] = lambda variables: variables["self"]._coroutine
 
 
 async def _awaited(made: Any) -> Any:

@@ -1,29 +1,21 @@
-"""Dead letters: the tasks of a pool that have failed for good.
-
-The class of the queue is in the package `tasks`, which is above this one. That package registers a factory
-(`provide_dead_letters`), so a pool can make a queue while it knows only the interface `DeadLetterSink`.
-"""
+"""The tasks of a pool that have failed for good: their log records and their dead letters."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from functools import partial
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from cuelight._dead_letters._queue import DeadLetterQueue
 from cuelight._log import get_log
-from cuelight._text import safe_repr
+from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.errors import PoolClosed, Rejected, TaskQuarantined, TaskTimedOut, WorkerDied, ends_the_program
 from cuelight.pools._failures import is_a
 
 if TYPE_CHECKING:
     from cuelight.pools._results import TaskResult
-    from cuelight.pools._submission import Submission
-    from cuelight.pools._worker_group import Crew
-    from cuelight.tasks import DeadLetterQueue as DeadLetterQueue  # noqa: PLC0414 - for the modules beside this one
 
 
 log = get_log("cuelight.pools")
@@ -53,24 +45,6 @@ class FailedCall(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, args=args, kwargs=kwargs)
 
 
-class DeadLetterSink(Protocol):
-    """The interface of a `DeadLetterQueue` that keeps dead letters in memory."""
-
-    def add_nowait(
-        self,
-        payload: Any = None,
-        *,
-        error: BaseException | str | None = None,
-        reason: str = "failed",
-        task_type: str = "",
-        source: str = "",
-        letter_id: str = "",
-        way_back: Callable[[Any], Any] | None = None,
-    ) -> Any:
-        """Store a letter without waiting. May be called from any thread."""
-        ...
-
-
 class Pool(Protocol):
     """The interface of the pool that a dead letter came from."""
 
@@ -81,18 +55,10 @@ class Pool(Protocol):
         ...
 
 
-_make: list[Callable[[], DeadLetterSink]] = []
-
-
-def provide_dead_letters(make: Callable[[], DeadLetterSink]) -> None:
-    """Register the factory with which pools make their queues of dead letters."""
-    _make[:] = [make]
-
-
 class DeadLetterBox:
     """The dead letters of one pool. The queue is made with the first letter, or when it is first accessed."""
 
-    def __init__(self, pool: Pool, given: DeadLetterSink | None) -> None:
+    def __init__(self, pool: Pool, given: DeadLetterQueue | None) -> None:
         """Set the box up.
 
         Args:
@@ -104,7 +70,7 @@ class DeadLetterBox:
         """
         if given is not None:
             _check(given)
-        self._queue: dict[str, Any] = {} if given is None else {"queue": given}
+        self._queue: dict[str, DeadLetterQueue] = {} if given is None else {"queue": given}
         self._pool = weakref.ref(pool)
         self._name = pool.name
 
@@ -112,15 +78,13 @@ class DeadLetterBox:
     def queue(self) -> DeadLetterQueue:
         found = self._queue.get("queue")
         # `setdefault` is one step, also if several threads come here at once.
-        queue: DeadLetterQueue = self._queue.setdefault("queue", _make[0]()) if found is None else found
-        return queue
+        return self._queue.setdefault("queue", DeadLetterQueue()) if found is None else found
 
     def add(self, call: FailedCall, result: TaskResult[Any], task_type: str) -> None:
         """Store a task that has failed for good. Raises only exceptions that end the program."""
         error = result.error
         try:
-            sink: Any = self.queue
-            sink.add_nowait(
+            self.queue.add_nowait(
                 call,
                 error=error,
                 reason=_reason(error),
@@ -167,46 +131,30 @@ def _reason(error: BaseException | None) -> str:
     return next((reason for kind, reason in kinds if is_a(error, kind)), "errors")
 
 
-# The dead letters of an async pool.
+def report_failure(pool: str, result: TaskResult[Any], task_type: str, retries: int) -> None:
+    """Log a failure with its traceback. Details for programs are attributes of the log record.
 
-
-class PoolLetters:
-    """The methods of an async pool for tasks that have failed for good."""
-
-    name: str
-    _letters: DeadLetterBox
-
-    if TYPE_CHECKING:
-        submit: Callable[..., Submission[Any]]
-
-        @property
-        def crew(self) -> Crew | None: ...
-
-    @property
-    def dead_letters(self) -> DeadLetterQueue:
-        """The tasks that have failed for good, with their errors, to inspect, edit, replay and purge.
-
-        `replay` submits a task again. Call it in the event loop of the pool.
-        """
-        return self._letters.queue
-
-    def submit_again(self, call: FailedCall, task_id: str) -> Submission[Any] | None:
-        """Submit the task of a dead letter again, as `DeadLetterQueue.replay` does.
-
-        Args:
-            call: the payload of the dead letter.
-            task_id: the identifier of the task.
-
-        Returns:
-            A submission that runs only while it is awaited; None if the task runs anyway.
-
-        Raises:
-            RuntimeError: this is not the event loop of the pool.
-        """
-        crew = self.crew
-        if crew is not None and crew.thread != get_ident():
-            raise crew.wrong_thread()
-        function = partial(call.function, *call.args, **call.kwargs) if call.kwargs else call.function
-        args = () if call.kwargs else call.args
-        task = self.submit(function, *args, task_id=task_id, priority=call.priority, timeout=call.timeout)
-        return task if crew is None else None
+    Failures of the same type of task with the same type of exception are counted together, see `cuelight._log`.
+    """
+    error = result.error
+    assert error is not None  # noqa: S101 - the caller looked
+    log.warning(
+        "%s: the task %s (%s, %s) failed after %d retries: %s",
+        pool,
+        result.task_name,
+        task_type,
+        result.task_id,
+        retries,
+        describe_error(error, 500),
+        error=error,
+        kind=("task failed", pool, task_type, type_name(error)),
+        extra={
+            "pool": pool,
+            "task_id": result.task_id,
+            "task_name": result.task_name,
+            "task_type": task_type,
+            "worker_id": result.worker_id,
+            "retries": retries,
+            "attempt": retries + 1,
+        },
+    )

@@ -16,14 +16,14 @@ from cuelight.pools._waiting import waiting
 
 if TYPE_CHECKING:
     from cuelight.mailbox import Waiter
-    from cuelight.pools._actor_pool import Seat
+    from cuelight.pools._member_slot import MemberSlot
 
 
-class Members(Protocol):
+class EnvelopePool(Protocol):
     """The interface of the pool for a message."""
 
     name: str
-    seats: list[Seat]
+    slots: list[MemberSlot]
 
     def done(self, envelope: Envelope) -> None:
         """Called when the slot of an envelope is done, in the queue or at a member."""
@@ -35,7 +35,7 @@ class Envelope:
 
     __slots__ = ("_pool", "asked", "cell", "given_up", "reply")
 
-    def __init__(self, asked: PendingAsk, pool: Members, *, told: bool) -> None:
+    def __init__(self, asked: PendingAsk, pool: EnvelopePool, *, told: bool) -> None:
         self._pool = pool
         self.cell: Cell | None = None
         self.given_up = False
@@ -57,21 +57,21 @@ class Envelope:
             cell.enqueue_sender(self.asked)
 
     @property
-    def stale(self) -> bool:
+    def is_done(self) -> bool:
         """Whether the slot is done: answered, failed or withdrawn."""
         return self.asked.state == DONE
 
     @property
-    def untouched(self) -> bool:
+    def not_begun(self) -> bool:
         """Whether a member ended before it began the message, so that another member can have it."""
         error = self.asked.error
         lost = error is not None and is_a(error, NotStarted) and not is_a(error, NotStartedTimeout)
         return lost and not self.given_up and self.cell is not None and self.cell.closed
 
-    def renew(self, home: Cell) -> None:
+    def reset(self, supervisor: Cell) -> None:
         """Give the message a new slot for another member, with the same deadline."""
         old = self.asked
-        asked = PendingAsk(old.message, home, old.timeout)
+        asked = PendingAsk(old.message, supervisor, old.timeout)
         asked.due = old.due
         self.cell = None
         self._watch(asked)
@@ -90,16 +90,16 @@ class Envelope:
         """The advice in deadlock errors."""
         return "Tell instead of ask, or ask from a background task (pipe_to_self)"
 
-    def runners(self) -> list[Any] | None:
+    def running_nodes(self) -> list[Any] | None:
         """The member that has the message; None if it waits for a member."""
-        if self.stale:
+        if self.is_done:
             return []
         return None if self.cell is None else [self.cell]
 
-    def occupants(self) -> list[Any]:
+    def busy_nodes(self) -> list[Any]:
         """The members, one of which must become free first; empty if one is free, or certainly will be."""
-        seats = self._pool.seats
-        return [] if any(seat.ready or not seat.live for seat in seats) else [seat.cell for seat in seats]
+        slots = self._pool.slots
+        return [] if any(slot.ready or not slot.live for slot in slots) else [slot.cell for slot in slots]
 
     def settle(self) -> None:
         """Wake the asker, or make a dead letter of the failure of a told message, which has no asker."""
@@ -113,11 +113,11 @@ class Envelope:
             cell.runtime.dead_letters.add(self.asked.message, cell, reason, cause)
 
     def _reason(self, error: BaseException | None, cell: Callee) -> Reason | None:
+        assert isinstance(cell, Cell)  # noqa: S101 - a member, or the actor of the pool
         if error is None:
             return None
         if is_a(error, ReplyError):
             return "refused"
-        assert isinstance(cell, Cell)  # noqa: S101 - a member, or the actor of the pool
         if is_a(error, ActorCrashed):
             # For messages that are redelivered, the actor itself makes the dead letter.
             return "crashed" if cell.options.redeliver <= 1 else None
@@ -146,7 +146,7 @@ class PooledReply(Reply[Any]):
     @property
     def done(self) -> bool:
         self.mark_awaited()
-        return self._envelope.stale
+        return self._envelope.is_done
 
     @property
     def awaited(self) -> bool:

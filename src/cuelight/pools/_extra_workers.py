@@ -1,6 +1,6 @@
-"""Helpers of a crew: extra workers that replace workers whose work waits for other work of a pool.
+"""Extra workers of a group: they replace workers whose work waits for other work of a pool.
 
-Work that waits for other work keeps its worker, but its place goes to a helper. A helper does only awaited work, and
+Work that waits for other work keeps its worker, but its place goes to an extra worker, which does only awaited work and
 leaves when there is none. So work that waits for work of the same pool makes progress at any depth of nesting, and the
 number of running tasks never exceeds the number of places of the pool.
 """
@@ -19,31 +19,32 @@ from cuelight.pools._waiting import PoolWait, check, waiting
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell
-    from cuelight.pools._pool_worker import PoolWorker
-    from cuelight.pools._worker_group import Crew, Work
+    from cuelight.pools._pool_worker import PoolWorker, Work, WorkProvider
 
 
-class Place(Protocol):
+class CurrentWork(Protocol):
     """The current work of a worker: one task, or items of a map."""
 
-    worker: PoolWorker | None
-    """The worker; None once it has finished this work."""
+    @property
+    def worker(self) -> PoolWorker | None:
+        """The worker; None once it has finished this work."""
+        ...
 
 
-current_place: Final[ContextVar[Place | None]] = ContextVar("cuelight_pool_place", default=None)
+current_work: Final[ContextVar[CurrentWork | None]] = ContextVar("cuelight_pool_place", default=None)
 """The pool work that the running code belongs to, if any. Tasks and callbacks that the work started inherit it."""
 
-awaited_work.append(current_place.get)
+awaited_work.append(current_work.get)
 
 
-class Helpers:
-    """The helpers of one crew, and the waits that call for them.
+class ExtraWorkers:
+    """The extra workers of one group, and the waits that call for them.
 
     Attributes:
-        cells: the helpers; they are among the workers of the crew.
-        parked: number of workers of this crew whose work waits for work of any pool.
-        awaited: awaited work of this crew, with the workers whose work waits for it.
-        room_wanted: number of workers whose work waits for room to submit a task. Helpers then do any work.
+        cells: the extra workers; they are among the workers of the group.
+        parked: number of workers of this group whose work waits for work of any pool.
+        awaited: awaited work of this group, with the workers whose work waits for it.
+        room_wanted: number of workers whose work waits for room to submit a task. Extra workers then do any work.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class Helpers:
         self.room_wanted = 0
 
     def park(self, worker: PoolWorker) -> None:
-        """Record that the work of a worker of this crew begins to wait."""
+        """Record that the work of a worker of this group begins to wait."""
         worker.waits += 1
         self.parked += worker.waits == 1
 
@@ -70,54 +71,54 @@ class Helpers:
     def settled(self, work: Work) -> None:
         """Unpark the workers that wait for this work, which has ended. Their work goes on in their own places."""
         for worker in self.awaited.pop(work, ()):
-            worker.crew.helpers.unpark(worker)
+            worker.group.extra_workers.unpark(worker)
 
-    def wants(self, crew: Crew) -> bool:
-        """Whether there may be one more helper, and work for it."""
-        return len(self.cells) < self.parked and self.next(crew) is not None
+    def wants(self, group: WorkProvider) -> bool:
+        """Whether there may be one more extra worker, and work for it."""
+        return len(self.cells) < self.parked and self.next(group) is not None
 
-    def next(self, crew: Crew) -> Work | None:
-        """The next work of a helper; None if there is none."""
+    def next(self, group: WorkProvider) -> Work | None:
+        """The next work of an extra worker; None if there is none."""
         found = next((work for work in self.awaited if work.ready), None)
-        return crew.top() if found is None and self.room_wanted else found
+        return group.top() if found is None and self.room_wanted else found
 
     def stays(self) -> bool:
-        """Whether a helper may go on: there are at most as many helpers as parked workers."""
+        """Whether an extra worker may go on: there are at most as many extra workers as parked workers."""
         return len(self.cells) <= self.parked
 
 
 def waits_alone() -> bool:
     """Whether no task or actor can wait for the running code, so that its wait needs no check: the usual case."""
-    return not waits_by_node and current_place.get() is None and current_cell.get() is None
+    return not waits_by_node and current_work.get() is None and current_cell.get() is None
 
 
 @contextmanager
-def place_given_away(work: Work) -> Generator[None]:
-    """Give the place of the running pool work, if any, to a helper while the task waits for other work of a pool.
+def worker_released(work: Work) -> Generator[None]:
+    """Give the place of the running pool work, if any, to an extra worker while the task waits for other work.
 
     Raises:
         DeadlockError: the task would wait for itself, directly or through others.
     """
-    place = current_place.get()
+    place = current_work.get()
     worker = None if place is None else place.worker
     if worker is None:
         with in_graph(work, None):
             yield
         return
-    crew, helpers = work.crew, worker.crew.helpers
-    helpers.park(worker)
-    crew.helpers.awaited.setdefault(work, []).append(worker)
-    crew.call()
+    group, extra_workers = work.group, worker.group.extra_workers
+    extra_workers.park(worker)
+    group.extra_workers.awaited.setdefault(work, []).append(worker)
+    group.wake_worker()
     try:
         with in_graph(work, worker):
             yield
     finally:
-        waiters = crew.helpers.awaited.get(work, [])
+        waiters = group.extra_workers.awaited.get(work, [])
         if worker in waiters:  # else the work has ended
             waiters.remove(worker)
             if not waiters:
-                del crew.helpers.awaited[work]
-            helpers.unpark(worker)
+                del group.extra_workers.awaited[work]
+            extra_workers.unpark(worker)
 
 
 @contextmanager

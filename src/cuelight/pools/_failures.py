@@ -9,18 +9,13 @@ import asyncio
 import math
 import sys
 from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 
-from cuelight._log import get_log
-from cuelight._text import describe_error, type_name
+from cuelight._text import describe_error
 from cuelight.errors import RateLimited, Rejected, TaskFailed, UnexpectedCancellation, control_error, ends_the_program
 from cuelight.mailbox import running_task
-
-if TYPE_CHECKING:
-    from cuelight.pools._results import TaskResult
-
 
 LONGEST_DELAY: Final = 366 * 86400.0
 """Longest delay in seconds: a rate limit without an end is tried again after a year."""
@@ -76,7 +71,7 @@ def is_final(error: BaseException) -> bool:
     return cause is not None and ends_the_program(cause)
 
 
-def told_to_end() -> bool:
+def is_cancelled() -> bool:
     """Whether a cancel scope of the pool, of the actor, or around them has cancelled the running task."""
     return anyio.current_effective_deadline() == -math.inf
 
@@ -119,38 +114,3 @@ def without_our_frame(error: BaseException) -> BaseException:
     if trace is not None:
         _TRACEBACK.__set__(error, trace.tb_next)
     return error
-
-
-# The log record of a task that has failed for good.
-
-
-log = get_log("cuelight.pools")
-
-
-def report_failure(pool: str, result: TaskResult[Any], task_type: str, retries: int) -> None:
-    """Log a failure with its traceback. Details for programs are attributes of the log record.
-
-    Failures of the same type of task with the same type of exception are counted together, see `cuelight._log`.
-    """
-    error = result.error
-    assert error is not None  # noqa: S101 - the caller looked
-    log.warning(
-        "%s: the task %s (%s, %s) failed after %d retries: %s",
-        pool,
-        result.task_name,
-        task_type,
-        result.task_id,
-        retries,
-        describe_error(error, 500),
-        error=error,
-        kind=("task failed", pool, task_type, type_name(error)),
-        extra={
-            "pool": pool,
-            "task_id": result.task_id,
-            "task_name": result.task_name,
-            "task_type": task_type,
-            "worker_id": result.worker_id,
-            "retries": retries,
-            "attempt": retries + 1,
-        },
-    )

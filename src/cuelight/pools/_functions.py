@@ -1,4 +1,4 @@
-"""The policy of retries, and helpers that look at or wrap a task's function. Pure functions."""
+"""The policy of retries, and functions that look at or wrap a task's function. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = Literal["thread", "process"]
 _NAME_LENGTH: Final = 200
 
 
-class Tries:
+class Attempts:
     """Counts of the attempts of one task that were followed by another attempt.
 
     Attributes:
@@ -36,25 +36,25 @@ class Tries:
         self.delay: float | None = None
 
 
-def verdict(tries: Tries, error: Exception, *, retries: int, max_crashes: int) -> Exception | None:
+def retry_or_error(attempts: Attempts, error: Exception, *, retries: int, max_crashes: int) -> Exception | None:
     """Return the final error of the task, or count the attempt and return None if the task is tried again."""
-    tries.delay = None
+    attempts.delay = None
     if is_a(error, RateLimited):
-        tries.delay = rate_limit_delay(error)  # type: ignore[arg-type]  # checked by its type
+        attempts.delay = rate_limit_delay(error)  # type: ignore[arg-type]  # checked by its type
         return None
     if is_a(error, WorkerDied):
-        crashes = tries.crashes + 1
+        crashes = attempts.crashes + 1
         if crashes >= max_crashes:
             quarantined = TaskQuarantined(
                 f"{crashes} workers died under this task, as many as max_crashes allows; the last: {safe_str(error)}"
             )
             quarantined.__cause__ = error
             return quarantined
-        tries.crashes = crashes
+        attempts.crashes = crashes
         return None
-    if tries.errors >= retries or is_final(error):
+    if attempts.errors >= retries or is_final(error):
         return error
-    tries.errors += 1
+    attempts.errors += 1
     return None
 
 
@@ -69,7 +69,7 @@ def is_async(function: Callable[..., Any]) -> bool:
     return not inspect.isroutine(function) and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-class Unawaited:
+class PendingCoroutine:
     """A coroutine that a plain function has returned in a thread, as `lambda: fetch(url)` does.
 
     The event loop awaits the coroutine. If the call was cancelled meanwhile, so that nobody awaits it, it is closed.
@@ -83,7 +83,7 @@ class Unawaited:
     def __init__(self) -> None:
         self._coroutine: CoroutineType[Any, Any, Any] | None = None
 
-    def holding(self, coroutine: Any) -> Unawaited:
+    def holding(self, coroutine: Any) -> PendingCoroutine:
         self._coroutine = coroutine
         return self
 
@@ -97,59 +97,59 @@ class Unawaited:
             self._coroutine.close()
 
 
-def holding_coroutines(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function: if it returns a coroutine, the wrapper returns that as `Unawaited`."""
+def wrap_coroutines(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function: if it returns a coroutine, the wrapper returns that as `PendingCoroutine`."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        holder = Unawaited()
+        holder = PendingCoroutine()
         value: Any = function(*args, **kwargs)
         return holder.holding(value) if type(value) is CoroutineType else value
 
-    call.held_function = function  # type: ignore[attr-defined]  # so that its name is looked up only on demand
+    call.wrapped_function = function  # type: ignore[attr-defined]  # so that its name is looked up only on demand
     return call
 
 
-def holding_coroutine(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A faster `holding_coroutines` for functions of one argument."""
-    spare: list[Unawaited] = []  # most calls return no coroutine, so their holder can be used again
+def wrap_coroutine(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A faster `wrap_coroutines` for functions of one argument."""
+    spare: list[PendingCoroutine] = []  # most calls return no coroutine, so their holder can be used again
 
     def call(item: Any) -> Any:
         try:
             holder = spare.pop()
         except IndexError:
-            holder = Unawaited()
+            holder = PendingCoroutine()
         value: Any = function(item)
         if type(value) is CoroutineType:
             return holder.holding(value)
         spare.append(holder)
         return value
 
-    call.held_function = function  # type: ignore[attr-defined]
+    call.wrapped_function = function  # type: ignore[attr-defined]
     return call
 
 
-_made: tuple[Any, Any] = holding_coroutines(len), holding_coroutine(len)
-_HOLDING: Final = frozenset(made.__code__ for made in _made)
+_made: tuple[Any, Any] = wrap_coroutines(len), wrap_coroutine(len)
+_WRAPPERS: Final = frozenset(made.__code__ for made in _made)
 
 
-def what_is_called(function: Any) -> Any:
+def unwrapped(function: Any) -> Any:
     """The function without `functools.partial` and without the wrappers of this module."""
     inner = function
     while True:
         if isinstance(inner, functools.partial):
             inner = inner.func
-        elif type(inner) is FunctionType and inner.__code__ in _HOLDING:
-            inner = inner.__dict__["held_function"]
+        elif type(inner) is FunctionType and inner.__code__ in _WRAPPERS:
+            inner = inner.__dict__["wrapped_function"]
         else:
             return inner
 
 
 def name_of(function: Callable[..., Any]) -> str:
     """The readable name of a function. Never raises, although the function may be an object of any type."""
-    if type(function) is FunctionType and function.__code__ not in _HOLDING:
+    if type(function) is FunctionType and function.__code__ not in _WRAPPERS:
         return function.__qualname__
     try:
-        inner: Any = what_is_called(function)
+        inner: Any = unwrapped(function)
         name: object = getattr(inner, "__qualname__", None) or type(inner).__qualname__
         return safe_str(name, _NAME_LENGTH)
     except Exception:

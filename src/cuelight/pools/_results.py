@@ -274,36 +274,36 @@ class PoolStats:
     replaced: int = 0
 
 
-# The ledger of a pool: totals, and metrics of the last tasks.
+# The metrics of a pool: totals, and metrics of the last tasks.
 
 
 COMPLETED = TaskStatus.COMPLETED
 
-Line = tuple[str, int, int, str, TaskStatus, float, float, str, int, str | None]
+MetricRow = tuple[str, int, int, str, TaskStatus, float, float, str, int, str | None]
 """The record of a task: identifier, number of the first item, count, name, status, end, milliseconds, worker, retries
 and the text of its error.
 
-A line with a count above 0 records this number of items of a map, which were done together. It is a plain tuple,
-because most items have a line of their own. It holds no result and no traceback, which may be large.
+A row with a count above 0 records this number of items of a map, which were done together. It is a plain tuple,
+because most items have a row of their own. It holds no result and no traceback, which may be large.
 """
 
 
-class Ledger:
-    """Totals over all crews of a pool, and a line for each of the last tasks.
+class PoolMetrics:
+    """Totals over all groups of a pool, and a row for each of the last tasks.
 
     Attributes:
         totals: the counts. The pool fills in the current values (workers, pending).
-        note: adds a line.
+        add_row: adds a row.
     """
 
     def __init__(self, keep: int) -> None:
         self.totals = PoolStats()
         self._keep = keep
         self._executors: dict[int, Executor] = {}  # by identity, because users may define equality of executors
-        self._lines: deque[Line] = deque(maxlen=keep)
-        self.note = self._lines.append
+        self._rows: deque[MetricRow] = deque(maxlen=keep)
+        self.add_row = self._rows.append
 
-    def enter(self, result: TaskResult[Any], retries: int = 0) -> None:
+    def record(self, result: TaskResult[Any], retries: int = 0) -> None:
         """Record the end of a task."""
         totals, error = self.totals, result.error
         text = None
@@ -320,24 +320,24 @@ class Ledger:
                 totals.failed += 1
         ms = result.elapsed_ms
         totals.total_elapsed_ms += ms
-        self._lines.append(
+        self._rows.append(
             (result.task_id, 0, 0, result.task_name, status, result.timestamp, ms, result.worker_id, retries, text)
         )
 
-    def enter_many(  # noqa: PLR0917 - the columns of a line
+    def record_many(  # noqa: PLR0917 - the columns of a row
         self, task_id: str, first: int, items: int, name: str, ended: float, ms: float, worker: str
     ) -> None:
         """Record that consecutive items of a map have succeeded."""
         totals = self.totals
         totals.completed += items
         totals.total_elapsed_ms += ms * items
-        self.note((task_id, first, items, name, COMPLETED, ended, ms, worker, 0, None))
+        self.add_row((task_id, first, items, name, COMPLETED, ended, ms, worker, 0, None))
 
-    def hired(self, executor: Executor) -> None:
+    def executor_started(self, executor: Executor) -> None:
         """Record a new executor."""
         self._executors[id(executor)] = executor
 
-    def retired(self, executor: Executor) -> None:
+    def executor_closed(self, executor: Executor) -> None:
         """Forget an executor, unless threads that it has abandoned still run: those are counted until they end."""
         if not _count(executor, "abandoned") and self._executors.pop(id(executor), None) is not None:
             self.totals.replaced += _count(executor, "replaced")
@@ -353,7 +353,7 @@ class Ledger:
     def metrics(self) -> dict[str, TaskMetrics]:
         """Metrics of the last tasks, the latest last."""
         latest_first: list[TaskMetrics] = []
-        for task_id, first, items, name, status, ended, ms, worker, retries, error in reversed(self._lines):
+        for task_id, first, items, name, status, ended, ms, worker, retries, error in reversed(self._rows):
             names = [f"{task_id}-{first + at}" for at in range(items)] or [task_id]
             latest_first += [
                 TaskMetrics(one, name, status, ended - ms / 1000, ended, ms, retries, worker or None, error)

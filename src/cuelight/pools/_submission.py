@@ -14,10 +14,10 @@ from cuelight.actors import wait_code
 from cuelight.errors import TaskCancelled
 from cuelight.mailbox._backend import Notifier
 from cuelight.pools._dead_letters import FailedCall
-from cuelight.pools._extra_workers import current_place, place_given_away, waits_alone
+from cuelight.pools._extra_workers import current_work, waits_alone, worker_released
 from cuelight.pools._failures import as_failure, is_a
-from cuelight.pools._functions import Tries, Unawaited, holding_coroutines, name_of
-from cuelight.pools._pool_worker import Cut
+from cuelight.pools._functions import Attempts, PendingCoroutine, name_of, wrap_coroutines
+from cuelight.pools._pool_worker import StopReason
 from cuelight.pools._results import TaskResult
 from cuelight.pools._waiting import OUTSIDE, PoolWait
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from cuelight.actors._timers import ScheduledCall
     from cuelight.pools._pool_worker import PoolWorker
-    from cuelight.pools._worker_group import Crew
+    from cuelight.pools._worker_group import WorkerGroup
 
 R = TypeVar("R")
 
@@ -73,10 +73,11 @@ class Submission(Generic[R]):
 
 
 class Submitted(Submission[Any]):
-    """A task of a crew. It is both the handle and the `Work`."""
+    """A task of a group. It is both the handle and the `Work`."""
 
     __slots__ = (
         "_args",
+        "_attempts",
         "_began",
         "_context",
         "_function",
@@ -85,9 +86,8 @@ class Submitted(Submission[Any]):
         "_later",
         "_notifier",
         "_timeout",
-        "_tries",
-        "crew",
-        "held",
+        "group",
+        "is_counted",
         "listed",
         "name",
         "priority",
@@ -98,7 +98,7 @@ class Submitted(Submission[Any]):
 
     def __init__(  # noqa: PLR0917 - made for each task
         self,
-        crew: Crew,
+        group: WorkerGroup,
         task_id: str,
         function: Callable[..., Any],
         args: tuple[Any, ...],
@@ -112,14 +112,14 @@ class Submitted(Submission[Any]):
         super().__init__(task_id)
         self.name = name_of(function)
         self.priority, self.serial = priority, 0
-        self.listed = self.held = False
+        self.listed = self.is_counted = False
         self.ready = True
-        self.crew = crew
+        self.group = group
         self._function: Callable[..., Any] = function
         self._args, self._kwargs = args, kwargs
         self._in_loop, self._timeout = in_loop, timeout
         self._context = context
-        self._tries: Tries | None = None
+        self._attempts: Attempts | None = None
         self.worker: PoolWorker | None = None
         self._later: ScheduledCall | None = None
         self._began = 0.0
@@ -129,22 +129,24 @@ class Submitted(Submission[Any]):
 
     async def serve(self, worker: PoolWorker) -> None:
         """Run one attempt. After it the task is done, or waits for the next attempt."""
-        crew = self.crew
+        group = self.group
         self.ready = False
-        crew.one_less()
-        crew.call()  # there may be more work
+        group.left_queue()
+        group.wake_worker()  # there may be more work
         self.worker = worker
         self._began = perf_counter()
         try:
             # A copy, so that the next attempt begins with the original context.
-            value, error, fatal = await worker.attempt_in(self.name, self._context.copy(), self._call, self._timeout)
+            value, error, fatal = await worker.attempt_in_context(
+                self.name, self._context.copy(), self._call, self._timeout
+            )
             ms = (perf_counter() - self._began) * 1000
             self.worker = None
             if error is not None and worker.may_retry(error, fatal):
-                self._tries = self._tries or Tries()
-                error = crew.failed(self._tries, error, ms)
+                self._attempts = self._attempts or Attempts()
+                error = group.failed(self._attempts, error, ms)
                 if error is None:
-                    self._try_again(self._tries.delay)
+                    self._try_again(self._attempts.delay)
                     return
             self._settle(value, error, worker.label, ms)
         except BaseException as broken:
@@ -155,35 +157,35 @@ class Submitted(Submission[Any]):
 
     def _try_again(self, delay: float | None) -> None:
         """Make the task wait for a worker again, now or after `delay` seconds."""
-        self.crew.pending += 1
+        self.group.pending += 1
         if delay is not None:
-            self._later = self.crew.runtime.call_later(delay, self._delay_is_over)
+            self._later = self.group.runtime.call_later(delay, self._delay_is_over)
         else:
             self.ready = True
-            self.crew.line_up(self)
+            self.group.enqueue(self)
 
     def _delay_is_over(self) -> None:
         self._later = None
         self.ready = True
-        self.crew.line_up(self)
+        self.group.enqueue(self)
 
     def _call(self, worker: PoolWorker) -> Awaitable[Any]:
-        current_place.set(self)  # in the context of the task
+        current_work.set(self)  # in the context of the task
         if self._in_loop:
             made: Awaitable[Any] = self._function(*self._args, **self._kwargs)
             return made
         return self._call_in_executor(worker)
 
     async def _call_in_executor(self, worker: PoolWorker) -> Any:
-        function = self._function if self.crew.options.kind == "process" else holding_coroutines(self._function)
+        function = self._function if self.group.options.kind == "process" else wrap_coroutines(self._function)
         value: Any = await worker.executor.run(function, self._args, self._kwargs)
-        return await value if type(value) is Unawaited else value
+        return await value if type(value) is PendingCoroutine else value
 
     def _settle(self, value: Any, error: Exception | None, worker: str, ms: float) -> None:
-        result = self.crew.result(self.task_id, self.name, worker, value, error, self._tries, ms)
+        result = self.group.result(self.task_id, self.name, worker, value, error, self._attempts, ms)
         if error is not None and not is_a(error, TaskCancelled):
             call = FailedCall(self._function, self._args, self._kwargs, self.name, self.priority, self._timeout)
-            self.crew.report(result, call, self._tries)
+            self.group.report(result, call, self._attempts)
         self._done(result)
 
     def _done(self, result: TaskResult[Any]) -> None:
@@ -192,14 +194,14 @@ class Submitted(Submission[Any]):
         self._context = _EMPTY
         if self._notifier is not None:
             self._notifier.notify_all()
-        self.crew.finished(self)
+        self.group.finished(self)
 
     def _break(self, error: BaseException) -> None:
         """End the task with an error of the pool's own code, for example a `MemoryError`."""
         self.worker = None
         if self._result is None:
             if self._waits_for_worker():
-                self.crew.one_less()
+                self.group.left_queue()
             self._done(TaskResult(self.task_id, error=as_failure(self.name, error), task_name=self.name))
 
     # As a handle.
@@ -207,8 +209,8 @@ class Submitted(Submission[Any]):
     def cancel(self) -> bool:
         if self._result is not None:
             return False
-        if self.worker is not None and not self.crew.over:
-            self.worker.stop_task(Cut.CANCELLED)
+        if self.worker is not None and not self.group.over:
+            self.worker.stop_task(StopReason.CANCELLED)
         elif not self.drop("it was cancelled before it ran"):
             self._settle(None, TaskCancelled("its worker ended while it ran"), "", 0.0)
         return True
@@ -217,8 +219,8 @@ class Submitted(Submission[Any]):
         """Cancel the task if it waits. Returns whether it did."""
         if not self._waits_for_worker():
             return False
-        self.crew.note_cancelled()
-        self.crew.one_less()
+        self.group.note_cancelled()
+        self.group.left_queue()
         self._settle(None, TaskCancelled(why), "", 0.0)
         return True
 
@@ -236,13 +238,13 @@ class Submitted(Submission[Any]):
             return self._result
         if waits_alone():
             return await self._until_done()
-        with place_given_away(self):
+        with worker_released(self):
             return await self._until_done()
 
     async def _until_done(self) -> TaskResult[Any]:
         while self._result is None:
             if self._notifier is None:
-                self._notifier = Notifier(self.crew.runtime.backend)
+                self._notifier = Notifier(self.group.runtime.backend)
             await self._notifier.wait()
         return self._result
 
@@ -251,17 +253,17 @@ class Submitted(Submission[Any]):
     @property
     def thing(self) -> str:
         """Its description in deadlock errors."""
-        return f"task {self.name!r} ({self.task_id}) of the pool {self.crew.name!r}"
+        return f"task {self.name!r} ({self.task_id}) of the pool {self.group.name!r}"
 
-    def runners(self) -> list[Any] | None:
+    def running_nodes(self) -> list[Any] | None:
         """The nodes that run the task; None if it waits for a worker."""
         if self.worker is not None:
             return self.worker.nodes()
         return None if self.ready else []
 
-    def occupants(self) -> list[Any]:
+    def busy_nodes(self) -> list[Any]:
         """The nodes that keep all places, one of which must end before the task can begin."""
-        return self.crew.occupants()
+        return self.group.busy_nodes()
 
     @property
     def way_out(self) -> str:
@@ -291,7 +293,7 @@ def _over() -> None:
 _EMPTY = Context()
 
 
-class Detached(Submission[Any]):
+class DeferredSubmission(Submission[Any]):
     """A task for a pool without a block: it runs in its own actor system, only while it is awaited."""
 
     __slots__ = ("_cancelled", "_inner", "_make", "_open", "_used", "name")
@@ -300,12 +302,12 @@ class Detached(Submission[Any]):
         self,
         task_id: str,
         name: str,
-        open_crew: Callable[[], AbstractAsyncContextManager[Crew]],
-        make: Callable[[Crew], Submitted],
+        open_group: Callable[[], AbstractAsyncContextManager[WorkerGroup]],
+        make: Callable[[WorkerGroup], Submitted],
     ) -> None:
         super().__init__(task_id)
         self.name = name
-        self._open, self._make = open_crew, make
+        self._open, self._make = open_group, make
         self._inner: Submitted | None = None
         self._used = self._cancelled = False
 
@@ -322,8 +324,8 @@ class Detached(Submission[Any]):
             if self._inner is not None:
                 raise RuntimeError(f"{self!r} is awaited already, and runs only for that: use the pool's `async with`")
             self._used = True
-            async with self._open() as crew:
-                self._inner = self._make(crew)
+            async with self._open() as group:
+                self._inner = self._make(group)
                 try:
                     if self._cancelled:
                         self._inner.cancel()

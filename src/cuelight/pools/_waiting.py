@@ -38,11 +38,11 @@ class Awaited(Protocol):
         """The advice in deadlock errors."""
         ...
 
-    def runners(self) -> Collection[Any] | None:
+    def running_nodes(self) -> Collection[Any] | None:
         """The nodes that run it now, and must end first; None if it waits for a worker."""
         ...
 
-    def occupants(self) -> Sequence[Any]:
+    def busy_nodes(self) -> Sequence[Any]:
         """The nodes, one of which must end before it can begin; empty if it can begin, or this is not known."""
         ...
 
@@ -65,16 +65,16 @@ class PoolWait:
 
     def blockers(self) -> Iterable[Any]:
         """The nodes on which the end of the wait depends."""
-        runners = self._awaited.runners()
-        if runners is not None:
-            return runners
+        running_nodes = self._awaited.running_nodes()
+        if running_nodes is not None:
+            return running_nodes
         if _looking:
             return ()  # this search is nested in another one, in which a task that has not begun blocks no node
         _looking.append(self)
         try:
-            occupants = self._awaited.occupants()
-            stuck = all([find_cycle(self._owners, [(one, self.thing)]) is not None for one in occupants])  # noqa: C419
-            return occupants if stuck else ()
+            busy_nodes = self._awaited.busy_nodes()
+            stuck = all([find_cycle(self._owners, [(one, self.thing)]) is not None for one in busy_nodes])  # noqa: C419
+            return busy_nodes if stuck else ()
         finally:
             _looking.clear()
 

@@ -15,8 +15,7 @@ from cuelight._text import safe_repr
 from cuelight.actors import current_cell
 from cuelight.errors import DeadlockError, TaskNotFound
 from cuelight.pools._contexts import submission_context
-from cuelight.pools._dead_letters import DeadLetterBox, FailedCall
-from cuelight.pools._failures import report_failure
+from cuelight.pools._dead_letters import DeadLetterBox, FailedCall, report_failure
 from cuelight.pools._functions import Kind, is_async, name_of
 from cuelight.pools._maps._blocking import stream
 from cuelight.pools._maps._source import count_items
@@ -25,7 +24,7 @@ from cuelight.pools._processes._start import check_executable
 from cuelight.pools._results import Progress, Reporter, TaskMetrics, TaskResult
 from cuelight.pools._threads._executor import full_name
 from cuelight.pools._threads._job import Job
-from cuelight.pools._threads._pool import Crew
+from cuelight.pools._threads._pool import ThreadPool
 from cuelight.pools._threads._timer import load_event_loop
 from cuelight.pools._threads._worker import Worker, current_worker
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
-    from cuelight.pools._dead_letters import DeadLetterQueue
+    from cuelight._dead_letters._queue import DeadLetterQueue
     from cuelight.pools._processes._caller import ProcessCaller
 
 R = TypeVar("R")
@@ -56,7 +55,7 @@ class WorkerPool:
     leaving the block does not wait for its tasks.
     """
 
-    _backend_options: dict[str, Any] | None = None  # options of the timekeeper's event loop; tests set a virtual clock
+    _backend_options: dict[str, Any] | None = None  # of the timer thread's event loop; tests set a virtual clock
 
     def __init__(
         self,
@@ -102,23 +101,25 @@ class WorkerPool:
         self._letters = DeadLetterBox(self, dead_letters)
         self._checked: object = None
         self._generation = forks.generation
-        self._current = self._new_crew()
+        self._current = self._new_thread_pool()
         load_event_loop()
 
-    def _new_crew(self) -> Crew:
+    def _new_thread_pool(self) -> ThreadPool:
         new_caller = _no_process if self.kind == "thread" else partial(_new_process, self._executable)
         report = partial(_report, self.name, self.config.enable_instrumentation, self._letters)
-        crew = Crew(self.name, self.config, new_caller, self._keep, self._backend_options, report)
-        self._when_dropped = weakref.finalize(self, crew.dropped)  # a pool that was dropped ends after its last task
+        thread_pool = ThreadPool(self.name, self.config, new_caller, self._keep, self._backend_options, report)
+        self._when_dropped = weakref.finalize(
+            self, thread_pool.close_when_dropped
+        )  # a pool that was dropped ends after its last task
         self._when_dropped.atexit = False
-        return crew
+        return thread_pool
 
     @property
-    def _crew(self) -> Crew:
-        """The crew. A forked process makes a new one, because the threads are in the parent."""
+    def _thread_pool(self) -> ThreadPool:
+        """The group of threads. A forked process makes a new one, because the threads are in the parent."""
         if self._generation != forks.generation:
             self._generation = forks.generation
-            self._current = self._new_crew().inherit(self._current)
+            self._current = self._new_thread_pool().inherit(self._current)
         return self._current
 
     # Tasks.
@@ -163,8 +164,8 @@ class WorkerPool:
             priority = check_priority(priority)
         context = copy_context() if current_cell.get() is None else submission_context()
         job = Job(task_name, task_fn, args, {} if kwargs is None else dict(kwargs), priority, context)
-        crew = self._current if self._generation == forks.generation else self._crew
-        crew.submit(job)
+        thread_pool = self._current if self._generation == forks.generation else self._thread_pool
+        thread_pool.submit(job)
         return job.id
 
     def submit_again(self, call: FailedCall, task_id: str) -> None:
@@ -205,7 +206,7 @@ class WorkerPool:
         if progress is not None and progress is not False:
             reporter = Reporter(progress, count_items(items), self.name)
         return stream(
-            self._crew,
+            self._thread_pool,
             fn,
             source,
             submission_context(),
@@ -216,7 +217,7 @@ class WorkerPool:
 
     def abort_pending_tasks(self) -> int:
         """Cancel all tasks that do not run now, including tasks that wait for a retry. Returns their number."""
-        return self._crew.cancel()
+        return self._thread_pool.cancel()
 
     # Results.
 
@@ -234,15 +235,15 @@ class WorkerPool:
         """
         if timeout is not None:
             check_seconds("get_task_result(timeout)", timeout)
-        crew = self._current if self._generation == forks.generation else self._crew
-        job = crew.board.jobs.get(task_id)
+        thread_pool = self._current if self._generation == forks.generation else self._thread_pool
+        job = thread_pool.table.jobs.get(task_id)
         if job is None:
             raise TaskNotFound(
                 f"the pool {self.name!r} knows no task {safe_repr(task_id)}: give what submit_task returned"
             )
-        if job.ended is None and not crew.wait(job, timeout):
+        if job.ended is None and not thread_pool.wait(job, timeout):
             raise TimeoutError(f"the task {job.name!r} ({task_id}) had not ended after {timeout} s: it is {job.status}")
-        return job.taken_result(metrics=self.config.enable_instrumentation)
+        return job.make_result(metrics=self.config.enable_instrumentation)
 
     def wait_for_all(
         self, timeout: float | None = None, return_when: ReturnWhen = "ALL_COMPLETED"
@@ -261,22 +262,22 @@ class WorkerPool:
         """
         if timeout is not None:
             check_seconds("wait_for_all(timeout)", timeout)
-        board = self._crew.board
+        table = self._thread_pool.table
         conditions: dict[str, Callable[[], bool]] = {
-            "ALL_COMPLETED": lambda: not board.open,
-            "FIRST_COMPLETED": lambda: not board.open or len(board.jobs) > board.open,
-            "FIRST_EXCEPTION": lambda: not board.open or board.failures > 0,
+            "ALL_COMPLETED": lambda: not table.open,
+            "FIRST_COMPLETED": lambda: not table.open or len(table.jobs) > table.open,
+            "FIRST_EXCEPTION": lambda: not table.open or table.failures > 0,
         }
         if return_when not in conditions:
             raise ValueError(f"wait_for_all(return_when={safe_repr(return_when)}): give one of {', '.join(conditions)}")
         if self._worker() is not None:
             raise DeadlockError(f"a task of the pool {self.name!r} waits for all its tasks, so for itself")
-        board.check_free()
-        board.wait_until(conditions[return_when], timeout)
-        with board.lock:
-            ended = [job for job in board.jobs.values() if job.ended is not None]
+        table.check_free()
+        table.wait_until(conditions[return_when], timeout)
+        with table.lock:
+            ended = [job for job in table.jobs.values() if job.ended is not None]
         metrics = self.config.enable_instrumentation
-        return [job.taken_result(metrics=metrics) for job in ended]
+        return [job.make_result(metrics=metrics) for job in ended]
 
     @property
     def dead_letters(self) -> DeadLetterQueue:
@@ -295,8 +296,8 @@ class WorkerPool:
         """
         if not self.config.enable_instrumentation:
             return {}
-        with self._crew.lock:
-            jobs = list(self._crew.board.jobs.values())
+        with self._thread_pool.lock:
+            jobs = list(self._thread_pool.table.jobs.values())
         return {job.id: job.metrics() for job in jobs}
 
     def get_summary_metrics(self) -> dict[str, Any]:
@@ -316,13 +317,13 @@ class WorkerPool:
             abandoned: number of threads that were abandoned and still run.
             replaced: number of threads that were abandoned, and of processes that were killed.
         """
-        crew = self._crew
-        with crew.lock:
-            counts = dict(crew.board.counts)
+        thread_pool = self._thread_pool
+        with thread_pool.lock:
+            counts = dict(thread_pool.table.counts)
             measured = self.config.enable_instrumentation
-            ran: float = crew.total_ran if measured else 0.0
-            retries: int = crew.retries if measured else 0
-            workers, abandoned, replaced = len(crew.threads), crew.abandoned, crew.replaced
+            run_seconds: float = thread_pool.total_run_seconds if measured else 0.0
+            retries: int = thread_pool.retries if measured else 0
+            workers, abandoned, replaced = len(thread_pool.threads), thread_pool.abandoned, thread_pool.replaced
         completed, failed = counts["completed"], counts["failed"]
         tried = completed + failed
         return {
@@ -332,7 +333,7 @@ class WorkerPool:
             "cancelled": counts["cancelled"],
             "pending": counts["pending"] + counts["scheduled"],
             "running": counts["in_flight"],
-            "avg_execution_time_ms": ran * 1000 / tried if tried else 0.0,
+            "avg_execution_time_ms": run_seconds * 1000 / tried if tried else 0.0,
             "total_retries": retries,
             "success_rate": completed / tried if tried else 0.0,
             "workers": workers,
@@ -354,13 +355,13 @@ class WorkerPool:
         """
         if wait and self._worker() is not None:
             raise DeadlockError(f"a task waits for the end of its pool {self.name!r}: shutdown(wait=False) does not")
-        self._crew.close()
+        self._thread_pool.close()
         self._when_dropped.detach()
         if cancel_futures:
-            self._crew.cancel()
+            self._thread_pool.cancel()
         if wait:
-            self._crew.board.check_free()
-            self._crew.join()
+            self._thread_pool.table.check_free()
+            self._thread_pool.join()
 
     def __enter__(self) -> Self:
         return self
@@ -373,7 +374,7 @@ class WorkerPool:
     def _worker(self) -> Worker | None:
         """The worker of this pool whose task is the caller; None if the caller is no task of this pool."""
         worker = current_worker()
-        return worker if worker is not None and worker.crew is self._crew else None
+        return worker if worker is not None and worker.pool is self._thread_pool else None
 
     def _check(self, function: Callable[..., Any]) -> None:
         if not callable(function):

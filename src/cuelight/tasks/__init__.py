@@ -1,9 +1,10 @@
 """Tasks: a durable queue with workers, a scheduler, dead letters and interchangeable stores."""
 
+from cuelight._dead_letters._attempt import Attempt, Counts
+from cuelight._dead_letters._entry import DeadLetterEntry, ReplayReport
+from cuelight._dead_letters._queue import BlockingDeadLetterQueue, DeadLetterQueue
+from cuelight._dead_letters._queue import provide_store_letters as _provide_store_letters
 from cuelight.tasks._context import TaskContext, current_task
-from cuelight.tasks._dead_letters._blocking import BlockingDeadLetterQueue
-from cuelight.tasks._dead_letters._entry import DeadLetterEntry, ReplayReport
-from cuelight.tasks._dead_letters._queue import DeadLetterQueue
 from cuelight.tasks._functions._function import (
     AsyncTaskFunction,
     PlainTaskFunction,
@@ -25,6 +26,7 @@ from cuelight.tasks._scheduler import (
     TaskScheduler,
     WorkerInfo,
 )
+from cuelight.tasks._stores._letters import StoreLetters as _StoreLetters
 from cuelight.tasks._stores._memory import MemoryStore
 from cuelight.tasks._stores._protocol import (
     Added,
@@ -41,7 +43,7 @@ from cuelight.tasks._stores._protocol import (
     Store,
 )
 from cuelight.tasks._stores._sqlite._store import SQLiteStore
-from cuelight.tasks._task import Attempt, Counts, Limit, QueueEntry, Record, Task, TaskPriority
+from cuelight.tasks._task import Limit, QueueEntry, Record, Task, TaskPriority
 from cuelight.tasks._worker._options import WorkerStats
 from cuelight.tasks._worker._worker import TaskWorker
 
@@ -96,3 +98,5 @@ __all__ = [
     "current_task",
     "task",
 ]
+
+_provide_store_letters(_StoreLetters)

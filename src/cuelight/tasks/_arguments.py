@@ -80,14 +80,6 @@ def check_limit(call: str, limit: object) -> None:
         raise TypeError(f"{call}({safe_repr(limit)}): give a Limit, such as Limit('openai', max_concurrent=5)")
 
 
-def check_number(call: str, number: object) -> None:
-    """Raise `TypeError` if `number` is not an `int`, and `ValueError` if it is less than 1."""
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise TypeError(f"{call}={safe_repr(number)}: give a whole number")
-    if number < 1:
-        raise ValueError(f"{call}={number!r}: give 1 or more")
-
-
 def check_query(call: str, query: object) -> None:
     if not isinstance(query, Query):
         raise TypeError(f"{call}({safe_repr(query)}): give a Query, such as Query(state='pending')")

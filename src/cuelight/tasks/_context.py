@@ -24,17 +24,17 @@ from cuelight.tasks._functions._values import decode, encode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from cuelight._dead_letters._attempt import Counts
     from cuelight.tasks._stores._protocol import Lease
-    from cuelight.tasks._task import Counts
     from cuelight.tasks._worker._thread_calls import ThreadCalls
 
 
-class Desk(Protocol):
+class AttemptHost(Protocol):
     """The worker, as far as a context uses it."""
 
     calls: ThreadCalls | None
 
-    def rest(self, context: TaskContext) -> bool:
+    def suspend(self, context: TaskContext) -> bool:
         """Free the slot of a task that begins to wait for another task. May be called from any thread.
 
         Returns:
@@ -65,33 +65,33 @@ class TaskContext:
         node: the async task or the thread that runs it, as a node in the graph of waits.
     """
 
-    __slots__ = ("_desk", "_lease", "_over", "cancelled", "deadline", "node")
+    __slots__ = ("_ended", "_host", "_lease", "cancelled", "deadline", "node")
 
-    def __init__(self, lease: Lease, desk: Desk | None, deadline: float | None = None, node: Any = None) -> None:
-        self._lease, self._desk, self.deadline, self.node = lease, desk, deadline, node
-        self.cancelled = self._over = False
+    def __init__(self, lease: Lease, host: AttemptHost | None, deadline: float | None = None, node: Any = None) -> None:
+        self._lease, self._host, self.deadline, self.node = lease, host, deadline, node
+        self.cancelled = self._ended = False
 
     def end(self, *, cancelled: bool) -> None:
         """Mark the attempt as ended, or its lease as lost. Called by the worker."""
-        self._over = True
+        self._ended = True
         self.cancelled = self.cancelled or cancelled
 
-    def rest(self) -> bool:
+    def suspend(self) -> bool:
         """Give up the task's slot before a wait. Return False if the task has no slot or has ended.
 
         Raises:
             DeadlockError: too many tasks of its worker wait already.
         """
-        return self._desk is not None and not self._over and self._desk.rest(self)
+        return self._host is not None and not self._ended and self._host.suspend(self)
 
     def resume(self) -> None:
         """Take a slot again after a wait."""
-        if self._desk is not None:
-            self._desk.resume(self)
+        if self._host is not None:
+            self._host.resume(self)
 
     def is_of(self, store: object) -> bool:
         """Whether the task belongs to this store."""
-        return self._desk is not None and getattr(self._desk, "store", None) is store
+        return self._host is not None and getattr(self._host, "store", None) is store
 
     @property
     def task_id(self) -> str:
@@ -125,8 +125,8 @@ class TaskContext:
     @property
     def checkpoint(self) -> Any:
         """The value that this or an earlier attempt saved last, as plain values; None if there is none."""
-        kept = self._lease.checkpoint
-        return None if kept is None else decode(kept)
+        stored = self._lease.checkpoint
+        return None if stored is None else decode(stored)
 
     def key(self, step: str) -> str:
         """Return an idempotency key for a call of another service. It is the same in every attempt of this task.
@@ -148,7 +148,7 @@ class TaskContext:
             TypeError: the value cannot be stored.
             LeaseLost: the attempt has ended or lost its lease, so another attempt may run.
         """
-        await self._keep("progress", encode(value, "progress"), None)
+        await self._store_value("progress", encode(value, "progress"), None)
 
     async def save(self, checkpoint: Any) -> None:
         """Store the state from which the next attempt can continue if this one fails. A checkpoint.
@@ -163,7 +163,7 @@ class TaskContext:
             LeaseLost: the attempt has ended or lost its lease, so another attempt may run.
         """
         data = encode(checkpoint, "checkpoint")
-        await self._keep("checkpoint", None, data)
+        await self._store_value("checkpoint", None, data)
         self._lease.checkpoint = data
 
     def progress_blocking(self, value: Any) -> None:
@@ -174,20 +174,20 @@ class TaskContext:
         """Blocking version of `save`, for a task that runs in a thread."""
         self._from_thread(self.save, "checkpoint", checkpoint)
 
-    async def _keep(self, what: str, progress: bytes | None, checkpoint: bytes | None) -> None:
-        if self._desk is None:
+    async def _store_value(self, what: str, progress: bytes | None, checkpoint: bytes | None) -> None:
+        if self._host is None:
             raise RuntimeError(
                 f"the {what} of {self.task_id} cannot be stored here: in a process, the context is read-only"
             )
-        pause = 0.05
-        while not self._over:
+        delay = 0.05
+        while not self._ended:
             try:
-                kept = await self._desk.save(self._lease, progress, checkpoint)
+                stored = await self._host.save(self._lease, progress, checkpoint)
             except StoreUnavailable:
-                pause = min(1.0, 2 * pause)
-                await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                delay = min(1.0, 2 * delay)
+                await anyio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
                 continue
-            if kept:
+            if stored:
                 return
             break
         raise self._too_late(what)
@@ -196,8 +196,8 @@ class TaskContext:
         return LeaseLost(f"the {what} of {self.task_id} was rejected: this attempt has ended, or lost its lease")
 
     def _from_thread(self, method: Callable[[Any], Awaitable[None]], what: str, value: Any) -> None:
-        calls = None if self._desk is None else self._desk.calls
-        if self._over:
+        calls = None if self._host is None else self._host.calls
+        if self._ended:
             raise self._too_late(what)
         if calls is None:
             raise RuntimeError(f"{self.task_id} does not run in a thread of a worker: await `progress` or `save`")

@@ -1,6 +1,7 @@
-"""Assignment of tasks to workers: the workers, their capabilities and loads, and a strategy.
+"""Assignment of tasks to workers: the workers, their capabilities and loads, and the strategies.
 
-Invariants, tested in `tests/tasks/scheduler/test_scheduler_model.py`:
+A scheduler is a table with a lock. No method waits, and nothing runs in the background. It therefore needs no actor and
+no block, and can be used from any event loop. Invariants, tested in `tests/tasks/scheduler/test_scheduler_model.py`:
 
 1. No task is assigned to a worker that already has `max_concurrent` tasks.
 2. No task is assigned to a worker that is not capable of its type.
@@ -8,15 +9,7 @@ Invariants, tested in `tests/tasks/scheduler/test_scheduler_model.py`:
 4. A worker's load is the load at its registration, plus later assignments, minus reported completions; never below
    zero.
 5. Among workers that stay eligible, the numbers of tasks assigned by round robin differ by at most one.
-
-A scheduler is a table with a lock. No method waits, and nothing runs in the background. It therefore needs no actor and
-no block, and can be used from any event loop.
-
-The strategies that choose a worker for a task.
-
-To add one, write a function here and give it a name in `STRATEGIES`. The function gets the eligible workers (at least
-one, sorted by identifier), the task, and the state of the scheduler. It returns the identifier of one of those workers.
-It must be pure: it uses no other data and changes nothing.
+6. A strategy is a pure function. To add one, write it here and give it a name in `STRATEGIES`.
 """
 
 from __future__ import annotations
@@ -88,7 +81,10 @@ class Assignments(NamedTuple):
 
 
 AssignStrategy: TypeAlias = Callable[[Sequence[WorkerInfo], Task, Assignments], str]
-"""A function `(eligible, task, state)` that returns the identifier of an eligible worker."""
+"""A pure function `(eligible, task, state)` that returns the identifier of an eligible worker.
+
+There is at least one eligible worker, and they are sorted by identifier.
+"""
 
 
 def is_capable(worker: WorkerInfo, task: Task) -> bool:
@@ -166,7 +162,7 @@ class TaskScheduler:
         Raises:
             ValueError: there is no such strategy.
         """
-        self._table = _Table(strategy, key)
+        self._table = _WorkerTable(strategy, key)
 
     async def register_worker(
         self,
@@ -204,7 +200,7 @@ class TaskScheduler:
             task_type: the type.
             worker_id: the worker for tasks of this type; "" removes the assignment.
         """
-        self._table.prefer(task_type, worker_id)
+        self._table.set_preferred(task_type, worker_id)
 
     async def assign(self, task: Task) -> str:
         """Choose a worker for a task and increment its load. Not a checkpoint.
@@ -249,7 +245,7 @@ class TaskScheduler:
 class BlockingTaskScheduler:
     """A scheduler for blocking code, made by `with TaskScheduler() as scheduler:`. Usable from any thread."""
 
-    def __init__(self, table: _Table) -> None:
+    def __init__(self, table: _WorkerTable) -> None:
         self._table = table
 
     def register_worker(
@@ -264,7 +260,7 @@ class BlockingTaskScheduler:
 
     def set_affinity(self, task_type: str, worker_id: str) -> None:
         """Blocking version of `TaskScheduler.set_affinity`."""
-        self._table.prefer(task_type, worker_id)
+        self._table.set_preferred(task_type, worker_id)
 
     def assign(self, task: Task) -> str:
         """Blocking version of `TaskScheduler.assign`."""
@@ -279,7 +275,7 @@ class BlockingTaskScheduler:
         return self._table.snapshot()
 
 
-class _Table:
+class _WorkerTable:
     """The workers and their loads. Each method is one step under the lock."""
 
     def __init__(self, strategy: SchedulingStrategy | str | AssignStrategy, key: Callable[[Task], str | None]) -> None:
@@ -289,12 +285,12 @@ class _Table:
         self._workers: dict[str, WorkerInfo] = {}
         self._order: list[str] = []  # the identifiers, sorted
         self._preferred: dict[str, str] = {}
-        self._watches: dict[str, _Watch] = {}
+        self._watches: dict[str, _WorkerWatch] = {}
         self._last = ""
 
     def register(self, info: WorkerInfo, ref: Ref[Any] | None = None, *, fresh: bool) -> None:
         worker_id = info.worker_id
-        watch = None if ref is None else _Watch(self, worker_id, ref)
+        watch = None if ref is None else _WorkerWatch(self, worker_id, ref)
         with self._lock:
             known = self._workers.get(worker_id)
             if known is None:
@@ -308,7 +304,7 @@ class _Table:
         if former is not None:
             former.end()
 
-    def unregister(self, worker_id: str, only: _Watch | None = None) -> bool:
+    def unregister(self, worker_id: str, only: _WorkerWatch | None = None) -> bool:
         """Remove a worker. With `only`, only if it is still watched by that watch."""
         with self._lock:
             if worker_id not in self._workers or (only is not None and self._watches.get(worker_id) is not only):
@@ -320,7 +316,7 @@ class _Table:
             watch.end()
         return True
 
-    def prefer(self, task_type: str, worker_id: str) -> None:
+    def set_preferred(self, task_type: str, worker_id: str) -> None:
         with self._lock:
             if worker_id:
                 self._preferred[task_type] = worker_id
@@ -367,10 +363,10 @@ class _Table:
             watch.end()
 
 
-class _Watch:
+class _WorkerWatch:
     """Unregisters a worker when its actor ends permanently."""
 
-    def __init__(self, table: _Table, worker_id: str, ref: Ref[Any]) -> None:
+    def __init__(self, table: _WorkerTable, worker_id: str, ref: Ref[Any]) -> None:
         if not ref.alive:
             raise ValueError(f"ref={safe_repr(ref)}: this actor has ended: register a worker with a live actor")
         self._table, self._worker_id = table, worker_id

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, Counts
 from cuelight._text import safe_repr
 from cuelight.coordination import RateLimitConfig
 from cuelight.pools import TaskStatus
@@ -99,45 +100,6 @@ class Limit(msgspec.Struct, frozen=True):
         return cls(key, max_concurrent, config.max_requests, config.window_seconds, config.burst_size, cost)
 
 
-class Counts(msgspec.Struct):
-    """The numbers of attempts that did not succeed, by how they ended. Each kind has a separate budget.
-
-    Attributes:
-        errors: the task raised an exception; equal to `Task.retry_count`.
-        timeouts: it ran longer than its time-out.
-        crashes: its worker died, or lost its lease.
-        rate_limited: it raised `RateLimited`; there is no maximum.
-        released: its worker gave it back unstarted, was shut down, or had no matching function; there is no maximum.
-    """
-
-    errors: int = 0
-    timeouts: int = 0
-    crashes: int = 0
-    rate_limited: int = 0
-    released: int = 0
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """An attempt that did not succeed.
-
-    Attributes:
-        kind: "error", "timeout", "crash", "rate_limited", "released", "rejected", "undecodable", "cancelled", or
-            "mismatch" if the arguments did not fit the worker's function.
-        worker: the identifier of the worker.
-        at: when it ended, in seconds since the epoch.
-        elapsed: how long it ran, in seconds.
-        error: the type and the message of the exception.
-        traceback: the traceback of the exception.
-    """
-
-    kind: str
-    worker: str = ""
-    at: float = 0.0
-    elapsed: float = 0.0
-    error: str = ""
-    traceback: str = ""
-
-
 _VARIANTS: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 
 
@@ -204,7 +166,7 @@ class Task:
     checkpoint: Any = None
 
 
-class _Place(NamedTuple):
+class _ClaimOrder(NamedTuple):
     priority: int
     deadline: float
     turn: float
@@ -212,7 +174,7 @@ class _Place(NamedTuple):
     task_id: str
 
 
-class QueueEntry(_Place):
+class QueueEntry(_ClaimOrder):
     """The position of a task in a queue: entries are claimed in the order in which they compare.
 
     `MemoryStore` keeps them in its heaps; the other stores use the same order.

@@ -9,7 +9,7 @@ import pytest
 
 from cuelight.redis import RedisClient, RedisStore
 from helpers.redis_servers import shared_server
-from helpers.stores import Desk, HandClock
+from helpers.stores import Driver, HandClock
 
 
 @pytest.fixture
@@ -38,5 +38,5 @@ async def store(client: RedisClient, prefix: str, clock: HandClock) -> AsyncIter
 
 
 @pytest.fixture
-def desk(store: RedisStore, clock: HandClock) -> Desk:
-    return Desk(store, clock)
+def desk(store: RedisStore, clock: HandClock) -> Driver:
+    return Driver(store, clock)

@@ -21,7 +21,7 @@ from cuelight.redis._tasks._scripts import _KINDS
 from cuelight.tasks import Limit, Record, TaskQueue, TaskWorker
 from helpers.damage import DEEP, FINAL, IDS, RAW, VALUES, fill, run_out, wrong
 from helpers.redis_servers import shared_server
-from helpers.stores import Desk, HandClock
+from helpers.stores import Driver, HandClock
 
 Damage = Callable[["Queue"], Awaitable[object]]
 Cell = tuple[str, Sequence[str], Damage]
@@ -410,7 +410,7 @@ async def test_a_worker_runs_the_others_whatever_is_damaged_of_one(client: Redis
         assert ran == ["good"]
 
 
-async def test_what_is_kept_of_a_damaged_task_is_all_there_is(desk: Desk, client: RedisClient, prefix: str) -> None:
+async def test_what_is_kept_of_a_damaged_task_is_all_there_is(desk: Driver, client: RedisClient, prefix: str) -> None:
     queue = Queue(client, prefix)
     limits = (Limit("k", max_concurrent=1),)
     await desk.add("a", payload=b"\xa1p", limits=limits, unique="u", tenant="T", priority=1, max_retries=7)
@@ -430,7 +430,7 @@ async def test_what_is_kept_of_a_damaged_task_is_all_there_is(desk: Desk, client
     assert (again.record.payload, again.checkpoint) == (b"\xa1p", b"\x05")
 
 
-async def test_a_limit_that_cannot_be_read_is_not_exceeded(desk: Desk, client: RedisClient, prefix: str) -> None:
+async def test_a_limit_that_cannot_be_read_is_not_exceeded(desk: Driver, client: RedisClient, prefix: str) -> None:
     queue = Queue(client, prefix)
     await desk.add("a", "b", "c", limits=(Limit("k", max_concurrent=2),))
     a, _ = await desk.claim(9)
@@ -442,7 +442,7 @@ async def test_a_limit_that_cannot_be_read_is_not_exceeded(desk: Desk, client: R
 
 
 async def test_a_schedule_that_cannot_be_read_is_listed_and_can_be_replaced(
-    desk: Desk, client: RedisClient, prefix: str
+    desk: Driver, client: RedisClient, prefix: str
 ) -> None:
     queue = Queue(client, prefix)
     await fill(desk.store, desk.clock)

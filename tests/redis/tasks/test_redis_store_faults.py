@@ -17,7 +17,7 @@ from cuelight.redis import RedisClient, RedisStore
 from cuelight.tasks import Claim, Finish, Limit, Query, Record, Task, TaskQueue, TaskWorker
 from helpers import Backend
 from helpers.redis_servers import RedisServer, redis_binary, shared_server, valkey_binary
-from helpers.stores import Desk
+from helpers.stores import Driver
 
 WORKER = """
 import sys, time
@@ -200,7 +200,7 @@ async def test_redis_where_it_is_installed_and_valkey_make_the_same_steps(prefix
 
 
 async def test_a_job_costs_a_fraction_of_a_command_and_an_exchange_one_round_trip(
-    desk: Desk, client: RedisClient
+    desk: Driver, client: RedisClient
 ) -> None:
     """Counted by the server: 1000 tasks, a hundred at a time."""
     for start in range(0, 1000, 100):

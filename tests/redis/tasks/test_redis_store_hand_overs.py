@@ -15,7 +15,7 @@ from cuelight.redis import RedisClient, RedisStore
 from cuelight.redis._tasks import _scripts as steps
 from cuelight.tasks import Claim, Counts, Exchange, Lease, Limit, Query, TaskQueue, TaskWorker, task
 from helpers.redis_servers import shared_server, until
-from helpers.stores import START, Desk, HandClock
+from helpers.stores import START, Driver, HandClock
 
 LENGTH: Final = 15.0
 """Seconds of a lease."""
@@ -75,11 +75,11 @@ async def deafen(store: RedisStore) -> None:
 
 
 async def test_an_idle_worker_is_handed_a_task_by_the_step_that_adds_it(
-    store: RedisStore, other: RedisStore, desk: Desk
+    store: RedisStore, other: RedisStore, desk: Driver
 ) -> None:
     worker = Idle(store)
     assert (await worker.wait()).waits
-    await Desk(other, desk.clock).add("a", priority=3, deadline=START + 100, payload=b"bytes")
+    await Driver(other, desk.clock).add("a", priority=3, deadline=START + 100, payload=b"bytes")
     lease = await worker.next()
     assert (lease.record.id, lease.record.payload, lease.epoch) == ("a", b"bytes", 1)
     assert lease.expires == START + 1
@@ -88,7 +88,7 @@ async def test_an_idle_worker_is_handed_a_task_by_the_step_that_adds_it(
     assert await desk.finish(lease) == "completed"
 
 
-async def test_a_wait_is_served_once(store: RedisStore, desk: Desk) -> None:
+async def test_a_wait_is_served_once(store: RedisStore, desk: Driver) -> None:
     worker = Idle(store)
     await worker.wait()
     await desk.add("a")
@@ -99,7 +99,7 @@ async def test_a_wait_is_served_once(store: RedisStore, desk: Desk) -> None:
     assert [lease.record.id for lease in exchange.leases] == ["b"]
 
 
-async def test_a_confirmed_hand_over_lasts_as_long_as_a_claim(store: RedisStore, desk: Desk) -> None:
+async def test_a_confirmed_hand_over_lasts_as_long_as_a_claim(store: RedisStore, desk: Driver) -> None:
     worker = Idle(store)
     await worker.wait()
     await desk.add("a")
@@ -112,7 +112,7 @@ async def test_a_confirmed_hand_over_lasts_as_long_as_a_claim(store: RedisStore,
     assert (again.epoch, again.counts.crashes) == (2, 1), "it counts as a crash as any other lease does"
 
 
-async def test_a_beat_confirms_a_hand_over_too(store: RedisStore, desk: Desk) -> None:
+async def test_a_beat_confirms_a_hand_over_too(store: RedisStore, desk: Driver) -> None:
     worker = Idle(store)
     await worker.wait()
     await desk.add("a")
@@ -124,7 +124,7 @@ async def test_a_beat_confirms_a_hand_over_too(store: RedisStore, desk: Desk) ->
 
 
 async def test_a_hand_over_that_is_not_confirmed_ends_after_a_second_and_counts_no_crash(
-    store: RedisStore, desk: Desk
+    store: RedisStore, desk: Driver
 ) -> None:
     worker = Idle(store)
     await worker.wait()
@@ -138,7 +138,7 @@ async def test_a_hand_over_that_is_not_confirmed_ends_after_a_second_and_counts_
     assert (await desk.snapshot("a")).history == ()
 
 
-async def test_a_cancelled_task_that_nobody_confirms_is_cancelled(store: RedisStore, desk: Desk) -> None:
+async def test_a_cancelled_task_that_nobody_confirms_is_cancelled(store: RedisStore, desk: Driver) -> None:
     worker = Idle(store)
     await worker.wait()
     await desk.add("a")
@@ -148,7 +148,7 @@ async def test_a_cancelled_task_that_nobody_confirms_is_cancelled(store: RedisSt
     assert await desk.state("a") == "cancelled"
 
 
-async def test_a_hand_over_that_got_lost_is_returned_by_the_next_claim(store: RedisStore, desk: Desk) -> None:
+async def test_a_hand_over_that_got_lost_is_returned_by_the_next_claim(store: RedisStore, desk: Driver) -> None:
     await deafen(store)
     worker = Idle(store)
     await worker.wait()
@@ -160,7 +160,7 @@ async def test_a_hand_over_that_got_lost_is_returned_by_the_next_claim(store: Re
     assert await desk.claim() == []
 
 
-async def test_a_hand_over_that_comes_too_late_is_not_passed_on(store: RedisStore, desk: Desk) -> None:
+async def test_a_hand_over_that_comes_too_late_is_not_passed_on(store: RedisStore, desk: Driver) -> None:
     worker, messages = Idle(store), list[bytes]()
     arrives = store._hand_overs._on_message
     store._hand_overs._on_message = messages.append  # type: ignore[method-assign, assignment]
@@ -173,7 +173,9 @@ async def test_a_hand_over_that_comes_too_late_is_not_passed_on(store: RedisStor
     assert [lease.epoch for lease in await desk.claim(worker="other")] == [2]
 
 
-async def test_a_claim_whose_answer_was_lost_returns_what_was_handed_over_since(store: RedisStore, desk: Desk) -> None:
+async def test_a_claim_whose_answer_was_lost_returns_what_was_handed_over_since(
+    store: RedisStore, desk: Driver
+) -> None:
     worker = Idle(store)
     await worker.wait()
     claim = worker.claim()
@@ -195,7 +197,7 @@ async def test_a_claim_whose_answer_was_lost_returns_what_was_handed_over_since(
     assert (await desk.snapshot("a")).due == START + LENGTH
 
 
-async def test_a_hand_over_that_overtakes_the_answer_is_passed_on_once(store: RedisStore, desk: Desk) -> None:
+async def test_a_hand_over_that_overtakes_the_answer_is_passed_on_once(store: RedisStore, desk: Driver) -> None:
     worker, send, seen = Idle(store), store._send, anyio.Event()
     arrives = store._hand_overs._on_message
 
@@ -220,7 +222,7 @@ async def test_a_hand_over_that_overtakes_the_answer_is_passed_on_once(store: Re
     assert [lease.record.id for lease in worker.handed] == ["a"]
 
 
-async def test_a_task_that_comes_while_the_worker_claims_is_given_once(store: RedisStore, desk: Desk) -> None:
+async def test_a_task_that_comes_while_the_worker_claims_is_given_once(store: RedisStore, desk: Driver) -> None:
     """Its message is ignored: the answer contains the task."""
     worker = Idle(store)
     await worker.wait()
@@ -239,7 +241,7 @@ async def test_a_task_that_comes_while_the_worker_claims_is_given_once(store: Re
     assert worker.handed == []
 
 
-async def test_workers_that_wait_take_turns(store: RedisStore, other: RedisStore, desk: Desk) -> None:
+async def test_workers_that_wait_take_turns(store: RedisStore, other: RedisStore, desk: Driver) -> None:
     first, second = Idle(store, "first"), Idle(other, "second")
     await first.wait()
     desk.clock.advance(0.1)
@@ -250,7 +252,7 @@ async def test_workers_that_wait_take_turns(store: RedisStore, other: RedisStore
     assert (await second.next()).record.id == "b"
 
 
-async def test_a_worker_that_is_gone_is_passed_over(store: RedisStore, other: RedisStore, desk: Desk) -> None:
+async def test_a_worker_that_is_gone_is_passed_over(store: RedisStore, other: RedisStore, desk: Driver) -> None:
     gone, there = Idle(store, "gone"), Idle(other, "there")
     await gone.wait()
     desk.clock.advance(0.1)
@@ -268,7 +270,7 @@ async def test_a_worker_that_is_gone_is_passed_over(store: RedisStore, other: Re
     assert await desk.state("b") == "pending", "nobody waits any more"
 
 
-async def test_a_wait_is_forgotten_after_some_seconds(store: RedisStore, client: RedisClient, desk: Desk) -> None:
+async def test_a_wait_is_forgotten_after_some_seconds(store: RedisStore, client: RedisClient, desk: Driver) -> None:
     worker = Idle(store)
     await worker.wait()
     assert 0 < await client.execute("TTL", str(store._keys[-1])) <= 6
@@ -277,7 +279,7 @@ async def test_a_wait_is_forgotten_after_some_seconds(store: RedisStore, client:
     assert await desk.state("a") == "pending"
 
 
-async def test_damage_to_the_waits_costs_only_these(store: RedisStore, client: RedisClient, desk: Desk) -> None:
+async def test_damage_to_the_waits_costs_only_these(store: RedisStore, client: RedisClient, desk: Driver) -> None:
     worker = Idle(store)
     await worker.wait()
     for member in (b"", b"\xc1", b"\x01", b"\x94\x01\x02\x03\x04"):
@@ -288,7 +290,7 @@ async def test_damage_to_the_waits_costs_only_these(store: RedisStore, client: R
 
 @pytest.mark.parametrize("what", ["paused", "pending", "due", "ended lease", "limited", "delayed", "two"])
 async def test_nothing_is_handed_over_that_a_claim_would_not_give_next(
-    store: RedisStore, desk: Desk, what: str
+    store: RedisStore, desk: Driver, what: str
 ) -> None:
     worker = Idle(store)
     if what == "due":
@@ -312,7 +314,7 @@ async def test_nothing_is_handed_over_that_a_claim_would_not_give_next(
     assert worker.handed == []
 
 
-async def test_a_queue_at_rest_hands_over_its_next_task(store: RedisStore, client: RedisClient, desk: Desk) -> None:
+async def test_a_queue_at_rest_hands_over_its_next_task(store: RedisStore, client: RedisClient, desk: Driver) -> None:
     await desk.add("before", result_ttl=1.0)
     (lease,) = await desk.claim()
     await desk.finish(lease)
@@ -325,7 +327,7 @@ async def test_a_queue_at_rest_hands_over_its_next_task(store: RedisStore, clien
     assert await client.execute("TTL", str(store._keys[1])) == -1
 
 
-async def test_a_worker_that_claims_without_a_function_is_handed_nothing(store: RedisStore, desk: Desk) -> None:
+async def test_a_worker_that_claims_without_a_function_is_handed_nothing(store: RedisStore, desk: Driver) -> None:
     exchange = await desk.exchange([])
     assert not exchange.waits
     await desk.add("a")
@@ -333,7 +335,7 @@ async def test_a_worker_that_claims_without_a_function_is_handed_nothing(store: 
 
 
 async def test_a_server_that_refuses_the_channel_costs_only_hand_overs(
-    store: RedisStore, desk: Desk, caplog: pytest.LogCaptureFixture
+    store: RedisStore, desk: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def refuse(*args: Any, **options: Any) -> Any:
         raise StoreRefused("NOPERM")

@@ -11,7 +11,7 @@ import pytest
 from cuelight.errors import PoolClosed, StoreRefused
 from cuelight.redis import RedisClient, RedisStore
 from cuelight.tasks import Attempt, Bound, Claim, Finish, Lease, Limit, Query, Record, Schedule
-from helpers.stores import START, Desk, HandClock, entries
+from helpers.stores import START, Driver, HandClock, entries
 
 DAY = 86400.0
 
@@ -28,7 +28,7 @@ def key(prefix: str, name: str, queue: str = "default") -> str:
     return f"{{{prefix}:{queue}}}:tasks:{name}"
 
 
-async def busy_day(desk: Desk) -> None:
+async def busy_day(desk: Driver) -> None:
     """One of everything that leaves something on the server."""
     store = desk.store
     limits = (Limit("api", max_concurrent=2, rate=10.0, per=1.0), Limit("user"))
@@ -50,7 +50,7 @@ async def busy_day(desk: Desk) -> None:
     await store.purge([there.record.id for there in await store.find(Query(state="dead_letter"))])
 
 
-async def test_nothing_is_left_of_tasks_that_are_forgotten(desk: Desk, store: RedisStore, clock: HandClock) -> None:
+async def test_nothing_is_left_of_tasks_that_are_forgotten(desk: Driver, store: RedisStore, clock: HandClock) -> None:
     await busy_day(desk)
     assert (await store.size()).completed > 3
     clock.advance(200)
@@ -62,7 +62,7 @@ async def test_nothing_is_left_of_tasks_that_are_forgotten(desk: Desk, store: Re
 
 
 async def test_an_abandoned_queue_goes_away_by_itself(
-    desk: Desk, store: RedisStore, client: RedisClient, prefix: str
+    desk: Driver, store: RedisStore, client: RedisClient, prefix: str
 ) -> None:
     await busy_day(desk)
     await store.close()
@@ -73,7 +73,7 @@ async def test_an_abandoned_queue_goes_away_by_itself(
 
 
 async def test_a_queue_at_rest_that_gets_a_task_again_stays(
-    desk: Desk, store: RedisStore, client: RedisClient, prefix: str
+    desk: Driver, store: RedisStore, client: RedisClient, prefix: str
 ) -> None:
     await desk.add("a")
     (lease,) = await desk.claim()
@@ -86,7 +86,7 @@ async def test_a_queue_at_rest_that_gets_a_task_again_stays(
 
 @pytest.mark.parametrize("why", ["paused", "closed", "override", "dead letter", "result for ever", "result for ages"])
 async def test_a_queue_that_somebody_needs_does_not_go_away(
-    desk: Desk, store: RedisStore, client: RedisClient, prefix: str, why: str
+    desk: Driver, store: RedisStore, client: RedisClient, prefix: str, why: str
 ) -> None:
     await desk.add("a", result_ttl={"result for ever": inf, "result for ages": 1e300}.get(why, 60.0))
     (lease,) = await desk.claim()
@@ -104,7 +104,7 @@ async def test_a_queue_that_somebody_needs_does_not_go_away(
 
 
 async def test_periodic_work_outlives_a_queue_at_rest(
-    desk: Desk, store: RedisStore, client: RedisClient, prefix: str
+    desk: Driver, store: RedisStore, client: RedisClient, prefix: str
 ) -> None:
     await store.put_schedule(Schedule(name="s", spec="", due=START, record=Record(id="s", type="t")))
     await store.close()
@@ -114,7 +114,7 @@ async def test_periodic_work_outlives_a_queue_at_rest(
 
 
 async def test_looking_for_work_in_an_empty_queue_leaves_nothing_for_ever(
-    desk: Desk, client: RedisClient, prefix: str
+    desk: Driver, client: RedisClient, prefix: str
 ) -> None:
     await desk.claim()
     await desk.store.changed(desk.store.version(), 0.01)
@@ -158,7 +158,7 @@ async def test_a_key_of_another_type_is_named_and_nothing_is_touched(client: Red
     assert before == {name: await client.execute("DUMP", key(prefix, name)) for name in await keys_of(client, prefix)}
 
 
-async def test_what_a_newer_version_keeps_is_refused(desk: Desk, client: RedisClient, prefix: str) -> None:
+async def test_what_a_newer_version_keeps_is_refused(desk: Driver, client: RedisClient, prefix: str) -> None:
     await desk.add("a")
     await client.execute("HSET", key(prefix, "meta"), "format", 2)
     with pytest.raises(StoreRefused, match="has format 2, which is that of a newer version"):
@@ -167,7 +167,7 @@ async def test_what_a_newer_version_keeps_is_refused(desk: Desk, client: RedisCl
         await RedisStore(client, prefix=prefix).open()
 
 
-async def test_fields_that_a_newer_version_adds_are_kept(desk: Desk, client: RedisClient, prefix: str) -> None:
+async def test_fields_that_a_newer_version_adds_are_kept(desk: Driver, client: RedisClient, prefix: str) -> None:
     await desk.add("a")
     row = msgspec.msgpack.decode(await client.execute("HGET", key(prefix, "rows"), "a"))
     await client.execute("HSET", key(prefix, "rows"), "a", msgspec.msgpack.encode([*row, "new", {"more": 1}]))
@@ -179,7 +179,9 @@ async def test_fields_that_a_newer_version_adds_are_kept(desk: Desk, client: Red
     assert await client.execute("HGET", key(prefix, "meta"), "newer") == b"1"
 
 
-async def test_tasks_without_what_holds_them_together_are_refused(desk: Desk, client: RedisClient, prefix: str) -> None:
+async def test_tasks_without_what_holds_them_together_are_refused(
+    desk: Driver, client: RedisClient, prefix: str
+) -> None:
     await desk.add("a")
     await client.execute("DEL", key(prefix, "meta"))
     with pytest.raises(StoreRefused, match="the server has evicted it"):
@@ -189,7 +191,7 @@ async def test_tasks_without_what_holds_them_together_are_refused(desk: Desk, cl
 @pytest.mark.parametrize("state", ["pending", "limited", "scheduled", "in_flight"])
 @pytest.mark.parametrize("damage", [b"\xc1garbage", b"\x92\xa1a\x01", None])
 async def test_a_row_that_cannot_be_read_is_a_dead_letter_and_the_others_run(
-    desk: Desk, client: RedisClient, prefix: str, state: str, damage: bytes | None
+    desk: Driver, client: RedisClient, prefix: str, state: str, damage: bytes | None
 ) -> None:
     one = (Limit("k", max_concurrent=1),)
     await desk.add(
@@ -220,7 +222,7 @@ async def test_a_row_that_cannot_be_read_is_a_dead_letter_and_the_others_run(
 
 
 async def test_a_record_that_cannot_be_read_is_a_dead_letter_and_the_others_run(
-    desk: Desk, client: RedisClient, prefix: str, caplog: pytest.LogCaptureFixture
+    desk: Driver, client: RedisClient, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await desk.add("bad", "good")
     await client.execute("HSET", key(prefix, "blobs"), "bbad", b"\x00\x00\x00\x02\xc1\xc1")
@@ -234,7 +236,7 @@ async def test_a_record_that_cannot_be_read_is_a_dead_letter_and_the_others_run(
     assert [lease.record.id for lease in (await desk.store.exchange([], claim)).leases] == ["good"]
 
 
-async def test_a_lane_that_cannot_be_read_is_made_again(desk: Desk, client: RedisClient, prefix: str) -> None:
+async def test_a_lane_that_cannot_be_read_is_made_again(desk: Driver, client: RedisClient, prefix: str) -> None:
     limits = (Limit("k", max_concurrent=1),)
     await desk.add("a", "b", limits=limits)
     await client.execute("HSET", key(prefix, "side"), "i1", b"\xc1")
@@ -245,7 +247,7 @@ async def test_a_lane_that_cannot_be_read_is_made_again(desk: Desk, client: Redi
     assert await desk.claim_ids() == ["b"]
 
 
-async def test_scripts_that_the_server_has_forgotten_are_sent_again(desk: Desk, client: RedisClient) -> None:
+async def test_scripts_that_the_server_has_forgotten_are_sent_again(desk: Driver, client: RedisClient) -> None:
     await desk.add("a")
     await client.execute("SCRIPT", "FLUSH")
     (lease,) = await desk.claim()
@@ -255,7 +257,7 @@ async def test_scripts_that_the_server_has_forgotten_are_sent_again(desk: Desk, 
     assert await desk.finish(lease) == "completed"
 
 
-async def test_results_and_payloads_are_any_bytes(desk: Desk) -> None:
+async def test_results_and_payloads_are_any_bytes(desk: Driver) -> None:
     everything = bytes(range(256)) * 300
     await desk.add("a", "b", payload=everything)
     a, b = await desk.claim(2)
@@ -272,7 +274,7 @@ async def test_results_and_payloads_are_any_bytes(desk: Desk) -> None:
     assert (second.result, second.progress) == (b"", everything)
 
 
-async def test_looking_through_very_many_tasks_takes_several_steps(desk: Desk, client: RedisClient) -> None:
+async def test_looking_through_very_many_tasks_takes_several_steps(desk: Driver, client: RedisClient) -> None:
     for start in range(0, 2500, 500):
         await desk.add(*(f"{number}" for number in range(start, start + 500)), type="x")
     await desk.add("last", type="y")
@@ -288,7 +290,7 @@ async def test_looking_through_very_many_tasks_takes_several_steps(desk: Desk, c
     assert (await desk.store.size()).pending == 2501
 
 
-async def test_one_claim_gives_at_most_a_thousand_and_says_that_there_is_more(desk: Desk) -> None:
+async def test_one_claim_gives_at_most_a_thousand_and_says_that_there_is_more(desk: Driver) -> None:
     await desk.add(*(f"{number}" for number in range(1500)))
     exchange = await desk.exchange([], 1200)
     assert (len(exchange.leases), exchange.wake_at) == (1000, START)
@@ -297,7 +299,7 @@ async def test_one_claim_gives_at_most_a_thousand_and_says_that_there_is_more(de
     assert exchange.wake_at == START + 15
 
 
-async def test_a_claim_over_redis_costs_the_same_however_many_tasks_wait(desk: Desk, client: RedisClient) -> None:
+async def test_a_claim_over_redis_costs_the_same_however_many_tasks_wait(desk: Driver, client: RedisClient) -> None:
     async def commands() -> int:
         stats = await client.execute("INFO", "commandstats")
         calls = re.findall(r"cmdstat_(z\w+|h\w+):calls=(\d+)", stats.decode())

@@ -1,4 +1,4 @@
-"""The invariants of `Kept` in `tasks/_dead_letters/_sources.py`, for any order of events."""
+"""The invariants of `MemoryLetters` in `_dead_letters/_sources.py`, for any order of events."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import anyio
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cuelight.tasks._dead_letters._entry import Choice, DeadLetterEntry
-from cuelight.tasks._dead_letters._sources import Kept
+from cuelight._dead_letters._entry import DeadLetterEntry, LetterFilter
+from cuelight._dead_letters._sources import MemoryLetters
 
 KEEP = 5
 KINDS = st.sampled_from(["a", "b"])
@@ -16,7 +16,7 @@ KINDS = st.sampled_from(["a", "b"])
 class Letters(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.kept = Kept(KEEP)
+        self.kept = MemoryLetters(KEEP)
         self.model: list[DeadLetterEntry] = []
         self.added = self.removed = 0
 
@@ -54,12 +54,12 @@ class Letters(RuleBasedStateMachine):
     @rule(kind=KINDS, after=st.integers(0, 20), limit=st.integers(1, 4))
     def page(self, kind: str, after: int, limit: int) -> None:
         wanted = [letter for letter in self.model if letter.task_type == kind and letter.sequence > after]
-        assert anyio.run(self.kept.page, Choice(task_type=kind), after, limit) == wanted[:limit]
+        assert anyio.run(self.kept.page, LetterFilter(task_type=kind), after, limit) == wanted[:limit]
 
     @invariant()
     def agrees(self) -> None:
         # 3. Letters are listed in the order of their sequence.
-        assert anyio.run(self.kept.page, Choice(), 0, 100) == self.model
+        assert anyio.run(self.kept.page, LetterFilter(), 0, 100) == self.model
         assert anyio.run(self.kept.count) == len(self.model) <= KEEP
         # 1. A letter that was added is there until it is removed or crowded out, and what was crowded out is counted.
         assert self.added == len(self.model) + self.removed + self.kept.dropped

@@ -98,8 +98,8 @@ async def test_dead_tasks_are_chosen_by_conditions(store: Store, clock: Clock) -
     await bury(store, "d", kind="error", error="OSError: disk")
     dlq = DeadLetterQueue(store)
 
-    async def ids(**which: object) -> list[str]:
-        chosen: dict[str, object] = which
+    async def ids(**conditions: object) -> list[str]:
+        chosen: dict[str, object] = conditions
         return [letter.id for letter in await dlq.list(**chosen)]  # type: ignore[arg-type]  # as users may
 
     assert await ids(task_type="mail") == ["c"]

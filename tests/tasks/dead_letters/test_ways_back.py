@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
+from cuelight._dead_letters import _returnable as ways
+from cuelight._dead_letters._entry import DeadLetterEntry
+from cuelight._dead_letters._returnable import ReturnableLetters
 from cuelight.tasks import DeadLetterQueue, MemoryStore
-from cuelight.tasks._dead_letters import _returnable as ways
-from cuelight.tasks._dead_letters._entry import DeadLetterEntry
-from cuelight.tasks._dead_letters._returnable import ReturnableLetters
 
 
 def way_back(letter: DeadLetterEntry) -> None:
@@ -20,7 +20,7 @@ async def test_a_letter_that_is_unknown_or_has_no_way_back_is_not_given_back() -
     letters = ReturnableLetters(5)
     without = letters.add(DeadLetterEntry(id="without", payload=1))
     gone = DeadLetterEntry(id="gone", payload=2)
-    unknown, nowhere = await letters.give_back([gone, without])
+    unknown, nowhere = await letters.replay([gone, without])
     assert isinstance(unknown, Exception)
     assert "gone" in str(unknown)
     assert isinstance(nowhere, ValueError)
@@ -33,9 +33,9 @@ async def test_a_letter_that_goes_back_is_kept_no_longer() -> None:
     again = letters.add_with_way_back(DeadLetterEntry(id="a", payload=2), way_back)
     assert kept.id == "a"
     assert again.id != "a"
-    assert letters.way_back
-    assert await letters.give_back([kept, again]) == [None, None]
-    assert not letters.way_back
+    assert letters.replayable
+    assert await letters.replay([kept, again]) == [None, None]
+    assert not letters.replayable
     assert await letters.get("a") is None
 
 
@@ -57,7 +57,7 @@ def test_a_view_takes_no_letters_with_a_way_back() -> None:
 
 def test_letters_can_be_used_in_a_fork_while_another_thread_had_their_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     letters = ReturnableLetters(5)
-    monkeypatch.setattr(ways, "_kept", {letters})
+    monkeypatch.setattr(ways, "_instances", {letters})
     thread = threading.Thread(target=letters._lock.acquire)
     thread.start()
     thread.join()

@@ -79,7 +79,9 @@ async def test_a_cancelled_dequeue_neither_loses_a_task_nor_costs_it_an_attempt(
             assert await queue.dequeue() is not None
         found = queue.in_flight()["only"]
         assert (found.counts.errors, found.counts.crashes, found.counts.timeouts) == (0, 0, 0)
-        await queue.life.settle(queue.life.held["only"], queue.life.finish(queue.life.held["only"], "released"))
+        await queue.session.settle(
+            queue.session.dequeued["only"], queue.session.finish(queue.session.dequeued["only"], "released")
+        )
 
     await each_moment(operation, kind, after)
 

@@ -101,7 +101,7 @@ async def test_a_call_that_fails_once_changes_nothing(side: Literal["before", "a
 
 async def test_a_store_that_stays_away_is_said_to_be_away() -> None:
     broken, store = flaky_store()
-    async with TaskQueue(store, heartbeat="loop", patience=30.0) as queue:
+    async with TaskQueue(store, heartbeat="loop", retry_timeout=30.0) as queue:
         await queue.enqueue_many([Task(task_id="held"), Task(task_id="waits", delay=3600.0)])
         held = await queue.dequeue()
         assert held is not None
@@ -150,7 +150,7 @@ async def test_a_store_that_stays_away_is_told_to_all_who_wait_for_results() -> 
 
 async def test_an_ack_whose_answer_was_lost_can_be_made_again() -> None:
     broken, store = flaky_store()
-    async with TaskQueue(store, heartbeat="loop", patience=0) as queue:
+    async with TaskQueue(store, heartbeat="loop", retry_timeout=0) as queue:
         await queue.enqueue(Task(task_id="a"))
         assert await queue.dequeue() is not None
         broken.fail(1, side="after")

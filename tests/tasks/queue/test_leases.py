@@ -11,7 +11,7 @@ import pytest
 
 from cuelight.supervision import ActorSystem
 from cuelight.tasks import Beat, Claim, MemoryStore, Store, Task, TaskQueue
-from cuelight.tasks._queue._session import QueueActor, Resolve
+from cuelight.tasks._queue._session import QueueActor, RecoverRequests
 from cuelight.testing import VIRTUAL_BACKENDS, crash_once, virtual_backend
 from helpers import Backend
 from helpers.task_queues import flaky
@@ -71,7 +71,7 @@ async def test_a_lost_lease_is_told_and_its_settlement_refused(
     found = await consumer.queue.dequeue()
     assert found is not None
     # As if this process had been stopped for longer than the lease: somebody else has the task now.
-    store.beat(consumer.queue.life.worker, [("stolen", 1)], 0.001)
+    store.beat(consumer.queue.session.worker, [("stolen", 1)], 0.001)
     await anyio.sleep(0.01)
     assert await someone_elses_claim(store) == ["stolen"]
     with caplog.at_level(logging.WARNING):
@@ -87,7 +87,7 @@ async def test_a_lost_lease_is_told_and_its_settlement_refused(
 async def test_extend_finds_out_about_a_loss_at_once(consumer: Consumer, store: Store) -> None:
     await consumer.queue.enqueue(Task(task_id="stolen"))
     assert await consumer.queue.dequeue() is not None
-    store.beat(consumer.queue.life.worker, [("stolen", 1)], 0.001)
+    store.beat(consumer.queue.session.worker, [("stolen", 1)], 0.001)
     await anyio.sleep(0.01)
     assert await someone_elses_claim(store) == ["stolen"]
     assert not await consumer.queue.extend("stolen")
@@ -98,7 +98,7 @@ async def test_a_late_ack_is_refused_even_before_the_loss_is_known(consumer: Con
     await consumer.queue.enqueue(Task(task_id="stolen"))
     found = await consumer.queue.dequeue()
     assert found is not None
-    store.beat(consumer.queue.life.worker, [("stolen", 1)], 0.001)
+    store.beat(consumer.queue.session.worker, [("stolen", 1)], 0.001)
     await anyio.sleep(0.01)
     assert await someone_elses_claim(store) == ["stolen"]
     assert not await consumer.queue.ack(found)
@@ -173,9 +173,9 @@ async def test_leases_survive_a_crash_of_the_queues_actor(store: Store, caplog: 
         queue = consumer.queue
         await queue.enqueue_many([Task(task_id="held"), Task(task_id="next")])
         assert await queue.dequeue() is not None
-        with crash_once(QueueActor, Resolve), caplog.at_level(logging.CRITICAL):
-            assert queue.life.ref is not None
-            await queue.life.ref.tell(Resolve())
+        with crash_once(QueueActor, RecoverRequests), caplog.at_level(logging.CRITICAL):
+            assert queue.session.ref is not None
+            await queue.session.ref.tell(RecoverRequests())
             await anyio.sleep(1.0)
         assert await someone_elses_claim(store) == ["next"]
         for _ in range(5):
@@ -192,7 +192,7 @@ async def test_what_was_given_up_before_a_crash_is_seen_to_after_it(
         queue = TaskQueue(behind, system=system, heartbeat="loop", lease=3600.0)
         await queue.enqueue(Task(task_id="a"))
         broken.fail(1, side="after")
-        with crash_once(QueueActor, Resolve), caplog.at_level(logging.CRITICAL):
+        with crash_once(QueueActor, RecoverRequests), caplog.at_level(logging.CRITICAL):
             with anyio.move_on_after(0.001):
                 await queue.dequeue()
             await anyio.sleep(5.0)

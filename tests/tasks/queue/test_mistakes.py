@@ -105,7 +105,7 @@ USES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "an overflow that is none": (lambda _: new_queue(overflow=[]), "overflow=[]: give 'wait'"),
     "a heartbeat that is none": (lambda _: new_queue(heartbeat=[]), "heartbeat=[]: give"),
     "a lease of NaN": (lambda _: new_queue(lease=NAN), "lease: nan is not a number of seconds"),
-    "patience of NaN": (lambda _: new_queue(patience=NAN), "TaskQueue(patience): nan is not a number"),
+    "retry_timeout of NaN": (lambda _: new_queue(retry_timeout=NAN), "TaskQueue(retry_timeout): nan is not a number"),
     "on_lost that is none": (lambda _: new_queue(on_lost=5), "TaskQueue(on_lost): 5 is not a function"),
     "a worker of a store": (lambda q: new_worker(q.store, [greet]), "give a TaskQueue, and then the handlers"),
     "a worker with a lease of NaN": (lambda q: new_worker(q, [greet], lease=NAN), "TaskWorker(lease): nan is not"),

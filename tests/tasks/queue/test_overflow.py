@@ -19,7 +19,7 @@ async def test_a_full_queue_makes_producers_wait_in_their_order(make_store: Make
         for number in range(1, 6):
             tasks.start_soon(queue.enqueue, Task(task_id=str(number)))
             with anyio.fail_after(5):
-                while len(queue.life.line) < number:
+                while len(queue.session.waiting_producers) < number:
                     await anyio.lowlevel.checkpoint()
         for _ in range(6):
             with anyio.fail_after(5):

@@ -367,7 +367,7 @@ async def test_a_memory_store_compares_queue_entries() -> None:
         tasks = [Task(priority=TaskPriority(number % 3), deadline=(None, 4e9)[number % 2]) for number in range(12)]
         await queue.enqueue_many(tasks)
         store: Any = queue.store
-        entries: list[QueueEntry] = sorted(entry for entry, _, _ in store._book._plain.entries)
+        entries: list[QueueEntry] = sorted(entry for entry, _, _ in store._row_store._unlimited.entries)
         assert {type(entry) for entry in entries} == {QueueEntry}
         expected = [
             QueueEntry(one.priority, one.deadline or math.inf, number, one.task_id) for number, one in enumerate(tasks)

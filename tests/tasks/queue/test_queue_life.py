@@ -56,7 +56,7 @@ async def test_a_queue_that_is_not_open_shows_the_three_ways() -> None:
     for use in (queue.enqueue(Task()), queue.dequeue(), queue.size(), queue.ready(), queue.drain()):
         with pytest.raises(PoolClosed, match=r"(?s)async with TaskQueue.*with TaskQueue.*TaskQueue\(system=system\)"):
             await use
-    for look in (lambda: queue.system, lambda: queue.dead_letters, queue.in_flight, lambda: queue.watch):
+    for look in (lambda: queue.system, lambda: queue.dead_letters, queue.in_flight, lambda: queue.result_waiters):
         with pytest.raises(PoolClosed, match="not open"):
             look()
 
@@ -113,7 +113,7 @@ async def test_a_store_that_is_away_is_tried_when_it_is_opened() -> None:
     async with TaskQueue(Away()) as queue:
         assert await queue.enqueue(Task())
     with pytest.raises(StoreUnavailable):
-        async with TaskQueue(Away(), patience=0):
+        async with TaskQueue(Away(), retry_timeout=0):
             pass
 
 
@@ -159,7 +159,7 @@ async def test_leaving_the_block_ends_all_that_wait(make_store: MakeStore) -> No
         for what in whats:
             tasks.start_soon(wait, queue, what)
         with anyio.fail_after(5):
-            while len(queue.life._waits) < 4:  # one of the two looks for both
+            while len(queue.session._waits) < 4:  # one of the two looks for both
                 await anyio.lowlevel.checkpoint()
         await anyio.wait_all_tasks_blocked()
     assert sorted(ended) == whats
@@ -257,7 +257,7 @@ async def test_a_claim_that_is_answered_while_the_queue_closes_is_given_back(mak
             tasks.start_soon(consume)
             await answered.wait()
             broken.instead.clear()
-            await queue.life.close()
+            await queue.session.close()
             go_on.set()
     async with TaskQueue(store) as again:
         found = await again.dequeue(5.0)
@@ -343,7 +343,7 @@ async def test_a_store_that_somebody_else_closed_harms_nothing_but_the_calls(
         ({"overflow": "explode"}, "overflow='explode'"),
         ({"lease": 0}, "lease=0"),
         ({"lease": math.inf}, "lease=inf"),
-        ({"patience": -1}, "patience=-1"),
+        ({"retry_timeout": -1}, "retry_timeout=-1"),
         ({"heartbeat": "none"}, "heartbeat='none'"),
     ],
 )

@@ -179,7 +179,7 @@ async def test_a_handle_tells_where_its_task_is(queue: TaskQueue) -> None:
 
 
 async def save(queue: TaskQueue, handle: TaskHandle[Any], progress: object) -> None:
-    held = queue.life.held[handle.task_id]
+    held = queue.session.dequeued[handle.task_id]
     assert await queue.store.save(handle.task_id, held.epoch, progress=encode(progress))
 
 
@@ -214,7 +214,7 @@ async def test_updates_may_be_left_early(queue: TaskQueue) -> None:
     async for update in handle.updates():
         assert update == 50
         break
-    assert not queue.watch._watchers
+    assert not queue.result_waiters._waiting
 
 
 async def test_a_replayed_task_can_be_waited_for_again(queue: TaskQueue) -> None:

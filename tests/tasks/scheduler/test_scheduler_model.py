@@ -32,7 +32,7 @@ class Schedules(RuleBasedStateMachine):
         assert self.scheduler.unregister_worker(name) == (self.model.pop(name, None) is not None)
 
     @rule(type_=TYPES, name=NAMES)
-    def prefer(self, type_: str, name: str) -> None:
+    def set_preferred(self, type_: str, name: str) -> None:
         self.scheduler.set_affinity(type_, name)
 
     @rule(type_=TYPES, key=st.none() | st.sampled_from(["k1", "k2"]))

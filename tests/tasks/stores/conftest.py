@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cuelight.tasks import Store
-from helpers.stores import STORES, Desk, HandClock
+from helpers.stores import STORES, Driver, HandClock
 
 
 @pytest.fixture
@@ -23,5 +23,5 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock
 
 
 @pytest.fixture
-def desk(store: Store, clock: HandClock) -> Desk:
-    return Desk(store, clock)
+def driver(store: Store, clock: HandClock) -> Driver:
+    return Driver(store, clock)

@@ -19,7 +19,7 @@ import pytest
 from cuelight.errors import StoreRefused
 from cuelight.tasks import Limit, Record, SQLiteStore, TaskQueue, TaskWorker
 from helpers.damage import FINAL, IDS, RAW, VALUES, fill, run_out, wrong
-from helpers.stores import Desk, HandClock
+from helpers.stores import Driver, HandClock
 
 Damage = Callable[[sqlite3.Connection], object]
 Cell = tuple[str, Sequence[str], Damage]
@@ -308,54 +308,56 @@ async def test_damage_that_no_question_meets_is_looked_for(
 
 
 @pytest.mark.parametrize("others", [0, 1])
-async def test_a_lane_whose_limits_cannot_be_read_gets_those_of_its_tasks(
-    others: int, desk: Desk, spoil: Callable[..., None], tmp_path: Path
+async def test_a_limit_queue_whose_limits_cannot_be_read_gets_those_of_its_tasks(
+    others: int, driver: Driver, spoil: Callable[..., None], tmp_path: Path
 ) -> None:
-    await desk.add("a", "b", limits=(Limit("k", max_concurrent=1),))
-    (a,) = await desk.claim()
+    await driver.add("a", "b", limits=(Limit("k", max_concurrent=1),))
+    (a,) = await driver.claim()
     spoil("UPDATE lanes SET keys = '[\"x\"]', priority = 7")
     if others:
-        await desk.add("c", limits=(Limit("k", max_concurrent=1),))
-    assert await desk.claim_ids() == []
+        await driver.add("c", limits=(Limit("k", max_concurrent=1),))
+    assert await driver.claim_ids() == []
     with closing(sqlite3.connect(tmp_path / "q.db")) as file:
         assert file.execute("SELECT keys FROM lanes").fetchall() == [('["k"]',)]
-    await desk.finish(a)
-    desk.clock.advance(70)
+    await driver.finish(a)
+    driver.clock.advance(70)
     for name in "bc"[: 1 + others]:
-        (lease,) = await desk.claim(9)
+        (lease,) = await driver.claim(9)
         assert lease.record.id == name
-        await desk.finish(lease)
-    assert (await desk.store.size()).pending == 0
+        await driver.finish(lease)
+    assert (await driver.store.size()).pending == 0
 
 
-async def test_a_task_in_flight_whose_attempts_cannot_be_read_may_end(desk: Desk, spoil: Callable[..., None]) -> None:
-    await desk.add("a", "b", limits=(Limit("k", max_concurrent=2),))
-    a, b = await desk.claim(2)
+async def test_a_task_in_flight_whose_attempts_cannot_be_read_may_end(
+    driver: Driver, spoil: Callable[..., None]
+) -> None:
+    await driver.add("a", "b", limits=(Limit("k", max_concurrent=2),))
+    a, b = await driver.claim(2)
     spoil(
         "INSERT INTO stories SELECT seq, x'c1' FROM tasks WHERE id = 'a'",
         of("bodies", "b", "meta = x'c1'"),
     )
-    assert await desk.finish(a) == "completed"
-    assert await desk.finish(b) == "dead_letter"
-    await desk.add("c", "d", limits=(Limit("k", max_concurrent=2),))
-    assert await desk.claim_ids() == ["c", "d"], "no place of the limit is lost"
+    assert await driver.finish(a) == "completed"
+    assert await driver.finish(b) == "dead_letter"
+    await driver.add("c", "d", limits=(Limit("k", max_concurrent=2),))
+    assert await driver.claim_ids() == ["c", "d"], "no place of the limit is lost"
 
 
 async def test_tasks_of_a_queue_that_is_none_are_told_of_where_they_may_be_of_several(
-    desk: Desk, spoil: Callable[..., None], caplog: pytest.LogCaptureFixture
+    driver: Driver, spoil: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    await desk.add("a")
+    await driver.add("a")
     spoil("INSERT INTO queues (name) VALUES ('other')", "UPDATE tasks SET queue = 77, lane = -77")
-    assert await desk.claim_ids() == []
+    assert await driver.claim_ids() == []
     assert "the file has tasks of queue 77, which its table `queues` does not have" in caplog.text
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def driver(tmp_path: Path) -> AsyncIterator[Driver]:
     clock = HandClock()
     store = SQLiteStore(tmp_path / "q.db", synchronous="OFF", clock=clock)
     await store.open()
-    yield Desk(store, clock)
+    yield Driver(store, clock)
     await store.close()
 
 
@@ -406,107 +408,113 @@ async def test_a_worker_of_a_file_runs_the_others_whatever_is_damaged_of_one(
         assert ran == ["good"]
 
 
-async def test_what_is_kept_of_a_damaged_row_of_a_file_is_all_there_is(desk: Desk, spoil: Callable[..., None]) -> None:
+async def test_what_is_kept_of_a_damaged_row_of_a_file_is_all_there_is(
+    driver: Driver, spoil: Callable[..., None]
+) -> None:
     limits = (Limit("k", max_concurrent=1),)
-    await desk.add("a", payload=b"\xa1p", limits=limits, unique="u", tenant="T", priority=1, max_retries=7)
-    (lease,) = await desk.claim()
-    await desk.store.save("a", lease.epoch, checkpoint=b"\x05")
+    await driver.add("a", payload=b"\xa1p", limits=limits, unique="u", tenant="T", priority=1, max_retries=7)
+    (lease,) = await driver.claim()
+    await driver.store.save("a", lease.epoch, checkpoint=b"\x05")
     spoil(of("tasks", "a", "step = -7"))
-    desk.clock.advance(100)
-    assert await desk.claim_ids() == []
-    letter = await desk.snapshot("a")
+    driver.clock.advance(100)
+    assert await driver.claim_ids() == []
+    letter = await driver.snapshot("a")
     assert (letter.state, letter.reason) == ("dead_letter", "undecodable")
     assert -7 in msgspec.msgpack.decode(letter.result or b"")
     assert (letter.record.payload, letter.record.limits, letter.checkpoint) == (b"\xa1p", limits, b"\x05")
     assert letter.history[0].error == "its row in the file makes no sense"
-    assert await desk.add("b", unique="u") == ["added"], "its unique key is free"
-    assert await desk.store.replay(["a"]) == [True]
-    again = (await desk.claim(9))[0]
+    assert await driver.add("b", unique="u") == ["added"], "its unique key is free"
+    assert await driver.store.replay(["a"]) == [True]
+    again = (await driver.claim(9))[0]
     assert (again.record.id, again.record.priority, again.record.max_retries, again.record.tenant) == ("a", 1, 7, "T")
     assert (again.record.payload, again.checkpoint) == (b"\xa1p", b"\x05")
 
 
-async def test_a_record_of_a_file_that_cannot_be_read_keeps_its_bytes(desk: Desk, spoil: Callable[..., None]) -> None:
-    await desk.add("a", "b", payload=b"\xa1p")
+async def test_a_record_of_a_file_that_cannot_be_read_keeps_its_bytes(
+    driver: Driver, spoil: Callable[..., None]
+) -> None:
+    await driver.add("a", "b", payload=b"\xa1p")
     spoil(of("bodies", "a", "meta = x'c1ff'"))
-    assert await desk.claim_ids() == ["b"]
-    letter = await desk.snapshot("a")
+    assert await driver.claim_ids() == ["b"]
+    letter = await driver.snapshot("a")
     assert (letter.state, letter.reason, letter.result) == ("dead_letter", "undecodable", b"\xc1\xff")
     assert (letter.record.type, letter.record.payload) == ("t", b"\xa1p")
     assert "its record cannot be read" in letter.history[0].error
 
 
-async def test_a_limit_of_a_file_that_cannot_be_read_is_counted_again(desk: Desk, spoil: Callable[..., None]) -> None:
-    await desk.add("a", "b", "c", limits=(Limit("k", max_concurrent=2),))
-    a, _ = await desk.claim(9)
+async def test_a_limit_of_a_file_that_cannot_be_read_is_counted_again(
+    driver: Driver, spoil: Callable[..., None]
+) -> None:
+    await driver.add("a", "b", "c", limits=(Limit("k", max_concurrent=2),))
+    a, _ = await driver.claim(9)
     spoil("UPDATE gates SET running = -3, override = x'c1'")
-    assert await desk.claim_ids() == []
-    assert await desk.claim_ids() == []
-    await desk.finish(a)
-    assert await desk.claim_ids() == ["c"]
+    assert await driver.claim_ids() == []
+    assert await driver.claim_ids() == []
+    await driver.finish(a)
+    assert await driver.claim_ids() == ["c"]
 
 
 async def test_a_schedule_of_a_file_that_cannot_be_read_is_listed_and_can_be_replaced(
-    desk: Desk, spoil: Callable[..., None]
+    driver: Driver, spoil: Callable[..., None]
 ) -> None:
-    await fill(desk.store, desk.clock)
+    await fill(driver.store, driver.clock)
     spoil("UPDATE schedules SET record = x'c1'")
-    (shown,) = await desk.store.schedules()
+    (shown,) = await driver.store.schedules()
     assert (shown.name, shown.spec, shown.due, shown.record.payload) == ("s", "undecodable", float("inf"), b"\xc1")
-    assert not await desk.store.fire("s", shown.due, 1.0)
-    shown.spec, shown.due = "every 5.0", desk.clock() + 5
-    await desk.store.put_schedule(shown)
-    assert [schedule.spec for schedule in await desk.store.schedules()] == ["every 5.0"]
+    assert not await driver.store.fire("s", shown.due, 1.0)
+    shown.spec, shown.due = "every 5.0", driver.clock() + 5
+    await driver.store.put_schedule(shown)
+    assert [schedule.spec for schedule in await driver.store.schedules()] == ["every 5.0"]
     spoil("UPDATE schedules SET due = 1e300")
-    assert await desk.store.remove_schedule("s")
-    assert await desk.store.schedules() == []
+    assert await driver.store.remove_schedule("s")
+    assert await driver.store.schedules() == []
 
 
 async def test_counts_of_a_file_that_say_something_else_than_its_tasks_are_made_again(
-    desk: Desk, spoil: Callable[..., None]
+    driver: Driver, spoil: Callable[..., None]
 ) -> None:
-    await desk.add("a", "b", "c", "d")
+    await driver.add("a", "b", "c", "d")
     spoil("DELETE FROM tasks WHERE id = 'a'", "UPDATE queues SET completed = 77")
-    assert await desk.claim_ids() == ["b", "c", "d"]
-    desk.clock.advance(1.5)
-    assert await desk.claim_ids() == []
-    size = await desk.store.size()
+    assert await driver.claim_ids() == ["b", "c", "d"]
+    driver.clock.advance(1.5)
+    assert await driver.claim_ids() == []
+    size = await driver.store.size()
     assert (size.pending, size.in_flight, size.completed) == (0, 3, 0)
     spoil("DELETE FROM tasks")
-    desk.clock.advance(100)
-    assert await desk.claim_ids() == []
-    assert (await desk.store.size()).in_flight == 0
+    driver.clock.advance(100)
+    assert await driver.claim_ids() == []
+    assert (await driver.store.size()).in_flight == 0
 
 
-async def test_a_task_with_a_nul_in_its_type_can_be_unparked(desk: Desk) -> None:
-    await desk.add("a", type="t\0u")
-    (lease,) = await desk.claim()
-    await desk.finish(lease, "unknown")
-    assert await desk.store.unpark(["other", "t\0u"]) == 1
-    assert await desk.claim_ids() == ["a"]
+async def test_a_task_with_a_nul_in_its_type_can_be_unparked(driver: Driver) -> None:
+    await driver.add("a", type="t\0u")
+    (lease,) = await driver.claim()
+    await driver.finish(lease, "unknown")
+    assert await driver.store.unpark(["other", "t\0u"]) == 1
+    assert await driver.claim_ids() == ["a"]
 
 
-async def test_a_file_with_tasks_of_a_queue_without_a_name_is_refused(desk: Desk, tmp_path: Path) -> None:
-    await desk.add("a")
+async def test_a_file_with_tasks_of_a_queue_without_a_name_is_refused(driver: Driver, tmp_path: Path) -> None:
+    await driver.add("a")
     with closing(sqlite3.connect(tmp_path / "q.db", isolation_level=None)) as file:
         file.execute("DELETE FROM queues")
     with pytest.raises(StoreRefused, match=r"q\.db.*put it back"):
-        await desk.store.size()
+        await driver.store.size()
     other = SQLiteStore(tmp_path / "q.db")
     with pytest.raises(StoreRefused, match=r"q\.db.*the file has tasks of queue 1.*put it back"):
         await other.open()
     with closing(sqlite3.connect(tmp_path / "q.db", isolation_level=None)) as file:
         file.execute("INSERT INTO queues (id, name) VALUES (1, 'default')")
-    assert await desk.claim_ids() == ["a"]
+    assert await driver.claim_ids() == ["a"]
 
 
 async def test_tasks_of_a_queue_that_is_none_come_back_to_the_only_one_there_is(
-    desk: Desk, spoil: Callable[..., None]
+    driver: Driver, spoil: Callable[..., None]
 ) -> None:
-    await desk.add("a", "b", limits=(Limit("k", max_concurrent=2),))
+    await driver.add("a", "b", limits=(Limit("k", max_concurrent=2),))
     spoil("UPDATE tasks SET queue = 77", "UPDATE lanes SET queue = 77", "UPDATE tasks SET seq = -5 WHERE id = 'b'")
     for _ in range(3):
-        await desk.claim_ids()
-        desk.clock.advance(70)
-    assert await desk.claim_ids() == ["a"]
-    assert await desk.state("b") == "dead_letter"
+        await driver.claim_ids()
+        driver.clock.advance(70)
+    assert await driver.claim_ids() == ["a"]
+    assert await driver.state("b") == "dead_letter"

@@ -10,17 +10,17 @@ import msgspec
 from hypothesis import example, given, settings
 
 from cuelight.tasks import Attempt, Limit, Record, Schedule
-from cuelight.tasks._stores._rows import Damage, Row, Story
+from cuelight.tasks._stores._rows import AttemptHistory, Damage, Row
 from cuelight.tasks._stores._sqlite._columns import (
-    Garbled,
+    InvalidText,
     keys_of,
     leases_of,
     limit_of,
-    lines_of,
     readable_text,
     renamed_seq,
     rows_of,
     schedules_of,
+    virtual_times_of,
 )
 
 encode = msgspec.msgpack.encode
@@ -33,7 +33,7 @@ VALUE = st.recursive(
     max_leaves=10,
 )
 META = encode(Record(id="", type="x", limits=(Limit("k", rate=1.0),), tenant="T", unique="u"))
-STORY = encode(Story(history=(Attempt("error", "w", 1.0, error="e"),), checkpoint=b"c"))
+STORY = encode(AttemptHistory(history=(Attempt("error", "w", 1.0, error="e"),), checkpoint=b"c"))
 WHOLE = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 8)
 REAL = st.floats(allow_nan=False)  # which SQLite keeps as NULL
 TEXT = st.text(max_size=8) | st.binary(max_size=8).map(readable_text)
@@ -122,7 +122,7 @@ def test_limits_and_leases_of_a_file_are_read_or_none(limit: bytes, leases: byte
 def test_keys_and_turns_of_a_file_are_read_or_none(text: str) -> None:
     keys = keys_of(text)
     assert keys is None or all(isinstance(key, str) for key in keys)
-    assert all(0 <= at < 2**53 for at in lines_of(text).values())
+    assert all(0 <= at < 2**53 for at in virtual_times_of(text).values())
 
 
 @FUZZ
@@ -139,4 +139,4 @@ def test_a_schedule_of_a_file_is_shown_whatever_comes(name: str, spec: str, due:
 def test_a_text_of_a_file_is_shown_as_far_as_it_is_one(raw: bytes) -> None:
     text = readable_text(raw)
     text.encode()
-    assert not isinstance(text, Garbled) or text.raw == raw
+    assert not isinstance(text, InvalidText) or text.raw == raw

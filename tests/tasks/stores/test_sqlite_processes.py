@@ -18,7 +18,7 @@ from cuelight.tasks import Claim, Query, Record, SQLiteStore
 PROGRAM = Path(helpers.__file__).with_name("store_process.py")
 
 
-class Crew:
+class WorkerProcesses:
     """Worker processes, each with a name and a log of its own."""
 
     def __init__(self, path: Path) -> None:
@@ -26,7 +26,7 @@ class Crew:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.logs: list[Path] = []
 
-    def hire(self) -> None:
+    def start(self) -> None:
         self.number += 1
         name = f"w{self.number}"
         self.logs.append(self.path.with_name(f"{name}.log"))
@@ -50,7 +50,7 @@ class Crew:
         process.send_signal(signal.SIGCONT)
         return False
 
-    def fire(self) -> None:
+    def stop_all(self) -> None:
         while self.processes:
             self.kill(0)
 
@@ -70,29 +70,33 @@ def anyio_backend() -> str:
 
 
 async def test_processes_that_are_killed_lose_nothing_and_share_nothing(tmp_path: Path, stress: bool) -> None:
-    store, crew, random = SQLiteStore(tmp_path / "tasks.db", synchronous="OFF"), Crew(tmp_path / "tasks.db"), Random(7)
+    store, workers, random = (
+        SQLiteStore(tmp_path / "tasks.db", synchronous="OFF"),
+        WorkerProcesses(tmp_path / "tasks.db"),
+        Random(7),
+    )
     await store.open()
     acknowledged: list[str] = []
     for _ in range(3):
-        crew.hire()
+        workers.start()
     try:
         with anyio.fail_after(120 if stress else 50):
             for round_ in range(40 if stress else 6):
-                victim, batch = random.randrange(len(crew.processes)), 0
-                while batch < 5 or not crew.stop_at_work(victim):
+                victim, batch = random.randrange(len(workers.processes)), 0
+                while batch < 5 or not workers.stop_at_work(victim):
                     batch += 1
                     ids = [f"{round_}-{batch}-{number}" for number in range(20)]
                     await store.add([Record(id=one, type="t", max_crashes=99) for one in ids])
                     acknowledged += ids
                     await anyio.sleep(random.uniform(0.001, 0.02))
-                crew.kill(victim)
-                crew.hire()
+                workers.kill(victim)
+                workers.start()
             while (size := await store.size()).completed < len(acknowledged):
                 assert size.dead_letter == 0
                 await store.changed(store.version(), 1.0)
     finally:
-        crew.fire()
-    given, done = crew.lines("given"), crew.lines("done")
+        workers.stop_all()
+    given, done = workers.lines("given"), workers.lines("done")
     assert max(given.values()) == 1, "somebody was given what another had"
     assert max(Counter(task_id for task_id, _ in done).values()) == 1, "two attempts of one task were accepted"
     completed = await _all(store)

@@ -20,9 +20,9 @@ from cuelight.mailbox._backend import current_backend
 from cuelight.tasks import Record, SQLiteStore
 from cuelight.tasks._stores._sqlite import _schema as schema
 from cuelight.tasks._stores._sqlite import _writer as writers
-from cuelight.tasks._stores._sqlite._file import Moved, OpenFile
-from cuelight.tasks._stores._sqlite._writer import Call, Writer
-from cuelight.tasks._stores._support import Changes, SteadyClock
+from cuelight.tasks._stores._sqlite._file import FileMoved, OpenFile
+from cuelight.tasks._stores._sqlite._writer import StoreCall, Writer
+from cuelight.tasks._stores._support import MonotonicWallClock, VersionNotifier
 from helpers import Backend, run_on
 
 A = Record(id="a", type="t")
@@ -35,8 +35,8 @@ def writer_of(path: Path) -> Writer:
         "default",
         synchronous="OFF",
         busy_timeout=0.0,
-        clock=SteadyClock(time.time),
-        changes=Changes(),
+        clock=MonotonicWallClock(time.time),
+        notifier=VersionNotifier(),
     )
 
 
@@ -52,7 +52,7 @@ def writer(tmp_path: Path) -> Generator[Writer]:
 
 def serve(writer: Writer, step: str, *args: Any) -> Any:
     """What a call is answered."""
-    call = Call(step, args, blocking=True)
+    call = StoreCall(step, args, blocking=True)
     with writer._in_use:
         writer._serve([call])
     assert call.wait_blocking(0)
@@ -70,16 +70,16 @@ def raises(error: BaseException) -> Callable[..., Any]:
 
 
 def test_an_answer_for_a_loop_that_has_ended_holds_up_no_other(backend: Backend) -> None:
-    async def call() -> Call:
-        return Call("size")
+    async def call() -> StoreCall:
+        return StoreCall("size")
 
-    blocking = Call("size", blocking=True)
-    writers._answer([run_on(backend, call), blocking])
+    blocking = StoreCall("size", blocking=True)
+    writers._wake_callers([run_on(backend, call), blocking])
     assert blocking.wait_blocking(0)
 
 
 def test_a_change_wakes_nobody_in_a_loop_that_has_ended(backend: Backend) -> None:
-    changes = Changes()
+    changes = VersionNotifier()
 
     async def enrol() -> None:
         changes._waiters[current_backend().waiter()] = (current_backend(), 0)
@@ -91,17 +91,17 @@ def test_a_change_wakes_nobody_in_a_loop_that_has_ended(backend: Backend) -> Non
 
 def test_a_writer_that_ends_answers_what_is_left_with_its_error_and_closers_without(tmp_path: Path) -> None:
     writer = writer_of(tmp_path / "tasks.db")
-    step, closer = Call("size", blocking=True), Call(Writer.CLOSE, blocking=True)
-    assert writer.take(step)
-    writer.poke()
-    assert writer.take(closer)
+    step, closer = StoreCall("size", blocking=True), StoreCall(Writer.CLOSE, blocking=True)
+    assert writer.submit(step)
+    writer.check_for_changes()
+    assert writer.submit(closer)
     writer._end(PoolClosed("it is closed"), [])
     assert step.wait_blocking(0)
     assert closer.wait_blocking(0)
     assert closer.outcome() is None
     with pytest.raises(PoolClosed, match=r"^it is closed$"):
         step.outcome()
-    assert not writer.take(Call("size", blocking=True))
+    assert not writer.submit(StoreCall("size", blocking=True))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_any_other_error_of_a_step_is_told_as_it_is() -> None:
 
 
 def test_a_step_that_fails_after_it_has_written_is_rolled_back(writer: Writer) -> None:
-    connection, book = writer._connection, writer._book
+    connection, book = writer._connection, writer._row_store
     assert connection is not None
     assert book is not None
 
@@ -144,7 +144,7 @@ def test_a_step_that_fails_after_it_has_written_is_rolled_back(writer: Writer) -
         raise ValueError("in the middle")
 
     steps: Any = SimpleNamespace(half=half)
-    writer._steps = steps
+    writer._engine = steps
     with pytest.raises(ValueError, match=r"^in the middle$"):
         serve(writer, "half")
     assert connection.execute("SELECT name FROM queues").fetchall() == [("default",)]
@@ -161,7 +161,7 @@ def test_opening_goes_on_when_the_process_was_forked_meanwhile(tmp_path: Path, m
     def open_file() -> None:
         opened.append(True)
         if len(opened) == 1:
-            raise Moved("this process was forked")
+            raise FileMoved("this process was forked")
 
     monkeypatch.setattr(writer, "_open_file", open_file)
     writer._open()
@@ -197,9 +197,13 @@ def test_a_wait_for_another_process_ends_when_this_one_was_forked(tmp_path: Path
         naps.append(seconds)
         writer._forks += 1
 
-    with pytest.MonkeyPatch.context() as patch, writer._in_use, pytest.raises(Moved, match="this process was forked"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        writer._in_use,
+        pytest.raises(FileMoved, match="this process was forked"),
+    ):
         patch.setattr(time, "sleep", nap)
-        writer._patiently(raises(locked))
+        writer._with_retries(raises(locked))
     assert len(naps) == 1
 
 
@@ -208,7 +212,7 @@ def test_a_file_that_is_replaced_whenever_it_is_opened_is_unavailable(
 ) -> None:
     writer._close_connection()
     with monkeypatch.context() as patch:
-        patch.setattr(OpenFile, "check", raises(Moved("another file is in its place")))
+        patch.setattr(OpenFile, "check", raises(FileMoved("another file is in its place")))
         with pytest.raises(StoreUnavailable, match="another file is in its place, time and again"):
             serve(writer, "size")
     assert writer._connection is None
@@ -229,28 +233,28 @@ def test_a_file_that_is_locked_while_it_is_opened_again_is_unavailable(writer: W
 
 def test_a_look_without_an_open_file_says_that_there_may_be_changes(tmp_path: Path) -> None:
     writer = writer_of(tmp_path / "tasks.db")
-    writer._look_if_possible()
-    assert writer._changes.version == 2
+    writer._check_if_open()
+    assert writer._notifier.version == 2
 
 
 def test_a_look_at_a_file_of_a_newer_release_leaves_the_error_to_the_next_step(writer: Writer, tmp_path: Path) -> None:
     serve(writer, "size")
     with closing(sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)) as other:
         other.execute("PRAGMA user_version = 99")
-    before = writer._changes.version
-    writer._look_if_possible()
-    assert writer._changes.version == before
+    before = writer._notifier.version
+    writer._check_if_open()
+    assert writer._notifier.version == before
     with pytest.raises(StoreRefused, match="the file has version 99"):
         serve(writer, "size")
 
 
 def test_a_look_at_a_file_that_was_moved_says_that_there_may_be_changes(writer: Writer, tmp_path: Path) -> None:
     serve(writer, "size")
-    writer._look_if_possible()
-    before = writer._changes.version
+    writer._check_if_open()
+    before = writer._notifier.version
     (tmp_path / "tasks.db").rename(tmp_path / "other.db")
-    writer._look_if_possible()
-    assert writer._changes.version == before + 1
+    writer._check_if_open()
+    assert writer._notifier.version == before + 1
 
 
 # Forks.
@@ -267,9 +271,9 @@ def test_a_writer_goes_on_after_a_fork_with_the_file_opened_again(writer: Writer
     assert writer.hold_for_fork(time.monotonic())
     assert writer._connection is None
     writer.release_after_fork()
-    call = Call("size", blocking=True)
+    call = StoreCall("size", blocking=True)
     with writer._in_use:
-        writer._go_on(Moved("this process was forked"), [call])
+        writer._switch_file(FileMoved("this process was forked"), [call])
     assert call.wait_blocking(0)
     assert call.outcome().pending == 1
 
@@ -278,12 +282,12 @@ def test_the_child_of_a_fork_has_no_writers_and_no_locks_of_them(
     writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writers, "_writers", {writer})
-    monkeypatch.setattr(writers, "_held", [])
+    monkeypatch.setattr(writers, "_paused_for_fork", [])
     writers._before_fork()
-    assert writers._held == [writer]
+    assert writers._paused_for_fork == [writer]
     assert writer._in_use.locked()
     writers._in_child()
-    assert (writers._writers, writers._held) == (set(), [])
+    assert (writers._writers, writers._paused_for_fork) == (set(), [])
     assert not writer._in_use.locked()
 
 
@@ -305,9 +309,9 @@ async def test_a_store_that_another_process_opened_has_to_be_opened_here(
     assert store._writer is not old
     assert (await store.size()).pending == 1
     await store.close()
-    assert writers._abandoned == [(old._connection, old._book, old._steps)]
-    closer = Call(Writer.CLOSE)
-    assert old.take(closer)
+    assert writers._abandoned == [(old._connection, old._row_store, old._engine)]
+    closer = StoreCall(Writer.CLOSE)
+    assert old.submit(closer)
     await closer.answer()
     old.join()
 
@@ -316,20 +320,20 @@ async def test_a_store_that_is_closed_meanwhile_by_another_task_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SQLiteStore(tmp_path / "tasks.db", synchronous="OFF")
-    store._poke()  # nothing is open that could look
+    store._check_for_changes()  # nothing is open that could look
     await store.open()
     writer = store._writer
     assert writer is not None
-    closer = Call(Writer.CLOSE)
-    assert writer.take(closer)
+    closer = StoreCall(Writer.CLOSE)
+    assert writer.submit(closer)
     await closer.answer()
     writer.join()
     writer.ended = False  # as it was when the store looked
 
-    def never(call: Call) -> bool:
+    def never(call: StoreCall) -> bool:
         return bool(call.abandoned)
 
-    monkeypatch.setattr(writer, "take", never)
+    monkeypatch.setattr(writer, "submit", never)
     before = store.version()
     await store.close()
     assert store.version() == before + 1
@@ -420,7 +424,7 @@ def test_a_store_that_is_opened_while_the_process_forks_comes_to_sqlite_after_th
     watched = Watched()
     monkeypatch.setattr(writers, "_fork_lock", watched)
     monkeypatch.setattr(writers, "_writers", set[Writer]())
-    monkeypatch.setattr(writers, "_held", [])
+    monkeypatch.setattr(writers, "_paused_for_fork", [])
     path = tmp_path / "tasks.db"
 
     async def open_and_close() -> None:

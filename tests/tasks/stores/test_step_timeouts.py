@@ -135,9 +135,9 @@ class Noting(MemoryStore):
         return await super().exchange(finishes, claim)
 
 
-async def test_the_patience_of_a_queue_reaches_its_store() -> None:
+async def test_the_retry_timeout_of_a_queue_reaches_its_store() -> None:
     store = Noting()
-    async with TaskQueue(store, patience=4.0) as queue:
+    async with TaskQueue(store, retry_timeout=4.0) as queue:
         calls: list[Callable[[], Awaitable[object]]] = [
             queue.size,
             partial(queue.enqueue, Task(task_id="a")),
@@ -155,7 +155,7 @@ async def test_the_patience_of_a_queue_reaches_its_store() -> None:
 
 async def test_each_further_attempt_has_what_is_left_of_the_patience() -> None:
     store = Noting()
-    async with TaskQueue(store, patience=1.5) as queue:
+    async with TaskQueue(store, retry_timeout=1.5) as queue:
         await queue.ready()
         store.away = True
         with pytest.raises(StoreUnavailable):
@@ -168,6 +168,6 @@ async def test_each_further_attempt_has_what_is_left_of_the_patience() -> None:
 
 async def test_without_patience_a_store_is_asked_once() -> None:
     store = Noting()
-    async with TaskQueue(store, patience=0) as queue:
+    async with TaskQueue(store, retry_timeout=0) as queue:
         await queue.size()
         assert store.seen == [LEAST]

@@ -18,7 +18,7 @@ from cuelight.tasks import (
     Task,
     TaskQueue,
 )
-from helpers.stores import Desk
+from helpers.stores import Driver
 
 HALF = "\ud800"
 
@@ -37,17 +37,17 @@ async def test_many_tasks_are_cancelled_in_one_call(store: Store) -> None:
         await queue.ack(running)
 
 
-async def test_very_many_tasks_are_cancelled_replayed_and_purged(desk: Desk) -> None:
+async def test_very_many_tasks_are_cancelled_replayed_and_purged(driver: Driver) -> None:
     ids = [f"t{number}" for number in range(2345)]
-    await desk.store.add([Record(id=task_id, type="t") for task_id in ids])
-    leases = await desk.claim(1000)
-    await desk.store.exchange([Finish(lease.record.id, lease.epoch, "rejected") for lease in leases])
-    assert [one is not None for one in await desk.store.get([*ids, "nobody"])] == [True] * 2345 + [False]
-    outcomes = await desk.store.cancel([*ids, "nobody"])
+    await driver.store.add([Record(id=task_id, type="t") for task_id in ids])
+    leases = await driver.claim(1000)
+    await driver.store.exchange([Finish(lease.record.id, lease.epoch, "rejected") for lease in leases])
+    assert [one is not None for one in await driver.store.get([*ids, "nobody"])] == [True] * 2345 + [False]
+    outcomes = await driver.store.cancel([*ids, "nobody"])
     assert outcomes == ["finished"] * 1000 + ["cancelled"] * 1345 + ["unknown"]
-    assert await desk.store.replay(ids) == [True] * 1000 + [False] * 1345
-    assert await desk.store.purge(ids) == 1345
-    assert (await desk.store.size()).pending == 1000
+    assert await driver.store.replay(ids) == [True] * 1000 + [False] * 1345
+    assert await driver.store.purge(ids) == 1345
+    assert (await driver.store.size()).pending == 1000
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ async def test_very_many_tasks_are_cancelled_replayed_and_purged(desk: Desk) -> 
         ([None], "None is not a task identifier"),
     ],
 )
-async def test_what_is_no_identifier_of_a_task_is_refused_by_name(desk: Desk, ids: Any, message: str) -> None:
-    await desk.add("a", "b", "c")
-    for step in (desk.store.cancel, desk.store.get, desk.store.replay, desk.store.purge):
+async def test_what_is_no_identifier_of_a_task_is_refused_by_name(driver: Driver, ids: Any, message: str) -> None:
+    await driver.add("a", "b", "c")
+    for step in (driver.store.cancel, driver.store.get, driver.store.replay, driver.store.purge):
         with pytest.raises(TypeError, match=message):
             await step(ids)
-    assert (await desk.store.size()).pending == 3
+    assert (await driver.store.size()).pending == 3
 
 
 async def test_a_queue_refuses_what_is_no_identifier(store: Store) -> None:
@@ -77,7 +77,7 @@ async def test_a_queue_refuses_what_is_no_identifier(store: Store) -> None:
                 await call([wrong])
 
 
-async def test_a_text_that_is_no_text_is_refused_where_it_is_given(desk: Desk) -> None:
+async def test_a_text_that_is_no_text_is_refused_where_it_is_given(driver: Driver) -> None:
     good = Record(id="a", type="t")
     for record in (
         replace(good, id=HALF),
@@ -88,8 +88,8 @@ async def test_a_text_that_is_no_text_is_refused_where_it_is_given(desk: Desk) -
         replace(good, limits=(Limit(HALF),)),
     ):
         with pytest.raises(ValueError, match=r"'\\ud800'"):
-            await desk.store.add([good, record])
-    store = desk.store
+            await driver.store.add([good, record])
+    store = driver.store
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: store.cancel([HALF]),
         lambda: store.get([HALF]),
@@ -106,13 +106,13 @@ async def test_a_text_that_is_no_text_is_refused_where_it_is_given(desk: Desk) -
 
 
 @pytest.mark.parametrize("number", [2**53, -(2**53), 2**80])
-async def test_a_number_that_is_too_large_is_refused_where_it_is_given(desk: Desk, number: int) -> None:
+async def test_a_number_that_is_too_large_is_refused_where_it_is_given(driver: Driver, number: int) -> None:
     with pytest.raises(ValueError, match=r"give numbers below 2\*\*53"):
-        await desk.add("a", "b", priority=number)
-    assert await desk.state("a") == ""
+        await driver.add("a", "b", priority=number)
+    assert await driver.state("a") == ""
 
 
 @pytest.mark.parametrize("due", [float("nan"), float("inf"), 1e300])
-async def test_periodic_work_that_is_due_at_no_time_is_refused(desk: Desk, due: float) -> None:
+async def test_periodic_work_that_is_due_at_no_time_is_refused(driver: Driver, due: float) -> None:
     with pytest.raises(ValueError, match="give seconds since the epoch"):
-        await desk.store.put_schedule(Schedule(name="s", spec="every 1.0", due=due, record=Record(id="a", type="t")))
+        await driver.store.put_schedule(Schedule(name="s", spec="every 1.0", due=due, record=Record(id="a", type="t")))

@@ -10,271 +10,275 @@ from hypothesis import strategies as st
 from cuelight.coordination import RateLimitConfig, gcra
 from cuelight.redis._tasks import RedisStore
 from cuelight.tasks import Finish, Lease, Limit
-from cuelight.tasks._stores._limits import opens, take
-from cuelight.tasks._stores._rows import Gate
-from helpers.stores import START, Desk, HandClock, entries
+from cuelight.tasks._stores._limits import available_at, charge
+from cuelight.tasks._stores._rows import LimitState
+from helpers.stores import START, Driver, HandClock, entries
 
 
 def two(key: str = "k") -> tuple[Limit, ...]:
     return (Limit(key, max_concurrent=2),)
 
 
-async def done(desk: Desk, leases: Sequence[Lease]) -> None:
-    await desk.store.exchange([Finish(lease.record.id, lease.epoch) for lease in leases])
+async def done(driver: Driver, leases: Sequence[Lease]) -> None:
+    await driver.store.exchange([Finish(lease.record.id, lease.epoch) for lease in leases])
 
 
-async def test_no_more_tasks_run_at_once_than_a_limit_allows(desk: Desk) -> None:
-    await desk.add("a", "b", "c", "d", limits=two())
-    await desk.add("free")
-    leases = await desk.claim(9)
+async def test_no_more_tasks_run_at_once_than_a_limit_allows(driver: Driver) -> None:
+    await driver.add("a", "b", "c", "d", limits=two())
+    await driver.add("free")
+    leases = await driver.claim(9)
     assert [lease.record.id for lease in leases] == ["a", "b", "free"]
-    assert await desk.claim_ids() == []
-    assert await desk.wake_at() == START + 15  # the leases only
-    await done(desk, leases[:1])
-    assert await desk.claim_ids() == ["c"]
-    await done(desk, leases[1:])
-    assert await desk.claim_ids() == ["d"]
+    assert await driver.claim_ids() == []
+    assert await driver.wake_at() == START + 15  # the leases only
+    await done(driver, leases[:1])
+    assert await driver.claim_ids() == ["c"]
+    await done(driver, leases[1:])
+    assert await driver.claim_ids() == ["d"]
 
 
 @pytest.mark.parametrize("kind", ["done", "error", "timeout", "crash", "rate_limited", "released", "rejected"])
-async def test_every_end_of_an_attempt_frees_its_place(desk: Desk, kind: str) -> None:
-    await desk.add("a", "b", limits=(Limit("k", max_concurrent=1),))
-    (lease,) = await desk.claim(2)
-    exchange = await desk.exchange([Finish("a", lease.epoch, kind, delay=5)], most=2)
+async def test_every_end_of_an_attempt_frees_its_place(driver: Driver, kind: str) -> None:
+    await driver.add("a", "b", limits=(Limit("k", max_concurrent=1),))
+    (lease,) = await driver.claim(2)
+    exchange = await driver.exchange([Finish("a", lease.epoch, kind, delay=5)], most=2)
     assert [lease.record.id for lease in exchange.leases] == [("a" if kind == "crash" else "b")]
 
 
 async def test_a_lease_that_runs_out_and_a_task_that_is_parked_or_cancelled_free_their_places(
-    desk: Desk, clock: HandClock
+    driver: Driver, clock: HandClock
 ) -> None:
-    await desk.add("a", "b", "c", "d", limits=(Limit("k", max_concurrent=1),))
-    await desk.claim()
+    await driver.add("a", "b", "c", "d", limits=(Limit("k", max_concurrent=1),))
+    await driver.claim()
     clock.advance(15)
-    (lease,) = await desk.claim(9)
+    (lease,) = await driver.claim(9)
     assert (lease.record.id, lease.epoch) == ("a", 2)
-    await desk.finish(lease, "unknown")
-    (lease,) = await desk.claim(9)
-    await desk.store.cancel([lease.record.id])
-    await desk.finish(lease, "cancelled")
-    (lease,) = await desk.claim(9)
+    await driver.finish(lease, "unknown")
+    (lease,) = await driver.claim(9)
+    await driver.store.cancel([lease.record.id])
+    await driver.finish(lease, "cancelled")
+    (lease,) = await driver.claim(9)
     assert lease.record.id == "c"
 
 
-async def test_a_rate_is_kept_and_wake_at_says_when_the_next_may_go(desk: Desk, clock: HandClock) -> None:
-    await desk.add(*"abcdef", limits=(Limit("k", rate=2, per=10, burst=3),))
-    assert await desk.claim_ids() == ["a", "b", "c"]
-    assert await desk.wake_at() == START + 5
+async def test_a_rate_is_kept_and_wake_at_says_when_the_next_may_go(driver: Driver, clock: HandClock) -> None:
+    await driver.add(*"abcdef", limits=(Limit("k", rate=2, per=10, burst=3),))
+    assert await driver.claim_ids() == ["a", "b", "c"]
+    assert await driver.wake_at() == START + 5
     clock.advance(4.999)
-    assert await desk.claim_ids() == []
+    assert await driver.claim_ids() == []
     clock.advance(0.001)
-    assert await desk.claim_ids() == ["d"]
+    assert await driver.claim_ids() == ["d"]
     clock.advance(5)
-    assert await desk.claim_ids() == ["e"]
-    assert await desk.claim_ids() == []
+    assert await driver.claim_ids() == ["e"]
+    assert await driver.claim_ids() == []
 
 
-async def test_what_a_task_costs_is_paid_off_before_the_next(desk: Desk, clock: HandClock) -> None:
+async def test_what_a_task_costs_is_paid_off_before_the_next(driver: Driver, clock: HandClock) -> None:
     tokens = Limit("tokens", rate=1000, per=60)
-    await desk.add("big", limits=(Limit("tokens", rate=1000, per=60, cost=900),))
-    await desk.add("next", limits=(Limit("tokens", rate=1000, per=60, cost=400),))
-    await desk.add("small", limits=(tokens,))
-    assert await desk.claim_ids() == ["big"]
-    assert await desk.wake_at() == START + 15  # its lease; the limit opens after 18 s
+    await driver.add("big", limits=(Limit("tokens", rate=1000, per=60, cost=900),))
+    await driver.add("next", limits=(Limit("tokens", rate=1000, per=60, cost=400),))
+    await driver.add("small", limits=(tokens,))
+    assert await driver.claim_ids() == ["big"]
+    assert await driver.wake_at() == START + 15  # its lease; the limit opens after 18 s
     clock.advance(14)
-    assert await desk.claim_ids() == []  # the small one does not overtake
+    assert await driver.claim_ids() == []  # the small one does not overtake
     clock.advance(4)
-    exchange = await desk.exchange([Finish("big", 1)], 9)
+    exchange = await driver.exchange([Finish("big", 1)], 9)
     assert [lease.record.id for lease in exchange.leases][:1] == ["next"]
 
 
-async def test_a_task_with_several_limits_takes_all_or_none(desk: Desk, clock: HandClock) -> None:
+async def test_a_task_with_several_limits_takes_all_or_none(driver: Driver, clock: HandClock) -> None:
     api, user = Limit("api", rate=1, per=10), Limit("user", max_concurrent=1)
-    await desk.add("a", "b", limits=(api, user))
-    await desk.add("other", limits=(api,))
-    (lease,) = await desk.claim(9)
+    await driver.add("a", "b", limits=(api, user))
+    await driver.add("other", limits=(api,))
+    (lease,) = await driver.claim(9)
     assert lease.record.id == "a"
     clock.advance(10)
     # b waits for its user, and has taken nothing of the rate
-    assert await desk.claim_ids() == ["other"]
-    await desk.finish(lease)
-    assert await desk.claim_ids() == []
-    assert await desk.wake_at() == START + 20
+    assert await driver.claim_ids() == ["other"]
+    await driver.finish(lease)
+    assert await driver.claim_ids() == []
+    assert await driver.wake_at() == START + 20
     clock.advance(10)
-    assert await desk.claim_ids() == ["b"]
+    assert await driver.claim_ids() == ["b"]
 
 
-async def test_a_task_does_not_overtake_one_that_waits_for_the_same_limit(desk: Desk) -> None:
-    await desk.add("a", "b", limits=two("api"))
-    leases = await desk.claim(2)
-    await desk.add("low", limits=(*two("api"), *two("u1")), priority=3)
-    await desk.add("normal", limits=(*two("api"), *two("u2")))
-    await desk.add("high", limits=two("api"), priority=1)
-    assert await desk.claim_ids() == []
-    await done(desk, leases[:1])
-    assert await desk.claim_ids() == ["high"]
-    await done(desk, leases[1:])
-    assert await desk.claim_ids() == ["normal"]
+async def test_a_task_does_not_overtake_one_that_waits_for_the_same_limit(driver: Driver) -> None:
+    await driver.add("a", "b", limits=two("api"))
+    leases = await driver.claim(2)
+    await driver.add("low", limits=(*two("api"), *two("u1")), priority=3)
+    await driver.add("normal", limits=(*two("api"), *two("u2")))
+    await driver.add("high", limits=two("api"), priority=1)
+    assert await driver.claim_ids() == []
+    await done(driver, leases[:1])
+    assert await driver.claim_ids() == ["high"]
+    await done(driver, leases[1:])
+    assert await driver.claim_ids() == ["normal"]
 
 
-async def test_limited_and_other_tasks_keep_one_order(desk: Desk) -> None:
-    await desk.add("a1", limits=two("a"))
-    await desk.add("free")
-    await desk.add("b1", limits=two("b"))
-    await desk.add("a2", limits=two("a"))
-    await desk.add("high", limits=two("c"), priority=0)
-    await desk.add("free2", priority=1)
-    assert await desk.claim_ids() == ["high", "free2", "a1", "free", "b1", "a2"]
+async def test_limited_and_other_tasks_keep_one_order(driver: Driver) -> None:
+    await driver.add("a1", limits=two("a"))
+    await driver.add("free")
+    await driver.add("b1", limits=two("b"))
+    await driver.add("a2", limits=two("a"))
+    await driver.add("high", limits=two("c"), priority=0)
+    await driver.add("free2", priority=1)
+    assert await driver.claim_ids() == ["high", "free2", "a1", "free", "b1", "a2"]
 
 
-async def test_a_limit_can_be_changed_for_tasks_that_are_there(desk: Desk) -> None:
-    await desk.add(*"abcdef", limits=two())
-    assert await desk.claim_ids() == ["a", "b"]
-    await desk.store.set_limit(Limit("k", max_concurrent=4), "k")
-    assert await desk.claim_ids() == ["c", "d"]
-    await desk.store.set_limit(None, "k")
-    await desk.store.set_limit(None, "nobody")
-    await desk.store.exchange([Finish("a", 1), Finish("b", 1)])
-    assert await desk.claim_ids() == []
-    await desk.store.exchange([Finish("c", 1)])
-    assert await desk.claim_ids() == ["e"]
+async def test_a_limit_can_be_changed_for_tasks_that_are_there(driver: Driver) -> None:
+    await driver.add(*"abcdef", limits=two())
+    assert await driver.claim_ids() == ["a", "b"]
+    await driver.store.set_limit(Limit("k", max_concurrent=4), "k")
+    assert await driver.claim_ids() == ["c", "d"]
+    await driver.store.set_limit(None, "k")
+    await driver.store.set_limit(None, "nobody")
+    await driver.store.exchange([Finish("a", 1), Finish("b", 1)])
+    assert await driver.claim_ids() == []
+    await driver.store.exchange([Finish("c", 1)])
+    assert await driver.claim_ids() == ["e"]
 
 
-async def test_a_cost_above_an_overridden_burst_waits_until_all_is_paid_off(desk: Desk, clock: HandClock) -> None:
-    await desk.add("a", "b", limits=(Limit("k", rate=100, cost=50),))
-    await desk.store.set_limit(Limit("k", rate=10, per=1), "k")
-    assert await desk.claim_ids() == ["a"]
+async def test_a_cost_above_an_overridden_burst_waits_until_all_is_paid_off(driver: Driver, clock: HandClock) -> None:
+    await driver.add("a", "b", limits=(Limit("k", rate=100, cost=50),))
+    await driver.store.set_limit(Limit("k", rate=10, per=1), "k")
+    assert await driver.claim_ids() == ["a"]
     clock.advance(4.9)
-    assert await desk.claim_ids() == []
+    assert await driver.claim_ids() == []
     clock.advance(0.1)
-    assert await desk.claim_ids() == ["b"]
+    assert await driver.claim_ids() == ["b"]
 
 
-async def test_a_paused_limit_starts_nothing_for_its_time(desk: Desk, clock: HandClock) -> None:
-    await desk.add("a", "b", "c", limits=(Limit("k", max_concurrent=9),))
-    (lease,) = await desk.claim()
-    assert await desk.finish(lease, "rate_limited", delay=30.0, pause_key="k") == "scheduled"
-    assert await desk.claim_ids() == []
-    assert await desk.wake_at() == START + 30
-    await desk.store.pause_limit("k", 5)  # a shorter pause does not end a longer one
+async def test_a_paused_limit_starts_nothing_for_its_time(driver: Driver, clock: HandClock) -> None:
+    await driver.add("a", "b", "c", limits=(Limit("k", max_concurrent=9),))
+    (lease,) = await driver.claim()
+    assert await driver.finish(lease, "rate_limited", delay=30.0, pause_key="k") == "scheduled"
+    assert await driver.claim_ids() == []
+    assert await driver.wake_at() == START + 30
+    await driver.store.pause_limit("k", 5)  # a shorter pause does not end a longer one
     clock.advance(29)
-    assert await desk.claim_ids() == []
+    assert await driver.claim_ids() == []
     clock.advance(1)
-    assert await desk.claim_ids() == ["a", "b", "c"]
-    await desk.store.pause_limit("k", 60)
-    await desk.add("d", limits=(Limit("k"),))
-    assert await desk.claim_ids() == []
-    await desk.store.pause_limit("k", 0)
-    assert await desk.claim_ids() == ["d"]
+    assert await driver.claim_ids() == ["a", "b", "c"]
+    await driver.store.pause_limit("k", 60)
+    await driver.add("d", limits=(Limit("k"),))
+    assert await driver.claim_ids() == []
+    await driver.store.pause_limit("k", 0)
+    assert await driver.claim_ids() == ["d"]
 
 
-async def test_a_limit_goes_on_when_its_first_task_is_taken_away(desk: Desk, clock: HandClock) -> None:
-    await desk.add("running", limits=(Limit("k", max_concurrent=1),))
-    (lease,) = await desk.claim()
-    await desk.add("cancelled", "next", "shed", limits=(Limit("k", max_concurrent=1),))
-    await desk.add("expired", deadline=START + 1, limits=(Limit("k", max_concurrent=1),), priority=1)
+async def test_a_limit_goes_on_when_its_first_task_is_taken_away(driver: Driver, clock: HandClock) -> None:
+    await driver.add("running", limits=(Limit("k", max_concurrent=1),))
+    (lease,) = await driver.claim()
+    await driver.add("cancelled", "next", "shed", limits=(Limit("k", max_concurrent=1),))
+    await driver.add("expired", deadline=START + 1, limits=(Limit("k", max_concurrent=1),), priority=1)
     clock.advance(1)
-    assert await desk.claim_ids() == []
-    await desk.store.cancel(["cancelled"])
-    assert await desk.state("expired") == "dead_letter"
-    await desk.finish(lease)
-    assert await desk.claim_ids() == ["next"]
+    assert await driver.claim_ids() == []
+    await driver.store.cancel(["cancelled"])
+    assert await driver.state("expired") == "dead_letter"
+    await driver.finish(lease)
+    assert await driver.claim_ids() == ["next"]
 
 
-async def test_a_task_that_expires_while_it_waits_for_a_limit_lets_others_go(desk: Desk, clock: HandClock) -> None:
+async def test_a_task_that_expires_while_it_waits_for_a_limit_lets_others_go(driver: Driver, clock: HandClock) -> None:
     slow = Limit("k", rate=1, per=100)
-    await desk.add("a", limits=(slow,))
-    await desk.claim()
-    await desk.add("waits", deadline=START + 50, limits=(slow, Limit("u", max_concurrent=1)))
-    await desk.add("other", limits=(Limit("u", max_concurrent=1),))
-    assert await desk.claim_ids() == ["other"]
+    await driver.add("a", limits=(slow,))
+    await driver.claim()
+    await driver.add("waits", deadline=START + 50, limits=(slow, Limit("u", max_concurrent=1)))
+    await driver.add("other", limits=(Limit("u", max_concurrent=1),))
+    assert await driver.claim_ids() == ["other"]
     clock.advance(50)
-    await desk.claim_ids()
-    assert (await desk.snapshot("waits")).reason == "expired"
+    await driver.claim_ids()
+    assert (await driver.snapshot("waits")).reason == "expired"
 
 
-async def test_limits_that_are_not_in_use_are_forgotten(desk: Desk, clock: HandClock) -> None:
+async def test_limits_that_are_not_in_use_are_forgotten(driver: Driver, clock: HandClock) -> None:
     for number in range(20):
-        await desk.add(f"{number}", limits=(Limit(f"user:{number}", rate=1, per=5), *two("api")), result_ttl=1.0)
+        await driver.add(f"{number}", limits=(Limit(f"user:{number}", rate=1, per=5), *two("api")), result_ttl=1.0)
     for _ in range(20):
-        await done(desk, await desk.claim(9))
+        await done(driver, await driver.claim(9))
     clock.advance(60)
-    await desk.claim()
+    await driver.claim()
     clock.advance(60)
-    await desk.claim()
-    assert await desk.wake_at() == inf
-    assert await kept(desk) == 0
+    await driver.claim()
+    assert await driver.wake_at() == inf
+    assert await kept(driver) == 0
 
 
-async def test_one_claim_does_not_look_at_more_than_some_hundreds_in_vain(desk: Desk, clock: HandClock) -> None:
+async def test_one_claim_does_not_look_at_more_than_some_hundreds_in_vain(driver: Driver, clock: HandClock) -> None:
     """What is left is for the next claim, which `wake_at` asks for at once."""
     for turn in "ab":
         for number in range(300):
-            await desk.add(f"{turn}{number}", limits=(Limit(f"user:{number}", max_concurrent=1),))
-    assert len(await desk.claim(300)) == 300
-    await desk.add("free", priority=3)
-    exchange = await desk.exchange([], 9)
+            await driver.add(f"{turn}{number}", limits=(Limit(f"user:{number}", max_concurrent=1),))
+    assert len(await driver.claim(300)) == 300
+    await driver.add("free", priority=3)
+    exchange = await driver.exchange([], 9)
     assert (exchange.leases, exchange.wake_at) == ([], START)
-    exchange = await desk.exchange([], 9)
+    exchange = await driver.exchange([], 9)
     assert [lease.record.id for lease in exchange.leases] == ["free"]
     assert exchange.wake_at == START + 15
 
 
-async def test_many_tasks_that_expire_at_once_are_taken_away_over_several_claims(desk: Desk, clock: HandClock) -> None:
-    await desk.add(*(f"a{number}" for number in range(700)), deadline=START + 1)
-    await desk.add(*(f"b{number}" for number in range(700)), deadline=START + 1, limits=two())
-    await desk.add("free", priority=3)
+async def test_many_tasks_that_expire_at_once_are_taken_away_over_several_claims(
+    driver: Driver, clock: HandClock
+) -> None:
+    await driver.add(*(f"a{number}" for number in range(700)), deadline=START + 1)
+    await driver.add(*(f"b{number}" for number in range(700)), deadline=START + 1, limits=two())
+    await driver.add("free", priority=3)
     clock.advance(1)
-    exchange = await desk.exchange([], 9)
+    exchange = await driver.exchange([], 9)
     assert (exchange.leases, exchange.wake_at) == ([], START + 1)
     claims = 1
-    while not (exchange := await desk.exchange([], 9)).leases:
+    while not (exchange := await driver.exchange([], 9)).leases:
         claims += 1
     assert 2 <= claims <= 4
-    assert (await desk.store.size()).dead_letter == 1400
+    assert (await driver.store.size()).dead_letter == 1400
 
 
-async def kept(desk: Desk) -> int:
+async def kept(driver: Driver) -> int:
     """Rows of any kind that the store has."""
     from cuelight.tasks import MemoryStore, SQLiteStore
 
-    if isinstance(desk.store, MemoryStore):
-        book = desk.store._book
-        return len(book._tasks) + len(book._gates) + len(book._lanes) + len(book._claims) + len(book._unique)
-    if isinstance(desk.store, RedisStore):
-        return await entries(desk.store)
-    assert isinstance(desk.store, SQLiteStore)
-    assert desk.store._writer is not None
-    connection = desk.store._writer._connection
+    if isinstance(driver.store, MemoryStore):
+        book = driver.store._row_store
+        return (
+            len(book._tasks) + len(book._limit_states) + len(book._limit_queues) + len(book._claims) + len(book._unique)
+        )
+    if isinstance(driver.store, RedisStore):
+        return await entries(driver.store)
+    assert isinstance(driver.store, SQLiteStore)
+    assert driver.store._writer is not None
+    connection = driver.store._writer._connection
     assert connection is not None
     tables = ("tasks", "bodies", "stories", "gates", "lanes", "claims", "uniques")
     return sum(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
 
 
-async def test_a_turn_is_passed_on_when_the_task_that_had_it_goes_away(desk: Desk) -> None:
+async def test_a_turn_is_passed_on_when_the_task_that_had_it_goes_away(driver: Driver) -> None:
     def limits(user: str) -> tuple[Limit, ...]:
         return (Limit("k", max_concurrent=1), Limit(user))
 
-    await desk.add("running", limits=limits("u0"))
-    (lease,) = await desk.claim()
+    await driver.add("running", limits=limits("u0"))
+    (lease,) = await driver.claim()
     for number in range(1, 4):
-        await desk.add(f"t{number}", limits=limits(f"u{number}"))
-    assert await desk.claim_ids() == []
-    await desk.finish(lease)
-    await desk.store.cancel(["t1"])  # whose turn it was
-    assert await desk.claim_ids() == ["t2"]
+        await driver.add(f"t{number}", limits=limits(f"u{number}"))
+    assert await driver.claim_ids() == []
+    await driver.finish(lease)
+    await driver.store.cancel(["t1"])  # whose turn it was
+    assert await driver.claim_ids() == ["t2"]
 
 
-async def test_a_cheaper_and_more_urgent_task_may_go_sooner(desk: Desk, clock: HandClock) -> None:
+async def test_a_cheaper_and_more_urgent_task_may_go_sooner(driver: Driver, clock: HandClock) -> None:
     def limits(cost: float) -> tuple[Limit, ...]:
         return (Limit("k", rate=1, burst=3, cost=cost),)
 
-    await desk.add("first", "big", limits=limits(3))
-    assert await desk.claim_ids() == ["first"]
-    assert await desk.wake_at() == START + 3
-    await desk.add("small", limits=limits(1), priority=0)
-    assert await desk.wake_at() == START + 1
+    await driver.add("first", "big", limits=limits(3))
+    assert await driver.claim_ids() == ["first"]
+    assert await driver.wake_at() == START + 3
+    await driver.add("small", limits=limits(1), priority=0)
+    assert await driver.wake_at() == START + 1
     clock.advance(1)
-    assert await desk.claim_ids() == ["small"]
+    assert await driver.claim_ids() == ["small"]
 
 
 @given(
@@ -287,25 +291,25 @@ def test_a_limit_of_tasks_goes_by_the_rule_of_the_limiters(
     interval: int, most: int, burst: int, asked: list[tuple[int, int]]
 ) -> None:
     config = RateLimitConfig(most, most * interval, burst)
-    gate, tat, now = Gate("k"), 0, 0
+    state, tat, now = LimitState("k"), 0, 0
     for later, cost in asked:
         now += later
         limit = Limit.from_config("k", config, cost=min(cost, burst))
         allowed, tat, wait = gcra(tat, now, interval, burst, min(cost, burst))
-        assert max(0.0, opens(gate, limit) - now) == wait
+        assert max(0.0, available_at(state, limit) - now) == wait
         if allowed:
-            take(gate, limit, now)
-            assert gate.tat == tat
+            charge(state, limit, now)
+            assert state.tat == tat
 
 
-async def test_the_configuration_of_a_limiter_is_a_limit_of_tasks(desk: Desk, clock: HandClock) -> None:
+async def test_the_configuration_of_a_limiter_is_a_limit_of_tasks(driver: Driver, clock: HandClock) -> None:
     limit = Limit.from_config("k", RateLimitConfig(2, 10, burst_size=3), max_concurrent=9)
     assert limit == Limit("k", max_concurrent=9, rate=2, per=10, burst=3)
     assert Limit.from_config("k", RateLimitConfig(2, 10), cost=2) == Limit("k", rate=2, per=10, cost=2)
-    await desk.add(*"abcde", limits=(limit,))
-    assert await desk.claim_ids() == ["a", "b", "c"]
+    await driver.add(*"abcde", limits=(limit,))
+    assert await driver.claim_ids() == ["a", "b", "c"]
     clock.advance(5)
-    assert await desk.claim_ids() == ["d"]
+    assert await driver.claim_ids() == ["d"]
 
 
 def test_what_is_no_configuration_makes_no_limit() -> None:

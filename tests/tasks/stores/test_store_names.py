@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from cuelight.tasks import Limit, Query, Record, Schedule
-from helpers.stores import Desk, HandClock
+from helpers.stores import Driver, HandClock
 
 NAMES: Final = {
     "braces": "{a}:{b}",
@@ -29,7 +29,7 @@ NAMES: Final = {
 
 
 @pytest.mark.parametrize("kind", list(NAMES))
-async def test_names_of_tasks_may_have_any_characters(kind: str, desk: Desk, clock: HandClock) -> None:
+async def test_names_of_tasks_may_have_any_characters(kind: str, driver: Driver, clock: HandClock) -> None:
     name = NAMES[kind]
     task_id = name.replace("\0", "")  # which identifiers must not have
     fields: dict[str, Any] = {
@@ -38,40 +38,40 @@ async def test_names_of_tasks_may_have_any_characters(kind: str, desk: Desk, clo
         "tenant": name,
         "limits": (Limit(name, max_concurrent=1), Limit(f"{name}2", rate=1000.0)),
     }
-    assert await desk.add(task_id, **fields) == ["added"]
-    assert await desk.add("beside", **fields) == ["duplicate"], "of its unique key"
-    assert await desk.add("second", **(fields | {"unique": None})) == ["added"]
-    assert await desk.add("other", type=f"{name} ", tenant=f"{name} ", unique=f"{name} ") == ["added"]
-    leases = {lease.record.id: lease for lease in await desk.claim(9)}
+    assert await driver.add(task_id, **fields) == ["added"]
+    assert await driver.add("beside", **fields) == ["duplicate"], "of its unique key"
+    assert await driver.add("second", **(fields | {"unique": None})) == ["added"]
+    assert await driver.add("other", type=f"{name} ", tenant=f"{name} ", unique=f"{name} ") == ["added"]
+    leases = {lease.record.id: lease for lease in await driver.claim(9)}
     assert set(leases) == {task_id, "other"}, "its limit holds the second back"
     record = leases[task_id].record
     assert (record.type, record.unique, record.tenant) == (name, name, name)
     assert [limit.key for limit in record.limits] == [name, f"{name}2"]
-    await desk.finish(leases["other"], "unknown")
-    assert await desk.store.unpark([name]) == 0
-    assert await desk.store.unpark([f"{name} "]) == 1
-    assert await desk.finish(leases[task_id], result=name.encode()) == "completed"
-    await desk.store.set_limit(Limit(name, max_concurrent=5), name)
-    await desk.store.pause_limit(name, 1.0)
+    await driver.finish(leases["other"], "unknown")
+    assert await driver.store.unpark([name]) == 0
+    assert await driver.store.unpark([f"{name} "]) == 1
+    assert await driver.finish(leases[task_id], result=name.encode()) == "completed"
+    await driver.store.set_limit(Limit(name, max_concurrent=5), name)
+    await driver.store.pause_limit(name, 1.0)
     clock.advance(2.0)
-    assert set(await desk.claim_ids()) == {"second", "other"}
-    assert [one.record.id for one in await desk.store.find(Query(type=name))] == [task_id, "second"]
+    assert set(await driver.claim_ids()) == {"second", "other"}
+    assert [one.record.id for one in await driver.store.find(Query(type=name))] == [task_id, "second"]
     schedule = Schedule(name=name, spec="every 5.0", due=clock(), record=Record(id=task_id, type=name))
-    await desk.store.put_schedule(schedule)
-    assert [one.name for one in await desk.store.schedules()] == [name]
-    assert await desk.store.fire(name, clock(), clock() + 5)
-    assert await desk.store.remove_schedule(name)
-    assert (await desk.snapshot(task_id)).result == name.encode()
+    await driver.store.put_schedule(schedule)
+    assert [one.name for one in await driver.store.schedules()] == [name]
+    assert await driver.store.fire(name, clock(), clock() + 5)
+    assert await driver.store.remove_schedule(name)
+    assert (await driver.snapshot(task_id)).result == name.encode()
 
 
-async def test_a_payload_of_twenty_megabytes_is_kept(desk: Desk) -> None:
+async def test_a_payload_of_twenty_megabytes_is_kept(driver: Driver) -> None:
     payload = bytes(range(256)) * 80_000
-    assert await desk.add("large", payload=payload) == ["added"]
+    assert await driver.add("large", payload=payload) == ["added"]
     with anyio.fail_after(30):
-        (lease,) = await desk.claim()
+        (lease,) = await driver.claim()
         assert lease.record.payload == payload
-        assert await desk.store.save("large", lease.epoch, checkpoint=payload)
-        assert await desk.finish(lease, "released") == "pending"
-        there = await desk.snapshot("large")
+        assert await driver.store.save("large", lease.epoch, checkpoint=payload)
+        assert await driver.finish(lease, "released") == "pending"
+        there = await driver.snapshot("large")
     assert there.checkpoint == payload
-    assert (await desk.store.size()).in_flight == 0
+    assert (await driver.store.size()).in_flight == 0

@@ -134,7 +134,7 @@ async def test_the_file_and_the_memory_of_a_busy_queue_stay_flat(tmp_path: Path,
 async def test_the_heaps_of_the_memory_store_hold_no_more_than_its_tasks(many: int) -> None:
     clock = HandClock()
     store = MemoryStore(clock=clock)
-    book = store._book
+    rows = store._row_store
     few = many // 5
     await fill(store, few, result_ttl=1.0, deadline=START + 10_000, limits=(Limit("k", max_concurrent=5000),))
     assert await drain(store, "") == few
@@ -149,16 +149,16 @@ async def test_the_heaps_of_the_memory_store_hold_no_more_than_its_tasks(many: i
     while (await store.size()).completed:
         await store.exchange([], Claim("w", "", 0, 60.0))
     heaps = {
-        "deadlines": book._deadlines,
-        "gates": book._gates_due,
-        "claims": book._claim_ends,
-        **{f"due {state}": heap for state, heap in book._due.items()},
-        **{f"lane {lane}": heap for lane, heap in book._lane_tasks.items()},
-        **{f"lanes {key}": heap for key, heap in book._lanes_by_wait.items()},
+        "deadlines": rows._deadlines,
+        "gates": rows._limit_states_due,
+        "claims": rows._claim_ends,
+        **{f"due {state}": heap for state, heap in rows._due.items()},
+        **{f"lane {lane}": heap for lane, heap in rows._limit_queue_tasks.items()},
+        **{f"lanes {key}": heap for key, heap in rows._limit_queues_by_wait.items()},
     }
     assert {name: len(heap.entries) for name, heap in heaps.items() if len(heap.entries) > 1500} == {}
-    assert len(book._tasks) == 1
-    assert len(book._by_sequence) <= 1100
+    assert len(rows._tasks) == 1
+    assert len(rows._by_sequence) <= 1100
 
 
 _QUERIES = {

@@ -9,7 +9,7 @@ import pytest
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import loop_time
 from cuelight.tasks import Claim, Exchange, Finish, MemoryStore, Task
-from cuelight.tasks._worker._fetcher import BATCH, MOST_AHEAD
+from cuelight.tasks._worker._fetcher import BATCH, MAX_LOOKAHEAD
 from helpers.workers import EPOCH, new_worker, open_queue
 
 SLOTS = 3 * BATCH
@@ -91,7 +91,7 @@ async def test_a_worker_has_two_exchanges_under_way_where_each_is_a_round_trip()
 async def test_no_more_is_claimed_by_two_exchanges_than_there_is_room_for() -> None:
     store = Distant()
     await _run_all(store)
-    assert store.most_leased <= SLOTS + MOST_AHEAD
+    assert store.most_leased <= SLOTS + MAX_LOOKAHEAD
 
 
 @pytest.mark.parametrize("every", [2, 3, 5, 7])

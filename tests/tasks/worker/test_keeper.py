@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cuelight.errors import StoreUnavailable
 from cuelight.tasks import Beat, Store
-from cuelight.tasks._worker._lease_keeper import Keeper
+from cuelight.tasks._worker._lease_keeper import LeaseKeeper
 
 LEASE = 9.0
 Key = tuple[str, int]
@@ -45,9 +45,9 @@ class Leases:
         return Beat(lost, [key for key in leases if key in self.cancelling and key not in lost])
 
 
-def new_keeper(leases: Leases, told: list[Beat], **options: Any) -> Keeper:
+def new_keeper(leases: Leases, told: list[Beat], **options: Any) -> LeaseKeeper:
     usual: dict[str, Any] = {"lease": LEASE, "notify": told.append, "clock": lambda: leases.time}
-    return Keeper(cast("Store", leases), "w", **(usual | options))
+    return LeaseKeeper(cast("Store", leases), "w", **(usual | options))
 
 
 class KeeperMachine(RuleBasedStateMachine):

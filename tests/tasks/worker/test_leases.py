@@ -202,7 +202,7 @@ async def test_calls_of_the_store_that_fail_lose_nothing_and_run_nothing_twice(w
 
     chance = random.Random(7)
     faulty = Faulty(loop_store(), lambda _, number: how if EVERY[which](number, chance.random()) else None)
-    async with open_queue(faulty.store, patience=1000.0) as queue:
+    async with open_queue(faulty.store, retry_timeout=1000.0) as queue:
         tasks = [Task(task_type="note", payload=number) for number in range(30)]
         await queue.enqueue_many(tasks)
         # A claim whose answer is lost twenty times in turn is not answered for two minutes: leases last longer.
@@ -314,15 +314,15 @@ async def test_a_task_that_was_claimed_ahead_and_is_cancelled_or_lost_is_never_b
 
     async def run(payload: Any) -> None:
         ran.append(payload)
-        shift = worker._shift
-        assert shift is not None
-        if len(shift.waiting) < 3 or arranged:
+        loop = worker._worker_loop
+        assert loop is not None
+        if len(loop.slots.waiting) < 3 or arranged:
             await anyio.sleep(0.001)
             return
-        stolen, cancelled = list(shift.waiting)[1:3]
+        stolen, cancelled = list(loop.slots.waiting)[1:3]
         arranged.extend((stolen.record.id, cancelled.record.id))
         assert await queue.cancel(cancelled.record.id) == "cancelling"
-        shift.heard(Beat([(stolen.record.id, stolen.epoch)], [(cancelled.record.id, cancelled.epoch)]))
+        loop.handle_lease_events(Beat([(stolen.record.id, stolen.epoch)], [(cancelled.record.id, cancelled.epoch)]))
 
     async with (
         open_queue(store) as queue,

@@ -10,7 +10,7 @@ import pytest
 
 from cuelight.errors import StoreUnavailable, TaskFailed
 from cuelight.tasks import Task, TaskFunction, task
-from cuelight.tasks._worker._mismatch import PATIENCE
+from cuelight.tasks._worker._mismatch import GIVE_UP_AFTER
 from helpers.workers import Faulty, loop_store, new_worker, open_queue, snapshot, until
 
 
@@ -83,7 +83,7 @@ async def test_a_task_that_fits_no_worker_becomes_a_dead_letter_after_an_hour() 
             TaskFailed, match=r"no worker has had a function that fits for 60 minutes: mail: the task was"
         ):
             await handle.result()
-        assert PATIENCE <= anyio.current_time() - began <= PATIENCE + 400
+        assert GIVE_UP_AFTER <= anyio.current_time() - began <= GIVE_UP_AFTER + 400
         kept = await snapshot(queue, handle.task_id)
         assert (kept.state, kept.reason) == ("dead_letter", "rejected")
         assert len(kept.history) < 20, "the first of them is remembered"
@@ -104,7 +104,7 @@ async def test_a_deploy_that_gives_the_task_back_does_not_begin_the_hour_anew() 
                 await anyio.sleep(60)
             if (await snapshot(queue, handle.task_id)).state == "dead_letter":
                 break
-        assert PATIENCE <= anyio.current_time() - began <= PATIENCE + 400
+        assert GIVE_UP_AFTER <= anyio.current_time() - began <= GIVE_UP_AFTER + 400
 
 
 async def test_a_store_that_is_away_while_its_history_is_asked_for_costs_nothing() -> None:

@@ -30,10 +30,10 @@ async def working(functions: Any, concurrency: int = 1, **options: Any) -> Async
         Used.queue, Used.worker = queue, worker
         yield queue
         assert not waits_by_node, "nobody is left in the graph"
-        assert worker._shift is not None
-        assert not worker._shift.resting
+        assert worker._worker_loop is not None
+        assert not worker._worker_loop.slots.suspended
         await anyio.sleep(1)
-        assert worker._shift._runners <= concurrency
+        assert worker._worker_loop.slots._runners <= concurrency
 
 
 @task(name="inner")
@@ -125,11 +125,11 @@ async def test_a_result_that_is_there_costs_no_slot() -> None:
     @task(name="look")
     async def look(task_id: str) -> int:
         nonlocal most
-        shift = Used.worker._shift
-        assert shift is not None
+        loop = Used.worker._worker_loop
+        assert loop is not None
         for _ in range(5):
             await Used.queue.handle(task_id, inner).result()
-            most = max(most, shift.busy)
+            most = max(most, loop.slots.busy)
         return most
 
     async with working([look, inner]) as queue:
@@ -271,7 +271,7 @@ async def test_a_worker_that_ends_gives_back_the_tasks_that_wait() -> None:
 
 
 async def test_very_many_tasks_that_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cuelight.tasks._worker._loop.MOST_RESTING", 3)
+    monkeypatch.setattr("cuelight.tasks._worker._lease_slots.MAX_SUSPENDED", 3)
     async with working([nested]) as queue:
         assert await (await queue.send(nested, 3)).result(100) == 3
         with pytest.raises(TaskFailed, match=r"3 tasks of .* do so already"):
@@ -322,7 +322,7 @@ async def test_plain_functions_that_wait_in_threads_give_up_their_threads_too(tm
         with pytest.raises(TaskFailed, match=r"DeadlockError: .*lock 'of threads'.*the result of plain book"):
             await (await queue.send(plain_holder)).result(60)
         assert not waits_by_node
-        assert worker._shift is not None
-        assert not worker._shift.resting
-        executors = worker._shift.executors
-        assert executors._permits.value - executors._owed == 1
+        assert worker._worker_loop is not None
+        assert not worker._worker_loop.slots.suspended
+        executors = worker._worker_loop.slots.executors
+        assert executors._permits.value - executors._excess == 1

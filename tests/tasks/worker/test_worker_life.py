@@ -377,17 +377,17 @@ async def test_an_error_inside_a_worker_is_survived_by_a_restart_and_costs_no_at
     async with open_queue() as queue, new_worker(queue, {"gate": gate.pass_through}, concurrency=2) as worker:
         tasks = await fill(queue, 5, max_crashes=1, max_retries=1)
         await settle()
-        shift = worker._shift
-        assert shift is not None
+        loop = worker._worker_loop
+        assert loop is not None
 
         def fail() -> None:
             raise AssertionError("arranged")
 
-        shift.take = fail  # type: ignore[method-assign]
+        loop.slots.next_lease = fail  # type: ignore[method-assign]
         gate.opened.set()
         for each in tasks:
             assert (await until(queue, each, "completed")).counts.crashes == 0
-        assert worker._shift is not shift
+        assert worker._worker_loop is not loop
 
 
 async def test_what_goes_wrong_beside_the_tasks_does_not_end_them(caplog: pytest.LogCaptureFixture) -> None:
@@ -423,7 +423,7 @@ def test_a_blocking_queue_is_refused_with_the_way_out() -> None:
 def test_a_task_that_blocks_the_loop_is_reported_with_where_it_stands(
     backend: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_housekeeping, "BLOCKED", 0.1)
+    monkeypatch.setattr(_housekeeping, "BLOCKED_AFTER", 0.1)
 
     async def block(_: Any) -> None:
         give_up = time.monotonic() + 20

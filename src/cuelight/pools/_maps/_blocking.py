@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from cuelight.pools._results import Reporter, TaskResult
-    from cuelight.pools._threads._pool import Crew
+    from cuelight.pools._threads._pool import ThreadPool
 
 
 def stream(
-    crew: Crew,
+    pool: ThreadPool,
     function: Callable[[Any], Any],
     source: Iterator[Any],
     context: Context,
@@ -35,7 +35,7 @@ def stream(
     """Yield the results of a function for each item, in order.
 
     Args:
-        crew: the threads that call the function.
+        pool: the threads that call the function.
         function: called with one item.
         source: the items; the reader of the results reads them here.
         context: each call runs in a copy of it.
@@ -43,7 +43,7 @@ def stream(
         buffer: number of items that are read ahead.
         reporter: notified of each result, if not None.
     """
-    name, metrics = name_of(function), crew.config.enable_instrumentation
+    name, metrics = name_of(function), pool.config.enable_instrumentation
     waiting: deque[Job] = deque()
     more = True
     try:
@@ -60,17 +60,17 @@ def stream(
                     raise as_failure(f"the source of the map of {name}", error) from error
                 job = Job(name, function, (item,), {}, priority, context.copy())
                 job.kept = False
-                crew.submit(job)
+                pool.submit(job)
                 waiting.append(job)
             if waiting:
-                crew.wait(waiting[0], None)
-                result = waiting.popleft().taken_result(metrics=metrics)
+                pool.wait(waiting[0], None)
+                result = waiting.popleft().make_result(metrics=metrics)
                 if reporter is not None:
                     reporter.advance()
                 yield result
     finally:
         try:
-            crew.cancel(waiting)
+            pool.cancel(waiting)
             if reporter is not None:
                 reporter.close()
         finally:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 import anyio
 
 from cuelight.errors import PoolClosed
-from cuelight.pools._extra_workers import place_given_away
+from cuelight.pools._extra_workers import worker_released
 from cuelight.pools._functions import name_of
 from cuelight.pools._maps._request import MapRequest
-from cuelight.pools._maps._run import Gathered, MapRun, Streamed
+from cuelight.pools._maps._run import MapRun
+from cuelight.pools._maps._sinks import ListSink, StreamSink
 from cuelight.pools._results import TaskResult
 
 if TYPE_CHECKING:
-    from cuelight.pools._worker_group import Crew
+    from cuelight.pools._worker_group import WorkerGroup
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -37,18 +38,18 @@ class Results(list[TaskResult[R]]):
         return [result.error for result in self if result.error is not None]
 
 
-class Crews(Protocol):
+class GroupProvider(Protocol):
     """The interface of the pool for a map."""
 
     name: str
 
     @property
-    def crew(self) -> Crew | None:
-        """The crew of the pool's block, or of its given system; None if there is neither."""
+    def group(self) -> WorkerGroup | None:
+        """The group of the pool's block, or of its given system; None if there is neither."""
         ...
 
-    def opened(self) -> AbstractAsyncContextManager[Crew]:
-        """The crew of the pool, or a crew for this call only."""
+    def opened(self) -> AbstractAsyncContextManager[WorkerGroup]:
+        """The group of the pool, or a group for this call only."""
         ...
 
 
@@ -60,7 +61,7 @@ class Map(Generic[R]):
 
     __slots__ = ("__weakref__", "_pool", "_request", "_used")
 
-    def __init__(self, pool: Crews, request: MapRequest) -> None:
+    def __init__(self, pool: GroupProvider, request: MapRequest) -> None:
         self._pool, self._request = pool, request
         self._used = False
 
@@ -85,10 +86,10 @@ class Map(Generic[R]):
 
     async def _gather(self) -> Results[R]:
         results: Results[R] = Results()
-        async with self._pool.opened() as crew:
-            run = MapRun(crew, self._request, Gathered(results, ordered=self._request.ordered))
+        async with self._pool.opened() as group:
+            run = MapRun(group, self._request, ListSink(results, ordered=self._request.ordered))
             try:
-                await run.settled()
+                await run.wait()
             except BaseException:
                 run.cancel()
                 with anyio.CancelScope(shield=True):
@@ -106,14 +107,14 @@ class Map(Generic[R]):
                 early.
         """
         self._use()
-        crew = self._pool.crew
-        if crew is None:
+        group = self._pool.group
+        if group is None:
             raise PoolClosed(
                 f"the pool {self._pool.name!r} is not running: loop over a map inside `async with` of the pool, "
                 f"or await the map"
             )
-        store = Streamed(ordered=self._request.ordered)
-        return MapStream(MapRun(crew, self._request, store), store)
+        sink = StreamSink(ordered=self._request.ordered)
+        return MapStream(MapRun(group, self._request, sink), sink)
 
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
@@ -128,10 +129,10 @@ class Map(Generic[R]):
 class MapStream(AsyncIterator[TaskResult[R]]):
     """The results of a map as they arrive. Dropping the stream (`break`), or `aclose()`, cancels running items."""
 
-    __slots__ = ("__weakref__", "_run", "_store")
+    __slots__ = ("__weakref__", "_run", "_sink")
 
-    def __init__(self, run: MapRun, store: Streamed) -> None:
-        self._run, self._store = run, store
+    def __init__(self, run: MapRun, sink: StreamSink) -> None:
+        self._run, self._sink = run, sink
 
     def __aiter__(self) -> Self:
         return self
@@ -146,23 +147,23 @@ class MapStream(AsyncIterator[TaskResult[R]]):
             TaskCancelled: the pool cancelled all its work, or has ended.
             anyio.BusyResourceError: another task waits for the next result.
         """
-        run, store = self._run, self._store
-        while (result := store.pop()) is None:
+        run, sink = self._run, self._sink
+        while (result := sink.pop()) is None:
             if run.over:
                 if run.failure is not None:
                     raise run.failure
                 raise StopAsyncIteration
-            if store.waiter is not None:
+            if sink.waiter is not None:
                 raise anyio.BusyResourceError("reading from")
-            store.waiter = run.waiter()
+            sink.waiter = run.waiter()
             try:
-                with place_given_away(run):
-                    await store.waiter
+                with worker_released(run):
+                    await sink.waiter
             except BaseException:
                 await self._leave()
                 raise
             finally:
-                store.waiter = None
+                sink.waiter = None
         return result
 
     async def aclose(self) -> None:
@@ -173,14 +174,14 @@ class MapStream(AsyncIterator[TaskResult[R]]):
         """
         before = self._run.failure
         self._run.abandon()
-        self._store.clear()
+        self._sink.clear()
         with anyio.CancelScope(shield=True):
             await self._run.until_over()
         if self._run.failure is not None and self._run.failure is not before:
             raise self._run.failure
 
     async def _leave(self) -> None:
-        self._run.unheard = True
+        self._run.is_unobserved = True
         self._run.abandon()
         with anyio.CancelScope(shield=True):
             await self._run.until_over()
@@ -194,5 +195,5 @@ class MapStream(AsyncIterator[TaskResult[R]]):
     def __del__(self) -> None:
         run = getattr(self, "_run", None)
         if run is not None:
-            run.unheard = True
+            run.is_unobserved = True
             run.abandon()

@@ -32,7 +32,7 @@ class MapRequest(msgspec.Struct, frozen=True):
     context: Context
 
 
-class MapPlace:
+class ServedItems:
     """The place of the items of a map that one worker runs."""
 
     __slots__ = ("worker",)

@@ -12,231 +12,82 @@ Invariants:
 from __future__ import annotations
 
 import math
+import types
 from collections import deque
+from collections.abc import Generator
 from threading import get_ident
-from time import time
-from typing import TYPE_CHECKING, Any, Protocol
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr
 from cuelight.actors import wait_code
 from cuelight.errors import CuelightError, TaskCancelled, ends_the_program
 from cuelight.mailbox._backend import Notifier
+from cuelight.pools._contexts import CALL_DONE, ContextCalls, in_context
 from cuelight.pools._dead_letters import FailedCall
-from cuelight.pools._extra_workers import current_place, place_given_away
+from cuelight.pools._extra_workers import current_work, worker_released
 from cuelight.pools._failures import is_a
-from cuelight.pools._functions import Tries, holding_coroutine, name_of
-from cuelight.pools._maps._request import MapPlace, MapRequest, map_failure
+from cuelight.pools._functions import Attempts, PendingCoroutine, name_of, wrap_coroutine
+from cuelight.pools._maps._chunk_sizer import ChunkSizer
+from cuelight.pools._maps._request import MapRequest, ServedItems, map_failure
+from cuelight.pools._maps._sinks import ResultSink
 from cuelight.pools._maps._source import SyncSource, count_items, source_of
-from cuelight.pools._maps._work import Taken, serve_in_executor, serve_in_loop
-from cuelight.pools._pool_worker import Cut
+from cuelight.pools._pool_worker import StopReason
 from cuelight.pools._results import COMPLETED, Reporter, Shared, TaskResult, successes
+from cuelight.pools._threads._executor import Successes
 from cuelight.pools._waiting import OUTSIDE, PoolWait
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from cuelight.actors._timers import ScheduledCall
     from cuelight.mailbox import Waiter
     from cuelight.pools._pool_worker import PoolWorker
-    from cuelight.pools._worker_group import Crew
+    from cuelight.pools._threads._executor import Outcome
+    from cuelight.pools._worker_group import WorkerGroup
 
 
-# The destinations of the results of a map: a list, or a reader.
+ITEMS_PER_YIELD = 64
 
-
-class Store(Protocol):
-    """The destination of the results of a map."""
-
-    limit: float
-    """Maximum number of items taken since the start of the map. It grows when results are read."""
-
-    def opened(self, run: MapRun) -> None: ...
-
-    def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Accept the result of an item."""
-        ...
-
-    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        """Accept the results of consecutive items."""
-        ...
-
-    def closed(self) -> None:
-        """Called when there will be no more results."""
-        ...
-
-
-class Gathered:
-    """Collects all results in a list, in the order of the items or of completion."""
-
-    limit = math.inf
-
-    def __init__(self, results: list[Any], *, ordered: bool) -> None:
-        self._results, self._ordered = results, ordered
-
-    def opened(self, run: MapRun) -> None:
-        """Nothing to do."""
-
-    def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Put the result in its place. Missing results before it arrive later."""
-        results = self._results
-        if not self._ordered or index == len(results):
-            results.append(result)
-        else:
-            if index > len(results):
-                results.extend([None] * (index + 1 - len(results)))
-            results[index] = result
-
-    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        if not self._ordered:
-            self._results.extend(results)
-        else:
-            missing = first - len(self._results)
-            if missing > 0:
-                self._results.extend([None] * missing)
-            self._results[first : first + len(results)] = results
-
-    def closed(self) -> None:
-        """Nothing to do."""
-
-
-class Streamed:
-    """Keeps results for a reader. The map is at most one window ahead of the reader."""
-
-    def __init__(self, *, ordered: bool) -> None:
-        self._ordered = ordered
-        self._out: deque[TaskResult[Any]] = deque()
-        self._early: dict[int, TaskResult[Any]] = {}
-        self._next = 0
-        self._read = 0
-        self.limit: float = 0
-        self.waiter: Waiter | None = None
-
-    def opened(self, run: MapRun) -> None:
-        self._run = run
-        self.limit = run.window
-
-    def put(self, index: int, result: TaskResult[Any]) -> None:
-        """Make the result readable; if ordered, after all results before it."""
-        if not self._ordered:
-            self._out.append(result)
-        elif index == self._next:
-            self._out.append(result)
-            self._next = index + 1
-            early = self._early
-            while early and self._next in early:
-                self._out.append(early.pop(self._next))
-                self._next += 1
-        else:
-            self._early[index] = result
-        if self.waiter is not None:
-            self.waiter.wake()
-
-    def put_many(self, first: int, results: list[TaskResult[Any]]) -> None:
-        for index, result in enumerate(results, first):
-            self.put(index, result)
-
-    def closed(self) -> None:
-        """Wake the reader, because there will be no more results."""
-        self._wake()
-
-    def _wake(self) -> None:
-        if self.waiter is not None:
-            self.waiter.wake()
-
-    def clear(self) -> None:
-        """Drop the remaining results, which nobody will read."""
-        self._out.clear()
-        self._early.clear()
-
-    def pop(self) -> TaskResult[Any] | None:
-        """The next result; None if it is not there yet."""
-        if not self._out:
-            return None
-        result = self._out.popleft()
-        self._read += 1
-        run = self._run
-        limit = self._read + run.window
-        if limit > self.limit:
-            self.limit = limit
-            if not run.ready:
-                run.refresh()
-        return result
-
-
-# The number of items of a map that go to a thread or process at once.
-
-
-AIM_MS = 10.0
-"""Intended run time of a chunk in milliseconds: much longer than the hand-over, too short for a noticeable wait."""
-GROWTH = 8
-MOST = 8192
-
-
-class Chunks:
-    """Adapts the size of chunks to the run time of the last ones.
-
-    Attributes:
-        size: number of items in a chunk.
-    """
-
-    def __init__(self, fixed: int | None, total: int | None) -> None:
-        """Set the size up.
-
-        Args:
-            fixed: a fixed size; None adapts the size.
-            total: number of all items, if it is known: then the last chunks are smaller, so that all workers end at
-                about the same time.
-        """
-        self.size = fixed or 1
-        self._fixed = fixed is not None
-        self._total = total
-
-    def next(self, taken: int, workers: int) -> int:
-        """The size of the next chunk, after `taken` items."""
-        if self._fixed or self._total is None:
-            return self.size
-        return max(1, min(self.size, (self._total - taken) // (2 * workers)))
-
-    def took(self, items: int, ms: float) -> None:
-        """Record that a chunk of `items` items took `ms` milliseconds."""
-        if not self._fixed:
-            fitting = int(AIM_MS * items / ms) if ms > 0 else MOST
-            self.size = max(1, min(fitting, self.size * GROWTH, MOST))
-
+Item = tuple[int, Any]
+"""The number of an item, and the item."""
 
 log = get_log("cuelight")
 
 
 class MapRun:
-    """A map as `Work` of a crew."""
+    """A map as `Work` of a group."""
 
-    def __init__(self, crew: Crew, request: MapRequest, store: Store) -> None:
+    def __init__(self, group: WorkerGroup, request: MapRequest, sink: ResultSink) -> None:
         self.priority, self.serial = request.priority, 0
-        self.listed = self.held = self.ready = False
+        self.listed = self.is_counted = self.ready = False
         self.failure: BaseException | None = None
-        self.unheard = False
-        self.crew, self._request, self.store = crew, request, store
+        self.is_unobserved = False
+        self.group, self._request, self.sink = group, request, sink
         self.function, self.in_loop, self.timeout = request.function, request.in_loop, request.timeout
-        process = crew.options.kind == "process"
-        self.plain_function = request.function if process else holding_coroutine(request.function)
+        process = group.options.kind == "process"
+        self.plain_function = request.function if process else wrap_coroutine(request.function)
         self.name, self.task_id = name_of(request.function), request.task_id
         self.context = request.context
         self.source = source_of(request.items, self.context)
         total = self.context.run(count_items, request.items)
         self.reporter = None if request.progress in (None, False) else Reporter(request.progress, total, self.name)
-        self.chunks = Chunks(1 if request.timeout is not None else request.chunk_size, total)
-        self.totals, self._note, self._put = crew.ledger.totals, crew.ledger.note, store.put
+        self.chunk_sizer = ChunkSizer(1 if request.timeout is not None else request.chunk_size, total)
+        self.totals, self._add_row, self._put = group.metrics.totals, group.metrics.add_row, sink.put
         self.taken = 0
         self.running = 0
         self.exhausted = self.ended = self._over = False
-        self.again: deque[Taken] = deque()
+        self.retries_due: deque[Item] = deque()
         self.delayed: dict[int, ScheduledCall] = {}
-        self.tries: dict[int, Tries] = {}
+        self.attempts: dict[int, Attempts] = {}
         self._workers: dict[PoolWorker, None] = {}
-        self._notifier = Notifier(crew.runtime.backend)
-        crew.enter(self)
-        store.opened(self)
+        self._notifier = Notifier(group.runtime.backend)
+        group.add(self)
+        sink.opened(self)
         try:
-            self.source.start(crew, self)
-        except CuelightError as error:  # the crew is ending, or being restarted
+            self.source.start(group, self)
+        except CuelightError as error:  # the group is ending, or being restarted
             self.fail(error)
         self.refresh()
 
@@ -247,7 +98,7 @@ class MapRun:
         """Number of items that a stream may be ahead of its reader."""
         if self._request.buffer is not None:
             return self._request.buffer
-        return 2 * self.crew.size * self.chunks.size
+        return 2 * self.group.size * self.chunk_sizer.size
 
     @property
     def over(self) -> bool:
@@ -257,55 +108,55 @@ class MapRun:
     def refresh(self) -> None:
         """Update whether workers can take items, and whether the map is over."""
         if not (self.ended or self.exhausted):
-            room = self.store.limit - self.taken
+            room = self.sink.limit - self.taken
             if room > 0 or self.running or self.delayed:
-                self._hold()
+                self._start_counting()
             else:
-                self._let_go()  # it waits only for its reader
-            self.source.wanted(int(min(room, self.crew.size * self.chunks.size)))
-            self._set_ready(bool(self.again) or (room > 0 and self.source.has_items))
+                self._stop_counting()  # it waits only for its reader
+            self.source.wanted(int(min(room, self.group.size * self.chunk_sizer.size)))
+            self._set_ready(bool(self.retries_due) or (room > 0 and self.source.has_items))
         else:
-            self._hold()
-            self._set_ready(bool(self.again))
-            if not (self.running or self.again or self.delayed or self.source.busy or self._over):
+            self._start_counting()
+            self._set_ready(bool(self.retries_due))
+            if not (self.running or self.retries_due or self.delayed or self.source.busy or self._over):
                 self._finish()
 
     def _set_ready(self, ready: bool) -> None:
         if ready != self.ready:
             self.ready = ready
             if ready:
-                self.crew.line_up(self)
+                self.group.enqueue(self)
             else:
-                self.crew.note_cancelled()
+                self.group.note_cancelled()
 
-    def _hold(self) -> None:
-        if not self.held:
-            self.held = True
-            self.crew.hold()
+    def _start_counting(self) -> None:
+        if not self.is_counted:
+            self.is_counted = True
+            self.group.work_started()
 
-    def _let_go(self) -> None:
-        if self.held:
-            self.held = False
-            self.crew.release()
+    def _stop_counting(self) -> None:
+        if self.is_counted:
+            self.is_counted = False
+            self.group.work_finished()
 
     def _finish(self) -> None:
         self._over = True
-        self.crew.finished(self)
-        self.store.closed()
+        self.group.finished(self)
+        self.sink.closed()
         self._notifier.notify_all()
-        if self.unheard and self.failure is not None:
+        if self.is_unobserved and self.failure is not None:
             log.error("a map of %s was left, and then its source failed: %r", self.name, self.failure)
         if self.reporter is not None:
             self.reporter.close()
 
-    async def settled(self) -> None:
+    async def wait(self) -> None:
         """Wait until the map is over."""
         if not self._over:
-            with place_given_away(self):
+            with worker_released(self):
                 await self.until_over()
 
     async def until_over(self) -> None:
-        """As `settled`, without giving the place away: a cancelled map needs no worker to end."""
+        """As `wait`, without giving the place away: a cancelled map needs no worker to end."""
         while not self._over:
             await self._notifier.wait()
 
@@ -314,17 +165,17 @@ class MapRun:
     @property
     def thing(self) -> str:
         """Its description in deadlock errors."""
-        return f"map of {self.name!r} of the pool {self.crew.name!r}"
+        return f"map of {self.name!r} of the pool {self.group.name!r}"
 
-    def runners(self) -> list[Any] | None:
+    def running_nodes(self) -> list[Any] | None:
         """The nodes that run its items; None if it waits for a worker."""
         if self._workers:
             return [node for worker in self._workers for node in worker.nodes()]
         return None if self.ready else []
 
-    def occupants(self) -> list[Any]:
+    def busy_nodes(self) -> list[Any]:
         """The nodes that keep all places, one of which must end before it can begin."""
-        return self.crew.occupants()
+        return self.group.busy_nodes()
 
     @property
     def way_out(self) -> str:
@@ -333,7 +184,7 @@ class MapRun:
 
     def waiter(self) -> Waiter:
         """A new waiter for its reader."""
-        return self.crew.runtime.backend.waiter()
+        return self.group.runtime.backend.waiter()
 
     def cancel(self) -> bool:
         """Stop running items, and take no more. Always returns True."""
@@ -348,7 +199,7 @@ class MapRun:
         """End the map because its source or its progress callback raised."""
         self.end(map_failure(self.name, error))
 
-    def lost(self, items: int, error: BaseException) -> None:
+    def abandon_items(self, items: int, error: BaseException) -> None:
         """End the map because results of taken items could not be recorded, so that it does not wait for them."""
         self.running -= items
         self.fail(error)
@@ -357,11 +208,11 @@ class MapRun:
         """End the map, because its reader is gone. May be called from any thread, as the garbage collector does."""
         if self._over or self.ended:
             return
-        if get_ident() == self.crew.thread:
+        if get_ident() == self.group.thread:
             self.end(None)
         else:
             try:
-                self.crew.runtime.call_threadsafe(self.end, None)
+                self.group.runtime.call_threadsafe(self.end, None)
             except RuntimeError:
                 pass  # the loop has ended, and the map with it
 
@@ -373,14 +224,14 @@ class MapRun:
             self.failure = error
         if not self.ended:
             self.ended = True
-            self.again.clear()
-            for later in self.delayed.values():
-                later.cancel()
+            self.retries_due.clear()
+            for call_later in self.delayed.values():
+                call_later.cancel()
             self.delayed.clear()
             for worker in list(self._workers):
-                worker.stop_task(Cut.CANCELLED)
+                worker.stop_task(StopReason.CANCELLED)
             self.source.close(self)
-        if self.crew.over:
+        if self.group.over:
             self.running = 0  # no worker is left
         self.refresh()
 
@@ -389,9 +240,9 @@ class MapRun:
     async def serve(self, worker: PoolWorker) -> None:
         """Have a worker run items until there are none, or more urgent work is ready."""
         self._workers[worker] = None
-        place = MapPlace(worker)
+        place = ServedItems(worker)
         context = self.context.copy()
-        context.run(current_place.set, place)
+        context.run(current_work.set, place)
         try:
             if self.in_loop:
                 await serve_in_loop(self, worker, context)
@@ -404,12 +255,12 @@ class MapRun:
     @property
     def endless_room(self) -> bool:
         """Whether a worker may take items without checking anything but the source."""
-        return self.store.limit == math.inf and type(self.source) is SyncSource
+        return self.sink.limit == math.inf and type(self.source) is SyncSource
 
-    def take(self) -> Taken | None:
+    def next_item(self) -> Item | None:
         """Take the next item; None if there is none now."""
-        if self.again:
-            taken = self.again.popleft()
+        if self.retries_due:
+            taken = self.retries_due.popleft()
         else:
             try:
                 item = self.source.next()
@@ -424,7 +275,7 @@ class MapRun:
             self.taken = index + 1
             self.totals.submitted += 1
         self.running += 1
-        if self.taken >= self.store.limit or not self.source.has_items:
+        if self.taken >= self.sink.limit or not self.source.has_items:
             self.refresh()
         return taken
 
@@ -438,20 +289,20 @@ class MapRun:
         if ends_the_program(error):
             raise error
 
-    def take_many(self, most: int) -> tuple[int, list[Any]]:
+    def next_items(self, most: int) -> tuple[int, list[Any]]:
         """Take up to `most` items. Returns the number of the first, and the items; no items if there are none now."""
-        first = self.take()  # it handles all special cases
+        first = self.next_item()  # it handles all special cases
         if first is None:
             return 0, []
         index, item = first
         items = [item]
-        most = int(min(most, self.store.limit - self.taken + 1))
+        most = int(min(most, self.sink.limit - self.taken + 1))
         if most > 1 and self.ready and index == self.taken - 1:
             try:
                 items += self.source.next_many(most - 1)
             except BaseException as error:
                 self.exhausted = True
-                self.lost(1, error)
+                self.abandon_items(1, error)
                 if ends_the_program(error):
                     raise
                 return 0, []
@@ -464,9 +315,9 @@ class MapRun:
             self.refresh()
         return index, items
 
-    def settle(  # noqa: PLR0917 - called for each item: keywords would cost more than the rest
+    def finish(  # noqa: PLR0917 - called for each item: keywords would cost more than the rest
         self,
-        taken: Taken,
+        taken: Item,
         worker: PoolWorker,
         value: Any,
         error: Exception | None,
@@ -474,43 +325,43 @@ class MapRun:
         ms: float,
     ) -> None:
         """Record the end of an attempt at an item: store its result, or try it again."""
-        crew, index = self.crew, taken[0]
+        group, index = self.group, taken[0]
         self.running -= 1
-        tries = self.tries.get(index) if self.tries else None
+        attempts = self.attempts.get(index) if self.attempts else None
         if error is not None and not self.ended and worker.may_retry(error, fatal):
-            if tries is None:
-                tries = self.tries[index] = Tries()
-            error = crew.failed(tries, error, ms)
+            if attempts is None:
+                attempts = self.attempts[index] = Attempts()
+            error = group.failed(attempts, error, ms)
             if error is None:
-                if tries.delay is None:
-                    self.again.append(taken)
+                if attempts.delay is None:
+                    self.retries_due.append(taken)
                 else:
-                    self.delayed[index] = crew.runtime.call_later(tries.delay, self._delay_is_over, taken)
+                    self.delayed[index] = group.runtime.call_later(attempts.delay, self._delay_is_over, taken)
                 self.refresh()
                 return
-        if tries is not None:
-            self.tries.pop(index, None)
+        if attempts is not None:
+            self.attempts.pop(index, None)
         try:
-            result = crew.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, tries, ms)
+            result = group.result(f"{self.task_id}-{index}", self.name, worker.label, value, error, attempts, ms)
             if error is not None and not is_a(error, TaskCancelled):
                 call = FailedCall(self.function, (taken[1],), {}, self.name, self.priority, self.timeout)
-                crew.report(result, call, tries)
+                group.report(result, call, attempts)
         except BaseException as broken:  # no memory is left
             self.fail(broken)
             raise
         if not self.ended:
-            self.store.put(index, result)
+            self.sink.put(index, result)
             self.report(1)
         if self.exhausted or not self.ready:
             self.refresh()
 
-    def _delay_is_over(self, taken: Taken) -> None:
+    def _delay_is_over(self, taken: Item) -> None:
         del self.delayed[taken[0]]
-        self.again.append(taken)
+        self.retries_due.append(taken)
         self.refresh()
 
-    def settle_one(self, index: int, value: Any, worker: str, ms: float) -> None:
-        """Record that an item has succeeded at its first attempt. A faster `settle`."""
+    def finish_one(self, index: int, value: Any, worker: str, ms: float) -> None:
+        """Record that an item has succeeded at its first attempt. A faster `finish`."""
         self.running -= 1
         now = time()
         task_id = f"{self.task_id}-{index}"
@@ -518,7 +369,7 @@ class MapRun:
             totals = self.totals
             totals.completed += 1
             totals.total_elapsed_ms += ms
-            self._note((task_id, 0, 0, self.name, COMPLETED, now, ms, worker, 0, None))
+            self._add_row((task_id, 0, 0, self.name, COMPLETED, now, ms, worker, 0, None))
             self._put(index, TaskResult(task_id, True, value, None, ms, self.name, worker, now, None))
         except BaseException as broken:  # no memory is left
             self.fail(broken)
@@ -528,15 +379,15 @@ class MapRun:
         if self.exhausted or not self.ready:
             self.refresh()
 
-    def settle_many(self, first: int, values: list[Any], worker: PoolWorker, ms: float) -> None:
+    def finish_many(self, first: int, values: list[Any], worker: PoolWorker, ms: float) -> None:
         """Record that the items from number `first` on have succeeded, each in `ms` milliseconds."""
         prefix, name, label, now = self.task_id, self.name, worker.label, time()
         self.running -= len(values)
         try:
             results = successes(first, values, Shared(prefix, ms, name, label, now))
-            self.crew.ledger.enter_many(prefix, first, len(values), name, now, ms, label)
+            self.group.metrics.record_many(prefix, first, len(values), name, now, ms, label)
             if not self.ended:
-                self.store.put_many(first, results)
+                self.sink.put_many(first, results)
         except BaseException as broken:  # no memory is left
             self.fail(broken)
             raise
@@ -555,6 +406,198 @@ class MapRun:
                 self.fail(error)
                 if ends_the_program(error):
                     raise
+
+
+@types.coroutine
+def serve_in_loop(  # noqa: C901, PLR0912 - calls for each item would cost as much as the item
+    run: MapRun, worker: PoolWorker, context: Context
+) -> Generator[Any, Any, None]:
+    """Await the function for one item after another, while the map is the most urgent work.
+
+    Each item runs in its own copy of the context, so that variables set by one item do not reach the next.
+    """
+    timeout, next_item, finish_one = run.timeout, run.next_item, run.finish_one
+    heap, checkpoint, cell, label = run.group.heap, run.group.runtime.backend.checkpoint, worker.cell, worker.label
+    budget, helped, quick, totals = ITEMS_PER_YIELD, False, run.endless_room, run.totals
+    taken: Item | None = None
+    calls = ContextCalls(run.function)
+    try:
+        while run.ready and (heap[0][2] is run or worker.is_first(run)) and not (worker.stop_reason or cell.attention):
+            if quick and not run.retries_due:  # the same as `next_item`, but faster
+                try:
+                    item = run.source.next()
+                    if run.ended:  # its own source has ended the map
+                        return run.source.close(run)
+                except BaseException as error:
+                    return run.source_over(error)
+                taken = (run.taken, item)
+                run.taken += 1
+                run.running += 1
+                totals.submitted += 1
+            else:
+                taken = next_item()
+                if taken is None:
+                    return None
+            if not helped:
+                helped = True
+                run.group.wake_worker()
+            began = perf_counter()
+            if timeout is not None:
+                worker.start_clock(timeout)
+            advance = context.copy().run
+            trap = advance(calls.send, taken[1])
+            if trap is not CALL_DONE:
+                yield from calls.wait(advance, trap)
+            if timeout is not None:
+                worker.stop_clock()
+            ms = (perf_counter() - began) * 1000
+            done, taken = taken, None
+            if calls.error is None and worker.stop_reason is None and not (run.attempts or run.ended):  # type: ignore[redundant-expr]
+                finish_one(done[0], calls.value, label, ms)
+            else:
+                _settle(run, worker, done, calls, ms)
+            budget -= 1
+            if not budget:
+                budget = ITEMS_PER_YIELD
+                yield from checkpoint()  # type: ignore[misc]  # a coroutine on asyncio and on trio
+    except BaseException as error:
+        if taken is not None and not is_a(error, GeneratorExit):
+            run.abandon_items(1, error)
+        raise
+    finally:
+        calls.close()
+
+
+def _settle(run: MapRun, worker: PoolWorker, taken: Item, calls: ContextCalls, ms: float) -> None:
+    """Record the outcome of an item that failed or was stopped, or whose map has retries or has ended."""
+    error, fatal = (None, None) if calls.error is None else worker.classify_error(run.name, calls.error)
+    if worker.stop_reason is not None:
+        error = worker.stopped_error(error, run.timeout)
+    run.finish(taken, worker, None if calls.error is not None else calls.value, error, fatal, ms)
+    if fatal is not None:
+        raise fatal
+
+
+async def serve_in_executor(run: MapRun, worker: PoolWorker, context: Context) -> None:
+    """Hand one chunk after another to the worker's executor, while the map is the most urgent work.
+
+    A chunk is settled while the executor runs the next one: the posted callback runs when this worker waits for that
+    chunk.
+    """
+    chunk_sizer, post = run.chunk_sizer, run.group.runtime.post
+    done = PendingChunk(run, worker)
+    try:
+        while run.ready and worker.is_first(run) and worker.may_continue and not run.in_loop:
+            first, items = run.next_items(chunk_sizer.next(run.taken, run.group.size))
+            if not items:
+                return
+            run.group.wake_worker()
+            began = perf_counter()
+            outcomes, fatal = await _attempt(run, worker, context, items)
+            ms = (perf_counter() - began) * 1000
+            chunk_sizer.record(len(items), ms)
+            done.settle()
+            done.chunk = first, items, outcomes, fatal, ms / len(items)
+            if fatal is not None:
+                raise fatal
+            post(done.settle)
+    finally:
+        done.settle()
+
+
+class PendingChunk:
+    """Keeps the last chunk of a worker until it is settled."""
+
+    def __init__(self, run: MapRun, worker: PoolWorker) -> None:
+        self._run, self._worker = run, worker
+        self.chunk: tuple[int, list[Any], Successes | list[Outcome], BaseException | None, float] | None = None
+
+    def settle(self) -> None:
+        """Record the results of the chunk, once."""
+        if self.chunk is None:
+            return
+        first, items, outcomes, fatal, each = self.chunk
+        self.chunk = None
+        run, left = self._run, len(items)
+        try:
+            if type(outcomes) is Successes:
+                if not run.attempts:
+                    left = 0
+                    run.finish_many(first, outcomes, self._worker, each)
+                    return
+                outcomes = [(True, value) for value in outcomes]
+            elif not run.attempts and all([fine for fine, _ in outcomes]):  # noqa: C419 - a generator is slower
+                left = 0
+                run.finish_many(first, [value for _, value in outcomes], self._worker, each)
+                return
+            for index, (fine, outcome) in enumerate(outcomes, first):
+                value, error = (outcome, None) if fine else (None, outcome)
+                left -= 1
+                run.finish((index, items[index - first]), self._worker, value, error, fatal, each)
+        except BaseException as error:
+            run.abandon_items(left, error)
+            raise
+
+
+async def _attempt(
+    run: MapRun, worker: PoolWorker, context: Context, items: list[Any]
+) -> tuple[Successes | list[Outcome], BaseException | None]:
+    """Run items in the worker's executor. Returns their outcomes, and an exception that must be raised, if any."""
+
+    async def call() -> Successes | list[Outcome]:
+        executor: Any = worker.executor
+        if len(items) > 1:
+            run_many: Any = getattr(executor, "run_many", executor.run_chunk)
+            return _checked(await run_many(run.plain_function, items), len(items), worker.label)
+        value = await executor.run(run.plain_function, (items[0],), {})
+        if type(value) is PendingCoroutine:  # from now on the function is called in the event loop
+            run.in_loop = True
+            value = await value
+        return [(True, value)]
+
+    outcomes, error, fatal = await worker.attempt(run.name, in_context(context.copy(), call()), run.timeout)
+    if error is not None:
+        return [(False, error)] * len(items), fatal
+    if type(outcomes) is Successes:
+        return outcomes, fatal
+    for at in [at for at, (fine, value) in enumerate(outcomes) if not fine or type(value) is PendingCoroutine]:
+        value = outcomes[at][1]
+        if type(value) is PendingCoroutine:
+            text = f"{run.name} returned a coroutine, but not for every item: make it an `async def`"
+            outcomes[at] = (False, TypeError(text))
+        else:
+            error, bomb = worker.classify_error(run.name, value)
+            outcomes[at] = (False, error)
+            fatal = bomb or fatal
+    return outcomes, fatal
+
+
+def _checked(given: Any, items: int, worker: str) -> Successes | list[Outcome]:
+    """Check the outcomes that an executor has returned for a chunk.
+
+    Raises:
+        TypeError: there is not exactly one outcome for each item, as may happen with executors of users.
+    """
+    if type(given) is Successes and len(given) == items:
+        return given
+    # Nearly always all items have succeeded. A call for each item, or a generator, would cost more than all else here.
+    plain = type(given) is list and len(given) == items
+    if plain and all([type(one) is tuple and len(one) == 2 and one[0] is True for one in given]):  # noqa: C419
+        values = [value for _, value in given]
+        if not any([type(value) is PendingCoroutine for value in values]):  # noqa: C419
+            return Successes(values)
+    if isinstance(given, list) and len(given) == items and all([_is_outcome(one) for one in given]):  # noqa: C419
+        return given
+    raise TypeError(
+        f"the executor of {worker} returned {safe_repr(given)} for a chunk of {items} items: return a list with one "
+        f"outcome for each, (True, value) or (False, exception)"
+    )
+
+
+def _is_outcome(one: Any) -> bool:
+    if type(one) is not tuple or len(one) != 2:
+        return False
+    return one[0] is True or (one[0] is False and issubclass(type(one[1]), BaseException))
 
 
 wait_code[MapRun.until_over.__code__] = lambda variables, node: PoolWait(variables["self"], [node])

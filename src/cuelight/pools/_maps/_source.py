@@ -21,13 +21,13 @@ from cuelight._text import safe_repr
 from cuelight.actors import Cell, ChildSpec, Inbox, Options
 from cuelight.errors import TaskCancelled, ends_the_program
 from cuelight.pools._contexts import Abandoned, in_context
-from cuelight.pools._failures import is_a, told_to_end
+from cuelight.pools._failures import is_a, is_cancelled
 
 if TYPE_CHECKING:
     from contextvars import Context
 
     from cuelight.mailbox import Waiter
-    from cuelight.pools._worker_group import Crew
+    from cuelight.pools._worker_group import WorkerGroup
 
 END = object()
 """Marks the end of an async source."""
@@ -36,7 +36,7 @@ CLOSE_LIMIT: Final = 10.0
 """Seconds that an async generator may take to close before it is cancelled."""
 
 
-class Sink(Protocol):
+class SourceOwner(Protocol):
     """The interface of the map for its source."""
 
     def refresh(self) -> None:
@@ -67,10 +67,10 @@ class SyncSource:
         """Up to `most` items. If there are fewer, this does not mean the end of the source."""
         return self._context.run(list, islice(self._iterator, most))
 
-    def start(self, crew: Crew, sink: Sink) -> None:
+    def start(self, group: WorkerGroup, owner: SourceOwner) -> None:
         """Do nothing: a plain iterable needs no reader."""
 
-    def close(self, sink: Sink) -> None:
+    def close(self, owner: SourceOwner) -> None:
         """Read no more items, and close a generator."""
         self.next = _end
         try:
@@ -78,7 +78,7 @@ class SyncSource:
                 return  # the generator is ending its own map, and is closed once it has yielded
             self._context.run(close_generator, self._iterator)
         except BaseException as error:
-            sink.fail(error)
+            owner.fail(error)
 
     def wanted(self, room: int) -> None:
         """Do nothing: a plain iterable is not read ahead."""
@@ -139,12 +139,12 @@ class AsyncSource:
         self._wake()
         return items
 
-    def start(self, crew: Crew, sink: Sink) -> None:
+    def start(self, group: WorkerGroup, owner: SourceOwner) -> None:
         """Start the reader, in the context of the map."""
-        family = crew.cell.ensure_children()
+        family = group.cell.ensure_children()
         self.busy = True
-        self._cell = family.start_child(ChildSpec(self._read, (crew, sink), options=READER))
-        self._cell.ensure_extras().call_when_ended(lambda _exit: self._over(sink))
+        self._cell = family.start_child(ChildSpec(self._read, (group, owner), options=READER))
+        self._cell.ensure_extras().call_when_ended(lambda _exit: self._over(owner))
 
     def wanted(self, room: int) -> None:
         """Set how many items to read ahead."""
@@ -155,16 +155,16 @@ class AsyncSource:
         if self._waiter is not None and len(self._ahead) < self._room:
             self._waiter.wake()
 
-    async def _read(self, _inbox: Inbox[Any], crew: Crew, sink: Sink) -> None:
-        await in_context(self._context, self._read_all(crew, sink))
+    async def _read(self, _inbox: Inbox[Any], group: WorkerGroup, owner: SourceOwner) -> None:
+        await in_context(self._context, self._read_all(group, owner))
 
-    async def _read_all(self, crew: Crew, sink: Sink) -> None:
+    async def _read_all(self, group: WorkerGroup, owner: SourceOwner) -> None:
         iterator: Any = None
         try:
             iterator = aiter(self._items)
             while True:
                 while len(self._ahead) >= self._room:
-                    self._waiter = crew.runtime.backend.waiter()
+                    self._waiter = group.runtime.backend.waiter()
                     await self._waiter
                     self._waiter = None
                 item = await anext(iterator, END)
@@ -172,41 +172,41 @@ class AsyncSource:
                     self._ended = True
                     break
                 self._ahead.append(item)
-                sink.refresh()
+                owner.refresh()
         except BaseException as error:
-            self._failed(error, sink)
+            self._failed(error, owner)
         finally:
-            await self._close(iterator, sink)
+            await self._close(iterator, owner)
 
-    def _failed(self, error: BaseException, sink: Sink) -> None:
+    def _failed(self, error: BaseException, owner: SourceOwner) -> None:
         """Report an exception of the source, unless the reader itself was cancelled."""
         if ends_the_program(error):
-            sink.fail(error)
+            owner.fail(error)
             raise error
-        if not is_a(error, Exception) and (is_a(error, Abandoned) or told_to_end()):
+        if not is_a(error, Exception) and (is_a(error, Abandoned) or is_cancelled()):
             raise error
-        sink.fail(error)
+        owner.fail(error)
 
-    async def _close(self, iterator: Any, sink: Sink) -> None:
+    async def _close(self, iterator: Any, owner: SourceOwner) -> None:
         try:
             if not isinstance(iterator, AsyncGenerator):
                 return
             with anyio.move_on_after(CLOSE_LIMIT, shield=True) as scope:
                 await iterator.aclose()
         except BaseException as error:
-            self._failed(error, sink)
+            self._failed(error, owner)
         else:
             if scope.cancelled_caught:
-                sink.fail(TimeoutError(f"the source of the map took longer than {CLOSE_LIMIT:g} s to close: cut off"))
+                owner.fail(TimeoutError(f"the source of the map took longer than {CLOSE_LIMIT:g} s to close: cut off"))
 
-    def _over(self, sink: Sink) -> None:
+    def _over(self, owner: SourceOwner) -> None:
         self.busy = False
         if not self._ended:
             self._ended = True
-            sink.fail(TaskCancelled("the reader of its items was ended"))
-        sink.refresh()
+            owner.fail(TaskCancelled("the reader of its items was ended"))
+        owner.refresh()
 
-    def close(self, sink: Sink) -> None:
+    def close(self, owner: SourceOwner) -> None:
         """Read no more items: cancel the current read, and close an async generator."""
         self._ahead.clear()
         self._ended = True

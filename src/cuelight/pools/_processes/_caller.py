@@ -6,8 +6,8 @@ import select
 from typing import TYPE_CHECKING, Any, Final
 
 from cuelight.pools._failures import without_our_frame
-from cuelight.pools._processes._executor import Answer, call_frame, died
-from cuelight.pools._processes._link import ProcessLink
+from cuelight.pools._processes._executor import ProcessAnswer, death_error, encode_checked_call
+from cuelight.pools._processes._worker_process import WorkerProcess
 from cuelight.pools._threads._executor import full_name
 
 if TYPE_CHECKING:
@@ -29,59 +29,59 @@ class ProcessCaller:
         self.name = name
         self._executable = executable
         self.killed = False
-        self._link: ProcessLink | None = None
+        self._process: WorkerProcess | None = None
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Call the function in the process, and block until it has returned or raised, or the process has died."""
         try:
-            frame = call_frame(function, args, kwargs)
+            frame = encode_checked_call(function, args, kwargs)
             answer = self._exchange(frame)
             if answer.death is not None and not answer.begun and not self.killed:
                 answer = self._exchange(frame)  # the process died before it began the call
         except BaseException as error:
             return False, without_our_frame(error)  # there is no process, or the call could not be pickled
-        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
+        return answer.outcomes[0] if answer.outcomes else (False, death_error(self.name, answer, full_name(function)))
 
     def kill(self) -> None:
         """Kill the process, and so end its current call, if any. May be called from any thread."""
         self.killed = True
-        link = self._link
-        if link is not None:
-            link.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process. Call this only between calls."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.hang_up()
-            _poll(link, select.POLLIN, _CLOSE)  # the socket is readable once the process has closed its end
-            link.kill()
-            link.wait()
-            link.close()
+        process, self._process = self._process, None
+        if process is not None:
+            process.close_writing()
+            _poll(process, select.POLLIN, _CLOSE)  # the socket is readable once the process has closed its end
+            process.kill()
+            process.wait()
+            process.close()
 
-    def _exchange(self, frame: bytes) -> Answer:
-        if self._link is None:
-            self._link = ProcessLink(self._executable)
-        link = self._link
+    def _exchange(self, frame: bytes) -> ProcessAnswer:
+        if self._process is None:
+            self._process = WorkerProcess(self._executable)
+        process = self._process
         try:
             if self.killed:
                 raise EOFError
-            link.begin(frame)
-            while not link.send():
-                _poll(link, select.POLLOUT)
-            while (kind := link.receive()) is None:
-                _poll(link, select.POLLIN)
-            return Answer.of(link, kind)
+            process.begin(frame)
+            while not process.send():
+                _poll(process, select.POLLOUT)
+            while (kind := process.receive()) is None:
+                _poll(process, select.POLLIN)
+            return ProcessAnswer.of(process, kind)
         except (EOFError, OSError):
-            self._link = None
-            link.kill()
-            link.wait()
-            answer = Answer.of_dead(link)
-            link.close()
+            self._process = None
+            process.kill()
+            process.wait()
+            answer = ProcessAnswer.of_dead(process)
+            process.close()
             return answer
 
 
-def _poll(link: ProcessLink, event: int, limit: float | None = None) -> None:
+def _poll(process: WorkerProcess, event: int, limit: float | None = None) -> None:
     poll = select.poll()
-    poll.register(link, event)
+    poll.register(process, event)
     poll.poll(None if limit is None else limit * 1000)

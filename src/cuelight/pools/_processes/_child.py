@@ -41,7 +41,7 @@ ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # exactly these t
 
 RECORD = struct.Struct("=?Q")  # succeeded, length
 HEADS = [RECORD.pack(True, length) for length in range(128)]  # most results are short
-BEGUN, BASE, WRITTEN, KIND = range(4)  # words of eight bytes at the start of the region
+BEGUN, BASE, WRITTEN, KIND = range(4)  # the fields of the header: eight bytes each, at the start of the region
 DATA = 32  # where its records begin
 REGION = 65536  # bytes; records that do not fit go through the socket
 RECORDS, INTS, FLOATS = range(3)  # kinds of content of the region
@@ -206,21 +206,21 @@ def _run_call(connection: socket.socket, call: tuple[Any, tuple[Any, ...], dict[
     _send(connection, END, record)
 
 
-def _run_chunk(connection: socket.socket, region: mmap.mmap, words: memoryview, call: tuple[Any, list[Any]]) -> None:
-    numbers, after = _run_numbers(region, words, call)
+def _run_chunk(connection: socket.socket, region: mmap.mmap, header: memoryview, call: tuple[Any, list[Any]]) -> None:
+    numbers, after = _run_numbers(region, header, call)
     if after is None and numbers:
         _send(connection, VALUES, pickle.dumps(numbers, pickle.HIGHEST_PROTOCOL))
         return
     if numbers:
         _send(connection, PART, *map(_success, numbers))
-    words[WRITTEN] = 0  # before kind and base, so that old content is not read as records
-    words[KIND] = RECORDS
-    words[BASE] = len(numbers)
-    _run_others(connection, region, words, call, (numbers, after))
+    header[WRITTEN] = 0  # before kind and base, so that old content is not read as records
+    header[KIND] = RECORDS
+    header[BASE] = len(numbers)
+    _run_others(connection, region, header, call, (numbers, after))
 
 
 def _run_numbers(
-    region: mmap.mmap, words: memoryview, call: tuple[Any, list[Any]]
+    region: mmap.mmap, header: memoryview, call: tuple[Any, list[Any]]
 ) -> tuple[list[Any], tuple[bool, Any] | None]:
     """Run items as long as they return numbers of one type, each of which fits into eight bytes.
 
@@ -245,12 +245,12 @@ def _run_numbers(
                 kind, form = KINDS[cls]
                 slots: Any = memoryview(region)[DATA : DATA + REGION]
                 numbers = slots.cast(form)
-                words[KIND] = kind
+                header[KIND] = kind
             try:
                 numbers[index] = value
             except (ValueError, IndexError):  # it takes more than eight bytes, or the region is full
                 return values, (True, value)
-            words[WRITTEN] = index + 1
+            header[WRITTEN] = index + 1
             add(value)
     except BaseException as error:
         return values, (False, _failure(error))
@@ -262,7 +262,7 @@ def _run_numbers(
 def _run_others(
     connection: socket.socket,
     region: mmap.mmap,
-    words: memoryview,
+    header: memoryview,
     call: tuple[Any, list[Any]],
     begun: tuple[list[Any], tuple[bool, Any] | None],
 ) -> None:
@@ -294,12 +294,12 @@ def _run_others(
                         values.append(value)
                     region[position:end] = record
                     position = end
-                    words[WRITTEN] = end - DATA
+                    header[WRITTEN] = end - DATA
                     continue
         values = None
         _send(connection, PART, region[DATA:position], record)
-        words[WRITTEN] = 0  # before the base, so that old records are not counted from the new base
-        words[BASE] = index + 1
+        header[WRITTEN] = 0  # before the base, so that old records are not counted from the new base
+        header[BASE] = index + 1
         position = DATA
     if values is not None and _are_atoms(values):
         _send(connection, VALUES, dumps(values, protocol))
@@ -317,7 +317,7 @@ def _are_atoms(values: list[Any]) -> bool:
 def serve(connection: socket.socket, region: mmap.mmap) -> None:
     """Run call after call, until the parent closes the connection."""
     frames, main = Frames(), _Main()
-    with memoryview(region)[:DATA] as header, header.cast("Q") as words:
+    with memoryview(region)[:DATA] as raw_header, raw_header.cast("Q") as header:
         while (frame := _receive(connection, frames)) is not None:
             kind, content = frame
             del frame
@@ -330,11 +330,11 @@ def serve(connection: socket.socket, region: mmap.mmap) -> None:
                 sys.path[:], sys.argv[:], main.source = call
                 vars(sys.modules["__main__"])[SOURCE] = main.source
                 continue
-            words[BEGUN] = 1
+            header[BEGUN] = 1
             if kind == CALL:
                 _run_call(connection, call)
             else:
-                _run_chunk(connection, region, words, call)
+                _run_chunk(connection, region, header, call)
             del call, content  # so that arguments are not kept alive until the next call
 
 

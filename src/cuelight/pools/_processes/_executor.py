@@ -23,9 +23,9 @@ from cuelight._text import describe_error, safe_repr, type_name
 from cuelight.errors import PoolClosed, WorkerDied, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._processes._child import UNLOADABLE
-from cuelight.pools._processes._link import ProcessLink, encode_call, encode_chunk
 from cuelight.pools._processes._start import check_executable, check_importable, main_source
-from cuelight.pools._threads._executor import Successes, full_name, tamed
+from cuelight.pools._processes._worker_process import WorkerProcess, encode_call, encode_chunk
+from cuelight.pools._threads._executor import Successes, as_task_error, full_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ _REAP: Final = 1.0  # longest wait, in seconds, for the end of a killed process
 
 
 @dataclass
-class Answer:
+class ProcessAnswer:
     """The answer to one frame.
 
     Attributes:
@@ -54,9 +54,9 @@ class Answer:
     values: list[Any] | None = None
 
     @classmethod
-    def of(cls, link: ProcessLink, kind: bytes) -> Answer:
+    def of(cls, process: WorkerProcess, kind: bytes) -> ProcessAnswer:
         """The answer of a live process."""
-        answer = cls(link.outcomes(), loaded=kind != UNLOADABLE, values=link.values)
+        answer = cls(process.outcomes(), loaded=kind != UNLOADABLE, values=process.values)
         if not answer.loaded and main_source() is None:
             for _, error in answer.outcomes:
                 error.add_note(
@@ -66,12 +66,14 @@ class Answer:
         return answer
 
     @classmethod
-    def of_dead(cls, link: ProcessLink) -> Answer:
-        """The salvaged answer of a process that died. Call this after `wait`."""
-        return cls(link.salvage(), begun=link.begun, death=f"process {link.pid} {link.last_words()}")
+    def of_dead(cls, process: WorkerProcess) -> ProcessAnswer:
+        """The recovered answer of a process that died. Call this after `wait`."""
+        return cls(
+            process.recover_results(), begun=process.begun, death=f"process {process.pid} {process.exit_description()}"
+        )
 
 
-def call_frame(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def encode_checked_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """The frame for one call.
 
     Raises:
@@ -108,7 +110,7 @@ def _can_pickle(value: object) -> bool:
     return True
 
 
-def died(name: str, answer: Answer, under: str) -> WorkerDied:
+def death_error(name: str, answer: ProcessAnswer, under: str) -> WorkerDied:
     """The error of the item that was running when the process died."""
     when = "under" if answer.begun else "before it began"
     return WorkerDied(f"{name}: {answer.death} {when} {under}")
@@ -146,14 +148,14 @@ class ProcessExecutor:
         self.abandoned = 0
         self.replaced = 0
         self._close_timeout = close_timeout
-        self._link: ProcessLink | None = None
+        self._process: WorkerProcess | None = None
         self._busy = False
         self._closed = False
 
     @property
     def pid(self) -> int | None:
         """The process ID of the worker process; None while there is no process."""
-        return None if self._link is None else self._link.pid
+        return None if self._process is None else self._process.pid
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function in the process and return its result. A checkpoint.
@@ -167,14 +169,14 @@ class ProcessExecutor:
             PoolClosed: the executor was closed.
             RuntimeError: another call is in progress.
         """
-        answer = await self._deliver(call_frame(function, args, kwargs))
+        answer = await self._deliver(encode_checked_call(function, args, kwargs))
         if answer.death is not None and not answer.outcomes:
-            raise died(self.name, answer, full_name(function))
+            raise death_error(self.name, answer, full_name(function))
         [(succeeded, value)] = answer.outcomes
         if succeeded:
             return value
         try:
-            raise tamed(value, function)
+            raise as_task_error(value, function)
         finally:
             del value, answer  # break the cycle with the traceback
 
@@ -207,7 +209,7 @@ class ProcessExecutor:
                 if ends_the_program(error):
                     raise
                 if not _can_pickle(function):
-                    call_frame(function, (), {})
+                    encode_checked_call(function, (), {})
                 return outcomes + [await self._run_item(function, item) for item in rest]
             answer = await self._deliver(frame)
             if not answer.loaded:
@@ -223,41 +225,41 @@ class ProcessExecutor:
                 under = f"{full_name(function)}, item {len(outcomes)} of its chunk"
                 # If it had not begun, two processes in a row have died before they began.
                 left = 1 if answer.begun else len(items) - len(outcomes)
-                outcomes += [(False, died(self.name, answer, under)) for _ in range(left)]
+                outcomes += [(False, death_error(self.name, answer, under)) for _ in range(left)]
         return outcomes
 
     async def _run_item(self, function: Callable[[Any], Any], item: Any) -> Outcome:
         try:
-            answer = await self._deliver(call_frame(function, (item,), {}))
+            answer = await self._deliver(encode_checked_call(function, (item,), {}))
         except pickle.PicklingError as error:
             return False, error
-        return answer.outcomes[0] if answer.outcomes else (False, died(self.name, answer, full_name(function)))
+        return answer.outcomes[0] if answer.outcomes else (False, death_error(self.name, answer, full_name(function)))
 
     async def aclose(self) -> None:
         """End the process; kill it if it runs a call or takes longer than `close_timeout`. A checkpoint."""
         self._closed = True
-        link = self._link
-        if link is not None and link.is_of_parent:
-            link = self._link = None
-        if link is None or self._busy:
-            if link is not None:
-                link.kill()  # the task that awaits the call notices it, and closes the link
+        process = self._process
+        if process is not None and process.is_of_parent:
+            process = self._process = None
+        if process is None or self._busy:
+            if process is not None:
+                process.kill()  # the task that awaits the call notices it, and closes the link
             await current_backend().checkpoint()
             return
-        self._link = None
+        self._process = None
         try:
-            link.hang_up()
+            process.close_writing()
             with anyio.move_on_after(self._close_timeout):
-                await _wait(link)
+                await _wait(process)
         finally:
-            await self._end(link)
+            await self._end(process)
 
     # One frame.
 
-    async def _deliver(self, frame: bytes) -> Answer:
+    async def _deliver(self, frame: bytes) -> ProcessAnswer:
         """Send a frame and return the answer. If the process dies before it has begun the call, try once more."""
-        if self._link is not None and self._link.is_of_parent:
-            self._link, self._busy = None, False
+        if self._process is not None and self._process.is_of_parent:
+            self._process, self._busy = None, False
         if self._busy:
             raise RuntimeError(f"the executor {self.name!r} runs one call at a time: await the first, or make another")
         self._busy = True
@@ -269,47 +271,47 @@ class ProcessExecutor:
             self._busy = False
         return answer
 
-    async def _exchange(self, frame: bytes) -> Answer:
+    async def _exchange(self, frame: bytes) -> ProcessAnswer:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
-        if self._link is None:
+        if self._process is None:
             # Blocks for a millisecond or two; event loops start processes in the same way.
-            self._link = ProcessLink(self._executable)
-        link = self._link
+            self._process = WorkerProcess(self._executable)
+        process = self._process
         try:
             try:
-                link.begin(frame)
-                while not link.send():
-                    await anyio.wait_writable(link)
-                await anyio.wait_readable(link)
-                while (kind := link.receive()) is None:
-                    await anyio.wait_readable(link)
-                return Answer.of(link, kind)
+                process.begin(frame)
+                while not process.send():
+                    await anyio.wait_writable(process)
+                await anyio.wait_readable(process)
+                while (kind := process.receive()) is None:
+                    await anyio.wait_readable(process)
+                return ProcessAnswer.of(process, kind)
             except (EOFError, OSError):
-                link.kill()  # in case it is alive and has only closed the socket
-                await _wait(link)
-                answer = Answer.of_dead(link)
+                process.kill()  # in case it is alive and has only closed the socket
+                await _wait(process)
+                answer = ProcessAnswer.of_dead(process)
         except BaseException:
-            self._link = None
+            self._process = None
             self.replaced += 1
-            await self._end(link)
+            await self._end(process)
             raise
-        self._link = None
+        self._process = None
         self.replaced += 1
-        link.close()
+        process.close()
         return answer
 
     @staticmethod
-    async def _end(link: ProcessLink) -> None:
+    async def _end(process: WorkerProcess) -> None:
         """Kill the process, and wait a moment for its end, also if the task is cancelled."""
-        link.kill()
+        process.kill()
         try:
             with anyio.move_on_after(_REAP, shield=True):
-                await _wait(link)
+                await _wait(process)
         finally:
-            link.close()
+            process.close()
 
 
-async def _wait(link: ProcessLink) -> None:
+async def _wait(process: WorkerProcess) -> None:
     # A limiter of its own, because all threads of the shared limiter may be in use.
-    await anyio.to_thread.run_sync(link.wait, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+    await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))

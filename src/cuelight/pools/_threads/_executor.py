@@ -23,7 +23,7 @@ from cuelight.coordination._owner import here
 from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._failures import as_failure, is_a
-from cuelight.pools._functions import name_of, what_is_called
+from cuelight.pools._functions import name_of, unwrapped
 
 if TYPE_CHECKING:
     from cuelight.mailbox import Backend, Waiter
@@ -36,14 +36,14 @@ def full_name(function: Callable[..., Any]) -> str:
     """The readable name of a function with its module. Never raises."""
     name = name_of(function)
     try:
-        module: object = getattr(what_is_called(function), "__module__", None)
+        module: object = getattr(unwrapped(function), "__module__", None)
         named = type(module) is str
     except Exception:
         named, module = False, None
     return f"{module}.{name}" if named else name
 
 
-def tamed(error: BaseException, function: Callable[..., Any]) -> BaseException:
+def as_task_error(error: BaseException, function: Callable[..., Any]) -> BaseException:
     """The error to raise in the event loop for an exception that a function raised in a thread or process.
 
     A foreign cancellation or `GeneratorExit` would end a task that was not cancelled, so it is replaced. An exception
@@ -75,16 +75,16 @@ class ThreadExecutor:
         self.abandoned = 0
         self.replaced = 0
         self._lock = threading.Lock()
-        self._thread: _Thread | None = None
-        self._current: _Call | None = None
+        self._thread: _ExecutorThread | None = None
+        self._current: _ThreadCall | None = None
         self._closed = False
         self._generation = forks.generation
 
     @property
-    def party(self) -> Any:
+    def lock_owner(self) -> Any:
         """The identity of its thread for locks and in the graph of waits while it runs a call; None otherwise."""
         thread = self._thread
-        return None if thread is None or self._current is None else thread.party
+        return None if thread is None or self._current is None else thread.lock_owner
 
     async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function in the thread and return its result. A checkpoint.
@@ -96,12 +96,12 @@ class ThreadExecutor:
             PoolClosed: the executor was closed.
             RuntimeError: another call is in progress, or the function raised `StopIteration`.
         """
-        call = _Single(self, function, args, kwargs)
+        call = _SingleCall(self, function, args, kwargs)
         [(succeeded, value)] = await self._perform(call)
         if succeeded:
             return value
         try:
-            raise tamed(value, function)
+            raise as_task_error(value, function)
         finally:
             del value, call  # break the cycle with the traceback
 
@@ -114,7 +114,7 @@ class ThreadExecutor:
             PoolClosed: the executor was closed.
             RuntimeError: another call is in progress.
         """
-        return await self._perform(_Chunk(self, function, items))
+        return await self._perform(_ChunkCall(self, function, items))
 
     async def aclose(self) -> None:
         """End the thread, and wait for its end unless it still runs a call. A checkpoint."""
@@ -130,7 +130,7 @@ class ThreadExecutor:
             await ended
             thread.join()
 
-    async def _perform(self, call: _Call) -> list[Outcome]:
+    async def _perform(self, call: _ThreadCall) -> list[Outcome]:
         if self._closed:
             raise PoolClosed(f"the executor {self.name!r} was closed: make a new one")
         if self._generation != forks.generation:  # its thread and the current call are in the parent process
@@ -141,7 +141,7 @@ class ThreadExecutor:
         call.backend = backend = current_backend()
         call.waiter = backend.waiter()
         if self._thread is None:
-            self._thread = _Thread(self.name)
+            self._thread = _ExecutorThread(self.name)
         self._current = call
         try:
             self._thread.calls.put(call)
@@ -153,7 +153,7 @@ class ThreadExecutor:
             self._current = None
         return call.outcomes
 
-    def _give_up(self, call: _Call) -> None:
+    def _give_up(self, call: _ThreadCall) -> None:
         """Mark a call as unwanted. If the thread has begun the call, abandon the thread."""
         with self._lock:
             call.unwanted = True
@@ -171,13 +171,13 @@ class ThreadExecutor:
             self.abandoned,
         )
 
-    def begin(self, call: _Call) -> bool:
+    def begin(self, call: _ThreadCall) -> bool:
         """Mark the call as begun if it is still wanted. Returns whether it is. Called in the thread."""
         with self._lock:
             call.begun = not call.unwanted
             return call.begun
 
-    def end(self, call: _Call) -> None:
+    def end(self, call: _ThreadCall) -> None:
         """Mark the call as ended, and wake the caller. Called in the thread."""
         with self._lock:
             call.ended = True
@@ -190,7 +190,7 @@ class ThreadExecutor:
             log.debug("%s: the event loop ended before %s did", self.name, full_name(call.function))
 
 
-class _Call:
+class _ThreadCall:
     """A call for the thread. `begun`, `ended` and `unwanted` change under the lock of the executor."""
 
     backend: Backend
@@ -219,7 +219,7 @@ class _Call:
             self.outcomes.append((False, error))
 
 
-class _Single(_Call):
+class _SingleCall(_ThreadCall):
     def __init__(
         self,
         executor: ThreadExecutor,
@@ -234,7 +234,7 @@ class _Single(_Call):
         self.attempt(self.context, self.args, self.kwargs)
 
 
-class _Chunk(_Call):
+class _ChunkCall(_ThreadCall):
     def __init__(self, executor: ThreadExecutor, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         super().__init__(executor, function)
         self.items = items
@@ -251,30 +251,30 @@ class _Chunk(_Call):
                 enter((False, error))
 
 
-class _Thread(threading.Thread):
+class _ExecutorThread(threading.Thread):
     """The thread. It holds no reference to its executor, so that a dropped executor can be freed."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
-        self.calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._tell: tuple[Backend, Waiter] | None = None
-        self.party: Any = None
+        self.calls: SimpleQueue[_ThreadCall | None] = SimpleQueue()
+        self._when_closed: tuple[Backend, Waiter] | None = None
+        self.lock_owner: Any = None
         self.start()
 
     def run(self) -> None:
-        self.party = here.me
+        self.lock_owner = here.me
         while (call := self.calls.get()) is not None:
             call()
             del call  # the call holds arguments and results
-        if self._tell is not None:
-            backend, waiter = self._tell
+        if self._when_closed is not None:
+            backend, waiter = self._when_closed
             try:
                 backend.call_threadsafe(waiter.wake)
             except RuntimeError:
                 log.debug("%s: the event loop ended first", self.name)
 
     def close(self, tell: tuple[Backend, Waiter] | None) -> None:
-        self._tell = tell
+        self._when_closed = tell
         self.calls.put(None)
 
 

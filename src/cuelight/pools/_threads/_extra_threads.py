@@ -1,32 +1,30 @@
-"""Helpers of a blocking pool: extra threads that replace threads that wait for another task.
+"""Extra threads of a blocking pool: they replace threads that wait for another task.
 
-A task that waits for another task keeps its thread, but its place goes to a helper. A helper runs only awaited tasks,
-and leaves when there is none. So tasks that wait for tasks of the same pool make progress at any depth of nesting, and
-the number of running tasks never exceeds the number of places of the pool.
+A task that waits for another task keeps its thread, but its place goes to an extra thread, which runs only awaited
+tasks and leaves when there is none. So tasks that wait for tasks of the same pool make progress at any
+depth of nesting, and the number of running tasks never exceeds the number of places of the pool.
 
-All methods of `Helpers` are called under the lock of the crew.
+All methods of `ExtraThreads` are called under the lock of the pool.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cuelight.pools._results import TaskStatus
-from cuelight.pools._waiting import OUTSIDE
 
 if TYPE_CHECKING:
     from cuelight.pools._threads._job import Job
-    from cuelight.pools._threads._pool import Crew
     from cuelight.pools._threads._worker import Worker
 
 
-class Helpers:
-    """The helpers of one crew, and the waits that call for them.
+class ExtraThreads:
+    """The extra threads of one pool, and the waits that call for them.
 
     Attributes:
-        threads: the helpers; they are among the threads of the crew.
-        parked: number of threads of this crew that wait for a task of any pool.
-        awaited: tasks of this crew that are awaited, with the number of tasks, of any pool, that wait for them.
+        threads: the extra threads; they are among the threads of the pool.
+        parked: number of threads of this pool that wait for a task of any pool.
+        awaited: tasks of this pool that are awaited, with the number of tasks, of any pool, that wait for them.
     """
 
     def __init__(self) -> None:
@@ -35,7 +33,7 @@ class Helpers:
         self.awaited: dict[Job, int] = {}
 
     def park(self, worker: Worker) -> None:
-        """Record that a thread of this crew begins to wait."""
+        """Record that a thread of this pool begins to wait."""
         worker.parked = True
         self.parked += 1
 
@@ -59,7 +57,7 @@ class Helpers:
 
     @property
     def wanted(self) -> bool:
-        """Whether there may be one more helper, and a task for it."""
+        """Whether there may be one more extra thread, and a task for it."""
         return len(self.threads) < self.parked and self.next() is not None
 
     def next(self) -> Job | None:
@@ -67,37 +65,5 @@ class Helpers:
         return next((job for job in self.awaited if job.status is TaskStatus.PENDING), None)
 
     def take(self) -> Job | None:
-        """The next task of a helper; None if the helper should leave."""
+        """The next task of an extra thread; None if the extra thread should leave."""
         return self.next() if len(self.threads) <= self.parked else None
-
-
-class AwaitedJob:
-    """A task of a blocking pool in the graph of waits. It reads single fields without the lock."""
-
-    def __init__(self, crew: Crew, job: Job) -> None:
-        self._crew, self._job = crew, job
-
-    @property
-    def thing(self) -> str:
-        """Its description in deadlock errors."""
-        return f"task {self._job.name!r} of the pool {self._crew.name!r}"
-
-    @property
-    def way_out(self) -> str:
-        """The advice in deadlock errors."""
-        return OUTSIDE
-
-    def runners(self) -> list[Any] | None:
-        """The node of the thread that runs the task; None if the task waits for a thread."""
-        runner = self._job.runner
-        if runner is not None:
-            return [] if runner.party is None else [runner.party]
-        return None if self._job.status is TaskStatus.PENDING else []
-
-    def occupants(self) -> list[Any]:
-        """The threads that keep all places, one of which must end its task first; empty if a place is free."""
-        crew = self._crew
-        busy = [worker for worker in list(crew.threads) if worker.job is not None and not worker.parked]
-        if len(busy) < crew.config.max_workers or crew.helpers.wanted:
-            return []
-        return [worker.party for worker in busy]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cuelight._text import describe_error
 from cuelight.errors import RateLimited
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from cuelight.pools._threads._worker import Worker
+
+class JobThread(Protocol):
+    """What a task uses of the thread that runs it."""
+
+    lock_owner: Any
+    """Its identity in the graph of waits; None before it runs."""
 
 
 class Job:
@@ -27,9 +32,9 @@ class Job:
         listed: whether it is in the heap of tasks that wait for a thread.
         began: time when its first attempt began, in seconds since the epoch; 0 before that.
         ended: time when it ended, in seconds since the epoch; None before that.
-        ran: seconds that its attempts ran.
+        run_seconds: seconds that its attempts ran.
         runner: the thread that runs it now.
-        waiters: batons of the threads that wait for it.
+        waiters: held locks on which threads wait, one for each of the threads that wait for it.
     """
 
     __slots__ = (
@@ -46,9 +51,9 @@ class Job:
         "name",
         "outcome",
         "priority",
-        "ran",
         "result",
         "retries",
+        "run_seconds",
         "runner",
         "sequence",
         "status",
@@ -74,10 +79,10 @@ class Job:
         self.status = TaskStatus.PENDING
         self.result: Any = None
         self.error: Exception | None = None
-        self.began, self.ran = 0.0, 0.0
+        self.began, self.run_seconds = 0.0, 0.0
         self.ended: float | None = None
         self.retries = 0
-        self.runner: Worker | None = None
+        self.runner: JobThread | None = None
         self.worker: str | None = None
         self.waiters: tuple[threading.Lock, ...] = ()
         self.outcome: TaskResult[Any] | None = None
@@ -96,15 +101,15 @@ class Job:
         Returns:
             Values to drop outside of the lock, because dropping them may run user code.
         """
-        spent = self.function, self.args, self.kwargs, self.context
+        discarded = self.function, self.args, self.kwargs, self.context
         del self.function, self.args, self.kwargs, self.context
-        return spent
+        return discarded
 
     def call(self) -> FailedCall:
         """The payload of its dead letter. Call it before the task ends."""
         return FailedCall(self.function, self.args, self.kwargs, self.name, self.priority)
 
-    def taken_result(self, *, metrics: bool = True) -> TaskResult[Any]:
+    def make_result(self, *, metrics: bool = True) -> TaskResult[Any]:
         """The result of a task that has ended.
 
         Args:
@@ -116,7 +121,7 @@ class Job:
                 success=self.status is TaskStatus.COMPLETED,
                 result=self.result,
                 error=self.error,
-                elapsed_ms=self.ran * 1000,
+                elapsed_ms=self.run_seconds * 1000,
                 task_name=self.name,
                 worker_id=self.worker or "",
                 timestamp=self.ended or 0.0,
@@ -133,7 +138,7 @@ class Job:
             status=self.status,
             start_time=self.began,
             end_time=self.ended,
-            execution_time_ms=self.ran * 1000,
+            execution_time_ms=self.run_seconds * 1000,
             retries_used=self.retries,
             worker_id=self.worker,
             error_message=None if error is None else describe_error(error),

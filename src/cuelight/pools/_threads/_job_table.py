@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from cuelight.pools._threads._job import Job
 
 
-class Board:
-    """The crew makes every change under the lock. The waiting methods take the lock themselves; any code may call them.
+class JobTable:
+    """The pool makes every change under the lock. The waiting methods take the lock themselves; any code may call them.
 
     The lock is reentrant, because a signal handler, or user code that the garbage collector runs, may interrupt a step
     in the same thread. `check_free` refuses calls of such code.
@@ -28,7 +28,7 @@ class Board:
         unfinished: number of tasks that have not ended.
         open: number of kept tasks that have not ended.
         failures: number of kept tasks that have failed.
-        spent: values to drop after the step, outside of the lock.
+        discarded: values to drop after the step, outside of the lock.
         is_inside: whether this thread is in the middle of a step.
     """
 
@@ -40,13 +40,13 @@ class Board:
         # Keyed by text, because hashing a member of an enumeration takes a call.
         self.counts = {status.value: 0 for status in TaskStatus}
         self.unfinished = self.open = self.failures = 0
-        self.spent: list[object] = []
+        self.discarded: list[object] = []
         self._keep = keep
         self._ended: deque[str] = deque()
-        self._watchers: list[_Watcher] = []
+        self._table_waiters: list[_TableWaiter] = []
 
     def check_free(self) -> None:
-        """Check that this thread is not in the middle of a step of this board.
+        """Check that this thread is not in the middle of a step of this pool.
 
         Raises:
             DeadlockError: the caller is a signal handler or finaliser that has interrupted a step of the pool.
@@ -57,7 +57,7 @@ class Board:
                 "set an event there, and call the pool from a thread"
             )
 
-    def inherit(self, other: Board) -> None:
+    def inherit(self, other: JobTable) -> None:
         """In a forked process: copy the tasks of the parent; unfinished ones are cancelled here, and go on there."""
         for state in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
             self.counts[state._value_] = other.counts[state._value_]
@@ -102,30 +102,30 @@ class Board:
             self.open -= 1
             self.failures += status is TaskStatus.FAILED
         job.runner, job.ended = None, now
-        self.spent.append(job.let_go())
+        self.discarded.append(job.let_go())
         self._forget_oldest(job)
-        for baton in waiters:
-            baton.release()
-        if self._watchers:
-            for watcher in [watcher for watcher in self._watchers if watcher.satisfied()]:
-                self._watchers.remove(watcher)
-                watcher.baton.release()
+        for wake_lock in waiters:
+            wake_lock.release()
+        if self._table_waiters:
+            for watcher in [watcher for watcher in self._table_waiters if watcher.satisfied()]:
+                self._table_waiters.remove(watcher)
+                watcher.wake_lock.release()
 
     def _forget_oldest(self, ended: Job) -> None:
         if self._keep is not None and ended.kept:
             self._ended.append(ended.id)
             while len(self._ended) > self._keep:  # more than one, after a fork
-                self.spent.append(self.jobs.pop(self._ended.popleft(), None))
+                self.discarded.append(self.jobs.pop(self._ended.popleft(), None))
 
     @property
     def waiting(self) -> int:
         """Number of tasks that wait for a thread, or for their next attempt."""
         return self.counts[TaskStatus.PENDING.value] + self.counts[TaskStatus.SCHEDULED.value]
 
-    def take_spent(self) -> list[object]:
+    def take_discarded(self) -> list[object]:
         """Return values to drop after the lock is released, because dropping them may run user code."""
-        spent, self.spent = self.spent, []
-        return spent
+        discarded, self.discarded = self.discarded, []
+        return discarded
 
     # Waiting.
 
@@ -134,42 +134,42 @@ class Board:
         with self.lock:
             if job.ended is not None:
                 return True
-            baton = _baton()
-            job.waiters = (*job.waiters, baton)
+            wake_lock = _held_lock()
+            job.waiters = (*job.waiters, wake_lock)
         try:
-            return baton.acquire(timeout=_seconds(timeout))
+            return wake_lock.acquire(timeout=_seconds(timeout))
         finally:
             with self.lock:
-                job.waiters = tuple(waiter for waiter in job.waiters if waiter is not baton)
+                job.waiters = tuple(waiter for waiter in job.waiters if waiter is not wake_lock)
 
     def wait_until(self, satisfied: Callable[[], bool], timeout: float | None) -> bool:
         """Block until the condition holds or the time is up. Returns whether it holds. It is called under the lock."""
         with self.lock:
             if satisfied():
                 return True
-            watcher = _Watcher(satisfied)
-            self._watchers.append(watcher)
+            watcher = _TableWaiter(satisfied)
+            self._table_waiters.append(watcher)
         try:
-            return watcher.baton.acquire(timeout=_seconds(timeout))
+            return watcher.wake_lock.acquire(timeout=_seconds(timeout))
         finally:
             with self.lock:
-                if watcher in self._watchers:
-                    self._watchers.remove(watcher)
+                if watcher in self._table_waiters:
+                    self._table_waiters.remove(watcher)
 
 
-class _Watcher:
-    """A thread that waits for a state of the whole board."""
+class _TableWaiter:
+    """A thread that waits for a state of the whole table."""
 
     def __init__(self, satisfied: Callable[[], bool]) -> None:
         self.satisfied = satisfied
-        self.baton = _baton()
+        self.wake_lock = _held_lock()
 
 
-def _baton() -> threading.Lock:
+def _held_lock() -> threading.Lock:
     """A held lock: one thread waits for it, another thread releases it."""
-    baton = threading.Lock()
-    baton.acquire()
-    return baton
+    wake_lock = threading.Lock()
+    wake_lock.acquire()
+    return wake_lock
 
 
 def _seconds(timeout: float | None) -> float:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from cuelight.pools._threads._job import Job
 
 
-class Employer(Protocol):
-    """The interface of the crew for a thread."""
+class JobServer(Protocol):
+    """The interface of the pool for a thread."""
 
     def serve(self, worker: Worker) -> None:
         """Run task after task in this thread."""
@@ -22,34 +22,34 @@ class Employer(Protocol):
 
 
 class Worker(threading.Thread):
-    """A thread. Its fields change under the lock of the crew.
+    """A thread. Its fields change under the lock of the pool.
 
     Attributes:
         job: the task that it runs.
-        deadline: time until which this task may run, by the clock of the crew.
+        deadline: time until which this task may run, by the clock of the pool.
         abandoned: whether it was abandoned with its call.
         overdue: whether its process was killed because the call took too long.
-        helps: whether it is a helper, which runs only awaited tasks in the place of a waiting thread.
-        parked: whether it waits for another task, so that a helper may take its place.
-        baton: the lock that it waits for when it is idle.
-        party: its identity for locks and in the graph of waits; None before it runs.
+        is_extra: whether it is an extra thread, which runs only awaited tasks in the place of a waiting thread.
+        parked: whether it waits for another task, so that an extra thread may take its place.
+        wake_lock: the lock that it waits for when it is idle.
+        lock_owner: its identity for locks and in the graph of waits; None before it runs.
     """
 
-    def __init__(self, crew: Employer, name: str, caller: ProcessCaller | None, *, helps: bool = False) -> None:
+    def __init__(self, pool: JobServer, name: str, caller: ProcessCaller | None, *, is_extra: bool = False) -> None:
         super().__init__(name=name, daemon=True)
-        self.crew, self.caller = crew, caller
+        self.pool, self.caller = pool, caller
         self.worker_id = name
         self.job: Job | None = None
         self.began, self.deadline = 0.0, math.inf
         self.abandoned = self.overdue = self.parked = False
-        self.helps = helps
-        self.baton = threading.Lock()
-        self.baton.acquire()
-        self.party: Any = None
+        self.is_extra = is_extra
+        self.wake_lock = threading.Lock()
+        self.wake_lock.acquire()
+        self.lock_owner: Any = None
 
     def run(self) -> None:
-        self.party = here.me
-        self.crew.serve(self)
+        self.lock_owner = here.me
+        self.pool.serve(self)
 
     def attempt(self, job: Job) -> tuple[bool, Any]:
         """Call the function, in this thread or in the worker's process."""

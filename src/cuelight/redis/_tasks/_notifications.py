@@ -24,7 +24,7 @@ from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.tasks._stores._step_timeout import time_for_step
-from cuelight.tasks._stores._support import Changes
+from cuelight.tasks._stores._support import VersionNotifier
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,7 +61,7 @@ class Hints:
                 it calls `reset` with the reply.
         """
         self._channel, self._arm = channel, arm
-        self._changes, self._stirs = Changes(), Changes()
+        self._changes, self._stirs = VersionNotifier(), VersionNotifier()
         self._seen = (0, 0)
         self._marked = -1  # the version up to which a mark for any change is set
         self._read = self._hungry = 0  # the local versions of the last read, and of the last claim that came back short

@@ -14,7 +14,7 @@ from cuelight.errors import PoolClosed, StoreRefused, StoreUnavailable
 from cuelight.redis._client import RedisClient
 from cuelight.redis._tasks import _scripts as steps
 from cuelight.tasks._stores._step_timeout import time_for_step
-from cuelight.tasks._stores._support import SteadyClock
+from cuelight.tasks._stores._support import MonotonicWallClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -39,7 +39,7 @@ class Steps:
         self._queue = queue
         self._keys: list[Argument] = list(steps.keys_of(prefix, queue))
         self._channel = steps.channel_of(prefix, queue)
-        self._clock = None if clock is None else SteadyClock(clock)
+        self._clock = None if clock is None else MonotonicWallClock(clock)
         self._ahead = time.time() - time.monotonic()  # seconds that the server's clock is ahead of the monotonic clock
         self._publish = "PUBLISH"
         self._is_open = False

@@ -23,15 +23,14 @@ from typing import (
 
 import msgspec
 
+from cuelight._blocking_proxy import BlockingProxy
 from cuelight._text import safe_repr
-from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._codec import limits_of, record_of
-from cuelight.tasks._functions._parameters import Arguments, Parameters, brief
+from cuelight.tasks._functions._parameters import Arguments, Parameters, short_repr
 from cuelight.tasks._functions._values import decode
 from cuelight.tasks._task import Limit, Task, TaskPriority
 
 if TYPE_CHECKING:
-    from cuelight.tasks._queue._queue import TaskQueue
     from cuelight.tasks._queue._task_handle import TaskHandle
 
 P = ParamSpec("P")
@@ -78,6 +77,12 @@ class SendOptions(TaskOptions, total=False):
     deadline: float | None
 
 
+class TaskSender(Protocol):
+    """The queue of a task function: a `TaskQueue`."""
+
+    async def send(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+
+
 class TaskFunction(Generic[P, R_co]):
     """A function that workers can run. Made by `@task`.
 
@@ -96,18 +101,18 @@ class TaskFunction(Generic[P, R_co]):
     name: str
     function: Callable[P, Any]
     is_async: bool
-    queue: TaskQueue | None
+    queue: TaskSender | None
     options: SendOptions
 
     def __init__(
-        self, function: Callable[P, Any], name: str | None, queue: TaskQueue | None, options: SendOptions
+        self, function: Callable[P, Any], name: str | None, queue: TaskSender | None, options: SendOptions
     ) -> None:
         given: Any = name
         if given is not None and not isinstance(given, str):
             raise TypeError(f"@task(name={safe_repr(given)}): give a string")
         self.name = _name_of(function) if name is None else name
         if not self.name:
-            raise ValueError(f"@task(name=''): give {brief(function)} a name, or leave it out")
+            raise ValueError(f"@task(name=''): give {short_repr(function)} a name, or leave it out")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{self.name} is a generator: a task returns one result; `return` a list instead")
         self.function, self.queue = function, _async_queue(queue)
@@ -119,7 +124,7 @@ class TaskFunction(Generic[P, R_co]):
 
     # Sending.
 
-    def bind(self, queue: TaskQueue) -> Self:
+    def bind(self, queue: TaskSender) -> Self:
         """Return a copy whose `send` uses this queue.
 
         Raises:
@@ -217,7 +222,9 @@ class TaskFunction(Generic[P, R_co]):
         try:
             result: R_co = msgspec.convert(value, self._parameters.returns)
         except msgspec.ValidationError as error:
-            raise TypeError(f"{self.name} returned {brief(value)}, not what its annotation says: {error}") from None
+            raise TypeError(
+                f"{self.name} returned {short_repr(value)}, not what its annotation says: {error}"
+            ) from None
         return result
 
     def __copy__(self) -> Self:
@@ -269,13 +276,13 @@ def task(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlapping
 @overload
 def task(function: Callable[P, R], /) -> PlainTaskFunction[P, R]: ...
 @overload
-def task(*, name: str | None = None, queue: TaskQueue | None = None, **options: Unpack[TaskOptions]) -> _Decorator: ...
+def task(*, name: str | None = None, queue: TaskSender | None = None, **options: Unpack[TaskOptions]) -> _Decorator: ...
 def task(
     function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
-    queue: TaskQueue | None = None,
+    queue: TaskSender | None = None,
     **options: Any,
 ) -> Any:
     """Make a function a task: `@task`, or `@task(max_retries=5, timeout=60)`.
@@ -316,13 +323,13 @@ def _kind_of(function: Callable[..., Any]) -> Callable[..., Any]:
 def _name_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", "")
     if not name or "<lambda>" in name:
-        raise ValueError(f"{brief(function)} has no name: give it one, as in task(name='greet')(...)")
+        raise ValueError(f"{short_repr(function)} has no name: give it one, as in task(name='greet')(...)")
     return f"{function.__module__}.{name}"
 
 
-def _async_queue(queue: TaskQueue | None) -> TaskQueue | None:
+def _async_queue(queue: TaskSender | None) -> TaskSender | None:
     given: Any = queue
-    if isinstance(given, BlockingFace):
+    if isinstance(given, BlockingProxy):
         raise TypeError(f"{safe_repr(queue)} is a blocking queue: send with `queue.send(function, ...)`")
     if given is not None and not callable(getattr(given, "send", None)):
         raise TypeError(f"{safe_repr(given)} is not a queue: give a TaskQueue")

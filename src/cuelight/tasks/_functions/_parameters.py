@@ -35,7 +35,7 @@ class ArgumentMismatch(TypeError):
     """A stored call does not fit the function: another version of the function made it, or it was written by hand."""
 
 
-class _Call(msgspec.Struct, forbid_unknown_fields=True):
+class _StoredCall(msgspec.Struct, forbid_unknown_fields=True):
     args: list[Any]
     kwargs: dict[str, Any]
 
@@ -226,16 +226,18 @@ class Parameters:
         """
         self._resolve()
         try:
-            call = msgspec.convert(payload, _Call)
+            call = msgspec.convert(payload, _StoredCall)
         except msgspec.ValidationError:
             raise TypeError(
-                f"{self._name}: {brief(payload)} is not a call: give {{'args': [...], 'kwargs': {{...}}}}"
+                f"{self._name}: {short_repr(payload)} is not a call: give {{'args': [...], 'kwargs': {{...}}}}"
             ) from None
         try:
             return self._convert(call.args, call.kwargs)
         except (TypeError, msgspec.ValidationError) as error:
             reason = safe_str(error)
-        sent = ", ".join([*map(brief, call.args), *(f"{name}={brief(value)}" for name, value in call.kwargs.items())])
+        sent = ", ".join(
+            [*map(short_repr, call.args), *(f"{name}={short_repr(value)}" for name, value in call.kwargs.items())]
+        )
         raise ArgumentMismatch(
             f"{self._name}: the task was sent as ({sent}) and does not fit {self.signature}: {reason}; "
             "it was made for another version of the function, or by hand"
@@ -315,7 +317,7 @@ class Parameters:
                 msgspec.convert(decode(encode_native(stored)), hint)
             except msgspec.ValidationError as error:
                 raise TypeError(
-                    f"{self._name}: {name}={brief(value)} is not of type {inspect.formatannotation(hint)}: {error}"
+                    f"{self._name}: {name}={short_repr(value)} is not of type {inspect.formatannotation(hint)}: {error}"
                 ) from None
         raise TypeError(f"{self._name}: the arguments do not fit {self.signature}")  # pragma: no cover - one is wrong
 
@@ -333,6 +335,6 @@ def _fits(value: Any) -> bool:
     return value.isascii() if type(value) is str else type(value) is not int or -_WIDEST <= value <= _WIDEST
 
 
-def brief(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """The representation of a value for a message, shortened to about 100 characters."""
     return safe_repr(value, 100)

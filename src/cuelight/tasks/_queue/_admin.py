@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import msgspec
 
 from cuelight._checks import check_seconds
+from cuelight._dead_letters._queue import DeadLetterQueue
 from cuelight.errors import DeadlockError
 from cuelight.tasks._arguments import check_function, check_limit, check_query, items_given, string_given
 from cuelight.tasks._codec import task_of
 from cuelight.tasks._context import running_task
-from cuelight.tasks._dead_letters._queue import DeadLetterQueue
 from cuelight.tasks._queue._base import QueueBase
 from cuelight.tasks._queue._schedules import Cron, Every, ScheduleChanges, declared, is_changed, updated
 from cuelight.tasks._queue._session import FOREVER, SOON
@@ -35,16 +35,16 @@ class QueueAdmin(QueueBase):
 
     async def size(self) -> Size:
         """Return the number of tasks in each state, and whether the queue is paused or closed. A checkpoint."""
-        life = await self._ready()
-        return await life.patiently(life.store.size)
+        session = await self._ready()
+        return await session.with_retries(session.store.size)
 
     async def snapshot(self, task_id: str) -> Snapshot | None:
         """Return a task as the store has it, or None if it does not exist. A checkpoint.
 
         The result and the progress are bytes.
         """
-        life = await self._ready()
-        return (await life.patiently(lambda: life.store.get([task_id])))[0]
+        session = await self._ready()
+        return (await session.with_retries(lambda: session.store.get([task_id])))[0]
 
     async def get(self, task_id: str) -> Task | None:
         """Return a task in its current state, or None if it does not exist or was removed. A checkpoint."""
@@ -54,8 +54,8 @@ class QueueAdmin(QueueBase):
     async def find(self, query: Query) -> list[Snapshot]:
         """Return the tasks that match a query, as the store has them. A checkpoint."""
         check_query("find", query)
-        life = await self._ready()
-        return await life.patiently(lambda: life.store.find(query))
+        session = await self._ready()
+        return await session.with_retries(lambda: session.store.find(query))
 
     def results(self, function: TaskFunction[..., R]) -> AsyncIterator[tuple[str, R]]:
         """Return an async iterator of `(task_id, result)` over the stored results of a function, oldest first.
@@ -64,7 +64,7 @@ class QueueAdmin(QueueBase):
         the iterator can be left at any time.
         """
         check_function("results", function)
-        return _Results(self, function)
+        return _ResultIterator(self, function)
 
     @overload
     async def cancel(self, task_id: str) -> str: ...  # type: ignore[overload-overlap]  # a str comes first
@@ -84,11 +84,11 @@ class QueueAdmin(QueueBase):
         Raises:
             TypeError: an identifier is not a string.
         """
-        life = await self._ready()
+        session = await self._ready()
         if isinstance(task_id, str):
-            return (await life.patiently(lambda: life.store.cancel([task_id])))[0]
+            return (await session.with_retries(lambda: session.store.cancel([task_id])))[0]
         ids = ids_given(task_id)
-        outcomes = await life.patiently(lambda: life.store.cancel(ids)) if ids else []
+        outcomes = await session.with_retries(lambda: session.store.cancel(ids)) if ids else []
         return dict(zip(ids, outcomes, strict=True))
 
     async def purge(self, task_ids: Iterable[str] | str) -> int:
@@ -101,9 +101,9 @@ class QueueAdmin(QueueBase):
             The number of deleted tasks. If the store was unavailable during the call, tasks that it deleted then are
             not counted.
         """
-        life = await self._ready()
+        session = await self._ready()
         ids = [task_ids] if isinstance(task_ids, str) else ids_given(task_ids)
-        return await life.patiently(lambda: life.store.purge(ids))
+        return await session.with_retries(lambda: session.store.purge(ids))
 
     @property
     def dead_letters(self) -> DeadLetterQueue:
@@ -112,7 +112,7 @@ class QueueAdmin(QueueBase):
         Raises:
             PoolClosed: the queue is not open.
         """
-        self.life.check()
+        self.session.check()
         return DeadLetterQueue(self.store, owns_store=False)
 
     # Switches.
@@ -137,8 +137,8 @@ class QueueAdmin(QueueBase):
         await self._control(closed=False)
 
     async def _control(self, *, paused: bool | None = None, closed: bool | None = None) -> None:
-        life = await self._ready()
-        await life.patiently(lambda: life.store.control(paused=paused, closed=closed))
+        session = await self._ready()
+        await session.with_retries(lambda: session.store.control(paused=paused, closed=closed))
 
     async def drain(self, timeout: float | None = None, *, scheduled: bool = False) -> bool:
         """Wait until no task is pending or in flight, and no scheduled task is due. A checkpoint.
@@ -163,42 +163,42 @@ class QueueAdmin(QueueBase):
                 f"{running!r} waits until its own queue is drained, and would wait forever: wait for the handles of "
                 f"other tasks, or give a timeout"
             )
-        life = await self._ready()
-        clock, store = life.backend.time, life.store
+        session = await self._ready()
+        clock, store = session.backend.time, session.store
         until = clock() + (inf if timeout is None else timeout)
         while True:
             version = store.version()
             # This claims no tasks, but makes due tasks pending, so that they are counted as such.
-            look = Claim(life.worker, life.new_nonce(), 0, life.lease)
-            wake_at = (await life.patiently(lambda: store.exchange((), look))).wake_at  # noqa: B023 - awaited here
-            size = await life.patiently(store.size)
+            look = Claim(session.worker, session.new_nonce(), 0, session.lease)
+            wake_at = (await session.with_retries(lambda: store.exchange((), look))).wake_at  # noqa: B023 - awaited here
+            size = await session.with_retries(store.size)
             if not (size.pending or size.in_flight or (scheduled and size.scheduled)):
                 return True
             left = until - clock()
             if left <= 0:
                 return False
-            await life.changed(version, max(SOON, min(left, wake_at - store.now(), FOREVER)))
+            await session.changed(version, max(SOON, min(left, wake_at - store.now(), FOREVER)))
 
     # Limits.
 
     async def set_limit(self, limit: Limit) -> None:
         """Override the limit with this key for all tasks, including tasks in the queue. A checkpoint."""
         check_limit("set_limit", limit)
-        life = await self._ready()
-        await life.patiently(lambda: life.store.set_limit(limit, limit.key))
+        session = await self._ready()
+        await session.with_retries(lambda: session.store.set_limit(limit, limit.key))
 
     async def clear_limit(self, key: str) -> None:
         """Undo `set_limit`, so that each task's own limit applies again. A checkpoint."""
         string_given("clear_limit(key)", key)
-        life = await self._ready()
-        await life.patiently(lambda: life.store.set_limit(None, key))
+        session = await self._ready()
+        await session.with_retries(lambda: session.store.set_limit(None, key))
 
     async def pause_limit(self, key: str, seconds: float) -> None:
         """Start no task that has this limit for `seconds` seconds, in any process. A checkpoint."""
         string_given("pause_limit(key)", key)
         check_seconds("pause_limit(seconds)", seconds, 0, finite=True)
-        life = await self._ready()
-        await life.patiently(lambda: life.store.pause_limit(key, seconds))
+        session = await self._ready()
+        await session.with_retries(lambda: session.store.pause_limit(key, seconds))
 
     # Periodic work.
 
@@ -247,10 +247,10 @@ class QueueAdmin(QueueBase):
 
     async def _put_schedule(self, entry: Every | Cron) -> str:
         periodic = entry.periodic()
-        life = await self._ready()
-        there = {schedule.name: schedule for schedule in await life.patiently(life.store.schedules)}
-        schedule = updated(periodic, there.get(periodic.name), life.store.now())
-        await life.patiently(lambda: life.store.put_schedule(schedule))
+        session = await self._ready()
+        there = {schedule.name: schedule for schedule in await session.with_retries(session.store.schedules)}
+        schedule = updated(periodic, there.get(periodic.name), session.store.now())
+        await session.with_retries(lambda: session.store.put_schedule(schedule))
         return periodic.name
 
     async def sync_schedules(self, schedules: Iterable[Every | Cron]) -> ScheduleChanges:
@@ -275,35 +275,35 @@ class QueueAdmin(QueueBase):
             ImportError: there is a cron line, and the extra `cron` is not installed; nothing was changed.
         """
         wanted = declared(items_given("sync_schedules", schedules, "a list of Every and Cron"))
-        life = await self._ready()
-        store, changes = life.store, ScheduleChanges()
-        there = {schedule.name: schedule for schedule in await life.patiently(store.schedules)}
+        session = await self._ready()
+        store, changes = session.store, ScheduleChanges()
+        there = {schedule.name: schedule for schedule in await session.with_retries(store.schedules)}
         for name, periodic in wanted.items():
             before = there.get(name)
             after = updated(msgspec.structs.replace(periodic, is_named=True), before, store.now())
             if before is not None and not is_changed(after, before):
                 changes.unchanged.append(name)
                 continue
-            await life.patiently(lambda: store.put_schedule(after))  # noqa: B023 - awaited here
+            await session.with_retries(lambda: store.put_schedule(after))  # noqa: B023 - awaited here
             (changes.added if before is None else changes.changed).append(name)
         for name in sorted(there.keys() - wanted.keys()):
-            await life.patiently(lambda: store.remove_schedule(name))  # noqa: B023 - awaited here
+            await session.with_retries(lambda: store.remove_schedule(name))  # noqa: B023 - awaited here
             changes.removed.append(name)
         return changes
 
     async def remove_schedule(self, name: str) -> bool:
         """Remove a schedule. Return False if there is none with this name. A checkpoint."""
         string_given("remove_schedule(name)", name)
-        life = await self._ready()
-        return await life.patiently(lambda: life.store.remove_schedule(name))
+        session = await self._ready()
+        return await session.with_retries(lambda: session.store.remove_schedule(name))
 
     async def schedules(self) -> list[Schedule]:
         """Return all schedules, sorted by due time. A checkpoint."""
-        life = await self._ready()
-        return await life.patiently(life.store.schedules)
+        session = await self._ready()
+        return await session.with_retries(session.store.schedules)
 
 
-class _Results(Generic[R]):
+class _ResultIterator(Generic[R]):
     """Not an async generator, so that no cleanup is necessary when a loop is left early."""
 
     def __init__(self, queue: QueueAdmin, function: TaskFunction[..., R]) -> None:
@@ -311,7 +311,7 @@ class _Results(Generic[R]):
         self._page: deque[Snapshot] = deque()
         self._after = 0
 
-    def __aiter__(self) -> _Results[R]:
+    def __aiter__(self) -> _ResultIterator[R]:
         return self
 
     async def __anext__(self) -> tuple[str, R]:

@@ -21,11 +21,11 @@ from cuelight.tasks._arguments import (
     check_store,
     string_given,
 )
-from cuelight.tasks._queue._session import Life, QueueActor, Watch
+from cuelight.tasks._queue._session import QueueActor, QueueSession, ResultWaiters
 from cuelight.tasks._stores._memory import MemoryStore
 from cuelight.tasks._stores._protocol import Bound, Store
 from cuelight.tasks._task import Task
-from cuelight.tasks._worker._options import Heartbeat
+from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,13 +40,13 @@ _IN_OTHER_THREADS = (
 )
 
 
-class _Options(msgspec.Struct, frozen=True, kw_only=True):
+class _QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The checked arguments of a handle."""
 
     max_length: int | None
     overflow: WhenFull
     lease: float
-    patience: float
+    retry_timeout: float
     on_lost: Callable[[Task], object] | None
     on_cancel: Callable[[Task], object] | None
     heartbeat: Heartbeat
@@ -61,8 +61,8 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"lease={self.lease!r}: give more than 0 seconds")
         if self.heartbeat not in ("thread", "loop"):
             raise ValueError(f"heartbeat={safe_repr(self.heartbeat)}: give 'thread' or 'loop'")
-        if not check_seconds("TaskQueue(patience)", self.patience) >= 0:
-            raise ValueError(f"patience={self.patience!r}: give seconds, 0 or more")
+        if not check_seconds("TaskQueue(retry_timeout)", self.retry_timeout) >= 0:
+            raise ValueError(f"retry_timeout={self.retry_timeout!r}: give seconds, 0 or more")
         check_callback("TaskQueue(on_lost)", self.on_lost)
         check_callback("TaskQueue(on_cancel)", self.on_cancel)
 
@@ -79,7 +79,7 @@ class QueueBase:
         max_length: int | None = 100_000,
         overflow: WhenFull = "wait",
         lease: float = 15.0,
-        patience: float = 30.0,
+        retry_timeout: float = 30.0,
         on_lost: Callable[[Task], object] | None = None,
         on_cancel: Callable[[Task], object] | None = None,
         heartbeat: Heartbeat = "thread",
@@ -96,7 +96,7 @@ class QueueBase:
                 "shed_lowest", which makes the least urgent task a dead letter.
             lease: seconds after which another consumer gets the tasks that this handle has dequeued if its process
                 dies.
-            patience: seconds for which a call retries while the store is unavailable, before it raises
+            retry_timeout: seconds for which a call retries while the store is unavailable, before it raises
                 `StoreUnavailable`.
             on_lost: called in the event loop with a task that this handle has dequeued, when its lease is lost.
             on_cancel: called in the event loop with a task that this handle has dequeued, when it is cancelled.
@@ -108,11 +108,11 @@ class QueueBase:
             SystemClosed: the system is not running.
             RuntimeError: the system belongs to the event loop of another thread.
         """
-        self._options = _Options(
+        self._options = _QueueOptions(
             max_length=max_length,
             overflow=overflow,
             lease=lease,
-            patience=patience,
+            retry_timeout=retry_timeout,
             on_lost=on_lost,
             on_cancel=on_cancel,
             heartbeat=heartbeat,
@@ -122,7 +122,7 @@ class QueueBase:
             check_store("TaskQueue(store)", store)
         self.store: Store = MemoryStore() if store is None else store
         self._bound = None if max_length is None else Bound(max_length, shed=overflow == "shed_lowest")
-        self._state: tuple[ActorSystem, Ref[Any], Life, Watch] | None = None
+        self._state: tuple[ActorSystem, Ref[Any], QueueSession, ResultWaiters] | None = None
         self._entered = False
         self._block, self._blocking = AsyncExitStack(), ExitStack()
         if system is not None:
@@ -144,23 +144,23 @@ class QueueBase:
                 f"{self.name!r} cannot be made here: {_IN_OTHER_THREADS}"
             )
         options = self._options
-        life = Life(
+        session = QueueSession(
             self.store,
             self.name,
             lease=options.lease,
-            patience=options.patience,
+            retry_timeout=options.retry_timeout,
             on_lost=options.on_lost,
             on_cancel=options.on_cancel,
             heartbeat=options.heartbeat,
         )
-        ref: Ref[Any] = Ref(system.root.ensure_children().start_child(child(QueueActor, life)))
+        ref: Ref[Any] = Ref(system.root.ensure_children().start_child(child(QueueActor, session)))
         # Needed if the `stopped` hook is not called, for example because the actor never started.
-        ref._cell.ensure_extras().call_when_ended(lambda _: life.end())
-        life.ref = ref
-        self._state = system, ref, life, Watch(life)
+        ref._cell.ensure_extras().call_when_ended(lambda _: session.end())
+        session.ref = ref
+        self._state = system, ref, session, ResultWaiters(session)
         return ref
 
-    def _opened(self) -> tuple[ActorSystem, Ref[Any], Life, Watch]:
+    def _opened(self) -> tuple[ActorSystem, Ref[Any], QueueSession, ResultWaiters]:
         if self._state is None:
             raise PoolClosed(
                 f"the task queue {self.name!r} is not open: use it in `async with TaskQueue() as queue:`, in blocking "
@@ -168,7 +168,7 @@ class QueueBase:
             )
         return self._state
 
-    def _here(self) -> tuple[ActorSystem, Ref[Any], Life, Watch]:
+    def _here(self) -> tuple[ActorSystem, Ref[Any], QueueSession, ResultWaiters]:
         """Like `_opened`. Raises `RuntimeError` outside the thread of the queue's event loop."""
         state = self._opened()
         if get_ident() != state[2].thread:
@@ -187,7 +187,7 @@ class QueueBase:
         return self._opened()[0]
 
     @property
-    def life(self) -> Life:
+    def session(self) -> QueueSession:
         """The open state of the queue. For internal use.
 
         Raises:
@@ -197,7 +197,7 @@ class QueueBase:
         return self._here()[2]
 
     @property
-    def watch(self) -> Watch:
+    def result_waiters(self) -> ResultWaiters:
         """The callers that wait for tasks of this queue. For internal use.
 
         Raises:
@@ -213,12 +213,12 @@ class QueueBase:
             PoolClosed: the handle is not open.
             StoreUnavailable: the store is unavailable.
         """
-        await self.life.ready()
+        await self.session.ready()
 
-    async def _ready(self) -> Life:
-        life = self.life
-        await life.ready()
-        return life
+    async def _ready(self) -> QueueSession:
+        session = self.session
+        await session.ready()
+        return session
 
     # The block.
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from cuelight._blocking_proxy import BlockingProxy
+from cuelight._dead_letters._queue import BlockingDeadLetterQueue
 from cuelight.coordination._owner import here
-from cuelight.tasks._blocking import BlockingFace
-from cuelight.tasks._dead_letters._blocking import BlockingDeadLetterQueue
+from cuelight.tasks._queue._operations import QueueOperations
 from cuelight.tasks._queue._task_waits import blocking_thread
 from cuelight.tasks._stores._protocol import Query
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from cuelight.pools import TaskStatus
     from cuelight.supervision import ActorSystem
     from cuelight.tasks._functions._function import TaskFunction
-    from cuelight.tasks._queue._queue import TaskQueue
     from cuelight.tasks._queue._schedules import Cron, Every, ScheduleChanges
     from cuelight.tasks._queue._task_handle import TaskHandle
     from cuelight.tasks._stores._protocol import Schedule, Size, Snapshot
@@ -27,14 +27,14 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class BlockingTaskQueue(BlockingFace["TaskQueue"]):
+class BlockingTaskQueue(BlockingProxy[QueueOperations]):
     """A task queue for blocking code, made by `with TaskQueue(...) as queue:`.
 
     Its methods may be called from any thread. The callbacks `on_lost` and `on_cancel` are called in the thread of the
     queue's event loop.
     """
 
-    def __init__(self, make: Callable[[ActorSystem], TaskQueue], name: str) -> None:
+    def __init__(self, make: Callable[[ActorSystem], QueueOperations], name: str) -> None:
         super().__init__(make, name=name)
         self._lock = Lock()
         self._letters: BlockingDeadLetterQueue | None = None
@@ -87,7 +87,7 @@ class BlockingTaskQueue(BlockingFace["TaskQueue"]):
 
     def in_flight(self) -> dict[str, Task]:
         """As `TaskQueue.in_flight`."""
-        return self._do(self._handle.in_flight)
+        return self._call_sync(self._handle.in_flight)
 
     # Tasks.
 
@@ -202,39 +202,39 @@ class BlockingTaskHandle(Generic[R_co]):
         is_new: see `TaskHandle.is_new`.
     """
 
-    __slots__ = ("_face", "_handle", "is_new", "task_id")
+    __slots__ = ("_handle", "_proxy", "is_new", "task_id")
 
-    def __init__(self, face: BlockingFace[Any], handle: TaskHandle[R_co]) -> None:
-        self._face, self._handle = face, handle
+    def __init__(self, proxy: BlockingProxy[Any], handle: TaskHandle[R_co]) -> None:
+        self._proxy, self._handle = proxy, handle
         self.task_id, self.is_new = handle.task_id, handle.is_new
 
     def result(self, timeout: float | None = None) -> R_co:
         """Blocking version of `TaskHandle.result`."""
         token = blocking_thread.set(here.me)
         try:
-            return self._face._call(self._handle.result, timeout)
+            return self._proxy._call(self._handle.result, timeout)
         finally:
             blocking_thread.reset(token)
 
     def status(self) -> TaskStatus:
         """Blocking version of `TaskHandle.status`."""
-        return self._face._call(self._handle.status)
+        return self._proxy._call(self._handle.status)
 
     def task(self) -> Task:
         """Blocking version of `TaskHandle.task`."""
-        return self._face._call(self._handle.task)
+        return self._proxy._call(self._handle.task)
 
     def cancel(self) -> str:
         """Blocking version of `TaskHandle.cancel`."""
-        return self._face._call(self._handle.cancel)
+        return self._proxy._call(self._handle.cancel)
 
     def progress(self) -> Any:
         """Blocking version of `TaskHandle.progress`."""
-        return self._face._call(self._handle.progress)
+        return self._proxy._call(self._handle.progress)
 
     def updates(self) -> Iterator[Any]:
         """Blocking version of `TaskHandle.updates`."""
-        return self._face._iterate(self._handle.updates)
+        return self._proxy._iterate(self._handle.updates)
 
     def __repr__(self) -> str:
         return f"<blocking task handle {self.task_id}>"

@@ -1,48 +1,20 @@
-"""`TaskQueue`: the methods of producers and consumers."""
+"""`TaskQueue`, in its async and its blocking form."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from cuelight._checks import check_seconds
-from cuelight._log import get_log
-from cuelight._text import format_traceback, safe_repr, safe_str
-from cuelight.errors import PoolClosed, QueueFull, TaskTimedOut, control_error
-from cuelight.pools import TaskStatus
-from cuelight.tasks._arguments import (
-    check_function,
-    check_task,
-    id_given,
-    items_given,
-    string_given,
-)
-from cuelight.tasks._codec import record_of
-from cuelight.tasks._context import running_task
-from cuelight.tasks._functions._function import TaskFunction
-from cuelight.tasks._functions._values import decode, encode
-from cuelight.tasks._queue._admin import QueueAdmin
+from cuelight.errors import PoolClosed
 from cuelight.tasks._queue._blocking import BlockingTaskQueue
-from cuelight.tasks._queue._session import FOREVER, SOON, Held, Life
-from cuelight.tasks._queue._task_handle import TaskHandle
-from cuelight.tasks._queue._task_waits import resting
-from cuelight.tasks._stores._protocol import Added, Finish
-from cuelight.tasks._task import Record, Task
-from cuelight.tasks._worker._failure import QUIET, Failure, kind_of, pause_of, said, trace_of
+from cuelight.tasks._queue._operations import QueueOperations
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 
-log = get_log("cuelight.tasks")
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class TaskQueue(QueueAdmin):
+class TaskQueue(QueueOperations):
     """A durable queue of tasks with priorities, deadlines, delays, unique tasks, limits, retries and dead letters.
 
     There are three ways to use a queue:
@@ -59,255 +31,10 @@ class TaskQueue(QueueAdmin):
     handle, and a thread renews the lease, however busy the event loop is. When the process dies, the lease expires and
     another consumer gets the task. Leaving the block gives back all tasks that are not settled.
 
-    While the store is unavailable, all methods retry for `patience` seconds, and no operation takes effect twice. After
-    that, they raise `StoreUnavailable`. Once the handle is closed, they raise `PoolClosed`. A handle belongs to the
-    event loop of its system.
+    While the store is unavailable, all methods retry for `retry_timeout` seconds, and no operation takes effect twice.
+    After that, they raise `StoreUnavailable`. Once the handle is closed, they raise `PoolClosed`. A handle belongs to
+    the event loop of its system.
     """
-
-    # Producing.
-
-    async def enqueue(self, task: Task) -> bool:
-        """Add a task to the queue. A checkpoint.
-
-        If the call is cancelled while it waits for room, the task was not added. If it is cancelled during a call of
-        the store, the task may have been added.
-
-        Args:
-            task: the task. It is added as a new task: its counts and its history are not copied.
-
-        Returns:
-            False if a task with the same identifier, or an unfinished one with the same unique key, exists.
-
-        Raises:
-            QueueFull: the queue is full, and `overflow` is not "wait".
-            ValueError: a field has an invalid value; the message names it.
-            TypeError: a field has the wrong type, or the payload cannot be stored.
-            PoolClosed: the queue is closed to new tasks.
-        """
-        check_task("enqueue", task)
-        return (await self._add([task]))[0].outcome == "added"
-
-    async def enqueue_many(self, tasks: Iterable[Task]) -> list[bool]:
-        """Add tasks to the queue as one batch. A checkpoint.
-
-        Args:
-            tasks: the tasks; if one of them is invalid, none is added.
-
-        Returns:
-            The result of `enqueue` for each task.
-
-        Raises:
-            QueueFull: there was not enough room for all tasks, and `overflow` is not "wait". The first tasks are in the
-                queue; a second call with all tasks adds only the others.
-            ValueError: a field has an invalid value; the message names it.
-            TypeError: a field has the wrong type, or a payload cannot be stored.
-            PoolClosed: the queue is closed to new tasks.
-        """
-        given = items_given("enqueue_many", tasks, "a list of Tasks")
-        for task in given:
-            check_task("enqueue_many", task)
-        return [added.outcome == "added" for added in await self._add(given)]
-
-    async def send(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
-        """Enqueue a task that calls a function with these arguments. A checkpoint.
-
-        Returns:
-            A handle to the task. If its identifier or its unique key is already used, a handle to the existing task.
-
-        Raises:
-            TypeError: an argument is missing, unexpected, of the wrong type, or cannot be stored.
-            QueueFull: see `enqueue`, whose other exceptions are raised, too.
-        """
-        check_function("send", function)
-        added = (await self._add([function.task(*args, **kwargs)]))[0]
-        return TaskHandle(self, added.id, function.read_result, is_new=added.outcome == "added")
-
-    @overload
-    def handle(self, task_id: str) -> TaskHandle[Any]: ...
-    @overload
-    def handle(self, task_id: str, function: TaskFunction[..., R]) -> TaskHandle[R]: ...
-    def handle(self, task_id: str, function: TaskFunction[..., Any] | None = None) -> TaskHandle[Any]:
-        """Return a handle to a task that another program, or an earlier run of this one, has sent.
-
-        Args:
-            task_id: the identifier of the task.
-            function: the task function, for the type of the result; without it, the result is a plain value.
-
-        Raises:
-            TypeError: the identifier is not a string, or `function` is not a task function.
-        """
-        string_given("handle", task_id)
-        if function is not None:
-            check_function("handle", function)
-        return TaskHandle(self, task_id, _plain if function is None else function.read_result)
-
-    async def _add(self, tasks: Sequence[Task]) -> list[Added]:
-        life = self.life
-        records = [record_of(task, life.new_nonce()) for task in tasks]
-        await life.ready()
-        if self._options.overflow != "wait":
-            added = await self._try(life, records)
-            self._refuse_full(added)
-            return added
-        ticket = life.line.ticket()
-        added = [] if len(life.line) else await self._try(life, records)
-        outcomes = {index: one for index, one in enumerate(added) if one.outcome != "full"}
-        if len(outcomes) < len(records):
-            await self._wait_for_room(life, ticket, records, outcomes)
-        return [outcomes[index] for index in range(len(records))]
-
-    async def _try(self, life: Life, records: Sequence[Record]) -> list[Added]:
-        return await life.patiently(lambda: life.store.add(records, self._bound))
-
-    async def _wait_for_room(
-        self, life: Life, ticket: int, records: Sequence[Record], outcomes: dict[int, Added]
-    ) -> None:
-        """Add the remaining records, in the order of the tickets."""
-        with resting(running_task.get()), life.line.joined(ticket):
-            while True:
-                await life.line.until_first(ticket)
-                version = life.store.version()
-                left = [index for index in range(len(records)) if index not in outcomes]
-                answers = await self._try(life, [records[index] for index in left])
-                outcomes |= {at: one for at, one in zip(left, answers, strict=True) if one.outcome != "full"}
-                if len(outcomes) == len(records):
-                    return
-                await life.changed(version, FOREVER)
-
-    def _refuse_full(self, added: Sequence[Added]) -> None:
-        full = [one.id for one in added if one.outcome == "full"]
-        if not full:
-            return
-        shed = ", and none of them is less urgent" if self._options.overflow == "shed_lowest" else ""
-        raise QueueFull(
-            f"the queue {self.name!r} is full ({self._options.max_length} tasks wait{shed}): {len(full)} of "
-            f"{len(added)} tasks were not added, the first is {full[0]}; try again later, wait for room with "
-            f"overflow='wait', or give it a larger max_length"
-        )
-
-    # Consuming.
-
-    async def dequeue(self, timeout: float = 0.0) -> Task | None:
-        """Take the most urgent task that may run. A checkpoint.
-
-        Tasks whose deadline has passed are skipped and become dead letters. If the call is cancelled, no task is taken.
-
-        Args:
-            timeout: seconds to wait for a task; `math.inf` for no limit.
-
-        Returns:
-            The task, which must be settled with `ack` or `nack`; None if there was none within the time.
-
-        Raises:
-            ValueError: `timeout` is negative or NaN.
-        """
-        check_seconds("dequeue(timeout)", timeout, 0)
-        life = await self._ready()
-        clock = life.backend.time
-        until = clock() + timeout
-        while True:
-            version = life.store.version()
-            task, wait = await life.claim()
-            if task is not None:
-                return task
-            left = until - clock()
-            if left <= 0:
-                return None
-            await life.changed(version, max(SOON, min(left, wait, FOREVER)))
-
-    async def ack(self, task: Task | str, result: Any = None) -> bool:
-        """Settle a task as done. A checkpoint; the task is also done if the call is cancelled there.
-
-        Args:
-            task: a task that this handle has dequeued, or its identifier.
-            result: the result for `TaskHandle.result`.
-
-        Returns:
-            False if the task was not dequeued by this handle, or its lease was lost, so that another consumer may have
-            it.
-
-        Raises:
-            TypeError: the result cannot be stored; this handle still has the task.
-            StoreUnavailable: the store was unavailable for too long; this handle still has the task.
-        """
-        data = encode(result, "result")
-        life, held = await self._held("ack", task)
-        if held is None:
-            return False
-        return await self._settle(life, held, Finish(held.task.task_id, held.epoch, result=data)) != ""
-
-    async def nack(
-        self, task: Task | str, error: BaseException | str | None = None, delay: float | None = None
-    ) -> bool:
-        """Settle a task as failed. A checkpoint; the task has also failed if the call is cancelled there.
-
-        The failure is counted in `Task.retry_count`. When that reaches `max_retries`, the task becomes a dead letter.
-        Some exceptions have the same effect as in a worker: `RateLimited` is not counted, `Rejected` gives up the task
-        at once, and `TaskTimedOut` counts as a time-out.
-
-        Args:
-            task: a task that this handle has dequeued, or its identifier.
-            error: the reason, for the history of the task.
-            delay: seconds before the task is tried again.
-
-        Returns:
-            True if the task will be tried again; False if it was given up, or was not dequeued by this handle.
-
-        Raises:
-            ValueError: `delay` is negative or not finite.
-            TypeError: an argument has the wrong type.
-            StoreUnavailable: the store was unavailable for too long; this handle still has the task.
-        """
-        if delay is not None:
-            check_seconds("nack(delay)", delay, 0, finite=True)
-        if not (error is None or isinstance(error, BaseException | str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"nack(error={safe_repr(error)}): give an exception, a text, or None")
-        life, held = await self._held("nack", task)
-        if held is None:
-            return False
-        finish = _failed(life, held, error, delay)
-        state = await self._settle(life, held, finish)
-        if state and finish.kind not in QUIET:
-            text, raised = (safe_str(error), None) if isinstance(error, str) else ("", error)
-            failed = Failure.of_task(held.task)
-            failed.report(
-                log, worker=life.worker, queue=self.name, kind=finish.kind, state=state, text=text, error=raised
-            )
-        return state in {"pending", "scheduled"}
-
-    async def extend(self, task: Task | str, seconds: float | None = None) -> bool:
-        """Renew the lease of a task now. A checkpoint.
-
-        This is usually not necessary, because all leases of a handle are renewed automatically.
-
-        Args:
-            task: a task that this handle has dequeued, or its identifier.
-            seconds: the length of the lease from now on; the `lease` of the queue by default.
-
-        Returns:
-            False if the task was not dequeued by this handle, or its lease was lost.
-
-        Raises:
-            ValueError: `seconds` is not more than 0.
-        """
-        renewed = self._options.lease if seconds is None else seconds
-        check_seconds("extend(seconds)", renewed, 0, finite=True)
-        if not renewed:
-            raise ValueError("extend(seconds=0): give more than 0 seconds")
-        life, held = await self._held("extend", task)
-        if held is None:
-            return False
-        return await life.renew(held, renewed)
-
-    def in_flight(self) -> dict[str, Task]:
-        """Return the tasks that this handle has dequeued and not settled, by their identifiers. Not a checkpoint.
-
-        Raises:
-            PoolClosed: the queue is not open.
-        """
-        return {task_id: held.task for task_id, held in self.life.held.items()}
-
-    # Blocking code.
 
     def __enter__(self) -> BlockingTaskQueue:
         self._refuse_second_block()
@@ -315,8 +42,8 @@ class TaskQueue(QueueAdmin):
             raise PoolClosed(f"the task queue {self.name!r} lives in a system: use `await` in its loop, not `with`")
         options = msgspec.structs.asdict(self._options)
         make = type(self)
-        face = BlockingTaskQueue(lambda system: make(self.store, name=self.name, system=system, **options), self.name)
-        entered = self._blocking.enter_context(face)
+        proxy = BlockingTaskQueue(lambda system: make(self.store, name=self.name, system=system, **options), self.name)
+        entered = self._blocking.enter_context(proxy)
         try:
             entered.ready()
         except BaseException:
@@ -328,33 +55,3 @@ class TaskQueue(QueueAdmin):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return self._blocking.__exit__(kind, error, trace)
-
-    # Internals.
-
-    async def _held(self, call: str, task: Task | str) -> tuple[Life, Held | None]:
-        life = await self._ready()
-        return life, life.held.get(id_given(call, task))
-
-    async def _settle(self, life: Life, held: Held, finish: Finish) -> str:
-        state = await life.settle(held, finish)
-        if state:
-            held.task.retry_count += finish.kind == "error"
-            held.task.status = TaskStatus(state)
-        return state
-
-
-def _plain(data: bytes | None) -> Any:
-    return None if data is None else decode(data)
-
-
-def _failed(life: Life, held: Held, error: BaseException | str | None, delay: float | None) -> Finish:
-    """The finish of an attempt that failed with this error."""
-    if not isinstance(error, BaseException):
-        return life.finish(held, "error", delay=delay or 0.0, error="" if error is None else safe_str(error))
-    kind, cause = ("error", error) if not isinstance(error, Exception) else kind_of(error)
-    if kind == "error" and control_error(error, TaskTimedOut) is not None:
-        kind = "timeout"
-    pause, key = pause_of(cause) if kind == "rate_limited" else (0.0, None)
-    seconds = pause if delay is None else delay
-    trace = trace_of(error) or format_traceback(error, 2000)  # the exception may never have been raised
-    return life.finish(held, kind, delay=seconds, error=said(cause), traceback=trace, pause_key=key)

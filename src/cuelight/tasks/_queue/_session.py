@@ -1,7 +1,7 @@
 """The state of an open `TaskQueue`: its access to the store, and the leases of the tasks that it has dequeued.
 
-The handle calls the store directly. An actor (`_session.py`) opens the store, receives reports of lost leases,
-completes the steps whose callers no longer wait for the answer, and gives back all tasks at the end.
+The handle calls the store directly. An actor opens the store, receives reports of lost leases, completes the steps
+whose callers no longer wait for the answer, and gives back all tasks at the end.
 
 Invariants:
 
@@ -11,21 +11,6 @@ Invariants:
    therefore neither loses a task nor costs it an attempt.
 3. A cancelled `ack` or `nack` takes effect, or can be repeated.
 4. After the end, every call raises `PoolClosed`, including calls that were waiting.
-
-A queue of waiters in which only the first one is active.
-
-Invariants:
-
-1. The waiter with the lowest ticket is the first one, even if it joined after the others.
-2. When the first waiter leaves, normally or cancelled, the next one is woken.
-
-Waits for changes of tasks: many waiters share one query of the store.
-
-Invariants:
-
-1. A waiter gets a snapshot that fulfils its condition, and the first such snapshot that a query returns.
-2. The store is only queried after it has reported a possible change, and once for each new waiter.
-3. One of the waiters queries on behalf of all. When it ends, cancelled or answered, another one takes over.
 """
 
 from __future__ import annotations
@@ -44,6 +29,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt
 from cuelight._log import get_log
 from cuelight._text import describe_error, safe_repr
 from cuelight.actors import Actor, Message, Start, WasRestarted, on
@@ -53,18 +39,22 @@ from cuelight.supervision import Backoff
 from cuelight.tasks._codec import task_of
 from cuelight.tasks._stores._protocol import Beat, Claim, Exchange, Finish, Lease, Store
 from cuelight.tasks._stores._step_timeout import STEP_TIMEOUT
-from cuelight.tasks._stores._support import close_store, open_store
-from cuelight.tasks._task import Attempt, Task
-from cuelight.tasks._worker._lease_keeper import Keeper
+from cuelight.tasks._stores._support import acquire_store, release_store
+from cuelight.tasks._task import Task
+from cuelight.tasks._worker._lease_keeper import LeaseKeeper
 
 if TYPE_CHECKING:
     from cuelight.actors import Exit, Ref
     from cuelight.tasks._stores._protocol import Snapshot
-    from cuelight.tasks._worker._options import Heartbeat
+    from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 
-class Line:
-    """The waiters. Belongs to one event loop."""
+class TicketQueue:
+    """A queue of waiters in which only the first one is active. Belongs to one event loop.
+
+    The waiter with the lowest ticket is the first one, even if it joined after the others. When it leaves, normally or
+    cancelled, the next one is woken.
+    """
 
     def __init__(self, waiter: Callable[[], Waiter]) -> None:
         self._new_waiter = waiter
@@ -118,21 +108,21 @@ GRACE = 2.0
 """The maximum number of seconds for giving back tasks at the end of a handle. After that, their leases expire."""
 
 
-class Resolve(Message):
+class RecoverRequests(Message):
     """A caller no longer waits for the answer of the store."""
 
 
-class Told(Message):
+class LeaseEvents(Message):
     """A report of the keeper about leases."""
 
     beat: Beat
 
 
-class Step(Message):
+class RenewLeases(Message):
     """Renew leases. Only used if the loop does that."""
 
 
-class Held(msgspec.Struct):
+class DequeuedTask(msgspec.Struct):
     """A task that this handle has dequeued and not settled.
 
     Attributes:
@@ -146,7 +136,7 @@ class Held(msgspec.Struct):
     settling: bool = False
 
 
-class Life:
+class QueueSession:
     """The state of one open handle. Belongs to the event loop of its actor."""
 
     def __init__(
@@ -155,23 +145,23 @@ class Life:
         name: str,
         *,
         lease: float,
-        patience: float,
+        retry_timeout: float,
         on_lost: Callable[[Task], object] | None,
         on_cancel: Callable[[Task], object] | None,
         heartbeat: Heartbeat,
     ) -> None:
-        self.store, self.name, self.lease, self.patience = store, name, lease, patience
+        self.store, self.name, self.lease, self.retry_timeout = store, name, lease, retry_timeout
         self.backend = current_backend()
         self.thread = get_ident()
         self.worker = f"{name}:{uuid4().hex}"
-        self.held: dict[str, Held] = {}
-        self.line = Line(self.backend.waiter)  # producers that wait for room
-        self.ref: Ref[Resolve | Told | Step] | None = None
+        self.dequeued: dict[str, DequeuedTask] = {}
+        self.waiting_producers = TicketQueue(self.backend.waiter)  # producers that wait for room
+        self.ref: Ref[RecoverRequests | LeaseEvents | RenewLeases] | None = None
         self._on_lost, self._on_cancel = on_lost, on_cancel
-        self._asked: dict[int, Claim | Finish] = {}  # sent to the store and not answered yet
-        self._unheard: list[Claim | Finish] = []  # those of them whose callers no longer wait
-        self._told_actor = False
-        self._keeper: Keeper | None = None
+        self._unanswered: dict[int, Claim | Finish] = {}  # sent to the store and not answered yet
+        self._orphaned: list[Claim | Finish] = []  # those of them whose callers no longer wait
+        self._actor_notified = False
+        self._lease_keeper: LeaseKeeper | None = None
         self._numbers = 0
         self.heartbeat = heartbeat
         self._clock = time.monotonic if heartbeat == "thread" else self.backend.time
@@ -185,11 +175,11 @@ class Life:
     async def open(self) -> None:
         """Open the store. If that fails, every call raises the exception."""
         if self._open:  # the actor was restarted, and messages to it may be lost
-            self._told_actor = False
-            self._hear()
+            self._actor_notified = False
+            self._notify_actor()
             return
         try:
-            await self.patiently(lambda: open_store(self.store))
+            await self.with_retries(lambda: acquire_store(self.store))
         except Exception as error:
             log.error("the queue %r cannot open its store: %s", self.name, describe_error(error))  # noqa: TRY400 - each call raises the exception
             self._error = error
@@ -212,8 +202,8 @@ class Life:
             return
         self._open = False
         try:
-            if self._keeper is not None:
-                await anyio.to_thread.run_sync(self._keeper.close)
+            if self._lease_keeper is not None:
+                await anyio.to_thread.run_sync(self._lease_keeper.close)
             with anyio.move_on_after(GRACE) as scope:
                 await self._give_all_back()
             if scope.cancelled_caught:
@@ -221,16 +211,18 @@ class Life:
                     "the queue %r gave back its tasks, but its store did not answer within %g s", self.name, GRACE
                 )
         finally:
-            await close_store(self.store)
+            await release_store(self.store)
 
     async def _give_all_back(self) -> None:
-        asked = list(self._asked.values())
-        finishes = [finish for finish in asked if isinstance(finish, Finish)]
+        unanswered = list(self._unanswered.values())
+        finishes = [finish for finish in unanswered if isinstance(finish, Finish)]
         settling = {finish.id for finish in finishes}
-        finishes += [self.finish(held, "released") for held in self.held.values() if held.task.task_id not in settling]
-        self.held.clear()
+        finishes += [
+            self.finish(held, "released") for held in self.dequeued.values() if held.task.task_id not in settling
+        ]
+        self.dequeued.clear()
         try:
-            for claim in asked:
+            for claim in unanswered:
                 if isinstance(claim, Claim):
                     finishes += await self._unclaimed(claim)
             if finishes:
@@ -268,17 +260,17 @@ class Life:
         self._numbers += 1
         return f"{self.worker}:{self._numbers}"
 
-    async def patiently(self, step: Callable[[], Awaitable[T]], *, waits: bool = False) -> T:
+    async def with_retries(self, step: Callable[[], Awaitable[T]], *, waits: bool = False) -> T:
         """Call an idempotent step of the store, and repeat it while the store is unavailable.
 
         Args:
             step: the step.
-            waits: whether the step may take any time without a failure; `patience` then counts from its first failure.
+            waits: whether the step may take any time without a failure; `retry_timeout` then counts from the first one.
 
         Raises:
-            StoreUnavailable: the store was unavailable for longer than `patience`.
+            StoreUnavailable: the store was unavailable for longer than `retry_timeout`.
         """
-        left, failures = self.patience, 0
+        left, failures = self.retry_timeout, 0
         give_up = 0.0 if waits else self.backend.time() + left
         while True:
             token = STEP_TIMEOUT.set(left)
@@ -286,7 +278,7 @@ class Life:
                 return await step()
             except StoreUnavailable:
                 delay = BACKOFF.delay(failures, random.random())  # noqa: S311 - no secret
-                give_up = give_up or self.backend.time() + self.patience
+                give_up = give_up or self.backend.time() + self.retry_timeout
                 failures += 1
                 left = give_up - self.backend.time() - delay
                 if left < 0:
@@ -306,27 +298,27 @@ class Life:
         with anyio.CancelScope() as scope:
             self._waits.add(scope)
             try:
-                await self.patiently(lambda: self.store.changed(since, timeout), waits=True)
+                await self.with_retries(lambda: self.store.changed(since, timeout), waits=True)
             finally:
                 self._waits.discard(scope)
         self.check()
 
-    async def _exchange(self, asked: Claim | Finish) -> Exchange:
+    async def _exchange(self, request: Claim | Finish) -> Exchange:
         """Claim or settle. If the caller stops waiting for the answer, the actor completes the step."""
-        finishes, claim = ((), asked) if isinstance(asked, Claim) else ((asked,), None)
-        self._asked[id(asked)] = asked
+        finishes, claim = ((), request) if isinstance(request, Claim) else ((request,), None)
+        self._unanswered[id(request)] = request
         try:
-            answer = await self.patiently(lambda: self.store.exchange(finishes, claim))
+            answer = await self.with_retries(lambda: self.store.exchange(finishes, claim))
         except BaseException as error:
             if isinstance(error, StoreUnavailable) and claim is None:
-                del self._asked[id(asked)]  # the caller gets the exception, and may settle again
+                del self._unanswered[id(request)]  # the caller gets the exception, and may settle again
             else:
-                self._unheard.append(asked)
-                self._hear()
+                self._orphaned.append(request)
+                self._notify_actor()
             raise
         if claim is not None:
             self.check()  # if this raises, the end of the handle gives back the claimed task
-        del self._asked[id(asked)]
+        del self._unanswered[id(request)]
         return answer
 
     async def claim(self) -> tuple[Task | None, float]:
@@ -340,20 +332,20 @@ class Life:
             return None, answer.wake_at - self.store.now()
         lease = answer.leases[0]
         try:
-            held = Held(task_of(lease), lease.epoch, self.store.now())
+            held = DequeuedTask(task_of(lease), lease.epoch, self.store.now())
         except ValueError as error:
             log.error("the task %s is given up: %s", lease.record.id, describe_error(error))  # noqa: TRY400
             await self._exchange(self._refusal(lease, "undecodable", str(error)))
             return None, 0.0
         except BaseException:  # out of memory or stack: give the task back
-            self._unheard.append(claim)
-            self._hear()
+            self._orphaned.append(claim)
+            self._notify_actor()
             raise
-        self.held[lease.record.id] = held
-        self._keep(lease, began)
+        self.dequeued[lease.record.id] = held
+        self._start_renewing(lease, began)
         return held.task, 0.0
 
-    async def settle(self, held: Held, finish: Finish) -> str:
+    async def settle(self, held: DequeuedTask, finish: Finish) -> str:
         """End the attempt of a task that this handle has. A checkpoint.
 
         Returns:
@@ -365,12 +357,12 @@ class Life:
         """
         held.settling = True
         answer = await self._exchange(finish)
-        self._let_go(finish)
+        self._forget(finish)
         return answer.accepted[0]
 
     def finish(
         self,
-        held: Held,
+        held: DequeuedTask,
         kind: str,
         *,
         delay: float = 0.0,
@@ -387,12 +379,12 @@ class Life:
         attempt = Attempt(kind, self.worker, self.store.now(), error=error)
         return Finish(lease.record.id, lease.epoch, kind, attempt=attempt)
 
-    def _let_go(self, finish: Finish) -> None:
-        held = self.held.get(finish.id)
+    def _forget(self, finish: Finish) -> None:
+        held = self.dequeued.get(finish.id)
         if held is not None and held.epoch == finish.epoch:
-            del self.held[finish.id]
-            if self._keeper is not None:
-                self._keeper.drop(finish.id, finish.epoch)
+            del self.dequeued[finish.id]
+            if self._lease_keeper is not None:
+                self._lease_keeper.drop(finish.id, finish.epoch)
 
     async def _unclaimed(self, claim: Claim) -> list[Finish]:
         """The finishes that give back the tasks of a claim, if the claim reached the store."""
@@ -402,44 +394,44 @@ class Life:
 
     # Steps whose callers no longer wait.
 
-    def _hear(self) -> None:
-        if self._unheard and self.ref is not None and not (self._over or self._told_actor):
-            self._told_actor = True
-            self.ref.tell_nowait(Resolve())
+    def _notify_actor(self) -> None:
+        if self._orphaned and self.ref is not None and not (self._over or self._actor_notified):
+            self._actor_notified = True
+            self.ref.tell_nowait(RecoverRequests())
 
-    async def resolve(self) -> bool:
+    async def recover_requests(self) -> bool:
         """Complete the steps whose callers no longer wait. Return False if the store does not answer now."""
-        self._told_actor = False
-        while self._unheard:
-            asked = self._unheard[0]
+        self._actor_notified = False
+        while self._orphaned:
+            request = self._orphaned[0]
             try:
-                if isinstance(asked, Claim):
-                    finishes = await self._unclaimed(asked)
+                if isinstance(request, Claim):
+                    finishes = await self._unclaimed(request)
                     if finishes:
                         await self.store.exchange(finishes)
                 else:
-                    await self.store.exchange((asked,))
-                    self._let_go(asked)
+                    await self.store.exchange((request,))
+                    self._forget(request)
             except (StoreUnavailable, PoolClosed):
                 return False
-            self._unheard.remove(asked)
-            self._asked.pop(id(asked), None)
+            self._orphaned.remove(request)
+            self._unanswered.pop(id(request), None)
         return True
 
     # Leases.
 
-    def _keep(self, lease: Lease, began: float) -> None:
-        keeper = self._keeper
+    def _start_renewing(self, lease: Lease, began: float) -> None:
+        keeper = self._lease_keeper
         if keeper is None:
-            keeper = Keeper(self.store, self.worker, lease=self.lease, notify=self._notify, clock=self._clock)
-            self._keeper = keeper
+            keeper = LeaseKeeper(self.store, self.worker, lease=self.lease, notify=self._notify, clock=self._clock)
+            self._lease_keeper = keeper
             if self.heartbeat == "thread":
                 keeper.start()
             elif self.ref is not None:
-                self.ref.tell_nowait(Step())
+                self.ref.tell_nowait(RenewLeases())
         keeper.hold(lease.record.id, lease.epoch, began)
 
-    async def renew(self, held: Held, lease: float) -> bool:
+    async def renew(self, held: DequeuedTask, lease: float) -> bool:
         """Renew one lease now. Return False if it is lost; then `on_lost` is called. A checkpoint."""
         beat: Callable[[], Beat] = partial(self.store.beat, self.worker, [(held.task.task_id, held.epoch)], lease)
 
@@ -449,33 +441,33 @@ class Life:
             await self.backend.checkpoint()
             return beat()
 
-        answer = await self.patiently(step)
-        self.told(answer)
+        answer = await self.with_retries(step)
+        self.handle_lease_events(answer)
         return not answer.lost
 
     def step(self) -> float:
         """Renew leases, if the loop does that. Return the seconds until the next call."""
-        return GRACE if self._keeper is None else self._keeper.step()
+        return GRACE if self._lease_keeper is None else self._lease_keeper.step()
 
     def _notify(self, beat: Beat) -> None:
         if self.ref is not None:
-            self.ref.tell_threadsafe(Told(beat))
+            self.ref.tell_threadsafe(LeaseEvents(beat))
 
-    def told(self, beat: Beat) -> None:
+    def handle_lease_events(self, beat: Beat) -> None:
         """Forget lost tasks and call `on_lost` for them; call `on_cancel` for cancelled ones."""
         for task_id, epoch in beat.lost:
-            held = self.held.get(task_id)
+            held = self.dequeued.get(task_id)
             if held is None or held.epoch != epoch or held.settling:
                 continue
-            del self.held[task_id]
+            del self.dequeued[task_id]
             log.warning("%s has lost its lease of %s (%s)", self.worker, task_id, held.task.task_type)
-            self._tell(self._on_lost, held.task)
+            self._call_consumer(self._on_lost, held.task)
         for task_id, epoch in beat.cancelled:
-            held = self.held.get(task_id)
+            held = self.dequeued.get(task_id)
             if held is not None and held.epoch == epoch:
-                self._tell(self._on_cancel, held.task)
+                self._call_consumer(self._on_cancel, held.task)
 
-    def _tell(self, consumer: Callable[[Task], object] | None, task: Task) -> None:
+    def _call_consumer(self, consumer: Callable[[Task], object] | None, task: Task) -> None:
         if consumer is None:
             return
         try:
@@ -496,7 +488,7 @@ SLICE = 256
 Wanted = Callable[["Snapshot | None"], bool]
 
 
-class _Watcher(msgspec.Struct, eq=False):
+class _ResultWaiter(msgspec.Struct, eq=False):
     task_id: str
     wanted: Wanted
     waiter: Waiter | None = None
@@ -504,13 +496,18 @@ class _Watcher(msgspec.Struct, eq=False):
     error: StoreUnavailable | None = None
 
 
-class Watch:
-    """The callers that wait for tasks of one queue."""
+class ResultWaiters:
+    """The callers that wait for tasks of one queue. They share one query of the store.
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
-        self._watchers: dict[_Watcher, None] = {}
-        self._leader: _Watcher | None = None
+    One of the waiters queries on behalf of all, after each possible change. When it ends, cancelled or answered,
+    another one takes over. Each waiter gets the first snapshot that fulfils its condition. A new waiter causes one more
+    query.
+    """
+
+    def __init__(self, session: QueueSession) -> None:
+        self._session = session
+        self._waiting: dict[_ResultWaiter, None] = {}
+        self._leader: _ResultWaiter | None = None
 
     async def until(self, task_id: str, wanted: Wanted) -> Snapshot | None:
         """Wait until a task fulfils a condition. A checkpoint.
@@ -523,102 +520,99 @@ class Watch:
             PoolClosed: the handle was closed.
             StoreUnavailable: the store was unavailable for too long.
         """
-        life = self._life
-        await life.ready()
-        me = _Watcher(task_id, wanted)
-        self._watchers[me] = None
+        session = self._session
+        await session.ready()
+        me = _ResultWaiter(task_id, wanted)
+        self._waiting[me] = None
         try:
             if self._leader is not None:
-                await self._look([me])  # the leader may be waiting for a change that occurred before this call
+                await self._query([me])  # the leader may be waiting for a change that occurred before this call
             while me.answer is None:
                 if me.error is not None:
                     raise me.error
                 if self._leader is None:
                     self._leader = me
                 if self._leader is me:
-                    await self._lead(me)
+                    await self._query_for_all(me)
                 else:
-                    me.waiter = life.backend.waiter()
+                    me.waiter = session.backend.waiter()
                     await me.waiter
             return me.answer[0]
         finally:
-            self._watchers.pop(me, None)
+            self._waiting.pop(me, None)
             if self._leader is me:
-                self._leader = next(iter(self._watchers), None)
+                self._leader = next(iter(self._waiting), None)
                 if self._leader is not None:
                     self._wake(self._leader)
 
-    async def _lead(self, me: _Watcher) -> None:
+    async def _query_for_all(self, me: _ResultWaiter) -> None:
         """Query for all waiters until this one has an answer."""
-        life = self._life
+        session = self._session
         try:
             while me.answer is None:
-                version = life.store.version()
-                began = life.backend.time()
-                watchers = list(self._watchers)
-                for start in range(0, len(watchers), SLICE):
-                    await self._look([one for one in watchers[start : start + SLICE] if one in self._watchers])
+                version = session.store.version()
+                began = session.backend.time()
+                waiting = list(self._waiting)
+                for start in range(0, len(waiting), SLICE):
+                    await self._query([one for one in waiting[start : start + SLICE] if one in self._waiting])
                 if me.answer is None:
-                    took = life.backend.time() - began
+                    took = session.backend.time() - began
                     if took > 0.001:  # many callers wait: leave most of the time to other work
                         await anyio.sleep(min(3 * took, 0.25))
-                    await life.changed(version, FOREVER)
+                    await session.changed(version, FOREVER)
         except StoreUnavailable as error:
-            for one in self._watchers:
+            for one in self._waiting:
                 one.error = error
                 self._wake(one)
             raise
 
-    async def _look(self, some: list[_Watcher]) -> None:
-        snapshots = await self._life.patiently(lambda: self._life.store.get([one.task_id for one in some]))
-        for one, snapshot in zip(some, snapshots, strict=True):
-            if one in self._watchers and one.wanted(snapshot):
+    async def _query(self, waiters: list[_ResultWaiter]) -> None:
+        snapshots = await self._session.with_retries(lambda: self._session.store.get([one.task_id for one in waiters]))
+        for one, snapshot in zip(waiters, snapshots, strict=True):
+            if one in self._waiting and one.wanted(snapshot):
                 one.answer = [snapshot]
-                del self._watchers[one]
+                del self._waiting[one]
                 self._wake(one)
 
-    def _wake(self, one: _Watcher) -> None:
+    def _wake(self, one: _ResultWaiter) -> None:
         waiter, one.waiter = one.waiter, None
         if waiter is not None:
             waiter.wake()
 
 
-# The actor of a task queue.
-
-
-AGAIN = 1.0
+RECOVERY_INTERVAL = 1.0
 """Seconds after which unanswered steps are tried again."""
 
 
-class QueueActor(Actor[Resolve | Told | Step]):
+class QueueActor(Actor[RecoverRequests | LeaseEvents | RenewLeases]):
     """Opens and closes the store of one handle, renews its leases and resolves its abandoned steps."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, session: QueueSession) -> None:
+        self._session = session
 
     async def started(self, why: Start) -> None:
         """Open the store."""
-        await self._life.open()
+        await self._session.open()
         if isinstance(why, WasRestarted):
-            self.step(Step())  # the previous incarnation's timers have ended
+            self.step(RenewLeases())  # the previous incarnation's timers have ended
 
-    @on(Resolve)
-    async def resolve(self, msg: Resolve) -> None:
+    @on(RecoverRequests)
+    async def recover_requests(self, msg: RecoverRequests) -> None:
         """Complete the steps whose callers no longer wait."""
-        if not await self._life.resolve():
-            self.after(AGAIN, msg)
+        if not await self._session.recover_requests():
+            self.after(RECOVERY_INTERVAL, msg)
 
-    @on(Told)
-    def told(self, msg: Told) -> None:
+    @on(LeaseEvents)
+    def handle_lease_events(self, msg: LeaseEvents) -> None:
         """Handle lost leases and cancellations."""
-        self._life.told(msg.beat)
+        self._session.handle_lease_events(msg.beat)
 
-    @on(Step)
-    def step(self, msg: Step) -> None:
+    @on(RenewLeases)
+    def step(self, msg: RenewLeases) -> None:
         """Renew leases in the loop."""
-        if self._life.heartbeat == "loop":
-            self.after(self._life.step(), msg, key=Step)
+        if self._session.heartbeat == "loop":
+            self.after(self._session.step(), msg, key=RenewLeases)
 
     async def stopped(self, why: Exit) -> None:
         """Give back all tasks."""
-        await self._life.close()
+        await self._session.close()

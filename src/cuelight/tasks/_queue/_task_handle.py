@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import anyio
 
@@ -16,8 +16,8 @@ from cuelight.tasks._functions._values import decode
 from cuelight.tasks._queue._task_waits import is_nested, waiting_for_task
 
 if TYPE_CHECKING:
-    from cuelight.tasks._queue._queue import TaskQueue
-    from cuelight.tasks._stores._protocol import Snapshot
+    from cuelight.tasks._queue._session import ResultWaiters
+    from cuelight.tasks._stores._protocol import Snapshot, Store
     from cuelight.tasks._task import Task
 
 R_co = TypeVar("R_co", covariant=True)
@@ -34,6 +34,20 @@ _FAILURES: Final[dict[str, tuple[type[TaskFailed], str]]] = {
 }
 
 
+class HandleQueue(Protocol):
+    """The queue of a handle, as far as the handle uses it."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def result_waiters(self) -> ResultWaiters: ...
+
+    async def snapshot(self, task_id: str) -> Snapshot | None: ...
+
+    async def cancel(self, task_id: str) -> str: ...
+
+
 class TaskHandle(Generic[R_co]):
     """A task in a queue: `handle = await greet.send("Ada")`, then `await handle.result()`.
 
@@ -48,7 +62,7 @@ class TaskHandle(Generic[R_co]):
     __slots__ = ("_queue", "_read", "is_new", "task_id")
 
     def __init__(
-        self, queue: TaskQueue, task_id: str, read: Callable[[bytes | None], R_co], *, is_new: bool = False
+        self, queue: HandleQueue, task_id: str, read: Callable[[bytes | None], R_co], *, is_new: bool = False
     ) -> None:
         self._queue, self._read = queue, read
         self.task_id, self.is_new = task_id, is_new
@@ -122,7 +136,9 @@ class TaskHandle(Generic[R_co]):
                 return now
         else:
             with anyio.move_on_after(inf if timeout is None else timeout):
-                found = await (self._wait(wanted) if is_nested() else self._queue.watch.until(self.task_id, wanted))
+                found = await (
+                    self._wait(wanted) if is_nested() else self._queue.result_waiters.until(self.task_id, wanted)
+                )
                 if found is None:
                     raise self._missing()
                 return found
@@ -134,7 +150,7 @@ class TaskHandle(Generic[R_co]):
         if wanted(now):
             return now
         with waiting_for_task(self._queue.store, self.task_id, now.record.type):
-            return await self._queue.watch.until(self.task_id, wanted)
+            return await self._queue.result_waiters.until(self.task_id, wanted)
 
     async def _snapshot(self) -> Snapshot:
         found = await self._queue.snapshot(self.task_id)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 awaited_work.append(running_task.get)
 
 
-class Runs(Protocol):
+class LocalRunner(Protocol):
     """An object that runs tasks in this process."""
 
     store: Store
@@ -46,7 +46,7 @@ class Runs(Protocol):
         ...
 
 
-runs: Final[dict[Runs, None]] = {}
+local_runners: Final[dict[LocalRunner, None]] = {}
 """All objects that currently run tasks in this process."""
 
 blocking_thread: ContextVar[Any] = ContextVar("cuelight_blocking_thread", default=None)
@@ -66,7 +66,7 @@ class ResultWait:
 
     def blockers(self) -> Iterable[Any]:
         """The node that runs the task in this process; empty before it runs, or if another process runs it."""
-        found = [run.node_of(self._task_id) for run in tuple(runs) if self._store in {None, run.store}]
+        found = [run.node_of(self._task_id) for run in tuple(local_runners) if self._store in {None, run.store}]
         return [node for node in found if node is not None]
 
 
@@ -96,7 +96,7 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
                     f"next: {circle}. Return, and let another task wait for both; or release the locks that it holds "
                     f"first"
                 )
-        with resting(context):
+        with slot_released(context):
             yield
     finally:
         with monitor:
@@ -109,13 +109,13 @@ def waiting_for_task(store: Store, task_id: str, name: str) -> Generator[None]:
 
 
 @contextmanager
-def resting(context: TaskContext | None) -> Generator[None]:
+def slot_released(context: TaskContext | None) -> Generator[None]:
     """Free the slot of the running task inside the block.
 
     Raises:
         DeadlockError: too many tasks of the worker wait already.
     """
-    if context is None or not context.rest():
+    if context is None or not context.suspend():
         yield
         return
     try:

@@ -18,8 +18,17 @@ from cuelight.tasks._stores._checks import (
 )
 from cuelight.tasks._stores._engine_core import EngineCore
 from cuelight.tasks._stores._protocol import Query, Schedule, Size, Snapshot
-from cuelight.tasks._stores._rows import CANCELLED, DEAD_LETTER, IN_FLIGHT, PENDING, STATES, Row, Story, snapshot
-from cuelight.tasks._stores._transitions import Fate
+from cuelight.tasks._stores._rows import (
+    CANCELLED,
+    DEAD_LETTER,
+    IN_FLIGHT,
+    PENDING,
+    STATES,
+    AttemptHistory,
+    Row,
+    snapshot,
+)
+from cuelight.tasks._stores._transitions import Transition
 from cuelight.tasks._task import Limit
 
 _FORGOTTEN: Final = 1000
@@ -32,7 +41,7 @@ class EngineAdmin(EngineCore):
     def cancel(self, now: float, ids: Sequence[str]) -> list[str]:
         """See `Store.cancel`."""
         check_ids(ids)
-        rows = self.remove_over(ids, now)
+        rows = self.remove_expired(ids, now)
         return [self._cancel(rows.get(task_id), now) for task_id in ids]
 
     def _cancel(self, row: Row | None, now: float) -> str:
@@ -41,64 +50,64 @@ class EngineAdmin(EngineCore):
         if row.state == IN_FLIGHT:
             if not row.cancelling:
                 row.cancelling = True
-                self.book.save(row)
+                self.row_store.save(row)
             return "cancelling"
         if row.state < IN_FLIGHT:
-            self.apply(row, Fate(CANCELLED), now)
+            self.apply(row, Transition(CANCELLED), now)
         return "cancelled" if row.state == CANCELLED else "finished"
 
     def unpark(self, now: float, types: Sequence[str]) -> int:
         """See `Store.unpark`."""
-        rows = self.book.parked(types)
+        rows = self.row_store.parked(types)
         for row in rows:
-            self.shift(row, PENDING, now)
+            self.move(row, PENDING, now)
         return len(rows)
 
     def control(self, now: float, paused: bool | None, closed: bool | None) -> None:
         """See `Store.control`."""
         check_control(paused, closed)
-        book = self.book
-        wanted = (book.paused if paused is None else paused, book.closed if closed is None else closed)
-        if wanted != (book.paused, book.closed):
-            book.paused, book.closed = wanted
-            book.save_queue()
+        row_store = self.row_store
+        wanted = (row_store.paused if paused is None else paused, row_store.closed if closed is None else closed)
+        if wanted != (row_store.paused, row_store.closed):
+            row_store.paused, row_store.closed = wanted
+            row_store.save_queue()
 
     def set_limit(self, now: float, limit: Limit | None, key: str) -> None:
         """See `Store.set_limit`."""
         check_set_limit(limit, key)
-        gate = self.book.gate(key)
-        gate.override = limit
-        self.book.save_gate(gate)
-        self.lanes.settle(key, now)
+        limit_state = self.row_store.limit_state(key)
+        limit_state.override = limit
+        self.row_store.save_limit_state(limit_state)
+        self.limit_queues.settle(key, now)
 
     def pause_limit(self, now: float, key: str, seconds: float) -> None:
         """See `Store.pause_limit`."""
         check_pause(key, seconds)
-        gate = self.book.gate(key)
-        gate.closed = max(gate.closed, now + seconds) if seconds else 0.0
-        self.book.save_gate(gate)
-        self.lanes.settle(key, now)
+        limit_state = self.row_store.limit_state(key)
+        limit_state.closed = max(limit_state.closed, now + seconds) if seconds else 0.0
+        self.row_store.save_limit_state(limit_state)
+        self.limit_queues.settle(key, now)
 
     def put_schedule(self, now: float, schedule: Schedule) -> None:
         """See `Store.put_schedule`."""
         check_schedule(schedule)
-        old = self.book.schedule(schedule.name)
+        old = self.row_store.schedule(schedule.name)
         due = old.due if old is not None and old.spec == schedule.spec else schedule.due
         record = msgspec.structs.replace(schedule.record)
-        self.book.save_schedule(msgspec.structs.replace(schedule, due=due, record=record))
+        self.row_store.save_schedule(msgspec.structs.replace(schedule, due=due, record=record))
 
     def remove_schedule(self, now: float, name: str) -> bool:
         """See `Store.remove_schedule`."""
-        if self.book.schedule(name) is None:
+        if self.row_store.schedule(name) is None:
             return False
-        self.book.drop_schedule(name)
+        self.row_store.drop_schedule(name)
         return True
 
     def schedules(self, now: float) -> list[Schedule]:
         """See `Store.schedules`."""
         return [
             msgspec.structs.replace(schedule, record=msgspec.structs.replace(schedule.record))
-            for schedule in self.book.schedules()
+            for schedule in self.row_store.schedules()
         ]
 
     def get(self, now: float, ids: Sequence[str]) -> list[Snapshot | None]:
@@ -110,26 +119,26 @@ class EngineAdmin(EngineCore):
     def find(self, now: float, query: Query) -> list[Snapshot]:
         """See `Store.find`."""
         check_query(query)
-        return [snapshot(row) for row in self.book.find(query, now)]
+        return [snapshot(row) for row in self.row_store.find(query, now)]
 
     def size(self, now: float) -> Size:
         """See `Store.size`."""
-        book = self.book
-        completed, cancelled = book.over(now)
-        sizes = dict(zip(STATES, book.sizes, strict=True))
+        row_store = self.row_store
+        completed, cancelled = row_store.count_expired(now)
+        sizes = dict(zip(STATES, row_store.sizes, strict=True))
         sizes["completed"] -= completed
         sizes["cancelled"] -= cancelled
-        return Size(**sizes, paused=book.paused, closed=book.closed)
+        return Size(**sizes, paused=row_store.paused, closed=row_store.closed)
 
     def forget(self, now: float) -> None:
         """Remove some of the expired results."""
-        self.book.forget(now, _FORGOTTEN)
-        self.book.over(now)
+        self.row_store.forget(now, _FORGOTTEN)
+        self.row_store.count_expired(now)
 
     def replay(self, now: float, ids: Sequence[str]) -> list[bool]:
         """See `Store.replay`."""
         check_ids(ids)
-        self.remove_over(ids, now)
+        self.remove_expired(ids, now)
         rows = self.known(ids, now, payload=True)
         return [self._replay(rows.get(task_id), now) for task_id in ids]
 
@@ -137,17 +146,21 @@ class EngineAdmin(EngineCore):
         if row is None or row.state != DEAD_LETTER:
             return False
         row.reason, row.ended = "", 0.0
-        if row.story is not None:
-            row.story = Story(history=row.story.history, checkpoint=row.story.checkpoint)
-            self.book.save_story(row)
+        if row.attempts is not None:
+            row.attempts = AttemptHistory(history=row.attempts.history, checkpoint=row.attempts.checkpoint)
+            self.row_store.save_attempts(row)
         record = row.record
         if record.deadline <= now:
             record.deadline = inf
-            self.book.turns.again(row)
-            self.book.save_record(row)
-        if record.unique is not None and record.unique_for is None and self.book.holder(record.unique, now) is None:
-            self.book.hold(record.unique, record.id, inf)
-        self.shift(row, PENDING, now)
+            self.row_store.fair_queue.requeue(row)
+            self.row_store.save_record(row)
+        if (
+            record.unique is not None
+            and record.unique_for is None
+            and self.row_store.unique_holder(record.unique, now) is None
+        ):
+            self.row_store.hold_unique(record.unique, record.id, inf)
+        self.move(row, PENDING, now)
         return True
 
     def edit(self, now: float, task_id: str, payload: bytes) -> bool:
@@ -156,13 +169,13 @@ class EngineAdmin(EngineCore):
         if row is None or not (row.state == DEAD_LETTER or (row.state < IN_FLIGHT and row.epoch == 0)):
             return False
         row.record.payload = payload
-        self.book.save_record(row)
+        self.row_store.save_record(row)
         return True
 
     def purge(self, now: float, ids: Sequence[str]) -> int:
         """See `Store.purge`."""
         check_ids(ids)
-        rows = [row for row in self.remove_over(ids, now).values() if row.state > IN_FLIGHT]
+        rows = [row for row in self.remove_expired(ids, now).values() if row.state > IN_FLIGHT]
         for row in rows:
             self.remove(row)
         return len(rows)

@@ -1,10 +1,8 @@
-"""`MemoryStore`: a store in memory.
-
-The rows of one queue in memory: dicts, and heaps whose entries are validated when they come to the top.
+"""`MemoryStore`: a store in memory. Its rows are in dicts, and in heaps whose entries are checked when they are first.
 
 Invariants:
 
-1. Each order (of a lane, of due times, ...) is a heap that contains at least all valid entries.
+1. Each order (of a limit queue, of due times, ...) is a heap that contains at least all valid entries.
 2. An outdated entry is dropped when it is found. A heap is cleaned when its size has doubled since the last time.
    Therefore heaps stay proportional to their valid entries, and all steps take O(log n) amortized time.
 """
@@ -24,7 +22,7 @@ from typing import Any, Final, TypeVar
 from cuelight.errors import PoolClosed
 from cuelight.mailbox._backend import yield_now
 from cuelight.tasks._stores._engine import Engine
-from cuelight.tasks._stores._fair_queue import Turns
+from cuelight.tasks._stores._fair_queue import FairQueue
 from cuelight.tasks._stores._protocol import (
     Added,
     Beat,
@@ -46,11 +44,11 @@ from cuelight.tasks._stores._rows import (
     PENDING,
     SCHEDULED,
     STATES,
-    Gate,
-    Lane,
+    LimitQueue,
+    LimitState,
     Row,
 )
-from cuelight.tasks._stores._support import Changes, SteadyClock
+from cuelight.tasks._stores._support import MonotonicWallClock, VersionNotifier
 from cuelight.tasks._task import Limit, QueueEntry, Record
 
 _GONE: Final = -1
@@ -59,106 +57,106 @@ _new_entry: Final = _tuple.__new__  # faster than the constructor, which matters
 _FEW: Final = (PARKED, IN_FLIGHT, DEAD_LETTER)  # states that are queried while most tasks are in other states
 
 
-class _Row(Row, kw_only=True):
-    """A row, and its positions in the book.
+class _MemoryRow(Row, kw_only=True):
+    """A row, and its positions in the row store.
 
     Attributes:
         saved: the state in which it was last saved.
-        place: the ticket of its valid entry among the pending tasks.
-        waits: the ticket of its valid entries among the deadlines and in the order of `last`.
-        ticket: the ticket of its valid entry among the due times.
+        pending_ticket: the ticket of its valid entry among the pending tasks.
+        waiting_ticket: the ticket of its valid entries among the deadlines and in the order of `last`.
+        due_ticket: the ticket of its valid entry among the due times.
         due_entry: the time of that entry; `due` may be later.
     """
 
     saved: int = _GONE
-    place: int = 0
-    waits: int = 0
-    ticket: int = 0
+    pending_ticket: int = 0
+    waiting_ticket: int = 0
+    due_ticket: int = 0
     due_entry: float = inf
 
 
-class _Heap:
+class _LazyHeap:
     """A heap of entries (key..., ticket, item), some of which may be outdated."""
 
-    __slots__ = ("_is_true", "_room", "entries")
+    __slots__ = ("_is_valid", "_room", "entries")
 
-    def __init__(self, is_true: Callable[[Any], bool]) -> None:
+    def __init__(self, is_valid: Callable[[Any], bool]) -> None:
         self.entries: list[Any] = []
-        self._is_true = is_true
+        self._is_valid = is_valid
         self._room = 1024
 
     def push(self, entry: Any) -> None:
         heapq.heappush(self.entries, entry)
         if len(self.entries) > self._room:
-            self.entries = [entry for entry in self.entries if self._is_true(entry)]
+            self.entries = [entry for entry in self.entries if self._is_valid(entry)]
             heapq.heapify(self.entries)
             self._room = max(1024, 2 * len(self.entries))
 
     def top(self) -> Any | None:
         while self.entries:
-            if self._is_true(self.entries[0]):
+            if self._is_valid(self.entries[0]):
                 return self.entries[0]
             heapq.heappop(self.entries)
         return None
 
 
 def _is_pending(entry: Any) -> bool:
-    return bool(entry[2].place == entry[1])
+    return bool(entry[2].pending_ticket == entry[1])
 
 
 def _is_waiting(entry: Any) -> bool:
-    return bool(entry[2].waits == entry[1])
+    return bool(entry[2].waiting_ticket == entry[1])
 
 
 def _is_last(entry: Any) -> bool:
-    return bool(entry[5].waits == entry[4])
+    return bool(entry[5].waiting_ticket == entry[4])
 
 
 def _is_due(entry: Any) -> bool:
-    return bool(entry[2].ticket == entry[1])
+    return bool(entry[2].due_ticket == entry[1])
 
 
-class MemoryBook:
-    """A `Book` in memory."""
+class MemoryRowStore:
+    """A `RowStore` in memory."""
 
     def __init__(self) -> None:
         self.sizes = [0] * len(STATES)
         self.paused = self.closed = self.changed = False
-        self.turns = Turns()
+        self.fair_queue = FairQueue()
         self._ticket = count(1)
         self._sequence = 0
-        self._tasks: dict[str, _Row] = {}
-        self._by_sequence: list[_Row] = []  # includes deleted rows until it is compacted
-        self._few: dict[int, dict[int, _Row]] = {state: {} for state in _FEW}
-        self._plain = _Heap(_is_pending)
-        self._due = {state: _Heap(_is_due) for state in (SCHEDULED, IN_FLIGHT, COMPLETED, CANCELLED)}
-        self._deadlines = _Heap(_is_waiting)
-        self._last: _Heap | None = None  # created on demand, because most queues shed no tasks
-        self._lane_ids = count(1)
-        self._lanes: dict[int, Lane] = {}
-        self._lane_tasks: dict[int, _Heap] = {}
-        self._lanes_by_keys: dict[tuple[str, ...], Lane] = {}
-        self._lane_tickets: dict[int, int] = {}
-        self._lanes_by_wait: dict[str, _Heap] = {}
-        self._gates: dict[str, Gate] = {}
-        self._gate_dues: dict[str, float] = {}
-        self._gates_due = _Heap(lambda entry: self._gate_dues.get(entry[1]) == entry[0])
+        self._tasks: dict[str, _MemoryRow] = {}
+        self._by_sequence: list[_MemoryRow] = []  # includes deleted rows until it is compacted
+        self._few: dict[int, dict[int, _MemoryRow]] = {state: {} for state in _FEW}
+        self._unlimited = _LazyHeap(_is_pending)
+        self._due = {state: _LazyHeap(_is_due) for state in (SCHEDULED, IN_FLIGHT, COMPLETED, CANCELLED)}
+        self._deadlines = _LazyHeap(_is_waiting)
+        self._last: _LazyHeap | None = None  # created on demand, because most queues shed no tasks
+        self._limit_queue_ids = count(1)
+        self._limit_queues: dict[int, LimitQueue] = {}
+        self._limit_queue_tasks: dict[int, _LazyHeap] = {}
+        self._limit_queues_by_keys: dict[tuple[str, ...], LimitQueue] = {}
+        self._limit_queue_tickets: dict[int, int] = {}
+        self._limit_queues_by_wait: dict[str, _LazyHeap] = {}
+        self._limit_states: dict[str, LimitState] = {}
+        self._limit_state_dues: dict[str, float] = {}
+        self._limit_states_due = _LazyHeap(lambda entry: self._limit_state_dues.get(entry[1]) == entry[0])
         self._unique: dict[str, tuple[str, float]] = {}
-        self._unique_ends = _Heap(lambda entry: self._unique.get(entry[2], ("", 0.0))[1] == entry[0])
+        self._unique_ends = _LazyHeap(lambda entry: self._unique.get(entry[2], ("", 0.0))[1] == entry[0])
         self._claims: dict[str, tuple[list[tuple[Row, int]], float]] = {}
-        self._claim_ends = _Heap(lambda entry: self._claims.get(entry[2], ([], 0.0))[1] == entry[0])
+        self._claim_ends = _LazyHeap(lambda entry: self._claims.get(entry[2], ([], 0.0))[1] == entry[0])
         self._schedules: dict[str, Schedule] = {}
 
     # Tasks
 
     def new(self, record: Record) -> Row:
         self._sequence += 1
-        return _Row(seq=self._sequence, record=record)
+        return _MemoryRow(seq=self._sequence, record=record)
 
     def insert(self, row: Row) -> None:
-        mine = _mine(row)
-        self._tasks[row.record.id] = mine
-        self._by_sequence.append(mine)
+        own = _own_row(row)
+        self._tasks[row.record.id] = own
+        self._by_sequence.append(own)
         self.save(row)
 
     def rows(self, ids: Sequence[str], *, payload: bool = False) -> dict[str, Row]:
@@ -166,77 +164,77 @@ class MemoryBook:
         return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
 
     def save(self, row: Row) -> None:
-        mine = _mine(row)
+        own = _own_row(row)
         self.changed = True
-        state = mine.state
-        if state == mine.saved:
-            if mine.due is not None and mine.due < mine.due_entry:
-                self._push_due(mine, mine.due)
+        state = own.state
+        if state == own.saved:
+            if own.due is not None and own.due < own.due_entry:
+                self._push_due(own, own.due)
             return
-        if mine.saved in self._few:
-            del self._few[mine.saved][mine.seq]
+        if own.saved in self._few:
+            del self._few[own.saved][own.seq]
         if state in self._few:
-            self._few[state][mine.seq] = mine
-        was_waiting = _GONE < mine.saved < IN_FLIGHT
-        mine.saved = state
-        mine.place = mine.ticket = 0
+            self._few[state][own.seq] = own
+        was_waiting = _GONE < own.saved < IN_FLIGHT
+        own.saved = state
+        own.pending_ticket = own.due_ticket = 0
         if state == PENDING:
-            mine.place = next(self._ticket)
-            heap = self._lane_tasks[mine.lane] if mine.lane else self._plain
-            record = mine.record
-            place = (record.priority, record.deadline, mine.turn, mine.seq, record.id)
-            heap.push((_new_entry(QueueEntry, place), mine.place, mine))
-        elif mine.due is not None:
-            self._push_due(mine, mine.due)
+            own.pending_ticket = next(self._ticket)
+            heap = self._limit_queue_tasks[own.limit_queue] if own.limit_queue else self._unlimited
+            record = own.record
+            place = (record.priority, record.deadline, own.turn, own.seq, record.id)
+            heap.push((_new_entry(QueueEntry, place), own.pending_ticket, own))
+        elif own.due is not None:
+            self._push_due(own, own.due)
         if state > PARKED:
-            mine.waits = 0
+            own.waiting_ticket = 0
         elif not was_waiting:
-            self._push_waiting(mine)
+            self._push_waiting(own)
 
-    def _push_due(self, row: _Row, due: float) -> None:
-        row.ticket, row.due_entry = next(self._ticket), due
-        self._due[row.state].push((due, row.ticket, row))
+    def _push_due(self, row: _MemoryRow, due: float) -> None:
+        row.due_ticket, row.due_entry = next(self._ticket), due
+        self._due[row.state].push((due, row.due_ticket, row))
 
-    def _push_waiting(self, row: _Row) -> None:
-        row.waits = next(self._ticket)
+    def _push_waiting(self, row: _MemoryRow) -> None:
+        row.waiting_ticket = next(self._ticket)
         if row.record.deadline < inf:
-            self._deadlines.push((row.record.deadline, row.waits, row))
+            self._deadlines.push((row.record.deadline, row.waiting_ticket, row))
         if self._last is not None:
             self._last.push(self._last_entry(row))
 
-    def _last_entry(self, row: _Row) -> tuple[int, float, float, int, int, _Row]:
-        return (-row.record.priority, -row.record.deadline, -row.turn, -row.seq, row.waits, row)
+    def _last_entry(self, row: _MemoryRow) -> tuple[int, float, float, int, int, _MemoryRow]:
+        return (-row.record.priority, -row.record.deadline, -row.turn, -row.seq, row.waiting_ticket, row)
 
-    def save_story(self, row: Row) -> None:
+    def save_attempts(self, row: Row) -> None:
         self.changed = True
 
     def save_record(self, row: Row) -> None:
         self.changed = True
 
-    def condemned(self, row: Row) -> None:
+    def save_corrupt(self, row: Row) -> None:
         """Nothing is damaged in memory."""
 
     def delete(self, row: Row) -> None:
-        mine = _mine(row)
+        own = _own_row(row)
         self.changed = True
-        if mine.saved in self._few:
-            del self._few[mine.saved][mine.seq]
-        del self._tasks[mine.record.id]
-        mine.state = _GONE
-        mine.place = mine.waits = mine.ticket = 0
+        if own.saved in self._few:
+            del self._few[own.saved][own.seq]
+        del self._tasks[own.record.id]
+        own.state = _GONE
+        own.pending_ticket = own.waiting_ticket = own.due_ticket = 0
         if len(self._by_sequence) > 2 * len(self._tasks) + 1024:
             self._by_sequence = [row for row in self._by_sequence if row.state != _GONE]
 
-    def heads(self, hint: int) -> Iterator[Row]:
-        while (entry := self._plain.top()) is not None:
+    def iter_ready(self, hint: int) -> Iterator[Row]:
+        while (entry := self._unlimited.top()) is not None:
             yield entry[2]
 
-    def head(self, lane: Lane) -> Row | None:
-        entry = self._lane_tasks[lane.id].top()
+    def first_ready(self, limit_queue: LimitQueue) -> Row | None:
+        entry = self._limit_queue_tasks[limit_queue.id].top()
         return None if entry is None else entry[2]
 
     def due(self, state: int, now: float, most: int) -> list[Row]:
-        heap, found = self._due[state], list[_Row]()
+        heap, found = self._due[state], list[_MemoryRow]()
         while len(found) < most and (entry := self._top_due(state)) is not None and entry[0] <= now:
             found.append(heapq.heappop(heap.entries)[2])
         for row in found:  # the caller may leave them unchanged
@@ -246,7 +244,7 @@ class MemoryBook:
     def _top_due(self, state: int) -> Any | None:
         heap = self._due[state]
         while (entry := heap.top()) is not None:
-            row: _Row = entry[2]
+            row: _MemoryRow = entry[2]
             if row.due is None or row.due <= entry[0]:
                 break
             heapq.heappop(heap.entries)  # the lease was renewed
@@ -263,7 +261,7 @@ class MemoryBook:
 
     def last(self) -> Row | None:
         if self._last is None:
-            self._last = _Heap(_is_last)
+            self._last = _LazyHeap(_is_last)
             for row in self._tasks.values():
                 if row.state < IN_FLIGHT:
                     self._last.push(self._last_entry(row))
@@ -287,7 +285,7 @@ class MemoryBook:
                 found.append(rows[index])
         return found
 
-    def over(self, now: float) -> tuple[int, int]:
+    def count_expired(self, now: float) -> tuple[int, int]:
         before = -1
         while before != len(self._tasks):
             before = len(self._tasks)
@@ -295,90 +293,96 @@ class MemoryBook:
         return 0, 0
 
     def next_due(self) -> float:
-        tops = (self._top_due(SCHEDULED), self._top_due(IN_FLIGHT), self._deadlines.top(), self._gates_due.top())
+        tops = (self._top_due(SCHEDULED), self._top_due(IN_FLIGHT), self._deadlines.top(), self._limit_states_due.top())
         return min((top[0] for top in tops if top is not None), default=inf)
 
     # Limits
 
-    def lane(self, lane: int) -> Lane | None:
-        return self._lanes.get(lane)
+    def limit_queue(self, limit_queue: int) -> LimitQueue | None:
+        return self._limit_queues.get(limit_queue)
 
-    def lane_of(self, keys: tuple[str, ...]) -> Lane:
-        lane = self._lanes_by_keys.get(keys)
-        if lane is None:
-            lane = Lane(next(self._lane_ids), keys)
-            self._lanes[lane.id] = self._lanes_by_keys[keys] = lane
-            self._lane_tasks[lane.id] = _Heap(_is_pending)
-        return lane
+    def limit_queue_of(self, keys: tuple[str, ...]) -> LimitQueue:
+        limit_queue = self._limit_queues_by_keys.get(keys)
+        if limit_queue is None:
+            limit_queue = LimitQueue(next(self._limit_queue_ids), keys)
+            self._limit_queues[limit_queue.id] = self._limit_queues_by_keys[keys] = limit_queue
+            self._limit_queue_tasks[limit_queue.id] = _LazyHeap(_is_pending)
+        return limit_queue
 
-    def save_lane(self, lane: Lane) -> None:
+    def save_limit_queue(self, limit_queue: LimitQueue) -> None:
         self.changed = True
-        heap = self._lanes_by_wait.get(lane.waits_on)
+        heap = self._limit_queues_by_wait.get(limit_queue.waits_on)
         if heap is None:
-            tickets = self._lane_tickets
-            heap = self._lanes_by_wait[lane.waits_on] = _Heap(lambda entry: tickets.get(entry[2].id) == entry[1])
-        ticket = self._lane_tickets[lane.id] = next(self._ticket)
-        heap.push((lane.head, ticket, lane))
+            tickets = self._limit_queue_tickets
+            heap = self._limit_queues_by_wait[limit_queue.waits_on] = _LazyHeap(
+                lambda entry: tickets.get(entry[2].id) == entry[1]
+            )
+        ticket = self._limit_queue_tickets[limit_queue.id] = next(self._ticket)
+        heap.push((limit_queue.first_order, ticket, limit_queue))
 
-    def drop_lane(self, lane: Lane) -> None:
+    def drop_limit_queue(self, limit_queue: LimitQueue) -> None:
         self.changed = True
-        del self._lanes[lane.id], self._lane_tasks[lane.id], self._lanes_by_keys[lane.keys]
-        self._lane_tickets.pop(lane.id, None)
+        del (
+            self._limit_queues[limit_queue.id],
+            self._limit_queue_tasks[limit_queue.id],
+            self._limit_queues_by_keys[limit_queue.keys],
+        )
+        self._limit_queue_tickets.pop(limit_queue.id, None)
 
-    def first_lane(self, waits_on: str) -> Lane | None:
-        heap = self._lanes_by_wait.get(waits_on)
+    def first_limit_queue(self, waits_on: str) -> LimitQueue | None:
+        heap = self._limit_queues_by_wait.get(waits_on)
         if heap is None:
             return None
         entry = heap.top()
         if entry is None:
-            del self._lanes_by_wait[waits_on]
+            del self._limit_queues_by_wait[waits_on]
             return None
-        lane: Lane = entry[2]
-        return lane
+        limit_queue: LimitQueue = entry[2]
+        return limit_queue
 
-    def gate(self, key: str) -> Gate:
-        gate = self._gates.get(key)
-        if gate is None:
-            gate = self._gates[key] = Gate(key)
-        return gate
+    def limit_state(self, key: str) -> LimitState:
+        limit_state = self._limit_states.get(key)
+        if limit_state is None:
+            limit_state = self._limit_states[key] = LimitState(key)
+        return limit_state
 
     def running(self) -> dict[str, int]:
-        return {key: gate.running for key, gate in self._gates.items()}
+        return {key: limit_state.running for key, limit_state in self._limit_states.items()}
 
-    def save_gate(self, gate: Gate) -> None:
+    def save_limit_state(self, limit_state: LimitState) -> None:
         self.changed = True
-        if gate.due is None:
-            self._gate_dues.pop(gate.key, None)
-        elif self._gate_dues.get(gate.key) != gate.due:
-            self._gate_dues[gate.key] = gate.due
-            self._gates_due.push((gate.due, gate.key))
+        if limit_state.due is None:
+            self._limit_state_dues.pop(limit_state.key, None)
+        elif self._limit_state_dues.get(limit_state.key) != limit_state.due:
+            self._limit_state_dues[limit_state.key] = limit_state.due
+            self._limit_states_due.push((limit_state.due, limit_state.key))
 
-    def drop_gate(self, gate: Gate) -> None:
+    def drop_limit_state(self, limit_state: LimitState) -> None:
         self.changed = True
-        del self._gates[gate.key]
-        self._gate_dues.pop(gate.key, None)
+        del self._limit_states[limit_state.key]
+        self._limit_state_dues.pop(limit_state.key, None)
 
-    def gates_due(self, now: float, most: int) -> list[Gate]:
-        found: list[Gate] = []
-        while len(found) < most and (entry := self._gates_due.top()) is not None and entry[0] <= now:
-            heapq.heappop(self._gates_due.entries)
-            del self._gate_dues[entry[1]]
-            found.append(self._gates[entry[1]])
+    def limit_states_due(self, now: float, most: int) -> list[LimitState]:
+        found: list[LimitState] = []
+        while len(found) < most and (entry := self._limit_states_due.top()) is not None and entry[0] <= now:
+            heapq.heappop(self._limit_states_due.entries)
+            del self._limit_state_dues[entry[1]]
+            found.append(self._limit_states[entry[1]])
         return found
 
     # Unique keys, claims, schedules
 
-    def holder(self, key: str, now: float) -> str | None:
+    def unique_holder(self, key: str, now: float) -> str | None:
         task_id, until = self._unique.get(key, ("", 0.0))
         return task_id if until > now else None
 
-    def hold(self, key: str, task_id: str, until: float) -> None:
+    def hold_unique(self, key: str, task_id: str, until: float) -> None:
         self.changed = True
         self._unique[key] = (task_id, until)
         if until < inf:
             self._unique_ends.push((until, next(self._ticket), key))
 
-    def let_go(self, key: str, task_id: str) -> None:
+    def release_unique(self, key: str, task_id: str) -> None:
         if self._unique.get(key) == (task_id, inf):
             del self._unique[key]
 
@@ -421,8 +425,8 @@ class MemoryBook:
         self.changed = True
 
 
-def _mine(row: Row) -> _Row:
-    if not isinstance(row, _Row):  # pragma: no cover - all rows come from `new`
+def _own_row(row: Row) -> _MemoryRow:
+    if not isinstance(row, _MemoryRow):  # pragma: no cover - all rows come from `new`
         raise TypeError(f"a row of another book: {row!r}")
     return row
 
@@ -457,15 +461,15 @@ class MemoryStore:
         Args:
             clock: returns seconds since the epoch. It is called in the thread that calls the store.
         """
-        self._clock = SteadyClock(clock)
+        self._clock = MonotonicWallClock(clock)
         self._lock = threading.Lock()
-        self._book = MemoryBook()
-        self._engine = Engine(self._book)
-        self._changes = Changes()
+        self._row_store = MemoryRowStore()
+        self._engine = Engine(self._row_store)
+        self._notifier = VersionNotifier()
         self._closed = False
 
     def now(self) -> float:
-        """The current time, in seconds since the epoch; see `SteadyClock`."""
+        """The current time, in seconds since the epoch; see `MonotonicWallClock`."""
         return self._clock()
 
     async def open(self) -> None:
@@ -477,18 +481,18 @@ class MemoryStore:
         """Reject all later calls with `PoolClosed`. A checkpoint."""
         await yield_now()
         self._closed = True
-        self._changes.notify()
+        self._notifier.notify()
 
     def _do(self, step: Callable[..., R], *args: Any) -> R:
-        book = self._book
+        row_store = self._row_store
         with self._lock:
             if self._closed:
                 self._check_open()
-            book.changed = False
+            row_store.changed = False
             answer = step(self._clock(), *args)
-            changed = book.changed
+            changed = row_store.changed
         if changed:
-            self._changes.notify()
+            self._notifier.notify()
         return answer
 
     def _check_open(self) -> None:
@@ -513,7 +517,7 @@ class MemoryStore:
     async def save(
         self, task_id: str, epoch: int, *, progress: bytes | None = None, checkpoint: bytes | None = None
     ) -> bool:
-        return await self._step(self._engine.keep, task_id, epoch, progress, checkpoint)
+        return await self._step(self._engine.save_progress, task_id, epoch, progress, checkpoint)
 
     async def cancel(self, ids: Sequence[str]) -> list[str]:
         return await self._step(self._engine.cancel, ids)
@@ -561,8 +565,8 @@ class MemoryStore:
         return await self._step(self._engine.purge, ids)
 
     def version(self) -> int:
-        return self._changes.version
+        return self._notifier.version
 
     async def changed(self, since: int, timeout: float) -> None:
         self._check_open()
-        await self._changes.wait(since, timeout)
+        await self._notifier.wait(since, timeout)

@@ -39,7 +39,8 @@ from typing import Protocol
 
 import msgspec
 
-from cuelight.tasks._task import Attempt, Counts, Limit, Record
+from cuelight._dead_letters._attempt import Attempt, Counts
+from cuelight.tasks._task import Limit, Record
 
 
 class Bound(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """The interface between the rules of a store and the place where its rows are: memory, or SQL tables.
 
-A book is used by one thread at a time, within one atomic step. Its results are current, and include changes that were
-saved earlier in the same step.
+A row store is used by one thread at a time, within one atomic step. Its results are current, and include changes that
+were saved earlier in the same step.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from cuelight.tasks._stores._fair_queue import Turns
+from cuelight.tasks._stores._fair_queue import FairQueue
 from cuelight.tasks._stores._protocol import Query, Schedule
-from cuelight.tasks._stores._rows import Gate, Lane, Row
+from cuelight.tasks._stores._rows import LimitQueue, LimitState, Row
 from cuelight.tasks._task import Record
 
 
-class Book(Protocol):
+class RowStore(Protocol):
     """The rows of one queue.
 
     Attributes:
@@ -31,18 +31,18 @@ class Book(Protocol):
     changed: bool
 
     @property
-    def turns(self) -> Turns:
+    def fair_queue(self) -> FairQueue:
         """The turns of tenants."""
         ...
 
     # Tasks
 
     def new(self, record: Record) -> Row:
-        """Return a row with the next sequence. It is in the book once it is inserted."""
+        """Return a row with the next sequence. It is in the row store once it is inserted."""
         ...
 
     def insert(self, row: Row) -> None:
-        """Add a new row to the book."""
+        """Add a new row to the row store."""
         ...
 
     def rows(self, ids: Sequence[str], *, payload: bool = False) -> dict[str, Row]:
@@ -50,22 +50,22 @@ class Book(Protocol):
         ...
 
     def save(self, row: Row) -> None:
-        """Write everything except for the record and the story."""
+        """Write everything except for the record and the attempts."""
         ...
 
-    def save_story(self, row: Row) -> None: ...
+    def save_attempts(self, row: Row) -> None: ...
 
     def save_record(self, row: Row) -> None:
         """Write the record, which must include its payload."""
         ...
 
-    def condemned(self, row: Row) -> None:
+    def save_corrupt(self, row: Row) -> None:
         """Write the remaining changes of a damaged task that has become a dead letter and was saved."""
         ...
 
     def delete(self, row: Row) -> None: ...
 
-    def heads(self, hint: int) -> Iterator[Row]:
+    def iter_ready(self, hint: int) -> Iterator[Row]:
         """Iterate over pending tasks without limits, in the order of claims, with payloads.
 
         Before the next row is requested, the last one must have been saved in another state. The caller will use about
@@ -73,8 +73,8 @@ class Book(Protocol):
         """
         ...
 
-    def head(self, lane: Lane) -> Row | None:
-        """Return the first task in a lane, with its payload."""
+    def first_ready(self, limit_queue: LimitQueue) -> Row | None:
+        """Return the first task in a limit queue, with its payload."""
         ...
 
     def due(self, state: int, now: float, most: int) -> list[Row]:
@@ -97,7 +97,7 @@ class Book(Protocol):
         """Return tasks that match a query, with payloads, by sequence, without results whose time ended before now."""
         ...
 
-    def over(self, now: float) -> tuple[int, int]:
+    def count_expired(self, now: float) -> tuple[int, int]:
         """Return the numbers of stored completed and cancelled tasks whose time ended before now."""
         ...
 
@@ -107,25 +107,25 @@ class Book(Protocol):
 
     # Limits
 
-    def lane(self, lane: int) -> Lane | None:
-        """Return a lane; None if it does not exist. No step leaves a reference to a missing lane behind."""
+    def limit_queue(self, limit_queue: int) -> LimitQueue | None:
+        """Return a limit queue; None if it does not exist. No step leaves a reference to a missing one behind."""
         ...
 
-    def lane_of(self, keys: tuple[str, ...]) -> Lane:
-        """Return the lane for a set of limits. Create it if it does not exist."""
+    def limit_queue_of(self, keys: tuple[str, ...]) -> LimitQueue:
+        """Return the limit queue for a set of limits. Create it if it does not exist."""
         ...
 
-    def save_lane(self, lane: Lane) -> None:
-        """Write a lane, whose head must not be None."""
+    def save_limit_queue(self, limit_queue: LimitQueue) -> None:
+        """Write a limit queue, whose head must not be None."""
         ...
 
-    def drop_lane(self, lane: Lane) -> None: ...
+    def drop_limit_queue(self, limit_queue: LimitQueue) -> None: ...
 
-    def first_lane(self, waits_on: str) -> Lane | None:
-        """Return the lane with the first head among those that wait on this limit; "" means lanes that wait on none."""
+    def first_limit_queue(self, waits_on: str) -> LimitQueue | None:
+        """Return the first of the limit queues that wait on this limit; "" means those that wait on none."""
         ...
 
-    def gate(self, key: str) -> Gate:
+    def limit_state(self, key: str) -> LimitState:
         """Return a limit. Create it if it does not exist."""
         ...
 
@@ -133,25 +133,25 @@ class Book(Protocol):
         """Return the number of tasks in flight per key of a limit, recounted if the stored numbers may be wrong."""
         ...
 
-    def save_gate(self, gate: Gate) -> None: ...
+    def save_limit_state(self, limit_state: LimitState) -> None: ...
 
-    def drop_gate(self, gate: Gate) -> None: ...
+    def drop_limit_state(self, limit_state: LimitState) -> None: ...
 
-    def gates_due(self, now: float, most: int) -> list[Gate]:
+    def limit_states_due(self, now: float, most: int) -> list[LimitState]:
         """Return limits whose `due` is not after now."""
         ...
 
     # Unique keys, claims, schedules
 
-    def holder(self, key: str, now: float) -> str | None:
+    def unique_holder(self, key: str, now: float) -> str | None:
         """Return the task that holds a unique key now."""
         ...
 
-    def hold(self, key: str, task_id: str, until: float) -> None:
-        """Let a task hold a unique key until a time; `math.inf` means until `let_go`."""
+    def hold_unique(self, key: str, task_id: str, until: float) -> None:
+        """Let a task hold a unique key until a time; `math.inf` means until `release_unique`."""
         ...
 
-    def let_go(self, key: str, task_id: str) -> None:
+    def release_unique(self, key: str, task_id: str) -> None:
         """Free a unique key if this task holds it without an end."""
         ...
 

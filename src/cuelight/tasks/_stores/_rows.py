@@ -1,4 +1,4 @@
-"""The rows of a store: tasks, limits, and lanes of tasks that wait for the same limits."""
+"""The rows of a store: tasks, limits, and limit queues of tasks that wait for the same limits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Final
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, Counts
 from cuelight.tasks._stores._protocol import Snapshot
-from cuelight.tasks._task import Attempt, Counts, Limit, Record
+from cuelight.tasks._task import Limit, Record
 
 # Waiting states come before IN_FLIGHT, final ones after it.
 PENDING: Final = 0
@@ -27,8 +28,8 @@ Order = tuple[int, float, float, int]
 """(priority, deadline, turn, sequence): tasks are claimed in this order."""
 
 
-class Story(msgspec.Struct, array_like=True):
-    """The results of previous attempts. Most tasks have no story."""
+class AttemptHistory(msgspec.Struct, array_like=True):
+    """The results of previous attempts. Most tasks have no attempts."""
 
     counts: Counts = msgspec.field(default_factory=Counts)
     history: tuple[Attempt, ...] = ()
@@ -40,7 +41,7 @@ class Damage(msgspec.Struct, frozen=True):
     """The unreadable part of a task, in a store in which rows may be damaged.
 
     Attributes:
-        part: "record", "story" or "row".
+        part: "record", "attempts" or "row".
         why: a sentence without the name of the task.
         raw: the unreadable bytes.
         renamed: whether its id was not valid text, so that it got another one.
@@ -58,11 +59,11 @@ class Row(msgspec.Struct, eq=False):
     """A task in a store.
 
     Attributes:
-        lane: the lane in which it is pending; 0 or less for tasks without limits and for tasks that are not pending.
+        limit_queue: the queue of its limits, while it is pending; 0 or less for all other tasks.
         due: the end of its delay, its lease or its time to live; None in the other states.
-        settled: the epoch of the last attempt that was settled by a finish.
-        step: the kind of that finish and the resulting state; see `step_of` in `_engine.py`.
-        story: None for a task without previous attempts.
+        last_finished_epoch: the epoch of the last attempt that was settled by a finish.
+        last_finish: the kind of that finish and the resulting state; see `encode_finish`.
+        attempts: None for a task without previous attempts.
         turn: its turn among tasks of equal priority and deadline; see `_fair_queue.py`.
         damage: the unreadable part. The other fields have the readable values, or defaults.
     """
@@ -70,37 +71,37 @@ class Row(msgspec.Struct, eq=False):
     seq: int
     record: Record
     state: int = PENDING
-    lane: int = 0
+    limit_queue: int = 0
     due: float | None = None
     epoch: int = 0
     worker: str = ""
-    settled: int = 0
-    step: int = 0
+    last_finished_epoch: int = 0
+    last_finish: int = 0
     ended: float = 0.0
     reason: str = ""
     cancelling: bool = False
-    story: Story | None = None
+    attempts: AttemptHistory | None = None
     result: bytes | None = None
     turn: float = 0.0
     damage: Damage | None = None
 
 
-class Lane(msgspec.Struct, eq=False):
-    """The pending tasks with the same set of limits, in their order. Tasks without limits are in no lane.
+class LimitQueue(msgspec.Struct, eq=False):
+    """The pending tasks with the same set of limits, in their order. Tasks without limits are in no limit queue.
 
     Attributes:
         keys: the keys of the limits, sorted.
-        waits_on: the limit that rejected its first task; "" while the lane is runnable.
-        head: the order of its first task; None only before the first task was added.
+        waits_on: the limit that rejected its first task; "" while the limit queue is runnable.
+        first_order: the order of its first task; None only before the first task was added.
     """
 
     id: int
     keys: tuple[str, ...]
     waits_on: str = ""
-    head: Order | None = None
+    first_order: Order | None = None
 
 
-class Gate(msgspec.Struct, eq=False):
+class LimitState(msgspec.Struct, eq=False):
     """A limit in use.
 
     Attributes:
@@ -108,8 +109,8 @@ class Gate(msgspec.Struct, eq=False):
         tat: the theoretical arrival time of GCRA: when all tasks started so far are paid off.
         closed: no task is started before this time.
         override: replaces the limits of the tasks.
-        waiting: whether a lane may wait here.
-        due: when to check again: its first lane may then be runnable, or, if none waits, the gate can be dropped.
+        waiting: whether a limit queue may wait here.
+        due: when to check again: its first limit queue may then be runnable, or, if none waits, this can be dropped.
     """
 
     key: str
@@ -128,7 +129,7 @@ def order_of(row: Row) -> Order:
 
 def snapshot(row: Row) -> Snapshot:
     """A snapshot of a row for callers. It shares no mutable data with the row."""
-    story = row.story or Story()
+    attempts = row.attempts or AttemptHistory()
     return Snapshot(
         record=msgspec.structs.replace(row.record),
         state=STATES[row.state],
@@ -139,9 +140,9 @@ def snapshot(row: Row) -> Snapshot:
         reason=row.reason,
         ended=row.ended,
         cancelling=bool(row.cancelling),
-        counts=msgspec.structs.replace(story.counts),
-        history=story.history,
-        checkpoint=story.checkpoint,
-        progress=story.progress,
+        counts=msgspec.structs.replace(attempts.counts),
+        history=attempts.history,
+        checkpoint=attempts.checkpoint,
+        progress=attempts.progress,
         result=row.result,
     )

@@ -1,12 +1,11 @@
-"""Counts the users of each store: the first user opens it, the last one closes it.
+"""What stores and their users share: the count of users, the notification of changes, and the clock.
 
-Invariant: between `open_store` and `close_store` of one user, no `close_store` of another user closes the store. Users
-may be in different event loops and threads. Users in other processes are not counted; a forked process starts with
-none.
+Invariants:
 
-The version of a store, which every change increments, and the callers in any thread that wait for a change.
-
-A change wakes every wait that began before it: the version is compared and the waiter is added under one lock.
+1. Between `acquire_store` and `release_store` of one user, no `release_store` of another user closes the store. Users
+   may be in different event loops and threads. Users in other processes are not counted; a forked process starts with
+   none.
+2. A change wakes every wait that began before it: the version is compared and the waiter is added under one lock.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_other_process)
 
 
-async def open_store(store: Store) -> None:
-    """Open a store, and keep it open until `close_store` was called as often. A checkpoint.
+async def acquire_store(store: Store) -> None:
+    """Open a store, and keep it open until `release_store` was called as often. A checkpoint.
 
     Raises:
         StoreUnavailable: the store is unavailable.
@@ -74,12 +73,12 @@ async def open_store(store: Store) -> None:
     try:
         await store.open()
     except BaseException:
-        await close_store(store)
+        await release_store(store)
         raise
 
 
-async def close_store(store: Store) -> None:
-    """Release a store that `open_store` opened; the last user closes it. A checkpoint; closing is not cancelled."""
+async def release_store(store: Store) -> None:
+    """Release a store that `acquire_store` opened; the last user closes it. A checkpoint; closing is not cancelled."""
     with _lock:
         use = _uses[id(store)]
         use.users -= 1
@@ -97,8 +96,8 @@ async def close_store(store: Store) -> None:
                 wake()
 
 
-class Changes:
-    """The version of a store and its waiters.
+class VersionNotifier:
+    """The version of a store, which every change increments, and the callers in any thread that wait for a change.
 
     Attributes:
         version: incremented by `notify`.
@@ -158,16 +157,13 @@ def _wake_from_afar(backend: Backend, waiter: Waiter) -> None:
         pass  # the waiter ended with its loop
 
 
-# A wall clock that small corrections do not set back.
-
-
 log = get_log("cuelight.tasks")
 
 # seconds; a larger step means that the clock was wrong, and it would take too long to wait for
 _WAITED_OUT: Final = 60.0
 
 
-class SteadyClock:
+class MonotonicWallClock:
     """Returns seconds since the epoch, without small steps back.
 
     After a step back of less than a minute, the time stands still until the clock has caught up. A larger step back is

@@ -1,4 +1,4 @@
-"""The rules for the ends of attempts: the new state of the task. Independent of the store."""
+"""The rules for the virtual finishes of attempts: the new state of the task. Independent of the store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, Counts
 from cuelight.tasks._stores._checks import KINDS
 from cuelight.tasks._stores._protocol import Finish
 from cuelight.tasks._stores._rows import (
@@ -17,10 +18,9 @@ from cuelight.tasks._stores._rows import (
     PENDING,
     SCHEDULED,
     STATES,
+    AttemptHistory,
     Row,
-    Story,
 )
-from cuelight.tasks._task import Attempt, Counts
 
 CRASH: Final = "crash"
 _GIVEN_UP: Final = ("rejected", "undecodable")
@@ -35,7 +35,7 @@ _COUNTED: Final = {
 _SPENT: Final = {"error": "errors", "timeout": "timeouts", CRASH: "quarantined"}
 
 
-class Fate(NamedTuple):
+class Transition(NamedTuple):
     """The new state of a task, the end of its delay (0 for none), and the reason if it becomes a dead letter."""
 
     state: int
@@ -43,39 +43,39 @@ class Fate(NamedTuple):
     reason: str = ""
 
 
-def count(story: Story | None, kind: str, attempt: Attempt | None) -> Story | None:
-    """The story after one more attempt that did not succeed."""
+def count(attempts: AttemptHistory | None, kind: str, attempt: Attempt | None) -> AttemptHistory | None:
+    """The attempts after one more attempt that did not succeed."""
     if attempt is None and kind not in _COUNTED:
-        return story
-    story = Story() if story is None else msgspec.structs.replace(story)
+        return attempts
+    attempts = AttemptHistory() if attempts is None else msgspec.structs.replace(attempts)
     if kind in _COUNTED:
-        counts = msgspec.structs.replace(story.counts)
+        counts = msgspec.structs.replace(attempts.counts)
         setattr(counts, _COUNTED[kind], getattr(counts, _COUNTED[kind]) + 1)
-        story.counts = counts
+        attempts.counts = counts
     if attempt is not None:
-        story.history = (*story.history, attempt)[-HISTORY:]
-    return story
+        attempts.history = (*attempts.history, attempt)[-HISTORY:]
+    return attempts
 
 
-def fate_of(row: Row, kind: str, delay: float, now: float) -> Fate:
-    """The fate of a task whose attempt ended in this way. The attempt must have been counted already."""
+def transition_of(row: Row, kind: str, delay: float, now: float) -> Transition:
+    """The transition of a task whose attempt ended in this way. The attempt must have been counted already."""
     if kind == "done":
-        return Fate(COMPLETED)
+        return Transition(COMPLETED)
     if row.cancelling or kind == "cancelled":
-        return Fate(CANCELLED)
+        return Transition(CANCELLED)
     if kind in _GIVEN_UP:
-        return Fate(DEAD_LETTER, reason=kind)
+        return Transition(DEAD_LETTER, reason=kind)
     if kind == "unknown":
-        return Fate(PARKED)
+        return Transition(PARKED)
     if kind not in _RETRIED_ALWAYS and _spent(row, kind):
-        return Fate(DEAD_LETTER, reason=_SPENT[kind])
+        return Transition(DEAD_LETTER, reason=_SPENT[kind])
     if kind == CRASH or delay == 0:
-        return Fate(PENDING)
-    return Fate(SCHEDULED, due=now + delay)
+        return Transition(PENDING)
+    return Transition(SCHEDULED, due=now + delay)
 
 
 def _spent(row: Row, kind: str) -> bool:
-    counts = Counts() if row.story is None else row.story.counts
+    counts = Counts() if row.attempts is None else row.attempts.counts
     budgets = {
         "error": (counts.errors, row.record.max_retries),
         "timeout": (counts.timeouts, row.record.max_timeouts),
@@ -85,14 +85,14 @@ def _spent(row: Row, kind: str) -> bool:
     return spent >= max(1, budget)
 
 
-def step_of(kind: str, state: int) -> int:
+def encode_finish(kind: str, state: int) -> int:
     """A number for the kind of a finish and the resulting state, to recognize a repetition of the finish."""
     return KINDS.index(kind) * len(STATES) + state
 
 
-def settled_before(row: Row, finish: Finish) -> str | None:
+def repeated_finish(row: Row, finish: Finish) -> str | None:
     """The state after the same finish was applied earlier; None if it was not."""
-    if row.settled != finish.epoch or row.settled == 0:
+    if row.last_finished_epoch != finish.epoch or row.last_finished_epoch == 0:
         return None
-    kind, state = divmod(row.step, len(STATES))
+    kind, state = divmod(row.last_finish, len(STATES))
     return STATES[state] if KINDS[kind] == finish.kind else None

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, error_text, traceback_text
 from cuelight._log import get_log
-from cuelight._text import error_lines, format_traceback, safe_repr
+from cuelight._text import safe_repr
 from cuelight.errors import RateLimited, Rejected, control_error
 from cuelight.supervision import Backoff
 from cuelight.tasks._stores._protocol import Finish
-from cuelight.tasks._task import Attempt
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
+    from cuelight._dead_letters._attempt import Counts
     from cuelight._log import Log
     from cuelight.tasks._stores._protocol import Lease
-    from cuelight.tasks._task import Counts, Task
+    from cuelight.tasks._task import Task
 
 
 log = get_log("cuelight.tasks")
@@ -29,9 +28,6 @@ LONGEST_DELAY: Final = 366 * 86400.0
 
 RETRIES: Final = Backoff(minimum=1.0, maximum=300.0, jitter=0.2)
 """The delays before failed tasks are tried again: 1, 2, 4 ... 300 seconds."""
-
-ERROR_LENGTH: Final = 2000
-TRACEBACK_LENGTH: Final = 8000
 
 MISMATCH: Final = "mismatch"
 """The kind of an attempt whose arguments did not fit. The store treats it as "released"."""
@@ -66,7 +62,7 @@ def pause_of(error: BaseException) -> tuple[float, str | None]:
     return (min(seconds, LONGEST_DELAY) if seconds >= 0 else RETRIES.minimum), key if type(key) is str and key else None
 
 
-def failure(
+def failed_finish(
     lease: Lease,
     kind: str,
     error: BaseException,
@@ -98,7 +94,7 @@ def failure(
         delay, pause_key = pause_of(error)
     elif kind in {"error", "timeout"}:
         delay = _delay_of(backoff, lease.counts.errors + lease.counts.timeouts, jitter)
-    attempt = Attempt(kind, worker, at, elapsed, said(error), trace_of(error if where is None else where))
+    attempt = Attempt(kind, worker, at, elapsed, error_text(error), traceback_text(error if where is None else where))
     finish = "released" if kind == MISMATCH else kind
     return Finish(lease.record.id, lease.epoch, finish, delay=delay, attempt=attempt, pause_key=pause_key)
 
@@ -117,31 +113,6 @@ def _delay_of(backoff: Backoff, failures: int, jitter: float) -> float:
         failed = ValueError(f"delay() returned {safe_repr(delay)}, which is not a valid number of seconds")
     log.error("%s failed: the default back-off is used", safe_repr(backoff), error=failed, kind="backoff")
     return RETRIES.delay(failures, jitter)
-
-
-def said(error: BaseException) -> str:
-    """The type and message of an exception, and of the members of a group, in characters that every store accepts."""
-    return _clipped("\n".join(error_lines(error)), ERROR_LENGTH)
-
-
-def trace_of(error: BaseException) -> str:
-    """The shortened traceback of an exception, without the frames of the worker."""
-    at = error.__traceback__
-    # The first frames are the worker's and do not help to understand the task.
-    while at is not None and at.tb_next is not None and _is_ours(at):
-        at = at.tb_next
-    return "" if at is None else _clipped(format_traceback(error, start=at), TRACEBACK_LENGTH)
-
-
-def _is_ours(at: TracebackType) -> bool:
-    module = at.tb_frame.f_globals.get("__name__")
-    return type(module) is str and module.startswith("cuelight.")
-
-
-def _clipped(text: str, most: int) -> str:
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]}\n... {len(text) - most} characters ...\n{text[-(most // 2) :]}"
 
 
 # The log messages for failed attempts, and the fields of their log records.

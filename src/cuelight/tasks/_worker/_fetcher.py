@@ -34,24 +34,24 @@ if TYPE_CHECKING:
 
     from cuelight.mailbox import Waiter
     from cuelight.tasks._stores._protocol import Lease
-    from cuelight.tasks._worker._loop import Shift
+    from cuelight.tasks._worker._lease_slots import LeaseSlots
 
 log = get_log("cuelight.tasks")
 
 T = TypeVar("T")
 
-AWAY: Final = Backoff(minimum=0.05, maximum=5.0, jitter=1.0)
+STORE_BACKOFF: Final = Backoff(minimum=0.05, maximum=5.0, jitter=1.0)
 """Delays before a store that did not answer is tried again. With jitter, so that many workers do not retry at once."""
 
-AHEAD: Final = 0.02
+LOOKAHEAD_SECONDS: Final = 0.02
 """Seconds of work that are claimed in advance of free slots, at the current rate."""
 
-MOST_AHEAD: Final = 1000
+MAX_LOOKAHEAD: Final = 1000
 
-LOOK: Final = 5.0
+MAX_WATCH: Final = 5.0
 """Seconds after which the store is queried without a notification of a change."""
 
-TRIES: Final = 3
+SINGLE_TRIES: Final = 3
 """How often a finish that makes the store fail is sent on its own."""
 
 BATCH: Final = 32
@@ -59,7 +59,7 @@ BATCH: Final = 32
 
 
 @dataclass(eq=False)
-class Errand:
+class PendingExchange:
     """An exchange that the store has not answered yet.
 
     Attributes:
@@ -73,79 +73,79 @@ class Errand:
     sent: float
 
 
-class Claimer:
-    """Claims and settles the tasks of one shift."""
+class Fetcher:
+    """Claims and settles the tasks of one worker."""
 
-    def __init__(self, shift: Shift) -> None:
-        self._shift = shift
-        self._pending: list[Errand] = []
-        self._most = 0  # number of tasks that these claim
-        self._parked: list[Waiter] = []
-        self._thirsty: Waiter | None = None
-        self._look = True
+    def __init__(self, slots: LeaseSlots) -> None:
+        self._slots = slots
+        self._pending: list[PendingExchange] = []
+        self._requested = 0  # number of tasks that these claim
+        self._idle_runs: list[Waiter] = []
+        self._watch_waiter: Waiter | None = None
+        self._must_claim = True
         self._since, self._wake_at = 0, 0.0
-        self._early = self._failures = self._odd = 0
-        self._window, self._ended, self._pace = shift.backend.time(), 0, 0.0
+        self._early_wakes = self._failures = self._single_sends = 0
+        self._window_start, self._ended, self._lookahead = slots.backend.time(), 0, 0.0
         self._numbers = 0
         self._prefix = uuid.uuid4().hex
-        self._waits = False  # whether the store may hand over a task
-        self._handed: list[Lease] = []  # tasks that were handed over since the last claim
+        self._may_hand_over = False  # whether the store may hand over a task
+        self._handed_over: list[Lease] = []  # tasks that were handed over since the last claim
 
     @property
     def unsent(self) -> int:
         """The number of finishes that the store has not acknowledged."""
-        return len(self._shift.finishes) + sum(len(errand.finishes) for errand in self._pending)
+        return len(self._slots.finishes) + sum(len(pending.finishes) for pending in self._pending)
 
     def wake(self) -> None:
         """Continue: an attempt has ended, or a slot is free."""
-        if self._parked:
-            self._parked.pop().wake()
+        if self._idle_runs:
+            self._idle_runs.pop().wake()
 
-    def look(self) -> None:
+    def fetch_more(self) -> None:
         """Claim for a slot that has become free unexpectedly."""
-        self._look = True
+        self._must_claim = True
         self.wake()
 
     async def run(self) -> None:
         """Exchange until cancelled. May be called several times at once. Unanswered exchanges are left for `flush`."""
-        errand: Errand | None = None
+        pending: PendingExchange | None = None
         while True:
-            if errand is None:
-                errand = self._prepare()
-            if errand is None:
-                waiter = self._shift.backend.waiter()
-                self._parked.append(waiter)
+            if pending is None:
+                pending = self._prepare()
+            if pending is None:
+                waiter = self._slots.backend.waiter()
+                self._idle_runs.append(waiter)
                 await waiter
                 continue
-            errand = await self._try(errand)
+            pending = await self._try(pending)
 
-    async def _try(self, errand: Errand) -> Errand | None:
+    async def _try(self, pending: PendingExchange) -> PendingExchange | None:
         """Make an exchange. Return the exchange to repeat, or None if the store has answered it."""
         try:
-            await self._send(errand)
+            await self._send(pending)
         except StoreUnavailable as error:
             await self._wait_for_store(error)
-            return errand
+            return pending
         except PoolClosed:
             raise
         except Exception as error:  # no error of a store ends the worker
-            log.exception("%s: its store failed", self._shift.options.worker_id)
-            if errand in self._pending:
-                errand = self._take_apart(errand)
+            log.exception("%s: its store failed", self._slots.options.worker_id)
+            if pending in self._pending:
+                pending = self._split(pending)
             await self._wait_for_store(error)
-        return errand if errand in self._pending else None
+        return pending if pending in self._pending else None
 
     async def flush(self) -> None:
         """Send the remaining finishes, and return tasks whose claim was interrupted."""
-        while self._pending or self._shift.finishes or self._waits:
+        while self._pending or self._slots.finishes or self._may_hand_over:
             if not self._pending:
-                self._start(self._shift.finishes, self._claim(0, None) if self._waits else None)
-                self._shift.finishes = []
+                self._start(self._slots.finishes, self._claim(0, None) if self._may_hand_over else None)
+                self._slots.finishes = []
             try:
                 await self._try(self._pending[0])
             except PoolClosed:
                 log.warning(
-                    "%s: its store was closed with %d unsent finishes", self._shift.options.worker_id, self.unsent
+                    "%s: its store was closed with %d unsent finishes", self._slots.options.worker_id, self.unsent
                 )
                 return
 
@@ -155,29 +155,29 @@ class Claimer:
         Raises:
             StoreUnavailable: the store did not answer for the length of a lease.
         """
-        shift = self._shift
+        slots = self._slots
         claim = self._claim(1, None)
-        errand = self._start((), claim)
-        answer = await self.patiently(lambda: shift.store.exchange((), claim), shift.options.lease)
-        self._end(errand)
+        pending = self._start((), claim)
+        answer = await self.with_retries(lambda: slots.store.exchange((), claim), slots.options.lease)
+        self._end(pending)
         self._answered(claim)
         for lease in answer.leases:
-            shift.keeper.hold(lease.record.id, lease.epoch, errand.sent)
+            slots.keeper.hold(lease.record.id, lease.epoch, pending.sent)
             return lease
         return None
 
-    async def patiently(self, step: Callable[[], Awaitable[T]], patience: float = float("inf")) -> T:
+    async def with_retries(self, step: Callable[[], Awaitable[T]], retry_timeout: float = float("inf")) -> T:
         """Repeat an idempotent call of the store until it answers.
 
         Raises:
-            StoreUnavailable: the store did not answer for `patience` seconds.
+            StoreUnavailable: the store did not answer for `retry_timeout` seconds.
         """
-        give_up = self._shift.backend.time() + patience
+        give_up = self._slots.backend.time() + retry_timeout
         while True:
             try:
                 result = await step()
             except StoreUnavailable as error:
-                if self._shift.backend.time() >= give_up:
+                if self._slots.backend.time() >= give_up:
                     raise
                 await self._wait_for_store(error)
             else:
@@ -186,173 +186,175 @@ class Claimer:
 
     # One exchange.
 
-    def _prepare(self) -> Errand | None:
+    def _prepare(self) -> PendingExchange | None:
         """Return the next exchange, or None if none is needed now."""
-        shift = self._shift
-        finishes: Sequence[Finish] = shift.finishes
-        if self._pending and (self._odd or len(finishes) < BATCH):
+        slots = self._slots
+        finishes: Sequence[Finish] = slots.finishes
+        if self._pending and (self._single_sends or len(finishes) < BATCH):
             return None
-        if self._odd and finishes:  # one of them made the store fail: send them one by one
-            shift.finishes = list(finishes[1:])
+        if self._single_sends and finishes:  # one of them made the store fail: send them one by one
+            slots.finishes = list(finishes[1:])
             return self._start(finishes[:1], None)
         self._measure(len(finishes))
         most = 0
-        if not shift.draining and (self._look or finishes):
-            most = max(0, shift.room + min(MOST_AHEAD, int(self._pace)) - self._most)
-        claim = self._claim(most, None if shift.draining else self._take) if most > 0 or self._handed else None
+        if not slots.draining and (self._must_claim or finishes):
+            most = max(0, slots.free_slots + min(MAX_LOOKAHEAD, int(self._lookahead)) - self._requested)
+        claim = None
+        if most > 0 or self._handed_over:
+            claim = self._claim(most, None if slots.draining else self._start_handed_over)
         if not finishes and claim is None:
             return None
-        shift.finishes = []
+        slots.finishes = []
         return self._start(finishes, claim)
 
-    def _start(self, finishes: Sequence[Finish], claim: Claim | None) -> Errand:
-        errand = Errand(finishes, claim, self._shift.keeper.clock())
-        self._pending.append(errand)
-        self._most += claim.most if claim is not None else 0
-        return errand
+    def _start(self, finishes: Sequence[Finish], claim: Claim | None) -> PendingExchange:
+        pending = PendingExchange(finishes, claim, self._slots.keeper.clock())
+        self._pending.append(pending)
+        self._requested += claim.most if claim is not None else 0
+        return pending
 
-    def _end(self, errand: Errand) -> None:
-        self._pending.remove(errand)
-        self._most -= errand.claim.most if errand.claim is not None else 0
+    def _end(self, pending: PendingExchange) -> None:
+        self._pending.remove(pending)
+        self._requested -= pending.claim.most if pending.claim is not None else 0
 
     def _claim(self, most: int, take: Callable[[Lease], object] | None) -> Claim:
         self._numbers += 1
-        shift, options = self._shift, self._shift.options
-        handed, self._handed = self._handed, []
+        slots, options = self._slots, self._slots.options
+        handed, self._handed_over = self._handed_over, []
         leases = [(lease.record.id, lease.epoch) for lease in handed]
-        confirmed = tuple(lease for lease in leases if shift.keeper.holds(*lease))
+        confirmed = tuple(lease for lease in leases if slots.keeper.holds(*lease))
         return Claim(options.worker_id, f"{self._prefix}:{self._numbers}", most, options.lease, take, confirmed)
 
-    def _take(self, lease: Lease) -> None:
+    def _start_handed_over(self, lease: Lease) -> None:
         """Start a task that the store has handed over. The next claim confirms its lease."""
-        shift = self._shift
-        since = shift.keeper.clock() + lease.expires - shift.store.now() - shift.options.lease
-        self._handed.append(lease)
-        shift.feed([lease], since)
-        self.look()
+        slots = self._slots
+        since = slots.keeper.clock() + lease.expires - slots.store.now() - slots.options.lease
+        self._handed_over.append(lease)
+        slots.add_leases([lease], since)
+        self.fetch_more()
 
     def _measure(self, ended: int) -> None:
-        """Update `_pace`, the number of attempts that end in `AHEAD` seconds."""
-        passed = self._shift.backend.time() - self._window
-        if passed >= AHEAD:
-            self._pace = self._ended * AHEAD / passed
-            self._window += passed
+        """Update `_lookahead`, the number of attempts that end in `LOOKAHEAD_SECONDS` seconds."""
+        passed = self._slots.backend.time() - self._window_start
+        if passed >= LOOKAHEAD_SECONDS:
+            self._lookahead = self._ended * LOOKAHEAD_SECONDS / passed
+            self._window_start += passed
             self._ended = 0
         self._ended += ended
 
-    async def _send(self, errand: Errand) -> None:
+    async def _send(self, pending: PendingExchange) -> None:
         """Make the exchange. It is pending until it is answered."""
-        finishes, claim = errand.finishes, errand.claim
-        since = self._shift.store.version()
-        errand.sent = self._shift.keeper.clock()
-        answer = await self._shift.store.exchange(finishes, claim)
-        self._end(errand)
+        finishes, claim = pending.finishes, pending.claim
+        since = self._slots.store.version()
+        pending.sent = self._slots.keeper.clock()
+        answer = await self._slots.store.exchange(finishes, claim)
+        self._end(pending)
         self._is_back()
-        if self._odd:
-            self._odd = self._odd - 1 if finishes else self._odd
+        if self._single_sends:
+            self._single_sends = self._single_sends - 1 if finishes else self._single_sends
         if claim is not None:
-            self._waits = answer.waits
+            self._may_hand_over = answer.waits
             for lease in claim.confirmed:
-                self._shift.keeper.renewed(*lease, errand.sent)
-            self._shift.feed(answer.leases, errand.sent)
+                self._slots.keeper.renewed(*lease, pending.sent)
+            self._slots.add_leases(answer.leases, pending.sent)
             self._answered(claim)
-            self._look = len(answer.leases) >= claim.most
-            if not self._look:
+            self._must_claim = len(answer.leases) >= claim.most
+            if not self._must_claim:
                 self._since = since
                 self._wait_for_more(answer)
-        self._settled(finishes, answer)
+        self._record_states(finishes, answer)
 
     def _answered(self, claim: Claim) -> None:
-        self._shift.tally.last_claim = self._shift.store.now()
+        self._slots.counters.last_claim = self._slots.store.now()
 
-    def _settled(self, finishes: Sequence[Finish], answer: Exchange) -> None:
-        shift = self._shift
-        worker, failures = shift.options.worker_id, shift.failures
+    def _record_states(self, finishes: Sequence[Finish], answer: Exchange) -> None:
+        slots = self._slots
+        worker, failures = slots.options.worker_id, slots.failures
         for finish, state in zip(finishes, answer.accepted, strict=True):
             if finish.kind == "done" and state:
                 continue
             failed = failures.pop((finish.id, finish.epoch), None)
             attempt = finish.attempt
             if not state:
-                shift.tally.lease_lost += 1
+                slots.counters.lease_lost += 1
                 log.warning("%s: lease_lost: the finish (%s) of %s was rejected", worker, finish.kind, finish.id)
             elif failed is not None and attempt is not None and attempt.kind not in QUIET:
                 text = f"{attempt.error}\n{attempt.traceback}".rstrip()
-                failed.report(log, worker=worker, queue=shift.queue, kind=attempt.kind, state=state, text=text)
+                failed.report(log, worker=worker, queue=slots.queue, kind=attempt.kind, state=state, text=text)
 
     # A store that is unavailable or fails.
 
     async def _wait_for_store(self, error: Exception) -> None:
-        if not self._shift.tally.away:
-            self._shift.tally.away = True
-            log.warning("%s cannot reach its store, and keeps trying: %r", self._shift.options.worker_id, error)
-        delay = AWAY.delay(self._failures, random.random())  # noqa: S311 - no secret
+        if not self._slots.counters.away:
+            self._slots.counters.away = True
+            log.warning("%s cannot reach its store, and keeps trying: %r", self._slots.options.worker_id, error)
+        delay = STORE_BACKOFF.delay(self._failures, random.random())  # noqa: S311 - no secret
         self._failures += 1
         await anyio.sleep(delay)
 
     def _is_back(self) -> None:
         self._failures = 0
-        if self._shift.tally.away:
-            self._shift.tally.away = False
-            log.warning("%s can reach its store again", self._shift.options.worker_id)
+        if self._slots.counters.away:
+            self._slots.counters.away = False
+            log.warning("%s can reach its store again", self._slots.options.worker_id)
 
-    def _take_apart(self, errand: Errand) -> Errand:
+    def _split(self, pending: PendingExchange) -> PendingExchange:
         """Split an exchange that made the store fail, so that one bad finish does not block the others.
 
         Returns:
             The remaining exchange, which must be repeated if it is still pending.
         """
-        finishes, claim = errand.finishes, errand.claim
+        finishes, claim = pending.finishes, pending.claim
         if not finishes:
-            return errand
-        self._end(errand)
+            return pending
+        self._end(pending)
         if claim is not None:
-            errand = Errand((), claim, errand.sent)
-            self._pending.append(errand)
-            self._most += claim.most
-        elif len(finishes) == 1 and self._odd >= TRIES:
+            pending = PendingExchange((), claim, pending.sent)
+            self._pending.append(pending)
+            self._requested += claim.most
+        elif len(finishes) == 1 and self._single_sends >= SINGLE_TRIES:
             log.error(
                 "%s drops the finish (%s) of %s, which its store rejects: the task runs again after its lease",
-                self._shift.options.worker_id,
+                self._slots.options.worker_id,
                 finishes[0].kind,
                 finishes[0].id,
             )
-            self._shift.failures.pop((finishes[0].id, finishes[0].epoch), None)
+            self._slots.failures.pop((finishes[0].id, finishes[0].epoch), None)
             finishes = ()
-        self._shift.finishes[:0] = finishes
-        self._odd += 1
-        return errand
+        self._slots.finishes[:0] = finishes
+        self._single_sends += 1
+        return pending
 
     # Waiting for something to claim.
 
     def _wait_for_more(self, answer: Exchange) -> None:
         """The claim returned fewer tasks than requested: have the watcher wait for more."""
         self._wake_at = answer.wake_at
-        if self._thirsty is not None:
-            thirsty, self._thirsty = self._thirsty, None
-            thirsty.wake()
+        if self._watch_waiter is not None:
+            waiter, self._watch_waiter = self._watch_waiter, None
+            waiter.wake()
 
     async def watch(self) -> None:
         """Wait for claimable tasks after each claim that returned fewer tasks than requested."""
-        store = self._shift.store
+        store = self._slots.store
         while True:
-            if self._look:
-                self._thirsty = self._shift.backend.waiter()
-                await self._thirsty
+            if self._must_claim:
+                self._watch_waiter = self._slots.backend.waiter()
+                await self._watch_waiter
             try:
-                await store.changed(self._since, self._patience(self._wake_at - store.now()))
+                await store.changed(self._since, self._watch_timeout(self._wake_at - store.now()))
             except Exception as error:  # ignored, because the next claim shows whether the store works
                 if not isinstance(error, StoreUnavailable):
-                    log.exception("%s cannot watch its store", self._shift.options.worker_id)
-                await anyio.sleep(AWAY.delay(2, random.random()))  # noqa: S311 - no secret
-            self._look = True
+                    log.exception("%s cannot watch its store", self._slots.options.worker_id)
+                await anyio.sleep(STORE_BACKOFF.delay(2, random.random()))  # noqa: S311 - no secret
+            self._must_claim = True
             self.wake()
 
-    def _patience(self, until: float) -> float:
+    def _watch_timeout(self, until: float) -> float:
         """The number of seconds to wait for a change."""
         if until > 0:
-            self._early = 0
-            return min(until, LOOK)
+            self._early_wakes = 0
+            return min(until, MAX_WATCH)
         # The store announced a task and did not return it (it may be paused): avoid a busy loop.
-        self._early += 1
-        return min(0.1, 0.001 * 2.0 ** min(self._early, 10))
+        self._early_wakes += 1
+        return min(0.1, 0.001 * 2.0 ** min(self._early_wakes, 10))

@@ -25,13 +25,13 @@ Handlers = Iterable[TaskFunction[..., Any]] | Mapping[str, Callable[..., Any]]
 """Task functions, or functions of the payload by task type."""
 
 
-class Given(Lease, kw_only=True):
+class DirectTask(Lease, kw_only=True):
     """A task that was passed to a worker directly. It is in no store, and its payload was never encoded."""
 
     task: Any
 
     @classmethod
-    def of(cls, task: Task) -> Given:
+    def of(cls, task: Task) -> DirectTask:
         checkpoint = None if task.checkpoint is None else encode(task.checkpoint, "checkpoint")
         record = Record(id=task.task_id, type=task.task_type, timeout=task.timeout)
         return cls(record=record, epoch=0, expires=inf, counts=task.counts, checkpoint=checkpoint, task=task)
@@ -57,7 +57,7 @@ class Handler:
         self.encode: Callable[[Any], bytes] = partial(encode, what=f"the result of {name}")
 
 
-class Table:
+class TaskHandlers:
     """The handlers of a worker, by task type."""
 
     def __init__(self, by_type: dict[str, Handler], fallback: Handler | None) -> None:
@@ -73,7 +73,7 @@ class Table:
         return any(handler.in_loop for handler in (*self.by_type.values(), self.fallback) if handler is not None)
 
 
-def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
+def task_handlers_of(handlers: Handlers, handler: Callable[..., Any] | None) -> TaskHandlers:
     """Check the handlers that were passed to a worker.
 
     Raises:
@@ -106,7 +106,7 @@ def table_of(handlers: Handlers, handler: Callable[..., Any] | None) -> Table:
     fallback = None if handler is None else Handler(handler, _whole_task, name_of(handler))
     if not by_type and fallback is None:
         raise ValueError("a worker without handlers does nothing: TaskWorker(queue, [function]) or handler=function")
-    return Table(by_type, fallback)
+    return TaskHandlers(by_type, fallback)
 
 
 def _handler_of(task_type: Any, function: Any) -> Handler:
@@ -125,7 +125,7 @@ def _handler_of(task_type: Any, function: Any) -> Handler:
 
 
 def _payload_of(lease: Lease) -> Any:
-    return lease.task.payload if isinstance(lease, Given) else decode(lease.record.payload)
+    return lease.task.payload if isinstance(lease, DirectTask) else decode(lease.record.payload)
 
 
 def _payload(lease: Lease) -> Arguments:
@@ -133,7 +133,7 @@ def _payload(lease: Lease) -> Arguments:
 
 
 def _whole_task(lease: Lease) -> Arguments:
-    return (lease.task if isinstance(lease, Given) else task_of(lease),), {}
+    return (lease.task if isinstance(lease, DirectTask) else task_of(lease),), {}
 
 
 def call_in_process(

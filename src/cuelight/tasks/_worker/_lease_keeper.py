@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from cuelight._log import get_log
 from cuelight._text import describe_error
@@ -24,13 +24,16 @@ from cuelight.tasks._stores._protocol import Beat, Store
 
 log = get_log("cuelight.tasks")
 
-Held = tuple[str, int]
+Heartbeat = Literal["thread", "loop"]
+"""Where leases are renewed: in a thread of their own, or in the event loop."""
+
+LeaseKey = tuple[str, int]
 
 MARGIN: Final = 0.1
 """The fraction of a lease by which it is given up early, because clocks differ and cancelling takes time."""
 
 
-class Keeper:
+class LeaseKeeper:
     """Renews the leases of one worker, and reports leases that were lost and tasks that must be cancelled.
 
     `hold`, `drop`, `expire` and `close` may be called from any thread. Times are those of `clock()`.
@@ -45,7 +48,7 @@ class Keeper:
         notify: Callable[[Beat], None],
         every: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
-        pulse: Callable[[], object] | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> None:
         """Set up the keeper; `start` starts its thread.
 
@@ -56,7 +59,7 @@ class Keeper:
             notify: called in the keeper's thread with lost leases and tasks to cancel; must not block.
             every: the number of seconds between two checks for these.
             clock: a monotonic clock in seconds; the loop's clock if a loop calls `step`.
-            pulse: called in the keeper's thread at each step while a lease is held.
+            on_step: called in the keeper's thread at each step while a lease is held.
 
         Raises:
             ValueError: a time is not more than 0.
@@ -65,13 +68,13 @@ class Keeper:
             if not seconds > 0:
                 raise ValueError(f"{name}={seconds!r}: give more than 0 seconds")
         self._store, self._worker, self._lease, self._notify, self.clock = store, worker, lease, notify, clock
-        self._every, self._pulse = min(every, lease / 3), pulse
+        self._every, self._on_step = min(every, lease / 3), on_step
         # The expiry by our clock. It is in a list, so that a renewal does not restore a lease that was dropped in the
         # meantime.
-        self._held: dict[Held, list[float]] = {}
-        self._told: set[Held] = set()
+        self._held: dict[LeaseKey, list[float]] = {}
+        self._reported_cancelled: set[LeaseKey] = set()
         self._renewed = clock()
-        self._away = 0
+        self._missed_renewals = 0
         self._idle = self._closed = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -110,7 +113,7 @@ class Keeper:
     @property
     def away(self) -> bool:
         """Whether the store did not answer the last beat."""
-        return self._away > 0
+        return self._missed_renewals > 0
 
     def close(self) -> None:
         """End the thread and wait for it, at most as long as one call of the store takes. May be called repeatedly."""
@@ -131,9 +134,9 @@ class Keeper:
         began = self.clock()
         held = self._held.copy()
         if not held:
-            self._told.clear()
+            self._reported_cancelled.clear()
             return self._every
-        renew = self._away > 0 or began - self._renewed >= self._lease / 3 - self._every / 2
+        renew = self._missed_renewals > 0 or began - self._renewed >= self._lease / 3 - self._every / 2
         try:
             beat = self._store.beat(self._worker, list(held), self._lease if renew else None)
         except BaseException as error:  # leases expire whatever the error is, so the keeper must continue
@@ -143,15 +146,15 @@ class Keeper:
             self.expire()
             # The jitter spreads the retries of many workers over time.
             return self._every * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-        if self._away:
-            log.warning("%s can reach its store again, after %d missed beats", self._worker, self._away)
-            self._away = 0
+        if self._missed_renewals:
+            log.warning("%s can reach its store again, after %d missed renewals", self._worker, self._missed_renewals)
+            self._missed_renewals = 0
         if renew:
             self._renewed = began
             for until in held.values():
                 until[0] = began + self._lease
-        self._told &= held.keys()
-        self._tell(beat)
+        self._reported_cancelled &= held.keys()
+        self._report(beat)
         return self._every
 
     def expire(self) -> None:
@@ -159,19 +162,19 @@ class Keeper:
         over = self.clock() + self._lease * MARGIN
         lost = [key for key, until in self._held.copy().items() if until[0] <= over]
         if lost:
-            self._tell(Beat(lost, []))
+            self._report(Beat(lost, []))
 
     def _missed(self, error: BaseException) -> None:
-        if not self._away and not self._closed:
+        if not self._missed_renewals and not self._closed:
             log.warning("%s cannot renew its leases, and keeps trying: %s", self._worker, describe_error(error))
-        self._away += 1
+        self._missed_renewals += 1
 
-    def _tell(self, beat: Beat) -> None:
+    def _report(self, beat: Beat) -> None:
         lost = [key for key in beat.lost if self._held.pop(key, None) is not None]
-        cancelled = [key for key in beat.cancelled if key in self._held and key not in self._told]
+        cancelled = [key for key in beat.cancelled if key in self._held and key not in self._reported_cancelled]
         if not (lost or cancelled) or self._closed:
             return
-        self._told.update(cancelled)
+        self._reported_cancelled.update(cancelled)
         try:
             self._notify(Beat(lost, cancelled))
         except BaseException as error:
@@ -182,8 +185,8 @@ class Keeper:
     def _run(self) -> None:
         while not self._closed:
             seconds = self.step()
-            if self._pulse is not None and self._held:
-                self._pulse()
+            if self._on_step is not None and self._held:
+                self._on_step()
             if self._held:
                 self._wake.wait(seconds)
             else:

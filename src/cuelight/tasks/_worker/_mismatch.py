@@ -16,14 +16,14 @@ from cuelight.supervision import Backoff
 from cuelight.tasks._worker._failure import MISMATCH
 
 if TYPE_CHECKING:
+    from cuelight._dead_letters._attempt import Attempt
     from cuelight.tasks._functions._parameters import ArgumentMismatch
     from cuelight.tasks._stores._protocol import Lease, Store
-    from cuelight.tasks._task import Attempt
 
-PATIENCE: Final = 3600.0
+GIVE_UP_AFTER: Final = 3600.0
 """Seconds after which a task that fits no worker is given up."""
 
-AGAIN: Final = Backoff(minimum=5.0, maximum=300.0, jitter=0.2)
+RETRIES: Final = Backoff(minimum=5.0, maximum=300.0, jitter=0.2)
 
 
 class Mismatch(Exception):
@@ -38,7 +38,7 @@ class Mismatch(Exception):
         self.delay = delay
 
 
-async def verdict_on(store: Store, lease: Lease, error: ArgumentMismatch) -> Mismatch | Rejected:
+async def mismatch_outcome(store: Store, lease: Lease, error: ArgumentMismatch) -> Mismatch | Rejected:
     """Decide whether a task that did not fit is put back or given up. A checkpoint.
 
     Args:
@@ -51,9 +51,9 @@ async def verdict_on(store: Store, lease: Lease, error: ArgumentMismatch) -> Mis
         before = _mismatches(() if snapshot is None else snapshot.history)
     except StoreUnavailable:
         before = []
-    if before and store.now() - before[0].at >= PATIENCE:
-        return Rejected(f"no worker has had a function that fits for {PATIENCE / 60:g} minutes: {error}")
-    return Mismatch(str(error), AGAIN.delay(len(before), random.random()))  # noqa: S311 - no secret
+    if before and store.now() - before[0].at >= GIVE_UP_AFTER:
+        return Rejected(f"no worker has had a function that fits for {GIVE_UP_AFTER / 60:g} minutes: {error}")
+    return Mismatch(str(error), RETRIES.delay(len(before), random.random()))  # noqa: S311 - no secret
 
 
 def _mismatches(history: Sequence[Attempt]) -> list[Attempt]:

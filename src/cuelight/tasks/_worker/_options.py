@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,14 +16,13 @@ from cuelight._checks import check_seconds
 from cuelight._text import safe_repr
 from cuelight.tasks._arguments import string_given
 from cuelight.tasks._worker._failure import RETRIES
-from cuelight.tasks._worker._handlers import Handlers, Table, table_of
+from cuelight.tasks._worker._handlers import Handlers, TaskHandlers, task_handlers_of
+from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 if TYPE_CHECKING:
     from cuelight.pools._functions import Kind
     from cuelight.supervision import Backoff
     from cuelight.tasks._stores._protocol import Finish
-
-Heartbeat = Literal["thread", "loop"]
 
 THREADS = 32
 
@@ -37,7 +36,7 @@ class WorkerOptions(msgspec.Struct, frozen=True):
     """
 
     worker_id: str
-    table: Table
+    handlers: TaskHandlers
     slots: int
     threads: int
     lease: float
@@ -89,7 +88,7 @@ class WorkerStats:
     replaced: int = 0
 
 
-class Tally(WorkerStats):
+class WorkerCounters(WorkerStats):
     """The totals with a method to count."""
 
     __slots__ = ()
@@ -156,12 +155,12 @@ def options_of(
         raise TypeError(f"TaskWorker(backoff={safe_repr(delays)}): give a Backoff, such as Backoff(maximum=60)")
     if worker_id == "":
         raise ValueError("worker_id='': give it some characters, or leave it out")
-    table = table_of(handlers, handler)
+    checked = task_handlers_of(handlers, handler)
     most = threads if threads is not None else (os.cpu_count() or 1) if kind == "process" else THREADS
     return WorkerOptions(
         worker_id=worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}",
-        table=table,
-        slots=concurrency if table.in_loop else min(concurrency, most),
+        handlers=checked,
+        slots=concurrency if checked.in_loop else min(concurrency, most),
         threads=most,
         lease=float(lease),
         timeout=None if timeout is None else float(timeout),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import msgspec
 
+from cuelight._blocking_proxy import BlockingProxy
 from cuelight._log import get_log
 from cuelight._text import safe_repr
 from cuelight.actors import Actor, Crashed, ShutDown, child
@@ -17,13 +18,12 @@ from cuelight.actors._reply import current_cell
 from cuelight.errors import PoolClosed, TaskFailed, WorkerDied
 from cuelight.pools import TaskResult
 from cuelight.tasks._arguments import check_task
-from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._context import running_task
 from cuelight.tasks._functions._values import decode
 from cuelight.tasks._queue._base import QueueBase
-from cuelight.tasks._worker._handlers import Given
-from cuelight.tasks._worker._loop import FLUSH, Shift
-from cuelight.tasks._worker._options import Tally, WorkerStats, options_of
+from cuelight.tasks._worker._handlers import DirectTask
+from cuelight.tasks._worker._loop import FLUSH, WorkerLoop
+from cuelight.tasks._worker._options import WorkerCounters, WorkerStats, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cuelight.tasks._queue._queue import TaskQueue
     from cuelight.tasks._task import Task
     from cuelight.tasks._worker._handlers import Handlers
-    from cuelight.tasks._worker._options import Heartbeat
+    from cuelight.tasks._worker._lease_keeper import Heartbeat
 
 log = get_log("cuelight.tasks")
 
@@ -97,7 +97,7 @@ class TaskWorker:
             TypeError: a handler cannot run tasks, or `queue` is not a `TaskQueue`.
         """
         given: Any = queue
-        if isinstance(given, BlockingFace):
+        if isinstance(given, BlockingProxy):
             raise TypeError(
                 f"queue={safe_repr(queue)}: a worker needs an async TaskQueue, `async with TaskQueue(store) as "
                 "queue:`, and runs in its loop; a blocking program runs workers as separate programs"
@@ -118,8 +118,8 @@ class TaskWorker:
             shutdown_timeout=shutdown_timeout,
             heartbeat=heartbeat,
         )
-        self._tally = Tally()
-        self._shift: Shift | None = None
+        self._counters = WorkerCounters()
+        self._worker_loop: WorkerLoop | None = None
         self._ref: Ref[Any] | None = None
         self._entered = self._leaving = False
         self._scope: anyio.CancelScope | None = None  # the scope of the block
@@ -132,7 +132,7 @@ class TaskWorker:
         return self._options.worker_id
 
     async def __aenter__(self) -> Self:
-        queue = self._must_have_queue()
+        queue = self._require_queue()
         if self._entered:
             raise RuntimeError(
                 f"the worker {self.worker_id!r} is already running: make another, or leave its block first"
@@ -156,7 +156,7 @@ class TaskWorker:
 
     def _ended(self, exit_: Exit) -> None:
         """Called when the actor has ended permanently. After an unexpected end, the block must not continue."""
-        system = self._must_have_queue().system
+        system = self._require_queue().system
         if self._leaving or isinstance(exit_, ShutDown) or system._closing or system._failure is not None:
             return
         self._died = WorkerDied(f"the worker {self.worker_id!r} has ended, {exit_.describe()}: it takes no more tasks")
@@ -164,7 +164,7 @@ class TaskWorker:
             self._died.__cause__ = exit_.error
         if self._scope is not None:
             self._scope.cancel()
-        log.error("%s", self._died, extra={"worker_id": self.worker_id, "queue": self._must_have_queue().name})
+        log.error("%s", self._died, extra={"worker_id": self.worker_id, "queue": self._require_queue().name})
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -217,14 +217,14 @@ class TaskWorker:
         """
         if task is not None:
             check_task("process_one", task)
-        given = None if task is None else Given.of(task)
+        given = None if task is None else DirectTask.of(task)
         if task is None:
-            await self._must_have_queue().ready()
-        store: Any = self._must_have_queue().store if task is None else _Nowhere()
+            await self._require_queue().ready()
+        store: Any = self._require_queue().store if task is None else _NullStore()
         name = "" if self._queue is None else self._queue.name
-        shift = Shift(store, msgspec.structs.replace(self._options, slots=1), self._tally, name)
+        loop = WorkerLoop(store, msgspec.structs.replace(self._options, slots=1), self._counters, name)
         with _unwrapped_interrupt():
-            settled = await shift.once(given)
+            settled = await loop.once(given)
         if task is not None and given is not None and given.checkpoint is not None:
             task.checkpoint = decode(given.checkpoint)
         return None if settled is None else self._result(settled)
@@ -244,17 +244,18 @@ class TaskWorker:
 
     def stats(self) -> WorkerStats:
         """Return a copy of the current totals. May be called from any thread."""
-        shift, tally = self._shift, self._tally
-        now = WorkerStats(**{name: getattr(tally, name) for name in WorkerStats.__dataclass_fields__})
-        if shift is not None:
-            now.running, now.waiting, now.unsent = shift.busy, len(shift.waiting), shift.claimer.unsent
-            now.abandoned, now.replaced = shift.executors.abandoned, shift.executors.replaced
+        loop, counters = self._worker_loop, self._counters
+        now = WorkerStats(**{name: getattr(counters, name) for name in WorkerStats.__dataclass_fields__})
+        if loop is not None:
+            slots = loop.slots
+            now.running, now.waiting, now.unsent = slots.busy, len(slots.waiting), loop.fetcher.unsent
+            now.abandoned, now.replaced = slots.executors.abandoned, slots.executors.replaced
         return now
 
     def __repr__(self) -> str:
-        return f"<TaskWorker {self.worker_id}: {'working' if self._shift is not None else 'off'}>"
+        return f"<TaskWorker {self.worker_id}: {'working' if self._worker_loop is not None else 'off'}>"
 
-    def _must_have_queue(self) -> TaskQueue:
+    def _require_queue(self) -> TaskQueue:
         if self._queue is None:
             raise PoolClosed(
                 f"the worker {self.worker_id!r} has no queue: TaskWorker(queue, [function]), or process_one(task)"
@@ -262,15 +263,15 @@ class TaskWorker:
         return self._queue
 
     async def _work(self, actor: _WorkerActor) -> None:
-        """Run one shift in the actor."""
-        shift = self._shift = Shift(
-            self._must_have_queue().store, self._options, self._tally, self._must_have_queue().name
+        """Run the loop of the worker in the actor."""
+        loop = self._worker_loop = WorkerLoop(
+            self._require_queue().store, self._options, self._counters, self._require_queue().name
         )
         try:
             with _unwrapped_interrupt():
-                await shift.run(actor.told_to_stop)
+                await loop.run(actor.until_stopped)
         finally:
-            self._shift = None
+            self._worker_loop = None
 
 
 @contextmanager
@@ -285,7 +286,7 @@ def _unwrapped_interrupt() -> Generator[None]:
         raise KeyboardInterrupt from interrupt
 
 
-class _Nowhere:
+class _NullStore:
     """Replaces the store for tasks that are in none."""
 
     now = staticmethod(time.time)
@@ -306,7 +307,7 @@ class _WorkerActor(Actor[Any]):
         running_task.set(None)
         await self._worker._work(self)
 
-    async def told_to_stop(self) -> None:
+    async def until_stopped(self) -> None:
         """Wait until the actor must stop."""
         async for _ in self.inbox:
             pass

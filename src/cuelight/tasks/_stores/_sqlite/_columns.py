@@ -18,7 +18,7 @@ import msgspec
 from cuelight._text import safe_str, type_name
 from cuelight.tasks._stores._checks import EXACT, FAR, KINDS
 from cuelight.tasks._stores._protocol import Schedule
-from cuelight.tasks._stores._rows import DEAD_LETTER, IN_FLIGHT, SCHEDULED, STATES, Damage, Row, Story
+from cuelight.tasks._stores._rows import DEAD_LETTER, IN_FLIGHT, SCHEDULED, STATES, AttemptHistory, Damage, Row
 from cuelight.tasks._task import Limit, Record
 
 LATEST: Final = 4 * FAR
@@ -30,14 +30,14 @@ _EARLIEST: Final = -LATEST
 _STEPS: Final = len(KINDS) * len(STATES)
 
 _decode_record: Final = msgspec.msgpack.Decoder(Record).decode
-_decode_story: Final = msgspec.msgpack.Decoder(Story).decode
+_decode_attempts: Final = msgspec.msgpack.Decoder(AttemptHistory).decode
 _decode_limit: Final = msgspec.msgpack.Decoder(Limit).decode
 _decode_keys: Final = msgspec.json.Decoder(tuple[str, ...]).decode
 _decode_leases: Final = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 _decode_lines: Final = msgspec.json.Decoder(dict[str, float]).decode
 
 
-class Garbled(str):
+class InvalidText(str):
     """A text in the file that is not valid Unicode, in a printable form.
 
     Attributes:
@@ -49,8 +49,8 @@ class Garbled(str):
 
 
 def _encodable(value: Any) -> str:
-    """Encode a `Garbled`, which the encoder does not support."""
-    if isinstance(value, Garbled):
+    """Encode a `InvalidText`, which the encoder does not support."""
+    if isinstance(value, InvalidText):
         return str(value)
     raise TypeError(f"a {type_name(value)} cannot be encoded")
 
@@ -64,7 +64,7 @@ def readable_text(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        text = Garbled(raw.decode("utf-8", "backslashreplace"))
+        text = InvalidText(raw.decode("utf-8", "backslashreplace"))
         text.raw = raw
         return text
 
@@ -81,7 +81,7 @@ def body_of(row: Row) -> tuple[int, bytes, bytes]:
 
 
 def rows_of(found: Iterable[Sequence[Any]], columns: Callable[[int], Sequence[Any]]) -> list[Row]:
-    """The rows of a query result, each with the columns `id, deadline, meta, story, seq, state, ...`, see
+    """The rows of a query result, each with the columns `id, deadline, meta, attempts, seq, state, ...`, see
     `_row_store.py`.
 
     Args:
@@ -93,17 +93,17 @@ def rows_of(found: Iterable[Sequence[Any]], columns: Callable[[int], Sequence[An
 
 def _row_of(values: Sequence[Any]) -> Row | None:
     """The row, or None if a part of it is unreadable or invalid. SQLite checks the types of the columns."""
-    name, deadline, meta, raw_story, seq, state, lane, due, epoch, *others = values
-    worker, settled, step, ended, reason, cancelling, payload, result, turn = others
+    name, deadline, meta, raw_attempts, seq, state, limit_queue, due, epoch, *others = values
+    worker, last_finished_epoch, step, ended, reason, cancelling, payload, result, turn = others
     try:
         record = _decode_record(meta)
         record.id, record.deadline, record.payload = name, deadline, payload
-        story = None if raw_story is None else _decode_story(raw_story)
+        attempts = None if raw_attempts is None else _decode_attempts(raw_attempts)
     except _BROKEN:
         return None
     if (
         0 <= state <= DEAD_LETTER
-        and 0 <= epoch | settled < EXACT
+        and 0 <= epoch | last_finished_epoch < EXACT
         and 0 <= step < _STEPS
         and _EARLIEST < ended < LATEST
         and 0.0 <= turn < EXACT
@@ -118,25 +118,39 @@ def _row_of(values: Sequence[Any]) -> Row | None:
         and "\0" not in name
     ):
         return Row(
-            seq, record, state, lane, due, epoch, worker, settled, step, ended, reason, cancelling, story, result, turn
+            seq,
+            record,
+            state,
+            limit_queue,
+            due,
+            epoch,
+            worker,
+            last_finished_epoch,
+            step,
+            ended,
+            reason,
+            cancelling,
+            attempts,
+            result,
+            turn,
         )
     return None
 
 
 def _damaged(values: Sequence[Any], columns: Callable[[int], Sequence[Any]]) -> Row:
     """A partly unreadable row, with the readable parts."""
-    name, deadline, meta, raw_story, seq, state, lane, due = values[:8]
-    row = Row(seq=seq, record=Record(id=name, type=""), state=state, lane=lane, result=values[16])
+    name, deadline, meta, raw_attempts, seq, state, limit_queue, due = values[:8]
+    row = Row(seq=seq, record=Record(id=name, type=""), state=state, limit_queue=limit_queue, result=values[16])
     part, why, raw = "record", "its payload in the file is gone", b""
     if _makes_sense(values):
-        row.due, row.epoch, row.worker, row.settled, row.step, row.ended = due, *values[8:13]
+        row.due, row.epoch, row.worker, row.last_finished_epoch, row.last_finish, row.ended = due, *values[8:13]
         row.reason, row.cancelling, row.turn = values[13], bool(values[14]), values[17]
     else:
         part, why, raw = "row", "its row in the file makes no sense", encode([*values[4:15], values[17]])
     try:
-        row.story = None if raw_story is None else _decode_story(raw_story)
+        row.attempts = None if raw_attempts is None else _decode_attempts(raw_attempts)
     except _BROKEN as error:
-        part, raw = "story", raw_story or b""
+        part, raw = "attempts", raw_attempts or b""
         why = f"what its attempts left behind cannot be read ({safe_str(error, 200)})"
     try:
         row.record = _decode_record(meta)
@@ -170,7 +184,7 @@ def _makes_sense(values: Sequence[Any]) -> bool:
 
 
 def keys_of(text: str) -> tuple[str, ...] | None:
-    """The limits of a lane; None if they are unreadable."""
+    """The limits of a limit queue; None if they are unreadable."""
     try:
         return _decode_keys(text) or None
     except _BROKEN:
@@ -193,7 +207,7 @@ def leases_of(raw: bytes) -> list[tuple[int, int]] | None:
         return None
 
 
-def lines_of(text: str | None) -> dict[str, float]:
+def virtual_times_of(text: str | None) -> dict[str, float]:
     """The virtual times of tenants, without unreadable ones."""
     try:
         lines = {} if text is None else _decode_lines(text)
@@ -218,6 +232,6 @@ def schedules_of(found: Iterable[Sequence[Any]]) -> Iterator[Schedule]:
         yield Schedule(name=str(name), spec=spec, due=due, record=record)
 
 
-def is_garbled(error: BaseException) -> bool:
+def is_invalid_text(error: BaseException) -> bool:
     """Whether the error means that a text in the file is not valid Unicode."""
     return isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in safe_str(error)

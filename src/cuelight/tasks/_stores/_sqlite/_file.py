@@ -26,7 +26,7 @@ log = get_log("cuelight.tasks")
 _Identity = tuple[int, int]
 
 
-class Moved(Exception):
+class FileMoved(Exception):
     """The file must be opened again, because another file is at the path, or the log is missing."""
 
 
@@ -41,13 +41,13 @@ class OpenFile:
         self._file: _Identity = (there.st_dev, there.st_ino)
         self._size = there.st_size
         self._log_file = _identity(self._log)  # None if SQLite cannot use one
-        self._cut_to = -1
+        self._truncated_to = -1
 
     def check(self) -> None:
         """Raise an error if the files have changed.
 
         Raises:
-            Moved: the file must be opened again.
+            FileMoved: the file must be opened again.
             StoreUnavailable: the file does not exist.
             StoreRefused: the file was truncated.
         """
@@ -56,9 +56,9 @@ class OpenFile:
         except OSError as error:
             raise gone(self._path) from error
         if (there.st_dev, there.st_ino) != self._file:
-            raise Moved("another file is in its place")
+            raise FileMoved("another file is in its place")
         if self._log_file is not None and _identity(self._log) != self._log_file:
-            raise Moved("its -wal file was removed or replaced")
+            raise FileMoved("its -wal file was removed or replaced")
         if there.st_size < self._size:
             self._check_size(there.st_size)
         self._size = there.st_size
@@ -69,15 +69,15 @@ class OpenFile:
 
     def _check_size(self, size: int) -> None:
         """Distinguish a truncated file from a vacuumed one."""
-        if size != self._cut_to and size > 0 and _is_whole(self._path):
+        if size != self._truncated_to and size > 0 and _is_whole(self._path):
             return
-        self._cut_to = size
+        self._truncated_to = size
         raise StoreRefused(
             f"SQLiteStore({self._path!r}): the file was cut from {self._size} to {size} bytes while it was open: "
             "restore it from a backup, by renaming that to this name"
         )
 
-    def leave(self, connection: sqlite3.Connection) -> None:
+    def detach(self, connection: sqlite3.Connection) -> None:
         """Write the contents of the log to the file that the connection has open, even if it has another name now.
 
         If the log stayed beside another file, SQLite would use it as the log of that file.

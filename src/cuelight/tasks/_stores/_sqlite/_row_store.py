@@ -2,9 +2,9 @@
 
 Invariants:
 
-1. A book is used between `begin` and `end`, within one transaction. Nothing is cached between transactions, because
-   other processes write, too.
-2. Tasks and gates are written together, by `flush`, before any query whose result they may change.
+1. A row store is used between `begin` and `end`, within one transaction. Nothing is cached between transactions,
+   because other processes write, too.
+2. Tasks and limit states are written together, by `flush`, before any query whose result they may change.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import msgspec
 
 from cuelight.errors import StoreRefused
 from cuelight.tasks._stores._checks import EXACT
-from cuelight.tasks._stores._fair_queue import Turns
+from cuelight.tasks._stores._fair_queue import FairQueue
 from cuelight.tasks._stores._protocol import Query, Schedule
-from cuelight.tasks._stores._rows import CANCELLED, COMPLETED, IN_FLIGHT, STATES, Lane, Row
+from cuelight.tasks._stores._rows import CANCELLED, COMPLETED, IN_FLIGHT, STATES, LimitQueue, Row
 from cuelight.tasks._stores._sqlite._columns import (
     LATEST,
     body_of,
     encode,
     json_of,
     leases_of,
-    lines_of,
     renamed_seq,
     rows_of,
     schedules_of,
+    virtual_times_of,
 )
 from cuelight.tasks._stores._sqlite._limits import SQLiteLimits
 from cuelight.tasks._stores._sqlite._statements import (
@@ -66,11 +66,9 @@ from cuelight.tasks._stores._sqlite._statements import (
 )
 from cuelight.tasks._task import Record
 
-# The turns of tenants in SQLite, read at the beginning of a transaction. The ends are read on demand.
 
-
-class SQLiteTurns(Turns):
-    """`Turns` in SQLite tables."""
+class SQLiteFairQueue(FairQueue):
+    """`FairQueue` in SQLite tables: read at the beginning of a transaction, except for the virtual finishes."""
 
     def __init__(self, connection: sqlite3.Connection, queue: int) -> None:
         super().__init__()
@@ -82,35 +80,35 @@ class SQLiteTurns(Turns):
         """Set the values that were read from the row of the queue."""
         self._before = (floor, top, lines)
         sound = 0.0 <= floor <= top < EXACT
-        self.floor, self.top = (floor, top) if sound else (0.0, 0.0)
-        self.lines = lines_of(lines) if sound else {}
+        self.floor, self.latest_finish = (floor, top) if sound else (0.0, 0.0)
+        self.virtual_times = virtual_times_of(lines) if sound else {}
 
     def end(self) -> None:
         """Write the changes."""
-        lines = msgspec.json.encode(self.lines).decode() if self.lines else None
-        if (self.floor, self.top, lines) != self._before:
+        lines = msgspec.json.encode(self.virtual_times).decode() if self.virtual_times else None
+        if (self.floor, self.latest_finish, lines) != self._before:
             statement = "UPDATE queues SET floor = ?, top = ?, lines = ? WHERE id = ?"
-            self._run(statement, (self.floor, self.top, lines, self._queue))
+            self._run(statement, (self.floor, self.latest_finish, lines, self._queue))
 
-    def end_of(self, line: str, tenant: str) -> float:
+    def finish_of(self, priority_class: str, tenant: str) -> float:
         query = "SELECT until FROM turns WHERE queue = ? AND line = ? AND tenant = ?"
-        found = self._run(query, (self._queue, line, tenant)).fetchone()
+        found = self._run(query, (self._queue, priority_class, tenant)).fetchone()
         return found[0] if found is not None and 0 <= found[0] < EXACT else 0.0
 
-    def keep(self, line: str, tenant: str, end: float) -> None:
-        self._run("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?)", (self._queue, line, tenant, end))
+    def save_finish(self, priority_class: str, tenant: str, finish: float) -> None:
+        self._run("INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?)", (self._queue, priority_class, tenant, finish))
 
     def forget(self) -> None:
         statement = "DELETE FROM turns INDEXED BY turns_until WHERE queue = ? AND line = ? AND until <= ?"
-        for line, virtual in self.lines.items():
-            self._run(statement, (self._queue, line, virtual))
+        for priority_class, virtual in self.virtual_times.items():
+            self._run(statement, (self._queue, priority_class, virtual))
 
     def forget_all(self) -> None:
         self._run("DELETE FROM turns WHERE queue = ?", (self._queue,))
 
 
-class SQLiteBook(SQLiteLimits):
-    """A `Book` in SQLite tables.
+class SQLiteRowStore(SQLiteLimits):
+    """A `RowStore` in SQLite tables.
 
     Attributes:
         stale: whether a step has found results to delete. The code that deletes them resets it.
@@ -122,14 +120,21 @@ class SQLiteBook(SQLiteLimits):
         self.sizes = [0] * len(STATES)
         self.paused = self.closed = self.stale = False
         self._sizes_before: list[int] = []
-        self.turns = SQLiteTurns(connection, queue)
+        self.fair_queue = SQLiteFairQueue(connection, queue)
         self._sequence: int | None = None
         self._fresh: list[Row] = []
         self._dirty: dict[int, Row] = {}
 
     def begin(self) -> None:
         """Read the data that every step needs."""
-        for cache in (self._fresh, self._dirty, self._gates, self._dirty_gates, self._lanes, self._lanes_by_keys):
+        for cache in (
+            self._fresh,
+            self._dirty,
+            self._limit_states,
+            self._dirty_limit_states,
+            self._limit_queues,
+            self._limit_queues_by_keys,
+        ):
             cache.clear()
         self._sequence = None
         row = self._run(
@@ -146,12 +151,12 @@ class SQLiteBook(SQLiteLimits):
         self._sizes_before = self.sizes.copy()
         if min(self.sizes) < 0 or max(self.sizes) > EXACT:
             self.recount()
-        self.turns.begin(*row[9:])
+        self.fair_queue.begin(*row[9:])
 
     def end(self) -> None:
         """Write all remaining changes."""
         self.flush()
-        self.turns.end()
+        self.fair_queue.end()
         if self._sequence is not None:
             self._run("INSERT OR REPLACE INTO file VALUES (1, ?)", (self._sequence,))
         if self.sizes != self._sizes_before:
@@ -162,7 +167,7 @@ class SQLiteBook(SQLiteLimits):
             )
 
     def flush(self) -> None:
-        """Write the changed tasks and gates."""
+        """Write the changed tasks and limit states."""
         many = self._connection.executemany
         if self._fresh:
             rows, self._fresh = self._fresh, []
@@ -209,19 +214,19 @@ class SQLiteBook(SQLiteLimits):
 
     def _new_values(self, row: Row) -> tuple[Any, ...]:
         record = row.record
-        lane = row.lane or -self._queue
+        limit_queue = row.limit_queue or -self._queue
         place = (record.priority, record.deadline)
-        return (row.seq, self._queue, record.id, record.type, row.state, lane, *place, row.due, row.turn)
+        return (row.seq, self._queue, record.id, record.type, row.state, limit_queue, *place, row.due, row.turn)
 
     def _values(self, row: Row) -> tuple[Any, ...]:
         return (
             row.state,
-            row.lane or -self._queue,
+            row.limit_queue or -self._queue,
             row.due,
             row.epoch,
             row.worker,
-            row.settled,
-            row.step,
+            row.last_finished_epoch,
+            row.last_finish,
             row.ended,
             row.reason,
             row.cancelling,
@@ -254,9 +259,9 @@ class SQLiteBook(SQLiteLimits):
         self.changed = True
         self._dirty[row.seq] = row
 
-    def save_story(self, row: Row) -> None:
+    def save_attempts(self, row: Row) -> None:
         self.changed = True
-        self._run("INSERT OR REPLACE INTO stories VALUES (?, ?)", (row.seq, encode(row.story)))
+        self._run("INSERT OR REPLACE INTO stories VALUES (?, ?)", (row.seq, encode(row.attempts)))
 
     def save_record(self, row: Row) -> None:
         self.changed = True
@@ -267,7 +272,7 @@ class SQLiteBook(SQLiteLimits):
             self._run("UPDATE bodies SET meta = ?, payload = ? WHERE seq = ?", (meta, payload, seq))
         self._run("UPDATE tasks SET deadline = ?, turn = ? WHERE seq = ?", (row.record.deadline, row.turn, seq))
 
-    def condemned(self, row: Row) -> None:
+    def save_corrupt(self, row: Row) -> None:
         if row.damage is not None and row.damage.renamed:
             self._run("UPDATE tasks SET id = ? WHERE seq = ?", (row.record.id, row.seq))
         if row.damage is not None and row.damage.unplaced:
@@ -282,7 +287,7 @@ class SQLiteBook(SQLiteLimits):
         for statement in DELETE:
             self._connection.executemany(statement, rows)
 
-    def heads(self, hint: int) -> Iterator[Row]:
+    def iter_ready(self, hint: int) -> Iterator[Row]:
         most = max(1, hint)
         while True:
             rows = self._rows(READY, -self._queue, most)
@@ -290,8 +295,8 @@ class SQLiteBook(SQLiteLimits):
             if len(rows) < most:
                 return
 
-    def head(self, lane: Lane) -> Row | None:
-        return next(iter(self._rows(READY, lane.id, 1)), None)
+    def first_ready(self, limit_queue: LimitQueue) -> Row | None:
+        return next(iter(self._rows(READY, limit_queue.id, 1)), None)
 
     def due(self, state: int, now: float, most: int) -> list[Row]:
         return self._rows(DUE, self._queue, state, now, most)
@@ -307,9 +312,9 @@ class SQLiteBook(SQLiteLimits):
         """Return tasks in a state whose `due` is not before a time."""
         return self._rows(BEYOND, self._queue, state, at, most)
 
-    def pending_in(self, lane: int, most: int) -> list[Row]:
-        """Return pending tasks of this queue in a lane."""
-        return self._rows(PENDING_IN, lane, self._queue, most)
+    def pending_in(self, limit_queue: int, most: int) -> list[Row]:
+        """Return pending tasks of this queue in a limit queue."""
+        return self._rows(PENDING_IN, limit_queue, self._queue, most)
 
     def last(self) -> Row | None:
         self._run(MAKE_LAST)
@@ -348,7 +353,7 @@ class SQLiteBook(SQLiteLimits):
         where = " AND ".join(conditions)
         return self._rows(f"{source} {JOIN} WHERE {where} ORDER BY tasks.seq LIMIT ?", *values, query.limit)
 
-    def over(self, now: float) -> tuple[int, int]:
+    def count_expired(self, now: float) -> tuple[int, int]:
         self.flush()
         completed, cancelled = self._run(COUNT_OVER, (self._queue, now) * 2).fetchone()
         self.stale = bool(completed or cancelled)
@@ -372,7 +377,7 @@ class SQLiteBook(SQLiteLimits):
 
     # Unique keys, claims, schedules
 
-    def holder(self, key: str, now: float) -> str | None:
+    def unique_holder(self, key: str, now: float) -> str | None:
         found = self._run(HOLDER, (self._queue, key, now)).fetchone()
         if found is None or LATEST <= found[1] < inf:  # an invalid time
             return None
@@ -382,11 +387,11 @@ class SQLiteBook(SQLiteLimits):
                 return None  # otherwise the key would never be free again
         return str(found[0])
 
-    def hold(self, key: str, task_id: str, until: float) -> None:
+    def hold_unique(self, key: str, task_id: str, until: float) -> None:
         self.changed = True
         self._run("INSERT OR REPLACE INTO uniques VALUES (?, ?, ?, ?)", (self._queue, key, task_id, until))
 
-    def let_go(self, key: str, task_id: str) -> None:
+    def release_unique(self, key: str, task_id: str) -> None:
         statement = "DELETE FROM uniques WHERE queue = ? AND key = ? AND id = ? AND until = 9e999"
         self._run(statement, (self._queue, key, task_id))
 

@@ -27,11 +27,11 @@ from cuelight.tasks._stores._protocol import (
     Snapshot,
 )
 from cuelight.tasks._stores._step_timeout import time_for_step
-from cuelight.tasks._stores._support import Changes, SteadyClock
+from cuelight.tasks._stores._support import MonotonicWallClock, VersionNotifier
 from cuelight.tasks._task import Limit, Record
 
 if TYPE_CHECKING:
-    from cuelight.tasks._stores._sqlite._writer import Call, Writer
+    from cuelight.tasks._stores._sqlite._writer import StoreCall, Writer
 
 _BUSY: Final = 10.0
 _SPARE: Final = 1.0
@@ -52,10 +52,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_other_process)
 
 
-def _call(step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> Call:
-    from cuelight.tasks._stores._sqlite._writer import Call  # noqa: PLC0415 - sqlite3 is only loaded if such a store is used
+def _new_call(step: str, args: tuple[Any, ...] = (), *, reads: bool = False, blocking: bool = False) -> StoreCall:
+    from cuelight.tasks._stores._sqlite._writer import StoreCall  # noqa: PLC0415 - sqlite3 is only loaded if such a store is used
 
-    return Call(step, args, reads=reads, blocking=blocking)
+    return StoreCall(step, args, reads=reads, blocking=blocking)
 
 
 def _absolute(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
@@ -126,15 +126,15 @@ class SQLiteStore:
         if not busy_timeout >= 0:
             raise ValueError(f"SQLiteStore(busy_timeout={busy_timeout!r}): give seconds, 0 or more")
         self._queue, self._synchronous, self._busy_timeout = queue, synchronous, busy_timeout
-        self._clock = SteadyClock(clock)
-        self._changes = Changes(self._poke)
+        self._clock = MonotonicWallClock(clock)
+        self._notifier = VersionNotifier(self._check_for_changes)
         self._writer: Writer | None = None
 
     def __repr__(self) -> str:
         return f"SQLiteStore({self._path!r}, queue={self._queue!r})"
 
     def now(self) -> float:
-        """The current time, in seconds since the epoch; see `SteadyClock`."""
+        """The current time, in seconds since the epoch; see `MonotonicWallClock`."""
         return self._clock()
 
     async def open(self) -> None:
@@ -146,17 +146,17 @@ class SQLiteStore:
             ValueError: it is not a database, belongs to another application, or has a newer version than this library.
             StoreUnavailable: other processes held its lock for too long, or the disk failed.
         """
-        call = _call("size", reads=True)
+        call = _new_call("size", reads=True)
         with _opening:
             writer = self._writer
             if writer is not None and writer.pid != os.getpid():
                 writer.abandon()
-                writer, self._changes = None, Changes(self._poke)
-            if writer is None or not writer.take(call):
+                writer, self._notifier = None, VersionNotifier(self._check_for_changes)
+            if writer is None or not writer.submit(call):
                 self._writer = self._started(call)
         await self._answer(call)
 
-    def _started(self, call: Call) -> Writer:
+    def _started(self, call: StoreCall) -> Writer:
         from cuelight.tasks._stores._sqlite._writer import Writer  # noqa: PLC0415 - as above
 
         writer = Writer(
@@ -165,9 +165,9 @@ class SQLiteStore:
             synchronous=self._synchronous,
             busy_timeout=self._busy_timeout,
             clock=self._clock,
-            changes=self._changes,
+            notifier=self._notifier,
         )
-        writer.take(call)  # before it starts, so that this call gets the error if it fails at once
+        writer.submit(call)  # before it starts, so that this call gets the error if it fails at once
         writer.start()
         return writer
 
@@ -180,17 +180,17 @@ class SQLiteStore:
         if writer is None or writer.ended or writer.pid != os.getpid():
             await yield_now()
             return
-        call = _call(writer.CLOSE)
-        if writer.take(call):
+        call = _new_call(writer.CLOSE)
+        if writer.submit(call):
             await call.answer()
         else:
             await yield_now()  # another caller has just closed it
         writer.join()
-        self._changes.notify()
+        self._notifier.notify()
 
-    def _poke(self) -> None:
+    def _check_for_changes(self) -> None:
         if self._writer is not None:
-            self._writer.poke()
+            self._writer.check_for_changes()
 
     def _running(self) -> Writer:
         writer = self._writer
@@ -201,15 +201,15 @@ class SQLiteStore:
         return writer
 
     async def _step(self, step: str, *args: Any, reads: bool = False) -> Any:
-        call = _call(step, args, reads=reads)
+        call = _new_call(step, args, reads=reads)
         self._submit(call)
         return await self._answer(call)
 
-    def _submit(self, call: Call) -> None:
-        if not self._running().take(call):
+    def _submit(self, call: StoreCall) -> None:
+        if not self._running().submit(call):
             raise PoolClosed(f"{self!r} is closed: open() it again")
 
-    async def _answer(self, call: Call) -> Any:
+    async def _answer(self, call: StoreCall) -> Any:
         """Return the answer to a call, or raise an error if it takes longer than the caller allows."""
         seconds = time_for_step()
         if seconds is None or seconds > self._busy_timeout + _SPARE:  # the writer gives up earlier
@@ -232,7 +232,7 @@ class SQLiteStore:
         return exchange
 
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
-        call = _call("beat", (worker, leases, lease), reads=lease is None, blocking=True)
+        call = _new_call("beat", (worker, leases, lease), reads=lease is None, blocking=True)
         self._submit(call)
         seconds = time_for_step()
         if not call.wait_blocking(seconds):
@@ -243,7 +243,7 @@ class SQLiteStore:
     async def save(
         self, task_id: str, epoch: int, *, progress: bytes | None = None, checkpoint: bytes | None = None
     ) -> bool:
-        saved: bool = await self._step("keep", task_id, epoch, progress, checkpoint)
+        saved: bool = await self._step("save_progress", task_id, epoch, progress, checkpoint)
         return saved
 
     async def cancel(self, ids: Sequence[str]) -> list[str]:
@@ -303,9 +303,9 @@ class SQLiteStore:
         return number
 
     def version(self) -> int:
-        return self._changes.version
+        return self._notifier.version
 
     async def changed(self, since: int, timeout: float) -> None:
         if self._running().ended:
             raise PoolClosed(f"{self!r} is closed: open() it again")
-        await self._changes.wait(since, timeout)
+        await self._notifier.wait(since, timeout)

@@ -34,10 +34,10 @@ from cuelight.mailbox._backend import Backend, Waiter, current_backend
 from cuelight.mailbox._interrupts import interruptible
 from cuelight.tasks._stores._engine import Engine
 from cuelight.tasks._stores._sqlite import _schema as schema
-from cuelight.tasks._stores._sqlite._columns import is_garbled, readable_text
-from cuelight.tasks._stores._sqlite._file import Moved, OpenFile, gone
-from cuelight.tasks._stores._sqlite._repair import Mending
-from cuelight.tasks._stores._sqlite._row_store import SQLiteBook
+from cuelight.tasks._stores._sqlite._columns import is_invalid_text, readable_text
+from cuelight.tasks._stores._sqlite._file import FileMoved, OpenFile, gone
+from cuelight.tasks._stores._sqlite._repair import FileRepair
+from cuelight.tasks._stores._sqlite._row_store import SQLiteRowStore
 from cuelight.tasks._stores._sqlite._schema import (
     connect,
     is_busy,
@@ -47,16 +47,16 @@ from cuelight.tasks._stores._sqlite._schema import (
     unavailable,
     version_of,
 )
-from cuelight.tasks._stores._support import Changes, SteadyClock
+from cuelight.tasks._stores._support import MonotonicWallClock, VersionNotifier
 
 log = get_log("cuelight.tasks")
 
 _POLL: Final = 0.005  # seconds between two checks for changes of other processes, while callers wait for changes
 _GROUP: Final = 256  # steps in one transaction
-_NAPS: Final = (0.0002, 0.001, 0.004)  # seconds between attempts to get the lock, times a random factor
+_PAUSES: Final = (0.0002, 0.001, 0.004)  # seconds between attempts to get the lock, times a random factor
 _WRONG_STEP: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InterfaceError)
 _writers: set[Writer] = set()
-_held: list[Writer] = []
+_paused_for_fork: list[Writer] = []
 _fork_lock: Final = threading.RLock()
 """Held during a fork, and while a writer is registered.
 
@@ -74,7 +74,7 @@ class _Busy(Exception):
     sqlite_errorcode = sqlite3.SQLITE_BUSY
 
 
-class Call:
+class StoreCall:
     """One step, and the destination of its answer: a task in an event loop, or a thread."""
 
     __slots__ = ("_backend", "_thread", "_woken", "abandoned", "args", "error", "reads", "result", "step")
@@ -111,7 +111,7 @@ class Call:
         return self.result
 
 
-def _answer(calls: Sequence[Call]) -> None:
+def _wake_callers(calls: Sequence[StoreCall]) -> None:
     """Wake the waiters of answered calls, with one wake-up per event loop."""
     loops: dict[int, tuple[Backend, list[Waiter]]] = {}
     for call in calls:
@@ -143,20 +143,20 @@ class Writer:
         *,
         synchronous: str,
         busy_timeout: float,
-        clock: SteadyClock,
-        changes: Changes,
+        clock: MonotonicWallClock,
+        notifier: VersionNotifier,
     ) -> None:
         self.pid = os.getpid()
         self._path, self._queue_name, self._synchronous = path, queue_name, synchronous
-        self._busy_timeout, self._clock, self._changes = busy_timeout, clock, changes
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._busy_timeout, self._clock, self._notifier = busy_timeout, clock, notifier
+        self._calls: queue.SimpleQueue[StoreCall | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self.ended = False
         self._in_use = threading.Lock()  # held while the thread may be inside SQLite
         self._forks = 0
         self._connection: sqlite3.Connection | None = None
-        self._book: SQLiteBook | None = None
-        self._steps: Engine | None = None
+        self._row_store: SQLiteRowStore | None = None
+        self._engine: Engine | None = None
         self._files: OpenFile | None = None
         self._data_version = 0
         self._thread = threading.Thread(
@@ -169,20 +169,20 @@ class Writer:
             _writers.add(self)
         self._thread.start()
 
-    def take(self, call: Call) -> bool:
+    def submit(self, call: StoreCall) -> bool:
         """Accept a step. Return False if the thread has ended, so that there will be no answer."""
         with self._lock:
             if not self.ended:
                 self._calls.put(call)
             return not self.ended
 
-    def poke(self) -> None:
+    def check_for_changes(self) -> None:
         """Check for changes of other processes, because a caller waits for changes."""
         self._calls.put(None)
 
     def abandon(self) -> None:
         """Forget the writer in a child process: it belongs to the parent."""
-        _abandoned.append((self._connection, self._book, self._steps))
+        _abandoned.append((self._connection, self._row_store, self._engine))
 
     def join(self) -> None:
         """Wait for the end of the thread, which has answered its last call."""
@@ -192,12 +192,12 @@ class Writer:
 
     def _work(self) -> None:
         error: Exception = PoolClosed(f"SQLiteStore({self._path!r}) is closed: open() it again")
-        closers: list[Call] = []
+        closers: list[StoreCall] = []
         try:
             with self._in_use:
                 self._open()
             while not closers:
-                calls = self._gather()
+                calls = self._next_calls()
                 closers = [call for call in calls if call.step == self.CLOSE]
                 with self._in_use:
                     self._serve([call for call in calls if call.step != self.CLOSE and not call.abandoned])
@@ -225,14 +225,14 @@ class Writer:
         while True:
             try:
                 self._open_file()
-            except Moved:  # a fork has closed the file during a wait for another process
+            except FileMoved:  # a fork has closed the file during a wait for another process
                 continue
             return
 
     def _open_file(self) -> None:
-        connection = self._patiently(lambda: connect(self._path, self._synchronous))
+        connection = self._with_retries(lambda: connect(self._path, self._synchronous))
         self._connection = connection
-        self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+        self._with_retries(lambda: connection.execute("BEGIN IMMEDIATE"))
         try:
             migrate(connection, self._path)
             number = queue_number(connection, self._queue_name, self._path)
@@ -243,14 +243,14 @@ class Writer:
             raise
         self._files = OpenFile(self._path)
         self._data_version = 0
-        self._book = SQLiteBook(connection, number, f"SQLiteStore({self._path!r}, queue={self._queue_name!r})")
-        self._steps = Engine(self._book)
-        self._steps.claims.mend = Mending(connection, number, self._book, self._steps).look
+        self._row_store = SQLiteRowStore(connection, number, f"SQLiteStore({self._path!r}, queue={self._queue_name!r})")
+        self._engine = Engine(self._row_store)
+        self._engine.repair = FileRepair(connection, number, self._row_store, self._engine).repair_if_due
 
-    def _patiently(self, step: Callable[[], Any]) -> Any:
+    def _with_retries(self, step: Callable[[], Any]) -> Any:
         """Run a step that may find the file locked by another process, and repeat it until the deadline."""
         deadline = time.monotonic() + self._busy_timeout
-        naps = 0
+        pauses = 0
         while True:
             try:
                 return step()
@@ -263,26 +263,26 @@ class Writer:
             forks = self._forks
             self._in_use.release()
             try:
-                time.sleep(_NAPS[min(naps // 4, len(_NAPS) - 1)] * random.uniform(0.5, 1.5))  # noqa: S311
+                time.sleep(_PAUSES[min(pauses // 4, len(_PAUSES) - 1)] * random.uniform(0.5, 1.5))  # noqa: S311
             finally:
                 self._in_use.acquire()
             if self._forks != forks:
-                raise Moved("this process was forked")
-            naps += 1
+                raise FileMoved("this process was forked")
+            pauses += 1
 
-    def _gather(self) -> list[Call]:
+    def _next_calls(self) -> list[StoreCall]:
         """Wait for at least one step and return all waiting steps.
 
         In the meantime, check for changes of other processes if a caller waits for changes.
         """
-        calls: list[Call] = []
+        calls: list[StoreCall] = []
         while not calls:
             try:
-                call = self._calls.get(timeout=_POLL) if self._changes.waiting else self._calls.get()
+                call = self._calls.get(timeout=_POLL) if self._notifier.waiting else self._calls.get()
             except queue.Empty:
                 call = None
             if call is None:
-                self._look_if_possible()
+                self._check_if_open()
             else:
                 calls.append(call)
             while len(calls) < _GROUP and not self._calls.empty():
@@ -291,7 +291,7 @@ class Writer:
                     calls.append(call)
         return calls
 
-    def _look_at_others(self) -> None:
+    def _check_other_processes(self) -> None:
         assert self._connection is not None  # noqa: S101 - the file was opened before the first call
         (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         if version != self._data_version:
@@ -299,21 +299,21 @@ class Writer:
             if release > len(schema.SCRIPTS):
                 raise StoreRefused(too_new(release, self._path))
             self._data_version = version
-            self._changes.notify()
+            self._notifier.notify()
 
-    def _look_if_possible(self) -> None:
+    def _check_if_open(self) -> None:
         with self._in_use:
             if self._connection is None or self._files is None:
-                self._changes.notify()  # closed by a fork: the next step opens the file again
+                self._notifier.notify()  # closed by a fork: the next step opens the file again
                 return
             try:
-                self._look_at_others()
+                self._check_other_processes()
             except (sqlite3.Error, StoreRefused):
                 pass  # there is no caller that could get the error; the next step will get it
         if self._files.is_moved():
-            self._changes.notify()
+            self._notifier.notify()
 
-    def _serve(self, calls: list[Call]) -> None:
+    def _serve(self, calls: list[StoreCall]) -> None:
         if not calls:
             return
         try:
@@ -323,8 +323,8 @@ class Writer:
         except (_Busy, StoreUnavailable) as error:
             for call in calls:
                 call.error = _for_caller(error, self._path)
-        except Moved as moved:
-            self._go_on(moved, calls)
+        except FileMoved as moved:
+            self._switch_file(moved, calls)
             return
         except BaseException as error:  # a clock may raise any exception, which the caller gets
             if self._reads_garbled_text(error):
@@ -337,9 +337,9 @@ class Writer:
                     call.result = call.error = None
                     self._serve([call])
                 return
-        _answer(calls)
+        _wake_callers(calls)
 
-    def _go_on(self, moved: Moved, calls: list[Call]) -> None:
+    def _switch_file(self, moved: FileMoved, calls: list[StoreCall]) -> None:
         """Serve the calls with the file that is at the path now."""
         if self._connection is not None:
             log.error("SQLiteStore(%r) is opened anew while it is used: %s", self._path, moved, kind="moved")
@@ -353,7 +353,7 @@ class Writer:
             return
         try:
             if self._files is not None and (moved or self._files.is_moved()):
-                self._files.leave(connection)
+                self._files.detach(connection)
         except (sqlite3.Error, OSError) as error:
             log.error("SQLiteStore(%r): what the old file had cannot be written to it", self._path, error=error)  # noqa: TRY400
         finally:
@@ -372,7 +372,7 @@ class Writer:
             self._open()
             assert self._files is not None  # noqa: S101 - `_open` sets it
             self._files.check()
-        except Moved as moved:
+        except FileMoved as moved:
             self._close_connection()
             raise StoreUnavailable(f"SQLiteStore({self._path!r}): {moved}, time and again") from moved
         except Exception as error:
@@ -384,56 +384,56 @@ class Writer:
     def _reads_garbled_text(self, error: BaseException) -> bool:
         """Whether a text in the file is not valid Unicode. If so, such texts are now read in a printable form."""
         connection = self._connection
-        if connection is None or connection.text_factory is readable_text or not is_garbled(error):
+        if connection is None or connection.text_factory is readable_text or not is_invalid_text(error):
             return False
         connection.text_factory = readable_text
         return True
 
-    def _transaction(self, calls: list[Call]) -> None:
-        connection, book, steps, files = self._connection, self._book, self._steps, self._files
-        assert connection and book and steps and files  # noqa: PT018, S101
+    def _transaction(self, calls: list[StoreCall]) -> None:
+        connection, row_store, engine, files = self._connection, self._row_store, self._engine, self._files
+        assert connection and row_store and engine and files  # noqa: PT018, S101
         begin = "BEGIN" if all(call.reads for call in calls) else "BEGIN IMMEDIATE"
         try:
-            self._patiently(lambda: connection.execute(begin))
+            self._with_retries(lambda: connection.execute(begin))
         except CuelightError:
             files.check()  # a changed file may be the reason
             raise
         changed = False
         try:
             files.check()
-            self._look_at_others()
-            book.begin()
+            self._check_other_processes()
+            row_store.begin()
             now = self._clock()
             for call in calls:
                 if call.abandoned:  # its caller gave up while another process had the lock
                     continue
-                book.changed = False
+                row_store.changed = False
                 try:
-                    call.result = getattr(steps, call.step)(now, *call.args)
+                    call.result = getattr(engine, call.step)(now, *call.args)
                 except (CuelightError, ValueError, TypeError) as error:
-                    if book.changed:
+                    if row_store.changed:
                         raise
                     call.error = error  # rejected, and nothing was written
-                changed |= book.changed
-            book.end()
+                changed |= row_store.changed
+            row_store.end()
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         if changed:
-            self._changes.notify()
-        if book.stale:  # found by a read, which must not write
-            book.stale = False
-            self._calls.put(Call("forget", blocking=True))
+            self._notifier.notify()
+        if row_store.stale:  # found by a read, which must not write
+            row_store.stale = False
+            self._calls.put(StoreCall("forget", blocking=True))
 
-    def _end(self, error: Exception, closers: list[Call]) -> None:
+    def _end(self, error: Exception, closers: list[StoreCall]) -> None:
         with self._lock:
             self.ended = True
         with self._in_use:
             self._close_connection()
         _writers.discard(self)
-        left: list[Call] = []
+        left: list[StoreCall] = []
         while not self._calls.empty():
             call = self._calls.get_nowait()
             if call is not None:
@@ -443,18 +443,18 @@ class Writer:
                 closers.append(call)
             else:
                 call.error = _for_caller(error, self._path)
-        _answer([*(call for call in left if call.step != self.CLOSE), *closers])
+        _wake_callers([*(call for call in left if call.step != self.CLOSE), *closers])
 
 
 def _before_fork() -> None:
     _fork_lock.acquire()
     deadline = time.monotonic() + _FORK
-    _held.extend(writer for writer in list(_writers) if writer.hold_for_fork(deadline))
+    _paused_for_fork.extend(writer for writer in list(_writers) if writer.hold_for_fork(deadline))
 
 
 def _after_fork() -> None:
-    while _held:
-        _held.pop().release_after_fork()
+    while _paused_for_fork:
+        _paused_for_fork.pop().release_after_fork()
     _fork_lock.release()
 
 

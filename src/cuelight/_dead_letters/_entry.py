@@ -9,11 +9,10 @@ from typing import Any, Self, TypeAlias, TypedDict, cast
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Attempt, Counts, attempt_of
 from cuelight._text import safe_repr
 from cuelight.actors import Ref
 from cuelight.errors import ActorNotFound, MailboxFull, TaskNotFound
-from cuelight.tasks._task import Attempt, Counts
-from cuelight.tasks._worker._failure import said, trace_of
 
 
 class DeadLetterEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +72,7 @@ class ReplayReport(msgspec.Struct):
             self.errors[letter_id] = why
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LetterFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Conditions on dead letters, all of which must be true.
 
     Attributes:
@@ -91,7 +90,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     before: float | None = None
 
     @classmethod
-    def of(cls, which: Which) -> Self:
+    def of(cls, conditions: LetterFilterArgs) -> Self:
         """The conditions that were passed to a method.
 
         Raises:
@@ -99,17 +98,18 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ValueError: a time is NaN.
         """
         for name in ("since", "before"):
-            if which.get(name) != which.get(name):
+            if conditions.get(name) != conditions.get(name):
                 raise ValueError(f"{name}=nan: give seconds since the epoch")
         try:
-            return msgspec.convert(which, cls)
+            return msgspec.convert(conditions, cls)
         except msgspec.ValidationError as error:
             names = ", ".join(cls.__struct_fields__)
             raise TypeError(
-                f"{safe_repr(which)} are not valid conditions on dead letters ({error}): the conditions are {names}"
+                f"{safe_repr(conditions)} are not valid conditions on dead letters ({error}): "
+                f"the conditions are {names}"
             ) from None
 
-    def takes(self, letter: DeadLetterEntry) -> bool:
+    def matches(self, letter: DeadLetterEntry) -> bool:
         return (
             (self.reason is None or letter.reason == self.reason)
             and (self.task_type is None or letter.task_type == self.task_type)
@@ -124,8 +124,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self == _EVERYTHING
 
 
-class Which(TypedDict, total=False):
-    """Conditions on dead letters; see `Choice`."""
+class LetterFilterArgs(TypedDict, total=False):
+    """Conditions on dead letters; see `LetterFilter`."""
 
     reason: str | None
     task_type: str | None
@@ -134,20 +134,12 @@ class Which(TypedDict, total=False):
     before: float | None
 
 
-_EVERYTHING = Choice()
+_EVERYTHING = LetterFilter()
 
 
 Target: TypeAlias = Ref[Any] | Callable[[DeadLetterEntry], Any]
 """A destination for a letter: an actor, which is told the payload, or a function, async or not, which gets the entry.
 """
-
-
-def attempt_of(error: BaseException | str, *, worker: str = "", at: float = 0.0) -> Attempt:
-    """An exception, or its text, as a failed attempt."""
-    given: Any = error
-    if issubclass(type(error), str):  # `isinstance` asks an exception for its `__class__`, which may raise
-        return Attempt(kind="error", worker=worker, at=at, error=given)
-    return Attempt(kind="error", worker=worker, at=at, error=said(given), traceback=trace_of(given))
 
 
 def failure_of(
@@ -177,12 +169,7 @@ def failure_of(
     )
 
 
-def last_failure(history: Sequence[Attempt]) -> tuple[str, str]:
-    """The error and the traceback of the last attempt that has an error."""
-    return next(((attempt.error, attempt.traceback) for attempt in reversed(history) if attempt.error), ("", ""))
-
-
-def nowhere() -> str:
+def no_destination() -> str:
     """The error message for a replay of letters without a source to go back to."""
     return (
         "these dead letters have no source to go back to: name a destination in replay(..., to=...) or "
@@ -190,7 +177,7 @@ def nowhere() -> str:
     )
 
 
-def unknown(letter_id: str) -> TaskNotFound:
+def unknown_letter(letter_id: str) -> TaskNotFound:
     """The error for an identifier that no dead letter has."""
     return TaskNotFound(
         f"there is no dead letter {safe_repr(letter_id)}: it was replayed, purged, dropped because of `keep`, or never "

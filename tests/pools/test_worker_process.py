@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cuelight.pools._processes import _child as child
-from cuelight.pools._processes import _link as module
-from cuelight.pools._processes._link import ProcessLink
+from cuelight.pools._processes import _worker_process as module
+from cuelight.pools._processes._worker_process import WorkerProcess
 
 
 class Process:
@@ -51,13 +51,13 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     def the_process(*_: object) -> Process:
         return made
 
-    monkeypatch.setattr(ProcessLink, "_start", staticmethod(the_process))
+    monkeypatch.setattr(WorkerProcess, "_start", staticmethod(the_process))
     return made
 
 
 @pytest.fixture
-def link(process: Process, killed: list[tuple[int, int]]) -> Iterator[ProcessLink]:
-    made = ProcessLink()
+def link(process: Process, killed: list[tuple[int, int]]) -> Iterator[WorkerProcess]:
+    made = WorkerProcess()
     yield made
     made.close()
 
@@ -67,7 +67,7 @@ def test_worker_processes_are_refused_where_there_are_no_process_groups(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(RuntimeError, match="which Windows does not have: use threads"):
-        ProcessLink()
+        WorkerProcess()
 
 
 def test_a_program_that_is_being_loaded_for_a_call_starts_no_worker_processes(
@@ -77,7 +77,7 @@ def test_a_program_that_is_being_loaded_for_a_call_starts_no_worker_processes(
     vars(main)[child.LOADING] = True
     monkeypatch.setitem(sys.modules, "__main__", main)
     with pytest.raises(RuntimeError, match="put what the program does under `if __name__ == '__main__':`"):
-        ProcessLink()
+        WorkerProcess()
 
 
 def test_nothing_stays_open_if_the_process_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +87,9 @@ def test_nothing_stays_open_if_the_process_cannot_be_started(monkeypatch: pytest
         given.extend(descriptors)
         raise OSError("no more processes")
 
-    monkeypatch.setattr(ProcessLink, "_start", staticmethod(start))
+    monkeypatch.setattr(WorkerProcess, "_start", staticmethod(start))
     with pytest.raises(OSError, match="no more processes"):
-        ProcessLink()
+        WorkerProcess()
     assert len(given) == 3
     for descriptor in given:
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -107,9 +107,9 @@ def test_shared_memory_has_room_for_the_header_and_the_records(monkeypatch: pyte
 
 
 def test_a_forked_process_leaves_the_worker_processes_to_its_parent(
-    monkeypatch: pytest.MonkeyPatch, link: ProcessLink, process: Process, killed: list[tuple[int, int]]
+    monkeypatch: pytest.MonkeyPatch, link: WorkerProcess, process: Process, killed: list[tuple[int, int]]
 ) -> None:
-    monkeypatch.setattr(module, "_links", {link})
+    monkeypatch.setattr(module, "_worker_processes", {link})
     module._leave_to_parent()
     assert (link.is_of_parent, link.fileno()) == (True, -1)
     link.kill()
@@ -117,7 +117,7 @@ def test_a_forked_process_leaves_the_worker_processes_to_its_parent(
 
 
 def test_a_process_is_killed_with_its_group_until_it_has_ended(
-    link: ProcessLink, process: Process, killed: list[tuple[int, int]]
+    link: WorkerProcess, process: Process, killed: list[tuple[int, int]]
 ) -> None:
     link.kill()
     process.returncode = 0
@@ -125,7 +125,7 @@ def test_a_process_is_killed_with_its_group_until_it_has_ended(
     assert killed == [(process.pid, signal.SIGKILL)]
 
 
-def test_killing_a_process_that_is_gone_is_harmless(monkeypatch: pytest.MonkeyPatch, link: ProcessLink) -> None:
+def test_killing_a_process_that_is_gone_is_harmless(monkeypatch: pytest.MonkeyPatch, link: WorkerProcess) -> None:
     def gone(group: int, number: int) -> None:
         raise ProcessLookupError
 
@@ -134,15 +134,15 @@ def test_killing_a_process_that_is_gone_is_harmless(monkeypatch: pytest.MonkeyPa
 
 
 def test_hanging_up_on_a_dead_process_kills_its_group(
-    link: ProcessLink, process: Process, killed: list[tuple[int, int]]
+    link: WorkerProcess, process: Process, killed: list[tuple[int, int]]
 ) -> None:
     link._connection.close()
-    link.hang_up()
+    link.close_writing()
     assert killed == [(process.pid, signal.SIGKILL)]
 
 
 def test_waiting_ends_what_the_process_has_left_running(
-    monkeypatch: pytest.MonkeyPatch, link: ProcessLink, process: Process, killed: list[tuple[int, int]]
+    monkeypatch: pytest.MonkeyPatch, link: WorkerProcess, process: Process, killed: list[tuple[int, int]]
 ) -> None:
     def has_ended(*_: int) -> None: ...
 
@@ -151,13 +151,13 @@ def test_waiting_ends_what_the_process_has_left_running(
 
 
 def test_waiting_for_a_process_that_somebody_else_has_waited_for_kills_nobody(
-    link: ProcessLink, process: Process, killed: list[tuple[int, int]]
+    link: WorkerProcess, process: Process, killed: list[tuple[int, int]]
 ) -> None:
     assert (link.wait(), process.waits, killed) == (0, 1, [])  # it is no child of this one
 
 
 def test_without_waitid_the_process_alone_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, link: ProcessLink, process: Process, killed: list[tuple[int, int]]
+    monkeypatch: pytest.MonkeyPatch, link: WorkerProcess, process: Process, killed: list[tuple[int, int]]
 ) -> None:
     monkeypatch.delattr(os, "waitid")
     assert (link.wait(), process.waits, killed) == (0, 1, [])
@@ -175,10 +175,10 @@ def test_without_waitid_the_process_alone_is_waited_for(
     ],
 )
 def test_how_a_process_ended_is_said_in_words(
-    link: ProcessLink, process: Process, status: int | None, words: str
+    link: WorkerProcess, process: Process, status: int | None, words: str
 ) -> None:
     process.returncode = status
-    assert link.last_words() == words
+    assert link.exit_description() == words
 
 
 def test_an_answer_is_whole_with_its_last_frame(
@@ -190,8 +190,8 @@ def test_an_answer_is_whole_with_its_last_frame(
         theirs.append(os.dup(connection))
         return process
 
-    monkeypatch.setattr(ProcessLink, "_start", staticmethod(start))
-    link = ProcessLink()
+    monkeypatch.setattr(WorkerProcess, "_start", staticmethod(start))
+    link = WorkerProcess()
     try:
         assert link.receive() is None
         record = child._success("a")
@@ -213,28 +213,28 @@ def _same(item: object) -> object:
 
 @pytest.mark.parametrize("numbers", [[], [1, -5, 2**62], [0.5, -0.0]])
 def test_numbers_that_were_finished_when_the_process_died_are_kept(
-    link: ProcessLink, numbers: list[float], process: Process
+    link: WorkerProcess, numbers: list[float], process: Process
 ) -> None:
     link.begin(b"")
     with memoryview(link._region) as whole, whole[: child.DATA] as head, head.cast("Q") as words:
         assert child._run_numbers(link._region, words, (_same, [*numbers, "a"])) == (numbers, (True, "a"))
-    assert [value for _, value in link.salvage()] == numbers
+    assert [value for _, value in link.recover_results()] == numbers
 
 
 def test_a_process_that_dies_right_after_it_has_sent_its_numbers_is_counted_once(
-    link: ProcessLink, process: Process
+    link: WorkerProcess, process: Process
 ) -> None:
     link.begin(b"")
     with memoryview(link._region) as whole, whole[: child.DATA] as head, head.cast("Q") as words:
         child._run_numbers(link._region, words, (int, ["1", "2"]))
         link._records += b"".join(map(child._success, [1, 2]))
-        assert link.salvage() == [(True, 1), (True, 2)]
+        assert link.recover_results() == [(True, 1), (True, 2)]
         words[child.WRITTEN] = 0
-        assert link.salvage() == [(True, 1), (True, 2)]
+        assert link.recover_results() == [(True, 1), (True, 2)]
         words[child.KIND] = child.RECORDS
-        assert link.salvage() == [(True, 1), (True, 2)]
+        assert link.recover_results() == [(True, 1), (True, 2)]
         words[child.BASE] = 2
-        assert link.salvage() == [(True, 1), (True, 2)]
+        assert link.recover_results() == [(True, 1), (True, 2)]
     link.values = [1, 2]
     assert link.outcomes() == []
 
@@ -246,7 +246,7 @@ def test_the_interpreter_gets_its_descriptors_and_a_group_of_its_own(monkeypatch
         asked.append((command, options))
 
     monkeypatch.setattr(subprocess, "Popen", popen)
-    ProcessLink._start("/mine/python", 3, 4, 5)
+    WorkerProcess._start("/mine/python", 3, 4, 5)
     [(command, options)] = asked
     assert (command[0], command[-3:]) == ("/mine/python", ["3", "4", "5"])
     assert options == {"stdin": subprocess.DEVNULL, "pass_fds": (3, 4, 5), "process_group": 0}

@@ -1,6 +1,6 @@
-"""Sources of dead letters: memory, an actor system, or a task store.
+"""Sources of dead letters: memory, or an actor system. That of a task store is in `cuelight.tasks`.
 
-Invariants of `Kept`, tested in `tests/tasks/dead_letters/test_letters_model.py`:
+Invariants of `MemoryLetters`, tested in `tests/tasks/dead_letters/test_letters_model.py`:
 
 1. An added letter is kept until it is removed or dropped because of `keep`. Dropped letters are counted.
 2. There are never more than `keep` letters; the oldest ones are dropped.
@@ -20,28 +20,24 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from cuelight._dead_letters._attempt import Counts, attempt_of, last_failure
+from cuelight._dead_letters._entry import DeadLetterEntry, LetterFilter, tell_once, unknown_letter
 from cuelight.actors import Ref
-from cuelight.errors import ActorNotFound, MailboxFull, SystemClosed, TaskNotFound
-from cuelight.tasks._dead_letters._entry import Choice, DeadLetterEntry, attempt_of, last_failure, tell_once, unknown
-from cuelight.tasks._functions._values import decode, encode
-from cuelight.tasks._stores._protocol import Query
-from cuelight.tasks._stores._support import close_store, open_store
-from cuelight.tasks._task import Attempt, Counts
+from cuelight.errors import ActorNotFound, MailboxFull, SystemClosed
 
 if TYPE_CHECKING:
     from cuelight.actors import Cell, DeadLetter
     from cuelight.supervision import ActorSystem
-    from cuelight.tasks._stores._protocol import Snapshot, Store
 
 HISTORY: Final = 20
 PAGE: Final = 100
 
 
-class Letters(Protocol):
+class LetterSource(Protocol):
     """A source of dead letters."""
 
     @property
-    def way_back(self) -> bool:
+    def replayable(self) -> bool:
         """Whether letters can be sent back to their source."""
         ...
 
@@ -66,11 +62,11 @@ class Letters(Protocol):
         """Add a letter with a new sequence."""
         ...
 
-    async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
+    async def page(self, selected: LetterFilter, after: int, limit: int) -> list[DeadLetterEntry]:
         """Return up to `limit` selected letters with a sequence greater than `after`, in order."""
         ...
 
-    async def frontier(self) -> tuple[float, float]:
+    async def snapshot_limit(self) -> tuple[float, float]:
         """Upper bounds for `sequence` and `dead_at` of all current letters."""
         ...
 
@@ -86,7 +82,7 @@ class Letters(Protocol):
         """Delete letters. Return how many existed."""
         ...
 
-    async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
+    async def replay(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
         """Send letters back to their source and delete them. Return None or the reason of the failure, for each."""
         ...
 
@@ -95,10 +91,10 @@ class Letters(Protocol):
         ...
 
 
-class Kept:
+class MemoryLetters:
     """The latest `keep` letters in memory. Usable from any thread."""
 
-    way_back = False
+    replayable = False
 
     def __init__(self, keep: int) -> None:
         if keep < 1:
@@ -139,18 +135,18 @@ class Kept:
                 self._dropped += 1
         return letter
 
-    async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
+    async def page(self, selected: LetterFilter, after: int, limit: int) -> list[DeadLetterEntry]:
         found: list[DeadLetterEntry] = []
         with self._lock:
             for position in range(bisect_right(self._order, after), len(self._order)):
                 letter = self._letters[self._order[position]]
-                if choice.takes(letter):
+                if selected.matches(letter):
                     found.append(letter)
                     if len(found) == limit:
                         break
         return found
 
-    async def frontier(self) -> tuple[float, float]:
+    async def snapshot_limit(self) -> tuple[float, float]:
         return self._last, inf
 
     async def get(self, letter_id: str) -> DeadLetterEntry | None:
@@ -168,8 +164,8 @@ class Kept:
         with self._lock:
             return sum(self._forget(letter_id) for letter_id in letter_ids)
 
-    async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
-        raise NotImplementedError("there is no way back")
+    async def replay(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
+        raise NotImplementedError("these letters have no source to return to")
 
     def note(self, letter_id: str, error: Exception) -> None:
         with self._lock:
@@ -197,13 +193,13 @@ class Kept:
         return True
 
 
-class ActorLetters(Kept):
+class ActorLetters(MemoryLetters):
     """The kept and the future dead letters of an actor system. They belong to its event loop.
 
     They are read from a subscription on each access, so no task has to wait for them.
     """
 
-    way_back = True
+    replayable = True
 
     def __init__(self, system: ActorSystem, keep: int) -> None:
         super().__init__(keep)
@@ -213,25 +209,25 @@ class ActorLetters(Kept):
         self._system, self._thread = system, get_ident()
         for letter in letters:
             self.add(self._entry(letter))
-        self._news = letters.subscribe(keep)
+        self._subscription = letters.subscribe(keep)
 
     @property
     def dropped(self) -> int:
         self._pull()
-        crowded_out: int = self._news.statistics().dropped
+        crowded_out: int = self._subscription.statistics().dropped
         return self._dropped + crowded_out
 
     async def leave(self) -> None:
         self._pull()
-        self._news.close()
+        self._subscription.close()
 
-    async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
+    async def page(self, selected: LetterFilter, after: int, limit: int) -> list[DeadLetterEntry]:
         self._pull()
-        return await super().page(choice, after, limit)
+        return await super().page(selected, after, limit)
 
-    async def frontier(self) -> tuple[float, float]:
+    async def snapshot_limit(self) -> tuple[float, float]:
         self._pull()
-        return await super().frontier()
+        return await super().snapshot_limit()
 
     async def get(self, letter_id: str) -> DeadLetterEntry | None:
         self._pull()
@@ -241,13 +237,13 @@ class ActorLetters(Kept):
         self._pull()
         return await super().count()
 
-    async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
-        return [await self._give_back(letter) for letter in letters]
+    async def replay(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
+        return [await self._replay(letter) for letter in letters]
 
-    async def _give_back(self, chosen: DeadLetterEntry) -> Exception | None:
+    async def _replay(self, chosen: DeadLetterEntry) -> Exception | None:
         letter = await self.get(chosen.id)
         if letter is None:
-            return unknown(chosen.id)
+            return unknown_letter(chosen.id)
         cell = _find(self._system.root, letter.source)
         if cell is None:
             where = f"no actor {letter.source!r} is alive" if letter.source else "it came from no actor"
@@ -271,8 +267,8 @@ class ActorLetters(Kept):
     def _pull(self) -> None:
         if get_ident() != self._thread:
             raise self.elsewhere()
-        while len(self._news):
-            self.add(self._entry(self._news.receive_nowait()))
+        while len(self._subscription):
+            self.add(self._entry(self._subscription.receive_nowait()))
 
     def _entry(self, letter: DeadLetter) -> DeadLetterEntry:
         """Convert a dead letter of an actor, including its time from the loop's clock to wall-clock time."""
@@ -292,104 +288,6 @@ class ActorLetters(Kept):
             dead_at=at,
             counts=Counts(errors=len(history)),
         )
-
-
-class StoreLetters:
-    """The dead letters of a task store."""
-
-    way_back = True
-    dropped = 0
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def open(self) -> None:
-        await self._store.open()
-
-    async def enter(self) -> None:
-        await open_store(self._store)
-
-    async def leave(self) -> None:
-        await close_store(self._store)
-
-    def add(self, letter: DeadLetterEntry) -> DeadLetterEntry:
-        raise TypeError(
-            "the dead letters of a task store are tasks that it gave up: add others to a DeadLetterQueue() of their own"
-        )
-
-    async def page(self, choice: Choice, after: int, limit: int) -> list[DeadLetterEntry]:
-        type_, reason, before = choice.task_type, choice.reason, choice.before
-        most = limit if choice.error is None and choice.since is None else PAGE
-        found: list[DeadLetterEntry] = []
-        while len(found) < limit:
-            query = Query(
-                state="dead_letter",
-                type=type_,
-                reason=reason,
-                ended_before=before,
-                after=after,
-                limit=min(most, PAGE),
-            )
-            snapshots = await self._store.find(query)
-            found += [letter for snapshot in snapshots if choice.takes(letter := _letter_of(snapshot))]
-            if len(snapshots) < query.limit:
-                break
-            after = snapshots[-1].sequence
-        return found[:limit]
-
-    async def frontier(self) -> tuple[float, float]:
-        # A task keeps its sequence when it is replayed and given up again, so it is not returned twice.
-        return inf, self._store.now()
-
-    async def get(self, letter_id: str) -> DeadLetterEntry | None:
-        snapshot = (await self._store.get([letter_id]))[0]
-        return None if snapshot is None or snapshot.state != "dead_letter" else _letter_of(snapshot)
-
-    async def count(self) -> int:
-        return (await self._store.size()).dead_letter
-
-    async def edit(self, letter_id: str, payload: Any) -> bool:
-        data = encode(payload, "payload")
-        return await self.get(letter_id) is not None and await self._store.edit(letter_id, data)
-
-    async def remove(self, letter_ids: Sequence[str]) -> int:
-        # `purge` would also delete completed tasks.
-        snapshots = await self._store.get(letter_ids)
-        dead = [one.record.id for one in snapshots if one is not None and one.state == "dead_letter"]
-        return await self._store.purge(dead)
-
-    async def give_back(self, letters: Sequence[DeadLetterEntry]) -> list[Exception | None]:
-        accepted = await self._store.replay([letter.id for letter in letters])
-        return [
-            None if done else TaskNotFound(f"{letter.id} is not a dead letter any more")
-            for letter, done in zip(letters, accepted, strict=True)
-        ]
-
-    def note(self, letter_id: str, error: Exception) -> None:
-        """The history of a task only contains attempts."""
-
-
-def _letter_of(snapshot: Snapshot) -> DeadLetterEntry:
-    record, history = snapshot.record, snapshot.history
-    try:
-        payload = decode(record.payload)
-    except ValueError:
-        payload = record.payload  # not written by this library: shown as bytes
-    error, trace = last_failure(history)
-    last: Attempt | None = history[-1] if history else None
-    return DeadLetterEntry(
-        id=record.id,
-        sequence=snapshot.sequence,
-        source=snapshot.worker or ("" if last is None else last.worker),
-        task_type=record.type,
-        payload=payload,
-        reason=snapshot.reason,
-        error=error,
-        traceback=trace,
-        history=history,
-        dead_at=snapshot.ended,
-        counts=snapshot.counts,
-    )
 
 
 def _find(cell: Cell, path: str) -> Cell | None:

@@ -32,7 +32,7 @@ R = TypeVar("R")
 P = ParamSpec("P")
 
 
-class BlockingFace(Generic[H]):
+class BlockingProxy(Generic[H]):
     """A handle with an event loop in its own thread. Subclasses define blocking versions of the handle's methods.
 
     Each method of a subclass is one line, `return self._call(self._handle.enqueue, task)`, so that type checkers infer
@@ -57,28 +57,28 @@ class BlockingFace(Generic[H]):
             backend: "asyncio" or "trio".
             backend_options: passed to anyio.
         """
-        self._make, self._given, self._name = make, system, name
+        self._make, self._given_system, self._name = make, system, name
         self._backend, self._options = backend, backend_options
         self._stack = ExitStack()
         self._system: BlockingSystem | None = None
         self._generation = forks.generation
-        self._made: list[H] = []
-        self._calls: set[_Call] = set()  # in progress; only accessed in the loop
+        self._handles: list[H] = []
+        self._calls: set[_BlockingCall] = set()  # in progress; only accessed in the loop
         self._all_ended: anyio.Event | None = None  # only accessed in the loop; set when the last call ends
 
     def __enter__(self) -> Self:
-        _refuse_in_a_loop(f"`with` around {type(self).__name__}")
+        _reject_in_loop(f"`with` around {type(self).__name__}")
         if self._system is not None:
             raise PoolClosed(f"{type(self).__name__} is in use by another `with` block: make one for each")
         self._generation = forks.generation
         with ExitStack() as stack:
-            system = self._given or stack.enter_context(
+            system = self._given_system or stack.enter_context(
                 ActorSystem.blocking(self._name, backend=self._backend, backend_options=self._options)
             )
-            self._made = [system.call(self._make, system.system)]
+            self._handles = [system.call(self._make, system.system)]
             system.call(self._begin)
             stack.callback(system.call, self._end)
-            stack.callback(system.call, self._cut_off)
+            stack.callback(system.call, self._cancel_calls)
             self._system = system
             self._stack = stack.pop_all()
         return self
@@ -102,7 +102,7 @@ class BlockingFace(Generic[H]):
         """The async handle. Raises `PoolClosed` outside the block."""
         if self._system is None or forks.is_old(self._generation):
             raise self._closed()
-        return self._made[0]
+        return self._handles[0]
 
     def _call(self, method: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run an async method of the handle in the loop and block until it ends.
@@ -117,21 +117,21 @@ class BlockingFace(Generic[H]):
         async def run() -> R:
             return await method(*args, **kwargs)
 
-        return self._perform(run)
+        return self._run_blocking(run)
 
-    def _do(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def _call_sync(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Like `_call`, for a synchronous method that must run in the loop."""
 
         async def run() -> R:
             return function(*args, **kwargs)
 
-        return self._perform(run)
+        return self._run_blocking(run)
 
     def _iterate(
         self, method: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Generator[R, None, None]:
         """Like `_call`, for an async iterator: one call per item. Closing the generator closes the async iterator."""
-        items = self._do(method, *args, **kwargs)
+        items = self._call_sync(method, *args, **kwargs)
 
         async def advance() -> list[R]:
             try:
@@ -145,18 +145,18 @@ class BlockingFace(Generic[H]):
                 await ending()
 
         try:
-            while found := self._perform(advance):
+            while found := self._run_blocking(advance):
                 yield found[0]
         finally:
             if self._system is not None:
-                self._perform(close)
+                self._run_blocking(close)
 
-    def _perform(self, run: Callable[[], Awaitable[R]]) -> R:
-        _refuse_in_a_loop(f"a blocking call of {type(self).__name__}")
+    def _run_blocking(self, run: Callable[[], Awaitable[R]]) -> R:
+        _reject_in_loop(f"a blocking call of {type(self).__name__}")
         system = self._system
         if system is None or forks.is_old(self._generation):
             raise self._closed()
-        call = _Call()
+        call = _BlockingCall()
         try:
             answer = system.call(self._run, call, run)
         except SystemClosed as error:
@@ -174,7 +174,7 @@ class BlockingFace(Generic[H]):
         result: R = answer[0]
         return result
 
-    async def _run(self, call: _Call, run: Callable[[], Awaitable[R]]) -> list[R]:
+    async def _run(self, call: _BlockingCall, run: Callable[[], Awaitable[R]]) -> list[R]:
         """In the loop: return the result in a list, or an empty list if the end of the block cancelled the call."""
         try:
             if call.withdrawn or self._system is None:
@@ -190,7 +190,7 @@ class BlockingFace(Generic[H]):
             if self._all_ended is not None and not self._calls:
                 self._all_ended.set()
 
-    def _abandon(self, system: BlockingSystem, call: _Call) -> None:
+    def _abandon(self, system: BlockingSystem, call: _BlockingCall) -> None:
         try:
             started = system.call(call.withdraw)
         except SystemClosed:
@@ -198,7 +198,7 @@ class BlockingFace(Generic[H]):
         if started:
             call.ended.wait()
 
-    async def _cut_off(self) -> None:
+    async def _cancel_calls(self) -> None:
         self._all_ended = anyio.Event()
         for call in self._calls:
             call.withdraw()
@@ -217,7 +217,7 @@ class BlockingFace(Generic[H]):
         )
 
 
-class _Call:
+class _BlockingCall:
     """One call from one thread. All attributes except `ended` are only accessed in the loop's thread."""
 
     __slots__ = ("ended", "scope", "withdrawn")
@@ -236,7 +236,7 @@ class _Call:
         return True
 
 
-def _refuse_in_a_loop(what: str) -> None:
+def _reject_in_loop(what: str) -> None:
     try:
         current_backend()
     except RuntimeError:

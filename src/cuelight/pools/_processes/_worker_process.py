@@ -64,20 +64,20 @@ def _new_region() -> int:
     return fd
 
 
-_links: Final[WeakSet[ProcessLink]] = WeakSet()
+_worker_processes: Final[WeakSet[WorkerProcess]] = WeakSet()
 
 
 def _leave_to_parent() -> None:
     """In a forked process: leave the worker processes to the parent. They end with it, not with this process."""
-    for link in list(_links):
-        link.leave_to_parent()
+    for worker_process in list(_worker_processes):
+        worker_process.leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-class ProcessLink:
+class WorkerProcess:
     """One worker process, from its start to its end.
 
     It leads a process group. Processes that it starts belong to this group, and `kill` ends all of them.
@@ -112,30 +112,30 @@ class ProcessLink:
         self._records = bytearray()
         self.values: list[Any] | None = None
         self._outgoing = memoryview(_setup())
-        self._connection, theirs = socket.socketpair()
-        lifeline, ours = os.pipe()
-        self._lifeline = os.fdopen(ours, "wb", buffering=0)
+        self._connection, child_end = socket.socketpair()
+        lifeline, parent_end = os.pipe()
+        self._lifeline = os.fdopen(parent_end, "wb", buffering=0)
         region = _new_region()
         try:
-            self._process = self._start(executable, theirs.fileno(), region, lifeline)
+            self._popen = self._start(executable, child_end.fileno(), region, lifeline)
             self._region = mmap.mmap(region, 0)
         except BaseException:
             self._connection.close()
             self._lifeline.close()
             raise
         finally:
-            theirs.close()
+            child_end.close()
             os.close(lifeline)
             os.close(region)
-        self._words = memoryview(self._region)[:DATA].cast("Q")
+        self._header = memoryview(self._region)[:DATA].cast("Q")
         self._connection.setblocking(False)
-        self.pid = self._process.pid
-        _links.add(self)
+        self.pid = self._popen.pid
+        _worker_processes.add(self)
 
     def leave_to_parent(self) -> None:
         """In a forked process: close this end, and leave the worker process alone."""
         self.is_of_parent = True
-        self._process.returncode = 0  # so that `subprocess` neither waits for it nor warns that it still runs
+        self._popen.returncode = 0  # so that `subprocess` neither waits for it nor warns that it still runs
         self._connection.close()
         self._lifeline.close()  # else the worker process would live as long as this process
 
@@ -155,7 +155,7 @@ class ProcessLink:
     # One call at a time.
 
     def begin(self, frame: bytes) -> None:
-        self._words[BEGUN] = self._words[BASE] = self._words[WRITTEN] = self._words[KIND] = 0
+        self._header[BEGUN] = self._header[BASE] = self._header[WRITTEN] = self._header[KIND] = 0
         self._records.clear()
         self.values = None
         self._outgoing = memoryview(bytes(self._outgoing) + frame if self._outgoing else frame)
@@ -202,22 +202,22 @@ class ProcessLink:
 
     @property
     def begun(self) -> bool:
-        return bool(self._words[BEGUN])
+        return bool(self._header[BEGUN])
 
     def outcomes(self) -> list[Outcome]:
         """The outcomes that were sent in frames, in order; an empty list if there are `values`."""
         return [] if self.values is not None else _decode(self._records)
 
-    def salvage(self) -> list[Outcome]:
+    def recover_results(self) -> list[Outcome]:
         sent = self.outcomes()
-        written = self._words[WRITTEN]
+        written = self._header[WRITTEN]
         for kind, form in KINDS.values():
-            if kind == self._words[KIND]:
+            if kind == self._header[KIND]:
                 kept: list[Outcome] = [(True, value) for value in self._numbers(form, written)]
                 break
         else:
             kept = _decode(self._region[DATA : DATA + written])
-        return sent + kept[len(sent) - self._words[BASE] :]
+        return sent + kept[len(sent) - self._header[BASE] :]
 
     def _numbers(self, form: str, written: int) -> list[Any]:
         part: Any = memoryview(self._region)[DATA : DATA + 8 * written]
@@ -226,7 +226,7 @@ class ProcessLink:
 
     # The end of the process.
 
-    def hang_up(self) -> None:
+    def close_writing(self) -> None:
         """Close the connection for writing, so that the process ends once it is idle."""
         try:
             self._connection.shutdown(socket.SHUT_WR)
@@ -239,7 +239,7 @@ class ProcessLink:
             self._kill_group()
 
     def _kill_group(self) -> None:
-        if self._process.returncode is None:  # until it is reaped, no other process can get its number
+        if self._popen.returncode is None:  # until it is reaped, no other process can get its number
             try:
                 os.killpg(self.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -252,26 +252,26 @@ class ProcessLink:
             Its exit status; if negative, the negated number of the signal that killed it.
         """
         if not hasattr(os, "waitid"):  # macOS before Python 3.13: processes that it left go on running
-            return self._process.wait()
+            return self._popen.wait()
         try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            return self._process.wait()  # another thread has reaped it
+            return self._popen.wait()  # another thread has reaped it
         with self._lock:
             self._kill_group()
-            return self._process.wait()
+            return self._popen.wait()
 
     def close(self) -> None:
         """Kill the process if it still runs, and close all resources."""
         self.kill()
-        self._words.release()
+        self._header.release()
         self._region.close()
         self._connection.close()
         self._lifeline.close()
 
-    def last_words(self) -> str:
+    def exit_description(self) -> str:
         """Describe how the process ended. Call this after `wait`."""
-        status = self._process.returncode
+        status = self._popen.returncode
         if status is None:
             return "was killed"
         if status >= 0:
@@ -301,11 +301,11 @@ def _decode(records: bytes | bytearray) -> list[Outcome]:
                 outcomes.append((False, pickle.UnpicklingError(reason)))
                 outcomes[-1][1].__cause__ = without_our_frame(error)
             else:
-                outcomes.append((True, value) if succeeded else (False, _revive(*value)))
+                outcomes.append((True, value) if succeeded else (False, _restore_error(*value)))
     return outcomes
 
 
-def _revive(report: list[tuple[Any, ...]], text: str) -> Exception:
+def _restore_error(report: list[tuple[Any, ...]], text: str) -> Exception:
     """The error of a call, as an `Exception`, so that no error of a worker process ends this process.
 
     The remote traceback becomes the last of its causes.

@@ -11,114 +11,68 @@ Invariants, tested in `tests/tasks/dead_letters`:
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, Unpack
 
 import anyio
 import anyio.lowlevel
 import msgspec
 
+from cuelight._blocking_proxy import BlockingProxy
 from cuelight._checks import check_seconds
+from cuelight._dead_letters._attempt import Attempt
+from cuelight._dead_letters._entry import (
+    DeadLetterEntry,
+    LetterFilter,
+    LetterFilterArgs,
+    ReplayReport,
+    Target,
+    deliver,
+    failure_of,
+    no_destination,
+    unknown_letter,
+)
+from cuelight._dead_letters._iteration import LetterIterator, PageIterator
+from cuelight._dead_letters._returnable import ReturnableLetters, WayBack
+from cuelight._dead_letters._sources import PAGE, ActorLetters, LetterSource
 from cuelight._text import describe_error, safe_repr
 from cuelight.actors import Ref
 from cuelight.errors import PoolClosed, TaskNotFound
-from cuelight.pools import provide_dead_letters
 from cuelight.supervision import ActorSystem, BlockingSystem
-from cuelight.tasks._arguments import check_number, check_store
-from cuelight.tasks._dead_letters._blocking import BlockingDeadLetterQueue
-from cuelight.tasks._dead_letters._entry import (
-    Choice,
-    DeadLetterEntry,
-    ReplayReport,
-    Target,
-    Which,
-    deliver,
-    failure_of,
-    nowhere,
-    unknown,
-)
-from cuelight.tasks._dead_letters._returnable import AddsLetters, ReturnableLetters
-from cuelight.tasks._dead_letters._sources import PAGE, ActorLetters, StoreLetters
-from cuelight.tasks._task import Attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Generator
     from types import TracebackType
 
-    from cuelight.tasks._dead_letters._sources import Letters
-    from cuelight.tasks._stores._protocol import Store
+
+class DeadLetterStore(Protocol):
+    """What type checkers require of the store of a `DeadLetterQueue`; a `cuelight.tasks.Store` at run time."""
+
+    async def open(self) -> None: ...
+
+    async def replay(self, ids: Sequence[str]) -> list[bool]: ...
+
+    async def purge(self, ids: Sequence[str]) -> int: ...
 
 
-# Iteration over dead letters in pages. These are not generators, so that a loop over them can stop at any time.
+_store_letters: list[Callable[[Any], LetterSource]] = []
 
 
-class Pages:
-    """The selected letters in non-empty pages."""
+def provide_store_letters(make: Callable[[Any], LetterSource]) -> None:
+    """Register the function that returns the dead letters of a store, or raises `TypeError` if it is not one.
 
-    def __init__(
-        self,
-        letters: Letters,
-        choice: Choice,
-        *,
-        ready: Callable[[], Awaitable[None]],
-        until: tuple[float, float] = (inf, inf),
-        limit: int | None = None,
-    ) -> None:
-        """Prepare to iterate in the order of `sequence`.
-
-        Args:
-            letters: the source of the letters.
-            choice: the conditions.
-            ready: awaited before each page.
-            until: the greatest sequence and the latest `dead_at` of the letters to return.
-            limit: the maximum number of letters.
-        """
-        self._letters, self._choice, self._ready = letters, choice, ready
-        self._until, self._left = until, inf if limit is None else limit
-        self._after = 0
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[DeadLetterEntry]:
-        sequence, time = self._until
-        while self._left > 0 and self._after < sequence:
-            await self._ready()
-            page = await self._letters.page(self._choice, self._after, int(min(PAGE, self._left)))
-            if not page:
-                break
-            self._after = page[-1].sequence
-            wanted = [letter for letter in page if letter.sequence <= sequence and letter.dead_at <= time]
-            self._left -= len(wanted)
-            if wanted:
-                return wanted
-        raise StopAsyncIteration
-
-
-class Each:
-    """The letters of pages, one at a time."""
-
-    def __init__(self, pages: Pages) -> None:
-        self._pages = pages
-        self._page: deque[DeadLetterEntry] = deque()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> DeadLetterEntry:
-        if not self._page:
-            self._page.extend(await anext(self._pages))
-        return self._page.popleft()
+    `cuelight.tasks`, which defines what a store is, calls this.
+    """
+    _store_letters[:] = [make]
 
 
 Entries: TypeAlias = list[DeadLetterEntry]
 """Needed because `list` is a method inside the class."""
 
 
-class DeadLetterQueue(AddsLetters):
+class DeadLetterQueue:
     """Work that was given up, with the reasons: `dlq = DeadLetterQueue()`.
 
     There are three kinds with the same interface:
@@ -135,7 +89,12 @@ class DeadLetterQueue(AddsLetters):
     """
 
     def __init__(
-        self, store: Store | None = None, *, to: Target | None = None, keep: int = 1000, owns_store: bool = True
+        self,
+        store: DeadLetterStore | None = None,
+        *,
+        to: Target | None = None,
+        keep: int = 1000,
+        owns_store: bool = True,
     ) -> None:
         """Show the dead letters of a store, or keep letters in memory.
 
@@ -151,17 +110,16 @@ class DeadLetterQueue(AddsLetters):
             ValueError: `keep` is less than 1.
             TypeError: `store` is not a store.
         """
-        if store is not None:
-            check_store("DeadLetterQueue(store)", store)
-        check_number("keep", keep)
-        self._letters: Letters = ReturnableLetters(keep) if store is None else StoreLetters(store)
+        letters = None if store is None else _store_letters[0](store)
+        _check_number("keep", keep)
+        self._letters: LetterSource = ReturnableLetters(keep) if letters is None else letters
         self._to = to
-        self._owns = owns_store
+        self._owns_store = owns_store
         self._opened = not owns_store
-        self._home: BlockingSystem | None = None
+        self._blocking_system: BlockingSystem | None = None
         self._lock = threading.Lock()
         self._replaying: set[str] = set()
-        self._face: BlockingDeadLetterQueue | None = None
+        self._proxy: BlockingDeadLetterQueue | None = None
 
     @classmethod
     def of(cls, system: ActorSystem | BlockingSystem, *, to: Target | None = None, keep: int = 1000) -> Self:
@@ -185,7 +143,7 @@ class DeadLetterQueue(AddsLetters):
             raise TypeError(f"DeadLetterQueue.of({safe_repr(given)}): give an ActorSystem")
         dead_letters = cls(to=to, keep=keep)
         if isinstance(system, BlockingSystem):
-            dead_letters._home = system
+            dead_letters._blocking_system = system
             dead_letters._letters = system.call(ActorLetters, system.system, keep)
         else:
             dead_letters._letters = ActorLetters(system, keep)
@@ -195,6 +153,11 @@ class DeadLetterQueue(AddsLetters):
     def dropped(self) -> int:
         """The number of letters that were dropped from memory because of `keep`."""
         return self._letters.dropped
+
+    @property
+    def is_view(self) -> bool:
+        """Whether this shows the dead letters of a store or of actors, and stores none itself."""
+        return not isinstance(self._letters, ReturnableLetters)
 
     # Adding.
 
@@ -231,30 +194,67 @@ class DeadLetterQueue(AddsLetters):
         letter = failure_of(payload, error, history, source=source, task_type=task_type, reason=reason)
         return self._letters.add(msgspec.structs.replace(letter, id=letter_id or ""))
 
+    def add_nowait(
+        self,
+        payload: Any = None,
+        *,
+        error: BaseException | str | None = None,
+        reason: str = "failed",
+        task_type: str = "",
+        source: str = "",
+        letter_id: str = "",
+        way_back: WayBack | None = None,
+    ) -> DeadLetterEntry:
+        """Add failed work without waiting. Like `add`, but may be called from any thread. Not a checkpoint.
+
+        Args:
+            payload: the work; stored unchanged.
+            error: the exception, or a text about it.
+            reason: why it was given up.
+            task_type: the kind of work.
+            source: the place of the failure.
+            letter_id: the identifier; a random UUID by default. With a `way_back`, an identifier that is already used
+                is replaced.
+            way_back: a function that gets the letter and returns it to its source in `replay`.
+
+        Returns:
+            The letter that was added.
+
+        Raises:
+            ValueError: the identifier is already used by another letter.
+            TypeError: these are the dead letters of a store or of actors.
+        """
+        letter = failure_of(payload, error, (), source=source, task_type=task_type, reason=reason).with_id(letter_id)
+        if way_back is None:
+            return self._letters.add(letter)
+        if not isinstance(self._letters, ReturnableLetters):
+            raise TypeError("these dead letters are a view: add others to a DeadLetterQueue() of their own")
+        return self._letters.add_with_way_back(letter, way_back)
+
     # Reading.
 
-    async def list(self, *, limit: int = PAGE, after: int = 0, **which: Unpack[Which]) -> Entries:
+    async def list(self, *, limit: int = PAGE, after: int = 0, **conditions: Unpack[LetterFilterArgs]) -> Entries:
         """Return dead letters in the order of `sequence`.
 
         Args:
             limit: the maximum number of letters.
             after: only return letters with a greater `sequence`; pass that of the last letter of the previous page.
-            **which: conditions.
+            **conditions: the conditions.
 
         Raises:
             ValueError: `limit` is less than 1.
         """
-        check_number("limit", limit)
-        choice = Choice.of(which)
+        _check_number("limit", limit)
+        selected = LetterFilter.of(conditions)
         await self._ready()
-        return await self._letters.page(choice, after, limit)
+        return await self._letters.page(selected, after, limit)
 
     def __aiter__(self) -> AsyncIterator[DeadLetterEntry]:
         """Iterate over all dead letters, which are fetched in pages.
 
         Letters that are added in the meantime may or may not be included.
         """
-        return Each(self._pages(Choice()))
+        return LetterIterator(self._pages(LetterFilter()))
 
     async def get(self, letter_id: str) -> DeadLetterEntry:
         """Return one dead letter.
@@ -265,16 +265,16 @@ class DeadLetterQueue(AddsLetters):
         await self._ready()
         letter = await self._letters.get(letter_id)
         if letter is None:
-            raise unknown(letter_id)
+            raise unknown_letter(letter_id)
         return letter
 
-    async def count(self, **which: Unpack[Which]) -> int:
+    async def count(self, **conditions: Unpack[LetterFilterArgs]) -> int:
         """Return the number of dead letters. With conditions, this reads every letter."""
-        choice = Choice.of(which)
+        selected = LetterFilter.of(conditions)
         await self._ready()
-        if choice.everything:
+        if selected.everything:
             return await self._letters.count()
-        return sum([len(page) async for page in self._pages(choice)])
+        return sum([len(page) async for page in self._pages(selected)])
 
     # Changing.
 
@@ -290,7 +290,7 @@ class DeadLetterQueue(AddsLetters):
         """
         await self._ready()
         if not await self._letters.edit(letter_id, payload):
-            raise unknown(letter_id)
+            raise unknown_letter(letter_id)
         return await self.get(letter_id)
 
     async def replay(self, letter_id: str, *, to: Target | None = None) -> None:
@@ -325,7 +325,7 @@ class DeadLetterQueue(AddsLetters):
         dry_run: bool = False,
         rate: float | None = None,
         limit: int | None = None,
-        **which: Unpack[Which],
+        **conditions: Unpack[LetterFilterArgs],
     ) -> ReplayReport:
         """Replay all selected letters that exist now. A failed replay does not stop the others.
 
@@ -334,7 +334,7 @@ class DeadLetterQueue(AddsLetters):
             dry_run: only count the letters.
             rate: the maximum number of replays per second; None for no limit.
             limit: the maximum number of letters; None for all.
-            **which: conditions; without any, all letters are selected.
+            **conditions: the conditions; without any, all letters are selected.
 
         Raises:
             ValueError: `rate` or `limit` is invalid, or the letters have no source and no `to` was given.
@@ -344,12 +344,12 @@ class DeadLetterQueue(AddsLetters):
             if number is not None and not 0 < check_seconds(name, number) < inf:
                 raise ValueError(f"{name}={number!r}: give more than 0, or None")
         target = self._target(to)
-        choice = Choice.of(which)
+        selected = LetterFilter.of(conditions)
         await self._ready()
         report, begun = ReplayReport(), anyio.current_time()
         # With a rate or a target, letters are replayed one at a time; otherwise a page is one step.
         size = 1 if rate is not None or target is not None else PAGE
-        async for page in self._pages(choice, until=await self._letters.frontier(), limit=limit):
+        async for page in self._pages(selected, until=await self._letters.snapshot_limit(), limit=limit):
             if dry_run:
                 report.would_replay += len(page)
                 continue
@@ -364,12 +364,12 @@ class DeadLetterQueue(AddsLetters):
         await self._ready()
         return await self._letters.remove([letter_id]) > 0
 
-    async def purge(self, *, everything: bool = False, **which: Unpack[Which]) -> int:
+    async def purge(self, *, everything: bool = False, **conditions: Unpack[LetterFilterArgs]) -> int:
         """Delete letters permanently.
 
         Args:
             everything: must be True to delete all letters, that is, without conditions.
-            **which: conditions.
+            **conditions: the conditions.
 
         Returns:
             The number of deleted letters.
@@ -377,12 +377,12 @@ class DeadLetterQueue(AddsLetters):
         Raises:
             ValueError: neither a condition nor `everything=True` was given.
         """
-        choice = Choice.of(which)
-        if choice.everything and not everything:
+        selected = LetterFilter.of(conditions)
+        if selected.everything and not everything:
             raise ValueError("purge() would delete every dead letter: give a condition, or everything=True")
         await self._ready()
         forgotten = 0
-        async for page in self._pages(choice, until=await self._letters.frontier()):
+        async for page in self._pages(selected, until=await self._letters.snapshot_limit()):
             forgotten += await self._letters.remove([letter.id for letter in page])
         return forgotten
 
@@ -394,13 +394,15 @@ class DeadLetterQueue(AddsLetters):
             await self._letters.open()
             self._opened = True
 
-    def _pages(self, choice: Choice, *, until: tuple[float, float] = (inf, inf), limit: int | None = None) -> Pages:
-        return Pages(self._letters, choice, ready=self._ready, until=until, limit=limit)
+    def _pages(
+        self, selected: LetterFilter, *, until: tuple[float, float] = (inf, inf), limit: int | None = None
+    ) -> PageIterator:
+        return PageIterator(self._letters, selected, ready=self._ready, until=until, limit=limit)
 
     def _target(self, to: Target | None) -> Target | None:
         to = self._to if to is None else to
-        if to is None and not self._letters.way_back:
-            raise ValueError(nowhere())
+        if to is None and not self._letters.replayable:
+            raise ValueError(no_destination())
         given: Any = to
         if given is not None and not isinstance(given, Ref) and not callable(given):
             raise TypeError(f"to={safe_repr(given)}: give a function, or the ref of an actor")
@@ -409,7 +411,7 @@ class DeadLetterQueue(AddsLetters):
     async def _replay_some(self, letters: Entries, target: Target | None, report: ReplayReport) -> None:
         if target is None and self._hold(letters):
             with self._held(letters):
-                errors = await self._letters.give_back(letters)
+                errors = await self._letters.replay(letters)
         else:
             errors = [await self._replay_one(letter, target) for letter in letters]
         for letter, error in zip(letters, errors, strict=True):
@@ -424,10 +426,10 @@ class DeadLetterQueue(AddsLetters):
             return TaskNotFound(f"another caller is replaying the dead letter {letter.id} now")
         with self._held([letter]):
             if target is None:
-                return (await self._letters.give_back([letter]))[0]
+                return (await self._letters.replay([letter]))[0]
             now = await self._letters.get(letter.id)
             if now is None:
-                return unknown(letter.id)
+                return unknown_letter(letter.id)
             try:
                 await deliver(now, target)
             except Exception as error:  # an error of the target, which is reported
@@ -457,7 +459,7 @@ class DeadLetterQueue(AddsLetters):
 
     async def __aenter__(self) -> Self:
         await anyio.lowlevel.checkpoint()
-        if self._owns:
+        if self._owns_store:
             await self._letters.enter()
             self._opened = True
         return self
@@ -465,24 +467,123 @@ class DeadLetterQueue(AddsLetters):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._owns:
+        if self._owns_store:
             with anyio.CancelScope(shield=True):
                 await self._letters.leave()
 
     def __enter__(self) -> BlockingDeadLetterQueue:
-        if self._face is not None:
+        if self._proxy is not None:
             raise PoolClosed("these dead letters are in use by another `with` block: leave that first")
-        if isinstance(self._letters, ActorLetters) and self._home is None:
+        if isinstance(self._letters, ActorLetters) and self._blocking_system is None:
             raise self._letters.elsewhere()
-        face = BlockingDeadLetterQueue(lambda _system: self, system=self._home, name="dead-letters")
-        self._face = face.__enter__()
-        return self._face
+        proxy = BlockingDeadLetterQueue(lambda _system: self, system=self._blocking_system, name="dead-letters")
+        self._proxy = proxy.__enter__()
+        return self._proxy
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        face, self._face = self._face, None
-        return None if face is None else face.__exit__(kind, error, trace)
+        proxy, self._proxy = self._proxy, None
+        return None if proxy is None else proxy.__exit__(kind, error, trace)
 
 
-provide_dead_letters(DeadLetterQueue)
+class BlockingDeadLetterQueue(BlockingProxy[DeadLetterQueue]):
+    """Dead letters for blocking code, made by `with DeadLetterQueue() as dlq:`.
+
+    Its methods may be called from any thread. Functions to which letters are replayed run in the event loop of the
+    block, so they may be async.
+    """
+
+    async def _begin(self) -> None:
+        await self._handles[0].__aenter__()
+
+    async def _end(self) -> None:
+        await self._handles[0].__aexit__(None, None, None)
+
+    @property
+    def dropped(self) -> int:
+        """Blocking version of `DeadLetterQueue.dropped`."""
+        handle = self._handle
+        return self._call_sync(lambda: handle.dropped)
+
+    def add(
+        self,
+        payload: Any = None,
+        *,
+        error: BaseException | str | None = None,
+        reason: str = "failed",
+        task_type: str = "",
+        source: str = "",
+        letter_id: str | None = None,
+        history: Sequence[Attempt] = (),
+    ) -> DeadLetterEntry:
+        """Blocking version of `DeadLetterQueue.add`."""
+        return self._call(
+            self._handle.add,
+            payload,
+            error=error,
+            reason=reason,
+            task_type=task_type,
+            source=source,
+            letter_id=letter_id,
+            history=history,
+        )
+
+    def list(self, *, limit: int = PAGE, after: int = 0, **conditions: Unpack[LetterFilterArgs]) -> Entries:
+        """Blocking version of `DeadLetterQueue.list`."""
+        handle = self._handle
+        return self._call(lambda: handle.list(limit=limit, after=after, **conditions))
+
+    def __iter__(self) -> Iterator[DeadLetterEntry]:
+        """Iterate over all dead letters, which are fetched in pages."""
+        after = 0
+        while page := self.list(after=after):
+            yield from page
+            after = page[-1].sequence
+
+    def get(self, letter_id: str) -> DeadLetterEntry:
+        """Blocking version of `DeadLetterQueue.get`."""
+        return self._call(self._handle.get, letter_id)
+
+    def count(self, **conditions: Unpack[LetterFilterArgs]) -> int:
+        """Blocking version of `DeadLetterQueue.count`."""
+        handle = self._handle
+        return self._call(lambda: handle.count(**conditions))
+
+    def edit(self, letter_id: str, payload: Any) -> DeadLetterEntry:
+        """Blocking version of `DeadLetterQueue.edit`."""
+        return self._call(self._handle.edit, letter_id, payload)
+
+    def replay(self, letter_id: str, *, to: Target | None = None) -> None:
+        """Blocking version of `DeadLetterQueue.replay`."""
+        self._call(self._handle.replay, letter_id, to=to)
+
+    def replay_all(
+        self,
+        *,
+        to: Target | None = None,
+        dry_run: bool = False,
+        rate: float | None = None,
+        limit: int | None = None,
+        **conditions: Unpack[LetterFilterArgs],
+    ) -> ReplayReport:
+        """As `DeadLetterQueue.replay_all`."""
+        handle = self._handle
+        return self._call(lambda: handle.replay_all(to=to, dry_run=dry_run, rate=rate, limit=limit, **conditions))
+
+    def remove(self, letter_id: str) -> bool:
+        """Blocking version of `DeadLetterQueue.remove`."""
+        return self._call(self._handle.remove, letter_id)
+
+    def purge(self, *, everything: bool = False, **conditions: Unpack[LetterFilterArgs]) -> int:
+        """Blocking version of `DeadLetterQueue.purge`."""
+        handle = self._handle
+        return self._call(lambda: handle.purge(everything=everything, **conditions))
+
+
+def _check_number(call: str, number: object) -> None:
+    """Raise `TypeError` if `number` is not an `int`, and `ValueError` if it is less than 1."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"{call}={safe_repr(number)}: give a whole number")
+    if number < 1:
+        raise ValueError(f"{call}={number!r}: give 1 or more")

@@ -11,7 +11,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight.redis._locks._ticket import LEASE
+from cuelight.redis._locks._script import LEASE
 from helpers.lockable import over_redis
 from helpers.redis_servers import RedisServer, redis_binary, shared_server
 

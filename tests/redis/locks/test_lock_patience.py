@@ -20,7 +20,7 @@ from cuelight.errors import LeaseLost, LockHeld, LockTimeout, StoreRefused, Stor
 from cuelight.redis import RedisClient, RedisLock
 from cuelight.redis._locks import _acquire, _lock, _renewal
 from cuelight.redis._locks._renewal import LoopThread
-from cuelight.redis._locks._ticket import LEASE
+from cuelight.redis._locks._script import LEASE
 from helpers import BACKENDS, Backend, run_on
 from helpers.lockable import over_redis, until, until_blocking, until_server, worker
 from helpers.players import outcome

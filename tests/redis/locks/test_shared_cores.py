@@ -18,12 +18,12 @@ from cuelight.mailbox._task_info import running_task
 from cuelight.redis import fenced_set_blocking
 from cuelight.redis._locks import _renewal as keepers
 from cuelight.redis._locks import _renewal as threads
+from cuelight.redis._locks import _script as names
 from cuelight.redis._locks import _shared_state as shared
-from cuelight.redis._locks import _ticket as names
-from cuelight.redis._locks._lease import Lease
+from cuelight.redis._locks._lease import Lease, Terms, now
 from cuelight.redis._locks._renewal import Keeper
+from cuelight.redis._locks._script import Answer, client_name, names_of
 from cuelight.redis._locks._shared_state import Ear, SharedCore, shared_core
-from cuelight.redis._locks._ticket import Answer, Terms, client_name, names_of, now
 
 TERMS = Terms(10.0, "flag", 0.0, 0)
 

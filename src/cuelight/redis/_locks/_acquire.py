@@ -25,10 +25,10 @@ from cuelight.coordination._owner import describe, whoever
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.redis._client import answer_time
-from cuelight.redis._locks._lease import Lease
+from cuelight.redis._locks._lease import Lease, Terms, now
 from cuelight.redis._locks._renewal import Keeper, keeper_here, loop_has_ended, pause, the_thread
+from cuelight.redis._locks._script import LEASE, Answer, client_name, describe_member
 from cuelight.redis._locks._shared_state import Ear, Hint, TaskHint, ThreadHint
-from cuelight.redis._locks._ticket import LEASE, Answer, Terms, client_name, describe_member, now
 
 if TYPE_CHECKING:
     from cuelight.redis._locks._shared_state import SharedCore

@@ -3,21 +3,116 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from cuelight._log import get_log
+from cuelight._text import safe_repr
 from cuelight.errors import LeaseLost, ends_the_program
-from cuelight.redis._locks._ticket import now
 
 if TYPE_CHECKING:
     import anyio
 
-    from cuelight.redis._locks._renewal import Keeper
-    from cuelight.redis._locks._ticket import Ticket
+    from cuelight.redis._client import Argument
 
 log = get_log("cuelight.redis")
 
 _guard: Final = threading.Lock()
+
+OnLoss = Literal["cancel", "flag"] | Callable[["Lease"], object]
+
+LONGEST_LEASE: Final = 3600.0
+SHORTEST_LEASE: Final = 0.05
+
+
+def _clock() -> Callable[[], float]:
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic if boot is None else lambda: time.clock_gettime(boot)
+
+
+now: Final = _clock()
+"""The lease clock, in seconds. Where the system has such a clock, it also counts while the machine sleeps, as the
+server's leases do.
+"""
+
+
+class Terms:
+    """The terms of a lease.
+
+    Attributes:
+        lease: seconds without a renewal after which the server gives the lock to others.
+        on_loss: the reaction to a lost lease.
+        delay: seconds after the expiry of a lease during which nobody gets the lock.
+        wait_replicas: the number of replicas that must have a grant.
+    """
+
+    __slots__ = ("delay", "delay_ms", "lease", "lease_ms", "on_loss", "wait_replicas")
+
+    def __init__(self, lease: float, on_loss: OnLoss, lock_delay: float, wait_replicas: int) -> None:
+        """Check and store the terms.
+
+        Raises:
+            ValueError: a value is invalid.
+        """
+        if not SHORTEST_LEASE <= lease <= LONGEST_LEASE:
+            raise ValueError(
+                f"lease={safe_repr(lease)}: give {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} seconds; it is renewed"
+            )
+        if not callable(on_loss) and on_loss not in ("cancel", "flag"):
+            raise ValueError(f"on_loss={safe_repr(on_loss)}: give 'cancel', 'flag' or a function of the lease")
+        if not 0 <= lock_delay <= LONGEST_LEASE:
+            raise ValueError(f"lock_delay={safe_repr(lock_delay)}: give seconds, 0 to {LONGEST_LEASE:g}")
+        if wait_replicas < 0 or wait_replicas != int(wait_replicas):
+            raise ValueError(f"wait_replicas={safe_repr(wait_replicas)}: give a number of replicas, 0 or more")
+        self.lease, self.on_loss, self.delay, self.wait_replicas = lease, on_loss, lock_delay, wait_replicas
+        self.lease_ms, self.delay_ms = max(1, round(lease * 1000)), round(lock_delay * 1000)
+
+    def valid_until(self, asked: float) -> float:
+        """Return the time until which a lease requested at `asked` is certainly held.
+
+        The server's lease began after the request; the margin covers small differences between the clocks.
+        """
+        return asked + self.lease * 0.99 - 0.002
+
+
+class Ticket:
+    """One acquisition on the server: a member and the number of this acquisition."""
+
+    __slots__ = ("first", "member", "number", "slot", "terms", "weight")
+
+    def __init__(self, member: str, slot: int, number: int, *, weight: int, first: bool, terms: Terms) -> None:
+        self.member, self.slot, self.number = member, slot, number
+        self.weight, self.first, self.terms = weight, first, terms
+
+    def arguments(self, wait: bool) -> tuple[Argument, ...]:
+        """The arguments of `acquire`."""
+        terms = self.terms
+        # A waiting ticket expires after one lease without a sign of life. It gives three signs in that time.
+        return (
+            self.member,
+            self.number,
+            self.weight,
+            terms.lease_ms,
+            terms.lease_ms,
+            terms.delay_ms,
+            int(self.first),
+            int(wait),
+        )
+
+
+class LeaseHome(Protocol):
+    """What a lease and its lock ask of the object that renews the lease."""
+
+    ours: bool
+
+    def drop(self, lease: Lease) -> None:
+        """Stop renewing the lease."""
+        ...
+
+    def let_go(self, core: Any, lease: Lease) -> None:
+        """Release a lease of the lock with the state `core` for a holder that has ended."""
+        ...
 
 
 class Lease:
@@ -48,7 +143,7 @@ class Lease:
         "until",
     )
 
-    def __init__(self, name: str, ticket: Ticket, fence: int, *, asked: float, owner: Any, home: Keeper) -> None:
+    def __init__(self, name: str, ticket: Ticket, fence: int, *, asked: float, owner: Any, home: LeaseHome) -> None:
         self.name, self.ticket, self.fence, self.owner, self.home = name, ticket, fence, owner, home
         self.until = ticket.terms.valid_until(asked)
         self.renew_at = asked + ticket.terms.lease / 3

@@ -24,9 +24,10 @@ from cuelight.errors import LeaseLost, LockNotHeld
 from cuelight.mailbox import loop_time, new_slot, running_loop
 from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._locks._acquire import take, take_blocking, take_nowait
+from cuelight.redis._locks._lease import OnLoss, Terms, now
 from cuelight.redis._locks._renewal import FAILURES, keeper_here, the_thread
+from cuelight.redis._locks._script import LockState, Lowering, names_of, stated
 from cuelight.redis._locks._shared_state import shared_core
-from cuelight.redis._locks._ticket import LockState, Lowering, OnLoss, Terms, names_of, now, stated
 
 if TYPE_CHECKING:
     from types import TracebackType

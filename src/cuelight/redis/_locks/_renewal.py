@@ -35,7 +35,7 @@ from cuelight.coordination._owner import ThreadParty, party_ended
 from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import call_in_loop, current_backend, has_ended, loop_time, running_loop
-from cuelight.redis._locks._ticket import now
+from cuelight.redis._locks._lease import now
 
 if TYPE_CHECKING:
     from cuelight.redis._locks._lease import Lease

@@ -13,9 +13,10 @@ from cuelight.coordination._locks import statistics_of
 from cuelight.coordination._owner import describe, whoever
 from cuelight.errors import LockNotHeld
 from cuelight.redis._client import DEFAULT_URL, server_for
+from cuelight.redis._locks._lease import OnLoss, Terms
 from cuelight.redis._locks._lock import RedisClaim
+from cuelight.redis._locks._script import LockState, names_of
 from cuelight.redis._locks._shared_state import shared_core
-from cuelight.redis._locks._ticket import LockState, OnLoss, Terms, names_of
 
 if TYPE_CHECKING:
     from cuelight.redis._client import Server

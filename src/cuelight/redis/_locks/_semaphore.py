@@ -11,9 +11,10 @@ from cuelight.coordination._lock_order import debug_by_default
 from cuelight.coordination._lock_waiting import release
 from cuelight.coordination._owner import whoever
 from cuelight.redis._client import DEFAULT_URL, server_for
+from cuelight.redis._locks._lease import OnLoss, Terms
 from cuelight.redis._locks._lock import RedisClaim, not_held
+from cuelight.redis._locks._script import LockState, names_of
 from cuelight.redis._locks._shared_state import shared_core
-from cuelight.redis._locks._ticket import LockState, OnLoss, Terms, names_of
 
 if TYPE_CHECKING:
     from types import TracebackType

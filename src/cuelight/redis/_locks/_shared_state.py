@@ -34,19 +34,9 @@ from cuelight.coordination._lock_waiting import forget, monitor, now
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import await_until, call_in_loop, interruptible, loop_time, new_slot
 from cuelight.redis._client import read_reply
-from cuelight.redis._locks._ticket import (
-    LEASE,
-    Answer,
-    Lowering,
-    Names,
-    Terms,
-    Ticket,
-    client_name,
-    outcomes,
-    renewal,
-    renewals,
-)
-from cuelight.redis._locks._ticket import now as clock
+from cuelight.redis._locks._lease import Terms, Ticket
+from cuelight.redis._locks._lease import now as clock
+from cuelight.redis._locks._script import LEASE, Answer, Lowering, Names, client_name, outcomes, renewal, renewals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from cuelight import ActorSystem, AskError, MailboxFull, NotStarted, NotStartedTimeout, Ref
 from cuelight.redis import NodeLost
 from cuelight.redis._actors._frames import Ask, Cancel, Frame, Tell
-from cuelight.redis._actors._peer import Flights
-from cuelight.redis._actors._remote_cell import RemoteCell
+from cuelight.redis._actors._remote_cell import Flights, RemoteCell
 from helpers import BACKENDS, Backend, run_on
 from helpers.nodes import Add, Echo
 

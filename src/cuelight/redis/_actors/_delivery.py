@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -24,11 +24,11 @@ from redis.exceptions import ResponseError
 from cuelight._log import get_log
 from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.redis._actors._connector import Connector
+from cuelight.redis._actors._connector import Connector, ConnectorHost
 from cuelight.redis._actors._direct import LONGEST_BATCH, Outgoing
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._peer import Peer
+    from collections.abc import Callable, Coroutine
 
 log = get_log("cuelight.redis")
 
@@ -64,6 +64,34 @@ class Batch(NamedTuple):
     frames: int
 
 
+class DeliveryHost(ConnectorHost, Protocol):
+    """What a delivery asks of the membership."""
+
+    @property
+    def fenced(self) -> bool: ...
+
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None: ...
+
+    def went_quiet(self) -> None: ...
+
+    def gone(self, identity: str) -> None: ...
+
+    def expelled(self, why: str) -> None: ...
+
+
+class ReceivingPeer(Protocol):
+    """What a delivery asks of the node that it sends to."""
+
+    identity: str
+    lost: bool
+    number: int
+
+    @property
+    def has_frames(self) -> bool: ...
+
+    def next_batch(self) -> Batch: ...
+
+
 class BatchDelivery:
     """The delivery to one peer.
 
@@ -75,11 +103,11 @@ class BatchDelivery:
         is_direct: whether a connection is in use now.
     """
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: ReceivingPeer, membership: DeliveryHost) -> None:
         self.sent_directly = self.sent_by_inbox = self.reached = self.connects = 0
         self.is_direct = False
-        self._peer, self._membership = peer, peer.membership
-        self._connector = Connector(peer)
+        self._peer, self._membership = peer, membership
+        self._connector = Connector(self, peer.identity, membership)
         self._outgoing: Outgoing | None = None
         self._kept: deque[Batch] = deque()
         self._size = 0

@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
@@ -23,7 +23,6 @@ from cuelight._log import get_log
 from cuelight.redis._actors._endpoint import (
     BadGreeting,
     Challenge,
-    Endpoint,
     Hello,
     Proof,
     Welcome,
@@ -36,9 +35,8 @@ from cuelight.redis._actors._endpoint import (
 from cuelight.redis._actors._frames import FORMAT
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._connection import NodeConnection
-    from cuelight.redis._actors._membership import Membership
-    from cuelight.redis._actors._peer import Peer
+    from cuelight.redis._actors._connection import ConnectionHost, NodeConnection
+    from cuelight.redis._actors._directory import Directory
 
 log = get_log("cuelight.redis")
 
@@ -55,6 +53,42 @@ _HEAD: Final = struct.Struct(">IQ")  # length of a batch, its number
 _CONFIRMED: Final = struct.Struct(">Q")  # the number of the last batch that was processed
 
 
+class SendingPeer(Protocol):
+    """What an incoming connection asks of the node at its other end."""
+
+    identity: str
+    lost: bool
+    seen: int
+    incoming: Incoming | None
+
+    def came_directly(self, number: int, payload: bytes) -> bool: ...
+
+
+class IncomingHost(ConnectionHost, Protocol):
+    """What an incoming connection asks of the membership."""
+
+    identity: str
+    directory: Directory
+    refused: int
+
+    @property
+    def fenced(self) -> bool: ...
+
+    def peer(self, identity: str) -> SendingPeer: ...
+
+    def is_gone(self, identity: str) -> bool: ...
+
+    def look_soon(self) -> None: ...
+
+
+class IncomingListener(Protocol):
+    """Keeps the incoming connections that have not proved their identity yet."""
+
+    def has_greeted(self, incoming: Incoming) -> None: ...
+
+    def has_ended(self, incoming: Incoming) -> None: ...
+
+
 class Incoming:
     """The accepting end.
 
@@ -63,10 +97,13 @@ class Incoming:
         since: the time at which the connection was accepted, on the clock of the loop.
     """
 
-    def __init__(self, membership: Membership, connection: NodeConnection, secret: bytes) -> None:
-        self.peer: Peer | None = None
+    def __init__(
+        self, membership: IncomingHost, listener: IncomingListener, connection: NodeConnection, secret: bytes
+    ) -> None:
+        self.peer: SendingPeer | None = None
         self.since = membership.runtime.backend.time()
-        self._membership, self._connection, self._secret = membership, connection, secret
+        self._membership, self._listener = membership, listener
+        self._connection, self._secret = connection, secret
         self._buffer = bytearray()
         self._needed = _HEAD.size
         self._hello: Hello | None = None
@@ -84,7 +121,7 @@ class Incoming:
         self._connection.end(why)
 
     def _ended(self, why: str) -> None:
-        self._membership.listener.has_ended(self)
+        self._listener.has_ended(self)
         if self.peer is not None:
             log.debug("the connection from %s has ended: %s", self.peer.identity, why)
             if self.peer.incoming is self:
@@ -140,7 +177,7 @@ class Incoming:
         before, self.peer, peer.incoming = peer.incoming, peer, self
         if before is not None:
             before.end("the other node has opened a new one")
-        membership.listener.has_greeted(self)
+        self._listener.has_greeted(self)
         membership.look_soon()  # earlier batches may still be in the inbox
         self._connection.on_data = self._came
         self._connection.write(pack_greeting(Welcome(peer.seen)))
@@ -205,6 +242,18 @@ class Incoming:
             self._connection.write(_CONFIRMED.pack(self.peer.seen))
 
 
+class OutgoingUser(Protocol):
+    """Sends batches over an outgoing connection."""
+
+    def connected(self, outgoing: Outgoing) -> None: ...
+
+    def confirmed(self, outgoing: Outgoing) -> None: ...
+
+    def disconnected(self, outgoing: Outgoing, why: str) -> None: ...
+
+    def flush_soon(self) -> None: ...
+
+
 class Outgoing:
     """The sending end.
 
@@ -214,16 +263,15 @@ class Outgoing:
         problem: the reason why the connection has ended; "" before.
     """
 
-    def __init__(self, peer: Peer, connection: NodeConnection, endpoint: Endpoint) -> None:
+    def __init__(self, user: OutgoingUser, hello: Hello, connection: NodeConnection, secret: bytes) -> None:
+        """Greet the other node; `secret` is the one in its endpoint."""
         self.connection = connection
         self.greeted = anyio.Event()
         self.seen = 0
         self.problem = ""
-        self._peer, self._secret = peer, endpoint.secret
+        self._user, self._hello, self._secret = user, hello, secret
         self._buffer = bytearray()
         self._challenged = False
-        membership = peer.membership
-        self._hello = Hello(FORMAT, membership.directory.cluster, membership.identity, peer.identity, nonce())
         connection.on_data, connection.on_end = self._greet, self._ended
         connection.on_room = self._has_room
         connection.begin()
@@ -235,10 +283,10 @@ class Outgoing:
     def _ended(self, why: str) -> None:
         self.problem = why
         self.greeted.set()
-        self._peer.delivery.disconnected(self, why)
+        self._user.disconnected(self, why)
 
     def _has_room(self) -> None:
-        self._peer.delivery.flush_soon()
+        self._user.flush_soon()
 
     def _greet(self, data: bytes) -> None:
         self._buffer += data
@@ -254,14 +302,14 @@ class Outgoing:
                 self.connection.write(pack_greeting(Proof(proof)))
             welcome = read_greeting(self._buffer, Welcome)
         except BadGreeting as error:
-            log.warning("no direct connection to %s: %s", self._peer.identity, error)
+            log.warning("no direct connection to %s: %s", self._hello.target, error)
             self.end(str(error))
             return
         if welcome is not None:
             self.connection.on_data = self._came
             self.seen = welcome.seen
             self.greeted.set()
-            self._peer.delivery.connected(self)
+            self._user.connected(self)
             if self._buffer:
                 self._came(b"")
 
@@ -272,7 +320,7 @@ class Outgoing:
         if whole:
             (self.seen,) = _CONFIRMED.unpack_from(buffer, whole - _CONFIRMED.size)
             del buffer[:whole]
-            self._peer.delivery.confirmed(self)
+            self._user.confirmed(self)
 
     def send(self, number: int, payload: bytes) -> None:
         """Send a batch of up to `LONGEST_BATCH` bytes after the previous one."""

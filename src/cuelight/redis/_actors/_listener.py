@@ -25,7 +25,7 @@ from cuelight.redis._actors._socket_file import SUPPORTED, SocketFile, open_sock
 from cuelight.redis._actors._transport import TcpTransport, Transport
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._membership import Membership
+    from cuelight.redis._actors._direct import IncomingHost
 
 log = get_log("cuelight.redis")
 
@@ -50,7 +50,7 @@ class Listener:
         endpoint: the address for other nodes; None if they cannot connect.
     """
 
-    def __init__(self, membership: Membership, transport: Transport) -> None:
+    def __init__(self, membership: IncomingHost, transport: Transport) -> None:
         self.endpoint: Endpoint | None = None
         self._membership, self._transport = membership, transport
         self._secret = new_secret()
@@ -124,7 +124,7 @@ class Listener:
         tune(connected)
         if len(self._strangers) >= STRANGERS:
             next(iter(self._strangers)).end("too many connect at once")
-        incoming = Incoming(self._membership, connection_on(self._membership, connected, tls()), self._secret)
+        incoming = Incoming(self._membership, self, connection_on(self._membership, connected, tls()), self._secret)
         if not incoming.has_ended:
             self._strangers[incoming] = None
             self._sweep_soon()

@@ -40,10 +40,10 @@ from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors._connection import NodeConnection
 from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, LARGEST, Directory, Entry
 from cuelight.redis._actors._listener import Listener
-from cuelight.redis._actors._outcomes import NodeLost, fail_frame
-from cuelight.redis._actors._peer import Flights, Peer, PeerStatistics
+from cuelight.redis._actors._outcomes import EndedActor, NodeLost, fail_frame
+from cuelight.redis._actors._peer import Peer, PeerStatistics
 from cuelight.redis._actors._registry import Address, Registry
-from cuelight.redis._actors._remote_cell import RemoteCell
+from cuelight.redis._actors._remote_cell import Flights, RemoteCell
 from cuelight.redis._actors._transport import Transport
 from cuelight.redis._client import Subscription
 
@@ -171,13 +171,6 @@ class Undecoded(msgspec.Struct, frozen=True):
     sender: str
 
 
-class _Gone:
-    """An actor of this node that has ended."""
-
-    def __init__(self, path: str, exit_: Exit) -> None:
-        self.path, self.exit = path, exit_
-
-
 class Membership:
     """The membership of this node, with everything that depends on it."""
 
@@ -210,7 +203,7 @@ class Membership:
         self.listener = Listener(self, transport)
         self._context = copy_context()
         self._exported: dict[int, Cell] = {}
-        self._gone: OrderedDict[int, _Gone] = OrderedDict()
+        self._gone: OrderedDict[int, EndedActor] = OrderedDict()
         self._tasks = 0
         self._scopes: dict[anyio.CancelScope, None] = {}
         self._hint = anyio.Event()
@@ -432,7 +425,7 @@ class Membership:
         self._remember(cell, exit_)
 
     def _remember(self, cell: Cell, exit_: Exit) -> None:
-        self._gone[cell.serial] = _Gone(cell.path, exit_)
+        self._gone[cell.serial] = EndedActor(cell.path, exit_)
         if len(self._gone) > REMEMBERED:
             self._gone.popitem(last=False)
 
@@ -440,9 +433,9 @@ class Membership:
         """Return the live actor with this serial, or None."""
         return self._exported.get(serial)
 
-    def gone_actor(self, serial: int) -> _Gone:
+    def gone_actor(self, serial: int) -> EndedActor:
         """Return the path and exit of an actor that has ended."""
-        return self._gone.get(serial) or _Gone(f"actor {serial} of {self.identity}", Stopped())
+        return self._gone.get(serial) or EndedActor(f"actor {serial} of {self.identity}", Stopped())
 
     def address_of(self, ref: Ref[Any]) -> Address:
         """Return the address of a ref for other nodes. They can reach an actor of this system from now on."""
@@ -531,7 +524,7 @@ class Membership:
         peer = self.peer(entry.sender)
         if entry.format != str(frames.FORMAT):
             error = MessageRefused(f"it has format {entry.format}, this version speaks {frames.FORMAT}")
-            self.refuse("batch", entry.payload, _Gone(self.identity, Stopped()), entry.sender, error)
+            self.refuse("batch", entry.payload, EndedActor(self.identity, Stopped()), entry.sender, error)
         else:
             peer.came_by_inbox(entry)
 
@@ -540,7 +533,7 @@ class Membership:
         good, bad = frames.frames_of(payload)
         for part, problem in bad:
             refusal = MessageRefused(f"what came is no frame: {problem}")
-            self.refuse("frame", part, _Gone(self.identity, Stopped()), peer.identity, refusal)
+            self.refuse("frame", part, EndedActor(self.identity, Stopped()), peer.identity, refusal)
             self._guarded(partial(self._answer_for, peer, part, refusal), part)
         self.received += len(good)
         for frame in good:

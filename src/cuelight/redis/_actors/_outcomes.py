@@ -63,6 +63,13 @@ class NodeLost(Exit, frozen=True):
         return f"lost with its node {self.node}" + (f" ({self.why})" if self.why else "")
 
 
+class EndedActor:
+    """An actor of this node that has ended."""
+
+    def __init__(self, path: str, exit_: Exit) -> None:
+        self.path, self.exit = path, exit_
+
+
 def fail_frame(number: int, error: BaseException, registry: Registry) -> Fail:
     """Return the frame for the asker of a request that has failed."""
     types = registry.errors

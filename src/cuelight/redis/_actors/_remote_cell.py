@@ -18,7 +18,8 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Actor, Cell, Exit, Reply, Start
@@ -32,7 +33,8 @@ from cuelight.mailbox import Mailbox, WaitingSender, wait
 from cuelight.redis._actors._frames import Ask, Cancel, Frame, Link, More, Open, Signal, Tell, Watch
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._peer import Peer
+    from cuelight.actors import Runtime
+    from cuelight.redis._actors._registry import Coder
 
 WINDOW: Final = 512
 """The number of messages that may be under way to one actor."""
@@ -41,12 +43,37 @@ GRACE: Final = 1.0
 """Seconds for a node to report the progress of a request whose time is over."""
 
 
+class CellHost(Protocol):
+    """What the cells of other nodes' actors ask of the membership."""
+
+    runtime: Runtime
+    coder: Coder
+    flights: Flights
+
+    def export(self, cell: Cell) -> int: ...
+
+
+class PeerLink(Protocol):
+    """What a cell asks of the node that its actor is on."""
+
+    identity: str
+
+    @property
+    def membership(self) -> CellHost: ...
+
+    def send(self, frame: Frame, size: int = 0) -> None: ...
+
+    def keep(self, cell: RemoteCell) -> None: ...
+
+    def forget(self, cell: RemoteCell) -> None: ...
+
+
 class RemoteCell(Cell):
     """An actor of another node. Its mailbox is the window of messages that are under way."""
 
     __slots__ = ("in_flight", "peer", "there")
 
-    def __init__(self, peer: Peer, serial: int, path: str) -> None:
+    def __init__(self, peer: PeerLink, serial: int, path: str) -> None:
         Mailbox.__init__(self, WINDOW, wait)
         self.in_flight: deque[Any] | None = None  # `items` stays None, because a ref appends to a queue found there
         self.peer = peer
@@ -301,7 +328,7 @@ class _Reading:
 
     __slots__ = ("granted", "number", "peer", "received", "slot")
 
-    def __init__(self, slot: StreamSlot, peer: Peer, number: int) -> None:
+    def __init__(self, slot: StreamSlot, peer: PeerLink, number: int) -> None:
         self.slot, self.peer, self.number = slot, peer, number
         self.received = self.granted = 0
 
@@ -318,3 +345,81 @@ class _Reading:
 
 _NOBODY: Any = None
 """The keeper of cells of other nodes."""
+
+
+class Flight:
+    """One pending request.
+
+    Attributes:
+        number: the number by which the other node knows it.
+        batch: the number of the batch that contains it; None before it is in one.
+        overdue: whether its time is over, so that the other node was asked for its progress.
+    """
+
+    __slots__ = ("ask", "batch", "cell", "number", "overdue")
+
+    def __init__(self, number: int, ask: Asked, cell: RemoteCell) -> None:
+        self.number, self.ask, self.cell = number, ask, cell
+        self.batch: int | None = None
+        self.overdue = False
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream."""
+        return isinstance(self.ask, StreamSlot)
+
+    def give(self, chunk: Any) -> None:
+        """Deliver one more chunk of the stream."""
+        slot: Any = self.ask
+        slot.writer.received += 1
+        slot.give(chunk)
+
+
+class Flights:
+    """The pending requests of one membership. Each is removed once."""
+
+    def __init__(self) -> None:
+        self._next: Final[Callable[[], int]] = count(1).__next__
+        self._by_number: dict[int, Flight] = {}
+        self._by_ask: dict[Asked, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def begin(self, ask: Asked, cell: RemoteCell) -> int:
+        """Register a request and return its number."""
+        flight = Flight(self._next(), ask, cell)
+        self._by_number[flight.number] = self._by_ask[ask] = flight
+        return flight.number
+
+    def of(self, ask: Asked) -> Flight | None:
+        """Return a pending request by its slot."""
+        return self._by_ask.get(ask)
+
+    def numbered(self, number: int) -> Flight | None:
+        """Return a pending request by its number."""
+        return self._by_number.get(number)
+
+    def end(self, ask: Asked) -> Flight | None:
+        """Remove and return a pending request; None if it was removed before."""
+        flight = self._by_ask.pop(ask, None)
+        if flight is not None:
+            del self._by_number[flight.number]
+        return flight
+
+    def lost(self, identity: str, read: int | None, why: str) -> None:
+        """Fail the requests to the actors of a node that is gone.
+
+        Args:
+            identity: the identity of the node.
+            read: the number of the last batch that the node had read; None if it may have read all.
+            why: the reason, for the errors.
+        """
+        for flight in [one for one in self._by_number.values() if one.cell.peer.identity == identity]:
+            ask, cell = flight.ask, flight.cell
+            self.end(ask)
+            message = safe_repr(ask.message)
+            if flight.batch is None or (read is not None and flight.batch > read):
+                ask.fail(NotStarted(f"{cell.path} never saw {message}: {why}"))
+            else:
+                ask.fail(Unknown(f"{cell.path} may have handled {message}, wholly, in part or not at all: {why}"))

@@ -61,8 +61,6 @@ SAME: Final = {
     "merge(cases)": "Case.case_poll",
     "RedisClient.subscribe(on_message)": "Server.subscribe(on_message)",
     "RedisClient.subscribe(on_gap)": "Server.subscribe(on_message)",
-    "PluggedServer.subscribe(on_message)": "Server.subscribe(on_message)",
-    "PluggedServer.subscribe(on_gap)": "Server.subscribe(on_message)",
     "Server.subscribe(on_gap)": "Server.subscribe(on_message)",
     "RedisNode(messages)": "messages=[...], __post_init__",
 }

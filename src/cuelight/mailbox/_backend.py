@@ -24,7 +24,6 @@ from cuelight.mailbox._task_info import asyncio_task
 if TYPE_CHECKING:
     import trio
 
-    
 
 LOST_LOOP: Final = "this process is a fork of the one that runs the event loop, and no thread runs it here"
 

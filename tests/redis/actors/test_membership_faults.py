@@ -11,13 +11,11 @@ from typing import Any
 import anyio
 import pytest
 import redis
-from redis import asyncio as redis_asyncio
 
 from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, StoreUnavailable, Unknown, child
-from cuelight.redis import NodeLost, use_redis_py
+from cuelight.redis import NodeLost, RedisClient
 from cuelight.redis._actors import _membership, _node
 from cuelight.redis._actors._directory import Directory
-from helpers import BACKENDS
 from helpers.nodes import Add, Blob, Log, Plain, Player, Slow, Total, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import RedisServer, shared_server
 from helpers.tcp_proxy import TcpProxy
@@ -278,15 +276,12 @@ class Vault(redis.CredentialProvider):
 
 
 @asynccontextmanager
-async def with_a_vault() -> AsyncGenerator[tuple[RedisServer, Vault, redis_asyncio.Redis]]:
-    """A server that asks for a password, and a client of redis-py that gets it from a vault."""
+async def with_a_vault() -> AsyncGenerator[tuple[RedisServer, Vault, RedisClient]]:
+    """A server that asks for a password, and a client that gets it from a vault."""
     with RedisServer("--requirepass", "secret") as server:
         vault = Vault()
-        client = redis_asyncio.Redis(port=server.port, protocol=3, credential_provider=vault)
-        try:
+        async with RedisClient(f"redis://127.0.0.1:{server.port}", credential_provider=vault) as client:
             yield server, vault, client
-        finally:
-            await client.aclose()
 
 
 def seal(server: RedisServer, vault: Vault) -> None:
@@ -299,10 +294,9 @@ def seal(server: RedisServer, vault: Vault) -> None:
             received += connection.recv(100)
 
 
-@pytest.mark.parametrize("anyio_backend", [BACKENDS["asyncio"]])
 async def test_a_node_whose_client_raises_joins_again_when_it_does_not() -> None:
     async with with_a_vault() as (server, vault, client):
-        mine = node(cluster_name(), url=use_redis_py(client), lease=LEASE)  # type: ignore[arg-type]
+        mine = node(cluster_name(), redis=client, lease=LEASE)
         async with ActorSystem("here", node=mine) as here:
             own, other = await here.spawn(Plain), await here.spawn(Plain)
             await here.expose(own, "own")
@@ -321,12 +315,11 @@ async def test_a_node_whose_client_raises_joins_again_when_it_does_not() -> None
     ("step", "says"),
     [("expose", "could not be taken back"), ("leave", "could not take leave of its cluster")],
 )
-@pytest.mark.parametrize("anyio_backend", [BACKENDS["asyncio"]])
 async def test_a_node_whose_client_raises_at_the_end_leaves_nothing_behind(
     step: str, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with with_a_vault() as (server, vault, client):
-        mine = node(cluster_name(), url=use_redis_py(client), lease=10.0)  # type: ignore[arg-type]
+        mine = node(cluster_name(), redis=client, lease=10.0)
         async with ActorSystem("here", node=mine) as here:
             await here.expose(await here.spawn(Plain), "own")
             take: Any = getattr(Directory, step)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import anyio
 
 from cuelight._log import get_log
+from cuelight.redis._actors._connection import ConnectionHost
 from cuelight.redis._actors._endpoint import (
     BadGreeting,
     Challenge,
@@ -35,7 +36,7 @@ from cuelight.redis._actors._endpoint import (
 from cuelight.redis._actors._frames import FORMAT
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._connection import ConnectionHost, NodeConnection
+    from cuelight.redis._actors._connection import NodeConnection
     from cuelight.redis._actors._directory import Directory
 
 log = get_log("cuelight.redis")

@@ -261,7 +261,7 @@ class Membership:
         """Handle an error of a background function: it ends the membership, not the loop."""
         if ends_the_program(error):
             self.runtime.abort(error)  # from code of users; it ends the system in order
-        else:  # most likely from a client that was plugged in
+        else:  # most likely from a `Server` of the user, or from a credential provider
             log.error("%s failed", self.identity, error=error)
         self.expelled(f"it failed with {describe_error(error)}")
 

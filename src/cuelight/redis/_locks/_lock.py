@@ -366,7 +366,7 @@ class RedisLock(RedisClaim):
     Args:
         name: the name of the lock; all users of the lock pass the same name.
         redis_url: the address of the server. Locks with one address share one client.
-        server: your own client, instead of `redis_url`.
+        server: a `RedisClient`, or another `Server`, instead of `redis_url`.
         lease: seconds without a renewal after which the holder has lost the lock.
         on_loss: "cancel" cancels the block; "flag" does not; a function gets the lease, in the loop of the holder or
             in the thread that renews for threads, and must not block. The block raises `LeaseLost` in any case.

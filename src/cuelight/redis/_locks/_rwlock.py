@@ -52,7 +52,7 @@ class RedisReadWriteLock:
     Args:
         name: the name of the lock; all users of the lock pass the same name.
         redis_url: the address of the server.
-        server: your own client, instead of `redis_url`.
+        server: a `RedisClient`, or another `Server`, instead of `redis_url`.
         writer_preference: serve waiting writers before waiting readers. A steady stream of writers then starves
             the readers.
         lease: seconds without a renewal after which the holder has lost the lock.

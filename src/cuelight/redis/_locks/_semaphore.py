@@ -38,7 +38,7 @@ class RedisSemaphore(BaseSemaphore):
         name: the name of the semaphore; all its users pass the same name.
         max_concurrent: the number of permits, the same everywhere. It can change once nobody uses the semaphore.
         redis_url: the address of the server.
-        server: your own client, instead of `redis_url`.
+        server: a `RedisClient`, or another `Server`, instead of `redis_url`.
         lease: seconds without a renewal after which a holder has lost its permits.
         on_loss: "cancel", "flag" or a function of the lease.
         lock_delay: seconds after the expiry of a lease during which nobody gets a permit.

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight.coordination._lock_state import ALL, GONE, GRANTED, WAITING, Core, CountedCore, LockCore, Ticket
+from cuelight.coordination._lock_state import (
+    ALL,
+    CANCELLED,
+    GRANTED,
+    WAITING,
+    CapacityState,
+    FastLockState,
+    FastSemaphoreState,
+    LockWaiter,
+)
 
 
 @dataclass
@@ -44,13 +53,13 @@ class Model:
         self.serve()
 
 
-class Fragile(Ticket):
+class Fragile(LockWaiter):
     """A ticket whose owner may be gone before it is served."""
 
     lost = False
     woken = 0
 
-    def gone(self) -> bool:
+    def is_cancelled(self) -> bool:
         return self.lost
 
     def wake(self) -> bool:
@@ -59,13 +68,13 @@ class Fragile(Ticket):
 
 
 OWNERS = 6
-KINDS: dict[str, Callable[[], Core]] = {
-    "lock": lambda: LockCore("it"),
-    "plain lock": lambda: Core("it", 1),
-    "semaphore": lambda: CountedCore("it", 4),
-    "large semaphore": lambda: Core("it", 4, several=True),
-    "read-write": lambda: Core("it", ALL),
-    "writers first": lambda: Core("it", ALL, writers_first=True),
+KINDS: dict[str, Callable[[], CapacityState]] = {
+    "lock": lambda: FastLockState("it"),
+    "plain lock": lambda: CapacityState("it", 1),
+    "semaphore": lambda: FastSemaphoreState("it", 4),
+    "large semaphore": lambda: CapacityState("it", 4, multiple_holds=True),
+    "read-write": lambda: CapacityState("it", ALL),
+    "writers first": lambda: CapacityState("it", ALL, writers_first=True),
 }
 steps = st.lists(
     st.tuples(st.sampled_from(["come", "come", "try", "go", "lose"]), st.integers(0, OWNERS - 1), st.integers(1, 4)),
@@ -74,42 +83,42 @@ steps = st.lists(
 )
 
 
-def _check(core: Core) -> None:
-    held = core.held()
-    assert sum(held.values()) <= core.capacity
-    if not isinstance(core, LockCore):
-        assert core.used == sum(held.values())
-    line = [ticket for ticket in core.queue or () if not ticket.gone()]
-    assert all(ticket.state == WAITING for ticket in line)
+def _check(state: CapacityState) -> None:
+    held = state.held()
+    assert sum(held.values()) <= state.capacity
+    if not isinstance(state, FastLockState):
+        assert state.used == sum(held.values())
+    line = [waiter for waiter in state.queue or () if not waiter.is_cancelled()]
+    assert all(waiter.state == WAITING for waiter in line)
     if line:
-        assert sum(held.values()) + line[0].weight > core.capacity or any(t.gone() for t in core.queue or ())
-    if core.writers_first:
-        kinds = [ticket.weight == core.capacity for ticket in line]
+        assert sum(held.values()) + line[0].weight > state.capacity or any(t.is_cancelled() for t in state.queue or ())
+    if state.writers_first:
+        kinds = [waiter.weight == state.capacity for waiter in line]
         assert kinds == sorted(kinds, reverse=True)
 
 
 class Play:
     """A core and the model, which do the same."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
-        self.model = Model(core.capacity, core.writers_first)
+    def __init__(self, state: CapacityState) -> None:
+        self.state = state
+        self.model = Model(state.capacity, state.writers_first)
         self.tickets: dict[int, Fragile] = {}
         self.now = 0.0
 
     def weight(self, amount: int) -> int:
-        if self.core.capacity == ALL:
+        if self.state.capacity == ALL:
             return ALL if amount == 4 else 1
-        return min(amount, self.core.capacity)
+        return min(amount, self.state.capacity)
 
     def come(self, owner: int, weight: int) -> None:
-        ticket = self.tickets[owner] = Fragile(owner, weight, self.now)
-        self.core.enqueue(ticket)
-        self.core.promote(self.now)
+        waiter = self.tickets[owner] = Fragile(owner, weight, self.now)
+        self.state.enqueue(waiter)
+        self.state.grant_waiters(self.now)
         self.model.come(owner, weight)
 
     def attempt(self, owner: int, weight: int) -> None:
-        if self.core.try_acquire(owner, weight):
+        if self.state.try_acquire(owner, weight):
             assert not self.model.line
             self.model.come(owner, weight)
             assert owner in self.model.held
@@ -119,24 +128,24 @@ class Play:
     def go(self, owner: int, weight: int, lost: bool) -> None:
         """Release it, or leave the line: whichever it is."""
         if owner in self.model.held:
-            assert self.core.release(owner, self.model.held[owner], self.now)
+            assert self.state.release(owner, self.model.held[owner], self.now)
             self.tickets.pop(owner, None)
         elif owner in self.tickets:
-            ticket = self.tickets.pop(owner)
-            ticket.lost = lost
-            self.core.leave(ticket, self.now)
-            assert ticket.state == GONE
+            waiter = self.tickets.pop(owner)
+            waiter.lost = lost
+            self.state.remove_waiter(waiter, self.now)
+            assert waiter.state == CANCELLED
         else:
-            assert not self.core.release(owner, weight, self.now)
+            assert not self.state.release(owner, weight, self.now)
         self.model.leave(owner)
 
     def compare(self) -> None:
-        _check(self.core)
-        assert self.core.held() == self.model.held
-        assert [(ticket.owner, ticket.weight) for ticket in self.core.queue or ()] == self.model.line
-        for owner, ticket in self.tickets.items():
-            assert (ticket.state == GRANTED) == (owner in self.model.held)
-            assert ticket.woken == (ticket.state == GRANTED)
+        _check(self.state)
+        assert self.state.held() == self.model.held
+        assert [(waiter.owner, waiter.weight) for waiter in self.state.queue or ()] == self.model.line
+        for owner, waiter in self.tickets.items():
+            assert (waiter.state == GRANTED) == (owner in self.model.held)
+            assert waiter.woken == (waiter.state == GRANTED)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,64 +165,64 @@ def test_core_invariants(kind: str, program: list[tuple[str, int, int]]) -> None
         play.compare()
     for owner in range(OWNERS):
         play.go(owner, 1, lost=False)
-    assert play.core.held() == {}
-    assert not play.core.queue
+    assert play.state.held() == {}
+    assert not play.state.queue
 
 
 @given(program=steps)
 def test_a_lost_waiter_is_passed_over(program: list[tuple[str, int, int]]) -> None:
     """Whoever was cancelled, but has not left the line yet, is granted nothing, and keeps nobody up."""
-    core = Core("it", 4, several=True)
+    state = CapacityState("it", 4, multiple_holds=True)
     tickets: list[Fragile] = []
     for number, (what, owner, weight) in enumerate(program):
         now = float(number)
         if what in {"come", "try"}:
-            ticket = Fragile((owner, number), weight, now)
-            tickets.append(ticket)
-            core.enqueue(ticket)
-            core.promote(now)
+            waiter = Fragile((owner, number), weight, now)
+            tickets.append(waiter)
+            state.enqueue(waiter)
+            state.grant_waiters(now)
         elif what == "lose" and tickets:
-            waiting = [ticket for ticket in tickets if ticket.state == WAITING]
+            waiting = [waiter for waiter in tickets if waiter.state == WAITING]
             if waiting:
                 waiting[owner % len(waiting)].lost = True
         elif tickets:
-            holding = [ticket for ticket in tickets if ticket.state == GRANTED]
+            holding = [waiter for waiter in tickets if waiter.state == GRANTED]
             if holding:
-                core.leave(holding[owner % len(holding)], now)
-        assert not any(ticket.lost and ticket.state == GRANTED for ticket in tickets)
-        _check(core)
-    for ticket in tickets:
-        core.leave(ticket, 0.0)
-    assert core.used == 0
-    assert not core.queue
+                state.remove_waiter(holding[owner % len(holding)], now)
+        assert not any(waiter.lost and waiter.state == GRANTED for waiter in tickets)
+        _check(state)
+    for waiter in tickets:
+        state.remove_waiter(waiter, 0.0)
+    assert state.used == 0
+    assert not state.queue
 
 
 def test_a_downgrade_keeps_the_sum() -> None:
-    core = Core("it", ALL)
-    assert core.try_acquire("writer", ALL)
-    assert not core.change_weight("somebody", 1, 0.0)
-    reader, writer = Ticket("reader", 1, 0.0), Ticket("next", ALL, 0.0)
-    core.enqueue(reader)
-    core.enqueue(writer)
-    assert core.change_weight("writer", 2, 1.0)
-    assert core.held() == {"writer": 2, "reader": 1}
-    assert core.used == 3
+    state = CapacityState("it", ALL)
+    assert state.try_acquire("writer", ALL)
+    assert not state.change_weight("somebody", 1, 0.0)
+    reader, writer = LockWaiter("reader", 1, 0.0), LockWaiter("next", ALL, 0.0)
+    state.enqueue(reader)
+    state.enqueue(writer)
+    assert state.change_weight("writer", 2, 1.0)
+    assert state.held() == {"writer": 2, "reader": 1}
+    assert state.used == 3
     assert (reader.state, writer.state) == (GRANTED, WAITING)
-    assert core.blockers(writer) == ["writer", "reader"]
-    assert core.blockers(reader) == []
-    assert core.ahead(writer) == core.ahead(reader) == []
+    assert state.blockers(writer) == ["writer", "reader"]
+    assert state.blockers(reader) == []
+    assert state.owners_ahead(writer) == state.owners_ahead(reader) == []
 
 
 def test_the_figures() -> None:
-    core = LockCore("it")
-    assert core.try_acquire("a", 1)
-    first, second = Ticket("b", 1, 1.0, "here"), Ticket("c", 1, 2.0)
-    core.enqueue(first)
-    core.enqueue(second)
-    assert core.ahead(second) == ["b"]
-    assert core.release("a", 1, 5.0)
-    assert core.release("b", 1, 6.0)
-    core.leave(second, 9.0)
-    assert (core.acquired, core.waited) == (3, 2)
-    assert (core.wait_seconds, core.longest_wait) == (8.0, 4.0)
-    assert (core.hold_seconds, core.longest_hold) == (8.0, 4.0)
+    state = FastLockState("it")
+    assert state.try_acquire("a", 1)
+    first, second = LockWaiter("b", 1, 1.0, "here"), LockWaiter("c", 1, 2.0)
+    state.enqueue(first)
+    state.enqueue(second)
+    assert state.owners_ahead(second) == ["b"]
+    assert state.release("a", 1, 5.0)
+    assert state.release("b", 1, 6.0)
+    state.remove_waiter(second, 9.0)
+    assert (state.acquired, state.waited) == (3, 2)
+    assert (state.wait_seconds, state.longest_wait) == (8.0, 4.0)
+    assert (state.hold_seconds, state.longest_hold) == (8.0, 4.0)

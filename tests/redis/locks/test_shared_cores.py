@@ -23,7 +23,7 @@ from cuelight.redis._locks import _shared_state as shared
 from cuelight.redis._locks._lease import Lease, Terms, now
 from cuelight.redis._locks._renewal import Keeper
 from cuelight.redis._locks._script import Answer, client_name, names_of
-from cuelight.redis._locks._shared_state import Ear, SharedCore, shared_core
+from cuelight.redis._locks._shared_state import Ear, SharedLockState, shared_state
 
 TERMS = Terms(10.0, "flag", 0.0, 0)
 
@@ -52,13 +52,13 @@ class SilentServer(FakeServer):
         await anyio.sleep_forever()
 
 
-def core_of(name: str = "it", server: Any = None) -> SharedCore:
+def core_of(name: str = "it", server: Any = None) -> SharedLockState:
     fake: Any = FakeServer() if server is None else server
-    return shared_core(f"lock {name!r}", names_of("prefix", "lock", name), fake, 1)
+    return shared_state(f"lock {name!r}", names_of("prefix", "lock", name), fake, 1)
 
 
-def lease_of(core: SharedCore, owner: object, home: Any = None) -> Lease:
-    return Lease(core.thing, core.ticket(TERMS, 1, first=True), 1, asked=now(), owner=owner, home=home)
+def lease_of(state: SharedLockState, owner: object, home: Any = None) -> Lease:
+    return Lease(state.label, state.ticket(TERMS, 1, first=True), 1, asked=now(), owner=owner, home=home)
 
 
 # Forks.
@@ -66,35 +66,35 @@ def lease_of(core: SharedCore, owner: object, home: Any = None) -> Lease:
 
 def test_the_child_of_a_fork_holds_nothing_of_what_its_parent_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     server: Any = FakeServer()
-    cores: WeakValueDictionary[Any, SharedCore] = WeakValueDictionary()
-    monkeypatch.setattr(shared, "_cores", cores)
+    states: WeakValueDictionary[Any, SharedLockState] = WeakValueDictionary()
+    monkeypatch.setattr(shared, "_shared_states", states)
     monkeypatch.setattr(shared, "_making", threading.Lock())
     monkeypatch.setattr(shared, "_slots", shared._Slots())
-    core = core_of(server=server)
-    held, owed = lease_of(core, "owner"), core.ticket(TERMS, 1, first=True)
-    core.enter(held)
-    core.give_back(owed, 0, math.inf)
-    core.ears["loop"] = Ear(server, "channel")
+    state = core_of(server=server)
+    held, owed = lease_of(state, "owner"), state.ticket(TERMS, 1, first=True)
+    state.enter(held)
+    state.give_back(owed, 0, math.inf)
+    state.ears["loop"] = Ear(server, "channel")
     assert shared._making.acquire()  # a thread of the parent has it
     shared._after_fork()
     assert not shared._making.locked()
-    assert not core.owes()
-    assert core.outgoing() == []
-    assert core.ears == {}
+    assert not state.owes()
+    assert state.outgoing() == []
+    assert state.ears == {}
     with pytest.raises(LeaseLost, match="it stays with the process that this one was forked from"):
         held.check()
-    assert core.ticket(TERMS, 1, first=True).slot == 0
+    assert state.ticket(TERMS, 1, first=True).slot == 0
 
 
 def test_what_a_parent_owes_the_child_of_a_fork_does_not_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    core = core_of("copy")
-    ticket = core.ticket(TERMS, 1, first=True)
+    state = core_of("copy")
+    ticket = state.ticket(TERMS, 1, first=True)
     before = client_name()
     monkeypatch.setattr(names, "_name", before)
     names._forget()
     assert client_name() != before
-    assert core.give_back(ticket, 0, math.inf).over
-    assert not core.pending
+    assert state.give_back(ticket, 0, math.inf).over
+    assert not state.pending
 
 
 def test_the_child_of_a_fork_starts_a_thread_of_its_own_for_leases(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,33 +121,33 @@ def test_a_member_that_is_no_process_of_ours_is_another_process() -> None:
 
 
 def test_a_lease_that_is_not_held_any_more_is_removed_without_effect_on_others() -> None:
-    core = core_of("two")
-    first, second = lease_of(core, "owner"), lease_of(core, "owner")
-    core.enter(first)
-    core.remove(second)
-    assert core.newest("owner", 1) is first
-    core.remove(first)
-    core.remove(first)
-    assert core.newest("owner", 1) is None
+    state = core_of("two")
+    first, second = lease_of(state, "owner"), lease_of(state, "owner")
+    state.enter(first)
+    state.remove(second)
+    assert state.newest("owner", 1) is first
+    state.remove(first)
+    state.remove(first)
+    assert state.newest("owner", 1) is None
 
 
 async def test_a_keeper_gives_back_in_its_own_loop_what_a_thread_let_go() -> None:
     class Watched(Keeper):
-        def flush(self, core: SharedCore) -> None:
+        def flush(self, state: SharedLockState) -> None:
             flushed.append(threading.get_ident())
             done.set()
 
     flushed: list[int] = []
-    done, elsewhere, core = anyio.Event(), list[SharedCore](), core_of("far")
+    done, elsewhere, state = anyio.Event(), list[SharedLockState](), core_of("far")
     keeper = Watched(elsewhere.append)
-    lease = lease_of(core, running_task(), keeper)  # who asks makes the loop known
-    await anyio.to_thread.run_sync(keeper.let_go, core, lease)
+    lease = lease_of(state, running_task(), keeper)  # who asks makes the loop known
+    await anyio.to_thread.run_sync(keeper.let_go, state, lease)
     with anyio.fail_after(10):
         await done.wait()
     assert flushed == [threading.get_ident()]
     assert elsewhere == []
-    assert [lowering.ticket for lowering in core.pending] == [lease.ticket]
-    core.forsake()
+    assert [lowering.ticket for lowering in state.pending] == [lease.ticket]
+    state.forsake()
 
 
 async def test_a_program_that_ends_leaves_to_its_lease_what_cannot_be_given_back(
@@ -157,22 +157,22 @@ async def test_a_program_that_ends_leaves_to_its_lease_what_cannot_be_given_back
     sending = anyio.Event()
 
     class Stuck(Keeper):
-        async def _send(self, core: SharedCore) -> None:
+        async def _send(self, state: SharedLockState) -> None:
             sending.set()
             await anyio.sleep_forever()
 
-    elsewhere, core = list[SharedCore](), core_of("stuck")
+    elsewhere, state = list[SharedLockState](), core_of("stuck")
     keeper = Stuck(elsewhere.append)
-    lowering = core.give_back(core.ticket(TERMS, 1, first=True), 0, math.inf)
+    lowering = state.give_back(state.ticket(TERMS, 1, first=True), 0, math.inf)
     async with anyio.create_task_group() as group:
-        group.start_soon(keeper._flush, core)
+        group.start_soon(keeper._flush, state)
         with anyio.fail_after(10):
             await sending.wait()
         keeper.end_soon()
         keeper.end_soon()  # it has been told
     assert lowering.over
     assert lowering.outcome is None
-    assert (list(core.pending), elsewhere, keeper.idle) == ([], [], True)
+    assert (list(state.pending), elsewhere, keeper.idle) == ([], [], True)
     assert "lock 'stuck' could not be given back: the program ends. Its lease will run out" in caplog.text
 
 

@@ -26,7 +26,7 @@ from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
 from cuelight.actors import blocked, code_of_waits
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
 from cuelight.pools._interrupts import InterruptsHeld
@@ -347,9 +347,9 @@ class Crew(CrewState):
         me = current_worker()
         if me is None:
             if blocked:
-                check(PoolWait(AwaitedJob(self, job), [here.me]), [here.me])
+                check(PoolWait(AwaitedJob(self, job), [this_thread.owner]), [this_thread.owner])
             return self.board.wait_for(job, timeout)
-        with self._in_place_of(me, job), waiting(AwaitedJob(self, job), [here.me]):
+        with self._in_place_of(me, job), waiting(AwaitedJob(self, job), [this_thread.owner]):
             return self.board.wait_for(job, timeout)
 
     @staticmethod

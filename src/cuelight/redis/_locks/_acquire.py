@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from cuelight._log import get_log
-from cuelight.coordination._owner import describe, whoever
+from cuelight.coordination._owner import current_owner, describe
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.redis._client import answer_time
@@ -31,7 +31,7 @@ from cuelight.redis._locks._script import LEASE, Answer, client_name, describe_m
 from cuelight.redis._locks._shared_state import Ear, Hint, TaskHint, ThreadHint
 
 if TYPE_CHECKING:
-    from cuelight.redis._locks._shared_state import SharedCore
+    from cuelight.redis._locks._shared_state import SharedLockState
 
 log = get_log("cuelight.redis")
 
@@ -49,7 +49,7 @@ class _Errand:
 
     def __init__(
         self,
-        core: SharedCore,
+        state: SharedLockState,
         terms: Terms,
         weight: int,
         timeout: float | None,
@@ -57,10 +57,10 @@ class _Errand:
         clock: Callable[[], float],
         since: float,
     ) -> None:
-        self.core, self.terms, self.timeout, self._clock = core, terms, timeout, clock
+        self.state, self.terms, self.timeout, self._clock = state, terms, timeout, clock
         self._deadline = math.inf if timeout is None else since + timeout
-        first = core.writers_first and weight == core.capacity
-        self.ticket = core.ticket(terms, weight, first)
+        first = state.writers_first and weight == state.capacity
+        self.ticket = state.ticket(terms, weight, first)
         self.asked = 0.0
         self._answer: Answer | None = None
         self._answered = False  # whether the last call was answered
@@ -84,14 +84,16 @@ class _Errand:
         Raises:
             StoreRefused: the server can never grant this request.
         """
-        core = self.core
+        state = self.state
         if answer.capacity:
             raise StoreRefused(
-                f"{core.thing} on {core.server.name} has {answer.capacity} places for those who use it now, and "
-                f"{core.capacity} here: give it the same everywhere; once nobody holds it or waits, it can change"
+                f"{state.label} on {state.server.name} has {answer.capacity} places for those who use it now, and "
+                f"{state.capacity} here: give it the same everywhere; once nobody holds it or waits, it can change"
             )
         if answer.gone:
-            raise StoreRefused(f"{core.server.name} says that this acquisition of {core.thing} was given back already")
+            raise StoreRefused(
+                f"{state.server.name} says that this acquisition of {state.label} was given back already"
+            )
         self._answer, self._answered, self._failures = answer, True, 0
         return answer.granted
 
@@ -106,7 +108,7 @@ class _Errand:
         self._slow += 1
         if self._slow > SLOW:
             raise StoreUnavailable(
-                f"{self.core.server.name} takes longer to answer than half the lease on {self.core.thing}, which is "
+                f"{self.state.server.name} takes longer to answer than half the lease on {self.state.label}, which is "
                 f"{self.terms.lease:g} s: give it a longer one"
             )
         return True
@@ -120,7 +122,7 @@ class _Errand:
         if self._answer is None or self._slow > SLOW:
             raise error
         if not self._failures:
-            log.warning("%s goes on waiting for %s: %s", describe(whoever()), self.core.thing, error)
+            log.warning("%s goes on waiting for %s: %s", describe(current_owner()), self.state.label, error)
         self._failures += 1
 
     def sleep_for(self) -> float:
@@ -143,7 +145,9 @@ class _Errand:
     def late(self) -> LockTimeout:
         """The error for a timeout."""
         timeout = self.timeout or 0
-        return LockTimeout(f"{describe(whoever())} did not get {self.core.thing} within {timeout:g} s: {self.holder()}")
+        return LockTimeout(
+            f"{describe(current_owner())} did not get {self.state.label} within {timeout:g} s: {self.holder()}"
+        )
 
     def holder(self) -> str:
         """Describe the holder in words."""
@@ -156,29 +160,29 @@ class _Errand:
 
     def lease(self, answer: Answer, keeper: Keeper) -> Lease:
         """Make the lease for a grant and start to renew it."""
-        lease = Lease(self.core.thing, self.ticket, answer.fence, asked=self.asked, owner=whoever(), home=keeper)
-        self.core.enter(lease)
-        keeper.hold(lease, self.core)
+        lease = Lease(self.state.label, self.ticket, answer.fence, asked=self.asked, owner=current_owner(), home=keeper)
+        self.state.enter(lease)
+        keeper.hold(lease, self.state)
         return lease
 
     def give_up(self) -> None:
         """Queue a release, unless the server's last answer says that it does not have the ticket."""
         answer = self._answer
         if answer is not None and self._answered and not answer.granted and answer.place < 0:
-            self.core.drop_ticket(self.ticket)
+            self.state.drop_ticket(self.ticket)
         else:
-            self.core.give_back(self.ticket, 0, now() + self.terms.lease, sure=answer is not None)
+            self.state.give_back(self.ticket, 0, now() + self.terms.lease, sure=answer is not None)
 
     def ear(self, loop: Any) -> Ear:
         """The ear of a loop."""
-        core = self.core
-        ear = core.ears.get(loop)
+        state = self.state
+        ear = state.ears.get(loop)
         if ear is None:
-            for old in [old for old in core.ears if loop_has_ended(old)]:
-                core.ears.pop(old, None)
-            ear = Ear(core.server, core.names.channels + client_name())
-            ear = core.ears.setdefault(loop, ear)
-            weakref.finalize(core, ear.close).atexit = False
+            for old in [old for old in state.ears if loop_has_ended(old)]:
+                state.ears.pop(old, None)
+            ear = Ear(state.server, state.names.channels + client_name())
+            ear = state.ears.setdefault(loop, ear)
+            weakref.finalize(state, ear.close).atexit = False
         return ear
 
     def listen(self, ear: Ear, hint: Hint) -> None:
@@ -190,11 +194,11 @@ class _Errand:
         ear.hints.pop(self.ticket.member.encode(), None)
 
 
-async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
+async def take(state: SharedLockState, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
     """Request a lease, and wait until it is granted. A checkpoint.
 
     Args:
-        core: the lock; the caller already has it in this process.
+        state: the lock; the caller already has it in this process.
         terms: the terms of the lease.
         weight: the number of permits.
         timeout: seconds to wait, counted from `since`.
@@ -206,14 +210,14 @@ async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | Non
         StoreRefused: the server rejects the call.
     """
     keeper = keeper_here()
-    errand = _Errand(core, terms, weight, timeout, clock=loop_time, since=since)
+    errand = _Errand(state, terms, weight, timeout, clock=loop_time, since=since)
     ear, hint = errand.ear(keeper.loop), TaskHint()
     errand.listen(ear, hint)
     try:
         while True:
             try:
                 errand.begin()
-                answer = await core.acquire(errand.ticket, errand.left() > 0, errand.limit())
+                answer = await state.acquire(errand.ticket, errand.left() > 0, errand.limit())
                 if errand.granted(answer):
                     if errand.stale():
                         continue
@@ -230,15 +234,15 @@ async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | Non
             await hint.wait(errand.sleep_for())
     except BaseException:
         errand.give_up()
-        keeper.flush(core)
+        keeper.flush(state)
         raise
     finally:
         errand.unlisten(ear)
 
 
-def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
+def take_blocking(state: SharedLockState, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
     """Like `take`, but blocks the thread; `since` is a time of `time.monotonic`."""
-    errand = _Errand(core, terms, weight, timeout, clock=time.monotonic, since=since)
+    errand = _Errand(state, terms, weight, timeout, clock=time.monotonic, since=since)
     with the_thread as keeper:
         ear, hint = errand.ear(keeper.loop), ThreadHint()
         errand.listen(ear, hint)
@@ -262,13 +266,13 @@ def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | 
                 hint.wait(errand.sleep_for())
         except BaseException:
             errand.give_up()
-            the_thread.flush(core)
+            the_thread.flush(state)
             raise
         finally:
             errand.unlisten(ear)
 
 
-def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
+def take_nowait(state: SharedLockState, terms: Terms, weight: int) -> Lease:
     """Request a lease once, without waiting for other holders.
 
     This blocks the thread, and any event loop in it, for one round trip.
@@ -278,7 +282,7 @@ def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
         StoreUnavailable: the server cannot be reached.
         StoreRefused: the server rejects the call.
     """
-    errand = _Errand(core, terms, weight, None, clock=time.monotonic, since=0)
+    errand = _Errand(state, terms, weight, None, clock=time.monotonic, since=0)
     with the_thread as of_threads:
         keeper = of_threads if running_loop() is None else keeper_here()
         try:
@@ -289,19 +293,21 @@ def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
                 if terms.wait_replicas:
                     the_thread.call(_confirm, errand)
                 return errand.lease(answer, keeper)
-            raise LockHeld(f"{core.thing} is held: {errand.holder()}")
+            raise LockHeld(f"{state.label} is held: {errand.holder()}")
         except BaseException:
             errand.give_up()
-            the_thread.flush(core)
+            the_thread.flush(state)
             raise
 
 
 def _ask_once(errand: _Errand, wait: bool) -> Answer:
     errand.begin()
     if running_loop() is None:
-        core = errand.core
-        return core.read("acquire", Answer, core.ask_blocking("acquire", errand.ticket.arguments(wait), errand.limit()))
-    return the_thread.call(errand.core.acquire, errand.ticket, wait, errand.limit())
+        state = errand.state
+        return state.read(
+            "acquire", Answer, state.ask_blocking("acquire", errand.ticket.arguments(wait), errand.limit())
+        )
+    return the_thread.call(errand.state.acquire, errand.ticket, wait, errand.limit())
 
 
 async def _confirm(errand: _Errand) -> None:
@@ -313,20 +319,20 @@ async def _confirm(errand: _Errand) -> None:
         StoreRefused: fewer replicas have it.
         StoreUnavailable: the server does not answer in time.
     """
-    core, wanted = errand.core, errand.terms.wait_replicas
-    server: Any = core.server
-    arguments = core.arguments("acquire", (), errand.ticket.arguments(False))
+    state, wanted = errand.state, errand.terms.wait_replicas
+    server: Any = state.server
+    arguments = state.arguments("acquire", (), errand.ticket.arguments(False))
     known = -1
     with anyio.move_on_after(errand.limit()):
         async with server.dedicated() as connection:
-            await connection.execute("EVAL", LEASE.text, len(core.names.keys), *core.names.keys, *arguments)
+            await connection.execute("EVAL", LEASE.text, len(state.names.keys), *state.names.keys, *arguments)
             known = await connection.execute("WAIT", wanted, round(min(1.0, errand.terms.lease / 3) * 1000))
     if known < 0:
         raise StoreUnavailable(
-            f"{core.server.name} did not say in time how many replicas know of the grant of {core.thing}"
+            f"{state.server.name} did not say in time how many replicas know of the grant of {state.label}"
         )
     if known < wanted:
         raise StoreRefused(
-            f"{known} replicas of {core.server.name} know of the grant of {core.thing}, wait_replicas={wanted}: it was "
-            f"given back. Look after the replicas, or ask for fewer"
+            f"{known} replicas of {state.server.name} know of the grant of {state.label}, wait_replicas={wanted}: it "
+            f"was given back. Look after the replicas, or ask for fewer"
         )

@@ -110,8 +110,8 @@ class LeaseHome(Protocol):
         """Stop renewing the lease."""
         ...
 
-    def let_go(self, core: Any, lease: Lease) -> None:
-        """Release a lease of the lock with the state `core` for a holder that has ended."""
+    def let_go(self, state: Any, lease: Lease) -> None:
+        """Release a lease of the lock with the state `state` for a holder that has ended."""
         ...
 
 

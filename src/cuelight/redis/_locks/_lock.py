@@ -17,9 +17,9 @@ import anyio
 
 from cuelight.coordination import BaseLock, LockStatistics
 from cuelight.coordination._lock_order import debug_by_default
-from cuelight.coordination._lock_waiting import acquire, acquire_blocking, acquire_nowait, holders_of, release
+from cuelight.coordination._lock_waiting import acquire, acquire_blocking, acquire_nowait, describe_holders, release
 from cuelight.coordination._locks import statistics_of
-from cuelight.coordination._owner import describe, whoever
+from cuelight.coordination._owner import current_owner, describe
 from cuelight.errors import LeaseLost, LockNotHeld
 from cuelight.mailbox import loop_time, new_slot, running_loop
 from cuelight.redis._client import DEFAULT_URL, server_for
@@ -27,7 +27,7 @@ from cuelight.redis._locks._acquire import take, take_blocking, take_nowait
 from cuelight.redis._locks._lease import OnLoss, Terms, now
 from cuelight.redis._locks._renewal import FAILURES, keeper_here, the_thread
 from cuelight.redis._locks._script import LockState, Lowering, names_of, stated
-from cuelight.redis._locks._shared_state import shared_core
+from cuelight.redis._locks._shared_state import shared_state
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
     from cuelight.coordination import LockFactory
     from cuelight.redis._client import Server
     from cuelight.redis._locks._lease import Lease
-    from cuelight.redis._locks._shared_state import SharedCore
+    from cuelight.redis._locks._shared_state import SharedLockState
 
 
 PATIENCE: Final = 1.0
 """Seconds that the end of a block waits for the server. After that, the release continues in the background."""
 
 
-class RedisClaim(BaseLock):
+class RedisWeightedLock(BaseLock):
     """A lock over part of a shared core's capacity. It has no state of its own."""
 
-    __slots__ = ("__weakref__", "_core", "_name", "_terms", "_weight")
+    __slots__ = ("__weakref__", "_name", "_state", "_terms", "_weight")
 
     _several_weights: tuple[int, ...] = ()
     """Other weights that `release` also releases."""
 
-    def __init__(self, core: SharedCore, weight: int, name: str, terms: Terms) -> None:
-        self._core, self._weight, self._name, self._terms = core, weight, name, terms
+    def __init__(self, state: SharedLockState, weight: int, name: str, terms: Terms) -> None:
+        self._state, self._weight, self._name, self._terms = state, weight, name, terms
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class RedisClaim(BaseLock):
     @property
     def locked(self) -> bool:
         """Whether a holder in this process has the lock. `state` covers all processes."""
-        return bool(self._core.held())
+        return bool(self._state.held())
 
     @property
     def lease(self) -> Lease:
@@ -69,16 +69,16 @@ class RedisClaim(BaseLock):
         Raises:
             LockNotHeld: the caller does not hold the lock.
         """
-        me = whoever()
+        caller = current_owner()
         for weight in (self._weight, *self._several_weights):
-            lease = self._core.newest(me, weight)
+            lease = self._state.newest(caller, weight)
             if lease is not None:
                 return lease
-        raise not_held(self._core, me)
+        raise not_held(self._state, caller)
 
     def statistics(self) -> LockStatistics:
         """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
-        return statistics_of(self._core)
+        return statistics_of(self._state)
 
     async def state(self) -> LockState:
         """Return the server's state of the lock, over all processes. A checkpoint.
@@ -86,11 +86,11 @@ class RedisClaim(BaseLock):
         Raises:
             StoreUnavailable: the server cannot be reached.
         """
-        return self._core.read("look", stated, await self._core.ask("look"))
+        return self._state.read("look", stated, await self._state.ask("look"))
 
     def state_blocking(self) -> LockState:
         """Like `state`, but blocks the thread."""
-        return self._core.read("look", stated, _blocking(self._core, "look"))
+        return self._state.read("look", stated, _blocking(self._state, "look"))
 
     # Acquiring.
 
@@ -107,23 +107,23 @@ class RedisClaim(BaseLock):
             StoreRefused: the server rejects the call.
             ValueError: the timeout is negative or not a number.
         """
-        core, me, since = self._core, whoever(), loop_time()
-        await acquire(core, self._weight, timeout)
+        state, caller, since = self._state, current_owner(), loop_time()
+        await acquire(state, self._weight, timeout)
         try:
-            lease = await take(core, self._terms, self._weight, timeout, since)
+            lease = await take(state, self._terms, self._weight, timeout, since)
         except BaseException:
-            core.back_out(me, self._weight)
+            state.back_out(caller, self._weight)
             raise
         lease.claim = self
 
     def acquire_blocking(self, timeout: float | None = None) -> None:
         """Like `acquire`, but blocks the thread: for threads without an event loop."""
-        core, me, since = self._core, whoever(), time.monotonic()
-        acquire_blocking(core, self._weight, timeout)
+        state, caller, since = self._state, current_owner(), time.monotonic()
+        acquire_blocking(state, self._weight, timeout)
         try:
-            lease = take_blocking(core, self._terms, self._weight, timeout, since)
+            lease = take_blocking(state, self._terms, self._weight, timeout, since)
         except BaseException:
-            core.back_out(me, self._weight)
+            state.back_out(caller, self._weight)
             raise
         lease.claim = self
 
@@ -138,12 +138,12 @@ class RedisClaim(BaseLock):
             StoreUnavailable: the server cannot be reached.
             StoreRefused: the server rejects the call.
         """
-        core, me = self._core, whoever()
-        acquire_nowait(core, self._weight)
+        state, caller = self._state, current_owner()
+        acquire_nowait(state, self._weight)
         try:
-            lease = take_nowait(core, self._terms, self._weight)
+            lease = take_nowait(state, self._terms, self._weight)
         except BaseException:
-            core.back_out(me, self._weight)
+            state.back_out(caller, self._weight)
             raise
         lease.claim = self
 
@@ -164,8 +164,8 @@ class RedisClaim(BaseLock):
             return
         lost = lease.lost
         self._end(lease)
-        release(self._core, lease.weight)
-        keeper_here().flush(self._core)
+        release(self._state, lease.weight)
+        keeper_here().flush(self._state)
         if lost:
             raise lease.error()
 
@@ -177,55 +177,55 @@ class RedisClaim(BaseLock):
             left: the weight that remains held.
             here: makes the same change in this process.
         """
-        core = self._core
-        core.give_back(lease.ticket, left, lease.until)
+        state = self._state
+        state.give_back(lease.ticket, left, lease.until)
         lease.ticket.weight = left
         here()
         if running_loop() is not None:
-            keeper_here().flush(core)
+            keeper_here().flush(state)
             return
         try:
-            core.ask_blocking("lower", timeout=PATIENCE)
+            state.ask_blocking("lower", timeout=PATIENCE)
         finally:
-            the_thread.flush(core)
+            the_thread.flush(state)
 
     def _end(self, lease: Lease) -> Lowering:
         """Stop renewing a lease, and queue its release."""
         lease.home.drop(lease)
         lease.end()
-        self._core.remove(lease)
-        return self._core.give_back(lease.ticket, 0, max(lease.until, now() + 1))
+        self._state.remove(lease)
+        return self._state.give_back(lease.ticket, 0, max(lease.until, now() + 1))
 
     def _leave_blocking(self, lease: Lease) -> None:
-        core, lost = self._core, lease.lost
+        state, lost = self._state, lease.lost
         lowering = self._end(lease)
         try:
             if not lowering.over:
-                _blocking(core, "lower", PATIENCE)
+                _blocking(state, "lower", PATIENCE)
         except FAILURES:  # the thread continues to try
-            the_thread.flush(core)
+            the_thread.flush(state)
         except BaseException:
-            the_thread.flush(core)
+            the_thread.flush(state)
             raise
         finally:
-            release(core, lease.weight)
+            release(state, lease.weight)
         if lost or lowering.outcome == 0:
             raise lease.error()
 
     async def _leave(self, lease: Lease) -> bool:
         """Release a lease. Returns whether it was held to the end."""
-        core, held = self._core, not lease.lost
+        state, held = self._state, not lease.lost
         lowering = self._end(lease)
-        release(core, lease.weight)
+        release(state, lease.weight)
         try:
             with anyio.move_on_after(PATIENCE, shield=True):
-                await core.ask("lower")
-                await _settled(core, lowering)
+                await state.ask("lower")
+                await _settled(state, lowering)
         except FAILURES:
             pass
         finally:
             if not lowering.over:
-                keeper_here().flush(core)
+                keeper_here().flush(state)
         return held and lowering.outcome != 0
 
     # Blocks.
@@ -235,7 +235,7 @@ class RedisClaim(BaseLock):
         lease = self.lease
         scope = lease.scope = anyio.CancelScope()
         scope.__enter__()
-        self._core.blocks.setdefault(lease.owner, []).append((lease, scope))
+        self._state.blocks.setdefault(lease.owner, []).append((lease, scope))
 
     async def __aenter__(self) -> Self:
         await self._enter(None)
@@ -253,7 +253,7 @@ class RedisClaim(BaseLock):
         except BaseException as remaining:  # the rest of a group (trio), or an error about scopes that are not nested
             left = remaining
         if lease.over:  # released inside the block
-            failure: Exception | None = not_held(self._core, lease.owner)
+            failure: Exception | None = not_held(self._state, lease.owner)
         else:
             failure = None if await self._leave(lease) else lease.error()
         if failure is not None and (left is None or isinstance(left, Exception)):
@@ -263,16 +263,16 @@ class RedisClaim(BaseLock):
 
     def _leave_block(self) -> tuple[Lease, anyio.CancelScope]:
         """The lease and the scope of the caller's innermost block of this lock."""
-        blocks = self._core.blocks
-        me = whoever()
-        mine = blocks.get(me, [])
+        blocks = self._state.blocks
+        caller = current_owner()
+        mine = blocks.get(caller, [])
         for place in range(len(mine) - 1, -1, -1):
             if mine[place][0].claim is self:
                 block = mine.pop(place)
                 if not mine:
-                    del blocks[me]
+                    del blocks[caller]
                 return block
-        raise not_held(self._core, me)
+        raise not_held(self._state, caller)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -292,7 +292,7 @@ class Hold:
 
     __slots__ = ("_claim", "_timeout")
 
-    def __init__(self, claim: RedisClaim, timeout: float | None) -> None:
+    def __init__(self, claim: RedisWeightedLock, timeout: float | None) -> None:
         self._claim, self._timeout = claim, timeout
 
     async def __aenter__(self) -> Lease:
@@ -314,21 +314,21 @@ class Hold:
         self._claim.__exit__(kind, error, trace)
 
 
-def not_held(core: SharedCore, me: Any) -> LockNotHeld:
+def not_held(state: SharedLockState, caller: Any) -> LockNotHeld:
     """The error for a release of a lock that the caller does not hold."""
     return LockNotHeld(
-        f"{describe(me)} cannot release {core.thing}, because it does not hold it: {holders_of(core)}. "
+        f"{describe(caller)} cannot release {state.label}, because it does not hold it: {describe_holders(state)}. "
         f"Who takes it must give it back; a holder that ended has lost it"
     )
 
 
-def _blocking(core: SharedCore, op: str, timeout: float | None = None) -> Any:
+def _blocking(state: SharedLockState, op: str, timeout: float | None = None) -> Any:
     if running_loop() is None:
-        return core.ask_blocking(op, timeout=timeout)
-    return the_thread.call(core.ask, op, (), timeout)
+        return state.ask_blocking(op, timeout=timeout)
+    return the_thread.call(state.ask, op, (), timeout)
 
 
-async def _settled(core: SharedCore, lowering: Lowering) -> None:
+async def _settled(state: SharedLockState, lowering: Lowering) -> None:
     """Wait until a release is over, also if a thread sent it first."""
     if lowering.over:
         return
@@ -338,14 +338,14 @@ async def _settled(core: SharedCore, lowering: Lowering) -> None:
         if not slot.done():
             slot.set_result(None)
 
-    core.when_settled(lowering, wake, running_loop())
+    state.when_settled(lowering, wake, running_loop())
     await slot
 
 
 # The lock that processes share, and the lock factory for a manager.
 
 
-class RedisLock(RedisClaim):
+class RedisLock(RedisWeightedLock):
     """A lock shared by all processes that use one Redis or Valkey server, for threads and event loops at once.
 
         lock = RedisLock("accounts")
@@ -397,14 +397,14 @@ class RedisLock(RedisClaim):
         debug: bool | None = None,
     ) -> None:
         terms = Terms(lease, on_loss, lock_delay, wait_replicas)
-        core = shared_core(
+        state = shared_state(
             f"lock {name!r}",
             names_of(prefix, "lock", name),
             server_for(redis_url, server),
             1,
             debug=debug_by_default() if debug is None else debug,
         )
-        super().__init__(core, 1, name, terms)
+        super().__init__(state, 1, name, terms)
 
     def hold(self, timeout: float | None = None) -> Hold:
         """Return a block that provides the lease: `async with lock.hold() as lease: ...`, or `with` in a thread.

@@ -30,8 +30,8 @@ from redis.exceptions import ResponseError
 
 from cuelight._log import get_log
 from cuelight._text import safe_str
-from cuelight.coordination._lock_waiting import reap
-from cuelight.coordination._owner import ThreadParty, party_ended
+from cuelight.coordination._lock_waiting import release_dead_holders
+from cuelight.coordination._owner import ThreadOwner, owner_ended
 from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import call_in_loop, current_backend, has_ended, loop_time, running_loop
@@ -39,7 +39,7 @@ from cuelight.redis._locks._lease import now
 
 if TYPE_CHECKING:
     from cuelight.redis._locks._lease import Lease
-    from cuelight.redis._locks._shared_state import SharedCore
+    from cuelight.redis._locks._shared_state import SharedLockState
 
 
 log = get_log("cuelight.redis")
@@ -67,7 +67,7 @@ def loop_has_ended(loop: Any) -> bool:
 class Keeper:
     """The keeper of one loop. It works in that loop; any thread may call `hold`, `drop` and `let_go`."""
 
-    def __init__(self, elsewhere: Callable[[SharedCore], object], *, ours: bool = False) -> None:
+    def __init__(self, elsewhere: Callable[[SharedLockState], object], *, ours: bool = False) -> None:
         """Start in the running loop.
 
         Args:
@@ -78,22 +78,22 @@ class Keeper:
         self._backend = current_backend()
         self.loop = self._backend.loop
         self._elsewhere = elsewhere
-        self._leases: dict[Lease, SharedCore] = {}
+        self._leases: dict[Lease, SharedLockState] = {}
         self._next = math.inf
-        self._flushing: dict[SharedCore, anyio.CancelScope | None] = {}
+        self._flushing: dict[SharedLockState, anyio.CancelScope | None] = {}
         self._ending = False
 
     @property
     def idle(self) -> bool:
         return not self._leases and not self._flushing
 
-    def leases(self) -> list[tuple[Lease, SharedCore]]:
+    def leases(self) -> list[tuple[Lease, SharedLockState]]:
         """The leases that are renewed, with their cores."""
         return list(self._leases.items())
 
-    def hold(self, lease: Lease, core: SharedCore) -> None:
+    def hold(self, lease: Lease, state: SharedLockState) -> None:
         """Start to renew a lease."""
-        self._leases[lease] = core
+        self._leases[lease] = state
         if lease.renew_at < self._next:
             if running_loop() is self.loop:
                 self._arm()
@@ -104,15 +104,15 @@ class Keeper:
         """Stop renewing a lease."""
         self._leases.pop(lease, None)
 
-    def let_go(self, core: SharedCore, lease: Lease) -> None:
+    def let_go(self, state: SharedLockState, lease: Lease) -> None:
         """Release a lease that its holder did not release."""
         self.drop(lease)
         lease.end()
-        core.give_back(lease.ticket, 0, lease.until)
+        state.give_back(lease.ticket, 0, lease.until)
         if running_loop() is self.loop:
-            self.flush(core)
-        elif not call_in_loop(self.loop, self.flush, core):
-            self._elsewhere(core)
+            self.flush(state)
+        elif not call_in_loop(self.loop, self.flush, state):
+            self._elsewhere(state)
 
     # The methods below run in the loop.
 
@@ -134,19 +134,19 @@ class Keeper:
 
     def _ring(self) -> None:
         at = now()
-        due: dict[SharedCore, list[Lease]] = {}
+        due: dict[SharedLockState, list[Lease]] = {}
         lost: list[Lease] = []
-        for lease, core in self.leases():
+        for lease, state in self.leases():
             if at >= lease.until:
                 lost.append(lease)
-            elif party_ended(lease.owner):
-                reap(core)
+            elif owner_ended(lease.owner):
+                release_dead_holders(state)
             elif not lease.renewing and lease.renew_at <= at + lease.ticket.terms.lease / 20:
                 lease.renewing = True
-                due.setdefault(core, []).append(lease)
-        for core, leases in due.items():
+                due.setdefault(state, []).append(lease)
+        for state, leases in due.items():
             self._backend.spawn(
-                self._renew, core, leases, context=contextvars.Context(), name=f"cuelight lease of {core.thing}"
+                self._renew, state, leases, context=contextvars.Context(), name=f"cuelight lease of {state.label}"
             )
         self._lose(lost, "it could not be renewed in time")
 
@@ -164,15 +164,15 @@ class Keeper:
         if ending is not None:
             raise ending
 
-    async def _renew(self, core: SharedCore, leases: list[Lease]) -> None:
+    async def _renew(self, state: SharedLockState, leases: list[Lease]) -> None:
         asked = now()
         lost: list[Lease] = []
         try:
-            renewed = await core.renew([lease.ticket for lease in leases])
+            renewed = await state.renew([lease.ticket for lease in leases])
         except Exception as error:
             log.warning(
                 "leases on %s could not be renewed, %.1f s are left: %s",
-                core.thing,
+                state.label,
                 leases[0].remaining(),
                 safe_str(error),
             )
@@ -188,43 +188,43 @@ class Keeper:
                     lost.append(lease)
         self._lose(lost, "the server gave it to others, or has lost it")
 
-    def flush(self, core: SharedCore) -> None:
+    def flush(self, state: SharedLockState) -> None:
         """Start a task that sends the pending releases."""
         if loop_has_ended(self.loop):
-            self._elsewhere(core)
-        elif core.pending and core not in self._flushing:
-            self._flushing[core] = None
+            self._elsewhere(state)
+        elif state.pending and state not in self._flushing:
+            self._flushing[state] = None
             self._backend.spawn(
-                self._flush, core, context=contextvars.Context(), name=f"cuelight release of {core.thing}"
+                self._flush, state, context=contextvars.Context(), name=f"cuelight release of {state.label}"
             )
 
-    async def _flush(self, core: SharedCore) -> None:
+    async def _flush(self, state: SharedLockState) -> None:
         try:
             deadline = math.inf
             if self._ending:
-                deadline = loop_time() + (ENDING if core.owes() else ENDING_IN_DOUBT)
-            with anyio.CancelScope(deadline=deadline) as self._flushing[core]:
-                await self._send(core)
+                deadline = loop_time() + (ENDING if state.owes() else ENDING_IN_DOUBT)
+            with anyio.CancelScope(deadline=deadline) as self._flushing[state]:
+                await self._send(state)
                 return
-            if core.owes():
-                log.warning("%s could not be given back: the program ends. Its lease will run out", core.thing)
-            core.forsake()
+            if state.owes():
+                log.warning("%s could not be given back: the program ends. Its lease will run out", state.label)
+            state.forsake()
         finally:
-            self._flushing.pop(core, None)
-            if core.pending:  # this loop is ending
-                self._elsewhere(core)
+            self._flushing.pop(state, None)
+            if state.pending:  # this loop is ending
+                self._elsewhere(state)
 
-    async def _send(self, core: SharedCore) -> None:
+    async def _send(self, state: SharedLockState) -> None:
         failures = 0
-        while core.pending:
+        while state.pending:
             try:
-                await core.ask("lower")
+                await state.ask("lower")
                 failures = 0
             except Exception as error:
-                if not failures and core.owes():
-                    log.warning("%s could not be given back yet: %s", core.thing, safe_str(error))
+                if not failures and state.owes():
+                    log.warning("%s could not be given back yet: %s", state.label, safe_str(error))
                 if self._ending:
-                    core.forsake()
+                    state.forsake()
                     return
                 failures += 1
                 await anyio.sleep(pause(failures))
@@ -285,20 +285,20 @@ class LoopThread:
         with self._lock:
             self._needed -= 1
 
-    def flush(self, core: SharedCore) -> None:
+    def flush(self, state: SharedLockState) -> None:
         """Send the pending releases in the background."""
         with self._lock:
             try:
                 keeper = self._started()
             except RuntimeError:  # the interpreter is ending
-                log.warning("%s could not be given back: the program ends. Its lease will run out", core.thing)
+                log.warning("%s could not be given back: the program ends. Its lease will run out", state.label)
                 return
             self._needed += 1
-            keeper.loop.call_soon_threadsafe(self._flush, keeper, core)
+            keeper.loop.call_soon_threadsafe(self._flush, keeper, state)
 
-    def _flush(self, keeper: Keeper, core: SharedCore) -> None:
+    def _flush(self, keeper: Keeper, state: SharedLockState) -> None:
         try:
-            keeper.flush(core)
+            keeper.flush(state)
         finally:
             self.__exit__()
 
@@ -345,14 +345,14 @@ class LoopThread:
 
 
 def _let_go_of_the_dead(keeper: Keeper) -> None:
-    for lease, core in keeper.leases():
+    for lease, state in keeper.leases():
         owner = lease.owner
-        if party_ended(owner) or _ends_with_the_program(owner):
-            keeper.let_go(core, lease)
+        if owner_ended(owner) or _ends_with_the_program(owner):
+            keeper.let_go(state, lease)
 
 
 def _ends_with_the_program(owner: Any) -> bool:
-    thread = owner._thread() if isinstance(owner, ThreadParty) else None
+    thread = owner._thread() if isinstance(owner, ThreadOwner) else None
     return thread is not None and (thread is threading.main_thread() or thread.daemon)
 
 

@@ -9,12 +9,12 @@ from cuelight._text import safe_repr
 from cuelight.coordination import BaseSemaphore, LockStatistics
 from cuelight.coordination._lock_order import debug_by_default
 from cuelight.coordination._lock_waiting import release
-from cuelight.coordination._owner import whoever
+from cuelight.coordination._owner import current_owner
 from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._locks._lease import OnLoss, Terms
-from cuelight.redis._locks._lock import RedisClaim, not_held
+from cuelight.redis._locks._lock import RedisWeightedLock, not_held
 from cuelight.redis._locks._script import LockState, names_of
-from cuelight.redis._locks._shared_state import shared_core
+from cuelight.redis._locks._shared_state import shared_state
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,7 +50,7 @@ class RedisSemaphore(BaseSemaphore):
         ValueError: an argument is invalid.
     """
 
-    __slots__ = ("__weakref__", "_core", "_name", "_one", "_terms")
+    __slots__ = ("__weakref__", "_name", "_one", "_state", "_terms")
 
     def __init__(
         self,
@@ -72,15 +72,15 @@ class RedisSemaphore(BaseSemaphore):
             )
         self._name = name
         self._terms = Terms(lease, on_loss, lock_delay, wait_replicas)
-        self._core = shared_core(
+        self._state = shared_state(
             f"semaphore {name!r}",
             names_of(prefix, "semaphore", name),
             server_for(redis_url, server),
             int(max_concurrent),
-            several=True,
+            multiple_holds=True,
             debug=debug_by_default() if debug is None else debug,
         )
-        self._one = RedisClaim(self._core, 1, name, self._terms)
+        self._one = RedisWeightedLock(self._state, 1, name, self._terms)
 
     @property
     def name(self) -> str:
@@ -88,12 +88,12 @@ class RedisSemaphore(BaseSemaphore):
 
     @property
     def capacity(self) -> int:
-        return self._core.capacity
+        return self._state.capacity
 
     @property
     def available(self) -> int:
         """The number of permits that no holder in this process has. `state` covers all processes."""
-        return self._core.capacity - self._core.used
+        return self._state.capacity - self._state.used
 
     @property
     def lease(self) -> Lease:
@@ -114,13 +114,13 @@ class RedisSemaphore(BaseSemaphore):
         self._claim(weight).acquire_nowait()
 
     def release(self, weight: int = 1) -> None:
-        claim, core, me = self._claim(weight), self._core, whoever()
-        if core.newest(me, weight) is not None:
+        claim, state, caller = self._claim(weight), self._state, current_owner()
+        if state.newest(caller, weight) is not None:
             claim.release()
             return
-        leases = core.leases.get(me, [])
+        leases = state.leases.get(caller, [])
         if sum(lease.weight for lease in leases) < weight:
-            raise not_held(core, me)
+            raise not_held(state, caller)
         # The permits were acquired in other amounts: release whole leases as long as they fit, and then part of the
         # next.
         for lease in leases[::-1]:
@@ -128,10 +128,10 @@ class RedisSemaphore(BaseSemaphore):
             if part == lease.weight:
                 self._claim(part).release()
             elif part:
-                claim.lower(lease, lease.weight - part, partial(release, core, part))
+                claim.lower(lease, lease.weight - part, partial(release, state, part))
             weight -= part
 
-    def hold(self, weight: int) -> RedisClaim:
+    def hold(self, weight: int) -> RedisWeightedLock:
         return self._claim(weight)
 
     def statistics(self) -> LockStatistics:
@@ -164,15 +164,15 @@ class RedisSemaphore(BaseSemaphore):
     ) -> None:
         self._one.__exit__(kind, error, trace)
 
-    def _claim(self, weight: int) -> RedisClaim:
+    def _claim(self, weight: int) -> RedisWeightedLock:
         if weight == 1:
             return self._one
-        if not (0 < weight <= self._core.capacity and weight == int(weight)):
+        if not (0 < weight <= self._state.capacity and weight == int(weight)):
             raise ValueError(
-                f"weight={safe_repr(weight)}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
-                f"{self._core.capacity}, or give it more"
+                f"weight={safe_repr(weight)}: semaphore {self._name!r} has {self._state.capacity} places; take 1 to "
+                f"{self._state.capacity}, or give it more"
             )
-        return RedisClaim(self._core, weight, self._name, self._terms)
+        return RedisWeightedLock(self._state, weight, self._name, self._terms)
 
     def __repr__(self) -> str:
         return f"<RedisSemaphore {self._name!r} {self.available} of {self.capacity} not held here>"

@@ -29,8 +29,8 @@ import anyio
 from redis.exceptions import ResponseError
 
 from cuelight._text import safe_str
-from cuelight.coordination._lock_state import Core
-from cuelight.coordination._lock_waiting import forget, monitor, now
+from cuelight.coordination._lock_state import CapacityState
+from cuelight.coordination._lock_waiting import monitor, now, untrack
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import await_until, call_in_loop, interruptible, loop_time, new_slot
 from cuelight.redis._client import read_reply
@@ -82,21 +82,21 @@ class _Slots:
 _slots = _Slots()
 
 
-class SharedCore(Core):
+class SharedLockState(CapacityState):
     """This process's part of a lock on a server."""
 
     def __init__(
         self,
-        thing: str,
+        label: str,
         names: Names,
         server: Server,
         capacity: int,
         *,
-        several: bool,
+        multiple_holds: bool,
         writers_first: bool,
         debug: bool,
     ) -> None:
-        super().__init__(thing, capacity, several=several, writers_first=writers_first, debug=debug)
+        super().__init__(label, capacity, multiple_holds=multiple_holds, writers_first=writers_first, debug=debug)
         self.names, self.server = names, server
         self.leases: dict[Any, list[Lease]] = {}
         self.blocks: dict[Any, list[tuple[Lease, anyio.CancelScope]]] = {}  # those of `async with`, innermost last
@@ -214,7 +214,7 @@ class SharedCore(Core):
         """
         with monitor:
             self.release(owner, weight, now())
-            forget(self, owner)
+            untrack(self, owner)
 
     # Calls.
 
@@ -260,16 +260,16 @@ class SharedCore(Core):
         Raises:
             StoreRefused: the reply is malformed.
         """
-        return read_reply(self.server.name, f"{op!r} of {self.thing}", read, reply)
+        return read_reply(self.server.name, f"{op!r} of {self.label}", read, reply)
 
     def _translated(self, error: ResponseError | StoreRefused) -> Exception:
         text = safe_str(error)
-        if "BADARG" in text or (isinstance(error, StoreRefused) and self.thing in text):
+        if "BADARG" in text or (isinstance(error, StoreRefused) and self.label in text):
             return error
         if "script" not in text and "CORRUPT" not in text and "FUTURE" not in text:
-            return StoreRefused(f"{self.server.name} refused a call of {self.thing}: {text}")
+            return StoreRefused(f"{self.server.name} refused a call of {self.label}: {text}")
         return StoreRefused(
-            f"the state of {self.thing} on {self.server.name} is not to be used: {text}. It was written by a newer "
+            f"the state of {self.label} on {self.server.name} is not to be used: {text}. It was written by a newer "
             f"version, or by something else: delete {self.names.keys[0]} and its neighbours, or use another prefix"
         )
 
@@ -287,44 +287,46 @@ class SharedCore(Core):
         return self.read("renew", partial(renewals, size=len(tickets)), reply)
 
 
-_cores: Final[WeakValueDictionary[tuple[Server, str], SharedCore]] = WeakValueDictionary()
+_shared_states: Final[WeakValueDictionary[tuple[Server, str], SharedLockState]] = WeakValueDictionary()
 _making = threading.Lock()
 
 
-def shared_core(
-    thing: str,
+def shared_state(
+    label: str,
     names: Names,
     server: Server,
     capacity: int,
     *,
-    several: bool = False,
+    multiple_holds: bool = False,
     writers_first: bool = False,
     debug: bool = False,
-) -> SharedCore:
+) -> SharedLockState:
     """Return the core of a lock on a server. All callers in this process that use the same lock share one core.
 
     Raises:
         ValueError: others in this process use the lock with other settings.
     """
     with _making:
-        core = _cores.get((server, names.tag))
-        if core is None:
-            core = SharedCore(thing, names, server, capacity, several=several, writers_first=writers_first, debug=debug)
-            _cores[server, names.tag] = core
-    if core.capacity != capacity:
+        state = _shared_states.get((server, names.tag))
+        if state is None:
+            state = SharedLockState(
+                label, names, server, capacity, multiple_holds=multiple_holds, writers_first=writers_first, debug=debug
+            )
+            _shared_states[server, names.tag] = state
+    if state.capacity != capacity:
         raise ValueError(
-            f"{thing} has {core.capacity} places elsewhere in this process, and {capacity} here: give both the same"
+            f"{label} has {state.capacity} places elsewhere in this process, and {capacity} here: give both the same"
         )
-    if core.writers_first != writers_first:
-        raise ValueError(f"{thing} has another writer_preference elsewhere in this process: give both the same")
-    return core
+    if state.writers_first != writers_first:
+        raise ValueError(f"{label} has another writer_preference elsewhere in this process: give both the same")
+    return state
 
 
 def _after_fork() -> None:
     global _making, _slots
     _making, _slots = threading.Lock(), _Slots()
-    for core in list(_cores.values()):
-        core.disown()
+    for state in list(_shared_states.values()):
+        state.disown()
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 from cuelight.tasks._blocking import BlockingFace
 from cuelight.tasks._dead_letters._blocking import BlockingDeadLetterQueue
 from cuelight.tasks._queue._task_waits import blocking_thread
@@ -210,7 +210,7 @@ class BlockingTaskHandle(Generic[R_co]):
 
     def result(self, timeout: float | None = None) -> R_co:
         """Blocking version of `TaskHandle.result`."""
-        token = blocking_thread.set(here.me)
+        token = blocking_thread.set(this_thread.owner)
         try:
             return self._face._call(self._handle.result, timeout)
         finally:

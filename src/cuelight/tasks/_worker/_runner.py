@@ -25,7 +25,7 @@ import anyio
 
 from cuelight._log import get_log
 from cuelight._text import type_name
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 from cuelight.errors import (
     LeaseLost,
     Rejected,
@@ -343,7 +343,7 @@ class _InThread:
         self.__module__ = getattr(function, "__module__", "")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._context.node = here.me
+        self._context.node = this_thread.owner
         return self._function(*args, **kwargs)
 
 

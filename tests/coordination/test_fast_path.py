@@ -1,4 +1,4 @@
-"""The fast_path ways into a line and out of a lock come to the same as the general ones, and are taken where possible."""
+"""The fast paths into a queue and out of a lock have the effect of the general ones, and are taken where possible."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ MAX_NAMES: Final = 10_000
 """The greatest number of names that are remembered; beyond it, all are forgotten."""
 
 _lock: Final = threading.RLock()
-_held: Final[dict[Any, dict[CapacityState, str]]] = {}  # by owner: the cores it holds, and where it acquired them
+_held: Final[dict[Any, dict[CapacityState, str]]] = {}  # by owner: the locks it holds, and where it acquired them
 _after: Final[dict[str, dict[str, str]]] = {}  # by name: the names acquired while it was held, and where
 _warned: Final[set[frozenset[str]]] = set()
 
@@ -82,7 +82,7 @@ def _find_order(start: str, end: str) -> list[tuple[str, str]] | None:
 
 
 def note_released(state: CapacityState, owner: Any) -> None:
-    """Remove the record of a core from an owner that no longer holds it."""
+    """Remove the record of a lock from an owner that no longer holds it."""
     with _lock:
         held = _held.get(owner)
         if held is not None and not state.is_held_by(owner):

@@ -1,15 +1,15 @@
 """The state machine under locks, semaphores and read-write locks: a capacity, holders, and a queue of waiting owners.
 
 Nothing here waits, reads a clock or knows an event loop. Each step is plain code that runs under the monitor of
-`_endings`. A lock has a capacity of 1, a semaphore of n. In a read-write lock a reader takes 1 and a writer all.
+`_lock_waiting`. A lock has a capacity of 1, a semaphore of n. In a read-write lock a reader takes 1 and a writer all.
 
 Invariants:
 1. The used capacity never exceeds the capacity, and is the sum of the weights of the holders.
 2. A new request is granted only if there is room and no queue; otherwise it joins the end of the queue. No request
    overtakes another. With `writers_first`, requests for the whole capacity stand before all others in the queue.
 3. Between steps, the head of the queue does not fit. So small requests do not starve a large one.
-4. A ticket is granted at most once. If its owner leaves the queue, or cannot accept the grant, the room goes to the
-   next ticket.
+4. A waiter is granted at most once. If its owner leaves the queue, or cannot accept the grant, the room goes to the
+   next waiter.
 
 A signal or the garbage collector may run other code between any two steps. That code may raise, or call this module
 again. So changes that belong together are made without a call in between, and state is read again after each call.
@@ -190,7 +190,7 @@ class CapacityState:
             self.grant_waiters(now)
 
     def grant_waiters(self, now: float) -> None:
-        """Grant tickets from the head of the queue, as far as there is room."""
+        """Grant waiters from the head of the queue, as far as there is room."""
         queue = self.queue
         while queue:
             head = queue[0]
@@ -228,7 +228,7 @@ class CapacityState:
     # Dependencies between owners, for the search for deadlocks.
 
     def blockers(self, waiter: LockWaiter) -> list[Any]:
-        """Return the owners that must release before a waiting ticket can be granted: each holds too much.
+        """Return the owners that must release before a waiting waiter can be granted: each holds too much.
 
         In a semaphore with room for several there may be none, because a release by any one of the holders is enough.
         """
@@ -241,7 +241,7 @@ class CapacityState:
         return [owner for owner, weight in held.items() if weight > room]
 
     def owners_ahead(self, waiter: LockWaiter) -> list[Any]:
-        """Return the owners before a ticket in the queue that must be served first, by the rule of `blockers`."""
+        """Return the owners before a waiter in the queue that must be served first, by the rule of `blockers`."""
         if waiter.state != WAITING:
             return []
         room = self.capacity - waiter.weight

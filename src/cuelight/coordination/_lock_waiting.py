@@ -1,4 +1,4 @@
-"""Tickets of threads and of tasks, and joining the queue without a deadlock.
+"""Waiting threads and tasks, and joining the queue without a deadlock.
 
 Invariants:
 1. A wait that would deadlock, directly or through other waiters, raises `DeadlockError` and leaves no state behind.
@@ -8,9 +8,9 @@ Invariants:
 
 The monitor, and the release of locks whose owner has ended, which is reported in the log.
 
-Every step on a core runs under one monitor for the whole process, and so does the search for deadlocks. The monitor is
+Every step on a lock runs under one monitor for the whole process, and so does the search for deadlocks. The monitor is
 held for microseconds, never across a wait. It is re-entrant, because the garbage collector may run a finaliser that
-releases a lock during a step; `_state` explains why that is harmless.
+releases a lock during a step; `_lock_state` explains why that is harmless.
 
 Invariants:
 1. While an owner waits for a lock, the end of each holder of that lock is noticed at once.
@@ -18,7 +18,7 @@ Invariants:
    others wait for it.
 3. Holders of other kinds are checked when a request does not get the lock at once.
 
-The operations on a core: acquire at once, by blocking or by waiting, and release.
+The operations on a lock: acquire at once, by blocking or by waiting, and release.
 
 Invariant: an operation completes or raises, never both. An operation that is cancelled, interrupted or late leaves
 nothing acquired.
@@ -80,11 +80,11 @@ if hasattr(os, "register_at_fork"):  # a child must not inherit a monitor held b
 now: Final = time.monotonic
 
 watched_owners: Final[dict[Any, dict[CapacityState, None]]] = {}
-"""For each owner, the cores to check when it ends. Only cores that others wait for."""
+"""For each owner, the locks to check when it ends. Only locks that others wait for."""
 
 
 class _ActorLocks:
-    """The cores that an actor holds, released when its incarnation ends."""
+    """The locks that an actor holds, released when its incarnation ends."""
 
     __slots__ = ("_cell", "states")
 
@@ -102,7 +102,7 @@ class _ActorLocks:
 
 
 def track_actor(state: CapacityState, cell: Cell) -> None:
-    """Register a core for release at the end of this incarnation of the actor."""
+    """Register a lock for release at the end of this incarnation of the actor."""
     with monitor:
         held = holdings.get(cell)
         if not isinstance(held, _ActorLocks):
@@ -111,7 +111,7 @@ def track_actor(state: CapacityState, cell: Cell) -> None:
 
 
 def watch_holder(state: CapacityState, owner: Any) -> None:
-    """Check this core when one of its holders ends, because others wait. Call it under the monitor."""
+    """Check this lock when one of its holders ends, because others wait. Call it under the monitor."""
     if owner in watched_owners:
         watched_owners[owner][state] = None
         return
@@ -134,7 +134,7 @@ def _on_owner_ended(owner: Any) -> None:
 
 
 def untrack(state: CapacityState, owner: Any) -> None:
-    """Remove the records of an owner that has released the core, unless it still holds part of it."""
+    """Remove the records of an owner that has released the lock, unless it still holds part of it."""
     if not state.is_held_by(owner):
         if owner in watched_owners:
             watched_owners[owner].pop(state, None)
@@ -146,14 +146,14 @@ def untrack(state: CapacityState, owner: Any) -> None:
 
 
 def release_dead_holders(state: CapacityState) -> None:
-    """Release the core for holders that have ended, and report them."""
+    """Release the lock for holders that have ended, and report them."""
     with monitor:
         reports = take_from_dead_holders(state)
     log_reports(reports)
 
 
 def take_from_dead_holders(state: CapacityState) -> list[str]:
-    """Release the core for holders that have ended. Returns the reports, to be logged outside of the monitor."""
+    """Release the lock for holders that have ended. Returns the reports, to be logged outside of the monitor."""
     reports: list[str] = []
     for owner in state.held():
         if owner_ended(owner):
@@ -248,7 +248,7 @@ blocked_loops: Final[list[int]] = [0]
 
 
 class BlockedWaiter(LockWaiter):
-    """A ticket of an owner that is blocked, and so is in the graph of waits. Used under the monitor only."""
+    """A blocked owner, which is in the graph of waits. Used under the monitor only."""
 
     __slots__ = ("lock_state", "nodes", "thing")
 
@@ -261,7 +261,7 @@ class BlockedWaiter(LockWaiter):
         self.nodes: tuple[Any, ...] = ()
 
     def blockers(self) -> list[Any]:
-        """The owners that must act before this ticket can be granted."""
+        """The owners that must act before this waiter can be granted."""
         found = self.lock_state.blockers(self)
         if blocked_loops[0]:  # otherwise the owners ahead wait only for the same holders
             found += self.lock_state.owners_ahead(self)
@@ -293,7 +293,7 @@ class BlockedWaiter(LockWaiter):
 
 
 class ThreadWaiter(BlockedWaiter):
-    """The ticket of a thread, which sleeps on a lock of its own."""
+    """A waiting thread, which sleeps on a lock of its own."""
 
     __slots__ = ("_generation", "_sleep", "blocks_loop")
 
@@ -323,7 +323,7 @@ class ThreadWaiter(BlockedWaiter):
 
 
 class TaskWaiter(BlockedWaiter):
-    """The ticket of a task, which sleeps on a slot that only the thread of its own loop may fill."""
+    """A waiting task, which sleeps on a slot that only the thread of its own loop may fill."""
 
     __slots__ = ("_polls", "loop", "slot")
 
@@ -473,7 +473,7 @@ def cancel_wait(state: CapacityState, waiter: BlockedWaiter) -> None:
 
 
 def cancel_unless_granted(state: CapacityState, waiter: BlockedWaiter) -> bool:
-    """Leave the queue after a timeout. Returns False if the ticket was granted at the last moment; it stays granted."""
+    """Leave the queue after a timeout. Returns False if the waiter was granted at the last moment; it stays granted."""
     with monitor:
         if waiter.state == GRANTED:
             return False
@@ -548,7 +548,7 @@ def release(state: CapacityState, weight: int, or_weight: int = 0) -> None:
     """Release a weight and grant waiting owners.
 
     Args:
-        state: the core to release.
+        state: the lock to release.
         weight: the weight to release.
         or_weight: the weight to release if the owner does not hold `weight`.
 

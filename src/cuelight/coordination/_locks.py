@@ -124,7 +124,7 @@ class LockStatistics(msgspec.Struct, frozen=True):
 
 
 def statistics_of(state: CapacityState, *, by_weight: bool = True) -> LockStatistics:
-    """Return the statistics of a core."""
+    """Return the statistics of a lock."""
     with monitor:
         at, details, held = now(), state.details or {}, state.held()
         holders: list[Holder] = []
@@ -224,7 +224,7 @@ class BaseLock(ContextManagerMixin):
 
 
 class WeightedLock(BaseLock):
-    """A lock over part of a core's capacity: a whole lock, some permits of a semaphore, or one side of a read-write
+    """A lock over part of a state's capacity: a whole lock, some permits of a semaphore, or one side of a read-write
     lock.
 
     It has no state of its own, so any number of users may share one.
@@ -302,7 +302,7 @@ class LocalLock(WeightedLock):
         self._name = name
         self._kept: set[LocalLock] | None = None
 
-    # The fast path, without the monitor; see LockCore.
+    # The fast path, without the monitor; see `FastLockState`.
 
     def __enter__(self) -> Self:
         state = self._state

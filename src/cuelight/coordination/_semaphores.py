@@ -198,7 +198,7 @@ class LocalSemaphore(BaseSemaphore):
             acquire_blocking(self._state, 1, None)
         return self
 
-    # The fast path, without the monitor; see CountedCore.
+    # The fast path, without the monitor; see `FastSemaphoreState`.
 
     async def __aenter__(self) -> Self:
         state = self._state

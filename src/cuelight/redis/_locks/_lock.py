@@ -1,4 +1,4 @@
-"""A lock over part of a shared core's capacity. It is held under a lease, and its block is cancelled if that is lost.
+"""A lock over part of a shared state's capacity. It is held under a lease, and its block is cancelled if that is lost.
 
 Invariants:
 1. A holder that leaves its block normally held its lease to the end, as far as clocks and servers can tell. Otherwise
@@ -43,7 +43,7 @@ PATIENCE: Final = 1.0
 
 
 class RedisWeightedLock(BaseLock):
-    """A lock over part of a shared core's capacity. It has no state of its own."""
+    """A lock over part of a shared state's capacity. It has no state of its own."""
 
     __slots__ = ("__weakref__", "_name", "_state", "_terms", "_weight")
 

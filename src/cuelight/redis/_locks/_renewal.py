@@ -88,7 +88,7 @@ class Keeper:
         return not self._leases and not self._flushing
 
     def leases(self) -> list[tuple[Lease, SharedLockState]]:
-        """The leases that are renewed, with their cores."""
+        """The leases that are renewed, with their locks."""
         return list(self._leases.items())
 
     def hold(self, lease: Lease, state: SharedLockState) -> None:

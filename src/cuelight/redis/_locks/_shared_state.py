@@ -1,6 +1,6 @@
-"""A core whose capacity is shared with other processes: the holders of this process and the unsent releases.
+"""The state of a lock whose capacity is shared with other processes: the holders of this process and the unsent releases.
 
-A caller first acquires the core, as it would acquire a local lock, and then a lease from the server. So the callers of
+A caller first acquires the lock, as it would acquire a local lock, and then a lease from the server. So the callers of
 one process wait in a local queue, where cycles of waits are found and no network is needed. Only the caller whose turn
 it is in this process waits in the server's queue.
 
@@ -180,7 +180,7 @@ class SharedLockState(CapacityState):
         return None
 
     def enter(self, lease: Lease) -> None:
-        """Add a granted lease; its owner already has the core."""
+        """Add a granted lease; its owner already has the lock."""
         self.leases.setdefault(lease.owner, []).append(lease)
 
     def remove(self, lease: Lease) -> None:
@@ -208,7 +208,7 @@ class SharedLockState(CapacityState):
                 lease.disown("it stays with the process that this one was forked from")
 
     def back_out(self, owner: Any, weight: int) -> None:
-        """Release the core for an owner that gets no lease, so that the next caller may try.
+        """Release the lock for an owner that gets no lease, so that the next caller may try.
 
         The owner may have ended.
         """
@@ -301,7 +301,7 @@ def shared_state(
     writers_first: bool = False,
     debug: bool = False,
 ) -> SharedLockState:
-    """Return the core of a lock on a server. All callers in this process that use the same lock share one core.
+    """Return the state of a lock on a server. All users of one lock in this process share one state.
 
     Raises:
         ValueError: others in this process use the lock with other settings.

@@ -130,7 +130,7 @@ def test_a_loop_that_ended_without_a_word_holds_up_nobody(first_in_line: bool) -
     tasks.clear()
     gc.collect()
     assert limiter.statistics()[:2] == (2, 0)
-    assert limiter._own.users == 1
+    assert limiter._own_queue.users == 1
     assert limiter.idle
 
 
@@ -199,9 +199,9 @@ def test_cancelled_at_any_moment_nothing_is_lost_or_charged() -> None:
 
     in_threads(("asyncio", storm(3)), ("trio", storm(5)), ("uvloop", native()))
     assert limiter.remaining()["concurrency"] == 2
-    assert limiter._own.users == 1
+    assert limiter._own_queue.users == 1
     assert limiter.statistics().waiting == 0
-    assert limiter._own.served == limiter._own.end
+    assert limiter._own_queue.served_cost == limiter._own_queue.end_cost
 
 
 def test_it_waits_in_real_time_too() -> None:

@@ -87,22 +87,22 @@ def test_over_redis_each_step_is_that_of_the_limiter_in_one_process(algorithm: A
         booked: list[tuple[dict[str, Any], int, Any]] = []
         for _ in range(25):
             table.now += chance.choice([0, 0, 1, 2, chance.randint(0, 20)])
-            now, cost = table.now * 1000, chance.randint(1, meter.most)
+            now, cost = table.now * 1000, chance.randint(1, meter.max_cost)
             if booked and chance.random() < 0.3:
                 asked, was, ticket = booked.pop(chance.randrange(len(booked)))
-                real = chance.randint(0, 2 * meter.most)
-                ticket = meter.amend(ticket, was, real, now)
+                real = chance.randint(0, 2 * meter.max_cost)
+                ticket = meter.adjust(ticket, was, real, now)
                 asked["tickets"] = table.amend(asked, [was], real)["tickets"]
                 booked.append((asked, real, ticket))
                 continue
-            due = meter.due(now, cost)
+            due = meter.available_at(now, cost)
             asked = table.ask(cost)
             assert asked["granted"] == (due <= now)
             if due <= now:
-                booked.append((asked, cost, meter.book(now, now, cost)))
+                booked.append((asked, cost, meter.charge(now, now, cost)))
             else:
                 assert asked["wait"] == in_microseconds(due - now), "too long or too short"
-            assert asked["left"] == [meter.left(now)]
+            assert asked["left"] == [meter.remaining(now)]
             assert asked["unused"] == in_microseconds(max(0, meter.unused_at(now) - now))
 
 

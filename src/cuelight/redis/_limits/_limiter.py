@@ -9,15 +9,15 @@ from typing import Any, Final, Generic, TypedDict, TypeVar
 
 from cuelight._text import safe_repr
 from cuelight.coordination import LimiterStatistics, RateLimitConfig
-from cuelight.coordination._limiter_queue import Limiter, jittered
+from cuelight.coordination._limiter_queue import QueuedLimiter, jittered
 from cuelight.coordination._meters import check_positive
 from cuelight.mailbox import call_in_loop, has_ended, running_loop
 from cuelight.redis._client import DEFAULT_URL, Server, server_for
 from cuelight.redis._limits._calls import OnOutage, Outage
 from cuelight.redis._limits._config import Algorithm, Plan, row_of
-from cuelight.redis._limits._loop_client import EVER, MICROSECONDS, Desk
+from cuelight.redis._limits._loop_client import MICROSECONDS, NEVER, Desk
 
-L = TypeVar("L", bound=Limiter)
+L = TypeVar("L", bound=QueuedLimiter)
 
 
 class Options(TypedDict, total=False):
@@ -132,7 +132,7 @@ class RedisLimiter(Generic[L]):
             self._desks[loop] = desk
         return desk
 
-    def _retire(self, revive: Callable[[], None]) -> bool:
+    def _try_evict(self, revive: Callable[[], None]) -> bool:
         """Agree to be forgotten by a `KeyedLimiter`, if unused. The charges are on the server, so nothing is lost."""
         if any(desk.busy for desk in self._desks.copy().values()):
             return False
@@ -267,5 +267,5 @@ def _scaled(config: RateLimitConfig, share: float) -> RateLimitConfig:
 
 
 def in_seconds(microseconds: int) -> float:
-    """Convert to seconds; `EVER` becomes infinity."""
-    return math.inf if microseconds >= EVER else microseconds / MICROSECONDS
+    """Convert to seconds; `NEVER` becomes infinity."""
+    return math.inf if microseconds >= NEVER else microseconds / MICROSECONDS

@@ -29,7 +29,7 @@ from cuelight.redis._limits._answers import Answer
 from cuelight.redis._limits._calls import Calls, Charge, Delivery, Outage
 from cuelight.redis._limits._config import Plan
 
-EVER: Final = 1 << 52
+NEVER: Final = 1 << 52
 """Microseconds: stands for a time that never comes."""
 
 MICROSECONDS: Final = 1_000_000
@@ -51,7 +51,7 @@ log = get_log("cuelight.redis")
 
 
 class TooLate(Exception):
-    """The turn of a request does not come in time; `wait` is the time until then in microseconds, or `EVER`."""
+    """The turn of a request does not come in time; `wait` is the time until then in microseconds, or `NEVER`."""
 
     def __init__(self, wait: int) -> None:
         super().__init__(wait)
@@ -162,8 +162,8 @@ class Desk:
         )  # registered before the first call, because a notification may overtake the answer
         try:
             while True:
-                patience, limit = EVER, None
-                if timeout is not None and timeout * MICROSECONDS < EVER:
+                patience, limit = NEVER, None
+                if timeout is not None and timeout * MICROSECONDS < NEVER:
                     left = began + timeout - time.monotonic()
                     patience, limit = max(0, round(left * MICROSECONDS)), answer_time(timeout, left)
                 waiting.reachable = self._listening is not None

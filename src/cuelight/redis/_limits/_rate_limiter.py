@@ -11,8 +11,8 @@ from cuelight.coordination import Admission, RateLimitConfig, RateLimiter
 from cuelight.coordination._limiter_queue import jittered
 from cuelight.coordination._meters import check_timeout, check_whole
 from cuelight.coordination._rate_limiter import (
-    USUAL,
-    Requesting,
+    DEFAULT_COSTS,
+    RequestMixin,
     check_costs,
     check_limits,
     check_named,
@@ -25,10 +25,10 @@ from cuelight.redis._client import DEFAULT_URL, Server
 from cuelight.redis._limits._calls import Away, Charge, OnOutage
 from cuelight.redis._limits._config import Algorithm
 from cuelight.redis._limits._limiter import RedisLimiter, in_seconds
-from cuelight.redis._limits._loop_client import EVER, MICROSECONDS, Desk, TooLate
+from cuelight.redis._limits._loop_client import MICROSECONDS, NEVER, Desk, TooLate
 
 
-class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
+class RedisRateLimiter(RedisLimiter[RateLimiter], RequestMixin):
     """Several limits in one step, for all processes that use the same name on one server.
 
         limiter = RedisRateLimiter(
@@ -144,8 +144,8 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
 
     def _costs(self, given: Mapping[str, int]) -> list[int]:
         plan = self._plan
-        costs = order_costs(self, plan.names, given, USUAL)
-        check_costs(self, plan.names, costs, (plan.most(index) for index in range(len(costs))))
+        costs = order_costs(self, plan.names, given, DEFAULT_COSTS)
+        check_costs(self, plan.names, costs, (plan.max_cost(index) for index in range(len(costs))))
         return costs
 
     async def retry_after(self, **costs: int) -> float:
@@ -318,23 +318,23 @@ class RedisAdmission:
             except Away:
                 pass
             except TooLate as late:
-                raise TimeoutError(self._too_late(late.wait)) from None
+                raise TimeoutError(self._timeout_error(late.wait)) from None
             else:
                 return self
         self._without = stack = AsyncExitStack()
 
         async def enter(local: RateLimiter) -> None:
-            costs = (min(cost, meter.most) for cost, meter in zip(self._costs, local._each, strict=False))
+            costs = (min(cost, meter.max_cost) for cost, meter in zip(self._costs, local._all_meters, strict=False))
             admission = Admission(local, (*costs, 1), self._timeout, refund_on_failure=False)
             await stack.enter_async_context(admission)
 
         await limiter._without(enter)
         return self
 
-    def _too_late(self, wait: int) -> str:
+    def _timeout_error(self, wait: int) -> str:
         limiter = self._limiter
         shown = ", ".join(f"{name}={cost}" for name, cost in self.costs.items() if cost) or "a request"
-        earliest = "when others give something back" if wait >= EVER else f"in {wait / MICROSECONDS:.3g} s"
+        earliest = "when others give something back" if wait >= NEVER else f"in {wait / MICROSECONDS:.3g} s"
         return f"{limiter!r} has no room within {self._timeout} s for {shown}: its turn comes {earliest}"
 
     async def __aexit__(

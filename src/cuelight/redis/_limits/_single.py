@@ -20,9 +20,9 @@ import anyio
 
 from cuelight._text import safe_repr
 from cuelight.coordination import AsyncLeakyBucket, AsyncSlidingWindow, AsyncTokenBucket, Decision, RateLimitConfig
-from cuelight.coordination._limiter_queue import YIELD
+from cuelight.coordination._limiter_queue import YIELD_MASK
 from cuelight.coordination._limiters import (
-    Paced,
+    AcquireMixin,
     SingleLimiter,
     bucket_config,
     check_config,
@@ -130,7 +130,7 @@ class Stock:
 _NAME = "limit"
 
 
-class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
+class RedisSingleLimiter(RedisLimiter[SingleLimiter], AcquireMixin):
     """The base of the limiters with one limit, for all processes that use the same name on one server.
 
     They may be used from several event loops and threads at once. `async with limiter:` admits a block at a cost of 1,
@@ -151,9 +151,9 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         super().__init__(name, algorithm, {_NAME: config}, None, lambda scaled, _: local(scaled(config)), options)
         if chunk is not None:
             check_whole("chunk", chunk, 1)
-            if chunk > self._plan.most(0):
+            if chunk > self._plan.max_cost(0):
                 raise ValueError(
-                    f"chunk={safe_repr(chunk)}: {self!r} never lets more than {self._plan.most(0)} through at once"
+                    f"chunk={safe_repr(chunk)}: {self!r} never lets more than {self._plan.max_cost(0)} through at once"
                 )
         self._chunk = chunk
         self._stocks: dict[Desk, Stock] = {}
@@ -195,7 +195,7 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
             await self._take(cost, timeout)
             return
         stock = self._stock(self._chunk)
-        if self._desk().admitted & YIELD == YIELD:
+        if self._desk().admitted & YIELD_MASK == YIELD_MASK:
             await yield_now()
         if not stock.spend(cost):
             await stock.acquire(cost, timeout)
@@ -211,7 +211,7 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
                 raise TimeoutError(
                     f"{self!r} has no room within {timeout} s for a cost of {cost}: its turn comes in {wait:.3g} s"
                 ) from None
-        await self._without(lambda limiter: limiter.acquire(min(cost, limiter._meter.most), timeout))
+        await self._without(lambda limiter: limiter.acquire(min(cost, limiter._meter.max_cost), timeout))
         return None
 
     def _stock(self, chunk: int) -> Stock:
@@ -250,8 +250,8 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
                 return Decision(answer["granted"], wait, answer["left"][0], max(wait, in_seconds(answer["unused"])))
         if self._local is None:
             self._uncounted += 1
-            return Decision(True, 0.0, self._plan.most(0), 0.0)
-        decision = self._local.try_acquire(min(cost, self._local._meter.most))
+            return Decision(True, 0.0, self._plan.max_cost(0), 0.0)
+        decision = self._local.try_acquire(min(cost, self._local._meter.max_cost))
         self._uncounted += decision.allowed
         return decision
 
@@ -286,7 +286,7 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         await super().aclose()
 
     def _check_cost(self, cost: int) -> None:
-        check_cost(self, cost, self._plan.most(0))
+        check_cost(self, cost, self._plan.max_cost(0))
 
 
 class RedisTokenBucket(RedisSingleLimiter):

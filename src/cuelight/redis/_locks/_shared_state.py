@@ -1,4 +1,5 @@
-"""The state of a lock whose capacity is shared with other processes: the holders of this process and the unsent releases.
+"""The state of a lock whose capacity is shared with other processes: the holders of this process and the unsent
+releases.
 
 A caller first acquires the lock, as it would acquire a local lock, and then a lease from the server. So the callers of
 one process wait in a local queue, where cycles of waits are found and no network is needed. Only the caller whose turn

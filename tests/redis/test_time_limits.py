@@ -192,7 +192,7 @@ async def test_a_request_that_is_cancelled_does_not_wait_again_for_a_server_that
         with anyio.move_on_after(0.3) as scope:
             await bucket.acquire()
         assert scope.cancelled_caught
-        assert bucket._desk()._calls.away
+        assert bucket._loop_client()._calls.away
 
 
 PROGRAM = """

@@ -127,7 +127,7 @@ async def test_who_waits_in_line_is_late_in_time_though_the_server_goes_away(pro
             tasks.start_soon(wait)
             thread.start(lambda: again.acquire_blocking(0))
             assert thread.result() is None
-            await until(lambda: any(ear.open for ear in lock._state.ears.values()))
+            await until(lambda: any(ear.open for ear in lock._state.grant_channels.values()))
             proxy.silence()
             with anyio.fail_after(LONG / 4):
                 await until(lambda: outcomes)

@@ -1,27 +1,20 @@
-"""Waiting threads and tasks, and joining the queue without a deadlock.
+"""The operations on a lock: acquire at once, by blocking or by waiting, and release; and the search for deadlocks.
+
+Each step on the state of a lock runs under one monitor for the whole process, and so does the search for deadlocks. The
+monitor is held for microseconds, never across a wait. It is re-entrant, because the garbage collector may run a
+finaliser that releases a lock during a step; `_lock_state` explains why that is harmless.
 
 Invariants:
 1. A wait that would deadlock, directly or through other waiters, raises `DeadlockError` and leaves no state behind.
 2. A wait is in the graph of waits from before the search for a deadlock until it is granted or given up.
 3. A grant reaches the owner that waits: a thread by a lock of its own, a task in its own loop. If that loop has ended,
    the next in the queue gets the grant.
-
-The monitor, and the release of locks whose owner has ended, which is reported in the log.
-
-Every step on a lock runs under one monitor for the whole process, and so does the search for deadlocks. The monitor is
-held for microseconds, never across a wait. It is re-entrant, because the garbage collector may run a finaliser that
-releases a lock during a step; `_lock_state` explains why that is harmless.
-
-Invariants:
-1. While an owner waits for a lock, the end of each holder of that lock is noticed at once.
-2. A lock that an actor holds is released when the actor crashes, otherwise after its `stopped` hook, whether or not
+4. While an owner waits for a lock, the end of each holder of that lock is noticed at once. Other holders are checked
+   when a request does not get the lock at once. A release for a holder that has ended is reported in the log.
+5. A lock that an actor holds is released when the actor crashes, otherwise after its `stopped` hook, whether or not
    others wait for it.
-3. Holders of other kinds are checked when a request does not get the lock at once.
-
-The operations on a lock: acquire at once, by blocking or by waiting, and release.
-
-Invariant: an operation completes or raises, never both. An operation that is cancelled, interrupted or late leaves
-nothing acquired.
+6. An operation completes or raises, never both. An operation that is cancelled, interrupted or late leaves nothing
+   acquired.
 """
 
 from __future__ import annotations

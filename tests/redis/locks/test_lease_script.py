@@ -11,7 +11,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight.redis._locks._script import LEASE
+from cuelight.redis._locks._script import LEASE_SCRIPT
 from helpers.lockable import over_redis
 from helpers.redis_servers import RedisServer, redis_binary, shared_server
 
@@ -19,8 +19,8 @@ CLAIM = 1000
 LINE_OF_THE_OTHERS = 1 << 40
 
 _NOW = "local time = call('TIME')"
-assert _NOW in LEASE.text.decode()
-TIMED = LEASE.text.decode().replace(_NOW, "local time = { 0, 1000 * table.remove(ARGV) }")
+assert _NOW in LEASE_SCRIPT.text.decode()
+TIMED = LEASE_SCRIPT.text.decode().replace(_NOW, "local time = { 0, 1000 * table.remove(ARGV) }")
 """The same script, told the time in ms by its last argument: the only way to know what it must answer."""
 
 
@@ -33,7 +33,7 @@ class Caller:
         self.script = client.register_script(text)
 
     def call(self, now: int, op: str, *own: Any, lowerings: tuple[Any, ...] = (), capacity: int = 0) -> Any:
-        flat = [part for lowering in lowerings for part in lowering]
+        flat = [part for pending_release in lowerings for part in pending_release]
         args = [op, "c:", capacity or self.capacity, len(lowerings), *flat, *own, now]
         return self.script(keys=self.keys, args=args)
 
@@ -182,7 +182,7 @@ class Model:
 MEMBERS = ["a/0", "a/1", "b/0", "c/0"]
 CAPACITY = 3
 
-lowering = st.tuples(st.sampled_from(MEMBERS), st.integers(1, 4), st.integers(0, 2))
+pending_release = st.tuples(st.sampled_from(MEMBERS), st.integers(1, 4), st.integers(0, 2))
 step = st.fixed_dictionaries(
     {
         "op": st.sampled_from(["acquire", "acquire", "acquire", "lower", "renew", "look"]),
@@ -195,7 +195,7 @@ step = st.fixed_dictionaries(
         "delay": st.sampled_from([0, 0, 700]),
         "first": st.booleans(),
         "wait": st.booleans(),
-        "lowerings": st.lists(lowering, max_size=2),
+        "lowerings": st.lists(pending_release, max_size=2),
         "again": st.booleans(),
         "lost": st.sampled_from([False] * 9 + [True]),
     }
@@ -461,7 +461,7 @@ def test_a_member_that_is_no_member_is_refused(caller: Caller) -> None:
 
 
 def test_the_keys_at_the_top_of_the_script_are_those_it_uses() -> None:
-    text = LEASE.text.decode()
+    text = LEASE_SCRIPT.text.decode()
     assert re.findall(r"^--   (\d) (\w+)", text, re.MULTILINE)[:5] == [
         ("1", "state"),
         ("2", "held"),

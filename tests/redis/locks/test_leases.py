@@ -17,7 +17,7 @@ import pytest
 from cuelight.coordination import LockManager
 from cuelight.errors import LeaseLost, LockNotHeld, StoreRefused, StoreUnavailable
 from cuelight.redis import Lease, LockState, RedisClient, RedisLock, RedisSemaphore, redis_locks
-from cuelight.redis._locks._renewal import Keeper, _keepers, the_thread
+from cuelight.redis._locks._renewal import LeaseRenewer, _renewers, background_loop
 from helpers import BACKENDS, run_on
 from helpers.lockable import over_redis, until, until_server, worker
 from helpers.players import outcome, settle
@@ -431,22 +431,22 @@ async def test_the_thread_ends_when_nothing_is_held() -> None:
         thread.do(lock.acquire_blocking)
         assert any(one.name == "cuelight redis locks" for one in threading.enumerate())
         thread.do(lock.release)
-    await until(lambda: the_thread._keeper is None)
+    await until(lambda: background_loop._renewer is None)
     await until(lambda: not any(one.name == "cuelight redis locks" for one in threading.enumerate()))
 
 
 def test_keepers_go_with_their_loops() -> None:
-    async def main() -> Keeper:
+    async def main() -> LeaseRenewer:
         async with RedisLock("it", **where):
-            (keeper,) = (keeper for keeper in _keepers.values() if keeper.leases())
+            (renewer,) = (renewer for renewer in _renewers.values() if renewer.leases())
         await settle()
-        assert keeper.idle
-        return keeper
+        assert renewer.idle
+        return renewer
 
     where = over_redis()
     for name in BACKENDS:
         run_on(BACKENDS[name], main)
-    assert len(_keepers) <= 2
+    assert len(_renewers) <= 2
 
 
 async def test_bad_arguments_of_locks_over_redis_are_refused() -> None:

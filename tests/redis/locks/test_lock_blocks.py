@@ -271,7 +271,7 @@ async def test_two_tasks_that_begin_to_listen_at_once_share_what_they_hear() -> 
                     return len((await semaphore.state()).waiting) == 2
 
                 await until_server(both_wait)
-                await until(lambda: any(ear.open for ear in semaphore._state.ears.values()))
+                await until(lambda: any(ear.open for ear in semaphore._state.grant_channels.values()))
                 assert not got
     assert sorted(got) == [1, 2]
 

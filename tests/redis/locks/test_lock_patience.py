@@ -19,8 +19,8 @@ from redis.exceptions import ResponseError
 from cuelight.errors import LeaseLost, LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient, RedisLock
 from cuelight.redis._locks import _acquire, _lock, _renewal
-from cuelight.redis._locks._renewal import LoopThread
-from cuelight.redis._locks._script import LEASE
+from cuelight.redis._locks._renewal import BackgroundLoop
+from cuelight.redis._locks._script import LEASE_SCRIPT
 from helpers import BACKENDS, Backend, run_on
 from helpers.lockable import over_redis, until, until_blocking, until_server, worker
 from helpers.players import outcome
@@ -45,7 +45,7 @@ async def in_line(lock: RedisLock, many: int = 1) -> None:
 
 def listens(lock: RedisLock) -> bool:
     """Whether anybody in this process knows that it is in line, and listens for its turn."""
-    return any(ear.open for ear in lock._state.ears.values())
+    return any(ear.open for ear in lock._state.grant_channels.values())
 
 
 # Answers that are late, and a server that is away.
@@ -176,7 +176,9 @@ async def test_an_acquisition_that_others_gave_back_is_refused() -> None:
                 await in_line(holder)
                 (member,) = await client.execute("ZRANGE", state.names.keys[2], 0, -1)
                 number = (await client.execute("HGET", state.names.keys[3], member)).split(b":")[1]
-                await client.run(LEASE, state.names.keys, ["lower", state.names.channels, 1, 1, member, number, 0])
+                await client.run(
+                    LEASE_SCRIPT, state.names.keys, ["lower", state.names.channels, 1, 1, member, number, 0]
+                )
         assert isinstance(errors[0], StoreRefused)
         assert "was given back already" in str(errors[0])
         assert not lock.locked
@@ -267,15 +269,15 @@ async def test_a_lock_taken_at_once_asks_for_replicas_too(how: str) -> None:
 
 
 @contextmanager
-def a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Generator[LoopThread]:
+def a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Generator[BackgroundLoop]:
     """The thread that keeps leases, for a program of its own: that can end, and the tests go on."""
-    own = LoopThread()
+    own = BackgroundLoop()
     with monkeypatch.context() as patch:
         for module in (_lock, _acquire, _renewal):
-            patch.setattr(module, "the_thread", own)
+            patch.setattr(module, "background_loop", own)
         yield own
         own.end()
-        until_blocking(lambda: own._keeper is None)
+        until_blocking(lambda: own._renewer is None)
 
 
 def test_a_program_that_ends_gives_back_what_nobody_will_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +307,7 @@ def test_a_program_that_ends_gives_back_what_nobody_will_give_back(monkeypatch: 
         assert held(still)
         go.set()
         thread.join()
-        until_blocking(lambda: own._keeper is None)
+        until_blocking(lambda: own._renewer is None)
         assert not held(still)
 
 
@@ -320,7 +322,7 @@ def test_a_program_that_ends_without_its_server_does_not_wait_for_it(
         proxy.refuse()
         began = time.monotonic()
         own.end()
-        until_blocking(lambda: own._keeper is None)
+        until_blocking(lambda: own._renewer is None)
         assert time.monotonic() - began < 5
         assert not lock._state.pending
         assert "lock 'it' could not be given back yet" in caplog.text
@@ -335,7 +337,7 @@ def test_what_a_program_holds_that_has_ended_is_left_to_its_lease(
     lock = RedisLock("it", **over_redis())
     lock.acquire_blocking()
     lease = lock.lease
-    own = LoopThread()
+    own = BackgroundLoop()
     with monkeypatch.context() as patch:
         patch.setattr(threading, "_SHUTTING_DOWN", True)
         own.flush(lock._state)
@@ -392,7 +394,7 @@ def _stop_at(stage: str, lock: RedisLock, proxy: TcpProxy, holder: RedisLock) ->
         return lambda: bool(proxy.faults)
     if stage == "in line":
         return lambda: listens(lock)
-    return lambda: lock._state.newest(next(iter(lock._state.held()), None), 1) is not None
+    return lambda: lock._state.newest_lease(next(iter(lock._state.held()), None), 1) is not None
 
 
 @pytest.mark.parametrize("stage", ["asked", "in line", "holds it"])
@@ -454,4 +456,4 @@ def test_a_lock_is_waited_for_in_one_loop_after_the_other() -> None:
 
     for name in ("asyncio", "trio", "asyncio"):
         wait_in(BACKENDS[name])
-        assert len(lock._state.ears) <= 2, "the ears of loops that have ended are kept"
+        assert len(lock._state.grant_channels) <= 2, "the ears of loops that have ended are kept"

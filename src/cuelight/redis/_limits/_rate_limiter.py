@@ -245,12 +245,12 @@ class RedisAdmission:
     """A request to a `RedisRateLimiter`, made by its `request`: an async context manager, for one use."""
 
     __slots__ = (
-        "_local_stack",
         "_charge",
         "_costs",
         "_ended",
         "_entered",
         "_limiter",
+        "_local_stack",
         "_loop",
         "_loop_client",
         "_refund",

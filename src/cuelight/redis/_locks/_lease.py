@@ -37,8 +37,8 @@ server's leases do.
 """
 
 
-class Terms:
-    """The terms of a lease.
+class LeaseOptions:
+    """The options of a lease.
 
     Attributes:
         lease: seconds without a renewal after which the server gives the lock to others.
@@ -50,7 +50,7 @@ class Terms:
     __slots__ = ("delay", "delay_ms", "lease", "lease_ms", "on_loss", "wait_replicas")
 
     def __init__(self, lease: float, on_loss: OnLoss, lock_delay: float, wait_replicas: int) -> None:
-        """Check and store the terms.
+        """Check and store the options.
 
         Raises:
             ValueError: a value is invalid.
@@ -76,41 +76,41 @@ class Terms:
         return asked + self.lease * 0.99 - 0.002
 
 
-class Ticket:
+class LeaseRequest:
     """One acquisition on the server: a member and the number of this acquisition."""
 
-    __slots__ = ("first", "member", "number", "slot", "terms", "weight")
+    __slots__ = ("first", "member", "number", "options", "slot", "weight")
 
-    def __init__(self, member: str, slot: int, number: int, *, weight: int, first: bool, terms: Terms) -> None:
+    def __init__(self, member: str, slot: int, number: int, *, weight: int, first: bool, options: LeaseOptions) -> None:
         self.member, self.slot, self.number = member, slot, number
-        self.weight, self.first, self.terms = weight, first, terms
+        self.weight, self.first, self.options = weight, first, options
 
     def arguments(self, wait: bool) -> tuple[Argument, ...]:
         """The arguments of `acquire`."""
-        terms = self.terms
-        # A waiting ticket expires after one lease without a sign of life. It gives three signs in that time.
+        options = self.options
+        # A waiting request expires after one lease without a sign of life. It gives three signs in that time.
         return (
             self.member,
             self.number,
             self.weight,
-            terms.lease_ms,
-            terms.lease_ms,
-            terms.delay_ms,
+            options.lease_ms,
+            options.lease_ms,
+            options.delay_ms,
             int(self.first),
             int(wait),
         )
 
 
-class LeaseHome(Protocol):
+class Renewer(Protocol):
     """What a lease and its lock ask of the object that renews the lease."""
 
-    ours: bool
+    is_background: bool
 
-    def drop(self, lease: Lease) -> None:
+    def stop_renewing(self, lease: Lease) -> None:
         """Stop renewing the lease."""
         ...
 
-    def let_go(self, state: Any, lease: Lease) -> None:
+    def release_abandoned(self, state: Any, lease: Lease) -> None:
         """Release a lease of the lock with the state `state` for a holder that has ended."""
         ...
 
@@ -129,33 +129,35 @@ class Lease:
 
     __slots__ = (
         "_reason",
-        "_told",
-        "claim",
+        "_reported",
         "fence",
-        "home",
+        "lock",
         "name",
         "over",
         "owner",
         "renew_at",
+        "renewer",
         "renewing",
+        "request",
         "scope",
-        "ticket",
         "until",
     )
 
-    def __init__(self, name: str, ticket: Ticket, fence: int, *, asked: float, owner: Any, home: LeaseHome) -> None:
-        self.name, self.ticket, self.fence, self.owner, self.home = name, ticket, fence, owner, home
-        self.until = ticket.terms.valid_until(asked)
-        self.renew_at = asked + ticket.terms.lease / 3
-        self.renewing = self._told = self.over = False
+    def __init__(
+        self, name: str, request: LeaseRequest, fence: int, *, asked: float, owner: Any, renewer: Renewer
+    ) -> None:
+        self.name, self.request, self.fence, self.owner, self.renewer = name, request, fence, owner, renewer
+        self.until = request.options.valid_until(asked)
+        self.renew_at = asked + request.options.lease / 3
+        self.renewing = self._reported = self.over = False
         self._reason: str | None = None
         self.scope: anyio.CancelScope | None = None  # the scope of the holder's block
-        self.claim: Any = None  # a reference, so that a manager does not forget a lock that is held
+        self.lock: Any = None  # a reference, so that a manager does not forget a lock that is held
 
     @property
     def weight(self) -> int:
         """The number of permits held."""
-        return self.ticket.weight
+        return self.request.weight
 
     @property
     def lost(self) -> bool:
@@ -189,7 +191,7 @@ class Lease:
             f"done under it counts only where the fence is checked"
         )
 
-    # For the keeper and the holder's block.
+    # For the renewer and the holder's block.
 
     def end(self) -> None:
         """Mark the lease as released, so that it can no longer be lost."""
@@ -198,18 +200,18 @@ class Lease:
     def renewed(self, asked: float) -> None:
         """Extend the lease after a renewal that was requested at `asked`."""
         if self._reason is None:
-            self.until = max(self.until, self.ticket.terms.valid_until(asked))
-            self.renew_at = asked + self.ticket.terms.lease / 3
+            self.until = max(self.until, self.request.options.valid_until(asked))
+            self.renew_at = asked + self.request.options.lease / 3
 
     def lose(self, reason: str) -> None:
-        """Mark the lease as lost and react as `on_loss` says, at most once. Only in the keeper's loop."""
+        """Mark the lease as lost and react as `on_loss` says, at most once. Only in the renewer's loop."""
         with _guard:
-            if self._told or self.over:
+            if self._reported or self.over:
                 return
-            self._told = True
+            self._reported = True
             self._reason = self._reason or reason
         log.warning("the lease on %s (fence %d) was lost: %s", self.name, self.fence, self._reason)
-        on_loss = self.ticket.terms.on_loss
+        on_loss = self.request.options.on_loss
         if on_loss == "cancel":
             if self.scope is not None:
                 self.scope.cancel()
@@ -220,12 +222,12 @@ class Lease:
                 log.exception("on_loss of %s failed", self.name)
                 # `sys.exit` ends the loop that it is called in. It may end a loop of the user, but not the one for all
                 # threads.
-                if ends_the_program(error) and not self.home.ours:
+                if ends_the_program(error) and not self.renewer.is_background:
                     raise
 
-    def disown(self, reason: str) -> None:
+    def detach(self, reason: str) -> None:
         """Mark the lease as held by another process, without a notification."""
-        self._told, self._reason = True, reason
+        self._reported, self._reason = True, reason
 
     def __repr__(self) -> str:
         state = "over" if self.over else "lost" if self.lost else f"{self.remaining():.3f} s left"

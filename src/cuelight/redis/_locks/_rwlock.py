@@ -13,9 +13,9 @@ from cuelight.coordination._locks import statistics_of
 from cuelight.coordination._owner import current_owner, describe
 from cuelight.errors import LockNotHeld
 from cuelight.redis._client import DEFAULT_URL, server_for
-from cuelight.redis._locks._lease import OnLoss, Terms
+from cuelight.redis._locks._lease import LeaseOptions, OnLoss
 from cuelight.redis._locks._lock import RedisWeightedLock
-from cuelight.redis._locks._script import LockState, names_of
+from cuelight.redis._locks._script import LockState, lock_names
 from cuelight.redis._locks._shared_state import shared_state
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class _RedisSideLock(RedisWeightedLock):
 
     __slots__ = ()
 
-    _several_weights = (DOWNGRADED,)
+    _other_weights = (DOWNGRADED,)
 
     @property
     def locked(self) -> bool:
@@ -82,18 +82,18 @@ class RedisReadWriteLock:
         prefix: str = "cuelight",
         debug: bool | None = None,
     ) -> None:
-        terms = Terms(lease, on_loss, lock_delay, wait_replicas)
+        options = LeaseOptions(lease, on_loss, lock_delay, wait_replicas)
         self._name = name
         self._state = state = shared_state(
             f"read-write lock {name!r}",
-            names_of(prefix, "read-write", name),
+            lock_names(prefix, "read-write", name),
             server_for(redis_url, server),
             ALL,
             writers_first=writer_preference,
             debug=debug_by_default() if debug is None else debug,
         )
-        self._read = _RedisSideLock(state, READ, name, terms)
-        self._write = _RedisSideLock(state, ALL, name, terms)
+        self._read = _RedisSideLock(state, READ, name, options)
+        self._write = _RedisSideLock(state, ALL, name, options)
 
     @property
     def name(self) -> str:
@@ -128,14 +128,14 @@ class RedisReadWriteLock:
             LeaseLost: the caller has lost the lock.
         """
         state, caller = self._state, current_owner()
-        lease = state.newest(caller, ALL)
+        lease = state.newest_lease(caller, ALL)
         if lease is None:
             raise LockNotHeld(
                 f"{describe(caller)} cannot downgrade {state.label}, because it does not write: "
                 f"{describe_holders(state)}"
             )
         lease.check()
-        self._write.lower(lease, DOWNGRADED, partial(downgrade, state))
+        self._write.release_part(lease, DOWNGRADED, partial(downgrade, state))
 
     def statistics(self) -> LockStatistics:
         """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""

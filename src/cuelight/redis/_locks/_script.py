@@ -19,7 +19,7 @@ from cuelight.redis._client import Argument, Script
 from cuelight.tasks._stores._checks import check_text
 
 if TYPE_CHECKING:
-    from cuelight.redis._locks._lease import Ticket
+    from cuelight.redis._locks._lease import LeaseRequest
 
 
 # The names of keys and channels on the server, and the name of this process there.
@@ -29,7 +29,7 @@ LONGEST: Final = 512
 """The largest length of a name. Longer texts are most likely data that was passed by mistake."""
 
 
-class Names:
+class LockNames:
     """The keys and channels of one lock. All have one hash tag, so a cluster keeps them in one slot."""
 
     __slots__ = ("channels", "keys", "tag")
@@ -40,7 +40,7 @@ class Names:
         self.channels = f"{{{tag}}}:to:"
 
 
-def names_of(prefix: str, kind: str, name: str) -> Names:
+def lock_names(prefix: str, kind: str, name: str) -> LockNames:
     """Return the keys of a lock.
 
     Args:
@@ -58,7 +58,7 @@ def names_of(prefix: str, kind: str, name: str) -> Names:
         if not 0 < len(text) <= LONGEST:
             raise ValueError(f"{what}={text[:40]!r}: give 1 to {LONGEST} characters, not {len(text)}")
         check_text("a lock", **{what: text})
-    return Names(f"{_escaped(prefix).replace(':', '%3A')}:{kind}:{_escaped(name)}")
+    return LockNames(f"{_escaped(prefix).replace(':', '%3A')}:{kind}:{_escaped(name)}")
 
 
 def _escaped(text: str) -> str:
@@ -93,37 +93,37 @@ def describe_member(member: str) -> str:
     return f"process {rest.partition('.')[0]} on {host}" if rest else "another process"
 
 
-LEASE: Final = Script.load("cuelight.redis._locks", "lease.lua")
+LEASE_SCRIPT: Final = Script.load("cuelight.redis._locks", "lease.lua")
 
 
-class Lowering:
-    """A pending release of all or part of a ticket. It is resent until the server confirms it or its time is over.
+class PendingRelease:
+    """A pending release of all or part of a request. It is resent until the server confirms it or its time is over.
 
     Attributes:
-        left: the weight that remains held; 0 releases the whole ticket.
+        left: the weight that remains held; 0 releases the whole request.
         until: the time on the lease clock after which the release is pointless.
-        sure: whether the server is known to have the ticket.
+        sure: whether the server is known to have the request.
         over: whether the release is no longer sent.
-        outcome: 1 if the ticket was held, 0 if it was no longer held, 2 if it left the queue; None if not known.
+        outcome: 1 if the request was held, 0 if it was no longer held, 2 if it left the queue; None if not known.
         waiting: a loop, and a function to call there when the release is over.
     """
 
-    __slots__ = ("left", "outcome", "over", "sure", "ticket", "until", "waiting")
+    __slots__ = ("left", "outcome", "over", "request", "sure", "until", "waiting")
 
-    def __init__(self, ticket: Ticket, left: int, until: float, sure: bool) -> None:
-        self.ticket, self.left, self.until, self.sure = ticket, left, until, sure
+    def __init__(self, request: LeaseRequest, left: int, until: float, sure: bool) -> None:
+        self.request, self.left, self.until, self.sure = request, left, until, sure
         self.outcome: int | None = None
         self.over = False
         self.waiting: Any = None
 
 
-class Answer:
+class AcquireReply:
     """The reply to `acquire`.
 
     Attributes:
         granted: whether the lock was acquired.
         fence: the fencing token of a granted lock.
-        gone: whether this ticket was already released.
+        gone: whether this request was already released.
         capacity: the capacity with which other processes use the lock, if it differs; else 0.
         wait: seconds until the next request makes sense.
         place: the place in the queue; -1 outside the queue.
@@ -152,7 +152,7 @@ class Answer:
 _CODES: Final = frozenset({-2, -1, 0, 1})
 
 
-def outcomes(reply: Sequence[Any], size: int) -> list[int]:
+def parse_outcomes(reply: Sequence[Any], size: int) -> list[int]:
     """Return the outcomes of the releases that were sent with a call.
 
     Raises:
@@ -164,20 +164,20 @@ def outcomes(reply: Sequence[Any], size: int) -> list[int]:
     return found
 
 
-def renewals(reply: Sequence[Any], size: int) -> list[int]:
+def parse_renewals(reply: Sequence[Any], size: int) -> list[int]:
     """Return the reply to `renew`: 1 for each lease that is held, else 0.
 
     Raises:
         LookupError, TypeError, ValueError: the reply is malformed.
     """
-    return outcomes(reply[1:], size)
+    return parse_outcomes(reply[1:], size)
 
 
-def renewal(tickets: Iterable[Ticket]) -> tuple[Argument, ...]:
+def renewal_arguments(requests: Iterable[LeaseRequest]) -> tuple[Argument, ...]:
     """The arguments of `renew`."""
     flat: list[Argument] = []
-    for ticket in tickets:
-        flat += (ticket.member, ticket.number, ticket.terms.lease_ms)
+    for request in requests:
+        flat += (request.member, request.number, request.options.lease_ms)
     return (len(flat) // 3, *flat)
 
 
@@ -217,7 +217,7 @@ class LockState(msgspec.Struct, frozen=True):
     expired: int
 
 
-def stated(reply: Sequence[Any]) -> LockState:
+def parse_state(reply: Sequence[Any]) -> LockState:
     """Parse the reply to `look`.
 
     Raises:

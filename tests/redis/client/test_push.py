@@ -135,7 +135,7 @@ async def test_a_frozen_server_is_noticed_by_who_listens() -> None:
         async with RedisClient(server.url, timeout=0.5, connect_timeout=0.5, health_check_interval=0.1) as client:
             ear = Ear()
             await client.subscribe("ch", ear.message, ear.gap)
-            wire: Any = (await client._route().line_of("ch"))._wire
+            wire: Any = (await client._topology().pubsub_of("ch"))._connection
             server.freeze()
             await until(lambda: wire.error is not None)
             server.thaw()

@@ -55,8 +55,8 @@ async def test_what_is_sent_just_before_a_node_is_lost_is_not_sent_late() -> Non
         membership = node_of(here)._membership
         ref.tell_nowait(Add(1))
         reply = ref.ask(Total())
-        membership._hint.set()  # something has come for it just now, too
-        membership.expelled("the test says so")
+        membership._inbox_changed.set()  # something has come for it just now, too
+        membership.removed("the test says so")
         with pytest.raises(NotStarted, match="the test says so"):
             await reply
         assert here.dead_letters.counts["node_lost"] == 1
@@ -80,7 +80,7 @@ async def test_a_node_that_hears_twice_that_it_is_lost_joins_once_again() -> Non
             for name in ("a", "b"):
                 group.start_soon(expose, name)
         assert sorted(refused) == ["a", "b"]
-        await until(lambda: node_of(here).statistics().incarnation == 2 and not node_of(here)._returning)
+        await until(lambda: node_of(here).statistics().incarnation == 2 and not node_of(here)._rejoining)
         await here.expose(own, "a")
         assert node_of(here).statistics().incarnation == 2
 
@@ -91,7 +91,7 @@ async def test_an_idle_node_hears_from_its_heart_that_it_is_lost(monkeypatch: py
         ref, own = await remote(there, here)
         assert await ref.ask(Total()) == 0  # so it listens already, and nothing else will wake it
         peer = node_of(here)._membership.peer(node_of(there).identity)
-        await until(lambda: peer.quiet and not peer._reminded)
+        await until(lambda: peer.is_drained and not peer._credit_scheduled)
         await remove(here)
         await until(lambda: node_of(here).statistics().incarnation == 2)
         assert await resolved_again(here) == own
@@ -250,7 +250,7 @@ async def test_a_name_that_is_resolved_just_as_the_node_is_lost_leads_to_nobody(
         async with anyio.create_task_group() as group:
             group.start_soon(resolve)
             await until(lambda: proxy.commands["EVALSHA"] + proxy.commands["EVAL"] > before)
-            node_of(here)._membership.expelled("the test says so")
+            node_of(here)._membership.removed("the test says so")
         proxy.heal()
         (ref,) = found
         assert isinstance(await ref.ended(), NodeLost)
@@ -305,7 +305,7 @@ async def test_a_node_whose_client_raises_joins_again_when_it_does_not() -> None
             await until(lambda: not mine.statistics().joined)
             await other.kill("while the node is away")
             vault.sealed = False
-            await until(lambda: mine.statistics().joined and not node_of(here)._returning)
+            await until(lambda: mine.statistics().joined and not node_of(here)._rejoining)
             assert await here.resolve("own") == own
             with pytest.raises(ActorNotFound, match="there are 'own'"):
                 await here.resolve("other")

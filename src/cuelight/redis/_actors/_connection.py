@@ -104,7 +104,7 @@ class ConnectionHost(Protocol):
 
     def start_beside(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None: ...
 
-    def came_out(self, error: BaseException) -> None: ...
+    def handle_error(self, error: BaseException) -> None: ...
 
 
 class NodeConnection(ABC):
@@ -221,7 +221,7 @@ class NodeConnection(ABC):
             function(*args)
         except BaseException as error:
             self.end("an internal error")
-            self._membership.came_out(error)
+            self._membership.handle_error(error)
 
     def end(self, why: str) -> None:
         """End the connection now. Later calls do nothing."""

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 log = get_log("cuelight.redis")
 
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 5.0
+FIRST_DELAY: Final = 0.05
+LONGEST_DELAY: Final = 5.0
 """Seconds between two attempts."""
 
-LASTS: Final = 5.0
+STABLE_AFTER: Final = 5.0
 """Seconds after which a connection counts as stable."""
 
-PATIENCE: Final = 2.0
+ATTEMPT_TIMEOUT: Final = 2.0
 """Seconds that an attempt may take."""
 
 
@@ -50,7 +50,7 @@ class Connector:
         self._user, self._identity, self._membership = user, identity, membership
         self._busy = False
         self._next = -math.inf if membership.transport != "redis" else math.inf
-        self._pause = FIRST_PAUSE
+        self._delay = FIRST_DELAY
         self._connected = -math.inf
 
     def connect_soon(self) -> None:
@@ -66,16 +66,16 @@ class Connector:
     def disconnected(self) -> None:
         """Delay the next attempt after a connection has ended; only briefly if that connection was stable."""
         now = self._membership.runtime.backend.time()
-        if now - self._connected > LASTS:
-            self._pause = FIRST_PAUSE
-        self._next = max(self._next if self._next == math.inf else 0.0, now + self._pause * spread.uniform(0.5, 1.0))
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        if now - self._connected > STABLE_AFTER:
+            self._delay = FIRST_DELAY
+        self._next = max(self._next if self._next == math.inf else 0.0, now + self._delay * spread.uniform(0.5, 1.0))
+        self._delay = min(self._delay * 2, LONGEST_DELAY)
 
     async def _connect(self) -> None:
         outgoing: Outgoing | None = None
         problem = "it took too long"
         try:
-            with anyio.move_on_after(PATIENCE):
+            with anyio.move_on_after(ATTEMPT_TIMEOUT):
                 outgoing = await self._opened()
                 if outgoing is None:
                     self.give_up()
@@ -99,7 +99,7 @@ class Connector:
         membership, identity = self._membership, self._identity
         found = await membership.directory.endpoint_of(identity)
         endpoint = None if found is None else decode_endpoint(found)
-        unix = way_to(endpoint, membership.transport)
+        unix = route_to(endpoint, membership.transport)
         if endpoint is None or unix is None:
             return None
         tls = None if unix else client_tls(endpoint, membership.transport)
@@ -109,7 +109,7 @@ class Connector:
         return Outgoing(self._user, hello, connection, endpoint.secret)
 
 
-def way_to(endpoint: Endpoint | None, transport: Transport) -> bool | None:
+def route_to(endpoint: Endpoint | None, transport: Transport) -> bool | None:
     """Return the route to an endpoint: True for its Unix socket, False for TCP, None if there is none."""
     if endpoint is None:
         return None

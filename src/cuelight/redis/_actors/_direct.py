@@ -47,7 +47,7 @@ LONGEST_BATCH: Final = 18 * 1024 * 1024
 CONFIRM: Final = 0.02
 """Seconds after which received batches are confirmed."""
 
-MUCH: Final = 1 << 20
+CONFIRM_NOW: Final = 1 << 20
 """Received bytes after which they are confirmed immediately."""
 
 _HEAD: Final = struct.Struct(">IQ")  # length of a batch, its number
@@ -62,7 +62,7 @@ class SendingPeer(Protocol):
     seen: int
     incoming: Incoming | None
 
-    def came_directly(self, number: int, payload: bytes) -> bool: ...
+    def receive_direct(self, number: int, payload: bytes) -> bool: ...
 
 
 class IncomingHost(ConnectionHost, Protocol):
@@ -77,9 +77,9 @@ class IncomingHost(ConnectionHost, Protocol):
 
     def peer(self, identity: str) -> SendingPeer: ...
 
-    def is_gone(self, identity: str) -> bool: ...
+    def is_lost_node(self, identity: str) -> bool: ...
 
-    def look_soon(self) -> None: ...
+    def check_inbox_soon(self) -> None: ...
 
 
 class IncomingListener(Protocol):
@@ -111,7 +111,7 @@ class Incoming:
         self._nonce = nonce()
         self._confirming = False
         self._unconfirmed = 0
-        connection.on_data, connection.on_end = self._greet, self._ended
+        connection.on_data, connection.on_end = self._on_greeting, self._ended
         connection.begin()
 
     @property
@@ -128,7 +128,7 @@ class Incoming:
             if self.peer.incoming is self:
                 self.peer.incoming = None
 
-    def _greet(self, data: bytes) -> None:
+    def _on_greeting(self, data: bytes) -> None:
         self._buffer += data
         try:
             if self._hello is None and not self._challenge():
@@ -149,7 +149,7 @@ class Incoming:
             raise BadGreeting("it is for another node")
         if hello.frames != FORMAT:
             raise BadGreeting(f"its frames have format {hello.frames}, this version speaks {FORMAT}")
-        if membership.is_gone(hello.sender) or hello.sender == hello.target:
+        if membership.is_lost_node(hello.sender) or hello.sender == hello.target:
             raise BadGreeting("it comes from a node that is no member any more")
         self._hello = hello
         self._connection.write(pack_greeting(Challenge(self._nonce, self._prove("accepts"))))
@@ -179,14 +179,14 @@ class Incoming:
         if before is not None:
             before.end("the other node has opened a new one")
         self._listener.has_greeted(self)
-        membership.look_soon()  # earlier batches may still be in the inbox
-        self._connection.on_data = self._came
+        membership.check_inbox_soon()  # earlier batches may still be in the inbox
+        self._connection.on_data = self._on_batches
         self._connection.write(pack_greeting(Welcome(peer.seen)))
         if self._buffer:
             rest, self._buffer = bytes(self._buffer), bytearray()
-            self._came(rest)
+            self._on_batches(rest)
 
-    def _came(self, data: bytes) -> None:
+    def _on_batches(self, data: bytes) -> None:
         self._unconfirmed += len(data)
         buffer = self._buffer
         if buffer:
@@ -206,7 +206,7 @@ class Incoming:
             if stop > end:
                 self._needed = stop - at
                 break
-            if not self._take(number, data[at + _HEAD.size : stop]):
+            if not self._process(number, data[at + _HEAD.size : stop]):
                 return
             at = stop
         else:
@@ -215,17 +215,17 @@ class Incoming:
             buffer += data[at:] if at else data
         self._confirm_soon()
 
-    def _take(self, number: int, payload: bytes) -> bool:
+    def _process(self, number: int, payload: bytes) -> bool:
         peer = self.peer
         assert peer is not None  # noqa: S101 - it was welcomed
         if self._membership.fenced or peer.lost:
             self.end("one of the two nodes is no member any more")
-        elif not peer.came_directly(number, payload):
+        elif not peer.receive_direct(number, payload):
             self.end(f"batch {number} came after {peer.seen}")
         return not self._connection.ended
 
     def _confirm_soon(self) -> None:
-        if self._unconfirmed >= MUCH:
+        if self._unconfirmed >= CONFIRM_NOW:
             self.confirm()
         elif not self._confirming:
             self._confirming = True
@@ -273,7 +273,7 @@ class Outgoing:
         self._user, self._hello, self._secret = user, hello, secret
         self._buffer = bytearray()
         self._challenged = False
-        connection.on_data, connection.on_end = self._greet, self._ended
+        connection.on_data, connection.on_end = self._on_greeting, self._ended
         connection.on_room = self._has_room
         connection.begin()
         connection.write(pack_greeting(self._hello))
@@ -289,7 +289,7 @@ class Outgoing:
     def _has_room(self) -> None:
         self._user.flush_soon()
 
-    def _greet(self, data: bytes) -> None:
+    def _on_greeting(self, data: bytes) -> None:
         self._buffer += data
         try:
             if not self._challenged:
@@ -307,14 +307,14 @@ class Outgoing:
             self.end(str(error))
             return
         if welcome is not None:
-            self.connection.on_data = self._came
+            self.connection.on_data = self._on_batches
             self.seen = welcome.seen
             self.greeted.set()
             self._user.connected(self)
             if self._buffer:
-                self._came(b"")
+                self._on_batches(b"")
 
-    def _came(self, data: bytes) -> None:
+    def _on_batches(self, data: bytes) -> None:
         buffer = self._buffer
         buffer += data
         whole = len(buffer) // _CONFIRMED.size * _CONFIRMED.size

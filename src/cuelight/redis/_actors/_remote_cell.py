@@ -30,7 +30,17 @@ from cuelight.actors._reply import WINDOW as CHUNKS
 from cuelight.actors._spec import DEFAULTS
 from cuelight.errors import MessageRefused, NotStarted, Unknown, UnknownTimeout
 from cuelight.mailbox import Mailbox, WaitingSender, wait
-from cuelight.redis._actors._frames import Ask, Cancel, Frame, Link, More, Open, Signal, Tell, Watch
+from cuelight.redis._actors._frames import (
+    AskFrame,
+    CancelFrame,
+    Frame,
+    LinkFrame,
+    MoreFrame,
+    OpenFrame,
+    SignalFrame,
+    TellFrame,
+    WatchFrame,
+)
 
 if TYPE_CHECKING:
     from cuelight.actors import Runtime
@@ -48,7 +58,7 @@ class CellHost(Protocol):
 
     runtime: Runtime
     coder: Coder
-    flights: Flights
+    pending_requests: PendingRequests
 
     def export(self, cell: Cell) -> int: ...
 
@@ -85,7 +95,7 @@ class RemoteCell(Cell):
         self.factory, self.args, self.kwargs = Actor, (), None
         self.context, self.state = Context(), LIVE
         self.parent = self.actor = self.running = self.exit = self.asks = self.sent = self.family = self.bonds = None
-        self.keeper = _NOBODY
+        self.keeper = _NO_KEEPER
         self.signals = self.restarts = self.incarnation = self.handled = 0
         self.sponsored = False
 
@@ -161,14 +171,14 @@ class RemoteCell(Cell):
         frame: Frame
         if isinstance(item, Asked):
             item.state = RUNNING  # its state is not known here until the other side reports it
-            number = self.peer.membership.flights.begin(item, self)
+            number = self.peer.membership.pending_requests.begin(item, self)
             if isinstance(item, StreamSlot):
-                item.writer = _Reading(item, self.peer, number)
-                frame = Open(self.serial, number, name, body)
+                item.writer = _StreamReader(item, self.peer, number)
+                frame = OpenFrame(self.serial, number, name, body)
             else:
-                frame = Ask(self.serial, number, name, body, self._left(item))
+                frame = AskFrame(self.serial, number, name, body, self._left(item))
         else:
-            frame = Tell(self.serial, name, body)
+            frame = TellFrame(self.serial, name, body)
         self.peer.send(frame, len(body))
 
     def _left(self, ask: Asked) -> float | None:
@@ -185,7 +195,7 @@ class RemoteCell(Cell):
             in_flight.popleft()
         if self.senders:
             self.admit()
-        self._let_go()
+        self._release_if_idle()
 
     def unsendable(self, error: Exception) -> None:
         """Fail the first of the messages under way, which was not sent because its frame cannot be encoded.
@@ -194,13 +204,13 @@ class RemoteCell(Cell):
         """
         item = self.in_flight[0] if self.in_flight else None
         if isinstance(item, Asked):
-            self.peer.membership.flights.end(item)
+            self.peer.membership.pending_requests.end(item)
             item.fail(NotStarted(f"{safe_repr(item.message)} could not be sent to {self.path}: {safe_str(error)}"))
         elif item is not None:
             self.runtime.dead_letters.add(item, self, "unsendable", error)
         self.credited(1)
 
-    def _let_go(self) -> None:
+    def _release_if_idle(self) -> None:
         if not self.in_flight:
             self.in_flight = None
             if self.bonds is None:
@@ -209,11 +219,11 @@ class RemoteCell(Cell):
     # Requests whose askers have given up.
 
     def given_up(self, ask: Asked) -> None:
-        flight = self.peer.membership.flights.end(ask)
-        if flight is None:
+        pending = self.peer.membership.pending_requests.end(ask)
+        if pending is None:
             super().given_up(ask)
             return
-        self.peer.send(Cancel(flight.number, False))
+        self.peer.send(CancelFrame(pending.number, False))
         ask.fail(
             Unknown(
                 f"the request {safe_repr(ask.message)} was cancelled; whether {self.path} had begun it is not known"
@@ -221,17 +231,17 @@ class RemoteCell(Cell):
         )
 
     def overdue(self, ask: Asked) -> None:
-        flight = self.peer.membership.flights.of(ask)
-        if flight is None:
+        pending = self.peer.membership.pending_requests.of(ask)
+        if pending is None:
             super().overdue(ask)
-        elif not flight.overdue:
-            flight.overdue = True
-            self.peer.send(Cancel(flight.number, True))
+        elif not pending.overdue:
+            pending.overdue = True
+            self.peer.send(CancelFrame(pending.number, True))
             ask.due = self.runtime.backend.time() + GRACE
             ask.timed = True
             self.runtime.alarms.add(ask.due, ask)
         else:
-            self.peer.membership.flights.end(ask)
+            self.peer.membership.pending_requests.end(ask)
             ask.fail(
                 UnknownTimeout(
                     f"{self.path} did not answer {safe_repr(ask.message)} in time, and its node did not say within "
@@ -245,7 +255,7 @@ class RemoteCell(Cell):
         if self.bonds is None:
             self.bonds = self.runtime.new_bonds(self)
             self.peer.keep(self)
-            self.peer.send(Watch(self.serial))
+            self.peer.send(WatchFrame(self.serial))
         return self.bonds
 
     def end(self, exit_: Exit) -> None:
@@ -258,7 +268,7 @@ class RemoteCell(Cell):
         if self.bonds is not None:
             self.bonds.settle(self, exit_)
             self.bonds = None
-        self._let_go()
+        self._release_if_idle()
 
     def lost(self, exit_: Exit) -> None:
         """Handle the loss of the node: unconfirmed messages may never have reached the actor."""
@@ -268,7 +278,7 @@ class RemoteCell(Cell):
             if not isinstance(item, Asked):
                 self.runtime.dead_letters.add(item, self, "node_lost")
 
-    def came_up(self) -> None:
+    def on_restarted(self) -> None:
         """Note that a later incarnation has started, for callers that wait in `stop` or `kill`."""
         self.incarnation += 1
         self.bonds_made().has_started()
@@ -281,7 +291,7 @@ class RemoteCell(Cell):
 
     def _link(self, other: Cell, on: bool) -> None:
         membership = self.peer.membership
-        self.peer.send(Link(self.serial, membership.export(other), other.path, on))
+        self.peer.send(LinkFrame(self.serial, membership.export(other), other.path, on))
 
     def stop(self) -> None:
         self._signal("stop", "")
@@ -296,7 +306,7 @@ class RemoteCell(Cell):
     def _signal(self, verb: str, why: str) -> bool:
         if self.state == DEAD:
             return False
-        self.peer.send(Signal(self.serial, verb, why))
+        self.peer.send(SignalFrame(self.serial, verb, why))
         return True
 
     def fail_with(self, error: BaseException) -> None:
@@ -323,7 +333,7 @@ class RemoteCell(Cell):
         raise NotImplementedError
 
 
-class _Reading:
+class _StreamReader:
     """Tells the writer of a stream that there is room again. The stream wakes it when the reader has taken chunks."""
 
     __slots__ = ("granted", "number", "peer", "received", "slot")
@@ -336,18 +346,18 @@ class _Reading:
         """Report the taken chunks, at half of the window."""
         taken = self.received - len(self.slot.chunks)
         if taken - self.granted >= CHUNKS // 2 and not self.slot.done:
-            self.peer.send(More(self.number, taken - self.granted))
+            self.peer.send(MoreFrame(self.number, taken - self.granted))
             self.granted = taken
 
     def __await__(self) -> Any:
         raise NotImplementedError
 
 
-_NOBODY: Any = None
+_NO_KEEPER: Any = None
 """The keeper of cells of other nodes."""
 
 
-class Flight:
+class PendingRequest:
     """One pending request.
 
     Attributes:
@@ -375,37 +385,37 @@ class Flight:
         slot.give(chunk)
 
 
-class Flights:
+class PendingRequests:
     """The pending requests of one membership. Each is removed once."""
 
     def __init__(self) -> None:
         self._next: Final[Callable[[], int]] = count(1).__next__
-        self._by_number: dict[int, Flight] = {}
-        self._by_ask: dict[Asked, Flight] = {}
+        self._by_number: dict[int, PendingRequest] = {}
+        self._by_ask: dict[Asked, PendingRequest] = {}
 
     def __len__(self) -> int:
         return len(self._by_number)
 
     def begin(self, ask: Asked, cell: RemoteCell) -> int:
         """Register a request and return its number."""
-        flight = Flight(self._next(), ask, cell)
-        self._by_number[flight.number] = self._by_ask[ask] = flight
-        return flight.number
+        pending = PendingRequest(self._next(), ask, cell)
+        self._by_number[pending.number] = self._by_ask[ask] = pending
+        return pending.number
 
-    def of(self, ask: Asked) -> Flight | None:
+    def of(self, ask: Asked) -> PendingRequest | None:
         """Return a pending request by its slot."""
         return self._by_ask.get(ask)
 
-    def numbered(self, number: int) -> Flight | None:
+    def numbered(self, number: int) -> PendingRequest | None:
         """Return a pending request by its number."""
         return self._by_number.get(number)
 
-    def end(self, ask: Asked) -> Flight | None:
+    def end(self, ask: Asked) -> PendingRequest | None:
         """Remove and return a pending request; None if it was removed before."""
-        flight = self._by_ask.pop(ask, None)
-        if flight is not None:
-            del self._by_number[flight.number]
-        return flight
+        pending = self._by_ask.pop(ask, None)
+        if pending is not None:
+            del self._by_number[pending.number]
+        return pending
 
     def lost(self, identity: str, read: int | None, why: str) -> None:
         """Fail the requests to the actors of a node that is gone.
@@ -415,11 +425,11 @@ class Flights:
             read: the number of the last batch that the node had read; None if it may have read all.
             why: the reason, for the errors.
         """
-        for flight in [one for one in self._by_number.values() if one.cell.peer.identity == identity]:
-            ask, cell = flight.ask, flight.cell
+        for pending in [one for one in self._by_number.values() if one.cell.peer.identity == identity]:
+            ask, cell = pending.ask, pending.cell
             self.end(ask)
             message = safe_repr(ask.message)
-            if flight.batch is None or (read is not None and flight.batch > read):
+            if pending.batch is None or (read is not None and pending.batch > read):
                 ask.fail(NotStarted(f"{cell.path} never saw {message}: {why}"))
             else:
                 ask.fail(Unknown(f"{cell.path} may have handled {message}, wholly, in part or not at all: {why}"))

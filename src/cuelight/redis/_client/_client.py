@@ -367,7 +367,7 @@ class RedisClient(Commands):
 
 
 def _end_elsewhere(topology: Topology, then: Callable[[], object]) -> bool:
-    """End a route of another loop, and call `then` in that loop afterwards. Returns whether that loop is alive."""
+    """End the connections of another loop, then call `then` in that loop. Returns whether that loop is alive."""
     if call_in_loop(topology.loop, topology.end, then):
         return True
     topology.abandon()

@@ -11,8 +11,8 @@ The invariants:
 3. A connection ends if replies are pending and nothing arrives for half of the time-out. An idle connection is checked
    with PING at intervals, so that a dead one is noticed.
 
-No timer is set for a single command. One alarm per connection counts ticks of a tenth of the time-out each. A command
-that was sent ten ticks ago and has no reply is late.
+No timer is set for a single command. One alarm per connection makes ten checks in a time-out. A command
+that was sent ten checks ago and has no reply is late.
 """
 
 # The functions of hiredis have no return types.
@@ -45,7 +45,7 @@ BUFFER: Final = 1 << 20
 """The number of unsent bytes above which new callers wait until they are sent."""
 
 CHECKS_PER_TIMEOUT: Final = 10
-MAX_SILENT_CHECKS: Final = 6  # half of the ticks, plus one that may have been short
+MAX_SILENT_CHECKS: Final = 6  # half of the checks, plus one that may have been short
 _NOTHING: Final = object()
 _Push: Final = hiredis.PushNotification
 

@@ -1,10 +1,10 @@
-"""The connection for push messages. One task subscribes to the channels that have listeners, and to no others.
+"""The connection for push messages. One task subscribes to the channels that have subscribers, and to no others.
 
 The invariants:
 
-1. While any channel has a listener, there is a connection that answered recently, or the next one is being opened.
-2. After each loss of its connection, a listener is notified of a gap once its channel is subscribed again.
-3. A closed listener receives nothing.
+1. While any channel has a subscriber, there is a connection that answered recently, or the next one is being opened.
+2. After each loss of its connection, a subscriber is notified of a gap once its channel is subscribed again.
+3. A closed subscriber receives nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client._connect import OpenedConnection
 from cuelight.redis._client._connection import RedisConnection, pack_all
 from cuelight.redis._client._errors import is_permanent
-from cuelight.redis._client._server_connections import Backoff
+from cuelight.redis._client._server_connections import RetryDelay
 
 log = get_log("cuelight.redis")
 
@@ -30,10 +30,10 @@ _SHARDED_SINCE: Final = (7, 0)
 
 
 class PubSubChannel:
-    """A channel and its listeners.
+    """A channel and its subscribers.
 
     Attributes:
-        line: the connection that is subscribed to the channel; in a cluster, the channel may move to another.
+        pubsub: the connection that is subscribed to the channel; in a cluster, the channel may move to another.
     """
 
     def __init__(self, name: bytes, pubsub: PubSubConnection) -> None:
@@ -42,7 +42,7 @@ class PubSubChannel:
 
 
 class Subscriber:
-    """A listener of a channel."""
+    """A subscriber of a channel."""
 
     def __init__(self, loop: Any, on_message: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         self._loop, self._on_message, self._on_gap = loop, on_message, on_gap
@@ -53,7 +53,7 @@ class Subscriber:
         self._heard = False
 
     def close(self) -> None:
-        """Stop listening. May be called from any thread."""
+        """Unsubscribe. May be called from any thread."""
         if not self.open:
             return
         self.open = False
@@ -90,7 +90,7 @@ def _guard(call: Callable[..., None], *args: object) -> None:
     try:
         call(*args)
     except BaseException as error:
-        log.exception("a listener of a channel raised an error")
+        log.exception("a subscriber of a channel raised an error")
         if ends_the_program(error):
             raise
 
@@ -105,12 +105,12 @@ class PubSubConnection:
         sharded: bool = False,
         on_loss: Callable[[PubSubConnection], Awaitable[None]] | None = None,
     ) -> None:
-        """Create a line; `run` connects it.
+        """Create a connection; `run` opens it.
 
         Args:
             open_connection: opens a connection that passes push messages to a function.
             sharded: whether the channels belong to slots of a cluster.
-            on_loss: called before each connection; may move channels to other lines.
+            on_loss: called before each connection; may move channels to other connections.
         """
         self._open, self._sharded, self._on_loss = open_connection, sharded, on_loss
         self.channels: dict[bytes, PubSubChannel] = {}
@@ -121,7 +121,7 @@ class PubSubConnection:
         self.last_error: Exception | None = None
 
     def listen(self, channel: bytes, subscriber: Subscriber) -> None:
-        """Add a listener. It is settled once the channel is subscribed."""
+        """Add a subscriber. It is confirmed once the channel is subscribed."""
         pubsub_channel = self.channels.get(channel)
         if pubsub_channel is None:
             pubsub_channel = self.channels[channel] = PubSubChannel(channel, self)
@@ -133,7 +133,7 @@ class PubSubConnection:
             self._wake.set()
 
     def adopt(self, pubsub_channel: PubSubChannel) -> None:
-        """Take over a channel from another line."""
+        """Take over a channel from another connection."""
         pubsub_channel.pubsub = self
         known = self.channels.setdefault(pubsub_channel.name, pubsub_channel)
         if known is not pubsub_channel:
@@ -144,14 +144,14 @@ class PubSubConnection:
         self._wake.set()
 
     def unsubscribe_if_unused(self, pubsub_channel: PubSubChannel) -> None:
-        """Unsubscribe from a channel that has no listeners."""
+        """Unsubscribe from a channel that has no subscribers."""
         if not pubsub_channel.subscribers and self.channels.get(pubsub_channel.name) is pubsub_channel:
             del self.channels[pubsub_channel.name]
             self._wake.set()
 
     async def run(self) -> None:
         """Keep the connection open until the task is cancelled."""
-        backoff = Backoff()
+        backoff = RetryDelay()
         while True:
             while not self.channels:
                 await self._wait_for_change()
@@ -173,7 +173,7 @@ class PubSubConnection:
         self._subscribed.clear()
         self.last_error = error
         if isinstance(error, StoreRefused) or is_permanent(error):
-            # Listeners whose channel was subscribed before keep waiting, as the server accepted them. New listeners
+            # Subscribers whose channel was subscribed before keep waiting, as the server accepted them. New ones
             # fail.
             for pubsub_channel in list(self.channels.values()):
                 for subscriber in [one for one in pubsub_channel.subscribers if not one.confirmed.is_set()]:
@@ -183,7 +183,7 @@ class PubSubConnection:
         else:
             log.debug("the connection for push messages was lost: %s", error)
 
-    async def _serve(self, backoff: Backoff) -> None:
+    async def _serve(self, backoff: RetryDelay) -> None:
         """Connect, and keep the subscriptions up to date until the connection ends."""
         if self._on_loss is not None:
             await self._on_loss(self)

@@ -15,7 +15,7 @@ from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import interruptible, loop_time
 from cuelight.redis._client._errors import translate_error
 from cuelight.redis._client._server import Argument, Script
-from cuelight.redis._client._server_connections import Backoff
+from cuelight.redis._client._server_connections import RetryDelay
 
 SendCommand = Callable[[Sequence[Any]], Awaitable[Any]]
 
@@ -82,7 +82,7 @@ async def run_with_retry(
             failure, reply = await _attempt(call, command)
     if failure is None:
         return reply
-    backoff = Backoff()
+    backoff = RetryDelay()
     while True:
         if isinstance(failure, redis_errors.NoScriptError):
             if command[0] == "EVAL":
@@ -126,7 +126,7 @@ def run_with_retry_blocking(
         ended: whether to stop trying.
     """
     tail = (len(keys), *keys, *args)
-    deadline, backoff = time.monotonic() + timeout, Backoff()
+    deadline, backoff = time.monotonic() + timeout, RetryDelay()
     left = timeout
     while True:
         try:

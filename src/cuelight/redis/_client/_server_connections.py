@@ -33,7 +33,7 @@ from cuelight.redis._client._settings import Address, Settings
 _IDLE: Final = 4  # idle connections for blocking commands that are kept
 
 
-class Backoff:
+class RetryDelay:
     """The delay before the next attempt: 0.05 s, doubled each time up to 1 s, and reduced by up to half at random."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class ServerConnections:
         self.version = (0, 0)
         self._attempt: _ConnectAttempt | None = None
         self._idle: list[RedisConnection] = []
-        self._backoff = Backoff()
+        self._backoff = RetryDelay()
         self._not_before = 0.0
 
     def ready_connection(self) -> RedisConnection | None:

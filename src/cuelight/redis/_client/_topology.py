@@ -26,7 +26,7 @@ class Topology:
     """The connections from one loop to the servers."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
-        """Create a route for the running loop.
+        """Create the connections for the running loop.
 
         Args:
             settings: the settings of the client.
@@ -64,7 +64,7 @@ class Topology:
                 watcher()
 
     def end(self, then: Callable[[], object]) -> None:
-        """End the route, in its loop, and call `then` when everything has ended."""
+        """End everything, in its loop, and call `then` when everything has ended."""
         if self._ended:
             then()
             return
@@ -81,7 +81,7 @@ class Topology:
         self._on_end(self.loop)
 
     def start_pubsub(self, pubsub: PubSubConnection) -> PubSubConnection:
-        """Run a connection for push messages for as long as the route lives."""
+        """Run a connection for push messages until the end."""
         if self._group is None:
             self._not_started.append(pubsub)
         else:
@@ -121,7 +121,7 @@ class Topology:
 
 
 class SingleServer(Topology):
-    """A route to one server."""
+    """One server."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)
@@ -149,7 +149,7 @@ class SingleServer(Topology):
 
 
 class SentinelServers(SingleServer):
-    """A route to the server that the sentinels name as the primary."""
+    """The server that the sentinels name as the primary."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)

@@ -36,11 +36,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-# The block of a lock or semaphore: `with` in any thread, `async with` in any event loop.
-
-
 class ContextManagerMixin(ABC):
-    """Acquires on entering the block, and releases on leaving it."""
+    """Acquires on entering a block and releases on leaving it: `with` in any thread, `async with` in any event loop."""
 
     __slots__ = ()
 
@@ -72,9 +69,6 @@ class ContextManagerMixin(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-# The statistics of locks and semaphores.
 
 
 class Holder(msgspec.Struct, frozen=True):

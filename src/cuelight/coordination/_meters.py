@@ -1,12 +1,10 @@
-"""The parts of limiters: the limit, the answers and statistics, and the `Meter`, which counts and has no clock.
+"""The meters of limiters, which count admitted requests and have no clock: a token bucket, a log and two counters.
 
-The arithmetic of a token bucket, in whole numbers: the generic cell rate algorithm (GCRA).
+The caller passes the time to each method. Times are whole numbers, so nothing is rounded and nothing drifts.
 
-The state is one number: `tat`, the time at which all admitted requests are paid off. Each unit of cost takes one
-`interval` to pay off, and `tat` may be at most `burst` intervals ahead of now. There are no clocks and no tasks here;
-the caller passes the time. Times are whole numbers of any unit, so nothing is rounded and nothing drifts.
-
-Invariants:
+A token bucket (the generic cell rate algorithm, GCRA) has one number as its state: `tat`, the time at which all
+admitted requests are paid off. Each unit of cost takes one `interval` to pay off, and `tat` may be at most `burst`
+intervals ahead of now.
 
 1. In any span of time t, both ends included, the admitted requests cost at most `burst + t / interval`.
 2. `wait` is exact: the same request is admitted at `now + wait`, and not a moment earlier.
@@ -14,22 +12,17 @@ Invariants:
 4. A refund covers only the part of the cost that is not paid off yet. So no request is admitted after a refund that
    would have been refused if the real cost had been charged at the start.
 
-Sliding windows: an exact log of the admitted requests, and two counters that approximate it.
+The log of a sliding window:
 
-There are no clocks and no tasks here. Times are whole nanoseconds.
+5. In any window, its beginning excluded, the admitted requests cost at most the limit. A request admitted at time t no
+   longer counts at t + window. The time at which a request is due is exact.
+6. After an adjustment the log is as if the real cost had been charged at the start.
 
-Invariants of the log:
+The two counters of a sliding window, whose windows begin at multiples of their length:
 
-1. In any window, its beginning excluded, the admitted requests cost at most the limit. A request admitted at time t no
-   longer counts at t + window.
-2. The time at which a request is due is exact: it is admitted then, and not a nanosecond earlier.
-3. After an amendment the log is as if the real cost had been charged at the start.
-
-Invariants of the counters, whose windows begin at multiples of their length:
-
-4. In each of these windows the admitted requests cost at most the limit, and in any other span of the same length at
-   most twice the limit. The counters treat the requests of the last window as spread evenly over it.
-5. The time at which a request is due is exact.
+7. In each of these windows the admitted requests cost at most the limit, and in any other span of the same length at
+   most twice the limit. The counters treat the requests of the last window as spread evenly over it. The time at which
+   a request is due is exact.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from cuelight.errors import PoolClosed, StoreUnavailable
-from cuelight.redis._tasks._store import MOST, Together
+from cuelight.redis._tasks._store import MAX_RECORDS, AddBatcher
 
 FREE = (-1, False)
 
@@ -34,7 +34,7 @@ class Counterpart:
         return [value for card in cards for value in ("added", card)]
 
 
-async def add(together: Together, names: str, into: dict[str, Any], bounds: tuple[int, bool] = FREE) -> None:
+async def add(together: AddBatcher, names: str, into: dict[str, Any], bounds: tuple[int, bool] = FREE) -> None:
     try:
         into[names] = await together.add(bounds, list(names), [name.encode() for name in names])
     except Exception as error:
@@ -43,7 +43,7 @@ async def add(together: Together, names: str, into: dict[str, Any], bounds: tupl
 
 async def test_adds_that_are_made_while_one_is_under_way_travel_together() -> None:
     counterpart, answers = Counterpart(), dict[str, Any]()
-    together = Together(counterpart.send)
+    together = AddBatcher(counterpart.send)
     async with anyio.create_task_group() as group:
         for names in ("a", "bc", "d", "e"):
             group.start_soon(add, together, names, answers)
@@ -61,22 +61,22 @@ async def test_adds_that_are_made_while_one_is_under_way_travel_together() -> No
 
 async def test_adds_under_another_bound_or_too_many_go_by_themselves() -> None:
     counterpart, answers = Counterpart(), dict[str, Any]()
-    together = Together(counterpart.send)
-    many = "x" * (MOST - 1)
+    together = AddBatcher(counterpart.send)
+    many = "x" * (MAX_RECORDS - 1)
     async with anyio.create_task_group() as group:
         for names, bounds in (("a", FREE), ("b", FREE), ("c", (5, True)), ("d", FREE), (many, FREE), ("e", FREE)):
             group.start_soon(add, together, names, answers, bounds)
             await anyio.wait_all_tasks_blocked()
         for _ in range(6):
             counterpart.let.release()
-    assert [len(call) for call in counterpart.calls] == [1, 1, 1, MOST, 1]
+    assert [len(call) for call in counterpart.calls] == [1, 1, 1, MAX_RECORDS, 1]
     assert all(answers[names][1] == names[0] for names in answers)
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("away"), PoolClosed("closed")])
 async def test_an_error_is_told_to_all_that_travelled_together_and_to_no_other(error: Exception) -> None:
     counterpart, answers = Counterpart(), dict[str, Any]()
-    together = Together(counterpart.send)
+    together = AddBatcher(counterpart.send)
     async with anyio.create_task_group() as group:
         for names in ("a", "b", "c"):
             group.start_soon(add, together, names, answers)
@@ -98,7 +98,7 @@ async def test_an_error_is_told_to_all_that_travelled_together_and_to_no_other(e
 @pytest.mark.parametrize("victim", range(4))
 async def test_an_add_that_is_cancelled_costs_no_other_its_answer(victim: int, steps: int) -> None:
     counterpart, answers = Counterpart(), dict[str, Any]()
-    together = Together(counterpart.send)
+    together = AddBatcher(counterpart.send)
     scopes = [anyio.CancelScope() for _ in range(4)]
 
     async def scoped(number: int) -> None:
@@ -122,7 +122,7 @@ async def test_an_add_that_is_cancelled_costs_no_other_its_answer(victim: int, s
     assert await _is_free(together, counterpart)
 
 
-async def _is_free(together: Together, counterpart: Counterpart) -> bool:
+async def _is_free(together: AddBatcher, counterpart: Counterpart) -> bool:
     """Whether the next add goes at once."""
     counterpart.let.release()
     with anyio.fail_after(1):

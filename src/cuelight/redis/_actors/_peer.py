@@ -322,9 +322,6 @@ class _OutgoingStream(StreamSlot):
             self.writer.wake()
 
 
-# Frames of another node about its actors, and about the requests that this node has sent to them.
-
-
 class IncomingReplies:
     """The frames of one peer about its actors."""
 

@@ -1,4 +1,4 @@
-"""Opens a connection: connects the transport, logs in and checks whether the server is suitable."""
+"""Opens connections: connects, logs in, checks whether the server is suitable, and asks sentinels for the primary."""
 
 from __future__ import annotations
 
@@ -222,9 +222,6 @@ def warn_of_eviction(memory: Any, where: str) -> None:
             where,
             policy[1].decode(),
         )
-
-
-# Asks sentinels for the current primary.
 
 
 async def find_primary(settings: Settings) -> Address:

@@ -153,11 +153,11 @@ class Server(Protocol):
         ...
 
 
-# The command with which a script publishes to listeners of `Server.subscribe`.
+# The command with which a script publishes to subscribers of `Server.subscribe`.
 
 
 async def publishing_command(server: Server) -> str:
-    """Return the command with which a script reaches listeners.
+    """Return the command with which a script reaches subscribers.
 
     It is SPUBLISH in a cluster whose servers support it, else PUBLISH. A checkpoint.
 

@@ -22,9 +22,6 @@ from cuelight.redis._client import Script, Server, read_reply
 from cuelight.redis._limits._answers import ScriptAnswer, unpack
 from cuelight.redis._limits._config import LimiterConfig, Scripts, pack, scripts_of
 
-# The behaviour of a limiter while its server is away.
-
-
 T = TypeVar("T")
 
 OnOutage = Literal["closed", "open", "local"]
@@ -289,9 +286,6 @@ class PendingUpdates:
         if self._delivered is not None:
             with anyio.move_on_after(LONGEST_DELIVERY):
                 await self._delivered.wait()
-
-
-# An admitted request and its charge on the server.
 
 
 class AdmittedRequest:

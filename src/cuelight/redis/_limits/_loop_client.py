@@ -1,7 +1,6 @@
-"""The client of one limiter in one event loop. The server knows it as a party with a lease.
+"""The client of one limiter in one event loop. On the server it is a party with a lease.
 
-The invariants:
-
+Invariants:
 1. A request that raises has charged nothing, or its charge is refunded: at once, or as soon as the server is back,
    for a minute; after that the charge stays.
 2. A message that is sent again carries the same name, so that the server applies it once.
@@ -162,7 +161,7 @@ class LoopClient:
         """Wait until a request is admitted. A checkpoint.
 
         Raises:
-            TooLate: it would not be, or was not, admitted in time.
+            WouldExceedTimeout: it would not be, or was not, admitted in time.
         """
         self._number += 1
         name, began = f"{self._calls.client_id}:{self._number}", time.monotonic()

@@ -1,11 +1,10 @@
 """Limiters over Redis with one limit: a token bucket, a leaky bucket and a sliding window.
 
-A stock of units that were taken from the server at once, to be spent without asking it.
+With `chunk`, a loop takes units from the server at once, to spend them without asking it.
 
 Invariants:
-
-1. The units in stock were charged on the server, and are no more than a chunk. So in any span of time all processes
-   together admit the limit at most, plus a chunk for each loop that has a stock.
+1. Prefetched units were charged on the server, and are no more than a chunk. So in any span of time all processes
+   together admit the limit at most, plus a chunk for each loop that has prefetched units.
 2. Units that are not spent for some time are refunded, except for the part that time has paid off already.
 3. In each loop, requests are admitted in the order of arrival.
 """
@@ -48,7 +47,7 @@ request was admitted without the server.
 
 
 class PrefetchedUnits:
-    """The units in stock of one limiter in one loop."""
+    """The prefetched units of one limiter in one loop."""
 
     def __init__(self, loop_client: LoopClient, chunk: int, take: TakeUnits, name: str) -> None:
         self._loop_client, self._chunk, self._take_units, self._name = loop_client, chunk, take, name
@@ -101,7 +100,7 @@ class PrefetchedUnits:
             current_backend().spawn(
                 self._refund_when_idle,
                 context=contextvars.copy_context(),
-                name=f"cuelight units in stock: {self._name}",
+                name=f"cuelight prefetched units: {self._name}",
             )
 
     async def _refund_when_idle(self) -> None:
@@ -284,7 +283,7 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], AcquireMixin):
         return config
 
     async def aclose(self) -> None:
-        """Refund the units in stock, and close as `RedisRateLimiter.aclose` does. A checkpoint."""
+        """Refund the prefetched units, and close as `RedisRateLimiter.aclose` does. A checkpoint."""
         own_client = self._loop_clients.get(running_loop())
         if own_client is not None and own_client in self._prefetched:
             await self._prefetched[own_client].refund()
@@ -302,7 +301,7 @@ class RedisTokenBucket(RedisSingleLimiter):
 
     With `chunk`, each event loop takes that many units from the server at once and spends them without asking again.
     This is for rates beyond those that a server can count one by one. All loops together may then admit one more chunk
-    for each loop, and units in the stock of one loop are not available to the others. Units that are not spent for half
+    for each loop, and units that one loop has taken are not available to the others. Units that are not spent for half
     a second are refunded.
     """
 

@@ -1,4 +1,4 @@
-"""A lock over part of a shared state's capacity. It is held under a lease, and its block is cancelled if that is lost.
+"""The lock that processes share. It is held under a lease, and its block is cancelled if the lease is lost.
 
 Invariants:
 1. A holder that leaves its block normally held its lease to the end, as far as clocks and servers can tell. Otherwise
@@ -340,9 +340,6 @@ async def _wait_until_released(state: SharedLockState, pending_release: PendingR
 
     state.on_released(pending_release, wake, running_loop())
     await slot
-
-
-# The lock that processes share, and the lock factory for a manager.
 
 
 class RedisLock(RedisWeightedLock):

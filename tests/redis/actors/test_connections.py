@@ -182,15 +182,15 @@ async def test_a_node_welcomes_nobody_when_its_lease_has_run_out(monkeypatch: py
     async with pair(lease=60) as (here, there):
         ref, own = await _remote(here, there)
         before = Held(incoming_of(here, there))
-        heart = node_of(there)._membership._heartbeat_thread
-        renewed, heart.renewed = heart.renewed, float("-inf")
+        heartbeat = node_of(there)._membership._heartbeat_thread
+        renewed, heartbeat.renewed = heartbeat.renewed, float("-inf")
         outgoing_of(here, there).end("cut")
         delivery = peer_of(here, there).delivery
         delivery._connector._next = float("-inf")
         await ref.tell(Add(1))
         await until(lambda: delivery._connector._next > float("-inf"))  # it has failed
         assert outgoing_of(here, there) is None
-        heart.renewed = renewed
+        heartbeat.renewed = renewed
         before.release()
         await until(lambda: inside(own).amounts == [1])
 

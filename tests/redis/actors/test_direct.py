@@ -178,8 +178,8 @@ async def test_a_batch_that_the_server_does_not_take_goes_over_a_connection() ->
 async def test_a_node_whose_lease_has_run_out_neither_sends_nor_hears() -> None:
     async with pair(lease=60) as (here, there):
         ref, own = await remote(here, there)
-        before, heart = traffic(there, here), node_of(there)._membership._heartbeat_thread
-        renewed, heart.renewed = heart.renewed, float("-inf")
+        before, heartbeat = traffic(there, here), node_of(there)._membership._heartbeat_thread
+        renewed, heartbeat.renewed = heartbeat.renewed, float("-inf")
         peer = peer_of(there, here)
         peer.send(CancelFrame(1_000_000, overdue=False))
         peer.delivery.flush_soon(now=True)
@@ -189,7 +189,7 @@ async def test_a_node_whose_lease_has_run_out_neither_sends_nor_hears() -> None:
         await until(lambda: incoming_of(here, there) is None)
         assert traffic(there, here).received_directly == before.received_directly
         assert peer.has_frames
-        heart.renewed = renewed
+        heartbeat.renewed = renewed
         await until(lambda: inside(own).amounts == [1])  # the server, which has the last word, has let it read this
         await until(lambda: not peer.has_frames)  # and what waited is not forgotten
 

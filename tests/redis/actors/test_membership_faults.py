@@ -85,7 +85,7 @@ async def test_a_node_that_hears_twice_that_it_is_lost_joins_once_again() -> Non
         assert node_of(here).statistics().incarnation == 2
 
 
-async def test_an_idle_node_hears_from_its_heart_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_node_learns_from_its_heartbeat_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_membership, "POLL", 60.0)  # it does not look into its inbox
     async with pair(lease=LEASE) as (there, here):
         ref, own = await remote(there, here)

@@ -190,11 +190,11 @@ async def test_a_client_is_closed_from_a_thread_while_a_loop_uses_it(proxy: TcpP
 async def test_who_closes_what_has_ended_meanwhile_is_told_at_once() -> None:
     client = RedisClient(shared_server().url)
     await client.execute("PING")
-    route = client._topology()
+    topology = client._topology()
     await client.aclose()
     told: list[str] = []
     # As another thread would that found it just before.
-    route.end(lambda: told.append("ended"))
+    topology.end(lambda: told.append("ended"))
     assert told == ["ended"]
 
 

@@ -187,7 +187,7 @@ def test_over_redis_every_key_ends_by_itself(server: RedisServer) -> None:
             assert 1000 < table.client.execute_blocking("PTTL", key) <= 110_000
 
 
-def test_over_redis_a_party_whose_lease_has_ended_holds_nothing(server: RedisServer) -> None:
+def test_over_redis_a_client_whose_lease_has_ended_holds_nothing(server: RedisServer) -> None:
     """Its permits, its places in line, and what it was granted and never took."""
     table = Table(server, "token_bucket", RateLimitConfig(100, 1.0), permits=1)
     other = Table(server, "token_bucket", RateLimitConfig(100, 1.0), party="dead")

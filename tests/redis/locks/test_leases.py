@@ -435,7 +435,7 @@ async def test_the_thread_ends_when_nothing_is_held() -> None:
     await until(lambda: not any(one.name == "cuelight redis locks" for one in threading.enumerate()))
 
 
-def test_keepers_go_with_their_loops() -> None:
+def test_renewers_end_with_their_loops() -> None:
     async def main() -> LeaseRenewer:
         async with RedisLock("it", **where):
             (renewer,) = (renewer for renewer in _renewers.values() if renewer.leases())

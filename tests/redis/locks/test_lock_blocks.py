@@ -251,7 +251,7 @@ def test_a_function_that_ends_the_program_on_a_loss_ends_the_loop_of_a_task() ->
         assert thread.do(lock.release) is None
 
 
-async def test_two_tasks_that_begin_to_listen_at_once_share_what_they_hear() -> None:
+async def test_two_tasks_that_subscribe_at_once_share_a_subscription() -> None:
     where = over_redis()
     async with RedisClient(where["redis_url"]) as elsewhere:  # as another process would have it
         all_of_it = RedisSemaphore("it", 2, server=elsewhere, prefix=where["prefix"])
@@ -271,7 +271,9 @@ async def test_two_tasks_that_begin_to_listen_at_once_share_what_they_hear() -> 
                     return len((await semaphore.state()).waiting) == 2
 
                 await until_server(both_wait)
-                await until(lambda: any(ear.open for ear in semaphore._state.grant_channels.values()))
+                await until(
+                    lambda: any(grant_channel.open for grant_channel in semaphore._state.grant_channels.values())
+                )
                 assert not got
     assert sorted(got) == [1, 2]
 

@@ -159,7 +159,7 @@ async def _run(twins: Twins, number: int, step: str, given_to: list[Any]) -> Non
         await twins.both("wait_for_task", f"c{number}", earlier, confirmed)
     elif step == "arm":
         size = await twins.stores[0]._send(ScriptCall(steps.QUERY, ["size", False]))
-        await twins.both("_arm", given_to[0], size.version, size.claimable_version)
+        await twins.both("_subscribe_changes", given_to[0], size.version, size.claimable_version)
     elif step == "wait":
         twins.clock.advance(given_to[0])
     else:

@@ -120,11 +120,11 @@ def test_an_answer_is_read_or_refused_whatever_comes(status: bytes, head: bytes,
 
 @FUZZ
 @given(message=st.binary(max_size=30) | st.sampled_from([b"1 2", b"9 9", b"-1 -1", b"1 2 3", b"1e3 5"]))
-def test_a_hint_wakes_those_who_wait_whatever_it_says(message: bytes) -> None:
+def test_a_notification_wakes_waiting_callers_whatever_it_contains(message: bytes) -> None:
     async def arm(kind: str, version: int, stirred: int) -> bool:
         raise AssertionError("nobody waits")
 
-    hints = ChangeNotifications("channel", arm)
-    before = hints.version
-    hints._on_message(message)
-    assert hints.version >= before
+    notifications = ChangeNotifications("channel", arm)
+    before = notifications.version
+    notifications._on_message(message)
+    assert notifications.version >= before

@@ -40,10 +40,10 @@ async def test_a_wait_ends_when_its_store_is_closed_though_the_server_is_silent(
                     and next(iter(store._notifications._loop_subscriptions.values())).subscription
                 )
             )
-            (ear,) = store._notifications._loop_subscriptions.values()
+            (loop_subscription,) = store._notifications._loop_subscriptions.values()
             proxy.silence()
-            looked = ear.compared_at
-            await until(lambda: ear.compared_at > looked)
+            looked = loop_subscription.compared_at
+            await until(lambda: loop_subscription.compared_at > looked)
             await anyio.wait_all_tasks_blocked()  # it asks whether it has missed something, and hears nothing
             assert not ended.is_set()
             with anyio.fail_after(5):
@@ -107,10 +107,10 @@ async def test_an_add_that_is_cancelled_natively_just_when_it_is_to_lead_lets_th
         await let.wait()
         return [value for card in cards for value in ("added", card)]
 
-    together = AddBatcher(send)
+    batcher = AddBatcher(send)
 
     async def add(name: str, bounds: tuple[int, bool]) -> Any:
-        answer = await together.add(bounds, [name], [name.encode()])
+        answer = await batcher.add(bounds, [name], [name.encode()])
         if name == "a":
             second.cancel()  # it was told to lead just now, and has not begun
         return answer

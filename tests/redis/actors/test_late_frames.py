@@ -68,7 +68,7 @@ def say(one: ActorSystem, to: ActorSystem, *words: frames.Frame) -> None:
         peer.send(word)
 
 
-async def test_words_about_nobody_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_frames_about_unknown_actors_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     log = Log()
     async with pair() as (here, there):
         ref, own = await remote(here, there, Player, log)
@@ -119,7 +119,7 @@ async def test_an_entry_in_an_inbox_that_is_no_batch_is_dead_lettered(fields: tu
         assert node_of(there).statistics().incarnation == 1
 
 
-async def test_a_word_that_cannot_be_dealt_with_costs_itself_and_is_reported(
+async def test_a_frame_that_cannot_be_processed_costs_itself_and_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     handlers: dict[Any, Any] = _membership._HANDLERS

@@ -190,7 +190,7 @@ async def test_those_who_say_nothing_or_too_little_are_cut_off(monkeypatch: pyte
         assert traffic(here, there).connects == 1
 
 
-async def test_thousands_of_connections_of_strangers_hold_up_no_node() -> None:
+async def test_thousands_of_unproved_connections_hold_up_no_node() -> None:
     async with pair() as (here, there):
         ref, _ = await remote(here, there)
         listener = node_of(there)._membership.listener

@@ -131,7 +131,7 @@ def test_a_lease_that_is_not_held_any_more_is_removed_without_effect_on_others()
     assert state.newest_lease("owner", 1) is None
 
 
-async def test_a_keeper_gives_back_in_its_own_loop_what_a_thread_let_go() -> None:
+async def test_a_renewer_releases_in_its_own_loop_a_lease_that_a_thread_abandoned() -> None:
     class Watched(LeaseRenewer):
         def flush(self, state: SharedLockState) -> None:
             flushed.append(threading.get_ident())
@@ -181,18 +181,18 @@ async def test_a_program_that_ends_leaves_to_its_lease_what_cannot_be_given_back
 
 async def test_a_channel_that_does_not_open_in_time_is_unavailable() -> None:
     silent: Any = SilentServer()
-    ear = GrantChannel(silent, "channel")
+    grant_channel = GrantChannel(silent, "channel")
     with pytest.raises(StoreUnavailable, match="fake did not begin to tell of changes within 0 s"):
-        await ear.listen(0.0)
-    assert not ear.open
+        await grant_channel.listen(0.0)
+    assert not grant_channel.open
 
 
 async def test_a_channel_that_is_open_is_not_opened_again() -> None:
     server: Any = FakeServer()
-    ear = GrantChannel(server, "channel")
-    await ear.listen()
-    await ear.listen()
-    assert ear.open
+    grant_channel = GrantChannel(server, "channel")
+    await grant_channel.listen()
+    await grant_channel.listen()
+    assert grant_channel.open
     assert server.subscribed == 1
 
 

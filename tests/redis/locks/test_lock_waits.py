@@ -45,7 +45,7 @@ async def in_line(lock: RedisLock, many: int = 1) -> None:
 
 def listens(lock: RedisLock) -> bool:
     """Whether anybody in this process knows that it is in line, and listens for its turn."""
-    return any(ear.open for ear in lock._state.grant_channels.values())
+    return any(grant_channel.open for grant_channel in lock._state.grant_channels.values())
 
 
 # Answers that are late, and a server that is away.

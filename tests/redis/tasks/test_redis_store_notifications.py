@@ -198,7 +198,7 @@ async def test_whatever_may_make_a_task_claimable_wakes_who_looks_for_work(
             await waiting.ended.wait()
 
 
-async def test_a_lost_hint_costs_a_second(here: RedisStore, there: RedisStore, client: RedisClient) -> None:
+async def test_a_lost_notification_costs_a_second(here: RedisStore, there: RedisStore, client: RedisClient) -> None:
     since = await starving(here)
     async with anyio.create_task_group() as group:
         waiting = Waiting()

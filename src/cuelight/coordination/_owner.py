@@ -49,9 +49,9 @@ class ThreadOwner:
     def end(self) -> None:
         """Mark the thread as ended."""
         self.ended = True
-        tell = self.when_ended
-        if tell is not None:
-            tell(self)
+        callback = self.when_ended
+        if callback is not None:
+            callback(self)
 
     def location(self) -> str | None:
         """The current place of the thread, as `file:line`."""

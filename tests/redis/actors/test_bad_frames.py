@@ -277,7 +277,7 @@ async def test_a_handler_of_frames_that_raises_costs_that_frame(
         await put(there, batch([12, 1], [1, own._cell.serial, "Add", msgspec.msgpack.encode(Add(1))]))
         await until(lambda: inside(own).total == 1)
         assert await ref.ask(Total()) == 1
-    assert "an internal error of Cuelight in dealing with Up(of=1)" in caplog.text
+    assert "an internal error of Cuelight in dealing with UpFrame(of=1)" in caplog.text
 
 
 class Deep(Message):

@@ -138,7 +138,7 @@ async def test_a_frame_that_cannot_be_processed_costs_itself_and_is_reported(
         assert await ref.ask(Total()) == 4
         assert inside(own).amounts == [1, 3]
     (record,) = [one for one in caplog.records if "internal error" in one.message]
-    assert "Tell(" in record.message
+    assert "TellFrame(" in record.message
 
 
 async def test_a_chunk_that_comes_after_its_reader_has_left_is_dropped(caplog: pytest.LogCaptureFixture) -> None:

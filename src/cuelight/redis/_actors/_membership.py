@@ -293,13 +293,13 @@ class Membership:
         for scope in list(self._scopes):
             scope.cancel()
 
-    async def leave(self, patience: float) -> None:
+    async def leave(self, timeout: float) -> None:
         """Send the pending frames, then end the membership."""
         if self._joined and not self.over:
-            with anyio.move_on_after(patience / 2):
+            with anyio.move_on_after(timeout / 2):
                 while not all(peer.is_drained for peer in self._peers.values()):
                     await self._changed()
-            with anyio.move_on_after(patience / 2):
+            with anyio.move_on_after(timeout / 2):
                 try:
                     await self.directory.leave(self.known_nodes())
                 except Exception as error:  # any error: the heartbeat must stop in any case

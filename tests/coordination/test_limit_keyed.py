@@ -207,9 +207,9 @@ def test_each_look_up_looks_at_four_keys_at_most() -> None:
     looks = [0]
 
     class Looked(AsyncTokenBucket):
-        def _try_evict(self, revive: Any) -> bool:
+        def _try_evict(self, restore: Any) -> bool:
             looks[0] += 1
-            return super()._try_evict(revive)
+            return super()._try_evict(restore)
 
     users = KeyedLimiter[int, Looked](lambda _: Looked(ONE, clock=Clock()))
     for number in range(5_000):
@@ -288,13 +288,13 @@ class Handed:
     """A limiter that keeps what it is to call before it is used again."""
 
     def __init__(self) -> None:
-        self.revive: Any = None
+        self.restore: Any = None
         self.at_once = False
 
-    def _try_evict(self, revive: Any) -> bool:
-        self.revive = revive
+    def _try_evict(self, restore: Any) -> bool:
+        self.restore = restore
         if self.at_once:
-            revive()
+            restore()
         return True
 
 
@@ -304,9 +304,9 @@ def test_a_limiter_that_is_used_in_the_moment_in_which_it_is_forgotten_is_rememb
     assert users.forget_idle() == 0
     assert users.statistics() == (1, 1, 0)
     users[7].at_once = False
-    revive = users[7].revive
+    restore = users[7].restore
     assert users.forget_idle() == 1
-    revive()  # nobody has held it
+    restore()  # nobody has held it
     assert users.statistics() == (0, 1, 1)
 
 

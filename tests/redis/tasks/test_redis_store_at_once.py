@@ -37,8 +37,8 @@ class Watched(RedisStore):
         await super().open()
         self._publish = "RPUSH"  # a list in place of the channel
 
-    async def _add(self, bounds: tuple[int, bool], cards: list[Any], blobs: list[bytes]) -> Any:
-        reply = await self._step(ScriptCall(self.form, [cards, *bounds], blobs))
+    async def _add(self, bounds: tuple[int, bool], task_rows: list[Any], blobs: list[bytes]) -> Any:
+        reply = await self._step(ScriptCall(self.form, [task_rows, *bounds], blobs))
         self.replies.append(reply)
         return reply.answer
 

@@ -49,7 +49,7 @@ def test_a_construction_that_needs_a_second_reading_is_found(tmp_path: Path, sen
     "sentence",
     [
         "What does it cost?",
-        "See `what` and `whoever()`.",
+        "See `what` and `current_owner()`.",
         "Of course it ends.",
         "As soon as the worker that holds the lease ends, the server releases it.",
         "So many that they do not fit.",

@@ -305,10 +305,10 @@ async def test_an_actor_that_wants_the_lock_of_its_asker() -> None:
             assert f"{ref.path} → lock 'db' → task" in str(error)
             assert str(error).count(ref.path) >= 2
 
-            async def pass_on(_: Doer) -> Any:
+            async def transfer_permit(_: Doer) -> Any:
                 return await ref.ask(Do(take))
 
-            error = await outcome(middle.ask(Do(pass_on)))
+            error = await outcome(middle.ask(Do(transfer_permit)))
             assert isinstance(error, DeadlockError)
             assert f"{middle.path} → {ref.path}" in str(error)
             blocker.cancel()
@@ -478,7 +478,7 @@ def test_a_finaliser_that_would_wait_inside_a_step_is_refused() -> None:
 
 
 def test_debug_mode_forgets_orders_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lock_order, "MOST", 3)
+    monkeypatch.setattr(_lock_order, "MAX_NAMES", 3)
     locks = [LocalLock(f"many-{number}", debug=True) for number in range(10)]
     for first, second in pairwise(locks):
         with first, second:

@@ -17,7 +17,7 @@ import pytest
 from cuelight import Actor, ActorCrashed, ActorSystem, Exit, Message, Request, ShutDown, Start, on
 from cuelight.actors import held_by
 from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, ReadWriteLock
-from cuelight.coordination._lock_waiting import watched
+from cuelight.coordination._lock_waiting import watched_owners
 from cuelight.errors import LockHeld, LockNotHeld, LockTimeout
 from helpers.lockable import KINDS, until, worker
 from helpers.players import outcome, settle
@@ -185,7 +185,7 @@ async def test_releasing_after_it_was_taken_away_is_refused(lock: BaseLock) -> N
 async def test_those_who_end_one_by_one_leave_nothing_behind() -> None:
     """Nothing is kept of tasks and threads that have held a lock, contended or not."""
     lock = LocalLock()
-    before = len(watched)
+    before = len(watched_owners)
     seen: list[weakref.ref[Any]] = []
 
     async def enter() -> None:
@@ -205,7 +205,7 @@ async def test_those_who_end_one_by_one_leave_nothing_behind() -> None:
     await settle()
     gc.collect()
     assert [ref for ref in seen if ref() is not None] == []
-    assert len(watched) <= before + 1  # this very task, which lives
+    assert len(watched_owners) <= before + 1  # this very task, which lives
 
 
 def _enter_blocking(lock: LocalLock) -> None:

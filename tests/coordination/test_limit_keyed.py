@@ -85,7 +85,7 @@ def test_a_forgotten_limiter_that_nobody_holds_is_gone() -> None:
     first = id(users["ann"])
     users.forget_idle()
     assert users.statistics() == (0, 1, 1)
-    assert len(users._kept) == 0
+    assert len(users._evicted) == 0
     users["ann"].try_acquire()
     assert users.statistics() == (1, 2, 1), first
 
@@ -195,11 +195,11 @@ def test_keys_that_come_once_leave_few_idle_keys_behind(share: float, in_use: in
     users = keyed(Clock())
     for number in range(in_use):
         assert users[f"in use {number}"].try_acquire().allowed
-    most = 0
+    max_cost = 0
     for number in range(20_000):
         _ = users[f"once {number}" if chance.random() < share else "often"]
-        most = max(most, len(users))
-    assert most <= 3 * in_use + 100
+        max_cost = max(max_cost, len(users))
+    assert max_cost <= 3 * in_use + 100
     assert not any(users[f"in use {number}"].try_acquire().allowed for number in range(in_use)), "none was forgotten"
 
 
@@ -207,9 +207,9 @@ def test_each_look_up_looks_at_four_keys_at_most() -> None:
     looks = [0]
 
     class Looked(AsyncTokenBucket):
-        def _retire(self, revive: Any) -> bool:
+        def _try_evict(self, restore: Any) -> bool:
             looks[0] += 1
-            return super()._retire(revive)
+            return super()._try_evict(restore)
 
     users = KeyedLimiter[int, Looked](lambda _: Looked(ONE, clock=Clock()))
     for number in range(5_000):
@@ -268,7 +268,7 @@ def test_a_key_that_cannot_be_compared_when_it_is_forgotten_is_looked_at_again()
     users = KeyedLimiter[object, AsyncTokenBucket](lambda _: AsyncTokenBucket(ONE, clock=clock))
     keys = [Contrary() for _ in range(3)]
     held = [users[key] for key in keys]
-    kept = users._kept
+    kept = users._evicted
 
     class Refusing(dict[Any, Any]):
         def __delitem__(self, key: object) -> None:
@@ -288,13 +288,13 @@ class Handed:
     """A limiter that keeps what it is to call before it is used again."""
 
     def __init__(self) -> None:
-        self.revive: Any = None
+        self.restore: Any = None
         self.at_once = False
 
-    def _retire(self, revive: Any) -> bool:
-        self.revive = revive
+    def _try_evict(self, restore: Any) -> bool:
+        self.restore = restore
         if self.at_once:
-            revive()
+            restore()
         return True
 
 
@@ -304,9 +304,9 @@ def test_a_limiter_that_is_used_in_the_moment_in_which_it_is_forgotten_is_rememb
     assert users.forget_idle() == 0
     assert users.statistics() == (1, 1, 0)
     users[7].at_once = False
-    revive = users[7].revive
+    restore = users[7].restore
     assert users.forget_idle() == 1
-    revive()  # nobody has held it
+    restore()  # nobody has held it
     assert users.statistics() == (0, 1, 1)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuelight.coordination import RateLimitConfig, gcra
-from cuelight.coordination._meters import EVER, Bucket, Meter, Permits, WindowCounter, WindowLog, _pace, from_rate
+from cuelight.coordination._meters import NEVER, Bucket, Meter, Permits, WindowCounter, WindowLog, _rate, from_rate
 
 NANOSECOND = 1e-9
 STATES = 20_000
@@ -71,13 +71,13 @@ def test_retry_after_is_exact(kind: str) -> None:
         meter, truth, now = METERS[kind](config), Truth(kind, config), 0
         for _ in range(40):
             now += chance.choice([0, 0, 1, 2, chance.randint(0, 20)])
-            cost = chance.randint(1, meter.most)
-            due = meter.due(now, cost)
+            cost = chance.randint(1, meter.max_cost)
+            due = meter.available_at(now, cost)
             assert (due <= now) == truth.allows(now, cost)
             if due > now:
                 assert not any(truth.allows(at, cost) for at in range(now, due)), "too long"
                 assert truth.allows(due, cost), "too short"
-            assert meter.take(now, cost) == (due <= now)
+            assert meter.try_charge(now, cost) == (due <= now)
             if due <= now:
                 truth.log.append((now, cost))
             checked += 1
@@ -102,12 +102,12 @@ def test_a_bucket_takes_the_steps_of_gcra() -> None:
     chance = random.Random(2)
     for _ in range(2_000):
         config = configs(chance)
-        bucket, pace, now = Bucket(config), _pace(config), 0
+        bucket, pace, now = Bucket(config), _rate(config), 0
         for _ in range(10):
             now += chance.randint(0, 20)
             cost, tat = chance.randint(0, config.burst), bucket._tat
             allowed, after, _ = gcra(tat, now * pace.scale, pace.interval, pace.burst, cost)
-            assert (bucket.take(now, cost), bucket._tat) == (allowed, after)
+            assert (bucket.try_charge(now, cost), bucket._tat) == (allowed, after)
 
 
 requests = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8)), min_size=10, max_size=60)
@@ -124,7 +124,7 @@ def let_through(meter: Meter, asked: list[tuple[int, int]]) -> list[tuple[int, i
     now, log = 100, list[tuple[int, int]]()
     for pause, cost in asked:
         now += pause
-        if cost <= meter.most and meter.take(now, cost):
+        if cost <= meter.max_cost and meter.try_charge(now, cost):
             log.append((now, cost))
     return log
 
@@ -174,14 +174,14 @@ def test_what_is_ahead_never_makes_an_estimate_too_late(
     now = 100
     for pause, cost in asked[:8]:
         now += pause % 4
-        meter.take(now, min(cost, meter.most))
-    queue = [min(cost, meter.most) for _, cost in asked[8:16]]
-    last = min(extra, meter.most)
-    estimate = meter.due(now, last, sum(queue))
+        meter.try_charge(now, min(cost, meter.max_cost))
+    queue = [min(cost, meter.max_cost) for _, cost in asked[8:16]]
+    last = min(extra, meter.max_cost)
+    estimate = meter.available_at(now, last, sum(queue))
     at = now
     for cost in (*queue, last):
-        at = max(at, meter.due(at, cost))
-        assert meter.take(at, cost)
+        at = max(at, meter.available_at(at, cost))
+        assert meter.try_charge(at, cost)
     assert max(now, estimate) <= at
     if kind == "bucket":  # exact, but for each time of the queue that is rounded up to a nanosecond
         assert at - max(now, estimate) <= len(queue) + 1
@@ -204,16 +204,16 @@ def settle_all(
     end = max(at + a[3] for at, a in steps)
     for now in range(100, end + 1):
         for one in [one for one in pending if one[0] == now]:
-            meter.amend(one[2], one[3], one[4], now)
+            meter.adjust(one[2], one[3], one[4], now)
             pending.remove(one)
         for at, (_, cost, real, later) in steps:
-            if at == now and (always or (cost <= meter.most and meter.due(now, cost) <= now)):
-                ticket = meter.book(now, now, cost)
+            if at == now and (always or (cost <= meter.max_cost and meter.available_at(now, cost) <= now)):
+                charge = meter.charge(now, now, cost)
                 log.append((now, real))
                 if later:
-                    pending.append((now + later, now, ticket, cost, real))
+                    pending.append((now + later, now, charge, cost, real))
                 else:
-                    meter.amend(ticket, cost, real, now)
+                    meter.adjust(charge, cost, real, now)
     return log, now
 
 
@@ -225,9 +225,9 @@ def test_a_window_settles_as_if_the_real_cost_had_been_charged(
     meter, real = METERS[kind](config), METERS[kind](config)
     log, now = settle_all(meter, asked, always=True)
     for at, cost in log:
-        real.book(at, at, cost)
-    for cost in range(1, meter.most + 1):
-        assert max(now, meter.due(now, cost)) == max(now, real.due(now, cost))
+        real.charge(at, at, cost)
+    for cost in range(1, meter.max_cost + 1):
+        assert max(now, meter.available_at(now, cost)) == max(now, real.available_at(now, cost))
 
 
 @given(limits, amended)
@@ -237,8 +237,8 @@ def test_a_refund_lets_nothing_through_that_the_real_cost_would_not(
     bucket, real = Bucket(config), Bucket(config)
     log, now = settle_all(bucket, asked, always=True)
     for at, cost in log:
-        real.book(at, at, cost)
-    assert max(now, bucket.due(now, 1)) >= max(now, real.due(now, 1))
+        real.charge(at, at, cost)
+    assert max(now, bucket.available_at(now, 1)) >= max(now, real.available_at(now, 1))
 
 
 @given(limits, st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9)), min_size=1, max_size=20))
@@ -247,40 +247,40 @@ def test_a_refund_is_whole_while_the_bucket_is_owed_something(
 ) -> None:
     """All costs are booked at one moment: nothing can be paid off meanwhile, so all of it comes back."""
     bucket, real = Bucket(config), Bucket(config)
-    tickets = [bucket.book(100, 100, cost) for cost, _ in asked]
-    for ticket, (cost, really) in zip(tickets, asked, strict=True):
-        bucket.amend(ticket, cost, max(1, min(cost, really)), 100)
-        real.book(100, 100, max(1, min(cost, really)))
+    tickets = [bucket.charge(100, 100, cost) for cost, _ in asked]
+    for charge, (cost, really) in zip(tickets, asked, strict=True):
+        bucket.adjust(charge, cost, max(1, min(cost, really)), 100)
+        real.charge(100, 100, max(1, min(cost, really)))
     # Each refund stops at what was owed after its own booking; here that is at least the charge itself.
-    assert bucket.due(100, 1) == real.due(100, 1)
+    assert bucket.available_at(100, 1) == real.available_at(100, 1)
 
 
 def test_settling_again_counts_from_the_last_time() -> None:
     for kind, make in METERS.items():
         meter = make(RateLimitConfig(10, 1000 * NANOSECOND))
-        ticket = meter.book(5, 5, 8)
+        charge = meter.charge(5, 5, 8)
         for was, cost in [(8, 2), (2, 9), (9, 9), (9, 4)]:
-            ticket = meter.amend(ticket, was, cost, 5)
-        assert meter.left(5) == 6, kind
+            charge = meter.adjust(charge, was, cost, 5)
+        assert meter.remaining(5) == 6, kind
 
 
 def test_debt_is_counted_and_not_clamped() -> None:
     for kind, make in METERS.items():
         meter = make(RateLimitConfig(10, 1000 * NANOSECOND))
-        meter.amend(meter.book(0, 0, 1), 1, 35, 0)
-        assert meter.left(0) == 0
-        due = meter.due(0, 1)
+        meter.adjust(meter.charge(0, 0, 1), 1, 35, 0)
+        assert meter.remaining(0) == 0
+        due = meter.available_at(0, 1)
         assert due == {"bucket": 2600, "log": 1000, "counter": 1000 + 1000 - 9 * 1000 // 35}[kind]
 
 
 def test_settling_what_is_over_changes_nothing() -> None:
     for kind, make in METERS.items():
         meter = make(RateLimitConfig(10, 1000 * NANOSECOND))
-        ticket = meter.book(0, 0, 10)
+        charge = meter.charge(0, 0, 10)
         assert meter.unused_at(0) <= 2000, kind
-        meter.book(2000, 2000, 4)
-        ticket = meter.amend(ticket, 10, 0, 2000)
-        assert meter.left(2000) == 6, kind
+        meter.charge(2000, 2000, 4)
+        charge = meter.adjust(charge, 10, 0, 2000)
+        assert meter.remaining(2000) == 6, kind
 
 
 # Other limits.
@@ -289,49 +289,49 @@ def test_settling_what_is_over_changes_nothing() -> None:
 def test_an_update_keeps_what_was_let_through() -> None:
     for kind, make in METERS.items():
         meter = make(RateLimitConfig(10, 1000 * NANOSECOND))
-        meter.book(0, 0, 6)
+        meter.charge(0, 0, 6)
         meter.update(RateLimitConfig(20, 1000 * NANOSECOND), 0)
-        assert meter.left(0) == 14, kind
+        assert meter.remaining(0) == 14, kind
         meter.update(RateLimitConfig(4, 500 * NANOSECOND), 0)
-        assert meter.left(0) == 0, kind
-        assert meter.due(0, 1) > 0, kind
-        assert meter.most == 4, kind
+        assert meter.remaining(0) == 0, kind
+        assert meter.available_at(0, 1) > 0, kind
+        assert meter.max_cost == 4, kind
 
 
 def test_a_bucket_pays_off_at_its_new_pace() -> None:
     bucket = Bucket(RateLimitConfig(10, 1000 * NANOSECOND))
-    bucket.book(0, 0, 10)
+    bucket.charge(0, 0, 10)
     bucket.update(RateLimitConfig(100, 1000 * NANOSECOND, 10), 0)
-    assert bucket.due(0, 1) == 10
+    assert bucket.available_at(0, 1) == 10
     assert bucket.unused_at(0) == 100
 
 
 def test_a_refund_of_what_was_booked_at_another_pace_is_lost() -> None:
     bucket = Bucket(RateLimitConfig(10, 1000 * NANOSECOND))
-    ticket = bucket.book(0, 0, 8)
+    charge = bucket.charge(0, 0, 8)
     bucket.update(RateLimitConfig(20, 1000 * NANOSECOND), 0)
-    ticket = bucket.amend(ticket, 8, 2, 0)
-    assert bucket.left(0) == 12
-    bucket.amend(ticket, 2, 4, 0)
-    assert bucket.left(0) == 10, "debt counts all the same"
+    charge = bucket.adjust(charge, 8, 2, 0)
+    assert bucket.remaining(0) == 12
+    bucket.adjust(charge, 2, 4, 0)
+    assert bucket.remaining(0) == 10, "debt counts all the same"
 
 
 def test_what_a_longer_window_would_still_count_is_gone() -> None:
     log = WindowLog(RateLimitConfig(10, 100 * NANOSECOND))
-    ticket = log.book(0, 0, 5)
-    assert log.left(100) == 10
+    charge = log.charge(0, 0, 5)
+    assert log.remaining(100) == 10
     log.update(RateLimitConfig(10, 1000 * NANOSECOND), 100)
-    log.amend(ticket, 5, 9, 100)
-    assert log.left(100) == 10
+    log.adjust(charge, 5, 9, 100)
+    assert log.remaining(100) == 10
 
 
 @pytest.mark.parametrize("kind", METERS)
 def test_a_cost_above_a_lowered_limit_goes_when_nothing_is_owed(kind: str) -> None:
     meter = METERS[kind](RateLimitConfig(10, 1000 * NANOSECOND))
-    meter.book(500, 500, 3)
+    meter.charge(500, 500, 3)
     meter.update(RateLimitConfig(2, 1000 * NANOSECOND), 500)
-    due = meter.due(500, 7)
-    assert 500 < due < EVER
+    due = meter.available_at(500, 7)
+    assert 500 < due < NEVER
     assert due == meter.unused_at(500)
 
 
@@ -339,8 +339,8 @@ def test_times_are_rounded_and_rates_are_not() -> None:
     bucket = Bucket(RateLimitConfig(3, 1, 1))
     now = 0
     for _ in range(3_000):
-        now = max(now, bucket.due(now, 1))
-        assert bucket.take(now, 1)
+        now = max(now, bucket.available_at(now, 1))
+        assert bucket.try_charge(now, 1)
     assert 0 <= now - 2_999 * Fraction(10**9, 3) <= 3_000
 
 
@@ -361,15 +361,15 @@ def test_a_rate_is_read_as_a_fraction(rate: float, capacity: int | None, expecte
 
 def test_permits_come_back_and_wait_for_nobody_else() -> None:
     permits = Permits(2)
-    assert permits.take(0, 2)
-    assert not permits.take(0, 1)
-    assert permits.due(0, 1) == EVER == permits.unused_at(0)
-    permits.amend(None, 1, 0, 0)
-    assert (permits.due(0, 1), permits.left(0)) == (0, 1)
+    assert permits.try_charge(0, 2)
+    assert not permits.try_charge(0, 1)
+    assert permits.available_at(0, 1) == NEVER == permits.unused_at(0)
+    permits.adjust(None, 1, 0, 0)
+    assert (permits.available_at(0, 1), permits.remaining(0)) == (0, 1)
     permits.update(1, 0)
-    assert permits.due(0, 1) == EVER
-    permits.amend(None, 1, 0, 0)
-    assert permits.due(0, 1) == 0 == permits.unused_at(0)
+    assert permits.available_at(0, 1) == NEVER
+    permits.adjust(None, 1, 0, 0)
+    assert permits.available_at(0, 1) == 0 == permits.unused_at(0)
 
 
 # Bad input.

@@ -58,14 +58,14 @@ async def test_a_limit_that_a_request_does_not_use_does_not_hold_it_up() -> None
 
 async def test_no_more_than_so_many_are_under_way_and_who_waits_goes_in_order() -> None:
     limiter = both(concurrency=2)
-    under_way, most, order = 0, 0, list[int]()
+    under_way, max_cost, order = 0, 0, list[int]()
 
     async def work(number: int) -> None:
-        nonlocal under_way, most
+        nonlocal under_way, max_cost
         async with limiter.request(tokens=10):
             order.append(number)
             under_way += 1
-            most = max(most, under_way)
+            max_cost = max(max_cost, under_way)
             await anyio.sleep(1)
             under_way -= 1
 
@@ -76,7 +76,7 @@ async def test_no_more_than_so_many_are_under_way_and_who_waits_goes_in_order() 
         assert limiter.retry_after() == math.inf
         assert limiter.remaining()["concurrency"] == 0
         await anyio.wait_all_tasks_blocked()
-    assert most == 2
+    assert max_cost == 2
     assert [{order[at], order[at + 1]} for at in range(0, 8, 2)] == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
     assert limiter.remaining()["concurrency"] == 2
 
@@ -131,7 +131,7 @@ async def test_a_waiter_that_was_let_through_and_is_cancelled_gives_its_permit_o
                     stop()
             assert done[-1:] == ["second"]
             assert limiter.remaining()["concurrency"] == 1
-            assert limiter._own.users == 1
+            assert limiter._own_queue.users == 1
             assert limiter.statistics().admitted == 1 + len(done)
 
 
@@ -284,7 +284,7 @@ def test_what_is_charged_is_what_was_settled(
                 group.start_soon(work, *one)
         remaining = limiter.remaining()
         assert remaining["concurrency"] == 2
-        assert limiter._own.users == 1
+        assert limiter._own_queue.users == 1
         assert limiter.statistics().waiting == 0
         # Something is paid off, and refunds stop at what is not, so that a unit may be missing either way.
         assert abs(remaining["tokens"] - max(0, 1000 - spent)) <= 2

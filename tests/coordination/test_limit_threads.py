@@ -106,15 +106,15 @@ def test_a_loop_that_ended_without_a_word_holds_up_nobody(first_in_line: bool) -
         held = limiter.request()
         async with held:
             if first_in_line:
-                await anyio.to_thread.run_sync(forget)
+                await anyio.to_thread.run_sync(untrack)
             async with anyio.create_task_group() as group:
                 group.start_soon(use)
                 await anyio.wait_all_tasks_blocked()
                 if not first_in_line:
-                    await anyio.to_thread.run_sync(forget)
+                    await anyio.to_thread.run_sync(untrack)
                 await held.__aexit__(None, None, None)
 
-    def forget() -> None:
+    def untrack() -> None:
         async def start() -> None:
             tasks.append(asyncio.ensure_future(use()))
             await asyncio.sleep(0.01)
@@ -130,7 +130,7 @@ def test_a_loop_that_ended_without_a_word_holds_up_nobody(first_in_line: bool) -
     tasks.clear()
     gc.collect()
     assert limiter.statistics()[:2] == (2, 0)
-    assert limiter._own.users == 1
+    assert limiter._own_queue.users == 1
     assert limiter.idle
 
 
@@ -143,13 +143,13 @@ def test_the_first_in_line_may_be_gone_when_its_turn_moves_up() -> None:
         tasks.append(asyncio.ensure_future(limiter.acquire()))
         await asyncio.sleep(0.01)
 
-    def forget() -> None:
+    def untrack() -> None:
         loop.run_until_complete(forgotten())
         loop.close()
 
     async def scenario() -> None:
         await limiter.acquire()
-        await anyio.to_thread.run_sync(forget)
+        await anyio.to_thread.run_sync(untrack)
         async with anyio.create_task_group() as group:
             group.start_soon(limiter.acquire)
             await anyio.wait_all_tasks_blocked()
@@ -199,9 +199,9 @@ def test_cancelled_at_any_moment_nothing_is_lost_or_charged() -> None:
 
     in_threads(("asyncio", storm(3)), ("trio", storm(5)), ("uvloop", native()))
     assert limiter.remaining()["concurrency"] == 2
-    assert limiter._own.users == 1
+    assert limiter._own_queue.users == 1
     assert limiter.statistics().waiting == 0
-    assert limiter._own.served == limiter._own.end
+    assert limiter._own_queue.served_cost == limiter._own_queue.end_cost
 
 
 def test_it_waits_in_real_time_too() -> None:

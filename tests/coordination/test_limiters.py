@@ -146,12 +146,12 @@ def model(meter: Meter, asked: list[tuple[float, int, int | None]]) -> list[tupl
         while coming and coming[0][0] <= now:
             queue.append(coming.pop(0))
         queue = [one for one in queue if one[3] > now]
-        while queue and meter.due(now, queue[0][2]) <= now:
+        while queue and meter.available_at(now, queue[0][2]) <= now:
             _, number, cost, _ = queue.pop(0)
-            meter.book(now, now, cost)
+            meter.charge(now, now, cost)
             done.append((number, now))
         events = [one[0] for one in coming[:1]] + [one[3] for one in queue]
-        events += [meter.due(now, queue[0][2])] if queue else []
+        events += [meter.available_at(now, queue[0][2])] if queue else []
         now = min(events, default=now)
     return done
 
@@ -182,7 +182,7 @@ def test_waiting_and_leaving_is_as_in_the_model(
                 at += pause + 1e-6  # so that they come in this order
                 group.start_soon(request, number, at, cost, patience)
         statistics = limiter.statistics()
-        assert (statistics.admitted, statistics.waiting, limiter._line) == (len(done), 0, None)
+        assert (statistics.admitted, statistics.waiting, limiter._queue) == (len(done), 0, None)
         return done
 
     expected = model(METERS[kind](config), [(pause + 1e-6, cost, patience) for pause, cost, patience in asked])
@@ -268,7 +268,7 @@ async def test_a_waiter_that_leaves_gives_way_at_once(make: Make) -> None:
     assert [name for name, _ in crowd.done] == ["small"]
     assert crowd.done[0][1] <= 11
     assert limiter.statistics()[:4] == (2, 0, 1, 0)
-    assert limiter._line is None
+    assert limiter._queue is None
 
 
 async def test_a_request_cancelled_where_it_lets_others_run_is_not_charged() -> None:
@@ -314,7 +314,7 @@ def test_a_waiter_whose_task_is_forgotten_leaves_even_in_the_middle_of_a_step() 
         assert limiter.statistics().waiting == 1
         with limiter._step():
             second.close()
-        assert limiter._line is None
+        assert limiter._queue is None
         assert limiter.statistics() == (1, 0, 0, 0, 0.0)
 
     run_on(virtual_backend("asyncio"), scenario)
@@ -327,7 +327,7 @@ def test_outside_of_a_loop_nothing_waits() -> None:
     with pytest.raises(RuntimeError, match="no asyncio or trio event loop runs here"):
         limiter.acquire().send(None)
     assert limiter.statistics() == (1, 0, 0, 0, 0.0)
-    assert limiter._line is None
+    assert limiter._queue is None
 
 
 # Pauses and other limits.

@@ -265,9 +265,9 @@ def test_a_storm_of_cancellations_and_time_outs(stress: bool) -> None:
     assert got > 0
 
 
-def test_those_who_look_for_closed_loops_keep_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiters_that_poll_for_closed_loops_keep_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a task of another loop holds it, a waiter wakes now and then by itself: no turn and no grant is lost."""
-    monkeypatch.setattr(_lock_waiting, "LOOK", 0.0005)
+    monkeypatch.setattr(_lock_waiting, "DEAD_LOOP_POLL", 0.0005)
     lock = LocalLock("look")
     turns = 0
 

@@ -298,7 +298,7 @@ async def directly(one: ActorSystem, other: ActorSystem) -> None:
         peer = node_of(system)._membership.peer(node_of(to).identity)
         if not peer.delivery.is_direct:
             peer.credit(NOBODY)  # a node connects when it has something to say
-        return bool(peer.delivery.is_direct and peer.quiet)
+        return bool(peer.delivery.is_direct and peer.is_drained)
 
     await until(lambda: connected(one, other) and connected(other, one))
 

@@ -32,7 +32,7 @@ SAME: Final = {
     "RateLimiter(clock)": "AsyncTokenBucket(clock)",
     "AsyncLeakyBucket(clock)": "AsyncTokenBucket(clock)",
     "AsyncSlidingWindow(clock)": "AsyncTokenBucket(clock)",
-    "Paced.limited(cost)": "AsyncTokenBucket.limited(cost)",
+    "AcquireMixin.limited(cost)": "AsyncTokenBucket.limited(cost)",
     "SQLiteStore(clock)": "MemoryStore(clock)",
     "RedisStore(clock)": "MemoryStore(clock)",
     "TaskFunction(function)": "task(async)",
@@ -61,8 +61,6 @@ SAME: Final = {
     "merge(cases)": "Case.case_poll",
     "RedisClient.subscribe(on_message)": "Server.subscribe(on_message)",
     "RedisClient.subscribe(on_gap)": "Server.subscribe(on_message)",
-    "PluggedServer.subscribe(on_message)": "Server.subscribe(on_message)",
-    "PluggedServer.subscribe(on_gap)": "Server.subscribe(on_message)",
     "Server.subscribe(on_gap)": "Server.subscribe(on_message)",
     "RedisNode(messages)": "messages=[...], __post_init__",
 }
@@ -74,7 +72,7 @@ OTHERWISE: Final = {
     "BlockingProxy(make)": "only the library makes these",
     "BlockingTaskQueue(make)": "only the library makes these",
     "TaskHandle(read)": "only the library makes these",
-    "RedisClaim.lower(here)": "only the library calls it",
+    "RedisWeightedLock.release_part(apply_locally)": "only the library calls it",
     "Dispatcher.call_later(function)": "only the library calls it",
     "Dispatcher.post(function)": "only the library calls it",
 }

@@ -463,7 +463,7 @@ async def a_function_that_is_told_of_a_loss(cases: list[Case]) -> None:
             leases = [first.lease, second.lease]
             async with RedisClient(where["redis_url"]) as client:
                 for lock in (first, second):
-                    await client.execute("DEL", *lock._core.names.keys)
+                    await client.execute("DEL", *lock._state.names.keys)
             await until(lambda: len(calls) == 2)  # noqa: B023 - awaited here
             assert all(one.lost for one in leases)
             await anyio.sleep(0.5)  # longer than its lease

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cuelight import ActorSystem
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.pools import AsyncWorkerPool, ProcessExecutor, ThreadExecutor, WorkerPool, WorkerPoolConfig
 from cuelight.pools._processes import _caller as call_module
@@ -53,7 +53,7 @@ async def test_a_thread_executor_begins_anew() -> None:
 async def test_the_lock_owner_of_a_thread_executor_is_there_while_it_runs_a_call() -> None:
     executor = ThreadExecutor("pet")
     assert executor.lock_owner is None
-    assert await executor.run(lambda: executor.lock_owner is here.me, (), {})
+    assert await executor.run(lambda: executor.lock_owner is this_thread.owner, (), {})
     assert executor.lock_owner is None
     await executor.aclose()
 

@@ -127,7 +127,7 @@ async def test_who_waits_in_line_is_late_in_time_though_the_server_goes_away(pro
             tasks.start_soon(wait)
             thread.start(lambda: again.acquire_blocking(0))
             assert thread.result() is None
-            await until(lambda: any(ear.open for ear in lock._core.ears.values()))
+            await until(lambda: any(ear.open for ear in lock._state.grant_channels.values()))
             proxy.silence()
             with anyio.fail_after(LONG / 4):
                 await until(lambda: outcomes)
@@ -192,7 +192,7 @@ async def test_a_request_that_is_cancelled_does_not_wait_again_for_a_server_that
         with anyio.move_on_after(0.3) as scope:
             await bucket.acquire()
         assert scope.cancelled_caught
-        assert bucket._desk()._calls.away
+        assert bucket._loop_client()._calls.away
 
 
 PROGRAM = """

@@ -3,7 +3,7 @@
 It is not called redis.py: the checkers would take it for the library of that name.
 """
 
-from typing import Any, assert_type
+from typing import assert_type
 
 import cuelight
 from cuelight import (
@@ -29,7 +29,6 @@ from cuelight.redis import (
     LockState,
     NodeStatistics,
     Pipeline,
-    PluggedServer,
     RedisAdmission,
     RedisClient,
     RedisLeakyBucket,
@@ -49,8 +48,6 @@ from cuelight.redis import (
     fenced_set,
     fenced_set_blocking,
     redis_locks,
-    use_coredis,
-    use_redis_py,
 )
 from cuelight.tasks import Store
 
@@ -82,13 +79,8 @@ async def asking(client: RedisClient, server: Server, script: Script) -> None:
     client.name = "elsewhere"  # rejected
 
 
-async def plugging(theirs: Any) -> None:
-    plugged = use_redis_py(theirs, timeout=1)
-    assert_type(plugged, PluggedServer)
-    server: Server = use_coredis(theirs)
+def storing(server: Server) -> None:
     RedisStore(server)
-    await plugged.aclose()
-    use_redis_py(theirs, 5)  # rejected
     RedisStore(object())  # rejected
 
 

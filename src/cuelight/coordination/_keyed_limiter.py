@@ -26,21 +26,21 @@ from cuelight._text import safe_repr
 from cuelight.errors import ends_the_program
 
 
-class Forgettable(Protocol):
+class Evictable(Protocol):
     """The part of a limiter that this module needs; local and shared limiters have it."""
 
-    def _retire(self, revive: Callable[[], None]) -> bool:
-        """Agree to be forgotten, if idle. The limiter then calls `revive` before it is used again."""
+    def _try_evict(self, restore: Callable[[], None]) -> bool:
+        """Agree to be forgotten, if idle. The limiter then calls `restore` before it is used again."""
         ...
 
 
 K = TypeVar("K", bound=Hashable)
-L = TypeVar("L", bound=Forgettable)
+L = TypeVar("L", bound=Evictable)
 
-_LOOKS: Final = 4
+CHECKS_PER_LOOKUP: Final = 4
 """The number of keys that each look-up checks for idleness."""
 
-_REST: Final = 64
+SHORTEST_PAUSE: Final = 64
 """Least number of look-ups between two rounds. With many keys it is 5/4 of the keys in use in the last round."""
 
 log = get_log("cuelight")
@@ -68,17 +68,17 @@ class KeyedLimiter(Generic[K, L]):
     """
 
     __slots__ = (
-        "_ahead",
+        "_checked",
+        "_evicted",
         "_forgotten",
         "_in_use",
-        "_kept",
         "_limiters",
         "_lock",
         "_made",
         "_make",
+        "_pause",
         "_queue",
-        "_rest",
-        "_retiring",
+        "_unchecked",
     )
 
     def __init__(self, make: Callable[[K], L]) -> None:
@@ -91,12 +91,12 @@ class KeyedLimiter(Generic[K, L]):
         self._lock = RLock()  # re-entrant: a task that ends may use a limiter while it is being checked
         self._limiters: dict[K, L] = {}
         self._queue: deque[K] = deque()  # each remembered key once; those at the front are checked next
-        self._kept: WeakValueDictionary[K, L] = WeakValueDictionary()  # forgotten, but callers may still hold them
-        self._retiring: L | None = None  # being checked, and not used since the check began
+        self._evicted: WeakValueDictionary[K, L] = WeakValueDictionary()  # forgotten, but callers may still hold them
+        self._checked: L | None = None  # being checked, and not used since the check began
         # Keys are checked in rounds, with a pause between rounds.
-        self._ahead = 0  # keys left to check in this round
+        self._unchecked = 0  # keys left to check in this round
         self._in_use = 0  # keys of this round that were not idle
-        self._rest = 0  # look-ups until the next round
+        self._pause = 0  # look-ups until the next round
         self._made = self._forgotten = 0
 
     def __getitem__(self, key: K) -> L:
@@ -110,47 +110,47 @@ class KeyedLimiter(Generic[K, L]):
             with self._lock:
                 limiter = self._limiters.get(key)
                 if limiter is None:
-                    limiter = self._remembered(key, made)
+                    limiter = self._register(key, made)
                 if limiter is not None:
-                    self._look(limiter)
+                    self._check_some(limiter)
                     return limiter
             made = self._make(key)  # without the lock, because this is user code
 
-    def _remembered(self, key: K, made: L | None) -> L | None:
+    def _register(self, key: K, made: L | None) -> L | None:
         """Register a limiter that is new, or that was forgotten while a caller held it."""
-        limiter = self._kept.get(key)
+        limiter = self._evicted.get(key)
         if limiter is None:
             limiter = made
         if limiter is None:
             return None
         self._limiters[key] = limiter
         self._queue.append(key)
-        if self._kept.pop(key, None) is None:
+        if self._evicted.pop(key, None) is None:
             self._made += 1
         else:
             self._forgotten -= 1
         return limiter
 
-    def _look(self, spared: L | None) -> None:
+    def _check_some(self, protected: L | None) -> None:
         """Check the next keys, if a round is due."""
-        if not self._ahead:
-            self._rest -= 1
-            if self._rest > 0:
+        if not self._unchecked:
+            self._pause -= 1
+            if self._pause > 0:
                 return
-            self._ahead, self._in_use = len(self._queue), 0
+            self._unchecked, self._in_use = len(self._queue), 0
         queue = self._queue
-        for _ in range(min(_LOOKS, self._ahead)):
-            self._ahead -= 1
+        for _ in range(min(CHECKS_PER_LOOKUP, self._unchecked)):
+            self._unchecked -= 1
             key = queue.popleft()
             try:
-                self._retiring = limiter = self._limiters.get(key)
+                self._checked = limiter = self._limiters.get(key)
                 if limiter is None:  # a key whose comparison raised may be in the queue twice
                     continue
                 # A weak reference, so that an unused limiter is freed at once and not by the cycle collector.
                 if (
-                    limiter is not spared
-                    and limiter._retire(partial(self._revive, key, ref(limiter)))
-                    and self._forget(key, limiter)
+                    limiter is not protected
+                    and limiter._try_evict(partial(self._restore, key, ref(limiter)))
+                    and self._evict(key, limiter)
                 ):
                     continue
             except BaseException as error:  # keys and clocks are user code
@@ -160,31 +160,31 @@ class KeyedLimiter(Generic[K, L]):
                 log.exception("whether the limiter of %s is idle is not known: it is kept", safe_repr(key))
             queue.append(key)
             self._in_use += 1
-        self._retiring = None
-        if not self._ahead:
-            self._rest = max(_REST, self._in_use + self._in_use // 4)
+        self._checked = None
+        if not self._unchecked:
+            self._pause = max(SHORTEST_PAUSE, self._in_use + self._in_use // 4)
 
-    def _forget(self, key: K, limiter: L) -> bool:
+    def _evict(self, key: K, limiter: L) -> bool:
         """Forget a limiter that is idle. Returns False if it was used since the check began."""
-        self._kept[key] = limiter
-        if self._retiring is None:
-            del self._kept[key]
+        self._evicted[key] = limiter
+        if self._checked is None:
+            del self._evicted[key]
             return False
         del self._limiters[key]
-        self._retiring = None
+        self._checked = None
         self._forgotten += 1
         return True
 
-    def _revive(self, key: K, forgotten: ReferenceType[L]) -> None:
+    def _restore(self, key: K, forgotten: ReferenceType[L]) -> None:
         """Remember a forgotten limiter that a caller held and now uses. The lock of the limiter is held."""
         with self._lock:
             limiter = forgotten()
             if limiter is None:
                 return
-            if limiter is self._retiring:
-                self._retiring = None
-            elif key in self._kept:
-                self._remembered(key, limiter)
+            if limiter is self._checked:
+                self._checked = None
+            elif key in self._evicted:
+                self._register(key, limiter)
 
     def forget_idle(self) -> int:
         """Check all keys now and forget the idle ones. This takes a few microseconds for each key.
@@ -194,9 +194,9 @@ class KeyedLimiter(Generic[K, L]):
         """
         with self._lock:
             before = self._forgotten
-            self._ahead, self._in_use = len(self._queue), 0
-            while self._ahead:
-                self._look(None)
+            self._unchecked, self._in_use = len(self._queue), 0
+            while self._unchecked:
+                self._check_some(None)
             return self._forgotten - before
 
     def __len__(self) -> int:

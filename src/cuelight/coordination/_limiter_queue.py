@@ -30,40 +30,41 @@ from threading import Lock
 from typing import Any, Final
 
 from cuelight._text import safe_repr
-from cuelight.coordination._meters import EVER, SECOND, LimiterStatistics, Meter, Ticket
+from cuelight.coordination._meters import NEVER, SECOND, LimiterStatistics, Meter, MeterCharge
 from cuelight.coordination._spread import spread
 from cuelight.mailbox import Slot, await_until, call_in_loop, loop_time, new_slot, running_loop, running_task
 
 # The requests that wait at a limiter: their costs, their queue, and how they sleep.
 
 
-_SHORTEST: Final = 1000
+SHORTEST_SLEEP: Final = 1000
 """The least time to sleep, in nanoseconds: less would be lost in the rounding of a loop's time, which is a float."""
 
 
-class Waiter:
+class QueuedRequest:
     """One request: its costs, and its place in the queue while it waits."""
 
     __slots__ = (
         "admitted",
-        "armed",
-        "before",
-        "began",
+        "charges",
+        "cost_before",
         "costs",
         "deadline",
-        "line",
+        "joined_at",
         "loop",
+        "queue",
         "slot",
         "task",
-        "tickets",
         "waited",
+        "wakes_at",
     )
 
     def __init__(self, costs: tuple[int, ...]) -> None:
         self.costs = costs
-        self.tickets: list[Ticket] = []
+        self.charges: list[MeterCharge] = []
         self.admitted = False
-        self.armed = -EVER  # the time of its timer; -EVER before the first sleep, when it is about to check by itself
+        # The time of its timer; -NEVER before the first sleep, when it is about to check by itself.
+        self.wakes_at = -NEVER
         self.slot: Slot | None = None
         self.waited: int | None = None  # nanoseconds
 
@@ -77,77 +78,77 @@ class Waiter:
         slot.set_result(None)
         return True
 
-    line: Line
+    queue: LimiterQueue
     loop: Any
     task: Any
-    before: tuple[int, ...]  # total cost of all requests that joined the queue before it, since the line exists
-    began: int
+    cost_before: tuple[int, ...]  # total cost of all requests that joined the queue before it, since the queue exists
+    joined_at: int
     deadline: int
 
 
-def _fill(waiter: Waiter, slot: Slot) -> None:
+def _fill(request: QueuedRequest, slot: Slot) -> None:
     # Do not fill an old slot: its task has continued, and may sleep elsewhere by now.
-    if waiter.slot is slot and not slot.done():
+    if request.slot is slot and not slot.done():
         slot.set_result(None)
 
 
-class Line:
+class LimiterQueue:
     """State that a limiter has only while requests wait or may be refunded, or after the limiter was forgotten."""
 
-    __slots__ = ("end", "returned", "revive", "served", "users", "waiting")
+    __slots__ = ("end_cost", "posted", "restore", "served_cost", "users", "waiting")
 
     def __init__(self, meters: int) -> None:
-        self.revive: Callable[[], None] | None = None
-        self.waiting: OrderedDict[Waiter, None] = OrderedDict()
+        self.restore: Callable[[], None] | None = None
+        self.waiting: OrderedDict[QueuedRequest, None] = OrderedDict()
         nothing: tuple[int, ...] = (0,) * meters
-        self.served: tuple[int, ...] = nothing  # the total cost of all requests before the first in the queue
-        self.end: tuple[int, ...] = nothing  # the total cost of all requests before the next to come
-        self.returned: deque[Callable[[int], None]] = deque()
+        self.served_cost: tuple[int, ...] = nothing  # the total cost of all requests before the first in the queue
+        self.end_cost: tuple[int, ...] = nothing  # the total cost of all requests before the next to come
+        self.posted: deque[Callable[[int], None]] = deque()
         self.users = 0  # callers that may still call `_post`
 
 
-def plus(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+def add_costs(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
 async def sleep(slot: Slot, nanoseconds: int) -> None:
     """Sleep until the slot is filled, for `nanoseconds` at most."""
-    if nanoseconds > EVER // 2:
+    if nanoseconds > NEVER // 2:
         await slot
     else:
-        await await_until(slot, loop_time() + max(_SHORTEST, nanoseconds) / SECOND)
+        await await_until(slot, loop_time() + max(SHORTEST_SLEEP, nanoseconds) / SECOND)
 
 
-_LATE: Final = SECOND // 100
+TIMER_TOLERANCE: Final = SECOND // 100
 """Nanoseconds by which a timer may be late without changing the time at which the request counts as admitted. Timers
 are late by a millisecond or two, and a bucket without a burst would lose that time with each request.
 """
 
-YIELD: Final = 63
+YIELD_MASK: Final = 63
 """A bit mask: one in 64 requests that need not wait lets other tasks run."""
 
 
-class Limiter:
+class QueuedLimiter:
     """The base of all limiters: waiting in order, pauses, statistics. Create one of its subclasses."""
 
     __slots__ = (
         "__weakref__",
         "_admitted",
         "_clock",
-        "_line",
         "_lock",
         "_not_before",
+        "_queue",
         "_refused",
+        "_total_wait",
         "_waited",
-        "_waited_for",
     )
 
     def __init__(self, clock: Callable[[], float] | None) -> None:
-        self._clock: Callable[[], int] = time.monotonic_ns if clock is None else partial(_nanoseconds, clock)
+        self._clock: Callable[[], int] = time.monotonic_ns if clock is None else partial(_clock_nanoseconds, clock)
         self._lock = Lock()
-        self._line: Line | None = None
-        self._not_before = -EVER
-        self._admitted = self._refused = self._waited = self._waited_for = 0
+        self._queue: LimiterQueue | None = None
+        self._not_before = -NEVER
+        self._admitted = self._refused = self._waited = self._total_wait = 0
 
     @property
     def _meters(self) -> tuple[Meter, ...]:
@@ -159,213 +160,216 @@ class Limiter:
     def _step(self) -> Generator[int]:
         """Hold the lock for one step and yield the time. Requests that are due are admitted before the step.
 
-        A step that makes other requests due, or due earlier, ends with `_advance`.
+        A step that makes other requests due, or due earlier, ends with `_admit_due`.
         """
         try:
             with self._lock:
                 now = self._clock()
-                if self._line is not None:
-                    self._revive(self._line)
-                self._advance(now)
+                if self._queue is not None:
+                    self._restore(self._queue)
+                self._admit_due(now)
                 try:
                     yield now
                 finally:
-                    if self._line is not None and not self._line.users:
-                        self._line = None
+                    if self._queue is not None and not self._queue.users:
+                        self._queue = None
         finally:
-            line = self._line
-            if line is not None and line.returned:
-                self._take_back(line)
+            queue = self._queue
+            if queue is not None and queue.posted:
+                self._run_posted(queue)
 
-    def _post(self, line: Line, step: Callable[[int], None]) -> None:
+    def _post(self, queue: LimiterQueue, step: Callable[[int], None]) -> None:
         """Run a step without ever waiting for the lock: now, or when the current holder of the lock has finished.
 
         The ends of tasks use this method, because the garbage collector may end a forgotten task during a step of this
-        limiter, in the same thread. Each caller that may post is counted in `line.users`, so this is still the current
-        line.
+        limiter, in the same thread. Each caller that may post is counted in `queue.users`, so this is still the current
+        queue.
         """
-        line.returned.append(step)
-        self._take_back(line)
+        queue.posted.append(step)
+        self._run_posted(queue)
 
-    def _take_back(self, line: Line) -> None:
-        while line.returned and self._lock.acquire(blocking=False):
+    def _run_posted(self, queue: LimiterQueue) -> None:
+        while queue.posted and self._lock.acquire(blocking=False):
             try:
                 now = self._clock()
-                self._revive(line)
-                while line.returned:
-                    line.returned.popleft()(now)
-                self._advance(now)
-                if not line.users:
-                    self._line = None
+                self._restore(queue)
+                while queue.posted:
+                    queue.posted.popleft()(now)
+                self._admit_due(now)
+                if not queue.users:
+                    self._queue = None
             finally:
                 self._lock.release()
 
-    def _retire(self, revive: Callable[[], None]) -> bool:
-        """Agree to be forgotten, if idle. `revive` is called, with the lock held, before the limiter is used again."""
+    def _try_evict(self, restore: Callable[[], None]) -> bool:
+        """Agree to be forgotten, if idle. `restore` is called, with the lock held, before the limiter is used again."""
         if not self._lock.acquire(blocking=False):
             return False  # it is in use at this moment
         try:
             if self._is_idle(self._clock()):
-                if self._line is None:
-                    self._line = Line(len(self._meters))
-                self._line.users += self._line.revive is None
-                self._line.revive = revive
-            line = self._line
+                if self._queue is None:
+                    self._queue = LimiterQueue(len(self._meters))
+                self._queue.users += self._queue.restore is None
+                self._queue.restore = restore
+            queue = self._queue
         finally:
             self._lock.release()
-        if line is None:
+        if queue is None:
             return False
-        self._take_back(line)
-        return line.revive is revive
+        self._run_posted(queue)
+        return queue.restore is restore
 
     @staticmethod
-    def _revive(line: Line) -> None:
-        if line.revive is not None:
-            line.revive()
-            line.revive = None
-            line.users -= 1
+    def _restore(queue: LimiterQueue) -> None:
+        if queue.restore is not None:
+            queue.restore()
+            queue.restore = None
+            queue.users -= 1
 
-    def _due(self, now: int, costs: Iterable[int]) -> int:
+    def _available_at(self, now: int, costs: Iterable[int]) -> int:
         """When the first in the queue can be admitted. Meters in which it costs nothing do not delay it."""
         due = self._not_before
         for meter, cost in zip(self._meters, costs, strict=True):
             if cost:
-                due = max(due, meter.due(now, cost))
+                due = max(due, meter.available_at(now, cost))
         return due
 
-    def _estimate(self, now: int, costs: Iterable[int], before: Iterable[int]) -> int:
-        """Estimate when a request is admitted after all requests before it, which cost `before`; never too late."""
-        line = self._line
-        if line is None:
-            return max(now, self._due(now, costs))
+    def _estimate(self, now: int, costs: Iterable[int], cost_before: Iterable[int]) -> int:
+        """Estimate when a request is admitted after all requests before it, costing `cost_before`; never too late."""
+        queue = self._queue
+        if queue is None:
+            return max(now, self._available_at(now, costs))
         due = max(now, self._not_before)
-        if line.waiting:
-            due = max(due, self._due(now, next(iter(line.waiting)).costs))
-        for meter, cost, end, served in zip(self._meters, costs, before, line.served, strict=True):
-            if cost or end > served:
-                due = max(due, meter.due(now, cost, end - served))
+        if queue.waiting:
+            due = max(due, self._available_at(now, next(iter(queue.waiting)).costs))
+        for meter, cost, end_cost, served_cost in zip(self._meters, costs, cost_before, queue.served_cost, strict=True):
+            if cost or end_cost > served_cost:
+                due = max(due, meter.available_at(now, cost, end_cost - served_cost))
         return due
 
-    def _advance(self, now: int) -> None:
+    def _admit_due(self, now: int) -> None:
         """Admit all requests that are due, and make sure that the timer of the next one is not too late."""
-        line = self._line
-        if line is None:
+        queue = self._queue
+        if queue is None:
             return
-        waiting = line.waiting
+        waiting = queue.waiting
         while waiting:
             head = next(iter(waiting))
-            due = self._due(now, head.costs)
+            due = self._available_at(now, head.costs)
             if due > now:
-                if due >= head.armed:
+                if due >= head.wakes_at:
                     return
-                head.armed = due
+                head.wakes_at = due
                 if head.wake():
                     return
                 self._remove(head)  # its loop has ended
             else:
                 self._remove(head)
-                self._admit(head, now, max(due, now - _LATE))
-                head.waited = now - head.began
+                self._admit(head, now, max(due, now - TIMER_TOLERANCE))
+                head.waited = now - head.joined_at
                 self._waited += 1
-                self._waited_for += head.waited
+                self._total_wait += head.waited
                 if not head.wake():
-                    self._give_back(head, now)
+                    self._refund(head, now)
 
     @staticmethod
-    def _remove(waiter: Waiter) -> None:
-        line = waiter.line
-        del line.waiting[waiter]
-        first = next(iter(line.waiting), None)
-        line.served = line.end if first is None else first.before
+    def _remove(request: QueuedRequest) -> None:
+        queue = request.queue
+        del queue.waiting[request]
+        first = next(iter(queue.waiting), None)
+        queue.served_cost = queue.end_cost if first is None else first.cost_before
 
-    def _admit(self, waiter: Waiter, now: int, slot: int) -> None:
-        waiter.admitted = True
-        waiter.tickets = [meter.book(now, slot, cost) for meter, cost in zip(self._meters, waiter.costs, strict=True)]
+    def _admit(self, request: QueuedRequest, now: int, slot: int) -> None:
+        request.admitted = True
+        request.charges = [
+            meter.charge(now, slot, cost) for meter, cost in zip(self._meters, request.costs, strict=True)
+        ]
         self._admitted += 1
 
-    def _give_back(self, waiter: Waiter, now: int) -> None:
-        waiter.admitted = False
-        for meter, ticket, cost in zip(self._meters, waiter.tickets, waiter.costs, strict=True):
-            meter.amend(ticket, cost, 0, now)
+    def _refund(self, request: QueuedRequest, now: int) -> None:
+        request.admitted = False
+        for meter, charge, cost in zip(self._meters, request.charges, request.costs, strict=True):
+            meter.adjust(charge, cost, 0, now)
         self._admitted -= 1
-        if waiter.waited is not None:
+        if request.waited is not None:
             self._waited -= 1
-            self._waited_for -= waiter.waited
+            self._total_wait -= request.waited
 
-    def _leave(self, waiter: Waiter, now: int) -> None:
+    def _cancel(self, request: QueuedRequest, now: int) -> None:
         """Remove a request from the queue, or refund it if it was admitted already."""
-        waiter.line.users -= 1
-        if waiter.admitted:
-            self._give_back(waiter, now)
-        elif waiter in waiter.line.waiting:
-            self._remove(waiter)
+        request.queue.users -= 1
+        if request.admitted:
+            self._refund(request, now)
+        elif request in request.queue.waiting:
+            self._remove(request)
 
     # Waiting.
 
-    async def _enter(self, costs: tuple[int, ...], timeout: float | None) -> Waiter:
+    async def _enter(self, costs: tuple[int, ...], timeout: float | None) -> QueuedRequest:
         """Wait in the queue until the request is admitted. A checkpoint if it has to wait.
 
         Raises:
             TimeoutError: the wait would take, or took, longer than `timeout` seconds.
         """
-        waiter = Waiter(costs)
+        request = QueuedRequest(costs)
         with self._step() as now:
-            if self._join(waiter, now, timeout):
-                return waiter
+            if self._join(request, now, timeout):
+                return request
         try:
             while True:
                 with self._step() as now:
-                    if waiter.admitted:
-                        self._forget(waiter)
-                        return waiter
-                    if now >= waiter.deadline:
-                        raise self._too_late(waiter, now, timeout)
-                    slot, until = self._arm(waiter, now)
+                    if request.admitted:
+                        self._finish_wait(request)
+                        return request
+                    if now >= request.deadline:
+                        raise self._timeout_error(request, now, timeout)
+                    slot, until = self._arm(request, now)
                 await sleep(slot, until - now)
         except BaseException:
-            waiter.slot = None
-            self._post(waiter.line, partial(self._leave, waiter))
+            request.slot = None
+            self._post(request.queue, partial(self._cancel, request))
             raise
 
-    def _join(self, waiter: Waiter, now: int, timeout: float | None) -> bool:
-        """Admit a request at once, or put it at the end of the queue and count the caller as a user of the line."""
-        line = self._line
-        if (line is None or not line.waiting) and self._due(now, waiter.costs) <= now:
-            self._admit(waiter, now, now)
+    def _join(self, request: QueuedRequest, now: int, timeout: float | None) -> bool:
+        """Admit a request at once, or put it at the end of the queue and count the caller as a user of the queue."""
+        queue = self._queue
+        if (queue is None or not queue.waiting) and self._available_at(now, request.costs) <= now:
+            self._admit(request, now, now)
             return True
-        if line is None:
-            line = self._line = Line(len(self._meters))
-        waiter.began, waiter.before = now, line.end
-        waiter.deadline = EVER if timeout is None else now + _whole(timeout)
-        estimate = self._estimate(now, waiter.costs, waiter.before)
-        # EVER: it depends on when others release a permit, which is not known.
-        if estimate > waiter.deadline and (estimate < EVER or timeout == 0):
-            raise self._too_late(waiter, now, timeout)
-        waiter.line, waiter.loop, waiter.task = line, running_loop(), running_task()
-        line.users += 1
-        line.end = plus(line.end, waiter.costs)
-        line.waiting[waiter] = None
+        if queue is None:
+            queue = self._queue = LimiterQueue(len(self._meters))
+        request.joined_at, request.cost_before = now, queue.end_cost
+        request.deadline = NEVER if timeout is None else now + _to_nanoseconds(timeout)
+        estimate = self._estimate(now, request.costs, request.cost_before)
+        # NEVER: it depends on when others release a permit, which is not known.
+        if estimate > request.deadline and (estimate < NEVER or timeout == 0):
+            raise self._timeout_error(request, now, timeout)
+        request.queue, request.loop, request.task = queue, running_loop(), running_task()
+        queue.users += 1
+        queue.end_cost = add_costs(queue.end_cost, request.costs)
+        queue.waiting[request] = None
         return False
 
-    def _arm(self, waiter: Waiter, now: int) -> tuple[Slot, int]:
+    def _arm(self, request: QueuedRequest, now: int) -> tuple[Slot, int]:
         """Prepare the next sleep of a waiting request: its new slot, and the time until which it sleeps at most."""
-        waiter.armed = self._estimate(now, waiter.costs, waiter.before)
-        waiter.slot = slot = new_slot()
-        return slot, min(waiter.armed, waiter.deadline)
+        request.wakes_at = self._estimate(now, request.costs, request.cost_before)
+        request.slot = slot = new_slot()
+        return slot, min(request.wakes_at, request.deadline)
 
-    def _forget(self, waiter: Waiter) -> None:
-        waiter.slot = None
-        waiter.line.users -= 1
+    def _finish_wait(self, request: QueuedRequest) -> None:
+        request.slot = None
+        request.queue.users -= 1
 
-    def _too_late(self, waiter: Waiter, now: int, timeout: float | None) -> TimeoutError:
+    def _timeout_error(self, request: QueuedRequest, now: int, timeout: float | None) -> TimeoutError:
         self._refused += 1
-        wait = self._estimate(now, waiter.costs, waiter.before) - now
-        earliest = "when others give something back" if wait > EVER // 2 else f"in {wait / SECOND:.3g} s"
+        wait = self._estimate(now, request.costs, request.cost_before) - now
+        earliest = "when others give something back" if wait > NEVER // 2 else f"in {wait / SECOND:.3g} s"
         return TimeoutError(
-            f"{self!r} has no room within {timeout} s for {self._shown(waiter.costs)}: its turn comes {earliest}"
+            f"{self!r} has no room within {timeout} s for {self._format_costs(request.costs)}: its turn comes "
+            f"{earliest}"
         )
 
-    def _shown(self, costs: tuple[int, ...]) -> str:
+    def _format_costs(self, costs: tuple[int, ...]) -> str:
         return f"a cost of {costs[0]}"
 
     # The public methods of all limiters.
@@ -389,7 +393,7 @@ class Limiter:
         """
         seconds = jittered(seconds, jitter)
         with self._step() as now:
-            self._not_before = max(self._not_before, now + _whole(seconds))
+            self._not_before = max(self._not_before, now + _to_nanoseconds(seconds))
             return (self._not_before - now) / SECOND
 
     def pause_until(self, when: float) -> None:
@@ -409,8 +413,8 @@ class Limiter:
     def resume(self) -> None:
         """End a pause."""
         with self._step() as now:
-            self._not_before = -EVER
-            self._advance(now)
+            self._not_before = -NEVER
+            self._admit_due(now)
 
     @property
     def idle(self) -> bool:
@@ -420,7 +424,7 @@ class Limiter:
 
     def _is_idle(self, now: int) -> bool:
         return (
-            (self._line is None or not self._line.waiting)
+            (self._queue is None or not self._queue.waiting)
             and self._not_before <= now
             and all(meter.unused_at(now) <= now for meter in self._meters)
         )
@@ -428,9 +432,9 @@ class Limiter:
     def statistics(self) -> LimiterStatistics:
         """Return the statistics so far."""
         with self._step():
-            waiting = 0 if self._line is None else len(self._line.waiting)
-            waited_for = self._waited_for / SECOND
-            return LimiterStatistics(self._admitted, self._refused, self._waited, waiting, waited_for)
+            waiting = 0 if self._queue is None else len(self._queue.waiting)
+            total_wait = self._total_wait / SECOND
+            return LimiterStatistics(self._admitted, self._refused, self._waited, waiting, total_wait)
 
 
 def jittered(seconds: float, jitter: float) -> float:
@@ -445,10 +449,10 @@ def jittered(seconds: float, jitter: float) -> float:
     return seconds * (1 + jitter * spread.random())
 
 
-def _nanoseconds(clock: Callable[[], float]) -> int:
+def _clock_nanoseconds(clock: Callable[[], float]) -> int:
     return round(clock() * SECOND)
 
 
-def _whole(seconds: float) -> int:
-    """The time in nanoseconds; an infinite time becomes `EVER`."""
-    return EVER if seconds > EVER / SECOND else round(seconds * SECOND)
+def _to_nanoseconds(seconds: float) -> int:
+    """The time in nanoseconds; an infinite time becomes `NEVER`."""
+    return NEVER if seconds > NEVER / SECOND else round(seconds * SECOND)

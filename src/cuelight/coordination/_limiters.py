@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from cuelight._text import safe_repr
-from cuelight.coordination._limiter_queue import YIELD, Limiter
+from cuelight.coordination._limiter_queue import YIELD_MASK, QueuedLimiter
 from cuelight.coordination._meters import (
     SECOND,
     Bucket,
@@ -38,17 +38,17 @@ def check_config(config: object) -> None:
         raise TypeError(f"{safe_repr(config)}: give a RateLimitConfig, such as RateLimitConfig(100, window_seconds=60)")
 
 
-def check_cost(limiter: object, cost: int, most: int) -> None:
+def check_cost(limiter: object, cost: int, max_cost: int) -> None:
     """Raise an error if a limiter never admits this cost.
 
     Raises:
         TypeError: it is not a whole number.
-        ValueError: it is negative, or more than `most`.
+        ValueError: it is negative, or more than `max_cost`.
     """
     check_whole("cost", cost)
-    if cost > most:
+    if cost > max_cost:
         raise ValueError(
-            f"cost={safe_repr(cost)}: {limiter!r} never lets more than {most} through at once; raise its burst"
+            f"cost={safe_repr(cost)}: {limiter!r} never lets more than {max_cost} through at once; raise its burst"
         )
 
 
@@ -104,7 +104,7 @@ def window_config(limit: RateLimitConfig | int, window_seconds: float | None = N
     return limit
 
 
-class Paced(ABC):
+class AcquireMixin(ABC):
     """The base of limiters with one cost: a context manager, and a decorator of async functions."""
 
     __slots__ = ()
@@ -175,7 +175,7 @@ def check_function(function: object, limiter: object) -> None:
         )
 
 
-class SingleLimiter(Limiter, Paced):
+class SingleLimiter(QueuedLimiter, AcquireMixin):
     """The base of the limiters with one limit. They may be used from several event loops and threads at once.
 
     `async with limiter:` admits a block at a cost of 1, and `@limiter` does so for each call of an async function.
@@ -218,16 +218,16 @@ class SingleLimiter(Limiter, Paced):
             TypeError: the cost is not a whole number.
             ValueError: the cost is negative, or more than is ever admitted at once; or the timeout is negative.
         """
-        if cost.__class__ is not int or cost < 0 or cost > self._meter.most:
+        if cost.__class__ is not int or cost < 0 or cost > self._meter.max_cost:
             self._check_cost(cost)
         if timeout is not None:
             check_timeout(timeout)
-        if self._admitted & YIELD == YIELD:
+        if self._admitted & YIELD_MASK == YIELD_MASK:
             await yield_now()
         with self._lock:
-            if self._line is None:
+            if self._queue is None:
                 now = self._clock()
-                if now >= self._not_before and self._meter.take(now, cost):
+                if now >= self._not_before and self._meter.try_charge(now, cost):
                     self._admitted += 1
                     return
         await self._enter((cost,), timeout)
@@ -245,17 +245,17 @@ class SingleLimiter(Limiter, Paced):
         """
         self._check_cost(cost)
         with self._step() as now:
-            line, meter = self._line, self._meter
-            waits = line is not None and bool(line.waiting)
-            allowed = not waits and now >= self._not_before and meter.take(now, cost)
+            queue, meter = self._queue, self._meter
+            waits = queue is not None and bool(queue.waiting)
+            allowed = not waits and now >= self._not_before and meter.try_charge(now, cost)
             if allowed:
                 self._admitted += 1
                 due = now
             else:
                 self._refused += 1
-                due = self._estimate(now, (cost,), (0,) if line is None else line.end)
+                due = self._estimate(now, (cost,), (0,) if queue is None else queue.end_cost)
             unused = max(now, due if waits else now, self._not_before, meter.unused_at(now))
-            left = 0 if waits or now < self._not_before else meter.left(now)
+            left = 0 if waits or now < self._not_before else meter.remaining(now)
             return Decision(allowed, (due - now) / SECOND, left, (unused - now) / SECOND)
 
     def update(self, config: RateLimitConfig) -> None:
@@ -270,13 +270,13 @@ class SingleLimiter(Limiter, Paced):
         with self._step() as now:
             self._meter.update(config, now)
             self._config = config
-            self._advance(now)
+            self._admit_due(now)
 
     def _check_config(self, config: RateLimitConfig) -> None:
         check_config(config)
 
     def _check_cost(self, cost: int) -> None:
-        check_cost(self, cost, self._meter.most)
+        check_cost(self, cost, self._meter.max_cost)
 
 
 class AsyncTokenBucket(SingleLimiter):

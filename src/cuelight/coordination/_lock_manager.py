@@ -89,7 +89,7 @@ class Acquisition:
             if self._timeout is None:
                 task = plain_task()
                 for lock in self._locks:
-                    if task is None or type(lock) is not LocalLock or not lock._took(task):
+                    if task is None or type(lock) is not LocalLock or not lock._acquire_if_free(task):
                         await lock.__aenter__()
                     held.append(lock)
                 return self
@@ -111,7 +111,7 @@ class Acquisition:
         while held:
             try:
                 lock = held.pop()
-                if task is None or type(lock) is not LocalLock or not lock._gave_back(task):
+                if task is None or type(lock) is not LocalLock or not lock._release_alone(task):
                     await lock.__aexit__(kind, error, trace)
             except BaseException as failed:  # the other locks are released all the same
                 errors.append(failed)

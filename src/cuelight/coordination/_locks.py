@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from cuelight.actors import current_cell
+from cuelight.coordination._fast_path import enqueue_task, transfer_permit
 from cuelight.coordination._lock_order import debug_by_default
-from cuelight.coordination._lock_state import WAITING, Core, LockCore
+from cuelight.coordination._lock_state import WAITING, CapacityState, FastLockState
 from cuelight.coordination._lock_waiting import (
     acquire,
     acquire_blocking,
     acquire_nowait,
-    give_back,
-    hand_over,
+    cancel_wait,
+    grant_waiters,
     monitor,
     now,
-    reentered,
+    reentry_error,
     release,
-    took,
-    withdraw,
+    release_as,
+    try_acquire_now,
 )
-from cuelight.coordination._owner import describe, here, place_now, show_place
-from cuelight.coordination._quick import pass_on, stand_in_line
+from cuelight.coordination._owner import describe, format_location, owner_location, this_thread
 from cuelight.mailbox import asyncio_task, in_trio_task, running_task
 
 if TYPE_CHECKING:
@@ -36,11 +36,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-# The block of a lock or semaphore: `with` in any thread, `async with` in any event loop.
-
-
-class Block(ABC):
-    """Acquires on entering the block, and releases on leaving it."""
+class ContextManagerMixin(ABC):
+    """Acquires on entering a block and releases on leaving it: `with` in any thread, `async with` in any event loop."""
 
     __slots__ = ()
 
@@ -72,9 +69,6 @@ class Block(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-# The statistics of locks and semaphores.
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -123,25 +117,25 @@ class LockStatistics(msgspec.Struct, frozen=True):
     holders: tuple[Holder, ...]
 
 
-def statistics_of(core: Core, *, by_weight: bool = True) -> LockStatistics:
-    """Return the statistics of a core."""
+def statistics_of(state: CapacityState, *, by_weight: bool = True) -> LockStatistics:
+    """Return the statistics of a lock."""
     with monitor:
-        at, details, held = now(), core.details or {}, core.held()
+        at, details, held = now(), state.details or {}, state.held()
         holders: list[Holder] = []
         for owner, weight in held.items():
             hold = details.get(owner)
             seconds = None if hold is None else at - hold.since
-            place = None if hold is None else show_place(hold.place)
-            holders.append(Holder(describe(owner), weight, seconds, place, place_now(owner)))
+            location = None if hold is None else format_location(hold.location)
+            holders.append(Holder(describe(owner), weight, seconds, location, owner_location(owner)))
         return LockStatistics(
             held=sum(held.values()) if by_weight else len(held),
-            waiting=len(core.queue or ()),
-            acquisitions=core.acquired,
-            waits=core.waited,
-            wait_seconds=core.wait_seconds,
-            longest_wait=core.longest_wait,
-            hold_seconds=core.hold_seconds,
-            longest_hold=core.longest_hold,
+            waiting=len(state.queue or ()),
+            acquisitions=state.acquired,
+            waits=state.waited,
+            wait_seconds=state.wait_seconds,
+            longest_wait=state.longest_wait,
+            hold_seconds=state.hold_seconds,
+            longest_hold=state.longest_hold,
             holders=tuple(holders),
         )
 
@@ -154,7 +148,7 @@ next_name: Final[Callable[[], int]] = count(1).__next__
 """Numbers for locks and semaphores without a name."""
 
 
-class BaseLock(Block):
+class BaseLock(ContextManagerMixin):
     """The interface of all locks: `with` in any thread, `async with` in any event loop.
 
     A lock belongs to the owner that acquired it: the actor, if its handler runs the code; otherwise the task, or the
@@ -223,17 +217,17 @@ class BaseLock(Block):
         self.acquire_blocking(timeout)
 
 
-class Claim(BaseLock):
-    """A lock over part of a core's capacity: a whole lock, some permits of a semaphore, or one side of a read-write
+class WeightedLock(BaseLock):
+    """A lock over part of a state's capacity: a whole lock, some permits of a semaphore, or one side of a read-write
     lock.
 
     It has no state of its own, so any number of users may share one.
     """
 
-    __slots__ = ("_core", "_name", "_weight")
+    __slots__ = ("_name", "_state", "_weight")
 
-    def __init__(self, core: Core, weight: int, name: str) -> None:
-        self._core = core
+    def __init__(self, state: CapacityState, weight: int, name: str) -> None:
+        self._state = state
         self._weight = weight
         self._name = name
 
@@ -243,38 +237,38 @@ class Claim(BaseLock):
 
     @property
     def locked(self) -> bool:
-        return bool(self._core.held())
+        return bool(self._state.held())
 
     async def acquire(self, timeout: float | None = None) -> None:
-        await acquire(self._core, self._weight, timeout)
+        await acquire(self._state, self._weight, timeout)
 
     def acquire_blocking(self, timeout: float | None = None) -> None:
-        acquire_blocking(self._core, self._weight, timeout)
+        acquire_blocking(self._state, self._weight, timeout)
 
     def acquire_nowait(self) -> None:
-        acquire_nowait(self._core, self._weight)
+        acquire_nowait(self._state, self._weight)
 
     def release(self) -> None:
-        release(self._core, self._weight)
+        release(self._state, self._weight)
 
     def statistics(self) -> LockStatistics:
-        return statistics_of(self._core)
+        return statistics_of(self._state)
 
     def __enter__(self) -> Self:
-        if not took(self._core, self._weight):
-            acquire_blocking(self._core, self._weight, None)
+        if not try_acquire_now(self._state, self._weight):
+            acquire_blocking(self._state, self._weight, None)
         return self
 
     async def __aenter__(self) -> Self:
-        if not took(self._core, self._weight):
-            await acquire(self._core, self._weight, None)
+        if not try_acquire_now(self._state, self._weight):
+            await acquire(self._state, self._weight, None)
         return self
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} {'held' if self.locked else 'free'}>"
 
 
-class LocalLock(Claim):
+class LocalLock(WeightedLock):
     """A lock of this process, for threads and event loops at once.
 
         lock = LocalLock("accounts")
@@ -289,145 +283,145 @@ class LocalLock(Claim):
 
     __slots__ = ("__weakref__", "_kept")
 
-    _core: Core
+    _state: CapacityState
 
     def __init__(self, name: str | None = None, *, debug: bool | None = None) -> None:
         if name is None:
             name = f"lock-{next_name()}"
-        thing = f"lock {name!r}"
+        label = f"lock {name!r}"
         if debug is None:
             debug = debug_by_default()
-        self._core = Core(thing, 1, debug=True) if debug else LockCore(thing)
+        self._state = CapacityState(label, 1, debug=True) if debug else FastLockState(label)
         self._weight = 1
         self._name = name
         self._kept: set[LocalLock] | None = None
 
-    # The fast path, without the monitor; see LockCore.
+    # The fast path, without the monitor; see `FastLockState`.
 
     def __enter__(self) -> Self:
-        core = self._core
-        if not core.queue and _running_asyncio() is None and ("trio" not in _modules or not in_trio_task()):
-            me = here.me
+        state = self._state
+        if not state.queue and _running_asyncio() is None and ("trio" not in _modules or not in_trio_task()):
+            caller = this_thread.owner
             try:
-                del core.free[0]
+                del state.free_permits[0]
             except IndexError:
                 pass
             else:
-                core.owner = me
-                core.acquired += 1
+                state.owner = caller
+                state.acquired += 1
                 return self
-        acquire_blocking(core, 1, None)
+        acquire_blocking(state, 1, None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        core = self._core
-        if core.owner is here.me and core.details is None:
-            core.owner = None
-            core.free.append(None)
-            if core.queue:
-                hand_over(core)
+        state = self._state
+        if state.owner is this_thread.owner and state.details is None:
+            state.owner = None
+            state.free_permits.append(None)
+            if state.queue:
+                grant_waiters(state)
         else:
-            release(core, 1)
+            release(state, 1)
 
     async def __aenter__(self) -> Self:
-        core = self._core
+        state = self._state
         if _handling() is None:
             loop = _running_asyncio()
-            me: Any = running_task() if loop is None else asyncio_task(loop)
-            if me is not None:
-                if not core.queue:
+            caller: Any = running_task() if loop is None else asyncio_task(loop)
+            if caller is not None:
+                if not state.queue:
                     try:
-                        del core.free[0]
+                        del state.free_permits[0]
                     except IndexError:
                         pass
                     else:
-                        core.owner = me
-                        core.acquired += 1
+                        state.owner = caller
+                        state.acquired += 1
                         return self
-                if loop is not None and type(core) is LockCore:
-                    if core.owner is me:
-                        raise reentered(core, me, 1)
-                    ticket = stand_in_line(core, me, loop)
-                    if ticket.state == WAITING:
+                if loop is not None and type(state) is FastLockState:
+                    if state.owner is caller:
+                        raise reentry_error(state, caller, 1)
+                    waiter = enqueue_task(state, caller, loop)
+                    if waiter.state == WAITING:
                         try:
-                            if ticket.slot is not None:
-                                await ticket.slot
-                            if ticket.state == WAITING:
-                                await ticket.sleep(inf)
+                            if waiter.slot is not None:
+                                await waiter.slot
+                            if waiter.state == WAITING:
+                                await waiter.sleep(inf)
                         except BaseException:
-                            withdraw(core, ticket)
+                            cancel_wait(state, waiter)
                             raise
                     return self
-        await acquire(core, 1, None)
+        await acquire(state, 1, None)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        core = self._core
+        state = self._state
         loop = _running_asyncio()
-        me = running_task() if loop is None else asyncio_task(loop)
-        if me is not None and core.owner is me:
-            if core.details is None:
-                core.owner = None
-                core.free.append(None)
-                if core.queue:
-                    hand_over(core)
-            elif loop is None or type(core) is not LockCore or not pass_on(core, me, loop):
-                give_back(core, 1, me)
+        caller = running_task() if loop is None else asyncio_task(loop)
+        if caller is not None and state.owner is caller:
+            if state.details is None:
+                state.owner = None
+                state.free_permits.append(None)
+                if state.queue:
+                    grant_waiters(state)
+            elif loop is None or type(state) is not FastLockState or not transfer_permit(state, caller, loop):
+                release_as(state, 1, caller)
         else:
-            release(core, 1)
+            release(state, 1)
 
-    def _took(self, task: Any) -> bool:
+    def _acquire_if_free(self, task: Any) -> bool:
         """Acquire the lock for the running task if it is free; used by `Acquisition`."""
-        core = self._core
-        if core.queue:
+        state = self._state
+        if state.queue:
             return False
         try:
-            del core.free[0]
+            del state.free_permits[0]
         except IndexError:
             return False
-        core.owner = task
-        core.acquired += 1
+        state.owner = task
+        state.acquired += 1
         return True
 
-    def _gave_back(self, task: Any) -> bool:
+    def _release_alone(self, task: Any) -> bool:
         """Release the lock of the running task, if a release needs nothing else."""
-        core = self._core
-        if core.owner is not task or core.details is not None:
+        state = self._state
+        if state.owner is not task or state.details is not None:
             return False
-        core.owner = None
-        core.free.append(None)
-        if core.queue:
-            hand_over(core)
+        state.owner = None
+        state.free_permits.append(None)
+        if state.queue:
+            grant_waiters(state)
         return True
 
     async def _enter(self, timeout: float | None) -> None:
-        await acquire(self._core, 1, timeout)
+        await acquire(self._state, 1, timeout)
 
     def _enter_blocking(self, timeout: float | None) -> None:
-        acquire_blocking(self._core, 1, timeout)
+        acquire_blocking(self._state, 1, timeout)
 
     # A lock acquired without a block may have no reference from the caller, so its manager must keep it.
 
     async def acquire(self, timeout: float | None = None) -> None:
-        await acquire(self._core, 1, timeout)
+        await acquire(self._state, 1, timeout)
         if self._kept is not None:
             self._kept.add(self)
 
     def acquire_blocking(self, timeout: float | None = None) -> None:
-        acquire_blocking(self._core, 1, timeout)
+        acquire_blocking(self._state, 1, timeout)
         if self._kept is not None:
             self._kept.add(self)
 
     def acquire_nowait(self) -> None:
-        acquire_nowait(self._core, 1)
+        acquire_nowait(self._state, 1)
         if self._kept is not None:
             self._kept.add(self)
 
     def release(self) -> None:
-        release(self._core, 1)
+        release(self._state, 1)
         if self._kept is not None:
             self._kept.discard(self)

@@ -1,12 +1,10 @@
-"""The parts of limiters: the limit, the answers and statistics, and the `Meter`, which counts and has no clock.
+"""The meters of limiters, which count admitted requests and have no clock: a token bucket, a log and two counters.
 
-The arithmetic of a token bucket, in whole numbers: the generic cell rate algorithm (GCRA).
+The caller passes the time to each method. Times are whole numbers, so nothing is rounded and nothing drifts.
 
-The state is one number: `tat`, the time at which all admitted requests are paid off. Each unit of cost takes one
-`interval` to pay off, and `tat` may be at most `burst` intervals ahead of now. There are no clocks and no tasks here;
-the caller passes the time. Times are whole numbers of any unit, so nothing is rounded and nothing drifts.
-
-Invariants:
+A token bucket (the generic cell rate algorithm, GCRA) has one number as its state: `tat`, the time at which all
+admitted requests are paid off. Each unit of cost takes one `interval` to pay off, and `tat` may be at most `burst`
+intervals ahead of now.
 
 1. In any span of time t, both ends included, the admitted requests cost at most `burst + t / interval`.
 2. `wait` is exact: the same request is admitted at `now + wait`, and not a moment earlier.
@@ -14,22 +12,17 @@ Invariants:
 4. A refund covers only the part of the cost that is not paid off yet. So no request is admitted after a refund that
    would have been refused if the real cost had been charged at the start.
 
-Sliding windows: an exact log of the admitted requests, and two counters that approximate it.
+The log of a sliding window:
 
-There are no clocks and no tasks here. Times are whole nanoseconds.
+5. In any window, its beginning excluded, the admitted requests cost at most the limit. A request admitted at time t no
+   longer counts at t + window. The time at which a request is due is exact.
+6. After an adjustment the log is as if the real cost had been charged at the start.
 
-Invariants of the log:
+The two counters of a sliding window, whose windows begin at multiples of their length:
 
-1. In any window, its beginning excluded, the admitted requests cost at most the limit. A request admitted at time t no
-   longer counts at t + window.
-2. The time at which a request is due is exact: it is admitted then, and not a nanosecond earlier.
-3. After an amendment the log is as if the real cost had been charged at the start.
-
-Invariants of the counters, whose windows begin at multiples of their length:
-
-4. In each of these windows the admitted requests cost at most the limit, and in any other span of the same length at
-   most twice the limit. The counters treat the requests of the last window as spread evenly over it.
-5. The time at which a request is due is exact.
+7. In each of these windows the admitted requests cost at most the limit, and in any other span of the same length at
+   most twice the limit. The counters treat the requests of the last window as spread evenly over it. The time at which
+   a request is due is exact.
 """
 
 from __future__ import annotations
@@ -43,13 +36,13 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from cuelight._text import safe_repr
 
-EVER: Final = 1 << 62
+NEVER: Final = 1 << 62
 """Nanoseconds, 146 years: stands for a time that never comes."""
 
 SECOND: Final = 1_000_000_000
 """Nanoseconds."""
 
-Ticket = Any
+MeterCharge = Any
 """The record of a booking that a meter needs to amend it."""
 
 
@@ -145,30 +138,30 @@ class Meter(Protocol):
     """Counts admitted requests. It has no clock: callers pass the time, in nanoseconds that never go back."""
 
     @property
-    def most(self) -> int:
+    def max_cost(self) -> int:
         """The greatest cost that is admitted at once."""
         ...
 
-    def take(self, now: int, cost: int) -> bool:
+    def try_charge(self, now: int, cost: int) -> bool:
         """Admit a request and charge it, or refuse it and change nothing."""
         ...
 
-    def due(self, now: int, cost: int, ahead: int = 0) -> int:
+    def available_at(self, now: int, cost: int, ahead: int = 0) -> int:
         """Return when a request can be admitted, after others that cost `ahead`; the time may be in the past.
 
         It is exact when `ahead` is 0, and never too late. `cost` and `ahead` together are 1 or more.
         """
         ...
 
-    def book(self, now: int, slot: int, cost: int) -> Ticket:
+    def charge(self, now: int, slot: int, cost: int) -> MeterCharge:
         """Charge a request that is admitted now and was due at `slot`, even if the limit does not allow it."""
         ...
 
-    def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
+    def adjust(self, charge: MeterCharge, was: int, cost: int, now: int) -> MeterCharge:
         """Change the cost of a booking from `was` to `cost`."""
         ...
 
-    def left(self, now: int) -> int:
+    def remaining(self, now: int) -> int:
         """Return the number of units that could be admitted at once."""
         ...
 
@@ -184,44 +177,44 @@ class Meter(Protocol):
 class Permits:
     """A meter for requests under way: a request charges its cost, and refunds it when it ends."""
 
-    __slots__ = ("_used", "most")
+    __slots__ = ("_used", "max_cost")
 
     def __init__(self, size: int) -> None:
-        self.most = size
+        self.max_cost = size
         self._used = 0
 
-    def take(self, now: int, cost: int) -> bool:
+    def try_charge(self, now: int, cost: int) -> bool:
         """See `Meter`."""
-        if self._used + cost > self.most:
+        if self._used + cost > self.max_cost:
             return False
         self._used += cost
         return True
 
-    def due(self, now: int, cost: int, ahead: int = 0) -> int:
+    def available_at(self, now: int, cost: int, ahead: int = 0) -> int:
         """See `Meter`. No passing of time makes room: another request has to end."""
-        return now if not self._used or self._used + ahead + cost <= self.most else EVER
+        return now if not self._used or self._used + ahead + cost <= self.max_cost else NEVER
 
-    def book(self, now: int, slot: int, cost: int) -> Ticket:
+    def charge(self, now: int, slot: int, cost: int) -> MeterCharge:
         """See `Meter`."""
         self._used += cost
         return None
 
-    def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
+    def adjust(self, charge: MeterCharge, was: int, cost: int, now: int) -> MeterCharge:
         """See `Meter`."""
         self._used += cost - was
         return None
 
-    def left(self, now: int) -> int:
+    def remaining(self, now: int) -> int:
         """See `Meter`."""
-        return max(0, self.most - self._used)
+        return max(0, self.max_cost - self._used)
 
     def unused_at(self, now: int) -> int:
         """See `Meter`."""
-        return EVER if self._used else now
+        return NEVER if self._used else now
 
     def update(self, config: int, now: int) -> None:
         """See `Meter`."""
-        self.most = config
+        self.max_cost = config
 
 
 def check_whole(name: str, value: object, least: int = 0) -> int:
@@ -285,7 +278,7 @@ def gcra(tat: int, now: int, interval: int, burst: int, cost: int) -> tuple[bool
     return True, start + charge, 0
 
 
-class Pace(NamedTuple):
+class BucketRate(NamedTuple):
     """The speed at which a bucket fills, without rounding: time is counted in ticks of 1/scale nanoseconds.
 
     Attributes:
@@ -300,27 +293,27 @@ class Pace(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _pace(config: RateLimitConfig) -> Pace:
+def _rate(config: RateLimitConfig) -> BucketRate:
     # In most limits, such as 100 in 60 s, each unit takes a whole number of nanoseconds, so that the scale is 1.
     window = config.window_nanoseconds
     common = gcd(window, config.max_requests)
-    return Pace(config.max_requests // common, window // common, config.burst)
+    return BucketRate(config.max_requests // common, window // common, config.burst)
 
 
 class Bucket:
     """A token bucket: `max_requests` in a window on average, and `burst_size` at once. See `Meter`."""
 
-    __slots__ = ("_pace", "_tat", "most")
+    __slots__ = ("_rate", "_tat", "max_cost")
 
     def __init__(self, config: RateLimitConfig) -> None:
-        self._pace = _pace(config)
-        self._tat = -EVER
-        self.most = self._pace.burst
+        self._rate = _rate(config)
+        self._tat = -NEVER
+        self.max_cost = self._rate.burst
 
-    def take(self, now: int, cost: int) -> bool:
+    def try_charge(self, now: int, cost: int) -> bool:
         """See `Meter`."""
         # The same as `gcra`, inlined: this is the most frequent operation.
-        scale, interval, burst = self._pace
+        scale, interval, burst = self._rate
         now *= scale
         tat = self._tat
         end = (tat if tat > now else now) + cost * interval  # noqa: FURB136 - max() is slow
@@ -329,52 +322,52 @@ class Bucket:
         self._tat = end
         return True
 
-    def due(self, now: int, cost: int, ahead: int = 0) -> int:
+    def available_at(self, now: int, cost: int, ahead: int = 0) -> int:
         """See `Meter`."""
-        scale, interval, burst = self._pace
+        scale, interval, burst = self._rate
         tat = max(self._tat, now * scale) + ahead * interval if ahead else self._tat
         return -((max(0, burst - cost) * interval - tat) // scale)
 
-    def book(self, now: int, slot: int, cost: int) -> Ticket:
+    def charge(self, now: int, slot: int, cost: int) -> MeterCharge:
         """See `Meter`."""
-        scale, interval, _ = self._pace
+        scale, interval, _ = self._rate
         self._tat = max(self._tat, slot * scale) + cost * interval
-        return self._pace, self._tat
+        return self._rate, self._tat
 
-    def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
+    def adjust(self, charge: MeterCharge, was: int, cost: int, now: int) -> MeterCharge:
         """See `Meter`. A booking made at another pace is not refunded, because its paid-off part is not known."""
-        pace, end = ticket
-        change = (cost - was) * self._pace.interval
+        rate, end = charge
+        change = (cost - was) * self._rate.interval
         if change < 0:
-            owed = max(0, end - now * pace.scale) if pace is self._pace else 0
+            owed = max(0, end - now * rate.scale) if rate is self._rate else 0
             change = -min(-change, owed)
         self._tat += change
-        return pace, end + change
+        return rate, end + change
 
-    def left(self, now: int) -> int:
+    def remaining(self, now: int) -> int:
         """See `Meter`."""
-        scale, interval, burst = self._pace
+        scale, interval, burst = self._rate
         return max(0, burst - -(-max(0, self._tat - now * scale) // interval))
 
     def unused_at(self, now: int) -> int:
         """See `Meter`."""
-        return -(-self._tat // self._pace.scale)
+        return -(-self._tat // self._rate.scale)
 
     def update(self, config: RateLimitConfig, now: int) -> None:
         """See `Meter`. The debt stays the same in units of cost, and is paid off at the new pace."""
-        old, new = self._pace, _pace(config)
+        old, new = self._rate, _rate(config)
         owed = max(0, self._tat - now * old.scale)
         self._tat = now * new.scale - (-owed * new.interval // old.interval)
-        self._pace, self.most = new, new.burst
+        self._rate, self.max_cost = new, new.burst
 
 
 class WindowLog:
     """An exact log of the times and costs of admitted requests, up to `max_requests` entries. See `Meter`."""
 
-    __slots__ = ("_entries", "_used", "_window", "most")
+    __slots__ = ("_entries", "_used", "_window", "max_cost")
 
     def __init__(self, config: RateLimitConfig) -> None:
-        self.most = config.max_requests
+        self.max_cost = config.max_requests
         self._window = config.window_nanoseconds
         self._entries: deque[list[int]] = deque()  # [time, cost], the oldest first
         self._used = 0
@@ -384,24 +377,24 @@ class WindowLog:
         while entries and entries[0][0] <= began:
             gone = entries.popleft()
             self._used -= gone[1]
-            gone[0] = -EVER  # so that a late amendment sees that it has expired
+            gone[0] = -NEVER  # so that a late amendment sees that it has expired
 
-    def take(self, now: int, cost: int) -> bool:
+    def try_charge(self, now: int, cost: int) -> bool:
         """See `Meter`."""
         self._expire(now)
-        if self._used + cost > self.most:
+        if self._used + cost > self.max_cost:
             return False
         if cost:
-            self.book(now, now, cost)
+            self.charge(now, now, cost)
         return True
 
-    def due(self, now: int, cost: int, ahead: int = 0) -> int:
+    def available_at(self, now: int, cost: int, ahead: int = 0) -> int:
         """See `Meter`. A request that costs more than the limit waits until nothing counts."""
         self._expire(now)
-        total = ahead + min(cost, self.most)
+        total = ahead + min(cost, self.max_cost)
         # First the whole windows that the requests ahead fill, then the time until enough current entries expire.
-        windows, rest = divmod(total - 1, self.most)
-        lacking = rest + 1 - (self.most - self._used)
+        windows, rest = divmod(total - 1, self.max_cost)
+        lacking = rest + 1 - (self.max_cost - self._used)
         if lacking <= 0:
             return now + windows * self._window
         for time, expiring in self._entries:
@@ -410,7 +403,7 @@ class WindowLog:
                 return time + (windows + 1) * self._window
         raise AssertionError("the log holds less than it says")  # pragma: no cover
 
-    def book(self, now: int, slot: int, cost: int) -> Ticket:
+    def charge(self, now: int, slot: int, cost: int) -> MeterCharge:
         """See `Meter`."""
         entries = self._entries
         self._expire(now)
@@ -420,18 +413,18 @@ class WindowLog:
         self._used += cost
         return entries[-1]
 
-    def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
+    def adjust(self, charge: MeterCharge, was: int, cost: int, now: int) -> MeterCharge:
         """See `Meter`. An entry that has left the window is not changed."""
         self._expire(now)
-        if ticket[0] > now - self._window:
-            ticket[1] += cost - was
+        if charge[0] > now - self._window:
+            charge[1] += cost - was
             self._used += cost - was
-        return ticket
+        return charge
 
-    def left(self, now: int) -> int:
+    def remaining(self, now: int) -> int:
         """See `Meter`."""
         self._expire(now)
-        return max(0, self.most - self._used)
+        return max(0, self.max_cost - self._used)
 
     def unused_at(self, now: int) -> int:
         """See `Meter`."""
@@ -441,17 +434,17 @@ class WindowLog:
     def update(self, config: RateLimitConfig, now: int) -> None:
         """See `Meter`. A longer window does not bring back entries that a shorter one has dropped."""
         self._expire(now)
-        self.most = config.max_requests
+        self.max_cost = config.max_requests
         self._window = config.window_nanoseconds
 
 
 class WindowCounter:
     """The admitted costs of this window and of the last one: two numbers, whatever the limit. See `Meter`."""
 
-    __slots__ = ("_index", "_last", "_this", "_window", "most")
+    __slots__ = ("_index", "_last", "_this", "_window", "max_cost")
 
     def __init__(self, config: RateLimitConfig) -> None:
-        self.most = config.max_requests
+        self.max_cost = config.max_requests
         self._window = config.window_nanoseconds
         self._index = self._last = self._this = 0
 
@@ -468,20 +461,20 @@ class WindowCounter:
         into = self._roll(now)
         return self._this - (-self._last * (self._window - into) // self._window)
 
-    def take(self, now: int, cost: int) -> bool:
+    def try_charge(self, now: int, cost: int) -> bool:
         """See `Meter`."""
-        if self._used(now) + cost > self.most:
+        if self._used(now) + cost > self.max_cost:
             return False
         self._this += cost
         return True
 
-    def due(self, now: int, cost: int, ahead: int = 0) -> int:
+    def available_at(self, now: int, cost: int, ahead: int = 0) -> int:
         """See `Meter`. A request that costs more than the limit waits until nothing counts."""
         into = self._roll(now)
-        cost = min(cost, self.most)
+        cost = min(cost, self.max_cost)
         # Each window admits the limit at most, so the requests ahead delay it by whole windows.
-        windows = (min(self._this, self.most) + ahead + cost - 1) // self.most if ahead else 0
-        room = self.most - min(self.most, ahead + cost)
+        windows = (min(self._this, self.max_cost) + ahead + cost - 1) // self.max_cost if ahead else 0
+        room = self.max_cost - min(self.max_cost, ahead + cost)
         window, this = self._window, self._this
         if this <= room:
             at = max(into, window - (room - this) * window // self._last) if self._last else into
@@ -489,24 +482,24 @@ class WindowCounter:
             at = window + window - room * window // this
         return self._index * window + max(at, windows * window)
 
-    def book(self, now: int, slot: int, cost: int) -> Ticket:
+    def charge(self, now: int, slot: int, cost: int) -> MeterCharge:
         """See `Meter`."""
         self._roll(now)
         self._this += cost
         return self._index
 
-    def amend(self, ticket: Ticket, was: int, cost: int, now: int) -> Ticket:
+    def adjust(self, charge: MeterCharge, was: int, cost: int, now: int) -> MeterCharge:
         """See `Meter`. A booking that has left both windows is not changed."""
         self._roll(now)
-        if ticket == self._index:
+        if charge == self._index:
             self._this += cost - was
-        elif ticket == self._index - 1:
+        elif charge == self._index - 1:
             self._last += cost - was
-        return ticket
+        return charge
 
-    def left(self, now: int) -> int:
+    def remaining(self, now: int) -> int:
         """See `Meter`."""
-        return max(0, self.most - self._used(now))
+        return max(0, self.max_cost - self._used(now))
 
     def unused_at(self, now: int) -> int:
         """See `Meter`."""
@@ -517,6 +510,6 @@ class WindowCounter:
     def update(self, config: RateLimitConfig, now: int) -> None:
         """See `Meter`. The cost that counts now counts as admitted in the new window."""
         used = self._used(now)
-        self.most = config.max_requests
+        self.max_cost = config.max_requests
         self._window = config.window_nanoseconds
         self._index, self._last, self._this = now // self._window, 0, used

@@ -17,7 +17,7 @@ from cuelight.mailbox import asyncio_task, has_ended, running_task, source_locat
 if TYPE_CHECKING:
     from types import FrameType
 
-    from cuelight.coordination._lock_state import Place
+    from cuelight.coordination._lock_state import CodeLocation
 
 _running_asyncio: Final = _events._get_running_loop
 _modules: Final = sys.modules
@@ -34,7 +34,7 @@ class _Sentinel:
     __slots__ = ("__weakref__",)
 
 
-class ThreadParty:
+class ThreadOwner:
     """A thread as an owner. Not identified by its number, which a new thread may get after this one has ended."""
 
     __slots__ = ("_thread", "ended", "ident", "when_ended")
@@ -49,32 +49,32 @@ class ThreadParty:
     def end(self) -> None:
         """Mark the thread as ended."""
         self.ended = True
-        tell = self.when_ended
-        if tell is not None:
-            tell(self)
+        callback = self.when_ended
+        if callback is not None:
+            callback(self)
 
-    def place(self) -> str | None:
+    def location(self) -> str | None:
         """The current place of the thread, as `file:line`."""
         frame = None if self.ended or self.ident is None else sys._current_frames().get(self.ident)
-        return None if frame is None else _show(_outside(frame))
+        return None if frame is None else _format_frame(_outside(frame))
 
     def __str__(self) -> str:
         thread = self._thread()
         return f"thread {thread.name if thread is not None else self.ident!r}"
 
 
-class _Here(threading.local):
+class _ThisThread(threading.local):
     def __init__(self) -> None:
-        self.me = ThreadParty()
+        self.owner = ThreadOwner()
         self.sentinel = _Sentinel()
-        weakref.finalize(self.sentinel, self.me.end).atexit = False
+        weakref.finalize(self.sentinel, self.owner.end).atexit = False
 
 
-here: Final = _Here()
-"""Thread-local: `here.me` is the running thread as an owner."""
+this_thread: Final = _ThisThread()
+"""Thread-local: `this_thread.owner` is the running thread as an owner."""
 
 
-def whoever() -> Any:
+def current_owner() -> Any:
     """The owner that runs this code: the actor in its handler, otherwise the task, otherwise the thread."""
     loop = _running_asyncio()
     if loop is not None:
@@ -82,11 +82,11 @@ def whoever() -> Any:
     elif "trio" in _modules:
         task = running_task()
     else:
-        return here.me
+        return this_thread.owner
     cell = _handling()
     if cell is not None and (task is not None or loop is not None) and cell.runs(task):
         return cell
-    return here.me if task is None else task  # the owner of a loop's callback is the thread
+    return this_thread.owner if task is None else task  # the owner of a loop's callback is the thread
 
 
 def plain_task() -> Any:
@@ -94,29 +94,29 @@ def plain_task() -> Any:
     return running_task() if _handling() is None else None
 
 
-def party_ended(party: Any) -> bool:
+def owner_ended(owner: Any) -> bool:
     """Whether an owner has ended, so that it will never release its locks."""
-    if isinstance(party, ThreadParty):
-        return party.ended
-    if isinstance(party, Cell):
-        return party.dead
-    return has_ended(party)
+    if isinstance(owner, ThreadOwner):
+        return owner.ended
+    if isinstance(owner, Cell):
+        return owner.dead
+    return has_ended(owner)
 
 
-def describe(party: Any) -> str:
+def describe(owner: Any) -> str:
     """An owner in words."""
-    name = name_of(party)
-    return f"actor {name}" if isinstance(party, Cell) else name
+    name = name_of(owner)
+    return f"actor {name}" if isinstance(owner, Cell) else name
 
 
-def place_now(party: Any) -> str | None:
+def owner_location(owner: Any) -> str | None:
     """The current place of an owner, as `file:line`, if it can be determined."""
-    if isinstance(party, ThreadParty):
-        return party.place()
-    return None if isinstance(party, Cell) else source_location(party)
+    if isinstance(owner, ThreadOwner):
+        return owner.location()
+    return None if isinstance(owner, Cell) else source_location(owner)
 
 
-def show_place(place: Place) -> str | None:
+def format_location(place: CodeLocation) -> str | None:
     """A place as `file:line`."""
     if not isinstance(place, tuple):
         return place
@@ -125,8 +125,8 @@ def show_place(place: Place) -> str | None:
     return f"{code.co_filename}:{line or code.co_firstlineno}"
 
 
-def caller_place(depth: int) -> Place:
-    """The place found by `my_place`, in less time; in the form that `show_place` takes.
+def raw_caller_location(depth: int) -> CodeLocation:
+    """The place found by `caller_location`, in less time; in the form that `format_location` takes.
 
     Args:
         depth: the number of callers to skip. They must be functions of this package.
@@ -138,9 +138,9 @@ def caller_place(depth: int) -> Place:
     return frame.f_code, frame.f_lasti
 
 
-def my_place() -> str | None:
+def caller_location() -> str | None:
     """The place of the code that called into this package, as `file:line`."""
-    return _show(_outside(sys._getframe(1)))
+    return _format_frame(_outside(sys._getframe(1)))
 
 
 def _outside(frame: FrameType | None) -> FrameType | None:
@@ -155,5 +155,5 @@ def _outside(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
-def _show(frame: FrameType | None) -> str | None:
+def _format_frame(frame: FrameType | None) -> str | None:
     return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
 from cuelight._text import safe_repr
-from cuelight.coordination._limiter_queue import YIELD, Limiter, Line, Waiter
+from cuelight.coordination._limiter_queue import YIELD_MASK, LimiterQueue, QueuedLimiter, QueuedRequest
 from cuelight.coordination._limiters import check_function
 from cuelight.coordination._meters import (
-    EVER,
+    NEVER,
     SECOND,
     Bucket,
     Meter,
@@ -110,13 +110,13 @@ _METERS: Final[Mapping[Algorithm, Callable[[RateLimitConfig], Meter]]] = {
     "sliding_counter": WindowCounter,
 }
 
-USUAL: Final = {"requests": 1}
+DEFAULT_COSTS: Final = {"requests": 1}
 """The cost of a request, unless the caller gives it."""
 
-_TAKEN: Final = frozenset({"refund_on_failure", "timeout"})
+_RESERVED_NAMES: Final = frozenset({"refund_on_failure", "timeout"})
 
 
-class Requesting(ABC):
+class RequestMixin(ABC):
     """The base of limiters whose requests have several costs; its decorators limit async functions."""
 
     __slots__ = ()
@@ -156,7 +156,7 @@ class Requesting(ABC):
         return decorate
 
 
-class RateLimiter(Limiter, Requesting):
+class RateLimiter(QueuedLimiter, RequestMixin):
     """Several limits in one step: a request is admitted when all limits allow it, and charged in all or in none.
 
         limiter = RateLimiter(
@@ -171,7 +171,7 @@ class RateLimiter(Limiter, Requesting):
     It may be used from several event loops and threads at once.
     """
 
-    __slots__ = ("_configs", "_each", "_names", "_own", "_permits")
+    __slots__ = ("_all_meters", "_configs", "_names", "_own_queue", "_permits")
 
     def __init__(
         self,
@@ -200,23 +200,26 @@ class RateLimiter(Limiter, Requesting):
         self._names = (*limits,)
         self._configs = dict(limits)
         # A request charges each named limit, and then a permit.
-        self._permits = Permits(EVER if concurrency is None else concurrency)
-        self._each: tuple[Meter, ...] = (*(_METERS[algorithm](config) for config in limits.values()), self._permits)
-        # This line is never removed: a request may settle its real cost at any time.
-        self._line = self._own = Line(len(self._each))
-        self._own.users = 1
+        self._permits = Permits(NEVER if concurrency is None else concurrency)
+        self._all_meters: tuple[Meter, ...] = (
+            *(_METERS[algorithm](config) for config in limits.values()),
+            self._permits,
+        )
+        # This queue is never removed: a request may settle its real cost at any time.
+        self._queue = self._own_queue = LimiterQueue(len(self._all_meters))
+        self._own_queue.users = 1
 
     def __repr__(self) -> str:
         shown = [
             f"{name} {config.max_requests} in {config.window_seconds:g} s" for name, config in self._configs.items()
         ]
-        if self._permits.most != EVER:
-            shown.append(f"{self._permits.most} at once")
+        if self._permits.max_cost != NEVER:
+            shown.append(f"{self._permits.max_cost} at once")
         return f"<RateLimiter {', '.join(shown)}>"
 
     @property
     def _meters(self) -> tuple[Meter, ...]:
-        return self._each
+        return self._all_meters
 
     def request(self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int) -> Admission:
         """Make a request with its costs. `async with` waits until it is admitted, and keeps it under way for the block.
@@ -237,9 +240,9 @@ class RateLimiter(Limiter, Requesting):
 
     def _costs(self, given: Mapping[str, int], among: Mapping[str, int] | None = None) -> list[int]:
         """The costs in the order of the limits. Costs that are not given come from `among`, or are the usual ones."""
-        costs = order_costs(self, self._names, given, USUAL if among is None else among)
+        costs = order_costs(self, self._names, given, DEFAULT_COSTS if among is None else among)
         if among is None:
-            check_costs(self, self._names, costs, (meter.most for meter in self._each))
+            check_costs(self, self._names, costs, (meter.max_cost for meter in self._all_meters))
         return costs
 
     def retry_after(self, **costs: int) -> float:
@@ -256,17 +259,17 @@ class RateLimiter(Limiter, Requesting):
         """
         needed = (*self._costs(costs), 1)
         with self._step() as now:
-            wait = self._estimate(now, needed, self._own.end) - now
-        return float("inf") if wait > EVER // 2 else wait / SECOND
+            wait = self._estimate(now, needed, self._own_queue.end_cost) - now
+        return float("inf") if wait > NEVER // 2 else wait / SECOND
 
     def remaining(self) -> dict[str, int]:
         """Return the units of each limit that could be admitted at once, by name; with `concurrency`, if that is
         limited.
         """
         with self._step() as now:
-            left = {name: meter.left(now) for name, meter in zip(self._names, self._each, strict=False)}
-            if self._permits.most != EVER:
-                left["concurrency"] = self._permits.left(now)
+            left = {name: meter.remaining(now) for name, meter in zip(self._names, self._all_meters, strict=False)}
+            if self._permits.max_cost != NEVER:
+                left["concurrency"] = self._permits.remaining(now)
             return left
 
     def update(self, *, concurrency: int | None = None, **limits: RateLimitConfig) -> None:
@@ -290,13 +293,13 @@ class RateLimiter(Limiter, Requesting):
         if concurrency is not None:
             check_whole("concurrency", concurrency, 1)
         with self._step() as now:
-            for name, meter in zip(self._names, self._each, strict=False):
+            for name, meter in zip(self._names, self._all_meters, strict=False):
                 if name in limits:
                     meter.update(limits[name], now)
                     self._configs[name] = limits[name]
             if concurrency is not None:
                 self._permits.update(concurrency, now)
-            self._advance(now)
+            self._admit_due(now)
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """Apply the rate limit headers of a response. Call this for each response, whatever its status.
@@ -312,28 +315,28 @@ class RateLimiter(Limiter, Requesting):
         if seen.retry_after is not None:
             self.pause_for(seen.retry_after)
         with self._step() as now:
-            for name, meter in zip(self._names, self._each, strict=False):
-                excess = meter.left(now) - seen.remaining.get(name, EVER)
+            for name, meter in zip(self._names, self._all_meters, strict=False):
+                excess = meter.remaining(now) - seen.remaining.get(name, NEVER)
                 if excess > 0:
-                    meter.book(now, now, excess)
+                    meter.charge(now, now, excess)
 
-    def _shown(self, costs: tuple[int, ...]) -> str:
+    def _format_costs(self, costs: tuple[int, ...]) -> str:
         return (
             ", ".join(f"{name}={cost}" for name, cost in zip(self._names, costs, strict=False) if cost) or "a request"
         )
 
-    def _settle(self, waiter: Waiter, costs: tuple[int, ...], now: int) -> None:
-        waiter.tickets = [
-            meter.amend(ticket, was, cost, now)
-            for meter, ticket, was, cost in zip(self._each, waiter.tickets, waiter.costs, costs, strict=True)
+    def _settle(self, request: QueuedRequest, costs: tuple[int, ...], now: int) -> None:
+        request.charges = [
+            meter.adjust(charge, was, cost, now)
+            for meter, charge, was, cost in zip(self._all_meters, request.charges, request.costs, costs, strict=True)
         ]
-        waiter.costs = costs
+        request.costs = costs
 
 
 class Admission:
     """A request to a `RateLimiter`, made by `RateLimiter.request`: an async context manager, for one use."""
 
-    __slots__ = ("_costs", "_entered", "_limiter", "_refund", "_timeout", "_waiter")
+    __slots__ = ("_costs", "_entered", "_limiter", "_refund", "_request", "_timeout")
 
     def __init__(
         self, limiter: RateLimiter, costs: tuple[int, ...], timeout: float | None, refund_on_failure: bool
@@ -343,7 +346,7 @@ class Admission:
         self._timeout = timeout
         self._refund = refund_on_failure
         self._entered = False
-        self._waiter: Waiter | None = None
+        self._request: QueuedRequest | None = None
 
     @property
     def costs(self) -> dict[str, int]:
@@ -353,8 +356,8 @@ class Admission:
     @property
     def waited(self) -> float:
         """Seconds that the request waited."""
-        waiter = self._waiter
-        return 0.0 if waiter is None or waiter.waited is None else waiter.waited / SECOND
+        request = self._request
+        return 0.0 if request is None or request.waited is None else request.waited / SECOND
 
     def settle(self, **costs: int) -> None:
         """Replace the estimated costs by the real ones; inside the block or after it, and any number of times.
@@ -371,23 +374,23 @@ class Admission:
             ValueError: a cost is negative.
             RuntimeError: the request was not admitted.
         """
-        if self._waiter is None:
+        if self._request is None:
             raise RuntimeError("a request settles once it was let through: call this inside `async with`, or after it")
         self._refund = False
         self._charge((*self._limiter._costs(costs, self.costs), self._costs[-1]))
 
     def _charge(self, costs: tuple[int, ...]) -> None:
-        if self._waiter is not None and costs != self._costs:
+        if self._request is not None and costs != self._costs:
             self._costs, limiter = costs, self._limiter
-            limiter._post(limiter._own, partial(limiter._settle, self._waiter, costs))
+            limiter._post(limiter._own_queue, partial(limiter._settle, self._request, costs))
 
     async def __aenter__(self) -> Admission:
         if self._entered:
             raise RuntimeError("this request was made already: call `request` once for each `async with`")
         self._entered = True
-        if self._limiter._admitted & YIELD == YIELD:
+        if self._limiter._admitted & YIELD_MASK == YIELD_MASK:
             await yield_now()
-        self._waiter = await self._limiter._enter(self._costs, self._timeout)
+        self._request = await self._limiter._enter(self._costs, self._timeout)
         return self
 
     async def __aexit__(
@@ -414,7 +417,7 @@ def check_limits(
         raise ValueError(f"{kind}() limits nothing: give limits by name, such as requests=RateLimitConfig(5, 1)")
     for name, config in limits.items():
         check_named(name, config)
-        if name in _TAKEN:
+        if name in _RESERVED_NAMES:
             raise ValueError(f"a limit cannot be called {name!r}: `request` has an argument of this name")
     if concurrency is not None:
         check_whole("concurrency", concurrency, 1)
@@ -433,13 +436,13 @@ def order_costs(limiter: object, names: Sequence[str], given: Mapping[str, int],
     return [check_whole(name, given.get(name, usual.get(name, 0))) for name in names]
 
 
-def check_costs(limiter: object, names: Iterable[str], costs: Iterable[int], most: Iterable[int]) -> None:
+def check_costs(limiter: object, names: Iterable[str], costs: Iterable[int], max_cost: Iterable[int]) -> None:
     """Raise an error if one of the costs is never admitted.
 
     Raises:
         ValueError: a cost is more than is admitted at once.
     """
-    for name, cost, limit in zip(names, costs, most, strict=False):
+    for name, cost, limit in zip(names, costs, max_cost, strict=False):
         if cost > limit:
             raise ValueError(f"{name}={safe_repr(cost)}: {limiter!r} never lets more than {limit} through at once")
 

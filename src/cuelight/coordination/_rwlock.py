@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from cuelight.coordination._lock_order import debug_by_default
-from cuelight.coordination._lock_state import ALL, DOWNGRADED, READ, Core
+from cuelight.coordination._lock_state import ALL, DOWNGRADED, READ, CapacityState
 from cuelight.coordination._lock_waiting import downgrade, release
-from cuelight.coordination._locks import BaseLock, Claim, LockStatistics, next_name, statistics_of
+from cuelight.coordination._locks import BaseLock, LockStatistics, WeightedLock, next_name, statistics_of
 
 
-class _Side(Claim):
+class _SideLock(WeightedLock):
     """The lock for reading or for writing. Either can release the hold that is left after a downgrade."""
 
     __slots__ = ()
 
     @property
     def locked(self) -> bool:
-        return any((weight == ALL) == (self._weight == ALL) for weight in self._core.held().values())
+        return any((weight == ALL) == (self._weight == ALL) for weight in self._state.held().values())
 
     def release(self) -> None:
-        release(self._core, self._weight, DOWNGRADED)
+        release(self._state, self._weight, DOWNGRADED)
 
     def statistics(self) -> LockStatistics:
-        return statistics_of(self._core, by_weight=False)
+        return statistics_of(self._state, by_weight=False)
 
 
 class ReadWriteLock:
@@ -43,18 +43,18 @@ class ReadWriteLock:
             None reads the environment variable `CUELIGHT_DEBUG_LOCKS`.
     """
 
-    __slots__ = ("__weakref__", "_core", "_name", "_read", "_write")
+    __slots__ = ("__weakref__", "_name", "_read", "_state", "_write")
 
     def __init__(self, name: str | None = None, *, writer_preference: bool = False, debug: bool | None = None) -> None:
         self._name = name if name is not None else f"read-write-lock-{next_name()}"
-        self._core = core = Core(
+        self._state = state = CapacityState(
             f"read-write lock {self._name!r}",
             ALL,
             writers_first=writer_preference,
             debug=debug_by_default() if debug is None else debug,
         )
-        self._read = _Side(core, READ, self._name)
-        self._write = _Side(core, ALL, self._name)
+        self._read = _SideLock(state, READ, self._name)
+        self._write = _SideLock(state, ALL, self._name)
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class ReadWriteLock:
     @property
     def readers(self) -> int:
         """The number of readers that hold the lock."""
-        return 0 if self._write.locked else len(self._core.held())
+        return 0 if self._write.locked else len(self._state.held())
 
     @property
     def writing(self) -> bool:
@@ -87,11 +87,11 @@ class ReadWriteLock:
         Raises:
             LockNotHeld: the caller does not hold the lock for writing.
         """
-        downgrade(self._core)
+        downgrade(self._state)
 
     def statistics(self) -> LockStatistics:
         """Return the holders, the number of waiting owners, and the times waited and held so far."""
-        return statistics_of(self._core, by_weight=False)
+        return statistics_of(self._state, by_weight=False)
 
     def __repr__(self) -> str:
         state = "writing" if self.writing else f"{self.readers} reading"

@@ -9,20 +9,27 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from cuelight._text import safe_repr
 from cuelight.actors import current_cell
+from cuelight.coordination._fast_path import enqueue_task, transfer_permit
 from cuelight.coordination._lock_order import debug_by_default
-from cuelight.coordination._lock_state import WAITING, Core, CountedCore
+from cuelight.coordination._lock_state import WAITING, CapacityState, FastSemaphoreState
 from cuelight.coordination._lock_waiting import (
     acquire,
     acquire_blocking,
     acquire_nowait,
-    give_back,
-    hand_over,
+    cancel_wait,
+    grant_waiters,
     release,
-    took,
-    withdraw,
+    release_as,
+    try_acquire_now,
 )
-from cuelight.coordination._locks import BaseLock, Block, Claim, LockStatistics, next_name, statistics_of
-from cuelight.coordination._quick import pass_on, stand_in_line
+from cuelight.coordination._locks import (
+    BaseLock,
+    ContextManagerMixin,
+    LockStatistics,
+    WeightedLock,
+    next_name,
+    statistics_of,
+)
 from cuelight.mailbox import asyncio_task, running_task
 
 if TYPE_CHECKING:
@@ -35,7 +42,7 @@ A_FEW: Final = 1024
 """The greatest number of permits that are kept as single items; a semaphore with more keeps a number."""
 
 
-class BaseSemaphore(Block):
+class BaseSemaphore(ContextManagerMixin):
     """The interface of all semaphores: `with` in any thread, `async with` in any event loop.
 
     A permit belongs to the owner that acquired it: the actor, if its handler runs the code; otherwise the task, or the
@@ -139,7 +146,7 @@ class LocalSemaphore(BaseSemaphore):
         ValueError: `max_concurrent` is not a whole number of 1 or more.
     """
 
-    __slots__ = ("__weakref__", "_core", "_name")
+    __slots__ = ("__weakref__", "_name", "_state")
 
     def __init__(self, max_concurrent: int = 1, *, name: str | None = None, debug: bool | None = None) -> None:
         if max_concurrent < 1 or max_concurrent != int(max_concurrent):
@@ -147,11 +154,13 @@ class LocalSemaphore(BaseSemaphore):
                 f"max_concurrent={safe_repr(max_concurrent)}: a semaphore has 1 place or more, as a whole number"
             )
         self._name = name if name is not None else f"semaphore-{next_name()}"
-        thing, places = f"semaphore {self._name!r}", int(max_concurrent)
+        label, places = f"semaphore {self._name!r}", int(max_concurrent)
         if debug is None:
             debug = debug_by_default()
-        self._core: Core = (
-            Core(thing, places, several=True, debug=debug) if debug or places > A_FEW else CountedCore(thing, places)
+        self._state: CapacityState = (
+            CapacityState(label, places, multiple_holds=True, debug=debug)
+            if debug or places > A_FEW
+            else FastSemaphoreState(label, places)
         )
 
     @property
@@ -160,96 +169,96 @@ class LocalSemaphore(BaseSemaphore):
 
     @property
     def capacity(self) -> int:
-        return self._core.capacity
+        return self._state.capacity
 
     @property
     def available(self) -> int:
-        return self._core.capacity - self._core.used
+        return self._state.capacity - self._state.used
 
     async def acquire(self, weight: int = 1, timeout: float | None = None) -> None:
-        await acquire(self._core, self._places(weight), timeout)
+        await acquire(self._state, self._places(weight), timeout)
 
     def acquire_blocking(self, weight: int = 1, timeout: float | None = None) -> None:
-        acquire_blocking(self._core, self._places(weight), timeout)
+        acquire_blocking(self._state, self._places(weight), timeout)
 
     def acquire_nowait(self, weight: int = 1) -> None:
-        acquire_nowait(self._core, self._places(weight))
+        acquire_nowait(self._state, self._places(weight))
 
     def release(self, weight: int = 1) -> None:
-        release(self._core, self._places(weight))
+        release(self._state, self._places(weight))
 
     def hold(self, weight: int) -> BaseLock:
-        return Claim(self._core, self._places(weight), self._name)
+        return WeightedLock(self._state, self._places(weight), self._name)
 
     def statistics(self) -> LockStatistics:
-        return statistics_of(self._core)
+        return statistics_of(self._state)
 
     def __enter__(self) -> Self:
-        if not took(self._core, 1):
-            acquire_blocking(self._core, 1, None)
+        if not try_acquire_now(self._state, 1):
+            acquire_blocking(self._state, 1, None)
         return self
 
-    # The fast path, without the monitor; see CountedCore.
+    # The fast path, without the monitor; see `FastSemaphoreState`.
 
     async def __aenter__(self) -> Self:
-        core = self._core
-        if _handling() is None and type(core) is CountedCore:
+        state = self._state
+        if _handling() is None and type(state) is FastSemaphoreState:
             loop = _running_asyncio()
-            me: Any = running_task() if loop is None else asyncio_task(loop)
-            if me is not None:
-                if not core.queue:
+            caller: Any = running_task() if loop is None else asyncio_task(loop)
+            if caller is not None:
+                if not state.queue:
                     try:
-                        del core.free[-1]
+                        del state.free_permits[-1]
                     except IndexError:
                         pass
                     else:
-                        holders = core.holders
-                        holders[me] = holders[me] + 1 if me in holders else 1
-                        core.acquired += 1
+                        holders = state.holders
+                        holders[caller] = holders[caller] + 1 if caller in holders else 1
+                        state.acquired += 1
                         return self
                 if loop is not None:
-                    ticket = stand_in_line(core, me, loop)
-                    if ticket.state == WAITING:
+                    waiter = enqueue_task(state, caller, loop)
+                    if waiter.state == WAITING:
                         try:
-                            if ticket.slot is not None:
-                                await ticket.slot
-                            if ticket.state == WAITING:
-                                await ticket.sleep(inf)
+                            if waiter.slot is not None:
+                                await waiter.slot
+                            if waiter.state == WAITING:
+                                await waiter.sleep(inf)
                         except BaseException:
-                            withdraw(core, ticket)
+                            cancel_wait(state, waiter)
                             raise
                     return self
-        await acquire(core, 1, None)
+        await acquire(state, 1, None)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        core = self._core
-        if type(core) is CountedCore:
+        state = self._state
+        if type(state) is FastSemaphoreState:
             loop = _running_asyncio()
-            me: Any = running_task() if loop is None else asyncio_task(loop)
-            holders = core.holders
-            if me is not None and me in holders:
-                if core.details is None:
-                    held = holders[me]
+            caller: Any = running_task() if loop is None else asyncio_task(loop)
+            holders = state.holders
+            if caller is not None and caller in holders:
+                if state.details is None:
+                    held = holders[caller]
                     if held == 1:
-                        del holders[me]
+                        del holders[caller]
                     else:
-                        holders[me] = held - 1
-                    core.free.append(None)
-                    if core.queue:
-                        hand_over(core)
-                elif loop is None or not pass_on(core, me, loop):
-                    give_back(core, 1, me)
+                        holders[caller] = held - 1
+                    state.free_permits.append(None)
+                    if state.queue:
+                        grant_waiters(state)
+                elif loop is None or not transfer_permit(state, caller, loop):
+                    release_as(state, 1, caller)
                 return
-        release(core, 1)
+        release(state, 1)
 
     def _places(self, weight: int) -> int:
-        if weight != 1 and not (0 < weight <= self._core.capacity and weight == int(weight)):
+        if weight != 1 and not (0 < weight <= self._state.capacity and weight == int(weight)):
             raise ValueError(
-                f"weight={safe_repr(weight)}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
-                f"{self._core.capacity}, or give it more"
+                f"weight={safe_repr(weight)}: semaphore {self._name!r} has {self._state.capacity} places; take 1 to "
+                f"{self._state.capacity}, or give it more"
             )
         return weight
 

@@ -118,6 +118,7 @@ class Envelope:
             return None
         if is_a(error, ReplyError):
             return "refused"
+        assert isinstance(cell, Cell)  # noqa: S101 - a member, or the actor of the pool
         if is_a(error, ActorCrashed):
             # For messages that are redelivered, the actor itself makes the dead letter.
             return "crashed" if cell.options.redeliver <= 1 else None

@@ -16,13 +16,10 @@ from cuelight.redis._client import (
     Argument,
     Dedicated,
     Pipeline,
-    PluggedServer,
     RedisClient,
     Script,
     Server,
     Subscription,
-    use_coredis,
-    use_redis_py,
 )
 from cuelight.redis._limits import (
     RedisAdmission,
@@ -57,7 +54,6 @@ __all__ = [
     "NodeStatistics",
     "PeerStatistics",
     "Pipeline",
-    "PluggedServer",
     "RedisAdmission",
     "RedisClient",
     "RedisLeakyBucket",
@@ -79,6 +75,4 @@ __all__ = [
     "fenced_set",
     "fenced_set_blocking",
     "redis_locks",
-    "use_coredis",
-    "use_redis_py",
 ]

@@ -22,12 +22,12 @@ from cuelight.redis import RedisClient
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors import _membership
 from cuelight.redis._actors._frames import (
-    Ended,
-    Fail,
+    EndedFrame,
+    FailFrame,
     Raised,
-    Reply,
-    Signal,
-    Tell,
+    ReplyFrame,
+    SignalFrame,
+    TellFrame,
     addressee_of,
     batch_of,
     encode_frames,
@@ -147,7 +147,7 @@ UNREADABLE: list[tuple[str, Any, type[AskError], str]] = [
 
 async def test_an_asker_is_told_of_a_request_that_could_not_be_read_and_of_an_answer_that_could_not() -> None:
     async with pair() as (here, there):
-        flights = node_of(here)._membership.flights
+        flights = node_of(here)._membership.pending_requests
         for number, (where, part, error, text) in enumerate(UNREADABLE, 1):
             own = await there.spawn(Player)
             await there.expose(own, f"actor {number}")
@@ -273,11 +273,11 @@ async def test_a_handler_of_frames_that_raises_costs_that_frame(
             raise GeneratorExit
 
         handlers: dict[Any, Any] = _membership._HANDLERS
-        monkeypatch.setitem(handlers, frames.Up, fail)
+        monkeypatch.setitem(handlers, frames.UpFrame, fail)
         await put(there, batch([12, 1], [1, own._cell.serial, "Add", msgspec.msgpack.encode(Add(1))]))
         await until(lambda: inside(own).total == 1)
         assert await ref.ask(Total()) == 1
-    assert "an internal error of Cuelight in dealing with Up(of=1)" in caplog.text
+    assert "an internal error of Cuelight in dealing with UpFrame(of=1)" in caplog.text
 
 
 class Deep(Message):
@@ -302,10 +302,10 @@ async def test_a_message_that_is_nested_too_deep_is_refused_where_it_is_sent() -
 
 
 def test_one_frame_that_cannot_be_encoded_costs_itself_and_not_its_batch() -> None:
-    good, bad = Reply(1, b"x"), Tell(2**70, "Add", b"")
-    worse = Signal(2**70, "kill", "caf\udce9")
-    payload, refused = encode_frames([good, bad, Signal(1, "kill", "caf\udce9"), worse, good])
-    assert frames_of(payload) == ([good, Signal(1, "kill", r"caf\udce9"), good], [])
+    good, bad = ReplyFrame(1, b"x"), TellFrame(2**70, "Add", b"")
+    worse = SignalFrame(2**70, "kill", "caf\udce9")
+    payload, refused = encode_frames([good, bad, SignalFrame(1, "kill", "caf\udce9"), worse, good])
+    assert frames_of(payload) == ([good, SignalFrame(1, "kill", r"caf\udce9"), good], [])
     assert [frame for frame, _ in refused] == [bad, worse]
 
 
@@ -369,9 +369,9 @@ RAISED = st.builds(
     Raised, TEXT, TEXT, TEXT, st.binary(max_size=3), st.lists(TEXT, max_size=2).map(tuple), TEXT, st.none()
 )
 FRAMES = st.one_of(
-    st.builds(Fail, st.integers(), TEXT, TEXT, st.none() | RAISED, st.none() | RAISED),
-    st.builds(Ended, st.integers(), TEXT, TEXT, st.none() | RAISED),
-    st.builds(Signal, st.integers(), TEXT, TEXT),
+    st.builds(FailFrame, st.integers(), TEXT, TEXT, st.none() | RAISED, st.none() | RAISED),
+    st.builds(EndedFrame, st.integers(), TEXT, TEXT, st.none() | RAISED),
+    st.builds(SignalFrame, st.integers(), TEXT, TEXT),
 )
 
 

@@ -140,7 +140,7 @@ async def test_a_program_that_is_ended_by_what_comes_over_a_connection_ends_in_o
 async def test_a_membership_that_is_over_begins_no_connection() -> None:
     async with pair(lease=60) as (here, _):
         membership = node_of(here)._membership
-        membership.expelled("the test says so")
+        membership.removed("the test says so")
         mine, theirs = socket.socketpair()
         ends = Ends(connection_on(membership, mine, None))
         assert ends.why == ["this node has left its cluster"]
@@ -182,15 +182,15 @@ async def test_a_node_welcomes_nobody_when_its_lease_has_run_out(monkeypatch: py
     async with pair(lease=60) as (here, there):
         ref, own = await _remote(here, there)
         before = Held(incoming_of(here, there))
-        heart = node_of(there)._membership._heart
-        renewed, heart.renewed = heart.renewed, float("-inf")
+        heartbeat = node_of(there)._membership._heartbeat_thread
+        renewed, heartbeat.renewed = heartbeat.renewed, float("-inf")
         outgoing_of(here, there).end("cut")
         delivery = peer_of(here, there).delivery
         delivery._connector._next = float("-inf")
         await ref.tell(Add(1))
         await until(lambda: delivery._connector._next > float("-inf"))  # it has failed
         assert outgoing_of(here, there) is None
-        heart.renewed = renewed
+        heartbeat.renewed = renewed
         before.release()
         await until(lambda: inside(own).amounts == [1])
 

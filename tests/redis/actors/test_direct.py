@@ -11,7 +11,7 @@ import pytest
 from cuelight import ActorSystem, NotStarted, Ref, Unknown
 from cuelight.redis import NodeLost
 from cuelight.redis._actors import _delivery, _membership
-from cuelight.redis._actors._frames import Cancel
+from cuelight.redis._actors._frames import CancelFrame
 from helpers.direct import Held, incoming_of, outgoing_of, peer_of, traffic
 from helpers.nodes import (
     Add,
@@ -82,7 +82,7 @@ async def test_nodes_of_which_one_does_not_connect_talk_through_the_server(one: 
 async def test_messages_keep_their_order_and_arrive_once_whatever_becomes_of_connections(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cuelight.redis._actors._connector.LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("cuelight.redis._actors._connector.LONGEST_DELAY", 0.05)
     luck = random.Random(kind)
     told = 600
     async with pair(lease=60) as (here, there):
@@ -166,22 +166,22 @@ async def test_a_batch_that_the_server_does_not_take_goes_over_a_connection() ->
                 delivery.disconnected(outgoing, "a moment")
                 proxy.silence()
                 await ref.tell(Add(1))
-                await until(lambda: delivery._flushing and delivery._kept)
+                await until(lambda: delivery._flushing and delivery._kept_batches)
                 delivery.connected(outgoing)
                 await until(lambda: inside(own).amounts == [1])
                 proxy.heal()
                 assert await ref.ask(Total()) == 1
-                await until(lambda: peer_of(here, there).quiet)
+                await until(lambda: peer_of(here, there).is_drained)
                 assert inside(own).amounts == [1]
 
 
 async def test_a_node_whose_lease_has_run_out_neither_sends_nor_hears() -> None:
     async with pair(lease=60) as (here, there):
         ref, own = await remote(here, there)
-        before, heart = traffic(there, here), node_of(there)._membership._heart
-        renewed, heart.renewed = heart.renewed, float("-inf")
+        before, heartbeat = traffic(there, here), node_of(there)._membership._heartbeat_thread
+        renewed, heartbeat.renewed = heartbeat.renewed, float("-inf")
         peer = peer_of(there, here)
-        peer.send(Cancel(1_000_000, overdue=False))
+        peer.send(CancelFrame(1_000_000, overdue=False))
         peer.delivery.flush_soon(now=True)
         await anyio.sleep(0.1)
         assert traffic(there, here).sent_directly == before.sent_directly
@@ -189,7 +189,7 @@ async def test_a_node_whose_lease_has_run_out_neither_sends_nor_hears() -> None:
         await until(lambda: incoming_of(here, there) is None)
         assert traffic(there, here).received_directly == before.received_directly
         assert peer.has_frames
-        heart.renewed = renewed
+        heartbeat.renewed = renewed
         await until(lambda: inside(own).amounts == [1])  # the server, which has the last word, has let it read this
         await until(lambda: not peer.has_frames)  # and what waited is not forgotten
 
@@ -200,12 +200,12 @@ async def test_what_was_on_a_connection_to_a_node_that_is_lost_is_unknown_and_wh
     monkeypatch.setattr(_membership, "POLL", 60.0)
     async with pair(lease=60) as (here, there):
         ref, own = await remote(here, there)
-        node_of(there)._membership.look_soon = lambda: None  # it does not look into its inbox
+        node_of(there)._membership.check_inbox_soon = lambda: None  # it does not look into its inbox
         held = Held(incoming_of(here, there))
         first = ref.ask(Total())
         await until(lambda: outgoing_of(here, there) is None)  # nothing was confirmed for 100 ms
         later = ref.ask(Total())
-        await until(lambda: peer_of(here, there).quiet)
+        await until(lambda: peer_of(here, there).is_drained)
         await node_of(there)._membership.directory.leave()
         await ref.tell(Add(1))
         with pytest.raises(Unknown, match="may have handled Total"):
@@ -215,15 +215,15 @@ async def test_what_was_on_a_connection_to_a_node_that_is_lost_is_unknown_and_wh
         assert isinstance(await ref.ended(), NodeLost)
         assert held.data
         assert inside(own).amounts == []
-        del node_of(there)._membership.look_soon
-        node_of(there)._membership.look_soon()
+        del node_of(there)._membership.check_inbox_soon
+        node_of(there)._membership.check_inbox_soon()
 
 
 async def test_what_waits_when_a_node_hears_that_it_is_lost_is_never_sent() -> None:
     async with pair(lease=60) as (here, there):
         ref, own = await remote(here, there)
         ref.tell_nowait(Add(1))  # in the next pass it would be on the connection
-        node_of(here)._membership.expelled("the test says so")
+        node_of(here)._membership.removed("the test says so")
         assert here.dead_letters.counts["node_lost"] == 1
         await until(lambda: node_of(here).statistics().incarnation == 2)
         assert await (await here.resolve("actor")).ask(Total()) == 0

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from cuelight import ActorSystem, AskError, MailboxFull, NotStarted, NotStartedTimeout, Ref
 from cuelight.redis import NodeLost
-from cuelight.redis._actors._frames import Ask, Cancel, Frame, Tell
-from cuelight.redis._actors._peer import Flights
-from cuelight.redis._actors._remote_cell import RemoteCell
+from cuelight.redis._actors._frames import AskFrame, CancelFrame, Frame, TellFrame
+from cuelight.redis._actors._remote_cell import PendingRequests, RemoteCell
 from helpers import BACKENDS, Backend, run_on
 from helpers.nodes import Add, Echo
 
@@ -28,7 +27,7 @@ class Wire:
     """Stands for a peer, its membership and its coder: writes down what would be sent."""
 
     def __init__(self, runtime: Any) -> None:
-        self.runtime, self.flights, self.identity = runtime, Flights(), "far"
+        self.runtime, self.pending_requests, self.identity = runtime, PendingRequests(), "far"
         self.membership = self.coder = self
         self.sent: list[int] = []
         self.cancelled: list[int] = []
@@ -37,11 +36,11 @@ class Wire:
         return type(message).__name__, msgspec.msgpack.encode(message)
 
     def send(self, frame: Frame, size: int = 0) -> None:
-        if isinstance(frame, Tell):
+        if isinstance(frame, TellFrame):
             self.sent.append(msgspec.msgpack.decode(frame.body, type=Add).amount)
-        elif isinstance(frame, Ask):
+        elif isinstance(frame, AskFrame):
             self.sent.append(msgspec.msgpack.decode(frame.body, type=Echo).value["n"][0])
-        elif isinstance(frame, Cancel):
+        elif isinstance(frame, CancelFrame):
             self.cancelled.append(frame.number)
 
     def keep(self, cell: RemoteCell) -> None:
@@ -133,7 +132,7 @@ async def scenario(steps: list[tuple[str, int]]) -> None:
             lane.check()
         sent, unconfirmed = set(lane.wire.sent), lane.wire.sent[lane.confirmed :]
         lane.cell.lost(NodeLost("far"))
-        lane.wire.flights.lost("far", None, "gone")
+        lane.wire.pending_requests.lost("far", None, "gone")
         for _ in range(4):
             await checkpoint()
         letters: dict[str, list[int]] = {"node_lost": [], "stopped": []}
@@ -147,7 +146,7 @@ async def scenario(steps: list[tuple[str, int]]) -> None:
         for number, reply in lane.asks.items():
             assert reply.done
             assert isinstance(reply.error, NotStarted if number not in sent else AskError)
-        assert len(lane.wire.flights) == 0
+        assert len(lane.wire.pending_requests) == 0
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -184,7 +183,7 @@ async def test_an_ask_that_finds_no_room_in_time_was_never_sent() -> None:
             await lane.ref.ask(Echo({"n": [9]}), timeout=0.02)
         lane.cell.credited(WINDOW)
         assert lane.wire.sent == list(range(WINDOW))
-        assert len(lane.wire.flights) == 0
+        assert len(lane.wire.pending_requests) == 0
 
 
 async def test_asks_that_are_given_up_do_not_pile_up_before_a_remote_actor() -> None:

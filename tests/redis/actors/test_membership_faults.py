@@ -11,13 +11,11 @@ from typing import Any
 import anyio
 import pytest
 import redis
-from redis import asyncio as redis_asyncio
 
 from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, StoreUnavailable, Unknown, child
-from cuelight.redis import NodeLost, use_redis_py
+from cuelight.redis import NodeLost, RedisClient
 from cuelight.redis._actors import _membership, _node
 from cuelight.redis._actors._directory import Directory
-from helpers import BACKENDS
 from helpers.nodes import Add, Blob, Log, Plain, Player, Slow, Total, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import RedisServer, shared_server
 from helpers.tcp_proxy import TcpProxy
@@ -57,8 +55,8 @@ async def test_what_is_sent_just_before_a_node_is_lost_is_not_sent_late() -> Non
         membership = node_of(here)._membership
         ref.tell_nowait(Add(1))
         reply = ref.ask(Total())
-        membership._hint.set()  # something has come for it just now, too
-        membership.expelled("the test says so")
+        membership._inbox_changed.set()  # something has come for it just now, too
+        membership.removed("the test says so")
         with pytest.raises(NotStarted, match="the test says so"):
             await reply
         assert here.dead_letters.counts["node_lost"] == 1
@@ -82,18 +80,18 @@ async def test_a_node_that_hears_twice_that_it_is_lost_joins_once_again() -> Non
             for name in ("a", "b"):
                 group.start_soon(expose, name)
         assert sorted(refused) == ["a", "b"]
-        await until(lambda: node_of(here).statistics().incarnation == 2 and not node_of(here)._returning)
+        await until(lambda: node_of(here).statistics().incarnation == 2 and not node_of(here)._rejoining)
         await here.expose(own, "a")
         assert node_of(here).statistics().incarnation == 2
 
 
-async def test_an_idle_node_hears_from_its_heart_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_node_learns_from_its_heartbeat_that_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_membership, "POLL", 60.0)  # it does not look into its inbox
     async with pair(lease=LEASE) as (there, here):
         ref, own = await remote(there, here)
         assert await ref.ask(Total()) == 0  # so it listens already, and nothing else will wake it
         peer = node_of(here)._membership.peer(node_of(there).identity)
-        await until(lambda: peer.quiet and not peer._reminded)
+        await until(lambda: peer.is_drained and not peer._credit_scheduled)
         await remove(here)
         await until(lambda: node_of(here).statistics().incarnation == 2)
         assert await resolved_again(here) == own
@@ -252,7 +250,7 @@ async def test_a_name_that_is_resolved_just_as_the_node_is_lost_leads_to_nobody(
         async with anyio.create_task_group() as group:
             group.start_soon(resolve)
             await until(lambda: proxy.commands["EVALSHA"] + proxy.commands["EVAL"] > before)
-            node_of(here)._membership.expelled("the test says so")
+            node_of(here)._membership.removed("the test says so")
         proxy.heal()
         (ref,) = found
         assert isinstance(await ref.ended(), NodeLost)
@@ -278,15 +276,12 @@ class Vault(redis.CredentialProvider):
 
 
 @asynccontextmanager
-async def with_a_vault() -> AsyncGenerator[tuple[RedisServer, Vault, redis_asyncio.Redis]]:
-    """A server that asks for a password, and a client of redis-py that gets it from a vault."""
+async def with_a_vault() -> AsyncGenerator[tuple[RedisServer, Vault, RedisClient]]:
+    """A server that asks for a password, and a client that gets it from a vault."""
     with RedisServer("--requirepass", "secret") as server:
         vault = Vault()
-        client = redis_asyncio.Redis(port=server.port, protocol=3, credential_provider=vault)
-        try:
+        async with RedisClient(f"redis://127.0.0.1:{server.port}", credential_provider=vault) as client:
             yield server, vault, client
-        finally:
-            await client.aclose()
 
 
 def seal(server: RedisServer, vault: Vault) -> None:
@@ -299,10 +294,9 @@ def seal(server: RedisServer, vault: Vault) -> None:
             received += connection.recv(100)
 
 
-@pytest.mark.parametrize("anyio_backend", [BACKENDS["asyncio"]])
 async def test_a_node_whose_client_raises_joins_again_when_it_does_not() -> None:
     async with with_a_vault() as (server, vault, client):
-        mine = node(cluster_name(), url=use_redis_py(client), lease=LEASE)  # type: ignore[arg-type]
+        mine = node(cluster_name(), redis=client, lease=LEASE)
         async with ActorSystem("here", node=mine) as here:
             own, other = await here.spawn(Plain), await here.spawn(Plain)
             await here.expose(own, "own")
@@ -311,7 +305,7 @@ async def test_a_node_whose_client_raises_joins_again_when_it_does_not() -> None
             await until(lambda: not mine.statistics().joined)
             await other.kill("while the node is away")
             vault.sealed = False
-            await until(lambda: mine.statistics().joined and not node_of(here)._returning)
+            await until(lambda: mine.statistics().joined and not node_of(here)._rejoining)
             assert await here.resolve("own") == own
             with pytest.raises(ActorNotFound, match="there are 'own'"):
                 await here.resolve("other")
@@ -321,12 +315,11 @@ async def test_a_node_whose_client_raises_joins_again_when_it_does_not() -> None
     ("step", "says"),
     [("expose", "could not be taken back"), ("leave", "could not take leave of its cluster")],
 )
-@pytest.mark.parametrize("anyio_backend", [BACKENDS["asyncio"]])
 async def test_a_node_whose_client_raises_at_the_end_leaves_nothing_behind(
     step: str, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with with_a_vault() as (server, vault, client):
-        mine = node(cluster_name(), url=use_redis_py(client), lease=10.0)  # type: ignore[arg-type]
+        mine = node(cluster_name(), redis=client, lease=10.0)
         async with ActorSystem("here", node=mine) as here:
             await here.expose(await here.spawn(Plain), "own")
             take: Any = getattr(Directory, step)

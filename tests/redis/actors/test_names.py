@@ -104,11 +104,11 @@ async def test_the_end_of_a_system_leaves_no_key_and_no_name() -> None:
 
 def nothing_is_left() -> bool:
     """No thread of a node, and no task of asyncio but this one."""
-    hearts = [thread for thread in threading.enumerate() if "heart" in thread.name]
+    heartbeats = [thread for thread in threading.enumerate() if "heart" in thread.name]
     tasks: set[asyncio.Task[Any]] = set()
     with suppress(RuntimeError):  # trio has none
         tasks = asyncio.all_tasks()
-    return not hearts and not [task for task in tasks if "cuelight" in task.get_name()]
+    return not heartbeats and not [task for task in tasks if "cuelight" in task.get_name()]
 
 
 async def test_exposing_that_is_cancelled_leaves_no_name() -> None:

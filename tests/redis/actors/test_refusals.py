@@ -28,7 +28,7 @@ from cuelight import (
 )
 from cuelight.redis import RedisClient, RedisNode, RemoteError, Undecoded
 from cuelight.redis._actors import _membership
-from cuelight.redis._actors._frames import Ask, Credit, Tell, batch_of, frames_of
+from cuelight.redis._actors._frames import AskFrame, CreditFrame, TellFrame, batch_of, frames_of
 from helpers.nodes import Add, Blob, Echo, Plain, Player, Total, Twice, cluster_name, inside, node, node_of, pair, until
 from helpers.redis_servers import shared_server
 
@@ -180,7 +180,7 @@ async def test_a_chunk_that_cannot_travel_ends_its_stream(of: str, why: str) -> 
 
 
 async def test_the_exits_of_actors_that_ended_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_membership, "REMEMBERED", 1)
+    monkeypatch.setattr(_membership, "MAX_REMEMBERED", 1)
     async with pair() as (here, there):
         refs: list[Ref[Any]] = []
         for number in range(2):
@@ -237,7 +237,7 @@ async def forge(there: ActorSystem, cluster: str, payload: bytes, *, form: int =
         (b"\xc1 nothing", 1, "frame"),
         (batch_of([]) + b"more", 1, "frame"),
         (msgspec.msgpack.encode([["future", 1]]), 1, "frame"),
-        (batch_of([Credit(1, 1)]), 99, "batch"),
+        (batch_of([CreditFrame(1, 1)]), 99, "batch"),
     ],
     ids=["no msgpack", "too much", "no such frame", "a format of the future"],
 )
@@ -250,7 +250,7 @@ async def test_a_corrupt_batch_is_counted_and_dead_lettered(payload: bytes, form
         await until(lambda: there.dead_letters.counts["undecodable"] == 1)
         (letter,) = there.dead_letters
         assert letter.message == Undecoded(kind, letter.message.body, "forger")
-        good = batch_of([Tell(own._cell.serial, "Add", msgspec.msgpack.encode(Add(3)))])
+        good = batch_of([TellFrame(own._cell.serial, "Add", msgspec.msgpack.encode(Add(3)))])
         await forge(there, cluster, good)  # and it goes on
         await until(lambda: inside(own).total == 3)
 
@@ -261,14 +261,14 @@ async def test_one_bad_frame_costs_itself_and_not_its_batch() -> None:
         own = await there.spawn(Plain)
         await there.expose(own, "actor")
         serial = own._cell.serial
-        good = Tell(serial, "Add", msgspec.msgpack.encode(Add(3)))
+        good = TellFrame(serial, "Add", msgspec.msgpack.encode(Add(3)))
         parts = [
             good,
-            Tell(serial, "Add", b"\xc1"),
-            Tell(serial, "Add", msgspec.msgpack.encode({"type": "Add", "amount": "much"})),
-            Tell(serial, "builtins.eval", b"'1'"),
-            Tell(999_999, "Add", msgspec.msgpack.encode(Add(1))),
-            Ask(serial, 1, "Nothing", b"", None),
+            TellFrame(serial, "Add", b"\xc1"),
+            TellFrame(serial, "Add", msgspec.msgpack.encode({"type": "Add", "amount": "much"})),
+            TellFrame(serial, "builtins.eval", b"'1'"),
+            TellFrame(999_999, "Add", msgspec.msgpack.encode(Add(1))),
+            AskFrame(serial, 1, "Nothing", b"", None),
             ["no", "frame"],
             good,
         ]

@@ -29,7 +29,7 @@ from cuelight import (
 )
 from cuelight.redis import RemoteError
 from cuelight.redis._actors._errors import ErrorTypes, path_of, raised_of, restored
-from cuelight.redis._actors._frames import Fail, Raised, batch_of, frames_of
+from cuelight.redis._actors._frames import FailFrame, Raised, batch_of, frames_of
 from helpers.nodes import pair
 
 
@@ -431,7 +431,7 @@ def test_whatever_came_of_an_exception_becomes_one(name: str, body: bytes) -> No
 
 
 def test_what_travels_is_the_same_at_the_other_end() -> None:
-    frame = Fail(1, "ReplyError", "x", None, raised_of(chained(), types()))
+    frame = FailFrame(1, "ReplyError", "x", None, raised_of(chained(), types()))
     assert frames_of(batch_of([frame])) == ([frame], [])
 
 

@@ -117,7 +117,7 @@ async def test_what_is_no_tls_costs_its_connection() -> None:
         endpoint = node_of(there)._membership.listener.endpoint
         stranger = await _connection.connect_socket(endpoint, unix=False)
         stranger.send(b"GET / HTTP/1.1\r\n\r\n" * 10)
-        strangers = node_of(there)._membership.listener._strangers
+        strangers = node_of(there)._membership.listener._unproved
         await until(lambda: not strangers)
         stranger.close()
         assert traffic(here, there).connects == 1
@@ -145,7 +145,7 @@ async def test_a_node_that_listens_everywhere_says_the_name_of_its_machine(monke
 
 
 async def test_an_address_that_leads_nowhere_leaves_the_server_as_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_connector, "PATIENCE", 0.3)
+    monkeypatch.setattr(_connector, "ATTEMPT_TIMEOUT", 0.3)
     cluster = cluster_name()
     lost = TcpTransport("127.0.0.1", insecure=True, advertise="nowhere.invalid")
     mine = TcpTransport("127.0.0.1", insecure=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import NoPermissionError
 
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.redis import RedisClient, Script, use_coredis, use_redis_py
+from cuelight.redis import RedisClient, Script
 from cuelight.redis._client import DEFAULT_URL, server_for
 from cuelight.redis._client._connect import check_version
 from cuelight.redis._client._settings import settings_of
@@ -424,16 +424,3 @@ async def test_no_part_of_a_password_is_shown_when_a_server_is_away_or_refuses_i
                 assert isinstance(error, StoreRefused | StoreUnavailable | redis.RedisError)
                 said += everything_said(error)
             assert not any(piece in said + caplog.text for piece in PIECES), said
-
-
-@pytest.mark.parametrize("use", [use_redis_py, use_coredis])
-def test_a_client_that_does_not_fit_is_refused_without_what_it_knows(use: Callable[[Any], Any]) -> None:
-    class Odd:
-        connection_pool = None
-
-        def __repr__(self) -> str:
-            return "password=mysecret"
-
-    with pytest.raises(ValueError, match="the Odd does not do: give a") as refused:
-        use(Odd())
-    assert "mysecret" not in everything_said(refused.value)

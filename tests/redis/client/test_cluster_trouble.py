@@ -186,7 +186,7 @@ async def test_a_server_that_hangs_fails_its_part_of_a_pipeline(cluster: RedisCl
         await client.flushall()
 
 
-async def test_a_listener_is_led_to_the_server_that_has_its_slot_now(cluster: RedisCluster) -> None:
+async def test_a_subscriber_is_led_to_the_server_that_has_its_slot_now(cluster: RedisCluster) -> None:
     first, second, _ = cluster.servers
     key, other = key_on(0, "heard"), key_on(0, "stays")
     async with RedisClient(cluster.url) as stale, RedisClient(cluster.url) as speaker:
@@ -205,7 +205,7 @@ async def test_a_listener_is_led_to_the_server_that_has_its_slot_now(cluster: Re
     await whole(cluster)
 
 
-async def test_listeners_of_a_server_that_hung_join_those_of_the_one_that_took_over(cluster: RedisCluster) -> None:
+async def test_subscribers_of_a_server_that_hung_join_those_of_the_one_that_took_over(cluster: RedisCluster) -> None:
     first, second, third = cluster.servers
     key = key_on(0, "taken over")
     async with RedisClient(cluster.url, timeout=0.5, connect_timeout=0.5, health_check_interval=60) as client:

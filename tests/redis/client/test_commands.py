@@ -316,9 +316,9 @@ async def test_a_dedicated_connection_has_pipelines_errors_and_watches_that_are_
 
 def test_names_of_commands_that_come_from_people_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     known: dict[Any, int] = {}
-    monkeypatch.setattr(_command_info, "_kinds", known)
+    monkeypatch.setattr(_command_info, "_command_kinds", known)
     for n in range(3000):
-        assert _command_info.kind_of(f"INVENTED{n}") == _command_info.PLAIN
+        assert _command_info.command_kind(f"INVENTED{n}") == _command_info.PLAIN
     assert len(known) == 2000
-    assert _command_info.kind_of("blpop") == _command_info.MAY_BLOCK
-    assert _command_info.kind_of("watch") == _command_info.REFUSED
+    assert _command_info.command_kind("blpop") == _command_info.MAY_BLOCK
+    assert _command_info.command_kind("watch") == _command_info.REFUSED

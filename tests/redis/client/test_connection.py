@@ -255,7 +255,7 @@ def test_each_loop_of_each_thread_has_connections_that_end_with_it(backend: Back
 
     for _ in range(3):
         run_on(backend, use)
-    assert client._routes == {}
+    assert client._topologies == {}
 
     async def both() -> None:
         await use()
@@ -273,9 +273,9 @@ def test_each_loop_of_each_thread_has_connections_that_end_with_it(backend: Back
         thread = threading.Thread(target=elsewhere)
         thread.start()
         await anyio.to_thread.run_sync(arrived.wait)
-        assert len(client._routes) == 2
+        assert len(client._topologies) == 2
         await client.aclose()
-        assert client._routes == {}
+        assert client._topologies == {}
         leave.set()
         await anyio.to_thread.run_sync(thread.join)
 
@@ -285,7 +285,7 @@ def test_each_loop_of_each_thread_has_connections_that_end_with_it(backend: Back
 async def test_what_waits_to_be_sent_is_bounded(proxy: TcpProxy) -> None:
     async with RedisClient(proxy.url, timeout=5) as client:
         await client.execute("PING")
-        route = client._route()
+        topology = client._topology()
         piece = b"x" * 100_000
         sent = 0
 
@@ -294,13 +294,13 @@ async def test_what_waits_to_be_sent_is_bounded(proxy: TcpProxy) -> None:
             await client.execute("SET", f"large:{n}", piece, "EX", 10)
             sent += 1
 
-        wire: Any = route._node.wire  # type: ignore[attr-defined]
+        shared: Any = topology._server_connections.connection  # type: ignore[attr-defined]
         highest = 0
         async with anyio.create_task_group() as group:
             for n in range(200):
                 group.start_soon(push, n)
             while sent < 200:
-                highest = max(highest, wire._out_size)
+                highest = max(highest, shared._out_size)
                 await anyio.lowlevel.checkpoint()
         assert highest <= (1 << 20) + len(piece) + 100
 
@@ -309,9 +309,9 @@ async def test_the_first_command_of_a_pass_is_sent_before_the_task_yields() -> N
     server = shared_server()
     async with RedisClient(server.url) as client:
         await client.delete("at once")
-        wire: Any = client._route()._node.wire  # type: ignore[attr-defined]
+        shared: Any = client._topology()._server_connections.connection  # type: ignore[attr-defined]
         await anyio.lowlevel.checkpoint()
-        slot = wire.post(pack(("SET", "at once", "1")))
+        slot = shared.post(pack(("SET", "at once", "1")))
         deadline = time.monotonic() + 20
         while server.command("GET", "at once") != b"$1\r\n1\r\n":  # it blocks the loop
             assert time.monotonic() < deadline
@@ -322,7 +322,7 @@ async def test_a_command_that_is_larger_than_the_socket_takes_arrives_whole_and_
     with RedisServer() as server:
         async with RedisClient(server.url, timeout=30) as client:
             await client.execute("PING")
-            wire: Any = client._route()._node.wire  # type: ignore[attr-defined]
+            shared: Any = client._topology()._server_connections.connection  # type: ignore[attr-defined]
             large = bytes(range(256)) * 40_000
             replies: dict[int, Any] = {}
 
@@ -332,7 +332,7 @@ async def test_a_command_that_is_larger_than_the_socket_takes_arrives_whole_and_
             server.freeze()
             async with anyio.create_task_group() as group:
                 group.start_soon(send, 0, "SET", "large", large)
-                await until(lambda: bool(wire.owed == 1))
+                await until(lambda: bool(shared.pending == 1))
                 for n in range(1, 4):
                     group.start_soon(send, n, "APPEND", "large", str(n))
                     await anyio.lowlevel.checkpoint()
@@ -344,13 +344,13 @@ async def test_a_command_that_is_larger_than_the_socket_takes_arrives_whole_and_
 async def test_a_connection_that_breaks_while_it_is_written_fails_its_commands_and_is_made_anew() -> None:
     async with RedisClient(shared_server().url) as client:
         await client.execute("PING")
-        wire: Any = client._route()._node.wire  # type: ignore[attr-defined]
-        transport = getattr(wire, "_transport", None)
-        connection = wire._socket if transport is None else transport.get_extra_info("socket")
+        shared: Any = client._topology()._server_connections.connection  # type: ignore[attr-defined]
+        transport = getattr(shared, "_transport", None)
+        connection = shared._socket if transport is None else transport.get_extra_info("socket")
         connection.shutdown(socket.SHUT_RDWR)
         with pytest.raises(StoreUnavailable):
             await client.execute("PING")
-        assert wire.error is not None
+        assert shared.error is not None
         assert await client.execute("PING") == b"PONG"
 
 
@@ -429,7 +429,7 @@ def test_a_loop_that_was_closed_without_ending_its_tasks_holds_no_connection_at_
     client = RedisClient(shared_server().url, client_name="left-behind")
     loop = asyncio.new_event_loop()
     loop.run_until_complete(client.execute("PING"))
-    route = client._routes[loop]
+    topology = client._topologies[loop]
     loop.close()
 
     async def others() -> None:
@@ -444,8 +444,8 @@ def test_a_loop_that_was_closed_without_ending_its_tasks_holds_no_connection_at_
             await until(gone)
 
     anyio.run(others)
-    assert client._routes == {}
-    assert not route.wires.all
+    assert client._topologies == {}
+    assert not topology.connections.all
 
 
 async def test_two_tasks_that_find_no_connection_make_one(proxy: TcpProxy) -> None:

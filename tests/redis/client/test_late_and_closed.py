@@ -81,7 +81,7 @@ async def test_a_connection_over_which_comes_what_nobody_asked_for_ends(proxy: T
     async with RedisClient(proxy.url) as client, client.dedicated() as mine:
         assert await mine.execute("MONITOR") == b"OK"
         assert await client.execute("ECHO", "seen by the monitor") == b"seen by the monitor"
-        await until(lambda: mine._wire.error is not None)
+        await until(lambda: mine._connection.error is not None)
         with pytest.raises(StoreUnavailable, match="a reply that nobody asked for"):
             await mine.execute("PING")
 
@@ -129,7 +129,7 @@ async def test_a_connection_that_broke_while_it_was_idle_is_not_used_again(proxy
             assert await client.execute("BLPOP", "nothing-there", 0.01) is None
             assert proxy.accepted == n + 1
             proxy.cut()
-            await until(lambda: not client._route().wires.all)
+            await until(lambda: not client._topology().connections.all)
 
 
 async def test_a_client_that_is_closed_while_it_connects_has_no_connection_afterwards(proxy: TcpProxy) -> None:
@@ -164,7 +164,7 @@ async def test_a_client_that_is_closed_before_it_could_begin_leaves_nothing(prox
             group.start_soon(ask)
             group.start_soon(client.aclose)
         assert failed == ["closed"]
-        await until(lambda: client._routes == {})  # noqa: B023 - it is asked in this round
+        await until(lambda: client._topologies == {})  # noqa: B023 - it is asked in this round
     assert proxy.connections == 0
 
 
@@ -183,18 +183,18 @@ async def test_a_client_is_closed_from_a_thread_while_a_loop_uses_it(proxy: TcpP
         await anyio.to_thread.run_sync(client.close)
     assert failed == ["closed"]
     await until(lambda: proxy.connections == 0)
-    assert client._routes == {}
+    assert client._topologies == {}
     client.close()
 
 
 async def test_who_closes_what_has_ended_meanwhile_is_told_at_once() -> None:
     client = RedisClient(shared_server().url)
     await client.execute("PING")
-    route = client._route()
+    topology = client._topology()
     await client.aclose()
     told: list[str] = []
     # As another thread would that found it just before.
-    route.end(lambda: told.append("ended"))
+    topology.end(lambda: told.append("ended"))
     assert told == ["ended"]
 
 

@@ -26,7 +26,7 @@ def proxy() -> Iterator[TcpProxy]:
         yield running
 
 
-class Ear:
+class Recorder:
     """Keeps what it hears, and when it was told of gaps."""
 
     def __init__(self) -> None:
@@ -42,9 +42,9 @@ class Ear:
         await until(lambda: self.heard == list(heard), lambda: self.heard)
 
 
-async def test_listeners_hear_their_channels_until_they_are_closed() -> None:
+async def test_subscribers_receive_messages_of_their_channels_until_they_are_closed() -> None:
     async with RedisClient(shared_server().url) as client:
-        one, two, other = Ear(), Ear(), Ear()
+        one, two, other = Recorder(), Recorder(), Recorder()
         first = await client.subscribe("one", one.message, one.gap)
         await client.subscribe("one", two.message, two.gap)
         await client.subscribe("other", other.message, other.gap)
@@ -61,11 +61,11 @@ async def test_listeners_hear_their_channels_until_they_are_closed() -> None:
 
 async def test_a_channel_that_nobody_listens_to_is_given_up_and_can_be_listened_to_again() -> None:
     async with RedisClient(shared_server().url) as client:
-        ear = Ear()
+        recorder = Recorder()
         for n in range(5):
-            subscription = await client.subscribe("fleeting", ear.message, ear.gap)
+            subscription = await client.subscribe("fleeting", recorder.message, recorder.gap)
             await client.publish("fleeting", b"%d" % n)
-            await ear.until(*(b"%d" % m for m in range(n + 1)))
+            await recorder.until(*(b"%d" % m for m in range(n + 1)))
             subscription.close()
             if n % 2:
                 await until(lambda: _listens(client, "fleeting", 0))
@@ -79,8 +79,8 @@ async def _listens(client: RedisClient, channel: str, count: int) -> bool:
 
 async def test_a_subscription_can_be_closed_from_another_thread() -> None:
     async with RedisClient(shared_server().url) as client:
-        ear = Ear()
-        subscription = await client.subscribe("threads", ear.message, ear.gap)
+        recorder = Recorder()
+        subscription = await client.subscribe("threads", recorder.message, recorder.gap)
         thread = threading.Thread(target=subscription.close)
         thread.start()
         await anyio.to_thread.run_sync(thread.join)
@@ -88,14 +88,16 @@ async def test_a_subscription_can_be_closed_from_another_thread() -> None:
 
 
 @pytest.mark.parametrize("loss", ["cut", "silence"])
-async def test_a_lost_connection_is_made_anew_and_its_listeners_are_told_of_the_gap(proxy: TcpProxy, loss: str) -> None:
+async def test_a_lost_connection_is_reopened_and_its_subscribers_are_notified_of_the_gap(
+    proxy: TcpProxy, loss: str
+) -> None:
     async with (
         RedisClient(proxy.url, timeout=0.6, health_check_interval=0.1) as client,
         RedisClient(shared_server().url) as speaker,
     ):
-        ears = [Ear(), Ear(), Ear()]
-        for ear, channel in zip(ears, ("a", "a", "b"), strict=True):
-            await client.subscribe(channel, ear.message, ear.gap)
+        recorders = [Recorder(), Recorder(), Recorder()]
+        for recorder, channel in zip(recorders, ("a", "a", "b"), strict=True):
+            await client.subscribe(channel, recorder.message, recorder.gap)
         for again in range(2):
             getattr(proxy, loss)()
             if loss == "silence":
@@ -103,71 +105,71 @@ async def test_a_lost_connection_is_made_anew_and_its_listeners_are_told_of_the_
                 await until(lambda: proxy.connections == 0)
                 proxy.heal()
             gaps: list[bytes | None] = [None] * (again + 1)
-            for ear in ears:
-                await ear.until(*gaps)
+            for recorder in recorders:
+                await recorder.until(*gaps)
         await speaker.publish("a", b"there")
         await speaker.publish("b", b"here")
-        await ears[0].until(None, None, b"there")
-        await ears[1].until(None, None, b"there")
-        await ears[2].until(None, None, b"here")
+        await recorders[0].until(None, None, b"there")
+        await recorders[1].until(None, None, b"there")
+        await recorders[2].until(None, None, b"here")
 
 
-async def test_listeners_survive_a_server_that_is_away_for_long() -> None:
+async def test_subscribers_survive_a_server_that_is_away_for_long() -> None:
     with RedisServer() as server:
         async with RedisClient(server.url, timeout=1) as client:
-            ear = Ear()
-            await client.subscribe("ch", ear.message, ear.gap)
+            recorder = Recorder()
+            await client.subscribe("ch", recorder.message, recorder.gap)
             server.kill()
-            late = Ear()
+            late = Recorder()
             started = time.monotonic()
             with pytest.raises(StoreUnavailable, match="did not begin to listen"):
                 await client.subscribe("late", late.message, late.gap)
             assert 0.9 < time.monotonic() - started < 3
             await anyio.to_thread.run_sync(server.start)
-            await ear.until(None)
+            await recorder.until(None)
             assert await client.publish("ch", b"back") == 1
             assert await client.publish("late", b"nobody") == 0
-            await ear.until(None, b"back")
+            await recorder.until(None, b"back")
 
 
-async def test_a_frozen_server_is_noticed_by_who_listens() -> None:
+async def test_a_frozen_server_is_noticed_by_its_subscribers() -> None:
     with RedisServer() as server:
         async with RedisClient(server.url, timeout=0.5, connect_timeout=0.5, health_check_interval=0.1) as client:
-            ear = Ear()
-            await client.subscribe("ch", ear.message, ear.gap)
-            wire: Any = (await client._route().line_of("ch"))._wire
+            recorder = Recorder()
+            await client.subscribe("ch", recorder.message, recorder.gap)
+            shared: Any = (await client._topology().pubsub_of("ch"))._connection
             server.freeze()
-            await until(lambda: wire.error is not None)
+            await until(lambda: shared.error is not None)
             server.thaw()
-            await ear.until(None)
+            await recorder.until(None)
 
 
 async def test_a_refused_channel_is_an_error_of_the_subscription_alone() -> None:
     with RedisServer() as server:
         server.command("ACL", "SETUSER", "some", "on", ">secret", "~*", "+@all", "resetchannels", "&open:*")
         async with RedisClient(server.url, username="some", password="secret") as client:
-            ear = Ear()
-            await client.subscribe("open:1", ear.message, ear.gap)
+            recorder = Recorder()
+            await client.subscribe("open:1", recorder.message, recorder.gap)
             with pytest.raises(StoreRefused, match="NOPERM"):
-                await client.subscribe("shut", ear.message, ear.gap)
+                await client.subscribe("shut", recorder.message, recorder.gap)
             await client.publish("open:1", b"heard")
-            await ear.until(b"heard")
+            await recorder.until(b"heard")
 
 
-async def test_a_listener_that_raises_harms_nobody() -> None:
+async def test_a_subscriber_that_raises_harms_no_other() -> None:
     async with RedisClient(shared_server().url) as client:
-        ear = Ear()
+        recorder = Recorder()
 
         def bad(_: bytes) -> None:
             raise ValueError("bad")
 
-        await client.subscribe("both", bad, ear.gap)
-        await client.subscribe("both", ear.message, ear.gap)
+        await client.subscribe("both", bad, recorder.gap)
+        await client.subscribe("both", recorder.message, recorder.gap)
         await client.publish("both", b"1")
-        await ear.until(b"1")
+        await recorder.until(b"1")
 
 
-async def test_a_listener_that_another_one_closes_hears_nothing_more(proxy: TcpProxy) -> None:
+async def test_a_subscriber_that_another_one_closes_receives_nothing_more(proxy: TcpProxy) -> None:
     async with RedisClient(proxy.url) as client:
         heard: list[str] = []
 
@@ -184,10 +186,10 @@ async def test_a_listener_that_another_one_closes_hears_nothing_more(proxy: TcpP
             else:
                 proxy.cut()
             await until(lambda: heard == ["first"], lambda: heard)
-            ear = Ear()
-            marks = await client.subscribe("shared", ear.message, ear.gap)
+            recorder = Recorder()
+            marks = await client.subscribe("shared", recorder.message, recorder.gap)
             await client.publish("shared", b"mark")
-            await ear.until(b"mark")
+            await recorder.until(b"mark")
             assert heard == ["first", "first"]
             marks.close()
             heard.clear()
@@ -207,44 +209,44 @@ async def test_listening_goes_on_after_credentials_could_not_be_had(
             return "default", "any"
 
     vault = Vault()
-    ear = Ear()
+    recorder = Recorder()
     async with RedisClient(proxy.url, timeout=0.3, credential_provider=vault) as client:
         vault.error = LookupError("the vault is sealed")
         with pytest.raises(StoreUnavailable, match=r"did not begin to listen to 'ch' .*the vault is sealed"):
-            await client.subscribe("ch", ear.message, ear.gap)
+            await client.subscribe("ch", recorder.message, recorder.gap)
         assert "the vault is sealed" in caplog.text
     vault.error = None
     async with RedisClient(proxy.url, credential_provider=vault) as client:
-        await client.subscribe("ch", ear.message, ear.gap)
+        await client.subscribe("ch", recorder.message, recorder.gap)
         vault.error, vault.asked = LookupError("the vault is sealed"), 0
         proxy.cut()
         await until(lambda: vault.asked >= 1)
         vault.error = None
-        await ear.until(None)
+        await recorder.until(None)
         await client.publish("ch", b"back")
-        await ear.until(None, b"back")
+        await recorder.until(None, b"back")
 
 
 async def test_a_subscription_that_is_cancelled_is_not_left_behind() -> None:
     async with RedisClient(shared_server().url) as client:
-        ear = Ear()
-        await client.subscribe("kept", ear.message, ear.gap)
+        recorder = Recorder()
+        await client.subscribe("kept", recorder.message, recorder.gap)
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await client.subscribe("cancelled", ear.message, ear.gap)
+            await client.subscribe("cancelled", recorder.message, recorder.gap)
         assert scope.cancelled_caught
         await until(lambda: _listens(client, "cancelled", 0))
-        await client.subscribe("cancelled", ear.message, ear.gap)
+        await client.subscribe("cancelled", recorder.message, recorder.gap)
         await client.publish("cancelled", b"once")
-        await ear.until(b"once")
+        await recorder.until(b"once")
     async with RedisClient(shared_server().url) as client:
         # Cancelled before there is a connection to listen over.
-        ear = Ear()
+        recorder = Recorder()
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await client.subscribe("cancelled", ear.message, ear.gap)
+            await client.subscribe("cancelled", recorder.message, recorder.gap)
         assert scope.cancelled_caught
         assert await client.publish("cancelled", b"to nobody") == 0
-        await client.subscribe("cancelled", ear.message, ear.gap)
+        await client.subscribe("cancelled", recorder.message, recorder.gap)
         assert await client.publish("cancelled", b"once") == 1
-        await ear.until(b"once")
+        await recorder.until(b"once")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cuelight.coordination import RateLimitConfig
 from cuelight.redis import RedisClient, Script
 from cuelight.redis._limits._answers import unpack
-from cuelight.redis._limits._config import AT_ONCE, Algorithm, Plan, pack, row_of, script_of, scripts_of
+from cuelight.redis._limits._config import AT_ONCE, Algorithm, LimiterConfig, pack, row_of, script_of, scripts_of
 from helpers.redis_servers import shared_server
 
 QUICK: Final[list[Algorithm]] = ["token_bucket", "sliding_counter"]
@@ -40,7 +40,7 @@ class Twins:
         self.client, self.limits = client, len(configs)
         self.scripts = scripts_of(algorithm)
         self.asks = self.scripts.ask, script_of("ask", algorithm=algorithm)
-        self.plans = [Plan(secrets.token_hex(6), algorithm, limits, permits=permits) for _ in self.asks]
+        self.plans = [LimiterConfig(secrets.token_hex(6), algorithm, limits, permits=permits) for _ in self.asks]
         self.now, self.number = EPOCH, 0
 
     def call(self, script: str, **fields: Any) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def test_over_redis_only_a_request_that_no_limit_holds_up_goes_at_once(algorithm
         assert not goes(1, version=7), "the caller knows other limits"
         assert not goes(1, at_most=2), "more would be welcome"
         assert goes(2)
-        steer = {"now": twins.now, "version": 0, "pause": 1000}
-        client.run_blocking(twins.scripts.steer, plan.keys(PARTY), [plan.packed, pack(steer)])
+        control = {"now": twins.now, "version": 0, "pause": 1000}
+        client.run_blocking(twins.scripts.control, plan.keys(PARTY), [plan.packed, pack(control)])
         assert not goes(0), "there is a pause"
 
 
@@ -106,10 +106,10 @@ STEPS: Final = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), COSTS, COSTS, st.sampled_from([0, 0, 0, 10, 2**52]), st.booleans()),
         st.tuples(st.just("again"), COSTS),
-        st.tuples(st.just("amend"), COSTS, COSTS),
+        st.tuples(st.just("adjust"), COSTS, COSTS),
         st.tuples(st.just("wait"), st.sampled_from([-5, 1, 3, 10, 40])),
         st.tuples(st.just("most"), COSTS, COSTS),
-        st.tuples(st.just("steer"), st.sampled_from([{"pause": 7}, {"resume": True}, {"left": [1, -1]}])),
+        st.tuples(st.just("control"), st.sampled_from([{"pause": 7}, {"resume": True}, {"left": [1, -1]}])),
         st.tuples(st.just("leave"), COSTS),
     ),
     min_size=4,
@@ -143,8 +143,8 @@ def _run(twins: Twins, asked: list[dict[str, Any]], name: str, step: str, given_
         asked.append(fields | {"now": twins.now} | {"answer": twins.call("ask", **fields)})
     elif step == "wait":
         twins.now += given_to[0]
-    elif step == "steer":
-        twins.call("steer", **given_to[0])
+    elif step == "control":
+        twins.call("control", **given_to[0])
     elif asked:
         one = cast("dict[str, Any]", asked[given_to[0] % len(asked)])
         fields = {key: value for key, value in one.items() if key not in {"answer", "now"}}
@@ -156,4 +156,4 @@ def _run(twins: Twins, asked: list[dict[str, Any]], name: str, step: str, given_
             tickets, was = one["answer"]["tickets"], one["costs"]
             costs = [given_to[1]] * twins.limits
             given = {"id": one["id"], "as": f"{name}/x", "tickets": tickets, "was": was, "costs": costs}
-            twins.call("amend", ended=False, **given)
+            twins.call("adjust", ended=False, **given)

@@ -57,7 +57,7 @@ def test_what_loops_did_that_have_ended_still_counts() -> None:
     for count, loop in enumerate(["asyncio", "trio", "asyncio"], 1):
         run_on(BACKENDS[loop], main)
         assert bucket.statistics().admitted == count
-    assert len(bucket._desks) <= 2
+    assert len(bucket._loop_clients) <= 2
 
 
 async def test_a_limiter_is_closed_in_one_loop_while_others_have_used_it(client: RedisClient) -> None:
@@ -172,13 +172,13 @@ async def test_what_the_server_will_not_settle_is_said_and_not_tried_for_ever(
     limiter = RedisRateLimiter(unique(), server=client, tokens=SLOW)
     async with limiter.request(tokens=100) as request:
         request.settle(tokens=40)
-        for key in limiter._desk()._calls._keys:
+        for key in limiter._loop_client()._calls._keys:
             await client.execute("SET", key, "something else")
     assert "could not settle a request" in caplog.text
     caplog.clear()
     request.settle(tokens=30)
     await until(lambda: "could not settle a request" in caplog.text)
-    await until(lambda: not limiter._desk().busy)
+    await until(lambda: not limiter._loop_client().busy)
     caplog.clear()
     with pytest.raises(StoreRefused):
         await limiter.remaining()
@@ -198,7 +198,7 @@ async def test_what_could_not_be_settled_in_time_is_settled_when_the_server_is_b
             async with limiter.request(tokens=100) as request:
                 request.settle(tokens=40)
                 proxy.refuse()
-            assert limiter._desk().busy
+            assert limiter._loop_client().busy
             proxy.heal()
             await limiter.aclose()
             async with RedisClient(shared_server().url) as direct:
@@ -209,14 +209,14 @@ async def test_what_could_not_be_settled_in_time_is_settled_when_the_server_is_b
 async def test_what_cannot_be_settled_for_long_is_given_up_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_calls, "_KEEP", 0.05)
+    monkeypatch.setattr(_calls, "LONGEST_RETRY", 0.05)
     with TcpProxy(shared_server().port) as proxy:
         async with RedisClient(proxy.url, timeout=0.1) as client:
             limiter = RedisRateLimiter(unique(), server=client, tokens=SLOW)
             async with limiter.request(tokens=100) as request:
                 request.settle(tokens=40)
                 proxy.refuse()
-            await until(lambda: not limiter._desk().busy)
+            await until(lambda: not limiter._loop_client().busy)
     assert "gave up to settle a request" in caplog.text
 
 
@@ -248,11 +248,11 @@ async def test_a_lease_that_the_server_refuses_to_renew_is_said(
 ) -> None:
     limiter = RedisRateLimiter(unique(), server=client, concurrency=1, lease=0.3)
     async with limiter.request():
-        for key in limiter._desk()._calls._keys:
+        for key in limiter._loop_client()._calls._keys:
             await client.execute("SET", key, "something else")
         await until(lambda: "its lease is not renewed" in caplog.text)
-        assert await client.execute("DEL", *limiter._desk()._calls._keys) > 0
-    await until(lambda: not limiter._desk().busy)
+        assert await client.execute("DEL", *limiter._loop_client()._calls._keys) > 0
+    await until(lambda: not limiter._loop_client().busy)
     caplog.clear()
 
 
@@ -266,7 +266,7 @@ def test_a_request_whose_coroutine_is_thrown_away_charges_nothing_in_the_end() -
             request = bucket.acquire(10)
             request.send(None)
             request.close()
-            await until(lambda: not bucket._desk().busy)
+            await until(lambda: not bucket._loop_client().busy)
             assert (await bucket.try_acquire(0)).remaining == 1000
 
     run_on(BACKENDS["asyncio"], main)

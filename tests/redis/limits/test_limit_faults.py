@@ -104,7 +104,7 @@ class Late:
         *,
         timeout: float | None = None,
     ) -> Any:
-        if script.name == "beat":
+        if script.name == "renew":
             await self.go.wait()
         return await self._client.run(script, keys, args, timeout=timeout)
 
@@ -118,13 +118,13 @@ async def test_a_beat_that_comes_late_brings_no_permit_back(client: RedisClient)
         first, second = limiter.request(), limiter.request()
         await first.__aenter__()
         await second.__aenter__()
-        desk = limiter._desk()
-        desk._doubt = True
-        desk._stir()
-        await until(lambda: desk._asserted)
+        loop_client = limiter._loop_client()
+        loop_client._maybe_expired = True
+        loop_client._wake_background()
+        await until(lambda: loop_client._asserted)
         await first.__aexit__(None, None, None)
         late.go.set()
-        await until(lambda: not desk._asserted)
+        await until(lambda: not loop_client._asserted)
         await until(lambda: permits_are(limiter, 1))
         await second.__aexit__(None, None, None)
         await until(lambda: permits_are(limiter, 2))
@@ -252,7 +252,7 @@ async def test_those_that_wait_outlast_a_server_that_forgets_all() -> None:
 
 async def test_what_is_not_of_a_limiter_is_refused(client: RedisClient) -> None:
     bucket = RedisTokenBucket(unique(), SLOW, server=client)
-    state = bucket._plan.keys("x")[0]
+    state = bucket._limiter_config.keys("x")[0]
     await client.execute("SET", state, "something")
     with pytest.raises(StoreRefused, match="is no state of a limiter: something else wrote to its key"):
         await bucket.acquire()
@@ -286,7 +286,7 @@ async def test_names_with_braces_are_names_like_others(client: RedisClient) -> N
     for name in ("{a}b", "}{", "a}b", "%7Ba}b", "é" * 100):
         bucket = RedisTokenBucket(name, SLOW, server=client, prefix=unique())
         assert (await bucket.try_acquire(10)).remaining == 990
-        (key,) = {key.split("}")[0] for key in bucket._plan.keys("x")}
+        (key,) = {key.split("}")[0] for key in bucket._limiter_config.keys("x")}
         assert key.startswith("{")
         assert "{" not in key[1:]
 

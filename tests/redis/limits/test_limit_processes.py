@@ -86,7 +86,7 @@ async def test_a_process_that_was_stopped_past_its_lease_is_counted_again(client
 
     async def three_are_under_way() -> bool:
         # That none is left could be for the one that waited there: it may come before the two that are held.
-        under_way: int = await client.execute("ZCARD", limiter._desk()._calls._keys[4])
+        under_way: int = await client.execute("ZCARD", limiter._loop_client()._calls._keys[4])
         return under_way == 3
 
     with job("hold", name) as other:

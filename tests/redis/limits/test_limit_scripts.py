@@ -12,7 +12,7 @@ from cuelight.coordination import RateLimitConfig
 from cuelight.coordination._meters import Bucket, Meter, WindowCounter, WindowLog
 from cuelight.redis import RedisClient
 from cuelight.redis._limits._answers import unpack
-from cuelight.redis._limits._config import ALGORITHMS, Algorithm, Plan, bucket_row, pack, row_of, scripts_of
+from cuelight.redis._limits._config import ALGORITHMS, Algorithm, LimiterConfig, bucket_row, pack, row_of, scripts_of
 from helpers.redis_servers import RedisServer, redis_binary, shared_server
 
 METERS: dict[Algorithm, Callable[[RateLimitConfig], Meter]] = {
@@ -31,7 +31,7 @@ class Table:
         self, server: RedisServer, algorithm: Algorithm, *configs: RateLimitConfig, permits: int = 0, party: str = "p"
     ) -> None:
         limits = {f"limit{number}": row_of(algorithm, config) for number, config in enumerate(configs)}
-        self.plan = Plan(secrets.token_hex(6), algorithm, limits, permits=permits)
+        self.plan = LimiterConfig(secrets.token_hex(6), algorithm, limits, permits=permits)
         self.scripts, self.client, self.party = scripts_of(algorithm), RedisClient(server.url), party
         self.now, self.number = EPOCH, 0
 
@@ -46,10 +46,10 @@ class Table:
         name = name or f"{self.party}:{self.number}"
         return {"id": name} | self.call("ask", id=name, party=self.party, costs=costs, wait=wait)
 
-    def amend(self, asked: dict[str, Any], was: list[int], *costs: int, name: str = "") -> dict[str, Any]:
+    def adjust(self, asked: dict[str, Any], was: list[int], *costs: int, name: str = "") -> dict[str, Any]:
         self.number += 1
         fields = {"id": asked["id"], "as": name or f"{asked['id']}/{self.number}", "tickets": asked["tickets"]}
-        return self.call("amend", was=was, costs=costs, ended=False, **fields)
+        return self.call("adjust", was=was, costs=costs, ended=False, **fields)
 
 
 def servers() -> list[Any]:
@@ -87,22 +87,22 @@ def test_over_redis_each_step_is_that_of_the_limiter_in_one_process(algorithm: A
         booked: list[tuple[dict[str, Any], int, Any]] = []
         for _ in range(25):
             table.now += chance.choice([0, 0, 1, 2, chance.randint(0, 20)])
-            now, cost = table.now * 1000, chance.randint(1, meter.most)
+            now, cost = table.now * 1000, chance.randint(1, meter.max_cost)
             if booked and chance.random() < 0.3:
                 asked, was, ticket = booked.pop(chance.randrange(len(booked)))
-                real = chance.randint(0, 2 * meter.most)
-                ticket = meter.amend(ticket, was, real, now)
-                asked["tickets"] = table.amend(asked, [was], real)["tickets"]
+                real = chance.randint(0, 2 * meter.max_cost)
+                ticket = meter.adjust(ticket, was, real, now)
+                asked["tickets"] = table.adjust(asked, [was], real)["tickets"]
                 booked.append((asked, real, ticket))
                 continue
-            due = meter.due(now, cost)
+            due = meter.available_at(now, cost)
             asked = table.ask(cost)
             assert asked["granted"] == (due <= now)
             if due <= now:
-                booked.append((asked, cost, meter.book(now, now, cost)))
+                booked.append((asked, cost, meter.charge(now, now, cost)))
             else:
                 assert asked["wait"] == in_microseconds(due - now), "too long or too short"
-            assert asked["left"] == [meter.left(now)]
+            assert asked["left"] == [meter.remaining(now)]
             assert asked["unused"] == in_microseconds(max(0, meter.unused_at(now) - now))
 
 
@@ -135,8 +135,8 @@ def test_over_redis_what_is_sent_again_is_done_once(server: RedisServer) -> None
         table = Table(server, algorithm, RateLimitConfig(10, 10.0), permits=3)
         first = table.ask(4)
         assert table.ask(4, name=first["id"]) == first
-        amended = table.amend(first, [4], 6, name="x")
-        assert table.amend(first, [4], 6, name="x") == amended
+        amended = table.adjust(first, [4], 6, name="x")
+        assert table.adjust(first, [4], 6, name="x") == amended
         assert table.call("look", costs=[0])["left"] == [4]
         queued = [table.ask(5, wait=10**9) for _ in range(2)]
         assert [one["queued"] for one in queued] == [True, True]
@@ -161,7 +161,7 @@ def test_over_redis_a_clock_that_is_set_back_stops_nothing(server: RedisServer) 
     for algorithm in ALGORITHMS:
         table = Table(server, algorithm, RateLimitConfig(10, 10.0))
         assert table.ask(10)["granted"]
-        table.call("steer", pause=5_000_000)
+        table.call("control", pause=5_000_000)
         table.now -= hour
         refused = table.ask(1)
         assert not refused["granted"], "what was let through still counts"
@@ -177,9 +177,9 @@ def test_over_redis_every_key_ends_by_itself(server: RedisServer) -> None:
         table.ask(2)
         table.ask(3, wait=10**9)
         table.ask(2, wait=10**9)
-        table.call("steer", pause=1_000_000)
-        table.call("beat", party=table.party)
-        table.amend(first, [1], 2)
+        table.call("control", pause=1_000_000)
+        table.call("renew", party=table.party)
+        table.adjust(first, [1], 2)
         keys: list[bytes] = table.client.execute_blocking("KEYS", f"{table.plan.tag}*")
         parts = {key.decode().removeprefix(table.plan.tag).split(":")[1] for key in keys}
         assert parts >= {"state", "line", "asked", "got", "held", "parties"}
@@ -187,7 +187,7 @@ def test_over_redis_every_key_ends_by_itself(server: RedisServer) -> None:
             assert 1000 < table.client.execute_blocking("PTTL", key) <= 110_000
 
 
-def test_over_redis_a_party_whose_lease_has_ended_holds_nothing(server: RedisServer) -> None:
+def test_over_redis_a_client_whose_lease_has_ended_holds_nothing(server: RedisServer) -> None:
     """Its permits, its places in line, and what it was granted and never took."""
     table = Table(server, "token_bucket", RateLimitConfig(100, 1.0), permits=1)
     other = Table(server, "token_bucket", RateLimitConfig(100, 1.0), party="dead")
@@ -198,12 +198,12 @@ def test_over_redis_a_party_whose_lease_has_ended_holds_nothing(server: RedisSer
     mine = table.ask(7, wait=2**52)
     assert (held["granted"], mine["queued"]) == (True, True)
     table.now += 5_000_000
-    assert table.call("beat", party=table.party) == {"fresh": False}
+    assert table.call("renew", party=table.party) == {"fresh": False}
     assert not table.ask(7, wait=2**52, name=mine["id"])["granted"]
     table.now += 5_000_001
     assert table.ask(7, wait=2**52, name=mine["id"])["granted"]
     assert table.call("look", costs=[0]) | {"waiting": 0, "held": 1, "left": [93]} == table.call("look", costs=[0])
     other.now = table.now
-    assert other.call("beat", party="dead") == {"fresh": True}, "it learns that it was taken for dead"
-    other.call("beat", party="dead", held=[held["id"]])
+    assert other.call("renew", party="dead") == {"fresh": True}, "it learns that it was taken for dead"
+    other.call("renew", party="dead", held=[held["id"]])
     assert table.call("look", costs=[0])["held"] == 2

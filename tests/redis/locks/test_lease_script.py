@@ -11,7 +11,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight.redis._locks._ticket import LEASE
+from cuelight.redis._locks._script import LEASE_SCRIPT
 from helpers.lockable import over_redis
 from helpers.redis_servers import RedisServer, redis_binary, shared_server
 
@@ -19,8 +19,8 @@ CLAIM = 1000
 LINE_OF_THE_OTHERS = 1 << 40
 
 _NOW = "local time = call('TIME')"
-assert _NOW in LEASE.text.decode()
-TIMED = LEASE.text.decode().replace(_NOW, "local time = { 0, 1000 * table.remove(ARGV) }")
+assert _NOW in LEASE_SCRIPT.text.decode()
+TIMED = LEASE_SCRIPT.text.decode().replace(_NOW, "local time = { 0, 1000 * table.remove(ARGV) }")
 """The same script, told the time in ms by its last argument: the only way to know what it must answer."""
 
 
@@ -33,7 +33,7 @@ class Caller:
         self.script = client.register_script(text)
 
     def call(self, now: int, op: str, *own: Any, lowerings: tuple[Any, ...] = (), capacity: int = 0) -> Any:
-        flat = [part for lowering in lowerings for part in lowering]
+        flat = [part for pending_release in lowerings for part in pending_release]
         args = [op, "c:", capacity or self.capacity, len(lowerings), *flat, *own, now]
         return self.script(keys=self.keys, args=args)
 
@@ -76,7 +76,7 @@ def caller(client: Any) -> Caller:
 
 
 @dataclass
-class Seat:
+class MemberModel:
     """A member."""
 
     state: str
@@ -93,7 +93,7 @@ class Seat:
 @dataclass
 class Model:
     capacity: int
-    seats: dict[str, Seat] = field(default_factory=dict[str, Seat])
+    member_models: dict[str, MemberModel] = field(default_factory=dict[str, MemberModel])
     fence: int = 0
     sequence: int = 0
     not_before: int = 0
@@ -101,69 +101,69 @@ class Model:
 
     @property
     def used(self) -> int:
-        return sum(seat.weight for seat in self.seats.values() if seat.state == "holds")
+        return sum(member_model.weight for member_model in self.member_models.values() if member_model.state == "holds")
 
-    def line(self) -> list[tuple[str, Seat]]:
-        waiting = [pair for pair in self.seats.items() if pair[1].state == "waits"]
+    def line(self) -> list[tuple[str, MemberModel]]:
+        waiting = [pair for pair in self.member_models.items() if pair[1].state == "waits"]
         return sorted(waiting, key=lambda pair: pair[1].ticket)
 
     def fits(self, weight: int, now: int) -> bool:
         return self.used + weight <= self.capacity and now >= self.not_before
 
-    def grant(self, seat: Seat, ends: int, now: int) -> None:
+    def grant(self, member_model: MemberModel, ends: int, now: int) -> None:
         self.fence = max(self.fence + 1, now * 1000)
-        seat.state, seat.fence, seat.ends = "holds", self.fence, ends
+        member_model.state, member_model.fence, member_model.ends = "holds", self.fence, ends
 
     def lapse(self, now: int) -> None:
-        for seat in self.seats.values():
-            if seat.state == "holds" and seat.ends <= now:
-                seat.state = "lapsed"
-                self.not_before = max(self.not_before, seat.ends + seat.delay)
+        for member_model in self.member_models.values():
+            if member_model.state == "holds" and member_model.ends <= now:
+                member_model.state = "lapsed"
+                self.not_before = max(self.not_before, member_model.ends + member_model.delay)
                 self.expired += 1
 
     def promote(self, now: int) -> None:
-        for _, seat in self.line():
-            if seat.alive <= now:
-                seat.state = "lapsed"
-            elif self.fits(seat.weight, now):
-                self.grant(seat, now + min(seat.lease, CLAIM), now)
+        for _, member_model in self.line():
+            if member_model.alive <= now:
+                member_model.state = "lapsed"
+            elif self.fits(member_model.weight, now):
+                self.grant(member_model, now + min(member_model.lease, CLAIM), now)
             else:
                 return
 
     def lower(self, member: str, number: int, left: int) -> int:
-        seat = self.seats.get(member)
-        if seat is not None and seat.number > number:
+        member_model = self.member_models.get(member)
+        if member_model is not None and member_model.number > number:
             return 0
-        if seat is None or seat.number < number:
-            self.seats[member] = Seat("left", number)
+        if member_model is None or member_model.number < number:
+            self.member_models[member] = MemberModel("left", number)
             return 0
-        if seat.state == "gave back":
+        if member_model.state == "gave back":
             return 1
-        if seat.state == "holds":
-            seat.weight = min(seat.weight, left) if left else seat.weight
-            seat.state = "holds" if left else "gave back"
+        if member_model.state == "holds":
+            member_model.weight = min(member_model.weight, left) if left else member_model.weight
+            member_model.state = "holds" if left else "gave back"
             return 1
-        waited, seat.state = seat.state == "waits", "left"
+        waited, member_model.state = member_model.state == "waits", "left"
         return 2 if waited else 0
 
-    def acquire(self, now: int, member: str, new: Seat, first: bool, wait: bool) -> Any:
-        seat = self.seats.get(member)
-        if seat is not None and seat.number < new.number and seat.state in {"waits", "holds"}:
-            seat.state = "left"
+    def acquire(self, now: int, member: str, new: MemberModel, first: bool, wait: bool) -> Any:
+        member_model = self.member_models.get(member)
+        if member_model is not None and member_model.number < new.number and member_model.state in {"waits", "holds"}:
+            member_model.state = "left"
         self.promote(now)
-        if seat is not None and seat.number > new.number:
+        if member_model is not None and member_model.number > new.number:
             return -1
-        if seat is not None and seat.number == new.number:
-            if seat.state in {"gave back", "left"}:
+        if member_model is not None and member_model.number == new.number:
+            if member_model.state in {"gave back", "left"}:
                 return -1
-            if seat.state == "holds":
-                seat.ends = now + seat.lease
-                return 1, seat.fence
-            if seat.state == "waits":
-                new.ticket = seat.ticket
+            if member_model.state == "holds":
+                member_model.ends = now + member_model.lease
+                return 1, member_model.fence
+            if member_model.state == "waits":
+                new.ticket = member_model.ticket
         others = [one for one in self.line() if one[0] != member]
-        if self.fits(new.weight, now) and not others and not (seat and seat.state == "waits"):
-            self.seats[member] = new
+        if self.fits(new.weight, now) and not others and not (member_model and member_model.state == "waits"):
+            self.member_models[member] = new
             self.grant(new, now + new.lease, now)
             return 1, new.fence
         if wait:
@@ -171,18 +171,18 @@ class Model:
                 self.sequence += 1
                 new.ticket = self.sequence if first else self.sequence + LINE_OF_THE_OTHERS
             new.state = "waits"
-            self.seats[member] = new
+            self.member_models[member] = new
         place = [name for name, _ in self.line()].index(member) if self._waits(member) else -1
         return 0, place
 
     def _waits(self, member: str) -> bool:
-        return member in self.seats and self.seats[member].state == "waits"
+        return member in self.member_models and self.member_models[member].state == "waits"
 
 
 MEMBERS = ["a/0", "a/1", "b/0", "c/0"]
 CAPACITY = 3
 
-lowering = st.tuples(st.sampled_from(MEMBERS), st.integers(1, 4), st.integers(0, 2))
+pending_release = st.tuples(st.sampled_from(MEMBERS), st.integers(1, 4), st.integers(0, 2))
 step = st.fixed_dictionaries(
     {
         "op": st.sampled_from(["acquire", "acquire", "acquire", "lower", "renew", "look"]),
@@ -195,7 +195,7 @@ step = st.fixed_dictionaries(
         "delay": st.sampled_from([0, 0, 700]),
         "first": st.booleans(),
         "wait": st.booleans(),
-        "lowerings": st.lists(lowering, max_size=2),
+        "lowerings": st.lists(pending_release, max_size=2),
         "again": st.booleans(),
         "lost": st.sampled_from([False] * 9 + [True]),
     }
@@ -206,18 +206,22 @@ def _expected(model: Model, now: int, one: dict[str, Any]) -> Any:
     model.lapse(now)
     outcomes = [model.lower(*each) for each in one["lowerings"]]
     if one["op"] == "acquire":
-        new = Seat("new", one["number"], one["weight"], one["lease"], now + one["alive"], one["delay"])
+        new = MemberModel("new", one["number"], one["weight"], one["lease"], now + one["alive"], one["delay"])
         return outcomes, model.acquire(now, one["member"], new, one["first"], one["wait"])
     if one["op"] == "renew":
-        seat = model.seats.get(one["member"])
-        holds = seat is not None and seat.state == "holds" and seat.number == one["number"]
-        if seat is not None and holds:
-            seat.ends = now + one["lease"]
+        member_model = model.member_models.get(one["member"])
+        holds = member_model is not None and member_model.state == "holds" and member_model.number == one["number"]
+        if member_model is not None and holds:
+            member_model.ends = now + one["lease"]
         model.promote(now)
         return outcomes, [int(holds)]
     model.promote(now)
     if one["op"] == "look":
-        held = sorted((name, seat.weight, seat.fence) for name, seat in model.seats.items() if seat.state == "holds")
+        held = sorted(
+            (name, member_model.weight, member_model.fence)
+            for name, member_model in model.member_models.items()
+            if member_model.state == "holds"
+        )
         return outcomes, model.used, model.expired, held, [name for name, _ in model.line()]
     return (outcomes,)
 
@@ -251,21 +255,21 @@ def _check_state(caller: Caller, model: Model) -> None:
     client, (state, held, line, members, gone) = caller.client, caller.keys
     sets: list[set[bytes]] = [set(client.zrange(key, 0, -1)) for key in (held, line, gone)]
     _, *alone = client.get(state).split(b"|")
-    seats = {name: value.split(b":") for name, value in client.hgetall(members).items()}
+    member_models = {name: value.split(b":") for name, value in client.hgetall(members).items()}
     counted = [int(number) for number in alone[0].split(b":")] if len(alone) == 1 else None
     if counted is None:  # what the others say of it is old
         name, _, value = alone
         assert not sets[0] | sets[1]
         sets[2].discard(name)
-        seats[name] = value.split(b":")
-        sets[0 if seats[name][0] == b"h" else 2].add(name)
-        counted = [model.used, 0, int(seats[name][6])]
-    assert sets[0] == {name for name, seat in seats.items() if seat[0] == b"h"}
-    assert sets[1] == {name for name, seat in seats.items() if seat[0] == b"q"}
-    assert sets[2] <= set(seats)
-    assert set(seats) == sets[0] | sets[1] | sets[2]
+        member_models[name] = value.split(b":")
+        sets[0 if member_models[name][0] == b"h" else 2].add(name)
+        counted = [model.used, 0, int(member_models[name][6])]
+    assert sets[0] == {name for name, member_model in member_models.items() if member_model[0] == b"h"}
+    assert sets[1] == {name for name, member_model in member_models.items() if member_model[0] == b"q"}
+    assert sets[2] <= set(member_models)
+    assert set(member_models) == sets[0] | sets[1] | sets[2]
     assert counted == [model.used, len(sets[1]), model.fence]
-    assert sum(int(seats[name][2]) for name in sets[0]) == model.used <= CAPACITY
+    assert sum(int(member_models[name][2]) for name in sets[0]) == model.used <= CAPACITY
     for key in caller.keys:
         assert client.pttl(key) != -1, "a key without a time to live"
 
@@ -461,7 +465,7 @@ def test_a_member_that_is_no_member_is_refused(caller: Caller) -> None:
 
 
 def test_the_keys_at_the_top_of_the_script_are_those_it_uses() -> None:
-    text = LEASE.text.decode()
+    text = LEASE_SCRIPT.text.decode()
     assert re.findall(r"^--   (\d) (\w+)", text, re.MULTILINE)[:5] == [
         ("1", "state"),
         ("2", "held"),

@@ -17,7 +17,7 @@ import pytest
 from cuelight.coordination import LockManager
 from cuelight.errors import LeaseLost, LockNotHeld, StoreRefused, StoreUnavailable
 from cuelight.redis import Lease, LockState, RedisClient, RedisLock, RedisSemaphore, redis_locks
-from cuelight.redis._locks._renewal import Keeper, _keepers, the_thread
+from cuelight.redis._locks._renewal import LeaseRenewer, _renewers, background_loop
 from helpers import BACKENDS, run_on
 from helpers.lockable import over_redis, until, until_server, worker
 from helpers.players import outcome, settle
@@ -27,9 +27,9 @@ from helpers.tcp_proxy import TcpProxy
 SHORT = 0.3
 
 
-def forget(lock: RedisLock) -> None:
+def untrack(lock: RedisLock) -> None:
     """Have the server forget a lock, as a promoted replica would that has not heard of it."""
-    assert shared_server().command("DEL", *lock._core.names.keys).startswith(b":")
+    assert shared_server().command("DEL", *lock._state.names.keys).startswith(b":")
 
 
 async def _waiting(lock: RedisLock) -> bool:
@@ -52,7 +52,7 @@ async def test_fences_grow_from_holder_to_holder() -> None:
         with pytest.raises(LeaseLost, match="given back"):
             lease.check()
         assert lease.remaining() == 0
-    forget(RedisLock("it", **where))
+    untrack(RedisLock("it", **where))
     with worker() as thread:
 
         def take() -> int:
@@ -113,7 +113,7 @@ async def test_loss_cancels_the_block_and_raises() -> None:
     with anyio.fail_after(5):
         with pytest.raises(LeaseLost, match=r"lock 'it'.*fence") as caught:
             async with lock.hold() as lease:
-                forget(lock)
+                untrack(lock)
                 try:
                     await anyio.sleep_forever()
                 finally:
@@ -138,7 +138,7 @@ async def test_loss_in_a_block_of_the_lock_itself_and_in_its_children() -> None:
 
     with anyio.fail_after(5), pytest.raises(LeaseLost):
         async with lock:
-            forget(lock)
+            untrack(lock)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(child)
                 tasks.start_soon(child)
@@ -149,7 +149,7 @@ async def test_an_error_of_a_body_that_lost_its_lease_is_the_context() -> None:
     lock = RedisLock("it", **over_redis(), lease=SHORT)
     with anyio.fail_after(5), pytest.raises(LeaseLost) as caught:
         async with lock:
-            forget(lock)
+            untrack(lock)
             try:
                 await anyio.sleep_forever()
             finally:
@@ -165,7 +165,7 @@ async def test_a_cancellation_of_others_is_never_swallowed() -> None:
         with anyio.CancelScope() as outer:
             async with lock.hold() as lease:
                 if lose:
-                    forget(lock)
+                    untrack(lock)
                     try:
                         await anyio.sleep_forever()
                     finally:  # ours
@@ -186,7 +186,7 @@ def test_a_native_cancellation_is_never_swallowed() -> None:
 
         async def hold() -> None:
             async with lock:
-                forget(lock)
+                untrack(lock)
                 try:
                     await anyio.sleep_forever()
                 finally:
@@ -206,7 +206,7 @@ async def test_on_loss_may_flag_or_call_instead(how: str) -> None:
     lock = RedisLock("it", **over_redis(), lease=SHORT, on_loss="flag" if how == "flag" else calls.append)
     with pytest.raises(LeaseLost):
         async with lock.hold() as lease:
-            forget(lock)
+            untrack(lock)
             await until(lambda: lease.lost)
             await anyio.lowlevel.checkpoint()
             assert calls == ([lease] if how == "call" else [])
@@ -225,7 +225,7 @@ async def test_a_callback_that_fails_or_waits_harms_nobody(caplog: pytest.LogCap
 
         def hold() -> None:
             with lock.hold() as lease:
-                forget(lock)
+                untrack(lock)
                 while not any("on_loss" in record.getMessage() for record in caplog.records):
                     time.sleep(0.001)
                 assert lease.lost
@@ -240,7 +240,7 @@ async def test_a_thread_learns_of_a_loss_by_check_and_at_the_end() -> None:
 
     def hold() -> None:
         with lock.hold() as lease:
-            forget(lock)
+            untrack(lock)
             while not lease.lost:
                 time.sleep(0.001)
             try:
@@ -267,7 +267,7 @@ async def test_release_of_what_was_lost_says_so() -> None:
     lock = RedisLock("it", **over_redis(), lease=SHORT)
     await lock.acquire()
     lease = lock.lease
-    forget(lock)
+    untrack(lock)
     await until(lambda: lease.lost)
     with pytest.raises(LeaseLost):
         lock.release()
@@ -281,12 +281,12 @@ async def test_a_block_whose_lease_was_given_away_unnoticed_raises_at_its_end() 
     lock = RedisLock("it", **over_redis())
     with pytest.raises(LeaseLost):
         async with lock:
-            forget(lock)
+            untrack(lock)
     with worker() as thread:
 
         def hold() -> None:
             with lock:
-                forget(lock)
+                untrack(lock)
 
         assert isinstance(thread.do(hold), LeaseLost)
 
@@ -308,13 +308,13 @@ async def test_several_locks_of_a_manager_are_guarded_each() -> None:
     for victim in (a, b):
         with anyio.fail_after(5), pytest.raises(LeaseLost, match=f"lock '{victim.name}'"):
             async with manager.acquire_all(["b", "a"]):
-                forget(victim)
+                untrack(victim)
                 await anyio.sleep_forever()
         assert manager.stats["active"] == 0
     with anyio.fail_after(5), pytest.raises(LeaseLost, match=r"lock '[ab]'"):
         async with manager.acquire_all(["b", "a"]):
-            forget(a)
-            forget(b)
+            untrack(a)
+            untrack(b)
             await anyio.sleep_forever()
     async with manager.acquire_all(["a", "b"], timeout=5):
         assert manager.stats["active"] == 2
@@ -369,7 +369,7 @@ async def test_a_server_that_is_away_for_longer_costs_the_lease_and_nothing_else
 
 async def test_who_waits_in_line_sits_an_outage_out() -> None:
     async def test(lock: RedisLock) -> None:
-        other = RedisLock("it", server=direct, lease=5, prefix=lock._core.names.tag.partition(":")[0])
+        other = RedisLock("it", server=direct, lease=5, prefix=lock._state.names.tag.partition(":")[0])
         async with anyio.create_task_group() as tasks:
             await other.acquire()
             got = anyio.Event()
@@ -431,22 +431,22 @@ async def test_the_thread_ends_when_nothing_is_held() -> None:
         thread.do(lock.acquire_blocking)
         assert any(one.name == "cuelight redis locks" for one in threading.enumerate())
         thread.do(lock.release)
-    await until(lambda: the_thread._keeper is None)
+    await until(lambda: background_loop._renewer is None)
     await until(lambda: not any(one.name == "cuelight redis locks" for one in threading.enumerate()))
 
 
-def test_keepers_go_with_their_loops() -> None:
-    async def main() -> Keeper:
+def test_renewers_end_with_their_loops() -> None:
+    async def main() -> LeaseRenewer:
         async with RedisLock("it", **where):
-            (keeper,) = (keeper for keeper in _keepers.values() if keeper.leases())
+            (renewer,) = (renewer for renewer in _renewers.values() if renewer.leases())
         await settle()
-        assert keeper.idle
-        return keeper
+        assert renewer.idle
+        return renewer
 
     where = over_redis()
     for name in BACKENDS:
         run_on(BACKENDS[name], main)
-    assert len(_keepers) <= 2
+    assert len(_renewers) <= 2
 
 
 async def test_bad_arguments_of_locks_over_redis_are_refused() -> None:
@@ -473,7 +473,7 @@ async def test_bad_arguments_of_locks_over_redis_are_refused() -> None:
 async def test_names_with_braces_and_colons_are_names_of_their_own() -> None:
     where = over_redis()
     names = ["{a}", "a", "a}", "{", "%7Ba%7D", "lock:a", "ä{ö}"]
-    tags = {RedisLock(name, **where)._core.names.tag for name in names}
+    tags = {RedisLock(name, **where)._state.names.tag for name in names}
     assert len(tags) == len(names)
     assert not any("{" in tag or "}" in tag for tag in tags)
     for name in names:
@@ -483,7 +483,7 @@ async def test_names_with_braces_and_colons_are_names_of_their_own() -> None:
 
 async def test_a_key_of_another_type_and_a_format_from_the_future_are_refused() -> None:
     lock = RedisLock("it", **over_redis())
-    state, held = lock._core.names.keys[:2]
+    state, held = lock._state.names.keys[:2]
     server = shared_server()
     server.command("LPUSH", state, "something else")
     with pytest.raises(StoreRefused, match="WRONGTYPE"):
@@ -494,7 +494,7 @@ async def test_a_key_of_another_type_and_a_format_from_the_future_are_refused() 
         server.command("SET", held, "something else")  # alone it needs no more than its state
         error: list[Any] = []
         async with RedisClient(server.url) as client, anyio.create_task_group() as tasks:
-            other = RedisLock("it", server=client, prefix=lock._core.names.tag.partition(":")[0])
+            other = RedisLock("it", server=client, prefix=lock._state.names.tag.partition(":")[0])
 
             async def contend() -> None:
                 error.append(await outcome(other.acquire()))

@@ -24,9 +24,9 @@ class Halt(BaseException):
     """What no lock may replace by an error of its own."""
 
 
-def forget(lock: RedisLock) -> None:
+def untrack(lock: RedisLock) -> None:
     """Have the server forget a lock."""
-    assert shared_server().command("DEL", *lock._core.names.keys).startswith(b":")
+    assert shared_server().command("DEL", *lock._state.names.keys).startswith(b":")
 
 
 async def nobody_has(lock: RedisLock | RedisSemaphore) -> None:
@@ -52,7 +52,7 @@ async def test_what_children_of_a_block_raised_that_lost_its_lease_is_not_hidden
 
     with anyio.fail_after(5), pytest.raises(BaseException) as caught:  # noqa: PT011 - looked at below
         async with lock:
-            forget(lock)
+            untrack(lock)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(anyio.sleep_forever)
                 tasks.start_soon(fail)
@@ -109,7 +109,7 @@ async def test_a_lost_lease_does_not_hide_why_a_thread_ends() -> None:
     def hold(error: BaseException) -> BaseException:
         try:
             with lock:
-                forget(lock)
+                untrack(lock)
                 raise error
         except BaseException as raised:
             return raised
@@ -184,7 +184,7 @@ async def test_a_block_waits_for_a_thread_that_was_quicker_to_tell_the_server(
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(hold, tasks)
                 assert isinstance(thread.result(), StoreUnavailable)
-            assert not lock._core.pending
+            assert not lock._state.pending
             await nobody_has(lock)
     assert ("and was not cancelled" in outcomes) is not late
 
@@ -196,7 +196,7 @@ async def test_a_release_during_a_renewal_that_finds_it_lost_tells_nobody(caplog
             lock = RedisLock("it", server=client, lease=1.5, on_loss=lost.append, prefix=over_redis()["prefix"])
             await lock.acquire()
             lease = lock.lease
-            forget(lock)
+            untrack(lock)
             proxy.delay(0.1)
             await until(lambda: lease.renewing)
             lock.release()
@@ -223,7 +223,7 @@ async def test_a_function_that_ends_the_program_on_a_loss_does_not_end_the_lease
         kept = bystander.do(lambda: other.lease)
         assert thread.do(lock.acquire_blocking) is None
         lease = thread.do(lambda: lock.lease)
-        forget(lock)
+        untrack(lock)
         await until(lambda: "on_loss of lock 'it' failed" in caplog.text)
         assert lease.lost
         assert isinstance(thread.do(lock.release), LeaseLost)
@@ -240,7 +240,7 @@ def test_a_function_that_ends_the_program_on_a_loss_ends_the_loop_of_a_task() ->
 
     async def main() -> None:
         async with lock:
-            forget(lock)
+            untrack(lock)
             await anyio.sleep_forever()
 
     lock = RedisLock("it", **over_redis(), lease=SHORT, on_loss=leave)
@@ -251,7 +251,7 @@ def test_a_function_that_ends_the_program_on_a_loss_ends_the_loop_of_a_task() ->
         assert thread.do(lock.release) is None
 
 
-async def test_two_tasks_that_begin_to_listen_at_once_share_what_they_hear() -> None:
+async def test_two_tasks_that_subscribe_at_once_share_a_subscription() -> None:
     where = over_redis()
     async with RedisClient(where["redis_url"]) as elsewhere:  # as another process would have it
         all_of_it = RedisSemaphore("it", 2, server=elsewhere, prefix=where["prefix"])
@@ -271,7 +271,9 @@ async def test_two_tasks_that_begin_to_listen_at_once_share_what_they_hear() -> 
                     return len((await semaphore.state()).waiting) == 2
 
                 await until_server(both_wait)
-                await until(lambda: any(ear.open for ear in semaphore._core.ears.values()))
+                await until(
+                    lambda: any(grant_channel.open for grant_channel in semaphore._state.grant_channels.values())
+                )
                 assert not got
     assert sorted(got) == [1, 2]
 

@@ -258,7 +258,7 @@ async def test_every_key_has_a_time_to_live_and_nothing_grows() -> None:
             assert len(keys) == 4  # who is alone is in the state; of the semaphore, members and gone are there, too
             for key in keys:
                 assert await client.execute("PTTL", key) > 0
-            for names in (lock._core.names, semaphore._core.names):
+            for names in (lock._state.names, semaphore._state.names):
                 assert await client.execute("HLEN", names.keys[3]) <= 2
 
 

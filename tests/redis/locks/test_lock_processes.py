@@ -295,7 +295,7 @@ async def task(who):
 class released:
     def __init__(self, one): self.one = one
     async def __aenter__(self): pass
-    async def __aexit__(self, *_): await self.one._leave(self.one.lease)
+    async def __aexit__(self, *_): await self.one._release_lease(self.one.lease)
 def thread(who):
     for weight, how in program(who):
         one = lock_of(weight)

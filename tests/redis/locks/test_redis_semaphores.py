@@ -126,7 +126,7 @@ async def test_each_hold_of_a_semaphore_has_a_lease_and_a_fence_of_its_own() -> 
     semaphore = semaphore_of(3, lease=0.3)
     fences: set[int] = set()
     async with semaphore, semaphore, semaphore.hold(1) as claim:
-        fences |= {lease.fence for lease in semaphore._core.leases[claim.lease.owner]}
+        fences |= {lease.fence for lease in semaphore._state.leases[claim.lease.owner]}
         assert semaphore.lease is claim.lease
         await anyio.sleep(0.5)  # all are renewed, in one call
         claim.lease.check()
@@ -134,13 +134,13 @@ async def test_each_hold_of_a_semaphore_has_a_lease_and_a_fence_of_its_own() -> 
     assert (await semaphore.state()).expired == 0
     with anyio.fail_after(5), pytest.raises(LeaseLost):
         async with semaphore:
-            shared_server().command("DEL", *semaphore._core.names.keys)
+            shared_server().command("DEL", *semaphore._state.names.keys)
             await anyio.sleep_forever()
     with worker() as thread:
 
         def enter() -> None:
             with semaphore:
-                shared_server().command("DEL", *semaphore._core.names.keys)
+                shared_server().command("DEL", *semaphore._state.names.keys)
 
         assert isinstance(thread.do(enter), LeaseLost)
         assert thread.do(semaphore.state_blocking).held == 0
@@ -243,7 +243,7 @@ async def test_a_downgrade_over_redis_lets_readers_in_and_no_writer(rwlock: Redi
         assert (rwlock.writing, rwlock.readers > 0) == (False, True)
         with pytest.raises(LockNotHeld, match="does not write"):
             rwlock.downgrade()
-        if not rwlock._core.writers_first:
+        if not rwlock._state.writers_first:
             await go.wait()
         tasks.start_soon(enter, rwlock.write(), "writer")
         await settle()
@@ -277,11 +277,11 @@ async def test_a_writer_that_lost_its_lease_is_cut_off_and_cannot_downgrade() ->
     rwlock = RedisReadWriteLock("data", **over_redis(), lease=0.3)
     with anyio.fail_after(5), pytest.raises(LeaseLost):
         async with rwlock.write():
-            shared_server().command("DEL", *rwlock._core.names.keys)
+            shared_server().command("DEL", *rwlock._state.names.keys)
             await anyio.sleep_forever()
     await rwlock.write().acquire()
     lease = rwlock.write().lease
-    shared_server().command("DEL", *rwlock._core.names.keys)
+    shared_server().command("DEL", *rwlock._state.names.keys)
     await until(lambda: lease.lost)
     with pytest.raises(LeaseLost):
         rwlock.downgrade()

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from cuelight.errors import PoolClosed, StoreRefused
 from cuelight.redis import RedisClient, RedisStore, Script
 from cuelight.redis._tasks import _scripts as steps
-from cuelight.redis._tasks._scripts import Call, Reply, script_of
+from cuelight.redis._tasks._scripts import ScriptCall, ScriptReply, script_of
 from cuelight.tasks import Bound, Claim, Finish, Limit, Record
 from helpers import BACKENDS, run_on
 from helpers.redis_servers import shared_server
 from helpers.stores import START, HandClock
 
 GENERAL: Final = script_of("add.lua", "hand_over.lua")
-SHORT: Final = Script(f"{steps.ADD.text.decode().split('-- The book of one queue')[0]}\nreturn {{'', ''}}", "short")
+SHORT: Final = Script(f"{steps.ADD.text.decode().split('-- The keys of one queue')[0]}\nreturn {{'', ''}}", "short")
 
 
 class Watched(RedisStore):
@@ -31,21 +31,21 @@ class Watched(RedisStore):
         super().__init__(client, secrets.token_hex(8), prefix="at-once", clock=clock)
         self._nonce, self.form = "the same", add
         self.client: Any = client
-        self.replies: list[Reply] = []
+        self.replies: list[ScriptReply] = []
 
     async def open(self) -> None:
         await super().open()
         self._publish = "RPUSH"  # a list in place of the channel
 
-    async def _add(self, bounds: tuple[int, bool], cards: list[Any], blobs: list[bytes]) -> Any:
-        reply = await self._step(Call(self.form, [cards, *bounds], blobs))
+    async def _add(self, bounds: tuple[int, bool], task_rows: list[Any], blobs: list[bytes]) -> Any:
+        reply = await self._step(ScriptCall(self.form, [task_rows, *bounds], blobs))
         self.replies.append(reply)
         return reply.answer
 
     async def wait_for_task(self, nonce: str, earlier: list[str], confirmed: list[str | int]) -> Any:
         """Claim a task for a worker that waits for one if there is none."""
         asked = ("w", nonce, 1, 10.0, self._waiting, [(one, 10.0, self._waiting, "w") for one in earlier], confirmed)
-        reply = await self._step(Call(steps.EXCHANGE, [[], asked]))
+        reply = await self._step(ScriptCall(steps.EXCHANGE, [[], asked]))
         return reply.answer, reply.parts
 
     @property
@@ -158,8 +158,8 @@ async def _run(twins: Twins, number: int, step: str, given_to: list[Any]) -> Non
         earlier = [f"c{before}" for before in range(number)]
         await twins.both("wait_for_task", f"c{number}", earlier, confirmed)
     elif step == "arm":
-        size = await twins.stores[0]._send(Call(steps.ASK, ["size", False]))
-        await twins.both("_arm", given_to[0], size.version, size.stirred)
+        size = await twins.stores[0]._send(ScriptCall(steps.QUERY, ["size", False]))
+        await twins.both("_subscribe_changes", given_to[0], size.version, size.claimable_version)
     elif step == "wait":
         twins.clock.advance(given_to[0])
     else:

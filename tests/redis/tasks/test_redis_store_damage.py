@@ -16,7 +16,7 @@ import pytest
 
 from cuelight.errors import StoreRefused
 from cuelight.redis import RedisClient, RedisStore
-from cuelight.redis._tasks._encoding import _Row
+from cuelight.redis._tasks._encoding import _TaskRow
 from cuelight.redis._tasks._scripts import _KINDS
 from cuelight.tasks import Limit, Record, TaskQueue, TaskWorker
 from helpers.damage import DEEP, FINAL, IDS, RAW, VALUES, fill, run_out, wrong
@@ -28,7 +28,7 @@ Cell = tuple[str, Sequence[str], Damage]
 """What it is called, tasks whose own parts are damaged, and the damage."""
 
 encode: Final = msgspec.msgpack.encode
-FIELDS: Final = _Row.__struct_fields__
+FIELDS: Final = _TaskRow.__struct_fields__
 META: Final = (
     *("format", "sequence", "lanes", "version", "stirred", "time", "hungry", "watched", "paused", "closed", "sheds"),
     *("overrides", "resting", "rested", "floor", "top", "checked", "cursor"),

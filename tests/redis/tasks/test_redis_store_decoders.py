@@ -10,8 +10,8 @@ import msgspec
 from hypothesis import example, given, settings
 
 from cuelight.errors import PoolClosed, StoreRefused
-from cuelight.redis._tasks._encoding import Unreadable, card_of, leases_of, schedule_of, snapshots_of
-from cuelight.redis._tasks._notifications import Hints
+from cuelight.redis._tasks._encoding import CorruptTask, encode_task, leases_of, schedule_of, snapshots_of
+from cuelight.redis._tasks._notifications import ChangeNotifications
 from cuelight.redis._tasks._scripts import reply_of
 from cuelight.tasks import Lease, Limit, Record, Schedule, Snapshot
 
@@ -30,9 +30,9 @@ VALUE = st.recursive(
     max_leaves=10,
 )
 GOOD = msgspec.msgpack.decode(
-    card_of(Record(id="t", type="x", limits=(Limit("k", rate=1.0),), tenant="T", unique="u"), "nonce")[0]
+    encode_task(Record(id="t", type="x", limits=(Limit("k", rate=1.0),), tenant="T", unique="u"), "nonce")[0]
 )
-BLOB = card_of(Record(id="t", type="x", limits=(Limit("k", rate=1.0),)), "nonce")[1]
+BLOB = encode_task(Record(id="t", type="x", limits=(Limit("k", rate=1.0),)), "nonce")[1]
 STORY = encode([1, 0, 0, 0, 0, [{"kind": "error", "worker": "w", "at": 1.0, "error": "e"}]])
 
 
@@ -73,8 +73,8 @@ def test_leases_are_read_or_named_whatever_comes(parts: list[tuple[bytes, ...]],
     found = list(leases_of([*flat, *[b""] * (extra % 4)]))
     assert len(found) == len(parts)
     for one, part in zip(found, parts, strict=True):
-        assert isinstance(one, Lease | Unreadable)
-        if isinstance(one, Unreadable):
+        assert isinstance(one, Lease | CorruptTask)
+        if isinstance(one, CorruptTask):
             assert one.row == part[0]
             assert one.part in ("row", "record", "story")
 
@@ -85,7 +85,7 @@ def test_tasks_are_read_or_named_whatever_comes(parts: list[tuple[bytes, ...]], 
     flat = [piece for part in parts for piece in part]
     found = list(snapshots_of([*flat, *[b""] * extra]))
     assert len(found) == len(parts)
-    assert all(isinstance(one, Snapshot | Unreadable) for one in found)
+    assert all(isinstance(one, Snapshot | CorruptTask) for one in found)
 
 
 @FUZZ
@@ -120,11 +120,11 @@ def test_an_answer_is_read_or_refused_whatever_comes(status: bytes, head: bytes,
 
 @FUZZ
 @given(message=st.binary(max_size=30) | st.sampled_from([b"1 2", b"9 9", b"-1 -1", b"1 2 3", b"1e3 5"]))
-def test_a_hint_wakes_those_who_wait_whatever_it_says(message: bytes) -> None:
+def test_a_notification_wakes_waiting_callers_whatever_it_contains(message: bytes) -> None:
     async def arm(kind: str, version: int, stirred: int) -> bool:
         raise AssertionError("nobody waits")
 
-    hints = Hints("channel", arm)
-    before = hints.version
-    hints._on_message(message)
-    assert hints.version >= before
+    notifications = ChangeNotifications("channel", arm)
+    before = notifications.version
+    notifications._on_message(message)
+    assert notifications.version >= before

@@ -11,7 +11,7 @@ import pytest
 from cuelight import StoreUnavailable
 from cuelight.redis import RedisStore
 from cuelight.redis._tasks import _notifications
-from cuelight.redis._tasks._store import Together
+from cuelight.redis._tasks._store import AddBatcher
 from cuelight.tasks import Record
 from helpers import BACKENDS
 from helpers.redis_servers import shared_server, until
@@ -21,7 +21,7 @@ from helpers.tcp_proxy import TcpProxy
 async def test_a_wait_ends_when_its_store_is_closed_though_the_server_is_silent(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_notifications, "LOOK", 0.05)
+    monkeypatch.setattr(_notifications, "COMPARE_INTERVAL", 0.05)
     with TcpProxy(shared_server().port) as proxy:
         store = RedisStore(f"{proxy.url}?socket_timeout=20", prefix=prefix)
         await store.open()
@@ -34,11 +34,16 @@ async def test_a_wait_ends_when_its_store_is_closed_though_the_server_is_silent(
 
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
-            await until(lambda: store._hints._ears and next(iter(store._hints._ears.values())).subscription)
-            (ear,) = store._hints._ears.values()
+            await until(
+                lambda: (
+                    store._notifications._loop_subscriptions
+                    and next(iter(store._notifications._loop_subscriptions.values())).subscription
+                )
+            )
+            (loop_subscription,) = store._notifications._loop_subscriptions.values()
             proxy.silence()
-            looked = ear.looked
-            await until(lambda: ear.looked > looked)
+            looked = loop_subscription.compared_at
+            await until(lambda: loop_subscription.compared_at > looked)
             await anyio.wait_all_tasks_blocked()  # it asks whether it has missed something, and hears nothing
             assert not ended.is_set()
             with anyio.fail_after(5):
@@ -50,7 +55,7 @@ async def test_a_wait_ends_when_its_store_is_closed_though_the_server_is_silent(
 async def test_a_wait_says_so_when_the_server_goes_silent_and_can_be_made_again(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_notifications, "LOOK", 0.05)
+    monkeypatch.setattr(_notifications, "COMPARE_INTERVAL", 0.05)
     with TcpProxy(shared_server().port) as proxy:
         store = RedisStore(f"{proxy.url}?socket_timeout=0.3", prefix=prefix)
         await store.open()
@@ -84,7 +89,7 @@ async def test_waits_that_begin_together_listen_once_and_are_all_told(prefix: st
         async with anyio.create_task_group() as group:
             for number in range(3):
                 group.start_soon(wait, number)
-            await until(lambda: here._hints._marked == here._hints._seen[0])
+            await until(lambda: here._notifications._marked == here._notifications._seen[0])
             await there.add([Record(id="a", type="t")])
         assert sorted(told) == [0, 1, 2]
         assert proxy.commands["SUBSCRIBE"] == 1
@@ -102,10 +107,10 @@ async def test_an_add_that_is_cancelled_natively_just_when_it_is_to_lead_lets_th
         await let.wait()
         return [value for card in cards for value in ("added", card)]
 
-    together = Together(send)
+    batcher = AddBatcher(send)
 
     async def add(name: str, bounds: tuple[int, bool]) -> Any:
-        answer = await together.add(bounds, [name], [name.encode()])
+        answer = await batcher.add(bounds, [name], [name.encode()])
         if name == "a":
             second.cancel()  # it was told to lead just now, and has not begun
         return answer

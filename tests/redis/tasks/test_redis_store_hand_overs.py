@@ -30,13 +30,13 @@ class Idle:
         self.arrived = anyio.Event()
         self._nonces = count(1)
 
-    def _took(self, lease: Lease) -> None:
+    def _apply_reply(self, lease: Lease) -> None:
         self.handed.append(lease)
         self.arrived.set()
 
     def claim(self, most: int = 1, confirmed: tuple[tuple[str, int], ...] = ()) -> Claim:
         nonce = f"{self.name}-{next(self._nonces)}"
-        return Claim(self.name, nonce, most, LENGTH, self._took, confirmed)
+        return Claim(self.name, nonce, most, LENGTH, self._apply_reply, confirmed)
 
     async def wait(self, confirmed: tuple[tuple[str, int], ...] = ()) -> Exchange:
         """Claim, and wait for a task if there is none."""

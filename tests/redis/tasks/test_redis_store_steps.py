@@ -11,8 +11,8 @@ from redis.exceptions import DataError, ResponseError
 
 from cuelight.errors import StoreRefused
 from cuelight.redis._tasks import _scripts as steps
-from cuelight.redis._tasks._encoding import Unreadable, card_of, schedule_of, shown, snapshots_of
-from cuelight.redis._tasks._server_steps import Steps
+from cuelight.redis._tasks._encoding import CorruptTask, encode_task, schedule_of, snapshot_of_corrupt, snapshots_of
+from cuelight.redis._tasks._server_steps import ServerSteps
 from cuelight.tasks import Record
 
 
@@ -40,8 +40,8 @@ async def test_a_step_that_the_server_cannot_run_is_told_by_its_name(
     error: Exception, kind: type[Exception], text: str
 ) -> None:
     server: Any = FailingServer(error)
-    store, call = Steps(server, "q", "p", None), steps.Call(steps.ASK, ())
-    expected = rf"RedisStore\('fake', queue='q'\): the step '{steps.ASK.name}' {text}"
+    store, call = ServerSteps(server, "q", "p", None), steps.ScriptCall(steps.QUERY, ())
+    expected = rf"RedisStore\('fake', queue='q'\): the step '{steps.QUERY.name}' {text}"
     with pytest.raises(kind, match=expected) as caught:
         await store._send(call)
     assert caught.value.__cause__ is error
@@ -51,7 +51,7 @@ async def test_a_step_that_the_server_cannot_run_is_told_by_its_name(
 
 def test_arguments_that_are_no_unicode_are_refused_before_they_are_sent() -> None:
     with pytest.raises(ValueError, match=r"the arguments of .* cannot be sent"):
-        steps.arguments_of(steps.Call(steps.ASK, ("\ud800",)), "", "channel", "PUBLISH")
+        steps.arguments_of(steps.ScriptCall(steps.QUERY, ("\ud800",)), "", "channel", "PUBLISH")
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,19 @@ def test_arguments_that_are_no_unicode_are_refused_before_they_are_sent() -> Non
 )
 def test_a_record_that_scripts_cannot_count_or_read_is_refused(record: Record, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        card_of(record, "nonce")
+        encode_task(record, "nonce")
 
 
 @pytest.mark.parametrize("state", [99, -1, -7])
 def test_a_row_in_no_state_is_unreadable_and_shown_as_a_dead_letter(state: int) -> None:
-    card, blob = card_of(Record(id="a", type="t"), "nonce")
+    card, blob = encode_task(Record(id="a", type="t"), "nonce")
     row = msgspec.msgpack.decode(card)
     row[2] = state
     raw = msgspec.msgpack.encode(row)
     (found,) = snapshots_of([raw, blob, b"", b"", b"", b""])
-    assert isinstance(found, Unreadable)
+    assert isinstance(found, CorruptTask)
     assert found.part == "row"
-    snapshot = shown(found)
+    snapshot = snapshot_of_corrupt(found)
     assert (snapshot.state, snapshot.reason, snapshot.record.payload) == ("dead_letter", "undecodable", raw)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 from cuelight.errors import PoolClosed, ends_the_program
 from cuelight.mailbox import current_backend
 from cuelight.pools._failures import as_failure, is_a
@@ -262,7 +262,7 @@ class _ExecutorThread(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        self.lock_owner = here.me
+        self.lock_owner = this_thread.owner
         while (call := self.calls.get()) is not None:
             call()
             del call  # the call holds arguments and results

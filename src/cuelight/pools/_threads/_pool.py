@@ -26,7 +26,7 @@ from cuelight._fork import forks
 from cuelight._log import get_log
 from cuelight._text import describe_error
 from cuelight.actors import wait_code, waits_by_node
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 from cuelight.errors import PoolClosed, TaskCancelled, TaskFailed, TaskTimedOut
 from cuelight.pools._failures import as_failure
 from cuelight.pools._interrupts import InterruptsHeld
@@ -346,9 +346,9 @@ class ThreadPool(ThreadPoolState):
         me = current_worker()
         if me is None:
             if waits_by_node:
-                check(PoolWait(JobWait(self, job), [here.me]), [here.me])
+                check(PoolWait(JobWait(self, job), [this_thread.owner]), [this_thread.owner])
             return self.table.wait_for(job, timeout)
-        with self._released_for(me, job), waiting(JobWait(self, job), [here.me]):
+        with self._released_for(me, job), waiting(JobWait(self, job), [this_thread.owner]):
             return self.table.wait_for(job, timeout)
 
     @staticmethod

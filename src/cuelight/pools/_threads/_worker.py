@@ -6,7 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 
 if TYPE_CHECKING:
     from cuelight.pools._processes._caller import ProcessCaller
@@ -48,7 +48,7 @@ class Worker(threading.Thread):
         self.lock_owner: Any = None
 
     def run(self) -> None:
-        self.lock_owner = here.me
+        self.lock_owner = this_thread.owner
         self.pool.serve(self)
 
     def attempt(self, job: Job) -> tuple[bool, Any]:

@@ -14,17 +14,18 @@ import os
 import socket
 import ssl
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
 from cuelight._text import safe_str
 
 if TYPE_CHECKING:
+    from cuelight.actors import ActorRuntime
     from cuelight.redis._actors._endpoint import Endpoint
-    from cuelight.redis._actors._membership import Membership
 
 CHUNK: Final = 65536
 """Maximum bytes of one read."""
@@ -94,7 +95,19 @@ class _HandshakeFailed(ssl.SSLError):
         self.alert = alert
 
 
-class NodeConnection:
+class ConnectionHost(Protocol):
+    """What a connection asks of the membership."""
+
+    runtime: ActorRuntime
+    over: bool
+    connections: dict[NodeConnection, None]
+
+    def start_beside(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None: ...
+
+    def handle_error(self, error: BaseException) -> None: ...
+
+
+class NodeConnection(ABC):
     """One connection of a membership. Subclasses implement the parts that differ between loops.
 
     Attributes:
@@ -105,7 +118,7 @@ class NodeConnection:
         waiting: bytes that were written and are not sent yet.
     """
 
-    def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
+    def __init__(self, membership: ConnectionHost, connected: socket.socket, tls: Tls | None) -> None:
         self.on_data: Callable[[bytes], None] = _ignore
         self.on_end: Callable[[str], None] = _ignore
         self.on_room: Callable[[], None] = _do_nothing
@@ -208,7 +221,7 @@ class NodeConnection:
             function(*args)
         except BaseException as error:
             self.end("an internal error")
-            self._membership.came_out(error)
+            self._membership.handle_error(error)
 
     def end(self, why: str) -> None:
         """End the connection now. Later calls do nothing."""
@@ -226,26 +239,27 @@ class NodeConnection:
     def _end_soon(self, why: str) -> None:
         self.soon(lambda: self.end(why))
 
+    @abstractmethod
     def soon(self, function: Callable[[], None]) -> None:
         """Call a function in the next pass of the loop, unless the connection has ended by then."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _start(self) -> None:
-        raise NotImplementedError
+        """Start to read."""
 
+    @abstractmethod
     def _stop(self) -> None:
         """Stop all callbacks and close the socket."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _watch_for_room(self) -> None:
         """Call `_drain` when the socket accepts more."""
-        raise NotImplementedError
 
 
 class AsyncioConnection(NodeConnection):
     """On asyncio, the loop calls the connection: no task and no frame is between a socket and its user."""
 
-    def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
+    def __init__(self, membership: ConnectionHost, connected: socket.socket, tls: Tls | None) -> None:
         super().__init__(membership, connected, tls)
         self._loop = membership.runtime.backend.loop
         self._watching = False
@@ -280,7 +294,7 @@ class AsyncioConnection(NodeConnection):
 class TrioConnection(NodeConnection):
     """On trio, two tasks serve the connection."""
 
-    def __init__(self, membership: Membership, connected: socket.socket, tls: Tls | None) -> None:
+    def __init__(self, membership: ConnectionHost, connected: socket.socket, tls: Tls | None) -> None:
         super().__init__(membership, connected, tls)
         self._lowlevel = sys.modules["trio"].lowlevel
         self._calls: list[Callable[[], None]] = []
@@ -336,7 +350,7 @@ class TrioConnection(NodeConnection):
                 await self._sleeper
 
 
-def connection_on(membership: Membership, connected: socket.socket, tls: Tls | None) -> NodeConnection:
+def connection_on(membership: ConnectionHost, connected: socket.socket, tls: Tls | None) -> NodeConnection:
     """Return a connection over a connected socket."""
     kind = AsyncioConnection if membership.runtime.backend.name == "asyncio" else TrioConnection
     return kind(membership, connected, tls)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -24,11 +24,11 @@ from redis.exceptions import ResponseError
 from cuelight._log import get_log
 from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, StoreUnavailable
-from cuelight.redis._actors._connector import Connector
+from cuelight.redis._actors._connector import Connector, ConnectorHost
 from cuelight.redis._actors._direct import LONGEST_BATCH, Outgoing
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._peer import Peer
+    from collections.abc import Callable, Coroutine
 
 log = get_log("cuelight.redis")
 
@@ -43,10 +43,10 @@ WINDOW: Final = 4 << 20
 UNSENT: Final = 1 << 20
 """Maximum bytes that wait here for a connection to accept them."""
 
-APART: Final = 0.00005
+SHORTEST_INTERVAL: Final = 0.00005
 """Minimum seconds between two batches that are sent immediately: requests made in a row go together."""
 
-HURRY: Final = 0.1
+INBOX_GRACE: Final = 0.1
 """Seconds that the server still has to accept a batch once there is a connection."""
 
 
@@ -64,6 +64,34 @@ class Batch(NamedTuple):
     frames: int
 
 
+class DeliveryHost(ConnectorHost, Protocol):
+    """What a delivery asks of the membership."""
+
+    @property
+    def fenced(self) -> bool: ...
+
+    def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None: ...
+
+    def on_quiet(self) -> None: ...
+
+    def node_lost(self, identity: str) -> None: ...
+
+    def removed(self, why: str) -> None: ...
+
+
+class ReceivingPeer(Protocol):
+    """What a delivery asks of the node that it sends to."""
+
+    identity: str
+    lost: bool
+    number: int
+
+    @property
+    def has_frames(self) -> bool: ...
+
+    def next_batch(self) -> Batch: ...
+
+
 class BatchDelivery:
     """The delivery to one peer.
 
@@ -75,23 +103,23 @@ class BatchDelivery:
         is_direct: whether a connection is in use now.
     """
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: ReceivingPeer, membership: DeliveryHost) -> None:
         self.sent_directly = self.sent_by_inbox = self.reached = self.connects = 0
         self.is_direct = False
-        self._peer, self._membership = peer, peer.membership
-        self._connector = Connector(peer)
+        self._peer, self._membership = peer, membership
+        self._connector = Connector(self, peer.identity, membership)
         self._outgoing: Outgoing | None = None
-        self._kept: deque[Batch] = deque()
+        self._kept_batches: deque[Batch] = deque()
         self._size = 0
-        self._flushing = self._passing = self._ticking = False
+        self._flushing = self._flush_scheduled = self._ticking = False
         self._silent = 0
-        self._hurried = 0.0
+        self._last_immediate = 0.0
         self._scope: anyio.CancelScope | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether no batch is kept or being sent."""
-        return not (self._kept or self._flushing)
+        return not (self._kept_batches or self._flushing)
 
     def flush_soon(self, *, now: bool = False) -> None:
         """Send the peer's frames soon. Not a checkpoint.
@@ -104,14 +132,14 @@ class BatchDelivery:
             if not self._flushing:
                 self._flushing = True
                 self._membership.start(self._flush)
-        elif not self._passing:
+        elif not self._flush_scheduled:
             if now:
                 moment = monotonic()
-                if moment - self._hurried > APART:
-                    self._hurried = moment
+                if moment - self._last_immediate > SHORTEST_INTERVAL:
+                    self._last_immediate = moment
                     self._flush_directly()
                     return
-            self._passing = True  # later frames of the same pass join the batch
+            self._flush_scheduled = True  # later frames of the same pass join the batch
             outgoing.connection.soon(self._flush_rest)
 
     def end(self, why: str) -> None:
@@ -128,11 +156,11 @@ class BatchDelivery:
         self._outgoing = outgoing
         self.connects += 1
         if self._flushing:
-            self._membership.runtime.call_later(HURRY, self._hurry, outgoing, self._scope)
+            self._membership.runtime.call_later(INBOX_GRACE, self._cancel_inbox_send, outgoing, self._scope)
         else:
             self.confirmed(outgoing)
 
-    def _hurry(self, outgoing: Outgoing, scope: anyio.CancelScope | None) -> None:
+    def _cancel_inbox_send(self, outgoing: Outgoing, scope: anyio.CancelScope | None) -> None:
         """Stop waiting for a server that does not accept a batch: the connection can carry it too."""
         if self._outgoing is outgoing and self._scope is scope and scope is not None:
             scope.cancel()
@@ -147,7 +175,7 @@ class BatchDelivery:
             outgoing.end(f"the other node confirms batch {seen}, and {self._peer.number} was the last")
             return
         self._silent = 0
-        kept = self._kept
+        kept = self._kept_batches
         while kept and kept[0].number <= seen:
             self._size -= len(kept.popleft().payload)
         if not (self.is_direct or self._flushing):
@@ -155,21 +183,21 @@ class BatchDelivery:
         elif self._peer.has_frames:
             self.flush_soon()
         if not kept:
-            self._membership.went_quiet()
+            self._membership.on_quiet()
 
     def _begin(self, outgoing: Outgoing) -> None:
         """Send the kept batches if they directly follow the processed ones; else some are still in the inbox there."""
-        first = self._kept[0].number if self._kept else self._peer.number + 1
+        first = self._kept_batches[0].number if self._kept_batches else self._peer.number + 1
         self._tick_soon()
         if first == outgoing.seen + 1:
             self.is_direct = True
-            for batch in list(self._kept):
+            for batch in list(self._kept_batches):
                 if self._outgoing is outgoing:
                     self._send(outgoing, batch)
             self._flush_directly()
 
     def _flush_rest(self) -> None:
-        self._passing = False
+        self._flush_scheduled = False
         self._flush_directly()
 
     def _flush_directly(self) -> None:
@@ -197,7 +225,7 @@ class BatchDelivery:
 
     def _next(self) -> Batch:
         batch = self._peer.next_batch()
-        self._kept.append(batch)
+        self._kept_batches.append(batch)
         self._size += len(batch.payload)
         return batch
 
@@ -210,7 +238,7 @@ class BatchDelivery:
     def _tick(self, outgoing: Outgoing) -> None:
         if self._outgoing is not outgoing:
             return
-        if self.is_direct and not self._kept:
+        if self.is_direct and not self._kept_batches:
             self._ticking = False
             return
         self._silent += 1
@@ -225,9 +253,9 @@ class BatchDelivery:
             return
         log.debug("the connection to %s has ended: %s", self._peer.identity, why)
         self._outgoing = None
-        self.is_direct = self._passing = self._ticking = False
+        self.is_direct = self._flush_scheduled = self._ticking = False
         self._connector.disconnected()
-        if not self._peer.lost and (self._kept or self._peer.has_frames):
+        if not self._peer.lost and (self._kept_batches or self._peer.has_frames):
             self.flush_soon()
 
     # Through the inbox.
@@ -235,19 +263,19 @@ class BatchDelivery:
     async def _flush(self) -> None:
         peer = self._peer
         try:
-            while self._outgoing is None and not peer.lost and (self._kept or peer.has_frames):
+            while self._outgoing is None and not peer.lost and (self._kept_batches or peer.has_frames):
                 await checkpoint()  # later frames of the same pass join the batch
                 if self._outgoing is not None:
                     break
                 self._connector.connect_soon()
-                if not self._kept:
+                if not self._kept_batches:
                     self._next()
-                await self._deliver(self._kept[0])
+                await self._deliver(self._kept_batches[0])
         finally:
             self._flushing = False
         if self._outgoing is not None:
             self.confirmed(self._outgoing)
-        self._membership.went_quiet()
+        self._membership.on_quiet()
 
     async def _deliver(self, batch: Batch) -> None:
         """Put a batch into the peer's inbox, however long that takes, or find out that one of the two nodes is gone."""
@@ -255,30 +283,30 @@ class BatchDelivery:
         with anyio.CancelScope() as self._scope:
             while not self._peer.lost:
                 try:
-                    said = await self._membership.directory.send(self._peer.identity, batch.number, batch.payload)
+                    answer = await self._membership.directory.send(self._peer.identity, batch.number, batch.payload)
                 except (StoreUnavailable, StoreRefused, ResponseError) as error:
                     if not complained and not isinstance(error, StoreUnavailable):
                         complained = True
                         log.warning(
                             "nothing can be sent to %s, and goes on being tried: %s", self._peer.identity, error
                         )
-                    said = "away"
-                if said in _ENDS:
-                    self._delivered(batch, said)
+                    answer = "away"
+                if answer in _FINAL_ANSWERS:
+                    self._delivered(batch, answer)
                     return
-                pause = min(pause * 2, 0.1 if said == "full" else 0.5)
+                pause = min(pause * 2, 0.1 if answer == "full" else 0.5)
                 await anyio.sleep(pause * spread.uniform(0.5, 1.0))
 
-    def _delivered(self, batch: Batch, said: str) -> None:
-        if said == "gone":
-            self._membership.gone(self._peer.identity)
-        elif said == "expelled":
-            self._membership.expelled("the server says so")
+    def _delivered(self, batch: Batch, answer: str) -> None:
+        if answer == "gone":
+            self._membership.node_lost(self._peer.identity)
+        elif answer == "expelled":
+            self._membership.removed("the server says so")
         else:
             self.sent_by_inbox += batch.frames
-            if self._kept and self._kept[0] is batch:  # otherwise it was confirmed meanwhile
-                self._kept.popleft()
+            if self._kept_batches and self._kept_batches[0] is batch:  # otherwise it was confirmed meanwhile
+                self._kept_batches.popleft()
                 self._size -= len(batch.payload)
 
 
-_ENDS: Final = frozenset({"ok", "gone", "expelled"})
+_FINAL_ANSWERS: Final = frozenset({"ok", "gone", "expelled"})

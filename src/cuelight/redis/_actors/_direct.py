@@ -15,15 +15,15 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
 from cuelight._log import get_log
+from cuelight.redis._actors._connection import ConnectionHost
 from cuelight.redis._actors._endpoint import (
     BadGreeting,
     Challenge,
-    Endpoint,
     Hello,
     Proof,
     Welcome,
@@ -37,8 +37,7 @@ from cuelight.redis._actors._frames import FORMAT
 
 if TYPE_CHECKING:
     from cuelight.redis._actors._connection import NodeConnection
-    from cuelight.redis._actors._membership import Membership
-    from cuelight.redis._actors._peer import Peer
+    from cuelight.redis._actors._directory import Directory
 
 log = get_log("cuelight.redis")
 
@@ -48,11 +47,47 @@ LONGEST_BATCH: Final = 18 * 1024 * 1024
 CONFIRM: Final = 0.02
 """Seconds after which received batches are confirmed."""
 
-MUCH: Final = 1 << 20
+CONFIRM_NOW: Final = 1 << 20
 """Received bytes after which they are confirmed immediately."""
 
 _HEAD: Final = struct.Struct(">IQ")  # length of a batch, its number
 _CONFIRMED: Final = struct.Struct(">Q")  # the number of the last batch that was processed
+
+
+class SendingPeer(Protocol):
+    """What an incoming connection asks of the node at its other end."""
+
+    identity: str
+    lost: bool
+    seen: int
+    incoming: Incoming | None
+
+    def receive_direct(self, number: int, payload: bytes) -> bool: ...
+
+
+class IncomingHost(ConnectionHost, Protocol):
+    """What an incoming connection asks of the membership."""
+
+    identity: str
+    directory: Directory
+    refused: int
+
+    @property
+    def fenced(self) -> bool: ...
+
+    def peer(self, identity: str) -> SendingPeer: ...
+
+    def is_lost_node(self, identity: str) -> bool: ...
+
+    def check_inbox_soon(self) -> None: ...
+
+
+class IncomingListener(Protocol):
+    """Keeps the incoming connections that have not proved their identity yet."""
+
+    def has_greeted(self, incoming: Incoming) -> None: ...
+
+    def has_ended(self, incoming: Incoming) -> None: ...
 
 
 class Incoming:
@@ -63,17 +98,20 @@ class Incoming:
         since: the time at which the connection was accepted, on the clock of the loop.
     """
 
-    def __init__(self, membership: Membership, connection: NodeConnection, secret: bytes) -> None:
-        self.peer: Peer | None = None
+    def __init__(
+        self, membership: IncomingHost, listener: IncomingListener, connection: NodeConnection, secret: bytes
+    ) -> None:
+        self.peer: SendingPeer | None = None
         self.since = membership.runtime.backend.time()
-        self._membership, self._connection, self._secret = membership, connection, secret
+        self._membership, self._listener = membership, listener
+        self._connection, self._secret = connection, secret
         self._buffer = bytearray()
         self._needed = _HEAD.size
         self._hello: Hello | None = None
         self._nonce = nonce()
         self._confirming = False
         self._unconfirmed = 0
-        connection.on_data, connection.on_end = self._greet, self._ended
+        connection.on_data, connection.on_end = self._on_greeting, self._ended
         connection.begin()
 
     @property
@@ -84,13 +122,13 @@ class Incoming:
         self._connection.end(why)
 
     def _ended(self, why: str) -> None:
-        self._membership.listener.has_ended(self)
+        self._listener.has_ended(self)
         if self.peer is not None:
             log.debug("the connection from %s has ended: %s", self.peer.identity, why)
             if self.peer.incoming is self:
                 self.peer.incoming = None
 
-    def _greet(self, data: bytes) -> None:
+    def _on_greeting(self, data: bytes) -> None:
         self._buffer += data
         try:
             if self._hello is None and not self._challenge():
@@ -111,7 +149,7 @@ class Incoming:
             raise BadGreeting("it is for another node")
         if hello.frames != FORMAT:
             raise BadGreeting(f"its frames have format {hello.frames}, this version speaks {FORMAT}")
-        if membership.is_gone(hello.sender) or hello.sender == hello.target:
+        if membership.is_lost_node(hello.sender) or hello.sender == hello.target:
             raise BadGreeting("it comes from a node that is no member any more")
         self._hello = hello
         self._connection.write(pack_greeting(Challenge(self._nonce, self._prove("accepts"))))
@@ -140,15 +178,15 @@ class Incoming:
         before, self.peer, peer.incoming = peer.incoming, peer, self
         if before is not None:
             before.end("the other node has opened a new one")
-        membership.listener.has_greeted(self)
-        membership.look_soon()  # earlier batches may still be in the inbox
-        self._connection.on_data = self._came
+        self._listener.has_greeted(self)
+        membership.check_inbox_soon()  # earlier batches may still be in the inbox
+        self._connection.on_data = self._on_batches
         self._connection.write(pack_greeting(Welcome(peer.seen)))
         if self._buffer:
             rest, self._buffer = bytes(self._buffer), bytearray()
-            self._came(rest)
+            self._on_batches(rest)
 
-    def _came(self, data: bytes) -> None:
+    def _on_batches(self, data: bytes) -> None:
         self._unconfirmed += len(data)
         buffer = self._buffer
         if buffer:
@@ -168,7 +206,7 @@ class Incoming:
             if stop > end:
                 self._needed = stop - at
                 break
-            if not self._take(number, data[at + _HEAD.size : stop]):
+            if not self._process(number, data[at + _HEAD.size : stop]):
                 return
             at = stop
         else:
@@ -177,17 +215,17 @@ class Incoming:
             buffer += data[at:] if at else data
         self._confirm_soon()
 
-    def _take(self, number: int, payload: bytes) -> bool:
+    def _process(self, number: int, payload: bytes) -> bool:
         peer = self.peer
         assert peer is not None  # noqa: S101 - it was welcomed
         if self._membership.fenced or peer.lost:
             self.end("one of the two nodes is no member any more")
-        elif not peer.came_directly(number, payload):
+        elif not peer.receive_direct(number, payload):
             self.end(f"batch {number} came after {peer.seen}")
         return not self._connection.ended
 
     def _confirm_soon(self) -> None:
-        if self._unconfirmed >= MUCH:
+        if self._unconfirmed >= CONFIRM_NOW:
             self.confirm()
         elif not self._confirming:
             self._confirming = True
@@ -205,6 +243,18 @@ class Incoming:
             self._connection.write(_CONFIRMED.pack(self.peer.seen))
 
 
+class OutgoingUser(Protocol):
+    """Sends batches over an outgoing connection."""
+
+    def connected(self, outgoing: Outgoing) -> None: ...
+
+    def confirmed(self, outgoing: Outgoing) -> None: ...
+
+    def disconnected(self, outgoing: Outgoing, why: str) -> None: ...
+
+    def flush_soon(self) -> None: ...
+
+
 class Outgoing:
     """The sending end.
 
@@ -214,17 +264,16 @@ class Outgoing:
         problem: the reason why the connection has ended; "" before.
     """
 
-    def __init__(self, peer: Peer, connection: NodeConnection, endpoint: Endpoint) -> None:
+    def __init__(self, user: OutgoingUser, hello: Hello, connection: NodeConnection, secret: bytes) -> None:
+        """Greet the other node; `secret` is the one in its endpoint."""
         self.connection = connection
         self.greeted = anyio.Event()
         self.seen = 0
         self.problem = ""
-        self._peer, self._secret = peer, endpoint.secret
+        self._user, self._hello, self._secret = user, hello, secret
         self._buffer = bytearray()
         self._challenged = False
-        membership = peer.membership
-        self._hello = Hello(FORMAT, membership.directory.cluster, membership.identity, peer.identity, nonce())
-        connection.on_data, connection.on_end = self._greet, self._ended
+        connection.on_data, connection.on_end = self._on_greeting, self._ended
         connection.on_room = self._has_room
         connection.begin()
         connection.write(pack_greeting(self._hello))
@@ -235,12 +284,12 @@ class Outgoing:
     def _ended(self, why: str) -> None:
         self.problem = why
         self.greeted.set()
-        self._peer.delivery.disconnected(self, why)
+        self._user.disconnected(self, why)
 
     def _has_room(self) -> None:
-        self._peer.delivery.flush_soon()
+        self._user.flush_soon()
 
-    def _greet(self, data: bytes) -> None:
+    def _on_greeting(self, data: bytes) -> None:
         self._buffer += data
         try:
             if not self._challenged:
@@ -254,25 +303,25 @@ class Outgoing:
                 self.connection.write(pack_greeting(Proof(proof)))
             welcome = read_greeting(self._buffer, Welcome)
         except BadGreeting as error:
-            log.warning("no direct connection to %s: %s", self._peer.identity, error)
+            log.warning("no direct connection to %s: %s", self._hello.target, error)
             self.end(str(error))
             return
         if welcome is not None:
-            self.connection.on_data = self._came
+            self.connection.on_data = self._on_batches
             self.seen = welcome.seen
             self.greeted.set()
-            self._peer.delivery.connected(self)
+            self._user.connected(self)
             if self._buffer:
-                self._came(b"")
+                self._on_batches(b"")
 
-    def _came(self, data: bytes) -> None:
+    def _on_batches(self, data: bytes) -> None:
         buffer = self._buffer
         buffer += data
         whole = len(buffer) // _CONFIRMED.size * _CONFIRMED.size
         if whole:
             (self.seen,) = _CONFIRMED.unpack_from(buffer, whole - _CONFIRMED.size)
             del buffer[:whole]
-            self._peer.delivery.confirmed(self)
+            self._user.confirmed(self)
 
     def send(self, number: int, payload: bytes) -> None:
         """Send a batch of up to `LONGEST_BATCH` bytes after the previous one."""

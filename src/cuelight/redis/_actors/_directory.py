@@ -13,11 +13,11 @@ from cuelight.redis._client import Argument, Script, Server, read_reply
 
 _PACKAGE: Final = "cuelight.redis._actors"
 _JOIN: Final = Script.load(_PACKAGE, "join.lua")
-_BEAT: Final = Script.load(_PACKAGE, "beat.lua")
-_BURY: Final = Script.load(_PACKAGE, "bury.lua")
+_HEARTBEAT: Final = Script.load(_PACKAGE, "heartbeat.lua")
+_REMOVE_NODE: Final = Script.load(_PACKAGE, "remove_node.lua")
 _SEND: Final = Script.load(_PACKAGE, "send.lua")
 _RECEIVE: Final = Script.load(_PACKAGE, "receive.lua")
-_EXPOSE: Final = Script.load(_PACKAGE, "expose.lua")
+_REGISTER_NAME: Final = Script.load(_PACKAGE, "register_name.lua")
 _RESOLVE: Final = Script.load(_PACKAGE, "resolve.lua")
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ LONGEST: Final = 1000
 """Maximum characters shown of an entry that was not written by a node."""
 
 
-class Beat(NamedTuple):
+class HeartbeatResult(NamedTuple):
     """The result of a beat.
 
     Attributes:
@@ -47,7 +47,7 @@ class Beat(NamedTuple):
     soonest: float | None
 
 
-class Entry(NamedTuple):
+class InboxEntry(NamedTuple):
     """A received batch.
 
     Attributes:
@@ -118,7 +118,7 @@ class Directory:
         reply = await self.server.execute("HGET", self._node(identity), "endpoint")
         return self._read(f"the endpoint of {identity}", bytes, reply) if reply else None
 
-    def beat(self, others: Sequence[str]) -> Beat:
+    def heartbeat(self, others: Sequence[str]) -> HeartbeatResult:
         """Renew the lease. Blocks."""
         keys = (
             self._format,
@@ -128,21 +128,21 @@ class Directory:
             self._stream(self.identity),
         )
         args: tuple[Argument, ...] = (self.identity, self._lease, self._ttl, *map(_bytes, others))
-        return self._read("beat", _beat, self.server.run_blocking(_BEAT, keys, args))
+        return self._read("beat", _beat, self.server.run_blocking(_HEARTBEAT, keys, args))
 
-    def _burial(self, identity: str, *, force: bool) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
+    def _removal(self, identity: str, *, force: bool) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
         keys: tuple[Argument, ...] = (self._format, self._members, self._names)
         own = (self._node(identity), self._stream(identity), self._lost(identity))
         return keys + own, (_bytes(identity), int(force), self._ttl)
 
-    def bury(self, identity: str) -> bool:
+    def remove_expired(self, identity: str) -> bool:
         """End the membership of a node whose lease has expired. Returns whether it is no longer a member. Blocks."""
-        return bool(self.server.run_blocking(_BURY, *self._burial(identity, force=False)))
+        return bool(self.server.run_blocking(_REMOVE_NODE, *self._removal(identity, force=False)))
 
     async def leave(self, others: Sequence[str] = ()) -> None:
         """End this node's membership, and delete the records of which of its batches the nodes in `others` had read."""
-        keys, args = self._burial(self.identity, force=True)
-        await self.server.run(_BURY, (*keys, *map(self._lost, others)), args)
+        keys, args = self._removal(self.identity, force=True)
+        await self.server.run(_REMOVE_NODE, (*keys, *map(self._lost, others)), args)
 
     async def read_of(self, identity: str) -> int:
         """Return the number of this node's last batch that a node had read before it was lost.
@@ -164,7 +164,7 @@ class Directory:
         reply = await self.server.run(_SEND, keys, (*args, self._publish, self._channel(target)))
         return self._read("send", _sent, reply)
 
-    async def receive(self, last: str, total: int) -> list[Entry] | None:
+    async def receive(self, last: str, total: int) -> list[InboxEntry] | None:
         """Return the entries after `last`, which is processed; None if this node is no longer a member."""
         keys = (self._members, self._node(self.identity), self._stream(self.identity))
         args = (self.identity, last, _after(last), total, ENTRIES_AT_ONCE)
@@ -179,7 +179,7 @@ class Directory:
         """
         keys = (self._members, self._names, self._node(self.identity))
         value = f"{self.identity} {serial} {path}"
-        reply = await self.server.run(_EXPOSE, keys, (self.identity, name, value, self._ttl, int(give)))
+        reply = await self.server.run(_REGISTER_NAME, keys, (self.identity, name, value, self._ttl, int(give)))
         said, owner = self._read("expose", _said, reply)
         if said == "expelled":
             raise LookupError(self.identity)
@@ -192,11 +192,11 @@ class Directory:
         return self._read(f"resolve {safe_repr(name)}", _resolved, reply)
 
 
-def _beat(reply: Any) -> Beat:
+def _beat(reply: Any) -> HeartbeatResult:
     if not reply[0]:
-        return Beat(False, [], [], None)
+        return HeartbeatResult(False, [], [], None)
     _, gone, expired, soonest = reply
-    return Beat(True, _texts(gone), _texts(expired), None if int(soonest) < 0 else int(soonest) / 1000)
+    return HeartbeatResult(True, _texts(gone), _texts(expired), None if int(soonest) < 0 else int(soonest) / 1000)
 
 
 def _said(reply: Any) -> tuple[str, str]:
@@ -227,15 +227,15 @@ def _after(last: str) -> str:
     return f"{time}-{int(sequence) + 1}"
 
 
-def _entry(raw: Any) -> Entry:
+def _entry(raw: Any) -> InboxEntry:
     identity, fields = _text(raw[0]), raw[1]
     if not re.fullmatch(r"\d{1,20}-\d{1,20}", identity):
         raise ValueError(f"{identity} is the name of no entry")
     try:
         _, sender, _, number, _, total, _, form, _, payload = fields
-        return Entry(identity, bytes(sender).decode(), int(total), _text(form), payload, _number(number))
+        return InboxEntry(identity, bytes(sender).decode(), int(total), _text(form), payload, _number(number))
     except (TypeError, ValueError):  # not written by a node
-        return Entry(identity, "nobody", 0, "none", safe_repr(fields, LONGEST).encode())
+        return InboxEntry(identity, "nobody", 0, "none", safe_repr(fields, LONGEST).encode())
 
 
 def _number(value: Any) -> int:

@@ -45,7 +45,7 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One step of a conversation between two nodes."""
 
 
-class Tell(Frame, frozen=True, tag=1):
+class TellFrame(Frame, frozen=True, tag=1):
     """A message for an actor."""
 
     to: int
@@ -53,7 +53,7 @@ class Tell(Frame, frozen=True, tag=1):
     body: bytes
 
 
-class Ask(Frame, frozen=True, tag=2):
+class AskFrame(Frame, frozen=True, tag=2):
     """A request. `left`: the seconds that its handler may take; None for no limit."""
 
     to: int
@@ -63,7 +63,7 @@ class Ask(Frame, frozen=True, tag=2):
     left: float | None
 
 
-class Open(Frame, frozen=True, tag=3):
+class OpenFrame(Frame, frozen=True, tag=3):
     """A request that is answered with a stream."""
 
     to: int
@@ -72,14 +72,14 @@ class Open(Frame, frozen=True, tag=3):
     body: bytes
 
 
-class Reply(Frame, frozen=True, tag=4):
+class ReplyFrame(Frame, frozen=True, tag=4):
     """The answer to a request; for a stream, its end."""
 
     number: int
     body: bytes
 
 
-class Fail(Frame, frozen=True, tag=5):
+class FailFrame(Frame, frozen=True, tag=5):
     """A failed request: the class and text of the error, its cause, and the refusal if it is one."""
 
     number: int
@@ -89,41 +89,41 @@ class Fail(Frame, frozen=True, tag=5):
     refusal: Raised | None = None
 
 
-class Chunk(Frame, frozen=True, tag=6):
+class ChunkFrame(Frame, frozen=True, tag=6):
     """One chunk of a stream."""
 
     number: int
     body: bytes
 
 
-class More(Frame, frozen=True, tag=7):
+class MoreFrame(Frame, frozen=True, tag=7):
     """The number of chunks that the reader of a stream has taken since the last report."""
 
     number: int
     chunks: int
 
 
-class Cancel(Frame, frozen=True, tag=8):
+class CancelFrame(Frame, frozen=True, tag=8):
     """The asker has stopped waiting; or, if `overdue`, it only waits for a report on the handler's progress."""
 
     number: int
     overdue: bool
 
 
-class Credit(Frame, frozen=True, tag=9):
+class CreditFrame(Frame, frozen=True, tag=9):
     """The number of an actor's messages that entered its mailbox or were dropped; as many more may be sent."""
 
     of: int
     count: int
 
 
-class Watch(Frame, frozen=True, tag=10):
+class WatchFrame(Frame, frozen=True, tag=10):
     """A request for notification when an actor ends."""
 
     to: int
 
 
-class Ended(Frame, frozen=True, tag=11):
+class EndedFrame(Frame, frozen=True, tag=11):
     """An actor has ended: the class and text of its exit, and the exception on which it crashed."""
 
     of: int
@@ -132,13 +132,13 @@ class Ended(Frame, frozen=True, tag=11):
     error: Raised | None = None
 
 
-class Up(Frame, frozen=True, tag=12):
+class UpFrame(Frame, frozen=True, tag=12):
     """A later incarnation of an actor that was stopped or killed has started."""
 
     of: int
 
 
-class Signal(Frame, frozen=True, tag=13):
+class SignalFrame(Frame, frozen=True, tag=13):
     """Stop, kill or interrupt an actor."""
 
     to: int
@@ -146,7 +146,7 @@ class Signal(Frame, frozen=True, tag=13):
     why: str
 
 
-class Link(Frame, frozen=True, tag=14):
+class LinkFrame(Frame, frozen=True, tag=14):
     """Links an actor to an actor of the sender, or unlinks it if `on` is false."""
 
     to: int
@@ -155,7 +155,22 @@ class Link(Frame, frozen=True, tag=14):
     on: bool
 
 
-Batch = list[Tell | Ask | Open | Reply | Fail | Chunk | More | Cancel | Credit | Watch | Ended | Up | Signal | Link]
+Batch = list[
+    TellFrame
+    | AskFrame
+    | OpenFrame
+    | ReplyFrame
+    | FailFrame
+    | ChunkFrame
+    | MoreFrame
+    | CancelFrame
+    | CreditFrame
+    | WatchFrame
+    | EndedFrame
+    | UpFrame
+    | SignalFrame
+    | LinkFrame
+]
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Batch)

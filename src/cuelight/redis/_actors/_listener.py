@@ -1,7 +1,7 @@
 """Accepts the direct connections of a node, and keeps those that have not proved their identity yet.
 
 Invariants:
-1. At most `STRANGERS` connections have not proved their identity, each for at most `PATIENCE` seconds.
+1. At most `MAX_UNPROVED` connections have not proved their identity, each for at most `PROOF_TIMEOUT` seconds.
 2. A failure of one connection, or a lack of descriptors, ends neither the other connections nor the node.
 """
 
@@ -25,38 +25,38 @@ from cuelight.redis._actors._socket_file import SUPPORTED, SocketFile, open_sock
 from cuelight.redis._actors._transport import TcpTransport, Transport
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._membership import Membership
+    from cuelight.redis._actors._direct import IncomingHost
 
 log = get_log("cuelight.redis")
 
-STRANGERS: Final = 64
+MAX_UNPROVED: Final = 64
 
-PATIENCE: Final = 2.0
+PROOF_TIMEOUT: Final = 2.0
 
-AT_ONCE: Final = 32
+MAX_ACCEPTS: Final = 32
 """Connections that are accepted in one pass of the loop."""
 
-PAUSE: Final = 0.2
+ACCEPT_RETRY: Final = 0.2
 """Seconds until the next attempt to accept after a failure."""
 
-_NONE_THERE: Final = (BlockingIOError, InterruptedError)
-_THEIR_FAULT: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})
+_NOTHING_TO_ACCEPT: Final = (BlockingIOError, InterruptedError)
+_PEER_ERRORS: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM})
 
 
-class Listener:
+class DirectListener:
     """Listens for one membership.
 
     Attributes:
         endpoint: the address for other nodes; None if they cannot connect.
     """
 
-    def __init__(self, membership: Membership, transport: Transport) -> None:
+    def __init__(self, membership: IncomingHost, transport: Transport) -> None:
         self.endpoint: Endpoint | None = None
         self._membership, self._transport = membership, transport
         self._secret = new_secret()
         self._file: SocketFile | None = None
         self._sockets: list[tuple[socket.socket, Callable[[], Tls | None]]] = []
-        self._strangers: dict[Incoming, None] = {}
+        self._unproved: dict[Incoming, None] = {}
         self._sweeping = False
 
     async def open(self) -> None:
@@ -107,49 +107,49 @@ class Listener:
     async def _accept(self, listening: socket.socket, tls: Callable[[], Tls | None]) -> None:
         while True:
             await anyio.wait_readable(listening)
-            for _ in range(AT_ONCE):
+            for _ in range(MAX_ACCEPTS):
                 try:
                     connected, _ = listening.accept()
-                except _NONE_THERE:
+                except _NOTHING_TO_ACCEPT:
                     break
                 except OSError as error:  # most likely, there are no descriptors left
-                    if error.errno not in _THEIR_FAULT:
+                    if error.errno not in _PEER_ERRORS:
                         log.warning("%s cannot accept connections now: %s", self._membership.identity, safe_str(error))
-                        await anyio.sleep(PAUSE)
+                        await anyio.sleep(ACCEPT_RETRY)
                     break
-                self._take(connected, tls)
+                self._accept_one(connected, tls)
 
-    def _take(self, connected: socket.socket, tls: Callable[[], Tls | None]) -> None:
+    def _accept_one(self, connected: socket.socket, tls: Callable[[], Tls | None]) -> None:
         connected.setblocking(False)
         tune(connected)
-        if len(self._strangers) >= STRANGERS:
-            next(iter(self._strangers)).end("too many connect at once")
-        incoming = Incoming(self._membership, connection_on(self._membership, connected, tls()), self._secret)
+        if len(self._unproved) >= MAX_UNPROVED:
+            next(iter(self._unproved)).end("too many connect at once")
+        incoming = Incoming(self._membership, self, connection_on(self._membership, connected, tls()), self._secret)
         if not incoming.has_ended:
-            self._strangers[incoming] = None
+            self._unproved[incoming] = None
             self._sweep_soon()
 
     def _sweep_soon(self) -> None:
         if not self._sweeping:
             self._sweeping = True
-            self._membership.runtime.call_later(PATIENCE / 4, self._sweep)
+            self._membership.runtime.call_later(PROOF_TIMEOUT / 4, self._sweep)
 
     def _sweep(self) -> None:
         """End the connections that have not proved their identity in time."""
         self._sweeping = False
-        oldest = self._membership.runtime.backend.time() - PATIENCE
-        for incoming in [one for one in self._strangers if one.since <= oldest]:
+        oldest = self._membership.runtime.backend.time() - PROOF_TIMEOUT
+        for incoming in [one for one in self._unproved if one.since <= oldest]:
             incoming.end("it did not say in time who it is")
-        if self._strangers:
+        if self._unproved:
             self._sweep_soon()
 
     def has_greeted(self, incoming: Incoming) -> None:
         """Note that a connection has proved its identity."""
-        self._strangers.pop(incoming, None)
+        self._unproved.pop(incoming, None)
 
     def has_ended(self, incoming: Incoming) -> None:
         """Note that a connection has ended."""
-        self._strangers.pop(incoming, None)
+        self._unproved.pop(incoming, None)
 
     def withdraw(self) -> None:
         """Remove the file of the Unix socket, so that no node connects any more."""

@@ -1,14 +1,12 @@
-"""One incarnation of a node in its cluster, from joining until it leaves or is lost.
+"""One incarnation of a node in its cluster, from joining until it leaves or is lost, and the heartbeat of its lease.
+
+A thread sends the heartbeats, because a blocked loop is not a dead node.
 
 Invariants:
 1. Received batches are processed in the order in which they arrived, each of them once.
 2. A membership that has ended sends nothing, and everything that waited for other nodes through it has failed.
-
-Renews the lease of a node and detects expired leases of others, in a thread: a blocked loop is not a dead node.
-
-Invariants:
-1. The lease is renewed every fifth of its length while the server answers, even if the loop is blocked.
-2. A node does not declare others lost if it was itself out of touch just before: after an outage, all have a chance to
+3. The lease is renewed every fifth of its length while the server answers, even if the loop is blocked.
+4. A node does not declare others lost if it was itself out of touch just before: after an outage, all have a chance to
    renew.
 """
 
@@ -38,38 +36,38 @@ from cuelight.coordination._spread import spread
 from cuelight.errors import MessageRefused, NotStarted, StoreRefused, StoreUnavailable, ends_the_program
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors._connection import NodeConnection
-from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, LARGEST, Directory, Entry
-from cuelight.redis._actors._listener import Listener
-from cuelight.redis._actors._outcomes import NodeLost, fail_frame
-from cuelight.redis._actors._peer import Flights, Peer, PeerStatistics
+from cuelight.redis._actors._directory import ENTRIES_AT_ONCE, LARGEST, Directory, InboxEntry
+from cuelight.redis._actors._listener import DirectListener
+from cuelight.redis._actors._outcomes import EndedActor, NodeLost, fail_frame
+from cuelight.redis._actors._peer import Peer, PeerStatistics
 from cuelight.redis._actors._registry import Address, Registry
-from cuelight.redis._actors._remote_cell import RemoteCell
+from cuelight.redis._actors._remote_cell import PendingRequests, RemoteCell
 from cuelight.redis._actors._transport import Transport
 from cuelight.redis._client import Subscription
 
 log = get_log("cuelight.redis")
 
-BEATS: Final = 5
+HEARTBEATS: Final = 5
 """Beats in one lease."""
 
 
 class HeartbeatListener(Protocol):
-    """Callbacks of a heart, called in its thread."""
+    """Callbacks of the heartbeat, called in its thread."""
 
-    def others(self) -> Sequence[str]:
+    def known_nodes(self) -> Sequence[str]:
         """Return the identities of the nodes to check."""
         ...
 
-    def were_gone(self, identities: list[str]) -> None:
+    def nodes_lost(self, identities: list[str]) -> None:
         """Handle that some of them are no longer members."""
         ...
 
-    def was_expelled(self) -> None:
+    def was_removed(self) -> None:
         """Handle that this node is no longer a member."""
         ...
 
 
-class Heart:
+class HeartbeatThread:
     """The thread that renews the lease of one membership.
 
     Attributes:
@@ -79,9 +77,9 @@ class Heart:
     def __init__(self, directory: Directory, lease: float, listener: HeartbeatListener) -> None:
         self._directory, self._lease, self._listener = directory, lease, listener
         self.renewed = math.inf
-        self._away = False
+        self._failing = False
         self._closed = threading.Event()
-        name = f"cuelight heart of {directory.identity}"
+        name = f"cuelight heartbeat of {directory.identity}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self, joined: float) -> None:
@@ -107,39 +105,39 @@ class Heart:
         self._thread.join()
 
     def _run(self) -> None:
-        pause = self._lease / BEATS
+        pause = self._lease / HEARTBEATS
         while not self._closed.wait(pause):
             try:
-                pause = self._beat()
+                pause = self._send_heartbeat()
             except BaseException as error:  # any error: the lease continues to run, and so must this thread
-                if not self._away and not self._closed.is_set():
+                if not self._failing and not self._closed.is_set():
                     log.warning(
                         "%s cannot renew its lease, and goes on trying: %s", self._directory.identity, safe_str(error)
                     )
-                self._away = True
-                pause = self._lease / BEATS * spread.uniform(0.3, 0.6)
+                self._failing = True
+                pause = self._lease / HEARTBEATS * spread.uniform(0.3, 0.6)
 
-    def _beat(self) -> float:
+    def _send_heartbeat(self) -> float:
         """Renew the lease and report the result. Returns the seconds until the next beat."""
         began, before = time.monotonic(), self.renewed
-        beat = self._directory.beat(self._listener.others())
+        beat = self._directory.heartbeat(self._listener.known_nodes())
         if not beat.member:
-            self._tell(self._listener.was_expelled)
+            self._notify(self._listener.was_removed)
             self._closed.set()
             return 0.0
-        self.renewed, self._away = began, False
+        self.renewed, self._failing = began, False
         gone = beat.gone
         in_touch = began - before < self._lease / 2
         if in_touch:
-            gone = gone + [one for one in beat.expired if self._directory.bury(one)]
+            gone = gone + [one for one in beat.expired if self._directory.remove_expired(one)]
         if gone:
-            self._tell(lambda: self._listener.were_gone(gone))
-        pause = self._lease / BEATS
+            self._notify(lambda: self._listener.nodes_lost(gone))
+        pause = self._lease / HEARTBEATS
         if beat.soonest is not None and in_touch:
             pause = min(pause, max(0.01, beat.soonest + 0.005))
         return pause
 
-    def _tell(self, what: Callable[[], None]) -> None:
+    def _notify(self, what: Callable[[], None]) -> None:
         if not self._closed.is_set():
             what()
 
@@ -150,10 +148,10 @@ T = TypeVar("T")
 POLL: Final = 1.0
 """Seconds after which the inbox is read without a notification."""
 
-MUCH: Final = 256 * 1024
+READ_AGAIN: Final = 256 * 1024
 """Bytes read after which the inbox is read again without waiting, so that the server can delete them."""
 
-REMEMBERED: Final = 1000
+MAX_REMEMBERED: Final = 1000
 """The number of ended actors whose exits are kept for nodes that watch them too late."""
 
 
@@ -169,13 +167,6 @@ class Undecoded(msgspec.Struct, frozen=True):
     kind: str
     body: bytes
     sender: str
-
-
-class _Gone:
-    """An actor of this node that has ended."""
-
-    def __init__(self, path: str, exit_: Exit) -> None:
-        self.path, self.exit = path, exit_
 
 
 class Membership:
@@ -195,26 +186,25 @@ class Membership:
         self.directory, self.runtime, self.registry = directory, runtime, registry
         self.identity = directory.identity
         self.coder = registry.coder(self.address_of, self.ref_at)
-        self.flights = Flights()
+        self.pending_requests = PendingRequests()
         self.sent = self.received = self.refused = 0
-        self.over = self._joined = self._beating = False
+        self.over = self._joined = self._heartbeat_started = False
         self._lease = lease
         self._on_end = on_end
-        self._heart = Heart(directory, lease, self)
+        self._heartbeat_thread = HeartbeatThread(directory, lease, self)
         self._peers: dict[str, Peer] = {}
         self._cells: WeakValueDictionary[tuple[str, int], RemoteCell] = WeakValueDictionary()
-        self._former: OrderedDict[str, tuple[int, int]] = (
-            OrderedDict()
-        )  # lost nodes, with the numbers of their last processed batches
+        # The numbers of the last processed batches of lost nodes.
+        self._lost_nodes: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self.connections: dict[NodeConnection, None] = {}
-        self.listener = Listener(self, transport)
+        self.listener = DirectListener(self, transport)
         self._context = copy_context()
         self._exported: dict[int, Cell] = {}
-        self._gone: OrderedDict[int, _Gone] = OrderedDict()
+        self._ended_actors: OrderedDict[int, EndedActor] = OrderedDict()
         self._tasks = 0
         self._scopes: dict[anyio.CancelScope, None] = {}
-        self._hint = anyio.Event()
-        self._quiet = anyio.Event()
+        self._inbox_changed = anyio.Event()
+        self._activity = anyio.Event()
 
     # Lifecycle.
 
@@ -231,8 +221,8 @@ class Membership:
         except BaseException:
             self.listener.close()
             raise
-        self._heart.start(began)
-        self._beating = True
+        self._heartbeat_thread.start(began)
+        self._heartbeat_started = True
         self.start(self._guard)
         self.start(self._receive)
         self.listener.start()
@@ -253,10 +243,10 @@ class Membership:
             except BaseException as error:
                 if not (isinstance(error, Exception) or ends_the_program(error)):
                     raise
-                self.came_out(error)
+                self.handle_error(error)
             finally:
                 self._tasks -= 1
-                self._quiet.set()
+                self._activity.set()
 
         self.runtime.backend.spawn(run, context=context or copy_context(), name=f"cuelight node {self.identity}")
 
@@ -264,28 +254,28 @@ class Membership:
         """Like `start`, in the context in which the node joined: the function outlives the caller."""
         self.start(function, self._context.copy())
 
-    def came_out(self, error: BaseException) -> None:
+    def handle_error(self, error: BaseException) -> None:
         """Handle an error of a background function: it ends the membership, not the loop."""
         if ends_the_program(error):
             self.runtime.abort(error)  # from code of users; it ends the system in order
-        else:  # most likely from a client that was plugged in
+        else:  # most likely from a `Server` of the user, or from a credential provider
             log.error("%s failed", self.identity, error=error)
-        self.expelled(f"it failed with {describe_error(error)}")
+        self.removed(f"it failed with {describe_error(error)}")
 
     async def _guard(self) -> None:
         """End the membership when the lease is overdue by this node's own clock, also while the server is away."""
         while not self.over:
             await anyio.sleep(self._lease / 20)
-            if self._heart.overdue:
-                self.expelled("its lease could not be renewed")
+            if self._heartbeat_thread.overdue:
+                self.removed("its lease could not be renewed")
 
-    def expelled(self, why: str) -> None:
+    def removed(self, why: str) -> None:
         """End the membership: other nodes take this one for lost, or will. Everything that depends on them fails."""
         if self.over:
             return
         self.over = True
         for identity, peer in list(self._peers.items()):
-            self._settle(peer, None, NodeLost(identity, f"this node was declared lost: {why}"))
+            self._fail_all_of(peer, None, NodeLost(identity, f"this node was declared lost: {why}"))
         self._peers.clear()
         self._stop()
         self._on_end(self)
@@ -293,71 +283,71 @@ class Membership:
     @property
     def fenced(self) -> bool:
         """Whether other nodes may take this one for lost. If so, it neither sends to them nor accepts from them."""
-        return self.over or self._heart.overdue
+        return self.over or self._heartbeat_thread.overdue
 
     def _stop(self) -> None:
-        self._heart.close()
+        self._heartbeat_thread.close()
         self.listener.withdraw()
         for connection in list(self.connections):
             connection.end("this node is a member no more")
         for scope in list(self._scopes):
             scope.cancel()
 
-    async def leave(self, patience: float) -> None:
+    async def leave(self, timeout: float) -> None:
         """Send the pending frames, then end the membership."""
         if self._joined and not self.over:
-            with anyio.move_on_after(patience / 2):
-                while not all(peer.quiet for peer in self._peers.values()):
+            with anyio.move_on_after(timeout / 2):
+                while not all(peer.is_drained for peer in self._peers.values()):
                     await self._changed()
-            with anyio.move_on_after(patience / 2):
+            with anyio.move_on_after(timeout / 2):
                 try:
-                    await self.directory.leave(self.others())
-                except Exception as error:  # any error: the heart must stop in any case
+                    await self.directory.leave(self.known_nodes())
+                except Exception as error:  # any error: the heartbeat must stop in any case
                     log.warning(
                         "%s could not take leave of its cluster: its lease will run out: %s", self.identity, error
                     )
             self.over = True
             for identity, peer in list(self._peers.items()):
-                self._settle(peer, None, NodeLost(identity, "this node has left the cluster"))
+                self._fail_all_of(peer, None, NodeLost(identity, "this node has left the cluster"))
             self._peers.clear()
             self._stop()
         await self.finish()
 
     async def finish(self) -> None:
-        """Wait until all tasks and the heart have ended."""
+        """Wait until all tasks and the heartbeat have ended."""
         while self._tasks:
             await self._changed()
         self.listener.close()
-        if self._beating:
-            await anyio.to_thread.run_sync(self._heart.join, abandon_on_cancel=True)
+        if self._heartbeat_started:
+            await anyio.to_thread.run_sync(self._heartbeat_thread.join, abandon_on_cancel=True)
 
     async def _changed(self) -> None:
         """Wait until a peer has sent everything or a task has ended."""
-        if self._quiet.is_set():
-            self._quiet = anyio.Event()
-        await self._quiet.wait()
+        if self._activity.is_set():
+            self._activity = anyio.Event()
+        await self._activity.wait()
 
-    def went_quiet(self) -> None:
+    def on_quiet(self) -> None:
         """Note that a peer has sent everything."""
-        self._quiet.set()
+        self._activity.set()
 
-    # Called by the heart, in its thread.
+    # Called by the heartbeat, in its thread.
 
-    def others(self) -> tuple[str, ...]:
+    def known_nodes(self) -> tuple[str, ...]:
         """Return the identities of the nodes to check."""
         return tuple(self._peers)
 
-    def were_gone(self, identities: list[str]) -> None:
+    def nodes_lost(self, identities: list[str]) -> None:
         """Handle that some of them are no longer members."""
-        self.runtime.call_threadsafe(self._were_gone, identities)
+        self.runtime.call_threadsafe(self._nodes_lost, identities)
 
-    def _were_gone(self, identities: list[str]) -> None:
+    def _nodes_lost(self, identities: list[str]) -> None:
         for identity in identities:
-            self.gone(identity)
+            self.node_lost(identity)
 
-    def was_expelled(self) -> None:
+    def was_removed(self) -> None:
         """Handle that this node is no longer a member."""
-        self.runtime.call_threadsafe(self.expelled, "its lease ran out")
+        self.runtime.call_threadsafe(self.removed, "its lease ran out")
 
     # Peers and addresses.
 
@@ -371,27 +361,27 @@ class Membership:
         peer = self._peers.get(identity)
         if peer is None:
             peer = self._peers[identity] = Peer(self, identity)
-            peer.seen, peer.seen_directly = self._former.get(identity, (0, 0))
+            peer.seen, peer.seen_directly = self._lost_nodes.get(identity, (0, 0))
         return peer
 
-    def is_gone(self, identity: str) -> bool:
+    def is_lost_node(self, identity: str) -> bool:
         """Return whether a node is known to be no longer a member."""
         peer = self._peers.get(identity)
-        return identity in self._former or (peer is not None and peer.lost)
+        return identity in self._lost_nodes or (peer is not None and peer.lost)
 
     def statistics_of_peers(self) -> tuple[PeerStatistics, ...]:
         """Return the traffic between this node and each other one."""
         return tuple(peer.statistics() for peer in self._peers.values())
 
-    def gone(self, identity: str) -> None:
+    def node_lost(self, identity: str) -> None:
         """Handle that a node is no longer a member."""
         peer = self._peers.get(identity)
         if peer is not None and not peer.lost:
             peer.lost = True
             peer.disconnect("the other node is no member any more")
-            self.start(partial(self._bury, peer))
+            self.start(partial(self._finish_lost, peer))
 
-    async def _bury(self, peer: Peer) -> None:
+    async def _finish_lost(self, peer: Peer) -> None:
         """Find out which batches the lost node had read, and fail everything that waits for it."""
         read: int | None = None
         try:
@@ -399,23 +389,23 @@ class Membership:
         except (StoreUnavailable, StoreRefused, ResponseError) as error:
             log.warning("what %s had read before it was lost is not known: %s", peer.identity, error)
         if self._peers.pop(peer.identity, None) is peer:
-            self._settle(peer, read, NodeLost(peer.identity, "it has left the cluster, or its lease ran out"))
+            self._fail_all_of(peer, read, NodeLost(peer.identity, "it has left the cluster, or its lease ran out"))
         with contextlib.suppress(StoreUnavailable, StoreRefused, ResponseError):  # the record has a time to live
             await self.directory.forget(peer.identity)
 
-    def _settle(self, peer: Peer, read: int | None, exit_: NodeLost) -> None:
+    def _fail_all_of(self, peer: Peer, read: int | None, exit_: NodeLost) -> None:
         peer.lost = True
         peer.disconnect("one of the two nodes is no member any more")
-        self._former[peer.identity] = peer.seen, peer.seen_directly
-        if len(self._former) > REMEMBERED:
-            self._former.popitem(last=False)
+        self._lost_nodes[peer.identity] = peer.seen, peer.seen_directly
+        if len(self._lost_nodes) > MAX_REMEMBERED:
+            self._lost_nodes.popitem(last=False)
         cells = {cell for key, cell in list(self._cells.items()) if key[0] == peer.identity}
         for cell in cells | set(peer.cells.values()):
             cell.lost(exit_)
-        self.flights.lost(peer.identity, read, exit_.describe())
+        self.pending_requests.lost(peer.identity, read, exit_.describe())
         peer.cells.clear()
-        peer.inbound.close()
-        self.went_quiet()
+        peer.incoming_requests.close()
+        self.on_quiet()
 
     def export(self, cell: Cell) -> int:
         """Let other nodes reach an actor while it lives. Returns its serial."""
@@ -432,17 +422,17 @@ class Membership:
         self._remember(cell, exit_)
 
     def _remember(self, cell: Cell, exit_: Exit) -> None:
-        self._gone[cell.serial] = _Gone(cell.path, exit_)
-        if len(self._gone) > REMEMBERED:
-            self._gone.popitem(last=False)
+        self._ended_actors[cell.serial] = EndedActor(cell.path, exit_)
+        if len(self._ended_actors) > MAX_REMEMBERED:
+            self._ended_actors.popitem(last=False)
 
     def exported(self, serial: int) -> Cell | None:
         """Return the live actor with this serial, or None."""
         return self._exported.get(serial)
 
-    def gone_actor(self, serial: int) -> _Gone:
+    def ended_actor(self, serial: int) -> EndedActor:
         """Return the path and exit of an actor that has ended."""
-        return self._gone.get(serial) or _Gone(f"actor {serial} of {self.identity}", Stopped())
+        return self._ended_actors.get(serial) or EndedActor(f"actor {serial} of {self.identity}", Stopped())
 
     def address_of(self, ref: Ref[Any]) -> Address:
         """Return the address of a ref for other nodes. They can reach an actor of this system from now on."""
@@ -470,7 +460,7 @@ class Membership:
             cell = self._cells[identity, serial] = RemoteCell(peer, serial, path)
             if identity == self.identity:
                 peer.lost = True
-                cell.end(self.gone_actor(serial).exit)
+                cell.end(self.ended_actor(serial).exit)
             elif self.over:
                 peer.lost = True
                 cell.end(NodeLost(identity, "this node was declared lost"))
@@ -483,23 +473,23 @@ class Membership:
     # Receiving.
 
     async def _receive(self) -> None:
-        subscription = await self._patiently(self._listen)
+        subscription = await self._retry_until_done(self._listen)
         try:
             last, total = "0-0", 0
             while not self.over:
-                self._hint = hint = anyio.Event()  # before the read, so that no later hint is missed
-                entries = await self._patiently(partial(self.directory.receive, last, total))
+                self._inbox_changed = hint = anyio.Event()  # before the read, so that no later hint is missed
+                entries = await self._retry_until_done(partial(self.directory.receive, last, total))
                 if entries is None:
-                    self.expelled("the server says so")
+                    self.removed("the server says so")
                     return
                 before = total
                 for entry in entries:
-                    self._deal_with(entry)
+                    self._process_entry(entry)
                     last, total = entry.id, max(total, entry.total)
                     await checkpoint()
                 # The next read deletes the processed entries from the server. If they were many, it follows without
                 # waiting.
-                if len(entries) < ENTRIES_AT_ONCE and total - before < MUCH:
+                if len(entries) < ENTRIES_AT_ONCE and total - before < READ_AGAIN:
                     with anyio.move_on_after(POLL):
                         await hint.wait()
         finally:
@@ -507,13 +497,13 @@ class Membership:
 
     async def _listen(self) -> Subscription:
         hear = self.directory.server.subscribe
-        return await hear(self.directory.channel, lambda _: self.look_soon(), self.look_soon)
+        return await hear(self.directory.channel, lambda _: self.check_inbox_soon(), self.check_inbox_soon)
 
-    def look_soon(self) -> None:
+    def check_inbox_soon(self) -> None:
         """Note that the inbox may have entries."""
-        self._hint.set()
+        self._inbox_changed.set()
 
-    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+    async def _retry_until_done(self, step: Callable[[], Awaitable[T]]) -> T:
         """Repeat a step until the server executes it. If that takes too long, `_guard` ends the membership."""
         complained = False
         while True:
@@ -527,20 +517,20 @@ class Membership:
                     log.warning("%s cannot read what comes, and goes on trying: %s", self.identity, error)
                 await anyio.sleep(min(1.0, self._lease / 5))
 
-    def _deal_with(self, entry: Entry) -> None:
+    def _process_entry(self, entry: InboxEntry) -> None:
         peer = self.peer(entry.sender)
         if entry.format != str(frames.FORMAT):
             error = MessageRefused(f"it has format {entry.format}, this version speaks {frames.FORMAT}")
-            self.refuse("batch", entry.payload, _Gone(self.identity, Stopped()), entry.sender, error)
+            self.refuse("batch", entry.payload, EndedActor(self.identity, Stopped()), entry.sender, error)
         else:
-            peer.came_by_inbox(entry)
+            peer.receive_from_inbox(entry)
 
-    def deal_with(self, peer: Peer, payload: bytes) -> int:
+    def process_batch(self, peer: Peer, payload: bytes) -> int:
         """Process a batch. Returns the number of valid frames."""
         good, bad = frames.frames_of(payload)
         for part, problem in bad:
             refusal = MessageRefused(f"what came is no frame: {problem}")
-            self.refuse("frame", part, _Gone(self.identity, Stopped()), peer.identity, refusal)
+            self.refuse("frame", part, EndedActor(self.identity, Stopped()), peer.identity, refusal)
             self._guarded(partial(self._answer_for, peer, part, refusal), part)
         self.received += len(good)
         for frame in good:
@@ -566,7 +556,7 @@ class Membership:
                 peer.credit(first)
                 peer.send(fail_frame(second, NotStarted(f"the request could not be read: {error}"), self.registry))
             case "answer":
-                peer.outbound.unreadable(first, error)
+                peer.incoming_replies.unreadable(first, error)
             case _:
                 pass
 
@@ -577,31 +567,31 @@ class Membership:
 
 
 _HANDLERS: Final[dict[type[Any], Callable[[Peer, Any], None]]] = {
-    frames.Tell: lambda peer, frame: peer.inbound.tell(frame),
-    frames.Ask: lambda peer, frame: peer.inbound.ask(frame),
-    frames.Open: lambda peer, frame: peer.inbound.open(frame),
-    frames.More: lambda peer, frame: peer.inbound.more(frame),
-    frames.Cancel: lambda peer, frame: peer.inbound.cancel(frame),
-    frames.Watch: lambda peer, frame: peer.inbound.watch(frame),
-    frames.Signal: lambda peer, frame: peer.inbound.signal(frame),
-    frames.Link: lambda peer, frame: peer.inbound.link(frame),
-    frames.Reply: lambda peer, frame: peer.outbound.reply(frame),
-    frames.Fail: lambda peer, frame: peer.outbound.fail(frame),
-    frames.Chunk: lambda peer, frame: peer.outbound.chunk(frame),
-    frames.Credit: lambda peer, frame: peer.outbound.credit(frame),
-    frames.Ended: lambda peer, frame: peer.outbound.ended(frame),
-    frames.Up: lambda peer, frame: peer.outbound.up(frame),
+    frames.TellFrame: lambda peer, frame: peer.incoming_requests.tell(frame),
+    frames.AskFrame: lambda peer, frame: peer.incoming_requests.ask(frame),
+    frames.OpenFrame: lambda peer, frame: peer.incoming_requests.open(frame),
+    frames.MoreFrame: lambda peer, frame: peer.incoming_requests.more(frame),
+    frames.CancelFrame: lambda peer, frame: peer.incoming_requests.cancel(frame),
+    frames.WatchFrame: lambda peer, frame: peer.incoming_requests.watch(frame),
+    frames.SignalFrame: lambda peer, frame: peer.incoming_requests.signal(frame),
+    frames.LinkFrame: lambda peer, frame: peer.incoming_requests.link(frame),
+    frames.ReplyFrame: lambda peer, frame: peer.incoming_replies.reply(frame),
+    frames.FailFrame: lambda peer, frame: peer.incoming_replies.fail(frame),
+    frames.ChunkFrame: lambda peer, frame: peer.incoming_replies.chunk(frame),
+    frames.CreditFrame: lambda peer, frame: peer.incoming_replies.credit(frame),
+    frames.EndedFrame: lambda peer, frame: peer.incoming_replies.ended(frame),
+    frames.UpFrame: lambda peer, frame: peer.incoming_replies.up(frame),
 }
 
 _TAGS: Final = {
     frame.__struct_config__.tag: role
     for frame, role in (
-        (frames.Tell, "tell"),
-        (frames.Ask, "ask"),
-        (frames.Open, "ask"),
-        (frames.Reply, "answer"),
-        (frames.Fail, "answer"),
-        (frames.Chunk, "answer"),
+        (frames.TellFrame, "tell"),
+        (frames.AskFrame, "ask"),
+        (frames.OpenFrame, "ask"),
+        (frames.ReplyFrame, "answer"),
+        (frames.FailFrame, "answer"),
+        (frames.ChunkFrame, "answer"),
     )
 }
 """The roles of the frames for which a caller waits."""

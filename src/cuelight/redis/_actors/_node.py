@@ -115,7 +115,7 @@ class RedisNode:
         check_text("RedisNode", cluster=cluster)
         check_transport(transport)
         self._registry = Registry(messages, max_message)
-        self._own = isinstance(redis, str)
+        self._owns_client = isinstance(redis, str)
         self._server: Any = _client(redis, lease) if isinstance(redis, str) else redis
         self._cluster, self._lease = cluster, lease
         self._transport: Transport = transport
@@ -124,7 +124,7 @@ class RedisNode:
         self._incarnation = 0
         self._publish = ""
         self._names: dict[str, Cell] = {}
-        self._leaving = self._returning = False
+        self._leaving = self._rejoining = False
         self._left: anyio.Event | None = None
         self._scope: anyio.CancelScope | None = None
         self._tasks = 0
@@ -146,7 +146,7 @@ class RedisNode:
             incarnation=self._incarnation,
             joined=membership is not None and not membership.over,
             peers=0 if membership is None else membership.peers,
-            asking=0 if membership is None else len(membership.flights),
+            asking=0 if membership is None else len(membership.pending_requests),
             exposed=len(self._names),
             sent=0 if membership is None else membership.sent,
             received=0 if membership is None else membership.received,
@@ -180,27 +180,27 @@ class RedisNode:
             self._server, self._cluster, identity, lease=self._lease, inbox=INBOX, publish=self._publish
         )
         membership = Membership(
-            directory, runtime, self._registry, self._lease, self._was_lost, transport=self._transport
+            directory, runtime, self._registry, self._lease, self._on_lost, transport=self._transport
         )
         self._membership = membership
         await membership.begin(f"{socket.gethostname()} {os.getpid()}")
         self._incarnation += 1
 
-    def _was_lost(self, membership: Membership) -> None:
-        if membership is self._membership and not (self._leaving or self._returning):
-            self._returning = True
+    def _on_lost(self, membership: Membership) -> None:
+        if membership is self._membership and not (self._leaving or self._rejoining):
+            self._rejoining = True
             log.warning("the node %s was declared lost: it joins its cluster again", membership.identity)
-            self._spawn(partial(self._return, membership), "joins again")
+            self._spawn(partial(self._rejoin, membership), "joins again")
 
-    async def _return(self, lost: Membership) -> None:
+    async def _rejoin(self, lost: Membership) -> None:
         with anyio.CancelScope() as self._scope:
             await lost.finish()
             entered = False
             while not (entered or self._leaving):
-                entered = await self._entered_again()
-        self._returning = False
+                entered = await self._rejoin_once()
+        self._rejoining = False
 
-    async def _entered_again(self) -> bool:
+    async def _rejoin_once(self) -> bool:
         """Try to join with all names. If one step fails, all of them are undone."""
         assert self._runtime is not None  # noqa: S101 - it has joined before
         assert self._membership is not None  # noqa: S101
@@ -213,7 +213,7 @@ class RedisNode:
         except Exception as error:  # any error: a node that gave up would never join again
             known = isinstance(error, StoreUnavailable | LookupError)
             log.log(logging.DEBUG if known else logging.WARNING, "cannot join the cluster again yet: %r", error)
-            await self._membership.leave(self._patience)
+            await self._membership.leave(self._leave_timeout)
             await anyio.sleep(min(0.5, self._lease / 5))
             return False
         return True
@@ -245,10 +245,10 @@ class RedisNode:
         try:
             taken = await membership.directory.expose(name, membership.export(cell), cell.path)
         except LookupError:
-            membership.expelled("the server says so")
+            membership.removed("the server says so")
             raise StoreUnavailable(f"{self!r} was declared lost, and tries to return") from None
         except BaseException:
-            self._drop(name, cell)  # it may have taken effect
+            self._unregister_soon(name, cell)  # it may have taken effect
             raise
         if taken is not None:
             identity, _, path = taken.split(" ", 2)
@@ -262,20 +262,20 @@ class RedisNode:
     def _ended(self, name: str, cell: Cell, _: Exit | None = None) -> None:
         if self._names.get(name) is cell:
             del self._names[name]
-            self._drop(name, cell)
+            self._unregister_soon(name, cell)
 
-    def _drop(self, name: str, cell: Cell) -> None:
+    def _unregister_soon(self, name: str, cell: Cell) -> None:
         """Remove a name in the background."""
 
         async def drop() -> None:
             try:
-                await self._take_back(name, cell)
+                await self._unregister_name(name, cell)
             except Exception as error:
                 log.warning("the name %r could not be taken back: it ends with this node: %s", name, error)
 
         self._spawn(drop, f"takes back {name}")
 
-    async def _take_back(self, name: str, cell: Cell) -> None:
+    async def _unregister_name(self, name: str, cell: Cell) -> None:
         membership = self._membership
         if membership is not None and not membership.over:  # otherwise the name ended with the membership
             await membership.directory.expose(name, cell.serial, cell.path, give=False)
@@ -285,9 +285,9 @@ class RedisNode:
         cell = self._names.get(name)
         if cell is None:
             raise ActorNotFound(
-                f"this node has given nobody the name {safe_repr(name)}; it has given {_listed(self._names)}"
+                f"this node has given nobody the name {safe_repr(name)}; it has given {_format_names(self._names)}"
             )
-        await self._take_back(name, cell)
+        await self._unregister_name(name, cell)
         if self._names.get(name) is cell:
             del self._names[name]
 
@@ -306,7 +306,7 @@ class RedisNode:
             left = deadline - anyio.current_time()
             if left <= 0:
                 near = difflib.get_close_matches(name, names, 3)
-                hint = f"is it {_listed(near)}?" if near else f"there are {_listed(names[:10])}"
+                hint = f"is it {_format_names(near)}?" if near else f"there are {_format_names(names[:10])}"
                 raise ActorNotFound(
                     f"no live actor of the cluster {self._cluster!r} has the name {safe_repr(name)}; {hint}"
                 )
@@ -316,7 +316,7 @@ class RedisNode:
     # Leaving.
 
     @property
-    def _patience(self) -> float:
+    def _leave_timeout(self) -> float:
         return min(5.0, self._lease)
 
     def withdraw(self, runtime: ActorRuntime) -> None:
@@ -341,13 +341,13 @@ class RedisNode:
         try:
             if self._scope is not None:
                 self._scope.cancel()
-            with anyio.move_on_after(self._patience):
+            with anyio.move_on_after(self._leave_timeout):
                 while self._tasks:
                     self._idle = anyio.Event()
                     await self._idle.wait()
             if self._membership is not None:
-                await self._membership.leave(self._patience)
-            if self._own:
+                await self._membership.leave(self._leave_timeout)
+            if self._owns_client:
                 await self._server.aclose()
         finally:
             left.set()
@@ -380,5 +380,5 @@ def _check_name(name: str) -> None:
     check_text("the name of an actor", name=name)
 
 
-def _listed(names: Iterable[str]) -> str:
+def _format_names(names: Iterable[str]) -> str:
     return ", ".join(map(safe_repr, sorted(names))) or "none"

@@ -22,7 +22,7 @@ from cuelight.errors import (
     UnknownTimeout,
 )
 from cuelight.redis._actors._errors import cause_of, raised_of, restored
-from cuelight.redis._actors._frames import LONGEST, Ended, Fail
+from cuelight.redis._actors._frames import LONGEST, EndedFrame, FailFrame
 from cuelight.redis._actors._registry import Registry
 
 log = get_log("cuelight.redis")
@@ -63,7 +63,14 @@ class NodeLost(Exit, frozen=True):
         return f"lost with its node {self.node}" + (f" ({self.why})" if self.why else "")
 
 
-def fail_frame(number: int, error: BaseException, registry: Registry) -> Fail:
+class EndedActor:
+    """An actor of this node that has ended."""
+
+    def __init__(self, path: str, exit_: Exit) -> None:
+        self.path, self.exit = path, exit_
+
+
+def fail_frame(number: int, error: BaseException, registry: Registry) -> FailFrame:
     """Return the frame for the asker of a request that has failed."""
     types = registry.errors
     reason = cause_of(error)
@@ -71,13 +78,13 @@ def fail_frame(number: int, error: BaseException, registry: Registry) -> Fail:
     kind = next((one.__name__ for one in type(error).__mro__ if OUTCOMES.get(one.__name__) is one), None)
     text = safe_str(error)[:LONGEST]
     if kind is None and isinstance(error, ReplyError):
-        return Fail(number, "ReplyError", text, None, raised_of(error, types))
+        return FailFrame(number, "ReplyError", text, None, raised_of(error, types))
     if kind is None:
         kind, cause = "Interrupted", raised_of(error, types)
-    return Fail(number, kind, text, cause)
+    return FailFrame(number, kind, text, cause)
 
 
-def error_of(frame: Fail, registry: Registry) -> CuelightError:
+def error_of(frame: FailFrame, registry: Registry) -> CuelightError:
     """Return the error for the asker."""
     if frame.refusal is not None:
         return _refusal(restored(frame.refusal, registry.errors))
@@ -106,14 +113,14 @@ _EXITS: Final[dict[str, Callable[[str], Exit]]] = {
 }
 
 
-def ended_frame(serial: int, exit_: Exit, registry: Registry) -> Ended:
+def ended_frame(serial: int, exit_: Exit, registry: Registry) -> EndedFrame:
     """Return the frame for nodes that watch an actor which has ended."""
     if isinstance(exit_, Crashed):
-        return Ended(serial, "Crashed", "", raised_of(exit_.error, registry.errors))
-    return Ended(serial, type(exit_).__name__, shortened(getattr(exit_, "why", ""), LONGEST))
+        return EndedFrame(serial, "Crashed", "", raised_of(exit_.error, registry.errors))
+    return EndedFrame(serial, type(exit_).__name__, shortened(getattr(exit_, "why", ""), LONGEST))
 
 
-def exit_of(frame: Ended, registry: Registry) -> Exit:
+def exit_of(frame: EndedFrame, registry: Registry) -> Exit:
     """Return the exit for watchers. The message on which an actor crashed is not part of it."""
     if frame.error is not None:
         return Crashed(restored(frame.error, registry.errors))

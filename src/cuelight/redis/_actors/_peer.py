@@ -4,14 +4,10 @@ Invariants:
 1. Each received batch is processed once. Batches are processed in the order of their numbers, whether they arrived over
    connections or through the inbox.
 2. An error in one frame does not affect others.
-
-Frames of another node for the actors here: messages, requests, streams, watches, links.
-
-Invariants:
-1. Messages from one node to one actor enter its mailbox in the order in which they arrived. Those that find no room
+3. Messages from one node to one actor enter its mailbox in the order in which they arrived. Those that find no room
    wait in the mailbox's queue of senders, as local senders do.
-2. Each request is answered once: with its handler's answer, or with the reason why there is none.
-3. When the other node is lost, its requests are cancelled and its watches end.
+4. Each request is answered once: with its handler's answer, or with the reason why there is none.
+5. When the other node is lost, its requests are cancelled and its watches end.
 """
 
 # Messages and answers are Any here: no annotation could be more precise.
@@ -23,8 +19,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -33,37 +28,58 @@ from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Cell, Exit
 from cuelight.actors._cell import DEAD
 from cuelight.actors._reply import PendingAsk, StreamSlot
-from cuelight.errors import Interrupted, MessageRefused, NotStarted, Unknown, ends_the_program
+from cuelight.errors import Interrupted, MessageRefused, NotStarted, ends_the_program
 from cuelight.mailbox import WaitingSender
-from cuelight.redis._actors._delivery import Batch, BatchDelivery
+from cuelight.redis._actors._delivery import Batch, BatchDelivery, DeliveryHost
 from cuelight.redis._actors._frames import (
-    Ask,
-    Cancel,
-    Chunk,
-    Credit,
-    Ended,
-    Fail,
+    AskFrame,
+    CancelFrame,
+    ChunkFrame,
+    CreditFrame,
+    EndedFrame,
+    FailFrame,
     Frame,
-    Link,
-    More,
-    Open,
-    Reply,
-    Signal,
-    Tell,
-    Up,
-    Watch,
+    LinkFrame,
+    MoreFrame,
+    OpenFrame,
+    ReplyFrame,
+    SignalFrame,
+    TellFrame,
+    UpFrame,
+    WatchFrame,
     encode_frames,
 )
 from cuelight.redis._actors._outcomes import ended_frame, error_of, exit_of, fail_frame, unsendable
-from cuelight.redis._actors._remote_cell import WINDOW, RemoteCell
+from cuelight.redis._actors._remote_cell import WINDOW, CellHost, PendingRequest, RemoteCell
 
 if TYPE_CHECKING:
     from cuelight.redis._actors._direct import Incoming
-    from cuelight.redis._actors._directory import Entry
-    from cuelight.redis._actors._membership import Membership
+    from cuelight.redis._actors._directory import InboxEntry
+    from cuelight.redis._actors._outcomes import EndedActor
+    from cuelight.redis._actors._registry import Address, Registry
 
 
-class Inbound:
+class PeerHost(CellHost, DeliveryHost, Protocol):
+    """What a peer asks of the membership."""
+
+    registry: Registry
+    sent: int
+    refused: int
+
+    def exported(self, serial: int) -> Cell | None: ...
+
+    def ended_actor(self, serial: int) -> EndedActor: ...
+
+    def cell_at(self, address: Address) -> RemoteCell: ...
+
+    def known(self, identity: str, serial: int) -> RemoteCell | None: ...
+
+    def process_batch(self, peer: Peer, payload: bytes) -> int: ...
+
+    def refuse(self, kind: str, body: bytes, addressee: Any, sender: str, error: MessageRefused) -> None: ...
+
+
+class IncomingRequests:
     """The frames of one peer for actors here."""
 
     def __init__(self, peer: Peer) -> None:
@@ -73,11 +89,11 @@ class Inbound:
 
     # Messages.
 
-    def tell(self, frame: Tell) -> None:
+    def tell(self, frame: TellFrame) -> None:
         """Put a message into the mailbox, or into its queue of senders."""
         membership, credit = self._peer.membership, partial(self._peer.credit, frame.to)
         cell = membership.exported(frame.to)
-        addressee = membership.gone_actor(frame.to) if cell is None else cell
+        addressee = membership.ended_actor(frame.to) if cell is None else cell
         try:
             message = membership.coder.read(frame.kind, frame.body)
         except MessageRefused as error:
@@ -90,7 +106,7 @@ class Inbound:
             return
         try:
             if not cell.put(message):
-                _Entering.line_up(cell, message, credit)
+                _QueuedMessage.line_up(cell, message, credit)
                 return
         except BaseException as error:  # an overflow policy rejects by raising any error
             if ends_the_program(error):
@@ -100,7 +116,7 @@ class Inbound:
 
     # Requests.
 
-    def ask(self, frame: Ask) -> None:
+    def ask(self, frame: AskFrame) -> None:
         """Put a request into the mailbox."""
         if frame.left is not None and not frame.left >= 0:
             self._peer.credit(frame.to)
@@ -110,16 +126,16 @@ class Inbound:
             frame, lambda message, cell: PendingAsk(message, cell, math.inf if frame.left is None else frame.left)
         )
 
-    def open(self, frame: Open) -> None:
+    def open(self, frame: OpenFrame) -> None:
         """Put a request for a stream into the mailbox."""
-        self._request(frame, lambda message, cell: _Sending(message, cell, self._peer, frame.number))
+        self._request(frame, lambda message, cell: _OutgoingStream(message, cell, self._peer, frame.number))
 
-    def _request(self, frame: Ask | Open, make: Callable[[Any, Cell], PendingAsk]) -> None:
+    def _request(self, frame: AskFrame | OpenFrame, make: Callable[[Any, Cell], PendingAsk]) -> None:
         peer, membership = self._peer, self._peer.membership
         peer.credit(frame.to)  # a request that waits for room occupies none, as a local one
         cell = membership.exported(frame.to)
         if cell is None:
-            where = membership.gone_actor(frame.to).path
+            where = membership.ended_actor(frame.to).path
             self._refuse(frame.number, NotStarted(f"{where} has ended, or was never there"))
             return
         try:
@@ -129,7 +145,7 @@ class Inbound:
             self._refuse(frame.number, NotStarted(f"the node of {cell.path} refused the request: {safe_str(error)}"))
             return
         asked = make(message, cell)
-        asked.waiter = _Answering(self, frame.number, asked)
+        asked.waiter = _ReplySender(self, frame.number, asked)
         self.asks[frame.number] = asked
         try:
             if not cell.put(asked):
@@ -156,11 +172,11 @@ class Inbound:
             except MessageRefused as refusal:
                 error = unsendable(asked.value, refusal)
             else:
-                self._peer.send(Reply(number, body), len(body))
+                self._peer.send(ReplyFrame(number, body), len(body))
                 return
         self._peer.send(fail_frame(number, error, membership.registry))
 
-    def cancel(self, frame: Cancel) -> None:
+    def cancel(self, frame: CancelFrame) -> None:
         """Cancel a request; or, if it is overdue, let the asker know how far it is."""
         asked = self.asks.get(frame.number)
         if asked is None:
@@ -171,19 +187,19 @@ class Inbound:
             del self.asks[frame.number]
             asked.cancel()
 
-    def more(self, frame: More) -> None:
+    def more(self, frame: MoreFrame) -> None:
         """Handle that the reader of a stream has taken chunks."""
         asked = self.asks.get(frame.number)
-        if isinstance(asked, _Sending):
+        if isinstance(asked, _OutgoingStream):
             asked.taken(frame.chunks)
 
     # Lifecycle.
 
-    def watch(self, frame: Watch) -> None:
+    def watch(self, frame: WatchFrame) -> None:
         """Notify the other node when an actor ends; immediately if it has ended."""
         cell = self._peer.membership.exported(frame.to)
         if cell is None:
-            exit_ = self._peer.membership.gone_actor(frame.to).exit
+            exit_ = self._peer.membership.ended_actor(frame.to).exit
             self._peer.send(ended_frame(frame.to, exit_, self._peer.membership.registry))
         else:
 
@@ -194,7 +210,7 @@ class Inbound:
             cell.ensure_extras().call_when_ended(ended)
             self._watched[frame.to] = cell, ended
 
-    def signal(self, frame: Signal) -> None:
+    def signal(self, frame: SignalFrame) -> None:
         cell = self._peer.membership.exported(frame.to)
         if cell is None:
             return
@@ -210,9 +226,9 @@ class Inbound:
 
     def _up(self, cell: Cell, serial: int) -> None:
         if cell.state != DEAD:
-            self._peer.send(Up(serial))
+            self._peer.send(UpFrame(serial))
 
-    def link(self, frame: Link) -> None:
+    def link(self, frame: LinkFrame) -> None:
         """Link an actor here to one of the other node, through the cell that represents it, or unlink the two."""
         cell = self._peer.membership.exported(frame.to)
         if cell is None:
@@ -237,7 +253,7 @@ class Inbound:
         self._watched.clear()
 
 
-class _Entering:
+class _QueuedMessage:
     """A message in a mailbox's queue of senders. Unlike a sender, no task waits for it."""
 
     __slots__ = ("cell", "credit", "message", "sender")
@@ -263,35 +279,36 @@ class _Entering:
         raise NotImplementedError
 
 
-class _Answering:
+class _ReplySender:
     """Takes the place of the task that asks a local request."""
 
-    __slots__ = ("asked", "inbound", "number")
+    __slots__ = ("asked", "incoming_requests", "number")
 
-    def __init__(self, inbound: Inbound, number: int, asked: PendingAsk) -> None:
-        self.inbound, self.number, self.asked = inbound, number, asked
+    def __init__(self, incoming_requests: IncomingRequests, number: int, asked: PendingAsk) -> None:
+        self.incoming_requests, self.number, self.asked = incoming_requests, number, asked
 
     def wake(self) -> None:
-        self.inbound.answer(self.number, self.asked)
+        self.incoming_requests.answer(self.number, self.asked)
 
     def __await__(self) -> Any:
         raise NotImplementedError
 
 
-class _Sending(StreamSlot):
+class _OutgoingStream(StreamSlot):
     """The writing end of a stream with a remote reader. Chunks are sent immediately and count until they are taken."""
 
     __slots__ = ("_actor", "_number", "_open", "_peer")
 
     def __init__(self, message: Any, cell: Cell, peer: Peer, number: int) -> None:
         StreamSlot.__init__(self, message, cell, math.inf)
-        self._actor, self._peer, self._number, self._open = cell, peer, number, 0
+        self._actor = cell
+        self._peer, self._number, self._open = peer, number, 0
 
     @property
     def ahead(self) -> int:
         return self._open
 
-    def add_chunk(self, chunk: Any) -> None:
+    def give(self, chunk: Any) -> None:
         try:
             body = self._peer.membership.coder.body(chunk)
         except MessageRefused as error:
@@ -299,7 +316,7 @@ class _Sending(StreamSlot):
             self._actor.cancel_running(self)
             return
         self._open += 1
-        self._peer.send(Chunk(self._number, body), len(body))
+        self._peer.send(ChunkFrame(self._number, body), len(body))
 
     def taken(self, chunks: int) -> None:
         """Handle that the reader has taken `chunks` chunks."""
@@ -308,10 +325,7 @@ class _Sending(StreamSlot):
             self.writer.wake()
 
 
-# Frames of another node about its actors, and about the requests that this node has sent to them.
-
-
-class Outbound:
+class IncomingReplies:
     """The frames of one peer about its actors."""
 
     def __init__(self, peer: Peer) -> None:
@@ -319,81 +333,83 @@ class Outbound:
 
     # Requests.
 
-    def reply(self, frame: Reply) -> None:
+    def reply(self, frame: ReplyFrame) -> None:
         """Deliver an answer, or end a stream. A late answer is counted, not delivered."""
         membership = self._peer.membership
-        flight = membership.flights.numbered(frame.number)
-        if flight is None:
+        pending = membership.pending_requests.numbered(frame.number)
+        if pending is None:
             membership.runtime.late_replies += 1
             return
-        membership.flights.end(flight.ask)
-        if flight.streams:
-            flight.ask.succeed(None)
+        membership.pending_requests.end(pending.ask)
+        if pending.streams:
+            pending.ask.succeed(None)
             return
         try:
-            value = membership.coder.answer(type(flight.ask.message), frame.body)
+            value = membership.coder.answer(type(pending.ask.message), frame.body)
         except MessageRefused as error:
-            self._unreadable(flight, error)
+            self._unreadable(pending, error)
         else:
-            flight.ask.succeed(value)
+            pending.ask.succeed(value)
 
-    def fail(self, frame: Fail) -> None:
+    def fail(self, frame: FailFrame) -> None:
         """Fail a request."""
         membership = self._peer.membership
-        flight = membership.flights.numbered(frame.number)
-        if flight is not None:
-            membership.flights.end(flight.ask)
-            flight.ask.fail(error_of(frame, membership.registry))
+        pending = membership.pending_requests.numbered(frame.number)
+        if pending is not None:
+            membership.pending_requests.end(pending.ask)
+            pending.ask.fail(error_of(frame, membership.registry))
 
-    def chunk(self, frame: Chunk) -> None:
+    def chunk(self, frame: ChunkFrame) -> None:
         """Deliver one chunk of a stream."""
         membership = self._peer.membership
-        flight = membership.flights.numbered(frame.number)
-        if flight is None or not flight.streams:
+        pending = membership.pending_requests.numbered(frame.number)
+        if pending is None or not pending.streams:
             return
         try:
-            chunk = membership.coder.answer(type(flight.ask.message), frame.body)
+            chunk = membership.coder.answer(type(pending.ask.message), frame.body)
         except MessageRefused as error:
-            membership.flights.end(flight.ask)
-            self._peer.send(Cancel(frame.number, False))
-            self._unreadable(flight, error)
+            membership.pending_requests.end(pending.ask)
+            self._peer.send(CancelFrame(frame.number, False))
+            self._unreadable(pending, error)
         else:
-            flight.give(chunk)
+            pending.give(chunk)
 
     def unreadable(self, number: int, error: MessageRefused) -> None:
         """Fail a request whose answer could not be decoded."""
         membership = self._peer.membership
-        flight = membership.flights.numbered(number)
-        if flight is not None and flight.cell.peer is self._peer:
-            membership.flights.end(flight.ask)
-            self._peer.send(Cancel(number, False))
-            self._unreadable(flight, error)
+        pending = membership.pending_requests.numbered(number)
+        if pending is not None and pending.cell.peer is self._peer:
+            membership.pending_requests.end(pending.ask)
+            self._peer.send(CancelFrame(number, False))
+            self._unreadable(pending, error)
 
-    def _unreadable(self, flight: Flight, error: MessageRefused) -> None:
+    def _unreadable(self, pending: PendingRequest, error: MessageRefused) -> None:
         self._peer.membership.refused += 1
-        text = f"{flight.cell.path} answered {safe_repr(flight.ask.message)}, and the answer was refused here: {error}"
+        text = (
+            f"{pending.cell.path} answered {safe_repr(pending.ask.message)}, and the answer was refused here: {error}"
+        )
         failure = Interrupted(text)
         failure.__cause__ = error
-        flight.ask.fail(failure)
+        pending.ask.fail(failure)
 
     # Actors.
 
-    def credit(self, frame: Credit) -> None:
+    def credit(self, frame: CreditFrame) -> None:
         """Make room for as many messages as have entered the mailbox of an actor."""
         cell = self._peer.membership.known(self._peer.identity, frame.of)
         if cell is not None:
             cell.credited(frame.count)
 
-    def ended(self, frame: Ended) -> None:
+    def ended(self, frame: EndedFrame) -> None:
         cell = self._peer.membership.known(self._peer.identity, frame.of)
         if cell is not None:
             cell.end(exit_of(frame, self._peer.membership.registry))
 
-    def up(self, frame: Up) -> None:
+    def up(self, frame: UpFrame) -> None:
         """Note that a later incarnation of an actor has started."""
         cell = self._peer.membership.known(self._peer.identity, frame.of)
         if cell is not None:
-            cell.came_up()
+            cell.on_restarted()
 
 
 log = get_log("cuelight.redis")
@@ -404,10 +420,10 @@ BATCH: Final = 65536
 FRAME: Final = 24
 """The approximate bytes of a frame without its body."""
 
-URGENT: Final = frozenset({Ask, Reply, Fail})
+URGENT: Final = frozenset({AskFrame, ReplyFrame, FailFrame})
 """Frames for which a caller waits."""
 
-PATIENCE: Final = 0.02
+CREDIT_DELAY: Final = 0.02
 """Seconds for which a confirmation waits for a batch to join."""
 
 
@@ -448,17 +464,17 @@ class Peer:
         incoming: its connection to this node.
     """
 
-    def __init__(self, membership: Membership, identity: str) -> None:
+    def __init__(self, membership: PeerHost, identity: str) -> None:
         self.membership, self.identity = membership, identity
-        self.inbound, self.outbound = Inbound(self), Outbound(self)
+        self.incoming_requests, self.incoming_replies = IncomingRequests(self), IncomingReplies(self)
         self.lost = False
         self.cells: dict[int, RemoteCell] = {}  # cells with mail under way or with watchers must live on
-        self._out: deque[tuple[Frame, int]] = deque()
+        self._frames: deque[tuple[Frame, int]] = deque()
         self._credits: dict[int, int] = {}
-        self._owed = 0
-        self._reminded = False
+        self._credit_count = 0
+        self._credit_scheduled = False
         self.number = 0
-        self.delivery = BatchDelivery(self)
+        self.delivery = BatchDelivery(self, membership)
         self.incoming: Incoming | None = None
         self.seen = self.seen_directly = 0
         self.received_directly = self.received_by_inbox = 0
@@ -479,7 +495,7 @@ class Peer:
     def send(self, frame: Frame, size: int = 0) -> None:
         """Send a frame after all others. Not a checkpoint."""
         if not self.lost:
-            self._out.append((frame, size + FRAME))
+            self._frames.append((frame, size + FRAME))
             self.delivery.flush_soon(now=type(frame) in URGENT)
 
     def credit(self, serial: int) -> None:
@@ -487,27 +503,27 @@ class Peer:
         if self.lost:
             return
         self._credits[serial] = self._credits.get(serial, 0) + 1
-        self._owed += 1
-        if self._owed >= WINDOW // 4:
+        self._credit_count += 1
+        if self._credit_count >= WINDOW // 4:
             self.delivery.flush_soon()
-        elif not self._reminded:
-            self._reminded = True
-            self.membership.runtime.call_later(PATIENCE, self._remember)
+        elif not self._credit_scheduled:
+            self._credit_scheduled = True
+            self.membership.runtime.call_later(CREDIT_DELAY, self._flush_credits)
 
-    def _remember(self) -> None:
-        self._reminded = False
+    def _flush_credits(self) -> None:
+        self._credit_scheduled = False
         if self._credits and not self.lost:
             self.delivery.flush_soon()
 
     @property
-    def quiet(self) -> bool:
+    def is_drained(self) -> bool:
         """Whether no frames are left to send."""
-        return self.lost or (self.delivery.is_done and not (self._out or self._credits))
+        return self.lost or (self.delivery.is_done and not (self._frames or self._credits))
 
     @property
     def has_frames(self) -> bool:
         """Whether there are frames for the next batch."""
-        return bool(self._out or self._credits) and not self.lost
+        return bool(self._frames or self._credits) and not self.lost
 
     def next_batch(self) -> Batch:
         """Return the next batch; `has_frames` says whether there is one."""
@@ -519,46 +535,46 @@ class Peer:
 
     def _take(self) -> list[Frame]:
         """Return the frames of the next batch."""
-        frames: list[Frame] = [Credit(serial, count) for serial, count in self._credits.items()]
+        frames: list[Frame] = [CreditFrame(serial, count) for serial, count in self._credits.items()]
         self._credits.clear()
-        self._owed = 0
+        self._credit_count = 0
         self.number += 1
         size = 0
-        while self._out and size < BATCH:
-            frame, weight = self._out.popleft()
+        while self._frames and size < BATCH:
+            frame, weight = self._frames.popleft()
             size += weight
             frames.append(frame)
-            if isinstance(frame, Ask | Open):
-                flight = self.membership.flights.numbered(frame.number)
-                if flight is not None:
-                    flight.batch = self.number
+            if isinstance(frame, AskFrame | OpenFrame):
+                pending = self.membership.pending_requests.numbered(frame.number)
+                if pending is not None:
+                    pending.batch = self.number
         self.membership.sent += len(frames)
         return frames
 
     def _refuse(self, frame: Frame, error: Exception) -> None:
         """Handle a frame that cannot be encoded: its message or request fails, and nothing else."""
-        log.error("a %s for %s cannot be encoded and is not sent: %s", type(frame).__name__, self.identity, error)
-        if isinstance(frame, Tell | Ask | Open):
+        log.error("%s for %s cannot be encoded and is not sent: %s", type(frame).__name__, self.identity, error)
+        if isinstance(frame, TellFrame | AskFrame | OpenFrame):
             cell = self.membership.known(self.identity, frame.to)
             if cell is not None:
                 cell.unsendable(error)
 
     # Receiving.
 
-    def came_directly(self, number: int, payload: bytes) -> bool:
+    def receive_direct(self, number: int, payload: bytes) -> bool:
         """Process a batch from a connection. Returns whether it is valid at this point."""
         if number == self.seen + 1:
             self.seen = self.seen_directly = number
-            self.received_directly += self.membership.deal_with(self, payload)
+            self.received_directly += self.membership.process_batch(self, payload)
         return number <= self.seen
 
-    def came_by_inbox(self, entry: Entry) -> None:
+    def receive_from_inbox(self, entry: InboxEntry) -> None:
         """Process a batch from the inbox."""
         if 0 < entry.number <= self.seen_directly:
             return  # the connection over which it arrived ended before it was confirmed
         if entry.number == self.seen + 1:
             self.seen = entry.number
-        self.received_by_inbox += self.membership.deal_with(self, entry.payload)
+        self.received_by_inbox += self.membership.process_batch(self, entry.payload)
         if self.incoming is not None:
             self.incoming.confirm()  # the other node waits for this before it uses the connection
 
@@ -581,84 +597,3 @@ class Peer:
             received_directly=self.received_directly,
             received_by_inbox=self.received_by_inbox,
         )
-
-
-# The pending requests of this node to other nodes, by number.
-
-
-class Flight:
-    """One pending request.
-
-    Attributes:
-        number: the number by which the other node knows it.
-        batch: the number of the batch that contains it; None before it is in one.
-        overdue: whether its time is over, so that the other node was asked for its progress.
-    """
-
-    __slots__ = ("ask", "batch", "cell", "number", "overdue")
-
-    def __init__(self, number: int, ask: PendingAsk, cell: RemoteCell) -> None:
-        self.number, self.ask, self.cell = number, ask, cell
-        self.batch: int | None = None
-        self.overdue = False
-
-    @property
-    def streams(self) -> bool:
-        """Whether the answer is a stream."""
-        return isinstance(self.ask, StreamSlot)
-
-    def give(self, chunk: Any) -> None:
-        """Deliver one more chunk of the stream."""
-        slot: Any = self.ask
-        slot.writer.received += 1
-        slot.add_chunk(chunk)
-
-
-class Flights:
-    """The pending requests of one membership. Each is removed once."""
-
-    def __init__(self) -> None:
-        self._next: Final[Callable[[], int]] = count(1).__next__
-        self._by_number: dict[int, Flight] = {}
-        self._by_ask: dict[PendingAsk, Flight] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_number)
-
-    def begin(self, ask: PendingAsk, cell: RemoteCell) -> int:
-        """Register a request and return its number."""
-        flight = Flight(self._next(), ask, cell)
-        self._by_number[flight.number] = self._by_ask[ask] = flight
-        return flight.number
-
-    def of(self, ask: PendingAsk) -> Flight | None:
-        """Return a pending request by its slot."""
-        return self._by_ask.get(ask)
-
-    def numbered(self, number: int) -> Flight | None:
-        """Return a pending request by its number."""
-        return self._by_number.get(number)
-
-    def end(self, ask: PendingAsk) -> Flight | None:
-        """Remove and return a pending request; None if it was removed before."""
-        flight = self._by_ask.pop(ask, None)
-        if flight is not None:
-            del self._by_number[flight.number]
-        return flight
-
-    def lost(self, identity: str, read: int | None, why: str) -> None:
-        """Fail the requests to the actors of a node that is gone.
-
-        Args:
-            identity: the identity of the node.
-            read: the number of the last batch that the node had read; None if it may have read all.
-            why: the reason, for the errors.
-        """
-        for flight in [one for one in self._by_number.values() if one.cell.peer.identity == identity]:
-            ask, cell = flight.ask, flight.cell
-            self.end(ask)
-            message = safe_repr(ask.message)
-            if flight.batch is None or (read is not None and flight.batch > read):
-                ask.fail(NotStarted(f"{cell.path} never saw {message}: {why}"))
-            else:
-                ask.fail(Unknown(f"{cell.path} may have handled {message}, wholly, in part or not at all: {why}"))

@@ -18,7 +18,8 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cuelight._text import safe_repr, safe_str
 from cuelight.actors import Actor, Cell, Exit, Reply, Start
@@ -29,10 +30,21 @@ from cuelight.actors._reply import WINDOW as CHUNKS
 from cuelight.actors._spec import DEFAULTS
 from cuelight.errors import MessageRefused, NotStarted, Unknown, UnknownTimeout
 from cuelight.mailbox import Mailbox, WaitingSender, wait
-from cuelight.redis._actors._frames import Ask, Cancel, Frame, Link, More, Open, Signal, Tell, Watch
+from cuelight.redis._actors._frames import (
+    AskFrame,
+    CancelFrame,
+    Frame,
+    LinkFrame,
+    MoreFrame,
+    OpenFrame,
+    SignalFrame,
+    TellFrame,
+    WatchFrame,
+)
 
 if TYPE_CHECKING:
-    from cuelight.redis._actors._peer import Peer
+    from cuelight.actors import ActorRuntime
+    from cuelight.redis._actors._registry import Coder
 
 WINDOW: Final = 512
 """The number of messages that may be under way to one actor."""
@@ -41,12 +53,37 @@ GRACE: Final = 1.0
 """Seconds for a node to report the progress of a request whose time is over."""
 
 
+class CellHost(Protocol):
+    """What the cells of other nodes' actors ask of the membership."""
+
+    runtime: ActorRuntime
+    coder: Coder
+    pending_requests: PendingRequests
+
+    def export(self, cell: Cell) -> int: ...
+
+
+class PeerLink(Protocol):
+    """What a cell asks of the node that its actor is on."""
+
+    identity: str
+
+    @property
+    def membership(self) -> CellHost: ...
+
+    def send(self, frame: Frame, size: int = 0) -> None: ...
+
+    def keep(self, cell: RemoteCell) -> None: ...
+
+    def forget(self, cell: RemoteCell) -> None: ...
+
+
 class RemoteCell(Cell):
     """An actor of another node. Its mailbox is the window of messages that are under way."""
 
     __slots__ = ("in_flight", "peer", "there")
 
-    def __init__(self, peer: Peer, serial: int, path: str) -> None:
+    def __init__(self, peer: PeerLink, serial: int, path: str) -> None:
         Mailbox.__init__(self, WINDOW, wait)
         self.in_flight: deque[Any] | None = None  # `items` stays None, because a ref appends to a queue found there
         self.peer = peer
@@ -58,7 +95,7 @@ class RemoteCell(Cell):
         self.factory, self.args, self.kwargs = Actor, (), None
         self.context, self.state = Context(), LIVE
         self.parent = self.actor = self.running = self.exit = self.asks = self.sent = self.children = self.extras = None
-        self.supervisor = _NOBODY
+        self.supervisor = _NO_KEEPER
         self.signals = self.restarts = self.incarnation = self.handled = 0
         self.awaited_start = False
 
@@ -134,14 +171,14 @@ class RemoteCell(Cell):
         frame: Frame
         if isinstance(item, PendingAsk):
             item.state = RUNNING  # its state is not known here until the other side reports it
-            number = self.peer.membership.flights.begin(item, self)
+            number = self.peer.membership.pending_requests.begin(item, self)
             if isinstance(item, StreamSlot):
-                item.writer = _Reading(item, self.peer, number)
-                frame = Open(self.serial, number, name, body)
+                item.writer = _StreamReader(item, self.peer, number)
+                frame = OpenFrame(self.serial, number, name, body)
             else:
-                frame = Ask(self.serial, number, name, body, self._left(item))
+                frame = AskFrame(self.serial, number, name, body, self._left(item))
         else:
-            frame = Tell(self.serial, name, body)
+            frame = TellFrame(self.serial, name, body)
         self.peer.send(frame, len(body))
 
     def _left(self, ask: PendingAsk) -> float | None:
@@ -158,7 +195,7 @@ class RemoteCell(Cell):
             in_flight.popleft()
         if self.senders:
             self.admit()
-        self._let_go()
+        self._release_if_idle()
 
     def unsendable(self, error: Exception) -> None:
         """Fail the first of the messages under way, which was not sent because its frame cannot be encoded.
@@ -167,13 +204,13 @@ class RemoteCell(Cell):
         """
         item = self.in_flight[0] if self.in_flight else None
         if isinstance(item, PendingAsk):
-            self.peer.membership.flights.end(item)
+            self.peer.membership.pending_requests.end(item)
             item.fail(NotStarted(f"{safe_repr(item.message)} could not be sent to {self.path}: {safe_str(error)}"))
         elif item is not None:
             self.runtime.dead_letters.add(item, self, "unsendable", error)
         self.credited(1)
 
-    def _let_go(self) -> None:
+    def _release_if_idle(self) -> None:
         if not self.in_flight:
             self.in_flight = None
             if self.extras is None:
@@ -182,11 +219,11 @@ class RemoteCell(Cell):
     # Requests whose askers have given up.
 
     def cancel_request(self, ask: PendingAsk) -> None:
-        flight = self.peer.membership.flights.end(ask)
-        if flight is None:
+        pending = self.peer.membership.pending_requests.end(ask)
+        if pending is None:
             super().cancel_request(ask)
             return
-        self.peer.send(Cancel(flight.number, False))
+        self.peer.send(CancelFrame(pending.number, False))
         ask.fail(
             Unknown(
                 f"the request {safe_repr(ask.message)} was cancelled; whether {self.path} had begun it is not known"
@@ -194,17 +231,17 @@ class RemoteCell(Cell):
         )
 
     def request_timed_out(self, ask: PendingAsk) -> None:
-        flight = self.peer.membership.flights.of(ask)
-        if flight is None:
+        pending = self.peer.membership.pending_requests.of(ask)
+        if pending is None:
             super().request_timed_out(ask)
-        elif not flight.overdue:
-            flight.overdue = True
-            self.peer.send(Cancel(flight.number, True))
+        elif not pending.overdue:
+            pending.overdue = True
+            self.peer.send(CancelFrame(pending.number, True))
             ask.due = self.runtime.backend.time() + GRACE
             ask.timed = True
             self.runtime.timers.add(ask.due, ask)
         else:
-            self.peer.membership.flights.end(ask)
+            self.peer.membership.pending_requests.end(ask)
             ask.fail(
                 UnknownTimeout(
                     f"{self.path} did not answer {safe_repr(ask.message)} in time, and its node did not say within "
@@ -218,7 +255,7 @@ class RemoteCell(Cell):
         if self.extras is None:
             self.extras = CellExtras()
             self.peer.keep(self)
-            self.peer.send(Watch(self.serial))
+            self.peer.send(WatchFrame(self.serial))
         return self.extras
 
     def end(self, exit_: Exit) -> None:
@@ -231,7 +268,7 @@ class RemoteCell(Cell):
         if self.extras is not None:
             self.notify_ended(exit_)
             self.extras = None
-        self._let_go()
+        self._release_if_idle()
 
     def lost(self, exit_: Exit) -> None:
         """Handle the loss of the node: unconfirmed messages may never have reached the actor."""
@@ -241,7 +278,7 @@ class RemoteCell(Cell):
             if not isinstance(item, PendingAsk):
                 self.runtime.dead_letters.add(item, self, "node_lost")
 
-    def came_up(self) -> None:
+    def on_restarted(self) -> None:
         """Note that a later incarnation has started, for callers that wait in `stop` or `kill`."""
         self.incarnation += 1
         self.notify_started()
@@ -254,7 +291,7 @@ class RemoteCell(Cell):
 
     def _link(self, other: Cell, on: bool) -> None:
         membership = self.peer.membership
-        self.peer.send(Link(self.serial, membership.export(other), other.path, on))
+        self.peer.send(LinkFrame(self.serial, membership.export(other), other.path, on))
 
     def stop(self) -> None:
         self._signal("stop", "")
@@ -269,7 +306,7 @@ class RemoteCell(Cell):
     def _signal(self, verb: str, why: str) -> bool:
         if self.state == DEAD:
             return False
-        self.peer.send(Signal(self.serial, verb, why))
+        self.peer.send(SignalFrame(self.serial, verb, why))
         return True
 
     def fail_with(self, error: BaseException) -> None:
@@ -302,12 +339,12 @@ class RemoteCell(Cell):
         raise NotImplementedError
 
 
-class _Reading:
+class _StreamReader:
     """Tells the writer of a stream that there is room again. The stream wakes it when the reader has taken chunks."""
 
     __slots__ = ("granted", "number", "peer", "received", "slot")
 
-    def __init__(self, slot: StreamSlot, peer: Peer, number: int) -> None:
+    def __init__(self, slot: StreamSlot, peer: PeerLink, number: int) -> None:
         self.slot, self.peer, self.number = slot, peer, number
         self.received = self.granted = 0
 
@@ -315,12 +352,90 @@ class _Reading:
         """Report the taken chunks, at half of the window."""
         taken = self.received - len(self.slot.chunks)
         if taken - self.granted >= CHUNKS // 2 and not self.slot.done:
-            self.peer.send(More(self.number, taken - self.granted))
+            self.peer.send(MoreFrame(self.number, taken - self.granted))
             self.granted = taken
 
     def __await__(self) -> Any:
         raise NotImplementedError
 
 
-_NOBODY: Any = None
+_NO_KEEPER: Any = None
 """The keeper of cells of other nodes."""
+
+
+class PendingRequest:
+    """One pending request.
+
+    Attributes:
+        number: the number by which the other node knows it.
+        batch: the number of the batch that contains it; None before it is in one.
+        overdue: whether its time is over, so that the other node was asked for its progress.
+    """
+
+    __slots__ = ("ask", "batch", "cell", "number", "overdue")
+
+    def __init__(self, number: int, ask: PendingAsk, cell: RemoteCell) -> None:
+        self.number, self.ask, self.cell = number, ask, cell
+        self.batch: int | None = None
+        self.overdue = False
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream."""
+        return isinstance(self.ask, StreamSlot)
+
+    def give(self, chunk: Any) -> None:
+        """Deliver one more chunk of the stream."""
+        slot: Any = self.ask
+        slot.writer.received += 1
+        slot.add_chunk(chunk)
+
+
+class PendingRequests:
+    """The pending requests of one membership. Each is removed once."""
+
+    def __init__(self) -> None:
+        self._next: Final[Callable[[], int]] = count(1).__next__
+        self._by_number: dict[int, PendingRequest] = {}
+        self._by_ask: dict[PendingAsk, PendingRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def begin(self, ask: PendingAsk, cell: RemoteCell) -> int:
+        """Register a request and return its number."""
+        pending = PendingRequest(self._next(), ask, cell)
+        self._by_number[pending.number] = self._by_ask[ask] = pending
+        return pending.number
+
+    def of(self, ask: PendingAsk) -> PendingRequest | None:
+        """Return a pending request by its slot."""
+        return self._by_ask.get(ask)
+
+    def numbered(self, number: int) -> PendingRequest | None:
+        """Return a pending request by its number."""
+        return self._by_number.get(number)
+
+    def end(self, ask: PendingAsk) -> PendingRequest | None:
+        """Remove and return a pending request; None if it was removed before."""
+        pending = self._by_ask.pop(ask, None)
+        if pending is not None:
+            del self._by_number[pending.number]
+        return pending
+
+    def lost(self, identity: str, read: int | None, why: str) -> None:
+        """Fail the requests to the actors of a node that is gone.
+
+        Args:
+            identity: the identity of the node.
+            read: the number of the last batch that the node had read; None if it may have read all.
+            why: the reason, for the errors.
+        """
+        for pending in [one for one in self._by_number.values() if one.cell.peer.identity == identity]:
+            ask, cell = pending.ask, pending.cell
+            self.end(ask)
+            message = safe_repr(ask.message)
+            if pending.batch is None or (read is not None and pending.batch > read):
+                ask.fail(NotStarted(f"{cell.path} never saw {message}: {why}"))
+            else:
+                ask.fail(Unknown(f"{cell.path} may have handled {message}, wholly, in part or not at all: {why}"))

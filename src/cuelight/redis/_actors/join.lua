@@ -1,12 +1,12 @@
--- Enter a cluster under an identity that nobody had before. Sent again, it changes nothing more.
+-- Enter a cluster under a new identity. Sending it again changes nothing more.
 --
 -- KEYS[1] format    the number of the layout of all these keys
--- KEYS[2] members   sorted set: identity -> when its lease ends, in ms of the server's time
+-- KEYS[2] members   sorted set: identity -> end of its lease, in ms of the server's time
 -- KEYS[3] node      hash of this node: about, endpoint, asleep, in, out, sent:<sender>, read:<sender>, name:<name>
--- ARGV    identity, lease in ms, time to live of keys in ms, format, about this node, where it accepts
---         direct connections ("" if nowhere)
+-- ARGV    identity, lease in ms, time to live of keys in ms, format, description of this node, its endpoint for
+--         direct connections ("" if it has none)
 --
--- Returns {"ok"}, or {"format", the number that is there}.
+-- Returns {"ok"}, or {"format", the stored number}.
 local identity, lease, ttl, format, about, endpoint = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local present = redis.call('GET', KEYS[1])
 if present and present ~= format then

@@ -1,23 +1,23 @@
--- Forget what a node has dealt with, and give it what comes next. Only members can read: whoever was declared lost has
--- read nothing since.
+-- Delete the processed entries of a node's inbox, and return the next ones. Only members can read: a node that was
+-- declared lost has read nothing since.
 --
 -- KEYS[1] members, KEYS[2] node, KEYS[3] inbox   (see join.lua and send.lua)
--- ARGV    identity, id of the last entry that was dealt with ("0-0": none), the id after it, bytes that had come with
---         it, how many entries at most
+-- ARGV    identity, id of the last processed entry ("0-0": none), the id after it, bytes received up to that entry,
+--         maximum number of entries
 --
--- Returns 0 if this node is no member any more, or if its keys were damaged or deleted so that mail is lost: it must
--- join anew, which tells those who wait for it. Else the entries. Sent again, it returns the same ones, or more. If there
--- were fewer than asked for, the next that comes is told on the channel of the node.
+-- Returns 0 if this node is no longer a member, or if its keys were damaged or deleted so that entries are lost. It then
+-- has to join again, which notifies the callers that wait for it. Else the entries. Sending it again returns the same
+-- ones, or more. If there are fewer than the maximum, the next arrival is announced on the channel of the node.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return 0
 end
--- A count that somebody else has damaged counts as none: it must not keep a node from its mail.
+-- A damaged count is read as 0, so that the node can still receive.
 local function count(text)
   local found = tonumber(text or '0')
-  return found and found >= 0 and found < 2 ^ 53 and found or 0 -- no nan either
+  return found and found >= 0 and found < 2 ^ 53 and found or 0 -- excludes nan
 end
 
--- Whether a key was made something else.
+-- Whether a key has a wrong type.
 local function is_damaged(answer)
   if type(answer) == 'table' and answer.err then
     if string.find(answer.err, 'WRONGTYPE', 1, true) then
@@ -32,7 +32,7 @@ if is_damaged(node) then
   return 0
 end
 local came = count(node[1])
-local total = math.min(count(ARGV[4]), came) -- an entry may have been forged
+local total = math.min(count(ARGV[4]), came) -- a forged entry may claim more
 if total > count(node[2]) then
   if is_damaged(redis.pcall('XTRIM', KEYS[3], 'MINID', ARGV[3])) then
     return 0
@@ -48,7 +48,7 @@ if #entries < tonumber(ARGV[5]) then
 end
 for _, entry in ipairs(entries) do
   local sender, number = entry[2][2], count(entry[2][4])
-  if number > 0 then -- else somebody else has put it there
+  if number > 0 then -- 0 if no node wrote the entry
     local read = redis.call('HGET', KEYS[2], 'read:' .. sender)
     if count(read) < number then
       redis.call('HSET', KEYS[2], 'read:' .. sender, string.format('%.0f', number))

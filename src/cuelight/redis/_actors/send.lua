@@ -1,17 +1,17 @@
--- Put one batch into the inbox of a node: once, however often it is sent.
+-- Put one batch into the inbox of a node. Sending it again changes nothing more.
 --
 -- KEYS[1] members   (see join.lua)
 -- KEYS[2] node      of the target; sent:<sender> is the number of the last batch of that sender, in and out count the
---                   bytes that ever came and those that are done with
--- KEYS[3] inbox     stream of the target: s sender, q number of the batch, t bytes that ever came, v format, p payload
--- ARGV    sender, target, number of the batch, format of the payload, payload, bytes that the inbox may hold, time to
+--                   bytes received and processed so far
+-- KEYS[3] inbox     stream of the target: s sender, q number of the batch, t bytes received so far, v format, p payload
+-- ARGV    sender, target, number of the batch, format of the payload, payload, maximum bytes in the inbox, time to
 --         live of keys in ms, command to publish with, channel of the target
 --
--- Returns "ok", "full" (nothing was done), "gone" (the target is no member) or "expelled" (the sender is none).
--- A count that somebody else has damaged counts as none: it must not keep a node from its mail.
+-- Returns "ok", "full" (nothing was done), "gone" (the target is not a member) or "expelled" (the sender is not one).
+-- A damaged count is read as 0, so that the node can still receive.
 local function count(text)
   local found = tonumber(text or '0')
-  return found and found >= 0 and found < 2 ^ 53 and found or 0 -- no nan either
+  return found and found >= 0 and found < 2 ^ 53 and found or 0 -- excludes nan
 end
 
 local sender, target, number, payload = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[5]

@@ -3,7 +3,6 @@
 from cuelight.redis._client._client import DEFAULT_URL, RedisClient, server_for
 from cuelight.redis._client._commands import Dedicated, Pipeline
 from cuelight.redis._client._errors import read_reply
-from cuelight.redis._client._plugged import PluggedServer, use_coredis, use_redis_py
 from cuelight.redis._client._retry import answer_time
 from cuelight.redis._client._server import Argument, Script, Server, Subscription, publishing_command
 
@@ -12,7 +11,6 @@ __all__ = [
     "DEFAULT_URL",
     "Dedicated",
     "Pipeline",
-    "PluggedServer",
     "RedisClient",
     "Script",
     "Server",
@@ -21,6 +19,4 @@ __all__ = [
     "publishing_command",
     "read_reply",
     "server_for",
-    "use_coredis",
-    "use_redis_py",
 ]

@@ -16,10 +16,10 @@ from redis import exceptions as redis_errors
 
 from cuelight._text import describe_error
 from cuelight.redis._client._blocking_connection import BlockingConnection
-from cuelight.redis._client._cluster import KeyTable, SlotMap, concerns_all, keys_of, redirection, slots_of
-from cuelight.redis._client._connect import check_version, no_primary, of_login, primary_of, warn_of_eviction
+from cuelight.redis._client._cluster import KeyTable, SlotMap, is_for_all_primaries, keys_of, redirection, slots_of
+from cuelight.redis._client._connect import check_version, login_error, no_primary, primary_of, warn_of_eviction
 from cuelight.redis._client._connection import pack_all
-from cuelight.redis._client._settings import Address, Settings, place
+from cuelight.redis._client._settings import Address, Settings, format_address
 
 _HOPS: Final = 5
 
@@ -89,9 +89,9 @@ class BlockingServer:
             user, secret = settings.sentinel
             options |= {"db": 0, "username": user, "password": secret, "credential_provider": None}
         if isinstance(address, str):
-            options |= {"connection_class": _UnixConnection, "path": address}
+            options |= {"connection_class": _CheckedUnixConnection, "path": address}
         else:
-            kind = _Connection if settings.tls is None else _SSLConnection
+            kind = _CheckedConnection if settings.tls is None else _CheckedSSLConnection
             options |= {"connection_class": kind, "host": address[0], "port": address[1]}
         pool: redis.ConnectionPool = cast("Any", redis.ConnectionPool)(**options)
         return pool
@@ -121,7 +121,7 @@ class BlockingServer:
         try:
             made: Any = pool.get_connection()
         except redis_errors.ResponseError as error:
-            raise of_login(error, place(address)) from error.__cause__
+            raise login_error(error, format_address(address)) from error.__cause__
         try:
             if address not in self._checked:
                 self._check(made, address)
@@ -144,7 +144,7 @@ class BlockingServer:
         return reply
 
     def _ask_sentinels(self) -> Address:
-        said: list[str] = []
+        answers: list[str] = []
         for sentinel in self._settings.addresses:
             try:
                 pool = self._pool(sentinel)
@@ -159,13 +159,13 @@ class BlockingServer:
             except redis_errors.AuthenticationError:
                 raise
             except (OSError, redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
-                said.append(f"{place(sentinel)}: {error}")
+                answers.append(f"{format_address(sentinel)}: {error}")
                 continue
             if isinstance(found, list):
-                self._primary = address = primary_of(found, place(sentinel))
+                self._primary = address = primary_of(found, format_address(sentinel))
                 return address
-            said.append(f"{place(sentinel)}: {found or f'does not know {self._settings.service!r}'}")
-        raise no_primary(self._settings.service, said)
+            answers.append(f"{format_address(sentinel)}: {found or f'does not know {self._settings.service!r}'}")
+        raise no_primary(self._settings.service, answers)
 
     def _check(self, connection: Any, address: Address) -> None:
         _set_time(connection)
@@ -174,7 +174,7 @@ class BlockingServer:
         warn_of_eviction(_read(connection), self._settings.name)
         self._checked.add(address)
 
-    def _known(self) -> tuple[SlotMap, KeyTable]:
+    def _load_slots(self) -> tuple[SlotMap, KeyTable]:
         if self._map is None or self._keys is None:
             last: Exception = redis_errors.ConnectionError("no server of the cluster knows its slots")
             for address in self._settings.addresses:
@@ -191,15 +191,15 @@ class BlockingServer:
                 if slots:
                     self._map, self._keys = slots_of(slots, address), keys_of(table, address)
                     break
-                last = redis_errors.ConnectionError(f"{place(address)}: it knows no slots yet")
+                last = redis_errors.ConnectionError(f"{format_address(address)}: it knows no slots yet")
             else:
                 raise last
         return self._map, self._keys
 
     def _call_cluster(self, command: Sequence[Any]) -> Any:
-        slots, table = self._known()
+        slots, table = self._load_slots()
         reply: Any = None
-        if concerns_all(command):
+        if is_for_all_primaries(command):
             for each in slots.primaries:
                 reply = self._call_member(each, command)
                 if isinstance(reply, Exception):
@@ -237,13 +237,13 @@ def _taken_from(idle: deque[BlockingConnection]) -> BlockingConnection | None:
         return None
 
 
-class _Limit(threading.local):
+class _Deadline(threading.local):
     """The deadline of this thread's command on the monotonic clock; None if its caller set no time-out."""
 
     deadline: float | None = None
 
 
-_limit: Final = _Limit()
+_limit: Final = _Deadline()
 
 _LEAST: Final = 0.001
 
@@ -269,7 +269,7 @@ def _set_time(connection: Any) -> None:
         connection.update_current_socket_timeout(min(left, connection.socket_timeout))
 
 
-class _Careful:
+class _CheckedReads:
     """Limits connecting and logging in to the time that the caller has left."""
 
     def read_response(self, *args: Any, **options: Any) -> Any:
@@ -295,13 +295,13 @@ class _Careful:
             connection.socket_timeout, connection.socket_connect_timeout = kept
 
 
-class _Connection(_Careful, redis.Connection): ...
+class _CheckedConnection(_CheckedReads, redis.Connection): ...
 
 
-class _SSLConnection(_Careful, redis.SSLConnection): ...
+class _CheckedSSLConnection(_CheckedReads, redis.SSLConnection): ...
 
 
-class _UnixConnection(_Careful, redis.UnixDomainSocketConnection): ...
+class _CheckedUnixConnection(_CheckedReads, redis.UnixDomainSocketConnection): ...
 
 
 def _read(connection: Any) -> Any:

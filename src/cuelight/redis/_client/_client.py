@@ -15,16 +15,16 @@ from redis import exceptions as redis_errors
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client._blocking import BlockingServer
-from cuelight.redis._client._cluster import ClusterRoute
-from cuelight.redis._client._command_info import MAY_BLOCK, PLAIN, blocking_time, kind_of, refuse
-from cuelight.redis._client._commands import Commands, Dedicated, in_transaction, of_transaction
+from cuelight.redis._client._cluster import Cluster
+from cuelight.redis._client._command_info import MAY_BLOCK, PLAIN, blocking_timeout, command_kind, reject
+from cuelight.redis._client._commands import Commands, Dedicated, in_transaction, transaction_replies
 from cuelight.redis._client._connection import pack
-from cuelight.redis._client._errors import translated
-from cuelight.redis._client._node import closed_error
-from cuelight.redis._client._pubsub import Listener
-from cuelight.redis._client._retry import call_within, run_patiently, run_patiently_blocking, shorter
-from cuelight.redis._client._route import Route, SentinelRoute, SingleRoute
+from cuelight.redis._client._errors import translate_error
+from cuelight.redis._client._pubsub import Subscriber
+from cuelight.redis._client._retry import call_within, run_with_retry, run_with_retry_blocking, shorter_timeout
+from cuelight.redis._client._server_connections import closed_error
 from cuelight.redis._client._settings import settings_of
+from cuelight.redis._client._topology import SentinelServers, SingleServer, Topology
 
 if TYPE_CHECKING:
     from redis.credentials import CredentialProvider
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from cuelight.redis._client._server import Argument, Script, Server, Subscription
 
 
-_ROUTES: Final[dict[str, type[Route]]] = {"cluster": ClusterRoute, "sentinel": SentinelRoute, "single": SingleRoute}
+_TOPOLOGIES: Final[dict[str, type[Topology]]] = {
+    "cluster": Cluster,
+    "sentinel": SentinelServers,
+    "single": SingleServer,
+}
 _PATIENCE: Final = 5.0  # seconds to wait for connections in other loops to close
 
 
@@ -95,7 +99,7 @@ class RedisClient(Commands):
         )
         super().__init__(self._settings.encoding, decode_responses)
         self._name = self._settings.name
-        self._routes: dict[Any, Route] = {}
+        self._topologies: dict[Any, Topology] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._blocking_server = BlockingServer(self._settings)
@@ -120,12 +124,12 @@ class RedisClient(Commands):
         Pending commands fail. The method may be called more than once. A closed client cannot be opened again.
         """
         here, waits = running_loop(), list[anyio.Event]()
-        for route in self._end():
+        for topology in self._end():
             ended = anyio.Event()
-            if route.loop is here:
-                route.end(ended.set)
+            if topology.loop is here:
+                topology.end(ended.set)
                 waits.append(ended)
-            elif _end_elsewhere(route, partial(call_in_loop, here, ended.set)):
+            elif _end_elsewhere(topology, partial(call_in_loop, here, ended.set)):
                 waits.append(ended)
         with anyio.move_on_after(_PATIENCE, shield=True):
             for wait in waits:
@@ -134,52 +138,52 @@ class RedisClient(Commands):
 
     def close(self) -> None:
         """Like `aclose`, for threads that run no loop. The connections of loops are closed soon after it returns."""
-        for route in self._end():
-            _end_elsewhere(route, lambda: None)
+        for topology in self._end():
+            _end_elsewhere(topology, lambda: None)
 
-    def _end(self) -> list[Route]:
+    def _end(self) -> list[Topology]:
         with self._lock:
             self._closed = True
-            routes = list(self._routes.values())
+            topologies = list(self._topologies.values())
         self._blocking_server.close()
-        return routes
+        return topologies
 
-    def _route(self) -> Route:
+    def _topology(self) -> Topology:
         loop = running_loop()
-        route = self._routes.get(loop)
-        if route is None:
+        topology = self._topologies.get(loop)
+        if topology is None:
             if loop is None:
                 raise RuntimeError("no event loop runs here: use the blocking methods, or anyio.run(...)")
             with self._lock:
                 if self._closed:
                     raise closed_error()
-                route = self._routes[loop] = _ROUTES[self._settings.kind](self._settings, self._forget)
-        return route
+                topology = self._topologies[loop] = _TOPOLOGIES[self._settings.kind](self._settings, self._forget)
+        return topology
 
     def _forget(self, loop: Any) -> None:
         with self._lock:
-            self._routes.pop(loop, None)
+            self._topologies.pop(loop, None)
 
     async def _call(self, command: Sequence[Any]) -> Any:
-        route = self._routes.get(running_loop()) or self._route()
-        kind = kind_of(command[0])
+        topology = self._topologies.get(running_loop()) or self._topology()
+        kind = command_kind(command[0])
         if kind != PLAIN:
             if kind == MAY_BLOCK:
-                return await route.call_blocking(command)
-            refuse(command)
-        return await route.call(command)
+                return await topology.call_blocking(command)
+            reject(command)
+        return await topology.call(command)
 
     async def _send(self, commands: list[tuple[Any, ...]], transaction: bool) -> list[Any]:
         for command in commands:
-            kind = kind_of(command[0])
+            kind = command_kind(command[0])
             if kind != PLAIN:
-                refuse(command)
-            if kind == MAY_BLOCK and not transaction and blocking_time(command) != 0:
+                reject(command)
+            if kind == MAY_BLOCK and not transaction and blocking_timeout(command) != 0:
                 raise ValueError(f"{command[0]}: it may block, and this pipeline with it; use `transaction=True`")
-        route = self._route()
+        topology = self._topology()
         if transaction:
-            return of_transaction(await route.call_block(in_transaction(commands)))
-        return await route.call_block(commands)
+            return transaction_replies(await topology.call_many(in_transaction(commands)))
+        return await topology.call_many(commands)
 
     async def execute(self, *command: Argument, timeout: float | None = None) -> Any:
         """Run one command once and return its reply as the server sent it. A checkpoint.
@@ -200,9 +204,9 @@ class RedisClient(Commands):
         try:
             reply = await (self._call(command) if timeout is None else call_within(self._call, command, timeout))
         except redis_errors.RedisError as error:
-            raise translated(error, self._name) from error
+            raise translate_error(error, self._name) from error
         if isinstance(reply, Exception):
-            raise translated(reply, self._name) from reply
+            raise translate_error(reply, self._name) from reply
         return reply
 
     async def run(
@@ -228,14 +232,18 @@ class RedisClient(Commands):
             redis.ResponseError: the script raised an error.
         """
         first: tuple[Exception, float] | None = None
-        if timeout is None and (route := self._routes.get(running_loop())) and (wire := route.ready_wire()):
+        if (
+            timeout is None
+            and (topology := self._topologies.get(running_loop()))
+            and (connection := topology.ready_connection())
+        ):
             # The usual case, without another coroutine in between: one attempt over a working connection.
-            packed, began = pack(("EVALSHA", script.sha, len(keys), *keys, *args)), route.time()
-            reply = await wire.post(packed)
+            packed, began = pack(("EVALSHA", script.sha, len(keys), *keys, *args)), topology.time()
+            reply = await connection.post(packed)
             if not isinstance(reply, Exception):
                 return reply
             first = reply, began
-        return await run_patiently(
+        return await run_with_retry(
             self._call,
             script,
             keys,
@@ -255,11 +263,11 @@ class RedisClient(Commands):
         try:
             if self._closed:
                 raise closed_error()
-            reply = self._blocking_server.call(command, None if timeout is None else shorter(timeout, math.inf))
+            reply = self._blocking_server.call(command, None if timeout is None else shorter_timeout(timeout, math.inf))
         except (OSError, redis_errors.RedisError) as error:
-            raise translated(error, self._name) from error
+            raise translate_error(error, self._name) from error
         if isinstance(reply, Exception):
-            raise translated(reply, self._name) from reply
+            raise translate_error(reply, self._name) from reply
         return reply
 
     def run_blocking(
@@ -271,13 +279,13 @@ class RedisClient(Commands):
         timeout: float | None = None,
     ) -> Any:
         """Like `run`, for threads that run no loop. It blocks the calling thread, which gets its own connection."""
-        return run_patiently_blocking(
+        return run_with_retry_blocking(
             self.execute_blocking,
             script,
             keys,
             args,
             name=self._name,
-            timeout=shorter(timeout, self._settings.timeout),
+            timeout=shorter_timeout(timeout, self._settings.timeout),
             ended=self._is_closed,
         )
 
@@ -302,27 +310,27 @@ class RedisClient(Commands):
             StoreUnavailable: the server did not confirm the subscription within the time-out.
             StoreRefused: the server rejected the subscription.
         """
-        listener = Listener(running_loop(), on_message, on_gap)
-        trouble: Exception | None = None
-        seconds = shorter(timeout, self._settings.timeout)
+        subscriber = Subscriber(running_loop(), on_message, on_gap)
+        last_error: Exception | None = None
+        seconds = shorter_timeout(timeout, self._settings.timeout)
         try:
             with anyio.move_on_after(seconds):
-                line = await self._route().line_of(channel)
-                line.listen(channel.encode(), listener)
-                await listener.settled.wait()
-            if listener.topic is not None:
-                trouble = listener.topic.line.trouble
+                pubsub = await self._topology().pubsub_of(channel)
+                pubsub.listen(channel.encode(), subscriber)
+                await subscriber.confirmed.wait()
+            if subscriber.pubsub_channel is not None:
+                last_error = subscriber.pubsub_channel.pubsub.last_error
         except redis_errors.RedisError as error:
-            raise translated(error, self._name) from error
+            raise translate_error(error, self._name) from error
         finally:
-            if not listener.settled.is_set():
-                listener.close()
-        if listener.error is not None:
-            raise translated(listener.error, self._name) from listener.error
-        if not listener.settled.is_set():
-            reason = f": {trouble}" if trouble else ""
+            if not subscriber.confirmed.is_set():
+                subscriber.close()
+        if subscriber.error is not None:
+            raise translate_error(subscriber.error, self._name) from subscriber.error
+        if not subscriber.confirmed.is_set():
+            reason = f": {last_error}" if last_error else ""
             raise StoreUnavailable(f"{self._name} did not begin to listen to {channel!r} within {seconds:g} s{reason}")
-        return listener
+        return subscriber
 
     async def publish(self, channel: str, message: bytes, **_: Any) -> Any:  # type: ignore[override]
         """Publish to a channel, which is sharded in a cluster. Delivery is not guaranteed. A checkpoint.
@@ -331,9 +339,9 @@ class RedisClient(Commands):
             The number of connections that received the message.
         """
         try:
-            name = await self._route().publish_with()
+            name = await self._topology().publish_with()
         except redis_errors.RedisError as error:
-            raise translated(error, self._name) from error
+            raise translate_error(error, self._name) from error
         return await self.execute(name, channel, message)
 
     @asynccontextmanager
@@ -348,21 +356,21 @@ class RedisClient(Commands):
             redis.RedisError: see `execute_command`.
         """
         settings = self._settings
-        node = await self._route().node_of(("GET", key))
-        wire = (await node.open(watched=False)).wire
+        server_connections = await self._topology().server_of(("GET", key))
+        connection = (await server_connections.open(timed=False)).connection
         try:
-            yield Dedicated(wire, self._name, settings.timeout, settings.encoding, settings.decode)
+            yield Dedicated(connection, self._name, settings.timeout, settings.encoding, settings.decode)
         finally:
-            wire.end(redis_errors.ConnectionError("the block of this connection has ended"))
+            connection.end(redis_errors.ConnectionError("the block of this connection has ended"))
             with anyio.CancelScope(shield=True):
-                await wire.closed.wait()
+                await connection.closed.wait()
 
 
-def _end_elsewhere(route: Route, then: Callable[[], object]) -> bool:
-    """End a route of another loop, and call `then` in that loop afterwards. Returns whether that loop is alive."""
-    if call_in_loop(route.loop, route.end, then):
+def _end_elsewhere(topology: Topology, then: Callable[[], object]) -> bool:
+    """End the connections of another loop, then call `then` in that loop. Returns whether that loop is alive."""
+    if call_in_loop(topology.loop, topology.end, then):
         return True
-    route.abandon()
+    topology.abandon()
     return False
 
 

@@ -20,29 +20,29 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from cuelight.mailbox import TaskGroup
 from cuelight.redis._client._errors import read_reply
-from cuelight.redis._client._node import Node
-from cuelight.redis._client._pubsub import PushLine
-from cuelight.redis._client._route import Route
-from cuelight.redis._client._settings import Address, Settings, place
+from cuelight.redis._client._pubsub import PubSubConnection
+from cuelight.redis._client._server_connections import ServerConnections
+from cuelight.redis._client._settings import Address, Settings, format_address
+from cuelight.redis._client._topology import Topology
 
 # The slots of a cluster, without I/O: the slot of a command, and the server of a slot.
 
 
-_EVERYWHERE: Final = frozenset({"FLUSHALL", "FLUSHDB", "SCRIPT FLUSH", "SCRIPT LOAD"})
+FOR_ALL_PRIMARIES: Final = frozenset({"FLUSHALL", "FLUSHDB", "SCRIPT FLUSH", "SCRIPT LOAD"})
 
-_COUNTED: Final[Mapping[str, int]] = {
+KEY_COUNT_POSITIONS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "FCALL", "FCALL_RO", "BLMPOP", "BZMPOP"), 2),
     **dict.fromkeys(("LMPOP", "SINTERCARD", "ZDIFF", "ZINTER", "ZINTERCARD", "ZMPOP", "ZUNION"), 1),
 }
 """The positions at which commands state the number of keys that follow."""
 
 
-def concerns_all(command: Sequence[Any]) -> bool:
+def is_for_all_primaries(command: Sequence[Any]) -> bool:
     """Return whether a command is for all primaries. Its name may be one word or two."""
     words = _text(command[0]).upper().split()
     if words == ["SCRIPT"] and len(command) > 1:
         words.append(_text(command[1]).upper())
-    return " ".join(words) in _EVERYWHERE
+    return " ".join(words) in FOR_ALL_PRIMARIES
 
 
 def slot_of_key(key: Any) -> int:
@@ -75,7 +75,7 @@ class KeyTable:
         """Return the slot of a command; None if it has no key."""
         words = [*_text(command[0]).split(), *command[1:]]
         name = words[0].upper()
-        place = _COUNTED.get(name)
+        place = KEY_COUNT_POSITIONS.get(name)
         if place is not None:
             place = place + 1 if len(words) > place + 1 and int(words[place]) else 0
         elif name in {"XREAD", "XREADGROUP"}:
@@ -115,7 +115,7 @@ def slots_of(reply: Any, asked: Address) -> SlotMap:
     Raises:
         StoreRefused: the reply is malformed.
     """
-    return read_reply(place(asked), "CLUSTER SLOTS", lambda it: SlotMap(it, asked), reply)
+    return read_reply(format_address(asked), "CLUSTER SLOTS", lambda it: SlotMap(it, asked), reply)
 
 
 def keys_of(reply: Any, asked: Address) -> KeyTable:
@@ -124,7 +124,7 @@ def keys_of(reply: Any, asked: Address) -> KeyTable:
     Raises:
         StoreRefused: the reply is malformed.
     """
-    return read_reply(place(asked), "COMMAND", KeyTable, reply)
+    return read_reply(format_address(asked), "COMMAND", KeyTable, reply)
 
 
 def redirection(error: Any, asked: Address) -> Address:
@@ -152,28 +152,28 @@ _HOPS: Final = 5
 _LOST: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ClusterDownError)
 
 
-class ClusterRoute(Route):
+class Cluster(Topology):
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)
-        self._nodes: dict[Address, Node] = {}
-        self._lines: dict[Address, PushLine] = {}
+        self._servers: dict[Address, ServerConnections] = {}
+        self._pubsubs: dict[Address, PubSubConnection] = {}
         self._map = SlotMap((), "")
         self._keys: KeyTable | None = None
         self._lock = anyio.Lock()
         self._stale = True
         self._sharded = False
 
-    def _node(self, address: Address) -> Node:
-        node = self._nodes.get(address)
-        if node is None:
+    def _server_connections(self, address: Address) -> ServerConnections:
+        server_connections = self._servers.get(address)
+        if server_connections is None:
 
             async def here() -> Address:
                 return address
 
-            node = self._nodes[address] = Node(self._settings, self.wires, here)
-        return node
+            server_connections = self._servers[address] = ServerConnections(self._settings, self.connections, here)
+        return server_connections
 
-    async def _known(self) -> tuple[SlotMap, KeyTable]:
+    async def _load_slots(self) -> tuple[SlotMap, KeyTable]:
         """Return the slots. Reload them first if they may have changed."""
         if self._stale or self._keys is None:
             async with self._lock:
@@ -185,30 +185,30 @@ class ClusterRoute(Route):
         return self._map, self._keys
 
     async def _ask(self) -> tuple[SlotMap, KeyTable]:
-        said: list[str] = []
+        answers: list[str] = []
         for address in dict.fromkeys((*self._map.primaries, *self._settings.addresses)):
-            node = self._node(address)
+            server_connections = self._server_connections(address)
             replies: list[Any] = []
             try:
                 # The key positions of commands do not change: COMMAND is sent only once.
                 for command in (("CLUSTER", "SLOTS"), ("COMMAND",))[: 1 if self._keys else 2]:
-                    reply = await node.call(command)
+                    reply = await server_connections.call(command)
                     if isinstance(reply, Exception):
                         raise reply
                     replies.append(reply)
             except redis_errors.AuthenticationError:
                 raise
             except _LOST as error:
-                said.append(f"{place(address)}: {error}")
+                answers.append(f"{format_address(address)}: {error}")
                 continue
             if replies[0]:
-                self._sharded = node.version >= (7, 0)
+                self._sharded = server_connections.version >= (7, 0)
                 return slots_of(replies[0], address), self._keys or keys_of(replies[1], address)
-            said.append(f"{place(address)}: it knows no slots yet")
-        raise redis_errors.ConnectionError(f"no server of the cluster knows its slots: {'; '.join(said)}")
+            answers.append(f"{format_address(address)}: it knows no slots yet")
+        raise redis_errors.ConnectionError(f"no server of the cluster knows its slots: {'; '.join(answers)}")
 
     async def _owner(self, slot: int | None) -> Address:
-        owner = (await self._known())[0].owner(slot)
+        owner = (await self._load_slots())[0].owner(slot)
         if owner is None:
             self._stale = True
             raise redis_errors.ClusterDownError(f"nobody has slot {slot}", status_code="CLUSTERDOWN")
@@ -216,9 +216,9 @@ class ClusterRoute(Route):
 
     async def call(self, command: Sequence[Any]) -> Any:
         """Send one command to the server of its slot and follow redirections."""
-        if concerns_all(command):
+        if is_for_all_primaries(command):
             return await self._call_everywhere(command)
-        slot = (await self._known())[1].slot_of(command)
+        slot = (await self._load_slots())[1].slot_of(command)
         address = await self._owner(slot)
         reply: Any = None
         for _ in range(_HOPS):
@@ -227,7 +227,7 @@ class ClusterRoute(Route):
                 address = self._moved(reply, address)
             elif isinstance(reply, redis_errors.AskError):
                 there = redirection(reply, address)
-                reply = (await self._node(there).call_block([("ASKING",), command]))[1]
+                reply = (await self._server_connections(there).call_many([("ASKING",), command]))[1]
                 if not isinstance(reply, redis_errors.MovedError):
                     break
                 address = self._moved(reply, there)
@@ -237,7 +237,7 @@ class ClusterRoute(Route):
 
     async def _call_at(self, address: Address, command: Sequence[Any]) -> Any:
         try:
-            reply = await self._node(address).call(command)
+            reply = await self._server_connections(address).call(command)
         except _LOST:
             self._stale = True
             raise
@@ -251,15 +251,15 @@ class ClusterRoute(Route):
 
     async def _call_everywhere(self, command: Sequence[Any]) -> Any:
         reply: Any = None
-        for address in (await self._known())[0].primaries:
+        for address in (await self._load_slots())[0].primaries:
             reply = await self._call_at(address, command)
             if isinstance(reply, Exception):
                 break
         return reply
 
-    async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def call_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one write to the server of their slot. Without MULTI they may belong to several slots."""
-        table = (await self._known())[1]
+        table = (await self._load_slots())[1]
         slots = {slot for command in commands if (slot := table.slot_of(command)) is not None}
         atomic = commands[0][0] == "MULTI"
         if len(slots) > 1:
@@ -290,7 +290,7 @@ class ClusterRoute(Route):
 
     async def _block_at(self, address: Address, commands: Sequence[Sequence[Any]]) -> list[Any]:
         try:
-            replies = await self._node(address).call_block(commands)
+            replies = await self._server_connections(address).call_many(commands)
         except _LOST:
             self._stale = True
             raise
@@ -307,7 +307,7 @@ class ClusterRoute(Route):
 
         async def send(part: list[int]) -> None:
             try:
-                received = await self.call_block([commands[one] for one in part])
+                received = await self.call_many([commands[one] for one in part])
             except redis_errors.RedisError as error:
                 received = [error] * len(part)
             for one, reply in zip(part, received, strict=True):
@@ -318,34 +318,36 @@ class ClusterRoute(Route):
                 group.start_soon(send, part)
         return replies
 
-    async def node_of(self, command: Sequence[Any]) -> Node:
+    async def server_of(self, command: Sequence[Any]) -> ServerConnections:
         """The server of a command's slot."""
-        return self._node(await self._owner((await self._known())[1].slot_of(command)))
+        return self._server_connections(await self._owner((await self._load_slots())[1].slot_of(command)))
 
-    async def line_of(self, channel: str) -> PushLine:
+    async def pubsub_of(self, channel: str) -> PubSubConnection:
         """The connection to the server of a channel's slot."""
-        return self._line(await self._owner(slot_of_key(channel)))
+        return self._pubsub(await self._owner(slot_of_key(channel)))
 
-    def _line(self, address: Address) -> PushLine:
-        line = self._lines.get(address)
-        if line is None:
-            node = self._node(address)
-            line = self._lines[address] = self.keep(
-                PushLine(lambda on_push: node.open(on_push=on_push), sharded=True, on_loss=self._hand_over)
+    def _pubsub(self, address: Address) -> PubSubConnection:
+        pubsub = self._pubsubs.get(address)
+        if pubsub is None:
+            server_connections = self._server_connections(address)
+            pubsub = self._pubsubs[address] = self.start_pubsub(
+                PubSubConnection(
+                    lambda on_push: server_connections.open(on_push=on_push), sharded=True, on_loss=self._move_channels
+                )
             )
-        return line
+        return pubsub
 
-    async def _hand_over(self, line: PushLine) -> None:
-        """Before `line` connects, move the channels that belong to other servers now."""
+    async def _move_channels(self, pubsub: PubSubConnection) -> None:
+        """Before `pubsub` connects, move the channels that belong to other servers now."""
         self._stale = True
-        await self._known()
-        for name, topic in list(line.topics.items()):
-            there = self._line(await self._owner(slot_of_key(name)))
-            if there is not line:
-                del line.topics[name]
-                there.adopt(topic)
+        await self._load_slots()
+        for name, pubsub_channel in list(pubsub.channels.items()):
+            there = self._pubsub(await self._owner(slot_of_key(name)))
+            if there is not pubsub:
+                del pubsub.channels[name]
+                there.adopt(pubsub_channel)
 
     async def publish_with(self) -> str:
         """Return SPUBLISH if the servers support it."""
-        await self._known()
+        await self._load_slots()
         return "SPUBLISH" if self._sharded else "PUBLISH"

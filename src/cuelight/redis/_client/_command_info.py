@@ -34,12 +34,12 @@ _REFUSED: Final[Mapping[str, str]] = {
 
 PLAIN, MAY_BLOCK, REFUSED = range(3)
 
-_kinds: Final[dict[Any, int]] = {}
+_command_kinds: Final[dict[Any, int]] = {}
 
 
-def kind_of(name: Any) -> int:
+def command_kind(name: Any) -> int:
     """Classify a command by its name as the caller wrote it. For some REFUSED commands, the second word decides."""
-    kind = _kinds.get(name)
+    kind = _command_kinds.get(name)
     if kind is None:
         word = _word(name)
         if word in _BY_LAST | _BY_FIRST | _BY_OPTION:
@@ -48,12 +48,12 @@ def kind_of(name: Any) -> int:
             kind = REFUSED
         else:
             kind = PLAIN
-        if len(_kinds) < 2000:  # limits the memory: names may come from user input
-            _kinds[name] = kind
+        if len(_command_kinds) < 2000:  # limits the memory: names may come from user input
+            _command_kinds[name] = kind
     return kind
 
 
-def refuse(command: Sequence[Any]) -> None:
+def reject(command: Sequence[Any]) -> None:
     """Reject a command that cannot be sent over a connection that is shared.
 
     Raises:
@@ -67,7 +67,7 @@ def refuse(command: Sequence[Any]) -> None:
         raise ValueError(f"{word}: {reason}")
 
 
-def blocking_time(command: Sequence[Any]) -> float | None:
+def blocking_timeout(command: Sequence[Any]) -> float | None:
     """Return the seconds that a command may block: 0 if it does not block, None for no limit."""
     words = _word(command[0]).split()
     name, arguments = words[0], [*words[1:], *command[1:]]

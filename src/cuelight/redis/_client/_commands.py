@@ -18,12 +18,12 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.commands import AsyncCoreCommands
 from redis.typing import KeyT
 
-from cuelight.redis._client._command_info import MAY_BLOCK, blocking_time, kind_of
-from cuelight.redis._client._connection import Wire, pack, pack_all
-from cuelight.redis._client._errors import translated
+from cuelight.redis._client._command_info import MAY_BLOCK, blocking_timeout, command_kind
+from cuelight.redis._client._connection import RedisConnection, pack, pack_all
+from cuelight.redis._client._errors import translate_error
 
 Encoding = tuple[str, str]
-Send = Callable[[list[tuple[Any, ...]], bool], Any]
+SendCommands = Callable[[list[tuple[Any, ...]], bool], Any]
 """Sends commands in one write, as a transaction or not, and returns their replies."""
 
 
@@ -103,7 +103,7 @@ class Pipeline(_Replies):
         print(await pipe.execute())     # [True, 2]
     """
 
-    def __init__(self, send: Send, transaction: bool, encoding: Encoding, decode: bool) -> None:
+    def __init__(self, send: SendCommands, transaction: bool, encoding: Encoding, decode: bool) -> None:
         super().__init__(encoding, decode)
         self._send_block, self._transaction = send, transaction
         self._stack: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -166,7 +166,7 @@ def in_transaction(commands: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]
     return [("MULTI",), *commands, ("EXEC",)]
 
 
-def of_transaction(replies: Sequence[Any]) -> list[Any]:
+def transaction_replies(replies: Sequence[Any]) -> list[Any]:
     """Return the replies to the commands of a transaction.
 
     Raises:
@@ -215,9 +215,11 @@ class Dedicated(Commands):
     It is closed when a command on it is cancelled or times out. It is not reopened, because its state would be lost.
     """
 
-    def __init__(self, wire: Wire, server: str, timeout: float, encoding: Encoding, decode: bool) -> None:
+    def __init__(
+        self, connection: RedisConnection, server: str, timeout: float, encoding: Encoding, decode: bool
+    ) -> None:
         super().__init__(encoding, decode)
-        self._wire, self._server, self._timeout = wire, server, timeout
+        self._connection, self._server, self._timeout = connection, server, timeout
 
     async def execute(self, *command: Any) -> Any:
         """Run one command and return its reply as the server sent it. A checkpoint.
@@ -227,7 +229,7 @@ class Dedicated(Commands):
         """
         reply = await self._call(command)
         if isinstance(reply, Exception):
-            raise translated(reply, self._server) from reply
+            raise translate_error(reply, self._server) from reply
         return reply
 
     async def watch(self, *names: KeyT) -> None:  # type: ignore[override]
@@ -239,23 +241,23 @@ class Dedicated(Commands):
         await self.execute_command("UNWATCH")
 
     async def _call(self, command: Sequence[Any]) -> Any:
-        seconds: float | None = blocking_time(command) if kind_of(command[0]) == MAY_BLOCK else 0.0
+        seconds: float | None = blocking_timeout(command) if command_kind(command[0]) == MAY_BLOCK else 0.0
         replies = await self._block([command], seconds)
         return replies[0]
 
     async def _send(self, commands: list[tuple[Any, ...]], transaction: bool) -> list[Any]:
         if not transaction:
             return await self._block(commands, 0.0)
-        return of_transaction(await self._block(in_transaction(commands), 0.0))
+        return transaction_replies(await self._block(in_transaction(commands), 0.0))
 
     async def _block(self, commands: Sequence[Sequence[Any]], seconds: float | None) -> list[Any]:
         packed = pack(commands[0]) if len(commands) == 1 else pack_all(commands)
         try:
             with anyio.move_on_after(None if seconds is None else seconds + self._timeout):
-                return await self._wire.call_block(packed, len(commands))
+                return await self._connection.call_many(packed, len(commands))
         except BaseException:  # cancelled: the command may block for long, and its effect is unknown
-            self._wire.end(redis_errors.ConnectionError("a command was cancelled on this connection"))
+            self._connection.end(redis_errors.ConnectionError("a command was cancelled on this connection"))
             raise
         late = redis_errors.TimeoutError(f"there was no reply within {(seconds or 0.0) + self._timeout:g} s")
-        self._wire.end(late)
+        self._connection.end(late)
         return [late] * len(commands)

@@ -1,4 +1,4 @@
-"""Opens a connection: connects the transport, logs in and checks whether the server is suitable."""
+"""Opens connections: connects, logs in, checks whether the server is suitable, and asks sentinels for the primary."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cuelight._log import get_log
 from cuelight._text import safe_str
 from cuelight.errors import StoreRefused
 from cuelight.mailbox import Backend, current_backend, hold_interrupts
-from cuelight.redis._client._connection import AsyncioWire, Wire, pack, pack_all
+from cuelight.redis._client._connection import AsyncioRedisConnection, RedisConnection, pack, pack_all
 from cuelight.redis._client._errors import read_reply
-from cuelight.redis._client._settings import Address, Settings, place
+from cuelight.redis._client._settings import Address, Settings, format_address
 
 log = get_log("cuelight.redis")
 
@@ -33,36 +33,36 @@ _KEEPALIVE: Final = tuple(
 _warned: Final[set[str]] = set()
 
 
-class Opened:
+class OpenedConnection:
     """A connection that is logged in, and the version of its server.
 
     Attributes:
-        wire: the connection.
+        connection: the connection.
         version: the major and minor version of the server.
     """
 
-    __slots__ = ("version", "wire")
+    __slots__ = ("connection", "version")
 
-    def __init__(self, wire: Wire, hello: dict[bytes, Any]) -> None:
-        self.wire = wire
+    def __init__(self, connection: RedisConnection, hello: dict[bytes, Any]) -> None:
+        self.connection = connection
         self.version = check_version(hello)
 
 
-async def open_wire(
+async def open_connection(
     settings: Settings,
     address: Address,
     *,
-    watched: bool = True,
+    timed: bool = True,
     on_push: Callable[[Any], bool] | None = None,
     login: bool = True,
-) -> Opened:
+) -> OpenedConnection:
     """Open a connection and log in. A checkpoint.
 
     Args:
         settings: the settings of the client.
         address: the address of the server.
-        watched: see `Wire`.
-        on_push: see `Wire`.
+        timed: see `RedisConnection`.
+        on_push: see `RedisConnection`.
         login: false for sentinels, which have their own user and password, and no databases.
 
     Raises:
@@ -70,55 +70,55 @@ async def open_wire(
         redis.ResponseError: the server rejected the login.
         StoreRefused: the version of the server is too old.
     """
-    wire: Wire | None = None
+    connection: RedisConnection | None = None
     try:
         with anyio.fail_after(settings.connect_timeout):
-            words = await (_words(settings) if login else _words_for_sentinel(settings))
+            words = await (_login_commands(settings) if login else _sentinel_login_commands(settings))
             backend = current_backend()
-            wire = await _connect(backend, settings, address, watched, on_push)
-            opened = Opened(wire, await _handshake(wire, words, place(address)))
+            connection = await _connect(backend, settings, address, timed, on_push)
+            opened = OpenedConnection(connection, await _handshake(connection, words, format_address(address)))
     except (anyio.BrokenResourceError, anyio.EndOfStream) as error:  # in the TLS handshake
-        raise redis_errors.ConnectionError(f"{place(address)}: the server closed the connection") from error
+        raise redis_errors.ConnectionError(f"{format_address(address)}: the server closed the connection") from error
     except OSError as error:
         # A time-out error has no text.
         text = safe_str(error) or f"no connection within {settings.connect_timeout:g} s"
-        _end(wire, text)
-        raise redis_errors.ConnectionError(f"{place(address)}: {text}") from error
+        _end(connection, text)
+        raise redis_errors.ConnectionError(f"{format_address(address)}: {text}") from error
     except BaseException as error:
-        _end(wire, safe_str(error))
+        _end(connection, safe_str(error))
         raise
     return opened
 
 
-def _end(wire: Wire | None, text: str) -> None:
-    if wire is not None:
-        wire.end(redis_errors.ConnectionError(text))
+def _end(connection: RedisConnection | None, text: str) -> None:
+    if connection is not None:
+        connection.end(redis_errors.ConnectionError(text))
 
 
 async def _connect(
     backend: Backend,
     settings: Settings,
     address: Address,
-    watched: bool,
+    timed: bool,
     on_push: Callable[[Any], bool] | None,
-) -> Wire:
+) -> RedisConnection:
     timeout, heartbeat = settings.timeout, settings.heartbeat
     if backend.name == "asyncio":
         loop: asyncio.AbstractEventLoop = backend.loop
 
-        def make() -> AsyncioWire:
-            return AsyncioWire(backend, timeout, heartbeat, watched=watched, on_push=on_push)
+        def make() -> AsyncioRedisConnection:
+            return AsyncioRedisConnection(backend, timeout, heartbeat, timed=timed, on_push=on_push)
 
         if isinstance(address, str):
-            _, wire = await loop.create_unix_connection(make, address)
+            _, connection = await loop.create_unix_connection(make, address)
         else:
-            transport, wire = await loop.create_connection(make, *address, ssl=settings.context)
+            transport, connection = await loop.create_connection(make, *address, ssl=settings.context)
             _keep_alive(transport.get_extra_info("socket"))
-        return wire
-    from cuelight.redis._client._connection import StreamWire  # noqa: PLC0415 - asyncio has no use for it
+        return connection
+    from cuelight.redis._client._connection import TrioRedisConnection  # noqa: PLC0415 - asyncio has no use for it
 
     hold_interrupts()  # for the newly imported module too
-    other = StreamWire(backend, timeout, heartbeat, watched=watched, on_push=on_push)
+    other = TrioRedisConnection(backend, timeout, heartbeat, timed=timed, on_push=on_push)
     if isinstance(address, str):
         other.start(await anyio.connect_unix(address))
         return other
@@ -139,7 +139,7 @@ def _keep_alive(connection: Any) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, name, value)
 
 
-async def _words(settings: Settings) -> list[Sequence[Any]]:
+async def _login_commands(settings: Settings) -> list[Sequence[Any]]:
     hello: list[Any] = ["HELLO", 3]
     login = await settings.login()
     if login is not None:
@@ -153,24 +153,24 @@ async def _words(settings: Settings) -> list[Sequence[Any]]:
     return [*words, ("CLIENT", "SETINFO", "LIB-NAME", "cuelight"), ("INFO", "memory")]
 
 
-async def _words_for_sentinel(settings: Settings) -> list[Sequence[Any]]:
+async def _sentinel_login_commands(settings: Settings) -> list[Sequence[Any]]:
     user, secret = settings.sentinel
     login = [] if secret is None else ["AUTH", user or "default", secret]
     return [["HELLO", 3, *login], ("PING",), ("PING",)]
 
 
-async def _handshake(wire: Wire, words: list[Sequence[Any]], where: str) -> dict[bytes, Any]:
-    replies = await wire.call_block(pack_all(words), len(words))
+async def _handshake(connection: RedisConnection, words: list[Sequence[Any]], where: str) -> dict[bytes, Any]:
+    replies = await connection.call_many(pack_all(words), len(words))
     *needed, _, memory = replies
     for reply in needed:
         if isinstance(reply, Exception):
-            raise of_login(reply, where)
+            raise login_error(reply, where)
     warn_of_eviction(memory, where)
     hello: dict[bytes, Any] = needed[0]
     return hello
 
 
-def of_login(error: Exception, where: str) -> Exception:
+def login_error(error: Exception, where: str) -> Exception:
     """Return the error to raise for a failed login.
 
     Args:
@@ -224,16 +224,13 @@ def warn_of_eviction(memory: Any, where: str) -> None:
         )
 
 
-# Asks sentinels for the current primary.
-
-
 async def find_primary(settings: Settings) -> Address:
     """Ask the sentinels, one after the other, for the address of the primary. A checkpoint.
 
     Raises:
         redis.ConnectionError: no sentinel knows it; the message contains the answer of each.
     """
-    said: list[str] = []
+    answers: list[str] = []
     for sentinel in settings.addresses:
         try:
             with anyio.fail_after(settings.timeout):
@@ -241,25 +238,25 @@ async def find_primary(settings: Settings) -> Address:
         except redis_errors.AuthenticationError:
             raise
         except (redis_errors.RedisError, TimeoutError) as error:
-            said.append(str(error) or f"{place(sentinel)}: no answer within {settings.timeout:g} s")
+            answers.append(str(error) or f"{format_address(sentinel)}: no answer within {settings.timeout:g} s")
             continue
         if isinstance(found, Exception):
-            said.append(f"{place(sentinel)}: {found}")
+            answers.append(f"{format_address(sentinel)}: {found}")
         elif found is None:
-            said.append(f"{place(sentinel)}: does not know {settings.service!r}")
+            answers.append(f"{format_address(sentinel)}: does not know {settings.service!r}")
         else:
-            return primary_of(found, place(sentinel))
-    raise no_primary(settings.service, said)
+            return primary_of(found, format_address(sentinel))
+    raise no_primary(settings.service, answers)
 
 
-def no_primary(service: str, said: Sequence[str]) -> redis_errors.ConnectionError:
+def no_primary(service: str, answers: Sequence[str]) -> redis_errors.ConnectionError:
     """Return the error for the case that no sentinel knows the primary.
 
     Args:
         service: the name of the service.
-        said: the answer of each sentinel.
+        answers: the answer of each sentinel.
     """
-    return redis_errors.ConnectionError(f"no sentinel knows the primary of {service!r}: {'; '.join(said)}")
+    return redis_errors.ConnectionError(f"no sentinel knows the primary of {service!r}: {'; '.join(answers)}")
 
 
 def primary_of(reply: Any, sentinel: str) -> Address:
@@ -276,8 +273,8 @@ def primary_of(reply: Any, sentinel: str) -> Address:
 
 
 async def _ask(settings: Settings, sentinel: Address) -> Any:
-    wire = (await open_wire(settings, sentinel, login=False)).wire
+    connection = (await open_connection(settings, sentinel, login=False)).connection
     try:
-        return await wire.call(pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.service)))
+        return await connection.call(pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", settings.service)))
     finally:
-        wire.end(redis_errors.ConnectionError("the sentinel was asked"))
+        connection.end(redis_errors.ConnectionError("the sentinel was asked"))

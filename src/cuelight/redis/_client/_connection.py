@@ -11,8 +11,8 @@ The invariants:
 3. A connection ends if replies are pending and nothing arrives for half of the time-out. An idle connection is checked
    with PING at intervals, so that a dead one is noticed.
 
-No timer is set for a single command. One alarm per connection counts ticks of a tenth of the time-out each. A command
-that was sent ten ticks ago and has no reply is late.
+No timer is set for a single command. One alarm per connection makes ten checks in a time-out. A command
+that was sent ten checks ago and has no reply is late.
 """
 
 # The functions of hiredis have no return types.
@@ -44,13 +44,13 @@ E = TypeVar("E", bound=BaseException)
 BUFFER: Final = 1 << 20
 """The number of unsent bytes above which new callers wait until they are sent."""
 
-_TICKS: Final = 10
-_SILENT: Final = 6  # half of the ticks, plus one that may have been short
+CHECKS_PER_TIMEOUT: Final = 10
+MAX_SILENT_CHECKS: Final = 6  # half of the checks, plus one that may have been short
 _NOTHING: Final = object()
 _Push: Final = hiredis.PushNotification
 
 
-class Block:
+class BatchReplies:
     """Collects the replies to commands that are sent in one write; one slot is for all of them."""
 
     __slots__ = ("_missing", "_replies", "_slot")
@@ -73,7 +73,7 @@ class Block:
         self._slot.set_result(self._replies + [error] * self._missing)
 
 
-class Wire:
+class RedisConnection:
     """A connection that many tasks of one loop share. Subclasses implement the parts that differ between loops.
 
     Attributes:
@@ -88,7 +88,7 @@ class Wire:
         timeout: float,
         heartbeat: float,
         *,
-        watched: bool = True,
+        timed: bool = True,
         on_push: Callable[[Any], bool] | None = None,
     ) -> None:
         """Create a connection that is not connected yet.
@@ -97,30 +97,30 @@ class Wire:
             backend: the backend of the running loop, for this connection alone: it has one alarm.
             timeout: seconds that a command may take.
             heartbeat: seconds without traffic after which PING is sent.
-            watched: whether the time of commands is limited here.
+            timed: whether the time of commands is limited here.
             on_push: called with push messages; returns whether the message is the reply to a command.
         """
         self.error: Exception | None = None
         self.full = False
         self.closed = anyio.Event()
-        self.on_end: Callable[[Wire], object] = lambda _: None
+        self.on_end: Callable[[RedisConnection], object] = lambda _: None
         self._backend, self._on_push = backend, on_push
-        self._tick_length, self._heartbeat, self._watched = timeout / _TICKS, heartbeat, watched
+        self._check_interval, self._heartbeat, self._timed = timeout / CHECKS_PER_TIMEOUT, heartbeat, timed
         self._reader = hiredis.Reader(replyError=reply_error, notEnoughData=_NOTHING)
-        self._waiting: deque[Slot | Block | _Nobody] = deque()
+        self._waiting: deque[Slot | BatchReplies | _IgnoredReply] = deque()
         self._out: list[bytes] = []
         self._out_size = 0
         self._slot: Callable[[], Slot] = new_slot
         self._room = anyio.Event()
-        # State of the watch: see `_tick`.
-        self._ticking = False
+        # State of the watch: see `_check_timeouts`.
+        self._checking = False
         self._heard = False
-        self._silent = 0
+        self._silent_checks = 0
         self._answered = 0
         self._posted: deque[int] = deque()
 
     @property
-    def owed(self) -> int:
+    def pending(self) -> int:
         """The number of pending replies."""
         return len(self._waiting)
 
@@ -134,11 +134,11 @@ class Wire:
         self._send(packed)
         return slot
 
-    def post_block(self, packed: bytes, size: int) -> Slot:
+    def post_many(self, packed: bytes, size: int) -> Slot:
         """Send several commands in one write; the returned slot gives the list of their replies."""
         slot = self._slot()
-        block = Block(slot, size)
-        self._waiting.extend([block] * size)
+        batch = BatchReplies(slot, size)
+        self._waiting.extend([batch] * size)
         self._send(packed)
         return slot
 
@@ -147,12 +147,12 @@ class Wire:
         await self._ready()
         return self.error if self.error is not None else await self.post(packed)
 
-    async def call_block(self, packed: bytes, size: int) -> list[Any]:
+    async def call_many(self, packed: bytes, size: int) -> list[Any]:
         """Send several commands in one write and return their replies."""
         await self._ready()
         if self.error is not None:
             return [self.error] * size
-        replies: list[Any] = await self.post_block(packed, size)
+        replies: list[Any] = await self.post_many(packed, size)
         return replies
 
     async def _ready(self) -> None:
@@ -165,8 +165,8 @@ class Wire:
         if self._out_size > BUFFER:
             self.full = True
         if len(self._out) == 1:
-            if not self._ticking and self._watched:
-                self._start_ticking()
+            if not self._checking and self._timed:
+                self._start_checking()
             self._schedule()
 
     def _take_out(self) -> bytes:
@@ -217,7 +217,7 @@ class Wire:
         waiting, self._waiting = self._waiting, deque()
         for slot in waiting:
             if not slot.done():
-                slot.set_result(fresh(error))
+                slot.set_result(copy_error(error))
         self._make_room()
         self._abort()
         self.on_end(self)
@@ -227,42 +227,42 @@ class Wire:
         self.error = redis_errors.ConnectionError("the loop was closed")
         self._waiting.clear()
 
-    def _start_ticking(self) -> None:
-        self._ticking = True
-        self._silent = 0
+    def _start_checking(self) -> None:
+        self._checking = True
+        self._silent_checks = 0
         self._posted.clear()
-        self._backend.set_alarm(self._backend.time() + self._tick_length, self._tick)
+        self._backend.set_alarm(self._backend.time() + self._check_interval, self._check_timeouts)
 
-    def _tick(self) -> None:
+    def _check_timeouts(self) -> None:
         """Check for late replies and a silent server. If nothing is going on, set the alarm to the next heartbeat."""
         waiting = self._waiting
-        self._silent = 0 if self._heard else self._silent + 1
+        self._silent_checks = 0 if self._heard else self._silent_checks + 1
         heard, self._heard = self._heard, False
         if not waiting and not heard:
-            self._ticking = False
-            self._backend.set_alarm(self._backend.time() + self._heartbeat, self._beat)
+            self._checking = False
+            self._backend.set_alarm(self._backend.time() + self._heartbeat, self._send_heartbeat)
             return
-        if waiting and self._silent >= _SILENT:
-            seconds = self._silent * self._tick_length
+        if waiting and self._silent_checks >= MAX_SILENT_CHECKS:
+            seconds = self._silent_checks * self._check_interval
             self.end(
                 redis_errors.TimeoutError(f"nothing came for {seconds:.3g} s, and {len(waiting)} replies are owed")
             )
             return
         self._posted.append(self._answered + len(waiting))
-        if len(self._posted) > _TICKS:
-            self._give_up(self._posted.popleft() - self._answered)
-        self._backend.set_alarm(self._backend.time() + self._tick_length, self._tick)
+        if len(self._posted) > CHECKS_PER_TIMEOUT:
+            self._expire(self._posted.popleft() - self._answered)
+        self._backend.set_alarm(self._backend.time() + self._check_interval, self._check_timeouts)
 
-    def _give_up(self, late: int) -> None:
+    def _expire(self, late: int) -> None:
         """Fail the oldest pending commands; their replies will be dropped."""
         for slot in list(islice(self._waiting, max(late, 0))):
             if not slot.done():
-                seconds = _TICKS * self._tick_length
+                seconds = CHECKS_PER_TIMEOUT * self._check_interval
                 error = redis_errors.TimeoutError(f"there was no reply within {seconds:g} s")
-                slot.fail(error) if isinstance(slot, Block) else slot.set_result(error)
+                slot.fail(error) if isinstance(slot, BatchReplies) else slot.set_result(error)
 
-    def _beat(self) -> None:
-        self._waiting.append(_Nobody())
+    def _send_heartbeat(self) -> None:
+        self._waiting.append(_IgnoredReply())
         self._send(_PING)
 
     def _schedule(self) -> None:
@@ -274,7 +274,7 @@ class Wire:
         raise NotImplementedError
 
 
-class AsyncioWire(Wire, asyncio.Protocol):
+class AsyncioRedisConnection(RedisConnection, asyncio.Protocol):
     """On asyncio, the loop calls the connection: no task and no frame is between a reply and its caller."""
 
     def connection_made(self, transport: Any) -> None:
@@ -328,7 +328,7 @@ class AsyncioWire(Wire, asyncio.Protocol):
             self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
-class _Nobody:
+class _IgnoredReply:
     """Keeps the place of a PING among the pending commands."""
 
     def done(self) -> bool:
@@ -376,7 +376,7 @@ def reply_error(text: str) -> Exception:
         return redis_errors.ResponseError(text)
 
 
-def fresh(error: E) -> E:
+def copy_error(error: E) -> E:
     """Return a copy of an error. An exception that is raised in several tasks would collect the tracebacks of all."""
     if not isinstance(error, redis_errors.RedisError | CuelightError):
         return error  # the class of a user's error may take any arguments
@@ -396,7 +396,7 @@ _parse_error: Final[Callable[[str], Exception]] = BaseParser.parse_error
 _CHUNK: Final = 65536
 
 
-class StreamWire(Wire):
+class TrioRedisConnection(RedisConnection):
     """A connection that is served by two tasks."""
 
     def __init__(
@@ -405,10 +405,10 @@ class StreamWire(Wire):
         timeout: float,
         heartbeat: float,
         *,
-        watched: bool = True,
+        timed: bool = True,
         on_push: Callable[[Any], bool] | None = None,
     ) -> None:
-        super().__init__(backend, timeout, heartbeat, watched=watched, on_push=on_push)
+        super().__init__(backend, timeout, heartbeat, timed=timed, on_push=on_push)
         self._wake = anyio.Event()
         self._scope = anyio.CancelScope()
         self._socket: socket.socket | None = None

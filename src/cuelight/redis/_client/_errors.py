@@ -37,12 +37,12 @@ ASK and MOVED get here only while the servers of a cluster keep redirecting a co
 """
 
 
-def refusal(error: Exception) -> bool:
+def is_permanent(error: Exception) -> bool:
     """Return whether a server will repeat this error until its configuration or data changes."""
     return isinstance(error, redis_errors.AuthenticationError) or _code(error) in _REFUSALS
 
 
-def translated(error: Exception, server: str) -> Exception:
+def translate_error(error: Exception, server: str) -> Exception:
     """Return the error that a caller of `Server` gets.
 
     Args:
@@ -51,7 +51,7 @@ def translated(error: Exception, server: str) -> Exception:
     """
     if isinstance(error, (StoreUnavailable, StoreRefused)):
         return error
-    if refusal(error):
+    if is_permanent(error):
         remedy = _REFUSALS.get(_code(error))
         return StoreRefused(f"{server} refused: {_text(error)}" + (f": {remedy}" if remedy else ""))
     if isinstance(error, redis_errors.DataError):

@@ -13,11 +13,11 @@ from redis import exceptions as redis_errors
 from cuelight._text import safe_repr
 from cuelight.errors import StoreRefused, StoreUnavailable
 from cuelight.mailbox import interruptible, loop_time
-from cuelight.redis._client._errors import translated
-from cuelight.redis._client._node import Pause
+from cuelight.redis._client._errors import translate_error
 from cuelight.redis._client._server import Argument, Script
+from cuelight.redis._client._server_connections import RetryDelay
 
-Call = Callable[[Sequence[Any]], Awaitable[Any]]
+SendCommand = Callable[[Sequence[Any]], Awaitable[Any]]
 
 LEAST: Final = 0.05
 """Minimum seconds for one attempt."""
@@ -40,8 +40,8 @@ def answer_time(timeout: float, left: float) -> float:
     return max(left, ROUND_TRIP if timeout else AT_ONCE)
 
 
-async def run_patiently(
-    call: Call,
+async def run_with_retry(
+    call: SendCommand,
     script: Script,
     keys: Sequence[Argument],
     args: Sequence[Argument],
@@ -76,24 +76,24 @@ async def run_patiently(
         deadline = loop_time() + timeout
         failure, reply = await _attempt(call, command)
     else:
-        deadline = loop_time() + shorter(limit, timeout)
+        deadline = loop_time() + shorter_timeout(limit, timeout)
         failure = late(limit)
         with anyio.move_on_after(limit):
             failure, reply = await _attempt(call, command)
     if failure is None:
         return reply
-    pause = Pause()
+    backoff = RetryDelay()
     while True:
         if isinstance(failure, redis_errors.NoScriptError):
             if command[0] == "EVAL":
                 raise no_script(name) from failure
             command = ("EVAL", script.text, *tail)
         else:
-            fault = translated(failure, name)
+            fault = translate_error(failure, name)
             left = deadline - loop_time()
             if not isinstance(fault, StoreUnavailable) or left <= 0 or ended():
                 raise fault from failure
-            await anyio.sleep(min(pause.next(), left))
+            await anyio.sleep(min(backoff.next(), left))
             command = ("EVALSHA", script.sha, *tail)
         # If this attempt times out, the error of the previous one is reported.
         with anyio.move_on_after(max(deadline - loop_time(), LEAST)):
@@ -104,7 +104,7 @@ async def run_patiently(
 
 
 @interruptible
-def run_patiently_blocking(
+def run_with_retry_blocking(
     call: Callable[..., Any],
     script: Script,
     keys: Sequence[Argument],
@@ -114,7 +114,7 @@ def run_patiently_blocking(
     timeout: float,
     ended: Callable[[], bool],
 ) -> Any:
-    """Run a script like `run_patiently`, but block the calling thread.
+    """Run a script like `run_with_retry`, but block the calling thread.
 
     Args:
         call: sends a command within `timeout` seconds; raises the errors that callers of a `Server` get.
@@ -126,7 +126,7 @@ def run_patiently_blocking(
         ended: whether to stop trying.
     """
     tail = (len(keys), *keys, *args)
-    deadline, pause = time.monotonic() + timeout, Pause()
+    deadline, backoff = time.monotonic() + timeout, RetryDelay()
     left = timeout
     while True:
         try:
@@ -142,7 +142,7 @@ def run_patiently_blocking(
             left = deadline - time.monotonic()
             if left <= 0 or ended():
                 raise
-            time.sleep(min(pause.next(), left))
+            time.sleep(min(backoff.next(), left))
             left = max(deadline - time.monotonic(), LEAST)
 
 
@@ -151,7 +151,7 @@ def no_script(name: str) -> StoreRefused:
     return StoreRefused(f"{name} answers NOSCRIPT to EVAL: it is no Redis or Valkey server, or runs no scripts")
 
 
-async def _attempt(call: Call, command: Sequence[Any]) -> tuple[Exception | None, Any]:
+async def _attempt(call: SendCommand, command: Sequence[Any]) -> tuple[Exception | None, Any]:
     """Return the error of a command, or None and its reply."""
     try:
         reply = await call(command)
@@ -160,14 +160,14 @@ async def _attempt(call: Call, command: Sequence[Any]) -> tuple[Exception | None
     return (reply, None) if isinstance(reply, Exception) else (None, reply)
 
 
-async def call_within(call: Call, command: Sequence[Any], seconds: float) -> Any:
+async def call_within(call: SendCommand, command: Sequence[Any], seconds: float) -> Any:
     """Send a command and wait at most `seconds`; return its reply or an exception. A checkpoint."""
-    with anyio.move_on_after(shorter(seconds, math.inf)):
+    with anyio.move_on_after(shorter_timeout(seconds, math.inf)):
         return await call(command)
     return late(seconds)
 
 
-def shorter(timeout: float | None, own: float) -> float:
+def shorter_timeout(timeout: float | None, own: float) -> float:
     """Return the time-out of a call: the caller's or the client's own, whichever is shorter.
 
     Raises:

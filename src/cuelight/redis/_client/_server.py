@@ -1,7 +1,6 @@
 """The interface through which the store, the locks, the limiters and the actors use a server.
 
-`RedisClient` implements it. `use_redis_py` and `use_coredis` adapt a user's client of redis-py or coredis to it. All
-keys of one call are in one slot, by their hash tag.
+`RedisClient` implements it. All keys of one call are in one slot, by their hash tag.
 """
 
 from __future__ import annotations
@@ -154,11 +153,11 @@ class Server(Protocol):
         ...
 
 
-# The command with which a script publishes to listeners of `Server.subscribe`.
+# The command with which a script publishes to subscribers of `Server.subscribe`.
 
 
 async def publishing_command(server: Server) -> str:
-    """Return the command with which a script reaches listeners.
+    """Return the command with which a script reaches subscribers.
 
     It is SPUBLISH in a cluster whose servers support it, else PUBLISH. A checkpoint.
 

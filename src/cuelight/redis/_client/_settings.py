@@ -99,7 +99,7 @@ class Settings:
     @property
     def name(self) -> str:
         """The addresses and the database, without credentials."""
-        places = ",".join(place(address) for address in self.addresses)
+        places = ",".join(format_address(address) for address in self.addresses)
         if self.kind == "cluster":
             return f"the cluster of {places}"
         return f"{places}/{self.service}/{self.db}" if self.kind == "sentinel" else f"{places}/{self.db}"
@@ -137,7 +137,7 @@ class Settings:
         return options
 
 
-def place(address: Address) -> str:
+def format_address(address: Address) -> str:
     """Format an address for messages."""
     if isinstance(address, str):
         return address

@@ -7,11 +7,11 @@ from typing import Any, Final, TypedDict
 
 import msgspec
 
-Answer = dict[str, Any]
+ScriptAnswer = dict[str, Any]
 """A checked answer: it has the fields that its script promises, with these types."""
 
 
-class _Answer(TypedDict, total=False):
+class _AnswerFields(TypedDict, total=False):
     """The fields of all answers. Times are whole microseconds."""
 
     costs: list[int]
@@ -36,29 +36,29 @@ class _Answer(TypedDict, total=False):
 
 
 _REPORT: Final = frozenset({"left", "unused", "version"})
-_NEEDED: Final[Mapping[str, frozenset[str]]] = {
-    "amend": frozenset(),
+REQUIRED_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    "adjust": frozenset(),
     "ask": frozenset({"fresh", "granted"}) | _REPORT,
-    "beat": frozenset({"fresh"}),
+    "renew": frozenset({"fresh"}),
     "leave": frozenset(),
     "look": frozenset({"held", "wait", "waiting"}) | _REPORT,
-    "steer": frozenset({"pause"}) | _REPORT,
+    "control": frozenset({"pause"}) | _REPORT,
 }
 """By the name of the script: the fields of each answer without an error."""
 
 _GRANTED: Final = frozenset({"costs", "tickets"})
 _NOT_GRANTED: Final = frozenset({"queued", "wait"})
 
-_EACH: Final = frozenset({"costs", "left", "tickets"})
+PER_LIMIT_FIELDS: Final = frozenset({"costs", "left", "tickets"})
 """Fields with one item for each limit."""
 
 _EMPTY: Final = b"\x90"
 """The encoding of an empty array, which stands for an empty answer: Lua has one kind of empty table."""
 
-_decoder: Final[Any] = msgspec.msgpack.Decoder(_Answer)
+_decoder: Final[Any] = msgspec.msgpack.Decoder(_AnswerFields)
 
 
-def unpack(script: str, limits: int, reply: Any) -> Answer:
+def unpack(script: str, limits: int, reply: Any) -> ScriptAnswer:
     """Decode the answer of a script.
 
     Args:
@@ -69,15 +69,15 @@ def unpack(script: str, limits: int, reply: Any) -> Answer:
     Raises:
         TypeError, ValueError, RecursionError: it is not an answer of this script.
     """
-    answer: Answer = {} if reply == _EMPTY else _decoder.decode(reply)
+    answer: ScriptAnswer = {} if reply == _EMPTY else _decoder.decode(reply)
     if "error" in answer:
         return answer
-    needed = _NEEDED[script]
+    needed = REQUIRED_FIELDS[script]
     if script == "ask":
         needed |= _GRANTED if answer.get("granted") else _NOT_GRANTED
     if not needed <= answer.keys():
         raise ValueError(f"{', '.join(sorted(needed - answer.keys()))} missing in the answer")
-    for each in _EACH & answer.keys():
+    for each in PER_LIMIT_FIELDS & answer.keys():
         if len(answer[each]) != limits:
             raise ValueError(f"{each} of {len(answer[each])} limits in the answer, there are {limits}")
     return answer

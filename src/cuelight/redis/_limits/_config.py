@@ -12,7 +12,7 @@ import msgspec
 from cuelight._text import safe_repr
 from cuelight.coordination import RateLimitConfig
 from cuelight.redis._client import Script
-from cuelight.redis._limits._answers import Answer
+from cuelight.redis._limits._answers import ScriptAnswer
 from cuelight.tasks._stores._checks import check_text
 
 Algorithm = Literal["token_bucket", "sliding_window", "sliding_counter"]
@@ -28,11 +28,11 @@ _LONGEST: Final = 512
 _ROOM: Final = 1 << 48
 """The greatest number of ticks in a full burst, so that debts and queues of many bursts are still exact."""
 
-Row = tuple[int, ...]
+LimitRow = tuple[int, ...]
 
 
 @lru_cache(maxsize=1024)
-def bucket_row(config: RateLimitConfig) -> Row:
+def bucket_row(config: RateLimitConfig) -> LimitRow:
     """Return `(interval, scale, burst)`: a cost of 1 is paid off in `interval` ticks, of which `scale` are a
     microsecond.
 
@@ -52,12 +52,12 @@ def bucket_row(config: RateLimitConfig) -> Row:
     return interval, scale, config.burst
 
 
-def window_row(config: RateLimitConfig) -> Row:
+def window_row(config: RateLimitConfig) -> LimitRow:
     """Return `(limit, window)`, with the window in microseconds, rounded up."""
     return config.max_requests, -(-config.window_nanoseconds // 1000)
 
 
-def counter_row(config: RateLimitConfig) -> Row:
+def counter_row(config: RateLimitConfig) -> LimitRow:
     """Return `(limit, window)` for two counters.
 
     Raises:
@@ -72,14 +72,14 @@ def counter_row(config: RateLimitConfig) -> Row:
     return limit, window
 
 
-_ROWS: Final[Mapping[Algorithm, Callable[[RateLimitConfig], Row]]] = {
+_ROWS: Final[Mapping[Algorithm, Callable[[RateLimitConfig], LimitRow]]] = {
     "token_bucket": bucket_row,
     "sliding_window": window_row,
     "sliding_counter": counter_row,
 }
 
 
-def row_of(algorithm: Algorithm, config: RateLimitConfig) -> Row:
+def row_of(algorithm: Algorithm, config: RateLimitConfig) -> LimitRow:
     """Return the row of numbers by which the scripts know a limit.
 
     Raises:
@@ -88,7 +88,7 @@ def row_of(algorithm: Algorithm, config: RateLimitConfig) -> Row:
     return _ROWS[algorithm](config)
 
 
-def most_of(algorithm: Algorithm, row: Sequence[int]) -> int:
+def max_cost_of(algorithm: Algorithm, row: Sequence[int]) -> int:
     """Return the greatest cost that is ever admitted at once."""
     return row[2] if algorithm == "token_bucket" else row[0]
 
@@ -111,10 +111,10 @@ class Scripts(NamedTuple):
     """The scripts of one algorithm."""
 
     ask: Script
-    amend: Script
+    adjust: Script
     leave: Script
-    beat: Script
-    steer: Script
+    renew: Script
+    control: Script
     look: Script
 
 
@@ -137,11 +137,11 @@ def script_of(name: str, *before: str, algorithm: Algorithm) -> Script:
         before: files that come before the general form.
         algorithm: the algorithm whose meters it contains.
     """
-    files = (*before, "state.lua", _METERS[algorithm], "line.lua", f"{name}.lua")
+    files = (*before, "state.lua", _METERS[algorithm], "queue.lua", f"{name}.lua")
     return Script.load("cuelight.redis._limits", *files)
 
 
-class Plan:
+class LimiterConfig:
     """The data that all calls of one limiter share.
 
     Attributes:
@@ -161,7 +161,7 @@ class Plan:
         self,
         name: str,
         algorithm: Algorithm,
-        limits: Mapping[str, Row],
+        limits: Mapping[str, LimitRow],
         *,
         prefix: str = "cuelight",
         permits: int = 0,
@@ -171,23 +171,23 @@ class Plan:
         for limit in limits:
             check_text("a limiter", limit=limit)
         self.algorithm: Algorithm = algorithm
-        self.tag = f"{{{checked('prefix', prefix)}:limits:{checked('name', name)}}}"
+        self.tag = f"{{{escape_name('prefix', prefix)}:limits:{escape_name('name', name)}}}"
         self.kind = " ".join((algorithm, *self.names))
-        self.learn([*limits.values()], permits, 0)
+        self.use_limits([*limits.values()], permits, 0)
         # Without learned limits: the server has them. If it loses them, all processes use their own limits again.
         self.packed = msgspec.msgpack.encode((self.kind, self.rows, permits, round(lease * 1000), self.channel("")))
 
-    def channel(self, party: str) -> str:
+    def channel(self, client_id: str) -> str:
         """The channel on which the waiting requests of a party are notified of their turn."""
-        return f"{self.tag}:to:{party}"
+        return f"{self.tag}:to:{client_id}"
 
-    def learn(
+    def use_limits(
         self, rows: Sequence[Sequence[int]], permits: int, version: int, numbers: Sequence[Sequence[Any]] | None = None
     ) -> None:
         """Use the limits that a process has set for all."""
         self.rows, self.permits, self.version, self.numbers = [*map(tuple, rows)], permits, version, numbers
 
-    def learn_from(self, answer: Answer) -> None:
+    def use_limits_of(self, answer: ScriptAnswer) -> None:
         """Use the limits in an answer of the server.
 
         Raises:
@@ -199,24 +199,31 @@ class Plan:
             raise ValueError(f"rows {rows}")
         if answer["permits"] < 0 or (numbers is not None and len(numbers) != len(rows)):
             raise ValueError(f"permits {answer['permits']}, numbers {numbers}")
-        for most, window, burst in numbers or ():
-            RateLimitConfig(most, window, burst or None)  # only to raise its errors
-        self.learn(rows, answer["permits"], answer["version"], numbers)
+        for max_cost, window, burst in numbers or ():
+            RateLimitConfig(max_cost, window, burst or None)  # only to raise its errors
+        self.use_limits(rows, answer["permits"], answer["version"], numbers)
 
-    def keys(self, party: str) -> list[str]:
+    def keys(self, client_id: str) -> list[str]:
         """The keys of a call by this party, in the order that the scripts expect."""
         tag = self.tag
-        keys = [f"{tag}:state", f"{tag}:line", f"{tag}:asked", f"{tag}:got:{party}", f"{tag}:held", f"{tag}:parties"]
+        keys = [
+            f"{tag}:state",
+            f"{tag}:line",
+            f"{tag}:asked",
+            f"{tag}:got:{client_id}",
+            f"{tag}:held",
+            f"{tag}:parties",
+        ]
         if self.algorithm == "sliding_window":
             keys += [f"{tag}:log:{name}" for name in self.names]
         return keys
 
-    def most(self, index: int) -> int:
+    def max_cost(self, index: int) -> int:
         """The greatest cost that this limit ever admits at once."""
-        return most_of(self.algorithm, self.rows[index])
+        return max_cost_of(self.algorithm, self.rows[index])
 
 
-def checked(what: str, text: object) -> str:
+def escape_name(what: str, text: object) -> str:
     """Escape a name or a prefix for keys: without braces, which would end the hash tag. Different names stay different.
 
     Raises:

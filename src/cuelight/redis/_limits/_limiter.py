@@ -9,18 +9,18 @@ from typing import Any, Final, Generic, TypedDict, TypeVar
 
 from cuelight._text import safe_repr
 from cuelight.coordination import LimiterStatistics, RateLimitConfig
-from cuelight.coordination._limiter_queue import Limiter, jittered
+from cuelight.coordination._limiter_queue import QueuedLimiter, jittered
 from cuelight.coordination._meters import check_positive
 from cuelight.mailbox import call_in_loop, has_ended, running_loop
 from cuelight.redis._client import DEFAULT_URL, Server, server_for
-from cuelight.redis._limits._calls import OnOutage, Outage
-from cuelight.redis._limits._config import Algorithm, Plan, row_of
-from cuelight.redis._limits._loop_client import EVER, MICROSECONDS, Desk
+from cuelight.redis._limits._calls import OnOutage, OutagePolicy
+from cuelight.redis._limits._config import Algorithm, LimiterConfig, row_of
+from cuelight.redis._limits._loop_client import MICROSECONDS, NEVER, LoopClient
 
-L = TypeVar("L", bound=Limiter)
+L = TypeVar("L", bound=QueuedLimiter)
 
 
-class Options(TypedDict, total=False):
+class RedisLimiterOptions(TypedDict, total=False):
     """The options of all limiters over Redis.
 
     Attributes:
@@ -53,15 +53,15 @@ class RedisLimiter(Generic[L]):
         "__weakref__",
         "_clock",
         "_closed",
-        "_desks",
+        "_ended_totals",
         "_given",
-        "_gone",
         "_lease",
+        "_limiter_config",
         "_local",
         "_lock",
+        "_loop_clients",
         "_outage",
-        "_plan",
-        "_revive",
+        "_restore",
         "_server",
         "_uncounted",
         "name",
@@ -74,7 +74,7 @@ class RedisLimiter(Generic[L]):
         limits: Mapping[str, RateLimitConfig],
         concurrency: int | None,
         local: Callable[[Callable[[RateLimitConfig], RateLimitConfig], float], L],
-        options: Options,
+        options: RedisLimiterOptions,
     ) -> None:
         self.name: Final = name
         share, lease = options.get("local_share", 1.0), options.get("lease", 10.0)
@@ -85,7 +85,7 @@ class RedisLimiter(Generic[L]):
         self._given = dict(limits)
         self._lease, self._clock = lease, options.get("_clock")
         rows = {limit: row_of(algorithm, config) for limit, config in limits.items()}
-        self._plan = Plan(
+        self._limiter_config = LimiterConfig(
             name,
             algorithm,
             rows,
@@ -93,21 +93,21 @@ class RedisLimiter(Generic[L]):
             permits=concurrency or 0,
             lease=lease,
         )
-        self._outage = Outage(name, options.get("on_outage", "closed"), options.get("outage_after", 1.0))
+        self._outage = OutagePolicy(name, options.get("on_outage", "closed"), options.get("outage_after", 1.0))
         self._local: L | None = None
         if self._outage.mode == "local":
             self._local = local(lambda config: _scaled(config, share), share)
         self._server: Server = server_for(options.get("redis_url", DEFAULT_URL), options.get("server"))
-        self._desks: dict[Any, Desk] = {}
-        self._gone = _Totals()  # totals of the clients whose loops have ended
+        self._loop_clients: dict[Any, LoopClient] = {}
+        self._ended_totals = _Totals()  # totals of the clients whose loops have ended
         self._lock = threading.Lock()
         self._uncounted = 0
         self._closed = False
-        self._revive: Callable[[], None] | None = None
+        self._restore: Callable[[], None] | None = None
 
     # The clients, one for each event loop.
 
-    def _desk(self) -> Desk:
+    def _loop_client(self) -> LoopClient:
         """Return the client of the running loop.
 
         Raises:
@@ -115,30 +115,30 @@ class RedisLimiter(Generic[L]):
         """
         if self._closed:
             raise RuntimeError(f"{self!r} is closed")
-        if self._revive is not None:
-            revive, self._revive = self._revive, None
-            revive()
+        if self._restore is not None:
+            restore, self._restore = self._restore, None
+            restore()
         loop = running_loop()
-        desk = self._desks.get(loop)
-        return desk if desk is not None else self._new_desk(loop)
+        loop_client = self._loop_clients.get(loop)
+        return loop_client if loop_client is not None else self._new_loop_client(loop)
 
-    def _new_desk(self, loop: Any) -> Desk:
+    def _new_loop_client(self, loop: Any) -> LoopClient:
         if loop is None:
             raise RuntimeError("no asyncio or trio event loop runs here: call this inside anyio.run(...)")
-        desk = Desk(self._server, self._plan, self._lease, self._outage, self._clock)
+        loop_client = LoopClient(self._server, self._limiter_config, self._lease, self._outage, self._clock)
         with self._lock:
-            for other in [other for other in self._desks if _has_ended(other)]:
-                self._gone.add(self._desks.pop(other))
-            self._desks[loop] = desk
-        return desk
+            for other in [other for other in self._loop_clients if _has_ended(other)]:
+                self._ended_totals.add(self._loop_clients.pop(other))
+            self._loop_clients[loop] = loop_client
+        return loop_client
 
-    def _retire(self, revive: Callable[[], None]) -> bool:
+    def _try_evict(self, restore: Callable[[], None]) -> bool:
         """Agree to be forgotten by a `KeyedLimiter`, if unused. The charges are on the server, so nothing is lost."""
-        if any(desk.busy for desk in self._desks.copy().values()):
+        if any(loop_client.busy for loop_client in self._loop_clients.copy().values()):
             return False
-        self._revive = revive
-        for loop, desk in self._desks.copy().items():
-            call_in_loop(loop, desk.close)
+        self._restore = restore
+        for loop, loop_client in self._loop_clients.copy().items():
+            call_in_loop(loop, loop_client.close)
         return True
 
     async def aclose(self) -> None:
@@ -150,12 +150,12 @@ class RedisLimiter(Generic[L]):
         if self._closed:
             return
         self._closed = True
-        here = self._desks.get(running_loop())
-        for loop, desk in self._desks.items():
-            if desk is not here:
-                call_in_loop(loop, desk.close)
-        if here is not None:
-            await here.aclose()
+        own_client = self._loop_clients.get(running_loop())
+        for loop, loop_client in self._loop_clients.items():
+            if loop_client is not own_client:
+                call_in_loop(loop, loop_client.close)
+        if own_client is not None:
+            await own_client.aclose()
 
     # The public methods of all limiters.
 
@@ -181,7 +181,7 @@ class RedisLimiter(Generic[L]):
         seconds = jittered(seconds, jitter)
         if self._local is not None:
             self._local.pause_for(seconds, jitter=0)
-        answer = await self._desk().steer(pause=round(seconds * MICROSECONDS))
+        answer = await self._loop_client().control(pause=round(seconds * MICROSECONDS))
         return in_seconds(answer["pause"])
 
     async def resume(self) -> None:
@@ -192,26 +192,26 @@ class RedisLimiter(Generic[L]):
         """
         if self._local is not None:
             self._local.resume()
-        await self._desk().steer(resume=True)
+        await self._loop_client().control(resume=True)
 
     async def _change(self, configs: Mapping[str, RateLimitConfig], permits: int) -> None:
         """Set new limits for all processes; limits that are not named stay as they are."""
-        plan = self._plan
+        limiter_config = self._limiter_config
         given = {name: configs.get(name, config) for name, config in self._limits.items()}
-        rows = [row_of(plan.algorithm, config) for config in given.values()]
+        rows = [row_of(limiter_config.algorithm, config) for config in given.values()]
         numbers = [(config.max_requests, config.window_seconds, config.burst_size or 0) for config in given.values()]
-        plan.learn(rows, permits, -1, numbers)  # the answer contains their version
-        await self._desk().steer(limits=[rows, permits, numbers])
+        limiter_config.use_limits(rows, permits, -1, numbers)  # the answer contains their version
+        await self._loop_client().control(limits=[rows, permits, numbers])
 
     @property
     def _limits(self) -> Mapping[str, RateLimitConfig]:
         """The current limits, as far as this process knows them."""
-        numbers = self._plan.numbers
+        numbers = self._limiter_config.numbers
         if numbers is None:
             return self._given
         return {
-            name: RateLimitConfig(most, window, burst or None)
-            for name, (most, window, burst) in zip(self._given, numbers, strict=True)
+            name: RateLimitConfig(max_cost, window, burst or None)
+            for name, (max_cost, window, burst) in zip(self._given, numbers, strict=True)
         }
 
     @property
@@ -228,12 +228,12 @@ class RedisLimiter(Generic[L]):
         """Return the statistics of this process so far, except for requests admitted while the server was away."""
         with self._lock:
             totals = _Totals()
-            totals.add(self._gone)
-            for desk in self._desks.values():
-                totals.add(desk)
+            totals.add(self._ended_totals)
+            for loop_client in self._loop_clients.values():
+                totals.add(loop_client)
         return LimiterStatistics(totals.admitted, totals.refused, totals.waited, totals.waiting, totals.total_wait)
 
-    async def _without(self, local: Callable[[L], Awaitable[Any]]) -> Any:
+    async def _admit_without(self, local: Callable[[L], Awaitable[Any]]) -> Any:
         """Admit a request without the server."""
         self._uncounted += 1
         return None if self._local is None else await local(self._local)
@@ -246,7 +246,7 @@ class _Totals:
         self.admitted = self.refused = self.waited = self.waiting = 0
         self.total_wait = 0.0
 
-    def add(self, other: Desk | _Totals) -> None:
+    def add(self, other: LoopClient | _Totals) -> None:
         """Add the totals of another client."""
         self.admitted += other.admitted
         self.refused += other.refused
@@ -267,5 +267,5 @@ def _scaled(config: RateLimitConfig, share: float) -> RateLimitConfig:
 
 
 def in_seconds(microseconds: int) -> float:
-    """Convert to seconds; `EVER` becomes infinity."""
-    return math.inf if microseconds >= EVER else microseconds / MICROSECONDS
+    """Convert to seconds; `NEVER` becomes infinity."""
+    return math.inf if microseconds >= NEVER else microseconds / MICROSECONDS

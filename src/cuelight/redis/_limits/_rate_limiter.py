@@ -11,8 +11,8 @@ from cuelight.coordination import Admission, RateLimitConfig, RateLimiter
 from cuelight.coordination._limiter_queue import jittered
 from cuelight.coordination._meters import check_timeout, check_whole
 from cuelight.coordination._rate_limiter import (
-    USUAL,
-    Requesting,
+    DEFAULT_COSTS,
+    RequestMixin,
     check_costs,
     check_limits,
     check_named,
@@ -22,13 +22,13 @@ from cuelight.coordination._rate_limiter import (
 from cuelight.errors import StoreUnavailable
 from cuelight.mailbox import call_in_loop, running_loop
 from cuelight.redis._client import DEFAULT_URL, Server
-from cuelight.redis._limits._calls import Away, Charge, OnOutage
+from cuelight.redis._limits._calls import AdmittedRequest, OnOutage, ServerAway
 from cuelight.redis._limits._config import Algorithm
 from cuelight.redis._limits._limiter import RedisLimiter, in_seconds
-from cuelight.redis._limits._loop_client import EVER, MICROSECONDS, Desk, TooLate
+from cuelight.redis._limits._loop_client import MICROSECONDS, NEVER, LoopClient, WouldExceedTimeout
 
 
-class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
+class RedisRateLimiter(RedisLimiter[RateLimiter], RequestMixin):
     """Several limits in one step, for all processes that use the same name on one server.
 
         limiter = RedisRateLimiter(
@@ -95,9 +95,9 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         check_limits(self, algorithm, concurrency, limits)
 
         def local(scaled: Callable[[RateLimitConfig], RateLimitConfig], share: float) -> RateLimiter:
-            some = None if concurrency is None else max(1, int(concurrency * share))
+            permits = None if concurrency is None else max(1, int(concurrency * share))
             shares = {limit: scaled(config) for limit, config in limits.items()}
-            return RateLimiter(concurrency=some, algorithm=algorithm, clock=None, **shares)
+            return RateLimiter(concurrency=permits, algorithm=algorithm, clock=None, **shares)
 
         super().__init__(
             name,
@@ -121,8 +121,8 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         shown = [
             f"{name} {config.max_requests} in {config.window_seconds:g} s" for name, config in self._limits.items()
         ]
-        if self._plan.permits:
-            shown.append(f"{self._plan.permits} at once")
+        if self._limiter_config.permits:
+            shown.append(f"{self._limiter_config.permits} at once")
         return f"<RedisRateLimiter {self.name!r} {', '.join(shown)} on {self._server.name}>"
 
     def request(self, *, timeout: float | None = None, refund_on_failure: bool = False, **costs: int) -> RedisAdmission:
@@ -143,9 +143,9 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         return RedisAdmission(self, self._costs(costs), timeout, refund_on_failure)
 
     def _costs(self, given: Mapping[str, int]) -> list[int]:
-        plan = self._plan
-        costs = order_costs(self, plan.names, given, USUAL)
-        check_costs(self, plan.names, costs, (plan.most(index) for index in range(len(costs))))
+        limiter_config = self._limiter_config
+        costs = order_costs(self, limiter_config.names, given, DEFAULT_COSTS)
+        check_costs(self, limiter_config.names, costs, (limiter_config.max_cost(index) for index in range(len(costs))))
         return costs
 
     async def retry_after(self, **costs: int) -> float:
@@ -161,7 +161,7 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
             TypeError: as `request` does.
             ValueError: as `request` does.
         """
-        return in_seconds((await self._desk().look(self._costs(costs)))["wait"])
+        return in_seconds((await self._loop_client().look(self._costs(costs)))["wait"])
 
     async def remaining(self) -> dict[str, int]:
         """Return the units of each limit that could be admitted at once, by name; with `concurrency`, if that is
@@ -172,10 +172,10 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        answer = await self._desk().look([0] * len(self._plan.names))
-        left = dict(zip(self._plan.names, answer["left"], strict=True))
-        if self._plan.permits:
-            left["concurrency"] = max(0, self._plan.permits - answer["held"])
+        answer = await self._loop_client().look([0] * len(self._limiter_config.names))
+        left = dict(zip(self._limiter_config.names, answer["left"], strict=True))
+        if self._limiter_config.permits:
+            left["concurrency"] = max(0, self._limiter_config.permits - answer["held"])
         return left
 
     async def update(self, *, concurrency: int | None = None, **limits: RateLimitConfig) -> None:
@@ -197,16 +197,17 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         """
         for name, config in limits.items():
             check_named(name, config)
-            if name not in self._plan.names:
+            if name not in self._limiter_config.names:
                 raise TypeError(f"{name}={safe_repr(config)}: {self!r} has no limit of this name; make another limiter")
         if concurrency is not None:
             check_whole("concurrency", concurrency, 1)
-            if not self._plan.permits:
+            if not self._limiter_config.permits:
                 raise ValueError(
                     f"concurrency={safe_repr(concurrency)}: {self!r} does not count what is under way; make another"
                 )
-        await self._desk().look([0] * len(self._plan.names))  # to learn the limits that other processes have set
-        await self._change(limits, concurrency or self._plan.permits)
+        # This call also returns the limits that other processes have set.
+        await self._loop_client().look([0] * len(self._limiter_config.names))
+        await self._change(limits, concurrency or self._limiter_config.permits)
 
     async def observe(self, headers: Mapping[str, str]) -> None:
         """Apply the rate limit headers of a response, for all processes. Call this for each response, whatever its
@@ -226,15 +227,15 @@ class RedisRateLimiter(RedisLimiter[RateLimiter], Requesting):
         if self._local is not None:
             self._local.observe(headers)
         seen = read_headers(headers)
-        left = [seen.remaining.get(name, -1) for name in self._plan.names]
-        lessons: dict[str, object] = {}
+        left = [seen.remaining.get(name, -1) for name in self._limiter_config.names]
+        changes: dict[str, object] = {}
         if seen.retry_after is not None:
-            lessons["pause"] = round(jittered(seen.retry_after, 0.1) * MICROSECONDS)
+            changes["pause"] = round(jittered(seen.retry_after, 0.1) * MICROSECONDS)
         if max(left, default=-1) >= 0:
-            lessons["left"] = left
-        if lessons and not self._outage.skips():
+            changes["left"] = left
+        if changes and not self._outage.must_skip():
             try:
-                await self._desk().steer(**lessons)
+                await self._loop_client().control(**changes)
             except StoreUnavailable:
                 if self._outage.mode == "closed":
                     raise
@@ -246,30 +247,30 @@ class RedisAdmission:
     __slots__ = (
         "_charge",
         "_costs",
-        "_desk",
+        "_ended",
         "_entered",
         "_limiter",
+        "_local_stack",
         "_loop",
-        "_over",
+        "_loop_client",
         "_refund",
         "_timeout",
-        "_without",
     )
 
     def __init__(
         self, limiter: RedisRateLimiter, costs: list[int], timeout: float | None, refund_on_failure: bool
     ) -> None:
         self._limiter, self._costs, self._timeout, self._refund = limiter, costs, timeout, refund_on_failure
-        self._entered = self._over = False
-        self._charge: Charge | None = None
-        self._without: AsyncExitStack | None = None  # set if the request was admitted while the server was away
-        self._desk: Desk
+        self._entered = self._ended = False
+        self._charge: AdmittedRequest | None = None
+        self._local_stack: AsyncExitStack | None = None  # set if the request was admitted while the server was away
+        self._loop_client: LoopClient
         self._loop: object
 
     @property
     def costs(self) -> dict[str, int]:
         """The charged costs, by the name of the limit."""
-        return dict(zip(self._limiter._plan.names, self._costs, strict=True))
+        return dict(zip(self._limiter._limiter_config.names, self._costs, strict=True))
 
     @property
     def waited(self) -> float:
@@ -293,17 +294,17 @@ class RedisAdmission:
             ValueError: a cost is negative.
             RuntimeError: the request was not admitted.
         """
-        if self._charge is None and self._without is None:
+        if self._charge is None and self._local_stack is None:
             raise RuntimeError("a request settles once it was let through: call this inside `async with`, or after it")
-        self._costs = order_costs(self._limiter, self._limiter._plan.names, costs, self.costs)
+        self._costs = order_costs(self._limiter, self._limiter._limiter_config.names, costs, self.costs)
         self._refund = False
         charge = self._charge
         if charge is not None:
             charge.costs = self._costs
-            if self._over and running_loop() is self._loop:
-                self._desk.settle_later(charge)
-            elif self._over:
-                call_in_loop(self._loop, self._desk.settle_later, charge)
+            if self._ended and running_loop() is self._loop:
+                self._loop_client.settle_later(charge)
+            elif self._ended:
+                call_in_loop(self._loop, self._loop_client.settle_later, charge)
 
     async def __aenter__(self) -> RedisAdmission:
         if self._entered:
@@ -311,30 +312,30 @@ class RedisAdmission:
         self._entered = True
         limiter = self._limiter
         self._loop = running_loop()
-        self._desk = limiter._desk()
-        if not limiter._outage.skips():
+        self._loop_client = limiter._loop_client()
+        if not limiter._outage.must_skip():
             try:
-                self._charge = await self._desk.enter(self._costs, self._timeout)
-            except Away:
+                self._charge = await self._loop_client.enter(self._costs, self._timeout)
+            except ServerAway:
                 pass
-            except TooLate as late:
-                raise TimeoutError(self._too_late(late.wait)) from None
+            except WouldExceedTimeout as error:
+                raise TimeoutError(self._timeout_error(error.wait)) from None
             else:
                 return self
-        self._without = stack = AsyncExitStack()
+        self._local_stack = stack = AsyncExitStack()
 
         async def enter(local: RateLimiter) -> None:
-            costs = (min(cost, meter.most) for cost, meter in zip(self._costs, local._each, strict=False))
+            costs = (min(cost, meter.max_cost) for cost, meter in zip(self._costs, local._all_meters, strict=False))
             admission = Admission(local, (*costs, 1), self._timeout, refund_on_failure=False)
             await stack.enter_async_context(admission)
 
-        await limiter._without(enter)
+        await limiter._admit_without(enter)
         return self
 
-    def _too_late(self, wait: int) -> str:
+    def _timeout_error(self, wait: int) -> str:
         limiter = self._limiter
         shown = ", ".join(f"{name}={cost}" for name, cost in self.costs.items() if cost) or "a request"
-        earliest = "when others give something back" if wait >= EVER else f"in {wait / MICROSECONDS:.3g} s"
+        earliest = "when others give something back" if wait >= NEVER else f"in {wait / MICROSECONDS:.3g} s"
         return f"{limiter!r} has no room within {self._timeout} s for {shown}: its turn comes {earliest}"
 
     async def __aexit__(
@@ -345,12 +346,12 @@ class RedisAdmission:
         It cannot be cancelled here. It waits for the server for a second at most; after that, the server is told in the
         background.
         """
-        self._over = True
-        if self._without is not None:
-            await self._without.aclose()
+        self._ended = True
+        if self._local_stack is not None:
+            await self._local_stack.aclose()
         charge = self._charge
         if charge is not None:
             if self._refund and kind is not None:
                 self._costs = [0] * len(self._costs)
             charge.costs, charge.ended = self._costs, True
-            await self._desk.settle(charge)
+            await self._loop_client.settle(charge)

@@ -1,11 +1,10 @@
 """Limiters over Redis with one limit: a token bucket, a leaky bucket and a sliding window.
 
-A stock of units that were taken from the server at once, to be spent without asking it.
+With `chunk`, a loop takes units from the server at once, to spend them without asking it.
 
 Invariants:
-
-1. The units in stock were charged on the server, and are no more than a chunk. So in any span of time all processes
-   together admit the limit at most, plus a chunk for each loop that has a stock.
+1. Prefetched units were charged on the server, and are no more than a chunk. So in any span of time all processes
+   together admit the limit at most, plus a chunk for each loop that has prefetched units.
 2. Units that are not spent for some time are refunded, except for the part that time has paid off already.
 3. In each loop, requests are admitted in the order of arrival.
 """
@@ -20,9 +19,9 @@ import anyio
 
 from cuelight._text import safe_repr
 from cuelight.coordination import AsyncLeakyBucket, AsyncSlidingWindow, AsyncTokenBucket, Decision, RateLimitConfig
-from cuelight.coordination._limiter_queue import YIELD
+from cuelight.coordination._limiter_queue import YIELD_MASK
 from cuelight.coordination._limiters import (
-    Paced,
+    AcquireMixin,
     SingleLimiter,
     bucket_config,
     check_config,
@@ -33,29 +32,29 @@ from cuelight.coordination._limiters import (
 from cuelight.coordination._meters import check_timeout, check_whole
 from cuelight.mailbox import Slot, await_until, current_backend, loop_time, new_slot, running_loop
 from cuelight.mailbox._backend import yield_now
-from cuelight.redis._limits._calls import Away, Charge
+from cuelight.redis._limits._calls import AdmittedRequest, ServerAway
 from cuelight.redis._limits._config import Algorithm
-from cuelight.redis._limits._limiter import Options, RedisLimiter, in_seconds
-from cuelight.redis._limits._loop_client import Desk, TooLate
+from cuelight.redis._limits._limiter import RedisLimiter, RedisLimiterOptions, in_seconds
+from cuelight.redis._limits._loop_client import LoopClient, WouldExceedTimeout
 
 _IDLE: Final = 0.5
 """Seconds without a request after which the rest is refunded; it may take twice as long."""
 
-Take = Callable[[int, float | None, int], Awaitable[Charge | None]]
+TakeUnits = Callable[[int, float | None, int], Awaitable[AdmittedRequest | None]]
 """Takes at least the first number of units, within a timeout, and at most the last number of units. Returns None if the
 request was admitted without the server.
 """
 
 
-class Stock:
-    """The units in stock of one limiter in one loop."""
+class PrefetchedUnits:
+    """The prefetched units of one limiter in one loop."""
 
-    def __init__(self, desk: Desk, chunk: int, take: Take, name: str) -> None:
-        self._desk, self._chunk, self._take, self._name = desk, chunk, take, name
+    def __init__(self, loop_client: LoopClient, chunk: int, take: TakeUnits, name: str) -> None:
+        self._loop_client, self._chunk, self._take_units, self._name = loop_client, chunk, take, name
         self._lock = anyio.Lock()
-        self._charge: Charge | None = None
-        self._used = self._watched = False
-        self._rest: Slot | None = None
+        self._charge: AdmittedRequest | None = None
+        self._used = self._refunding = False
+        self._sleep: Slot | None = None
         self.units = 0
 
     def spend(self, cost: int) -> bool:
@@ -64,7 +63,7 @@ class Stock:
             return False
         self.units -= cost
         self._used = True
-        self._desk.admitted += 1
+        self._loop_client.admitted += 1
         return True
 
     async def acquire(self, cost: int, timeout: float | None) -> None:
@@ -83,61 +82,61 @@ class Stock:
         try:
             if 0 < cost <= self.units:
                 self.units -= cost
-                self._desk.admitted += 1
+                self._loop_client.admitted += 1
                 return
-            charge = await self._take(cost - self.units, left, max(cost - self.units, self._chunk))
+            charge = await self._take_units(cost - self.units, left, max(cost - self.units, self._chunk))
             if charge is not None:
                 self.units += charge.charged[0] - cost
                 self._charge = charge
                 if self.units:
-                    self._watch()
+                    self._refund_later()
         finally:
             self._lock.release()
 
-    def _watch(self) -> None:
+    def _refund_later(self) -> None:
         self._used = True
-        if not self._watched:
-            self._watched = True
+        if not self._refunding:
+            self._refunding = True
             current_backend().spawn(
-                self._give_back_when_idle,
+                self._refund_when_idle,
                 context=contextvars.copy_context(),
-                name=f"cuelight units in stock: {self._name}",
+                name=f"cuelight prefetched units: {self._name}",
             )
 
-    async def _give_back_when_idle(self) -> None:
+    async def _refund_when_idle(self) -> None:
         try:
             while self.units and self._used:
                 self._used = False
-                self._rest = slot = new_slot()
+                self._sleep = slot = new_slot()
                 await await_until(slot, loop_time() + _IDLE)
-                self._rest = None
-            await self.give_back()
+                self._sleep = None
+            await self.refund()
         finally:
-            self._watched, self._rest = False, None
+            self._refunding, self._sleep = False, None
 
-    async def give_back(self) -> None:
+    async def refund(self) -> None:
         """Refund the units that are left. A checkpoint if there are any."""
         units, charge = self.units, self._charge
         self.units, self._charge = 0, None
         if charge is not None and units:
             # The rest of an older chunk stays charged: it is small, and mostly paid off.
             charge.costs = [max(0, charge.charged[0] - units)]
-            await self._desk.settle(charge)
-        if self._rest is not None and not self._rest.done():
-            self._rest.set_result(None)
+            await self._loop_client.settle(charge)
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
 
 
 _NAME = "limit"
 
 
-class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
+class RedisSingleLimiter(RedisLimiter[SingleLimiter], AcquireMixin):
     """The base of the limiters with one limit, for all processes that use the same name on one server.
 
     They may be used from several event loops and threads at once. `async with limiter:` admits a block at a cost of 1,
     and `@limiter` does so for each call of an async function.
     """
 
-    __slots__ = ("_chunk", "_stocks")
+    __slots__ = ("_chunk", "_prefetched")
 
     def __init__(  # noqa: PLR0917 - called only by subclasses in this package
         self,
@@ -146,17 +145,18 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         config: RateLimitConfig,
         local: Callable[[RateLimitConfig], SingleLimiter],
         chunk: int | None,
-        options: Options,
+        options: RedisLimiterOptions,
     ) -> None:
         super().__init__(name, algorithm, {_NAME: config}, None, lambda scaled, _: local(scaled(config)), options)
         if chunk is not None:
             check_whole("chunk", chunk, 1)
-            if chunk > self._plan.most(0):
+            if chunk > self._limiter_config.max_cost(0):
                 raise ValueError(
-                    f"chunk={safe_repr(chunk)}: {self!r} never lets more than {self._plan.most(0)} through at once"
+                    f"chunk={safe_repr(chunk)}: {self!r} never lets more than {self._limiter_config.max_cost(0)} "
+                    "through at once"
                 )
         self._chunk = chunk
-        self._stocks: dict[Desk, Stock] = {}
+        self._prefetched: dict[LoopClient, PrefetchedUnits] = {}
 
     def __repr__(self) -> str:
         config = self.config
@@ -192,35 +192,39 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         self._check_cost(cost)
         check_timeout(timeout)
         if self._chunk is None:
-            await self._take(cost, timeout)
+            await self._take_units(cost, timeout)
             return
-        stock = self._stock(self._chunk)
-        if self._desk().admitted & YIELD == YIELD:
+        prefetched = self._prefetched_here(self._chunk)
+        if self._loop_client().admitted & YIELD_MASK == YIELD_MASK:
             await yield_now()
-        if not stock.spend(cost):
-            await stock.acquire(cost, timeout)
+        if not prefetched.spend(cost):
+            await prefetched.acquire(cost, timeout)
 
-    async def _take(self, cost: int, timeout: float | None, at_most: int | None = None) -> Charge | None:
-        if not self._outage.skips():
+    async def _take_units(self, cost: int, timeout: float | None, at_most: int | None = None) -> AdmittedRequest | None:
+        if not self._outage.must_skip():
             try:
-                return await self._desk().enter([cost], timeout, at_most)
-            except Away:
+                return await self._loop_client().enter([cost], timeout, at_most)
+            except ServerAway:
                 pass
-            except TooLate as late:
-                wait = in_seconds(late.wait)
+            except WouldExceedTimeout as error:
+                wait = in_seconds(error.wait)
                 raise TimeoutError(
                     f"{self!r} has no room within {timeout} s for a cost of {cost}: its turn comes in {wait:.3g} s"
                 ) from None
-        await self._without(lambda limiter: limiter.acquire(min(cost, limiter._meter.most), timeout))
+        await self._admit_without(lambda limiter: limiter.acquire(min(cost, limiter._meter.max_cost), timeout))
         return None
 
-    def _stock(self, chunk: int) -> Stock:
-        desk = self._desk()
-        stock = self._stocks.get(desk)
-        if stock is None:
-            self._stocks = {known: it for known, it in self._stocks.items() if known in self._desks.values()}
-            stock = self._stocks[desk] = Stock(desk, chunk, self._take, self.name)
-        return stock
+    def _prefetched_here(self, chunk: int) -> PrefetchedUnits:
+        loop_client = self._loop_client()
+        prefetched = self._prefetched.get(loop_client)
+        if prefetched is None:
+            self._prefetched = {
+                known: it for known, it in self._prefetched.items() if known in self._loop_clients.values()
+            }
+            prefetched = self._prefetched[loop_client] = PrefetchedUnits(
+                loop_client, chunk, self._take_units, self.name
+            )
+        return prefetched
 
     async def try_acquire(self, cost: int = 1) -> Decision:
         """Admit a request now, or return when it could be admitted. A checkpoint. It does not overtake waiting
@@ -237,21 +241,21 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         """
         self._check_cost(cost)
         if self._chunk is not None:
-            stock = self._stock(self._chunk)
-            if stock.spend(cost):
-                return Decision(True, 0.0, stock.units, 0.0)
-        if not self._outage.skips():
+            prefetched = self._prefetched_here(self._chunk)
+            if prefetched.spend(cost):
+                return Decision(True, 0.0, prefetched.units, 0.0)
+        if not self._outage.must_skip():
             try:
-                answer = await self._desk().attempt([cost])
-            except Away:
+                answer = await self._loop_client().attempt([cost])
+            except ServerAway:
                 pass
             else:
                 wait = 0.0 if answer["granted"] else in_seconds(answer["wait"])
                 return Decision(answer["granted"], wait, answer["left"][0], max(wait, in_seconds(answer["unused"])))
         if self._local is None:
             self._uncounted += 1
-            return Decision(True, 0.0, self._plan.most(0), 0.0)
-        decision = self._local.try_acquire(min(cost, self._local._meter.most))
+            return Decision(True, 0.0, self._limiter_config.max_cost(0), 0.0)
+        decision = self._local.try_acquire(min(cost, self._local._meter.max_cost))
         self._uncounted += decision.allowed
         return decision
 
@@ -279,14 +283,14 @@ class RedisSingleLimiter(RedisLimiter[SingleLimiter], Paced):
         return config
 
     async def aclose(self) -> None:
-        """Refund the units in stock, and close as `RedisRateLimiter.aclose` does. A checkpoint."""
-        here = self._desks.get(running_loop())
-        if here is not None and here in self._stocks:
-            await self._stocks[here].give_back()
+        """Refund the prefetched units, and close as `RedisRateLimiter.aclose` does. A checkpoint."""
+        own_client = self._loop_clients.get(running_loop())
+        if own_client is not None and own_client in self._prefetched:
+            await self._prefetched[own_client].refund()
         await super().aclose()
 
     def _check_cost(self, cost: int) -> None:
-        check_cost(self, cost, self._plan.most(0))
+        check_cost(self, cost, self._limiter_config.max_cost(0))
 
 
 class RedisTokenBucket(RedisSingleLimiter):
@@ -297,7 +301,7 @@ class RedisTokenBucket(RedisSingleLimiter):
 
     With `chunk`, each event loop takes that many units from the server at once and spends them without asking again.
     This is for rates beyond those that a server can count one by one. All loops together may then admit one more chunk
-    for each loop, and units in the stock of one loop are not available to the others. Units that are not spent for half
+    for each loop, and units that one loop has taken are not available to the others. Units that are not spent for half
     a second are refunded.
     """
 
@@ -310,7 +314,7 @@ class RedisTokenBucket(RedisSingleLimiter):
         capacity: int | None = None,
         *,
         chunk: int | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[RedisLimiterOptions],
     ) -> None:
         """Create the limiter; the server is asked for the first time with the first request.
 
@@ -320,7 +324,7 @@ class RedisTokenBucket(RedisSingleLimiter):
             capacity: only with a number per second: the units that are admitted at once; None for the units of one
                 second.
             chunk: the number of units to take at once; None for the cost of each request.
-            **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
+            **options: see `RedisLimiterOptions`: `redis_url` or `server`, `on_outage`, ...
 
         Raises:
             TypeError: a limit was given together with a capacity, or a value is neither a limit nor a number.
@@ -335,13 +339,13 @@ class RedisLeakyBucket(RedisSingleLimiter):
 
     __slots__ = ()
 
-    def __init__(self, name: str, config: RateLimitConfig, **options: Unpack[Options]) -> None:
+    def __init__(self, name: str, config: RateLimitConfig, **options: Unpack[RedisLimiterOptions]) -> None:
         """Create the limiter; the server is asked for the first time with the first request.
 
         Args:
             name: the same name for all processes that share the limit.
             config: the limit; its `burst_size` is None or 1.
-            **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
+            **options: see `RedisLimiterOptions`: `redis_url` or `server`, `on_outage`, ...
 
         Raises:
             TypeError: `config` is not a limit.
@@ -370,7 +374,7 @@ class RedisSlidingWindow(RedisSingleLimiter):
         window_seconds: float | None = None,
         *,
         exact: bool = True,
-        **options: Unpack[Options],
+        **options: Unpack[RedisLimiterOptions],
     ) -> None:
         """Create the limiter; the server is asked for the first time with the first request.
 
@@ -379,7 +383,7 @@ class RedisSlidingWindow(RedisSingleLimiter):
             limit: the limit, or a number of units in a window.
             window_seconds: only with a number of units: the window, in seconds.
             exact: whether to keep a log; otherwise two counters.
-            **options: see `Options`: `redis_url` or `server`, `on_outage`, ...
+            **options: see `RedisLimiterOptions`: `redis_url` or `server`, `on_outage`, ...
 
         Raises:
             TypeError: a limit was given together with a window, a number without one, or a value of another type.

@@ -10,13 +10,13 @@
 if op.got and #op.got > 0 then
   call('HDEL', KEYS[4], unpack(op.got))
 end
-local again = call('HGET', KEYS[4], op.id)
-if again then
-  return again
+local earlier_answer = call('HGET', KEYS[4], op.id)
+if earlier_answer then
+  return earlier_answer
 end
-local waiter = asked(op.id)
+local waiter = waiting_request(op.id)
 for i = 1, count do
-  if op.costs[i] > meter.most(i) and not waiter then
+  if op.costs[i] > meter.max_cost(i) and not waiter then
     return pack(report({error = 'cost', limit = i}))
   end
 end
@@ -32,7 +32,7 @@ local function granted(costs, tickets)
 end
 
 -- Add the request to the queue. Its place contains the total costs of all requests before it.
-local function line_up()
+local function enqueue()
   local place = {costs = op.costs, before = state.asked, turn = state.turn + 1}
   state.turn, state.waiting, state.entries, state.asked = place.turn, state.waiting + 1, state.entries + 1, {}
   for i = 1, count do
@@ -51,9 +51,9 @@ local function wait()
   end
   local soon = estimate(op.costs, waiter and waiter.before or state.asked, waiter and waiter.turn or state.turn + 1)
   local answer = {granted = false, wait = soon, queued = false, fresh = false}
-  -- EVER: it depends on when others release a permit, which is not known and may be in time.
-  if waiter or (op.wait > 0 and (soon <= op.wait or soon >= EVER)) then
-    waiter = waiter or line_up()
+  -- NEVER: it depends on when others release a permit, which is not known and may be in time.
+  if waiter or (op.wait > 0 and (soon <= op.wait or soon >= NEVER)) then
+    waiter = waiter or enqueue()
     waiter.armed, waiter.word = now + soon, op.word
     call('HSET', KEYS[3], op.id, pack(waiter))
     answer.queued, answer.fresh = true, renew(op.party)
@@ -62,14 +62,14 @@ local function wait()
 end
 
 local answer
-waiter = waiter and asked(op.id)
+waiter = waiter and waiting_request(op.id)
 if waiter and waiter.tickets then
-  forget(op.id)
+  remove_request(op.id)
   answer = granted(waiter.costs, waiter.tickets)
 elseif not waiter and state.waiting == 0 and due_of(op.costs) <= 0 then
   local costs = op.costs
   if op.at_most then
-    costs[1] = max(costs[1], min(op.at_most, meter.left(1)))
+    costs[1] = max(costs[1], min(op.at_most, meter.remaining(1)))
   end
   answer = granted(costs, admit(op.id, costs, 0))
 else

@@ -6,17 +6,17 @@
 -- It writes and answers the same as the general form; a test runs both and compares. `charge` is defined in the file
 -- before this one: see `bucket_at_once.lua` and `counter_at_once.lua`.
 
-local function let_through_at_once()
+local function admit_at_once()
   local HUGE = 2 ^ 60
   local raw = redis.call('GET', KEYS[1])
   if not raw then
     return
   end
-  local plan, op = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
+  local config, op = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
   local state = cmsgpack.unpack(raw)
   -- The sum detects a value that is not a finite number, as in `state.lua`.
   local sum = state.at + state.pause + state.turn + state.version
-  if state.format ~= 1 or state.of ~= plan[1] or state.waiting ~= 0 or state.entries ~= 0 or state.own or plan[3] ~= 0
+  if state.format ~= 1 or state.of ~= config[1] or state.waiting ~= 0 or state.entries ~= 0 or state.own or config[3] ~= 0
     or op.at_most or op.version ~= state.version or not (sum > -HUGE and sum < HUGE) then
     return
   end
@@ -30,7 +30,7 @@ local function let_through_at_once()
   if state.pause > 0 then
     return
   end
-  local rows, limits, costs, tickets, left, unused = plan[2], state.limits, op.costs, {}, {}, 0
+  local rows, limits, costs, tickets, left, unused = config[2], state.limits, op.costs, {}, {}, 0
   for i = 1, #rows do
     local ticket, rest, lasts = charge(rows[i], limits[i], costs[i], now, elapsed)
     if not ticket then
@@ -44,7 +44,7 @@ local function let_through_at_once()
 end
 
 -- Data that cannot be decoded raises an error.
-local good, answer, state, keep, op = pcall(let_through_at_once)
+local good, answer, state, keep, op = pcall(admit_at_once)
 if good and answer then
   if op.got and #op.got > 0 then
     redis.call('HDEL', KEYS[4], unpack(op.got))

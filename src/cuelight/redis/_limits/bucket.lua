@@ -5,11 +5,11 @@
 function meter.step(i)
   local row, limit = rows[i], limits[i]
   if not limit then
-    limits[i] = {-EVER, row[1], row[2]}
+    limits[i] = {-NEVER, row[1], row[2]}
     return
   end
   check(limit[1] + limit[2] + limit[3], min(limit[2], limit[3]))
-  limit[1] = max(-EVER, limit[1] - elapsed * limit[3])
+  limit[1] = max(-NEVER, limit[1] - elapsed * limit[3])
   if limit[2] ~= row[1] or limit[3] ~= row[2] then
     -- The limit has changed: the debt stays the same in units.
     limit[1] = ceil(max(0, limit[1]) / limit[2] * row[1])
@@ -17,7 +17,7 @@ function meter.step(i)
   end
 end
 
-function meter.due(i, cost, ahead)
+function meter.available_in(i, cost, ahead)
   local row, owed = rows[i], limits[i][1]
   if ahead > 0 then
     owed = max(0, owed) + ahead * row[1]
@@ -25,13 +25,13 @@ function meter.due(i, cost, ahead)
   return ceil((owed - max(0, row[3] - cost) * row[1]) / row[2])
 end
 
-function meter.book(i, cost, late)
+function meter.charge(i, cost, late)
   local limit = limits[i]
   limit[1] = max(limit[1], -late * limit[3]) + cost * limit[2]
   return {now, limit[1], limit[2], limit[3]}
 end
 
-function meter.amend(i, ticket, was, cost)
+function meter.adjust(i, ticket, was, cost)
   local limit = limits[i]
   local change = (cost - was) * limit[2]
   if change < 0 then
@@ -46,7 +46,7 @@ function meter.amend(i, ticket, was, cost)
   return {ticket[1], ticket[2] + change, ticket[3], ticket[4]}
 end
 
-function meter.left(i)
+function meter.remaining(i)
   return max(0, rows[i][3] - ceil(max(0, limits[i][1]) / rows[i][1]))
 end
 
@@ -54,6 +54,6 @@ function meter.unused(i)
   return ceil(max(0, limits[i][1]) / rows[i][2])
 end
 
-function meter.most(i)
+function meter.max_cost(i)
   return rows[i][3]
 end

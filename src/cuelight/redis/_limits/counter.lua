@@ -35,13 +35,13 @@ function meter.step(i)
   end
 end
 
-function meter.due(i, cost, ahead)
-  local most, window, limit = rows[i][1], rows[i][2], limits[i]
+function meter.available_in(i, cost, ahead)
+  local max_cost, window, limit = rows[i][1], rows[i][2], limits[i]
   local last, this = limit[2], limit[3]
-  cost = min(cost, most)
+  cost = min(cost, max_cost)
   -- Each window admits the limit at most, so the requests ahead delay it by whole windows.
-  local windows = ahead > 0 and floor((min(this, most) + ahead + cost - 1) / most) or 0
-  local room = most - min(most, ahead + cost)
+  local windows = ahead > 0 and floor((min(this, max_cost) + ahead + cost - 1) / max_cost) or 0
+  local room = max_cost - min(max_cost, ahead + cost)
   local at
   if this <= room then
     at = last > 0 and max(into(i), window - floor((room - this) * window / last)) or into(i)
@@ -51,12 +51,12 @@ function meter.due(i, cost, ahead)
   return max(at, windows * window) - into(i)
 end
 
-function meter.book(i, cost)
+function meter.charge(i, cost)
   limits[i][3] = limits[i][3] + cost
   return {limits[i][1], limits[i][4]}
 end
 
-function meter.amend(i, ticket, was, cost)
+function meter.adjust(i, ticket, was, cost)
   local limit = limits[i]
   if ticket[2] == limit[4] then
     if ticket[1] == limit[1] then
@@ -68,7 +68,7 @@ function meter.amend(i, ticket, was, cost)
   return ticket
 end
 
-function meter.left(i)
+function meter.remaining(i)
   return max(0, rows[i][1] - used(i))
 end
 
@@ -78,6 +78,6 @@ function meter.unused(i)
   return windows > 0 and windows * rows[i][2] - into(i) or 0
 end
 
-function meter.most(i)
+function meter.max_cost(i)
   return rows[i][1]
 end

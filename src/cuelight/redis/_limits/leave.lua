@@ -4,13 +4,13 @@
 
 local given = call('HGET', KEYS[4], op.id)
 given = given and read(given)
-local waiter = asked(op.id)
+local waiter = waiting_request(op.id)
 if given and given.granted then
-  give_back(op.id, given.costs, given.tickets)
+  refund(op.id, given.costs, given.tickets)
 elseif waiter and waiter.tickets then
-  give_back(op.id, waiter.costs, waiter.tickets)
+  refund(op.id, waiter.costs, waiter.tickets)
 end
-forget(op.id)
+remove_request(op.id)
 remember(op.id, pack({error = 'left'}))
 advance()
 save()

@@ -14,7 +14,7 @@ function meter.step(i)
     return
   end
   check(limit[1], 1)
-  if went_back then
+  if clock_went_back then
     for _, entry in ipairs(call('ZRANGEBYSCORE', key, '(' .. whole(now), '+inf')) do
       call('ZADD', key, whole(now), entry)
     end
@@ -31,15 +31,15 @@ function meter.step(i)
   until #gone < 1000
 end
 
-function meter.due(i, cost, ahead)
-  local most, window = rows[i][1], rows[i][2]
-  local total = ahead + min(cost, most)
+function meter.available_in(i, cost, ahead)
+  local max_cost, window = rows[i][1], rows[i][2]
+  local total = ahead + min(cost, max_cost)
   if total == 0 then
     return 0
   end
   -- First the whole windows that the requests ahead fill, then the time until enough current entries expire.
-  local windows, rest = floor((total - 1) / most), (total - 1) % most
-  local lacking, from = rest + 1 - (most - limits[i][1]), 0
+  local windows, rest = floor((total - 1) / max_cost), (total - 1) % max_cost
+  local lacking, from = rest + 1 - (max_cost - limits[i][1]), 0
   if lacking <= 0 then
     return windows * window
   end
@@ -64,7 +64,7 @@ local function enter(i, at, cost, id)
   call('PEXPIRE', key, whole(ceil(rows[i][2] / 1000) + RECENT))
 end
 
-function meter.book(i, cost, late, id)
+function meter.charge(i, cost, late, id)
   if cost > 0 then
     enter(i, now, cost, id)
     limits[i][1] = limits[i][1] + cost
@@ -72,7 +72,7 @@ function meter.book(i, cost, late, id)
   return {now}
 end
 
-function meter.amend(i, ticket, was, cost, id)
+function meter.adjust(i, ticket, was, cost, id)
   if ticket[1] > now - rows[i][2] and (was == 0 or call('ZREM', KEYS[6 + i], whole(was) .. ':' .. id) == 1) then
     if cost > 0 then
       enter(i, ticket[1], cost, id)
@@ -82,7 +82,7 @@ function meter.amend(i, ticket, was, cost, id)
   return ticket
 end
 
-function meter.left(i)
+function meter.remaining(i)
   return max(0, rows[i][1] - limits[i][1])
 end
 
@@ -91,6 +91,6 @@ function meter.unused(i)
   return last[2] and max(0, tonumber(last[2]) + rows[i][2] - now) or 0
 end
 
-function meter.most(i)
+function meter.max_cost(i)
   return rows[i][1]
 end

@@ -4,8 +4,8 @@ from cuelight.redis._locks._fencing import fence_key, fenced_set, fenced_set_blo
 from cuelight.redis._locks._lease import Lease
 from cuelight.redis._locks._lock import DistributedLock, RedisLock, redis_locks
 from cuelight.redis._locks._rwlock import RedisReadWriteLock
+from cuelight.redis._locks._script import LockMember, LockState
 from cuelight.redis._locks._semaphore import RedisSemaphore
-from cuelight.redis._locks._ticket import LockMember, LockState
 
 __all__ = [
     "DistributedLock",

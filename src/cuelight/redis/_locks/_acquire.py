@@ -21,131 +21,135 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from cuelight._log import get_log
-from cuelight.coordination._owner import describe, whoever
+from cuelight.coordination._owner import current_owner, describe
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.redis._client import answer_time
-from cuelight.redis._locks._lease import Lease
-from cuelight.redis._locks._renewal import Keeper, keeper_here, loop_has_ended, pause, the_thread
-from cuelight.redis._locks._shared_state import Ear, Hint, TaskHint, ThreadHint
-from cuelight.redis._locks._ticket import LEASE, Answer, Terms, client_name, describe_member, now
+from cuelight.redis._locks._lease import Lease, LeaseOptions, now
+from cuelight.redis._locks._renewal import LeaseRenewer, background_loop, backoff, current_renewer, loop_has_ended
+from cuelight.redis._locks._script import LEASE_SCRIPT, AcquireReply, client_name, describe_member
+from cuelight.redis._locks._shared_state import GrantChannel, Notification, TaskNotification, ThreadNotification
 
 if TYPE_CHECKING:
-    from cuelight.redis._locks._shared_state import SharedCore
+    from cuelight.redis._locks._shared_state import SharedLockState
 
 log = get_log("cuelight.redis")
 
-SOON = 3
+EAGER_PLACES = 3
 """The number of places at the head of the queue whose waiters ask again as soon as a lease expires, in case the waiters
 before them have died as well.
 """
 
-SLOW = 3
+MAX_SLOW_ANSWERS = 3
 """The number of answers that may arrive too late for the leases that they grant."""
 
 
-class _Errand:
+class _LeaseAcquirer:
     """A request for a lease: the part that tasks and threads share."""
 
     def __init__(
         self,
-        core: SharedCore,
-        terms: Terms,
+        state: SharedLockState,
+        options: LeaseOptions,
         weight: int,
         timeout: float | None,
         *,
         clock: Callable[[], float],
         since: float,
     ) -> None:
-        self.core, self.terms, self.timeout, self._clock = core, terms, timeout, clock
+        self.state, self.options, self.timeout, self._clock = state, options, timeout, clock
         self._deadline = math.inf if timeout is None else since + timeout
-        first = core.writers_first and weight == core.capacity
-        self.ticket = core.ticket(terms, weight, first)
+        first = state.writers_first and weight == state.capacity
+        self.request = state.request(options, weight, first)
         self.asked = 0.0
-        self._answer: Answer | None = None
+        self._answer: AcquireReply | None = None
         self._answered = False  # whether the last call was answered
         self._failures = self._slow = 0
 
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds until the timeout."""
         return self._deadline - self._clock()
 
-    def limit(self) -> float | None:
+    def call_timeout(self) -> float | None:
         """Seconds that a call of the server may take; None for the client's default."""
-        return None if self.timeout is None else answer_time(self.timeout, self.left())
+        return None if self.timeout is None else answer_time(self.timeout, self.remaining())
 
     def begin(self) -> None:
         """Prepare for a call of the server."""
         self.asked, self._answered = now(), False
 
-    def granted(self, answer: Answer) -> bool:
+    def granted(self, answer: AcquireReply) -> bool:
         """Record an answer, and return whether it grants the lock.
 
         Raises:
             StoreRefused: the server can never grant this request.
         """
-        core = self.core
+        state = self.state
         if answer.capacity:
             raise StoreRefused(
-                f"{core.thing} on {core.server.name} has {answer.capacity} places for those who use it now, and "
-                f"{core.capacity} here: give it the same everywhere; once nobody holds it or waits, it can change"
+                f"{state.label} on {state.server.name} has {answer.capacity} places for those who use it now, and "
+                f"{state.capacity} here: give it the same everywhere; once nobody holds it or waits, it can change"
             )
         if answer.gone:
-            raise StoreRefused(f"{core.server.name} says that this acquisition of {core.thing} was given back already")
+            raise StoreRefused(
+                f"{state.server.name} says that this acquisition of {state.label} was given back already"
+            )
         self._answer, self._answered, self._failures = answer, True, 0
         return answer.granted
 
-    def stale(self) -> bool:
+    def is_too_slow(self) -> bool:
         """Whether an answer took so long that the lease must be requested again, which renews it.
 
         Raises:
             StoreUnavailable: too many answers took so long.
         """
-        if now() - self.asked < self.terms.lease / 2:
+        if now() - self.asked < self.options.lease / 2:
             return False
         self._slow += 1
-        if self._slow > SLOW:
+        if self._slow > MAX_SLOW_ANSWERS:
             raise StoreUnavailable(
-                f"{self.core.server.name} takes longer to answer than half the lease on {self.core.thing}, which is "
-                f"{self.terms.lease:g} s: give it a longer one"
+                f"{self.state.server.name} takes longer to answer than half the lease on {self.state.label}, which is "
+                f"{self.options.lease:g} s: give it a longer one"
             )
         return True
 
-    def failed(self, error: StoreUnavailable) -> None:
+    def on_failure(self, error: StoreUnavailable) -> None:
         """Continue after a failed call if the server has answered before.
 
         Raises:
             StoreUnavailable: the server has never answered, or its answers are too slow.
         """
-        if self._answer is None or self._slow > SLOW:
+        if self._answer is None or self._slow > MAX_SLOW_ANSWERS:
             raise error
         if not self._failures:
-            log.warning("%s goes on waiting for %s: %s", describe(whoever()), self.core.thing, error)
+            log.warning("%s goes on waiting for %s: %s", describe(current_owner()), self.state.label, error)
         self._failures += 1
 
-    def sleep_for(self) -> float:
+    def next_wait(self) -> float:
         """Seconds until it is time to ask again.
 
         Raises:
             LockTimeout: the timeout is over.
         """
-        left = self.left()
+        left = self.remaining()
         if left <= 0:
-            raise self.late()
+            raise self.timeout_error()
         if self._failures:
-            return min(left, pause(self._failures))
-        seconds = self.terms.lease / 3
+            return min(left, backoff(self._failures))
+        seconds = self.options.lease / 3
         answer = self._answer
-        if answer is not None and 0 <= answer.place < SOON:
+        if answer is not None and 0 <= answer.place < EAGER_PLACES:
             seconds = min(seconds, max(0.01, answer.wait) + 0.005 + 0.02 * answer.place)
         return min(left, seconds)
 
-    def late(self) -> LockTimeout:
+    def timeout_error(self) -> LockTimeout:
         """The error for a timeout."""
         timeout = self.timeout or 0
-        return LockTimeout(f"{describe(whoever())} did not get {self.core.thing} within {timeout:g} s: {self.holder()}")
+        return LockTimeout(
+            f"{describe(current_owner())} did not get {self.state.label} within {timeout:g} s: {self.describe_holder()}"
+        )
 
-    def holder(self) -> str:
+    def describe_holder(self) -> str:
         """Describe the holder in words."""
         answer = self._answer
         if answer is None or not answer.holder:
@@ -154,48 +158,52 @@ class _Errand:
             return "this process has just given it back"
         return f"{describe_member(answer.holder)} holds it"
 
-    def lease(self, answer: Answer, keeper: Keeper) -> Lease:
+    def make_lease(self, answer: AcquireReply, renewer: LeaseRenewer) -> Lease:
         """Make the lease for a grant and start to renew it."""
-        lease = Lease(self.core.thing, self.ticket, answer.fence, asked=self.asked, owner=whoever(), home=keeper)
-        self.core.enter(lease)
-        keeper.hold(lease, self.core)
+        lease = Lease(
+            self.state.label, self.request, answer.fence, asked=self.asked, owner=current_owner(), renewer=renewer
+        )
+        self.state.add_lease(lease)
+        renewer.start_renewing(lease, self.state)
         return lease
 
-    def give_up(self) -> None:
-        """Queue a release, unless the server's last answer says that it does not have the ticket."""
+    def queue_release(self) -> None:
+        """Queue a release, unless the server's last answer says that it does not have the request."""
         answer = self._answer
         if answer is not None and self._answered and not answer.granted and answer.place < 0:
-            self.core.drop_ticket(self.ticket)
+            self.state.drop_request(self.request)
         else:
-            self.core.give_back(self.ticket, 0, now() + self.terms.lease, sure=answer is not None)
+            self.state.queue_release(self.request, 0, now() + self.options.lease, sure=answer is not None)
 
-    def ear(self, loop: Any) -> Ear:
-        """The ear of a loop."""
-        core = self.core
-        ear = core.ears.get(loop)
-        if ear is None:
-            for old in [old for old in core.ears if loop_has_ended(old)]:
-                core.ears.pop(old, None)
-            ear = Ear(core.server, core.names.channels + client_name())
-            ear = core.ears.setdefault(loop, ear)
-            weakref.finalize(core, ear.close).atexit = False
-        return ear
+    def grant_channel(self, loop: Any) -> GrantChannel:
+        """The channel of a loop."""
+        state = self.state
+        grant_channel = state.grant_channels.get(loop)
+        if grant_channel is None:
+            for old in [old for old in state.grant_channels if loop_has_ended(old)]:
+                state.grant_channels.pop(old, None)
+            grant_channel = GrantChannel(state.server, state.names.channels + client_name())
+            grant_channel = state.grant_channels.setdefault(loop, grant_channel)
+            weakref.finalize(state, grant_channel.close).atexit = False
+        return grant_channel
 
-    def listen(self, ear: Ear, hint: Hint) -> None:
-        """Start to pass notifications to `hint`."""
-        ear.hints[self.ticket.member.encode()] = hint
+    def listen(self, grant_channel: GrantChannel, notification: Notification) -> None:
+        """Start to pass notifications to `notification`."""
+        grant_channel.notifications[self.request.member.encode()] = notification
 
-    def unlisten(self, ear: Ear) -> None:
+    def unregister(self, grant_channel: GrantChannel) -> None:
         """Stop passing notifications."""
-        ear.hints.pop(self.ticket.member.encode(), None)
+        grant_channel.notifications.pop(self.request.member.encode(), None)
 
 
-async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
+async def acquire_lease(
+    state: SharedLockState, options: LeaseOptions, weight: int, timeout: float | None, since: float
+) -> Lease:
     """Request a lease, and wait until it is granted. A checkpoint.
 
     Args:
-        core: the lock; the caller already has it in this process.
-        terms: the terms of the lease.
+        state: the lock; the caller already has it in this process.
+        options: the options of the lease.
         weight: the number of permits.
         timeout: seconds to wait, counted from `since`.
         since: a time of the loop.
@@ -205,70 +213,72 @@ async def take(core: SharedCore, terms: Terms, weight: int, timeout: float | Non
         StoreUnavailable: the server cannot be reached.
         StoreRefused: the server rejects the call.
     """
-    keeper = keeper_here()
-    errand = _Errand(core, terms, weight, timeout, clock=loop_time, since=since)
-    ear, hint = errand.ear(keeper.loop), TaskHint()
-    errand.listen(ear, hint)
+    renewer = current_renewer()
+    acquirer = _LeaseAcquirer(state, options, weight, timeout, clock=loop_time, since=since)
+    grant_channel, notification = acquirer.grant_channel(renewer.loop), TaskNotification()
+    acquirer.listen(grant_channel, notification)
     try:
         while True:
             try:
-                errand.begin()
-                answer = await core.acquire(errand.ticket, errand.left() > 0, errand.limit())
-                if errand.granted(answer):
-                    if errand.stale():
+                acquirer.begin()
+                answer = await state.acquire(acquirer.request, acquirer.remaining() > 0, acquirer.call_timeout())
+                if acquirer.granted(answer):
+                    if acquirer.is_too_slow():
                         continue
-                    if terms.wait_replicas:
-                        await _confirm(errand)
-                    return errand.lease(answer, keeper)
-                if errand.left() <= 0:
-                    raise errand.late()
-                if not ear.open:
-                    await ear.listen(errand.limit())
+                    if options.wait_replicas:
+                        await _confirm(acquirer)
+                    return acquirer.make_lease(answer, renewer)
+                if acquirer.remaining() <= 0:
+                    raise acquirer.timeout_error()
+                if not grant_channel.open:
+                    await grant_channel.listen(acquirer.call_timeout())
                     continue
             except StoreUnavailable as error:
-                errand.failed(error)
-            await hint.wait(errand.sleep_for())
+                acquirer.on_failure(error)
+            await notification.wait(acquirer.next_wait())
     except BaseException:
-        errand.give_up()
-        keeper.flush(core)
+        acquirer.queue_release()
+        renewer.flush(state)
         raise
     finally:
-        errand.unlisten(ear)
+        acquirer.unregister(grant_channel)
 
 
-def take_blocking(core: SharedCore, terms: Terms, weight: int, timeout: float | None, since: float) -> Lease:
-    """Like `take`, but blocks the thread; `since` is a time of `time.monotonic`."""
-    errand = _Errand(core, terms, weight, timeout, clock=time.monotonic, since=since)
-    with the_thread as keeper:
-        ear, hint = errand.ear(keeper.loop), ThreadHint()
-        errand.listen(ear, hint)
+def acquire_lease_blocking(
+    state: SharedLockState, options: LeaseOptions, weight: int, timeout: float | None, since: float
+) -> Lease:
+    """Like `acquire_lease`, but blocks the thread; `since` is a time of `time.monotonic`."""
+    acquirer = _LeaseAcquirer(state, options, weight, timeout, clock=time.monotonic, since=since)
+    with background_loop as renewer:
+        grant_channel, notification = acquirer.grant_channel(renewer.loop), ThreadNotification()
+        acquirer.listen(grant_channel, notification)
         try:
             while True:
                 try:
-                    answer = _ask_once(errand, errand.left() > 0)
-                    if errand.granted(answer):
-                        if errand.stale():
+                    answer = _ask_once(acquirer, acquirer.remaining() > 0)
+                    if acquirer.granted(answer):
+                        if acquirer.is_too_slow():
                             continue
-                        if terms.wait_replicas:
-                            the_thread.call(_confirm, errand)
-                        return errand.lease(answer, keeper)
-                    if errand.left() <= 0:
-                        raise errand.late()
-                    if not ear.open:
-                        the_thread.call(ear.listen, errand.limit())
+                        if options.wait_replicas:
+                            background_loop.call(_confirm, acquirer)
+                        return acquirer.make_lease(answer, renewer)
+                    if acquirer.remaining() <= 0:
+                        raise acquirer.timeout_error()
+                    if not grant_channel.open:
+                        background_loop.call(grant_channel.listen, acquirer.call_timeout())
                         continue
                 except StoreUnavailable as error:
-                    errand.failed(error)
-                hint.wait(errand.sleep_for())
+                    acquirer.on_failure(error)
+                notification.wait(acquirer.next_wait())
         except BaseException:
-            errand.give_up()
-            the_thread.flush(core)
+            acquirer.queue_release()
+            background_loop.flush(state)
             raise
         finally:
-            errand.unlisten(ear)
+            acquirer.unregister(grant_channel)
 
 
-def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
+def acquire_lease_nowait(state: SharedLockState, options: LeaseOptions, weight: int) -> Lease:
     """Request a lease once, without waiting for other holders.
 
     This blocks the thread, and any event loop in it, for one round trip.
@@ -278,33 +288,37 @@ def take_nowait(core: SharedCore, terms: Terms, weight: int) -> Lease:
         StoreUnavailable: the server cannot be reached.
         StoreRefused: the server rejects the call.
     """
-    errand = _Errand(core, terms, weight, None, clock=time.monotonic, since=0)
-    with the_thread as of_threads:
-        keeper = of_threads if running_loop() is None else keeper_here()
+    acquirer = _LeaseAcquirer(state, options, weight, None, clock=time.monotonic, since=0)
+    with background_loop as of_threads:
+        renewer = of_threads if running_loop() is None else current_renewer()
         try:
-            answer = _ask_once(errand, wait=False)
-            while answer.granted and errand.stale():
-                answer = _ask_once(errand, wait=False)
-            if errand.granted(answer):
-                if terms.wait_replicas:
-                    the_thread.call(_confirm, errand)
-                return errand.lease(answer, keeper)
-            raise LockHeld(f"{core.thing} is held: {errand.holder()}")
+            answer = _ask_once(acquirer, wait=False)
+            while answer.granted and acquirer.is_too_slow():
+                answer = _ask_once(acquirer, wait=False)
+            if acquirer.granted(answer):
+                if options.wait_replicas:
+                    background_loop.call(_confirm, acquirer)
+                return acquirer.make_lease(answer, renewer)
+            raise LockHeld(f"{state.label} is held: {acquirer.describe_holder()}")
         except BaseException:
-            errand.give_up()
-            the_thread.flush(core)
+            acquirer.queue_release()
+            background_loop.flush(state)
             raise
 
 
-def _ask_once(errand: _Errand, wait: bool) -> Answer:
-    errand.begin()
+def _ask_once(acquirer: _LeaseAcquirer, wait: bool) -> AcquireReply:
+    acquirer.begin()
     if running_loop() is None:
-        core = errand.core
-        return core.read("acquire", Answer, core.ask_blocking("acquire", errand.ticket.arguments(wait), errand.limit()))
-    return the_thread.call(errand.core.acquire, errand.ticket, wait, errand.limit())
+        state = acquirer.state
+        return state.read(
+            "acquire",
+            AcquireReply,
+            state.ask_blocking("acquire", acquirer.request.arguments(wait), acquirer.call_timeout()),
+        )
+    return background_loop.call(acquirer.state.acquire, acquirer.request, wait, acquirer.call_timeout())
 
 
-async def _confirm(errand: _Errand) -> None:
+async def _confirm(acquirer: _LeaseAcquirer) -> None:
     """Wait until `wait_replicas` replicas have the grant.
 
     WAIT covers only the writes of its own connection, so this connection first repeats the request.
@@ -313,20 +327,20 @@ async def _confirm(errand: _Errand) -> None:
         StoreRefused: fewer replicas have it.
         StoreUnavailable: the server does not answer in time.
     """
-    core, wanted = errand.core, errand.terms.wait_replicas
-    server: Any = core.server
-    arguments = core.arguments("acquire", (), errand.ticket.arguments(False))
+    state, wanted = acquirer.state, acquirer.options.wait_replicas
+    server: Any = state.server
+    arguments = state.arguments("acquire", (), acquirer.request.arguments(False))
     known = -1
-    with anyio.move_on_after(errand.limit()):
+    with anyio.move_on_after(acquirer.call_timeout()):
         async with server.dedicated() as connection:
-            await connection.execute("EVAL", LEASE.text, len(core.names.keys), *core.names.keys, *arguments)
-            known = await connection.execute("WAIT", wanted, round(min(1.0, errand.terms.lease / 3) * 1000))
+            await connection.execute("EVAL", LEASE_SCRIPT.text, len(state.names.keys), *state.names.keys, *arguments)
+            known = await connection.execute("WAIT", wanted, round(min(1.0, acquirer.options.lease / 3) * 1000))
     if known < 0:
         raise StoreUnavailable(
-            f"{core.server.name} did not say in time how many replicas know of the grant of {core.thing}"
+            f"{state.server.name} did not say in time how many replicas know of the grant of {state.label}"
         )
     if known < wanted:
         raise StoreRefused(
-            f"{known} replicas of {core.server.name} know of the grant of {core.thing}, wait_replicas={wanted}: it was "
-            f"given back. Look after the replicas, or ask for fewer"
+            f"{known} replicas of {state.server.name} know of the grant of {state.label}, wait_replicas={wanted}: it "
+            f"was given back. Look after the replicas, or ask for fewer"
         )

@@ -65,7 +65,7 @@ async def fenced_set(
         reply = await server.run(_FENCE, keys, args)
     except ResponseError as error:
         raise _refused(server, key, error) from error
-    _judge(server, key, fence, reply)
+    _check_fence(server, key, fence, reply)
 
 
 def fenced_set_blocking(
@@ -77,7 +77,7 @@ def fenced_set_blocking(
         reply = server.run_blocking(_FENCE, keys, args)
     except ResponseError as error:
         raise _refused(server, key, error) from error
-    _judge(server, key, fence, reply)
+    _check_fence(server, key, fence, reply)
 
 
 def _call(
@@ -87,7 +87,7 @@ def _call(
         fence.check()
     if ttl is not None and not ttl >= 0.001:
         raise ValueError(f"ttl={safe_repr(ttl)}: give seconds, 0.001 or more, or None to keep it")
-    token = _token(fence)
+    token = _fence_value(fence)
     if token < 1:
         raise ValueError(f"fence={safe_repr(fence)}: give the fencing token of a lease, which is 1 or more")
     return (key, fence_key(key)), (token, value, 0 if ttl is None else round(ttl * 1000))
@@ -100,14 +100,14 @@ def _refused(server: Server, key: str, error: ResponseError) -> StoreRefused:
     )
 
 
-def _judge(server: Server, key: str, fence: int | Lease, reply: Any) -> None:
+def _check_fence(server: Server, key: str, fence: int | Lease, reply: Any) -> None:
     done, known = read_reply(server.name, f"the setting of {safe_repr(key)}", lambda it: (it[0], int(it[1])), reply)
     if done != 1:
         raise LeaseLost(
-            f"{safe_repr(key)} was set under fence {known} already, which is greater than {_token(fence)}: somebody "
-            f"else holds the lock now, or did since. Nothing was changed"
+            f"{safe_repr(key)} was set under fence {known} already, which is greater than {_fence_value(fence)}: "
+            f"somebody else holds the lock now, or did since. Nothing was changed"
         )
 
 
-def _token(fence: int | Lease) -> int:
+def _fence_value(fence: int | Lease) -> int:
     return fence.fence if isinstance(fence, Lease) else fence

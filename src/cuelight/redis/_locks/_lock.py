@@ -1,4 +1,4 @@
-"""A lock over part of a shared core's capacity. It is held under a lease, and its block is cancelled if that is lost.
+"""The lock that processes share. It is held under a lease, and its block is cancelled if the lease is lost.
 
 Invariants:
 1. A holder that leaves its block normally held its lease to the end, as far as clocks and servers can tell. Otherwise
@@ -17,16 +17,17 @@ import anyio
 
 from cuelight.coordination import BaseLock, LockStatistics
 from cuelight.coordination._lock_order import debug_by_default
-from cuelight.coordination._lock_waiting import acquire, acquire_blocking, acquire_nowait, holders_of, release
+from cuelight.coordination._lock_waiting import acquire, acquire_blocking, acquire_nowait, describe_holders, release
 from cuelight.coordination._locks import statistics_of
-from cuelight.coordination._owner import describe, whoever
+from cuelight.coordination._owner import current_owner, describe
 from cuelight.errors import LeaseLost, LockNotHeld
 from cuelight.mailbox import loop_time, new_slot, running_loop
 from cuelight.redis._client import DEFAULT_URL, server_for
-from cuelight.redis._locks._acquire import take, take_blocking, take_nowait
-from cuelight.redis._locks._renewal import FAILURES, keeper_here, the_thread
-from cuelight.redis._locks._shared_state import shared_core
-from cuelight.redis._locks._ticket import LockState, Lowering, OnLoss, Terms, names_of, now, stated
+from cuelight.redis._locks._acquire import acquire_lease, acquire_lease_blocking, acquire_lease_nowait
+from cuelight.redis._locks._lease import LeaseOptions, OnLoss, now
+from cuelight.redis._locks._renewal import SERVER_ERRORS, background_loop, current_renewer
+from cuelight.redis._locks._script import LockState, PendingRelease, lock_names, parse_state
+from cuelight.redis._locks._shared_state import shared_state
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,23 +35,23 @@ if TYPE_CHECKING:
     from cuelight.coordination import LockFactory
     from cuelight.redis._client import Server
     from cuelight.redis._locks._lease import Lease
-    from cuelight.redis._locks._shared_state import SharedCore
+    from cuelight.redis._locks._shared_state import SharedLockState
 
 
 PATIENCE: Final = 1.0
 """Seconds that the end of a block waits for the server. After that, the release continues in the background."""
 
 
-class RedisClaim(BaseLock):
-    """A lock over part of a shared core's capacity. It has no state of its own."""
+class RedisWeightedLock(BaseLock):
+    """A lock over part of a shared state's capacity. It has no state of its own."""
 
-    __slots__ = ("__weakref__", "_core", "_name", "_terms", "_weight")
+    __slots__ = ("__weakref__", "_name", "_options", "_state", "_weight")
 
-    _several_weights: tuple[int, ...] = ()
+    _other_weights: tuple[int, ...] = ()
     """Other weights that `release` also releases."""
 
-    def __init__(self, core: SharedCore, weight: int, name: str, terms: Terms) -> None:
-        self._core, self._weight, self._name, self._terms = core, weight, name, terms
+    def __init__(self, state: SharedLockState, weight: int, name: str, options: LeaseOptions) -> None:
+        self._state, self._weight, self._name, self._options = state, weight, name, options
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ class RedisClaim(BaseLock):
     @property
     def locked(self) -> bool:
         """Whether a holder in this process has the lock. `state` covers all processes."""
-        return bool(self._core.held())
+        return bool(self._state.held())
 
     @property
     def lease(self) -> Lease:
@@ -68,16 +69,16 @@ class RedisClaim(BaseLock):
         Raises:
             LockNotHeld: the caller does not hold the lock.
         """
-        me = whoever()
-        for weight in (self._weight, *self._several_weights):
-            lease = self._core.newest(me, weight)
+        caller = current_owner()
+        for weight in (self._weight, *self._other_weights):
+            lease = self._state.newest_lease(caller, weight)
             if lease is not None:
                 return lease
-        raise not_held(self._core, me)
+        raise not_held_error(self._state, caller)
 
     def statistics(self) -> LockStatistics:
         """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
-        return statistics_of(self._core)
+        return statistics_of(self._state)
 
     async def state(self) -> LockState:
         """Return the server's state of the lock, over all processes. A checkpoint.
@@ -85,11 +86,11 @@ class RedisClaim(BaseLock):
         Raises:
             StoreUnavailable: the server cannot be reached.
         """
-        return self._core.read("look", stated, await self._core.ask("look"))
+        return self._state.read("look", parse_state, await self._state.ask("look"))
 
     def state_blocking(self) -> LockState:
         """Like `state`, but blocks the thread."""
-        return self._core.read("look", stated, _blocking(self._core, "look"))
+        return self._state.read("look", parse_state, _blocking(self._state, "look"))
 
     # Acquiring.
 
@@ -106,25 +107,25 @@ class RedisClaim(BaseLock):
             StoreRefused: the server rejects the call.
             ValueError: the timeout is negative or not a number.
         """
-        core, me, since = self._core, whoever(), loop_time()
-        await acquire(core, self._weight, timeout)
+        state, caller, since = self._state, current_owner(), loop_time()
+        await acquire(state, self._weight, timeout)
         try:
-            lease = await take(core, self._terms, self._weight, timeout, since)
+            lease = await acquire_lease(state, self._options, self._weight, timeout, since)
         except BaseException:
-            core.back_out(me, self._weight)
+            state.undo_acquire(caller, self._weight)
             raise
-        lease.claim = self
+        lease.lock = self
 
     def acquire_blocking(self, timeout: float | None = None) -> None:
         """Like `acquire`, but blocks the thread: for threads without an event loop."""
-        core, me, since = self._core, whoever(), time.monotonic()
-        acquire_blocking(core, self._weight, timeout)
+        state, caller, since = self._state, current_owner(), time.monotonic()
+        acquire_blocking(state, self._weight, timeout)
         try:
-            lease = take_blocking(core, self._terms, self._weight, timeout, since)
+            lease = acquire_lease_blocking(state, self._options, self._weight, timeout, since)
         except BaseException:
-            core.back_out(me, self._weight)
+            state.undo_acquire(caller, self._weight)
             raise
-        lease.claim = self
+        lease.lock = self
 
     def acquire_nowait(self) -> None:
         """Acquire the lock without waiting for other holders. Not a checkpoint.
@@ -137,14 +138,14 @@ class RedisClaim(BaseLock):
             StoreUnavailable: the server cannot be reached.
             StoreRefused: the server rejects the call.
         """
-        core, me = self._core, whoever()
-        acquire_nowait(core, self._weight)
+        state, caller = self._state, current_owner()
+        acquire_nowait(state, self._weight)
         try:
-            lease = take_nowait(core, self._terms, self._weight)
+            lease = acquire_lease_nowait(state, self._options, self._weight)
         except BaseException:
-            core.back_out(me, self._weight)
+            state.undo_acquire(caller, self._weight)
             raise
-        lease.claim = self
+        lease.lock = self
 
     # Releasing.
 
@@ -159,73 +160,73 @@ class RedisClaim(BaseLock):
         """
         lease = self.lease
         if running_loop() is None:
-            self._leave_blocking(lease)
+            self._release_lease_blocking(lease)
             return
         lost = lease.lost
-        self._end(lease)
-        release(self._core, lease.weight)
-        keeper_here().flush(self._core)
+        self._end_lease(lease)
+        release(self._state, lease.weight)
+        current_renewer().flush(self._state)
         if lost:
             raise lease.error()
 
-    def lower(self, lease: Lease, left: int, here: Callable[[], object]) -> None:
+    def release_part(self, lease: Lease, left: int, apply_locally: Callable[[], object]) -> None:
         """Release part of a lease. Not a checkpoint.
 
         Args:
             lease: the caller's lease.
             left: the weight that remains held.
-            here: makes the same change in this process.
+            apply_locally: makes the same change in this process.
         """
-        core = self._core
-        core.give_back(lease.ticket, left, lease.until)
-        lease.ticket.weight = left
-        here()
+        state = self._state
+        state.queue_release(lease.request, left, lease.until)
+        lease.request.weight = left
+        apply_locally()
         if running_loop() is not None:
-            keeper_here().flush(core)
+            current_renewer().flush(state)
             return
         try:
-            core.ask_blocking("lower", timeout=PATIENCE)
+            state.ask_blocking("lower", timeout=PATIENCE)
         finally:
-            the_thread.flush(core)
+            background_loop.flush(state)
 
-    def _end(self, lease: Lease) -> Lowering:
+    def _end_lease(self, lease: Lease) -> PendingRelease:
         """Stop renewing a lease, and queue its release."""
-        lease.home.drop(lease)
+        lease.renewer.stop_renewing(lease)
         lease.end()
-        self._core.remove(lease)
-        return self._core.give_back(lease.ticket, 0, max(lease.until, now() + 1))
+        self._state.remove_lease(lease)
+        return self._state.queue_release(lease.request, 0, max(lease.until, now() + 1))
 
-    def _leave_blocking(self, lease: Lease) -> None:
-        core, lost = self._core, lease.lost
-        lowering = self._end(lease)
+    def _release_lease_blocking(self, lease: Lease) -> None:
+        state, lost = self._state, lease.lost
+        pending_release = self._end_lease(lease)
         try:
-            if not lowering.over:
-                _blocking(core, "lower", PATIENCE)
-        except FAILURES:  # the thread continues to try
-            the_thread.flush(core)
+            if not pending_release.over:
+                _blocking(state, "lower", PATIENCE)
+        except SERVER_ERRORS:  # the thread continues to try
+            background_loop.flush(state)
         except BaseException:
-            the_thread.flush(core)
+            background_loop.flush(state)
             raise
         finally:
-            release(core, lease.weight)
-        if lost or lowering.outcome == 0:
+            release(state, lease.weight)
+        if lost or pending_release.outcome == 0:
             raise lease.error()
 
-    async def _leave(self, lease: Lease) -> bool:
+    async def _release_lease(self, lease: Lease) -> bool:
         """Release a lease. Returns whether it was held to the end."""
-        core, held = self._core, not lease.lost
-        lowering = self._end(lease)
-        release(core, lease.weight)
+        state, held = self._state, not lease.lost
+        pending_release = self._end_lease(lease)
+        release(state, lease.weight)
         try:
             with anyio.move_on_after(PATIENCE, shield=True):
-                await core.ask("lower")
-                await _settled(core, lowering)
-        except FAILURES:
+                await state.ask("lower")
+                await _wait_until_released(state, pending_release)
+        except SERVER_ERRORS:
             pass
         finally:
-            if not lowering.over:
-                keeper_here().flush(core)
-        return held and lowering.outcome != 0
+            if not pending_release.over:
+                current_renewer().flush(state)
+        return held and pending_release.outcome != 0
 
     # Blocks.
 
@@ -234,7 +235,7 @@ class RedisClaim(BaseLock):
         lease = self.lease
         scope = lease.scope = anyio.CancelScope()
         scope.__enter__()
-        self._core.blocks.setdefault(lease.owner, []).append((lease, scope))
+        self._state.blocks.setdefault(lease.owner, []).append((lease, scope))
 
     async def __aenter__(self) -> Self:
         await self._enter(None)
@@ -243,7 +244,7 @@ class RedisClaim(BaseLock):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease, scope = self._leave_block()
+        lease, scope = self._pop_block()
         lease.scope = None
         left = error
         try:
@@ -252,32 +253,32 @@ class RedisClaim(BaseLock):
         except BaseException as remaining:  # the rest of a group (trio), or an error about scopes that are not nested
             left = remaining
         if lease.over:  # released inside the block
-            failure: Exception | None = not_held(self._core, lease.owner)
+            failure: Exception | None = not_held_error(self._state, lease.owner)
         else:
-            failure = None if await self._leave(lease) else lease.error()
+            failure = None if await self._release_lease(lease) else lease.error()
         if failure is not None and (left is None or isinstance(left, Exception)):
             raise failure
         if left is not error and left is not None:
             raise left
 
-    def _leave_block(self) -> tuple[Lease, anyio.CancelScope]:
+    def _pop_block(self) -> tuple[Lease, anyio.CancelScope]:
         """The lease and the scope of the caller's innermost block of this lock."""
-        blocks = self._core.blocks
-        me = whoever()
-        mine = blocks.get(me, [])
+        blocks = self._state.blocks
+        caller = current_owner()
+        mine = blocks.get(caller, [])
         for place in range(len(mine) - 1, -1, -1):
-            if mine[place][0].claim is self:
+            if mine[place][0].lock is self:
                 block = mine.pop(place)
                 if not mine:
-                    del blocks[me]
+                    del blocks[caller]
                 return block
-        raise not_held(self._core, me)
+        raise not_held_error(self._state, caller)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._leave_blocking(self.lease)
+            self._release_lease_blocking(self.lease)
         except LeaseLost:
             if error is None or isinstance(error, Exception):
                 raise
@@ -286,50 +287,50 @@ class RedisClaim(BaseLock):
         return f"<{type(self).__name__} {self._name!r} {'held here' if self.locked else 'not held here'}>"
 
 
-class Hold:
+class HeldLease:
     """A block that returns its lease: `async with lock.hold() as lease: ...`."""
 
-    __slots__ = ("_claim", "_timeout")
+    __slots__ = ("_lock", "_timeout")
 
-    def __init__(self, claim: RedisClaim, timeout: float | None) -> None:
-        self._claim, self._timeout = claim, timeout
+    def __init__(self, lock: RedisWeightedLock, timeout: float | None) -> None:
+        self._lock, self._timeout = lock, timeout
 
     async def __aenter__(self) -> Lease:
-        await self._claim._enter(self._timeout)
-        return self._claim.lease
+        await self._lock._enter(self._timeout)
+        return self._lock.lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._claim.__aexit__(kind, error, trace)
+        await self._lock.__aexit__(kind, error, trace)
 
     def __enter__(self) -> Lease:
-        self._claim.acquire_blocking(self._timeout)
-        return self._claim.lease
+        self._lock.acquire_blocking(self._timeout)
+        return self._lock.lease
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._claim.__exit__(kind, error, trace)
+        self._lock.__exit__(kind, error, trace)
 
 
-def not_held(core: SharedCore, me: Any) -> LockNotHeld:
+def not_held_error(state: SharedLockState, caller: Any) -> LockNotHeld:
     """The error for a release of a lock that the caller does not hold."""
     return LockNotHeld(
-        f"{describe(me)} cannot release {core.thing}, because it does not hold it: {holders_of(core)}. "
+        f"{describe(caller)} cannot release {state.label}, because it does not hold it: {describe_holders(state)}. "
         f"Who takes it must give it back; a holder that ended has lost it"
     )
 
 
-def _blocking(core: SharedCore, op: str, timeout: float | None = None) -> Any:
+def _blocking(state: SharedLockState, op: str, timeout: float | None = None) -> Any:
     if running_loop() is None:
-        return core.ask_blocking(op, timeout=timeout)
-    return the_thread.call(core.ask, op, (), timeout)
+        return state.ask_blocking(op, timeout=timeout)
+    return background_loop.call(state.ask, op, (), timeout)
 
 
-async def _settled(core: SharedCore, lowering: Lowering) -> None:
+async def _wait_until_released(state: SharedLockState, pending_release: PendingRelease) -> None:
     """Wait until a release is over, also if a thread sent it first."""
-    if lowering.over:
+    if pending_release.over:
         return
     slot = new_slot()
 
@@ -337,14 +338,11 @@ async def _settled(core: SharedCore, lowering: Lowering) -> None:
         if not slot.done():
             slot.set_result(None)
 
-    core.when_settled(lowering, wake, running_loop())
+    state.on_released(pending_release, wake, running_loop())
     await slot
 
 
-# The lock that processes share, and the lock factory for a manager.
-
-
-class RedisLock(RedisClaim):
+class RedisLock(RedisWeightedLock):
     """A lock shared by all processes that use one Redis or Valkey server, for threads and event loops at once.
 
         lock = RedisLock("accounts")
@@ -365,7 +363,7 @@ class RedisLock(RedisClaim):
     Args:
         name: the name of the lock; all users of the lock pass the same name.
         redis_url: the address of the server. Locks with one address share one client.
-        server: your own client, instead of `redis_url`.
+        server: a `RedisClient`, or another `Server`, instead of `redis_url`.
         lease: seconds without a renewal after which the holder has lost the lock.
         on_loss: "cancel" cancels the block; "flag" does not; a function gets the lease, in the loop of the holder or
             in the thread that renews for threads, and must not block. The block raises `LeaseLost` in any case.
@@ -395,23 +393,23 @@ class RedisLock(RedisClaim):
         prefix: str = "cuelight",
         debug: bool | None = None,
     ) -> None:
-        terms = Terms(lease, on_loss, lock_delay, wait_replicas)
-        core = shared_core(
+        options = LeaseOptions(lease, on_loss, lock_delay, wait_replicas)
+        state = shared_state(
             f"lock {name!r}",
-            names_of(prefix, "lock", name),
+            lock_names(prefix, "lock", name),
             server_for(redis_url, server),
             1,
             debug=debug_by_default() if debug is None else debug,
         )
-        super().__init__(core, 1, name, terms)
+        super().__init__(state, 1, name, options)
 
-    def hold(self, timeout: float | None = None) -> Hold:
+    def hold(self, timeout: float | None = None) -> HeldLease:
         """Return a block that provides the lease: `async with lock.hold() as lease: ...`, or `with` in a thread.
 
         Args:
             timeout: seconds to wait; None waits without a limit.
         """
-        return Hold(self, timeout)
+        return HeldLease(self, timeout)
 
 
 DistributedLock = RedisLock
@@ -442,7 +440,7 @@ def redis_locks(
     Raises:
         ValueError: an argument is invalid.
     """
-    Terms(lease, on_loss, lock_delay, wait_replicas)
+    LeaseOptions(lease, on_loss, lock_delay, wait_replicas)
     server = server_for(redis_url, server)
 
     def make(name: str, /, *, debug: bool | None = None) -> RedisLock:

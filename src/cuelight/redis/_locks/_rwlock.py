@@ -8,33 +8,34 @@ from typing import TYPE_CHECKING
 from cuelight.coordination import LockStatistics
 from cuelight.coordination._lock_order import debug_by_default
 from cuelight.coordination._lock_state import ALL, DOWNGRADED, READ
-from cuelight.coordination._lock_waiting import downgrade, holders_of
+from cuelight.coordination._lock_waiting import describe_holders, downgrade
 from cuelight.coordination._locks import statistics_of
-from cuelight.coordination._owner import describe, whoever
+from cuelight.coordination._owner import current_owner, describe
 from cuelight.errors import LockNotHeld
 from cuelight.redis._client import DEFAULT_URL, server_for
-from cuelight.redis._locks._lock import RedisClaim
-from cuelight.redis._locks._shared_state import shared_core
-from cuelight.redis._locks._ticket import LockState, OnLoss, Terms, names_of
+from cuelight.redis._locks._lease import LeaseOptions, OnLoss
+from cuelight.redis._locks._lock import RedisWeightedLock
+from cuelight.redis._locks._script import LockState, lock_names
+from cuelight.redis._locks._shared_state import shared_state
 
 if TYPE_CHECKING:
     from cuelight.redis._client import Server
 
 
-class _Side(RedisClaim):
+class _RedisSideLock(RedisWeightedLock):
     """The read or the write side, as a lock. Each side also releases the rest of a downgraded lock."""
 
     __slots__ = ()
 
-    _several_weights = (DOWNGRADED,)
+    _other_weights = (DOWNGRADED,)
 
     @property
     def locked(self) -> bool:
         """Whether a holder in this process has this side of the lock. `state` covers all processes."""
-        return any((weight == ALL) == (self._weight == ALL) for weight in self._core.held().values())
+        return any((weight == ALL) == (self._weight == ALL) for weight in self._state.held().values())
 
     def statistics(self) -> LockStatistics:
-        return statistics_of(self._core, by_weight=False)
+        return statistics_of(self._state, by_weight=False)
 
 
 class RedisReadWriteLock:
@@ -51,7 +52,7 @@ class RedisReadWriteLock:
     Args:
         name: the name of the lock; all users of the lock pass the same name.
         redis_url: the address of the server.
-        server: your own client, instead of `redis_url`.
+        server: a `RedisClient`, or another `Server`, instead of `redis_url`.
         writer_preference: serve waiting writers before waiting readers. A steady stream of writers then starves
             the readers.
         lease: seconds without a renewal after which the holder has lost the lock.
@@ -65,7 +66,7 @@ class RedisReadWriteLock:
         ValueError: an argument is invalid.
     """
 
-    __slots__ = ("__weakref__", "_core", "_name", "_read", "_write")
+    __slots__ = ("__weakref__", "_name", "_read", "_state", "_write")
 
     def __init__(
         self,
@@ -81,18 +82,18 @@ class RedisReadWriteLock:
         prefix: str = "cuelight",
         debug: bool | None = None,
     ) -> None:
-        terms = Terms(lease, on_loss, lock_delay, wait_replicas)
+        options = LeaseOptions(lease, on_loss, lock_delay, wait_replicas)
         self._name = name
-        self._core = core = shared_core(
+        self._state = state = shared_state(
             f"read-write lock {name!r}",
-            names_of(prefix, "read-write", name),
+            lock_names(prefix, "read-write", name),
             server_for(redis_url, server),
             ALL,
             writers_first=writer_preference,
             debug=debug_by_default() if debug is None else debug,
         )
-        self._read = _Side(core, READ, name, terms)
-        self._write = _Side(core, ALL, name, terms)
+        self._read = _RedisSideLock(state, READ, name, options)
+        self._write = _RedisSideLock(state, ALL, name, options)
 
     @property
     def name(self) -> str:
@@ -102,18 +103,18 @@ class RedisReadWriteLock:
     @property
     def readers(self) -> int:
         """The number of readers in this process."""
-        return 0 if self._write.locked else len(self._core.held())
+        return 0 if self._write.locked else len(self._state.held())
 
     @property
     def writing(self) -> bool:
         """Whether a holder in this process writes."""
         return self._write.locked
 
-    def read(self) -> RedisClaim:
+    def read(self) -> RedisWeightedLock:
         """Return the read side, which is shared with other readers."""
         return self._read
 
-    def write(self) -> RedisClaim:
+    def write(self) -> RedisWeightedLock:
         """Return the write side, which is exclusive."""
         return self._write
 
@@ -126,18 +127,19 @@ class RedisReadWriteLock:
             LockNotHeld: the caller does not hold the write side.
             LeaseLost: the caller has lost the lock.
         """
-        core, me = self._core, whoever()
-        lease = core.newest(me, ALL)
+        state, caller = self._state, current_owner()
+        lease = state.newest_lease(caller, ALL)
         if lease is None:
             raise LockNotHeld(
-                f"{describe(me)} cannot downgrade {core.thing}, because it does not write: {holders_of(core)}"
+                f"{describe(caller)} cannot downgrade {state.label}, because it does not write: "
+                f"{describe_holders(state)}"
             )
         lease.check()
-        self._write.lower(lease, DOWNGRADED, partial(downgrade, core))
+        self._write.release_part(lease, DOWNGRADED, partial(downgrade, state))
 
     def statistics(self) -> LockStatistics:
         """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
-        return statistics_of(self._core, by_weight=False)
+        return statistics_of(self._state, by_weight=False)
 
     async def state(self) -> LockState:
         """Return the server's state of the lock, over all processes; a writer has a weight of 2**30. A checkpoint.

@@ -9,11 +9,12 @@ from cuelight._text import safe_repr
 from cuelight.coordination import BaseSemaphore, LockStatistics
 from cuelight.coordination._lock_order import debug_by_default
 from cuelight.coordination._lock_waiting import release
-from cuelight.coordination._owner import whoever
+from cuelight.coordination._owner import current_owner
 from cuelight.redis._client import DEFAULT_URL, server_for
-from cuelight.redis._locks._lock import RedisClaim, not_held
-from cuelight.redis._locks._shared_state import shared_core
-from cuelight.redis._locks._ticket import LockState, OnLoss, Terms, names_of
+from cuelight.redis._locks._lease import LeaseOptions, OnLoss
+from cuelight.redis._locks._lock import RedisWeightedLock, not_held_error
+from cuelight.redis._locks._script import LockState, lock_names
+from cuelight.redis._locks._shared_state import shared_state
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,7 +38,7 @@ class RedisSemaphore(BaseSemaphore):
         name: the name of the semaphore; all its users pass the same name.
         max_concurrent: the number of permits, the same everywhere. It can change once nobody uses the semaphore.
         redis_url: the address of the server.
-        server: your own client, instead of `redis_url`.
+        server: a `RedisClient`, or another `Server`, instead of `redis_url`.
         lease: seconds without a renewal after which a holder has lost its permits.
         on_loss: "cancel", "flag" or a function of the lease.
         lock_delay: seconds after the expiry of a lease during which nobody gets a permit.
@@ -49,7 +50,7 @@ class RedisSemaphore(BaseSemaphore):
         ValueError: an argument is invalid.
     """
 
-    __slots__ = ("__weakref__", "_core", "_name", "_one", "_terms")
+    __slots__ = ("__weakref__", "_name", "_one", "_options", "_state")
 
     def __init__(
         self,
@@ -70,16 +71,16 @@ class RedisSemaphore(BaseSemaphore):
                 f"max_concurrent={safe_repr(max_concurrent)}: a semaphore has 1 place or more, as a whole number"
             )
         self._name = name
-        self._terms = Terms(lease, on_loss, lock_delay, wait_replicas)
-        self._core = shared_core(
+        self._options = LeaseOptions(lease, on_loss, lock_delay, wait_replicas)
+        self._state = shared_state(
             f"semaphore {name!r}",
-            names_of(prefix, "semaphore", name),
+            lock_names(prefix, "semaphore", name),
             server_for(redis_url, server),
             int(max_concurrent),
-            several=True,
+            multiple_holds=True,
             debug=debug_by_default() if debug is None else debug,
         )
-        self._one = RedisClaim(self._core, 1, name, self._terms)
+        self._one = RedisWeightedLock(self._state, 1, name, self._options)
 
     @property
     def name(self) -> str:
@@ -87,12 +88,12 @@ class RedisSemaphore(BaseSemaphore):
 
     @property
     def capacity(self) -> int:
-        return self._core.capacity
+        return self._state.capacity
 
     @property
     def available(self) -> int:
         """The number of permits that no holder in this process has. `state` covers all processes."""
-        return self._core.capacity - self._core.used
+        return self._state.capacity - self._state.used
 
     @property
     def lease(self) -> Lease:
@@ -104,34 +105,34 @@ class RedisSemaphore(BaseSemaphore):
         return self._one.lease
 
     async def acquire(self, weight: int = 1, timeout: float | None = None) -> None:
-        await self._claim(weight).acquire(timeout)
+        await self._weighted_lock(weight).acquire(timeout)
 
     def acquire_blocking(self, weight: int = 1, timeout: float | None = None) -> None:
-        self._claim(weight).acquire_blocking(timeout)
+        self._weighted_lock(weight).acquire_blocking(timeout)
 
     def acquire_nowait(self, weight: int = 1) -> None:
-        self._claim(weight).acquire_nowait()
+        self._weighted_lock(weight).acquire_nowait()
 
     def release(self, weight: int = 1) -> None:
-        claim, core, me = self._claim(weight), self._core, whoever()
-        if core.newest(me, weight) is not None:
-            claim.release()
+        lock, state, caller = self._weighted_lock(weight), self._state, current_owner()
+        if state.newest_lease(caller, weight) is not None:
+            lock.release()
             return
-        leases = core.leases.get(me, [])
+        leases = state.leases.get(caller, [])
         if sum(lease.weight for lease in leases) < weight:
-            raise not_held(core, me)
+            raise not_held_error(state, caller)
         # The permits were acquired in other amounts: release whole leases as long as they fit, and then part of the
         # next.
         for lease in leases[::-1]:
             part = min(weight, lease.weight)
             if part == lease.weight:
-                self._claim(part).release()
+                self._weighted_lock(part).release()
             elif part:
-                claim.lower(lease, lease.weight - part, partial(release, core, part))
+                lock.release_part(lease, lease.weight - part, partial(release, state, part))
             weight -= part
 
-    def hold(self, weight: int) -> RedisClaim:
-        return self._claim(weight)
+    def hold(self, weight: int) -> RedisWeightedLock:
+        return self._weighted_lock(weight)
 
     def statistics(self) -> LockStatistics:
         """Return the holders and waiters in this process and their waiting times. `state` covers all processes."""
@@ -163,15 +164,15 @@ class RedisSemaphore(BaseSemaphore):
     ) -> None:
         self._one.__exit__(kind, error, trace)
 
-    def _claim(self, weight: int) -> RedisClaim:
+    def _weighted_lock(self, weight: int) -> RedisWeightedLock:
         if weight == 1:
             return self._one
-        if not (0 < weight <= self._core.capacity and weight == int(weight)):
+        if not (0 < weight <= self._state.capacity and weight == int(weight)):
             raise ValueError(
-                f"weight={safe_repr(weight)}: semaphore {self._name!r} has {self._core.capacity} places; take 1 to "
-                f"{self._core.capacity}, or give it more"
+                f"weight={safe_repr(weight)}: semaphore {self._name!r} has {self._state.capacity} places; take 1 to "
+                f"{self._state.capacity}, or give it more"
             )
-        return RedisClaim(self._core, weight, self._name, self._terms)
+        return RedisWeightedLock(self._state, weight, self._name, self._options)
 
     def __repr__(self) -> str:
         return f"<RedisSemaphore {self._name!r} {self.available} of {self.capacity} not held here>"

@@ -1,49 +1,52 @@
--- So much room, held by members under leases, and a line of those who wait: locks, semaphores and read-write locks.
+-- A capacity that members hold in parts under leases, and a queue of waiting members: locks, semaphores and read-write
+-- locks.
 --
--- KEYS, all under one hash tag; each lives for at least TTL - FRESH after the last call, longer than any lease:
+-- KEYS, all with one hash tag; each lives for at least TTL - FRESH after the last call, longer than any lease:
 --   1 state    string: format:capacity:sequence:expired:notbefore:refresh:prune, all numbers; then
---              "|used:waiting:fence", or "|member|when its lease ends|" and what 4 has of a member who is alone
---   2 held     zset: member -> when its lease ends (ms)
---   3 line     zset: member -> its ticket; the lowest is next
+--              "|used:waiting:fence", or "|member|end of its lease|" and the entry in 4 of a member that is alone
+--   2 held     zset: member -> end of its lease (ms)
+--   3 line     zset, the queue: member -> its ticket; the lowest is next
 --   4 members  hash: member -> "state:number:weight:lease:alive:delay:fence", see below
---   5 gone     zset: member -> when to look whether it can be forgotten, since it has left (ms)
+--   5 gone     zset: member that has left -> time to check whether its entry can be deleted (ms)
 -- ARGV: 1 operation, 2 first part of the channels, 3 capacity,
---   4 count of lowerings, then for each of them: member, number, weight that is left to it (0 gives it back)
---   then for `acquire`: member, number, weight, lease, alive, delay, 1 to stand before others, 1 to wait in line
+--   4 number of releases, then for each: member, number, weight that it keeps (0 releases everything)
+--   then for `acquire`: member, number, weight, lease, alive, delay, 1 to go before others, 1 to wait in the queue
 --        for `renew`: count, then for each: member, number, lease
 --        for `lower` and `look`: nothing
 --   Times are ms. A member is "process/slot"; its channel is the first part and the process.
--- Answer: {outcomes of the lowerings, ...}: 1 it held, 0 it did not (any more), 2 it left the line; then of
---   acquire: 1 granted | 0 not yet | -1 it was given back already; fence, ms until it is worth a look, place in the
---   line or -1, a member that holds; of renew: a list of 1 or 0; of look: capacity, used, expired, fence, ms since
---   1970, what is held {member, weight, ms left, fence}..., the line {member, weight}...
+-- Answer: {outcomes of the releases, ...}: 1 it held, 0 it did not (or not any more), 2 it left the queue; then for
+--   acquire: 1 granted | 0 not yet | -1 it was released already; fence, ms until the next request makes sense, place in
+--   the queue or -1, a member that holds; for renew: a list of 1 or 0; for look: capacity, used, expired, fence, ms
+--   since 1970, the holders {member, weight, ms left, fence}..., the queue {member, weight}...
 --
--- A member is in one state: q waits in line; h holds; d gave back what it held; x left otherwise; e its time ran out.
--- Who waits is in line, who holds in held, all others in gone, where some may be that came back. The number grows with
--- each acquisition of a member: what comes late, or twice, is told from what is new.
+-- A member is in one state: q waits in the queue; h holds; d released what it held; x left otherwise; e its time ran
+-- out. Waiting members are in the queue, holders in `held`, all others in `gone`, which may also list some that came
+-- back. The number grows with each acquisition of a member, so that late and repeated calls are told from new ones.
 --
--- A member that holds, or gave back, while nobody else holds or waits is alone: it is in the state itself, and what
--- 2 to 5 say of it is old. So what is not contended takes two calls of Redis. Whatever else comes puts it there first.
+-- A member that holds, or has released, while no other member holds or waits is alone: its entry is in the state
+-- itself, and its entries in 2 to 5 are outdated. So an uncontended lock takes two Redis calls. Any other operation
+-- first moves the entry to those keys.
 --
--- 1. used is the sum of what is held, and no more than the capacity.
--- 2. A fence is given once, and is greater than all before; also when this state was lost, as long as the clock of
---    the server is not behind the last grant: it is at least the time in microseconds.
--- 3. Who comes finds room and no line, or the end of the line. The head of a line at rest does not fit.
--- 4. Any call may be repeated with the same arguments, and then says the same.
+-- 1. `used` is the sum of the held weights, and no more than the capacity.
+-- 2. A fence is granted once, and is greater than all before. This holds even if this state was lost, as long as the
+--    server's clock is not behind the last grant: a fence is at least the time in microseconds.
+-- 3. A request is granted if there is room and no queue, or joins the end of the queue. Between calls the head of the
+--    queue does not fit.
+-- 4. Any call may be repeated with the same arguments, and then answers the same.
 
-local state, held, line, members, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local state, held, queue, members, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FORMAT, CLAIM, MEMORY, TTL, FRESH, LAST, EXACT = 1, 1000, 60000, 7200000, 1800000, 1099511627776, 2 ^ 53
 local call, format, match, sub, tonumber, max =
   redis.call, string.format, string.match, string.sub, tonumber, math.max
 
-local op, channels, cap, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local op, channels, capacity, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = call('TIME')
 local us = time[1] * 1000000 + time[2]
 local now = math.floor(us / 1000)
 local packed = call('GET', state)
 
--- One who is alone, and does what is usual. Everything costs here, so what is not counted with stays as it is written,
--- and what is not as expected goes the long way.
+-- The fast path: the usual operations of a member that is alone. Each step costs time here, so values that are not
+-- needed stay text. Anything unexpected is left to the general form below.
 
 local head, places, from, pruned, member, ends, at, s, n, last =
   match(packed or '', '^(1:(%d+):%d+:%d+:(%d+):%d+:(%d+))|([^|]*)|(%d+)|()([hd]):(%d+):%d+:%d+:%d+:%d+:(%d+)$')
@@ -54,7 +57,7 @@ if head and now < tonumber(pruned) and (s == 'd' or now < tonumber(ends)) and to
   elseif op == 'acquire' and ARGV[4] == '0' and ARGV[5] == member and ARGV[3] == places and now >= tonumber(from) then
     local number, weight, lease, alive, delay = match(table.concat(ARGV, ' ', 6, 10),
       '^([1-9]%d*) ([1-9]%d*) ([1-9]%d*) ([1-9]%d*) (%d+)$')
-    if number and tonumber(number) > tonumber(n) and tonumber(weight) <= cap then
+    if number and tonumber(number) > tonumber(n) and tonumber(weight) <= capacity then
       local fence = format('%.0f', max(last + 1, us))
       new = format('%s|%s|%.0f|h:%s:%s:%s:%.0f:%s:%s', head, member, now + lease, number, weight, lease, now + alive,
         delay, fence)
@@ -70,7 +73,7 @@ if head and now < tonumber(pruned) and (s == 'd' or now < tonumber(ends)) and to
   end
 end
 
--- All others. Arguments first, before anything is written.
+-- The general form. It checks the arguments before it writes anything.
 
 local own = 5 + 3 * count
 
@@ -88,7 +91,7 @@ local me, my = ARGV[own], nil
 if op == 'acquire' then
   my = { s = 'x', n = number(own + 1, 1), w = number(own + 2, 1), lease = number(own + 3, 1),
          alive = number(own + 4, 1), delay = number(own + 5, 0), fence = 0 }
-  if my.w > cap then return redis.error_reply('BADARG weight ' .. my.w .. ' of ' .. cap) end
+  if my.w > capacity then return redis.error_reply('BADARG weight ' .. my.w .. ' of ' .. capacity) end
 elseif op == 'renew' then
   for index = own + 1, own + 3 * number(own, 0), 3 do number(index + 1, 1); number(index + 2, 1) end
 elseif op ~= 'lower' and op ~= 'look' then
@@ -97,7 +100,7 @@ end
 
 -- State.
 
-local kept, used, fence, seq, notbefore, expired, waiting, refresh, prune = cap, 0, 0, 0, 0, 0, 0, 0, 0
+local kept, used, fence, seq, notbefore, expired, waiting, refresh, prune = capacity, 0, 0, 0, 0, 0, 0, 0, 0
 local alone
 if packed then
   local v, c, q, e, d, r, p, rest = match(packed, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d+):(%d+)|(.*)$')
@@ -117,7 +120,7 @@ if packed then
     return redis.error_reply('CORRUPT state: ' .. sub(packed, 1, 100))
   end
   kept, used, fence, seq, notbefore = tonumber(c), tonumber(u), tonumber(f), tonumber(q), tonumber(d)
-  -- Beyond that, one more is the same number: two would get one fence.
+  -- Above 2^53, adding 1 changes nothing: two grants would get one fence.
   if max(kept, used, fence, seq, notbefore, alone and max(alone.n, alone.w, alone.ends, alone.delay) or 0) >= EXACT then
     return redis.error_reply('CORRUPT state: ' .. sub(packed, 1, 100))
   end
@@ -150,9 +153,9 @@ local function read(member)
   return one
 end
 
--- One that is held or waits. It must be in `members` as such, unless keys were evicted or deleted: what would not change
--- then could be looked at for ever.
-local function known(member, s)
+-- Return the entry of a member that holds or waits. It is missing only if keys were evicted or deleted; without this
+-- check, a loop over such members would never end.
+local function expect(member, s)
   local one = read(member)
   if one and one.s == s then return one end
   error('CORRUPT member ' .. member .. ': ' .. (one and one.s or 'none') .. ', not ' .. s)
@@ -164,12 +167,12 @@ local function write(member, one)
   if call('HSET', members, member, packed) == 1 then call('PEXPIRE', members, TTL) end
 end
 
-local function leave(member, one, s)
+local function remove(member, one, s)
   if one.s == 'h' then
     call('ZREM', held, member)
     used = used - one.w
   elseif one.s == 'q' then
-    call('ZREM', line, member)
+    call('ZREM', queue, member)
     waiting = waiting - 1
   end
   one.s = s
@@ -186,19 +189,19 @@ local function grant(member, one, ends)
   if new then call('PEXPIRE', held, TTL) end
 end
 
-local function promote()
+local function grant_waiters()
   while waiting > 0 do
-    local member = call('ZRANGE', line, 0, 0)[1]
+    local member = call('ZRANGE', queue, 0, 0)[1]
     if not member then error('CORRUPT line: ' .. waiting .. ' wait in it, and it is empty') end
-    local one = known(member, 'q')
+    local one = expect(member, 'q')
     if one.alive <= now then
-      leave(member, one, 'e')
+      remove(member, one, 'e')
     elseif used + one.w <= kept and now >= notbefore then
-      call('ZREM', line, member)
+      call('ZREM', queue, member)
       waiting = waiting - 1
       grant(member, one, now + math.min(one.lease, CLAIM))
       if member ~= me then
-        -- In a cluster channels are sharded; elsewhere nobody hears that, or the server knows no such channels.
+        -- In a cluster channels are sharded. Elsewhere SPUBLISH reaches nobody, or the server does not know it.
         local channel = channels .. match(member, '^[^/]*')
         if redis.pcall('SPUBLISH', channel, member) ~= 1 then call('PUBLISH', channel, member) end
       end
@@ -208,23 +211,23 @@ local function promote()
   end
 end
 
-local function lower(member, n, weight)
+local function release(member, n, weight)
   local one = read(member)
   if one and one.n > n then return 0 end
-  if not one or one.n < n then -- it never came here: should it still come, it is too late
+  if not one or one.n < n then -- its request has not arrived; if it arrives later, it is refused
     one = one or { s = 'x', lease = 0, alive = 0, delay = 0, fence = 0, w = 0 }
     one.n = n
-    leave(member, one, 'x')
+    remove(member, one, 'x')
     return 0
   end
   if one.s == 'd' then return 1 end
   if one.s ~= 'h' then
     local waited = one.s == 'q'
-    leave(member, one, 'x')
+    remove(member, one, 'x')
     return waited and 2 or 0
   end
   if weight == 0 then
-    leave(member, one, 'd')
+    remove(member, one, 'd')
   elseif weight < one.w then
     used, one.w = used - one.w + weight, weight
     write(member, one)
@@ -232,9 +235,10 @@ local function lower(member, n, weight)
   return 1
 end
 
--- The state was lost, its neighbours were not: who is in them comes anew, or finds at its next renewal that it lost.
-if not packed and call('EXISTS', held, line, members, gone) > 0 then
-  for _, key in ipairs({ held, line, gone }) do call('ZREMRANGEBYRANK', key, 0, -1) end -- no key of another type
+-- The state was lost, but not the other keys: their members ask again, or learn of the loss at their next renewal.
+if not packed and call('EXISTS', held, queue, members, gone) > 0 then
+  -- This fails for keys of another type.
+  for _, key in ipairs({ held, queue, gone }) do call('ZREMRANGEBYRANK', key, 0, -1) end
   call('HLEN', members)
   call('DEL', members)
 end
@@ -247,37 +251,38 @@ if alone then
   call('PEXPIRE', one.s == 'h' and held or gone, TTL)
 end
 
--- What time has brought, and what is given back.
+-- Leases that have ended, and releases.
 
 if used > 0 then
   local late = call('ZRANGEBYSCORE', held, '-inf', format('%.0f', now), 'WITHSCORES')
   for index = 1, #late, 2 do
-    local one = known(late[index], 'h')
+    local one = expect(late[index], 'h')
     notbefore = max(notbefore, tonumber(late[index + 1]) + one.delay)
-    leave(late[index], one, 'e')
+    remove(late[index], one, 'e')
     expired = expired + 1
   end
 end
 local outcomes = {}
 for index = 5, own - 1, 3 do
-  outcomes[#outcomes + 1] = lower(ARGV[index], tonumber(ARGV[index + 1]), tonumber(ARGV[index + 2]))
+  outcomes[#outcomes + 1] = release(ARGV[index], tonumber(ARGV[index + 1]), tonumber(ARGV[index + 2]))
 end
-if kept ~= cap and op == 'acquire' then -- it gets another capacity once nobody depends on the old one
-  for _, member in ipairs(call('ZRANGE', line, 0, -1)) do
-    local one = known(member, 'q')
-    if one.alive <= now then leave(member, one, 'e') end
+if kept ~= capacity and op == 'acquire' then -- the capacity changes once no member depends on the old one
+  for _, member in ipairs(call('ZRANGE', queue, 0, -1)) do
+    local one = expect(member, 'q')
+    if one.alive <= now then remove(member, one, 'e') end
   end
-  if used == 0 and waiting == 0 then kept = cap end
+  if used == 0 and waiting == 0 then kept = capacity end
 end
 
 -- The operation itself.
 
 local answer
-if op == 'acquire' and kept == cap then
+if op == 'acquire' and kept == capacity then
   local one = read(me)
-  if one and one.n < my.n and (one.s == 'h' or one.s == 'q') then leave(me, one, 'x') end -- its end never came here
+  -- Its release has not arrived.
+  if one and one.n < my.n and (one.s == 'h' or one.s == 'q') then remove(me, one, 'x') end
   if waiting > 0 then
-    promote()
+    grant_waiters()
     one = read(me)
   end
   local same = one and one.n == my.n
@@ -302,15 +307,15 @@ if op == 'acquire' and kept == cap then
       if ARGV[own + 7] == '1' then
         if not waits then
           seq, waiting = seq + 1, waiting + 1
-          call('ZADD', line, format('%.0f', ARGV[own + 6] == '1' and seq or seq + LAST), me)
-          if waiting == 1 then call('PEXPIRE', line, TTL) end
+          call('ZADD', queue, format('%.0f', ARGV[own + 6] == '1' and seq or seq + LAST), me)
+          if waiting == 1 then call('PEXPIRE', queue, TTL) end
         end
         waits, my.s = true, 'q'
         write(me, my)
       end
       local first = call('ZRANGE', held, 0, 0, 'WITHSCORES')
       local wait = max(first[2] and tonumber(first[2]) - now or 0, notbefore - now)
-      answer = { outcomes, 0, '', wait, waits and call('ZRANK', line, me) or -1, first[1] or '' }
+      answer = { outcomes, 0, '', wait, waits and call('ZRANK', queue, me) or -1, first[1] or '' }
     end
   end
 elseif op == 'renew' then
@@ -321,10 +326,10 @@ elseif op == 'renew' then
     if holds then call('ZADD', held, format('%.0f', now + tonumber(ARGV[index + 2])), ARGV[index]) end
     renewed[#renewed + 1] = holds and 1 or 0
   end
-  promote()
+  grant_waiters()
   answer = { outcomes, renewed }
 else
-  promote()
+  grant_waiters()
   answer = { outcomes }
   if op == 'acquire' then
     answer = { outcomes, -2, format('%.0f', kept) }
@@ -332,17 +337,17 @@ else
     local holders, waiters = {}, {}
     local all = call('ZRANGE', held, 0, -1, 'WITHSCORES')
     for index = 1, #all, 2 do
-      local one = known(all[index], 'h')
+      local one = expect(all[index], 'h')
       holders[#holders + 1] = { all[index], one.w, tonumber(all[index + 1]) - now, format('%.0f', one.fence) }
     end
-    for _, member in ipairs(call('ZRANGE', line, 0, -1)) do
-      waiters[#waiters + 1] = { member, known(member, 'q').w }
+    for _, member in ipairs(call('ZRANGE', queue, 0, -1)) do
+      waiters[#waiters + 1] = { member, expect(member, 'q').w }
     end
     answer = { outcomes, kept, used, expired, format('%.0f', fence), format('%.0f', now), holders, waiters }
   end
 end
 
-if now >= prune then -- who left long ago, and did not come back, is forgotten
+if now >= prune then -- delete the entries of members that left long ago and did not come back
   for _, member in ipairs(call('ZRANGEBYSCORE', gone, '-inf', format('%.0f', now), 'LIMIT', 0, 100)) do
     local one = read(member)
     if not one or one.s ~= 'q' and one.s ~= 'h' then call('HDEL', members, member) end

@@ -1,6 +1,6 @@
 """Converts between the values of the task store interface and the data on the server.
 
-A task has two parts on the server. Its row is an array that scripts read and write, see `book.lua`. Its record is bytes
+A task has two parts on the server. Its row is an array that scripts read and write, see `keys.lua`. Its record is bytes
 that only this module reads: the length of a head, the head (msgpack), and the payload, which can be replaced alone.
 """
 
@@ -21,14 +21,14 @@ from cuelight.tasks._stores._rows import DEAD_LETTER, STATES
 _LENGTH: Final = struct.Struct(">I")
 _EXACT: Final = 2**53
 """Scripts count in doubles: whole numbers below this are exact."""
-STORY: Final = 1
+ATTEMPTS: Final = 1
 CHECKPOINT: Final = 2
 PROGRESS: Final = 4
 RESULT: Final = 8
 
 
-class _Row(msgspec.Struct, array_like=True):
-    """The fields are named as in `book.lua`. Fields that a newer version has appended are ignored."""
+class _TaskRow(msgspec.Struct, array_like=True):
+    """The fields are named as in `keys.lua`. Fields that a newer version has appended are ignored."""
 
     id: str
     seq: int
@@ -60,7 +60,7 @@ class _Row(msgspec.Struct, array_like=True):
     weight: float = 1.0
 
 
-class _Story(msgspec.Struct, array_like=True):
+class _StoredAttempts(msgspec.Struct, array_like=True):
     errors: int = 0
     timeouts: int = 0
     crashes: int = 0
@@ -71,8 +71,8 @@ class _Story(msgspec.Struct, array_like=True):
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_record: Final = msgspec.msgpack.Decoder(Record).decode
-_decode_row: Final = msgspec.msgpack.Decoder(_Row).decode
-_decode_story: Final = msgspec.msgpack.Decoder(_Story).decode
+_decode_row: Final = msgspec.msgpack.Decoder(_TaskRow).decode
+_decode_attempts: Final = msgspec.msgpack.Decoder(_StoredAttempts).decode
 
 
 _BROKEN: Final = (msgspec.MsgspecError, struct.error, ValueError, OverflowError, RecursionError, IndexError)
@@ -81,7 +81,7 @@ _BROKEN: Final = (msgspec.MsgspecError, struct.error, ValueError, OverflowError,
 UNDECODABLE: Final = "undecodable"
 
 
-class Unreadable(Exception):
+class CorruptTask(Exception):
     """A part of a task cannot be read.
 
     Attributes:
@@ -105,7 +105,7 @@ def tag_of(prefix: str, queue: str) -> str:
     )
 
 
-def limit_card(limit: Limit) -> list[Any]:
+def encode_limit(limit: Limit) -> list[Any]:
     """Convert a limit to the array that scripts use."""
     return [
         limit.key,
@@ -117,7 +117,7 @@ def limit_card(limit: Limit) -> list[Any]:
     ]
 
 
-def card_of(record: Record, nonce: str) -> tuple[msgspec.Raw, bytes]:
+def encode_task(record: Record, nonce: str) -> tuple[msgspec.Raw, bytes]:
     """Return the row of a new task (msgpack), and its record.
 
     Args:
@@ -135,64 +135,64 @@ def card_of(record: Record, nonce: str) -> tuple[msgspec.Raw, bytes]:
         False if record.unique is None else record.unique,
         -1.0 if record.unique_for is None else record.unique_for,
         record.result_ttl,
-        [limit_card(limit) for limit in record.limits] or False,
+        [encode_limit(limit) for limit in record.limits] or False,
         record.created,
         *(0, False if record.tenant is None else record.tenant, record.weight),
     ]
     try:
-        card = msgspec.Raw(_encode(row))
+        task_row = msgspec.Raw(_encode(row))
         head = _encode(msgspec.structs.replace(record, id="", payload=b"", created=0.0))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"Record({record.id!r}) cannot be stored: {error}") from error
-    return card, b"".join((_LENGTH.pack(len(head)), head, record.payload))
+    return task_row, b"".join((_LENGTH.pack(len(head)), head, record.payload))
 
 
-def _row_of(raw: bytes) -> _Row:
+def _row_of(raw: bytes) -> _TaskRow:
     try:
         return _decode_row(raw)
     except _BROKEN as error:
-        raise Unreadable("row", raw, error) from error
+        raise CorruptTask("row", raw, error) from error
 
 
-def _record_of(row: _Row, raw: bytes, blob: bytes) -> Record:
+def _record_of(row: _TaskRow, raw: bytes, blob: bytes) -> Record:
     try:
         end = _LENGTH.size + _LENGTH.unpack_from(blob)[0]
         record = _decode_record(blob[_LENGTH.size : end])
     except _BROKEN as error:
-        raise Unreadable("record", raw, error) from error
+        raise CorruptTask("record", raw, error) from error
     if record.type != row.type:
-        raise Unreadable("row", raw, ValueError(f"its type is {row.type!r}, and that of its record {record.type!r}"))
+        raise CorruptTask("row", raw, ValueError(f"its type is {row.type!r}, and that of its record {record.type!r}"))
     record.id, record.created, record.deadline, record.payload = row.id, row.created, row.deadline, blob[end:]
     return record
 
 
-def _story_of(row: _Row, raw: bytes, story: bytes) -> _Story:
-    if not row.has & STORY:
-        return _Story()
+def _attempts_of(row: _TaskRow, raw: bytes, attempts: bytes) -> _StoredAttempts:
+    if not row.has & ATTEMPTS:
+        return _StoredAttempts()
     try:
-        return _decode_story(story)
+        return _decode_attempts(attempts)
     except _BROKEN as error:
-        raise Unreadable("story", raw, error) from error
+        raise CorruptTask("story", raw, error) from error
 
 
-def _counts(story: _Story) -> Counts:
-    return Counts(story.errors, story.timeouts, story.crashes, story.rate_limited, story.released)
+def _counts(attempts: _StoredAttempts) -> Counts:
+    return Counts(attempts.errors, attempts.timeouts, attempts.crashes, attempts.rate_limited, attempts.released)
 
 
-def leases_of(parts: Sequence[bytes]) -> Iterator[Lease | Unreadable]:
+def leases_of(parts: Sequence[bytes]) -> Iterator[Lease | CorruptTask]:
     """Decode the leases in the reply to a claim, each from its row, record, story and checkpoint."""
     for at in range(0, len(parts) - 3, 4):
         raw = parts[at]
         try:
             row = _row_of(raw)
-            record, story = _record_of(row, raw, parts[at + 1]), _story_of(row, raw, parts[at + 2])
-        except Unreadable as error:
+            record, attempts = _record_of(row, raw, parts[at + 1]), _attempts_of(row, raw, parts[at + 2])
+        except CorruptTask as error:
             yield error
             continue
-        yield Lease(record, row.epoch, row.due, _counts(story), parts[at + 3] if row.has & CHECKPOINT else None)
+        yield Lease(record, row.epoch, row.due, _counts(attempts), parts[at + 3] if row.has & CHECKPOINT else None)
 
 
-def snapshots_of(parts: Sequence[bytes]) -> Iterator[Snapshot | Unreadable]:
+def snapshots_of(parts: Sequence[bytes]) -> Iterator[Snapshot | CorruptTask]:
     """Decode the tasks in a reply, each from its row, record, story, checkpoint, progress and result.
 
     A dead letter is shown with its readable parts; its reason says that the rest cannot be read.
@@ -200,7 +200,7 @@ def snapshots_of(parts: Sequence[bytes]) -> Iterator[Snapshot | Unreadable]:
     for at in range(0, len(parts) - 5, 6):
         try:
             yield _snapshot_of(parts[at : at + 6])
-        except Unreadable as error:
+        except CorruptTask as error:
             yield error
 
 
@@ -210,18 +210,18 @@ def _snapshot_of(parts: Sequence[bytes]) -> Snapshot:
     dead = row.state == DEAD_LETTER
     try:
         record = _record_of(row, raw, blob)
-    except Unreadable:
+    except CorruptTask:
         if not dead:
             raise
         record = Record(id=row.id, type=row.type, created=row.created, payload=blob)
     try:
-        story = _story_of(row, raw, parts[2])
-    except Unreadable:
+        attempts = _attempts_of(row, raw, parts[2])
+    except CorruptTask:
         if not dead:
             raise
-        story = _Story()
+        attempts = _StoredAttempts()
     if not 0 <= row.state < len(STATES):
-        raise Unreadable("row", raw, ValueError(f"{row.state} is no state"))
+        raise CorruptTask("row", raw, ValueError(f"{row.state} is no state"))
     state = STATES[row.state]
     return Snapshot(
         record=record,
@@ -233,17 +233,17 @@ def _snapshot_of(parts: Sequence[bytes]) -> Snapshot:
         reason=row.reason,
         ended=row.ended,
         cancelling=bool(row.cancelling),
-        counts=_counts(story),
-        history=story.history,
+        counts=_counts(attempts),
+        history=attempts.history,
         checkpoint=parts[3] if row.has & CHECKPOINT else None,
         progress=parts[4] if row.has & PROGRESS else None,
         result=parts[5] if row.has & RESULT else None,
     )
 
 
-def shown(unreadable: Unreadable) -> Snapshot:
+def snapshot_of_corrupt(corrupt: CorruptTask) -> Snapshot:
     """Return the snapshot of an unreadable task that is not a dead letter yet."""
-    record = Record(id="", type="", payload=unreadable.row)
+    record = Record(id="", type="", payload=corrupt.row)
     return Snapshot(record=record, state="dead_letter", reason=UNDECODABLE, sequence=0, epoch=0, counts=Counts())
 
 
@@ -254,9 +254,9 @@ def schedule_of(name: str, spec: str | bool, due: float, row: bytes, blob: bytes
     payload.
     """
     try:
-        card = _row_of(row)
-        record = _record_of(card, row, blob)
-    except Unreadable:
+        task_row = _row_of(row)
+        record = _record_of(task_row, row, blob)
+    except CorruptTask:
         return Schedule(name=name, spec=UNDECODABLE, due=inf, record=Record(id=name, type="", payload=blob))
-    record.nonce = card.nonce
+    record.nonce = task_row.nonce
     return Schedule(name=name, spec=str(spec), due=float(due), record=record)

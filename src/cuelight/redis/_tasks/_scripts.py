@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from cuelight.redis._client import Argument, Server
 
-_PRELUDE: Final = ("book.lua", "rows.lua", "tenants.lua", "lanes.lua", "tasks.lua")
-_END: Final = ("damage.lua", "reply.lua")
+_PRELUDE: Final = ("keys.lua", "rows.lua", "fair_queue.lua", "limits.lua", "tasks.lua")
+_END: Final = ("damage.lua", "commit.lua")
 
 
 _CONSTANTS: Final = re.compile(
@@ -57,9 +57,9 @@ def script_of(name: str, *before: str) -> Script:
 
 
 ADD: Final = script_of("add.lua", "hand_over.lua", "add_at_once.lua")
-ARM: Final = script_of("arm.lua")
-ASK: Final = script_of("ask.lua")
-BEAT: Final = script_of("beat.lua")
+SUBSCRIBE: Final = script_of("subscribe.lua")
+QUERY: Final = script_of("query.lua")
+RENEW: Final = script_of("renew.lua")
 CHANGE: Final = script_of("change.lua")
 EXCHANGE: Final = script_of("exchange.lua")
 
@@ -73,13 +73,13 @@ _KINDS: Final = {
     **dict.fromkeys(("ready", "delayed", "leases", "parked", "dead", "completed", "cancelled"), "zset"),
     **dict.fromkeys(("sequences", "deadlines", "waits", "turns", "gates", "ends", "tenants", "idle"), "zset"),
 }
-"""The keys in the order of `book.lua`, and the type of each."""
+"""The keys in the order of `keys.lua`, and the type of each."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(tuple[float, int, int, Any]).decode
 
 
-class Call(NamedTuple):
+class ScriptCall(NamedTuple):
     """A step that is sent to the server."""
 
     script: Script
@@ -87,20 +87,20 @@ class Call(NamedTuple):
     blobs: Sequence[bytes] = ()
 
 
-class Reply(NamedTuple):
+class ScriptReply(NamedTuple):
     """The reply of the server to a step.
 
     Attributes:
         now: the server's time, in seconds since the epoch.
         version: the number of changes so far.
-        stirred: the number of changes that may have made a task claimable.
+        claimable_version: the number of changes that may have made a task claimable.
         answer: the answer of the step.
         parts: the parts of the answer that are bytes.
     """
 
     now: float
     version: int
-    stirred: int
+    claimable_version: int
     answer: Any
     parts: Sequence[bytes]
 
@@ -116,7 +116,7 @@ def channel_of(prefix: str, queue: str) -> str:
     return f"{tag_of(prefix, queue)}:tasks:hints"
 
 
-def arguments_of(call: Call, now: str, channel: str, publish: str) -> list[Argument]:
+def arguments_of(call: ScriptCall, now: str, channel: str, publish: str) -> list[Argument]:
     """Return the script arguments of a call.
 
     Raises:
@@ -129,7 +129,7 @@ def arguments_of(call: Call, now: str, channel: str, publish: str) -> list[Argum
     return [now, channel, publish, asked, *call.blobs]
 
 
-def reply_of(raw: list[bytes], server: str, meta: str) -> Reply:
+def reply_of(raw: list[bytes], server: str, meta: str) -> ScriptReply:
     """Decode a reply.
 
     Raises:
@@ -142,7 +142,7 @@ def reply_of(raw: list[bytes], server: str, meta: str) -> Reply:
         raise StoreRefused(f"{server}: its answer about {meta} cannot be read: {safe_str(error)}") from error
 
 
-def _reply_of(raw: list[bytes], server: str, meta: str) -> Reply:
+def _reply_of(raw: list[bytes], server: str, meta: str) -> ScriptReply:
     status = raw[0]
     if status == b"closed":
         raise queue_closed()
@@ -161,8 +161,8 @@ def _reply_of(raw: list[bytes], server: str, meta: str) -> Reply:
             f"{server}: the field {raw[1].decode()!r} of {meta} is damaged, no queue has written that: set it to what "
             "it was, or delete the field"
         )
-    now, version, stirred, answer = _decode(raw[1])
-    return Reply(now, version, stirred, answer, raw[2:])
+    now, version, claimable_version, answer = _decode(raw[1])
+    return ScriptReply(now, version, claimable_version, answer, raw[2:])
 
 
 async def check_keys(server: Server, keys: Sequence[Argument]) -> None:

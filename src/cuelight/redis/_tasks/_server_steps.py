@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from cuelight.redis._client import Argument, Server
-    from cuelight.redis._tasks._scripts import Call
+    from cuelight.redis._tasks._scripts import ScriptCall
 
 _DRIFT: Final = 0.001
 """Seconds by which a slow reply may set back the estimated time of the server."""
 
 
-class Steps:
+class ServerSteps:
     """The part of a store that knows the server and the keys."""
 
     def __init__(self, server: Server | str, queue: str, prefix: str, clock: Callable[[], float] | None) -> None:
@@ -55,11 +55,11 @@ class Steps:
         if not self._is_open:
             raise PoolClosed(f"{self!r} is not open: await open() first, or again")
 
-    def _arguments(self, call: Call) -> list[Argument]:
+    def _arguments(self, call: ScriptCall) -> list[Argument]:
         now = "" if self._clock is None else repr(self._clock())
         return steps.arguments_of(call, now, self._channel, self._publish)
 
-    def _took(self, raw: Any) -> steps.Reply:
+    def _apply_reply(self, raw: Any) -> steps.ScriptReply:
         reply = steps.reply_of(raw, self._server.name, str(self._keys[0]))
         ahead = reply.now - time.monotonic()
         known = (
@@ -68,13 +68,13 @@ class Steps:
         self._ahead = max(ahead, self._ahead - _DRIFT) if known else ahead
         return reply
 
-    async def _send(self, call: Call) -> steps.Reply:
+    async def _send(self, call: ScriptCall) -> steps.ScriptReply:
         arguments, seconds = self._arguments(call), time_for_step()
         try:
             if seconds is None or seconds >= self._own_timeout:
-                return self._took(await self._server.run(call.script, self._keys, arguments))
+                return self._apply_reply(await self._server.run(call.script, self._keys, arguments))
             with self._in_time(call.script.name):
-                return self._took(await self._server.run(call.script, self._keys, arguments))
+                return self._apply_reply(await self._server.run(call.script, self._keys, arguments))
         except RedisError as error:
             raise self._failed(call, error) from error
         except StoreRefused as error:
@@ -82,14 +82,14 @@ class Steps:
                 await steps.check_keys(self._server, self._keys)  # its error names the key
             raise
 
-    def _send_blocking(self, call: Call) -> steps.Reply:
+    def _send_blocking(self, call: ScriptCall) -> steps.ScriptReply:
         arguments = self._arguments(call)
         try:
-            return self._took(self._server.run_blocking(call.script, self._keys, arguments))
+            return self._apply_reply(self._server.run_blocking(call.script, self._keys, arguments))
         except RedisError as error:
             raise self._failed(call, error) from error
 
-    def _failed(self, call: Call, error: RedisError) -> Exception:
+    def _failed(self, call: ScriptCall, error: RedisError) -> Exception:
         """Return the error for a step that could not be sent, or that failed on the server."""
         if isinstance(error, DataError):
             return TypeError(f"{self!r}: the step {call.script.name!r} cannot be sent: {safe_str(error)}")

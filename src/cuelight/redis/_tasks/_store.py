@@ -1,12 +1,9 @@
 """The store that keeps tasks on a Redis or Valkey server.
 
-Combines the adds of one loop: adds that are requested while another one is under way are sent together after it.
+Adds of one loop that are requested while another one is under way are sent together after it, because most of the cost
+of an add is the same for one task and for a hundred. A single producer loses nothing: its add is sent at once.
 
-Most of the cost of an add is the same for one task and for a hundred. Therefore many producers gain. A single producer
-loses nothing, because its add is sent at once.
-
-The invariants:
-
+Invariants of the adds:
 1. At most one add is under way. A caller that finds none leads: it sends its own add, and all waiting ones with the
    same bounds.
 2. If a leader is cancelled, the adds that it sent for others go to the next leader, which sends them again. Each record
@@ -33,11 +30,19 @@ from cuelight.mailbox import Slot, new_slot, running_loop
 from cuelight.mailbox._backend import yield_now
 from cuelight.redis._client import RedisClient, publishing_command
 from cuelight.redis._tasks import _scripts as steps
-from cuelight.redis._tasks._encoding import Unreadable, card_of, leases_of, limit_card, schedule_of, shown, snapshots_of
+from cuelight.redis._tasks._encoding import (
+    CorruptTask,
+    encode_limit,
+    encode_task,
+    leases_of,
+    schedule_of,
+    snapshot_of_corrupt,
+    snapshots_of,
+)
 from cuelight.redis._tasks._hand_overs import HandOvers
-from cuelight.redis._tasks._notifications import Hints
-from cuelight.redis._tasks._scripts import Call
-from cuelight.redis._tasks._server_steps import Steps
+from cuelight.redis._tasks._notifications import ChangeNotifications
+from cuelight.redis._tasks._scripts import ScriptCall
+from cuelight.redis._tasks._server_steps import ServerSteps
 from cuelight.tasks import Added, Beat, Bound, Claim, Exchange, Finish, Limit, Query, Record, Schedule, Size, Snapshot
 from cuelight.tasks._stores._checks import (
     KINDS,
@@ -57,95 +62,95 @@ if TYPE_CHECKING:
     from cuelight.redis._client import Server
 
 
-MOST: Final = 500
+MAX_RECORDS: Final = 500
 """The greatest number of records that are sent together."""
 
-_LEAD: Final = object()
+_BECOME_LEADER: Final = object()
 
 Bounds = tuple[int, bool]
 Send = Callable[[Bounds, list[Any], list[bytes]], Awaitable[Sequence[Any]]]
-"""Sends cards and their blobs under a bound. The answer has two values for each card."""
+"""Sends encoded tasks and their blobs under a bound. The answer has two values for each task."""
 
 
-class _Wish:
-    __slots__ = ("blobs", "bounds", "cards", "slot")
+class _PendingAdd:
+    __slots__ = ("blobs", "bounds", "slot", "task_rows")
 
-    def __init__(self, bounds: Bounds, cards: list[Any], blobs: list[bytes]) -> None:
-        self.bounds, self.cards, self.blobs = bounds, cards, blobs
+    def __init__(self, bounds: Bounds, task_rows: list[Any], blobs: list[bytes]) -> None:
+        self.bounds, self.task_rows, self.blobs = bounds, task_rows, blobs
         self.slot: Slot | None = None  # the slot on which its caller waits; None for the leader
 
     @property
-    def fail_deferred(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Whether its caller no longer waits."""
         return self.slot is not None and self.slot.done()
 
 
-class Together:
+class AddBatcher:
     """The adds of one store in one loop."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._waiting: deque[_Wish] = deque()
+        self._waiting: deque[_PendingAdd] = deque()
         self._is_led = False
 
-    async def add(self, bounds: Bounds, cards: list[Any], blobs: list[bytes]) -> Sequence[Any]:
-        """Send cards, alone or with others. Returns the answers to these cards. A checkpoint."""
-        wish = _Wish(bounds, cards, blobs)
+    async def add(self, bounds: Bounds, task_rows: list[Any], blobs: list[bytes]) -> Sequence[Any]:
+        """Send encoded tasks, alone or with others. Returns the answers to these tasks. A checkpoint."""
+        pending_add = _PendingAdd(bounds, task_rows, blobs)
         if self._is_led:
-            answer = await self._wait(wish)
-            if answer is not _LEAD:
+            answer = await self._wait(pending_add)
+            if answer is not _BECOME_LEADER:
                 if isinstance(answer, Exception):
                     raise answer
                 found: Sequence[Any] = answer
                 return found
         self._is_led = True
-        return await self._lead(wish)
+        return await self._lead(pending_add)
 
-    async def _wait(self, wish: _Wish) -> Any:
-        wish.slot = slot = new_slot()
-        self._waiting.append(wish)
+    async def _wait(self, pending_add: _PendingAdd) -> Any:
+        pending_add.slot = slot = new_slot()
+        self._waiting.append(pending_add)
         try:
             return await slot
         except BaseException:
-            if slot.done() and not slot.cancelled() and slot.result() is _LEAD:
+            if slot.done() and not slot.cancelled() and slot.result() is _BECOME_LEADER:
                 self._pass_on()  # cancelled just after it became the leader
             raise
 
-    async def _lead(self, wish: _Wish) -> Sequence[Any]:
-        wish.slot = None
-        others = self._alike(wish)
-        cards, blobs = list(wish.cards), list(wish.blobs)
+    async def _lead(self, pending_add: _PendingAdd) -> Sequence[Any]:
+        pending_add.slot = None
+        others = self._take_matching(pending_add)
+        task_rows, blobs = list(pending_add.task_rows), list(pending_add.blobs)
         for other in others:
-            cards += other.cards
+            task_rows += other.task_rows
             blobs += other.blobs
         try:
-            answers = await self._send(wish.bounds, cards, blobs)
+            answers = await self._send(pending_add.bounds, task_rows, blobs)
         except Exception as error:
             for other in others:
-                _give(other, _again(error))
+                _deliver(other, _copy_of_error(error))
             raise
         except BaseException:
             self._waiting.extendleft(reversed(others))
             raise
         else:
-            at = 2 * len(wish.cards)
+            at = 2 * len(pending_add.task_rows)
             for other in others:
-                _give(other, answers[at : at + 2 * len(other.cards)])
-                at += 2 * len(other.cards)
-            return answers[: 2 * len(wish.cards)]
+                _deliver(other, answers[at : at + 2 * len(other.task_rows)])
+                at += 2 * len(other.task_rows)
+            return answers[: 2 * len(pending_add.task_rows)]
         finally:
             self._pass_on()
 
-    def _alike(self, wish: _Wish) -> list[_Wish]:
+    def _take_matching(self, pending_add: _PendingAdd) -> list[_PendingAdd]:
         """Take the waiting adds that can be sent with this one, in their order."""
-        found: list[_Wish] = []
-        room = MOST - len(wish.cards)
+        found: list[_PendingAdd] = []
+        room = MAX_RECORDS - len(pending_add.task_rows)
         while self._waiting:
             first = self._waiting[0]
-            if not first.fail_deferred:
-                if first.bounds != wish.bounds or len(first.cards) > room:
+            if not first.is_abandoned:
+                if first.bounds != pending_add.bounds or len(first.task_rows) > room:
                     break
-                room -= len(first.cards)
+                room -= len(first.task_rows)
                 found.append(first)
             self._waiting.popleft()
         return found
@@ -154,19 +159,19 @@ class Together:
         """Make the next waiting caller the leader, if there is one."""
         while self._waiting:
             first = self._waiting.popleft()
-            if not first.fail_deferred:
-                _give(first, _LEAD)
+            if not first.is_abandoned:
+                _deliver(first, _BECOME_LEADER)
                 return
         self._is_led = False
 
 
-def _give(wish: _Wish, answer: Any) -> None:
-    slot = wish.slot
+def _deliver(pending_add: _PendingAdd, answer: Any) -> None:
+    slot = pending_add.slot
     if slot is not None and not slot.done():
         slot.set_result(answer)
 
 
-def _again(error: Exception) -> Exception:
+def _copy_of_error(error: Exception) -> Exception:
     """Return an error of its own for another task, so that their tracebacks do not mix."""
     return type(error)(*error.args) if isinstance(error, StoreUnavailable) else error
 
@@ -174,15 +179,15 @@ def _again(error: Exception) -> Exception:
 log = get_log("cuelight.tasks")
 
 _KIND: Final = {kind: number for number, kind in enumerate(KINDS)}
-_AT_ONCE: Final = 1000
+MAX_IDS_PER_STEP: Final = 1000
 """The greatest number of task identifiers in one step of the server."""
-_LEAVING: Final = 1.0
+CLOSE_TIMEOUT: Final = 1.0
 """Seconds that closing waits for the server."""
 _DRIFT: Final = 0.001
 """Seconds by which a slow reply may set back the estimated time of the server."""
 
 
-class RedisStore(Steps):
+class RedisStore(ServerSteps):
     """Keeps the tasks of one queue on a Redis (6.2 or newer) or Valkey server, for any number of processes.
 
     Each step is one script on the server, which takes effect completely or not at all, by the clock of the server. A
@@ -228,9 +233,9 @@ class RedisStore(Steps):
             ValueError: a name is empty, or the URL is invalid.
         """
         super().__init__(server, queue, prefix, clock)
-        self._hints = Hints(self._channel, self._arm)
-        self._hand_overs = HandOvers(self._channel, self.now, self._hints.notify)
-        self._adds: WeakKeyDictionary[Any, Together] = WeakKeyDictionary()  # by loop
+        self._notifications = ChangeNotifications(self._channel, self._subscribe_changes)
+        self._hand_overs = HandOvers(self._channel, self.now, self._notifications.notify)
+        self._adds: WeakKeyDictionary[Any, AddBatcher] = WeakKeyDictionary()  # by loop
         self._nonce, self._numbers = secrets.token_hex(8), count(1)
 
     async def open(self) -> None:
@@ -243,9 +248,9 @@ class RedisStore(Steps):
         with self._in_time("open"):
             await steps.check_keys(self._server, self._keys)
             self._publish = await publishing_command(self._server)
-            await self._send(Call(steps.ASK, ["size", False]))
+            await self._send(ScriptCall(steps.QUERY, ["size", False]))
         self._is_open = True
-        self._hints.open()
+        self._notifications.open()
 
     async def close(self) -> None:
         """Refuse all later calls with `PoolClosed`. A checkpoint.
@@ -256,12 +261,12 @@ class RedisStore(Steps):
             await yield_now()
             return
         self._is_open = False
-        self._hints.close()
+        self._notifications.close()
         self._hand_overs.close()
         try:
             # If the server is away, the keys of an idle queue stay until a store opens and closes again.
-            with anyio.move_on_after(_LEAVING), suppress(StoreUnavailable, StoreRefused):
-                await self._send(Call(steps.CHANGE, ["leave", "", []]))
+            with anyio.move_on_after(CLOSE_TIMEOUT), suppress(StoreUnavailable, StoreRefused):
+                await self._send(ScriptCall(steps.CHANGE, ["leave", "", []]))
         finally:
             if isinstance(self._server, RedisClient) and self._url is not None:
                 mine, self._server = self._server, RedisClient(self._url)  # for a later `open`
@@ -270,27 +275,27 @@ class RedisStore(Steps):
 
     # Making steps
 
-    async def _step(self, call: Call) -> steps.Reply:
+    async def _step(self, call: ScriptCall) -> steps.ScriptReply:
         """Make a step after which its caller may wait for changes."""
         self._check_open()
-        self._hints.reading()
+        self._notifications.reading()
         reply = await self._send(call)
-        self._hints.saw(reply)
+        self._notifications.observe(reply)
         return reply
 
     async def _change(self, which: str, *args: Any, blobs: Sequence[bytes] = ()) -> Any:
         """Make a step that answers the same when it is sent again."""
         nonce = f"{self._nonce}:{next(self._numbers)}"
-        return (await self._step(Call(steps.CHANGE, [which, nonce, args], blobs))).answer
+        return (await self._step(ScriptCall(steps.CHANGE, [which, nonce, args], blobs))).answer
 
     async def _each(self, which: str, ids: Sequence[str]) -> list[Any]:
         """Make a step for many tasks, split into several: the server does nothing else during a step."""
         return [await self._change(which, some) for some in _slices(ids)]
 
-    async def _arm(self, kind: str, version: int, stirred: int) -> bool:
-        reply = await self._send(Call(steps.ARM, [kind, version, stirred]))
+    async def _subscribe_changes(self, kind: str, version: int, claimable_version: int) -> bool:
+        reply = await self._send(ScriptCall(steps.SUBSCRIBE, [kind, version, claimable_version]))
         if not reply.answer:
-            self._hints.reset(reply)
+            self._notifications.reset(reply)
         return bool(reply.answer)
 
     # Calls of producers
@@ -299,23 +304,23 @@ class RedisStore(Steps):
         self._check_open()
         for record in records:
             check_record(record)
-        cards: list[Any] = []
+        task_rows: list[Any] = []
         blobs: list[bytes] = []
         for record in records:
             # Without a nonce, an enqueue that is sent again after a lost answer would count as another one.
-            card, blob = card_of(record, record.nonce or f"{self._nonce}:{next(self._numbers)}")
-            cards.append(card)
+            task_row, blob = encode_task(record, record.nonce or f"{self._nonce}:{next(self._numbers)}")
+            task_rows.append(task_row)
             blobs.append(blob)
         bounds = (-1, False) if bound is None else (bound.most, bound.shed)
         loop = running_loop()
-        together = self._adds.get(loop)
-        if together is None:
-            together = self._adds[loop] = Together(self._add)
-        outcomes = await together.add(bounds, cards, blobs)
+        batcher = self._adds.get(loop)
+        if batcher is None:
+            batcher = self._adds[loop] = AddBatcher(self._add)
+        outcomes = await batcher.add(bounds, task_rows, blobs)
         return [Added(*outcomes[at : at + 2]) for at in range(0, len(outcomes), 2)]
 
-    async def _add(self, bounds: tuple[int, bool], cards: list[Any], blobs: list[bytes]) -> Sequence[Any]:
-        outcomes: Sequence[Any] = (await self._step(Call(steps.ADD, [cards, *bounds], blobs))).answer
+    async def _add(self, bounds: tuple[int, bool], task_rows: list[Any], blobs: list[bytes]) -> Sequence[Any]:
+        outcomes: Sequence[Any] = (await self._step(ScriptCall(steps.ADD, [task_rows, *bounds], blobs))).answer
         return outcomes
 
     # Calls of workers
@@ -323,7 +328,7 @@ class RedisStore(Steps):
     async def exchange(self, finishes: Sequence[Finish], claim: Claim | None = None) -> Exchange:
         self._check_open()
         check_exchange(finishes, claim)
-        cards: list[Any] = []
+        task_rows: list[Any] = []
         blobs: list[bytes] = []
         for finish in finishes:
             result = 0
@@ -332,47 +337,47 @@ class RedisStore(Steps):
                 result = len(blobs)
             pause = False if finish.pause_key is None else finish.pause_key
             attempt = False if finish.attempt is None else finish.attempt
-            cards.append((finish.id, finish.epoch, _KIND[finish.kind], finish.delay, result, attempt, pause))
+            task_rows.append((finish.id, finish.epoch, _KIND[finish.kind], finish.delay, result, attempt, pause))
         if claim is None:
-            reply = await self._step(Call(steps.EXCHANGE, [cards, False], blobs))
+            reply = await self._step(ScriptCall(steps.EXCHANGE, [task_rows, False], blobs))
             return Exchange(_states(reply.answer[0]), [])
         channel, earlier = self._hand_overs.begin(claim)
         confirmed = [part for lease in claim.confirmed for part in lease]
         asked = (claim.worker, claim.nonce, claim.most, claim.lease, channel, earlier, confirmed)
-        reply = await self._send(Call(steps.EXCHANGE, [cards, asked], blobs))
-        outcomes, wake_at, hungry = reply.answer
-        self._hints.saw(reply, claimed=True, hungry=hungry)
-        waits = self._hand_overs.answered(claim, earlier, waits=hungry)
+        reply = await self._send(ScriptCall(steps.EXCHANGE, [task_rows, asked], blobs))
+        outcomes, wake_at, wants_tasks = reply.answer
+        self._notifications.observe(reply, claimed=True, wants_tasks=wants_tasks)
+        waits = self._hand_overs.answered(claim, earlier, waits=wants_tasks)
         exchange = Exchange(_states(outcomes), [], wake_at, waits)
-        unreadable: list[Unreadable] = []
+        corrupt: list[CorruptTask] = []
         for lease in leases_of(reply.parts):
-            if isinstance(lease, Unreadable):
-                unreadable.append(lease)
+            if isinstance(lease, CorruptTask):
+                corrupt.append(lease)
             else:
                 exchange.leases.append(lease)
-        if unreadable:
-            await self._condemn(unreadable)
+        if corrupt:
+            await self._dead_letter_corrupt(corrupt)
         return exchange
 
-    async def _condemn(self, unreadable: Sequence[Unreadable]) -> None:
+    async def _dead_letter_corrupt(self, corrupt: Sequence[CorruptTask]) -> None:
         """Move unreadable tasks to the dead letters; otherwise the next claim would find them again."""
-        for one in unreadable:
+        for one in corrupt:
             log.error("%r: a task is a dead letter now, %s", self, one)
-        parts, whys = [one.part for one in unreadable], [one.why for one in unreadable]
-        await self._change("condemn", parts, whys, blobs=[one.row for one in unreadable])
+        parts, whys = [one.part for one in corrupt], [one.why for one in corrupt]
+        await self._change("dead_letter_corrupt", parts, whys, blobs=[one.row for one in corrupt])
 
-    async def _snapshots(self, call: Call) -> tuple[list[Snapshot], Any]:
+    async def _snapshots(self, call: ScriptCall) -> tuple[list[Snapshot], Any]:
         """Return the tasks in the answer to a query, and the rest of the answer. Unreadable tasks become dead letters
         first.
         """
         reply = await self._step(call)
         found = list(snapshots_of(reply.parts))
-        unreadable = [one for one in found if isinstance(one, Unreadable)]
-        if unreadable:
-            await self._condemn(unreadable)
+        corrupt = [one for one in found if isinstance(one, CorruptTask)]
+        if corrupt:
+            await self._dead_letter_corrupt(corrupt)
             reply = await self._step(call)
             found = list(snapshots_of(reply.parts))
-        snapshots = [one if isinstance(one, Snapshot) else shown(one) for one in found]
+        snapshots = [one if isinstance(one, Snapshot) else snapshot_of_corrupt(one) for one in found]
         return snapshots, reply.answer
 
     def beat(self, worker: str, leases: Sequence[tuple[str, int]], lease: float | None) -> Beat:
@@ -381,9 +386,9 @@ class RedisStore(Steps):
         asked: list[Any] = [worker, -1 if lease is None else lease]
         for pair in leases:
             asked.extend(pair)
-        call = Call(steps.BEAT, asked)
+        call = ScriptCall(steps.RENEW, asked)
         reply = self._send_blocking(call)
-        self._hints.saw(reply, claimed=True)
+        self._notifications.observe(reply, claimed=True)
         answer = Beat([], [])
         for pair, state in zip(leases, reply.answer, strict=True):
             if state:
@@ -395,7 +400,7 @@ class RedisStore(Steps):
     ) -> bool:
         blobs = [blob for blob in (progress, checkpoint) if blob is not None]
         args = [task_id, epoch, progress is not None, checkpoint is not None]
-        reply = await self._step(Call(steps.CHANGE, ["save", "", args], blobs))
+        reply = await self._step(ScriptCall(steps.CHANGE, ["save", "", args], blobs))
         return bool(reply.answer)
 
     # Calls of operators
@@ -419,7 +424,7 @@ class RedisStore(Steps):
     async def set_limit(self, limit: Limit | None, key: str) -> None:
         self._check_open()
         check_set_limit(limit, key)
-        await self._change("set_limit", key, False if limit is None else limit_card(limit))
+        await self._change("set_limit", key, False if limit is None else encode_limit(limit))
 
     async def pause_limit(self, key: str, seconds: float) -> None:
         self._check_open()
@@ -430,15 +435,15 @@ class RedisStore(Steps):
         self._check_open()
         check_schedule(schedule)
         record = schedule.record
-        card, _ = card_of(record, record.nonce)
-        blob = card_of(_without_nonce(record), "")[1]
-        await self._change("put_schedule", schedule.name, schedule.spec, schedule.due, card, blobs=[blob])
+        task_row, _ = encode_task(record, record.nonce)
+        blob = encode_task(_without_nonce(record), "")[1]
+        await self._change("put_schedule", schedule.name, schedule.spec, schedule.due, task_row, blobs=[blob])
 
     async def remove_schedule(self, name: str) -> bool:
         return bool(await self._change("remove_schedule", name))
 
     async def schedules(self) -> list[Schedule]:
-        reply = await self._step(Call(steps.ASK, ["schedules", False]))
+        reply = await self._step(ScriptCall(steps.QUERY, ["schedules", False]))
         found = [
             schedule_of(*of, *reply.parts[2 * at : 2 * at + 2])  # name, spec, due; row, record
             for at, of in enumerate(reply.answer)
@@ -451,13 +456,13 @@ class RedisStore(Steps):
     async def get(self, ids: Sequence[str]) -> list[Snapshot | None]:
         snapshots: list[Snapshot | None] = []
         for some in _slices(ids):
-            found, answer = await self._snapshots(Call(steps.ASK, ["get", some]))
+            found, answer = await self._snapshots(ScriptCall(steps.QUERY, ["get", some]))
             rest = iter(found)
             snapshots.extend(next(rest) if there else None for there in answer)
         return snapshots
 
     async def size(self) -> Size:
-        sizes, paused, closed = (await self._step(Call(steps.ASK, ["size", False]))).answer
+        sizes, paused, closed = (await self._step(ScriptCall(steps.QUERY, ["size", False]))).answer
         return Size(**dict(zip(STATES, sizes, strict=True)), paused=paused, closed=closed)
 
     async def find(self, query: Query) -> list[Snapshot]:
@@ -472,7 +477,7 @@ class RedisStore(Steps):
             for name in ("type", "reason", "ended_before"):
                 if getattr(query, name) is not None:
                     asked[name] = getattr(query, name)
-            some, after = await self._snapshots(Call(steps.ASK, ["find", asked]))
+            some, after = await self._snapshots(ScriptCall(steps.QUERY, ["find", asked]))
             found.extend(some)
         return found
 
@@ -488,13 +493,13 @@ class RedisStore(Steps):
         return sum(answers)
 
     def version(self) -> int:
-        return self._hints.version
+        return self._notifications.version
 
     async def changed(self, since: int, timeout: float) -> None:
         self._check_open()
         try:
             await self._hand_overs.listen(self._server)
-            await self._hints.changed(self._server, since, timeout)
+            await self._notifications.changed(self._server, since, timeout)
         except StoreUnavailable:
             if self._is_open:
                 raise
@@ -502,7 +507,7 @@ class RedisStore(Steps):
 
 def _slices(ids: Sequence[str]) -> list[list[str]]:
     check_ids(ids)
-    return [list(ids[at : at + _AT_ONCE]) for at in range(0, max(1, len(ids)), _AT_ONCE)]
+    return [list(ids[at : at + MAX_IDS_PER_STEP]) for at in range(0, max(1, len(ids)), MAX_IDS_PER_STEP)]
 
 
 def _states(outcomes: Sequence[int]) -> list[str]:

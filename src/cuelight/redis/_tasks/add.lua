@@ -1,4 +1,4 @@
--- Take records. Arguments: {rows, most, shed}: rows as new tasks have them, with `due` as wished, and the delay in
+-- Add tasks. Arguments: {rows, most, shed}: the rows of new tasks, with the requested time in `due` and the delay in
 -- `ended`; most is -1 for no bound. Bytes: the record of each. Answer: pairs of an outcome and an id.
 
 local asked = unpacked(ARGV[4])
@@ -12,7 +12,7 @@ if bound >= 0 then
   waiting = count(READY) + count(DELAYED) + count(PARKS)
 end
 
--- From now on the order in which tasks would be shed is kept.
+-- Maintain the order of shedding from now on.
 local function keep_order()
   if meta.sheds == 1 then
     return
@@ -44,7 +44,7 @@ local function last_waiting()
     if not member or (row and row[STATE] < IN_FLIGHT) then
       return row
     end
-    stray(WAITS, member, string.sub(member, PLACE + 1))
+    drop_stale(WAITS, member, string.sub(member, PLACE + 1))
   end
 end
 
@@ -65,14 +65,14 @@ local function room_for(row)
   return true
 end
 
-local function outcome_of(row, blob)
-  local there = row_of(row[ID])
+local function add_one(row, blob)
+  local stored = row_of(row[ID])
   if broken[row[ID]] then
-    return 'duplicate', row[ID] -- of one that cannot be read
-  elseif there then
-    return (row[NONCE] ~= '' and row[NONCE] == there[NONCE]) and 'added' or 'duplicate', row[ID]
+    return 'duplicate', row[ID] -- of an unreadable task
+  elseif stored then
+    return (row[NONCE] ~= '' and row[NONCE] == stored[NONCE]) and 'added' or 'duplicate', row[ID]
   end
-  local holder = row[UNIQUE] and held_by(row[UNIQUE])
+  local holder = row[UNIQUE] and unique_owner(row[UNIQUE])
   if holder then
     return 'duplicate', holder
   end
@@ -89,22 +89,22 @@ local function outcome_of(row, blob)
   return 'added', row[ID], row
 end
 
--- A task without limits that was added alone, while nothing else was pending, goes to a worker that waits.
+-- Hand a task without limits that was added alone, while no other was pending, to a waiting worker.
 local function offer(row, blob)
   if row[STATE] ~= PENDING or row[LIMITS] or meta.hungry ~= 1 or meta.paused ~= 0 or count(READY) ~= 1 then
     return
   end
-  write_zsets() -- so that `hand_over` sees what is due
+  write_zsets() -- so that `hand_over` finds the tasks that are due
   local claim = hand_over(row, blob, now)
   if not claim then
     return
   end
   local due = row[DUE]
   row[STATE], row[DUE] = PENDING, 0
-  shift(row, IN_FLIGHT, due)
+  change_state(row, IN_FLIGHT, due)
   started(row)
   keep_until('c' .. claim[1], pack({row[ID], row[EPOCH]}), due)
-  stirs = false
+  makes_claimable = false
 end
 
 local ids = {}
@@ -114,7 +114,7 @@ end
 load(ids)
 local inserted
 for index, row in ipairs(asked[1]) do
-  answer[2 * index - 1], answer[2 * index], inserted = outcome_of(row, ARGV[4 + index])
+  answer[2 * index - 1], answer[2 * index], inserted = add_one(row, ARGV[4 + index])
 end
 if inserted and #asked[1] == 1 then
   offer(inserted, ARGV[5])

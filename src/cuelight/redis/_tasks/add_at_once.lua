@@ -1,17 +1,17 @@
--- add_at_once: plain tasks, taken before the script makes the functions of the general form, which takes longer than to take
--- them. Plain is what has no limits, unique key, tenant or deadline, is due now, and is new, in a queue that is open, has
--- room, has no tenants, sheds nothing, and is not at rest. Anything else, damage too, is left to the general form that
--- follows, and nothing was written.
+-- add_at_once: adds plain tasks before the script creates the functions of the general form, which takes longer than adding
+-- them. A plain task has no limits, unique key, tenant or deadline, is due now, and is new; and its queue is open, has room
+-- and no tenants, sheds nothing, and is not at rest. Anything else, damage too, is left to the general form that follows,
+-- with nothing written.
 --
--- What is written and answered is what `insert` and `reply.lua` write and answer; a test runs both and compares.
+-- It writes and answers the same as `insert` and `commit.lua`; a test runs both and compares.
 
-local function take_at_once()
+local function add_plain_tasks()
   local asked = cmsgpack.unpack(ARGV[4])
   local cards, most = asked[1], asked[2]
   if #cards == 0 or #cards > 500 then
     return
   end
-  -- In the order of `book.lua`: the whole numbers, then the others.
+  -- In the order of `keys.lua`: the whole numbers, then the others.
   local meta, sum = redis.call('HMGET', META, 'format', 'sequence', 'lanes', 'version', 'stirred', 'hungry', 'watched',
     'paused', 'closed', 'sheds', 'overrides', 'resting', 'time', 'rested', 'floor', 'top'), 0
   for index = 1, 16 do
@@ -47,9 +47,9 @@ local function take_at_once()
     and redis.call('ZCARD', READY) + redis.call('ZCARD', DELAYED) + redis.call('ZCARD', PARKS) + #ids > most then
     return
   end
-  local there = redis.call('HMGET', ROWS, unpack(ids))
+  local stored = redis.call('HMGET', ROWS, unpack(ids))
   for index = 1, #ids do
-    if there[index] then
+    if stored[index] then
       return
     end
   end
@@ -74,7 +74,7 @@ local function take_at_once()
     redis.call('ZADD', LEASES, ends, id)
     redis.call('HSET', SIDE, 'c' .. claim[1], cmsgpack.pack({id, row[EPOCH]}))
     redis.call('ZADD', ENDS, ends, 'c' .. claim[1])
-    meta[6], stirred = 0, meta[5] -- nobody else is told
+    meta[6], stirred = 0, meta[5] -- no other caller is notified
   else
     redis.call('ZADD', READY, unpack(ready))
   end
@@ -94,7 +94,7 @@ local function take_at_once()
   return {'', cmsgpack.pack({now, version, stirred, answer})}
 end
 
-local taken = take_at_once()
+local taken = add_plain_tasks()
 if taken then
   return taken
 end

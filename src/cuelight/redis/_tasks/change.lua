@@ -1,11 +1,11 @@
--- What people do, and what a running attempt saves. Arguments: {which, nonce or "", arguments}. With a nonce, the answer
--- is remembered for a while: the same step made again is answered the same, and nothing changes.
+-- Changes by operators, and values saved by a running attempt. Arguments: {which, nonce or "", arguments}. With a nonce,
+-- the answer is remembered for a while: the same step sent again returns the same answer and changes nothing.
 
 local PARKED_AT_ONCE = 1000
 local asked = unpacked(ARGV[4])
 local nonce, changes = asked[2], {}
 
--- {id, epoch, progress, checkpoint}: true for what comes in bytes, in this order -> whether it was kept.
+-- {id, epoch, progress, checkpoint}: true for each that is sent as bytes, in this order -> whether it was stored.
 function changes.save(id, epoch, progress, checkpoint)
   local row = row_of(id)
   if not row or row[STATE] ~= IN_FLIGHT or row[EPOCH] ~= epoch then
@@ -48,7 +48,7 @@ function changes.cancel(ids)
   return answer
 end
 
--- {types as keys, after} -> how many, and where to go on; -1 if all were seen.
+-- {types as keys, after} -> the number of tasks, and where to continue; -1 at the end.
 function changes.unpark(types, after)
   local ids = redis.call('ZRANGEBYSCORE', PARKS, '(' .. exact(after), '+inf', 'LIMIT', 0, PARKED_AT_ONCE)
   local number, last = 0, -1
@@ -58,11 +58,11 @@ function changes.unpark(types, after)
     if row and row[STATE] == PARKED then
       last = row[SEQ]
       if types[row[TYPE]] then
-        shift(row, PENDING)
+        change_state(row, PENDING)
         number = number + 1
       end
     else
-      stray(PARKS, id, id)
+      drop_stale(PARKS, id, id)
     end
   end
   return {number, #ids == PARKED_AT_ONCE and last or -1}
@@ -72,28 +72,28 @@ function changes.control(paused, closed)
   for name, wanted in pairs({paused = paused, closed = closed}) do
     if wanted >= 0 and meta[name] ~= wanted then
       set(name, wanted)
-      changed, stirs = true, true
+      changed, makes_claimable = true, true
     end
   end
   return true
 end
 
 function changes.set_limit(key, limit)
-  local gate = gate_of(key)
-  set('overrides', meta.overrides + (limit and 1 or 0) - (gate[OVERRIDE] and 1 or 0))
-  gate[OVERRIDE], stirs = limit, true
-  save_gate(key, gate)
-  settle(key)
+  local limit_state = limit_state_of(key)
+  set('overrides', meta.overrides + (limit and 1 or 0) - (limit_state[OVERRIDE] and 1 or 0))
+  limit_state[OVERRIDE], makes_claimable = limit, true
+  save_limit_state(key, limit_state)
+  update_limit(key)
   return true
 end
 
 function changes.pause_limit(key, seconds)
-  stirs = true
+  makes_claimable = true
   pause_limit(key, seconds)
   return true
 end
 
--- A schedule is {spec, due, row, record, due that was fired last}.
+-- A schedule is {spec, due, row, record, due time that was fired last}.
 
 local function unpacked_schedule(raw)
   local kept = unpacked(raw)
@@ -101,7 +101,7 @@ local function unpacked_schedule(raw)
     and -LATEST < kept[3][DUE] and (not kept[3][UNIQUE] or '' <= kept[3][UNIQUE]) and '' <= kept[4] and kept
 end
 
--- nil if there is none, or it cannot be read.
+-- Return a schedule; nil if there is none, or it cannot be read.
 local function schedule_named(name)
   local raw = read(SCHEDULES, name)
   if raw then
@@ -111,9 +111,9 @@ local function schedule_named(name)
 end
 
 function changes.put_schedule(name, spec, due_at, row)
-  local there = schedule_named(name)
-  if there and there[1] == spec then
-    due_at = there[2]
+  local stored = schedule_named(name)
+  if stored and stored[1] == spec then
+    due_at = stored[2]
   end
   put(SCHEDULES, name, pack({spec, due_at, row, ARGV[5]}))
   return true
@@ -127,17 +127,17 @@ function changes.remove_schedule(name)
   return true
 end
 
--- nil for a queue that is closed.
+-- Returns nil if the queue is closed.
 function changes.fire(name, due_at, next_due)
-  local there = schedule_named(name)
-  if not there or there[2] ~= due_at then
+  local stored = schedule_named(name)
+  if not stored or stored[2] ~= due_at then
     return false
   elseif meta.closed ~= 0 then
     return nil
   end
-  local row, delay = there[3], there[3][ENDED]
+  local row, delay = stored[3], stored[3][ENDED]
   row[ID], row[NONCE], row[CREATED] = string.format('%s@%.3f', row[ID], due_at), '', now
-  if not row_of(row[ID]) and not (row[UNIQUE] and held_by(row[UNIQUE])) then
+  if not row_of(row[ID]) and not (row[UNIQUE] and unique_owner(row[UNIQUE])) then
     row[ENDED] = 0
     if delay > 0 then
       row[DUE] = (row[DUE] ~= 0 and row[DUE] or now) + delay
@@ -147,7 +147,7 @@ function changes.fire(name, due_at, next_due)
     if not (readable and is_sound) then
       return false
     end
-    insert(row, there[4])
+    insert(row, stored[4])
   end
   local kept = unpacked(read(SCHEDULES, name))
   kept[2] = next_due
@@ -167,14 +167,14 @@ local function replay(row)
   keep_blob(row, 'p', PROGRESS, nil)
   if row[DEADLINE] <= now then
     row[DEADLINE], places[row[ID]] = INF, nil
-    row[TURN] = math.min(row[TURN] or 0, virtual_of(row))
+    row[TURN] = math.min(row[TURN] or 0, virtual_time_of(row))
   end
   if row[UNIQUE] and row[UNIQUE_FOR] < 0 then
-    if not held_by(row[UNIQUE]) then
-      hold(row[UNIQUE], row[ID], INF)
+    if not unique_owner(row[UNIQUE]) then
+      hold_unique(row[UNIQUE], row[ID], INF)
     end
   end
-  shift(row, PENDING)
+  change_state(row, PENDING)
   return true
 end
 
@@ -209,9 +209,9 @@ function changes.purge(ids)
   return number
 end
 
--- Tasks that the client cannot read, behind this their rows; each with what it cannot read, "row", "record" or "story", and
--- why. One whose row is another one by now is left alone.
-function changes.condemn(parts, whys)
+-- Make tasks that the client cannot decode dead letters. Their rows are in ARGV; `parts` names the unreadable part of
+-- each, "row", "record" or "story" (its attempts), and `whys` the reason. A task whose row has changed is skipped.
+function changes.dead_letter_corrupt(parts, whys)
   for index, part in ipairs(parts) do
     local raw = ARGV[4 + index]
     local readable, id = pcall(function()
@@ -224,20 +224,20 @@ function changes.condemn(parts, whys)
       cache[id] = false
       broken[#broken + 1] = {'row', id, raw, whys[index]}
     elseif row and row[STATE] ~= DEAD_LETTER then
-      give_up(row, whys[index], part == 'story' and read(BLOBS, 's' .. id))
+      dead_letter_row(row, whys[index], part == 'story' and read(BLOBS, 's' .. id))
     end
   end
   return true
 end
 
--- Nobody uses the queue here any more.
+-- A store was closed.
 function changes.leave()
   return true
 end
 
-local before_this = nonce ~= '' and answered(nonce)
-if before_this then
-  answer = before_this[1]
+local earlier = nonce ~= '' and answered(nonce)
+if earlier then
+  answer = earlier[1]
 else
   answer = changes[asked[1]](unpack(asked[3], 1, 4))
   if answer == nil then

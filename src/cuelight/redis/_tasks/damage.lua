@@ -1,14 +1,14 @@
--- What is done about damage: by a hand that changed the keys, a server that lost a part, a program of another version.
--- Whatever is wrong with one task, limit, unique key or schedule costs that one. A task that cannot be read becomes a dead
--- letter, "undecodable", with what is left of it; what can be made again of the tasks is made again: limits, lanes, and
--- the zsets that tasks are in. Of `side`, "w" says where the search for lanes that wait for nothing goes on.
+-- Repairs damage: keys changed by hand, parts lost by the server, data of another program version. Damage to one task,
+-- limit, unique key or schedule costs only that one. An unreadable task becomes a dead letter, "undecodable", with its
+-- readable parts. Everything that can be rebuilt from the tasks is rebuilt: limits, limit queues, and the zsets of tasks.
+-- The field "w" of `side` is the position of the search for limit queues that wait for nothing.
 --
--- It comes last in each step, and is no function: making functions for it would cost each step that finds no damage. Until
--- then a task that cannot be read is not there.
+-- It runs last in each step and is not a function, because creating functions would cost time in steps without damage.
+-- Before it runs, unreadable tasks are treated as missing.
 
 if broken[1] or checks then
-  local MANY, SOME = 2000, 100 -- tasks in flight, and lanes, that one step looks at
-  local FEW, BUDGET = 20, 1000 -- members that one step goes through if nothing seems wrong, and else
+  local MANY, SOME = 2000, 100 -- tasks in flight, and limit queues, that one step reads
+  local FEW, BUDGET = 20, 1000 -- members that one step reads if nothing seems wrong, and otherwise
   local PHASE = 4398046511104 -- more than any cursor of the server
   local repairs, held = {}, {}
 
@@ -21,7 +21,7 @@ if broken[1] or checks then
     cache[id], dirty[id], forgotten[id] = false, nil, true
   end
 
-  -- The row of a dead letter, made of the record of the task.
+  -- Build the row of a dead letter from the record of the task.
   local function rebuilt(id, sequence, record)
     local limits = {}
     for index, limit in ipairs(record.limits or {}) do
@@ -38,9 +38,9 @@ if broken[1] or checks then
     return sound(row, id) and row
   end
 
-  -- A task whose row cannot be read is a dead letter from now on, with what its record says of it. Its epoch is above all
-  -- that were given before. What it held of limits and of a unique key is free. `raw`, its row, is kept as its result.
-  local function condemn(id, why, raw)
+  -- Make a task with an unreadable row a dead letter, with the values from its record. Its epoch is greater than all
+  -- earlier ones. Its limits and its unique key are released. `raw`, its row, is kept as its result.
+  local function dead_letter_corrupt(id, why, raw)
     local blob, was_held = read(BLOBS, 'b' .. id), held[id] or redis.call('ZSCORE', LEASES, id)
     local sequence = tonumber(redis.call('ZSCORE', SEQUENCES, id) or 0)
     if not (0 < sequence and sequence < EXACT and sequence % 1 == 0) then
@@ -59,7 +59,7 @@ if broken[1] or checks then
     end
     cache[name], places[name] = row, nil
     zput(SEQUENCES, name, sequence)
-    enter(row)
+    add_to_state(row)
     for kind, flag in pairs({c = CHECKPOINT, p = PROGRESS}) do
       if read(BLOBS, kind .. name) then
         row[HAS] = row[HAS] + flag
@@ -69,23 +69,23 @@ if broken[1] or checks then
     keep_blob(row, 'r', RESULT, raw)
     save(row)
     if row[UNIQUE] then
-      local holder = holder_of(row[UNIQUE])
+      local holder = unique_holder(row[UNIQUE])
       if holder and holder[1] == id then
         put(SIDE, 'u' .. row[UNIQUE], false)
       end
     end
     if was_held and row[LIMITS] then
-      ended(row)
+      end_limits(row)
     end
   end
 
   function repairs.row(id, raw, why)
     if not cache[id] then
-      condemn(id, why or 'its row in the store cannot be read', raw)
+      dead_letter_corrupt(id, why or 'its row in the store cannot be read', raw)
     end
   end
 
-  -- Where a task is
+  -- The zset of a task
 
   local function is_in(key, member)
     local fresh = scores[key] and scores[key][member]
@@ -99,8 +99,8 @@ if broken[1] or checks then
     return HOME[state], state == PENDING and member_of(row) or row[ID]
   end
 
-  -- See that a task is where tasks of its state are. One that is where tasks of another state are has a wrong row.
-  local function bring_home(row)
+  -- Put a task into the zset of its state. If it is in the zset of another state, its row is wrong.
+  local function restore_state_entry(row)
     if is_in(home_of(row, row[STATE])) then
       return
     end
@@ -108,36 +108,36 @@ if broken[1] or checks then
       local key, member = home_of(row, state)
       if state ~= row[STATE] and is_in(key, member) then
         zdrop(key, member)
-        return condemn(row[ID], 'its row in the store does not say where it is', pack(row))
+        return dead_letter_corrupt(row[ID], 'its row in the store does not say where it is', pack(row))
       end
     end
     if row[STATE] ~= PENDING or not row[LIMITS] then
       row[LANE] = 0
-      enter(row)
+      add_to_state(row)
       save(row)
     else
-      local lane = lane_of(row)
-      row[LANE] = lane[NUMBER]
-      enter(row)
+      local limit_queue = limit_queue_of(row)
+      row[LANE] = limit_queue[NUMBER]
+      add_to_state(row)
       save(row)
-      entered(lane, row)
+      entered_limit_queue(limit_queue, row)
     end
   end
 
-  -- By what a task is sorted in the zset of its state, but for pending ones.
+  -- Return the score of a task in the zset of its state; pending tasks have none.
   local function score_of(row)
     return (row[STATE] == PARKED or row[STATE] == DEAD_LETTER) and row[SEQ] or row[DUE]
   end
 
-  -- A task that was not where a member of a zset said, or not yet; the member is dropped. See that it is somewhere.
-  function repairs.stray(key, id)
+  -- Repair a task whose member in a zset was dropped as stale: make sure that it is in some zset.
+  function repairs.stale(key, id)
     local row = row_of(id)
     if not row then
       if read(BLOBS, 'b' .. id) then
-        condemn(id, 'its row in the store is gone')
+        dead_letter_corrupt(id, 'its row in the store is gone')
       end
     elseif key == READY and row[STATE] == PENDING then
-      bring_home(row)
+      restore_state_entry(row)
     elseif HOME[row[STATE]] == key then
       zput(key, id, score_of(row))
     elseif key == DEADLINES then
@@ -145,13 +145,13 @@ if broken[1] or checks then
         zput(key, id, row[DEADLINE])
       end
     elseif not is_in(home_of(row, row[STATE])) then
-      condemn(id, 'its row in the store does not say where it is', pack(row))
+      dead_letter_corrupt(id, 'its row in the store does not say where it is', pack(row))
     end
   end
 
   -- Limits
 
-  -- How many tasks are in flight, by the keys of their limits; nil if they are too many to look.
+  -- Count the tasks in flight by the keys of their limits; nil if there are too many to read.
   local function running()
     if count(LEASES) > MANY then
       return nil
@@ -167,21 +167,22 @@ if broken[1] or checks then
     return found
   end
 
-  function repairs.gate(key)
-    gates[key] = {(running() or {})[key] or 0, 0, 0, false, false, -1}
-    settle(key)
+  function repairs.limit(key)
+    limit_states[key] = {(running() or {})[key] or 0, 0, 0, false, false, -1}
+    update_limit(key)
   end
 
-  local function lane_behind(member)
+  local function limit_queue_in(member)
     return string.sub(member, 1, 1) == 'l' and string.sub(member, 1, LANE_PREFIX)
   end
 
-  local function wait_behind(member)
+  local function limit_in(member)
     local length = string.match(member, '^(%d+):')
     return length and string.sub(member, 1, #length + 2 + tonumber(length))
   end
 
-  -- Take a step for each prefix that members have, for some of them from a cursor on. Where to go on, false at the end.
+  -- Take a step for each prefix of the members, for some of them, from a cursor on. Returns the next cursor, false at the
+  -- end.
   local function each_prefix(key, cursor, prefix_of, step)
     for _ = 1, SOME do
       write_zset(key)
@@ -200,8 +201,8 @@ if broken[1] or checks then
     return cursor
   end
 
-  -- A claim found nothing though tasks are pending: see that each lane waits for something that will come. It looks at
-  -- some lanes and limits, and goes on there when it is called again.
+  -- A claim found nothing although tasks are pending: make sure that no limit queue waits for ever. Each call checks some
+  -- limit queues and limits, and the next call continues there.
   local function unblock()
     local raw, counted = read(SIDE, 'w'), running()
     local readable, from = pcall(function()
@@ -209,21 +210,21 @@ if broken[1] or checks then
       return '' <= from[1] and '' <= from[2] and from
     end)
     from = readable and from or {'[l', '-'}
-    local lanes = each_prefix(READY, from[1], lane_behind, function(prefix)
+    local lanes = each_prefix(READY, from[1], limit_queue_in, function(prefix)
       local number = tonumber(string.sub(prefix, 2))
-      local lane = number and lane_numbered(number)
-      local first = lane and first_in(number)
+      local limit_queue = number and limit_queue_numbered(number)
+      local first = limit_queue and first_in(number)
       if first then
-        lane[HEAD] = head_of(first)
-        save_lane(lane)
+        limit_queue[HEAD] = order_of_row(first)
+        save_limit_queue(limit_queue)
       end
     end)
-    local limits = each_prefix(TURNS, from[2], wait_behind, function(prefix)
+    local limits = each_prefix(TURNS, from[2], limit_in, function(prefix)
       local key = string.sub(prefix, #string.match(prefix, '^%d+:') + 1, -2)
       if key ~= '' then
-        local gate = gate_of(key)
-        gate[RUNNING] = counted and (counted[key] or 0) or gate[RUNNING]
-        settle(key)
+        local limit_state = limit_state_of(key)
+        limit_state[RUNNING] = counted and (counted[key] or 0) or limit_state[RUNNING]
+        update_limit(key)
       end
     end)
     if lanes or limits then
@@ -260,7 +261,7 @@ if broken[1] or checks then
     for index, id in ipairs(ids) do
       local row = cache[id]
       if phase == 0 and row then
-        bring_home(row)
+        restore_state_entry(row)
         zput(SEQUENCES, id, row[SEQ])
       elseif key == SEQUENCES and not row then
         zdrop(key, id)
@@ -270,7 +271,7 @@ if broken[1] or checks then
         zdrop(key, members[index])
       elseif phase > 0 and phase < 8 and not (row and HOME[row[STATE]] == key
         and (key ~= READY or member_of(row) == members[index])) then
-        stray(key, members[index], id)
+        drop_stale(key, members[index], id)
       elseif row and key == SEQUENCES and values[index] ~= row[SEQ] then
         zput(key, id, row[SEQ])
       elseif row and phase > 1 and phase < 8 and values[index] ~= score_of(row) then
@@ -280,7 +281,7 @@ if broken[1] or checks then
     return tonumber(found[1]), #ids
   end
 
-  -- Members that are sorted by their bytes have no scores.
+  -- Members that are sorted by their bytes must have the score 0.
   local function drop_scores(key)
     for _, range in ipairs({{'-inf', '(0'}, {'(0', '+inf'}}) do
       for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, range[1], range[2], 'LIMIT', 0, BUDGET)) do
@@ -289,24 +290,24 @@ if broken[1] or checks then
     end
   end
 
-  -- Times that nobody reaches, of tasks whose rows say something else.
+  -- Find far times in a zset that differ from those in the rows.
   local function set_times(key, most)
-    local there = redis.call('ZREVRANGE', key, 0, most - 1, 'WITHSCORES')
+    local stored = redis.call('ZREVRANGE', key, 0, most - 1, 'WITHSCORES')
     local ids = {}
-    for index = 1, #there, 2 do
-      ids[#ids + 1] = there[index]
+    for index = 1, #stored, 2 do
+      ids[#ids + 1] = stored[index]
     end
     load(ids)
     for index, id in ipairs(ids) do
       local row = cache[id]
-      if not row or HOME[row[STATE]] ~= key or row[DUE] ~= tonumber(there[2 * index]) then
-        stray(key, id, id)
+      if not row or HOME[row[STATE]] ~= key or row[DUE] ~= tonumber(stored[2 * index]) then
+        drop_stale(key, id, id)
       end
     end
   end
 
-  -- Compare how many tasks there are in all parts, and go through some of them; through all, some at a time, if the numbers
-  -- differ. Whether to go on at once.
+  -- Compare the numbers of tasks in all parts, and check some tasks; if the numbers differ, check all of them, some at a
+  -- time. Returns whether to continue at once.
   local function compare()
     local tasks = redis.call('HLEN', ROWS)
     local whole = tasks == size_of_homes() and tasks == redis.call('ZCARD', SEQUENCES)
@@ -317,7 +318,7 @@ if broken[1] or checks then
     set_times(DELAYED, 5)
     local kept = tonumber(redis.call('HGET', META, 'cursor') or 0) or -1
     local phase, cursor, seen = math.floor(kept / PHASE), kept % PHASE, 0
-    if not (0 <= phase and phase <= 10 and cursor % 1 == 0) then -- not by any step
+    if not (0 <= phase and phase <= 10 and cursor % 1 == 0) then -- damage
       phase, cursor = 0, 0
     end
     repeat
@@ -334,7 +335,7 @@ if broken[1] or checks then
     return goes_on
   end
 
-  -- What was found, and what is found on the way
+  -- Repair what was found, and what is found during repairs
 
   local goes_on, sooner = false, changed
   if checks and not (broken[1] or next(dirty) or next(forgotten)) then
@@ -344,7 +345,7 @@ if broken[1] or checks then
     end
   end
   for _, one in ipairs(broken) do
-    if one[1] == 'stray' and one[2] == LEASES then
+    if one[1] == 'stale' and one[2] == LEASES then
       held[one[3]] = true
     end
   end
@@ -354,7 +355,7 @@ if broken[1] or checks then
     repairs[one[1]](one[2], one[3], one[4])
     index = index + 1
   end
-  if again and (goes_on or broken[1] or changed ~= sooner) then
-    again()
+  if run_again and (goes_on or broken[1] or changed ~= sooner) then
+    run_again()
   end
 end

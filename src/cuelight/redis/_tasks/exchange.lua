@@ -1,4 +1,4 @@
--- Settle attempts, then claim. Arguments: {finishes, claim}; a finish is {id, epoch, kind, delay, result, attempt,
+-- Finish attempts, then claim tasks. Arguments: {finishes, claim}; a finish is {id, epoch, kind, delay, result, attempt,
 -- pause_key}: result is the number of its bytes or 0, attempt and pause_key are false for none; a claim is false or
 -- {worker, nonce, most, lease, channel, earlier, confirmed}: the channel in which the worker waits for a task if the claim
 -- finds too few, or false; its earlier claims that wait for one, each as a member of `idle`; and id, epoch, id, epoch, ...
@@ -8,9 +8,9 @@
 local SWEEP, IN_VAIN, CHUNK, MOST_LEASES = 300, 256, 250, 1000
 local asked = unpacked(ARGV[4])
 local finishes, claim = asked[1], asked[2]
-local outcomes, given, wake_at, hungry = {}, {}, INF, false
+local outcomes, leased, wake_at, hungry = {}, {}, INF, false
 
-local function settled(finish)
+local function finish_attempt(finish)
   local row, epoch, kind = row_of(finish[1]), finish[2], finish[3]
   if not row then
     return -1
@@ -23,12 +23,12 @@ local function settled(finish)
   if not attempt and kind ~= IS_DONE and kind ~= IS_UNKNOWN then
     attempt = {kind = NAMES[kind], worker = row[WORKER], at = now}
   end
-  local story = tell(row, kind, attempt)
+  local story = record_attempt(row, kind, attempt)
   if story == false then
-    give_up(row)
+    dead_letter_row(row)
     return row[STATE]
   end
-  local state, ends, reason = fate_of(row, kind, finish[4], story)
+  local state, ends, reason = outcome_of(row, kind, finish[4], story)
   if state == COMPLETED or state == CANCELLED then
     keep_blob(row, 'c', CHECKPOINT, nil)
   end
@@ -41,9 +41,9 @@ local function settled(finish)
   return state
 end
 
--- What time has brought
+-- Tasks that are due
 
--- Tasks that are due in a state, with what is done to them; how many were looked at.
+-- Take a step for each task of a state that is due. Returns the number of tasks that were read.
 local function sweep_tasks(key, fits, step)
   local ids = due(key, SWEEP)
   load(ids)
@@ -52,7 +52,7 @@ local function sweep_tasks(key, fits, step)
     if row and fits(row) then
       step(row)
     else
-      stray(key, id, id)
+      drop_stale(key, id, id)
     end
   end
   return #ids
@@ -64,7 +64,7 @@ local function forget()
     load(ids) -- which removes them
     for _, id in ipairs(ids) do
       if cache[id] or not forgotten[id] then
-        stray(key, id, id)
+        drop_stale(key, id, id)
       end
     end
   end
@@ -76,16 +76,16 @@ local function forget()
   end
 end
 
--- Whether something may be left.
+-- Process everything that is due. Returns whether something may be left.
 local function sweep()
   local most = sweep_tasks(LEASES, function(row) return row[STATE] == IN_FLIGHT and row[DUE] <= now end, crash)
   most = math.max(most, sweep_tasks(DELAYED, function(row) return row[STATE] == SCHEDULED and row[DUE] <= now end, function(row)
-    shift(row, PENDING)
+    change_state(row, PENDING)
   end))
   most = math.max(most, sweep_tasks(DEADLINES, function(row) return row[STATE] < IN_FLIGHT and row[DEADLINE] <= now end, expire))
   local opened = due(GATES, SWEEP)
   for _, key in ipairs(opened) do
-    settle(key)
+    update_limit(key)
   end
   forget()
   return math.max(most, #opened) >= SWEEP
@@ -93,9 +93,9 @@ end
 
 -- The next tasks
 
-local in_vain, plain, next_plain, more = 0, {}, 1, true
+local fruitless, plain, next_plain, more = 0, {}, 1, true
 
--- The next pending task without limits. Those before it are pending no more.
+-- Return the next pending task without limits. The tasks before it are no longer pending.
 local function next_row(most)
   for _ = 1, 2 * MOST_LEASES + MOST_DROPPED do
     if next_plain > #plain then
@@ -103,7 +103,7 @@ local function next_row(most)
         return nil
       end
       write_zset(READY)
-      local wanted = math.min(CHUNK, most - #given)
+      local wanted = math.min(CHUNK, most - #leased)
       plain, next_plain = redis.call('ZRANGEBYLEX', READY, '[p', '(q', 'LIMIT', 0, wanted), 1
       more = #plain == wanted
       local ids = {}
@@ -120,62 +120,62 @@ local function next_row(most)
     local id = string.sub(member, PLACE + 2)
     local row = cache[id]
     if row and row[STATE] == PENDING and row[LANE] == 0 then
-      places[id] = string.sub(member, 2, PLACE + 1) -- where it was found is where it leaves
+      places[id] = string.sub(member, 2, PLACE + 1) -- it is removed from where it was found
       return row
     end
-    stray(READY, member, id)
+    drop_stale(READY, member, id)
   end
 end
 
-local function give(row)
-  if row[DEADLINE] <= now then -- more of them than one claim sweeps
+local function lease_task(row)
+  if row[DEADLINE] <= now then -- there are more of them than one claim processes
     expire(row)
     return false
   end
   row[EPOCH], row[WORKER] = row[EPOCH] + 1, claim[1]
-  shift(row, IN_FLIGHT, now + claim[4])
+  change_state(row, IN_FLIGHT, now + claim[4])
   started(row)
-  given[#given + 1] = row
+  leased[#leased + 1] = row
   return true
 end
 
-local function give_first(lane)
-  local row = first_in(lane[NUMBER])
-  if not row then -- its tasks are gone: not by any step
-    drop_lane(lane)
+local function lease_first(limit_queue)
+  local row = first_in(limit_queue[NUMBER])
+  if not row then -- its tasks are missing: damage
+    drop_limit_queue(limit_queue)
     return false
   end
-  if lane[HEAD][4] ~= row[SEQ] then -- as above
-    lane[HEAD] = head_of(row)
-    save_lane(lane)
+  if limit_queue[HEAD][4] ~= row[SEQ] then -- as above
+    limit_queue[HEAD] = order_of_row(row)
+    save_limit_queue(limit_queue)
   end
   if row[DEADLINE] > now then
-    if refused(lane, row) then
+    if must_wait(limit_queue, row) then
       return false
     end
-    start(row)
+    start_limits(row)
   end
-  return give(row)
+  return lease_task(row)
 end
 
--- Whether it stopped before it had seen all that may go.
+-- Claim tasks. Returns whether it stopped before it had tried all claimable ones.
 local function pick(most)
-  local row, lane = next_row(most), first_lane('')
-  while (row or lane) and in_vain < IN_VAIN do
+  local row, limit_queue = next_row(most), first_limit_queue('')
+  while (row or limit_queue) and fruitless < IN_VAIN do
     local went
-    if lane and (not row or before(lane[HEAD], head_of(row))) then
-      went = give_first(lane)
-      lane = first_lane('')
+    if limit_queue and (not row or before(limit_queue[HEAD], order_of_row(row))) then
+      went = lease_first(limit_queue)
+      limit_queue = first_limit_queue('')
     else
-      went, row = give(row), nil
+      went, row = lease_task(row), nil
     end
-    in_vain = went and in_vain or in_vain + 1
-    if #given == most then
+    fruitless = went and fruitless or fruitless + 1
+    if #leased == most then
       return false
     end
     row = row or next_row(most)
   end
-  return in_vain >= IN_VAIN
+  return fruitless >= IN_VAIN
 end
 
 local function next_due()
@@ -189,14 +189,14 @@ end
 
 local function keep_claim()
   local kept = {}
-  for _, row in ipairs(given) do
+  for _, row in ipairs(leased) do
     kept[#kept + 1] = row[ID]
     kept[#kept + 1] = row[EPOCH]
   end
   keep_until('c' .. claim[2], pack(kept), now + claim[4])
 end
 
--- Let the worker have leases, {id, epoch, id, epoch, ...}, from now on, as far as it still has them.
+-- Renew the leases {id, epoch, id, epoch, ...} that the worker still holds.
 local function renew(leases, step)
   local ids = {}
   for index = 1, #leases, 2 do
@@ -216,61 +216,61 @@ local function renew(leases, step)
   end
 end
 
--- The answer was lost, and time has passed since.
-local function give_again(leases)
-  renew(leases, function(row) given[#given + 1] = row end)
+-- Return leases again whose answer was lost, for their full time.
+local function lease_again(leases)
+  renew(leases, function(row) leased[#leased + 1] = row end)
 end
 
--- What an earlier claim with this nonce was given.
-local function given_before(nonce)
+-- Return the leases of an earlier claim with this nonce.
+local function leased_before(nonce)
   local raw = read(SIDE, 'c' .. nonce)
-  local readable, there = pcall(unpacked, raw or '')
-  return raw and readable and type(there) == 'table' and there or nil
+  local readable, stored = pcall(unpacked, raw or '')
+  return raw and readable and type(stored) == 'table' and stored or nil
 end
 
--- The worker does not wait by its earlier claims any more. A task that was handed over and not confirmed is given again:
--- the message was lost, or comes too late.
+-- End the waits of the worker's earlier claims. A task that was handed over and not confirmed is leased again: the message
+-- was lost, or arrives too late.
 local function stop_waiting()
-  local before_this = changed
+  local was_changed = changed
   renew(claim[7])
-  changed = before_this -- to hold them for longer is no change that anybody waits for
+  changed = was_changed -- no caller waits for a longer lease
   for _, earlier in ipairs(claim[6]) do
-    local leases = given_before(earlier[1])
+    local leases = leased_before(earlier[1])
     redis.call('ZREM', IDLE, pack(earlier))
     if leases then
       put(SIDE, 'c' .. earlier[1], false)
       zdrop(ENDS, 'c' .. earlier[1])
       local row = row_of(leases[1])
       if row and bit.band(row[HAS], HANDED) > 0 then
-        give_again(leases)
+        lease_again(leases)
       end
     end
   end
 end
 
--- The next task that is added is handed over to the worker.
+-- Let the next task that is added be handed over to the worker.
 local function wait_for_task()
   redis.call('ZADD', IDLE, exact(now), pack({claim[2], claim[4], claim[5], claim[1]}))
   redis.call('EXPIRE', IDLE, WAITS_FOR)
 end
 
 local function serve()
-  local before_this = given_before(claim[2])
-  if before_this then
-    give_again(before_this)
+  local earlier = leased_before(claim[2])
+  if earlier then
+    lease_again(earlier)
     keep_claim()
     return next_due()
   end
   stop_waiting()
   local unfinished, most = sweep(), math.min(claim[3], MOST_LEASES)
-  if meta.paused == 0 and most > #given then
-    unfinished = pick(most) or unfinished or (#given == MOST_LEASES and claim[3] > most)
+  if meta.paused == 0 and most > #leased then
+    unfinished = pick(most) or unfinished or (#leased == MOST_LEASES and claim[3] > most)
   end
-  if #given > 0 then
+  if #leased > 0 then
     keep_claim()
   end
-  settle_turns()
-  hungry = #given < claim[3] and not unfinished
+  prune_tenants()
+  hungry = #leased < claim[3] and not unfinished
   if hungry and claim[5] then
     wait_for_task()
   end
@@ -283,16 +283,16 @@ for index, finish in ipairs(finishes) do
 end
 load(ids)
 for index, finish in ipairs(finishes) do
-  outcomes[index] = settled(finish)
+  outcomes[index] = finish_attempt(finish)
 end
 if claim then
   wake_at = serve()
 end
-answer, shown, kinds = {outcomes, wake_at, hungry}, given, {'b', 's', 'c'}
-wanting, tidy = hungry and 'hungry' or nil, hungry and #given == 0 and 'idle' or nil
+answer, shown, kinds = {outcomes, wake_at, hungry}, leased, {'b', 's', 'c'}
+wanting, tidy = hungry and 'hungry' or nil, hungry and #leased == 0 and 'idle' or nil
 
--- A claim that finds nothing looks for damage, once a minute. There may be something to claim when it has found some.
-if hungry and #given == 0 and #finishes == 0 then
+-- A claim that finds nothing looks for damage, once a minute. After repairs there may be something to claim.
+if hungry and #leased == 0 and #finishes == 0 then
   local checked = tonumber(redis.call('HGET', META, 'checked') or now) or 0
   checks = not (checked <= now and now < checked + THROTTLE)
   if checked == now then
@@ -300,7 +300,7 @@ if hungry and #given == 0 and #finishes == 0 then
   end
 end
 if claim then
-  function again()
+  function run_again()
     answer, wanting, tidy = {outcomes, now, false}, nil, nil
   end
 end

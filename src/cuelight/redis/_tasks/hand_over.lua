@@ -1,4 +1,4 @@
--- hand_over: give a task that is being added to a worker that waits for one, in the step that adds it.
+-- hand_over: lease a task to a waiting worker in the step that adds it.
 --
 -- Each claim that found too few tasks has left a member in `idle`: {nonce, seconds, channel, worker}, with the time of the
 -- claim as its score. The task is published in that channel as a lease of HAND_OVER seconds, and remembered as an answer to
@@ -8,13 +8,13 @@
 -- Only the only pending task is handed over, so the order of claims is kept.
 
 local HAND_OVER = 1 -- seconds
-local MOST_GONE = 100 -- claims of workers that are gone
+local MOST_GONE = 100 -- claims of workers that have ended
 
--- The claim that gets the task, or nil. The row then says so. `now` is passed in, for both forms of the step call it.
+-- Return the claim that gets the task, and change the row; or return nil. Both forms of the step call it, with `now`.
 local function hand_over(row, blob, now)
   local until_now = string.format('%.17g', now)
   if redis.call('ZCOUNT', DELAYED, '-inf', until_now) + redis.call('ZCOUNT', LEASES, '-inf', until_now) > 0 then
-    return nil -- these are to be seen to first
+    return nil -- these must be processed first
   end
   local state, due, epoch, has = row[STATE], row[DUE], row[EPOCH], row[HAS]
   for _ = 1, MOST_GONE do

@@ -1,25 +1,25 @@
 -- Tasks
 
 local cache, dirty, forgotten = {}, {}, {}
-local remove -- forget a task that is over
-local broken = {} -- what was found to be damaged, in a list, and the ids of tasks that cannot be read; see `damage.lua`
+local remove -- deletes a finished task
+local broken = {} -- a list of the damage found, and the ids of unreadable tasks; see `damage.lua`
 
--- A member of a zset whose task is not where the member says.
-local function stray(key, member, id)
+-- Drop a member of a zset whose task is in another state or missing.
+local function drop_stale(key, member, id)
   zdrop(key, member)
-  broken[#broken + 1] = {'stray', key, id}
+  broken[#broken + 1] = {'stale', key, id}
 end
 
--- A limit of a task, or what overrides it. As all that begins with `sound` it is called protected, because it raises for
--- what has another type: Lua compares only numbers with numbers and strings with strings.
+-- Whether a limit of a task, or its override, is valid. Call it protected: it raises for values of a wrong type, because
+-- Lua compares only numbers with numbers and strings with strings.
 local function sound_limit(limit)
   local most, rate, burst = limit[2], limit[3], limit[5]
   return '' < limit[1] and (not most or 0 < most) and (not rate or 0 < rate) and 0 < limit[4]
     and (not burst or 0 < burst) and 0 <= limit[6]
 end
 
--- Whether a row is one that a step may have written, as far as scripts look at it; the rest is the client's business. Each
--- look costs all tasks: one comparison for each field, and one for the sum of those that are not negative.
+-- Whether a step may have written a row, by the fields that scripts use; the client checks the rest. The check costs time
+-- for each task, so there is one comparison for each field, and one for the sum of the fields that are not negative.
 local function sound(row, id)
   local state, due, turn, limits = row[STATE], row[DUE], row[TURN] or 0, row[LIMITS]
   local seq, epoch, lane, has, priority, ended = row[SEQ], row[EPOCH], row[LANE], row[HAS], row[PRIORITY], row[ENDED]
@@ -42,7 +42,7 @@ local function sound(row, id)
   return 0 < #limits and (0 < row[LANE]) == (state == PENDING)
 end
 
--- Raises if one of them cannot be read.
+-- Put rows into the cache. Raises an error if one of them cannot be read.
 local function take(found, ids, first)
   for index = 1, #found do
     local raw, id = found[index], ids[first + index - 1]
@@ -53,7 +53,7 @@ local function take(found, ids, first)
       end
       cache[id] = row
       if row[STATE] > IN_FLIGHT and row[STATE] ~= DEAD_LETTER and row[DUE] < now then
-        remove(row) -- its time to live is over
+        remove(row) -- its time to live has ended
       end
     end
   end
@@ -96,7 +96,7 @@ local function next_sequence()
   return meta.sequence
 end
 
-local function enter(row)
+local function add_to_state(row)
   local state = row[STATE]
   if state == PENDING then
     zput(READY, member_of(row), 0)
@@ -105,10 +105,10 @@ local function enter(row)
   else
     zput(HOME[state], row[ID], row[DUE])
   end
-  stirs = stirs or state < PARKED
+  makes_claimable = makes_claimable or state < PARKED
 end
 
-local function leave(row)
+local function remove_from_state(row)
   local state = row[STATE]
   if state == PENDING then
     zdrop(READY, member_of(row))
@@ -117,7 +117,7 @@ local function leave(row)
   end
 end
 
-local function wait(row)
+local function add_waiting(row)
   if row[DEADLINE] < INF then
     zput(DEADLINES, row[ID], row[DEADLINE])
   end
@@ -126,7 +126,7 @@ local function wait(row)
   end
 end
 
-local function wait_no_more(row)
+local function remove_waiting(row)
   if row[DEADLINE] < INF then
     zdrop(DEADLINES, row[ID])
   end
@@ -144,7 +144,7 @@ local function forget_task(id)
   end
 end
 
--- What attempts have left behind: five counts, and the last attempts. nil if it cannot be read.
+-- Return the record of the attempts: five counts, and the last attempts. nil if it cannot be read.
 local function story_of(row)
   if bit.band(row[HAS], STORY) == 0 then
     return {0, 0, 0, 0, 0, {}}
@@ -171,7 +171,7 @@ local function keep_blob(row, kind, flag, value)
   end
 end
 
--- Fields of `side` that end by themselves
+-- Fields of `side` with a time of deletion
 
 local function keep_until(field, value, ends)
   put(SIDE, field, value)

@@ -1,32 +1,33 @@
--- What moves a task. The rules are those of `tasks/_stores/_engine.py` and `tasks/_stores/_engine.py`.
+-- The transitions of tasks, by the rules of `tasks/_stores/_engine.py`.
 
-local KINDS = 7 -- states, in the number that says how an attempt was settled
+local KINDS = 7 -- number of states, for the number that encodes how an attempt was finished
 local NAMES = {
   [0] = 'done', 'error', 'timeout', 'crash', 'rate_limited', 'released', 'rejected', 'cancelled', 'unknown', 'undecodable',
 }
 local IS_DONE, IS_CRASH, IS_RATE_LIMITED, IS_RELEASED, IS_REJECTED, IS_CANCELLED = 0, 3, 4, 5, 6, 7
 local IS_UNKNOWN, IS_UNDECODABLE = 8, 9
-local readable_name, holder_of, held_by, hold, shift, apply, expire, tell, fate_of, give_up, crash, insert, answered, remember
+local readable_name, unique_holder, unique_owner, hold_unique, change_state, apply, expire, record_attempt,
+  outcome_of, dead_letter_row, crash, insert, answered, remember
 
 do
-  local COUNTED = {[1] = 1, [2] = 2, [3] = 3, [4] = 4, [5] = 5} -- kind -> which count of a story
+  local COUNTED = {[1] = 1, [2] = 2, [3] = 3, [4] = 4, [5] = 5} -- kind -> index of its count
   local SPENT = {[1] = {RETRIES, 'errors'}, [2] = {TIMEOUTS, 'timeouts'}, [3] = {CRASHES, 'quarantined'}}
   local HISTORY = 20
 
-  -- A name for what has one that is no valid UTF-8, which the client cannot read.
+  -- Return a name that the client can decode: names that are not valid UTF-8 are replaced.
   function readable_name(name)
     if not string.find(name, '[\128-\255]') then
       return name
     end
-    local left = name
+    local rest_of_name = name
     for _, sequence in ipairs({
       '[\240][\144-\191][\128-\191][\128-\191]', '[\241-\243][\128-\191][\128-\191][\128-\191]',
       '[\244][\128-\143][\128-\191][\128-\191]', '[\224][\160-\191][\128-\191]', '[\225-\236\238\239][\128-\191][\128-\191]',
       '[\237][\128-\159][\128-\191]', '[\194-\223][\128-\191]',
     }) do
-      left = string.gsub(left, sequence, 'x')
+      rest_of_name = string.gsub(rest_of_name, sequence, 'x')
     end
-    if not string.find(left, '[\128-\255]') then
+    if not string.find(rest_of_name, '[\128-\255]') then
       return name
     end
     return 'undecodable-' .. string.gsub(name, '.', function(byte) return string.format('%02x', string.byte(byte)) end)
@@ -34,7 +35,7 @@ do
 
   -- Unique keys: {id, until}
 
-  function holder_of(key)
+  function unique_holder(key)
     local raw = read(SIDE, 'u' .. key)
     if raw then
       local readable, holder = pcall(function()
@@ -45,9 +46,9 @@ do
     end
   end
 
-  -- The task that holds a key now: until it is over, or for a time.
-  function held_by(key)
-    local holder = holder_of(key)
+  -- Return the task that holds a unique key now: until it is finished, or for a time.
+  function unique_owner(key)
+    local holder = unique_holder(key)
     if holder and holder[2] == INF then
       local row = row_of(holder[1])
       return row and row[STATE] <= IN_FLIGHT and row[UNIQUE] == key and holder[1] or nil
@@ -55,66 +56,66 @@ do
     return holder and holder[2] > now and readable_name(holder[1]) or nil
   end
 
-  function hold(key, id, ends)
+  function hold_unique(key, id, ends)
     keep_until('u' .. key, pack({id, ends}), ends)
   end
 
-  local function let_go(row)
-    local holder = holder_of(row[UNIQUE])
+  local function release_unique(row)
+    local holder = unique_holder(row[UNIQUE])
     if holder and holder[1] == row[ID] and holder[2] == INF then
       put(SIDE, 'u' .. row[UNIQUE], false)
     end
   end
 
-  -- Bring a task into another state, with all that follows for its limits.
-  function shift(row, state, ends)
-    local old, lane_left, lane = row[STATE], row[LANE], nil
-    leave(row)
+  -- Move a task to another state, and update its limits.
+  function change_state(row, state, ends)
+    local old, lane_left, limit_queue = row[STATE], row[LANE], nil
+    remove_from_state(row)
     row[STATE], row[DUE], row[LANE] = state, ends or 0, 0
     if old == IN_FLIGHT then
       row[HAS] = bit.band(row[HAS], HANDED - 1)
     end
     if row[LIMITS] and state == PENDING then
-      lane = lane_of(row)
-      row[LANE] = lane[NUMBER]
+      limit_queue = limit_queue_of(row)
+      row[LANE] = limit_queue[NUMBER]
     end
-    enter(row)
+    add_to_state(row)
     if old < IN_FLIGHT and state >= IN_FLIGHT then
-      wait_no_more(row)
+      remove_waiting(row)
     elseif old >= IN_FLIGHT and state < IN_FLIGHT then
-      wait(row)
+      add_waiting(row)
     end
     save(row)
-    if lane then
-      entered(lane, row)
+    if limit_queue then
+      entered_limit_queue(limit_queue, row)
     end
     if lane_left > 0 and old == PENDING then
-      left(lane_left, row[SEQ])
+      left_limit_queue(lane_left, row[SEQ])
     end
     if row[LIMITS] and old == IN_FLIGHT then
-      ended(row)
+      end_limits(row)
     end
   end
 
-  -- Let a task have its fate.
+  -- Apply the outcome of an attempt, or another final state, to a task.
   function apply(row, state, ends, reason)
     if state <= IN_FLIGHT then
-      shift(row, state, ends)
+      change_state(row, state, ends)
       return
     end
     row[ENDED], row[REASON], row[CANCELLING] = now, reason or '', 0
     if row[UNIQUE] and row[UNIQUE_FOR] < 0 then
-      let_go(row)
+      release_unique(row)
     end
-    shift(row, state, state ~= DEAD_LETTER and now + row[TTL] or 0)
+    change_state(row, state, state ~= DEAD_LETTER and now + row[TTL] or 0)
   end
 
   function expire(row)
     apply(row, DEAD_LETTER, 0, 'expired')
   end
 
-  -- One more attempt that did not succeed. False if those before cannot be read.
-  function tell(row, kind, attempt)
+  -- Record one more failed attempt. Returns false if the earlier attempts cannot be read.
+  function record_attempt(row, kind, attempt)
     if not attempt and not COUNTED[kind] then
       return
     end
@@ -136,8 +137,8 @@ do
     return story
   end
 
-  -- What becomes of a task whose attempt ended so: state, end of its delay, reason.
-  function fate_of(row, kind, delay, story)
+  -- Return the state of a task after an attempt, the end of its delay, and the reason.
+  function outcome_of(row, kind, delay, story)
     if kind == IS_DONE then
       return COMPLETED, 0
     elseif row[CANCELLING] == 1 or kind == IS_CANCELLED then
@@ -158,51 +159,51 @@ do
     return SCHEDULED, now + delay
   end
 
-  -- A task of which a part cannot be read, `raw`, is a dead letter. Of whose attempts nothing is known may have failed any
-  -- number of times.
-  function give_up(row, why, raw)
+  -- Make a task with an unreadable part, `raw`, a dead letter. If its attempts are unknown, it may have failed any number
+  -- of times.
+  function dead_letter_row(row, why, raw)
     local attempt = {kind = 'undecodable', worker = row[WORKER], at = now, error = why or 'its attempts cannot be read'}
     keep_blob(row, 'r', RESULT, raw or (not why and read(BLOBS, 's' .. row[ID])) or nil)
     keep_blob(row, 's', STORY, pack({0, 0, 0, 0, 0, {attempt}}))
     apply(row, DEAD_LETTER, 0, 'undecodable')
   end
 
-  -- The lease of a task is over.
+  -- Handle the end of a lease.
   function crash(row)
     if bit.band(row[HAS], HANDED) > 0 then
-      apply(row, fate_of(row, IS_RELEASED, 0)) -- its worker has not heard of it
+      apply(row, outcome_of(row, IS_RELEASED, 0)) -- its worker was not notified
       return
     end
     local attempt = {kind = 'crash', worker = row[WORKER], at = now, elapsed = 0, error = 'the lease ran out'}
-    local story = tell(row, IS_CRASH, attempt)
+    local story = record_attempt(row, IS_CRASH, attempt)
     if story then
-      apply(row, fate_of(row, IS_CRASH, 0, story))
+      apply(row, outcome_of(row, IS_CRASH, 0, story))
     else
-      give_up(row)
+      dead_letter_row(row)
     end
   end
 
   function insert(row, blob)
     row[SEQ] = next_sequence()
-    row[TURN] = turn_of_new(row)
+    row[TURN] = start_of_new(row)
     row[STATE] = row[DUE] > now and SCHEDULED or PENDING
     row[DUE] = row[STATE] == SCHEDULED and row[DUE] or 0
     if row[UNIQUE] then
-      hold(row[UNIQUE], row[ID], row[UNIQUE_FOR] < 0 and INF or now + row[UNIQUE_FOR])
+      hold_unique(row[UNIQUE], row[ID], row[UNIQUE_FOR] < 0 and INF or now + row[UNIQUE_FOR])
     end
-    local lane
+    local limit_queue
     if row[LIMITS] and row[STATE] == PENDING then
-      lane = lane_of(row)
-      row[LANE] = lane[NUMBER]
+      limit_queue = limit_queue_of(row)
+      row[LANE] = limit_queue[NUMBER]
     end
     cache[row[ID]] = row
-    enter(row)
-    wait(row)
+    add_to_state(row)
+    add_waiting(row)
     zput(SEQUENCES, row[ID], row[SEQ])
     put(BLOBS, 'b' .. row[ID], blob)
     save(row)
-    if lane then
-      entered(lane, row)
+    if limit_queue then
+      entered_limit_queue(limit_queue, row)
     end
   end
 
@@ -211,12 +212,12 @@ do
     forget_task(row[ID])
   end
 
-  -- Steps whose answers would be others if they were made again remember what they have answered.
+  -- Steps that would answer differently when they are sent again remember their answers.
 
   function answered(nonce)
     local raw = read(SIDE, 'n' .. nonce)
-    local readable, there = pcall(unpacked, raw or '')
-    return raw and readable and type(there) == 'table' and there or nil
+    local readable, stored = pcall(unpacked, raw or '')
+    return raw and readable and type(stored) == 'table' and stored or nil
   end
 
   function remember(nonce, answer)
@@ -224,7 +225,7 @@ do
   end
 end
 
--- What the script will answer, see `reply.lua`.
+-- The answer of the script, see `commit.lua`.
 
 local answer, shown, kinds, rest, wanting, tidy = nil, {}, {}, {}, nil, nil
-local checks, again = false, nil -- whether to look for damage; what to do when some was found and seen to
+local checks, run_again = false, nil -- whether to look for damage; called when damage was found and repaired

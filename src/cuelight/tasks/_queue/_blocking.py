@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from cuelight._blocking_proxy import BlockingProxy
 from cuelight._dead_letters._queue import BlockingDeadLetterQueue
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 from cuelight.tasks._queue._operations import QueueOperations
 from cuelight.tasks._queue._task_waits import blocking_thread
 from cuelight.tasks._stores._protocol import Query
@@ -210,7 +210,7 @@ class BlockingTaskHandle(Generic[R_co]):
 
     def result(self, timeout: float | None = None) -> R_co:
         """Blocking version of `TaskHandle.result`."""
-        token = blocking_thread.set(here.me)
+        token = blocking_thread.set(this_thread.owner)
         try:
             return self._proxy._call(self._handle.result, timeout)
         finally:

@@ -24,7 +24,7 @@ import anyio
 
 from cuelight.actors import current_cell, find_cycle, format_cycle, name_of, waits_by_node
 from cuelight.coordination._lock_waiting import awaited_work, monitor
-from cuelight.coordination._owner import here, whoever
+from cuelight.coordination._owner import current_owner, this_thread
 from cuelight.errors import DeadlockError
 from cuelight.mailbox import coroutine_of
 from cuelight.tasks._context import running_task
@@ -129,9 +129,9 @@ def _nodes(context: TaskContext | None) -> list[Any]:
     thread = blocking_thread.get()
     if thread is not None:
         return [thread]
-    nodes = [whoever()]
+    nodes = [current_owner()]
     node = None if context is None else context.node
-    if node is not None and node not in nodes and (node is here.me or _waits_for_me(coroutine_of(node))):
+    if node is not None and node not in nodes and (node is this_thread.owner or _waits_for_me(coroutine_of(node))):
         nodes.append(node)
     cell = current_cell.get()
     is_new = cell is not None and cell not in nodes and cell.waits_in_asks()

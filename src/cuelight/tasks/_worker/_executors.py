@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from cuelight.coordination._owner import here
+from cuelight.coordination._owner import this_thread
 from cuelight.mailbox import TaskGroup, run_interruptible
 from cuelight.pools import ProcessExecutor, ThreadExecutor
 from cuelight.pools._functions import name_of
@@ -29,7 +29,7 @@ class _InThread:
         self.__module__ = getattr(function, "__module__", "")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._context.node = here.me
+        self._context.node = this_thread.owner
         return self._function(*args, **kwargs)
 
 

@@ -1,12 +1,13 @@
--- End the membership of a node that has left, or whose lease has run out. From then on it can neither read nor send.
+-- End the membership of a node that has left, or whose lease has expired. From then on it can neither read nor send.
 --
--- KEYS[1] format, KEYS[2] members, KEYS[3] names, KEYS[4] node, KEYS[5] inbox   (see join.lua, send.lua, expose.lua)
--- KEYS[6] lost      hash: sender -> number of the last of its batches that the node had read; a sender takes its own
---                   out when it has seen it
--- KEYS[7] ...       the same of other nodes that are gone, in which this one takes no interest any more
--- ARGV    identity, "1" to end it whatever its lease, time to live of `lost` in ms
+-- KEYS[1] format, KEYS[2] members, KEYS[3] names, KEYS[4] node, KEYS[5] inbox
+--         (see join.lua, send.lua, register_name.lua)
+-- KEYS[6] lost      hash: sender -> number of the last of its batches that the node had read; each sender deletes its
+--                   field when it has read it
+-- KEYS[7] ...       the same key of other lost nodes, which this node no longer needs
+-- ARGV    identity, "1" to end it even if its lease has not expired, time to live of `lost` in ms
 --
--- Returns 1 if the node is no member now, 0 if its lease runs on.
+-- Returns 1 if the node is not a member now, 0 if its lease has not expired.
 local identity, force, ttl = ARGV[1], ARGV[2], ARGV[3]
 for index = 7, #KEYS do
   redis.call('HDEL', KEYS[index], identity)
@@ -20,7 +21,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if force ~= '1' and tonumber(score) > now then
   return 0
 end
--- Keys of this node that somebody else has made something else must not keep it among the members.
+-- Delete keys that have a wrong type, so that a damaged node can be removed.
 for index, kind in pairs({[4] = 'hash', [6] = 'hash'}) do
   local found = redis.call('TYPE', KEYS[index]).ok
   if found ~= kind and found ~= 'none' then

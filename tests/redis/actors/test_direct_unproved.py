@@ -177,7 +177,7 @@ async def test_a_socket_that_does_not_know_the_secret_is_not_talked_to(monkeypat
 
 
 async def test_those_who_say_nothing_or_too_little_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_listener, "PATIENCE", 0.2)
+    monkeypatch.setattr(_listener, "PROOF_TIMEOUT", 0.2)
     async with pair() as (here, there):
         ref, _ = await remote(here, there)
         with Stranger(there) as silent, Stranger(there) as slow, Stranger(there) as half:
@@ -190,7 +190,7 @@ async def test_those_who_say_nothing_or_too_little_are_cut_off(monkeypatch: pyte
         assert traffic(here, there).connects == 1
 
 
-async def test_thousands_of_connections_of_strangers_hold_up_no_node() -> None:
+async def test_thousands_of_unproved_connections_hold_up_no_node() -> None:
     async with pair() as (here, there):
         ref, _ = await remote(here, there)
         listener = node_of(there)._membership.listener
@@ -198,21 +198,21 @@ async def test_thousands_of_connections_of_strangers_hold_up_no_node() -> None:
             for number in range(2000):
                 # In a thread: who connects waits while as many others do as the system lets wait.
                 stranger = stack.enter_context(await anyio.to_thread.run_sync(Stranger, there))
-                assert len(listener._strangers) <= _listener.STRANGERS
+                assert len(listener._unproved) <= _listener.MAX_UNPROVED
                 if number % 500 == 499:
                     outgoing_of(here, there).end("cut")  # and a node has to get through among them
                     assert await ref.ask(Total()) == 0
                     await directly(here, there)
                 if number >= 300:
                     stranger.socket.close()  # this process has its limits, too
-        await until(lambda: len(listener._strangers) <= _listener.STRANGERS)
+        await until(lambda: len(listener._unproved) <= _listener.MAX_UNPROVED)
         assert await ref.ask(Total()) == 0
 
 
 async def test_a_node_without_descriptors_goes_on_with_the_connections_that_it_has(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_listener, "PAUSE", 0.01)
+    monkeypatch.setattr(_listener, "ACCEPT_RETRY", 0.01)
     async with pair() as (here, there):
         ref, _ = await remote(here, there)
         membership = node_of(there)._membership
@@ -320,7 +320,7 @@ async def test_a_new_connection_of_a_node_takes_the_place_of_its_old_one() -> No
 async def test_a_node_that_was_lost_cannot_connect_any_more() -> None:
     async with pair(lease=60) as (here, there):
         await remote(here, there)
-        node_of(there)._membership.gone(node_of(here).identity)
+        node_of(there)._membership.node_lost(node_of(here).identity)
         assert peer_of(here, there).delivery is not None
         for _ in range(2):  # while it is buried, and after that
             with Stranger(there) as stranger:
@@ -333,7 +333,7 @@ async def test_a_node_that_confirms_what_was_never_sent_is_talked_to_through_the
     async with pair() as (here, there):
         ref, _ = await remote(here, there)
         outgoing = outgoing_of(here, there)
-        outgoing._came(struct.pack(">Q", 10**6))
+        outgoing._on_batches(struct.pack(">Q", 10**6))
         assert outgoing.problem
         before = traffic(here, there)
         for amount in range(20):

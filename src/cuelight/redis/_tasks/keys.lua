@@ -1,44 +1,46 @@
--- The book of one queue: what it keeps, read when it is asked for and written once, when a step ends.
+-- The keys of one queue, the constants of the scripts, and the values that a step reads: each is read when it is first
+-- needed and written once, when the step ends.
 --
 -- KEYS, all in one slot, the same for each script:
---   1 meta       hash  format, sequence, lanes: counters; version, stirred: how often anything has changed, and how often
---                      something may have become claimable; time: the latest that a step has seen; hungry, watched:
---                      somebody waits to be told; paused, closed, sheds; overrides: how many; resting: its keys have
---                      a time to live; rested: when that began last; floor, top: see `tenants.lua`; checked, cursor:
---                      when the parts were compared last, and how far they were gone through, see `damage.lua`
---   2 rows       hash  id -> a task as an array, see the names below; elements behind them are kept as they are
---   3 blobs      hash  "b"id -> record, "s"id -> story, "c"id -> checkpoint, "p"id -> progress, "r"id -> result
---   4 side       hash  "g"key -> limit, "i"number -> lane, "k"keys -> number of a lane, "u"key -> holder of a unique
---                      key, "c"nonce -> what a claim was given, "n"nonce -> what a step was answered,
+--   1 meta       hash  format, sequence, lanes: counters; version, stirred: the number of changes, and of changes that
+--                      may have made a task claimable; time: the latest time seen by a step; hungry, watched: whether a
+--                      caller waits for a claimable task, or for any change; paused, closed, sheds; overrides: number
+--                      of overridden limits; resting: whether the keys have a time to live; rested: when that was set
+--                      last; floor, top: see `fair_queue.lua`; checked, cursor: time and progress of the last
+--                      comparison of the parts, see `damage.lua`
+--   2 rows       hash  id -> a task as an array, see the names below; further elements are preserved
+--   3 blobs      hash  "b"id -> record, "s"id -> attempts, "c"id -> checkpoint, "p"id -> progress, "r"id -> result
+--   4 side       hash  "g"key -> state of a limit, "i"number -> limit queue, "k"keys -> number of a limit queue,
+--                      "u"key -> holder of a unique key, "c"nonce -> leases of a claim, "n"nonce -> answer of a step,
 --                      "t" -> the virtual times of tenants
---   5 schedules  hash  name -> periodic work
---   6 ready      zset  pending tasks: "p" place id, or "l" lane place id, without scores
+--   5 schedules  hash  name -> schedule
+--   6 ready      zset  pending tasks: "p" place id, or "l" limit queue place id, without scores
 --   7 delayed    zset  scheduled tasks, by due time
 --   8 leases     zset  tasks in flight, by the end of their leases
 --   9 parked     zset  parked tasks, by sequence
 --  10 dead       zset  dead letters, by sequence
---  11 completed  zset  by the time when they are forgotten
---  12 cancelled  zset  by the time when they are forgotten
+--  11 completed  zset  by the time of their deletion
+--  12 cancelled  zset  by the time of their deletion
 --  13 sequences  zset  all tasks, by sequence
---  14 deadlines  zset  tasks that wait and have a deadline, by that
---  15 waits      zset  tasks that wait: place id, without scores; kept from the first task on that was shed
---  16 turns      zset  lanes: what they wait on, place of the first task, number; without scores
---  17 gates      zset  limits, by the time to look at them again
---  18 ends       zset  fields of `side`, by the time when they are forgotten
---  19 tenants    zset  line ":" tenant, by where its last task ends; not there while nobody has a tenant
+--  14 deadlines  zset  waiting tasks that have a deadline, by deadline
+--  15 waits      zset  waiting tasks: place id, without scores; maintained once a task was shed
+--  16 turns      zset  limit queues: the limit that they wait for, place of the first task, number; without scores
+--  17 gates      zset  limits, by the time of their next update
+--  18 ends       zset  fields of `side`, by the time of their deletion
+--  19 tenants    zset  priority class ":" tenant, by the virtual end of its last task; absent while no task has a tenant
 --  20 idle       zset  claims whose workers wait for a task, by time, see `hand_over.lua`; has a time to live
--- ARGV: 1 the time in seconds since the epoch, "" for the time of the server; 2 the channel for hints, 3 the command
--- that publishes; 4 the arguments of the step (msgpack), then what is bytes in them.
+-- ARGV: 1 the time in seconds since the epoch, "" for the time of the server; 2 the channel for notifications, 3 the
+-- command that publishes; 4 the arguments of the step (msgpack), then its arguments that are bytes.
 --
--- Reply: "" and a head (msgpack: now, version, stirred, answer), then what is bytes; or a word that says what is wrong
--- with the whole queue, and which part of it. What is wrong with a part costs that part, see `damage.lua`.
+-- Reply: "" and a head (msgpack: now, version, stirred, answer), then the parts of the answer that are bytes; or a word
+-- that names a defect of the whole queue, and the defective part. A damaged part costs only that part, see `damage.lua`.
 --
--- 1. Nothing is written before the end of a step, `reply.lua`, but where an order must be read that the same step has changed; and
---    what a step may refuse it refuses before it changes anything: a script takes nothing back.
--- 2. A task is in `rows`, in `sequences`, and in the one zset of its state.
+-- 1. Nothing is written before the end of a step, see `commit.lua`, except where a step needs an order that it has
+--    changed itself. A step that may refuse does so before it changes anything, because a script cannot roll back.
+-- 2. A task is in `rows`, in `sequences`, and in the zset of its state.
 
--- Constants: names in capitals that stand for a number or a key are replaced before the script is sent. A local that a
--- function uses costs each call, and there are many.
+-- Constants: names in capitals that stand for a number or a key are replaced by their values before the script is sent.
+-- Each local that a function uses costs time in each call, and there are many.
 
 local META, ROWS, BLOBS, SIDE, SCHEDULES = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local READY, DELAYED, LEASES, PARKS, DEAD = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
@@ -46,21 +48,21 @@ local DONE, CANCELS, SEQUENCES, DEADLINES, WAITS = KEYS[11], KEYS[12], KEYS[13],
 local TURNS, GATES, ENDS, TENANTS, IDLE = KEYS[16], KEYS[17], KEYS[18], KEYS[19], KEYS[20]
 
 local FORMAT = 1
-local QUIET, THROTTLE, AGES = 86400, 60, 3000000000 -- seconds; what is kept for ages is kept for ever
+local QUIET, THROTTLE, AGES = 86400, 60, 3000000000 -- seconds; a longer time than AGES means for ever
 local WAITS_FOR = 6 -- seconds that a worker waits for a task after its claim
 local INF = 1/0
 local EXACT = 9007199254740992 -- whole numbers below this are exact
-local GO_ON = 1 -- for `checked`: the parts are to be gone through at once
-local LATEST = 40000000000000 -- seconds since the epoch: what claims to be later is no time
-local LANES = 90000000000000 -- more than there will be
-local STEPS = 100 -- more than there are ways in which an attempt is settled, see `tasks.lua`
+local GO_ON = 1 -- for `checked`: the next step continues the comparison
+local LATEST = 40000000000000 -- seconds since the epoch: a later time is damage
+local LANES = 90000000000000 -- more limit queues than will ever exist
+local STEPS = 100 -- more than the number of ways to finish an attempt, see `tasks.lua`
 local ID, SEQ, STATE, EPOCH, DUE, WORKER, SETTLED, STEP, ENDED, REASON = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 local CANCELLING, LANE, HAS, TYPE, NONCE, PRIORITY, DEADLINE, RETRIES, TIMEOUTS = 11, 12, 13, 14, 15, 16, 17, 18, 19
 local CRASHES, UNIQUE, UNIQUE_FOR, TTL, LIMITS, CREATED = 20, 21, 22, 23, 24, 25
 local TURN, TENANT, WEIGHT = 26, 27, 28 -- missing in rows of the first version
 local PENDING, SCHEDULED, PARKED, IN_FLIGHT, COMPLETED, CANCELLED, DEAD_LETTER = 0, 1, 2, 3, 4, 5, 6
 local STORY, CHECKPOINT, PROGRESS, RESULT = 1, 2, 4, 8
-local HANDED = 16 -- behind these: a lease that `hand_over.lua` has made and no claim has confirmed
+local HANDED = 16 -- set for a lease that `hand_over.lua` has made and no claim has confirmed
 local HOME = {
   [PENDING] = READY, [SCHEDULED] = DELAYED, [PARKED] = PARKS, [IN_FLIGHT] = LEASES, [COMPLETED] = DONE, [CANCELLED] = CANCELS,
   [DEAD_LETTER] = DEAD,
@@ -74,7 +76,7 @@ end
 
 -- Meta
 
-local meta_fresh, meta = {}, { -- made at its full size, which is faster
+local meta_fresh, meta = {}, { -- created at its full size, which is faster
   format = 0, sequence = 0, lanes = 0, version = 0, stirred = 0, hungry = 0, watched = 0, paused = 0, closed = 0, sheds = 0,
   overrides = 0, resting = 0, time = 0, rested = 0, floor = 0, top = 0,
 }
@@ -113,7 +115,7 @@ if not now then
   now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 if meta.time - 60 < now and now < meta.time then
-  now = meta.time -- a clock that is set back by little is waited out
+  now = meta.time -- wait until a clock that was set back a little catches up
 end
 
 local function set(name, value)
@@ -122,9 +124,9 @@ local function set(name, value)
   end
 end
 
-local changed, stirs = false, false
+local changed, makes_claimable = false, false
 
--- Hashes and zsets: what was written is kept until it is asked for again, or the step ends.
+-- Hashes and zsets: writes are kept back until the value is needed again, or the step ends.
 
 local function send(command, key, values)
   for first = 1, #values, 1000 do
@@ -196,7 +198,7 @@ local function due(key, most, bracket)
   return redis.call('ZRANGEBYSCORE', key, '-inf', (bracket or '') .. exact(now), 'LIMIT', 0, most)
 end
 
--- The order of claims, as bytes that sort in it (zsets compare bytes, Lua compares by the locale: only for zsets).
+-- The order of claims as bytes, for zsets only: zsets compare bytes, and Lua compares by the locale.
 
 local function complement(byte)
   return string.char(255 - string.byte(byte))
@@ -226,17 +228,17 @@ local function before(a, b)
   return a[4] < b[4]
 end
 
-local function head_of(row)
+local function order_of_row(row)
   return {row[PRIORITY], row[DEADLINE], row[TURN] or 0, row[SEQ]}
 end
 
-local function lane_prefix(lane)
-  return string.format('l%014.0f', lane)
+local function limit_queue_prefix(limit_queue)
+  return string.format('l%014.0f', limit_queue)
 end
 
 local LANE_PREFIX = 15 -- bytes of a prefix
 
-local places = {} -- by id: to make them takes longer than to keep them
+local places = {} -- by id: creating them takes longer than keeping them
 
 local function place_of(row)
   local place = places[row[ID]]
@@ -249,7 +251,7 @@ end
 
 local function member_of(row)
   if row[LANE] > 0 then
-    return lane_prefix(row[LANE]) .. place_of(row) .. row[ID]
+    return limit_queue_prefix(row[LANE]) .. place_of(row) .. row[ID]
   end
   return 'p' .. place_of(row) .. row[ID]
 end

@@ -1,13 +1,13 @@
--- The end of each step, after what was found to be damaged was seen to: what was changed is written, those who wait are
--- told, a queue that is at rest gets an end, and the reply is made. The script has said what it answers, `answer`, then
--- which tasks with blobs of which kinds, `shown` and `kinds`, or the bytes in `rest`.
+-- The end of each step, after repairs: it writes all changes, notifies waiting callers, gives the keys of a queue at rest a
+-- time to live, and builds the reply. The script has set `answer`, and then either `shown` and `kinds`, the tasks and the
+-- kinds of their blobs, or `rest`, a list of bytes.
 --
--- `wanting` is who waits from now on: "hungry" for something to claim, "watched" for anything. `tidy` is when to look
--- whether the queue is at rest: "idle" if that was not found out a moment ago, "now" in any case.
+-- `wanting` is a requested notification: "hungry" for claimable tasks, "watched" for any change. `tidy` is when to check
+-- whether the queue is at rest: "idle" unless it was found at rest a moment ago, "now" in any case.
 --
--- No function is made here, because each would cost each step.
+-- No functions are created here, because they would cost time in each step.
 
-local packed = {} -- rows as they are written
+local packed = {} -- encoded rows
 
 do
   local added, dropped = {}, {}
@@ -42,21 +42,20 @@ end
 
 if changed then
   set('version', meta.version + 1)
-  set('stirred', meta.stirred + (stirs and 1 or 0))
+  set('stirred', meta.stirred + (makes_claimable and 1 or 0))
   set('time', now)
-  if meta.watched == 1 or (stirs and meta.hungry == 1) then
+  if meta.watched == 1 or (makes_claimable and meta.hungry == 1) then
     redis.call(ARGV[3], ARGV[2], string.format('%.0f %.0f', meta.version, meta.stirred))
     set('watched', 0)
-    set('hungry', stirs and 0 or meta.hungry)
+    set('hungry', makes_claimable and 0 or meta.hungry)
   end
 end
 if wanting then
   set(wanting, 1)
 end
 
--- A queue in which nothing waits, runs or lies dead needs to be kept no longer than its results, unless somebody has
--- paused or closed it, or has overridden a limit: its keys get a time to live, which the next task takes away again.
--- Periodic work is kept.
+-- A queue without waiting tasks, running tasks and dead letters is at rest, unless it is paused or closed, or has an
+-- overridden limit. Its keys get a time to live that covers its results; the next task removes it. Schedules are kept.
 
 local expiring -- milliseconds
 if (changed or meta.resting ~= 1) and (tidy or meta.resting == 1) and not (meta.resting ~= 1 and tidy == 'idle'
@@ -101,7 +100,7 @@ if expiring then
   end
 end
 
--- Of each task that is shown its row, and its blobs, "" for one that it has not (its row says so).
+-- For each task in `shown`, its row and its blobs, "" for a missing one (see its row).
 
 local reply = {'', pack({now, meta.version, meta.stirred, answer})}
 for _, value in ipairs(rest or {}) do

@@ -26,14 +26,14 @@ from redis import exceptions as redis_errors
 from cuelight.coordination._spread import spread
 from cuelight.errors import StoreRefused, UnexpectedCancellation
 from cuelight.mailbox import Backend, TaskGroup, loop_time
-from cuelight.redis._client._connect import Opened, open_wire
-from cuelight.redis._client._connection import Wire, fresh, pack, pack_all
+from cuelight.redis._client._connect import OpenedConnection, open_connection
+from cuelight.redis._client._connection import RedisConnection, copy_error, pack, pack_all
 from cuelight.redis._client._settings import Address, Settings
 
 _IDLE: Final = 4  # idle connections for blocking commands that are kept
 
 
-class Pause:
+class RetryDelay:
     """The delay before the next attempt: 0.05 s, doubled each time up to 1 s, and reduced by up to half at random."""
 
     def __init__(self) -> None:
@@ -49,35 +49,35 @@ class Pause:
         return self._length * (1 - spread.random() / 2)
 
 
-class Wires:
+class ConnectionSet:
     """All connections of a client in one loop; they end together."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.all: set[Wire] = set()
+        self.all: set[RedisConnection] = set()
         self.attempts: set[anyio.CancelScope] = set()
         self.ended = False
 
-    def add(self, wire: Wire) -> None:
+    def add(self, connection: RedisConnection) -> None:
         """Register a connection.
 
         Raises:
             redis.ConnectionError: the connections have ended already.
         """
         if self.ended:
-            wire.end(closed_error())
+            connection.end(closed_error())
             raise closed_error()
-        self.all.add(wire)
-        wire.on_end = self.all.discard
+        self.all.add(connection)
+        connection.on_end = self.all.discard
 
-    def end(self) -> list[Wire]:
+    def end(self) -> list[RedisConnection]:
         """End all connections and attempts. Returns the connections, for callers that wait until they are closed."""
         self.ended = True
         for attempt in list(self.attempts):
             attempt.cancel()
         ended = list(self.all)
-        for wire in ended:
-            wire.end(closed_error())
+        for connection in ended:
+            connection.end(closed_error())
         return ended
 
 
@@ -86,114 +86,116 @@ def closed_error() -> redis_errors.ConnectionError:
     return redis_errors.ConnectionError("the client was closed")
 
 
-class _Attempt:
+class _ConnectAttempt:
     """One attempt to connect, on which any number of tasks wait.
 
     Attributes:
         over: set when the attempt has succeeded or failed.
-        wire: the connection, if the attempt succeeded.
+        connection: the connection, if the attempt succeeded.
         error: the reason of the failure.
     """
 
-    __slots__ = ("error", "over", "wire")
+    __slots__ = ("connection", "done", "error")
 
     def __init__(self) -> None:
-        self.over = anyio.Event()
-        self.wire: Wire | None = None
+        self.done = anyio.Event()
+        self.connection: RedisConnection | None = None
         self.error: BaseException | None = None
 
-    async def result(self) -> Wire:
+    async def result(self) -> RedisConnection:
         """Wait for the connection and return it."""
-        await self.over.wait()
-        if self.wire is not None:
-            return self.wire
+        await self.done.wait()
+        if self.connection is not None:
+            return self.connection
         assert self.error is not None  # noqa: S101 - it is over
-        raise fresh(self.error)
+        raise copy_error(self.error)
 
 
-class Node:
+class ServerConnections:
     """One server as seen from one loop.
 
     Attributes:
-        wire: the shared connection; None until one was opened.
+        connection: the shared connection; None until one was opened.
         version: the version of the server when it was last reached.
     """
 
-    def __init__(self, settings: Settings, wires: Wires, address: Callable[[], Awaitable[Address]]) -> None:
+    def __init__(
+        self, settings: Settings, connections: ConnectionSet, address: Callable[[], Awaitable[Address]]
+    ) -> None:
         """Create a node that is not connected.
 
         Args:
             settings: the settings of the client.
-            wires: the connections of the loop.
+            connections: the connections of the loop.
             address: called for the address before each connection.
         """
-        self._settings, self._wires, self._address = settings, wires, address
-        self.wire: Wire | None = None
+        self._settings, self._connections, self._address = settings, connections, address
+        self.connection: RedisConnection | None = None
         self.version = (0, 0)
-        self._attempt: _Attempt | None = None
-        self._idle: list[Wire] = []
-        self._pause = Pause()
+        self._attempt: _ConnectAttempt | None = None
+        self._idle: list[RedisConnection] = []
+        self._backoff = RetryDelay()
         self._not_before = 0.0
 
-    def ready_wire(self) -> Wire | None:
+    def ready_connection(self) -> RedisConnection | None:
         """Return the shared connection if a command can be posted to it immediately, else None."""
-        wire = self.wire
-        return None if wire is None or wire.error is not None or wire.full else wire
+        connection = self.connection
+        return None if connection is None or connection.error is not None or connection.full else connection
 
     async def call(self, command: Sequence[Any]) -> Any:
         """Send a command over the shared connection; the reply may be an exception."""
-        wire = self.wire
-        if wire is None or wire.error is not None or wire.full:
+        connection = self.connection
+        if connection is None or connection.error is not None or connection.full:
             packed = pack(command)
             return await (await self.shared()).call(packed)
-        return await wire.post(pack(command))
+        return await connection.post(pack(command))
 
-    async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def call_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one write over the shared connection."""
         packed = pack_all(commands)
-        return await (await self.shared()).call_block(packed, len(commands))
+        return await (await self.shared()).call_many(packed, len(commands))
 
-    async def shared(self) -> Wire:
+    async def shared(self) -> RedisConnection:
         """Return the shared connection. Open it if there is none."""
-        if self.wire is not None and self.wire.error is None:
-            return self.wire
+        if self.connection is not None and self.connection.error is None:
+            return self.connection
         attempt = self._attempt
         if attempt is None:
-            if self._wires.ended:
+            if self._connections.ended:
                 raise closed_error()
-            attempt = self._attempt = _Attempt()
+            attempt = self._attempt = _ConnectAttempt()
             # An empty context: context variables of the first caller must not stay with the connection.
-            self._wires.backend.spawn(
+            self._connections.backend.spawn(
                 self._connect, attempt, context=contextvars.Context(), name="cuelight redis connects"
             )
         return await attempt.result()
 
-    async def _connect(self, attempt: _Attempt) -> None:
+    async def _connect(self, attempt: _ConnectAttempt) -> None:
         attempt.error = closed_error()
         scope = anyio.CancelScope()
-        self._wires.attempts.add(scope)
+        self._connections.attempts.add(scope)
         try:
             with scope:
                 await anyio.sleep(max(0.0, self._not_before - loop_time()))
-                attempt.wire = self.wire = (await self.open()).wire
-                self._pause.reset()
+                attempt.connection = self.connection = (await self.open()).connection
+                self._backoff.reset()
                 self._not_before = 0.0
         except BaseException as error:  # also errors of a credential provider: callers that wait get them
             if _is_being_cancelled(error):  # the loop ends
                 raise
             attempt.error = _as_error(error)
-            self._not_before = loop_time() + self._pause.next()
+            self._not_before = loop_time() + self._backoff.next()
         finally:
-            self._wires.attempts.discard(scope)
+            self._connections.attempts.discard(scope)
             self._attempt = None
-            attempt.over.set()
+            attempt.done.set()
 
-    async def open(self, *, watched: bool = True, on_push: Callable[[Any], bool] | None = None) -> Opened:
+    async def open(self, *, timed: bool = True, on_push: Callable[[Any], bool] | None = None) -> OpenedConnection:
         """Open a connection for the caller alone. It ends with the loop at the latest."""
-        if self._wires.ended:
+        if self._connections.ended:
             raise closed_error()
-        opened = await open_wire(self._settings, await self._address(), watched=watched, on_push=on_push)
-        self._wires.add(opened.wire)
+        opened = await open_connection(self._settings, await self._address(), timed=timed, on_push=on_push)
+        self._connections.add(opened.connection)
         self.version = opened.version
         return opened
 
@@ -205,17 +207,21 @@ class Node:
             seconds: the time that it may block; None for no limit.
         """
         packed = pack(command)
-        async with self.reserved() as wire:
+        async with self.reserved() as connection:
             with anyio.move_on_after(None if seconds is None else seconds + self._settings.timeout):
-                return await self._alive(wire, packed) if seconds is None else await wire.call(packed)
+                return (
+                    await self._call_while_alive(connection, packed)
+                    if seconds is None
+                    else await connection.call(packed)
+                )
             return redis_errors.TimeoutError(
                 f"there was no reply within {seconds:g} s and {self._settings.timeout:g} s"
             )
 
-    async def _alive(self, wire: Wire, packed: bytes) -> Any:
+    async def _call_while_alive(self, connection: RedisConnection, packed: bytes) -> Any:
         """Wait for a reply without limit, as long as the server answers PING on the shared connection."""
 
-        async def look() -> None:
+        async def check_server() -> None:
             while True:
                 await anyio.sleep(self._settings.heartbeat)
                 try:
@@ -223,35 +229,35 @@ class Node:
                 except (redis_errors.RedisError, StoreRefused) as error:
                     reply = error
                 if isinstance(reply, (redis_errors.ConnectionError, redis_errors.TimeoutError)):
-                    wire.end(reply)
+                    connection.end(reply)
 
         async with TaskGroup() as group:
-            group.start_soon(look)
+            group.start_soon(check_server)
             try:
-                return await wire.call(packed)
+                return await connection.call(packed)
             finally:
                 group.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def reserved(self) -> AsyncGenerator[Wire, None]:
+    async def reserved(self) -> AsyncGenerator[RedisConnection, None]:
         """Reserve a connection for this block. It is kept for the next block if all its replies have arrived."""
-        wire = self._idle.pop() if self._idle else None
-        while wire is not None and wire.error is not None:
-            wire = self._idle.pop() if self._idle else None
-        if wire is None:
-            wire = (await self.open(watched=False)).wire
+        connection = self._idle.pop() if self._idle else None
+        while connection is not None and connection.error is not None:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = (await self.open(timed=False)).connection
         try:
-            yield wire
+            yield connection
         finally:
-            if wire.owed or wire.error is not None or len(self._idle) >= _IDLE:
-                wire.end(redis_errors.ConnectionError("the connection was given up"))
+            if connection.pending or connection.error is not None or len(self._idle) >= _IDLE:
+                connection.end(redis_errors.ConnectionError("the connection was given up"))
             else:
-                self._idle.append(wire)
+                self._idle.append(connection)
 
-    def drop(self, error: Exception) -> None:
+    def drop_connection(self, error: Exception) -> None:
         """End the shared connection; the next command opens a new one."""
-        assert self.wire is not None  # noqa: S101 - it replied
-        self.wire.end(error)
+        assert self.connection is not None  # noqa: S101 - it replied
+        self.connection.end(error)
 
 
 def _is_being_cancelled(error: BaseException) -> bool:

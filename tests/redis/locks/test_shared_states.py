@@ -16,16 +16,16 @@ from redis.exceptions import ResponseError
 from cuelight.errors import LeaseLost, StoreRefused, StoreUnavailable
 from cuelight.mailbox._task_info import running_task
 from cuelight.redis import fenced_set_blocking
-from cuelight.redis._locks import _renewal as keepers
+from cuelight.redis._locks import _renewal as renewers
 from cuelight.redis._locks import _renewal as threads
+from cuelight.redis._locks import _script as names
 from cuelight.redis._locks import _shared_state as shared
-from cuelight.redis._locks import _ticket as names
-from cuelight.redis._locks._lease import Lease
-from cuelight.redis._locks._renewal import Keeper
-from cuelight.redis._locks._shared_state import Ear, SharedCore, shared_core
-from cuelight.redis._locks._ticket import Answer, Terms, client_name, names_of, now
+from cuelight.redis._locks._lease import Lease, LeaseOptions, now
+from cuelight.redis._locks._renewal import LeaseRenewer
+from cuelight.redis._locks._script import AcquireReply, client_name, lock_names
+from cuelight.redis._locks._shared_state import GrantChannel, SharedLockState, shared_state
 
-TERMS = Terms(10.0, "flag", 0.0, 0)
+TERMS = LeaseOptions(10.0, "flag", 0.0, 0)
 
 
 class FakeServer:
@@ -52,13 +52,13 @@ class SilentServer(FakeServer):
         await anyio.sleep_forever()
 
 
-def core_of(name: str = "it", server: Any = None) -> SharedCore:
+def core_of(name: str = "it", server: Any = None) -> SharedLockState:
     fake: Any = FakeServer() if server is None else server
-    return shared_core(f"lock {name!r}", names_of("prefix", "lock", name), fake, 1)
+    return shared_state(f"lock {name!r}", lock_names("prefix", "lock", name), fake, 1)
 
 
-def lease_of(core: SharedCore, owner: object, home: Any = None) -> Lease:
-    return Lease(core.thing, core.ticket(TERMS, 1, first=True), 1, asked=now(), owner=owner, home=home)
+def lease_of(state: SharedLockState, owner: object, home: Any = None) -> Lease:
+    return Lease(state.label, state.request(TERMS, 1, first=True), 1, asked=now(), owner=owner, renewer=home)
 
 
 # Forks.
@@ -66,35 +66,35 @@ def lease_of(core: SharedCore, owner: object, home: Any = None) -> Lease:
 
 def test_the_child_of_a_fork_holds_nothing_of_what_its_parent_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     server: Any = FakeServer()
-    cores: WeakValueDictionary[Any, SharedCore] = WeakValueDictionary()
-    monkeypatch.setattr(shared, "_cores", cores)
+    states: WeakValueDictionary[Any, SharedLockState] = WeakValueDictionary()
+    monkeypatch.setattr(shared, "_shared_states", states)
     monkeypatch.setattr(shared, "_making", threading.Lock())
     monkeypatch.setattr(shared, "_slots", shared._Slots())
-    core = core_of(server=server)
-    held, owed = lease_of(core, "owner"), core.ticket(TERMS, 1, first=True)
-    core.enter(held)
-    core.give_back(owed, 0, math.inf)
-    core.ears["loop"] = Ear(server, "channel")
+    state = core_of(server=server)
+    held, owed = lease_of(state, "owner"), state.request(TERMS, 1, first=True)
+    state.add_lease(held)
+    state.queue_release(owed, 0, math.inf)
+    state.grant_channels["loop"] = GrantChannel(server, "channel")
     assert shared._making.acquire()  # a thread of the parent has it
     shared._after_fork()
     assert not shared._making.locked()
-    assert not core.owes()
-    assert core.outgoing() == []
-    assert core.ears == {}
+    assert not state.must_release()
+    assert state.take_pending() == []
+    assert state.grant_channels == {}
     with pytest.raises(LeaseLost, match="it stays with the process that this one was forked from"):
         held.check()
-    assert core.ticket(TERMS, 1, first=True).slot == 0
+    assert state.request(TERMS, 1, first=True).slot == 0
 
 
 def test_what_a_parent_owes_the_child_of_a_fork_does_not_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    core = core_of("copy")
-    ticket = core.ticket(TERMS, 1, first=True)
+    state = core_of("copy")
+    ticket = state.request(TERMS, 1, first=True)
     before = client_name()
     monkeypatch.setattr(names, "_name", before)
     names._forget()
     assert client_name() != before
-    assert core.give_back(ticket, 0, math.inf).over
-    assert not core.pending
+    assert state.queue_release(ticket, 0, math.inf).over
+    assert not state.pending
 
 
 def test_the_child_of_a_fork_starts_a_thread_of_its_own_for_leases(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +105,8 @@ def test_the_child_of_a_fork_starts_a_thread_of_its_own_for_leases(monkeypatch: 
             made.append(True)
 
     loops: dict[Any, Any] = {"loop": "keeper"}
-    monkeypatch.setattr(threads, "the_thread", Thread())
-    monkeypatch.setattr(threads, "_keepers", loops)
+    monkeypatch.setattr(threads, "background_loop", Thread())
+    monkeypatch.setattr(threads, "_renewers", loops)
     threads._after_fork()
     assert made == [True, True]
     assert loops == {}
@@ -121,58 +121,58 @@ def test_a_member_that_is_no_process_of_ours_is_another_process() -> None:
 
 
 def test_a_lease_that_is_not_held_any_more_is_removed_without_effect_on_others() -> None:
-    core = core_of("two")
-    first, second = lease_of(core, "owner"), lease_of(core, "owner")
-    core.enter(first)
-    core.remove(second)
-    assert core.newest("owner", 1) is first
-    core.remove(first)
-    core.remove(first)
-    assert core.newest("owner", 1) is None
+    state = core_of("two")
+    first, second = lease_of(state, "owner"), lease_of(state, "owner")
+    state.add_lease(first)
+    state.remove_lease(second)
+    assert state.newest_lease("owner", 1) is first
+    state.remove_lease(first)
+    state.remove_lease(first)
+    assert state.newest_lease("owner", 1) is None
 
 
-async def test_a_keeper_gives_back_in_its_own_loop_what_a_thread_let_go() -> None:
-    class Watched(Keeper):
-        def flush(self, core: SharedCore) -> None:
+async def test_a_renewer_releases_in_its_own_loop_a_lease_that_a_thread_abandoned() -> None:
+    class Watched(LeaseRenewer):
+        def flush(self, state: SharedLockState) -> None:
             flushed.append(threading.get_ident())
             done.set()
 
     flushed: list[int] = []
-    done, elsewhere, core = anyio.Event(), list[SharedCore](), core_of("far")
-    keeper = Watched(elsewhere.append)
-    lease = lease_of(core, running_task(), keeper)  # who asks makes the loop known
-    await anyio.to_thread.run_sync(keeper.let_go, core, lease)
+    done, elsewhere, state = anyio.Event(), list[SharedLockState](), core_of("far")
+    renewer = Watched(elsewhere.append)
+    lease = lease_of(state, running_task(), renewer)  # who asks makes the loop known
+    await anyio.to_thread.run_sync(renewer.release_abandoned, state, lease)
     with anyio.fail_after(10):
         await done.wait()
     assert flushed == [threading.get_ident()]
     assert elsewhere == []
-    assert [lowering.ticket for lowering in core.pending] == [lease.ticket]
-    core.forsake()
+    assert [pending_release.request for pending_release in state.pending] == [lease.request]
+    state.drop_releases()
 
 
 async def test_a_program_that_ends_leaves_to_its_lease_what_cannot_be_given_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keepers, "ENDING", 0.0)
+    monkeypatch.setattr(renewers, "ENDING", 0.0)
     sending = anyio.Event()
 
-    class Stuck(Keeper):
-        async def _send(self, core: SharedCore) -> None:
+    class Stuck(LeaseRenewer):
+        async def _send(self, state: SharedLockState) -> None:
             sending.set()
             await anyio.sleep_forever()
 
-    elsewhere, core = list[SharedCore](), core_of("stuck")
-    keeper = Stuck(elsewhere.append)
-    lowering = core.give_back(core.ticket(TERMS, 1, first=True), 0, math.inf)
+    elsewhere, state = list[SharedLockState](), core_of("stuck")
+    renewer = Stuck(elsewhere.append)
+    pending_release = state.queue_release(state.request(TERMS, 1, first=True), 0, math.inf)
     async with anyio.create_task_group() as group:
-        group.start_soon(keeper._flush, core)
+        group.start_soon(renewer._flush, state)
         with anyio.fail_after(10):
             await sending.wait()
-        keeper.end_soon()
-        keeper.end_soon()  # it has been told
-    assert lowering.over
-    assert lowering.outcome is None
-    assert (list(core.pending), elsewhere, keeper.idle) == ([], [], True)
+        renewer.finish_soon()
+        renewer.finish_soon()  # it has been told
+    assert pending_release.over
+    assert pending_release.outcome is None
+    assert (list(state.pending), elsewhere, renewer.idle) == ([], [], True)
     assert "lock 'stuck' could not be given back: the program ends. Its lease will run out" in caplog.text
 
 
@@ -181,24 +181,24 @@ async def test_a_program_that_ends_leaves_to_its_lease_what_cannot_be_given_back
 
 async def test_a_channel_that_does_not_open_in_time_is_unavailable() -> None:
     silent: Any = SilentServer()
-    ear = Ear(silent, "channel")
+    grant_channel = GrantChannel(silent, "channel")
     with pytest.raises(StoreUnavailable, match="fake did not begin to tell of changes within 0 s"):
-        await ear.listen(0.0)
-    assert not ear.open
+        await grant_channel.listen(0.0)
+    assert not grant_channel.open
 
 
 async def test_a_channel_that_is_open_is_not_opened_again() -> None:
     server: Any = FakeServer()
-    ear = Ear(server, "channel")
-    await ear.listen()
-    await ear.listen()
-    assert ear.open
+    grant_channel = GrantChannel(server, "channel")
+    await grant_channel.listen()
+    await grant_channel.listen()
+    assert grant_channel.open
     assert server.subscribed == 1
 
 
 def test_an_answer_with_an_unknown_code_is_none() -> None:
     with pytest.raises(ValueError, match="code 7"):
-        Answer([[], 7, 0, 0, 0, b""])
+        AcquireReply([[], 7, 0, 0, 0, b""])
 
 
 def test_a_server_that_has_no_token_at_the_key_of_one_is_refused_in_a_thread() -> None:

@@ -7,28 +7,28 @@
 -- 4. A party whose lease has ended has no waiting requests and no permits.
 
 local count = #rows
-local told = {}
+local notifications = {}
 
 for i = 1, count do
   meter.step(i)
 end
-elapsed, went_back = 0, false
+elapsed, clock_went_back = 0, false
 
 local function party_of(id)
   return string.match(id, '^[^:]+')
 end
 
 -- Notify a request, if its party is subscribed and has sent the command for publishing, which differs in a cluster.
-local function tell(id, waiter)
+local function notify(id, waiter)
   if waiter.word and id ~= op.id then
     local party = party_of(id)
-    local to = told[party] or {word = waiter.word, ids = {}}
+    local to = notifications[party] or {word = waiter.word, ids = {}}
     to.ids[#to.ids + 1] = id
-    told[party] = to
+    notifications[party] = to
   end
 end
 
-local function asked(id)
+local function waiting_request(id)
   local packed = state.entries > 0 and call('HGET', KEYS[3], id)
   return packed and read(packed)
 end
@@ -40,10 +40,10 @@ end
 -- Microseconds until a permit is free after `ahead` other waiting requests.
 local function permit_due(ahead)
   if permits == 0 then
-    return -EVER
+    return -NEVER
   end
   local held = call('ZCARD', KEYS[5])
-  return (held == 0 or held + ahead + 1 <= permits) and 0 or EVER
+  return (held == 0 or held + ahead + 1 <= permits) and 0 or NEVER
 end
 
 -- Microseconds until the first request in the queue can be admitted; may be negative. Limits in which it costs nothing
@@ -52,7 +52,7 @@ local function due_of(costs)
   local due = max(state.pause, permit_due(0))
   for i = 1, count do
     if costs[i] > 0 then
-      due = max(due, meter.due(i, costs[i], 0))
+      due = max(due, meter.available_in(i, costs[i], 0))
     end
   end
   return due
@@ -62,13 +62,13 @@ end
 local function estimate(costs, before, turn)
   local due, served, ahead = max(0, state.pause), before, 0
   if state.waiting > 0 then
-    local head = asked(first())
+    local head = waiting_request(first())
     served, ahead = head.before, turn - head.turn
     due = max(due, due_of(head.costs))
   end
   for i = 1, count do
     if costs[i] > 0 or before[i] > served[i] then
-      due = max(due, meter.due(i, costs[i], before[i] - served[i]))
+      due = max(due, meter.available_in(i, costs[i], before[i] - served[i]))
     end
   end
   return max(due, permit_due(ahead))
@@ -78,7 +78,7 @@ end
 local function admit(id, costs, late)
   local tickets = {}
   for i = 1, count do
-    tickets[i] = meter.book(i, costs[i], late, id)
+    tickets[i] = meter.charge(i, costs[i], late, id)
   end
   if permits > 0 then
     call('ZADD', KEYS[5], whole(now), id)
@@ -87,17 +87,17 @@ local function admit(id, costs, late)
 end
 
 -- Refund the charge of a request, and release its permit.
-local function give_back(id, costs, tickets)
+local function refund(id, costs, tickets)
   for i = 1, count do
     if costs[i] > 0 then
-      meter.amend(i, tickets[i], costs[i], 0, id)
+      meter.adjust(i, tickets[i], costs[i], 0, id)
     end
   end
   call('ZREM', KEYS[5], id)
 end
 
 -- Remove a request from the waiting ones, whether or not it was admitted.
-local function forget(id)
+local function remove_request(id)
   if call('ZREM', KEYS[2], id) == 1 then
     state.waiting = state.waiting - 1
   end
@@ -116,7 +116,7 @@ local function renew(party)
 end
 
 -- Remove the parties whose leases have ended, with their waiting requests and permits.
-local function bury()
+local function remove_dead_parties()
   local dead = {}
   for _, party in ipairs(call('ZRANGEBYSCORE', KEYS[6], '-inf', whole(now))) do
     dead[party] = true
@@ -125,11 +125,11 @@ local function bury()
   if next(dead) then
     for _, id in ipairs(call('HKEYS', KEYS[3])) do
       if dead[party_of(id)] then
-        local waiter = asked(id)
+        local waiter = waiting_request(id)
         if waiter.tickets then
-          give_back(id, waiter.costs, waiter.tickets)
+          refund(id, waiter.costs, waiter.tickets)
         end
-        forget(id)
+        remove_request(id)
       end
     end
     for _, id in ipairs(call('ZRANGE', KEYS[5], 0, -1)) do
@@ -145,20 +145,20 @@ local function advance()
   if state.waiting == 0 and permits == 0 then
     return
   end
-  bury()
+  remove_dead_parties()
   for _ = 1, 1000 do
     local head = first()
     if not head then
       state.waiting = 0
       return
     end
-    local waiter = asked(head)
+    local waiter = waiting_request(head)
     local due = due_of(waiter.costs)
     if due > 0 then
       if now + due < waiter.armed then
         waiter.armed = now + due
         call('HSET', KEYS[3], head, pack(waiter))
-        tell(head, waiter)
+        notify(head, waiter)
       end
       return
     end
@@ -166,11 +166,11 @@ local function advance()
     state.waiting = state.waiting - 1
     waiter.tickets = admit(head, waiter.costs, min(LATE, -due))
     call('HSET', KEYS[3], head, pack(waiter))
-    tell(head, waiter)
+    notify(head, waiter)
   end
   local head = first()
   if head then -- the rest in another step: the server serves no other client while a script runs
-    tell(head, asked(head))
+    notify(head, waiting_request(head))
   end
 end
 
@@ -197,8 +197,8 @@ local function save()
     keep = max(keep, OVERRIDE)
   end
   call('SET', KEYS[1], pack(state), 'PX', whole(keep))
-  for party, to in pairs(told) do
-    call(to.word, plan[5] .. party, table.concat(to.ids, ' '))
+  for party, to in pairs(notifications) do
+    call(to.word, config[5] .. party, table.concat(to.ids, ' '))
   end
 end
 
@@ -208,7 +208,7 @@ local function report(answer)
   local unused, open = max(0, state.pause), state.waiting == 0 and state.pause <= 0
   answer.left = {}
   for i = 1, count do
-    answer.left[i] = open and meter.left(i) or 0
+    answer.left[i] = open and meter.remaining(i) or 0
     unused = max(unused, meter.unused(i))
   end
   answer.unused, answer.version = unused, state.version

@@ -19,8 +19,8 @@ from redis.exceptions import ResponseError
 from cuelight.errors import LeaseLost, LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.redis import RedisClient, RedisLock
 from cuelight.redis._locks import _acquire, _lock, _renewal
-from cuelight.redis._locks._renewal import LoopThread
-from cuelight.redis._locks._ticket import LEASE
+from cuelight.redis._locks._renewal import BackgroundLoop
+from cuelight.redis._locks._script import LEASE_SCRIPT
 from helpers import BACKENDS, Backend, run_on
 from helpers.lockable import over_redis, until, until_blocking, until_server, worker
 from helpers.players import outcome
@@ -45,7 +45,7 @@ async def in_line(lock: RedisLock, many: int = 1) -> None:
 
 def listens(lock: RedisLock) -> bool:
     """Whether anybody in this process knows that it is in line, and listens for its turn."""
-    return any(ear.open for ear in lock._core.ears.values())
+    return any(grant_channel.open for grant_channel in lock._state.grant_channels.values())
 
 
 # Answers that are late, and a server that is away.
@@ -164,7 +164,7 @@ async def test_an_acquisition_that_others_gave_back_is_refused() -> None:
     where = over_redis()
     async with RedisClient(where["redis_url"]) as client:
         holder, lock = RedisLock("it", server=client, prefix=where["prefix"]), RedisLock("it", **where, lease=0.6)
-        core = holder._core
+        state = holder._state
         errors: list[Any] = []
 
         async def wait() -> None:
@@ -174,9 +174,11 @@ async def test_an_acquisition_that_others_gave_back_is_refused() -> None:
             async with holder, anyio.create_task_group() as tasks:
                 tasks.start_soon(wait)
                 await in_line(holder)
-                (member,) = await client.execute("ZRANGE", core.names.keys[2], 0, -1)
-                number = (await client.execute("HGET", core.names.keys[3], member)).split(b":")[1]
-                await client.run(LEASE, core.names.keys, ["lower", core.names.channels, 1, 1, member, number, 0])
+                (member,) = await client.execute("ZRANGE", state.names.keys[2], 0, -1)
+                number = (await client.execute("HGET", state.names.keys[3], member)).split(b":")[1]
+                await client.run(
+                    LEASE_SCRIPT, state.names.keys, ["lower", state.names.channels, 1, 1, member, number, 0]
+                )
         assert isinstance(errors[0], StoreRefused)
         assert "was given back already" in str(errors[0])
         assert not lock.locked
@@ -195,18 +197,18 @@ async def test_a_state_of_which_a_key_was_deleted_is_refused_by_name() -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(outcome, lock.acquire())
                 await in_line(holder)
-                await client.execute("DEL", holder._core.names.keys[key])
+                await client.execute("DEL", holder._state.names.keys[key])
                 for ask in ("lower", "look") if key == 3 else ("lower",):
                     with pytest.raises(StoreRefused, match=f"{what}.*delete .*:state and its neighbours"):
-                        await holder._core.ask(ask)
+                        await holder._state.ask(ask)
                 tasks.cancel_scope.cancel()
             # What gives up is not known to be in line any more: the script must not look for it for ever.
-            await until(lambda: not lock._core.pending)
+            await until(lambda: not lock._state.pending)
             assert await client.execute("PING") == b"PONG"
-            assert await client.execute("DEL", *holder._core.names.keys) > 0
+            assert await client.execute("DEL", *holder._state.names.keys) > 0
             holder.release()
             assert not lock.locked
-            await until(lambda: not lock._core.pending)
+            await until(lambda: not lock._state.pending)
         async with lock, anyio.create_task_group() as tasks:
             tasks.start_soon(outcome, holder.acquire(0.01))
 
@@ -228,15 +230,15 @@ async def test_a_lock_whose_state_alone_was_deleted_begins_anew() -> None:
                     fences.append((await holder.state()).fence)
                     tasks.start_soon(wait)
                     await in_line(holder)
-                    await client.execute("DEL", holder._core.names.keys[0])
+                    await client.execute("DEL", holder._state.names.keys[0])
                     await anyio.sleep_forever()
         assert fences[0] < fences[1]
-        await until(lambda: not holder._core.pending)
+        await until(lambda: not holder._state.pending)
         await holder.acquire()
         assert (await holder.state()).held == 1
-        await client.execute("DEL", holder._core.names.keys[0])
+        await client.execute("DEL", holder._state.names.keys[0])
         holder.release()
-        await until(lambda: not holder._core.pending)
+        await until(lambda: not holder._state.pending)
         async with lock:
             assert (await lock.state()).held == 1
 
@@ -244,9 +246,9 @@ async def test_a_lock_whose_state_alone_was_deleted_begins_anew() -> None:
 async def test_what_is_wrong_in_a_call_itself_is_not_blamed_on_the_state() -> None:
     lock = RedisLock("it", **over_redis())
     with pytest.raises(ResponseError, match="BADARG operation nonsense"):
-        await lock._core.ask("nonsense")
+        await lock._state.ask("nonsense")
     with worker() as thread:
-        assert isinstance(thread.do(lambda: lock._core.ask_blocking("nonsense")), ResponseError)
+        assert isinstance(thread.do(lambda: lock._state.ask_blocking("nonsense")), ResponseError)
     assert not lock.locked
 
 
@@ -260,22 +262,22 @@ async def test_a_lock_taken_at_once_asks_for_replicas_too(how: str) -> None:
         else:
             assert isinstance(thread.do(lock.acquire_nowait), StoreRefused)
     assert not lock.locked
-    await until(lambda: not lock._core.pending)
+    await until(lambda: not lock._state.pending)
 
 
 # Loops and programs that end.
 
 
 @contextmanager
-def a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Generator[LoopThread]:
+def a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Generator[BackgroundLoop]:
     """The thread that keeps leases, for a program of its own: that can end, and the tests go on."""
-    own = LoopThread()
+    own = BackgroundLoop()
     with monkeypatch.context() as patch:
         for module in (_lock, _acquire, _renewal):
-            patch.setattr(module, "the_thread", own)
+            patch.setattr(module, "background_loop", own)
         yield own
         own.end()
-        until_blocking(lambda: own._keeper is None)
+        until_blocking(lambda: own._renewer is None)
 
 
 def test_a_program_that_ends_gives_back_what_nobody_will_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +307,7 @@ def test_a_program_that_ends_gives_back_what_nobody_will_give_back(monkeypatch: 
         assert held(still)
         go.set()
         thread.join()
-        until_blocking(lambda: own._keeper is None)
+        until_blocking(lambda: own._renewer is None)
         assert not held(still)
 
 
@@ -320,9 +322,9 @@ def test_a_program_that_ends_without_its_server_does_not_wait_for_it(
         proxy.refuse()
         began = time.monotonic()
         own.end()
-        until_blocking(lambda: own._keeper is None)
+        until_blocking(lambda: own._renewer is None)
         assert time.monotonic() - began < 5
-        assert not lock._core.pending
+        assert not lock._state.pending
         assert "lock 'it' could not be given back yet" in caplog.text
         client.close()
     assert held(RedisLock("it", **where))  # until its lease is over
@@ -335,10 +337,10 @@ def test_what_a_program_holds_that_has_ended_is_left_to_its_lease(
     lock = RedisLock("it", **over_redis())
     lock.acquire_blocking()
     lease = lock.lease
-    own = LoopThread()
+    own = BackgroundLoop()
     with monkeypatch.context() as patch:
         patch.setattr(threading, "_SHUTTING_DOWN", True)
-        own.flush(lock._core)
+        own.flush(lock._state)
     assert "lock 'it' could not be given back: the program ends. Its lease will run out" in caplog.text
     lease.check()
     lock.release()
@@ -392,7 +394,7 @@ def _stop_at(stage: str, lock: RedisLock, proxy: TcpProxy, holder: RedisLock) ->
         return lambda: bool(proxy.faults)
     if stage == "in line":
         return lambda: listens(lock)
-    return lambda: lock._core.newest(next(iter(lock._core.held()), None), 1) is not None
+    return lambda: lock._state.newest_lease(next(iter(lock._state.held()), None), 1) is not None
 
 
 @pytest.mark.parametrize("stage", ["asked", "in line", "holds it"])
@@ -446,7 +448,7 @@ def test_a_lock_is_waited_for_in_one_loop_after_the_other() -> None:
                 async with RedisLock("it", server=client, prefix=where["prefix"]):
                     tasks.start_soon(lock.acquire)
                     await in_line(lock)
-                await until(lambda: lock.locked and not lock._core.pending)
+                await until(lambda: lock.locked and not lock._state.pending)
 
         run_on(backend, main)
         lock.acquire_nowait()  # the task that had it has ended
@@ -454,4 +456,4 @@ def test_a_lock_is_waited_for_in_one_loop_after_the_other() -> None:
 
     for name in ("asyncio", "trio", "asyncio"):
         wait_in(BACKENDS[name])
-        assert len(lock._core.ears) <= 2, "the ears of loops that have ended are kept"
+        assert len(lock._state.grant_channels) <= 2, "the ears of loops that have ended are kept"

@@ -1,4 +1,4 @@
--- beat: renew the lease of a party. A party that was considered dead sends in `held` the permits that it holds, and in
+-- renew: renew the lease of a party. A party that was considered dead sends in `held` the permits that it holds, and in
 -- `ended` the permits that it sent before and no longer holds.
 --
 -- ARGV[2] is {party, held, ended}. Answers {fresh: whether the party had been removed}.

@@ -1,10 +1,10 @@
--- Renew the lease of a node, and look after the others.
+-- Renew the lease of a node, and report on other nodes.
 --
 -- KEYS[1] format, KEYS[2] members, KEYS[3] names, KEYS[4] node, KEYS[5] inbox   (see join.lua and send.lua)
--- ARGV    identity, lease in ms, time to live of keys in ms, identities of others in whom this node takes an interest
+-- ARGV    identity, lease in ms, time to live of keys in ms, identities of the other nodes to check
 --
--- Returns {0} if this node is no member any more; else {1, those of the others that are none, members whose leases
--- have run out, ms until the first of the other leases runs out or -1}.
+-- Returns {0} if this node is no longer a member; else {1, the checked nodes that are not members, members whose leases
+-- have expired, ms until the first of the other leases expires or -1}.
 local identity, lease, ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 if not redis.call('ZSCORE', KEYS[2], identity) then
   return {0}

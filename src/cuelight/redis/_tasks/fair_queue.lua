@@ -1,7 +1,7 @@
--- Whose turn it is. The rules are those of `tasks/_stores/_fair_queue.py`; the virtual times are one field of `side`, and the ends
--- of tenants are a zset that is there only while they count.
+-- Fair queueing between tenants, by the rules of `tasks/_stores/_fair_queue.py`. The virtual times are one field of `side`.
+-- The virtual ends of tenants are a zset that exists only while they matter. A line is a priority class.
 
-local turn_of_new, virtual_of, started, settle_turns
+local start_of_new, virtual_time_of, started, prune_tenants
 
 do
   local lines, moved = nil, false -- lines: virtual times, by line
@@ -10,25 +10,25 @@ do
     return string.format('%.0f', row[PRIORITY]) .. (row[DEADLINE] < INF and 'd' or '')
   end
 
-  -- Whether anybody has a tenant.
+  -- Whether any task has a tenant.
   local function shared()
     return meta.top > meta.floor
   end
 
   local function load_lines()
     if not lines then
-      local readable, there = pcall(function()
-        local there = unpacked(shared() and read(SIDE, 't') or '')
-        for line, virtual in pairs(there) do
-          there[line] = '' <= line and 0 <= virtual and virtual < EXACT and virtual or nil
+      local readable, stored = pcall(function()
+        local stored = unpacked(shared() and read(SIDE, 't') or '')
+        for line, virtual in pairs(stored) do
+          stored[line] = '' <= line and 0 <= virtual and virtual < EXACT and virtual or nil
         end
-        return there
+        return stored
       end)
-      lines = readable and there or {}
+      lines = readable and stored or {}
     end
   end
 
-  function virtual_of(row)
+  function virtual_time_of(row)
     load_lines()
     return lines[line_of(row)] or meta.floor
   end
@@ -39,11 +39,11 @@ do
     return ends < EXACT and ends or 0
   end
 
-  function turn_of_new(row)
+  function start_of_new(row)
     if not row[TENANT] and not shared() then
       return meta.floor
     end
-    local line, virtual = line_of(row), virtual_of(row)
+    local line, virtual = line_of(row), virtual_time_of(row)
     local member = line .. ':' .. (row[TENANT] or '')
     local turn = math.max(virtual, end_of(member))
     local ends = turn + 1 / (row[WEIGHT] or 1)
@@ -56,7 +56,7 @@ do
     return turn
   end
 
-  -- A task was claimed.
+  -- Handle that a task was claimed.
   function started(row)
     if not shared() then
       return
@@ -68,8 +68,8 @@ do
     end
   end
 
-  -- A claim is over. What is forgotten here is no change that anybody waits for.
-  function settle_turns()
+  -- Delete tenants that no longer matter, at the end of a claim. No caller waits for this change.
+  function prune_tenants()
     if not shared() then
       return
     end
@@ -80,7 +80,7 @@ do
       scores[TENANTS], lines = nil, {}
       redis.call('DEL', TENANTS)
     elseif moved then
-      local first = INF -- of all lines: more than each needs
+      local first = INF -- of all priority classes, more than each needs
       for _, virtual in pairs(lines) do
         first = math.min(first, virtual)
       end

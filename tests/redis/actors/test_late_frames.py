@@ -68,7 +68,7 @@ def say(one: ActorSystem, to: ActorSystem, *words: frames.Frame) -> None:
         peer.send(word)
 
 
-async def test_words_about_nobody_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_frames_about_unknown_actors_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     log = Log()
     async with pair() as (here, there):
         ref, own = await remote(here, there, Player, log)
@@ -76,19 +76,19 @@ async def test_words_about_nobody_change_nothing(caplog: pytest.LogCaptureFixtur
         say(
             here,
             there,
-            frames.Reply(NOBODY, b"\xc0"),
-            frames.Fail(NOBODY, "Interrupted", "no"),
-            frames.Chunk(NOBODY, b"\x01"),
-            frames.More(NOBODY, 3),
-            frames.More(1, 3),  # it is no stream
-            frames.Cancel(NOBODY, overdue=False),
-            frames.Credit(NOBODY, 3),
-            frames.Ended(NOBODY, "Stopped", ""),
-            frames.Up(NOBODY),
-            frames.Signal(NOBODY, "kill", "no"),
-            frames.Link(NOBODY, NOBODY, "/nobody", on=True),
+            frames.ReplyFrame(NOBODY, b"\xc0"),
+            frames.FailFrame(NOBODY, "Interrupted", "no"),
+            frames.ChunkFrame(NOBODY, b"\x01"),
+            frames.MoreFrame(NOBODY, 3),
+            frames.MoreFrame(1, 3),  # it is no stream
+            frames.CancelFrame(NOBODY, overdue=False),
+            frames.CreditFrame(NOBODY, 3),
+            frames.EndedFrame(NOBODY, "Stopped", ""),
+            frames.UpFrame(NOBODY),
+            frames.SignalFrame(NOBODY, "kill", "no"),
+            frames.LinkFrame(NOBODY, NOBODY, "/nobody", on=True),
         )
-        say(there, here, frames.Chunk(1, b"\x01"))
+        say(there, here, frames.ChunkFrame(1, b"\x01"))
         assert await slow == "a"
         await ref.tell(Add(2))
         assert await ref.ask(Total()) == 2
@@ -119,18 +119,18 @@ async def test_an_entry_in_an_inbox_that_is_no_batch_is_dead_lettered(fields: tu
         assert node_of(there).statistics().incarnation == 1
 
 
-async def test_a_word_that_cannot_be_dealt_with_costs_itself_and_is_reported(
+async def test_a_frame_that_cannot_be_processed_costs_itself_and_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     handlers: dict[Any, Any] = _membership._HANDLERS
-    deal = handlers[frames.Tell]
+    deal = handlers[frames.TellFrame]
 
     def fail_at_two(peer: Any, frame: Any) -> None:
         if frame.body[-1] == 2:
             raise ZeroDivisionError
         deal(peer, frame)
 
-    monkeypatch.setitem(handlers, frames.Tell, fail_at_two)
+    monkeypatch.setitem(handlers, frames.TellFrame, fail_at_two)
     async with pair() as (here, there):
         ref, own = await remote(here, there, Plain)
         for amount in (1, 2, 3):
@@ -138,7 +138,7 @@ async def test_a_word_that_cannot_be_dealt_with_costs_itself_and_is_reported(
         assert await ref.ask(Total()) == 4
         assert inside(own).amounts == [1, 3]
     (record,) = [one for one in caplog.records if "internal error" in one.message]
-    assert "Tell(" in record.message
+    assert "TellFrame(" in record.message
 
 
 async def test_a_chunk_that_comes_after_its_reader_has_left_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -196,7 +196,7 @@ async def test_chunks_that_were_taken_while_a_handler_paused_make_room_for_later
         ref, own = await remote(here, there, Burster)
         async with ref.stream(Bursts(10, 100)) as stream:
             assert [await anext(stream) for _ in range(10)] == list(range(10))
-            taken = node_of(there)._membership.peer(node_of(here).identity).inbound
+            taken = node_of(there)._membership.peer(node_of(here).identity).incoming_requests
             await until(lambda: [one.ahead for one in taken.asks.values()] == [2])  # it was told of eight
             inside(own).gate.set()
             await until(lambda: inside(own).sent == 10 + 14)

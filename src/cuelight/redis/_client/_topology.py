@@ -14,19 +14,19 @@ import anyio
 from redis import exceptions as redis_errors
 
 from cuelight.mailbox import TaskGroup, current_backend, running_loop, running_task
-from cuelight.redis._client._command_info import blocking_time
+from cuelight.redis._client._command_info import blocking_timeout
 from cuelight.redis._client._connect import find_primary
-from cuelight.redis._client._connection import Wire
-from cuelight.redis._client._node import Node, Wires
-from cuelight.redis._client._pubsub import PushLine
+from cuelight.redis._client._connection import RedisConnection
+from cuelight.redis._client._pubsub import PubSubConnection
+from cuelight.redis._client._server_connections import ConnectionSet, ServerConnections
 from cuelight.redis._client._settings import Address, Settings
 
 
-class Route:
+class Topology:
     """The connections from one loop to the servers."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
-        """Create a route for the running loop.
+        """Create the connections for the running loop.
 
         Args:
             settings: the settings of the client.
@@ -37,58 +37,58 @@ class Route:
         self._settings, self._on_end = settings, on_end
         self._backend = current_backend()
         self.time = self._backend.time
-        self.wires = Wires(self._backend)
+        self.connections = ConnectionSet(self._backend)
         self._ended = False
         self._watchers: list[Callable[[], object]] = []
         self._group: TaskGroup | None = None
-        self._early: list[PushLine] = []
-        self._backend.spawn(self._keep, context=contextvars.copy_context(), name="cuelight redis client")
+        self._not_started: list[PubSubConnection] = []
+        self._backend.spawn(self._run, context=contextvars.copy_context(), name="cuelight redis client")
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         try:
             async with TaskGroup() as group:
                 self._group = group
-                for line in self._early:
-                    group.start_soon(line.run)
-                if self.wires.ended:
+                for pubsub in self._not_started:
+                    group.start_soon(pubsub.run)
+                if self.connections.ended:
                     group.cancel_scope.cancel()
                 await anyio.sleep_forever()
         finally:
-            gone = self.wires.end()
+            gone = self.connections.end()
             with anyio.CancelScope(shield=True):
-                for wire in gone:
-                    await wire.closed.wait()
+                for connection in gone:
+                    await connection.closed.wait()
             self._ended = True
             self._on_end(self.loop)
             for watcher in self._watchers:
                 watcher()
 
     def end(self, then: Callable[[], object]) -> None:
-        """End the route, in its loop, and call `then` when everything has ended."""
+        """End everything, in its loop, and call `then` when everything has ended."""
         if self._ended:
             then()
             return
         self._watchers.append(then)
-        self.wires.end()
+        self.connections.end()
         if self._group is not None:
             self._group.cancel_scope.cancel()
 
     def abandon(self) -> None:
         """End the rest after the loop was closed without cancelling its tasks."""
-        self.wires.ended = True
-        while self.wires.all:
-            self.wires.all.pop().abandon()
+        self.connections.ended = True
+        while self.connections.all:
+            self.connections.all.pop().abandon()
         self._on_end(self.loop)
 
-    def keep(self, line: PushLine) -> PushLine:
-        """Run a connection for push messages for as long as the route lives."""
+    def start_pubsub(self, pubsub: PubSubConnection) -> PubSubConnection:
+        """Run a connection for push messages until the end."""
         if self._group is None:
-            self._early.append(line)
+            self._not_started.append(pubsub)
         else:
-            self._group.start_soon(line.run)
-        return line
+            self._group.start_soon(pubsub.run)
+        return pubsub
 
-    def ready_wire(self) -> Wire | None:
+    def ready_connection(self) -> RedisConnection | None:
         """Return the connection for posting any command immediately, if its replies need no check; else None."""
         return None
 
@@ -96,15 +96,15 @@ class Route:
         """Send one command; the reply may be an exception."""
         raise NotImplementedError
 
-    async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def call_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one write."""
         raise NotImplementedError
 
-    async def node_of(self, command: Sequence[Any]) -> Node:
+    async def server_of(self, command: Sequence[Any]) -> ServerConnections:
         """Return the server of a command."""
         raise NotImplementedError
 
-    async def line_of(self, channel: str) -> PushLine:
+    async def pubsub_of(self, channel: str) -> PubSubConnection:
         """Return the connection for a channel."""
         raise NotImplementedError
 
@@ -114,59 +114,61 @@ class Route:
 
     async def call_blocking(self, command: Sequence[Any]) -> Any:
         """Send a command that may block."""
-        seconds = blocking_time(command)
+        seconds = blocking_timeout(command)
         if seconds == 0:
             return await self.call(command)
-        return await (await self.node_of(command)).call_blocking(command, seconds)
+        return await (await self.server_of(command)).call_blocking(command, seconds)
 
 
-class SingleRoute(Route):
-    """A route to one server."""
+class SingleServer(Topology):
+    """One server."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)
-        self._node = Node(settings, self.wires, self._address)
-        self._line: PushLine | None = None
+        self._server_connections = ServerConnections(settings, self.connections, self._address)
+        self._pubsub: PubSubConnection | None = None
         # Called for each command, so no method of this class is in between.
-        self.call: Any = self._node.call
-        self.ready_wire: Any = self._node.ready_wire
+        self.call: Any = self._server_connections.call
+        self.ready_connection: Any = self._server_connections.ready_connection
 
     async def _address(self) -> Address:
         return self._settings.addresses[0]
 
-    async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        return await self._node.call_block(commands)
+    async def call_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        return await self._server_connections.call_many(commands)
 
-    async def node_of(self, command: Sequence[Any]) -> Node:
-        return self._node
+    async def server_of(self, command: Sequence[Any]) -> ServerConnections:
+        return self._server_connections
 
-    async def line_of(self, channel: str) -> PushLine:
-        if self._line is None:
-            self._line = self.keep(PushLine(lambda on_push: self._node.open(on_push=on_push)))
-        return self._line
+    async def pubsub_of(self, channel: str) -> PubSubConnection:
+        if self._pubsub is None:
+            self._pubsub = self.start_pubsub(
+                PubSubConnection(lambda on_push: self._server_connections.open(on_push=on_push))
+            )
+        return self._pubsub
 
 
-class SentinelRoute(SingleRoute):
-    """A route to the server that the sentinels name as the primary."""
+class SentinelServers(SingleServer):
+    """The server that the sentinels name as the primary."""
 
     def __init__(self, settings: Settings, on_end: Callable[[Any], object]) -> None:
         super().__init__(settings, on_end)
         self.call = self._call
-        self.ready_wire = super(SingleRoute, self).ready_wire  # replies must be checked: see `_checked`
+        self.ready_connection = super(SingleServer, self).ready_connection  # replies must be checked: see `_checked`
 
     async def _address(self) -> Address:
         return await find_primary(self._settings)
 
     async def _call(self, command: Sequence[Any]) -> Any:
-        return self._checked(await self._node.call(command))
+        return self._checked(await self._server_connections.call(command))
 
-    async def call_block(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        return [self._checked(reply) for reply in await self._node.call_block(commands)]
+    async def call_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        return [self._checked(reply) for reply in await self._server_connections.call_many(commands)]
 
     def _checked(self, reply: Any) -> Any:
         """Drop a primary that has become a replica; the sentinels know the new one."""
         if isinstance(reply, redis_errors.ReadOnlyError):
             error = redis_errors.ConnectionError("this server is the primary no more")
-            self._node.drop(error)
+            self._server_connections.drop_connection(error)
             return error
         return reply

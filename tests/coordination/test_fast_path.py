@@ -1,4 +1,4 @@
-"""The quick ways into a line and out of a lock come to the same as the general ones, and are taken where possible."""
+"""The fast paths into a queue and out of a lock have the effect of the general ones, and are taken where possible."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from cuelight.actors import waits_by_node
 from cuelight.coordination import LocalLock, LocalSemaphore, LockManager, LockStatistics
+from cuelight.coordination import _fast_path as fast_path
 from cuelight.coordination import _lock_manager as manager
 from cuelight.coordination import _locks as locks
-from cuelight.coordination import _quick as quick
 from cuelight.coordination import _semaphores as semaphores
-from cuelight.coordination._lock_state import CountedCore, LockCore
-from cuelight.coordination._lock_waiting import LoopWaiting, line_up, watched
+from cuelight.coordination._lock_state import FastLockState, FastSemaphoreState
+from cuelight.coordination._lock_waiting import TaskWaiter, enqueue, watched_owners
 from helpers.players import settle
 
 THINGS: dict[str, Callable[[], LocalLock | LocalSemaphore]] = {
@@ -44,14 +44,14 @@ async def _pass(times: int) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def _play(thing: Any, program: list[tuple[int, int, int | None, int]]) -> list[tuple[int, str]]:
+async def _play(label: Any, program: list[tuple[int, int, int | None, int]]) -> list[tuple[int, str]]:
     seen: list[tuple[int, str]] = []
 
     async def use(number: int, scope: anyio.CancelScope, before: int, holds: int, rounds: int) -> None:
         with scope:
             for _ in range(rounds):
                 await _pass(before)
-                async with thing:
+                async with label:
                     seen.append((number, "has"))
                     await _pass(holds)
                 seen.append((number, "gave"))
@@ -74,15 +74,15 @@ def _figures(statistics: LockStatistics) -> tuple[Any, ...]:
 
 
 def _generally(patch: pytest.MonkeyPatch) -> None:
-    def stand_in_line(core: Any, me: Any, loop: Any) -> Any:
-        return line_up(core, LoopWaiting(core, me, 1, loop, None))
+    def enqueue_task(state: Any, me: Any, loop: Any) -> Any:
+        return enqueue(state, TaskWaiter(state, me, 1, loop, None))
 
-    def pass_on(core: Any, me: Any, loop: Any) -> bool:
+    def transfer_permit(state: Any, me: Any, loop: Any) -> bool:
         return False
 
     for module in (locks, semaphores):
-        patch.setattr(module, "stand_in_line", stand_in_line)
-        patch.setattr(module, "pass_on", pass_on)
+        patch.setattr(module, "enqueue_task", enqueue_task)
+        patch.setattr(module, "transfer_permit", transfer_permit)
 
 
 @pytest.mark.parametrize("kind", THINGS)
@@ -93,7 +93,7 @@ def test_both_ways_serve_the_same_ones_in_the_same_order(
 ) -> None:
     async def main() -> None:
         quickly, generally = THINGS[kind](), THINGS[kind]()
-        before = len(watched)
+        before = len(watched_owners)
         seen = await _play(quickly, program)
         with pytest.MonkeyPatch.context() as patch:
             _generally(patch)
@@ -102,8 +102,8 @@ def test_both_ways_serve_the_same_ones_in_the_same_order(
         assert quickly.statistics().held == quickly.statistics().waiting == 0
         assert not waits_by_node
         await _pass(2)  # the ends of tasks are noticed
-        assert len(watched) == before
-        assert quickly._core.details is None
+        assert len(watched_owners) == before
+        assert quickly._state.details is None
 
     anyio.run(main, backend="asyncio", backend_options={"use_uvloop": backend == "uvloop"})
 
@@ -113,24 +113,24 @@ def test_plain_tasks_of_one_loop_take_the_quick_way(kind: str, monkeypatch: pyte
     general: list[Any] = []
     passed: list[bool] = []
 
-    def seen_line_up(core: Any, ticket: Any) -> Any:
-        general.append(ticket)
-        return line_up(core, ticket)
+    def seen_enqueue(state: Any, waiter: Any) -> Any:
+        general.append(waiter)
+        return enqueue(state, waiter)
 
-    def seen_pass_on(core: Any, me: Any, loop: Any) -> bool:
-        passed.append(quick_pass_on(core, me, loop))
+    def seen_transfer_permit(state: Any, me: Any, loop: Any) -> bool:
+        passed.append(fast_transfer_permit(state, me, loop))
         return passed[-1]
 
-    quick_pass_on = quick.pass_on
-    monkeypatch.setattr(quick, "line_up", seen_line_up)
+    fast_transfer_permit = fast_path.transfer_permit
+    monkeypatch.setattr(fast_path, "enqueue", seen_enqueue)
     for module in (locks, semaphores):
-        monkeypatch.setattr(module, "pass_on", seen_pass_on)
-    thing = THINGS[kind]()
+        monkeypatch.setattr(module, "transfer_permit", seen_transfer_permit)
+    label = THINGS[kind]()
     program: list[tuple[int, int, int | None, int]] = [(0, 2, None, 3)] * 8
-    anyio.run(_play, thing, program)
+    anyio.run(_play, label, program)
     assert len(general) <= 3  # the tasks that arrive when none waits
     assert sum(passed) >= 24 - 3 - len(general) - 3
-    assert thing.statistics().acquisitions == 24
+    assert label.statistics().acquisitions == 24
 
 
 async def _line_of(lock: LocalLock, tasks: Any, got: list[int], size: int) -> None:
@@ -149,7 +149,7 @@ async def _line_of(lock: LocalLock, tasks: Any, got: list[int], size: int) -> No
 
 
 def test_a_hand_over_that_is_interrupted_reaches_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(core: Any, owner: Any) -> None:
+    def interrupted(state: Any, owner: Any) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
@@ -157,7 +157,7 @@ def test_a_hand_over_that_is_interrupted_reaches_the_next_one(monkeypatch: pytes
         lock, got = LocalLock("it"), list[int]()
         async with anyio.create_task_group() as tasks:
             await _line_of(lock, tasks, got, 3)
-            monkeypatch.setattr(quick, "watch", interrupted)
+            monkeypatch.setattr(fast_path, "watch_holder", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 await lock.__aexit__(None, None, None)
         assert not lock.locked
@@ -170,21 +170,21 @@ async def test_a_line_that_an_interrupted_release_has_left_behind_is_served_when
     lock, got = LocalLock("it"), list[int]()
     async with anyio.create_task_group() as tasks:
         await _line_of(lock, tasks, got, 2)
-        core = lock._core
-        core.details = None
-        assert core.put_back(core.owner, 1)  # and interrupted before the look at the line
+        state = lock._state
+        state.details = None
+        assert state.remove_holder(state.owner, 1)  # and interrupted before the look at the line
         async with lock:
             got.append(2)
     assert got == [0, 1, 2]
 
 
 async def test_where_it_was_taken_is_known_of_those_who_waited() -> None:
-    for thing in (LocalLock("it"), LocalSemaphore(1, name="it")):
+    for label in (LocalLock("it"), LocalSemaphore(1, name="it")):
         release = anyio.Event()
         async with anyio.create_task_group() as tasks:
 
-            async def use(thing: Any = thing, release: anyio.Event = release) -> None:
-                async with thing:
+            async def use(label: Any = label, release: anyio.Event = release) -> None:
+                async with label:
                     await release.wait()
 
             for _ in range(3):
@@ -192,26 +192,26 @@ async def test_where_it_was_taken_is_known_of_those_who_waited() -> None:
             await _pass(3)
             line = inspect.getsourcelines(use)[1] + 1
             release.set()
-            while thing.statistics().waits < 2:
+            while label.statistics().waits < 2:
                 await _pass(1)
-            [holder] = thing.statistics().holders
+            [holder] = label.statistics().holders
             assert holder.taken_at == f"{__file__}:{line}"
 
 
 def test_a_place_is_given_to_another_one_only_by_who_holds_just_that() -> None:
-    core = CountedCore("it", 2)
-    assert core.take("a", 1)
-    ticket = LoopWaiting(core, "b", 1, None, None)
-    assert core.pass_on("a", ticket) is None  # a place is free
-    assert core.take("a", 1)
-    core.enqueue(ticket)
-    assert core.pass_on("a", ticket) is None  # it holds two
-    assert core.pass_on("c", ticket) is None
-    assert core.held() == {"a": 2}
-    assert core.change_weight("a", 1, 0.0)
-    assert not core.change_weight("a", 2, 0.0)
-    assert core.held() == {"a": 1, "b": 1}
-    assert LockCore("it").pass_on("a", ticket) is None
+    state = FastSemaphoreState("it", 2)
+    assert state.add_holder("a", 1)
+    waiter = TaskWaiter(state, "b", 1, None, None)
+    assert state.transfer("a", waiter) is None  # a place is free
+    assert state.add_holder("a", 1)
+    state.enqueue(waiter)
+    assert state.transfer("a", waiter) is None  # it holds two
+    assert state.transfer("c", waiter) is None
+    assert state.held() == {"a": 2}
+    assert state.change_weight("a", 1, 0.0)
+    assert not state.change_weight("a", 2, 0.0)
+    assert state.held() == {"a": 1, "b": 1}
+    assert FastLockState("it").transfer("a", waiter) is None
 
 
 def test_a_manager_looks_at_the_variable_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,9 @@ def test_a_manager_looks_at_the_variable_when_it_is_made(monkeypatch: pytest.Mon
     monkeypatch.setenv("CUELIGHT_DEBUG_LOCKS", "1")
     debugging = LockManager()
     monkeypatch.delenv("CUELIGHT_DEBUG_LOCKS")
-    kinds = {type(lock._core) for lock in (plain.get_lock("a"), debugging.get_lock("a")) if isinstance(lock, LocalLock)}
+    kinds = {
+        type(lock._state) for lock in (plain.get_lock("a"), debugging.get_lock("a")) if isinstance(lock, LocalLock)
+    }
     assert len(kinds) == 2
 
 

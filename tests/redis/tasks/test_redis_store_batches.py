@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from cuelight.errors import PoolClosed, StoreUnavailable
-from cuelight.redis._tasks._store import MOST, Together
+from cuelight.redis._tasks._store import MAX_RECORDS, AddBatcher
 
 FREE = (-1, False)
 
@@ -34,19 +34,19 @@ class Counterpart:
         return [value for card in cards for value in ("added", card)]
 
 
-async def add(together: Together, names: str, into: dict[str, Any], bounds: tuple[int, bool] = FREE) -> None:
+async def add(batcher: AddBatcher, names: str, into: dict[str, Any], bounds: tuple[int, bool] = FREE) -> None:
     try:
-        into[names] = await together.add(bounds, list(names), [name.encode() for name in names])
+        into[names] = await batcher.add(bounds, list(names), [name.encode() for name in names])
     except Exception as error:
         into[names] = error
 
 
 async def test_adds_that_are_made_while_one_is_under_way_travel_together() -> None:
     counterpart, answers = Counterpart(), dict[str, Any]()
-    together = Together(counterpart.send)
+    batcher = AddBatcher(counterpart.send)
     async with anyio.create_task_group() as group:
         for names in ("a", "bc", "d", "e"):
-            group.start_soon(add, together, names, answers)
+            group.start_soon(add, batcher, names, answers)
             await anyio.wait_all_tasks_blocked()
         counterpart.let.release()
         counterpart.let.release()
@@ -61,29 +61,29 @@ async def test_adds_that_are_made_while_one_is_under_way_travel_together() -> No
 
 async def test_adds_under_another_bound_or_too_many_go_by_themselves() -> None:
     counterpart, answers = Counterpart(), dict[str, Any]()
-    together = Together(counterpart.send)
-    many = "x" * (MOST - 1)
+    batcher = AddBatcher(counterpart.send)
+    many = "x" * (MAX_RECORDS - 1)
     async with anyio.create_task_group() as group:
         for names, bounds in (("a", FREE), ("b", FREE), ("c", (5, True)), ("d", FREE), (many, FREE), ("e", FREE)):
-            group.start_soon(add, together, names, answers, bounds)
+            group.start_soon(add, batcher, names, answers, bounds)
             await anyio.wait_all_tasks_blocked()
         for _ in range(6):
             counterpart.let.release()
-    assert [len(call) for call in counterpart.calls] == [1, 1, 1, MOST, 1]
+    assert [len(call) for call in counterpart.calls] == [1, 1, 1, MAX_RECORDS, 1]
     assert all(answers[names][1] == names[0] for names in answers)
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("away"), PoolClosed("closed")])
 async def test_an_error_is_told_to_all_that_travelled_together_and_to_no_other(error: Exception) -> None:
     counterpart, answers = Counterpart(), dict[str, Any]()
-    together = Together(counterpart.send)
+    batcher = AddBatcher(counterpart.send)
     async with anyio.create_task_group() as group:
         for names in ("a", "b", "c"):
-            group.start_soon(add, together, names, answers)
+            group.start_soon(add, batcher, names, answers)
             await anyio.wait_all_tasks_blocked()
         counterpart.let.release()
         await anyio.wait_all_tasks_blocked()
-        group.start_soon(add, together, "d", answers)
+        group.start_soon(add, batcher, "d", answers)
         await anyio.wait_all_tasks_blocked()
         counterpart.fails.append(error)
         counterpart.let.release()
@@ -98,12 +98,12 @@ async def test_an_error_is_told_to_all_that_travelled_together_and_to_no_other(e
 @pytest.mark.parametrize("victim", range(4))
 async def test_an_add_that_is_cancelled_costs_no_other_its_answer(victim: int, steps: int) -> None:
     counterpart, answers = Counterpart(), dict[str, Any]()
-    together = Together(counterpart.send)
+    batcher = AddBatcher(counterpart.send)
     scopes = [anyio.CancelScope() for _ in range(4)]
 
     async def scoped(number: int) -> None:
         with scopes[number]:
-            await add(together, "abcd"[number], answers)
+            await add(batcher, "abcd"[number], answers)
 
     async with anyio.create_task_group() as group:
         for number in range(4):
@@ -119,11 +119,11 @@ async def test_an_add_that_is_cancelled_costs_no_other_its_answer(victim: int, s
     others = {name for number, name in enumerate("abcd") if number != victim}
     assert others <= set(answers)
     assert all(answers[name] == ["added", name] for name in answers)
-    assert await _is_free(together, counterpart)
+    assert await _is_free(batcher, counterpart)
 
 
-async def _is_free(together: Together, counterpart: Counterpart) -> bool:
+async def _is_free(batcher: AddBatcher, counterpart: Counterpart) -> bool:
     """Whether the next add goes at once."""
     counterpart.let.release()
     with anyio.fail_after(1):
-        return await together.add(FREE, ["z"], [b"z"]) == ["added", "z"]
+        return await batcher.add(FREE, ["z"], [b"z"]) == ["added", "z"]

@@ -84,7 +84,7 @@ async def hears(client: RedisClient, store: RedisStore, loops: int = 1) -> None:
 async def test_a_task_that_another_store_adds_wakes_who_has_found_nothing(
     here: RedisStore, there: RedisStore, client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_notifications, "LOOK", 60.0)  # it was told, and did not look
+    monkeypatch.setattr(_notifications, "COMPARE_INTERVAL", 60.0)  # it was told, and did not look
     for turn in range(5):
         since = await starving(here)
         waiting = Waiting()
@@ -101,7 +101,7 @@ async def test_a_task_that_another_store_adds_wakes_who_has_found_nothing(
 async def test_every_change_of_another_store_wakes_who_has_read_something(
     here: RedisStore, there: RedisStore, client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_notifications, "LOOK", 60.0)
+    monkeypatch.setattr(_notifications, "COMPARE_INTERVAL", 60.0)
     await there.add([Record(id="a", type="t")])
     changes: list[Any] = [
         lambda: claim(there, "n"),
@@ -129,7 +129,7 @@ async def test_every_change_of_another_store_wakes_who_has_read_something(
 async def test_a_change_between_reading_and_waiting_is_not_missed(
     here: RedisStore, there: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_notifications, "LOOK", 60.0)
+    monkeypatch.setattr(_notifications, "COMPARE_INTERVAL", 60.0)
     since = here.version()
     assert await here.get(["a"]) == [None]
     await there.add([Record(id="a", type="t")])
@@ -172,7 +172,7 @@ async def test_what_others_finish_does_not_wake_who_looks_for_work(
 async def test_whatever_may_make_a_task_claimable_wakes_who_looks_for_work(
     here: RedisStore, there: RedisStore, client: RedisClient, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_notifications, "LOOK", 60.0)
+    monkeypatch.setattr(_notifications, "COMPARE_INTERVAL", 60.0)
     one = (Limit("k", max_concurrent=1),)
     await there.add([Record(id="a", type="t", limits=one), Record(id="b", type="t", limits=one)])
     (lease,) = (await claim(there, "one", 2)).leases
@@ -198,7 +198,7 @@ async def test_whatever_may_make_a_task_claimable_wakes_who_looks_for_work(
             await waiting.ended.wait()
 
 
-async def test_a_lost_hint_costs_a_second(here: RedisStore, there: RedisStore, client: RedisClient) -> None:
+async def test_a_lost_notification_costs_a_second(here: RedisStore, there: RedisStore, client: RedisClient) -> None:
     since = await starving(here)
     async with anyio.create_task_group() as group:
         waiting = Waiting()

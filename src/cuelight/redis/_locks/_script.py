@@ -9,9 +9,8 @@ import os
 import re
 import secrets
 import socket
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -20,7 +19,7 @@ from cuelight.redis._client import Argument, Script
 from cuelight.tasks._stores._checks import check_text
 
 if TYPE_CHECKING:
-    from cuelight.redis._locks._lease import Lease
+    from cuelight.redis._locks._lease import LeaseRequest
 
 
 # The names of keys and channels on the server, and the name of this process there.
@@ -30,7 +29,7 @@ LONGEST: Final = 512
 """The largest length of a name. Longer texts are most likely data that was passed by mistake."""
 
 
-class Names:
+class LockNames:
     """The keys and channels of one lock. All have one hash tag, so a cluster keeps them in one slot."""
 
     __slots__ = ("channels", "keys", "tag")
@@ -41,7 +40,7 @@ class Names:
         self.channels = f"{{{tag}}}:to:"
 
 
-def names_of(prefix: str, kind: str, name: str) -> Names:
+def lock_names(prefix: str, kind: str, name: str) -> LockNames:
     """Return the keys of a lock.
 
     Args:
@@ -59,7 +58,7 @@ def names_of(prefix: str, kind: str, name: str) -> Names:
         if not 0 < len(text) <= LONGEST:
             raise ValueError(f"{what}={text[:40]!r}: give 1 to {LONGEST} characters, not {len(text)}")
         check_text("a lock", **{what: text})
-    return Names(f"{_escaped(prefix).replace(':', '%3A')}:{kind}:{_escaped(name)}")
+    return LockNames(f"{_escaped(prefix).replace(':', '%3A')}:{kind}:{_escaped(name)}")
 
 
 def _escaped(text: str) -> str:
@@ -94,121 +93,37 @@ def describe_member(member: str) -> str:
     return f"process {rest.partition('.')[0]} on {host}" if rest else "another process"
 
 
-# The terms of a lease: its duration, and the reaction to its loss.
+LEASE_SCRIPT: Final = Script.load("cuelight.redis._locks", "lease.lua")
 
 
-OnLoss = Literal["cancel", "flag"] | Callable[["Lease"], object]
-
-LONGEST_LEASE: Final = 3600.0
-SHORTEST_LEASE: Final = 0.05
-
-
-def _clock() -> Callable[[], float]:
-    boot = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic if boot is None else lambda: time.clock_gettime(boot)
-
-
-now: Final = _clock()
-"""The lease clock, in seconds. Where the system has such a clock, it also counts while the machine sleeps, as the
-server's leases do.
-"""
-
-
-class Terms:
-    """The terms of a lease.
+class PendingRelease:
+    """A pending release of all or part of a request. It is resent until the server confirms it or its time is over.
 
     Attributes:
-        lease: seconds without a renewal after which the server gives the lock to others.
-        on_loss: the reaction to a lost lease.
-        delay: seconds after the expiry of a lease during which nobody gets the lock.
-        wait_replicas: the number of replicas that must have a grant.
-    """
-
-    __slots__ = ("delay", "delay_ms", "lease", "lease_ms", "on_loss", "wait_replicas")
-
-    def __init__(self, lease: float, on_loss: OnLoss, lock_delay: float, wait_replicas: int) -> None:
-        """Check and store the terms.
-
-        Raises:
-            ValueError: a value is invalid.
-        """
-        if not SHORTEST_LEASE <= lease <= LONGEST_LEASE:
-            raise ValueError(
-                f"lease={safe_repr(lease)}: give {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} seconds; it is renewed"
-            )
-        if not callable(on_loss) and on_loss not in ("cancel", "flag"):
-            raise ValueError(f"on_loss={safe_repr(on_loss)}: give 'cancel', 'flag' or a function of the lease")
-        if not 0 <= lock_delay <= LONGEST_LEASE:
-            raise ValueError(f"lock_delay={safe_repr(lock_delay)}: give seconds, 0 to {LONGEST_LEASE:g}")
-        if wait_replicas < 0 or wait_replicas != int(wait_replicas):
-            raise ValueError(f"wait_replicas={safe_repr(wait_replicas)}: give a number of replicas, 0 or more")
-        self.lease, self.on_loss, self.delay, self.wait_replicas = lease, on_loss, lock_delay, wait_replicas
-        self.lease_ms, self.delay_ms = max(1, round(lease * 1000)), round(lock_delay * 1000)
-
-    def valid_until(self, asked: float) -> float:
-        """Return the time until which a lease requested at `asked` is certainly held.
-
-        The server's lease began after the request; the margin covers small differences between the clocks.
-        """
-        return asked + self.lease * 0.99 - 0.002
-
-
-LEASE: Final = Script.load("cuelight.redis._locks", "lease.lua")
-
-
-class Ticket:
-    """One acquisition on the server: a member and the number of this acquisition."""
-
-    __slots__ = ("first", "member", "number", "slot", "terms", "weight")
-
-    def __init__(self, member: str, slot: int, number: int, *, weight: int, first: bool, terms: Terms) -> None:
-        self.member, self.slot, self.number = member, slot, number
-        self.weight, self.first, self.terms = weight, first, terms
-
-    def arguments(self, wait: bool) -> tuple[Argument, ...]:
-        """The arguments of `acquire`."""
-        terms = self.terms
-        # A waiting ticket expires after one lease without a sign of life. It gives three signs in that time.
-        return (
-            self.member,
-            self.number,
-            self.weight,
-            terms.lease_ms,
-            terms.lease_ms,
-            terms.delay_ms,
-            int(self.first),
-            int(wait),
-        )
-
-
-class Lowering:
-    """A pending release of all or part of a ticket. It is resent until the server confirms it or its time is over.
-
-    Attributes:
-        left: the weight that remains held; 0 releases the whole ticket.
+        left: the weight that remains held; 0 releases the whole request.
         until: the time on the lease clock after which the release is pointless.
-        sure: whether the server is known to have the ticket.
+        sure: whether the server is known to have the request.
         over: whether the release is no longer sent.
-        outcome: 1 if the ticket was held, 0 if it was no longer held, 2 if it left the queue; None if not known.
+        outcome: 1 if the request was held, 0 if it was no longer held, 2 if it left the queue; None if not known.
         waiting: a loop, and a function to call there when the release is over.
     """
 
-    __slots__ = ("left", "outcome", "over", "sure", "ticket", "until", "waiting")
+    __slots__ = ("left", "outcome", "over", "request", "sure", "until", "waiting")
 
-    def __init__(self, ticket: Ticket, left: int, until: float, sure: bool) -> None:
-        self.ticket, self.left, self.until, self.sure = ticket, left, until, sure
+    def __init__(self, request: LeaseRequest, left: int, until: float, sure: bool) -> None:
+        self.request, self.left, self.until, self.sure = request, left, until, sure
         self.outcome: int | None = None
         self.over = False
         self.waiting: Any = None
 
 
-class Answer:
+class AcquireReply:
     """The reply to `acquire`.
 
     Attributes:
         granted: whether the lock was acquired.
         fence: the fencing token of a granted lock.
-        gone: whether this ticket was already released.
+        gone: whether this request was already released.
         capacity: the capacity with which other processes use the lock, if it differs; else 0.
         wait: seconds until the next request makes sense.
         place: the place in the queue; -1 outside the queue.
@@ -237,7 +152,7 @@ class Answer:
 _CODES: Final = frozenset({-2, -1, 0, 1})
 
 
-def outcomes(reply: Sequence[Any], size: int) -> list[int]:
+def parse_outcomes(reply: Sequence[Any], size: int) -> list[int]:
     """Return the outcomes of the releases that were sent with a call.
 
     Raises:
@@ -249,20 +164,20 @@ def outcomes(reply: Sequence[Any], size: int) -> list[int]:
     return found
 
 
-def renewals(reply: Sequence[Any], size: int) -> list[int]:
+def parse_renewals(reply: Sequence[Any], size: int) -> list[int]:
     """Return the reply to `renew`: 1 for each lease that is held, else 0.
 
     Raises:
         LookupError, TypeError, ValueError: the reply is malformed.
     """
-    return outcomes(reply[1:], size)
+    return parse_outcomes(reply[1:], size)
 
 
-def renewal(tickets: Iterable[Ticket]) -> tuple[Argument, ...]:
+def renewal_arguments(requests: Iterable[LeaseRequest]) -> tuple[Argument, ...]:
     """The arguments of `renew`."""
     flat: list[Argument] = []
-    for ticket in tickets:
-        flat += (ticket.member, ticket.number, ticket.terms.lease_ms)
+    for request in requests:
+        flat += (request.member, request.number, request.options.lease_ms)
     return (len(flat) // 3, *flat)
 
 
@@ -302,7 +217,7 @@ class LockState(msgspec.Struct, frozen=True):
     expired: int
 
 
-def stated(reply: Sequence[Any]) -> LockState:
+def parse_state(reply: Sequence[Any]) -> LockState:
     """Parse the reply to `look`.
 
     Raises:

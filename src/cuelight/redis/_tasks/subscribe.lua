@@ -1,5 +1,6 @@
--- Have others tell what changes. Arguments: {"hungry" or "watched", version, stirred}: what was seen last. If that is
--- out of date, or a lease has ended, nobody has to tell. Answer: whether others will tell.
+-- Request a notification of changes. Arguments: {"hungry" for claimable tasks or "watched" for any change, version,
+-- stirred}: the last numbers seen. If they are out of date, or a lease has ended, nothing is requested. Answer: whether a
+-- notification will follow.
 
 local asked = unpacked(ARGV[4])
 local up_to_date = meta.version == asked[2]

@@ -1,4 +1,4 @@
--- steer: begin or end a pause, change the limits, or lower the remaining amounts to those that a service reports.
+-- control: begin or end a pause, change the limits, or lower the remaining amounts to those that a service reports.
 --
 -- ARGV[2] is any of {pause: microseconds, resume, limits: {rows, permits, numbers}, left: by limit, -1 for unknown,
 -- version}. Answers {pause: the microseconds that are left, report...}.
@@ -17,9 +17,9 @@ if op.pause then
   state.pause = max(state.pause, op.pause)
 end
 for i = 1, count do
-  local excess = op.left and op.left[i] >= 0 and meter.left(i) - op.left[i] or 0
+  local excess = op.left and op.left[i] >= 0 and meter.remaining(i) - op.left[i] or 0
   if excess > 0 then
-    meter.book(i, excess, 0, 'service:' .. whole(now))
+    meter.charge(i, excess, 0, 'service:' .. whole(now))
   end
 end
 advance()

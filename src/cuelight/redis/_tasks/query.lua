@@ -1,27 +1,27 @@
--- Questions. Arguments: {which, ...}. Behind the reply: tasks, each as its row, record, story, checkpoint, progress and
+-- Queries. Arguments: {which, ...}. After the reply come tasks, each as its row, record, attempts, checkpoint, progress and
 -- result.
 
-local LOOKED_AT = 1000 -- tasks in one step: the next step goes on
+local LOOKED_AT = 1000 -- tasks in one step: the next step continues
 local ALL = {'b', 's', 'c', 'p', 'r'}
 local asked = unpacked(ARGV[4])
 local questions = {}
 
--- {ids} -> for each whether it is there.
+-- {ids} -> for each whether it exists.
 function questions.get(ids)
-  local there, found = {}, {}
+  local stored, found = {}, {}
   load(ids)
   for index, id in ipairs(ids) do
-    there[index] = cache[id] and true or false
+    stored[index] = cache[id] and true or false
     found[#found + 1] = cache[id] or nil
   end
-  return there, found
+  return stored, found
 end
 
 function questions.size()
   local sizes = {}
   for index, key in ipairs({READY, DELAYED, PARKS, LEASES, DONE, CANCELS, DEAD}) do
     if key == DONE or key == CANCELS then
-      sizes[index] = redis.call('ZCOUNT', key, exact(now), '+inf') -- without those whose time to live is over
+      sizes[index] = redis.call('ZCOUNT', key, exact(now), '+inf') -- without those whose time to live has ended
     else
       sizes[index] = redis.call('ZCARD', key)
     end
@@ -50,7 +50,7 @@ local function of_index(query, after)
   return ids, #ids < LOOKED_AT, last
 end
 
--- A query, its state a number or -1 -> where to go on; -1 if all were seen.
+-- {query, with its state as a number or -1} -> where to continue; -1 at the end.
 function questions.find(query)
   local ids, seen_all, last = of_index(query, query.after)
   local found = {}
@@ -71,13 +71,13 @@ function questions.find(query)
   return seen_all and -1 or last, found
 end
 
--- For each its name, spec and due time; behind the reply: row and record of each. The spec of one that cannot be read is
--- false, and its record all that there is.
+-- The name, spec and due time of each; after the reply come row and record of each. The spec of an unreadable schedule is
+-- false, and its record all of its data.
 function questions.schedules()
   local answer, rest = {}, {}
-  local there = redis.call('HGETALL', SCHEDULES)
-  for index = 1, #there, 2 do
-    local name, raw = there[index], there[index + 1]
+  local stored = redis.call('HGETALL', SCHEDULES)
+  for index = 1, #stored, 2 do
+    local name, raw = stored[index], stored[index + 1]
     local readable, kept = pcall(unpacked, raw)
     if readable and type(kept) == 'table' and type(kept[1]) == 'string' and readable_name(kept[1]) == kept[1]
       and type(kept[2]) == 'number' and type(kept[3]) == 'table' and type(kept[4]) == 'string' then
@@ -100,9 +100,9 @@ end
 
 kinds = ALL
 
--- Again when what cannot be read has become a dead letter, so that it is seen.
-function again()
+-- This runs again after unreadable tasks have become dead letters, so that they are included.
+function run_again()
   answer, shown, rest = questions[asked[1]](asked[2])
 end
 
-again()
+run_again()

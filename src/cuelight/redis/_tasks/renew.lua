@@ -1,5 +1,5 @@
--- Renew leases, or only look. Arguments: {worker, seconds or -1 to look only, id, epoch, id, epoch, ...}. Answer: for
--- each lease 0 if it is held, 1 if somebody wants the task cancelled, 2 if it is lost.
+-- Renew leases, or only check them. Arguments: {worker, seconds or -1 to check only, id, epoch, id, epoch, ...}. Answer: for
+-- each lease 0 if it is held, 1 if the task is being cancelled, 2 if it is lost.
 
 local asked = unpacked(ARGV[4])
 local worker, seconds, ids = asked[1], asked[2], {}
@@ -16,12 +16,12 @@ for index, id in ipairs(ids) do
   else
     answer[index] = row[CANCELLING] == 1 and 1 or 0
     if seconds >= 0 then
-      -- To hold it for longer is no change that anybody waits for.
-      stirs = stirs or now + seconds < row[DUE]
+      -- No caller waits for a longer lease.
+      makes_claimable = makes_claimable or now + seconds < row[DUE]
       row[DUE], row[HAS] = now + seconds, bit.band(row[HAS], HANDED - 1)
       save(row)
       zput(LEASES, id, row[DUE])
     end
   end
 end
-changed = sooner or stirs
+changed = sooner or makes_claimable

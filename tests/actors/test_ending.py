@@ -305,8 +305,7 @@ class LastWish(PlainSelfish):
         elif self.how == "kill":
             self.ref._cell.kill("again")
         else:
-            system: Any = self.ref._cell.runtime
-            system.root.shut_down()  # so its parent gives it up, too
+            self.system.root.shut_down()  # so its parent gives it up, too
 
 
 @pytest.mark.parametrize("how", ["stop", "kill", "parent"])

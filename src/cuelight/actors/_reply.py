@@ -567,9 +567,6 @@ class Stream(AsyncIterator[R], Generic[R]):
                 pass  # the loop has ended, and with it the handler
 
 
-# Setting aside the message being handled, to answer it later or to handle it again later.
-
-
 class ReplyPort:
     """The answering end of a deferred reply. The ask fails when the port is dropped unused or its actor ends."""
 

@@ -113,7 +113,6 @@ class Envelope:
             cell.runtime.dead_letters.add(self.asked.message, cell, reason, cause)
 
     def _reason(self, error: BaseException | None, cell: Callee) -> Reason | None:
-        assert isinstance(cell, Cell)  # noqa: S101 - a member, or the actor of the pool
         if error is None:
             return None
         if is_a(error, ReplyError):

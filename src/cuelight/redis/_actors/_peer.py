@@ -308,7 +308,7 @@ class _OutgoingStream(StreamSlot):
     def ahead(self) -> int:
         return self._open
 
-    def give(self, chunk: Any) -> None:
+    def add_chunk(self, chunk: Any) -> None:
         try:
             body = self._peer.membership.coder.body(chunk)
         except MessageRefused as error:

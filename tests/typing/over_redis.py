@@ -25,7 +25,7 @@ from cuelight import (
 from cuelight.redis import (
     Dedicated,
     DistributedLock,
-    Lease,
+    LockLease,
     LockState,
     NodeStatistics,
     Pipeline,
@@ -98,7 +98,7 @@ async def locking(lock: RedisLock, client: RedisClient) -> None:
     async with lock as taken:
         assert_type(taken, RedisLock)
     with lock.hold(timeout=5) as held:
-        assert_type(held, Lease)
+        assert_type(held, LockLease)
     async with lock.hold() as lease:
         assert_type(lease.fence, int)
         assert_type(lease.lost, bool)
@@ -131,9 +131,9 @@ async def locking(lock: RedisLock, client: RedisClient) -> None:
 async def holding_several(semaphore: RedisSemaphore, rwlock: RedisReadWriteLock) -> None:
     base: BaseSemaphore = semaphore
     async with base, semaphore.hold(2) as held:
-        assert_type(held.lease, Lease)
+        assert_type(held.lease, LockLease)
     async with rwlock.read() as reader:
-        assert_type(reader.lease, Lease)
+        assert_type(reader.lease, LockLease)
     with rwlock.write():
         rwlock.downgrade()
     manager = LockManager(redis_locks("redis://localhost", lease=5))

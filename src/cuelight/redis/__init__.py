@@ -30,7 +30,7 @@ from cuelight.redis._limits import (
 )
 from cuelight.redis._locks import (
     DistributedLock,
-    Lease,
+    LockLease,
     LockMember,
     LockState,
     RedisLock,
@@ -47,7 +47,7 @@ __all__ = [
     "Argument",
     "Dedicated",
     "DistributedLock",
-    "Lease",
+    "LockLease",
     "LockMember",
     "LockState",
     "NodeLost",

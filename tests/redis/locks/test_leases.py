@@ -16,7 +16,7 @@ import pytest
 
 from cuelight.coordination import LockManager
 from cuelight.errors import LeaseLost, LockNotHeld, StoreRefused, StoreUnavailable
-from cuelight.redis import Lease, LockState, RedisClient, RedisLock, RedisSemaphore, redis_locks
+from cuelight.redis import LockLease, LockState, RedisClient, RedisLock, RedisSemaphore, redis_locks
 from cuelight.redis._locks._renewal import LeaseRenewer, _renewers, background_loop
 from helpers import BACKENDS, run_on
 from helpers.lockable import over_redis, until, until_server, worker
@@ -68,7 +68,7 @@ async def test_the_lease_is_that_of_the_one_who_asks() -> None:
     with pytest.raises(LockNotHeld, match="nobody holds it"):
         _ = lock.lease
     async with lock:
-        assert isinstance(lock.lease, Lease)
+        assert isinstance(lock.lease, LockLease)
         assert "fence" in repr(lock.lease)
         with worker() as thread:
             assert isinstance(thread.do(lambda: lock.lease), LockNotHeld)
@@ -202,7 +202,7 @@ def test_a_native_cancellation_is_never_swallowed() -> None:
 
 @pytest.mark.parametrize("how", ["flag", "call"])
 async def test_on_loss_may_flag_or_call_instead(how: str) -> None:
-    calls: list[Lease] = []
+    calls: list[LockLease] = []
     lock = RedisLock("it", **over_redis(), lease=SHORT, on_loss="flag" if how == "flag" else calls.append)
     with pytest.raises(LeaseLost):
         async with lock.hold() as lease:
@@ -217,7 +217,7 @@ async def test_on_loss_may_flag_or_call_instead(how: str) -> None:
 async def test_a_callback_that_fails_or_waits_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     other = RedisLock("other", **over_redis())
 
-    def bad(_: Lease) -> None:
+    def bad(_: LockLease) -> None:
         other.acquire_blocking()
 
     lock = RedisLock("it", **over_redis(), lease=SHORT, on_loss=bad)

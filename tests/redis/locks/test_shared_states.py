@@ -20,7 +20,7 @@ from cuelight.redis._locks import _renewal as renewers
 from cuelight.redis._locks import _renewal as threads
 from cuelight.redis._locks import _script as names
 from cuelight.redis._locks import _shared_state as shared
-from cuelight.redis._locks._lease import Lease, LeaseOptions, now
+from cuelight.redis._locks._lease import LeaseOptions, LockLease, now
 from cuelight.redis._locks._renewal import LeaseRenewer
 from cuelight.redis._locks._script import AcquireReply, client_name, lock_names
 from cuelight.redis._locks._shared_state import GrantChannel, SharedLockState, shared_state
@@ -57,8 +57,8 @@ def core_of(name: str = "it", server: Any = None) -> SharedLockState:
     return shared_state(f"lock {name!r}", lock_names("prefix", "lock", name), fake, 1)
 
 
-def lease_of(state: SharedLockState, owner: object, home: Any = None) -> Lease:
-    return Lease(state.label, state.request(TERMS, 1, first=True), 1, asked=now(), owner=owner, renewer=home)
+def lease_of(state: SharedLockState, owner: object, home: Any = None) -> LockLease:
+    return LockLease(state.label, state.request(TERMS, 1, first=True), 1, asked=now(), owner=owner, renewer=home)
 
 
 # Forks.

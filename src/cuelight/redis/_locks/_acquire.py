@@ -25,7 +25,7 @@ from cuelight.coordination._owner import current_owner, describe
 from cuelight.errors import LockHeld, LockTimeout, StoreRefused, StoreUnavailable
 from cuelight.mailbox import loop_time, running_loop
 from cuelight.redis._client import answer_time
-from cuelight.redis._locks._lease import Lease, LeaseOptions, now
+from cuelight.redis._locks._lease import LeaseOptions, LockLease, now
 from cuelight.redis._locks._renewal import LeaseRenewer, background_loop, backoff, current_renewer, loop_has_ended
 from cuelight.redis._locks._script import LEASE_SCRIPT, AcquireReply, client_name, describe_member
 from cuelight.redis._locks._shared_state import GrantChannel, Notification, TaskNotification, ThreadNotification
@@ -158,9 +158,9 @@ class _LeaseAcquirer:
             return "this process has just given it back"
         return f"{describe_member(answer.holder)} holds it"
 
-    def make_lease(self, answer: AcquireReply, renewer: LeaseRenewer) -> Lease:
+    def make_lease(self, answer: AcquireReply, renewer: LeaseRenewer) -> LockLease:
         """Make the lease for a grant and start to renew it."""
-        lease = Lease(
+        lease = LockLease(
             self.state.label, self.request, answer.fence, asked=self.asked, owner=current_owner(), renewer=renewer
         )
         self.state.add_lease(lease)
@@ -198,7 +198,7 @@ class _LeaseAcquirer:
 
 async def acquire_lease(
     state: SharedLockState, options: LeaseOptions, weight: int, timeout: float | None, since: float
-) -> Lease:
+) -> LockLease:
     """Request a lease, and wait until it is granted. A checkpoint.
 
     Args:
@@ -246,7 +246,7 @@ async def acquire_lease(
 
 def acquire_lease_blocking(
     state: SharedLockState, options: LeaseOptions, weight: int, timeout: float | None, since: float
-) -> Lease:
+) -> LockLease:
     """Like `acquire_lease`, but blocks the thread; `since` is a time of `time.monotonic`."""
     acquirer = _LeaseAcquirer(state, options, weight, timeout, clock=time.monotonic, since=since)
     with background_loop as renewer:
@@ -278,7 +278,7 @@ def acquire_lease_blocking(
             acquirer.unregister(grant_channel)
 
 
-def acquire_lease_nowait(state: SharedLockState, options: LeaseOptions, weight: int) -> Lease:
+def acquire_lease_nowait(state: SharedLockState, options: LeaseOptions, weight: int) -> LockLease:
     """Request a lease once, without waiting for other holders.
 
     This blocks the thread, and any event loop in it, for one round trip.

@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 from cuelight._text import safe_repr, safe_str
 from cuelight.errors import LeaseLost, StoreRefused
 from cuelight.redis._client import Script, read_reply
-from cuelight.redis._locks._lease import Lease
+from cuelight.redis._locks._lease import LockLease
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def fence_key(key: str) -> str:
 
 
 async def fenced_set(
-    server: Server, key: str, value: bytes | str, fence: int | Lease, *, ttl: float | None = None
+    server: Server, key: str, value: bytes | str, fence: int | LockLease, *, ttl: float | None = None
 ) -> None:
     """Set a value in Redis, unless it was set with a greater fencing token. A checkpoint.
 
@@ -69,7 +69,7 @@ async def fenced_set(
 
 
 def fenced_set_blocking(
-    server: Server, key: str, value: bytes | str, fence: int | Lease, *, ttl: float | None = None
+    server: Server, key: str, value: bytes | str, fence: int | LockLease, *, ttl: float | None = None
 ) -> None:
     """Like `fenced_set`, but blocks the thread: for threads without an event loop."""
     keys, args = _call(key, value, fence, ttl)
@@ -81,9 +81,9 @@ def fenced_set_blocking(
 
 
 def _call(
-    key: str, value: bytes | str, fence: int | Lease, ttl: float | None
+    key: str, value: bytes | str, fence: int | LockLease, ttl: float | None
 ) -> tuple[Sequence[Argument], Sequence[Argument]]:
-    if isinstance(fence, Lease):
+    if isinstance(fence, LockLease):
         fence.check()
     if ttl is not None and not ttl >= 0.001:
         raise ValueError(f"ttl={safe_repr(ttl)}: give seconds, 0.001 or more, or None to keep it")
@@ -100,7 +100,7 @@ def _refused(server: Server, key: str, error: ResponseError) -> StoreRefused:
     )
 
 
-def _check_fence(server: Server, key: str, fence: int | Lease, reply: Any) -> None:
+def _check_fence(server: Server, key: str, fence: int | LockLease, reply: Any) -> None:
     done, known = read_reply(server.name, f"the setting of {safe_repr(key)}", lambda it: (it[0], int(it[1])), reply)
     if done != 1:
         raise LeaseLost(
@@ -109,5 +109,5 @@ def _check_fence(server: Server, key: str, fence: int | Lease, reply: Any) -> No
         )
 
 
-def _fence_value(fence: int | Lease) -> int:
-    return fence.fence if isinstance(fence, Lease) else fence
+def _fence_value(fence: int | LockLease) -> int:
+    return fence.fence if isinstance(fence, LockLease) else fence

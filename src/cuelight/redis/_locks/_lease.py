@@ -20,7 +20,7 @@ log = get_log("cuelight.redis")
 
 _guard: Final = threading.Lock()
 
-OnLoss = Literal["cancel", "flag"] | Callable[["Lease"], object]
+OnLoss = Literal["cancel", "flag"] | Callable[["LockLease"], object]
 
 LONGEST_LEASE: Final = 3600.0
 SHORTEST_LEASE: Final = 0.05
@@ -106,16 +106,16 @@ class Renewer(Protocol):
 
     is_background: bool
 
-    def stop_renewing(self, lease: Lease) -> None:
+    def stop_renewing(self, lease: LockLease) -> None:
         """Stop renewing the lease."""
         ...
 
-    def release_abandoned(self, state: Any, lease: Lease) -> None:
+    def release_abandoned(self, state: Any, lease: LockLease) -> None:
         """Release a lease of the lock with the state `state` for a holder that has ended."""
         ...
 
 
-class Lease:
+class LockLease:
     """The lease of a holder on a Redis lock, semaphore or read-write lock. It is renewed while it is held.
 
     Usable from any thread.
@@ -231,4 +231,4 @@ class Lease:
 
     def __repr__(self) -> str:
         state = "over" if self.over else "lost" if self.lost else f"{self.remaining():.3f} s left"
-        return f"<Lease of {self.name}, fence {self.fence}, {state}>"
+        return f"<LockLease of {self.name}, fence {self.fence}, {state}>"

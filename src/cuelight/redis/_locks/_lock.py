@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from cuelight.coordination import LockFactory
     from cuelight.redis._client import Server
-    from cuelight.redis._locks._lease import Lease
+    from cuelight.redis._locks._lease import LockLease
     from cuelight.redis._locks._shared_state import SharedLockState
 
 
@@ -63,7 +63,7 @@ class RedisWeightedLock(BaseLock):
         return bool(self._state.held())
 
     @property
-    def lease(self) -> Lease:
+    def lease(self) -> LockLease:
         """The caller's lease.
 
         Raises:
@@ -169,7 +169,7 @@ class RedisWeightedLock(BaseLock):
         if lost:
             raise lease.error()
 
-    def release_part(self, lease: Lease, left: int, apply_locally: Callable[[], object]) -> None:
+    def release_part(self, lease: LockLease, left: int, apply_locally: Callable[[], object]) -> None:
         """Release part of a lease. Not a checkpoint.
 
         Args:
@@ -189,14 +189,14 @@ class RedisWeightedLock(BaseLock):
         finally:
             background_loop.flush(state)
 
-    def _end_lease(self, lease: Lease) -> PendingRelease:
+    def _end_lease(self, lease: LockLease) -> PendingRelease:
         """Stop renewing a lease, and queue its release."""
         lease.renewer.stop_renewing(lease)
         lease.end()
         self._state.remove_lease(lease)
         return self._state.queue_release(lease.request, 0, max(lease.until, now() + 1))
 
-    def _release_lease_blocking(self, lease: Lease) -> None:
+    def _release_lease_blocking(self, lease: LockLease) -> None:
         state, lost = self._state, lease.lost
         pending_release = self._end_lease(lease)
         try:
@@ -212,7 +212,7 @@ class RedisWeightedLock(BaseLock):
         if lost or pending_release.outcome == 0:
             raise lease.error()
 
-    async def _release_lease(self, lease: Lease) -> bool:
+    async def _release_lease(self, lease: LockLease) -> bool:
         """Release a lease. Returns whether it was held to the end."""
         state, held = self._state, not lease.lost
         pending_release = self._end_lease(lease)
@@ -261,7 +261,7 @@ class RedisWeightedLock(BaseLock):
         if left is not error and left is not None:
             raise left
 
-    def _pop_block(self) -> tuple[Lease, anyio.CancelScope]:
+    def _pop_block(self) -> tuple[LockLease, anyio.CancelScope]:
         """The lease and the scope of the caller's innermost block of this lock."""
         blocks = self._state.blocks
         caller = current_owner()
@@ -295,7 +295,7 @@ class HeldLease:
     def __init__(self, lock: RedisWeightedLock, timeout: float | None) -> None:
         self._lock, self._timeout = lock, timeout
 
-    async def __aenter__(self) -> Lease:
+    async def __aenter__(self) -> LockLease:
         await self._lock._enter(self._timeout)
         return self._lock.lease
 
@@ -304,7 +304,7 @@ class HeldLease:
     ) -> None:
         await self._lock.__aexit__(kind, error, trace)
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> LockLease:
         self._lock.acquire_blocking(self._timeout)
         return self._lock.lease
 

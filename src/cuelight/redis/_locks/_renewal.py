@@ -37,7 +37,7 @@ from cuelight.mailbox import call_in_loop, current_backend, has_ended, loop_time
 from cuelight.redis._locks._lease import now
 
 if TYPE_CHECKING:
-    from cuelight.redis._locks._lease import Lease
+    from cuelight.redis._locks._lease import LockLease
     from cuelight.redis._locks._shared_state import SharedLockState
 
 
@@ -79,7 +79,7 @@ class LeaseRenewer:
         self._backend = current_backend()
         self.loop = self._backend.loop
         self._flush_elsewhere = flush_elsewhere
-        self._leases: dict[Lease, SharedLockState] = {}
+        self._leases: dict[LockLease, SharedLockState] = {}
         self._next = math.inf
         self._flushing: dict[SharedLockState, anyio.CancelScope | None] = {}
         self._ending = False
@@ -88,11 +88,11 @@ class LeaseRenewer:
     def idle(self) -> bool:
         return not self._leases and not self._flushing
 
-    def leases(self) -> list[tuple[Lease, SharedLockState]]:
+    def leases(self) -> list[tuple[LockLease, SharedLockState]]:
         """The leases that are renewed, with their locks."""
         return list(self._leases.items())
 
-    def start_renewing(self, lease: Lease, state: SharedLockState) -> None:
+    def start_renewing(self, lease: LockLease, state: SharedLockState) -> None:
         """Start to renew a lease."""
         self._leases[lease] = state
         if lease.renew_at < self._next:
@@ -101,11 +101,11 @@ class LeaseRenewer:
             else:
                 call_in_loop(self.loop, self._set_alarm)
 
-    def stop_renewing(self, lease: Lease) -> None:
+    def stop_renewing(self, lease: LockLease) -> None:
         """Stop renewing a lease."""
         self._leases.pop(lease, None)
 
-    def release_abandoned(self, state: SharedLockState, lease: Lease) -> None:
+    def release_abandoned(self, state: SharedLockState, lease: LockLease) -> None:
         """Release a lease that its holder did not release."""
         self.stop_renewing(lease)
         lease.end()
@@ -135,8 +135,8 @@ class LeaseRenewer:
 
     def _on_alarm(self) -> None:
         at = now()
-        due: dict[SharedLockState, list[Lease]] = {}
-        lost: list[Lease] = []
+        due: dict[SharedLockState, list[LockLease]] = {}
+        lost: list[LockLease] = []
         for lease, state in self.leases():
             if at >= lease.until:
                 lost.append(lease)
@@ -151,7 +151,7 @@ class LeaseRenewer:
             )
         self._report_lost(lost, "it could not be renewed in time")
 
-    def _report_lost(self, lost: list[Lease], reason: str) -> None:
+    def _report_lost(self, lost: list[LockLease], reason: str) -> None:
         """Notify the holders of lost leases. This comes last, because `on_loss` is code of users."""
         for lease in lost:
             self.stop_renewing(lease)
@@ -165,9 +165,9 @@ class LeaseRenewer:
         if ending is not None:
             raise ending
 
-    async def _renew(self, state: SharedLockState, leases: list[Lease]) -> None:
+    async def _renew(self, state: SharedLockState, leases: list[LockLease]) -> None:
         asked = now()
-        lost: list[Lease] = []
+        lost: list[LockLease] = []
         try:
             renewed = await state.renew([lease.request for lease in leases])
         except Exception as error:

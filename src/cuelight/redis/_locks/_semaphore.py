@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cuelight.redis._client import Server
-    from cuelight.redis._locks._lease import Lease
+    from cuelight.redis._locks._lease import LockLease
 
 
 class RedisSemaphore(BaseSemaphore):
@@ -96,7 +96,7 @@ class RedisSemaphore(BaseSemaphore):
         return self._state.capacity - self._state.used
 
     @property
-    def lease(self) -> Lease:
+    def lease(self) -> LockLease:
         """The lease of the single permit that the caller acquired last.
 
         Raises:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from cuelight.mailbox import Slot
     from cuelight.redis._client import Argument, Server, Subscription
-    from cuelight.redis._locks._lease import Lease
+    from cuelight.redis._locks._lease import LockLease
 
 
 T = TypeVar("T")
@@ -105,8 +105,8 @@ class SharedLockState(CapacityState):
     ) -> None:
         super().__init__(label, capacity, multiple_holds=multiple_holds, writers_first=writers_first, debug=debug)
         self.names, self.server = names, server
-        self.leases: dict[Any, list[Lease]] = {}
-        self.blocks: dict[Any, list[tuple[Lease, anyio.CancelScope]]] = {}  # those of `async with`, innermost last
+        self.leases: dict[Any, list[LockLease]] = {}
+        self.blocks: dict[Any, list[tuple[LockLease, anyio.CancelScope]]] = {}  # those of `async with`, innermost last
         self.grant_channels: dict[Any, GrantChannel] = {}
         self.pending: deque[PendingRelease] = deque()
         self._guard = threading.Lock()
@@ -179,18 +179,18 @@ class SharedLockState(CapacityState):
 
     # Leases.
 
-    def newest_lease(self, owner: Any, weight: int) -> Lease | None:
+    def newest_lease(self, owner: Any, weight: int) -> LockLease | None:
         """The owner's newest lease of this weight."""
         for lease in reversed(self.leases.get(owner, ())):
             if lease.weight == weight:
                 return lease
         return None
 
-    def add_lease(self, lease: Lease) -> None:
+    def add_lease(self, lease: LockLease) -> None:
         """Add a granted lease; its owner already has the lock."""
         self.leases.setdefault(lease.owner, []).append(lease)
 
-    def remove_lease(self, lease: Lease) -> None:
+    def remove_lease(self, lease: LockLease) -> None:
         """Remove a lease that its owner releases."""
         held = self.leases.get(lease.owner, [])
         if lease in held:

@@ -17,21 +17,9 @@ import anyio
 
 from bench._actors import ADD, TOTAL, Async, Plain, unbounded
 from bench._harness import OURS, Result, reason, run_in
-from cuelight import (
-    Actor,
-    ActorSystem,
-    Backoff,
-    ChildSpec,
-    Message,
-    Ref,
-    Request,
-    Start,
-    WhichChildren,
-    child,
-    on,
-    one_for_all,
-    supervisor,
-)
+from cuelight import Actor, ActorSystem, Backoff, ChildSpec, Message, Ref, Request, child, on, one_for_all, supervisor
+from cuelight.actors import Start
+from cuelight.supervision import WhichChildren
 
 MILLION = 1_000_000
 MANY = 100_000

@@ -27,7 +27,6 @@ from cuelight import (
     Exit,
     Ref,
     Request,
-    Start,
     Supervisor,
     WasRestarted,
     child,
@@ -35,6 +34,7 @@ from cuelight import (
     one_for_one,
     rest_for_one,
 )
+from cuelight.actors import Start
 
 AT_ONCE = Backoff(minimum=0, maximum=0)
 """No delay before a restart, so that the demonstration is short. The default delay is 0.1 s and doubles each time."""

@@ -30,12 +30,12 @@ from cuelight import (
     ReplyError,
     ReplyPort,
     Request,
-    Start,
     StreamRequest,
     child,
     on,
     supervisor,
 )
+from cuelight.actors import Start
 
 TOOL_TIMEOUT = 0.2
 MODEL_TIMEOUT = 0.3

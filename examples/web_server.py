@@ -39,7 +39,6 @@ from cuelight import (
     Message,
     Ref,
     ReplyError,
-    Start,
     StartChild,
     Stopped,
     child,
@@ -48,6 +47,7 @@ from cuelight import (
     run,
     supervisor,
 )
+from cuelight.actors import Start
 
 INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012

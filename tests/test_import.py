@@ -1,5 +1,6 @@
 """`import cuelight` loads what every program needs, and no more."""
 
+import importlib
 import subprocess
 import sys
 
@@ -51,6 +52,17 @@ def test_locks_over_redis_are_found_at_the_root_and_loaded_at_first_use() -> Non
     assert RedisLock is Original
     assert DistributedLock is Original
     assert vars(cuelight)["RedisLock"] is Original, "it is looked for once"
+
+
+def test_each_name_of_the_root_is_that_of_one_package() -> None:
+    """Every package but the root exports all of its names; the root has those that an ordinary program needs."""
+    packages = ("actors", "mailbox", "supervision", "pools", "tasks", "coordination", "errors")
+    exported = {name: importlib.import_module(f"cuelight.{name}") for name in packages}
+    names = set(cuelight.__all__) - {"__version__"}
+    assert len(names) <= 105
+    for name in names:
+        homes = {id(getattr(package, name)) for package in exported.values() if hasattr(package, name)}
+        assert homes == {id(getattr(cuelight, name))}, name
 
 
 def test_a_name_that_the_root_does_not_have_is_no_attribute() -> None:

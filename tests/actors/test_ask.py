@@ -14,16 +14,15 @@ from cuelight import (
     ActorCrashed,
     ActorSystem,
     Interrupted,
-    InterruptedTimeout,
     Message,
     NotStarted,
-    NotStartedTimeout,
     Ref,
     ReplyError,
     Request,
     child,
     on,
 )
+from cuelight.errors import InterruptedTimeout, NotStartedTimeout
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend
 from helpers.players import Bang, Boom, Busy, Get, Hold, Loop, Plain, Put, Refuse, Wait, outcome, settle

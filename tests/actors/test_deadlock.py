@@ -7,7 +7,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cuelight import Actor, ActorCrashed, ActorSystem, DeadlockError, Inbox, Message, Ref, Request, Start, on
+from cuelight import Actor, ActorCrashed, ActorSystem, DeadlockError, Message, Ref, Request, on
+from cuelight.actors import Inbox, Start
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend, wait_until_idle
 from helpers import Backend
 from helpers.players import outcome, settle

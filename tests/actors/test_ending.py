@@ -13,19 +13,17 @@ from cuelight import (
     ActorSystem,
     Crashed,
     Exit,
-    Inbox,
     Interrupted,
-    Killed,
     Message,
     NotStarted,
     ReplyError,
-    Start,
-    StartError,
     Stopped,
     Terminated,
     child,
     on,
 )
+from cuelight.actors import Inbox, Killed, Start
+from cuelight.errors import StartError
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend, run_on
 from helpers.players import Bang, Busy, Get, Hold, Loop, Plain, Put, Wait, WatchAll, Watcher, outcome, settle

@@ -14,20 +14,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cuelight import (
-    Actor,
-    ActorSystem,
-    Backoff,
-    Message,
-    Ref,
-    ReplyError,
-    Request,
-    StreamRequest,
-    UnexpectedCancellation,
-    child,
-    on,
-)
-from cuelight.errors import ActorCrashed, Interrupted
+from cuelight import Actor, ActorSystem, Backoff, Message, Ref, ReplyError, Request, StreamRequest, child, on
+from cuelight.errors import ActorCrashed, Interrupted, UnexpectedCancellation
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend
 from helpers import Backend
 from helpers.players import outcome, settle

@@ -9,18 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from cuelight import (
-    Actor,
-    ActorSystem,
-    Message,
-    NotStarted,
-    Request,
-    Start,
-    StreamRequest,
-    Terminated,
-    child,
-    on,
-)
+from cuelight import Actor, ActorSystem, Message, NotStarted, Request, StreamRequest, Terminated, child, on
+from cuelight.actors import Start
 from cuelight.testing import wait_until_idle
 from helpers.players import Get, Plain, Put, outcome
 

@@ -13,16 +13,13 @@ from cuelight import (
     Crashed,
     DeadlockError,
     Exit,
-    Killed,
     Ref,
-    ShutDown,
-    Spawned,
-    Start,
     Stopped,
     WasRestarted,
     child,
     on,
 )
+from cuelight.actors import Killed, ShutDown, Spawned, Start
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend, wait_until_idle
 from helpers import Backend
 from helpers.players import Bang, Boom, Get, Put, outcome, settle

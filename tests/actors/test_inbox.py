@@ -13,19 +13,18 @@ from cuelight import (
     ActorSystem,
     Channel,
     ChannelClosed,
-    Inbox,
     Interrupted,
     NotStarted,
     Ref,
-    ShutDown,
     Stopped,
     Terminated,
     after,
     child,
     on,
     select,
-    select_nowait,
 )
+from cuelight.actors import Inbox, ShutDown
+from cuelight.mailbox import select_nowait
 from cuelight.testing import wait_until_idle
 from helpers.players import Get, Plain, Put, Wait, outcome, settle
 

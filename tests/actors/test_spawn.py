@@ -7,26 +7,9 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight import (
-    Actor,
-    ActorNotFound,
-    ActorSystem,
-    Channel,
-    Exit,
-    Inbox,
-    Killed,
-    Message,
-    NameTaken,
-    Options,
-    Ref,
-    Request,
-    Spawned,
-    Start,
-    StartError,
-    SystemClosed,
-    child,
-    on,
-)
+from cuelight import Actor, ActorNotFound, ActorSystem, Channel, Exit, Message, Ref, Request, SystemClosed, child, on
+from cuelight.actors import Inbox, Killed, Options, Spawned, Start
+from cuelight.errors import NameTaken, StartError
 from cuelight.testing import assert_no_orphans, wait_until_idle
 from helpers.players import Bang, Busy, Get, Plain, Put, outcome, settle
 

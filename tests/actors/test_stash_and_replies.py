@@ -12,8 +12,6 @@ from cuelight import (
     ActorCrashed,
     ActorSystem,
     Interrupted,
-    InterruptedTimeout,
-    Killed,
     Message,
     NotStarted,
     Ref,
@@ -23,6 +21,8 @@ from cuelight import (
     child,
     on,
 )
+from cuelight.actors import Killed
+from cuelight.errors import InterruptedTimeout
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend, wait_until_idle
 from helpers import Backend
 from helpers.players import Bang, Boom, Get, Loop, Put, outcome, settle

@@ -12,11 +12,9 @@ from cuelight import (
     ActorCrashed,
     ActorSystem,
     Interrupted,
-    InterruptedTimeout,
     MailboxFull,
     Message,
     NotStarted,
-    NotStartedTimeout,
     Ref,
     ReplyError,
     StreamRequest,
@@ -26,6 +24,7 @@ from cuelight import (
     wait,
 )
 from cuelight.actors._reply import WINDOW
+from cuelight.errors import InterruptedTimeout, NotStartedTimeout
 from cuelight.testing import VIRTUAL_BACKENDS, virtual_backend, wait_until_idle
 from helpers import Backend
 from helpers.players import Busy, Get, Put, Wait, outcome, settle

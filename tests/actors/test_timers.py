@@ -5,7 +5,8 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight import Actor, ActorSystem, ActorTimer, Message, child, on
+from cuelight import Actor, ActorSystem, Message, child, on
+from cuelight.actors import ActorTimer
 from cuelight.actors._timers import ScheduledCall, TimerHeap
 from cuelight.mailbox import current_backend
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle

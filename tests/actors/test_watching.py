@@ -12,8 +12,6 @@ from cuelight import (
     ActorNotFound,
     ActorSystem,
     Crashed,
-    Killed,
-    LinkedExit,
     Message,
     Ref,
     Request,
@@ -25,6 +23,7 @@ from cuelight import (
     on,
     select,
 )
+from cuelight.actors import Killed, LinkedExit
 from cuelight.testing import Probe, wait_until_idle
 from helpers.players import (
     Bang,

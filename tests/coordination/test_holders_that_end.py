@@ -14,8 +14,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cuelight import Actor, ActorCrashed, ActorSystem, Exit, Message, Request, ShutDown, Start, on
-from cuelight.actors import held_by
+from cuelight import Actor, ActorCrashed, ActorSystem, Exit, Message, Request, on
+from cuelight.actors import ShutDown, Start, held_by
 from cuelight.coordination import BaseLock, LocalLock, LocalSemaphore, ReadWriteLock
 from cuelight.coordination._lock_waiting import watched_owners
 from cuelight.errors import LockHeld, LockNotHeld, LockTimeout

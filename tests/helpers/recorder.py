@@ -5,7 +5,8 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 
-from cuelight import Actor, Exit, Message, Request, Start, on
+from cuelight import Actor, Exit, Message, Request, on
+from cuelight.actors import Start
 
 Log = list[str]
 

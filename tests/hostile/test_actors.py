@@ -24,10 +24,8 @@ from cuelight import (
     Ref,
     ReplyError,
     Request,
-    RestartLimit,
     StreamRequest,
     Supervisor,
-    WhichChildren,
     child,
     coalesce,
     on,
@@ -37,6 +35,7 @@ from cuelight import (
 from cuelight._text import format_traceback
 from cuelight.errors import InterruptedTimeout, StartError, ends_the_program
 from cuelight.mailbox import NOT_READY
+from cuelight.supervision import RestartLimit, WhichChildren
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend
 from helpers import Backend
 from hostile.cases import AWAITED, CALLED, CASES, RAISING, Case, catch_a_stray_cancellation, covers

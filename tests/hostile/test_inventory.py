@@ -11,7 +11,10 @@ from typing import Any, Final
 
 from hostile.cases import COVERED
 
-PACKAGES: Final = ("cuelight", "cuelight.pools", "cuelight.redis")
+PACKAGES: Final = [
+    f"cuelight.{name}"
+    for name in ("actors", "mailbox", "supervision", "pools", "tasks", "coordination", "errors", "redis")
+]
 """Those that programs import from."""
 
 CALLED: Final = re.compile(
@@ -73,6 +76,19 @@ OTHERWISE: Final = {
     "BlockingTaskQueue(make)": "only the library makes these",
     "TaskHandle(read)": "only the library makes these",
     "RedisWeightedLock.release_part(apply_locally)": "only the library calls it",
+    "Backend.call_threadsafe(function)": "only the library calls it",
+    "Backend.set_alarm(ring)": "only the library calls it",
+    "Backend.spawn(function)": "only the library calls it",
+    "Background(done)": "only the library calls it",
+    "Background(work)": "only the library calls it",
+    "Cell.ask_now(call)": "only the library calls it",
+    "CellMailbox.drop_control(unwanted)": "only the library calls it",
+    "Mailbox(overflow)": "only the library calls it",
+    "call_in_loop(function)": "only the library calls it",
+    "checked_overflow(overflow)": "only the library calls it",
+    "find_cycle(first)": "only the library calls it",
+    "run_interruptible(awaitable)": "only the library calls it",
+    "when_task_ends(call)": "only the library calls it",
     "Dispatcher.call_later(function)": "only the library calls it",
     "Dispatcher.post(function)": "only the library calls it",
 }
@@ -83,7 +99,7 @@ def places() -> Iterator[str]:
     """The places where public functions and methods take code of users."""
     for package in PACKAGES:
         module = importlib.import_module(package)
-        for name in module.__all__:
+        for name in getattr(module, "__all__", ()):
             public: Any = getattr(module, name)
             if inspect.isclass(public):
                 for method, function in inspect.getmembers(public, inspect.isroutine):

@@ -19,7 +19,6 @@ from cuelight import (
     ActorSystem,
     AskError,
     Message,
-    MessageRefused,
     RateLimitConfig,
     Ref,
     ReplyError,
@@ -29,6 +28,7 @@ from cuelight import (
     on,
 )
 from cuelight._text import format_traceback
+from cuelight.errors import MessageRefused
 from cuelight.redis import (
     RedisClient,
     RedisLock,

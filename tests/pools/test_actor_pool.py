@@ -13,22 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight import (
-    Actor,
-    ActorCrashed,
-    ActorSystem,
-    Backoff,
-    Interrupted,
+from cuelight import Actor, ActorCrashed, ActorSystem, Backoff, Interrupted, Message, ReplyError, Request, child, on
+from cuelight.errors import (
+    ActorNotFound,
+    DeadlockError,
     InterruptedTimeout,
-    Message,
+    MailboxFull,
+    NotStarted,
     NotStartedTimeout,
-    ReplyError,
-    Request,
+    PoolClosed,
     StartError,
-    child,
-    on,
 )
-from cuelight.errors import ActorNotFound, DeadlockError, MailboxFull, NotStarted, PoolClosed
 from cuelight.pools import ActorPool, Member, broadcast, by_key, least_loaded, may_wait, pull, round_robin
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend, wait_until_idle
 from helpers import Backend

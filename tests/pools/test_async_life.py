@@ -11,9 +11,10 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight import ActorSystem, RestartLimitExceeded
+from cuelight import ActorSystem
 from cuelight.errors import (
     PoolClosed,
+    RestartLimitExceeded,
     TaskCancelled,
     TaskFailed,
     TaskQuarantined,

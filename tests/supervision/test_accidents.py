@@ -14,11 +14,8 @@ from cuelight import (
     ActorSystem,
     Backoff,
     ChildSpec,
-    Killed,
     Message,
     Request,
-    Start,
-    StopChild,
     child,
     on,
     one_for_all,
@@ -26,7 +23,9 @@ from cuelight import (
     run,
     supervisor,
 )
+from cuelight.actors import Killed, Start
 from cuelight.actors._plain_cell import PlainCell
+from cuelight.supervision import StopChild
 from cuelight.testing import assert_no_orphans, wait_until_idle
 from helpers.recorder import Crash, Log, Note, Recorder, Sleep
 

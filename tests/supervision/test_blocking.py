@@ -12,21 +12,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from cuelight import (
-    Actor,
-    ActorSystem,
-    Message,
-    NotStarted,
-    Request,
-    ShutdownTimeout,
-    Stopped,
-    StreamRequest,
-    SystemClosed,
-    UnexpectedCancellation,
-    child,
-    on,
-)
+from cuelight import Actor, ActorSystem, Message, NotStarted, Request, Stopped, StreamRequest, SystemClosed, child, on
 from cuelight._fork import forks
+from cuelight.errors import ShutdownTimeout, UnexpectedCancellation
 from cuelight.supervision import _blocking_system
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight import Actor, ActorSystem, Message, ShutdownTimeout, child, on
+from cuelight import Actor, ActorSystem, Message, child, on
+from cuelight.errors import ShutdownTimeout
 from cuelight.testing import assert_no_orphans
 from helpers import players
 from helpers.players import Busy, Plain, Put, Wait

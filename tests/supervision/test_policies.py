@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight import Backoff, Budget, BudgetExceeded, RestartLimit, one_for_all, one_for_one, rest_for_one
+from cuelight import Backoff, Budget, one_for_all, one_for_one, rest_for_one
+from cuelight.errors import BudgetExceeded
+from cuelight.supervision import RestartLimit
 from cuelight.supervision._budget import BudgetCounter, resident_memory
 
 seconds = st.floats(0, 1e6, allow_nan=False)

@@ -17,12 +17,8 @@ from cuelight import (
     Backoff,
     Crashed,
     Exit,
-    Killed,
     Ref,
     Request,
-    RestartLimit,
-    RestartLimitExceeded,
-    Start,
     WasRestarted,
     child,
     on,
@@ -30,6 +26,9 @@ from cuelight import (
     rest_for_one,
     supervisor,
 )
+from cuelight.actors import Killed, Start
+from cuelight.errors import RestartLimitExceeded
+from cuelight.supervision import RestartLimit
 from cuelight.testing import assert_no_orphans, wait_until_idle
 from helpers.recorder import Crash, Get, Log, Note, Recorder, Sleep
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cuelight import Actor, ActorSystem, RestartLimitExceeded, child, run
+from cuelight import Actor, ActorSystem, child, run
+from cuelight.errors import RestartLimitExceeded
 from helpers.recorder import Crash, Get, Note, Recorder
 
 SERVICE = """

@@ -14,12 +14,9 @@ from cuelight import (
     ActorSystem,
     Budget,
     Exit,
-    Inbox,
-    Killed,
     Message,
     NotStarted,
     Ref,
-    ShutDown,
     Stopped,
     SystemClosed,
     child,
@@ -28,6 +25,7 @@ from cuelight import (
     select,
     supervisor,
 )
+from cuelight.actors import Inbox, Killed, ShutDown
 from cuelight.testing import assert_no_orphans, wait_until_idle
 from helpers.recorder import Get, Log, Note, Recorder, Sleep
 

@@ -14,31 +14,24 @@ from cuelight import (
     ActorSystem,
     Backoff,
     Budget,
-    BudgetExceeded,
     ChildSpec,
     Crashed,
     DynamicSupervisor,
     Interrupted,
-    MaxChildren,
     Message,
-    NameTaken,
     ReplyError,
     Request,
-    RestartChild,
-    ShutDown,
-    Start,
     StartChild,
-    StartError,
-    StopChild,
     Stopped,
     Supervisor,
-    WhichChildren,
     child,
     on,
     rest_for_one,
     supervisor,
 )
-from cuelight.supervision import Strategy
+from cuelight.actors import ShutDown, Start
+from cuelight.errors import BudgetExceeded, MaxChildren, NameTaken, StartError
+from cuelight.supervision import RestartChild, StopChild, Strategy, WhichChildren
 from cuelight.testing import assert_no_orphans, wait_until_idle
 from helpers.recorder import Crash, Get, Log, Note, Recorder
 

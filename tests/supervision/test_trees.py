@@ -24,7 +24,6 @@ from cuelight import (
     Message,
     Ref,
     Request,
-    Start,
     child,
     on,
     one_for_all,
@@ -32,6 +31,7 @@ from cuelight import (
     rest_for_one,
     supervisor,
 )
+from cuelight.actors import Start
 from cuelight.testing import VIRTUAL_BACKENDS, assert_no_orphans, virtual_backend
 from helpers import run_on
 

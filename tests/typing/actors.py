@@ -3,25 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any, assert_type
 
-from cuelight import (
-    Actor,
-    ActorSystem,
-    ChildSpec,
-    Exit,
-    Group,
-    Inbox,
-    Message,
-    Ref,
-    Reply,
-    Request,
-    Start,
-    Stream,
-    StreamRequest,
-    Terminated,
-    child,
-    on,
-    select,
-)
+from cuelight import Actor, ActorSystem, ChildSpec, Exit, Message, Ref, Reply, Request, StreamRequest, Terminated, child, on, select
+from cuelight.actors import Group, Inbox, Start, Stream
 
 
 class Add(Message):

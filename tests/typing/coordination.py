@@ -2,25 +2,8 @@
 
 from typing import Any, assert_type
 
-from cuelight import (
-    Admission,
-    AsyncLeakyBucket,
-    AsyncSlidingWindow,
-    AsyncTokenBucket,
-    BaseLock,
-    BaseSemaphore,
-    Decision,
-    KeyedLimiter,
-    Limit,
-    LocalLock,
-    LocalSemaphore,
-    LockManager,
-    LockStatistics,
-    RateLimitConfig,
-    RateLimiter,
-    ReadWriteLock,
-    Semaphore,
-)
+from cuelight import AsyncLeakyBucket, AsyncSlidingWindow, AsyncTokenBucket, BaseLock, BaseSemaphore, KeyedLimiter, Limit, LocalLock, LocalSemaphore, LockManager, RateLimitConfig, RateLimiter, ReadWriteLock, Semaphore
+from cuelight.coordination import Admission, Decision, LockStatistics
 from cuelight.coordination import gcra
 
 

@@ -6,22 +6,8 @@ It is not called redis.py: the checkers would take it for the library of that na
 from typing import assert_type
 
 import cuelight
-from cuelight import (
-    Actor,
-    ActorSystem,
-    BaseLock,
-    BaseSemaphore,
-    Decision,
-    KeyedLimiter,
-    LockManager,
-    LockStatistics,
-    Message,
-    RateLimitConfig,
-    Ref,
-    Request,
-    TaskQueue,
-    on,
-)
+from cuelight import Actor, ActorSystem, BaseLock, BaseSemaphore, KeyedLimiter, LockManager, Message, RateLimitConfig, Ref, Request, TaskQueue, on
+from cuelight.coordination import Decision, LockStatistics
 from cuelight.redis import (
     Dedicated,
     DistributedLock,

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight import Actor, ActorSystem, Interrupted, Message, MessageRefused, NotStarted, Ref, Request, child, on
-from cuelight.errors import AskError, ends_the_program
+from cuelight import Actor, ActorSystem, Interrupted, Message, NotStarted, Ref, Request, child, on
+from cuelight.errors import AskError, MessageRefused, ends_the_program
 from cuelight.redis import RedisClient
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors import _membership

@@ -7,7 +7,8 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight import ActorNotFound, ActorSystem, NameTaken, StoreRefused
+from cuelight import ActorNotFound, ActorSystem
+from cuelight.errors import NameTaken, StoreRefused
 from cuelight.redis import RedisClient
 from helpers.nodes import Plain, Total, cluster_name, node, node_of, pair
 from helpers.redis_servers import shared_server

@@ -13,7 +13,8 @@ from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cuelight import ActorSystem, AskError, MailboxFull, NotStarted, NotStartedTimeout, Ref
+from cuelight import ActorSystem, AskError, MailboxFull, NotStarted, Ref
+from cuelight.errors import NotStartedTimeout
 from cuelight.redis import NodeLost
 from cuelight.redis._actors._frames import AskFrame, CancelFrame, Frame, TellFrame
 from cuelight.redis._actors._remote_cell import PendingRequests, RemoteCell

@@ -14,8 +14,6 @@ from cuelight import (
     ActorSystem,
     Crashed,
     Interrupted,
-    Killed,
-    LinkedExit,
     NotStarted,
     Ref,
     ReplyError,
@@ -26,6 +24,7 @@ from cuelight import (
     child,
     on,
 )
+from cuelight.actors import Killed, LinkedExit
 from cuelight.redis import RedisClient, Undecoded
 from cuelight.redis._actors import _frames as frames
 from cuelight.redis._actors import _membership

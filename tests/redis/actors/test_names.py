@@ -11,7 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight import ActorNotFound, ActorSystem, NameTaken, StoreRefused, StoreUnavailable, SystemClosed
+from cuelight import ActorNotFound, ActorSystem, StoreUnavailable, SystemClosed
+from cuelight.errors import NameTaken, StoreRefused
 from cuelight.redis import RedisNode
 from helpers import BACKENDS
 from helpers.nodes import Add, Plain, Total, cluster_name, node, pair, until

@@ -9,7 +9,8 @@ from typing import Any
 import anyio
 import pytest
 
-from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, StoreUnavailable, Unknown, UnknownTimeout
+from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, StoreUnavailable, Unknown
+from cuelight.errors import UnknownTimeout
 from cuelight.redis import NodeLost
 from helpers.nodes import (
     Add,

@@ -13,7 +13,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, ShutDown, Unknown
+from cuelight import ActorNotFound, ActorSystem, NotStarted, Ref, Unknown
+from cuelight.actors import ShutDown
 from cuelight.redis import NodeLost
 from helpers import Backend
 from helpers.nodes import (

@@ -15,11 +15,7 @@ from cuelight import (
     Crashed,
     Exit,
     Interrupted,
-    InterruptedTimeout,
-    Killed,
-    LinkedExit,
     NotStarted,
-    NotStartedTimeout,
     Ref,
     ReplyError,
     Request,
@@ -28,6 +24,8 @@ from cuelight import (
     child,
     on,
 )
+from cuelight.actors import Killed, LinkedExit
+from cuelight.errors import InterruptedTimeout, NotStartedTimeout
 from helpers.nodes import (
     Add,
     Boom,

@@ -13,19 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuelight import (
-    Actor,
-    ActorSystem,
-    DeadLetter,
-    Interrupted,
-    Message,
-    MessageRefused,
-    NotStarted,
-    Ref,
-    Request,
-    StreamRequest,
-    on,
-)
+from cuelight import Actor, ActorSystem, Interrupted, Message, NotStarted, Ref, Request, StreamRequest, on
+from cuelight.actors import DeadLetter
+from cuelight.errors import MessageRefused
 from cuelight.redis import RedisClient, RedisNode, RemoteError, Undecoded
 from cuelight.redis._actors import _membership
 from cuelight.redis._actors._frames import AskFrame, CreditFrame, TellFrame, batch_of, frames_of

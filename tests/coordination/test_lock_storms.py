@@ -461,10 +461,10 @@ async def main():
     other.join()
 
 asyncio.run(main())
-while bucket.try_acquire().allowed:
-    pass
+slow = AsyncTokenBucket(RateLimitConfig(1, 3600, 1))
+assert slow.try_acquire().allowed
 try:
-    bucket.acquire().send(None)
+    slow.acquire().send(None)
 except RuntimeError as error:
     print(error)
 """

@@ -1,8 +1,7 @@
 """Check the English of docstrings, comments and documents for constructions that need a second reading.
 
 Run as `python scripts/check_prose.py [ROOT]`; `make check` does. Prints `path:line: finding, and the way out` for each
-finding, and exits with 1 if there is one. With `--rate` it prints the number of findings in 1,000 words instead, the
-listed files included. `scripts/exceptions/prose.txt` may list files that are not rewritten yet. This list only shrinks.
+finding, and exits with 1 if there is one. With `--rate` it prints the number of findings in 1,000 words instead.
 """
 
 import ast
@@ -14,9 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from check_structure import EXCEPTIONS, Finding, compare_with_exceptions, read_exceptions
+from check_structure import Finding
 
-LISTED: Final = EXCEPTIONS / "prose.txt"
 SOURCES: Final = ("src", "scripts", "examples")
 DOCUMENTS: Final = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs")
 ALLOWED: Final = 0.5
@@ -99,21 +97,13 @@ def word_count(texts: Iterable[Passage]) -> int:
 
 
 def findings(root: Path) -> Iterator[Finding]:
-    listed = read_exceptions(root, LISTED)
-    first: dict[str, Finding] = {}
-    words, rest = 0, list[Finding]()
+    words, found = 0, list[Finding]()
     for path in files(root):
         texts = list(passages(path))
-        found = list(file_findings(root, path, texts))
-        name = str(path.relative_to(root))
-        if name in listed:
-            first.update((name, finding) for finding in found[:1])
-        else:
-            words += word_count(texts)
-            rest += found
-    yield from compare_with_exceptions(root, LISTED, first)
-    if len(rest) * 1000 > ALLOWED * words:
-        yield from rest
+        found += file_findings(root, path, texts)
+        words += word_count(texts)
+    if len(found) * 1000 > ALLOWED * words:
+        yield from found
 
 
 def rate(root: Path) -> float:

@@ -1,8 +1,7 @@
 """Check the structure of the source tree: sizes, import circles, names of classes, `__all__` lists, guarded logging.
 
 Run as `python scripts/check_structure.py [ROOT]`; `make check` does. Prints `path:line: finding, and the way out` for
-each finding, and exits with 1 if there is one. `scripts/exceptions/` lists the places where a rule does not hold yet.
-These lists only shrink: an entry that is no longer needed is a finding, too.
+each finding, and exits with 1 if there is one.
 """
 
 import ast
@@ -18,10 +17,6 @@ SRC_LINES = 560  # of code
 TEST_LINES = 700
 FUNCTION_LINES = 50
 CRASHES = {"exit_.error", "self.error"}  # exceptions of actors
-EXCEPTIONS = Path("scripts", "exceptions")
-CIRCLES = EXCEPTIONS / "modules_in_import_circles.txt"
-REPEATED_CLASSES = EXCEPTIONS / "repeated_class_names.txt"
-EXPORTS = EXCEPTIONS / "private_modules_with_all.txt"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -52,26 +47,6 @@ class Module:
 
     def finding(self, line: int, text: str) -> Finding:
         return Finding(self.path, line, text)
-
-
-def read_exceptions(root: Path, path: Path) -> dict[str, int]:
-    """The entries of a list of exceptions, each with its line."""
-    try:
-        lines = (root / path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    return {line: number for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
-
-
-def compare_with_exceptions(root: Path, path: Path, found: dict[str, Finding]) -> Iterator[Finding]:
-    """The findings that `path` does not list, and the entries of `path` that are not needed any more."""
-    listed = read_exceptions(root, path)
-    for name, finding in found.items():
-        if name not in listed:
-            yield finding
-    for name, line in listed.items():
-        if name not in found:
-            yield Finding(path, line, f"`{name}` keeps the rule now: remove it from the list")
 
 
 def check_file_length(module: Module) -> Iterator[Finding]:
@@ -133,17 +108,15 @@ def check_root_import(module: Module) -> Iterator[Finding]:
             )
 
 
-def check_import_circles(root: Path, sources: list[Module]) -> Iterator[Finding]:
+def check_import_circles(sources: list[Module]) -> Iterator[Finding]:
     """Imports within functions and for type checkers count, too: a reader of one module has to read all of them."""
     by_name = {module.name: module for module in sources}
     imports = {name: imported_modules(module, by_name) for name, module in by_name.items()}
-    found: dict[str, Finding] = {}
     for name, module in by_name.items():
         circle = shortest_circle(name, imports)
         if circle:
             text = f"is in an import circle, {' -> '.join(circle)}: move the code that both ends need below them"
-            found[name] = module.finding(imports[name][circle[1]], text)
-    yield from compare_with_exceptions(root, CIRCLES, found)
+            yield module.finding(imports[name][circle[1]], text)
 
 
 def imported_modules(module: Module, by_name: dict[str, Module]) -> dict[str, int]:
@@ -181,30 +154,26 @@ def shortest_circle(start: str, imports: dict[str, dict[str, int]]) -> list[str]
     return []
 
 
-def check_class_names(root: Path, sources: list[Module]) -> Iterator[Finding]:
+def check_class_names(sources: list[Module]) -> Iterator[Finding]:
     """A leading underscore makes no other name of it."""
     places: dict[str, list[tuple[Module, int]]] = {}
     for module in sources:
         for node in module.nodes:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name.lstrip("_"), []).append((module, node.lineno))
-    found: dict[str, Finding] = {}
     for name, (first, *others) in places.items():
         if others:
             at = ", ".join(f"{module.path}:{line}" for module, line in others)
-            found[name] = first[0].finding(first[1], f"`{name}` is also the name of a class at {at}: rename one")
-    yield from compare_with_exceptions(root, REPEATED_CLASSES, found)
+            yield first[0].finding(first[1], f"`{name}` is also the name of a class at {at}: rename one")
 
 
-def check_private_exports(root: Path, sources: list[Module]) -> Iterator[Finding]:
-    found: dict[str, Finding] = {}
+def check_private_exports(sources: list[Module]) -> Iterator[Finding]:
     for module in sources:
         if module.path.name.startswith("_") and module.path.name != "__init__.py":
             listed, line = declared_exports(module.tree)
             if listed is not None:
                 text = "a private module has `__all__`: remove it, and give names used here only an underscore"
-                found[module.name] = module.finding(line, text)
-    yield from compare_with_exceptions(root, EXPORTS, found)
+                yield module.finding(line, text)
 
 
 def check_exports(module: Module) -> Iterator[Finding]:
@@ -340,9 +309,9 @@ def modules(root: Path) -> Iterator[Module]:
 def findings(root: Path) -> Iterator[Finding]:
     every = list(modules(root))
     sources = [module for module in every if module.path.parts[0] == "src"]
-    yield from check_import_circles(root, sources)
-    yield from check_class_names(root, sources)
-    yield from check_private_exports(root, sources)
+    yield from check_import_circles(sources)
+    yield from check_class_names(sources)
+    yield from check_private_exports(sources)
     for module in every:
         yield from check_file_length(module)
         if module.path.parts[0] != "src":

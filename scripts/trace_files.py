@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
@@ -79,13 +79,13 @@ async def same(item: int) -> int:
 
 
 @asynccontextmanager
-async def actor() -> AsyncIterator[tuple[ActorSystem, Any]]:
+async def actor() -> AsyncGenerator[tuple[ActorSystem, Any], None]:
     async with ActorSystem() as system:
         yield system, await system.spawn(Counting)
 
 
 @asynccontextmanager
-async def a_tell() -> AsyncIterator[Operation]:
+async def a_tell() -> AsyncGenerator[Operation, None]:
     async with actor() as (system, ref):
 
         async def tell() -> None:
@@ -96,7 +96,7 @@ async def a_tell() -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def an_ask() -> AsyncIterator[Operation]:
+async def an_ask() -> AsyncGenerator[Operation, None]:
     async with actor() as (_, ref):
 
         async def ask() -> None:
@@ -106,7 +106,7 @@ async def an_ask() -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def a_crash() -> AsyncIterator[Operation]:
+async def a_crash() -> AsyncGenerator[Operation, None]:
     async with actor() as (system, ref):
 
         async def crash() -> None:
@@ -117,7 +117,7 @@ async def a_crash() -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def queue_over(store: Store) -> AsyncIterator[Operation]:
+async def queue_over(store: Store) -> AsyncGenerator[Operation, None]:
     async with TaskQueue(store) as queue, TaskWorker(queue, [nothing]):
 
         async def send() -> None:
@@ -127,14 +127,14 @@ async def queue_over(store: Store) -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def a_task_on_sqlite() -> AsyncIterator[Operation]:
+async def a_task_on_sqlite() -> AsyncGenerator[Operation, None]:
     with tempfile.TemporaryDirectory() as folder:
         async with queue_over(SQLiteStore(Path(folder, "tasks.db"))) as send:
             yield send
 
 
 @asynccontextmanager
-async def a_task_on_redis() -> AsyncIterator[Operation]:
+async def a_task_on_redis() -> AsyncGenerator[Operation, None]:
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from cuelight.redis import RedisStore  # noqa: PLC0415 - needs the extra
     from helpers.redis_servers import shared_server  # noqa: PLC0415
@@ -144,7 +144,7 @@ async def a_task_on_redis() -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def a_lock() -> AsyncIterator[Operation]:
+async def a_lock() -> AsyncGenerator[Operation, None]:
     lock = LocalLock("traced")
 
     async def hold() -> None:
@@ -155,12 +155,12 @@ async def a_lock() -> AsyncIterator[Operation]:
 
 
 @asynccontextmanager
-async def a_limiter() -> AsyncIterator[Operation]:
+async def a_limiter() -> AsyncGenerator[Operation, None]:
     yield AsyncTokenBucket(rate=1000, capacity=1000).acquire
 
 
 @asynccontextmanager
-async def a_map() -> AsyncIterator[Operation]:
+async def a_map() -> AsyncGenerator[Operation, None]:
     async with AsyncWorkerPool(2) as pool:
 
         async def run() -> None:

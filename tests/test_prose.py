@@ -68,13 +68,6 @@ def test_text_that_the_program_uses_is_not_read(tmp_path: Path) -> None:
     assert _lines(tmp_path, {"src/cuelight/_a.py": 'whoever = "what is to be given"\n'}) == []
 
 
-def test_a_listed_file_is_no_finding_until_it_is_rewritten(tmp_path: Path) -> None:
-    files = {"docs/a.md": "Whoever waits.\n", "scripts/exceptions/prose.txt": "docs/a.md\n"}
-    assert _lines(tmp_path, files) == []
-    (line,) = _lines(tmp_path, {"docs/a.md": "Callers wait.\n"})
-    assert line == "scripts/exceptions/prose.txt:1: `docs/a.md` keeps the rule now: remove it from the list"
-
-
 def test_a_rare_finding_in_much_text_is_allowed(tmp_path: Path) -> None:
     assert _lines(tmp_path, {"docs/a.md": "Callers wait. " * 1000 + "Whoever waits.\n"}) == []
 

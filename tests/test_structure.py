@@ -116,18 +116,6 @@ def test_all_in_a_private_module_is_found(tmp_path: Path) -> None:
     assert line.startswith("src/cuelight/_a.py:2: a private module has `__all__`")
 
 
-def test_a_listed_exception_is_no_finding_until_it_is_not_needed(tmp_path: Path) -> None:
-    files = {
-        "src/cuelight/_a.py": "__all__ = ['x']\n",
-        "scripts/exceptions/private_modules_with_all.txt": "# Known\ncuelight._a\n",
-    }
-    assert _lines(tmp_path, files) == []
-    (line,) = _lines(tmp_path, {"src/cuelight/_a.py": "x = 1\n"})
-    assert line == (
-        "scripts/exceptions/private_modules_with_all.txt:2: `cuelight._a` keeps the rule now: remove it from the list"
-    )
-
-
 def test_the_exit_code_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_structure.main(tmp_path) == 0
     _lines(tmp_path, {"src/cuelight/a/__init__.py": ""})

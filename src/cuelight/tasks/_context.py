@@ -212,7 +212,7 @@ class TaskContext:
         return msgspec.structs.replace(self._lease, record=record), self.deadline
 
     def __setstate__(self, state: tuple[Lease, float | None]) -> None:
-        self.__init__(state[0], None, state[1])  # type: ignore[misc]  # a worker process has no desk
+        self.__init__(state[0], None, state[1])  # type: ignore[misc]  # a worker process cannot save
 
     def __repr__(self) -> str:
         return f"<attempt {self.attempt} of {self.task_type or 'task'} {self.task_id}>"

@@ -88,6 +88,25 @@ async def test_an_idle_worker_is_handed_a_task_by_the_step_that_adds_it(
     assert await desk.finish(lease) == "completed"
 
 
+async def test_a_claim_that_returned_tasks_returns_them_again_whatever_is_added_since(
+    store: RedisStore, desk: Driver
+) -> None:
+    worker = Idle(store)
+    await worker.wait()
+    await desk.add("x")  # is handed over
+    await worker.next()
+    await desk.add("a")
+    await desk.add("b")
+    claim = worker.claim(most=5, confirmed=(("x", 1),))
+    first = await store.exchange([], claim)
+    assert [lease.record.id for lease in first.leases] == ["a", "b"]
+    assert not first.waits
+    await desk.add("c")
+    again = await store.exchange([], claim)  # as if its answer was lost
+    assert [(lease.record.id, lease.epoch) for lease in again.leases] == [("a", 1), ("b", 1)]
+    assert await desk.state("c") == "pending"
+
+
 async def test_a_wait_is_served_once(store: RedisStore, desk: Driver) -> None:
     worker = Idle(store)
     await worker.wait()

@@ -95,7 +95,7 @@ class RemoteCell(Cell):
         self.factory, self.args, self.kwargs = Actor, (), None
         self.context, self.state = Context(), LIVE
         self.parent = self.actor = self.running = self.exit = self.asks = self.sent = self.children = self.extras = None
-        self.supervisor = _NO_KEEPER
+        self.supervisor = _NO_SUPERVISOR
         self.signals = self.restarts = self.incarnation = self.handled = 0
         self.awaited_start = False
 
@@ -359,8 +359,8 @@ class _StreamReader:
         raise NotImplementedError
 
 
-_NO_KEEPER: Any = None
-"""The keeper of cells of other nodes."""
+_NO_SUPERVISOR: Any = None
+"""The supervisor of cells of other nodes."""
 
 
 class PendingRequest:

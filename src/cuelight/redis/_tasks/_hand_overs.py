@@ -1,7 +1,7 @@
 """Tasks that the server hands over to a waiting worker in the step that adds them.
 
-A claim that found too few tasks may wait for one more: the server then publishes the next plain task that is added as a
-lease of the worker, see `hand_over.lua`. This saves the worker the round trip of another claim.
+A claim that found no task may wait for one: the server then publishes the next plain task that is added as a lease of
+the worker, see `hand_over.lua`. This saves the worker the round trip of another claim.
 
 1. A task that was handed over is passed on at most once: to the worker's function, or as a lease in an answer.
 2. While an exchange that ends a wait is under way, messages for that wait are ignored: the answer contains the task.
@@ -38,11 +38,11 @@ class _Listener:
     def __init__(self, channel: str) -> None:
         self.channel = channel
         self.subscription: Subscription | None = None
-        self.is_busy = False
+        self.is_subscribing = self.is_refused = False
 
 
 class _WaitingClaim:
-    """A claim that waits for one more task.
+    """A claim that waits for a task.
 
     Attributes:
         member: what the server keeps of it.
@@ -68,7 +68,7 @@ class HandOvers:
             now: the time by the clock of the store.
             on_gap: called when messages may have been lost: the workers should claim again.
         """
-        self._channel, self._now, self._on_gap = f"{channel}:{secrets.token_hex(8)}", now, on_gap
+        self._channel, self._now, self._on_gap = channel, now, on_gap
         self._listeners: weakref.WeakKeyDictionary[Any, _Listener] = weakref.WeakKeyDictionary()
         self._waits: dict[str, dict[str, _WaitingClaim]] = {}  # by worker and nonce
 
@@ -101,8 +101,7 @@ class HandOvers:
             return False
         listener = self._listeners.get(running_loop())
         if listener is None:
-            channel = f"{self._channel}:{len(self._listeners)}:{secrets.token_hex(4)}"
-            listener = self._listeners[running_loop()] = _Listener(channel)
+            listener = self._listeners[running_loop()] = _Listener(f"{self._channel}:{secrets.token_hex(8)}")
         return False if listener.subscription is None else listener.channel
 
     def answered(self, claim: Claim, earlier: Sequence[Member], *, waits: bool) -> bool:
@@ -111,7 +110,7 @@ class HandOvers:
         Args:
             claim: the claim.
             earlier: the waits that it has ended.
-            waits: whether the claim waits for one more task.
+            waits: whether the claim waits for a task.
         """
         mine = self._waits.get(claim.worker)
         if mine is None:
@@ -137,18 +136,17 @@ class HandOvers:
             StoreUnavailable: the server cannot be reached.
         """
         listener = self._listeners.get(running_loop())
-        if listener is None or listener.subscription is not None or listener.is_busy:
+        if listener is None or listener.subscription or listener.is_subscribing or listener.is_refused:
             return
-        listener.is_busy = True
+        listener.is_subscribing = True
         try:
             listener.subscription = await server.subscribe(listener.channel, self._on_message, self._on_gap)
-        except StoreRefused as error:  # it stays busy: the workers of this loop do without
+        except StoreRefused as error:
+            listener.is_refused = True
             log.warning("%s refuses a channel, so no tasks are handed over: %r", server.name, error)
             return
-        except BaseException:
-            listener.is_busy = False
-            raise
-        listener.is_busy = False
+        finally:
+            listener.is_subscribing = False
         self._on_gap()
 
     def _on_message(self, message: bytes) -> None:

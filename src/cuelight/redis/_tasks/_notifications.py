@@ -99,11 +99,11 @@ class ChangeNotifications:
 
     def _apply_reply(self, version: int, claimable_version: int, *, quietly: bool) -> None:
         with self._lock:
-            seen_version, seen_stirred = self._seen
+            seen_version, seen_claimable_version = self._seen
             if version <= seen_version:
                 return  # a change of this store, or an answer that was overtaken
             self._seen = (version, claimable_version)
-        if claimable_version > seen_stirred:
+        if claimable_version > seen_claimable_version:
             self.notify()
         elif not quietly or self._changes.waiting or self._read == self.version:
             self._changes.notify()

@@ -347,7 +347,7 @@ class RedisStore(ServerSteps):
         reply = await self._send(ScriptCall(steps.EXCHANGE, [task_rows, asked], blobs))
         outcomes, wake_at, wants_tasks = reply.answer
         self._notifications.observe(reply, claimed=True, wants_tasks=wants_tasks)
-        waits = self._hand_overs.answered(claim, earlier, waits=wants_tasks)
+        waits = self._hand_overs.answered(claim, earlier, waits=wants_tasks and not reply.parts)
         exchange = Exchange(_states(outcomes), [], wake_at, waits)
         corrupt: list[CorruptTask] = []
         for lease in leases_of(reply.parts):

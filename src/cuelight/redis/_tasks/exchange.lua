@@ -1,7 +1,7 @@
 -- Finish attempts, then claim tasks. Arguments: {finishes, claim}; a finish is {id, epoch, kind, delay, result, attempt,
 -- pause_key}: result is the number of its bytes or 0, attempt and pause_key are false for none; a claim is false or
 -- {worker, nonce, most, lease, channel, earlier, confirmed}: the channel in which the worker waits for a task if the claim
--- finds too few, or false; its earlier claims that wait for one, each as a member of `idle`; and id, epoch, id, epoch, ...
+-- finds none, or false; its earlier claims that wait for one, each as a member of `idle`; and id, epoch, id, epoch, ...
 -- of the tasks that were handed over to it since, see `hand_over.lua`. Answer: {outcomes, wake_at, hungry}; then for each
 -- lease its row, record, story and checkpoint, "" for none.
 
@@ -271,7 +271,7 @@ local function serve()
   end
   prune_tenants()
   hungry = #leased < claim[3] and not unfinished
-  if hungry and claim[5] then
+  if hungry and claim[5] and #leased == 0 then -- otherwise the handed over task would replace the leases of this claim
     wait_for_task()
   end
   return unfinished and now or next_due()

@@ -1,6 +1,6 @@
 -- hand_over: lease a task to a waiting worker in the step that adds it.
 --
--- Each claim that found too few tasks has left a member in `idle`: {nonce, seconds, channel, worker}, with the time of the
+-- Each claim that found no task has left a member in `idle`: {nonce, seconds, channel, worker}, with the time of the
 -- claim as its score. The task is published in that channel as a lease of HAND_OVER seconds, and remembered as an answer to
 -- that claim. The next claim of the worker confirms the lease, which then lasts as long as any other. If it does not, the
 -- message was lost or the worker is stuck: when the lease is over, the task is pending again, and no crash is counted.

@@ -78,7 +78,7 @@ class Claim(msgspec.Struct, frozen=True):
             length of a lease, if the claim returned leases.
         most: the maximum number of tasks; 0 only applies the effects of time and returns `wake_at`.
         lease: the length of the leases, in seconds.
-        on_hand_over: if the claim returns fewer tasks than `most`, a store may call this later with one more task, in
+        on_hand_over: if the claim returns no task, a store may call this later with one, in
             the loop of the claim, before the next claim of the worker is answered. Such a lease is short. The next
             claim confirms it, and is made at once.
         confirmed: the leases of the worker that were handed over and have not ended, (id, epoch). They are renewed.
@@ -153,7 +153,7 @@ class Exchange(msgspec.Struct):
         wake_at: when a task may become claimable, or a deadline passes, without a call (because of a delay, a lease or
             a rate), in seconds since the epoch; `math.inf` for never, and if there was no claim. A time that is not
             after now means that this claim left work for the next one; claimable tasks beyond `most` do not count.
-        waits: whether the store may hand over one more task to the worker, until the worker makes its next claim.
+        waits: whether the store may hand over a task to the worker, until the worker makes its next claim.
     """
 
     accepted: list[str]
